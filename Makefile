@@ -1,0 +1,75 @@
+# `make help` explains every target; `make demo` and `make test` do all their set-up themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fluxpool
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := operator worker gateway cli
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
+
+.PHONY: help setup control-plane demo test e2e lint format schemas lock bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(VENV)/.installed $(CACHE)/kafka.ready ## Make .venv with everything pinned, and fetch the Apache Kafka jars
+
+$(BIN)/uv:
+	@hack/prerequisites python3
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+# The stamp is per pom.xml; the jars themselves lie in a folder named by its hash, so switching branches refetches nothing.
+.PHONY: $(CACHE)/kafka.ready
+$(CACHE)/kafka.ready: $(VENV)/.installed
+	@hack/kafka/fetch
+
+demo: setup ## Send 24 prompts through real Kafka into a FLUX pipeline on this machine (DATA_DIR=dir KEEP=1 keeps the images, MODEL=dir)
+	$(BIN)/fluxpool local demo $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(KEEP),--keep) $(if $(MODEL),--model "$(MODEL)")
+
+test: setup ## Run all tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built
+	$(BIN)/pytest
+
+control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
+	@hack/control-plane/build
+
+e2e: setup control-plane ## Run the tests on a real Kubernetes control plane; none may be skipped
+	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest tests/cluster
+
+lint: $(VENV)/.installed ## Check format, lint, types, import directions and generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m fluxpool_contract.schemas --check docs/schemas
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m fluxpool_operator.crd --check crds
+
+format: $(VENV)/.installed ## Format the code and apply safe lint fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schemas: $(VENV)/.installed ## Write what is generated from the models: JSON Schemas, the tables in docs/, the CRD
+	$(BIN)/python -m fluxpool_contract.schemas docs/schemas
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m fluxpool_operator.crd crds
+
+lock: | $(BIN)/uv ## Resolve the pins again: requirements/*.txt, one version of each package everywhere
+	$(LOCK) $(UPGRADE) --extra dev pyproject.toml --output-file requirements/dev.txt
+	for extra in $(EXTRAS); do \
+		$(LOCK) --extra $$extra --constraint requirements/dev.txt pyproject.toml --output-file requirements/$$extra.txt; \
+	done
+
+bench: setup ## Measure the accept path and the engine's idle time beside their alternatives
+	$(BIN)/python benchmarks/accept.py
+	$(BIN)/python benchmarks/worker_overhead.py
+
+clean: ## Remove the virtual environment and what tests and demos left (the cache folder stays)
+	rm -rf $(VENV) .fluxpool demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,65 @@
+"""The gateway's own hot route with every record acknowledged at once: what the route costs without Kafka.
+
+Run by `accept.py` under uvicorn.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fluxpool_contract.topics import TopicNames
+from fluxpool_gateway.partitioner import Partitioner
+from fluxpool_gateway.recent_tasks import RecentTasks
+from fluxpool_gateway.submission import PATH, Receive, Scope, Send, Submission
+
+
+class _NoKafka:
+    """Acknowledges and forgets."""
+
+    def send(
+        self,
+        *,
+        topic: str,  # noqa: ARG002 - the shape of the real one
+        partition: int,  # noqa: ARG002
+        key: bytes,  # noqa: ARG002
+        value: bytes,  # noqa: ARG002
+        headers: Sequence[tuple[str, bytes]],  # noqa: ARG002
+    ) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
+
+async def _nothing_stored(_request_id: str) -> None:
+    return None
+
+
+_submission = Submission(
+    producer=_NoKafka(),
+    partitioner=Partitioner(random.Random(0)),  # noqa: S311 - no secret
+    partition_counts=lambda _topic: 6,
+    recent=RecentTasks(time.monotonic),
+    stored_digest=_nothing_stored,
+    topics=TopicNames(),
+    public_url=None,
+)
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve the hot route, and anything else with an empty answer."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+    elif scope["path"] == PATH:
+        await _submission(scope, receive, send)
+    else:
+        start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+        await send(start)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": message["type"] + ".complete"})
+    await send({"type": "lifespan.shutdown.complete"})

@@ -1,0 +1,40 @@
+{{/*
+What the operator asks of the API, in every namespace that it looks after. The list and its reasons come from
+fluxpool_operator.access; a test compares both.
+*/}}
+{{- define "fluxpool.accessRules" -}}
+- apiGroups: [fluxpool.dev]
+  resources: [fluxworkerpools]
+  verbs: [get, list, watch]
+- apiGroups: [fluxpool.dev]
+  resources: [fluxworkerpools/status]
+  verbs: [patch]
+# Never used by itself: where owner reference permissions are enforced, as on OpenShift, a child may name its pool as an
+# owner that waits for it only with this.
+- apiGroups: [fluxpool.dev]
+  resources: [fluxworkerpools/finalizers]
+  verbs: [update]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch, patch]
+- apiGroups: [""]
+  resources: [serviceaccounts]
+  verbs: [get, create, patch, delete]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- if .Values.podMonitors.enabled }}
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, create, patch, delete]
+{{- end }}
+{{- end -}}

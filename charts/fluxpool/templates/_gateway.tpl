@@ -1,0 +1,126 @@
+{{/* The gateway's settings as `env`, its volumes and their mounts. */}}
+
+{{/* Called with (dict "name" "FLUXPOOL_..." "value" any); nothing for an empty value. */}}
+{{- define "fluxpool.variable" -}}
+{{- if .value }}
+- name: {{ .name }}
+  value: {{ include "fluxpool.literal" .value }}
+{{- end }}
+{{- end -}}
+
+{{/* Called with (dict "name" "FLUXPOOL_..." "secret" name "key" key). */}}
+{{- define "fluxpool.secretVariable" }}
+- name: {{ .name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ .key }}
+{{- end -}}
+
+{{- define "fluxpool.gatewayEnvironment" -}}
+{{- $gateway := .Values.gateway -}}
+- name: FLUXPOOL_DATABASE_FILE
+  value: {{ include "fluxpool.databaseFolder" . }}/gateway.db
+- name: FLUXPOOL_LISTEN_HOST
+{{- if $gateway.listenHost }}
+  value: {{ include "fluxpool.literal" $gateway.listenHost }}
+{{- else }}
+  valueFrom:
+    fieldRef:
+      apiVersion: v1
+      fieldPath: status.podIP
+{{- end }}
+- name: FLUXPOOL_LISTEN_PORT
+  value: {{ $gateway.port | quote }}
+- name: FLUXPOOL_PROCESSES
+  value: {{ $gateway.processes | quote }}
+- name: FLUXPOOL_PRODUCE_DEADLINE_SECONDS
+  value: {{ $gateway.produceDeadlineSeconds | quote }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_PUBLIC_URL" "value" $gateway.publicUrl) }}
+{{- include "fluxpool.kafkaEnvironment" $gateway.kafka }}
+{{- include "fluxpool.storageEnvironment" $gateway.storage }}
+{{- range $field := list "tasks" "tasksVip" "results" "progress" "retry" "control" "deadLetters" "feedback" }}
+{{- $topic := get $gateway.topics $field }}
+{{- if kindIs "slice" $topic }}
+{{- $topic = join "," $topic }}
+{{- end }}
+{{- include "fluxpool.variable" (dict "name" (printf "FLUXPOOL_TOPICS_%s" ($field | snakecase | upper)) "value" $topic) }}
+{{- end }}
+{{- end -}}
+
+{{/* Called with values of the shape {bootstrapServers, security}. */}}
+{{- define "fluxpool.kafkaEnvironment" -}}
+{{- $security := .security -}}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS" "value" (join "," .bootstrapServers)) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_SECURITY_PROTOCOL" "value" $security.protocol) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_SASL_MECHANISM" "value" $security.saslMechanism) }}
+{{- with $security.credentialsSecretRef }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_KAFKA_SASL_USERNAME" "secret" .name "key" (.usernameKey | default "username")) }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_KAFKA_SASL_PASSWORD" "secret" .name "key" (.passwordKey | default "password")) }}
+{{- end }}
+{{- with $security.oauth }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_TOKEN_ENDPOINT" "value" .tokenEndpoint) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_SCOPE" "value" .scope) }}
+{{- with .clientSecretRef }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_CLIENT_ID" "secret" .name "key" (.clientIdKey | default "client-id")) }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET" "secret" .name "key" (.clientSecretKey | default "client-secret")) }}
+{{- end }}
+{{- if .serviceAccountToken }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_TOKEN_FILE" "value" "/etc/fluxpool/kafka/token") }}
+{{- end }}
+{{- end }}
+{{- if $security.caSecretRef }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_TLS_CA_FILE" "value" "/etc/fluxpool/kafka/ca.crt") }}
+{{- end }}
+{{- with $security.clientCertificateSecretRef }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_TLS_CERTIFICATE_FILE" "value" "/etc/fluxpool/kafka/tls.crt") }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_TLS_KEY_FILE" "value" "/etc/fluxpool/kafka/tls.key") }}
+{{- if .passwordKey }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_KAFKA_TLS_KEY_PASSWORD" "secret" .name "key" .passwordKey) }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Called with values of the shape of a pool's spec.storage. */}}
+{{- define "fluxpool.storageEnvironment" -}}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_STORAGE_URL" "value" .url) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_STORAGE_PUBLIC_BASE_URL" "value" .publicBaseUrl) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_STORAGE_ENDPOINT_URL" "value" .endpointUrl) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_STORAGE_REGION" "value" .region) }}
+{{- with .credentialsSecretRef }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_STORAGE_ACCESS_KEY_ID" "secret" .name "key" (.accessKeyIdKey | default "access-key-id")) }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY" "secret" .name "key" (.secretAccessKeyKey | default "secret-access-key")) }}
+{{- end }}
+{{- end -}}
+
+{{- define "fluxpool.databaseFolder" -}}
+/var/lib/fluxpool
+{{- end -}}
+
+{{/* Sources of the projected volume with the files of the Kafka connection; empty when it needs none. */}}
+{{- define "fluxpool.kafkaFiles" -}}
+{{- with .caSecretRef }}
+- secret:
+    name: {{ .name }}
+    items:
+      - key: {{ .key | default "ca.crt" }}
+        path: ca.crt
+{{- end }}
+{{- with .clientCertificateSecretRef }}
+- secret:
+    name: {{ .name }}
+    items:
+      - key: {{ .certificateKey | default "tls.crt" }}
+        path: tls.crt
+      - key: {{ .privateKeyKey | default "tls.key" }}
+        path: tls.key
+{{- end }}
+{{- with .oauth }}
+{{- with .serviceAccountToken }}
+- serviceAccountToken:
+    audience: {{ .audience }}
+    expirationSeconds: {{ .expirationSeconds | default 3600 }}
+    path: token
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,1 @@
+"""The `fluxpool` command: a whole Fluxpool on one machine, and a client of any other."""

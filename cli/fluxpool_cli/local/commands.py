@@ -1,0 +1,226 @@
+"""`fluxpool local`: the commands that start, show and end a stack on this machine."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.local.data_dir import DEFAULT_NAME, AlreadyRunningError, DataDir, DataDirError
+from fluxpool_cli.local.demo import DemoOptions, run_demo
+from fluxpool_cli.local.lifecycle import end_stack, start_detached, wait_for_other
+from fluxpool_cli.local.options import StackOptions, default_max_workers
+from fluxpool_cli.local.scaler import worker_count
+from fluxpool_cli.local.stack import LocalStack, StackError, supervise
+from fluxpool_cli.local.state_file import StackState
+from fluxpool_cli.overview import OverviewDisplay
+from fluxpool_cli.terminal import (
+    JsonOption,
+    OutputFormat,
+    OutputOption,
+    chosen_format,
+    plain_table,
+    results_console,
+    say,
+    write_json,
+)
+from fluxpool_contract.problems import explain
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="A whole Fluxpool on this machine: Kafka, gateway, scaled workers.")
+
+DataDirOption = Annotated[Path, typer.Option(help="Folder of the stack; two stacks in two folders never meet.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="FLUX checkpoint folder or hub id; by default a tiny one with random weights.")
+]
+
+MaxWorkersOption = Annotated[
+    int | None,
+    typer.Option(help="Most workers (default: 3 with the tiny model, about 600 MB each; 1 with a given one)."),
+]
+
+
+@app.command()
+def up(
+    *,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(help="Use this Kafka, host:port[,host:port], instead of starting one.")
+    ] = None,
+    data_dir: DataDirOption = Path(DEFAULT_NAME),
+    model: ModelOption = None,
+    min_workers: Annotated[int, typer.Option(help="Workers that stay without work.")] = 0,
+    max_workers: MaxWorkersOption = None,
+    target_lag: Annotated[int, typer.Option(help="Unfinished tasks for each worker.")] = 5,
+    idle_grace: Annotated[float, typer.Option(help="Seconds without work before all workers go.")] = 20.0,
+    gateway_port: Annotated[int | None, typer.Option(help="Port of the gateway; chosen once and kept.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the stack is ready.")] = False,
+    output: OutputOption = OutputFormat.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Start the stack; Ctrl-C ends it, or `local down` when detached. A second `up` says what runs."""
+    as_format = chosen_format(output, as_json=as_json)
+    options = _options(
+        data_dir=data_dir.resolve(),
+        bootstrap_servers=bootstrap_servers,
+        model=_model(model),
+        min_workers=min_workers,
+        max_workers=default_max_workers(model) if max_workers is None else max_workers,
+        target_lag=target_lag,
+        idle_grace_seconds=idle_grace,
+        gateway_port=gateway_port,
+    )
+    folder = DataDir.at(data_dir)
+    if folder.is_locked():
+        state = wait_for_other(folder)
+        say(f"a stack already runs in {folder.path}; it is left as it is")
+        _show_addresses(state, as_format)
+        return
+    if detach:
+        _show_addresses(_guarded(lambda: start_detached(options, report=say)), as_format)
+        return
+
+    async def serve(stack: LocalStack) -> None:
+        _show_addresses(stack.state(), as_format)
+        say("Ctrl-C ends it")
+        await asyncio.Event().wait()
+
+    _guarded(lambda: asyncio.run(supervise(options, serve, report=say)))
+
+
+@app.command()
+def status(
+    *,
+    data_dir: DataDirOption = Path(DEFAULT_NAME),
+    output: OutputOption = OutputFormat.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the parts of the stack, the lag and the last plan; exits 3 when nothing runs."""
+    folder = DataDir.at(data_dir)
+    as_format = chosen_format(output, as_json=as_json)
+    state = StackState.load(folder.state)
+    if state is None or not state.alive():
+        if as_format is OutputFormat.JSON:
+            write_json({"running": False, "data_dir": str(folder.path)})
+        raise CommandError(
+            ExitCode.UNREACHABLE,
+            f"nothing runs in {folder.path}; start it with `fluxpool local up --data-dir {data_dir}`",
+        )
+    if as_format is OutputFormat.JSON:
+        write_json({"running": state.supervisor.is_alive(), **state.model_dump(mode="json")})
+        return
+    _show_status(state)
+    if not state.supervisor.is_alive():
+        raise CommandError(
+            ExitCode.FAILED,
+            f"the supervisor is gone; end what it left with `fluxpool local down --data-dir {data_dir}`",
+        )
+
+
+@app.command()
+def down(*, data_dir: DataDirOption = Path(DEFAULT_NAME)) -> None:
+    """End the stack of this folder: workers first, then the gateway, then Kafka. Touches nothing else."""
+    folder = DataDir.at(data_dir)
+    if end_stack(folder, report=say):
+        say(f"the stack in {folder.path} has ended")
+    else:
+        say(f"nothing runs in {folder.path}")
+
+
+@app.command()
+def demo(
+    *,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder to work in; by default a temporary one.", show_default=False)
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the images and the results in the folder.")] = False,
+    model: ModelOption = None,
+    tasks: Annotated[int, typer.Option(min=1, max=1000, help="Prompts to send.")] = 24,
+    max_workers: MaxWorkersOption = None,
+    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for everything (default: by model).")] = None,
+) -> None:
+    """Send prompts through real Kafka into a FLUX pipeline, watch workers come and go, and count what is there."""
+    options = DemoOptions(
+        data_dir=data_dir,
+        keep=keep,
+        model=_model(model),
+        tasks=tasks,
+        max_workers=default_max_workers(model) if max_workers is None else max_workers,
+        deadline_seconds=timeout,
+    )
+    found, seconds = run_demo(options, display=OverviewDisplay())
+    for problem in found.problems:
+        say(problem)
+    typer.echo(found.line(seconds=seconds))
+    if found.problems or found.succeeded != tasks or found.images != tasks or found.lost or found.doubled:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _model(model: str | None) -> str | None:
+    """The option's folder as an absolute path, or the hub id as it is."""
+    if model is None or not Path(model).is_dir():
+        return model
+    if not (Path(model) / "model_index.json").is_file():
+        raise typer.BadParameter(
+            f"{model} has no model_index.json; name a diffusers checkpoint folder", param_hint="--model"
+        )
+    return str(Path(model).resolve())
+
+
+def _show_addresses(state: StackState, as_format: OutputFormat) -> None:
+    addresses = {
+        "gateway_url": state.gateway_url,
+        "bootstrap_servers": state.bootstrap_servers,
+        "data_dir": str(state.data_dir),
+        "model": state.model,
+        "pid": state.supervisor.pid,
+    }
+    if as_format is OutputFormat.JSON:
+        write_json(addresses)
+        return
+    results_console().print(plain_table(("", ""), [(name, str(value)) for name, value in addresses.items()]))
+
+
+def _show_status(state: StackState) -> None:
+    console = results_console()
+    processes = [
+        (part.name, part.state if part.is_alive() else "gone", str(part.pid), str(part.log or ""))
+        for part in (state.supervisor, *reversed(state.parts))
+    ]
+    console.print(plain_table(("PART", "STATE", "PID", "LOG"), processes))
+    lanes = [
+        (lane.name, lane.topic, lane.group, "?" if lane.age_seconds is None else str(lane.waiting_records))
+        for lane in state.lanes
+    ]
+    console.print()
+    console.print(plain_table(("LANE", "TOPIC", "GROUP", "LAG"), lanes))
+    console.print()
+    console.print(f"gateway {state.gateway_url}", markup=False)
+    if state.plan is not None:
+        console.print(
+            f"plan    {worker_count(state.plan.replicas)} ({state.plan.constraint}). {state.plan.reason}", markup=False
+        )
+
+
+def _options(**fields: Any) -> StackOptions:
+    try:
+        return StackOptions(**fields)
+    except ValidationError as error:
+        problem = explain(error)[0]
+        field, _, message = (
+            problem.message.partition(": ") if not problem.field else (problem.field, "", problem.message)
+        )
+        option = field.split(".")[0].removesuffix("_seconds").replace("_", "-")
+        raise typer.BadParameter(message, param_hint=f"--{option}") from None
+
+
+def _guarded(action: Callable[[], T]) -> T:
+    try:
+        return action()
+    except (StackError, AlreadyRunningError) as error:
+        raise CommandError(ExitCode.FAILED, str(error)) from None
+    except DataDirError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None

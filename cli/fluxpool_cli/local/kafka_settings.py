@@ -1,0 +1,199 @@
+"""What a local broker is configured with: listeners, users and `server.properties`, as plain values.
+
+Owns the settings that make a loopback cluster small and quick. Starts nothing and touches no file.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from fluxpool_cli.local.loopback import HOST
+
+# Brokers and our own admin calls talk through this one, so that it is always there and needs no login.
+PLAIN_LISTENER = "PLAINTEXT"
+CONTROLLER_LISTENER = "CONTROLLER"
+# Every partition has to be led and loaded before each group can be served, and readiness asks them one by one: far
+# fewer than Kafka's 50.
+OFFSETS_PARTITIONS = 3
+
+_OWNED_SETTINGS = frozenset(
+    {
+        "advertised.listeners",
+        "controller.listener.names",
+        "controller.quorum.voters",
+        "inter.broker.listener.name",
+        "listener.security.protocol.map",
+        "listeners",
+        "log.dirs",
+        "node.id",
+        "offsets.topic.num.partitions",
+        "process.roles",
+    }
+)
+
+
+class SecurityProtocol(StrEnum):
+    """How clients of a listener connect."""
+
+    PLAINTEXT = "PLAINTEXT"
+    SSL = "SSL"
+    SASL_PLAINTEXT = "SASL_PLAINTEXT"
+    SASL_SSL = "SASL_SSL"
+
+
+class ScramMechanism(StrEnum):
+    """The two SCRAM mechanisms that Kafka knows."""
+
+    SHA_256 = "SCRAM-SHA-256"
+    SHA_512 = "SCRAM-SHA-512"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScramUser:
+    """A login that is written into the cluster's metadata when it is formatted."""
+
+    name: str
+    password: str = field(repr=False)
+    mechanism: ScramMechanism = ScramMechanism.SHA_512
+
+    def __post_init__(self) -> None:
+        """Refuse what the format tool's `key=value,...` notation cannot carry."""
+        for attribute, text in (("name", self.name), ("password", self.password)):
+            if not text or re.search(r'[\s,="\[\]]', text):
+                raise ValueError(f'SCRAM user: {attribute} must not be empty or hold blanks, commas, =, ", [ or ]')
+
+    def as_argument(self) -> str:
+        """Return the value of the format tool's `--add-scram`."""
+        return f"{self.mechanism}=[name={self.name},password={self.password}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSpec:
+    """One more address of every broker, beside the plain one.
+
+    `properties` are the listener's own settings without prefix, such as `ssl.keystore.type` or
+    `plain.sasl.jaas.config`. Without `port`, a free port is chosen once for each broker and kept.
+    """
+
+    name: str
+    protocol: SecurityProtocol
+    port: int | None = None
+    properties: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse names that Kafka or this module uses itself."""
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.name):
+            raise ValueError(f"listener name {self.name!r}: use capital letters, digits and _, such as SASL")
+        if self.name in {PLAIN_LISTENER, CONTROLLER_LISTENER}:
+            raise ValueError(f"listener name {self.name!r} is taken by the cluster itself: choose another one")
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise ValueError(f"listener {self.name}: port {self.port} is not between 1 and 65535")
+
+
+def check_listeners(listeners: Sequence[ListenerSpec], *, brokers: int) -> None:
+    """Raise `ValueError` when listeners share a name, or when several brokers would share a fixed port."""
+    names = [listener.name for listener in listeners]
+    if len(set(names)) != len(names):
+        raise ValueError(f"listeners {', '.join(names)}: each name may be used once")
+    for listener in listeners:
+        if listener.port is not None and brokers > 1:
+            raise ValueError(f"listener {listener.name}: {brokers} brokers cannot share port {listener.port}; omit it")
+
+
+def check_extra_properties(properties: Mapping[str, str]) -> None:
+    """Raise `ValueError` when a setting is one that the cluster derives from its layout."""
+    owned = sorted(_OWNED_SETTINGS & properties.keys())
+    if owned:
+        raise ValueError(f"extra_properties: {', '.join(owned)} cannot be set, the cluster derives it from its layout")
+
+
+def broker_properties(
+    *,
+    node_id: int,
+    ports: Mapping[int, Mapping[str, int]],
+    listeners: Sequence[ListenerSpec],
+    log_dir: Path,
+    extra_properties: Mapping[str, str],
+) -> dict[str, str]:
+    """Return the settings of one broker; `ports` maps each broker's node id to listener name -> port.
+
+    `extra_properties` win over everything but the layout.
+    """
+    own_ports = ports[node_id]
+    replicas = len(ports)
+    in_sync = max(1, replicas - 1)
+    protocols = {PLAIN_LISTENER: SecurityProtocol.PLAINTEXT} | {spec.name: spec.protocol for spec in listeners}
+    voters = ",".join(f"{node}@{HOST}:{node_ports[CONTROLLER_LISTENER]}" for node, node_ports in sorted(ports.items()))
+    small_and_quick = {
+        "auto.create.topics.enable": "false",
+        # A broker that was SIGKILLed may only register again once its old session is over: 4.5 s with these, 12 s with
+        # the defaults.
+        "broker.session.timeout.ms": "2000",
+        "broker.heartbeat.interval.ms": "500",
+        "group.initial.rebalance.delay.ms": "0",
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync,
+        "offsets.topic.replication.factor": replicas,
+        "transaction.state.log.num.partitions": OFFSETS_PARTITIONS,
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.num.partitions": OFFSETS_PARTITIONS,
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync,
+    }
+    of_listeners = {
+        f"listener.name.{spec.name.lower()}.{key}": value
+        for spec in listeners
+        for key, value in spec.properties.items()
+    }
+    layout = {
+        "process.roles": "broker,controller",
+        "node.id": node_id,
+        "log.dirs": log_dir,
+        "controller.quorum.voters": voters,
+        "controller.listener.names": CONTROLLER_LISTENER,
+        "inter.broker.listener.name": PLAIN_LISTENER,
+        "listeners": _addresses([*protocols, CONTROLLER_LISTENER], own_ports),
+        "advertised.listeners": _addresses(protocols, own_ports),
+        "listener.security.protocol.map": ",".join(
+            f"{name}:{protocol}"
+            for name, protocol in [*protocols.items(), (CONTROLLER_LISTENER, SecurityProtocol.PLAINTEXT)]
+        ),
+        # The readiness check computes which group lands on which partition.
+        "offsets.topic.num.partitions": OFFSETS_PARTITIONS,
+    }
+    merged = small_and_quick | of_listeners | dict(extra_properties) | layout
+    return {key: str(value) for key, value in merged.items()}
+
+
+def _addresses(names: Iterable[str], ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://{HOST}:{ports[name]}" for name in names)
+
+
+def render_properties(properties: Mapping[str, str]) -> str:
+    """Return the text of a Java properties file; values may hold backslashes and line breaks (PEM)."""
+    return "".join(f"{key}={_escaped(value)}\n" for key, value in sorted(properties.items()))
+
+
+def _escaped(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    # Blanks at the start of a value would be dropped.
+    return f"\\{escaped}" if escaped.startswith(" ") else escaped
+
+
+def group_on_partition(partition: int, *, partitions: int = OFFSETS_PARTITIONS) -> str:
+    """Return a group id whose offsets Kafka keeps on this partition of `__consumer_offsets`.
+
+    Kafka takes `abs(String.hashCode(group)) % partitions` (GroupMetadataManager.partitionFor).
+    """
+    candidates = (f"fluxpool-readiness-{number}" for number in range(100 * partitions))
+    return next(group for group in candidates if _java_hash(group) % partitions == partition)
+
+
+def _java_hash(text: str) -> int:
+    value = 0
+    for character in text:
+        value = (31 * value + ord(character)) & 0xFFFFFFFF
+    return abs(value - (1 << 32) if value & 0x80000000 else value)

@@ -1,0 +1,320 @@
+"""A whole Fluxpool on one machine: Kafka, topics, model, gateway and a scaled fleet of workers, up and down in order.
+
+Owns the order of things and the state file. How each part is told its settings is `stack_parts`' business.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import TypeVar
+
+import httpx
+
+from fluxpool_cli.local.child_process import ChildProcess
+from fluxpool_cli.local.data_dir import DataDir
+from fluxpool_cli.local.kafka_broker import KafkaError, KafkaStartError
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_jars import KafkaJarsError, provide_kafka_libs
+from fluxpool_cli.local.options import StackOptions
+from fluxpool_cli.local.scaler import Scaler
+from fluxpool_cli.local.stack_parts import DRAIN_GRACE_SECONDS, PartSettings
+from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
+from fluxpool_cli.local.worker_fleet import WorkerFleet
+from fluxpool_cli.model import tiny_model_command
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.topics import TopicNames, topic_specs
+from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.topic_admin import TopicError, ensure_topics
+
+T = TypeVar("T")
+
+_POLL_INTERVAL_SECONDS = 0.1
+_MODEL_DEADLINE_SECONDS = 300.0
+_GATEWAY_READY_SECONDS = 60.0
+_GATEWAY_GRACE_SECONDS = 15.0
+_KAFKA_READY_SECONDS = 90.0
+_RESTART_DELAY_SECONDS = 1.0
+_GATEWAY_COMMAND = (sys.executable, "-m", "fluxpool_gateway")
+
+
+class StackError(Exception):
+    """A part of the stack failed for good; the message names it and ends with its log where there is one."""
+
+
+class LocalStack:
+    """One stack; `supervise` starts and stops it."""
+
+    def __init__(self, options: StackOptions, *, report: Callable[[str], None]) -> None:
+        """Take the options; `report` gets a sentence about every change. Touches nothing yet."""
+        self.data_dir = DataDir.at(options.data_dir)
+        self._options = options
+        self._report = report
+        self._phase = Phase.STARTING
+        self._folder = ExitStack()
+        self._kafka: KafkaCluster | None = None
+        self._parts: PartSettings | None = None
+        self._gateway: ChildProcess | None = None
+        self._fleet: WorkerFleet | None = None
+        self._scaler: Scaler | None = None
+
+    @property
+    def parts(self) -> PartSettings:
+        """Addresses and settings; raises `RuntimeError` before the start."""
+        if self._parts is None:
+            raise RuntimeError("the stack has no addresses before it was started")
+        return self._parts
+
+    @property
+    def fleet(self) -> WorkerFleet:
+        """The workers; raises `RuntimeError` before the start."""
+        if self._fleet is None:
+            raise RuntimeError("the stack has no workers before it was started")
+        return self._fleet
+
+    def state(self) -> StackState:
+        """What runs now."""
+        parts = list(self._fleet.records()) if self._fleet else []
+        if self._gateway is not None and self._gateway.exit_status is None:
+            parts.append(self._gateway.record())
+        for broker in self._kafka.brokers if self._kafka else ():
+            if broker.pid is not None:
+                parts.append(ProcessRecord.of(f"kafka-{broker.node_id}", broker.pid, log=broker.log_path))
+        return StackState(
+            phase=self._phase,
+            data_dir=self.data_dir.path,
+            bootstrap_servers=",".join(self._parts.connection.bootstrap_servers) if self._parts else None,
+            gateway_url=self._parts.gateway_url if self._parts else None,
+            model=self._parts.model if self._parts else None,
+            supervisor=ProcessRecord.of("supervisor", os.getpid()),
+            parts=tuple(parts),
+            lanes=self._scaler.lane_states() if self._scaler else (),
+            plan=self._scaler.summary() if self._scaler else None,
+            crashed_workers=self._fleet.crashed if self._fleet else 0,
+        )
+
+    async def start(self) -> None:
+        """Bring everything up and return when the gateway is ready.
+
+        Raises `StackError` or `DataDirError`; call `stop` then, too.
+        """
+        self.data_dir.create()
+        self._folder.enter_context(self.data_dir.lock())
+        self._save()
+        port = self.data_dir.gateway_port(self._options.gateway_port)
+        try:
+            async with asyncio.TaskGroup() as starting:
+                kafka = starting.create_task(self._provide_kafka())
+                starting.create_task(self._provide_model())
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        self._parts = PartSettings(
+            data_dir=self.data_dir, connection=kafka.result(), gateway_port=port, options=self._options
+        )
+        await self._start_gateway()
+        self._fleet = WorkerFleet(
+            environment=self.parts.worker_environment,
+            log_dir=self.data_dir.logs,
+            drain_grace_seconds=DRAIN_GRACE_SECONDS,
+            report=self._report,
+        )
+        self._scaler = Scaler(
+            connection=self.parts.connection,
+            config=self._options.scaling(),
+            fleet=self._fleet,
+            report=self._report,
+            on_round=self._save,
+        )
+        self._phase = Phase.READY
+        self._save()
+
+    async def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Scale, and restart what dies, while `work` is done; returns its result.
+
+        Raises what `work` raises, and `StackError` when a part cannot be kept alive.
+        """
+        if self._scaler is None:
+            raise RuntimeError("start the stack before running it")
+        try:
+            async with asyncio.TaskGroup() as group:
+                loops = [
+                    group.create_task(self._scaler.run()),
+                    group.create_task(self._keep_gateway()),
+                    group.create_task(self._keep_kafka()),
+                ]
+                result = await work()
+                for loop in loops:
+                    loop.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return result
+
+    async def stop(self) -> None:
+        """Stop workers, then the gateway, then Kafka, and forget the state file. Does nothing twice."""
+        self._phase = Phase.STOPPING
+        try:
+            if self._fleet is not None:
+                self._save()
+                if self._fleet.running:
+                    self._report(f"stopping {self._fleet.running} workers")
+                await self._fleet.stop()
+            if self._gateway is not None:
+                await self._gateway.stop(grace_seconds=_GATEWAY_GRACE_SECONDS)
+                self._report("gateway ended")
+            if self._kafka is not None and self._kafka.brokers:
+                await self._kafka.stop()
+                self._report("kafka ended")
+        finally:
+            self._fleet = self._gateway = self._kafka = None
+            state = StackState.load(self.data_dir.state)
+            if state is not None and state.supervisor.pid == os.getpid():
+                self.data_dir.state.unlink(missing_ok=True)
+            self._folder.close()
+
+    def log_tails(self) -> str:
+        """The last lines of the logs of gateway and workers, with headings."""
+        gateway = f"--- {self._gateway.log_path}\n{self._gateway.log_tail()}\n" if self._gateway else ""
+        return gateway + (self._fleet.log_tails() if self._fleet else "")
+
+    def _save(self) -> None:
+        self.state().save(self.data_dir.state)
+
+    async def _provide_kafka(self) -> KafkaConnection:
+        """A Kafka with all topics: the one whose address was given, else one of the stack's own."""
+        servers = self._options.bootstrap_servers or await self._start_kafka()
+        connection = KafkaConnection.model_validate({"bootstrap_servers": servers.split(",")})
+        specs = topic_specs(TopicNames(), replication_factor=1 if self._kafka else 3)
+        try:
+            await ensure_topics(connection, specs)
+        except (TopicError, KafkaUnavailableError) as error:
+            raise StackError(f"topics: {error}") from error
+        return connection
+
+    async def _start_kafka(self) -> str:
+        """Start the stack's own broker; returns its address."""
+        try:
+            libs = await asyncio.to_thread(provide_kafka_libs)
+            self._report("starting kafka")
+            self._kafka = KafkaCluster(self.data_dir.kafka, libs=libs)
+            await self._kafka.start()
+            self._save()
+            await self._kafka.wait_ready(deadline_seconds=_KAFKA_READY_SECONDS)
+        except (KafkaError, KafkaJarsError) as error:
+            raise StackError(f"kafka: {error}") from error
+        self._report(f"kafka is ready at {self._kafka.bootstrap_servers}")
+        return self._kafka.bootstrap_servers
+
+    async def _provide_model(self) -> None:
+        if self._options.model is not None:
+            return
+        self._report("writing the tiny model")
+        log_path = self.data_dir.logs / "tiny-model.log"
+        child = await ChildProcess.spawn(
+            "tiny-model", tiny_model_command(self.data_dir.tiny_model), environment=os.environ, log_path=log_path
+        )
+        try:
+            async with asyncio.timeout(_MODEL_DEADLINE_SECONDS):
+                status = await child.wait()
+        except TimeoutError:
+            raise StackError(
+                f"the tiny model was not written in {_MODEL_DEADLINE_SECONDS:.0f} s; see {log_path}"
+            ) from None
+        finally:
+            child.kill()
+        if status:
+            raise StackError(f"the tiny model was not written; the last lines of {log_path}:\n{child.log_tail()}")
+
+    async def _start_gateway(self) -> None:
+        self._report("starting the gateway")
+        self._gateway = child = await ChildProcess.spawn(
+            "gateway",
+            _GATEWAY_COMMAND,
+            environment=self.parts.gateway_environment(),
+            log_path=self.data_dir.logs / "gateway.log",
+        )
+        self._save()
+        try:
+            async with asyncio.timeout(_GATEWAY_READY_SECONDS), httpx.AsyncClient(trust_env=False) as http:
+                while not await _is_ready(http, f"{self.parts.gateway_url}/readyz"):
+                    if child.exit_status is not None:
+                        raise StackError(
+                            f"the gateway ended with status {child.exit_status}; "
+                            f"the last lines of {child.log_path}:\n{child.log_tail()}"
+                        )
+                    await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+        except TimeoutError:
+            raise StackError(
+                f"the gateway was not ready within {_GATEWAY_READY_SECONDS:.0f} s; "
+                f"the last lines of {child.log_path}:\n{child.log_tail()}"
+            ) from None
+        self._report(f"gateway is ready at {self.parts.gateway_url}")
+
+    async def _keep_gateway(self) -> None:
+        while self._gateway is not None:
+            status = await self._gateway.wait()
+            self._report(f"the gateway ended with status {status}; it is started again (log: {self._gateway.log_path})")
+            await asyncio.sleep(_RESTART_DELAY_SECONDS)
+            await self._start_gateway()
+
+    async def _keep_kafka(self) -> None:
+        while self._kafka is not None:
+            await asyncio.sleep(_RESTART_DELAY_SECONDS)
+            try:
+                for broker in self._kafka.brokers:
+                    broker.check_alive()
+            except KafkaStartError as error:
+                self._report(f"kafka: {str(error).partition(';')[0]}; it is started again")
+                try:
+                    await self._kafka.start()
+                except KafkaError as again:
+                    raise StackError(f"kafka: {again}") from again
+
+
+async def supervise(
+    options: StackOptions,
+    work: Callable[[LocalStack], Awaitable[T]],
+    *,
+    report: Callable[[str], None],
+) -> T | None:
+    """Start a stack, do `work` beside it, stop it; null when SIGINT or SIGTERM ended the work early.
+
+    Raises what the start or the work raised, after everything was stopped.
+    """
+    stack = LocalStack(options, report=report)
+    loop = asyncio.get_running_loop()
+    ended_by: list[signal.Signals] = []
+
+    async def whole() -> T:
+        await stack.start()
+        return await stack.run(lambda: work(stack))
+
+    task = asyncio.create_task(whole())
+
+    def end(number: signal.Signals) -> None:
+        if not ended_by:
+            report("stopping; this takes as long as the tasks in work")
+            task.cancel()
+        ended_by.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, end, number)
+    try:
+        # Not awaited itself: a cancellation must end the work, never the orderly stop below.
+        await asyncio.wait({task})
+    finally:
+        await stack.stop()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+    if task.cancelled() and ended_by:
+        return None
+    return task.result()
+
+
+async def _is_ready(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(url)).is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,102 @@
+"""What the parts of a local stack are told: the environment of gateway and workers, and the model they serve.
+
+Owns the translation from a stack's options to the settings of each part. Starts nothing.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxpool_cli.local.data_dir import DataDir
+from fluxpool_cli.local.loopback import HOST
+from fluxpool_cli.local.options import StackOptions
+from fluxpool_contract.environment import PREFIX
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.settings import (
+    STANDARD_LANE,
+    VIP_LANE,
+    Lane,
+    ModelSettings,
+    StorageSettings,
+    WorkerSettings,
+)
+from fluxpool_gateway.settings import GatewaySettings
+
+# The preferred lane first; the group of the standard lane is named, because it is the one without a suffix.
+LANES = (
+    VIP_LANE.model_copy(update={"consumer_group": "flux-worker-group-vip"}),
+    STANDARD_LANE.model_copy(update={"consumer_group": "flux-worker-group"}),
+)
+DRAIN_GRACE_SECONDS = 30.0
+"""A tiny image takes a fraction of a second; a large one is taken up again by the next worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSettings:
+    """The settings that gateway and workers share."""
+
+    data_dir: DataDir
+    connection: KafkaConnection
+    gateway_port: int
+    options: StackOptions
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway listens; image addresses begin with it."""
+        return f"http://{HOST}:{self.gateway_port}"
+
+    @property
+    def model(self) -> str:
+        """Checkpoint folder or hub id."""
+        return model_of(self.options, self.data_dir)
+
+    def gateway_environment(self) -> Mapping[str, str]:
+        """Of the gateway process."""
+        settings = GatewaySettings(
+            kafka=self.connection,
+            storage=self._storage(),
+            database_file=self.data_dir.database,
+            listen_host=HOST,
+            listen_port=self.gateway_port,
+        )
+        return _inherited() | settings.to_environment()
+
+    def worker_environment(self, name: str, health_port: int) -> Mapping[str, str]:
+        """Of the worker process `name`."""
+        settings = WorkerSettings(
+            kafka=self.connection,
+            storage=self._storage(),
+            model=ModelSettings(id=self.model, offline=Path(self.model).is_dir()),
+            lanes=LANES,
+            pool="local",
+            worker_name=name,
+            gateway_url=self.gateway_url,
+            health_host=HOST,
+            health_port=health_port,
+            drain_grace_seconds=DRAIN_GRACE_SECONDS,
+        )
+        # Workers share the cores: with a thread for each core in every worker they would only get in each other's way.
+        threads = max(1, (os.cpu_count() or 1) // self.options.max_workers)
+        return {"OMP_NUM_THREADS": str(threads)} | _inherited() | settings.to_environment()
+
+    def _storage(self) -> StorageSettings:
+        return StorageSettings(url=self.data_dir.images.as_uri())
+
+
+def model_of(options: StackOptions, data_dir: DataDir) -> str:
+    """Checkpoint folder (absolute) or hub id."""
+    if options.model is None:
+        return str(data_dir.tiny_model)
+    folder = Path(options.model)
+    return str(folder.resolve()) if folder.is_dir() else options.model
+
+
+def group_of(lane: Lane) -> str:
+    """The consumer group of one of `LANES`."""
+    return lane.consumer_group or lane.name
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment without settings that were meant for other parts, or for the command line."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(f"{PREFIX}_")}

@@ -1,0 +1,182 @@
+"""Worker processes instead of pods: brings their number to what was planned, replaces those that crash.
+
+Owns the processes and their states; decides nothing about how many there should be.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import httpx
+
+from fluxpool_cli.local.child_process import ChildProcess
+from fluxpool_cli.local.loopback import HOST, free_port
+from fluxpool_cli.local.state_file import ProcessRecord
+
+WorkerEnvironment = Callable[[str, int], Mapping[str, str]]
+"""The environment of a worker, from its name and health port."""
+
+WORKER_COMMAND = (sys.executable, "-m", "fluxpool_worker")
+_BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
+_KILL_MARGIN_SECONDS = 15.0
+"""What a worker may take to leave after its drain grace."""
+
+
+class WorkerState(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class _Worker:
+    child: ChildProcess
+    health_port: int
+    state: WorkerState = WorkerState.STARTING
+    kill_at_seconds: float = float("inf")
+
+
+class WorkerFleet:
+    """All workers of one stack."""
+
+    def __init__(
+        self,
+        *,
+        environment: WorkerEnvironment,
+        log_dir: Path,
+        drain_grace_seconds: float,
+        report: Callable[[str], None],
+    ) -> None:
+        """Start with none; `report` gets a sentence about every change."""
+        self._environment = environment
+        self._log_dir = log_dir
+        self._drain_grace_seconds = drain_grace_seconds
+        self._report = report
+        self._workers: dict[str, _Worker] = {}
+        self._numbers = 0
+        self._wanted = 0
+        self._crashes_in_a_row = 0
+        self._spawn_not_before_seconds = 0.0
+        self.crashed = 0
+        """Workers that ended without being asked, since the start."""
+
+    @property
+    def replicas(self) -> int:
+        """Workers there should be, as the scaling plan counts them: those about to be replaced included."""
+        return self._wanted
+
+    @property
+    def running(self) -> int:
+        """Workers that exist, those that are draining included."""
+        return len(self._workers)
+
+    def count(self, state: WorkerState) -> int:
+        """Workers in this state."""
+        return sum(1 for worker in self._workers.values() if worker.state is state)
+
+    def records(self) -> tuple[ProcessRecord, ...]:
+        """Their lines in the state file."""
+        return tuple(worker.child.record(state=worker.state) for worker in self._workers.values())
+
+    def log_tails(self) -> str:
+        """The last lines of every worker's log, with headings."""
+        return "\n".join(f"--- {worker.child.log_path}\n{worker.child.log_tail()}" for worker in self._workers.values())
+
+    async def reconcile(self, replicas: int, *, http: httpx.AsyncClient) -> None:
+        """One round: notice who ended and who is ready, then start or drain workers until there are `replicas`."""
+        self._wanted = replicas
+        self._reap()
+        await self._probe(http)
+        serving = [worker for worker in self._workers.values() if worker.state is not WorkerState.DRAINING]
+        for _ in range(replicas - len(serving)):
+            if time.monotonic() < self._spawn_not_before_seconds:
+                break
+            await self._spawn()
+        # Those that are not ready yet have nothing to give back; among the others the newest goes first.
+        serving.reverse()
+        for worker in sorted(serving, key=lambda worker: worker.state is WorkerState.READY)[
+            : max(0, len(serving) - replicas)
+        ]:
+            self._drain(worker)
+        self._kill_overdue()
+
+    async def stop(self) -> None:
+        """Drain all workers and return once none is left."""
+        self._wanted = 0
+        for worker in self._workers.values():
+            if worker.state is not WorkerState.DRAINING:
+                self._drain(worker)
+        async with asyncio.TaskGroup() as stopping:
+            for worker in self._workers.values():
+                grace_seconds = max(0.0, worker.kill_at_seconds - time.monotonic())
+                # Not asked again: a second SIGTERM tells a worker to drop its task at once.
+                stopping.create_task(worker.child.end_within(grace_seconds))
+        self._reap()
+
+    async def _spawn(self) -> None:
+        self._numbers += 1
+        name = f"worker-{self._numbers}"
+        port = free_port()
+        child = await ChildProcess.spawn(
+            name,
+            WORKER_COMMAND,
+            environment=self._environment(name, port),
+            log_path=self._log_dir / f"{name}.log",
+        )
+        self._workers[name] = _Worker(child, port)
+        self._report(f"{name} starts")
+
+    def _drain(self, worker: _Worker) -> None:
+        worker.state = WorkerState.DRAINING
+        worker.kill_at_seconds = time.monotonic() + self._drain_grace_seconds + _KILL_MARGIN_SECONDS
+        worker.child.terminate()
+        self._report(f"{worker.child.name} drains")
+
+    def _kill_overdue(self) -> None:
+        for worker in self._workers.values():
+            if time.monotonic() > worker.kill_at_seconds and worker.child.exit_status is None:
+                self._report(f"{worker.child.name} did not end within its grace and is killed")
+                worker.child.kill()
+
+    def _reap(self) -> None:
+        for name, worker in list(self._workers.items()):
+            status = worker.child.exit_status
+            if status is None:
+                continue
+            del self._workers[name]
+            # A worker that was still starting has no drain yet: it just ends by the signal.
+            if worker.state is WorkerState.DRAINING and status in {0, -signal.SIGTERM}:
+                self._report(f"{name} ended")
+                continue
+            if worker.state is WorkerState.DRAINING:
+                self._report(f"{name} ended with status {status} while it drained; its log is {worker.child.log_path}")
+                continue
+            self.crashed += 1
+            delay = _BACKOFF_SECONDS[min(self._crashes_in_a_row, len(_BACKOFF_SECONDS) - 1)]
+            self._crashes_in_a_row += 1
+            self._spawn_not_before_seconds = time.monotonic() + delay
+            last = worker.child.log_tail(lines=1) or "it logged nothing"
+            self._report(
+                f"{name} ended with status {status} without being asked; a new one starts in {delay:g} s. "
+                f"The last line of {worker.child.log_path}: {last}"
+            )
+
+    async def _probe(self, http: httpx.AsyncClient) -> None:
+        for worker in self._workers.values():
+            if worker.state is not WorkerState.STARTING:
+                continue
+            try:
+                response = await http.get(f"http://{HOST}:{worker.health_port}/readyz")
+            except httpx.TransportError:
+                continue
+            if response.is_success:
+                worker.state = WorkerState.READY
+                self._crashes_in_a_row = 0
+                self._report(f"{worker.child.name} is ready")

@@ -1,0 +1,95 @@
+"""The live view of a pool: backlog, workers, results; a table that stays in place on a terminal, else lines.
+
+Owns the look; the numbers are the caller's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from fluxpool_cli.terminal import plain_table, progress_console, say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """One moment of a pool."""
+
+    lag_records: Mapping[str, int]
+    """Unfinished tasks by lane."""
+    workers: Mapping[str, int]
+    """Number of workers by state; empty when they are not known."""
+    results: Mapping[str, int]
+    """Number of tasks by how they ended."""
+    recent: Sequence[str] = field(default=())
+    """The last results, one line each, newest first."""
+    plan: str = ""
+    """The last plan in a sentence."""
+
+    def line(self) -> str:
+        """All that counts, in one line."""
+        parts = [f"lag {_pairs(self.lag_records)}"]
+        if self.workers:
+            parts.append(f"workers {_pairs(self.workers)}")
+        parts.append(f"results {_pairs(self.results) or 'none yet'}")
+        return " | ".join(parts)
+
+    def document(self) -> dict[str, Any]:
+        """The same for machines."""
+        return asdict(self)
+
+    def __rich__(self) -> Group:
+        """The table of the live view."""
+        rows = [
+            ("lag", _pairs(self.lag_records)),
+            ("workers", _pairs(self.workers) or "none"),
+            ("results", _pairs(self.results) or "none yet"),
+            ("plan", self.plan or "-"),
+        ]
+        return Group(plain_table(("", ""), rows), *(Text(line, style="dim") for line in self.recent))
+
+
+class OverviewDisplay:
+    """Shows overviews on standard error while it is open."""
+
+    def __init__(self) -> None:
+        self._console = progress_console()
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._shown = ""
+
+    def __enter__(self) -> Self:
+        """Open."""
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close; the last overview stays visible."""
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, overview: Overview) -> None:
+        """Show it, if it differs from the last one."""
+        line = overview.line()
+        if self._live is not None:
+            self._live.update(overview, refresh=True)
+        elif line != self._shown:
+            say(line)
+        self._shown = line
+
+    def note(self, line: str) -> None:
+        """A sentence that stays, above the table."""
+        if self._live is not None:
+            self._console.print(line, markup=False)
+        else:
+            say(line)
+
+
+def _pairs(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())

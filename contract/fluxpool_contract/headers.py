@@ -1,0 +1,213 @@
+"""Record headers: CloudEvents 1.0 in binary mode plus Fluxpool's own, all optional on input, all values strings.
+
+A record without any header is a complete task: the defaults of `Envelope` are what a foreign producer means.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
+
+RawHeaders = Sequence[tuple[str, bytes | None]]
+"""Headers as Kafka clients hand them out."""
+
+CE_SPECVERSION: Final = "ce_specversion"
+CE_ID: Final = "ce_id"
+CE_TYPE: Final = "ce_type"
+CE_SOURCE: Final = "ce_source"
+CE_TIME: Final = "ce_time"
+CE_SUBJECT: Final = "ce_subject"
+CONTENT_TYPE: Final = "content-type"
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
+
+PREFIX: Final = "fluxpool-"
+ATTEMPT: Final = PREFIX + "attempt"
+CRASHES: Final = PREFIX + "crashes"
+NOT_BEFORE: Final = PREFIX + "not-before"
+FIRST_SEEN: Final = PREFIX + "first-seen"
+DEADLINE: Final = PREFIX + "deadline"
+PRIORITY: Final = PREFIX + "priority"
+TENANT: Final = PREFIX + "tenant"
+ORIGIN_TOPIC: Final = PREFIX + "origin-topic"
+ORIGIN_PARTITION: Final = PREFIX + "origin-partition"
+ORIGIN_OFFSET: Final = PREFIX + "origin-offset"
+ERROR_CLASS: Final = PREFIX + "error-class"
+ERROR_CODE: Final = PREFIX + "error-code"
+REPLAY_OF: Final = PREFIX + "replay-of"
+EPOCH: Final = PREFIX + "epoch"
+
+TYPE_REQUESTED: Final = "dev.fluxpool.generation.requested.v1"
+TYPE_COMPLETED: Final = "dev.fluxpool.generation.completed.v1"
+TYPE_PROGRESS: Final = "dev.fluxpool.generation.progress.v1"
+TYPE_CANCEL: Final = "dev.fluxpool.generation.cancel.v1"
+
+DEFAULT_TENANT: Final = "default"
+_TENANT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+MAX_TENANT_CHARACTERS: Final = 63
+MAX_NUMBER_DIGITS: Final = 18
+"""Any Kafka offset that will ever be reached, and well below what Python refuses to parse."""
+
+
+def check_tenant(value: str) -> str:
+    """The tenant itself; raises `ValueError` when it cannot be the first segment of an object key."""
+    if not (0 < len(value) <= MAX_TENANT_CHARACTERS and value[0] != "-" and set(value) <= _TENANT_CHARACTERS):
+        raise ValueError(
+            f"must be 1 to {MAX_TENANT_CHARACTERS} characters out of a-z 0-9 - and begin with a letter or digit"
+        )
+    return value
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-04-05T10:00:00.000Z`. Naive times are refused with `ValueError`."""
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone cannot be written into a header")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> datetime:
+    """The UTC moment of an RFC 3339 text; raises `ValueError` when it is malformed or has no zone."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("must end in Z or an offset such as +02:00")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What travels beside a task's body."""
+
+    attempt: int = 1
+    crashes: int = 0
+    epoch: int = 0
+    """Raised by a replay from the dead-letter topic; part of object keys and event ids."""
+    tenant: str = DEFAULT_TENANT
+    priority: str | None = None
+    first_seen: datetime | None = None
+    deadline: datetime | None = None
+    not_before: datetime | None = None
+    replay_of: str | None = None
+    origin_topic: str | None = None
+    origin_partition: int | None = None
+    origin_offset: int | None = None
+    error_class: str | None = None
+    error_code: str | None = None
+    ce_id: str | None = None
+    ce_source: str | None = None
+    ce_time: datetime | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+_TEXT = {
+    PRIORITY: "priority",
+    REPLAY_OF: "replay_of",
+    ORIGIN_TOPIC: "origin_topic",
+    ERROR_CLASS: "error_class",
+    ERROR_CODE: "error_code",
+    CE_ID: "ce_id",
+    CE_SOURCE: "ce_source",
+    TRACEPARENT: "traceparent",
+    TRACESTATE: "tracestate",
+}
+_NUMBERS = {
+    ATTEMPT: ("attempt", 1),
+    CRASHES: ("crashes", 0),
+    EPOCH: ("epoch", 0),
+    ORIGIN_PARTITION: ("origin_partition", 0),
+    ORIGIN_OFFSET: ("origin_offset", 0),
+}
+_TIMES = {FIRST_SEEN: "first_seen", DEADLINE: "deadline", NOT_BEFORE: "not_before"}
+
+
+def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Envelope:
+    """The envelope of a record; unknown headers are ignored, a repeated header counts once, the last.
+
+    Raises `InvalidTaskError` (`invalid-header`) naming the header and the form it should have.
+    """
+    values: dict[str, object] = {}
+    problems: list[FieldProblem] = []
+    for name, raw in headers:
+        try:
+            parsed = _parse_header(name, raw)
+        except (ValueError, UnicodeDecodeError) as error:
+            problems.append(FieldProblem(field=name, message=str(error)))
+        else:
+            values.update(parsed)
+    if problems:
+        raise InvalidTaskError(ErrorCode.INVALID_HEADER, problems, request_id=request_id)
+    return Envelope(**values)  # type: ignore[arg-type]  # _parse_header yields each field with its own type
+
+
+def _parse_header(name: str, raw: bytes | None) -> dict[str, object]:
+    if raw is None:
+        return {}
+    if name in _TEXT:
+        return {_TEXT[name]: raw.decode()}
+    if name in _NUMBERS:
+        field, minimum = _NUMBERS[name]
+        text = raw.decode()
+        if len(text) > MAX_NUMBER_DIGITS or not (text.isascii() and text.isdigit()) or int(text) < minimum:
+            raise ValueError(f"must be a whole number of at least {minimum}, as text")
+        return {field: int(text)}
+    if name in _TIMES:
+        try:
+            return {_TIMES[name]: parse_time(raw.decode())}
+        except ValueError:
+            raise ValueError("must be an RFC 3339 time such as 2026-04-05T10:00:00Z") from None
+    if name == TENANT:
+        return {"tenant": check_tenant(raw.decode())}
+    if name == CE_TIME:
+        try:
+            return {"ce_time": parse_time(raw.decode())}
+        except ValueError:
+            return {}  # informational only: a sloppy foreign CloudEvent must not cost its task
+    return {}
+
+
+def render_envelope(envelope: Envelope) -> list[tuple[str, bytes]]:
+    """The headers of an envelope; fields at their defaults are left out."""
+    rendered: list[tuple[str, str]] = []
+    for header, field in _TEXT.items():
+        text = getattr(envelope, field)
+        if text is not None:
+            rendered.append((header, text))
+    defaults = Envelope()
+    for header, (field, _) in _NUMBERS.items():
+        number = getattr(envelope, field)
+        if number is not None and number != getattr(defaults, field):
+            rendered.append((header, str(number)))
+    for header, field in {**_TIMES, CE_TIME: "ce_time"}.items():
+        moment = getattr(envelope, field)
+        if moment is not None:
+            rendered.append((header, format_time(moment)))
+    if envelope.tenant != DEFAULT_TENANT:
+        rendered.append((TENANT, envelope.tenant))
+    return encode_headers(rendered)
+
+
+def cloud_event_headers(
+    *, event_id: str, event_type: str, source: str, subject: str | None, time: datetime
+) -> list[tuple[str, bytes]]:
+    """The attributes of CloudEvents 1.0 (Kafka protocol binding, binary content mode) for a JSON value."""
+    headers = [
+        (CE_SPECVERSION, "1.0"),
+        (CE_ID, event_id),
+        (CE_TYPE, event_type),
+        (CE_SOURCE, source),
+        (CE_TIME, format_time(time)),
+        (CONTENT_TYPE, "application/json"),
+    ]
+    if subject is not None:
+        headers.append((CE_SUBJECT, subject))
+    return encode_headers(headers)
+
+
+def encode_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, bytes]]:
+    """Header values as Kafka wants them."""
+    return [(name, value.encode()) for name, value in headers]

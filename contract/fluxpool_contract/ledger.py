@@ -1,0 +1,79 @@
+"""The ledger: which tasks of a partition are in flight, as text committed beside the partition's offset.
+
+Written by the worker that owns the partition, read by its next owner after a crash and by whoever observes the group.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+MAX_METADATA_BYTES: Final = 4096
+"""The broker's default `offset.metadata.max.bytes`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """What is known of one task in flight; the next owner of the partition reads it after a crash."""
+
+    task: str
+    worker: str
+    started_at: int
+    """Seconds since 1970, UTC."""
+    crashes: int = 0
+    released: bool = False
+    """Given up in good order (drain, rebalance): a later owner must not count it as a crash."""
+    drawn: bool = False
+    """Its images exist and are being stored or published: what kills the worker now is not this task."""
+
+
+def encode_ledger(entries: dict[int, LedgerEntry]) -> str:
+    """The ledger as compact JSON; empty text when nothing is in flight.
+
+    Entries that do not fit into the broker's limit are left out from the highest offset on: the lowest is the one that
+    a crash would hand out first.
+    """
+    kept = sorted(entries.items())
+    while kept:
+        text = json.dumps(
+            {
+                "v": 1,
+                "tasks": {
+                    str(offset): {
+                        "task": entry.task,
+                        "crashes": entry.crashes,
+                        "pod": entry.worker,
+                        "started_at": entry.started_at,
+                        **({"released": True} if entry.released else {}),
+                        **({"drawn": True} if entry.drawn else {}),
+                    }
+                    for offset, entry in kept
+                },
+            },
+            separators=(",", ":"),
+        )
+        if len(text.encode()) <= MAX_METADATA_BYTES:
+            return text
+        kept.pop()
+    return ""
+
+
+def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
+    """The entries of committed metadata, by offset; empty for text of anybody else, which is not an error."""
+    if not metadata:
+        return {}
+    try:
+        body = json.loads(metadata)
+        tasks = body["tasks"]
+        return {
+            int(offset): LedgerEntry(
+                task=str(entry["task"]),
+                worker=str(entry["pod"]),
+                started_at=int(entry["started_at"]),
+                crashes=int(entry["crashes"]),
+                released=bool(entry.get("released", False)),
+                drawn=bool(entry.get("drawn", False)),
+            )
+            for offset, entry in tasks.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

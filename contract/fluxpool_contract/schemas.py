@@ -1,0 +1,66 @@
+"""JSON Schemas of every message, generated from the models.
+
+`python -m fluxpool_contract.schemas FOLDER` writes them, `--check` compares and exits 1 when they differ.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel
+
+from fluxpool_contract.control import CancelCommand
+from fluxpool_contract.dead_letter import DeadLetter
+from fluxpool_contract.feedback import Comparison, Rating
+from fluxpool_contract.handling_note import HandlingNote
+from fluxpool_contract.progress import ProgressEvent
+from fluxpool_contract.result import GenerationResult
+from fluxpool_contract.task import GenerationTask
+
+MESSAGES: Final[dict[str, type[BaseModel]]] = {
+    "generation-task": GenerationTask,
+    "generation-result": GenerationResult,
+    "progress-event": ProgressEvent,
+    "cancel-command": CancelCommand,
+    "dead-letter": DeadLetter,
+    "handling-note": HandlingNote,
+    "rating": Rating,
+    "comparison": Comparison,
+}
+
+
+def render_schemas() -> dict[str, str]:
+    """File name to schema text (JSON Schema 2020-12)."""
+    rendered = {}
+    for name, model in MESSAGES.items():
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+        rendered[f"{name}.schema.json"] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return rendered
+
+
+def differing_files(folder: Path) -> list[str]:
+    """Names of schema files in `folder` that are missing, differ or have no model any more."""
+    rendered = render_schemas()
+    present = {path.name: path.read_text() for path in folder.glob("*.schema.json")}
+    return sorted(name for name in rendered.keys() | present.keys() if rendered.get(name) != present.get(name))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Command-line entry; returns the exit code."""
+    check = "--check" in arguments
+    folder = Path(next(argument for argument in arguments if not argument.startswith("--")))
+    if check:
+        differing = differing_files(folder)
+        if differing:
+            sys.stderr.write(f"schemas differ from the models: {', '.join(differing)}; run `make schemas`\n")
+        return 1 if differing else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in render_schemas().items():
+        (folder / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

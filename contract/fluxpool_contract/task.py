@@ -1,0 +1,137 @@
+"""The task: one request for images, as it travels through Kafka.
+
+Only `request_id` and `prompt` are required. Readers keep fields they do not know, so that a newer producer can speak to
+an older worker; the limits here are those every worker enforces again, whoever wrote the record.
+"""
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+MAX_PROMPT_CHARACTERS = 10_000
+"""T5 reads 512 tokens, about 2,500 characters; the rest of the room is for languages with long encodings."""
+
+SIZE_MULTIPLE_PIXELS = 16
+"""The VAE halves three times and the transformer packs 2x2 patches: 8 * 2."""
+
+MIN_SIDE_PIXELS = 64
+MAX_SIDE_PIXELS = 2048
+MAX_STEPS = 100
+MAX_IMAGES = 8
+MAX_SEED = 2**32 - 1
+MAX_METADATA_ENTRIES = 16
+MAX_TASK_BYTES = 64 * 1024
+"""Largest task value; a prompt and a negative prompt of full length in a four-byte script stay below twice this, and
+nothing legitimate comes near it."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""Ids become object keys and URL segments, hence the unreserved characters of RFC 3986 section 2.3; without `~`, which
+marks the folder of a replay."""
+
+
+class OutputFormat(StrEnum):
+    """File format of the images."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def extension(self) -> str:
+        """File name extension, without the dot."""
+        return "jpg" if self is OutputFormat.JPEG else self.value
+
+    @property
+    def content_type(self) -> str:
+        """Media type."""
+        return f"image/{self.value}"
+
+
+def check_request_id(value: str) -> str:
+    """The id itself; raises `ValueError` with the rule when it does not fit."""
+    if not REQUEST_ID.fullmatch(value):
+        raise ValueError(
+            "must be 1 to 128 characters out of A-Z a-z 0-9 . _ - and begin with a letter or digit "
+            "(a UUID or req_20250405_flux_001, for example)"
+        )
+    return value
+
+
+def _check_side(value: int) -> int:
+    if value % SIZE_MULTIPLE_PIXELS:
+        lower = value - value % SIZE_MULTIPLE_PIXELS
+        choices = [side for side in (lower, lower + SIZE_MULTIPLE_PIXELS) if MIN_SIDE_PIXELS <= side <= MAX_SIDE_PIXELS]
+        nearest = " or ".join(map(str, choices))
+        raise ValueError(f"{value} is not a multiple of {SIZE_MULTIPLE_PIXELS}; the nearest legal sizes are {nearest}")
+    return value
+
+
+def _check_text(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain the NUL character")
+    return value
+
+
+def _check_prompt(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return _check_text(value)
+
+
+SidePixels = Annotated[int, Field(ge=MIN_SIDE_PIXELS, le=MAX_SIDE_PIXELS), AfterValidator(_check_side)]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_text)]
+MetadataValue = Annotated[str, Field(max_length=512), AfterValidator(_check_text)]
+RequestId = Annotated[
+    str, Field(min_length=1, max_length=128, description="Identity of the task."), AfterValidator(check_request_id)
+]
+
+
+class GenerationParameters(BaseModel):
+    """What to draw and how; shared by the HTTP request and the Kafka task."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_check_prompt)]
+    """What to draw. Text beyond 512 T5 tokens is cut, with a warning in the result."""
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_check_text)] | None = None
+    """What to avoid. Acts only with `true_cfg_scale` above 1; the result warns otherwise."""
+    width: SidePixels = 1024
+    """Pixels, a multiple of 16."""
+    height: SidePixels = 1024
+    """Pixels, a multiple of 16."""
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 28
+    """Denoising steps."""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    """Seed of the first image; image i uses seed + i. Derived from `request_id` when absent."""
+    guidance: Annotated[float, Field(ge=0, le=20)] = 3.5
+    """Distilled guidance of FLUX.1-dev; costs nothing."""
+    true_cfg_scale: Annotated[float, Field(ge=1, le=20)] = 1.0
+    """Classifier-free guidance; above 1 doubles the cost."""
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
+    """How many images."""
+    output_format: Annotated[OutputFormat, Field(strict=False)] = OutputFormat.PNG
+    """png, jpeg or webp."""
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)] = {}
+    """The caller's own labels, echoed in every result."""
+
+    @model_validator(mode="after")
+    def _seeds_fit(self) -> Self:
+        if self.seed is not None and self.seed + self.n - 1 > MAX_SEED:
+            raise ValueError(
+                f"seed: {self.seed} leaves no room for {self.n} images; use at most {MAX_SEED - self.n + 1}"
+            )
+        return self
+
+
+class GenerationTask(GenerationParameters):
+    """One record of a task topic."""
+
+    model_config = ConfigDict(extra="allow", title="GenerationTask")
+
+    request_id: RequestId
+
+    def unknown_fields(self) -> dict[str, Any]:
+        """Fields this release does not know; kept so that nothing is lost on the way."""
+        return dict(self.model_extra or {})

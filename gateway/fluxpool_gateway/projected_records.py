@@ -1,0 +1,114 @@
+"""From records of the task, results and progress topics to changes of the task store. Pure.
+
+What cannot be read changes nothing: bad tasks are answered by the workers, and their answer is projected.
+"""
+
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from fluxpool_contract.derived import first_seen
+from fluxpool_contract.headers import Envelope, RawHeaders, parse_envelope
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError
+from fluxpool_contract.progress import ProgressEvent, ProgressType
+from fluxpool_contract.result import GenerationResult, ResultStatus
+from fluxpool_contract.task import MAX_TASK_BYTES, GenerationTask
+from fluxpool_contract.topics import TopicNames
+from fluxpool_gateway.generation_request import Priority
+from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+
+_STATUS = {
+    ResultStatus.SUCCESS: TaskStatus.SUCCEEDED,
+    ResultStatus.FAILED: TaskStatus.FAILED,
+    ResultStatus.EXPIRED: TaskStatus.EXPIRED,
+    ResultStatus.CANCELED: TaskStatus.CANCELED,
+}
+
+
+def projected_topics(topics: TopicNames) -> tuple[str, ...]:
+    """The topics that the store is built from."""
+    return (*task_topics(topics), topics.results, topics.progress)
+
+
+def task_topics(topics: TopicNames) -> tuple[str, ...]:
+    """The topics that requests are accepted into."""
+    return topics.tasks, topics.tasks_vip
+
+
+def read_change(
+    topics: TopicNames, *, topic: str, value: bytes | None, headers: RawHeaders, timestamp_ms: int
+) -> Change | None:
+    """What a record changes; None when it cannot be read or speaks of no task."""
+    if not value:
+        return None
+    try:
+        if topic == topics.results:
+            return _result(value, headers, timestamp_ms)
+        if topic == topics.progress:
+            return _progress(value, headers)
+        priority = Priority.VIP if topic == topics.tasks_vip else Priority.STANDARD
+        return _task(value, headers, timestamp_ms, priority=priority)
+    except (InvalidTaskError, ValidationError):
+        return None
+
+
+def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Priority) -> TaskSeen | None:
+    """What a worker's decoding would let pass, without the digest, which costs as much as all the rest."""
+    if len(value) > MAX_TASK_BYTES:
+        return None
+    task = GenerationTask.model_validate_json(value)
+    envelope = parse_envelope(headers, request_id=task.request_id)
+    return TaskSeen(
+        request_id=task.request_id,
+        body=value.decode(),
+        priority=priority.value,
+        tenant=envelope.tenant,
+        created_at_ms=_milliseconds(first_seen(envelope, timestamp_ms)),
+        epoch=envelope.epoch,
+        attempt=envelope.attempt,
+    )
+
+
+def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
+    event = ProgressEvent.model_validate_json(value)
+    # A type that this release does not know means that the task is being worked on.
+    status = TaskStatus.QUEUED if event.type == ProgressType.RETRYING else TaskStatus.RUNNING
+    return ProgressSeen(
+        request_id=event.request_id,
+        status=status,
+        at_ms=_milliseconds(event.at),
+        started=event.type == ProgressType.STARTED,
+        epoch=_lenient_envelope(headers).epoch,
+        attempt=max(1, event.attempt),
+        step=None if event.step is None else max(0, event.step),
+        total_steps=event.total_steps,
+    )
+
+
+def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen | None:
+    result = GenerationResult.model_validate_json(value)
+    if result.request_id is None:
+        return None
+    # Says that a second body came under a used id; the task of that id has a result of its own.
+    if result.error is not None and result.error.code == ErrorCode.ID_CONFLICT:
+        return None
+    return ResultSeen(
+        request_id=result.request_id,
+        status=_STATUS[result.status],
+        body=value.decode(),
+        completed_at_ms=timestamp_ms if result.completed_at is None else _milliseconds(result.completed_at),
+        epoch=_lenient_envelope(headers).epoch,
+        attempt=max(1, result.attempt or 1),
+    )
+
+
+def _lenient_envelope(headers: RawHeaders) -> Envelope:
+    try:
+        return parse_envelope(headers)
+    except InvalidTaskError:
+        return Envelope()
+
+
+def _milliseconds(moment: datetime) -> int:
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1000)

@@ -1,0 +1,34 @@
+"""Everything the gateway is told, as `FLUXPOOL_*` variables."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from fluxpool_contract.environment import EnvironmentSettings
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.settings import HttpBaseUrl, StorageSettings
+from fluxpool_contract.topics import TopicNames
+
+
+class GatewaySettings(EnvironmentSettings):
+    """Settings of one gateway: its server processes and its projector."""
+
+    kafka: KafkaConnection
+    storage: StorageSettings
+    """Where the workers store images; the gateway only reads."""
+    topics: TopicNames = TopicNames()
+    database_file: Path
+    """SQLite file of the task store. A projection of Kafka: when it is deleted it is built again."""
+    listen_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+    listen_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """0 takes any free port; `address_file` then says which."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Server processes that share the listening socket; about one for each core."""
+    produce_deadline_seconds: Annotated[float, Field(ge=0.1, le=60)] = 3.0
+    """Longest wait for the broker's acknowledgement; past it the answer is 503 and the outcome unknown."""
+    public_url: HttpBaseUrl | None = None
+    """Address under which clients reach the gateway; the `Host` header of each request when absent."""
+    address_file: Path | None = None
+    """File that gets the gateway's URL, whole or not at all, once it serves requests."""

@@ -1,0 +1,52 @@
+"""The SQLite file: how it is opened by its one writer and by its many readers."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+_BUSY_TIMEOUT_MILLISECONDS = 5000
+"""Readers and the writer never block each other in WAL mode, but for a moment at checkpoints."""
+
+
+def open_writer(file: Path) -> Engine:
+    """The engine of the projector, the one process that writes. Makes the file when it is missing."""
+    engine = _engine(file, mode="rwc")
+
+    @event.listens_for(engine, "connect")
+    def _settings(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        # With WAL this can lose the last transactions on a power cut, never corrupt; Kafka has them all.
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MILLISECONDS}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def open_reader(file: Path) -> Engine:
+    """The engine of a server process. Reads only; the file must exist by the time of the first query."""
+    engine = _engine(file, mode="rw")
+
+    @event.listens_for(engine, "connect")
+    def _settings(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA query_only=ON")
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MILLISECONDS}")
+        cursor.close()
+
+    return engine
+
+
+def _engine(file: Path, *, mode: str) -> Engine:
+    # As a URI, so that a reader that comes first does not make an empty file.
+    url = URL.create("sqlite", database=f"{file.absolute().as_uri()}", query={"mode": mode, "uri": "true"})
+    # `isolation_level` None: Python's own transactions leave schema changes out, so BEGIN is said by us.
+    return create_engine(url, connect_args={"isolation_level": None})

@@ -1,0 +1,42 @@
+"""The tables of the task store, as the newest migration leaves them."""
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+tasks = Table(
+    "task",
+    metadata,
+    Column("request_id", String(128), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("step", Integer),
+    Column("total_steps", Integer),
+    Column("body", Text),
+    Column("priority", String(16)),
+    Column("tenant", String(63)),
+    Column("created_at_ms", BigInteger),
+    Column("started_at_ms", BigInteger),
+    Column("completed_at_ms", BigInteger),
+    Column("result", Text),
+    sqlite_with_rowid=False,
+)
+
+projected_offsets = Table(
+    "projected_offset",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("partition", Integer, primary_key=True),
+    Column("next_offset", BigInteger, nullable=False),
+)
+
+projector_heartbeat = Table(
+    "projector_heartbeat",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("pid", Integer, nullable=False),
+    Column("beat_at_ms", BigInteger, nullable=False),
+    Column("caught_up_at_ms", BigInteger),
+    Column("lag_records", BigInteger),
+)

@@ -1,0 +1,190 @@
+"""How records of several topics, in any order, add up to the state of one task.
+
+Pure. Topics are not ordered among each other, so every record carries its place in a task's life (`version_of`) and
+an older one never undoes a newer one.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final, assert_never
+
+
+class TaskStatus(StrEnum):
+    """Where a task is in its life; the last four are ends."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing more happens to the task."""
+        return self not in {TaskStatus.QUEUED, TaskStatus.RUNNING}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSeen:
+    """A record of a task topic."""
+
+    request_id: str
+    body: str
+    """The record's value."""
+    priority: str
+    tenant: str
+    created_at_ms: int
+    epoch: int = 0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressSeen:
+    """A record of the progress topic."""
+
+    request_id: str
+    status: TaskStatus
+    at_ms: int
+    started: bool
+    """Whether it says that an attempt began."""
+    epoch: int = 0
+    attempt: int = 1
+    step: int | None = None
+    total_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultSeen:
+    """A record of the results topic."""
+
+    request_id: str
+    status: TaskStatus
+    body: str
+    """The record's value."""
+    completed_at_ms: int
+    epoch: int = 0
+    attempt: int = 1
+
+
+Change = TaskSeen | ProgressSeen | ResultSeen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """One row of the store. Times are milliseconds since 1970, UTC."""
+
+    request_id: str
+    version: int
+    status: TaskStatus
+    attempts: int
+    step: int | None = None
+    total_steps: int | None = None
+    body: str | None = None
+    """The task as sent; None while only its results are known."""
+    priority: str | None = None
+    tenant: str | None = None
+    created_at_ms: int | None = None
+    started_at_ms: int | None = None
+    completed_at_ms: int | None = None
+    result: str | None = None
+    """The result as published; there exactly when the status is terminal."""
+
+
+_MAX_EPOCH: Final = 999_999
+_MAX_ATTEMPT: Final = 9_999
+_MAX_STEP: Final = 999
+
+
+def version_of(*, status: TaskStatus, epoch: int, attempt: int, step: int | None = None) -> int:
+    """The place of a record in the life of its task; a higher one is later.
+
+    By replay epoch first, then ended or not (an end counts more than any attempt, since workers number attempts in
+    place differently from results), then attempt, queued before running, and step (none before the first). Fits into
+    63 bits.
+    """
+    steps_begun = 0 if step is None else min(step, _MAX_STEP) + 1
+    match status:
+        case TaskStatus.QUEUED:
+            rank = 10
+        case TaskStatus.RUNNING:
+            rank = 20
+        case TaskStatus.SUCCEEDED | TaskStatus.FAILED | TaskStatus.EXPIRED | TaskStatus.CANCELED:
+            rank = 90
+        case _:
+            assert_never(status)
+    within_epoch = int(status.terminal) * 10**11 + min(attempt, _MAX_ATTEMPT) * 10**6 + rank * 10**4 + steps_begun
+    return min(epoch, _MAX_EPOCH) * 10**12 + within_epoch
+
+
+def fold(state: TaskState | None, change: Change) -> TaskState:
+    """The state after one more record; the very same object when the record says nothing new."""
+    match change:
+        case TaskSeen():
+            if state is None:
+                return _first(change)
+            later = _advance(state, change, status=TaskStatus.QUEUED)
+            # Of several records with one id the earliest tells when the request came, whichever is read first.
+            if later.body is None or (change.created_at_ms, change.body) < (later.created_at_ms, later.body):
+                later = replace(
+                    later,
+                    body=change.body,
+                    priority=change.priority,
+                    tenant=change.tenant,
+                    created_at_ms=change.created_at_ms,
+                )
+            return later
+        case ProgressSeen():
+            later = _advance(state, change, status=change.status, step=change.step, total_steps=change.total_steps)
+            if change.started and (later.started_at_ms is None or change.at_ms < later.started_at_ms):
+                later = replace(later, started_at_ms=change.at_ms)
+            return later
+        case ResultSeen():
+            return _advance(
+                state, change, status=change.status, result=change.body, completed_at_ms=change.completed_at_ms
+            )
+        case _:
+            assert_never(change)
+
+
+def _first(task: TaskSeen) -> TaskState:
+    """The state of a task that nothing was known of: by far the most frequent case, hence without detours."""
+    return TaskState(
+        request_id=task.request_id,
+        version=version_of(status=TaskStatus.QUEUED, epoch=task.epoch, attempt=task.attempt),
+        status=TaskStatus.QUEUED,
+        attempts=task.attempt,
+        body=task.body,
+        priority=task.priority,
+        tenant=task.tenant,
+        created_at_ms=task.created_at_ms,
+    )
+
+
+def _advance(
+    state: TaskState | None,
+    change: Change,
+    *,
+    status: TaskStatus,
+    step: int | None = None,
+    total_steps: int | None = None,
+    result: str | None = None,
+    completed_at_ms: int | None = None,
+) -> TaskState:
+    """The state with the part that only the latest record decides."""
+    version = version_of(status=status, epoch=change.epoch, attempt=change.attempt, step=step)
+    if state is None:
+        state = TaskState(request_id=change.request_id, version=-1, status=status, attempts=change.attempt)
+    if change.attempt > state.attempts:
+        state = replace(state, attempts=change.attempt)
+    if version <= state.version:
+        return state
+    return replace(
+        state,
+        version=version,
+        status=status,
+        step=step if status is TaskStatus.RUNNING else None,
+        total_steps=total_steps if status is TaskStatus.RUNNING else None,
+        result=result,
+        completed_at_ms=completed_at_ms,
+    )

@@ -1,0 +1,141 @@
+"""The operator's process: `python -m fluxpool_operator`, settings from `FLUXPOOL_*` variables.
+
+Owns the start, the end and the health endpoints. Exit status: 0 after SIGTERM, 1 when it cannot go on, 2 when the
+settings are wrong.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+from kubernetes.aio.config import ConfigException
+
+from fluxpool_contract.environment import SettingsError
+from fluxpool_operator.backlog import BacklogHub
+from fluxpool_operator.cluster import connect
+from fluxpool_operator.handlers import watch
+from fluxpool_operator.reconcile.services import Services
+from fluxpool_operator.reconcile.supervisor import Supervisor
+from fluxpool_operator.reconcile.sweep import Sweep
+from fluxpool_operator.settings import OperatorSettings
+from fluxpool_operator.startup import DefinitionError, check_definition
+from fluxpool_transport.health_server import HealthServer
+from fluxpool_transport.logging_setup import configure_logging
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIGURATION: Final = 2
+SILENT_LOOP_SECONDS: Final = 300.0
+"""A loop turns at least every minute, each turn ends after two: one that is silent for longer does not come back."""
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class _Health:
+    """What the probes are told."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self.watching = asyncio.Event()
+
+    def why_not_alive(self) -> str | None:
+        silent_seconds = self._supervisor.slowest_turn_seconds()
+        return f"a pool's loop is silent for {silent_seconds:.0f} s" if silent_seconds > SILENT_LOOP_SECONDS else None
+
+    def why_not_ready(self) -> str | None:
+        return None if self.watching.is_set() else "the watches do not run yet"
+
+
+async def serve(settings: OperatorSettings) -> int:
+    """Run the operator until SIGTERM or SIGINT; returns the exit status."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with tempfile.TemporaryDirectory(prefix="fluxpool-operator-") as folder:
+        async with (
+            await connect(deadline_seconds=settings.api_deadline_seconds) as cluster,
+            BacklogHub(deadline_seconds=settings.kafka_deadline_seconds) as hub,
+        ):
+            services = Services(settings=settings, cluster=cluster, hub=hub, folder=Path(folder))
+            supervisor = Supervisor(services)
+            health = _Health(supervisor)
+            server = HealthServer(
+                host=settings.health_host,
+                port=settings.health_port,
+                why_not_alive=health.why_not_alive,
+                why_not_ready=health.why_not_ready,
+                registry=services.metrics.registry,
+            )
+            async with server:
+                logger.info("operator_serving", health_port=server.port)
+                return await _operate(services, supervisor, health, stop)
+
+
+async def _operate(services: Services, supervisor: Supervisor, health: _Health, stop: asyncio.Event) -> int:
+    settings = services.settings
+    checking = asyncio.create_task(check_definition(services.cluster), name="definition")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((checking, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not checking.done():
+        checking.cancel()
+        return 0
+    try:
+        checking.result()
+    except DefinitionError as error:
+        logger.error("definition_refused", problem=str(error))
+        return EXIT_FAILED
+    sweep = Sweep(services.cluster, supervisor=supervisor, world=services.world, namespaces=settings.watch_namespaces)
+    sweeping = asyncio.create_task(sweep.run(interval_seconds=settings.resync_interval_seconds), name="sweep")
+    watching = asyncio.create_task(
+        watch(settings, supervisor=supervisor, world=services.world, stop=stop, ready=health.watching),
+        name="watch",
+    )
+    logger.info("operator_started", namespaces=settings.watch_namespaces or "all")
+    await asyncio.wait((watching, sweeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+    was_told = stop.is_set()
+    stop.set()
+    await supervisor.stop()
+    sweeping.cancel()
+    results = await asyncio.gather(watching, sweeping, stopping, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            logger.error("operator_failed", error=repr(result))
+    logger.info("operator_stopped", was_told=was_told)
+    return 0 if was_told else EXIT_FAILED
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the operator as the settings in the environment say."""
+    argparse.ArgumentParser(
+        prog="fluxpool-operator",
+        description="Watches FluxWorkerPools and keeps their workers as many as the backlog needs. "
+        "Settings are FLUXPOOL_* variables, see docs/settings.md.",
+    ).parse_args(arguments)
+    configure_logging(service="operator")
+    try:
+        settings = OperatorSettings.from_environment(os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"fluxpool-operator: {error}\n")
+        sys.exit(EXIT_CONFIGURATION)
+    try:
+        sys.exit(asyncio.run(serve(settings)))
+    except ConfigException as error:
+        sys.stderr.write(f"fluxpool-operator: no cluster to connect to: {error}; run in a pod, or set KUBECONFIG\n")
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        sys.stderr.write(
+            f"fluxpool-operator: health_host, health_port: {settings.health_host}:{settings.health_port} cannot be "
+            f"listened on ({error.strerror or error}); choose another with FLUXPOOL_HEALTH_PORT\n"
+        )
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""How the models of the API are declared: their base, and the two kinds of validation that the API server repeats.
+
+Owns how a rule is written down once and ends up in the custom resource definition; must not know any field.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+VALIDATIONS: Final = "x-kubernetes-validations"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule in the Common Expression Language that the API server evaluates; as an annotation it is about one field.
+
+    The message is all that a person sees: it names the field and the remedy.
+    """
+
+    expression: str
+    message: str
+    field_path: str | None = None
+    """The field below that is at fault, such as `.minReplicas`."""
+
+    def to_schema(self) -> dict[str, str]:
+        """The rule as the custom resource definition spells it."""
+        place = {"fieldPath": self.field_path} if self.field_path else {}
+        return {"rule": self.expression, "message": self.message, **place}
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Add the rule to the schema of the annotated field."""
+        schema = handler(core)
+        schema[VALIDATIONS] = [*schema.get(VALIDATIONS, []), self.to_schema()]
+        return schema
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Text of a certain form, checked by the API server and by the model, both with the same words.
+
+    The pattern is one that Python and RE2 read alike, and holds no quotation mark.
+    """
+
+    pattern: str
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the text after the constraints to the left of this annotation."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Add the same check to the schema, as a rule."""
+        rule = Rule(f"self.matches(r'^({self.pattern})$')", self.message)
+        return rule.__get_pydantic_json_schema__(core, handler)
+
+    def _check(self, text: str) -> str:
+        if not re.fullmatch(self.pattern, text):
+            raise ValueError(self.message)
+        return text
+
+
+class ApiModel(BaseModel):
+    """Base of everything below a pool.
+
+    Fields that a model does not know are left out: the API server refuses or prunes them for people, and a definition
+    that is newer than this operator must not stop it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    """What a schema cannot say about the fields of this object together."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Add the rules of this class to its schema."""
+        schema = handler(core)
+        if cls.rules:
+            handler.resolve_ref_schema(schema)[VALIDATIONS] = [rule.to_schema() for rule in cls.rules]
+        return schema
+
+    def to_manifest(self) -> dict[str, Any]:
+        """The object as Kubernetes spells it, absent fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def map_by(*keys: str) -> dict[str, Any]:
+    """Schema of a list whose items are told apart by these fields, so that several appliers can share it."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
+
+
+SET: Final[dict[str, Any]] = {"x-kubernetes-list-type": "set"}
+ATOMIC: Final[dict[str, Any]] = {"x-kubernetes-list-type": "atomic"}
+EMPTY_MAP: Final[dict[str, Any]] = {"default": {}}
+"""For maps that pydantic makes by a factory and so leaves out of its schema."""
+
+_QUANTITY_PATTERN: Final = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]+))?$"
+_PERCENTAGE_PATTERN: Final = r"^(100|[1-9]?[0-9])%$"
+
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+SecretEntry = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._-]+$")]
+QualifiedName = Annotated[
+    str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
+Quantity = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, Field(max_length=32, pattern=_QUANTITY_PATTERN)],
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maxLength": 32,
+            "pattern": _QUANTITY_PATTERN,
+            "x-kubernetes-int-or-string": True,
+        }
+    ),
+]
+CountOrPercentage = Annotated[
+    Annotated[int, Field(ge=0, le=1000)] | Annotated[str, Field(max_length=4, pattern=_PERCENTAGE_PATTERN)],
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "maximum": 1000,
+            "maxLength": 4,
+            "minimum": 0,
+            "pattern": _PERCENTAGE_PATTERN,
+            "x-kubernetes-int-or-string": True,
+        }
+    ),
+]
+HttpUrl = Annotated[
+    str,
+    Field(max_length=2048),
+    Matching(r"https?://[^\s/]+(/\S*)?", "the address must begin with http:// or https:// and name a host"),
+]

@@ -1,0 +1,185 @@
+"""Reads lanes of one Kafka cluster for whoever asks, all that ask meanwhile in one go.
+
+Owns the joining of requests and the words for what went wrong. Must not know of pools, nor of what was read before.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+from aiokafka.errors import KafkaError
+from confluent_kafka import KafkaException
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.backlog.observation import LaneTarget, RetryTier
+from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
+from fluxpool_operator.backlog.reading import LaneReading, head_offset
+from fluxpool_transport.backlog import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog
+from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.kafka_clients import KafkaCredentialsError
+
+log = structlog.get_logger(__name__)
+
+# New partitions are seen by the second reading of a pool that is read every five seconds; the others cost as much as
+# the offsets themselves when there are a thousand groups, and nothing is decided by them at once.
+_KNOWN_FOR: Final = KnownFor(layout_seconds=6.0, log_start_seconds=15.0, members_seconds=30.0)
+_KAFKA_ERRORS: Final = (KafkaUnavailableError, KafkaCredentialsError, KafkaException, KafkaError, OSError)
+
+_GroupOnTopic = tuple[str, str]
+_Request = tuple[tuple[LaneTarget, ...], "asyncio.Future[tuple[LaneReading, ...]]"]
+
+
+class ClusterReader:
+    """Answers `read`; connects at the first one and stays connected until `close`."""
+
+    def __init__(self, connection: KafkaConnection, tasks: asyncio.TaskGroup, *, deadline_seconds: float) -> None:
+        self._connection = connection
+        self._tasks = tasks
+        self._deadline_seconds = deadline_seconds
+        self._requests: list[_Request] = []
+        self._serving: asyncio.Task[None] | None = None
+        self._open: tuple[AsyncExitStack, BacklogReader] | None = None
+        self._heads = HeadProbe(connection, tasks)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self._serving is not None and not self._serving.done()
+
+    async def read(self, targets: Sequence[LaneTarget]) -> tuple[LaneReading, ...]:
+        """One reading for each target, in their order; what is wrong stands in them. Never raises for Kafka.
+
+        Requests that come while a reading runs are answered together by the next one.
+        """
+        answer: asyncio.Future[tuple[LaneReading, ...]] = asyncio.get_running_loop().create_future()
+        self._requests.append((tuple(targets), answer))
+        if not self.is_busy:
+            self._serving = self._tasks.create_task(self._serve(), name="backlog-reading")
+        return await answer
+
+    async def close(self) -> None:
+        """Let go of the connections; whoever still waits is cancelled."""
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.wait({self._serving})
+        await self._heads.close()
+        await self._drop_reader()
+
+    async def _serve(self) -> None:
+        batch: list[_Request] = []
+        try:
+            while self._requests:
+                batch, self._requests = self._requests, []
+                readings = await self._read(dict.fromkeys(target for targets, _ in batch for target in targets))
+                for targets, answer in batch:
+                    if not answer.done():  # its asker may be gone
+                        answer.set_result(tuple(readings[target] for target in targets))
+        finally:
+            for _, answer in [*batch, *self._requests]:
+                answer.cancel()
+
+    async def _read(self, targets: Iterable[LaneTarget]) -> dict[LaneTarget, LaneReading]:
+        try:
+            readings = await self._read_offsets(targets)
+            return await self._with_heads(readings)
+        except _KAFKA_ERRORS as error:
+            problem = str(error) or type(error).__name__
+        except Exception as error:
+            log.exception("backlog_reading_failed")
+            problem = f"the backlog could not be read: {type(error).__name__}: {error}"
+        # The next reader loads credentials from their files anew.
+        await self._drop_reader()
+        return {target: LaneReading(target=target, problem=problem) for target in targets}
+
+    async def _read_offsets(self, targets: Iterable[LaneTarget]) -> dict[LaneTarget, LaneReading]:
+        reader = await self._reader()
+        tiers = tuple(dict.fromkeys(tier for target in targets for tier in target.retry_tiers))
+        groups = [(target.consumer_group, target.topic) for target in targets]
+        groups += [(tier.scheduler_group, tier.topic) for tier in tiers]
+        backlogs = await _read_groups(reader, groups)
+        due = await _due_records(reader, tiers, backlogs)
+        return {target: _lane_reading(target, backlogs[target.consumer_group, target.topic], due) for target in targets}
+
+    async def _with_heads(self, readings: Mapping[LaneTarget, LaneReading]) -> dict[LaneTarget, LaneReading]:
+        questions = {
+            (target, item.partition): HeadQuestion(target.topic, item.partition, head_offset(item), item.log_end_offset)
+            for target, reading in readings.items()
+            for item in reading.partitions
+            if isinstance(item, PartitionBacklog) and item.waiting_records > 0
+        }
+        found = await self._heads.look_up(set(questions.values()))
+        heads: dict[LaneTarget, dict[int, Head]] = {}
+        for (target, number), question in questions.items():
+            if question in found:
+                heads.setdefault(target, {})[number] = found[question]
+        return {target: replace(reading, heads=heads.get(target, {})) for target, reading in readings.items()}
+
+    async def _reader(self) -> BacklogReader:
+        if self._open is None:
+            stack = AsyncExitStack()
+            reader = await stack.enter_async_context(
+                BacklogReader(self._connection, deadline_seconds=self._deadline_seconds, known_for=_KNOWN_FOR)
+            )
+            self._open = stack, reader
+        return self._open[1]
+
+    async def _drop_reader(self) -> None:
+        opened, self._open = self._open, None
+        if opened is not None:
+            await opened[0].aclose()
+
+
+async def _read_groups(reader: BacklogReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupBacklog]:
+    """The backlog of each group on its topic. One call, unless a group is asked about on several topics."""
+    backlogs: dict[_GroupOnTopic, GroupBacklog] = {}
+    remaining = set(groups)
+    while remaining:
+        topics = dict(remaining)
+        backlogs |= {(group, topics[group]): item for group, item in (await reader.read(topics)).items()}
+        remaining -= topics.items()
+    return backlogs
+
+
+async def _due_records(
+    reader: BacklogReader, tiers: Iterable[RetryTier], backlogs: Mapping[_GroupOnTopic, GroupBacklog]
+) -> dict[RetryTier, int | None]:
+    """How many records of each tier have waited long enough; None where that could not be read."""
+    uncommitted = {tier: backlogs[tier.scheduler_group, tier.topic].uncommitted_records for tier in tiers}
+    now_ms = time.time() * 1000
+    offsets = await reader.offsets_at(
+        {tier.topic: int(now_ms - tier.delay_seconds * 1000) for tier, count in uncommitted.items() if count}
+    )
+    due: dict[RetryTier, int | None] = {}
+    for tier, count in uncommitted.items():
+        due[tier] = count
+        if count:
+            partitions = backlogs[tier.scheduler_group, tier.topic].readable_partitions
+            ends = [offsets.get((tier.topic, item.partition)) for item in partitions]
+            due[tier] = (
+                None
+                if None in ends
+                else sum(
+                    max(0, min(end, item.log_end_offset) - item.next_offset)
+                    for item, end in zip(partitions, ends, strict=True)
+                    if end is not None
+                )
+            )
+    return due
+
+
+def _lane_reading(target: LaneTarget, backlog: GroupBacklog, due: Mapping[RetryTier, int | None]) -> LaneReading:
+    counts = [due[tier] for tier in target.retry_tiers]
+    unread = [tier.topic for tier in target.retry_tiers if due[tier] is None]
+    problem = backlog.problem
+    if problem is None and unread:
+        problem = f"retry topics could not be read: {', '.join(unread)}"
+    return LaneReading(
+        target=target,
+        partitions=backlog.partitions,
+        member_count=backlog.member_count,
+        due_retries=None if unread else sum(count for count in counts if count is not None),
+        problem=problem,
+    )

@@ -1,0 +1,197 @@
+"""What a pool remembers of its backlog between readings: the last good value of each partition, and what was lost.
+
+Owns the rules by which silence and surprising answers are held against what was known. Pure: readings and times come as
+arguments. Must not know how anything is read.
+
+A partition keeps its last good value while it cannot be read, while it is missing in an answer, while its group's
+offset is suddenly gone, and while its offset suddenly lies past the log's end. The last three are seen while
+coordinators load, leaders move and metadata spread, and would each be a wrong zero or a wrong flood. So they are
+believed only after `CONFIRMING_ANSWERS` answers without an error that agree, `CONFIRMING_SECONDS` after the first of
+them. Until then the partition is stale: it may hold or raise replicas, never lower them.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from fluxpool_operator.backlog.observation import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
+from fluxpool_operator.backlog.reading import Head, LaneReading, head_of, waiting_records
+from fluxpool_transport.backlog import PartitionBacklog, StalePartition
+
+CONFIRMING_ANSWERS: Final = 2
+CONFIRMING_SECONDS: Final = 20.0
+"""A broker that restarts loads its groups within some seconds; a pool that waits this long for the truth loses little."""
+
+
+class PoolBacklog:
+    """The backlog of one pool: `update` it with readings, `observe` what is known.
+
+    `expired_before` gives each lane's `expired_records_total` as an earlier process left it in the pool's status. Losses
+    that happened while no operator ran are counted as far as they still show: a gap that stands at the first reading
+    and is not larger than the earlier total is taken for counted.
+    """
+
+    def __init__(self, targets: Sequence[LaneTarget], expired_before: Mapping[str, int]) -> None:
+        self._lanes = {target: _Lane(target, expired_before.get(target.name, 0)) for target in targets}
+
+    def update(self, readings: Iterable[LaneReading], now_seconds: float) -> None:
+        """Take in what was read; a lane without a reading grows older. `now_seconds` is monotonic."""
+        for reading in readings:
+            lane = self._lanes.get(reading.target)
+            if lane is not None:
+                lane.update(reading, now_seconds)
+
+    def observe(self, now_seconds: float, wall_seconds: float) -> tuple[LaneObservation, ...]:
+        """What is known at a moment, lane by lane; `wall_seconds` is the same moment since 1970, UTC."""
+        return tuple(lane.observe(now_seconds, wall_seconds) for lane in self._lanes.values())
+
+
+class _Lane:
+    def __init__(self, target: LaneTarget, expired_before: int) -> None:
+        self._target = target
+        self._partitions: dict[int, _Partition] = {}
+        self._expired_before = expired_before
+        self._expired_at_first = 0
+        self._expired_since = 0
+        self._member_count: int | None = None
+        self._due_retries = 0
+        self._problem: str | None = None
+
+    def update(self, reading: LaneReading, now_seconds: float) -> None:
+        problems = [] if reading.problem is None else [reading.problem]
+        for item in reading.partitions:
+            partition = self._partitions.setdefault(item.partition, _Partition())
+            is_first = partition.backlog is None
+            problem = partition.update(item, reading.heads.get(item.partition), now_seconds)
+            if problem is not None:
+                problems.append(f"partition {item.partition}: {problem}")
+            elif is_first:
+                self._expired_at_first += partition.count_expired()
+            else:
+                self._expired_since += partition.count_expired()
+        if reading.is_whole:
+            problems += self._doubt_missing({item.partition for item in reading.partitions}, now_seconds)
+        if reading.member_count is not None:
+            self._member_count = reading.member_count
+        if reading.due_retries is not None:
+            self._due_retries = reading.due_retries
+        self._problem = _sentence(problems)
+
+    def observe(self, now_seconds: float, wall_seconds: float) -> LaneObservation:
+        known = sorted(self._partitions.items())
+        observed = [(item.backlog, item.head) for _, item in known if item.backlog is not None]
+        stamps = [
+            head.timestamp_ms
+            for backlog, head in observed
+            if head is not None and head.timestamp_ms is not None and waiting_records(backlog, head) > 0
+        ]
+        return LaneObservation(
+            target=self._target,
+            partitions=tuple(_observation(backlog, head) for backlog, head in observed),
+            age_seconds=max((item.age_seconds(now_seconds) for _, item in known), default=math.inf),
+            oldest_age_seconds=max(0.0, wall_seconds - min(stamps) / 1000) if stamps else None,
+            expired_records_total=max(self._expired_before, self._expired_at_first) + self._expired_since,
+            member_count=self._member_count,
+            due_retries=self._due_retries,
+            problem=self._problem,
+        )
+
+    def _doubt_missing(self, present: set[int], now_seconds: float) -> list[str]:
+        """Partitions that a whole answer lacks: a topic never shrinks, unless it was made again smaller."""
+        missing = sorted(self._partitions.keys() - present)
+        for number in missing:
+            if self._partitions[number].doubt.confirms(now_seconds):
+                del self._partitions[number]
+        return [f"partition {number}: missing in the topic" for number in missing if number in self._partitions]
+
+
+class _Doubt:
+    """Counts answers that contradict what was known, until there are enough of them to be believed."""
+
+    def __init__(self) -> None:
+        self._answers = 0
+        self._since_seconds = 0.0
+
+    def confirms(self, now_seconds: float) -> bool:
+        """Count one more such answer; true once they are to be believed."""
+        if self._answers == 0:
+            self._since_seconds = now_seconds
+        self._answers += 1
+        return self._answers >= CONFIRMING_ANSWERS and now_seconds - self._since_seconds >= CONFIRMING_SECONDS
+
+    def clear(self) -> None:
+        self._answers = 0
+
+
+class _Partition:
+    def __init__(self) -> None:
+        self.backlog: PartitionBacklog | None = None
+        self.head: Head | None = None
+        self.doubt = _Doubt()
+        self._read_at_seconds: float | None = None
+        self._expired_until: int | None = None
+
+    def update(self, item: PartitionBacklog | StalePartition, head: Head | None, now_seconds: float) -> str | None:
+        """Take in a good answer; anything else changes nothing and is named."""
+        if isinstance(item, StalePartition):
+            return item.reason
+        surprise = self._surprise(item)
+        if surprise is not None and not self.doubt.confirms(now_seconds):
+            return surprise
+        self.doubt.clear()
+        if item.is_recreated:
+            self._expired_until = None
+        self.head = head_of(item, head) or head_of(item, self.head)
+        self.backlog, self._read_at_seconds = item, now_seconds
+        return None
+
+    def count_expired(self) -> int:
+        """Records that retention took since the last count, before anybody did."""
+        if self.backlog is None:
+            return 0
+        start = self.backlog.log_start_offset
+        taken = 0 if self.backlog.is_recreated else self.backlog.committed_offset
+        if self._expired_until is None and (taken is None or self.backlog.is_recreated):
+            self._expired_until = start  # what went before was never seen waiting
+        expired = max(0, start - max(taken or 0, self._expired_until or 0))
+        self._expired_until = max(start, self._expired_until or 0)
+        return expired
+
+    def age_seconds(self, now_seconds: float) -> float:
+        return math.inf if self._read_at_seconds is None else now_seconds - self._read_at_seconds
+
+    def _surprise(self, item: PartitionBacklog) -> str | None:
+        known = self.backlog
+        if known is None or known.committed_offset is None:
+            return None
+        if item.committed_offset is None:
+            return "the group's committed offset is gone; held until Kafka confirms it"
+        if item.is_recreated and not known.is_recreated:
+            return "the group's committed offset lies past the end of the log; held until Kafka confirms it"
+        return None
+
+
+def _observation(backlog: PartitionBacklog, head: Head | None) -> PartitionObservation:
+    return PartitionObservation(
+        partition=backlog.partition,
+        waiting_records=waiting_records(backlog, head),
+        in_flight=tuple(
+            InFlightTask(
+                partition=backlog.partition,
+                offset=offset,
+                task=entry.task,
+                worker=entry.worker,
+                started_at_seconds=entry.started_at,
+                crashes=entry.crashes,
+            )
+            for offset, entry in sorted(backlog.in_flight.items())
+        ),
+        expired_records=backlog.expired_records,
+        is_recreated=backlog.is_recreated,
+    )
+
+
+def _sentence(problems: list[str]) -> str | None:
+    if not problems:
+        return None
+    return problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)"

@@ -1,0 +1,43 @@
+"""The children of a pool, rendered as plain manifests. Pure: values in, values out, nothing is read or applied."""
+
+from fluxpool_operator.children.identity import (
+    FIELD_MANAGER,
+    MANAGED_BY,
+    POOL_LABEL,
+    TEMPLATE_HASH_ANNOTATION,
+    child_name,
+    manifest_hash,
+    selector_labels,
+    selector_text,
+)
+from fluxpool_operator.children.render import Children, render_children
+from fluxpool_operator.children.secret_keys import (
+    SecretKey,
+    required_secret_keys,
+    secret_files,
+    secret_variables,
+    secrets_checksum,
+)
+from fluxpool_operator.children.worker_settings import kafka_connection, lanes, topic_names, worker_settings
+
+__all__ = [
+    "FIELD_MANAGER",
+    "MANAGED_BY",
+    "POOL_LABEL",
+    "TEMPLATE_HASH_ANNOTATION",
+    "Children",
+    "SecretKey",
+    "child_name",
+    "kafka_connection",
+    "lanes",
+    "manifest_hash",
+    "render_children",
+    "required_secret_keys",
+    "secret_files",
+    "secret_variables",
+    "secrets_checksum",
+    "selector_labels",
+    "selector_text",
+    "topic_names",
+    "worker_settings",
+]

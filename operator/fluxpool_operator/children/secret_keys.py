@@ -1,0 +1,77 @@
+"""Which entries of Secrets a pool needs, and how their change is noticed. Reads no Secret itself."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fluxpool_operator.api.pool import FluxWorkerPoolSpec
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SecretKey:
+    """One entry of a Secret in the pool's namespace."""
+
+    name: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.key}"
+
+
+def secret_variables(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
+    """Variables of the worker whose values are entries of Secrets."""
+    return dict(_variables(spec))
+
+
+def secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
+    """File names, below the folder that they are mounted at, of entries of Secrets."""
+    security = spec.kafka.security
+    files = {}
+    if ca := security.ca_secret_ref:
+        files["ca.crt"] = SecretKey(ca.name, ca.key)
+    if certificate := security.client_certificate_secret_ref:
+        files["tls.crt"] = SecretKey(certificate.name, certificate.certificate_key)
+        files["tls.key"] = SecretKey(certificate.name, certificate.private_key_key)
+    return files
+
+
+def required_secret_keys(spec: FluxWorkerPoolSpec) -> tuple[SecretKey, ...]:
+    """Every entry without which pods cannot start, those of `worker.env` included; sorted, each once."""
+    keys = {*secret_variables(spec).values(), *secret_files(spec).values()}
+    for variable in spec.worker.env:
+        source = variable.value_from.secret_key_ref if variable.value_from else None
+        if source is not None and not source.optional:
+            keys.add(SecretKey(source.name, source.key))
+    return tuple(sorted(keys))
+
+
+def secrets_checksum(values: Mapping[SecretKey, bytes]) -> str:
+    """A name for these contents that tells nothing about them: put it on pods, so that new secrets make new pods.
+
+    Empty for no entries.
+    """
+    if not values:
+        return ""
+    digest = hashlib.sha256()
+    for key in sorted(values):
+        # Each part is hashed by itself, so that no two ways of cutting the same bytes look alike.
+        for part in (key.name.encode(), key.key.encode(), values[key]):
+            digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:32]
+
+
+def _variables(spec: FluxWorkerPoolSpec) -> Iterator[tuple[str, SecretKey]]:
+    security = spec.kafka.security
+    if credentials := security.credentials_secret_ref:
+        yield "FLUXPOOL_KAFKA_SASL_USERNAME", SecretKey(credentials.name, credentials.username_key)
+        yield "FLUXPOOL_KAFKA_SASL_PASSWORD", SecretKey(credentials.name, credentials.password_key)
+    if client := security.oauth.client_secret_ref if security.oauth else None:
+        yield "FLUXPOOL_KAFKA_OAUTH_CLIENT_ID", SecretKey(client.name, client.client_id_key)
+        yield "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET", SecretKey(client.name, client.client_secret_key)
+    if (certificate := security.client_certificate_secret_ref) and certificate.password_key:
+        yield "FLUXPOOL_KAFKA_TLS_KEY_PASSWORD", SecretKey(certificate.name, certificate.password_key)
+    if access := spec.storage.credentials_secret_ref:
+        yield "FLUXPOOL_STORAGE_ACCESS_KEY_ID", SecretKey(access.name, access.access_key_id_key)
+        yield "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY", SecretKey(access.name, access.secret_access_key_key)
+    if token := spec.model.token_secret_ref:
+        yield "HF_TOKEN", SecretKey(token.name, token.key)

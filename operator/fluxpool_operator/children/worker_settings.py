@@ -1,0 +1,205 @@
+"""A pool as the settings of its workers, and these as the environment of a container.
+
+The settings are built with the very class that the worker parses them with, so both agree or the pool is refused here.
+Secrets take part as placeholders and leave as references; their values are never seen.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import SecretStr, ValidationError
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.problems import FieldProblem, explain
+from fluxpool_contract.settings import Lane, ModelSettings, StorageSettings, WorkerSettings
+from fluxpool_contract.topics import TopicNames
+from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
+from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.api.pool import FluxWorkerPoolSpec
+from fluxpool_operator.children.secret_keys import SecretKey, secret_files, secret_variables
+
+HEALTH_PORT: Final = 8080
+DRAIN_MARGIN_SECONDS: Final = 15
+"""Between the end of the worker's own grace and SIGKILL: to hand the task back, commit and leave the group."""
+
+MODELS_PATH: Final = "/models"
+SCRATCH_PATH: Final = "/var/cache/fluxpool"
+KAFKA_FILES_PATH: Final = "/etc/fluxpool/kafka"
+OAUTH_TOKEN_FILE: Final = "token"  # noqa: S105 - a file's name
+
+_PLACEHOLDER: Final = "by-reference"
+_DRAIN_VARIABLE: Final = "FLUXPOOL_DRAIN_GRACE_SECONDS"
+_POD_FIELDS: Final = {"FLUXPOOL_HEALTH_HOST": "status.podIP", "FLUXPOOL_WORKER_NAME": "metadata.name"}
+
+
+def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None = None) -> WorkerSettings:
+    """What the pool's workers are told; raises `InvalidPoolError`, naming what contradicts.
+
+    `secrets` are values by variable (see `secret_variables`); without them placeholders stand in. The worker's name
+    and the address of its probes are each pod's own and left out.
+    """
+    spec = pool.spec
+    values = dict.fromkeys(secret_variables(spec), _PLACEHOLDER) if secrets is None else dict(secrets)
+    kafka = kafka_connection(spec.kafka, values, files=Path(KAFKA_FILES_PATH))
+    storage = _storage(spec, values)
+    with _refused_as("spec"):
+        return WorkerSettings(
+            kafka=kafka,
+            storage=storage,
+            model=ModelSettings(
+                id=spec.model.id,
+                revision=spec.model.revision,
+                device=spec.model.device,
+                transformer_dtype=spec.model.dtype,
+                encoder_dtype=spec.model.encoder_dtype,
+                offline=spec.model.cache.is_read_only,
+            ),
+            topics=topic_names(spec.kafka),
+            consumer_group=spec.kafka.consumer_group,
+            lanes=lanes(spec.kafka),
+            pool=pool.name,
+            gateway_url=spec.storage.gateway_url,
+            health_port=HEALTH_PORT,
+            attempts_in_place=spec.retry.max_attempts,
+            task_hard_limit_seconds=spec.worker.task_hard_limit_seconds,
+            drain_grace_seconds=spec.worker.termination_grace_period_seconds - DRAIN_MARGIN_SECONDS,
+            offset_retention_days=spec.kafka.offset_retention_days,
+        )
+
+
+def kafka_connection(kafka: KafkaSpec, secrets: Mapping[str, str], *, files: Path) -> KafkaConnection:
+    """The connection that a pool describes, with secrets by the name of the worker's variable and files in `files`.
+
+    Raises `InvalidPoolError`.
+    """
+
+    def plain(name: str) -> str | None:
+        return secrets.get(f"FLUXPOOL_KAFKA_{name}")
+
+    def secret(name: str) -> SecretStr | None:
+        value = plain(name)
+        return None if value is None else SecretStr(value)
+
+    security, oauth = kafka.security, kafka.security.oauth
+    with _refused_as("spec.kafka.security"):
+        return KafkaConnection(
+            bootstrap_servers=kafka.bootstrap_servers,
+            security_protocol=security.protocol,
+            sasl_mechanism=security.sasl_mechanism,
+            sasl_username=plain("SASL_USERNAME"),
+            sasl_password=secret("SASL_PASSWORD"),
+            oauth_token_endpoint=oauth.token_endpoint if oauth else None,
+            oauth_client_id=plain("OAUTH_CLIENT_ID"),
+            oauth_client_secret=secret("OAUTH_CLIENT_SECRET"),
+            oauth_scope=oauth.scope if oauth else None,
+            oauth_token_file=files / OAUTH_TOKEN_FILE if oauth and oauth.service_account_token else None,
+            tls_ca_file=files / "ca.crt" if security.ca_secret_ref else None,
+            tls_certificate_file=files / "tls.crt" if security.client_certificate_secret_ref else None,
+            tls_key_file=files / "tls.key" if security.client_certificate_secret_ref else None,
+            tls_key_password=secret("TLS_KEY_PASSWORD"),
+        )
+
+
+def lanes(kafka: KafkaSpec) -> tuple[Lane, ...]:
+    """The lanes as workers and observers name them."""
+    return tuple(
+        Lane(name=lane.name, topic=lane.topic, consumer_group=lane.consumer_group, preference=lane.preference)
+        for lane in kafka.lanes
+    )
+
+
+def topic_names(kafka: KafkaSpec) -> TopicNames:
+    """The topics beside those of the lanes."""
+    topics = kafka.topics
+    return TopicNames(
+        results=topics.results,
+        progress=topics.progress,
+        retry=topics.retry,
+        control=topics.control,
+        dead_letters=topics.dead_letters,
+    )
+
+
+def container_environment(pool: FluxWorkerPool) -> list[dict[str, Any]]:
+    """`env` of the worker's container: the operator's by name, then the pool's in its order.
+
+    Variables can only refer to those before them. Raises `InvalidPoolError`.
+    """
+    spec = pool.spec
+    settings = worker_settings(pool)
+    scratch = {
+        "HF_HOME": MODELS_PATH,
+        "HOME": SCRATCH_PATH,
+        "TMPDIR": "/tmp",  # noqa: S108 - a volume of the pod's own
+        "TORCHINDUCTOR_CACHE_DIR": f"{SCRATCH_PATH}/inductor",
+        "TRITON_CACHE_DIR": f"{SCRATCH_PATH}/triton",
+    }
+    # Written even where it equals the worker's default: it belongs to the pod's own grace, whatever image runs.
+    drain = {_DRAIN_VARIABLE: str(settings.drain_grace_seconds)}
+    values = {**settings.to_environment(), **drain, **scratch}
+    variables: dict[str, dict[str, Any]] = {
+        name: {"name": name, "value": _literal(value)} for name, value in values.items()
+    }
+    for name, path in _POD_FIELDS.items():
+        variables[name] = {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+    for name, key in secret_variables(spec).items():
+        variables[name] = {"name": name, "valueFrom": {"secretKeyRef": _key_selector(key)}}
+    for extra in spec.worker.env:
+        if extra.name in variables:
+            problem = FieldProblem(field="spec.worker.env", message=f"{extra.name} is set by the operator; remove it")
+            raise InvalidPoolError((problem,))
+    return [variables[name] for name in sorted(variables)] + [extra.to_manifest() for extra in spec.worker.env]
+
+
+def kafka_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
+    """Sources of the projected volume with the files of the Kafka connection; empty when it needs none."""
+    sources: list[dict[str, Any]] = [
+        {"secret": {"name": key.name, "items": [{"key": key.key, "path": path}]}}
+        for path, key in secret_files(spec).items()
+    ]
+    oauth = spec.kafka.security.oauth
+    if oauth and (token := oauth.service_account_token):
+        sources.append(
+            {
+                "serviceAccountToken": {
+                    "audience": token.audience,
+                    "expirationSeconds": token.expiration_seconds,
+                    "path": OAUTH_TOKEN_FILE,
+                }
+            }
+        )
+    return sources
+
+
+def _storage(spec: FluxWorkerPoolSpec, secrets: Mapping[str, str]) -> StorageSettings:
+    secret_access_key = secrets.get("FLUXPOOL_STORAGE_SECRET_ACCESS_KEY")
+    with _refused_as("spec.storage"):
+        return StorageSettings(
+            url=spec.storage.url,
+            public_base_url=spec.storage.public_base_url,
+            endpoint_url=spec.storage.endpoint_url,
+            region=spec.storage.region,
+            access_key_id=secrets.get("FLUXPOOL_STORAGE_ACCESS_KEY_ID"),
+            secret_access_key=None if secret_access_key is None else SecretStr(secret_access_key),
+        )
+
+
+@contextmanager
+def _refused_as(field: str) -> Iterator[None]:
+    """Tell what a model of the contract refuses, with the place in the pool that it comes from."""
+    try:
+        yield
+    except ValidationError as error:
+        problems = (FieldProblem(field=field, message=str(problem)) for problem in explain(error))
+        raise InvalidPoolError(tuple(problems)) from error
+
+
+def _key_selector(key: SecretKey) -> dict[str, str]:
+    return {"name": key.name, "key": key.key}
+
+
+def _literal(value: str) -> str:
+    """The value so that the kubelet, which replaces `$(NAME)` and reads `$$` as `$`, hands out the value itself."""
+    return value.replace("$", "$$")

@@ -1,0 +1,97 @@
+"""What kopf watches, and to whom it tells what it saw. The only place that knows kopf.
+
+`on.event` alone: kopf's daemons and timers put a finalizer on every pool, which hangs deletion when the operator is
+away, and end for good on one refused patch (https://github.com/nolar/kopf). The watches are narrowed on the server to
+what the operator made itself.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import kopf
+
+from fluxpool_operator.api import GROUP, PLURAL, VERSION
+from fluxpool_operator.children import MANAGED_BY
+from fluxpool_operator.cluster.client import is_in_cluster
+from fluxpool_operator.reconcile.supervisor import Supervisor
+from fluxpool_operator.reconcile.world import World
+from fluxpool_operator.settings import OperatorSettings
+
+_DELETED: Final = "DELETED"
+_CHUNK_OBJECTS: Final = 500
+_WATCH_SECONDS: Final = 300
+"""The server ends a watch after this long and it is opened again; one that went silent is noticed so."""
+_ERROR_BACKOFFS: Final = (0.5, 1, 2, 3, 5, 5, 5, 5)
+"""At most 5 s: after an outage the watches are back within 10 s."""
+
+
+def watching(supervisor: Supervisor, world: World) -> kopf.OperatorRegistry:
+    """The handlers of one operator."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def pool_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
+        supervisor.saw_pool(_plain(body), is_deleted=type == _DELETED)
+
+    @kopf.on.event("apps", "v1", "deployments", registry=registry)
+    async def deployment_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
+        world.saw_deployment(_plain(body), is_deleted=type == _DELETED)
+
+    @kopf.on.event("", "v1", "pods", registry=registry)
+    async def pod_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
+        world.saw_pod(_plain(body), is_deleted=type == _DELETED)
+
+    @kopf.on.login(registry=registry)
+    def login(**_: Any) -> kopf.ConnectionInfo | None:
+        if is_in_cluster():
+            return kopf.login_with_service_account()
+        return kopf.login_with_kubeconfig()
+
+    return registry
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """How kopf watches."""
+    settings = kopf.OperatorSettings()
+    # What is served is checked at the start; scanning would need rights on definitions and namespaces.
+    settings.scanning.disabled = True
+    # Events are posted by the loops, once and where they belong.
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.networking.error_backoffs = _ERROR_BACKOFFS
+    settings.networking.request_timeout = 30
+    settings.networking.enforce_retry_after = True
+    settings.watching.server_timeout = _WATCH_SECONDS
+    settings.watching.client_timeout = _WATCH_SECONDS + 30
+    settings.watching.connect_timeout = 10
+    settings.watching.chunk_size = _CHUNK_OBJECTS
+    selector = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
+    settings.watching.label_selectors["pods"] = selector
+    settings.watching.label_selectors["deployments.v1.apps"] = selector
+    return settings
+
+
+async def watch(
+    settings: OperatorSettings,
+    *,
+    supervisor: Supervisor,
+    world: World,
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+) -> None:
+    """Watch until `stop` is set; `ready` is set once the watches run."""
+    await kopf.operator(
+        registry=watching(supervisor, world),
+        settings=kopf_settings(),
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        standalone=True,
+        stop_flag=stop,
+        ready_flag=ready,
+    )
+
+
+def _plain(body: kopf.Body) -> Mapping[str, Any]:
+    """The object as it came, without kopf's views of it."""
+    return dict(body)

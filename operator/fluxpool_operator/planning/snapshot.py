@@ -1,0 +1,148 @@
+"""What a plan is made from and what it says: the observed backlog, the limits, the memory between plans, the plan.
+
+Owns the values and their units; must not know how a backlog is read, how time passes or how replicas are started.
+"""
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Constraint(StrEnum):
+    """What decided the number of replicas."""
+
+    LAG = "lag"
+    """The backlog itself: it got what it asked for."""
+    PARTITIONS = "partitions"
+    """More replicas than partitions with work would idle."""
+    MINIMUM = "minimum"
+    MAXIMUM = "maximum"
+    QUOTA = "quota"
+    """Nobody would admit more replicas."""
+    CAPACITY = "capacity"
+    """More replicas would be admitted, but find no place to run."""
+    STALE = "stale"
+    """The backlog could not be read lately, so nothing is taken away."""
+    HOLD = "hold"
+    """Fewer would do, but the grace before a scale-in has not passed, or the replicas are busy."""
+    IDLE = "idle"
+    """There is no work."""
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionBacklog:
+    """Tasks of one partition that are not committed yet."""
+
+    partition: int
+    waiting_records: int
+    in_flight_records: int = 0
+    """Already taken by a replica; never counted in `waiting_records` as well."""
+
+    @property
+    def work_records(self) -> int:
+        """All that is not finished."""
+        return self.waiting_records + self.in_flight_records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneBacklog:
+    """One topic as its consumer group left it."""
+
+    name: str
+    partitions: tuple[PartitionBacklog, ...]
+    age_seconds: float = 0.0
+    """Since this was read, infinite when it never was."""
+
+    @property
+    def work_records(self) -> int:
+        """Unfinished tasks of the lane."""
+        return sum(partition.work_records for partition in self.partitions)
+
+    @property
+    def partitions_with_work(self) -> int:
+        """How many replicas can have something to do here at once."""
+        return sum(1 for partition in self.partitions if partition.work_records > 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanState:
+    """What a plan must remember for the next one; start with `PlanState()`."""
+
+    idle_seconds: float = 0.0
+    """Observed time without any work, up to now."""
+    surplus_seconds: float = 0.0
+    """Observed time during which fewer replicas than there are would have done."""
+    surplus_need: int = 0
+    """The most replicas that were needed in that time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One observation of a pool."""
+
+    lanes: tuple[LaneBacklog, ...]
+    current_replicas: int
+    elapsed_seconds: float
+    """Since the snapshot of the plan that left `state`; 0 for the first."""
+    state: PlanState = field(default_factory=PlanState)
+    quota_replicas: int | None = None
+    """The most replicas that will be admitted; null when nothing limits them."""
+    capacity_replicas: int | None = None
+    """The most replicas that find a place to run; null when that is not known to be short."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingConfig:
+    """The limits that a person sets. Raises `ValueError`, naming the field, when they contradict each other."""
+
+    min_replicas: int = 0
+    max_replicas: int = 1
+    target_lag_per_replica: int = 5
+    """Tasks that one replica should have before it."""
+    activation_lag_records: int = 0
+    """A pool at zero wakes for more work than this."""
+    idle_grace_seconds: float = 60.0
+    """Time without waiting tasks and without tasks in flight before the pool goes down to its minimum."""
+    cool_down_seconds: float = 30.0
+    """Time during which fewer replicas would have done before some are taken away."""
+    stale_after_seconds: float = 30.0
+    """A backlog older than this may hold or raise the number of replicas, never lower it."""
+    paused: bool = False
+    """Leave the number of replicas alone."""
+
+    def __post_init__(self) -> None:
+        """Check each field and their order."""
+        for name, lowest in (
+            ("min_replicas", 0),
+            ("max_replicas", 1),
+            ("target_lag_per_replica", 1),
+            ("activation_lag_records", 0),
+            ("idle_grace_seconds", 0),
+            ("cool_down_seconds", 0),
+            ("stale_after_seconds", 0),
+        ):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < lowest:
+                raise ValueError(f"{name}: {value} is too small or not finite; use at least {lowest}")
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas: {self.min_replicas} is above max_replicas ({self.max_replicas}); "
+                "lower the one or raise the other"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How many replicas there should be and why."""
+
+    replicas: int
+    constraint: Constraint
+    reason: str
+    """Full sentences for a person."""
+    need_replicas: int
+    """What the backlog asks for before any limit but its own partitions."""
+    work_records: int
+    """Tasks waiting or in flight, as last read."""
+    state: PlanState
+    """To be put into the next snapshot."""

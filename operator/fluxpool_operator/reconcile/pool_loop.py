@@ -1,0 +1,134 @@
+"""The loop of one pool: observe -> plan -> apply, at the pool's pace and whenever something happens.
+
+Owns the order of a turn and what keeps the loop alive: every error of a turn ends that turn only. Must not decide
+anything itself.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
+from fluxpool_operator.cluster import ClusterUnreachableError
+from fluxpool_operator.cluster.client import Body
+from fluxpool_operator.reconcile.invalid_pool import invalid_pool, invalid_status, read_status
+from fluxpool_operator.reconcile.services import Services
+from fluxpool_operator.reconcile.status_writer import PoolGoneError, StatusWriter
+from fluxpool_operator.reconcile.turn import PoolTurns
+from fluxpool_operator.reconcile.world import Change, pool_key
+
+log = structlog.get_logger(__name__)
+
+FIRST_BACKOFF_SECONDS: Final = 0.5
+LONGEST_BACKOFF_SECONDS: Final = 5.0
+"""An outage of the API server is over for a pool at most so long after it is over for everybody."""
+GATHER_SECONDS: Final = 0.1
+"""Changes of children come in flocks: a turn waits for the others of its flock."""
+JITTER: Final = 0.1
+"""So that the readings of many pools spread over the interval."""
+INVALID_POOL_SECONDS: Final = 60.0
+TURN_DEADLINE_SECONDS: Final = 120.0
+"""Every request has a deadline of its own; this ends a turn that hangs all the same."""
+
+
+class PoolLoop:
+    """One pool's loop, from the first sight of the pool to its end."""
+
+    def __init__(self, body: Body, *, services: Services, tell_rivals: Callable[[frozenset[str]], None]) -> None:
+        self.body = body
+        self.key = pool_key(body)
+        self.alive_at_seconds = services.clock()
+        """When the loop last came around, successful or refused."""
+        self._services = services
+        self._changes: set[Change] = {Change.SPEC}
+        self._woken = asyncio.Event()
+        self._failures = 0
+        self._pool: FluxWorkerPool | None = None
+        self._writer = StatusWriter(services.cluster, written=read_status(body), clock=services.clock)
+        self._turns = PoolTurns(
+            self.key, services=services, writer=self._writer, wake=self.wake, tell_rivals=tell_rivals
+        )
+        self._log = log.bind(pool=str(self.key))
+
+    def saw(self, body: Body) -> None:
+        """The pool as it is now; our own writes to its status are no reason to wake."""
+        before, self.body = self.body["metadata"], body
+        after = body["metadata"]
+        if any(before.get(name) != after.get(name) for name in ("generation", "labels", "annotations")):
+            self._pool = None
+            self.wake(Change.SPEC)
+
+    def wake(self, change: Change) -> None:
+        """Make the next turn come soon."""
+        self._changes.add(change)
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Turn until cancelled; raises `PoolGoneError` when the pool turns out not to exist."""
+        self._services.world.listen(self.key, self.wake)
+        try:
+            while True:
+                delay_seconds = await self._guarded_turn()
+                await self._sleep(delay_seconds)
+        finally:
+            self._services.world.ignore(self.key, self.wake)
+            self._turns.close()
+
+    async def _guarded_turn(self) -> float:
+        """One turn; returns the seconds to the next one if nothing happens."""
+        changes, self._changes = frozenset(self._changes), set()
+        self._woken.clear()
+        outcome, delay_seconds = "done", 0.0
+        try:
+            async with asyncio.timeout(TURN_DEADLINE_SECONDS):
+                delay_seconds = await self._turn(changes)
+            self._failures = 0
+        except (PoolGoneError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # the top of the loop: it must live
+            is_outage = isinstance(error, ClusterUnreachableError)
+            outcome = "unreachable" if is_outage else "failed"
+            self._changes |= changes
+            delay_seconds = self._backoff_seconds()
+            self._log.warning(
+                "pool_turn_failed", error=str(error), retry_in_seconds=round(delay_seconds, 1), exc_info=not is_outage
+            )
+        self.alive_at_seconds = self._services.clock()
+        self._services.metrics.turns.labels(outcome=outcome).inc()
+        return delay_seconds
+
+    async def _turn(self, changes: frozenset[Change]) -> float:
+        try:
+            self._pool = self._pool or FluxWorkerPool.parse(self.body)
+            return await self._turns.turn(self._pool, changes)
+        except InvalidPoolError as error:
+            return await self._refuse(error)
+
+    async def _refuse(self, error: InvalidPoolError) -> float:
+        """Say what is wrong with the pool; everything stays as it is until it is changed."""
+        pool = self._pool or invalid_pool(self.body)
+        status = invalid_status(self._writer.written, pool, error, now=self._services.utc_now())
+        await self._writer.write(pool, status)
+        return INVALID_POOL_SECONDS
+
+    def _backoff_seconds(self) -> float:
+        self._failures += 1
+        longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (self._failures - 1))
+        return random.uniform(longest / 2, longest)  # noqa: S311 - spreads retries
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until the time is over or somebody wakes the loop; while it fails, waking it must not make it fail faster."""
+        seconds *= random.uniform(1 - JITTER, 1)  # noqa: S311 - spreads readings
+        if self._failures:
+            await asyncio.sleep(seconds)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        if self._changes <= {Change.CHILDREN}:
+            await asyncio.sleep(GATHER_SECONDS)

@@ -1,0 +1,34 @@
+"""What the loops of all pools share."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fluxpool_operator.backlog import BacklogHub
+from fluxpool_operator.cluster import ClusterClient
+from fluxpool_operator.metrics import OperatorMetrics
+from fluxpool_operator.reconcile.claims import GroupClaims
+from fluxpool_operator.reconcile.world import World
+from fluxpool_operator.settings import OperatorSettings
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """One of each for the process."""
+
+    settings: OperatorSettings
+    cluster: ClusterClient
+    hub: BacklogHub
+    folder: Path
+    """Private to this process; certificates of pools lie below it."""
+    world: World = field(default_factory=World)
+    claims: GroupClaims = field(default_factory=GroupClaims)
+    metrics: OperatorMetrics = field(default_factory=OperatorMetrics)
+    clock: Callable[[], float] = time.monotonic
+    utc_now: Callable[[], datetime] = _utc_now

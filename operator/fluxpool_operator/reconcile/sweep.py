@@ -1,0 +1,76 @@
+"""Mends what a watch missed: an object that was deleted while nobody watched is never announced as gone.
+
+Lists names and uids only, in pages, so that ten thousand pods cost little.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import structlog
+
+from fluxpool_operator.api import PLURAL
+from fluxpool_operator.children import MANAGED_BY
+from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath
+from fluxpool_operator.cluster.objects import POOLS_PATH, listing_path
+from fluxpool_operator.reconcile.supervisor import Supervisor
+from fluxpool_operator.reconcile.world import World
+
+log = structlog.get_logger(__name__)
+
+METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+_PAGE_OBJECTS: Final = 500
+_POOLS: Final = f"{POOLS_PATH}/namespaces/{{}}/{PLURAL}"
+
+
+class Sweep:
+    """Compares what is known with what is there."""
+
+    def __init__(
+        self, cluster: ClusterClient, *, supervisor: Supervisor, world: World, namespaces: tuple[str, ...]
+    ) -> None:
+        """`namespaces` are those that are watched; all when empty."""
+        self._cluster = cluster
+        self._supervisor = supervisor
+        self._world = world
+        self._namespaces: tuple[str | None, ...] = namespaces or (None,)
+
+    async def run(self, *, interval_seconds: float) -> None:
+        """Sweep for ever; an error ends one sweep only."""
+        while True:
+            await asyncio.sleep(interval_seconds)
+            try:
+                await self.sweep()
+            except (ClusterError, ClusterUnreachableError) as error:
+                log.warning("sweep_failed", error=str(error))
+
+    async def sweep(self) -> None:
+        """Forget what is not there. Only what was known before the list began can be missing from it."""
+        pools, pods, deployments = self._supervisor.pool_uids, self._world.pod_uids(), self._world.deployment_uids()
+        present = {uid async for uid in self._uids(_POOLS, selector=None)}
+        for uid in pools - present:
+            self._supervisor.lost_pool(uid)
+        managed = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
+        present = {uid async for uid in self._uids(KindPath.POD, selector=managed)}
+        for uid in pods.keys() - present:
+            self._world.lost_pod(pods[uid], uid)
+        present = {uid async for uid in self._uids(KindPath.DEPLOYMENT, selector=managed)}
+        for uid in deployments.keys() - present:
+            self._world.lost_deployment(deployments[uid], uid)
+
+    async def _uids(self, path: str, *, selector: str | None) -> AsyncIterator[str]:
+        for namespace in self._namespaces:
+            query = {"limit": str(_PAGE_OBJECTS), **({"labelSelector": selector} if selector else {})}
+            while True:
+                page = await self._cluster.get(
+                    listing_path(path, namespace=namespace), query=query, accept=METADATA_ONLY
+                )
+                for item in page.get("items", ()):
+                    yield _uid(item)
+                if not (token := page.get("metadata", {}).get("continue")):
+                    break
+                query = {**query, "continue": token}
+
+
+def _uid(item: dict[str, Any]) -> str:
+    return str(item["metadata"]["uid"])

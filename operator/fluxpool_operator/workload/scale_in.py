@@ -1,0 +1,87 @@
+"""Which pods a scale-in takes, and how far it may go without taking one that has a task.
+
+A Deployment cannot be told which pods to remove: its ReplicaSet sorts them by rules of its own (`ActivePodsWithRanks`
+in pkg/controller/controller_utils.go of Kubernetes) and takes the first ones. Of these rules only the fourth, the
+deletion cost, can be written to: a pod that is not ready goes before every ready one, whatever its cost.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from fluxpool_operator.workload.pods import PodPhase, PodStage, PodSummary
+from fluxpool_operator.workload.rollout import spans_templates
+
+VICTIM_COST: Final = -100
+"""Deletion cost of the pods that may go; below what people write by hand, and 0 is the cost of every other pod."""
+
+_PHASE_ORDER: Final = {PodPhase.PENDING: 0, PodPhase.UNKNOWN: 1, PodPhase.RUNNING: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleIn:
+    """What to write: first the costs, then the number of replicas."""
+
+    replicas: int
+    costs: Mapping[str, int]
+    """By name of the pod: only those to be changed; 0 takes the annotation away."""
+    reason: str | None = None
+    """Why more replicas stay than wanted, in a sentence; None when none do."""
+
+
+def plan_scale_in(pods: Sequence[PodSummary], *, busy: frozenset[str], current: int, wanted: int) -> ScaleIn:
+    """Go from `current` to `wanted` replicas as far as no pod in `busy` (by name) is taken.
+
+    Without a scale-in only marks that an earlier one left are cleared, so that they hit nobody later.
+    """
+    active = [pod for pod in pods if pod.is_active]
+    if wanted >= current:
+        return ScaleIn(replicas=wanted, costs=_cleared(active))
+    busy_count = sum(pod.name in busy for pod in active)
+    if spans_templates(active) and (wanted > 0 or busy_count):
+        # The Deployment divides a scale-in between its ReplicaSets by their sizes; which pods go cannot be foreseen.
+        mixed = "A rollout is running, and a scale-in would take pods of both templates, busy ones among them."
+        return ScaleIn(replicas=current, costs=_cleared(active), reason=mixed)
+    order = victim_order(active, costs={pod.name: 0 if pod.name in busy else VICTIM_COST for pod in active})
+    safe = next((place for place, pod in enumerate(order) if pod.name in busy), len(order))
+    taken = min(max(0, len(active) - wanted), safe)
+    victims = {pod.name for pod in order[:taken]}
+    replicas = max(wanted, min(current, len(active) - taken))
+    reason: str | None = None
+    if replicas > wanted:
+        reason = f"{busy_count} of {len(active)} pods have a task, and the next one to go would be {order[taken].name}."
+    return ScaleIn(replicas=replicas, costs=_cleared(active, victims=victims), reason=reason)
+
+
+def victim_order(pods: Sequence[PodSummary], *, costs: Mapping[str, int]) -> list[PodSummary]:
+    """The order in which the ReplicaSet takes pods away, given these deletion costs by name; first victim first.
+
+    Where all else is equal Kubernetes compares ages by their binary logarithm and then goes by uid, which amounts to
+    chance among pods of similar age. Here the younger goes first. That never decides between a busy pod and an idle
+    one of equal readiness, because their costs differ.
+    """
+    per_node = Counter(pod.node for pod in pods)
+
+    def rank(pod: PodSummary) -> tuple[float | str, ...]:
+        return (
+            pod.node is not None,
+            _PHASE_ORDER.get(pod.phase, len(_PHASE_ORDER)),
+            pod.stage is PodStage.READY,
+            costs.get(pod.name, pod.deletion_cost),
+            -per_node[pod.node],
+            -pod.ready_since.timestamp() if pod.ready_since else -math.inf,
+            -pod.restarts,
+            -pod.created_at.timestamp(),
+            pod.uid,
+        )
+
+    return sorted(pods, key=rank)
+
+
+def _cleared(pods: Sequence[PodSummary], *, victims: frozenset[str] | set[str] = frozenset()) -> Mapping[str, int]:
+    """Changes that leave the victims marked and nobody else below 0. A positive cost protects and may stay."""
+    wanted = {pod.name: VICTIM_COST if pod.name in victims else max(0, pod.deletion_cost) for pod in pods}
+    return MappingProxyType({pod.name: wanted[pod.name] for pod in pods if wanted[pod.name] != pod.deletion_cost})

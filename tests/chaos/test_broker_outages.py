@@ -1,0 +1,121 @@
+"""A broker that is gone for half a minute: nothing is restarted by hand, nothing is lost, nothing is done twice."""
+
+import asyncio
+import json
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fluxpool_cli.local.kafka_broker import KafkaBroker
+from kit.kafka import KafkaFactory, produce
+from kit.waiting import wait_until
+from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+
+log = logging.getLogger(__name__)
+
+OUTAGE_SECONDS = 30
+FIRST_RESULT_SECONDS = 30
+"""From the broker being ready again to the first result."""
+
+DRAIN_GRACE_SECONDS = 5.0
+
+
+@pytest.fixture
+async def bench(kafka_factory: KafkaFactory, tmp_path: Path) -> AsyncIterator[tuple[WorkerBench, KafkaBroker]]:
+    """Two workers on a broker of their own, with a stand-in for the model."""
+    cluster = await kafka_factory()
+    async with worker_bench(cluster.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench:
+        await asyncio.gather(*(bench.start_ready(drain_grace_seconds=DRAIN_GRACE_SECONDS) for _ in range(2)))
+        yield bench, cluster.brokers[0]
+
+
+async def begin_work(bench: WorkerBench) -> list[str]:
+    """Twenty tasks, some done, some in mid-generation, some waiting."""
+    names = [f"task-{number:02}" for number in range(20)]
+    bodies = [(name.encode(), task_body(name, "seconds=2", steps=20)) for name in names]
+    await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
+    await bench.wait_results(2)
+    await wait_for_step(bench, "task-05")
+    return names
+
+
+async def assert_nothing_lost_or_doubled(bench: WorkerBench, names: list[str]) -> None:
+    pids = [worker.pid for worker in bench.workers]
+    results = await bench.wait_results(len(names), deadline_seconds=120)
+    records = await bench.records(bench.topics.results)
+    ends = {(json.loads(record.value or b"")["request_id"], dict(record.headers)["ce_id"]) for record in records}
+    assert sorted(name for name, _ in ends) == names
+    assert {result["status"] for result in results} == {"success"}
+    assert {result["attempt"] for result in results} == {1}
+    assert sorted(path.parent.name for path in bench.stored_images()) == names
+    assert await bench.records(bench.topics.dead_letters) == []
+
+    async def drained() -> bool:
+        return sum((await bench.committed()).values()) == len(names)
+
+    await wait_until(drained, deadline_seconds=30, what="every offset to be committed")
+    assert [worker.process.poll() for worker in bench.workers] == [None, None]
+    assert [worker.pid for worker in bench.workers] == pids
+    generations = sum(len(worker.events("job_done")) for worker in bench.workers)
+    assert generations == len(names), "an outage costs no generation"
+
+
+async def wait_for_first_result(bench: WorkerBench, known: int) -> None:
+    began = time.monotonic()
+    await bench.wait_results(known + 1, deadline_seconds=FIRST_RESULT_SECONDS)
+    log.info("first result %.1f s after the broker was back", time.monotonic() - began)
+
+
+async def test_a_killed_broker_that_comes_back_costs_nothing_but_time(
+    bench: tuple[WorkerBench, KafkaBroker],
+) -> None:
+    workers, broker = bench
+    names = await begin_work(workers)
+    await broker.kill()
+    await asyncio.sleep(OUTAGE_SECONDS)  # the outage itself, not a synchronisation
+    await broker.start()
+
+    async def readable() -> int:
+        return len(await workers.results())
+
+    known = await wait_until(readable, deadline_seconds=60, what="the broker to serve the results again")
+    await wait_for_first_result(workers, known)
+    await assert_nothing_lost_or_doubled(workers, names)
+
+
+async def test_a_stopped_broker_that_goes_on_costs_nothing_but_time(
+    bench: tuple[WorkerBench, KafkaBroker],
+) -> None:
+    workers, broker = bench
+    names = await begin_work(workers)
+    known = len(await workers.results())
+    broker.pause()
+    await asyncio.sleep(OUTAGE_SECONDS)  # the outage itself, not a synchronisation
+    broker.resume()
+    await wait_for_first_result(workers, known)
+    await assert_nothing_lost_or_doubled(workers, names)
+
+
+async def test_a_worker_whose_broker_is_gone_still_ends_on_sigterm(bench: tuple[WorkerBench, KafkaBroker]) -> None:
+    workers, broker = bench
+    names = await begin_work(workers)
+    await broker.kill()
+    for worker in workers.workers:
+        worker.signal(signal.SIGTERM)
+    codes = [await worker.wait_exit(90) for worker in workers.workers]
+    await broker.start()
+    stored = len(workers.stored_images())
+    await workers.start_ready()
+    await workers.wait_results(len(names), deadline_seconds=120)
+
+    assert codes == [0, 0]
+    records = await workers.records(workers.topics.results)
+    assert sorted({json.loads(record.value or b"")["request_id"] for record in records}) == names
+    assert sorted(path.parent.name for path in workers.stored_images()) == names
+    assert stored < len(names)

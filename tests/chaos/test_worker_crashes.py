@@ -1,0 +1,283 @@
+"""Agents and engines that die or drain in mid-generation: the task reaches one end, and no offset runs ahead of it."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from kit.kafka import produce
+from kit.waiting import wait_until
+from kit.worker import (
+    SESSION_TIMEOUT_SECONDS,
+    WorkerBench,
+    WorkerProcess,
+    is_engine,
+    task_body,
+    wait_for_step,
+    worker_bench,
+)
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
+
+LONG_TASK: dict[str, Any] = {"width": 512, "height": 512, "steps": 90}
+"""Several seconds on one CPU core with the tiny pipeline."""
+TAKE_OVER_SECONDS = SESSION_TIMEOUT_SECONDS + 10 + 30
+"""What a take-over may take, and the generation itself on a busy machine."""
+
+
+@pytest.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path, tiny_checkpoint: Path) -> AsyncIterator[WorkerBench]:
+    async with worker_bench(bootstrap_servers, tmp_path, model=str(tiny_checkpoint)) as bench:
+        yield bench
+
+
+@pytest.fixture
+async def quick_bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
+    """Workers with a stand-in for the model: everything else is real."""
+    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True) as bench:
+        yield bench
+
+
+async def worker_of(bench: WorkerBench, request_id: str) -> WorkerProcess:
+    """The worker that is working on a task."""
+    await wait_for_step(bench, request_id)
+    events = [json.loads(record.value or b"") for record in await bench.records(bench.topics.progress)]
+    name = next(event["worker"] for event in events if event["request_id"] == request_id)
+    return next(worker for worker in bench.workers if worker.name == name)
+
+
+async def assert_one_end(bench: WorkerBench, *request_ids: str) -> None:
+    """Every task has one terminal event id and one answer; there is one image for each success."""
+    ends: dict[str, set[tuple[bytes | None, bytes | None]]] = {}
+    for record in await bench.records(bench.topics.results):
+        request_id = json.loads(record.value or b"")["request_id"]
+        ends.setdefault(request_id, set()).add((dict(record.headers)["ce_id"], record.value))
+    assert {request_id: len(answers) for request_id, answers in ends.items()} == dict.fromkeys(request_ids, 1)
+    assert sorted(path.parent.name for path in bench.stored_images()) == sorted(request_ids)
+
+
+async def test_another_worker_finishes_the_task_of_a_killed_agent(bench: WorkerBench) -> None:
+    await asyncio.gather(bench.start_ready(), bench.start_ready())
+    [(partition, offset)] = await produce(
+        bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("long", **LONG_TASK))]
+    )
+    victim = await worker_of(bench, "long")
+    engine = victim.engine_pid()
+    victim.signal(signal.SIGKILL)
+    await wait_until(lambda: not is_engine(engine), deadline_seconds=5, what="the engine to die with its agent")
+    committed = (await bench.committed()).get(partition, offset)
+
+    [result] = await bench.wait_results(1, deadline_seconds=TAKE_OVER_SECONDS)
+    assert committed <= offset
+    assert result["status"] == "success"
+    assert result["worker"] != victim.name
+    await bench.wait_committed({partition: offset + 1})
+    await assert_one_end(bench, "long")
+
+
+async def test_a_killed_engine_is_replaced_and_its_task_tried_again(bench: WorkerBench) -> None:
+    worker = await bench.start_ready()
+    [(partition, offset)] = await produce(
+        bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("long", **LONG_TASK))]
+    )
+    await wait_for_step(bench, "long")
+    engine = worker.engine_pid()
+    os.kill(engine, signal.SIGKILL)
+
+    [result] = await bench.wait_results(1, deadline_seconds=TAKE_OVER_SECONDS)
+    assert (result["status"], result["worker"], result["attempt"]) == ("success", worker.name, 2)
+    assert worker.engine_pid() != engine
+    await bench.wait_committed({partition: offset + 1})
+    await assert_one_end(bench, "long")
+
+
+async def test_sigterm_finishes_the_task_and_the_next_member_goes_on(bench: WorkerBench) -> None:
+    first = await bench.start_ready()
+    sent = await produce(
+        bench.bootstrap_servers,
+        bench.topics.tasks,
+        [(None, task_body("running", **LONG_TASK)), (None, task_body("next"))],
+        partition=0,
+    )
+    await wait_for_step(bench, "running")
+    # The lanes' heads are taken in order, so `next` stands ready behind `running` in the first worker's engine.
+    second = await bench.start_ready()
+    first.signal(signal.SIGTERM)
+
+    assert await first.wait_exit(60) == 0
+    results = {result["request_id"]: result for result in await bench.wait_results(2)}
+    assert results["running"]["worker"] == first.name
+    assert results["next"]["status"] == "success"
+    await bench.wait_committed({0: sent[-1][1] + 1})
+    await assert_one_end(bench, "running", "next")
+    assert second.process.poll() is None
+
+
+async def test_a_draining_worker_hands_on_what_it_has_not_begun(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    first = await bench.start_ready()
+    bodies = [task_body(f"task-{number}", "seconds=4") for number in range(4)]
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body) for body in bodies], partition=0)
+    await wait_for_step(bench, "task-0")
+    first.signal(signal.SIGTERM)
+    assert await first.wait_exit(30) == 0
+    done = await bench.results()
+    left_at = first.events("agent_stopped")[0]["timestamp"]
+    second = await bench.start_ready()
+
+    results = await bench.wait_results(4)
+    assert 1 <= len(done) < 4
+    assert {result["worker"] for result in done} == {first.name}
+    assert {result["worker"] for result in results[len(done) :]} == {second.name}
+    await bench.wait_committed({0: 4})
+    await assert_one_end(bench, *(f"task-{number}" for number in range(4)))
+    assert sum(len(worker.events("job_done")) for worker in (first, second)) == 4
+    assert left_at < second.events("lane_assigned")[0]["timestamp"]
+
+
+async def test_a_task_longer_than_the_grace_is_stopped_at_its_next_step_and_left_to_others(
+    quick_bench: WorkerBench,
+) -> None:
+    bench = quick_bench
+    first = await bench.start_ready(drain_grace_seconds=1.0)
+    body = task_body("endless", "seconds=6", steps=60)
+    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
+    await wait_for_step(bench, "endless")
+    first.signal(signal.SIGTERM)
+
+    assert await first.wait_exit(20) == 0
+    assert (await bench.committed()).get(partition, offset) == offset
+    assert await bench.results() == []
+    await bench.start_ready()
+    await bench.wait_results(1)
+    await bench.wait_committed({partition: offset + 1})
+    await assert_one_end(bench, "endless")
+
+
+async def test_a_second_sigterm_exits_at_once_and_loses_nothing(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    first = await bench.start_ready()
+    body = task_body("patient", "seconds=8", steps=80)
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
+    await wait_for_step(bench, "patient")
+    engine = first.engine_pid()
+    first.signal(signal.SIGTERM)
+    await wait_until(lambda: first.events("drain_requested"), deadline_seconds=5, what="the drain to begin")
+    first.signal(signal.SIGTERM)
+
+    assert await first.wait_exit(5) == 128 + signal.SIGTERM
+    await wait_until(lambda: not is_engine(engine), deadline_seconds=5, what="the engine to go too")
+    await bench.start_ready()
+    await bench.wait_results(1, deadline_seconds=TAKE_OVER_SECONDS)
+    await assert_one_end(bench, "patient")
+
+
+@pytest.mark.parametrize(
+    ("point", "generations_after"),
+    [
+        ("store-after-claim", 1),
+        ("agent-after-record", 1),
+        ("agent-after-generate", 1),
+        ("store-after-image", 1),
+        ("store-after-manifest", 0),
+        ("agent-after-publish", 0),
+        ("agent-after-result", 0),
+        ("agent-before-commit:2", None),
+    ],
+)
+async def test_a_crash_between_any_two_steps_costs_at_most_one_generation(
+    quick_bench: WorkerBench, point: str, generations_after: int | None
+) -> None:
+    bench = quick_bench
+    name, _, nth = point.partition(":")
+    fault = f"{name}:kill" + (f":{nth}" if nth else "")
+    first = await bench.start_ready(environment={"FLUXPOOL_FAULT": fault})
+    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("once"))])
+    assert await first.wait_exit(30) == -signal.SIGKILL
+    assert (await bench.committed()).get(partition, offset) == offset
+    second = await bench.start_ready()
+
+    await bench.wait_committed({partition: offset + 1}, deadline_seconds=TAKE_OVER_SECONDS)
+    await assert_one_end(bench, "once")
+    generations = len(second.events("job_done"))
+    assert generations <= 1
+    if generations_after is not None:
+        assert generations == generations_after
+
+
+async def test_a_failed_generation_is_tried_again_in_place(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-step:raise"})
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("stumbles"))])
+
+    [result] = await bench.wait_results(1)
+    assert (result["status"], result["attempt"]) == ("success", 2)
+    assert await bench.records(bench.topics.dead_letters) == []
+
+
+async def test_a_task_that_kills_every_engine_is_dead_lettered_after_three_attempts(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    # Every new engine is killed at its first step: the worst prompt there is.
+    await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-step:kill"})
+    body = task_body("poison")
+    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(b"key", body)])
+
+    [result] = await bench.wait_results(1)
+    assert (result["request_id"], result["status"], result["image_url"]) == ("poison", "failed", None)
+    assert (result["error"]["code"], result["attempt"]) == ("engine-died", 3)
+    [letter] = await bench.records(bench.topics.dead_letters)
+    headers = dict(letter.headers)
+    assert (letter.key, letter.value) == (b"key", body)
+    assert (headers["fluxpool-dlq-attempts"], headers["fluxpool-dlq-error-code"]) == (b"3", b"engine-died")
+    await bench.wait_committed({partition: offset + 1})
+
+
+async def test_a_joining_worker_does_not_cost_the_running_task(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    first = await bench.start_ready()
+    body = task_body("adopted", "seconds=8", steps=80)
+    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)], partition=0)
+    await wait_for_step(bench, "adopted")
+    second = await bench.start_ready()
+    await wait_until(
+        lambda: any(line["lane"] == "standard" and line["partitions"] for line in second.events("lane_assigned")),
+        deadline_seconds=20,
+        what="the newcomer to get its share",
+    )
+
+    await bench.wait_results(1)
+    await bench.wait_committed({partition: offset + 1})
+    await assert_one_end(bench, "adopted")
+    assert sum(len(worker.events("job_done")) for worker in (first, second)) == 1
+
+
+async def test_a_fault_in_the_commits_ends_the_agent_and_not_only_its_commits(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    first = await bench.start_ready(environment={"FLUXPOOL_FAULT": "agent-before-commit:raise"})
+    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("once"))])
+    assert await first.wait_exit(30) not in {0, None}
+    await bench.start_ready()
+    await bench.wait_committed({partition: offset + 1})
+    await assert_one_end(bench, "once")
+
+
+async def test_no_process_is_left_when_everything_is_killed(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    workers = [await bench.start_ready() for _ in range(2)]
+    engines = [worker.engine_pid() for worker in workers]
+    for worker in workers:
+        worker.signal(signal.SIGKILL)
+    await wait_until(
+        lambda: not any(is_engine(engine) for engine in engines), deadline_seconds=5, what="the engines to die"
+    )
+    for worker in workers:
+        await worker.wait_exit(5)
+    assert not [
+        child for child in psutil.Process().children(recursive=True) if "fluxpool_worker" in " ".join(child.cmdline())
+    ]

@@ -1,0 +1,103 @@
+"""Fixtures of the cluster tests: one real control plane for the run, a client and a namespace for each test.
+
+Without the programs of the control plane the tests are skipped, because building them takes minutes; with
+FLUXPOOL_REQUIRE_CLUSTER=1 they fail instead.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.control_plane import ControlPlane, running_control_plane
+from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
+from kit.kafka import unique_name
+from kit.kubernetes_api import ApiError, KubernetesApi
+from kit.kubernetes_node import NodeSpec
+from kit.manifests import wait_exists
+from kit.node_bench import Bench, python_image
+from kit.process_node import IsolationUnavailableError, NodePolicy, ProcessNode
+from kit.process_node.container import check_isolation
+
+
+@pytest.fixture(scope="session")
+def binaries() -> Path:
+    """The folder with etcd, the Kubernetes programs and helm."""
+    try:
+        return control_plane_binaries()
+    except BinariesMissingError as error:
+        if os.environ.get("FLUXPOOL_REQUIRE_CLUSTER") == "1":
+            pytest.fail(f"FLUXPOOL_REQUIRE_CLUSTER=1, but {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def control_plane(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The control plane of the whole run: leave it up, and use a namespace and nodes of your own."""
+    with running_control_plane(tmp_path_factory.mktemp("control-plane"), binaries=binaries) as running:
+        yield running
+
+
+@pytest.fixture
+async def api(control_plane: ControlPlane) -> AsyncIterator[KubernetesApi]:
+    """The admin's client."""
+    async with control_plane.api() as client:
+        yield client
+
+
+@pytest.fixture
+async def namespace(api: KubernetesApi) -> AsyncIterator[str]:
+    """A namespace with a default service account; its deletion is asked for at the end and not waited for."""
+    name = unique_name("t")
+    await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    await wait_exists(api, f"/api/v1/namespaces/{name}/serviceaccounts/default")
+    await wait_exists(api, f"/api/v1/namespaces/{name}/configmaps/kube-root-ca.crt")
+    yield name
+    # A test may have deleted it itself.
+    with contextlib.suppress(ApiError):
+        await api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="session")
+def isolation() -> None:
+    """Skips where this machine does not let containers have file systems of their own."""
+    try:
+        check_isolation()
+    except IsolationUnavailableError as error:
+        if os.environ.get("FLUXPOOL_REQUIRE_CLUSTER") == "1":
+            pytest.fail(f"FLUXPOOL_REQUIRE_CLUSTER=1, but {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def make_bench(
+    control_plane: ControlPlane,
+    api: KubernetesApi,
+    namespace: str,
+    isolation: None,  # noqa: ARG001 - nothing runs without it
+    tmp_path: Path,
+) -> Callable[..., Bench]:
+    """Make a bench whose process node is not started yet; the same node name finds the same folder again."""
+
+    def make(name: str | None = None, **arguments: Any) -> Bench:
+        name = name or unique_name("node")
+        spec = arguments.pop("spec", None) or NodeSpec(name=name, capacity={"nvidia.com/gpu": "2"})
+        login = control_plane.login_as(f"system:node:{name}", group="system:nodes")
+        arguments.setdefault("images", {"python": python_image(FROM_IMAGE="yes")})
+        arguments.setdefault("policy", NodePolicy(retry_seconds=0.2, restart_backoff_seconds=0.5))
+        node = ProcessNode(login, spec, data_dir=tmp_path / name, **arguments)
+        return Bench(control_plane, api, namespace, node, tmp_path)
+
+    return make
+
+
+@pytest.fixture
+async def bench(make_bench: Callable[..., Bench]) -> AsyncIterator[Bench]:
+    """A bench whose node runs; the Node object is removed afterwards."""
+    made = make_bench()
+    async with made.node:
+        yield made
+    await made.api.delete(f"/api/v1/nodes/{made.node.name}")

@@ -1,0 +1,58 @@
+"""Fixtures for the tests of all folders.
+
+Missing Java or Kafka jars fail the tests that need them, with the remedy; they are never skipped.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_jars import provide_kafka_libs
+from kit.engine import stand_in_engine, start_engine
+from kit.kafka import KafkaFactory, running_kafka
+from kit.tiny import tiny_checkpoint
+
+__all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
+
+
+@pytest.fixture(scope="session")
+def kafka_libs() -> Path:
+    """The folder of Kafka jars, fetched when missing."""
+    return provide_kafka_libs()
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """One broker for the whole run: leave it up, and use `kit.kafka.unique_name` for topics and groups."""
+    with running_kafka(tmp_path_factory.mktemp("kafka"), libs=kafka_libs) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def bootstrap_servers(kafka: KafkaCluster) -> str:
+    """The address of the shared broker."""
+    return kafka.bootstrap_servers
+
+
+@pytest.fixture
+def kafka_factory(kafka_libs: Path, tmp_path: Path) -> Iterator[KafkaFactory]:
+    """Brokers of a test's own, to kill, pause or configure; see `kit.kafka.running_kafka` for wider scopes."""
+    clusters: list[KafkaCluster] = []
+
+    async def start(**settings: Any) -> KafkaCluster:
+        cluster = KafkaCluster(tmp_path / f"kafka-{len(clusters) + 1}", libs=kafka_libs, **settings)
+        clusters.append(cluster)
+        await cluster.start()
+        await cluster.wait_ready()
+        return cluster
+
+    yield start
+    # Killed, not stopped: nobody looks at their data any more, and three brokers take 5 s to part in order.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        for cluster in clusters:
+            for broker in cluster.brokers:
+                runner.run(broker.kill())

@@ -1,0 +1,186 @@
+"""The gateway as processes: how it starts, says where it is, survives its children, and stops."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_gateway.settings import GatewaySettings
+from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, start_gateway
+from kit.kafka import KafkaFactory, read_topic
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+
+def run_with(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
+    return subprocess.run(
+        [sys.executable, "-m", "fluxpool_gateway"],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return status != "Z"
+
+
+def test_wrong_settings_are_all_named_and_end_it_with_2() -> None:
+    ended = run_with({"FLUXPOOL_PROCESES": "2", "FLUXPOOL_LISTEN_PORT": "70000", "FLUXPOOL_STORAGE_URL": "nowhere"})
+    assert ended.returncode == 2
+    for name in ("FLUXPOOL_PROCESES", "FLUXPOOL_LISTEN_PORT", "FLUXPOOL_STORAGE_URL", "FLUXPOOL_DATABASE_FILE"):
+        assert name in ended.stderr
+    assert "did you mean FLUXPOOL_PROCESSES?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_database_file_that_is_none_ends_it_with_2_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "tasks.sqlite").write_text("this is a letter, and a long one at that; no database begins like this")
+    ended = run_with(
+        {
+            "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+            "FLUXPOOL_STORAGE_URL": (tmp_path / "images").as_uri(),
+            "FLUXPOOL_DATABASE_FILE": str(tmp_path / "tasks.sqlite"),
+            "FLUXPOOL_LISTEN_PORT": "0",
+        }
+    )
+    assert ended.returncode == 2
+    assert "database_file" in ended.stderr
+    assert "delete the file" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+async def test_a_taken_port_is_named_and_the_first_gateway_goes_on(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topics = await gateway_topics(kafka.bootstrap_servers)
+    with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path / "first", topics)) as first:
+        port = int(first.url.rstrip("/").rpartition(":")[2])
+        second = start_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path / "second", topics, listen_port=port))
+        assert await asyncio.to_thread(second.process.wait, 60) == 1
+        assert f"127.0.0.1:{port}" in second.log()
+        assert not (tmp_path / "second" / "address").exists()
+        async with httpx.AsyncClient(base_url=first.url) as client:
+            assert (await client.get("healthz")).status_code == 200
+
+
+async def test_sigterm_finishes_what_is_under_way_and_leaves_nothing_behind(
+    kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    topics = await gateway_topics(kafka.bootstrap_servers)
+    settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2)
+    accepted: set[str] = set()
+    with running_gateway(settings) as gateway:
+        children = [*gateway.children("server"), *gateway.children("projector")]
+        assert len(children) == 3
+        url = gateway.url
+
+        async def submit_until_it_ends() -> None:
+            async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+                while True:
+                    try:
+                        answer = await client.post("v1/generations", json={"prompt": "a"})
+                    except httpx.TransportError:
+                        return
+                    if answer.status_code == 202:
+                        accepted.add(answer.json()["request_id"])
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(submit_until_it_ends())
+            await wait_until(lambda: len(accepted) > 50, deadline_seconds=30, what="traffic")
+            assert await asyncio.to_thread(gateway.stop) == 0
+        assert not any(alive(pid) for pid in children)
+    assert settings.address_file is not None
+    assert not settings.address_file.exists()
+    keys = {record.key for record in await read_topic(kafka.bootstrap_servers, topics.tasks)}
+    assert {request_id.encode() for request_id in accepted} <= keys
+
+
+async def test_sigterm_ends_it_in_time_while_the_broker_is_away(kafka_factory: KafkaFactory, tmp_path: Path) -> None:
+    cluster = await kafka_factory()
+    topics = await gateway_topics(cluster.bootstrap_servers)
+    settings = gateway_settings(cluster.bootstrap_servers, tmp_path / "g", topics, produce_deadline_seconds=2)
+    with running_gateway(settings) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as client:
+
+            async def accepts() -> bool:
+                return (await client.post("v1/generations", json={"prompt": "a"})).status_code == 202
+
+            await wait_until(accepts, deadline_seconds=30, what="an accepted request")
+            cluster.brokers[0].pause()
+            try:
+                waiting = asyncio.create_task(client.post("v1/generations", json={"prompt": "b"}))
+                stopping = asyncio.create_task(asyncio.to_thread(gateway.stop))
+                answer = (await asyncio.gather(waiting, return_exceptions=True))[0]
+                assert await stopping == 0
+            finally:
+                cluster.brokers[0].resume()
+    # Either it came too late for the server, or it got the honest answer.
+    assert isinstance(answer, httpx.TransportError) or (
+        isinstance(answer, httpx.Response) and answer.status_code == 503
+    )
+
+
+async def test_children_are_started_again_and_die_with_their_parent(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topics = await gateway_topics(kafka.bootstrap_servers)
+    with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path, topics)) as gateway:
+        (server,) = gateway.children("server")
+        os.kill(server, signal.SIGKILL)
+
+        async def answers() -> bool:
+            try:
+                async with httpx.AsyncClient(base_url=gateway.url, timeout=2) as client:
+                    return (await client.get("healthz")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await wait_until(answers, deadline_seconds=30, what="a new server")
+        children = [*gateway.children("server"), *gateway.children("projector")]
+        assert len(children) == 2
+        assert server not in children
+        gateway.process.kill()
+        await wait_until(
+            lambda: not any(alive(pid) for pid in children), deadline_seconds=20, what="the end of all children"
+        )
+
+
+async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: KafkaCluster, tmp_path: Path) -> None:
+    topics = await gateway_topics(kafka.bootstrap_servers)
+    database_file = tmp_path / "shared.sqlite"
+
+    def on_it(name: str) -> GatewaySettings:
+        return gateway_settings(kafka.bootstrap_servers, tmp_path / name, topics, database_file=database_file)
+
+    with running_gateway(on_it("first")) as first, running_gateway(on_it("second")) as second:
+        assert "projector_stands_by" in second.log()
+        assert "projector_started" not in second.log()
+        assert first.stop() == 0
+        await wait_until(lambda: "projector_started" in second.log(), deadline_seconds=20, what="the take-over")
+        async with httpx.AsyncClient(base_url=second.url, timeout=10) as client:
+
+            async def found() -> bool:
+                answer = await client.post("v1/generations", json={"prompt": "a"})
+                if answer.status_code != 202:
+                    return False
+                location = answer.headers["location"]
+                # What this process accepted it would tell from memory; the store alone knows it by its projector.
+                with closing(sqlite3.connect(database_file)) as connection:
+                    query = "SELECT count(*) FROM task WHERE request_id = ?"
+                    return bool(connection.execute(query, [location.rpartition("/")[2]]).fetchone()[0])
+
+            await wait_until(found, deadline_seconds=20, what="a task projected by the second gateway")

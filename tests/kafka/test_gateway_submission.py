@@ -1,0 +1,245 @@
+"""Submitting over real HTTP into a real broker: what becomes a record, what is refused, and what 202 means."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_contract.decoding import decode_task
+from fluxpool_contract.derived import idempotent_request_id
+from fluxpool_contract.headers import TYPE_REQUESTED
+from fluxpool_contract.topics import TopicNames
+from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
+from kit.kafka import KafkaFactory, TopicRecord, read_topic
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+SUBMIT = "v1/generations"
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture(scope="module")
+def gateway(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        topics = runner.run(gateway_topics(kafka.bootstrap_servers))
+    folder = tmp_path_factory.mktemp("gateway")
+    with running_gateway(gateway_settings(kafka.bootstrap_servers, folder, topics, processes=2)) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as opened:
+        await wait_ready(opened)
+        yield opened
+
+
+async def wait_ready(client: httpx.AsyncClient) -> None:
+    async def ready() -> bool:
+        return (await client.get("readyz")).status_code == 200
+
+    await wait_until(ready, deadline_seconds=30, what="readiness")
+
+
+async def record_of(topics: TopicNames, bootstrap_servers: str, request_id: str) -> list[TopicRecord]:
+    records = [
+        record for topic in (topics.tasks, topics.tasks_vip) for record in await read_topic(bootstrap_servers, topic)
+    ]
+    return [record for record in records if record.key == request_id.encode()]
+
+
+async def test_an_accepted_request_is_one_record_with_the_given_fields_and_its_envelope(
+    gateway: GatewayProcess, client: httpx.AsyncClient, kafka: KafkaCluster
+) -> None:
+    answer = await client.post(
+        SUBMIT, json={"width": 512, "prompt": "a cat", "guidance_scale": 3}, headers={"traceparent": TRACE}
+    )
+    assert answer.status_code == 202
+    request_id = answer.json()["request_id"]
+    assert uuid.UUID(request_id).version == 7
+    assert answer.json() == {
+        "request_id": request_id,
+        "status": "queued",
+        "status_url": f"{gateway.url}v1/generations/{request_id}",
+    }
+    assert answer.headers["location"] == answer.json()["status_url"]
+    assert int(answer.headers["retry-after"]) >= 1
+    (record,) = await record_of(gateway.settings.topics, kafka.bootstrap_servers, request_id)
+    assert record.topic == gateway.settings.topics.tasks
+    assert record.value == f'{{"request_id":"{request_id}","prompt":"a cat","width":512,"guidance":3.0}}'.encode()
+    headers = dict(record.headers)
+    assert len(headers) == len(record.headers)
+    assert headers.pop("ce_time") == headers.pop("fluxpool-first-seen")
+    assert headers == {
+        "ce_specversion": b"1.0",
+        "ce_id": request_id.encode(),
+        "ce_type": TYPE_REQUESTED.encode(),
+        "ce_source": b"/fluxpool/gateway",
+        "ce_subject": request_id.encode(),
+        "content-type": b"application/json",
+        "traceparent": TRACE.encode(),
+        "fluxpool-priority": b"standard",
+        "fluxpool-tenant": b"default",
+    }
+    envelope = decode_task(record.value, record.headers).envelope
+    assert envelope.first_seen is not None
+    assert abs(envelope.first_seen.timestamp() - time.time()) < 60
+
+
+async def test_a_vip_request_goes_to_the_vip_topic(
+    gateway: GatewayProcess, client: httpx.AsyncClient, kafka: KafkaCluster
+) -> None:
+    answer = await client.post(SUBMIT, json={"prompt": "a cat", "priority": "vip"})
+    (record,) = await record_of(gateway.settings.topics, kafka.bootstrap_servers, answer.json()["request_id"])
+    assert record.topic == gateway.settings.topics.tasks_vip
+    assert (await client.get(answer.headers["location"])).json()["priority"] == "vip"
+
+
+async def test_requests_take_turns_on_the_partitions(
+    gateway: GatewayProcess, client: httpx.AsyncClient, kafka: KafkaCluster
+) -> None:
+    ids = [(await client.post(SUBMIT, json={"prompt": "turns"})).json()["request_id"] for _ in range(9)]
+    records = await read_topic(kafka.bootstrap_servers, gateway.settings.topics.tasks)
+    partitions = [record.partition for record in records if record.key is not None and record.key.decode() in ids]
+    assert sorted(partitions) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+async def test_a_repeat_with_the_same_idempotency_key_is_the_same_task_and_the_same_bytes(
+    gateway: GatewayProcess, client: httpx.AsyncClient, kafka: KafkaCluster
+) -> None:
+    key = uuid.uuid4().hex
+    bodies: list[dict[str, Any]] = [{"prompt": "twice", "steps": 4}, {"num_inference_steps": 4, "prompt": "twice"}]
+    answers = [await client.post(SUBMIT, json=body, headers={"Idempotency-Key": key}) for body in bodies]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    ids = {answer.json()["request_id"] for answer in answers}
+    assert ids == {idempotent_request_id("default", key)}
+    records = await record_of(gateway.settings.topics, kafka.bootstrap_servers, ids.pop())
+    assert len({record.value for record in records}) == 1
+
+
+async def test_a_used_idempotency_key_with_another_body_is_refused_on_every_process(
+    client: httpx.AsyncClient, gateway: GatewayProcess
+) -> None:
+    headers = {"Idempotency-Key": uuid.uuid4().hex}
+    first = await client.post(SUBMIT, json={"prompt": "one"}, headers=headers)
+    assert (await client.get(first.headers["location"])).status_code == 200
+
+    async def refused_everywhere() -> bool:
+        codes = []
+        # A connection of its own each time, so that both server processes are met.
+        for _ in range(8):
+            async with httpx.AsyncClient(base_url=gateway.url) as fresh:
+                answer = await fresh.post(SUBMIT, json={"prompt": "two"}, headers=headers)
+                codes.append((answer.status_code, answer.json().get("error", {}).get("code")))
+        return set(codes) == {(422, "idempotency_conflict")}
+
+    await wait_until(refused_everywhere, deadline_seconds=20, what="the conflict known to both processes")
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "expected"),
+    [
+        (b"{", {}, (400, "invalid_request", None)),
+        (b'{"prompt":"a","stepz":1}', {}, (400, "unsupported_parameter", "stepz")),
+        (b'{"prompt":"a"}', {"Idempotency-Key": "a b"}, (400, "invalid_request", "Idempotency-Key")),
+        (b"x" * 70_000, {}, (413, "payload_too_large", None)),
+        (b'{"prompt":"a"}', {"Content-Type": "text/plain"}, (415, "unsupported_media_type", "Content-Type")),
+        (b"{}", {}, (422, "invalid_request", "prompt")),
+        (b'{"prompt":"a","width":1000}', {}, (422, "invalid_size", "width")),
+    ],
+)
+async def test_a_bad_request_is_refused_with_a_problem_document(
+    client: httpx.AsyncClient, content: bytes, headers: dict[str, str], expected: tuple[int, str, str | None]
+) -> None:
+    status, code, named = expected
+    answer = await client.post(SUBMIT, content=content, headers=headers | {"x-request-id": "mine-1"})
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"] == "mine-1"
+    document = answer.json()
+    assert (document["status"], document["request_id"], document["instance"]) == (status, "mine-1", "/v1/generations")
+    assert (document["error"]["code"], document["error"]["param"]) == (code, named)
+    assert document["detail"] == document["error"]["message"] != ""
+
+
+async def test_a_body_without_a_length_is_limited_as_well(client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b" " * 10_000
+
+    answer = await client.post(SUBMIT, content=endless())
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
+async def test_json_by_any_of_its_names_is_taken(client: httpx.AsyncClient, content_type: str) -> None:
+    answer = await client.post(SUBMIT, content=b'{"prompt":"a"}', headers={"Content-Type": content_type})
+    assert answer.status_code == 202
+
+
+async def test_other_methods_and_paths_are_answered_with_problem_documents(client: httpx.AsyncClient) -> None:
+    refused = await client.get(SUBMIT)
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    missing = await client.get("v2/anything")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
+    assert missing.headers["x-request-id"] == missing.json()["request_id"]
+
+
+async def test_the_openapi_document_describes_the_hot_route_as_it_is(client: httpx.AsyncClient) -> None:
+    document = (await client.get("openapi.json")).json()
+    operation = document["paths"]["/v1/generations"]["post"]
+    assert set(operation["responses"]) == {"202", "400", "413", "415", "422", "503"}
+    schema = document["components"]["schemas"]["GenerationRequest"]
+    assert schema["required"] == ["prompt"]
+    assert {"steps", "guidance", "priority", "metadata"} <= set(schema["properties"])
+    text = json.dumps(document)
+    names = set(document["components"]["schemas"])
+    assert {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]} <= names
+
+
+async def test_while_the_broker_is_paused_nothing_is_accepted_and_readiness_says_so(
+    kafka_factory: KafkaFactory, tmp_path: Path
+) -> None:
+    cluster = await kafka_factory()
+    topics = await gateway_topics(cluster.bootstrap_servers)
+    settings = gateway_settings(cluster.bootstrap_servers, tmp_path / "g", topics, produce_deadline_seconds=1.5)
+    with running_gateway(settings) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as client:
+            await wait_ready(client)
+            headers = {"Idempotency-Key": "paused"}
+            cluster.brokers[0].pause()
+            try:
+                began = time.monotonic()
+                refused = await client.post(SUBMIT, json={"prompt": "a cat"}, headers=headers)
+                waited_seconds = time.monotonic() - began
+                await wait_until(lambda: not_ready(client), deadline_seconds=15, what="an unready gateway")
+                unready = await client.get("readyz")
+                unknown = await client.get("v1/generations/never-accepted")
+            finally:
+                cluster.brokers[0].resume()
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_unavailable")
+            assert "Idempotency-Key" in refused.json()["detail"]
+            assert waited_seconds < 4
+            assert not unready.json()["parts"]["queue"]["ready"]
+            assert unready.json()["parts"]["projection"]["ready"]
+            # Not 404: without the broker nobody knows.
+            assert (unknown.status_code, unknown.json()["error"]["code"]) == (503, "store_unavailable")
+            assert "retry-after" in unknown.headers
+            await wait_ready(client)
+            again = await client.post(SUBMIT, json={"prompt": "a cat"}, headers=headers)
+            assert again.status_code == 202
+            records = await read_topic(cluster.bootstrap_servers, topics.tasks)
+            assert {record.key for record in records} == {idempotent_request_id("default", "paused").encode()}
+            assert len({record.value for record in records}) == 1
+
+
+async def not_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("readyz")).status_code == 503

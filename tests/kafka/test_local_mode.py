@@ -1,0 +1,227 @@
+"""Local mode for real: Kafka, gateway and workers as a newcomer starts them, seen through the console script."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from fluxpool_cli.local.state_file import StackState
+from kit.waiting import wait_until_blocking
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
+
+FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
+SMALL = ("--size", "64x64", "--steps", "2")
+
+Fluxpool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def fluxpool(tmp_path: Path) -> Iterator[Fluxpool]:
+    """Run the console script in a folder of its own; stacks that a failed test left there are ended."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
+    if "FLUXPOOL_KAFKA_LIBS" in os.environ:
+        environment["FLUXPOOL_KAFKA_LIBS"] = os.environ["FLUXPOOL_KAFKA_LIBS"]
+
+    def run(*arguments: str, rc: int = 0, timeout_seconds: float = 240) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            [FLUXPOOL, *arguments],
+            cwd=tmp_path,
+            env={**environment, "NO_COLOR": "1", "COLUMNS": "250"},
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            check=False,
+        )
+        assert ended.returncode == rc, f"{arguments}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        return ended
+
+    yield run
+    for state_file in tmp_path.rglob("state.json"):
+        run("local", "down", "--data-dir", str(state_file.parent))
+
+
+def up(fluxpool: Fluxpool, *arguments: str) -> dict[str, Any]:
+    addresses: dict[str, Any] = json.loads(fluxpool("local", "up", "--detach", "-o", "json", *arguments).stdout)
+    return addresses
+
+
+def state_in(folder: Path) -> StackState:
+    state = StackState.load(folder / "state.json")
+    assert state is not None
+    return state
+
+
+def workers_in(folder: Path, *, state: str = "ready") -> list[int]:
+    return [part.pid for part in state_in(folder).parts if part.name.startswith("worker-") and part.state == state]
+
+
+def wait_gone(pids: list[int]) -> None:
+    def gone() -> bool:
+        return all(not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie" for pid in pids)
+
+    wait_until_blocking(gone, deadline_seconds=30, what=f"the processes {pids} are gone")
+
+
+def test_a_stack_comes_up_serves_sleeps_goes_down_and_comes_back_at_the_same_address(
+    fluxpool: Fluxpool, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".fluxpool"
+    first = up(fluxpool, "--idle-grace", "1")
+    assert first["data_dir"] == str(folder)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", first["bootstrap_servers"])
+    assert httpx.get(f"{first['gateway_url']}/readyz", trust_env=False).is_success
+
+    second = fluxpool("local", "up", "--detach", "-o", "json")
+    assert json.loads(second.stdout) == first
+    assert "already runs" in second.stderr
+
+    status = json.loads(fluxpool("local", "status", "--json").stdout)
+    assert (status["running"], status["phase"], status["plan"]["replicas"]) == (True, "ready", 0)
+    assert {part["name"] for part in status["parts"]} == {"gateway", "kafka-1"}
+
+    # Without --url the commands of this folder find this folder's gateway.
+    refused = fluxpool("submit", "a fox", "--size", "100x64", rc=2)
+    assert "width: 100 is not a multiple of 16; the nearest legal sizes are 96 or 112" in refused.stderr
+    assert "priority" in fluxpool("submit", "a fox", "--priority", "urgent", rc=2).stderr
+    accepted = fluxpool("submit", "a heron", *SMALL, "--json")
+    assert json.loads(accepted.stdout)["status"] == "queued"
+    late = fluxpool("submit", "a newt", *SMALL, "--wait", "--timeout", "0.1", rc=5)
+    assert "--timeout" in late.stderr
+
+    images = fluxpool(
+        "submit", "a fox", *SMALL, "-n", "2", "--priority", "vip", "-o", "out", "--format", "webp", "--json"
+    )
+    document = json.loads(images.stdout)
+    assert document["status"] == "succeeded"
+    assert [Path(file).suffix for file in document["files"]] == [".webp", ".webp"]
+    assert all((tmp_path / file).stat().st_size > 100 for file in document["files"])
+    assert images.stderr.splitlines()[-1] == "succeeded"
+
+    wait_until_blocking(lambda: not workers_in(folder), deadline_seconds=60, what="the idle worker is gone")
+    watched = json.loads(fluxpool("watch", "--once", "--json").stdout)
+    assert watched["results"] == {"success": 3}
+    assert watched["lag_records"] == {"vip": 0, "standard": 0}
+
+    pids = [part.pid for part in (*state_in(folder).parts, state_in(folder).supervisor)]
+    fluxpool("local", "down")
+    wait_gone(pids)
+    assert not (folder / "state.json").exists()
+    assert "nothing runs" in fluxpool("local", "down").stderr
+    fluxpool("local", "status", rc=3)
+    fluxpool("submit", "a fox", "--url", first["gateway_url"], rc=3)
+
+    again = up(fluxpool)
+    assert {name: again[name] for name in again if name != "pid"} == {
+        name: first[name] for name in first if name != "pid"
+    }
+    assert httpx.get(document["image_url"], trust_env=False).content == (tmp_path / document["files"][0]).read_bytes()
+
+
+def test_a_crashed_worker_is_replaced_and_a_killed_supervisor_takes_everything_with_it(
+    fluxpool: Fluxpool, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".fluxpool"
+    up(fluxpool, "--min-workers", "1", "--max-workers", "1")
+    (worker,) = wait_until_blocking(lambda: workers_in(folder), deadline_seconds=60, what="the worker is ready")
+    os.kill(worker, signal.SIGKILL)
+    wait_until_blocking(
+        lambda: [pid for pid in workers_in(folder) if pid != worker],
+        deadline_seconds=60,
+        what="another worker is ready",
+    )
+    state = state_in(folder)
+    assert state.crashed_workers == 1
+    log = (folder / "logs" / "supervisor.log").read_text()
+    assert "worker-1 ended with status -9 without being asked; a new one starts in 1 s" in log
+
+    (gateway,) = [part for part in state.parts if part.name == "gateway"]
+    os.kill(gateway.pid, signal.SIGKILL)
+    wait_until_blocking(
+        lambda: any(part.name == "gateway" and part.pid != gateway.pid for part in state_in(folder).parts),
+        deadline_seconds=60,
+        what="another gateway is recorded",
+    )
+
+    state = state_in(folder)
+    engines = [child.pid for child in psutil.Process(workers_in(folder)[0]).children(recursive=True)]
+    assert engines
+    os.kill(state.supervisor.pid, signal.SIGKILL)
+    wait_gone([part.pid for part in state.parts] + engines)
+    assert "nothing runs" in fluxpool("local", "down").stderr
+    assert not (folder / "state.json").exists()
+
+
+def test_two_folders_run_two_stacks_and_down_ends_one_of_them(fluxpool: Fluxpool, tmp_path: Path) -> None:
+    left, right = up(fluxpool, "--data-dir", "left"), up(fluxpool, "--data-dir", "right")
+    for name in ("gateway_url", "bootstrap_servers", "data_dir", "pid"):
+        assert left[name] != right[name]
+    fluxpool("local", "down", "--data-dir", "left")
+    assert not (tmp_path / "left" / "state.json").exists()
+    assert httpx.get(f"{right['gateway_url']}/readyz", trust_env=False).is_success
+    assert all(part.is_alive() for part in state_in(tmp_path / "right").parts)
+
+
+def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
+    fluxpool: Fluxpool, tmp_path: Path, bootstrap_servers: str
+) -> None:
+    with subprocess.Popen(
+        [FLUXPOOL, "local", "up", "-o", "json", "--bootstrap-servers", bootstrap_servers, "--data-dir", "fg"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        document = ""
+        while not document.endswith("}\n"):
+            document += process.stdout.readline()
+        addresses = json.loads(document)
+        assert addresses["bootstrap_servers"] == bootstrap_servers
+        parts = state_in(tmp_path / "fg").parts
+        assert [part.name for part in parts if not part.name.startswith("worker-")] == ["gateway"]
+        assert "already runs" in fluxpool("local", "up", "--data-dir", "fg").stderr
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    assert "gateway ended" in errors
+    assert "kafka ended" not in errors
+    wait_gone([part.pid for part in parts])
+    assert not (tmp_path / "fg" / "state.json").exists()
+
+
+def test_a_stack_that_cannot_start_says_why_and_leaves_nothing(fluxpool: Fluxpool, tmp_path: Path) -> None:
+    failed = fluxpool("local", "up", "--detach", "--bootstrap-servers", "127.0.0.1:1", "--data-dir", "broken", rc=1)
+    assert "topics: Kafka at 127.0.0.1:1 did not answer" in failed.stderr
+    assert failed.stdout == ""
+    assert not (tmp_path / "broken" / "state.json").exists()
+    fluxpool("local", "status", "--data-dir", "broken", rc=3)
+
+
+def test_the_demo_counts_24_images_and_leaves_them_when_told_to(fluxpool: Fluxpool, tmp_path: Path) -> None:
+    ended = fluxpool("local", "demo", "--data-dir", "demo", "--keep", timeout_seconds=400)
+    assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", ended.stdout.splitlines()[-1])
+    exported = [json.loads(line) for line in (tmp_path / "demo" / "results.jsonl").read_text().splitlines()]
+    assert len({result["request_id"] for result in exported}) == 24
+    assert {result["status"] for result in exported} == {"success"}
+    images = sorted((tmp_path / "demo" / "images").rglob("*.png"))
+    assert len(images) == 24
+    assert "plan: 3 workers" in ended.stderr
+    assert "all results are in; 3 workers at the most, none now" in ended.stderr
+    assert not (tmp_path / "demo" / "state.json").exists()
+
+
+def test_a_demo_past_its_deadline_fails_names_what_is_missing_and_clears_up(fluxpool: Fluxpool, tmp_path: Path) -> None:
+    ended = fluxpool("local", "demo", "--data-dir", "demo", "--tasks", "2", "--timeout", "1", rc=1)
+    assert "not finished within 1 s" in ended.stderr
+    assert ended.stdout.splitlines()[-1].startswith("demo: 0 images, 0 results success, 2 lost, 0 doubled")
+    assert not (tmp_path / "demo").exists()

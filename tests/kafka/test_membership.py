@@ -1,0 +1,106 @@
+"""The insides of aiokafka that the worker leans on, pinned on a real broker."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CommitFailedError
+from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.structs import OffsetAndMetadata
+
+from fluxpool_worker.agent.membership import (
+    has_generation,
+    keep_offsets_for,
+    own_sticky_assignor,
+    refuse_commits_without_generation,
+)
+from kit.kafka import committed_offsets, create_topics, produce, unique_name
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+
+@asynccontextmanager
+async def member(bootstrap_servers: str, topic: str, group: str) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=bootstrap_servers,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        partition_assignment_strategy=[own_sticky_assignor()],
+    )
+    await consumer.start()
+    refuse_commits_without_generation(consumer)
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def test_a_member_without_generation_cannot_set_an_emptied_groups_offset_back(bootstrap_servers: str) -> None:
+    topic, group = unique_name("topic"), unique_name("group")
+    await create_topics(bootstrap_servers, {topic: 1})
+    await produce(bootstrap_servers, topic, [(None, b"x")] * 6)
+    partition = TopicPartition(topic, 0)
+    async with member(bootstrap_servers, topic, group) as consumer:
+        assert has_generation(consumer)
+        await consumer.commit({partition: OffsetAndMetadata(5, "ledger")})
+        # What a session that expired does to a member; its assignment still shows the partition.
+        await consumer._coordinator._maybe_leave_group()  # noqa: SLF001 - there is no public way to be thrown out
+        assert partition in consumer.assignment()
+        with pytest.raises(CommitFailedError):
+            await consumer.commit({partition: OffsetAndMetadata(1, "")})
+
+    committed = (await committed_offsets(bootstrap_servers, group))[topic, 0]
+    assert (committed.offset, committed.metadata) == (5, "ledger")
+
+
+async def test_a_commit_asks_the_broker_to_keep_the_offset(
+    bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OffsetCommitRequest, "DEFAULT_RETENTION_TIME", OffsetCommitRequest.DEFAULT_RETENTION_TIME)
+    keep_offsets_for(timedelta(days=365))
+    topic, group = unique_name("topic"), unique_name("group")
+    await create_topics(bootstrap_servers, {topic: 1})
+    await produce(bootstrap_servers, topic, [(None, b"x")])
+    sent: list[Any] = []
+    async with member(bootstrap_servers, topic, group) as consumer:
+        send: Callable[[Any], Any] = consumer._coordinator._send_req  # noqa: SLF001 - to see what goes over the wire
+
+        async def spy(request: Any) -> Any:
+            sent.append(request)
+            return await send(request)
+
+        monkeypatch.setattr(consumer._coordinator, "_send_req", spy)  # noqa: SLF001
+        await consumer.commit({TopicPartition(topic, 0): OffsetAndMetadata(1, "")})
+
+    [commit] = [request for request in sent if isinstance(request, OffsetCommitRequest)]
+    assert commit._retention_time == 365 * 86_400_000  # noqa: SLF001
+    assert (await committed_offsets(bootstrap_servers, group))[topic, 0].offset == 1
+
+
+async def test_each_consumer_keeps_its_sticky_state_to_itself_and_most_partitions(bootstrap_servers: str) -> None:
+    topic, group = unique_name("topic"), unique_name("group")
+    await create_topics(bootstrap_servers, {topic: 6})
+    async with member(bootstrap_servers, topic, group) as first:
+        await wait_until(lambda: len(first.assignment()) == 6, deadline_seconds=20, what="all partitions")
+        async with member(bootstrap_servers, topic, group) as second:
+            await wait_until(
+                lambda: len(first.assignment()) == 3 and len(second.assignment()) == 3,
+                deadline_seconds=20,
+                what="an even split",
+            )
+            kept = first.assignment()
+            async with member(bootstrap_servers, topic, group) as third:
+                # Each learns of its share by itself: the newcomer may know before those who gave something up.
+                await wait_until(
+                    lambda: [len(each.assignment()) for each in (first, second, third)] == [2, 2, 2],
+                    deadline_seconds=20,
+                    what="an even split among three",
+                )
+                assert first.assignment() < kept
+    assert own_sticky_assignor() is not own_sticky_assignor()

@@ -1,0 +1,273 @@
+"""Reading backlogs from the real broker."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.structs import OffsetAndMetadata
+from confluent_kafka import TopicPartition as AdminPartition
+from confluent_kafka.admin import AdminClient
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.ledger import LedgerEntry, encode_ledger
+from fluxpool_transport.backlog import BacklogReader, GroupBacklog, PartitionBacklog, StalePartition
+from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.kafka_clients import aiokafka_options
+from kit.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+
+def _connection(bootstrap_servers: str) -> KafkaConnection:
+    return KafkaConnection(bootstrap_servers=tuple(bootstrap_servers.split(",")))
+
+
+@pytest.fixture
+async def reader(kafka: KafkaCluster) -> AsyncIterator[BacklogReader]:
+    async with BacklogReader(_connection(kafka.bootstrap_servers)) as opened:
+        yield opened
+
+
+async def _commit(bootstrap_servers: str, *, group: str, topic: str, offsets: dict[int, tuple[int, str]]) -> None:
+    consumer = AIOKafkaConsumer(
+        group_id=group, enable_auto_commit=False, **aiokafka_options(_connection(bootstrap_servers), client_id="test")
+    )
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(topic, number) for number in offsets])
+        await consumer.commit(
+            {TopicPartition(topic, number): OffsetAndMetadata(*entry) for number, entry in offsets.items()}
+        )
+    finally:
+        await consumer.stop()
+
+
+async def _topic(bootstrap_servers: str, *, records: dict[int, int], partitions: int = 2) -> str:
+    topic = unique_name("backlog")
+    await create_topics(bootstrap_servers, {topic: partitions})
+    for number, count in records.items():
+        await produce(bootstrap_servers, topic, [(None, b"x")] * count, partition=number)
+    return topic
+
+
+def _offsets(backlog: GroupBacklog) -> list[tuple[int | None, int, int, int]]:
+    return [
+        (item.committed_offset, item.log_start_offset, item.log_end_offset, item.uncommitted_records)
+        for item in backlog.readable_partitions
+    ]
+
+
+async def _readable(reader: BacklogReader, *, group: str, topic: str) -> GroupBacklog:
+    """The backlog once nothing is stale: right after its creation a topic's partitions may still be."""
+
+    async def read() -> list[GroupBacklog]:
+        backlog = (await reader.read({group: topic}))[group]
+        return [] if backlog.is_stale else [backlog]
+
+    return (await wait_until(read, deadline_seconds=15, what=f"a readable backlog of {topic}"))[0]
+
+
+async def test_a_group_with_commits_waits_for_the_rest(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic, group = await _topic(bootstrap_servers, records={0: 5, 1: 3}), unique_name("group")
+    await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, '{"ledger": 1}'), 1: (3, "")})
+    backlog = await _readable(reader, group=group, topic=topic)
+    assert _offsets(backlog) == [(2, 0, 5, 3), (3, 0, 3, 0)]
+    assert (backlog.uncommitted_records, backlog.is_stale, backlog.problem) == (3, False, None)
+    assert [item.metadata for item in backlog.readable_partitions] == ['{"ledger": 1}', ""]
+    assert (backlog.member_count, backlog.state) == (0, "Empty")
+
+
+async def test_tasks_in_a_ledger_are_in_flight_and_do_not_wait(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic, group = await _topic(bootstrap_servers, records={0: 5}), unique_name("group")
+
+    def entry(*, released: bool = False) -> LedgerEntry:
+        return LedgerEntry(task="t", worker="pod-1", started_at=1_700_000_000, released=released)
+
+    # Offset 1 is older than the commit, 3 was given up, 9 does not exist.
+    ledger = encode_ledger({1: entry(), 2: entry(), 3: entry(released=True), 9: entry()})
+    await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, ledger)})
+    backlog = await _readable(reader, group=group, topic=topic)
+    partition = backlog.readable_partitions[0]
+    assert partition.in_flight == {2: entry()}
+    assert (partition.uncommitted_records, partition.waiting_records) == (3, 2)
+
+
+async def test_a_group_that_never_was_waits_for_everything(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic, group = await _topic(bootstrap_servers, records={0: 4}), unique_name("group")
+    backlog = await _readable(reader, group=group, topic=topic)
+    assert _offsets(backlog) == [(None, 0, 4, 4), (None, 0, 0, 0)]
+    assert (backlog.uncommitted_records, backlog.member_count, backlog.state) == (4, 0, "Dead")
+
+
+async def test_an_empty_topic_has_an_empty_backlog(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic, group = await _topic(bootstrap_servers, records={}, partitions=3), unique_name("group")
+    backlog = await _readable(reader, group=group, topic=topic)
+    assert (backlog.problem, backlog.uncommitted_records, len(backlog.partitions)) == (None, 0, 3), backlog.partitions
+
+
+async def test_an_unknown_topic_is_a_problem_and_not_an_empty_one(
+    reader: BacklogReader, bootstrap_servers: str
+) -> None:
+    topic, group, lost = await _topic(bootstrap_servers, records={0: 1}), unique_name("group"), unique_name("group")
+    await _readable(reader, group=group, topic=topic)
+    backlogs = await reader.read({lost: "no-such-topic", group: topic})
+    assert (backlogs[lost].uncommitted_records, backlogs[lost].is_stale) == (None, True)
+    assert "no-such-topic" in (backlogs[lost].problem or "")
+    assert backlogs[group].uncommitted_records == 1
+
+
+async def test_members_are_counted(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic, group = await _topic(bootstrap_servers, records={}), unique_name("group")
+    consumer = AIOKafkaConsumer(
+        topic, group_id=group, **aiokafka_options(_connection(bootstrap_servers), client_id="test")
+    )
+    await consumer.start()
+    try:
+
+        async def stable() -> bool:
+            backlog = (await reader.read({group: topic}))[group]
+            return (backlog.member_count, backlog.state) == (1, "Stable")
+
+        await wait_until(stable, deadline_seconds=20, what="one member of a stable group")
+    finally:
+        await consumer.stop()
+
+
+async def test_records_deleted_unread_have_expired_and_wait_no_longer(
+    reader: BacklogReader, bootstrap_servers: str
+) -> None:
+    topic, group = await _topic(bootstrap_servers, records={0: 9}), unique_name("group")
+    await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, "")})
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    for future in admin.delete_records([AdminPartition(topic, 0, 6)]).values():
+        await asyncio.wrap_future(future)
+    (first, _) = (await _readable(reader, group=group, topic=topic)).readable_partitions
+    assert (first.uncommitted_records, first.expired_records, first.next_offset) == (3, 4, 6)
+
+
+async def test_a_topic_made_again_is_read_from_its_start(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic, group = await _topic(bootstrap_servers, records={0: 3}), unique_name("group")
+    await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (70, "")})
+    (first, _) = (await _readable(reader, group=group, topic=topic)).readable_partitions
+    assert (first.is_recreated, first.uncommitted_records, first.expired_records) == (True, 3, 0)
+
+
+async def test_records_of_an_open_transaction_do_not_wait_yet(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic, group = await _topic(bootstrap_servers, records={0: 1}), unique_name("group")
+    producer = AIOKafkaProducer(
+        transactional_id=unique_name("transaction"),
+        **aiokafka_options(_connection(bootstrap_servers), client_id="test"),
+    )
+    await producer.start()
+    try:
+        async with producer.transaction():
+            await producer.send_and_wait(topic, b"y", partition=0)
+            assert (await _readable(reader, group=group, topic=topic)).uncommitted_records == 1
+    finally:
+        await producer.stop()
+
+    async def committed() -> bool:
+        # The marker that commits the transaction takes an offset of its own, and is written a moment later.
+        return (await reader.read({group: topic}))[group].uncommitted_records == 3
+
+    await wait_until(committed, deadline_seconds=15, what="the committed record and its marker")
+
+
+async def test_many_groups_are_read_at_once(reader: BacklogReader, bootstrap_servers: str) -> None:
+    topic = await _topic(bootstrap_servers, records={0: 2, 1: 2})
+    groups = [unique_name("group") for _ in range(60)]
+    await _readable(reader, group=groups[0], topic=topic)
+    backlogs = await reader.read(dict.fromkeys(groups, topic))
+    assert {backlogs[group].uncommitted_records for group in groups} == {4}
+
+
+async def test_no_groups_are_no_questions(reader: BacklogReader) -> None:
+    assert await reader.read({}) == {}
+
+
+async def test_no_broker_is_an_error_and_never_an_empty_backlog() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    async with BacklogReader(_connection(f"127.0.0.1:{port}"), deadline_seconds=1) as reader:
+        with pytest.raises(KafkaUnavailableError, match=rf"127\.0\.0\.1:{port}"):
+            await reader.read({"group": "topic"})
+
+
+async def test_a_broker_that_dies_is_an_error_and_its_return_is_noticed(kafka_factory: KafkaFactory) -> None:
+    cluster = await kafka_factory()
+    topic, group = await _topic(cluster.bootstrap_servers, records={0: 2}), unique_name("group")
+    (broker,) = cluster.brokers
+    async with BacklogReader(_connection(cluster.bootstrap_servers), deadline_seconds=3) as reader:
+        assert (await _readable(reader, group=group, topic=topic)).uncommitted_records == 2
+        broker.pause()
+        try:
+            with pytest.raises(KafkaUnavailableError):
+                await reader.read({group: topic})
+        finally:
+            broker.resume()
+
+        async def back() -> bool:
+            try:
+                return (await reader.read({group: topic}))[group].uncommitted_records == 2
+            except KafkaUnavailableError:
+                return False
+
+        await wait_until(back, deadline_seconds=30, what="the backlog after the broker's return")
+
+
+async def test_partitions_of_a_dead_broker_are_stale_and_the_others_are_read(kafka_factory: KafkaFactory) -> None:
+    cluster = await kafka_factory(brokers=3)
+    topic, group = unique_name("backlog"), unique_name("group")
+    await create_topics(cluster.bootstrap_servers, {topic: 6}, replication_factor=1)
+    await produce(cluster.bootstrap_servers, topic, [(None, b"x")] * 60)
+    seen: list[GroupBacklog] = []
+
+    async with BacklogReader(_connection(cluster.bootstrap_servers), deadline_seconds=4) as reader:
+
+        async def read() -> GroupBacklog | None:
+            try:
+                seen.append((await reader.read({group: topic}))[group])
+            except KafkaUnavailableError:
+                return None
+            return seen[-1]
+
+        async def whole() -> bool:
+            backlog = await read()
+            return backlog is not None and backlog.uncommitted_records == 60
+
+        async def partly() -> bool:
+            backlog = await read()
+            stale = [] if backlog is None else [p for p in backlog.partitions if isinstance(p, StalePartition)]
+            return backlog is not None and backlog.problem is None and 0 < len(stale) < 6
+
+        await wait_until(whole, deadline_seconds=30, what="the whole backlog")
+        broker = cluster.brokers[2]
+        await broker.kill()
+        await wait_until(partly, deadline_seconds=60, what="a backlog without the dead broker's partitions")
+        await broker.start()
+        await wait_until(whole, deadline_seconds=60, what="the whole backlog again")
+    # What was said in between may be incomplete, but is never wrong.
+    assert {backlog.uncommitted_records for backlog in seen} == {None, 60}
+
+
+async def test_reading_outside_the_context_says_how() -> None:
+    with pytest.raises(RuntimeError, match="async with"):
+        await BacklogReader(_connection("localhost:9092")).read({"group": "topic"})
+
+
+def test_one_unreadable_partition_makes_the_sum_unknown() -> None:
+    backlog = GroupBacklog(
+        group="g",
+        topic="t",
+        partitions=(
+            PartitionBacklog(partition=0, committed_offset=1, log_start_offset=0, log_end_offset=4, metadata=""),
+            StalePartition(partition=1, reason="leader moves"),
+        ),
+        member_count=1,
+        state="Stable",
+    )
+    assert (backlog.uncommitted_records, backlog.uncommitted_records_at_least, backlog.is_stale) == (None, 3, True)

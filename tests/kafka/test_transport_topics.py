@@ -1,0 +1,99 @@
+"""Creating topics on the real broker."""
+
+import asyncio
+import socket
+
+import pytest
+import structlog
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.topics import TopicNames, TopicSpec, topic_specs
+from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.topic_admin import TopicError, ensure_topics
+from kit.kafka import create_topics, produce, unique_name
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def connection(kafka: KafkaCluster) -> KafkaConnection:
+    return KafkaConnection(bootstrap_servers=tuple(kafka.bootstrap_servers.split(",")))
+
+
+def _own_names() -> TopicNames:
+    prefix = unique_name("topics")
+    defaults = TopicNames()
+    return TopicNames(
+        **{
+            role: tuple(f"{prefix}-{name}" for name in value) if isinstance(value, tuple) else f"{prefix}-{value}"
+            for role, value in defaults
+        }
+    )
+
+
+async def _topic_config(connection: KafkaConnection, topic: str) -> dict[str, str]:
+    admin = AdminClient({"bootstrap.servers": ",".join(connection.bootstrap_servers)})
+    (future,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+    entries = await asyncio.wrap_future(future)
+    return {name: entry.value for name, entry in entries.items()}
+
+
+async def test_all_topics_are_created_once_with_their_layout(connection: KafkaConnection) -> None:
+    names = _own_names()
+    specs = topic_specs(names)
+    assert set(await ensure_topics(connection, specs)) == {spec.name for spec in specs}
+    assert await ensure_topics(connection, specs) == ()
+    assert (await _topic_config(connection, names.tasks))["retention.ms"] == "604800000"
+    assert (await _topic_config(connection, names.control))["cleanup.policy"] == "compact"
+    assert (await _topic_config(connection, names.dead_letters))["max.message.bytes"] == "1114112"
+
+
+async def test_a_created_topic_takes_records_at_once(connection: KafkaConnection) -> None:
+    topic = unique_name("usable")
+    await ensure_topics(connection, [TopicSpec(name=topic, partitions=12, replication_factor=1)])
+    (bootstrap,) = connection.bootstrap_servers
+    assert await produce(bootstrap, topic, [(None, b"x")], partition=11) == [(11, 0)]
+
+
+async def test_fewer_brokers_than_replicas_are_logged_and_made_do_with(connection: KafkaConnection) -> None:
+    topic = unique_name("replicas")
+    with structlog.testing.capture_logs() as logs:
+        await ensure_topics(connection, [TopicSpec(name=topic, partitions=1, replication_factor=3)])
+    lowered = [entry for entry in logs if entry["event"] == "topic_replication_lowered"]
+    assert [(entry["topic"], entry["wanted"], entry["live_brokers"]) for entry in lowered] == [(topic, 3, 1)]
+
+
+async def test_an_existing_topic_is_left_as_it_is(connection: KafkaConnection) -> None:
+    topic = unique_name("existing")
+    await create_topics(",".join(connection.bootstrap_servers), {topic: 2}, config={"retention.ms": "1000"})
+    spec = TopicSpec(name=topic, partitions=6, replication_factor=1, config={"retention.ms": "604800000"})
+    assert await ensure_topics(connection, [spec]) == ()
+    assert (await _topic_config(connection, topic))["retention.ms"] == "1000"
+
+
+async def test_creators_at_the_same_time_do_not_disturb_each_other(connection: KafkaConnection) -> None:
+    spec = TopicSpec(name=unique_name("race"), partitions=3, replication_factor=1)
+    created = await asyncio.gather(*(ensure_topics(connection, [spec]) for _ in range(4)))
+    assert sorted(created) == [(), (), (), (spec.name,)]
+
+
+async def test_a_refused_layout_names_the_topic_and_the_setting(connection: KafkaConnection) -> None:
+    topic = unique_name("refused")
+    spec = TopicSpec(name=topic, partitions=1, replication_factor=1, config={"retention.sm": "1"})
+    with pytest.raises(TopicError, match=rf"topic {topic}: .*retention\.sm.*correct its layout"):
+        await ensure_topics(connection, [spec])
+
+
+async def test_a_name_that_kafka_refuses_is_reported(connection: KafkaConnection) -> None:
+    with pytest.raises(TopicError, match="topic a b: "):
+        await ensure_topics(connection, [TopicSpec(name="a b", partitions=1, replication_factor=1)])
+
+
+async def test_no_broker_is_reported_with_the_address_and_the_cause() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    nowhere = KafkaConnection(bootstrap_servers=(f"127.0.0.1:{port}",))
+    with pytest.raises(KafkaUnavailableError, match=rf"127\.0\.0\.1:{port}.*refused.*bootstrap_servers"):
+        await ensure_topics(nowhere, topic_specs(TopicNames()), deadline_seconds=2)

@@ -1,0 +1,184 @@
+"""Workers whose store is an S3 service, is away for a while, or cannot be had at all."""
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from fluxpool_contract.derived import claim_key, manifest_key
+from fluxpool_contract.settings import StorageSettings
+from fluxpool_worker.image_parameters import read_parameters
+from kit.kafka import produce, unique_name
+from kit.s3 import S3Service, running_s3
+from kit.waiting import wait_until
+from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench
+
+pytestmark = pytest.mark.kafka
+
+PREFIX = "pool-a/"
+AUTHORIZATION = {"Authorization": "AWS testing:unchecked"}
+PUBLIC_URL = "https://images.example.com/gallery/"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of one test's own; all services of a test run share their contents."""
+
+    service: S3Service
+    name: str
+
+    @property
+    def settings(self) -> StorageSettings:
+        return self.service.settings(self.name, prefix=PREFIX)
+
+    def read(self, key: str) -> httpx.Response:
+        return self.service.read(self.name, PREFIX + key)
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        answer = self.read(key)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def write(self, key: str, payload: bytes) -> None:
+        url = f"{self.service.endpoint_url}/{self.name}/{PREFIX}{key}"
+        httpx.put(url, content=payload, headers=AUTHORIZATION).raise_for_status()
+
+    def keys(self) -> list[str]:
+        query = {"list-type": "2"}
+        answer = httpx.get(f"{self.service.endpoint_url}/{self.name}", params=query, headers=AUTHORIZATION)
+        answer.raise_for_status()
+        return sorted(re.findall(f"<Key>{PREFIX}([^<]*)</Key>", answer.text))
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    with running_s3() as service:
+        bucket = Bucket(service, unique_name("pictures"))
+        service.create_bucket(bucket.name)
+        yield bucket
+
+
+@pytest_asyncio.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
+    async with worker_bench(bootstrap_servers, tmp_path, model="stand-in", partitions=1, stand_in=True) as bench:
+        yield bench
+
+
+def public(storage: StorageSettings) -> StorageSettings:
+    return storage.model_copy(update={"public_base_url": PUBLIC_URL})
+
+
+async def test_image_claim_and_manifest_lie_in_the_bucket_and_the_answer_names_the_public_address(
+    bench: WorkerBench, bucket: Bucket
+) -> None:
+    await bench.start_ready(storage=public(bucket.settings))
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("kept", seed=5))])
+    [result] = await bench.wait_results(1)
+
+    [image] = result["images"]
+    assert image["object"] == f"default/{datetime.now(UTC):%Y/%m/%d}/kept/0.png"
+    assert result["image_url"] == image["url"] == PUBLIC_URL + image["object"]
+    stored = bucket.read(image["object"])
+    assert (stored.status_code, stored.headers["content-type"]) == (200, "image/png")
+    assert (hashlib.sha256(stored.content).hexdigest(), len(stored.content)) == (image["sha256"], image["bytes"])
+    assert read_parameters(stored.content)["seed"] == 5
+    folder = image["object"].removesuffix("/0.png")
+    claim = bucket.read_json(claim_key("default", "kept"))
+    assert (claim["request_id"], claim["prefix"].rstrip("/")) == ("kept", folder)
+    manifest = bucket.read_json(manifest_key(folder))
+    assert manifest["digest"] == claim["digest"]
+    assert manifest["result"] == result
+
+
+async def test_a_task_sent_twice_has_one_object_and_one_answer(bench: WorkerBench, bucket: Bucket) -> None:
+    await bench.start_ready(storage=bucket.settings)
+    body = task_body("twice")
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
+    [first] = await bench.wait_results(1)
+    keys = bucket.keys()
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
+    [_, second] = await bench.wait_results(2)
+
+    assert second == first
+    image = first["images"][0]["object"]
+    assert first["image_url"] == f"{bucket.settings.url}{image}"
+    assert keys == sorted([claim_key("default", "twice"), image, manifest_key(image.removesuffix("/0.png"))])
+    assert bucket.keys() == keys
+
+
+async def test_an_image_of_somebody_else_under_the_tasks_key_is_left_and_described(
+    bench: WorkerBench, bucket: Bucket
+) -> None:
+    foreign = b"drawn by a worker that died before its manifest"
+    key = f"default/{datetime.now(UTC):%Y/%m/%d}/found/0.png"
+    bucket.write(key, foreign)
+    await bench.start_ready(storage=bucket.settings)
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("found"))])
+    [result] = await bench.wait_results(1)
+
+    [image] = result["images"]
+    assert (image["object"], image["bytes"]) == (key, len(foreign))
+    assert image["sha256"] == hashlib.sha256(foreign).hexdigest()
+    assert bucket.read(key).content == foreign
+
+
+async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench: WorkerBench, bucket: Bucket) -> None:
+    bucket.service.stop()
+    worker = await bench.start_ready(storage=bucket.settings)
+    ids = [f"waits-{number}" for number in range(3)]
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body(name)) for name in ids])
+    held = await wait_until(
+        lambda: worker.events("operation_held"), deadline_seconds=60, what="the worker to say that it waits"
+    )
+    assert held[0]["operation"] == "object-store"
+    assert bucket.service.endpoint_url in held[0]["error"]
+    assert "storage.endpoint_url" in held[0]["error"]
+    assert await bench.results() == []
+    assert (await bench.committed()).get(0, 0) == 0
+
+    bucket.service.start()
+    results = await bench.wait_results(3, deadline_seconds=90)
+    await bench.wait_committed({0: 3})
+    assert sorted(result["request_id"] for result in results) == ids
+    assert {(result["status"], result["attempt"]) for result in results} == {("success", 1)}
+    assert await bench.records(bench.topics.dead_letters) == []
+    assert worker.events("generation_failed") == []
+
+
+async def test_a_store_that_goes_away_under_a_drawn_image_costs_no_second_drawing(
+    bench: WorkerBench, bucket: Bucket
+) -> None:
+    worker = await bench.start_ready(storage=bucket.settings)
+    body = task_body("drawn", "seconds=6", steps=30)
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
+    await wait_for_step(bench, "drawn")
+    bucket.service.stop()
+    await wait_until(
+        lambda: worker.events("operation_held"), deadline_seconds=60, what="the worker to say that it waits"
+    )
+    bucket.service.start()
+    [result] = await bench.wait_results(1, deadline_seconds=90)
+
+    assert (result["status"], result["attempt"]) == ("success", 1)
+    assert len(worker.events("job_done")) == 1
+    assert bucket.read(result["images"][0]["object"]).status_code == 200
+
+
+async def test_a_folder_that_cannot_be_made_ends_the_worker_with_the_remedy(bench: WorkerBench, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    folder = tmp_path / "occupied" / "images"
+    worker = bench.start(storage=StorageSettings(url=folder.as_uri()))
+
+    assert await worker.wait_exit(60) == 1
+    [line] = worker.events("worker_failed")
+    assert str(folder) in line["error"]
+    assert "choose a storage.url that can be written to" in line["error"]
+    assert "Traceback" not in worker.log_file.read_text()

@@ -1,0 +1,268 @@
+"""The real Kafka of the tests: brokers to start, and topics, records and offsets to write and read around the product.
+
+Everything here is groupless or foreign on purpose: it looks at Kafka without the product's own code and without joining
+its groups.
+"""
+
+import asyncio
+import time
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
+from kit.waiting import wait_until
+
+with warnings.catch_warnings():
+    # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka import KafkaAdminClient, KafkaProducer
+
+_REQUEST_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicRecord:
+    """A record as it lies in the log; `headers` keeps order and repeats, `timestamp_ms` is Unix time."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedOffset:
+    """What a group committed for a partition."""
+
+    offset: int
+    metadata: str
+
+
+class KafkaFactory(Protocol):
+    """Start one more Kafka for a test; takes the settings of `KafkaCluster` but folder and jars."""
+
+    async def __call__(self, **settings: Any) -> KafkaCluster:
+        """Return it ready; its brokers are killed when the test ends."""
+
+
+@contextmanager
+def running_kafka(data_dir: Path, *, libs: Path, **settings: Any) -> Iterator[KafkaCluster]:
+    """Run a Kafka for a fixture of any scope, outside an event loop."""
+    cluster = KafkaCluster(data_dir, libs=libs, **settings)
+    # A loop factory keeps the runner from replacing the thread's current loop, which is pytest-asyncio's.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        runner.run(cluster.__aenter__())
+        try:
+            yield cluster
+        finally:
+            runner.run(cluster.stop())
+
+
+def unique_name(prefix: str) -> str:
+    """Return a name that no other test uses: topics and groups of tests live on one shared broker."""
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+async def create_topics(
+    bootstrap_servers: str,
+    topics: Mapping[str, int],
+    *,
+    config: Mapping[str, str] | None = None,
+    replication_factor: int = -1,
+) -> None:
+    """Create topics (name -> number of partitions) and return once every partition has a leader.
+
+    -1 is the broker's own replication factor. Raises `confluent_kafka.KafkaException` when one exists already.
+    """
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    wanted = [
+        NewTopic(name, num_partitions=partitions, replication_factor=replication_factor, config=dict(config or {}))
+        for name, partitions in topics.items()
+    ]
+    for created in admin.create_topics(wanted, operation_timeout=_REQUEST_SECONDS).values():
+        await asyncio.wrap_future(created)
+
+    async def all_led() -> bool:
+        known = (await asyncio.to_thread(admin.list_topics, timeout=_REQUEST_SECONDS)).topics
+        return all(
+            name in known and sum(found.leader >= 0 for found in known[name].partitions.values()) == partitions
+            for name, partitions in topics.items()
+        )
+
+    await wait_until(all_led, deadline_seconds=20, what=f"leaders of {', '.join(topics)}")
+
+
+async def read_topic(
+    bootstrap_servers: str, topic: str, *, isolation_level: str = "read_uncommitted", deadline_seconds: float = 20
+) -> list[TopicRecord]:
+    """Return all records up to the end at the time of the call, by partition and offset; joins no group.
+
+    Raises `LookupError` when there is no such topic, `TimeoutError` when the end is not reached in time.
+    """
+    settings = {
+        "bootstrap.servers": bootstrap_servers,
+        # librdkafka wants one; only a subscription or a commit would make use of it.
+        "group.id": "unused",
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 100,
+        "isolation.level": isolation_level,
+    }
+
+    def read() -> list[TopicRecord]:
+        consumer = Consumer(settings)
+        try:
+            return _records_up_to_end(consumer, topic, deadline=time.monotonic() + deadline_seconds)
+        finally:
+            consumer.close()
+
+    return await asyncio.to_thread(read)
+
+
+def _records_up_to_end(consumer: Any, topic: str, *, deadline: float) -> list[TopicRecord]:
+    partitions = consumer.list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic].partitions
+    if not partitions:
+        raise LookupError(f"topic {topic!r} does not exist")
+    bounds = {
+        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_REQUEST_SECONDS)
+        for number in partitions
+    }
+    consumer.assign([TopicPartition(topic, number, start) for number, (start, _) in bounds.items()])
+    unread = {number for number, (start, end) in bounds.items() if start < end}
+    records: list[TopicRecord] = []
+    while unread:
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"the end of {topic!r} was not reached on partitions {sorted(unread)}")
+        for message in consumer.consume(num_messages=500, timeout=0.2):
+            end = bounds[message.partition()][1]
+            if message.error() is not None:
+                # Transaction markers and compaction leave tails without records: the end itself tells.
+                if message.error().code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's public name
+                    raise KafkaException(message.error())
+                unread.discard(message.partition())
+            elif message.offset() < end:
+                records.append(_as_topic_record(message))
+            if message.offset() >= end - 1:
+                unread.discard(message.partition())
+    return sorted(records, key=lambda record: (record.partition, record.offset))
+
+
+def _as_topic_record(message: Any) -> TopicRecord:
+    return TopicRecord(
+        topic=message.topic(),
+        partition=message.partition(),
+        offset=message.offset(),
+        key=message.key(),
+        value=message.value(),
+        headers=tuple(message.headers() or ()),
+        timestamp_ms=message.timestamp()[1],
+    )
+
+
+async def produce(
+    bootstrap_servers: str,
+    topic: str,
+    records: Sequence[tuple[bytes | None, bytes | None]],
+    *,
+    partition: int | None = None,
+    headers: Iterable[tuple[str, bytes]] = (),
+) -> list[tuple[int, int]]:
+    """Send (key, value) pairs as a simple script would, by kafka-python; returns (partition, offset) of each.
+
+    All are acknowledged when it returns; without `headers` the records have none.
+    """
+
+    def send_all() -> list[tuple[int, int]]:
+        producer = KafkaProducer(bootstrap_servers=bootstrap_servers, acks="all")
+        try:
+            pending = [
+                producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
+                for key, value in records
+            ]
+            acknowledged = [future.get(timeout=_REQUEST_SECONDS) for future in pending]
+        finally:
+            producer.close(timeout=_REQUEST_SECONDS)
+        return [(metadata.partition, metadata.offset) for metadata in acknowledged]
+
+    return await asyncio.to_thread(send_all)
+
+
+async def committed_offsets(bootstrap_servers: str, group: str) -> dict[tuple[str, int], CommittedOffset]:
+    """Return what the group committed, by (topic, partition); joins nothing.
+
+    Partitions without a commit are absent. Raises kafka-python's errors when the coordinator answers with one.
+    """
+
+    def fetch() -> dict[tuple[str, int], CommittedOffset]:
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+        try:
+            committed = admin.list_group_offsets(group)[group]
+        finally:
+            admin.close()
+        return {
+            (partition.topic, partition.partition): CommittedOffset(offset=found.offset, metadata=found.metadata)
+            for partition, found in committed.items()
+        }
+
+    return await asyncio.to_thread(fetch)
+
+
+def sasl_plain_listener(users: Mapping[str, str], *, name: str = "SASL") -> ListenerSpec:
+    """Return a listener that lets these users (name -> password) in by SASL PLAIN."""
+    logins = " ".join(f'user_{user}="{password}"' for user, password in users.items())
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return ListenerSpec(
+        name=name,
+        protocol=SecurityProtocol.SASL_PLAINTEXT,
+        properties={
+            "sasl.enabled.mechanisms": "PLAIN",
+            "plain.sasl.jaas.config": f"{module} required {logins};",
+        },
+    )
+
+
+def scram_listener(*, name: str = "SCRAM") -> ListenerSpec:
+    """Return a listener that lets the cluster's `scram_users` in, by either mechanism."""
+    module = "org.apache.kafka.common.security.scram.ScramLoginModule"
+    return ListenerSpec(
+        name=name,
+        protocol=SecurityProtocol.SASL_PLAINTEXT,
+        properties={
+            "sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512",
+            "scram-sha-256.sasl.jaas.config": f"{module} required;",
+            "scram-sha-512.sasl.jaas.config": f"{module} required;",
+        },
+    )
+
+
+def tls_listener(
+    *, certificate_chain_pem: str, private_key_pem: str, client_ca_pem: str | None = None, name: str = "TLS"
+) -> ListenerSpec:
+    """Return a TLS listener; with `client_ca_pem` clients must show a certificate of that authority.
+
+    The private key must be PKCS #8 ("BEGIN PRIVATE KEY"), the only form that Kafka reads.
+    """
+    properties = {
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.certificate.chain": certificate_chain_pem,
+        "ssl.keystore.key": private_key_pem,
+    }
+    if client_ca_pem is not None:
+        properties |= {
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.certificates": client_ca_pem,
+            "ssl.client.auth": "required",
+        }
+    return ListenerSpec(name=name, protocol=SecurityProtocol.SSL, properties=properties)

@@ -1,0 +1,262 @@
+"""One run of a container as processes: start through the shim, find again, signal, measure, wait for the end.
+
+Owns the attempt folder (`request.json`, `started.json`, `exit.json`, `log`). Knows nothing of pods,
+restarts or the API.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import psutil
+
+from kit.process_node.shim import start_ticks
+
+_SHIM = Path(__file__).with_name("shim.py")
+_OOM_MARKER = "oom-killed"
+_UNKNOWN_EXIT_CODE = 137
+
+
+class StopScope(StrEnum):
+    """Who gets SIGTERM: everybody in the process group, or the main process alone as with a container runtime."""
+
+    PROCESS_GROUP = "process-group"
+    MAIN_PROCESS = "main-process"
+
+
+class ContainerStartError(Exception):
+    """The container's program or its mounts cannot be set up; the message says which."""
+
+
+class IsolationUnavailableError(Exception):
+    """This machine does not let the caller make mount namespaces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A file or folder of the machine at a path of the container."""
+
+    source: str
+    target: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRequest:
+    """All that a container is started with; nothing is inherited from the agent."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    working_dir: str
+    mounts: Sequence[Mount]
+    read_only_root: bool
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerExit:
+    """How it ended; `exit_code` is 128 + the signal's number after a signal, times are Unix seconds."""
+
+    exit_code: int
+    started_at: float
+    finished_at: float
+    out_of_memory: bool = False
+    known: bool = True
+
+
+def check_isolation() -> None:
+    """Raise `IsolationUnavailableError` when containers cannot have file systems of their own here."""
+    probe = "mount --make-rprivate / && mount -t tmpfs tmpfs /mnt && mkdir /mnt/u /mnt/w /mnt/r && mount -t overlay "
+    probe += "overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
+    try:
+        outcome = subprocess.run(
+            ["unshare", "--mount", "--uts", "sh", "-c", probe], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        raise IsolationUnavailableError("there is no `unshare` (util-linux) on the path: install it") from None
+    if outcome.returncode:
+        raise IsolationUnavailableError(
+            f"no private mount namespaces with overlays here ({outcome.stderr.strip()}): run as root on Linux, "
+            "with CAP_SYS_ADMIN in a container"
+        )
+
+
+class ContainerProcess:
+    """A container that was started, by this agent or by one before it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read `started.json` of an attempt folder; `start` and `attach` are the ways to get one."""
+        started = json.loads((folder / "started.json").read_bytes())
+        self.folder = folder
+        self.pid = int(started["pid"])
+        self.started_at = float(started["started_at"])
+        self._pid_start_ticks = int(started["pid_start_ticks"])
+        self._shim_pid = int(started["shim_pid"])
+        self._shim_start_ticks = int(started["shim_start_ticks"])
+
+    @classmethod
+    async def start(cls, folder: Path, request: ContainerRequest, *, owner_pid: int) -> "ContainerProcess":
+        """Start a container in a new attempt folder; it dies with `owner_pid`. Raises `ContainerStartError`."""
+        (folder / "root").mkdir(parents=True, exist_ok=True)
+        written = asdict(request) | {
+            "log_path": str(log_path(folder)),
+            "owner_pid": owner_pid,
+            "root": str(folder / "root"),
+        }
+        (folder / "request.json").write_text(json.dumps(written))
+        launching = asyncio.create_task(_launch(folder))
+        try:
+            output, errors = await asyncio.shield(launching)
+        except asyncio.CancelledError:
+            # Half a start would leave a process that nobody knows of yet.
+            await launching
+            raise
+        answer = json.loads(output) if output else {"error": errors.decode(errors="replace").strip() or "no answer"}
+        if "error" in answer:
+            raise ContainerStartError(str(answer["error"]))
+        return cls(folder)
+
+    @classmethod
+    def attach(cls, folder: Path) -> "ContainerProcess | None":
+        """Return the container of an attempt folder, running or ended, or None when it never started."""
+        try:
+            return cls(folder)
+        except FileNotFoundError:
+            return None
+
+    @property
+    def running(self) -> bool:
+        """Whether its end has not been seen yet: the shim lives, by pid and start time."""
+        return _is_process(self._shim_pid, self._shim_start_ticks)
+
+    async def wait(self) -> ContainerExit:
+        """Return how it ended, once all of its processes are gone."""
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(self._shim_pid)
+            try:
+                # A pid may have been given away; a pidfd of the right process cannot.
+                if self.running:
+                    await _readable(descriptor)
+            finally:
+                os.close(descriptor)
+        try:
+            ended = json.loads((self.folder / "exit.json").read_bytes())
+        except FileNotFoundError:
+            # Somebody killed the shim: what it guarded must not run on unseen.
+            self.kill()
+            return ContainerExit(
+                exit_code=_UNKNOWN_EXIT_CODE, started_at=self.started_at, finished_at=time.time(), known=False
+            )
+        return ContainerExit(
+            exit_code=int(ended["exit_code"]),
+            started_at=self.started_at,
+            finished_at=float(ended["finished_at"]),
+            out_of_memory=(self.folder / _OOM_MARKER).exists(),
+        )
+
+    def terminate(self, scope: StopScope) -> None:
+        """Send SIGTERM."""
+        if not _is_process(self.pid, self._pid_start_ticks):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            match scope:
+                case StopScope.PROCESS_GROUP:
+                    os.killpg(self.pid, signal.SIGTERM)
+                case StopScope.MAIN_PROCESS:
+                    os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL the process group; the shim ends what left it."""
+        if _is_process(self.pid, self._pid_start_ticks):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def kill_for_memory(self) -> None:
+        """SIGKILL it and remember that it was for its memory."""
+        (self.folder / _OOM_MARKER).touch()
+        self.kill()
+
+    def resident_bytes(self) -> int:
+        """Sum of the resident memory of all of its processes; pages they share count more than once."""
+        total = 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._shim_pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += process.memory_info().rss
+        return total
+
+    async def execute(self, command: Sequence[str], *, timeout_seconds: float | None) -> int:
+        """Run a command inside the container with its environment; returns its exit code, 124 after the timeout."""
+        environment = json.loads((self.folder / "request.json").read_bytes())["environment"]
+        process = await asyncio.create_subprocess_exec(
+            "/usr/bin/nsenter",
+            f"--target={self.pid}",
+            "--mount",
+            "--uts",
+            "--root",
+            "--wd",
+            *command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await process.wait()
+        except TimeoutError:
+            return 124
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+
+
+async def _launch(folder: Path) -> tuple[bytes, bytes]:
+    launcher = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-S",
+        str(_SHIM),
+        str(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={},
+    )
+    return await launcher.communicate()
+
+
+def log_path(folder: Path) -> Path:
+    """Return where an attempt's output goes."""
+    return folder / "log"
+
+
+def _is_process(pid: int, expected_start_ticks: int) -> bool:
+    try:
+        if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return False
+        return start_ticks(pid) == expected_start_ticks
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)

@@ -1,0 +1,50 @@
+"""An engine whose model is a stand-in: the real process loop, with pictures that take as long as the prompt says.
+
+For tests of everything around the model. A prompt may hold `seconds=2.5`; the time is divided evenly over the steps.
+"""
+
+import re
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from fluxpool_worker.engine.generator import GenerationCanceledError, Rendering
+from fluxpool_worker.engine.process import run_engine
+from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
+
+DEFAULT_SECONDS = 0.05
+
+
+class StandInGenerator:
+    """Draws one flat colour, chosen by the seed."""
+
+    model = "stand-in"
+    device = "none"
+
+    def generate(
+        self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
+    ) -> Rendering:
+        """Take the prompt's time; the contract is that of `Generator.generate`."""
+        match = re.search(r"seconds=([0-9.]+)", inputs.prompt)
+        seconds = float(match[1]) if match else DEFAULT_SECONDS
+        total_steps = inputs.steps * inputs.n
+        for step in range(1, total_steps + 1):
+            time.sleep(seconds / total_steps)
+            if is_canceled():
+                raise GenerationCanceledError
+            on_step(step, total_steps)
+        images = tuple(
+            np.full((inputs.height, inputs.width, 3), (inputs.seed + index) % 251, dtype=np.uint8)
+            for index in range(inputs.n)
+        )
+        return Rendering(images=images, timings_ms={"denoise": seconds * 1000})
+
+
+def load(_spec: EngineSpec) -> StandInGenerator:
+    """Nothing to load."""
+    return StandInGenerator()
+
+
+if __name__ == "__main__":
+    run_engine(load)

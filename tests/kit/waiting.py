@@ -1,0 +1,58 @@
+"""Waiting for a condition with a deadline: what tests use instead of sleeping.
+
+Knows nothing of what is waited for; on expiry the error says it in the caller's words.
+"""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, overload
+
+_POLL_INTERVAL_SECONDS = 0.02
+T = TypeVar("T")
+
+
+class WaitExpiredError(AssertionError):
+    """The condition did not come true in time; an assertion, so that pytest shows it as a failed test."""
+
+
+@overload
+async def wait_until(predicate: Callable[[], Awaitable[T]], *, deadline_seconds: float, what: str) -> T: ...
+@overload
+async def wait_until(predicate: Callable[[], T], *, deadline_seconds: float, what: str) -> T: ...
+async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seconds: float, what: str) -> T:
+    """Return the first true value of `predicate`, which may be a coroutine function and is asked every 20 ms.
+
+    Its exceptions pass through. Raises `WaitExpiredError` with `what` and the last value when the deadline passes, also
+    when the predicate itself hangs.
+    """
+    value: T | None = None
+    deadline = asyncio.timeout(deadline_seconds)
+    try:
+        async with deadline:
+            while True:
+                answer = predicate()
+                value = await answer if inspect.isawaitable(answer) else answer
+                if value:
+                    return value
+                await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+    except TimeoutError:
+        # A timeout of the predicate's own is its error, not ours.
+        if not deadline.expired():
+            raise
+        raise WaitExpiredError(_expiry(what, deadline_seconds, value)) from None
+
+
+def wait_until_blocking(predicate: Callable[[], T], *, deadline_seconds: float, what: str) -> T:
+    """Do the same outside an event loop; a predicate that hangs is not interrupted."""
+    deadline = time.monotonic() + deadline_seconds
+    while not (value := predicate()):
+        if time.monotonic() >= deadline:
+            raise WaitExpiredError(_expiry(what, deadline_seconds, value))
+        time.sleep(_POLL_INTERVAL_SECONDS)
+    return value
+
+
+def _expiry(what: str, deadline_seconds: float, value: object) -> str:
+    return f"not within {deadline_seconds:g} s: {what} (last seen: {value!r})"

@@ -1,0 +1,268 @@
+"""Real workers on the real broker: processes with topics, groups and a store of their own.
+
+Knows how a worker is started, signalled and looked at from outside; what it must do is the tests' business.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from fluxpool_cli.local.loopback import free_port
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.settings import Lane, ModelDevice, ModelSettings, StorageSettings, WorkerSettings
+from fluxpool_contract.topics import TopicNames
+from kit.kafka import TopicRecord, committed_offsets, create_topics, read_topic, unique_name
+from kit.waiting import wait_until
+
+STAND_IN = Path(__file__).with_name("stand_in_engine.py")
+SESSION_TIMEOUT_SECONDS = 6.0
+"""The broker's own minimum (`group.min.session.timeout.ms`)."""
+READY_SECONDS = 90.0
+"""The engine imports torch and diffusers, which takes long on a busy machine."""
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """One worker as the tests see it."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    health_url: str
+    log_file: Path
+
+    @property
+    def pid(self) -> int:
+        """Process id of the agent."""
+        return self.process.pid
+
+    def log(self) -> list[dict[str, Any]]:
+        """Its log so far, line by line."""
+        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The log lines of one event."""
+        return [line for line in self.log() if line.get("event") == event]
+
+    def engine_pid(self) -> int:
+        """Process id of the present engine."""
+        return int(self.events("engine_started")[-1]["pid"])
+
+    async def wait_ready(self) -> None:
+        """Wait until `/readyz` is ok; fails with the log when the worker ends first."""
+        async with httpx.AsyncClient() as client:
+
+            async def ready() -> bool:
+                if self.process.poll() is not None:
+                    raise AssertionError(
+                        f"{self.name} ended with {self.process.returncode}:\n{self.log_file.read_text()}"
+                    )
+                try:
+                    return (await client.get(f"{self.health_url}/readyz")).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            await wait_until(ready, deadline_seconds=READY_SECONDS, what=f"{self.name} to be ready")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the agent."""
+        self.process.send_signal(number)
+
+    async def wait_exit(self, deadline_seconds: float) -> int:
+        """Wait for the exit code."""
+        await wait_until(
+            lambda: self.process.poll() is not None, deadline_seconds=deadline_seconds, what=f"{self.name} to exit"
+        )
+        return int(self.process.returncode)
+
+    def end(self) -> None:
+        """SIGKILL, if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@dataclass(slots=True)
+class WorkerBench:
+    """Topics, groups and a store for one test, and the workers it starts on them."""
+
+    bootstrap_servers: str
+    folder: Path
+    model: str
+    topics: TopicNames
+    group: str
+    engine_command: tuple[str, ...] = ()
+    workers: list[WorkerProcess] = field(default_factory=list)
+
+    def settings(self, name: str, **changes: Any) -> WorkerSettings:
+        """Settings of one worker."""
+        values: dict[str, Any] = {
+            "kafka": KafkaConnection(bootstrap_servers=(self.bootstrap_servers,)),
+            "storage": StorageSettings(url=self.images.as_uri()),
+            "model": ModelSettings(id=self.model, device=ModelDevice.CPU, offline=True),
+            "topics": self.topics,
+            "consumer_group": self.group,
+            "lanes": (
+                Lane(name="standard", topic=self.topics.tasks),
+                Lane(name="vip", topic=self.topics.tasks_vip, preference=10),
+            ),
+            "worker_name": name,
+            "health_host": "127.0.0.1",
+            "health_port": free_port(),
+            "session_timeout_seconds": SESSION_TIMEOUT_SECONDS,
+            "rebalance_timeout_seconds": 10.0,
+            "engine_command": self.engine_command,
+        }
+        return WorkerSettings(**{**values, **changes})
+
+    @property
+    def images(self) -> Path:
+        """The object store's folder."""
+        return self.folder / "images"
+
+    def start(self, *, environment: Mapping[str, str] | None = None, **changes: Any) -> WorkerProcess:
+        """Start a worker; `environment` is added to its own."""
+        name = f"worker-{len(self.workers) + 1}"
+        settings = self.settings(name, **changes)
+        log_file = self.folder / f"{name}.log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fluxpool_worker"],
+                env={
+                    "PATH": os.environ["PATH"],
+                    "HOME": os.environ["HOME"],
+                    "OMP_NUM_THREADS": "1",
+                    **settings.to_environment(),
+                    **(environment or {}),
+                },
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        worker = WorkerProcess(name, process, f"http://127.0.0.1:{settings.health_port}", log_file)
+        self.workers.append(worker)
+        return worker
+
+    async def start_ready(self, **arguments: Any) -> WorkerProcess:
+        """Start a worker and wait until it serves."""
+        worker = self.start(**arguments)
+        await worker.wait_ready()
+        return worker
+
+    async def records(self, topic: str) -> list[TopicRecord]:
+        """Everything on a topic."""
+        return await read_topic(self.bootstrap_servers, topic)
+
+    async def results(self) -> list[dict[str, Any]]:
+        """Every record of the results topic, as JSON."""
+        return [json.loads(record.value or b"null") for record in await self.records(self.topics.results)]
+
+    async def wait_results(self, count: int, *, deadline_seconds: float = 60) -> list[dict[str, Any]]:
+        """Wait for that many results."""
+
+        async def enough() -> list[dict[str, Any]]:
+            results = await self.results()
+            return results if len(results) >= count else []
+
+        return await wait_until(enough, deadline_seconds=deadline_seconds, what=f"{count} results")
+
+    async def committed(self) -> dict[int, int]:
+        """Committed offsets of the standard lane, by partition."""
+        return {
+            partition: committed.offset
+            for (topic, partition), committed in (await committed_offsets(self.bootstrap_servers, self.group)).items()
+            if topic == self.topics.tasks
+        }
+
+    async def wait_committed(self, expected: Mapping[int, int], *, deadline_seconds: float = 30) -> None:
+        """Wait until the standard lane's committed offsets are those."""
+
+        async def reached() -> bool:
+            return await self.committed() == dict(expected)
+
+        await wait_until(reached, deadline_seconds=deadline_seconds, what=f"committed offsets {dict(expected)}")
+
+    def stored_images(self) -> list[Path]:
+        """Image files in the store."""
+        return sorted(path for path in self.images.rglob("*") if path.suffix in {".png", ".jpg", ".webp"})
+
+
+@asynccontextmanager
+async def worker_bench(
+    bootstrap_servers: str, folder: Path, *, model: str, partitions: int = 2, stand_in: bool = False
+) -> AsyncIterator[WorkerBench]:
+    """A bench whose workers are all gone afterwards, with their engines."""
+    prefix = unique_name("t")
+    topics = TopicNames(
+        tasks=f"{prefix}-tasks",
+        tasks_vip=f"{prefix}-tasks-vip",
+        results=f"{prefix}-results",
+        progress=f"{prefix}-progress",
+        retry=(),
+        control=f"{prefix}-control",
+        dead_letters=f"{prefix}-dlq",
+        feedback=f"{prefix}-feedback",
+    )
+    await create_topics(
+        bootstrap_servers,
+        {
+            topics.tasks: partitions,
+            topics.tasks_vip: 1,
+            topics.results: 1,
+            topics.progress: 1,
+            topics.dead_letters: 1,
+        },
+        config={"max.message.bytes": "2097152"},
+    )
+    bench = WorkerBench(
+        bootstrap_servers=bootstrap_servers,
+        folder=folder,
+        model=model,
+        topics=topics,
+        group=f"{prefix}-group",
+        engine_command=(sys.executable, str(STAND_IN)) if stand_in else (),
+    )
+    try:
+        yield bench
+    finally:
+        engines = [int(line["pid"]) for worker in bench.workers for line in worker.events("engine_started")]
+        for worker in bench.workers:
+            worker.end()
+        await wait_until(
+            lambda: not [pid for pid in engines if is_engine(pid)],
+            deadline_seconds=10,
+            what="engines to die with their agents",
+        )
+
+
+def is_engine(pid: int) -> bool:
+    """Whether that process is a living engine."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and "--socket-fd" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+def task_body(request_id: str, prompt: str = "a lighthouse", **fields: Any) -> bytes:
+    """A task as a foreign producer writes it; small and quick unless told otherwise."""
+    body = {"request_id": request_id, "prompt": prompt, "width": 64, "height": 64, "steps": 2, **fields}
+    return json.dumps(body).encode()
+
+
+async def wait_for_step(bench: WorkerBench, request_id: str, *, deadline_seconds: float = 60) -> None:
+    """Wait until the task is in mid-generation, as its progress says."""
+
+    async def stepping() -> bool:
+        events = [json.loads(record.value or b"{}") for record in await bench.records(bench.topics.progress)]
+        return any(event["request_id"] == request_id and event.get("step") for event in events)
+
+    await wait_until(stepping, deadline_seconds=deadline_seconds, what=f"a step of {request_id}")

@@ -1,0 +1,116 @@
+"""The agent's pure decisions: what a failure means, which lane is next, what answers a task."""
+
+from datetime import UTC, datetime
+
+import pytest
+from aiokafka.structs import ConsumerRecord
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_contract.dead_letter import DeadLetter, Disposition
+from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_contract.topics import TopicNames
+from fluxpool_worker.agent.answers import Failure, Signature, dead_letter_record, failed_result
+from fluxpool_worker.agent.lane_choice import SHARED_TURN, WaitingLane, choose_lane
+from fluxpool_worker.agent.outcome import Action, judge_engine_death, judge_generation, orphan_is_worth_finishing
+from fluxpool_worker.engine.protocol import FailureKind
+
+NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
+SIGNATURE = Signature(worker="w", pool="p", model="m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attempt", "action", "code"),
+    [
+        (FailureKind.ERROR, 1, Action.RETRY_IN_PLACE, ErrorCode.GENERATION_FAILED),
+        (FailureKind.ERROR, 2, Action.RETRY_IN_PLACE, ErrorCode.GENERATION_FAILED),
+        (FailureKind.ERROR, 3, Action.DEAD_LETTER, ErrorCode.GENERATION_FAILED),
+        (FailureKind.OUT_OF_MEMORY, 1, Action.RETRY_IN_PLACE, ErrorCode.OUT_OF_MEMORY),
+        (FailureKind.NOT_FINITE, 3, Action.DEAD_LETTER, ErrorCode.NOT_FINITE),
+        (FailureKind.INVALID, 1, Action.DEAD_LETTER, ErrorCode.INVALID_FIELD),
+        (FailureKind.CANCELED, 1, Action.RELEASE, ErrorCode.CANCELED),
+        (FailureKind.CANCELED, 3, Action.RELEASE, ErrorCode.CANCELED),
+    ],
+)
+def test_a_failed_generation_is_judged_by_kind_and_attempt(
+    kind: FailureKind, attempt: int, action: Action, code: ErrorCode
+) -> None:
+    verdict = judge_generation(kind, attempt=attempt, max_attempts=3)
+    assert (verdict.action, verdict.code) == (action, code)
+
+
+def test_only_a_job_that_had_begun_is_suspected_of_the_engines_death() -> None:
+    assert judge_engine_death(job_started=True, attempt=3, max_attempts=3).action is Action.DEAD_LETTER
+    assert judge_engine_death(job_started=True, attempt=2, max_attempts=3).action is Action.RETRY_IN_PLACE
+    assert judge_engine_death(job_started=False, attempt=3, max_attempts=3).action is Action.RETRY_IN_PLACE
+
+
+def test_an_orphan_is_finished_when_more_than_a_third_is_done() -> None:
+    assert not orphan_is_worth_finishing(0.33)
+    assert orphan_is_worth_finishing(0.34)
+
+
+def test_the_preferred_lane_goes_first_and_the_oldest_has_every_fifth_turn() -> None:
+    vip = WaitingLane(index=1, preference=10, oldest_head_ms=900)
+    standard = WaitingLane(index=0, preference=0, oldest_head_ms=100)
+    turns = [choose_lane([standard, vip], turn=turn) for turn in range(1, 2 * SHARED_TURN + 1)]
+    assert turns == [1, 1, 1, 1, 0] * 2
+
+
+def test_lanes_of_equal_preference_are_served_oldest_first() -> None:
+    waiting = [WaitingLane(index=index, preference=0, oldest_head_ms=age) for index, age in enumerate((300, 100, 200))]
+    assert choose_lane(waiting, turn=1) == 1
+    assert choose_lane([], turn=1) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 10_000)), min_size=1, max_size=8), st.integers(1, 10_000))
+def test_a_lane_is_always_chosen_when_one_waits(lanes: list[tuple[int, int]], turn: int) -> None:
+    waiting = [
+        WaitingLane(index=index, preference=preference, oldest_head_ms=age)
+        for index, (preference, age) in enumerate(lanes)
+    ]
+    assert choose_lane(waiting, turn=turn) in range(len(lanes))
+
+
+def test_a_dead_letter_holds_the_original_untouched_and_says_why() -> None:
+    record = ConsumerRecord(
+        topic="tasks",
+        partition=3,
+        offset=41,
+        timestamp=1_700_000_000_123,
+        timestamp_type=0,
+        key=b"\xff",
+        value=b"\x00garbage",
+        checksum=None,
+        serialized_key_size=1,
+        serialized_value_size=8,
+        headers=[("own", b"\x01"), ("fluxpool-dlq-message", b"an earlier one")],
+    )
+    failure = Failure(
+        error_class=ErrorClass.INVALID,
+        code=ErrorCode.UNDECODABLE,
+        disposition=Disposition.INVALID,
+        message="the body is not valid JSON",
+    )
+    letter = dead_letter_record(
+        record, failure, request_id=None, signature=SIGNATURE, failed_at=NOON, topics=TopicNames()
+    )
+    assert (letter.topic, letter.key, letter.value) == ("flux-dlq", b"\xff", b"\x00garbage")
+    assert letter.headers[0] == ("own", b"\x01")
+    read = DeadLetter.from_headers(letter.headers)
+    assert (read.origin_topic, read.origin_partition, read.origin_offset) == ("tasks", 3, 41)
+    assert (read.message, read.error_code, read.attempts) == ("the body is not valid JSON", "undecodable", 1)
+
+
+@pytest.mark.parametrize(
+    ("error_class", "retryable"),
+    [(ErrorClass.INVALID, False), (ErrorClass.TRANSIENT, True), (ErrorClass.WORKER_FATAL, True)],
+)
+def test_a_failed_result_says_whether_another_try_may_help(error_class: ErrorClass, *, retryable: bool) -> None:
+    failure = Failure(
+        error_class=error_class, code=ErrorCode.NOT_FINITE, disposition=Disposition.EXHAUSTED, message="m", attempts=3
+    )
+    result = failed_result("r", failure, signature=SIGNATURE, completed_at=NOON)
+    assert (result.status, result.image_url, result.attempt) == ("failed", None, 3)
+    assert result.error is not None
+    assert result.error.retryable is retryable

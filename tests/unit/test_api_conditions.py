@@ -1,0 +1,101 @@
+"""Conditions keep their time of transition until their status changes."""
+
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_operator.api import (
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    FluxWorkerPoolStatus,
+    LaneStatus,
+    PlanStatus,
+    Reason,
+    with_condition,
+)
+from fluxpool_operator.api.conditions import MAX_MESSAGE_CHARACTERS
+from fluxpool_operator.planning import Constraint
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+def _said(
+    conditions: tuple[Condition, ...],
+    *,
+    status: ConditionStatus,
+    now: datetime,
+    kind: ConditionType = ConditionType.READY,
+    reason: Reason = Reason.READY,
+    message: str = "",
+) -> tuple[Condition, ...]:
+    return with_condition(
+        conditions, type=kind, status=status, reason=reason, message=message, observed_generation=1, now=now
+    )
+
+
+def test_a_first_condition_begins_now() -> None:
+    (condition,) = _said((), status=ConditionStatus.TRUE, now=NOON + timedelta(milliseconds=7))
+    assert condition.last_transition_time == NOON
+
+
+def test_another_reason_is_no_transition() -> None:
+    first = _said((), status=ConditionStatus.FALSE, now=NOON, reason=Reason.WORKERS_LOADING)
+    later = NOON + timedelta(minutes=1)
+    (condition,) = _said(first, status=ConditionStatus.FALSE, now=later, reason=Reason.WAITING_FOR_GPU, message="2")
+    assert (condition.reason, condition.message) == (Reason.WAITING_FOR_GPU, "2")
+    assert condition.last_transition_time == NOON
+
+
+def test_another_status_is_a_transition() -> None:
+    first = _said((), status=ConditionStatus.FALSE, now=NOON)
+    (condition,) = _said(first, status=ConditionStatus.TRUE, now=NOON + timedelta(minutes=1))
+    assert condition.last_transition_time == NOON + timedelta(minutes=1)
+
+
+@given(st.permutations(list(ConditionType)))
+def test_conditions_have_one_order_whoever_comes_first(order: list[ConditionType]) -> None:
+    conditions: tuple[Condition, ...] = ()
+    for kind in [*order, order[0]]:
+        conditions = _said(conditions, status=ConditionStatus.TRUE, now=NOON, kind=kind)
+    assert [condition.type for condition in conditions] == list(ConditionType)
+
+
+def test_a_message_that_the_server_would_refuse_is_cut() -> None:
+    (condition,) = _said((), status=ConditionStatus.TRUE, now=NOON, message="x" * 40_000)
+    assert len(condition.message) == MAX_MESSAGE_CHARACTERS
+
+
+def test_a_status_is_written_as_kubernetes_spells_it() -> None:
+    status = FluxWorkerPoolStatus(
+        observed_generation=3,
+        conditions=_said((), status=ConditionStatus.TRUE, now=NOON),
+        desired_replicas=2,
+        lag=12,
+        oldest_age_seconds=30,
+        lanes=(LaneStatus(name="standard", consumer_group="flux-worker-group", lag=12),),
+        plan=PlanStatus(need=3, constraint=Constraint.PARTITIONS, reason="Two partitions."),
+        last_scale_time=NOON,
+    )
+    written = status.to_manifest()
+    assert written == {
+        "observedGeneration": 3,
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "True",
+                "reason": "Ready",
+                "message": "",
+                "lastTransitionTime": "2026-05-04T12:00:00Z",
+                "observedGeneration": 1,
+            }
+        ],
+        "desiredReplicas": 2,
+        "lag": 12,
+        "oldestAgeSeconds": 30,
+        "lanes": [{"name": "standard", "consumerGroup": "flux-worker-group", "lag": 12}],
+        "plan": {"need": 3, "constraint": "partitions", "reason": "Two partitions."},
+        "lastScaleTime": "2026-05-04T12:00:00Z",
+    }
+    assert FluxWorkerPoolStatus.model_validate(written) == status

@@ -1,0 +1,162 @@
+"""The console script as a shell sees it: exit codes, and what goes to which stream."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fluxpool_cli.exit_codes import ExitCode
+from fluxpool_cli.gateway_client import Generation, refusal
+from fluxpool_cli.local.discovery import default_gateway_url
+
+FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
+
+
+def fluxpool(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
+    return subprocess.run(
+        [FLUXPOOL, *arguments],
+        cwd=folder,
+        env={**kept, "NO_COLOR": "1", "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_version_prints_the_version_on_standard_output(tmp_path: Path) -> None:
+    plain = fluxpool("version", folder=tmp_path)
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert plain.stdout.startswith("fluxpool ")
+    as_json = fluxpool("version", "--json", folder=tmp_path)
+    assert json.loads(as_json.stdout)["version"] == plain.stdout.split()[1]
+
+
+def test_no_command_imports_torch(tmp_path: Path) -> None:
+    program = "import sys, fluxpool_cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["submit"], "Missing argument"),
+        (["submit", "a fox", "--size", "1024"], "--size"),
+        (["submit", "a fox", "--size", "1024x"], "1024x768"),
+        (["submit", "a fox", "--steps", "many"], "--steps"),
+        (["submit", "a fox", "--url", "gateway:8000"], "--url: 'gateway:8000' must begin with http://"),
+        (["local", "up", "--max-workers", "0"], "--max-workers"),
+        (["local", "up", "--min-workers", "4", "--max-workers", "2"], "4 is above max_workers (2)"),
+        (["local", "up", "--bootstrap-servers", "kafka"], "host:port"),
+        (["local", "up", "--model", "."], "model_index.json"),
+        (["local", "up", "-o", "yaml"], "--output"),
+        (["local", "demo", "--tasks", "0"], "--tasks"),
+        (["watch", "--json"], "--once"),
+        (["watch", "--bootstrap-servers", "kafka", "--once"], "host:port"),
+        (["model", "tiny"], "Missing argument"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_says_why_on_standard_error(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    ended = fluxpool(*arguments, folder=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert words in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_a_gateway_that_is_down_ends_with_3_and_the_remedy(by_variable: bool, tmp_path: Path) -> None:
+    url = "http://127.0.0.1:1"
+    if by_variable:
+        ended = fluxpool("submit", "a fox", folder=tmp_path, FLUXPOOL_URL=url)
+    else:
+        ended = fluxpool("submit", "a fox", "--url", url, folder=tmp_path)
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert f"no gateway answers at {url}" in ended.stderr
+    assert "fluxpool local up" in ended.stderr
+
+
+def test_without_a_local_stack_the_gateway_is_sought_at_the_default_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert default_gateway_url() == "http://127.0.0.1:8000"
+
+
+def test_watch_without_a_local_stack_ends_with_3(tmp_path: Path) -> None:
+    ended = fluxpool("watch", "--once", folder=tmp_path)
+    assert ended.returncode == 3
+    assert "--bootstrap-servers" in ended.stderr
+
+
+def test_watch_ends_with_3_when_kafka_is_down(tmp_path: Path) -> None:
+    ended = fluxpool("watch", "--once", "--bootstrap-servers", "127.0.0.1:1", folder=tmp_path)
+    assert ended.returncode == 3
+    assert "127.0.0.1:1 does not answer" in ended.stderr
+
+
+def test_status_of_an_unused_folder_ends_with_3_and_down_with_0(tmp_path: Path) -> None:
+    status = fluxpool("local", "status", "-o", "json", folder=tmp_path)
+    assert status.returncode == 3
+    assert json.loads(status.stdout) == {"running": False, "data_dir": str(tmp_path / ".fluxpool")}
+    down = fluxpool("local", "down", folder=tmp_path)
+    assert (down.returncode, down.stdout) == (0, "")
+    assert "nothing runs" in down.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_tiny_writes_a_checkpoint_once_and_never_over_something_else(tmp_path: Path) -> None:
+    written = fluxpool("model", "tiny", "tiny", folder=tmp_path)
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.strip() == str(tmp_path / "tiny")
+    assert (tmp_path / "tiny" / "model_index.json").is_file()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    refused = fluxpool("model", "tiny", "mine", folder=tmp_path)
+    assert refused.returncode == 1
+    assert "name a new or empty folder" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "words"),
+    [
+        (
+            422,
+            {"detail": "x", "errors": [{"pointer": "#/width", "detail": "100 is not a multiple of 16"}]},
+            ExitCode.USAGE,
+            "width: 100 is not a multiple of 16",
+        ),
+        (400, {"detail": "the body is not valid JSON"}, ExitCode.USAGE, "the body is not valid JSON"),
+        (401, {"detail": "no key"}, ExitCode.UNAUTHORIZED, "FLUXPOOL_API_KEY"),
+        (403, None, ExitCode.UNAUTHORIZED, "HTTP 403"),
+        (404, {"title": "There is nothing at this address"}, ExitCode.USAGE, "nothing at this address"),
+        (429, {"detail": "too many"}, ExitCode.UNREACHABLE, "too many"),
+        (503, {"detail": "the queue is down"}, ExitCode.UNREACHABLE, "the queue is down"),
+    ],
+)
+def test_a_refusal_names_the_field_and_has_its_exit_code(status: int, body: object, code: ExitCode, words: str) -> None:
+    request = httpx.Request("POST", "http://gateway/v1/generations")
+    response = (
+        httpx.Response(status, request=request, text="<html>")
+        if body is None
+        else httpx.Response(status, request=request, json=body)
+    )
+    error = refusal(response)
+    assert error.code is code
+    assert words in str(error)
+
+
+def test_the_reason_of_a_failed_task_is_told_with_its_code() -> None:
+    failed = Generation(
+        {"request_id": "a", "status": "failed", "error": {"code": "id-conflict", "message": "used for another task"}}
+    )
+    assert failed.finished
+    assert not failed.succeeded
+    assert failed.failure == "a failed: used for another task (id-conflict)"

@@ -1,0 +1,172 @@
+"""From bytes to tasks: what is refused, in which words, and that nothing else ever happens."""
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fluxpool_contract.decoding import DecodedTask, decode_task, peek_request_id
+from fluxpool_contract.headers import RawHeaders
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError
+from fluxpool_contract.task import MAX_TASK_BYTES
+
+
+def _body(**fields: object) -> bytes:
+    return json.dumps({"request_id": "req-1", "prompt": "a fox", **fields}).encode()
+
+
+def _refused(value: bytes | None, headers: RawHeaders = ()) -> InvalidTaskError:
+    with pytest.raises(InvalidTaskError) as caught:
+        decode_task(value, headers)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"width": 1000}, "width", "nearest legal sizes are 992 or 1008"),
+        ({"height": 63}, "height", "greater than or equal to 64"),
+        ({"height": 2064}, "height", "less than or equal to 2048"),
+        ({"width": 2047}, "width", "nearest legal sizes are 2032 or 2048"),
+        ({"width": "1024"}, "width", "valid integer"),
+        ({"width": 1024.5}, "width", "integer"),
+        ({"width": True}, "width", "valid integer"),
+        ({"steps": 0}, "steps", "greater than or equal to 1"),
+        ({"steps": 101}, "steps", "less than or equal to 100"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": 2**32}, "seed", "less than or equal to 4294967295"),
+        ({"seed": 10**400}, "seed", "less than or equal to 4294967295"),
+        ({"seed": 2**32 - 1, "n": 2}, "seed", "leaves no room for 2 images"),
+        ({"n": 9}, "n", "less than or equal to 8"),
+        ({"guidance": float("nan")}, "guidance", "finite"),
+        ({"guidance": float("inf")}, "guidance", "finite"),
+        ({"true_cfg_scale": 0.5}, "true_cfg_scale", "greater than or equal to 1"),
+        ({"prompt": ""}, "prompt", "must not be blank"),
+        ({"prompt": " \n"}, "prompt", "must not be blank"),
+        ({"prompt": "a\x00b"}, "prompt", "NUL"),
+        ({"prompt": None}, "prompt", "valid string"),
+        ({"prompt": "x" * 10_001}, "prompt", "at most 10000 characters"),
+        ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
+        ({"metadata": {"a": 1}}, "metadata.a", "valid string"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata", "at most 16 items"),
+        ({"request_id": ""}, "request_id", "at least 1 character"),
+        ({"request_id": "../x"}, "request_id", "begin with a letter or digit"),
+        ({"request_id": "a~1"}, "request_id", "A-Z a-z 0-9"),
+        ({"request_id": "a" * 129}, "request_id", "at most 128 characters"),
+        ({"request_id": 7}, "request_id", "valid string"),
+    ],
+)
+def test_a_refused_field_is_named_with_the_remedy(fields: dict[str, object], field: str, words: str) -> None:
+    error = _refused(_body(**fields))
+    assert error.code is ErrorCode.INVALID_FIELD
+    assert [problem.field for problem in error.problems] == [field]
+    assert words in str(error)
+    assert "pydantic" not in str(error)
+
+
+def test_all_refused_fields_are_named_at_once() -> None:
+    error = _refused(b'{"width": 1000, "steps": 0}')
+    assert {problem.field for problem in error.problems} == {"request_id", "prompt", "width", "steps"}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "no value"),
+        (b"", "no value"),
+        (b"not json", "not valid JSON"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b'{"request_id": "a", "prompt": "b"', "not valid JSON"),
+        (b'{"request_id": "a", "prompt": "\\ud800"}', "not valid JSON"),
+        (b"[" * 30_000 + b"]" * 30_000, "not valid JSON"),
+        (b'{"request_id": "a", "prompt": "b", "x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", "not valid JSON"),
+        (b"[]", "must be a JSON object"),
+        (b"null", "must be a JSON object"),
+        (b'"task"', "must be a JSON object"),
+        (b'{"request_id": "a", "prompt": "b", "x": ' + b"9" * 5_000 + b"}", "number out of range"),
+    ],
+)
+def test_a_body_that_is_no_task_at_all_is_undecodable(value: bytes | None, words: str) -> None:
+    error = _refused(value)
+    assert error.code is ErrorCode.UNDECODABLE
+    assert words in str(error)
+
+
+def test_a_task_beyond_the_limit_is_too_large_and_keeps_its_id() -> None:
+    error = _refused(_body(x="y" * 900 * 1024))
+    assert (error.code, error.request_id) == (ErrorCode.TOO_LARGE, "req-1")
+    assert str(MAX_TASK_BYTES) in str(error)
+
+
+def test_the_longest_legal_task_fits() -> None:
+    assert decode_task(_body(prompt="x" * 10_000, negative_prompt="y" * 10_000), []).task.request_id == "req-1"
+
+
+def test_a_refused_task_keeps_its_id_when_it_is_readable() -> None:
+    assert _refused(_body(steps=0)).request_id == "req-1"
+    assert _refused(_body(request_id="../x", steps=0)).request_id is None
+    assert _refused(_body(), [("fluxpool-attempt", b"x")]).request_id == "req-1"
+
+
+def test_of_duplicate_keys_the_last_counts_for_task_and_digest_alike() -> None:
+    twice = decode_task(b'{"request_id": "a", "request_id": "b", "prompt": "p"}', [])
+    once = decode_task(b'{"request_id": "b", "prompt": "p"}', [])
+    assert (twice.task.request_id, twice.digest) == ("b", once.digest)
+
+
+def test_unknown_fields_are_kept_and_part_of_the_digest() -> None:
+    decoded = decode_task(_body(style="noir"), [])
+    assert decoded.task.unknown_fields() == {"style": "noir"}
+    assert decoded.digest != decode_task(_body(), []).digest
+
+
+def _outcome(value: bytes, headers: RawHeaders = ()) -> DecodedTask | InvalidTaskError:
+    """Whatever else is raised fails the test."""
+    try:
+        return decode_task(value, headers)
+    except InvalidTaskError as error:
+        return error
+
+
+@given(st.binary(max_size=400))
+@example(b"\xef\xbb\xbf{}")
+def test_any_bytes_are_a_task_or_refused(value: bytes) -> None:
+    outcome = _outcome(value)
+    assert isinstance(outcome, DecodedTask) or outcome.problems
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_names = ("request_id", "prompt", "negative_prompt", "width", "steps", "seed", "n", "metadata", "other")
+_fields = st.fixed_dictionaries({}, optional=dict.fromkeys(_names, _json))
+
+
+@given(st.just({"request_id": "a", "prompt": "b"}) | st.just({}), _fields)
+def test_any_json_is_a_task_or_refused(base: dict[str, object], fields: dict[str, object]) -> None:
+    value = json.dumps({**base, **fields}).encode()
+    outcome = _outcome(value)
+    if isinstance(outcome, InvalidTaskError):
+        assert outcome.problems
+    else:
+        assert peek_request_id(value) == outcome.task.request_id
+
+
+_headers = st.lists(
+    st.tuples(
+        st.sampled_from(["fluxpool-attempt", "fluxpool-tenant", "fluxpool-deadline", "ce_time", "ce_id", "other"]),
+        st.none() | st.binary(max_size=40) | st.datetimes().map(lambda moment: f"{moment.isoformat()}Z".encode()),
+    ),
+    max_size=4,
+)
+
+
+@given(_headers)
+def test_any_headers_are_an_envelope_or_refused(headers: list[tuple[str, bytes | None]]) -> None:
+    outcome = _outcome(_body(), headers)
+    if isinstance(outcome, InvalidTaskError):
+        assert outcome.code is ErrorCode.INVALID_HEADER
+        assert {problem.field for problem in outcome.problems} <= {name for name, _ in headers}

@@ -1,0 +1,163 @@
+"""Every record ever shipped is still understood, and the published schemas are those of the models."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+import fluxpool_contract
+from fluxpool_contract.control import CancelCommand
+from fluxpool_contract.dead_letter import DeadLetter
+from fluxpool_contract.decoding import decode_task
+from fluxpool_contract.feedback import ComparedImage, Comparison, Preference, Rating
+from fluxpool_contract.handling_note import HandlingNote
+from fluxpool_contract.headers import Envelope
+from fluxpool_contract.progress import ProgressEvent
+from fluxpool_contract.result import GenerationResult, ResultStatus
+from fluxpool_contract.schemas import differing_files, main, render_schemas
+from fluxpool_contract.task import GenerationTask, OutputFormat
+from fluxpool_contract.topics import TopicNames, topic_specs
+
+CORPUS = Path(__file__).parent / "corpus"
+SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
+NOW = datetime(2026, 4, 5, 10, tzinfo=UTC)
+
+MODELS: dict[str, type[BaseModel]] = {
+    "task": GenerationTask,
+    "result": GenerationResult,
+    "progress-event": ProgressEvent,
+    "cancel-command": CancelCommand,
+    "dead-letter": DeadLetter,
+    "handling-note": HandlingNote,
+    "rating": Rating,
+    "comparison": Comparison,
+}
+
+
+def _model_of(path: Path) -> type[BaseModel]:
+    return next(model for name, model in MODELS.items() if path.stem == name or path.stem.startswith(f"{name}-"))
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_shipped_record_is_understood(path: Path) -> None:
+    _model_of(path).model_validate_json(path.read_bytes())
+
+
+def test_the_corpus_has_a_record_of_every_message() -> None:
+    assert {_model_of(path) for path in CORPUS.glob("*.json")} == set(MODELS.values())
+
+
+def test_the_plain_task_works_without_any_header() -> None:
+    decoded = decode_task((CORPUS / "task.json").read_bytes(), [])
+    assert decoded.envelope == Envelope()
+    assert decoded.task == GenerationTask(
+        request_id="req_20250405_flux_001",
+        prompt="a futuristic city at sunset, cyberpunk style, highly detailed",
+        negative_prompt="blurry, low resolution",
+        width=1024,
+        height=1024,
+        steps=50,
+        seed=12345,
+    )
+
+
+def test_an_id_and_a_prompt_are_enough() -> None:
+    task = decode_task((CORPUS / "task-smallest.json").read_bytes(), []).task
+    assert (task.width, task.height, task.steps, task.seed, task.n) == (1024, 1024, 28, None, 1)
+    assert (task.guidance, task.true_cfg_scale, task.output_format) == (3.5, 1.0, OutputFormat.PNG)
+
+
+def test_the_plain_result_is_complete() -> None:
+    result = GenerationResult.model_validate_json((CORPUS / "result.json").read_bytes())
+    assert (result.request_id, result.status) == ("req_20250405_flux_001", ResultStatus.SUCCESS)
+    assert result.image_url == "https://images.example.com/req_20250405_flux_001.png"
+
+
+@pytest.mark.parametrize("name", ["task-full", "result-full"])
+def test_fields_of_a_later_release_are_kept(name: str) -> None:
+    model = MODELS[name.removesuffix("-full")]
+    message = model.model_validate_json((CORPUS / f"{name}.json").read_bytes())
+    assert "a_later_field" in (message.model_extra or {})
+    assert model.model_validate_json(message.model_dump_json()) == message
+
+
+def test_a_failed_result_still_says_id_address_and_status() -> None:
+    result = GenerationResult(request_id="a", image_url=None, status=ResultStatus.FAILED)
+    assert b'"request_id":"a","image_url":null,"status":"failed"' in result.to_json()
+
+
+def test_the_published_schemas_are_those_of_the_models() -> None:
+    assert differing_files(SCHEMAS) == []
+
+
+def test_a_schema_that_differs_or_is_left_over_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 0
+    assert main(["--check", str(tmp_path)]) == 0
+    (tmp_path / "rating.schema.json").write_text("{}")
+    (tmp_path / "forgotten.schema.json").write_text("{}")
+    assert main(["--check", str(tmp_path)]) == 1
+    assert "forgotten.schema.json, rating.schema.json" in capsys.readouterr().err
+
+
+def test_schemas_describe_their_fields() -> None:
+    assert '"description": "Denoising steps."' in render_schemas()["generation-task.schema.json"]
+
+
+def test_a_rating_without_content_is_refused() -> None:
+    with pytest.raises(ValidationError, match="give at least one of score, thumb, tags or comment"):
+        Rating(rating_id="r", request_id="a", created_at=NOW)
+
+
+def test_a_comparison_needs_two_images() -> None:
+    image = ComparedImage(request_id="a", image_index=0)
+    with pytest.raises(ValidationError, match="another image than a"):
+        Comparison(rating_id="r", created_at=NOW, a=image, b=image, preferred=Preference.A)
+
+
+def test_topics_are_laid_out_as_promised() -> None:
+    specs = {spec.name: spec for spec in topic_specs(TopicNames())}
+    assert set(specs) == {
+        "flux-generation-tasks",
+        "flux-generation-tasks-vip",
+        "flux-generation-results",
+        "flux-generation-progress",
+        "flux-generation-retry-15s",
+        "flux-generation-retry-2m",
+        "flux-generation-retry-15m",
+        "flux-generation-control",
+        "flux-dlq",
+        "flux-feedback",
+    }
+    tasks = specs["flux-generation-tasks"]
+    assert (tasks.partitions, tasks.replication_factor) == (6, 3)
+    assert tasks.config == {"retention.ms": "604800000", "max.message.bytes": "1048576"}
+    assert specs["flux-generation-tasks-vip"].config == tasks.config
+    assert specs["flux-generation-retry-2m"].config == tasks.config
+    assert specs["flux-generation-results"].config["retention.ms"] == "604800000"
+    assert specs["flux-generation-progress"].config["retention.ms"] == "21600000"
+    assert specs["flux-dlq"].config["retention.ms"] == "2592000000"
+    assert int(specs["flux-dlq"].config["max.message.bytes"]) > int(tasks.config["max.message.bytes"])
+    assert specs["flux-generation-control"].config["cleanup.policy"] == "compact"
+    assert specs["flux-feedback"].config["cleanup.policy"] == "compact"
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name.split(".")[0] for name in names)
+            case ast.ImportFrom(module=str(module)):
+                yield module.split(".")[0]
+
+
+def test_the_contract_does_no_input_or_output() -> None:
+    folder = Path(fluxpool_contract.__file__).parent
+    pure = {"pydantic", "uuid_utils", "fluxpool_contract"}
+    doing_io = {"asyncio", "http", "os", "selectors", "shutil", "signal", "socket", "ssl", "subprocess", "threading"}
+    for path in folder.glob("*.py"):
+        for name in _imports(ast.parse(path.read_text())):
+            assert name in pure or (name in sys.stdlib_module_names and name not in doing_io), (path.name, name)

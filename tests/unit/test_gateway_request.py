@@ -1,0 +1,118 @@
+"""The body of a submission: what is taken, what is refused and in which words, and the bytes it becomes."""
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+
+from fluxpool_contract.decoding import decode_task
+from fluxpool_contract.derived import task_digest
+from fluxpool_contract.task import MAX_TASK_BYTES, GenerationParameters
+from fluxpool_gateway.generation_request import (
+    GenerationRequest,
+    Priority,
+    check_idempotency_key,
+    parse_request,
+    render_task,
+)
+from fluxpool_gateway.problem import Problem, ProblemCode, ProblemError
+
+
+def refusal_of(body: bytes) -> Problem:
+    with pytest.raises(ProblemError) as caught:
+        parse_request(body)
+    return caught.value.problem
+
+
+def test_a_task_holds_the_id_and_the_given_fields_alone() -> None:
+    request = parse_request(b'{"width": 512, "prompt": "a cat", "priority": "vip"}')
+    assert render_task(request, "r-1") == b'{"request_id":"r-1","prompt":"a cat","width":512}'
+    assert request.priority is Priority.VIP
+
+
+def test_a_task_decodes_as_the_worker_reads_it() -> None:
+    request = parse_request('{"prompt": "Füße 🦶 \\"quoted\\"", "seed": 7, "metadata": {"a": "b"}}'.encode())
+    decoded = decode_task(render_task(request, "r-1"), [])
+    assert (decoded.task.prompt, decoded.task.seed, decoded.task.metadata) == ('Füße 🦶 "quoted"', 7, {"a": "b"})
+    assert decoded.task.unknown_fields() == {}
+
+
+def test_the_same_fields_in_another_order_and_under_other_names_are_the_same_bytes() -> None:
+    one = parse_request(b'{"prompt":"a","num_inference_steps":4,"guidance_scale":3}')
+    two = parse_request(b'{ "guidance": 3.0, "steps": 4, "prompt": "a" }')
+    assert render_task(one, "r") == render_task(two, "r")
+    assert task_digest(render_task(one, "r")) == task_digest(render_task(two, "r"))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "field"),
+    [
+        (b"", 400, ProblemCode.INVALID_REQUEST, ""),
+        (b"{", 400, ProblemCode.INVALID_REQUEST, ""),
+        (b"[1]", 400, ProblemCode.INVALID_REQUEST, ""),
+        (b'{"prompt":"\xff"}', 400, ProblemCode.INVALID_REQUEST, ""),
+        (b'{"prompt":"a","step":3}', 400, ProblemCode.UNSUPPORTED_PARAMETER, "step"),
+        (b'{"prompt":"a","request_id":"mine"}', 400, ProblemCode.UNSUPPORTED_PARAMETER, "request_id"),
+        (b'{"prompt":"a","steps":3,"num_inference_steps":4}', 400, ProblemCode.UNSUPPORTED_PARAMETER,
+         "num_inference_steps"),
+        (b"{}", 422, ProblemCode.INVALID_REQUEST, "prompt"),
+        (b'{"prompt":"  "}', 422, ProblemCode.INVALID_REQUEST, "prompt"),
+        (b'{"prompt":"a","width":1000}', 422, ProblemCode.INVALID_SIZE, "width"),
+        (b'{"prompt":"a","height":"512"}', 422, ProblemCode.INVALID_SIZE, "height"),
+        (b'{"prompt":"a","num_inference_steps":0}', 422, ProblemCode.INVALID_REQUEST, "num_inference_steps"),
+        (b'{"prompt":"a","seed":4294967295,"n":2}', 422, ProblemCode.INVALID_REQUEST, "seed"),
+        (b'{"prompt":"a","priority":"urgent"}', 422, ProblemCode.INVALID_REQUEST, "priority"),
+        (b'{"prompt":"a","guidance":NaN}', 422, ProblemCode.INVALID_REQUEST, "guidance"),
+        (b'{"prompt":"a","metadata":{"k":1}}', 422, ProblemCode.INVALID_REQUEST, "metadata.k"),
+        (b'{"prompt":"a","stepz":1,"steps":0}', 422, ProblemCode.INVALID_REQUEST, "steps"),
+    ],
+)  # fmt: skip
+def test_a_refusal_has_its_status_its_code_and_names_the_field(
+    body: bytes, status: int, code: ProblemCode, field: str
+) -> None:
+    problem = refusal_of(body)
+    assert (problem.status, problem.code) == (status, code)
+    assert field in [named.field for named in problem.fields]
+
+
+def test_a_problem_document_has_the_members_of_rfc_9457_and_the_error_that_openai_clients_read() -> None:
+    document = json.loads(
+        refusal_of(b'{"prompt":"a","metadata":{"k/~":1}}').render(exchange_id="x-1", instance="/v1/generations")
+    )
+    assert document["type"] == "urn:fluxpool:problem:invalid-request"
+    assert (document["status"], document["request_id"], document["instance"]) == (422, "x-1", "/v1/generations")
+    assert [error["pointer"] for error in document["errors"]] == ["#/metadata/k~1~0"]
+    assert document["error"] == {
+        "message": document["detail"],
+        "type": "invalid_request_error",
+        "param": "metadata.k/~",
+        "code": "invalid_request",
+    }
+
+
+def test_a_body_that_outgrows_a_task_with_its_id_is_too_large() -> None:
+    metadata = {str(index): "x" * 512 for index in range(16)}
+    body = {"prompt": "🦶" * 10_000, "negative_prompt": "🦶" * 4_000, "metadata": metadata}
+    fits = parse_request(json.dumps(body, ensure_ascii=False).encode())
+    assert len(render_task(fits, "r")) < MAX_TASK_BYTES
+    outgrows = parse_request(json.dumps(body | {"negative_prompt": "🦶" * 5_000}, ensure_ascii=False).encode())
+    with pytest.raises(ProblemError) as caught:
+        render_task(outgrows, "r")
+    assert caught.value.problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+@pytest.mark.parametrize("key", [b"", b"a b", b"\xe4", b"x" * 256, b"a\x00"])
+def test_a_malformed_idempotency_key_is_refused_by_name(key: bytes) -> None:
+    with pytest.raises(ProblemError, match="Idempotency-Key") as caught:
+        check_idempotency_key(key)
+    assert caught.value.problem.status == HTTPStatus.BAD_REQUEST
+
+
+def test_fields_with_a_second_name_have_the_limits_of_the_contract() -> None:
+    def limits(model: type[GenerationParameters], field: str) -> dict[str, Any]:
+        schema: dict[str, Any] = model.model_json_schema()["properties"][field]
+        return {key: value for key, value in schema.items() if key != "description"}
+
+    for field in GenerationParameters.model_fields:
+        assert limits(GenerationRequest, field) == limits(GenerationParameters, field)

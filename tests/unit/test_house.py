@@ -1,0 +1,214 @@
+"""The rules of the house that no linter checks: names that would shadow others, sizes, pins, what no file may hold."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAX_MODULE_LINES = 500
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+# In pieces, because this file is searched too.
+REGISTRY_HOSTS = tuple(
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("pypi", "python", "org"),
+        ("files", "pythonhosted", "org"),
+        ("repo", "maven", "apache", "org"),
+        ("repo1", "maven", "org"),
+        ("proxy", "golang", "org"),
+        ("registry", "npmjs", "org"),
+        ("registry", "npmjs", "com"),
+        ("download", "pytorch", "org"),
+        ("deb", "debian", "org"),
+    )
+)
+MACHINE_PATHS = tuple("/".join(("", *parts, "")) for parts in (("work",), ("root",), ("workspace",)))
+
+
+def house_files() -> list[Path]:
+    """Tracked files, and new ones that git does not ignore."""
+    listed = subprocess.run(
+        # A clone may belong to another user than the one who runs the tests, in a container for example.
+        ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in files if path.is_file()]
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Name and text of every file of the house that is text."""
+    for path in house_files():
+        try:
+            yield str(path.relative_to(ROOT)), path.read_text()
+        except UnicodeDecodeError:
+            continue
+
+
+def pins(path: Path) -> dict[str, str]:
+    """Package to pinned version."""
+    found = re.findall(r"^([a-z0-9][a-z0-9._-]*)(?:\[[^]]*\])?==([^\s;\\]+)", path.read_text(), re.MULTILINE)
+    assert found, f"{path.name} pins nothing"
+    return dict(found)
+
+
+# Names
+
+
+def test_no_folder_of_the_root_shadows_a_module_of_the_standard_library() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages & set(sys.stdlib_module_names) == set()
+    assert not (ROOT / "operator" / "__init__.py").exists()
+
+
+def test_the_standard_librarys_operator_is_the_one_that_is_imported_from_the_root() -> None:
+    program = "import operator, os; print(os.path.dirname(operator.__file__) == os.path.dirname(os.__file__))"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert finished.stdout == "True\n"
+
+
+def test_only_the_kit_is_a_package_among_the_tests() -> None:
+    packages = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("__init__.py")}
+    assert packages == {"kit"}
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+# Sizes
+
+
+def test_no_module_is_longer_than_a_reader_bears() -> None:
+    long = {
+        name: text.count("\n")
+        for name, text in texts()
+        if name.endswith(".py") and not name.startswith("tests/") and text.count("\n") > MAX_MODULE_LINES
+    }
+    assert long == {}
+
+
+# Pins
+
+
+def test_there_are_pins_for_every_deployable_and_for_development() -> None:
+    assert {path.stem for path in REQUIREMENTS} == {"operator", "worker", "gateway", "cli", "dev"}
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)
+def test_requirements_hold_pins_with_hashes_and_no_addresses(path: Path) -> None:
+    text = path.read_text()
+    assert "://" not in text
+    assert re.findall(r"^\s*-(?!-hash=)\S+", text, re.MULTILINE) == []
+    blocks = re.split(r"\n(?=[a-z0-9])", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
+    unhashed = [block.split()[0] for block in blocks if block.strip() and "--hash=sha256:" not in block]
+    assert unhashed == []
+
+
+def test_a_package_has_one_version_everywhere() -> None:
+    development = pins(ROOT / "requirements" / "dev.txt")
+    for path in REQUIREMENTS:
+        assert pins(path).items() <= development.items(), path.name
+
+
+@pytest.mark.parametrize("deployable", ["operator", "gateway", "cli"])
+def test_only_the_worker_needs_torch(deployable: str) -> None:
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "triton"}
+    assert heavy <= pins(ROOT / "requirements" / "worker.txt").keys()
+    assert heavy & pins(ROOT / "requirements" / f"{deployable}.txt").keys() == set()
+
+
+# What files may not hold
+
+
+def test_no_file_names_the_host_of_a_package_registry() -> None:
+    assert [(name, host) for name, text in texts() for host in REGISTRY_HOSTS if host in text] == []
+
+
+def test_no_file_names_a_path_of_somebodys_machine() -> None:
+    assert [(name, path) for name, text in texts() for path in MACHINE_PATHS if path in text] == []
+
+
+def test_every_package_says_that_it_is_typed() -> None:
+    packages = [path.parent for path in ROOT.glob("*/fluxpool_*/__init__.py")]
+    assert len(packages) == 6
+    assert [path.name for path in packages if not (path / "py.typed").is_file()] == []
+
+
+def test_the_changelog_has_the_version_and_the_licence_is_whole() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\n## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+    licence = (ROOT / "LICENSE").read_text()
+    assert project["license"] == "Apache-2.0"
+    assert all(part in licence for part in ("Version 2.0, January 2004", "END OF TERMS AND CONDITIONS", "APPENDIX"))
+
+
+# Make and CI
+
+
+def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    # The tests themselves run under make, which would take this one for a part of that run and tell its folder.
+    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL"}}
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_make_help_explains_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z0-9-]+):(?!=)", text, re.MULTILINE))
+    (phony,) = re.findall(r"^\.PHONY: ([a-z0-9 -]+)$", text, re.MULTILINE)
+    shown = dict(line.split(maxsplit=1) for line in _make("help").stdout.splitlines())
+    assert targets == set(phony.split()) == shown.keys()
+
+
+def test_make_without_a_target_is_help() -> None:
+    assert _make().stdout == _make("help").stdout
+
+
+def _run_ci(folder: Path, *, failing: str = "") -> subprocess.CompletedProcess[str]:
+    """The real script, in a clone whose make targets only say that they ran; `failing` names the one that fails."""
+    (folder / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
+    recipe = "\t@echo $@ $$CI; test -z \"$$(cat)\"; test '$@' != '" + failing + "'\n"
+    (folder / "Makefile").write_text("".join(f"{target}:\n{recipe}" for target in make_targets()))
+    return subprocess.run(
+        [str(folder / ".ci" / "run")],
+        cwd="/",
+        env={"PATH": os.environ["PATH"]},
+        input="nobody reads this\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def make_targets() -> list[str]:
+    return re.findall(r"^([a-z0-9-]+):[^\n]*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_ci_runs_the_checks_and_then_the_tests_once(tmp_path: Path) -> None:
+    finished = _run_ci(tmp_path)
+    assert (finished.returncode, finished.stdout) == (0, "lint true\ntest true\n"), finished.stderr
+
+
+@pytest.mark.parametrize(("failing", "ran"), [("lint", "lint true\n"), ("test", "lint true\ntest true\n")])
+def test_ci_fails_with_what_it_runs(tmp_path: Path, failing: str, ran: str) -> None:
+    finished = _run_ci(tmp_path, failing=failing)
+    assert finished.returncode != 0
+    assert finished.stdout == ran

@@ -1,0 +1,238 @@
+"""The object store against a real S3 API and real folders."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from pydantic import SecretStr
+
+from fluxpool_contract.settings import StorageSettings
+from fluxpool_transport.object_store import (
+    PROBE_KEY,
+    ObjectStore,
+    StorageUnavailableError,
+    open_object_store,
+)
+from kit.s3 import S3Service, running_s3
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Service]:
+    with running_s3() as service:
+        service.create_bucket("images")
+        yield service
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, s3: S3Service) -> ObjectStore:
+    if request.param == "folder":
+        return open_object_store(StorageSettings(url=f"file://{tmp_path}/made/on demand"))
+    return open_object_store(s3.settings("images", prefix=f"{tmp_path.name}/below"))
+
+
+async def test_an_object_is_created_once_and_the_first_payload_stays(store: ObjectStore) -> None:
+    assert await store.put_if_absent("a/0.png", b"first", content_type="image/png") is True
+    assert await store.put_if_absent("a/0.png", b"second", content_type="image/png") is False
+    assert await store.get("a/0.png") == b"first"
+
+
+async def test_of_many_writers_at_once_exactly_one_creates(store: ObjectStore) -> None:
+    payloads = [bytes([number]) * 50_000 for number in range(12)]
+    created = await asyncio.gather(
+        *(store.put_if_absent("race.bin", payload, content_type="image/png") for payload in payloads)
+    )
+    assert created.count(True) == 1
+    assert await store.get("race.bin") == payloads[created.index(True)]
+
+
+async def test_a_missing_object_is_none(store: ObjectStore) -> None:
+    assert await store.get("nothing/here.json") is None
+    assert await store.head("nothing/here.json") is None
+
+
+async def test_head_tells_the_size(store: ObjectStore) -> None:
+    await store.put_if_absent("a/1.png", b"12345", content_type="image/png")
+    head = await store.head("a/1.png")
+    assert head is not None
+    assert head.size_bytes == 5
+    assert head.modified_at.tzinfo is not None
+
+
+async def test_the_folder_of_a_replay_keeps_its_name(store: ObjectStore) -> None:
+    await store.put_if_absent("default/2026/04/05/req~1/0.png", b"x", content_type="image/png")
+    assert await store.get("default/2026/04/05/req~1/0.png") == b"x"
+
+
+async def test_empty_payloads_are_objects_too(store: ObjectStore) -> None:
+    assert await store.put_if_absent("empty", b"", content_type="text/plain")
+    assert await store.get("empty") == b""
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a//b", "a/", "../a", "a/./b", "."])
+async def test_a_key_that_is_not_normalised_is_refused(store: ObjectStore, key: str) -> None:
+    with pytest.raises(ValueError, match="object key"):
+        await store.get(key)
+    with pytest.raises(ValueError, match="object key"):
+        await store.put_if_absent(key, b"", content_type="text/plain")
+
+
+async def test_a_probe_passes_again_and_again(store: ObjectStore) -> None:
+    await store.probe()
+    await store.probe()
+    assert await store.get(PROBE_KEY) == b"fluxpool\n"
+
+
+async def test_s3_objects_carry_prefix_and_media_type(s3: S3Service) -> None:
+    store = open_object_store(s3.settings("images", prefix="pre/fix"))
+    await store.put_if_absent("x/0.webp", b"w", content_type="image/webp")
+    answer = s3.read("images", "pre/fix/x/0.webp")
+    assert (answer.content, answer.headers["content-type"]) == (b"w", "image/webp")
+    assert store.location("x/0.webp") == "s3://images/pre/fix/x/0.webp"
+
+
+async def test_a_folder_location_is_the_path_of_the_file(tmp_path: Path) -> None:
+    store = open_object_store(StorageSettings(url=f"file://{tmp_path}"))
+    await store.put_if_absent("x/0.png", b"p", content_type="image/png")
+    assert store.location("x/0.png") == (tmp_path / "x/0.png").as_uri()
+    assert (tmp_path / "x/0.png").read_bytes() == b"p"
+
+
+async def test_a_missing_bucket_is_an_outage_and_not_a_missing_object(s3: S3Service) -> None:
+    store = open_object_store(s3.settings("no-such-bucket"))
+    with pytest.raises(StorageUnavailableError, match="NoSuchBucket"):
+        await store.get("a")
+    with pytest.raises(StorageUnavailableError, match=r"storage\.url"):
+        await store.put_if_absent("a", b"", content_type="text/plain")
+    with pytest.raises(StorageUnavailableError):
+        await store.probe()
+
+
+async def test_an_outage_of_s3_is_reported_and_over_when_it_is_over() -> None:
+    with running_s3() as service:
+        service.create_bucket("outage")
+        store = open_object_store(service.settings("outage"))
+        assert await store.put_if_absent("before", b"1", content_type="text/plain")
+        service.stop()
+        for operation in (store.get("before"), store.head("before"), store.probe()):
+            with pytest.raises(StorageUnavailableError, match="s3://outage/"):
+                await operation
+        with pytest.raises(StorageUnavailableError) as caught:
+            await store.put_if_absent("during", b"2", content_type="text/plain")
+        assert "Debug source" not in str(caught.value)
+        service.start()
+        assert await store.put_if_absent("during", b"2", content_type="text/plain")
+        assert await store.get("before") == b"1"
+
+
+async def test_wrong_keys_are_an_outage_that_names_the_rights() -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
+
+    async with _serving(refuse) as url:
+        store = _open_bucket(url)
+        with pytest.raises(StorageUnavailableError, match="PutObject"):
+            await store.put_if_absent("a", b"", content_type="text/plain")
+        with pytest.raises(StorageUnavailableError, match="AccessDenied"):
+            await store.get("a")
+
+
+async def test_a_service_that_ignores_create_only_fails_the_probe() -> None:
+    async def accept(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(headers={"ETag": '"0"'})
+
+    async with _serving(accept) as url:
+        store = _open_bucket(url)
+        for _ in range(2):
+            with pytest.raises(StorageUnavailableError, match="If-None-Match"):
+                await store.probe()
+
+
+async def test_errors_of_the_service_are_tried_again() -> None:
+    calls = 0
+
+    async def stumble(request: web.Request) -> web.Response:
+        nonlocal calls
+        calls += 1
+        await request.read()
+        return web.Response(status=503) if calls < 3 else web.Response(headers={"ETag": '"0"'})
+
+    async with _serving(stumble) as url:
+        store = _open_bucket(url)
+        assert await store.put_if_absent("a", b"x", content_type="text/plain")
+    assert calls == 3
+
+
+async def test_a_cancelled_operation_ends_at_once() -> None:
+    asked = asyncio.Event()
+
+    async def hang(_: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with _serving(hang) as url:
+        store = _open_bucket(url)
+        reading = asyncio.create_task(store.get("a"))
+        await asked.wait()
+        reading.cancel()
+        async with asyncio.timeout(2):
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+
+
+def test_a_folder_that_cannot_be_made_is_an_outage_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageUnavailableError, match="written to"):
+        open_object_store(StorageSettings(url=f"file://{tmp_path}/file/images"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    mount_point = tmp_path / "small"
+    mount_point.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount_point)]
+    if os.geteuid() != 0 or shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("mounting a small disk needs root and CAP_SYS_ADMIN")
+    yield mount_point
+    subprocess.run(["umount", str(mount_point)], check=True)
+
+
+async def test_a_full_disk_is_an_outage_and_leaves_no_half_object(small_disk: Path) -> None:
+    store = open_object_store(StorageSettings(url=f"file://{small_disk}/images"))
+    with pytest.raises(StorageUnavailableError, match=r"[Nn]o space"):
+        await store.put_if_absent("big.png", b"x" * 500_000, content_type="image/png")
+    assert await store.get("big.png") is None
+
+
+def _open_bucket(endpoint_url: str) -> ObjectStore:
+    return open_object_store(
+        StorageSettings(
+            url="s3://bucket/",
+            endpoint_url=endpoint_url,
+            region="x",
+            access_key_id="k",
+            secret_access_key=SecretStr("s"),
+        )
+    )
+
+
+@asynccontextmanager
+async def _serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    """Answer every request on a loopback port by `handler`."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handler)
+    # A handler that hangs on purpose is not waited for.
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,144 @@
+"""What holds of every scaling plan, whatever the backlog, the limits and the history."""
+
+from dataclasses import replace
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_operator.planning import (
+    Constraint,
+    LaneBacklog,
+    PartitionBacklog,
+    PlanState,
+    ScalingConfig,
+    Snapshot,
+    plan,
+)
+
+_counts = st.integers(0, 40) | st.sampled_from([0, 1, 10_000])
+_seconds = st.sampled_from([0.0, 0.5, 1.0, 5.0, 10.0, 29.9, 30.0, 100.0])
+
+
+@st.composite
+def _configs(draw: st.DrawFn) -> ScalingConfig:
+    minimum = draw(st.integers(0, 5))
+    return ScalingConfig(
+        min_replicas=minimum,
+        max_replicas=draw(st.integers(max(1, minimum), 12)),
+        target_lag_per_replica=draw(st.integers(1, 10)),
+        activation_lag_records=draw(st.integers(0, 5)),
+        idle_grace_seconds=draw(_seconds),
+        cool_down_seconds=draw(_seconds),
+        stale_after_seconds=10.0,
+    )
+
+
+@st.composite
+def _snapshots(draw: st.DrawFn, *, stale: bool | None = None) -> Snapshot:
+    ages = {None: _seconds, True: st.sampled_from([10.1, float("inf")]), False: st.sampled_from([0.0, 10.0])}[stale]
+    lanes = tuple(
+        LaneBacklog(
+            name=f"lane-{number}",
+            partitions=tuple(
+                PartitionBacklog(partition, draw(_counts), draw(st.integers(0, 2)))
+                for partition in range(draw(st.integers(1, 6)))
+            ),
+            age_seconds=draw(ages),
+        )
+        for number in range(draw(st.integers(1, 3)))
+    )
+    return Snapshot(
+        lanes=lanes,
+        current_replicas=draw(st.integers(0, 14)),
+        elapsed_seconds=draw(_seconds),
+        state=PlanState(
+            idle_seconds=draw(_seconds), surplus_seconds=draw(_seconds), surplus_need=draw(st.integers(0, 12))
+        ),
+        quota_replicas=draw(st.none() | st.integers(0, 12)),
+        capacity_replicas=draw(st.none() | st.integers(0, 12)),
+    )
+
+
+@given(_snapshots(), _configs())
+def test_the_number_of_replicas_lies_between_minimum_and_maximum(snapshot: Snapshot, config: ScalingConfig) -> None:
+    decision = plan(snapshot, config)
+    assert config.min_replicas <= decision.replicas <= config.max_replicas
+    assert decision.reason.endswith(".")
+
+
+@given(_snapshots(), _configs(), st.data())
+def test_more_work_never_means_fewer_replicas(snapshot: Snapshot, config: ScalingConfig, data: st.DataObject) -> None:
+    where = data.draw(st.integers(0, len(snapshot.lanes) - 1))
+    lane = snapshot.lanes[where]
+    index = data.draw(st.integers(0, len(lane.partitions) - 1))
+    partition = lane.partitions[index]
+    fuller = replace(
+        partition,
+        waiting_records=partition.waiting_records + data.draw(st.integers(0, 20)),
+        in_flight_records=partition.in_flight_records + data.draw(st.integers(0, 2)),
+    )
+    partitions = (*lane.partitions[:index], fuller, *lane.partitions[index + 1 :])
+    lanes = (*snapshot.lanes[:where], replace(lane, partitions=partitions), *snapshot.lanes[where + 1 :])
+    assert plan(replace(snapshot, lanes=lanes), config).replicas >= plan(snapshot, config).replicas
+
+
+@given(_snapshots(), _configs(), st.randoms(use_true_random=False))
+def test_the_order_of_partitions_and_lanes_does_not_matter(
+    snapshot: Snapshot, config: ScalingConfig, random: Random
+) -> None:
+    lanes = [
+        replace(lane, partitions=tuple(random.sample(lane.partitions, len(lane.partitions)))) for lane in snapshot.lanes
+    ]
+    random.shuffle(lanes)
+    shuffled, ordered = plan(replace(snapshot, lanes=tuple(lanes)), config), plan(snapshot, config)
+    assert (shuffled.replicas, shuffled.constraint, shuffled.state) == (
+        ordered.replicas,
+        ordered.constraint,
+        ordered.state,
+    )
+
+
+@given(_snapshots(stale=True), _configs())
+def test_a_stale_backlog_never_lowers_and_never_sends_to_zero(snapshot: Snapshot, config: ScalingConfig) -> None:
+    decision = plan(snapshot, config)
+    assert decision.replicas >= min(snapshot.current_replicas, config.max_replicas)
+    assert decision.state == snapshot.state
+
+
+@given(_snapshots(), _configs())
+def test_planning_again_at_the_same_moment_changes_nothing(snapshot: Snapshot, config: ScalingConfig) -> None:
+    first = plan(snapshot, config)
+    again = replace(snapshot, current_replicas=first.replicas, state=first.state, elapsed_seconds=0.0)
+    assert plan(again, config).replicas == first.replicas
+
+
+@given(_snapshots(stale=False), _configs())
+def test_an_unlimited_backlog_gets_exactly_what_it_asks_for(snapshot: Snapshot, config: ScalingConfig) -> None:
+    free = replace(snapshot, quota_replicas=None, capacity_replicas=None, current_replicas=0)
+    decision = plan(free, config)
+    assert decision.replicas == min(max(decision.need_replicas, config.min_replicas), config.max_replicas)
+    with_work = sum(lane.partitions_with_work for lane in free.lanes)
+    assert decision.need_replicas <= with_work
+
+
+@given(_snapshots(stale=False), _configs())
+def test_without_work_a_pool_reaches_its_minimum_and_with_work_it_stays_awake(
+    snapshot: Snapshot, config: ScalingConfig
+) -> None:
+    moment = replace(
+        snapshot, elapsed_seconds=config.idle_grace_seconds + 1, quota_replicas=None, capacity_replicas=None
+    )
+    decision = plan(moment, config)
+    if decision.work_records == 0:
+        assert decision.replicas == config.min_replicas
+    elif decision.work_records > config.activation_lag_records:
+        assert decision.replicas >= 1
+
+
+@given(_snapshots(), _configs())
+def test_a_paused_pool_keeps_its_replicas_and_its_memory(snapshot: Snapshot, config: ScalingConfig) -> None:
+    decision = plan(snapshot, replace(config, paused=True))
+    assert decision.replicas == snapshot.current_replicas
+    assert decision.constraint is Constraint.PAUSED
+    assert decision.state == snapshot.state

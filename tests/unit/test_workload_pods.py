@@ -1,0 +1,150 @@
+"""What is read from a pod's body, stage by stage."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from fluxpool_operator.workload import ContainerExit, PodCounts, PodPhase, PodStage, count_pods, summarize_pod
+
+CREATED = "2026-05-04T12:00:00Z"
+READY_AT = "2026-05-04T12:01:30Z"
+NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def _body(*, node: str | None = "gpu-1", deleted: bool = False, **status: Any) -> dict[str, Any]:
+    """A worker's pod as the API server hands it out."""
+    metadata = {
+        "name": "standard-worker-5c9f7d-x2x7k",
+        "namespace": "images",
+        "uid": "7c1f",
+        "creationTimestamp": CREATED,
+        "labels": {"fluxpool.dev/pool": "standard", "pod-template-hash": "5c9f7d"},
+        "ownerReferences": [
+            {"kind": "Node", "uid": "other"},
+            {"kind": "ReplicaSet", "name": "standard-worker-5c9f7d", "uid": "rs-1", "controller": True},
+        ],
+    }
+    if deleted:
+        metadata["deletionTimestamp"] = READY_AT
+    return {"metadata": metadata, "spec": {"nodeName": node} if node else {}, "status": status}
+
+
+def _condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": READY_AT}
+
+
+def _container(state: dict[str, Any], *, started: bool = False, **fields: Any) -> dict[str, Any]:
+    return {"name": "worker", "state": state, "lastState": {}, "started": started, "restartCount": 0, **fields}
+
+
+RUNNING = {"running": {"startedAt": CREATED}}
+NOT_READY = _condition("Ready", "False", "ContainersNotReady")
+EXIT = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "body"),
+    [
+        (PodStage.STARTING, _body(node=None)),
+        (
+            PodStage.GATED,
+            _body(node=None, phase="Pending", conditions=[_condition("PodScheduled", "False", "SchedulingGated")]),
+        ),
+        (
+            PodStage.UNSCHEDULABLE,
+            _body(node=None, phase="Pending", conditions=[_condition("PodScheduled", "False", "Unschedulable")]),
+        ),
+        (PodStage.STARTING, _body(phase="Pending", conditions=[_condition("PodScheduled", "True"), NOT_READY])),
+        (
+            PodStage.STARTING,
+            _body(phase="Running", conditions=[NOT_READY], containerStatuses=[_container(RUNNING)]),
+        ),
+        (
+            PodStage.STARTING,
+            _body(
+                phase="Running",
+                conditions=[NOT_READY],
+                containerStatuses=[_container(RUNNING, restartCount=1, lastState=EXIT)],
+            ),
+        ),
+        (
+            PodStage.READY,
+            _body(
+                phase="Running",
+                conditions=[_condition("Ready", "True")],
+                containerStatuses=[_container(RUNNING, started=True)],
+            ),
+        ),
+        (
+            PodStage.NOT_READY,
+            _body(phase="Running", conditions=[NOT_READY], containerStatuses=[_container(RUNNING, started=True)]),
+        ),
+        (
+            PodStage.NOT_READY,
+            _body(
+                phase="Running",
+                conditions=[NOT_READY],
+                containerStatuses=[_container({"waiting": {"reason": "CrashLoopBackOff"}}, lastState=EXIT)],
+            ),
+        ),
+        (PodStage.NOT_READY, _body(phase="Unknown")),
+        (PodStage.TERMINATING, _body(deleted=True, phase="Running", conditions=[_condition("Ready", "True")])),
+        (PodStage.FINISHED, _body(deleted=True, phase="Succeeded")),
+        (PodStage.FINISHED, _body(phase="Failed")),
+    ],
+)
+def test_the_stage_of_a_pod(stage: PodStage, body: dict[str, Any]) -> None:
+    assert summarize_pod(body).stage is stage
+
+
+def test_a_ready_pod_with_all_that_decides_when_it_goes() -> None:
+    body = _body(
+        phase="Running",
+        conditions=[_condition("PodScheduled", "True"), _condition("Ready", "True")],
+        containerStatuses=[_container(RUNNING, started=True, restartCount=2, lastState=EXIT)],
+    )
+    body["metadata"]["annotations"] = {"controller.kubernetes.io/pod-deletion-cost": "-100"}
+    pod = summarize_pod(body)
+    assert (pod.name, pod.uid, pod.pool) == ("standard-worker-5c9f7d-x2x7k", "7c1f", "standard")
+    assert (pod.node, pod.phase, pod.template_hash, pod.owner_uid) == ("gpu-1", PodPhase.RUNNING, "5c9f7d", "rs-1")
+    assert (pod.deletion_cost, pod.restarts) == (-100, 2)
+    assert pod.created_at == datetime(2026, 5, 4, 12, tzinfo=UTC)
+    assert pod.ready_since == datetime(2026, 5, 4, 12, 1, 30, tzinfo=UTC)
+    assert pod.last_exit == ContainerExit(137, "OOMKilled")
+    assert (pod.unschedulable_message, pod.waiting_reason, pod.waiting_message) == (None, None, None)
+
+
+def test_the_schedulers_words_are_kept_until_the_pod_has_a_node() -> None:
+    refused = [_condition("PodScheduled", "False", "Unschedulable", NO_GPU)]
+    assert summarize_pod(_body(node=None, phase="Pending", conditions=refused)).unschedulable_message == NO_GPU
+    assert summarize_pod(_body(phase="Pending", conditions=[])).unschedulable_message is None
+
+
+def test_a_container_that_waits_says_why_and_the_first_to_run_speaks_first() -> None:
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "fluxpool-worker:dve"'}}
+    body = _body(phase="Pending", containerStatuses=[_container(waiting)])
+    pod = summarize_pod(body)
+    assert pod.waiting_reason == "ImagePullBackOff"
+    assert pod.waiting_message == 'Back-off pulling image "fluxpool-worker:dve"'
+    body["status"]["initContainerStatuses"] = [_container({"waiting": {"reason": "ErrImagePull"}})]
+    assert summarize_pod(body).waiting_reason == "ErrImagePull"
+
+
+@pytest.mark.parametrize(
+    ("text", "cost"), [("7", 7), ("-2147483648", -(2**31)), ("2147483648", 0), ("low", 0), ("1.5", 0)]
+)
+def test_a_deletion_cost_is_read_as_the_controller_reads_it(text: str, cost: int) -> None:
+    body = _body(phase="Pending")
+    body["metadata"]["annotations"] = {"controller.kubernetes.io/pod-deletion-cost": text}
+    assert summarize_pod(body).deletion_cost == cost
+
+
+def test_a_pod_that_will_get_the_gpu_of_one_that_stops_is_no_shortage() -> None:
+    refused = [_condition("PodScheduled", "False", "Unschedulable", NO_GPU)]
+    pending = summarize_pod(_body(node=None, phase="Pending", conditions=refused))
+    stopping = summarize_pod(_body(deleted=True, phase="Running"))
+    ready = summarize_pod(_body(phase="Running", conditions=[_condition("Ready", "True")]))
+    counts = count_pods([pending, pending, stopping, ready])
+    assert counts == PodCounts(ready=1, unschedulable=1, waiting_for_gpu=1, terminating=1)
+    assert counts.active == 3

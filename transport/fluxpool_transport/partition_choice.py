@@ -1,0 +1,127 @@
+"""Which partition a new task goes to: one of the consumer-group member that will be free first.
+
+Kafka binds a record to its partition's owner however busy that owner is, so this choice decides how long a task waits
+while other workers are idle. Pure: knows nothing of how loads are read (`partition_choice_watch`) or judged
+(`partition_choice_work`); time and randomness are arguments.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from heapq import heapify, heapreplace
+from typing import Final
+
+MAX_SNAPSHOT_AGE_SECONDS: Final = 2.0
+"""Older loads say little about who is idle now, and every task sent by them would go to the same few owners."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnerLoad:
+    """One member of the consumer group with what lies on its partitions."""
+
+    work: float
+    """What it has to do before it would begin one more task; any unit, the same for all owners and for `choose`."""
+    records: Mapping[int, int]
+    """Its partitions, not none, each with the number of uncommitted records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadSnapshot:
+    """The owners of one topic's partitions at one moment."""
+
+    taken_at: float
+    """Monotonic seconds."""
+    partition_count: int
+    """Of the topic; partitions without an owner, or unreadable, are in no `OwnerLoad` and get nothing."""
+    owners: tuple[OwnerLoad, ...]
+    """Empty while the group has no members, or is just dealing its partitions out."""
+
+
+class PartitionChoice:
+    """Chooses for one topic; logarithmic in owners and partitions, so that every request can afford it.
+
+    The owner with the least work comes first, then its partition with the fewest records; equal ones are drawn at
+    random, since many producers that took the first one each would all take the same. What was sent since the snapshot
+    is added to it. Without owners, or with a snapshot that is too old or of another number of partitions, the
+    partitions take turns.
+    """
+
+    def __init__(self, source: random.Random) -> None:
+        """`source` breaks ties and draws the first turn."""
+        self._source = source
+        self._turn: int | None = None
+        self._least: _LeastLoaded | None = None
+        self._sent_records: defaultdict[int, int] = defaultdict(int)
+        self._sent_work: defaultdict[int, float] = defaultdict(float)
+
+    def begin_reading(self) -> None:
+        """Loads are read from now on: what is sent from here may be missing in the snapshot that comes of it."""
+        self._sent_records.clear()
+        self._sent_work.clear()
+
+    def use(self, snapshot: LoadSnapshot) -> None:
+        """Choose by `snapshot`, the outcome of the reading that began last."""
+        self._least = None
+        if snapshot.owners:
+            self._least = _LeastLoaded(
+                snapshot, sent_records=self._sent_records, sent_work=self._sent_work, source=self._source
+            )
+
+    def is_by_load(self, *, partitions: int, now: float) -> bool:
+        """Whether the next choice of a topic with so many partitions looks at loads, rather than taking turns."""
+        return self._usable(partitions=partitions, now=now) is not None
+
+    def choose(self, *, partitions: int, work: float, now: float) -> int:
+        """The partition, 0 to `partitions` - 1, of the next task, which takes `work`; `now` is monotonic seconds."""
+        least = self._usable(partitions=partitions, now=now)
+        chosen = self._take_turn(partitions) if least is None else least.take(work)
+        self._sent_records[chosen] += 1
+        self._sent_work[chosen] += work
+        return chosen
+
+    def _usable(self, *, partitions: int, now: float) -> "_LeastLoaded | None":
+        least = self._least
+        if least is None or now - least.taken_at > MAX_SNAPSHOT_AGE_SECONDS or least.partition_count != partitions:
+            return None
+        return least
+
+    def _take_turn(self, partitions: int) -> int:
+        # The random start keeps many producers from walking in step.
+        turn = self._source.randrange(partitions) if self._turn is None else self._turn % partitions
+        self._turn = turn + 1
+        return turn
+
+
+class _LeastLoaded:
+    """A snapshot as heaps: of owners by work, and for each owner of its partitions by records."""
+
+    def __init__(
+        self,
+        snapshot: LoadSnapshot,
+        *,
+        sent_records: Mapping[int, int],
+        sent_work: Mapping[int, float],
+        source: random.Random,
+    ) -> None:
+        self.taken_at = snapshot.taken_at
+        self.partition_count = snapshot.partition_count
+        self._random = source.random
+        self._owners: list[tuple[float, float, list[tuple[int, float, int]]]] = []
+        for owner in snapshot.owners:
+            partitions = [
+                (records + sent_records.get(number, 0), self._random(), number)
+                for number, records in owner.records.items()
+            ]
+            heapify(partitions)
+            work = owner.work + sum(sent_work.get(number, 0.0) for number in owner.records)
+            self._owners.append((work, self._random(), partitions))
+        heapify(self._owners)
+
+    def take(self, work: float) -> int:
+        """The best partition; its owner has more to do from now on."""
+        load, _, partitions = self._owners[0]
+        heapreplace(self._owners, (load + work, self._random(), partitions))
+        records, _, number = partitions[0]
+        heapreplace(partitions, (records + 1, self._random(), number))
+        return number

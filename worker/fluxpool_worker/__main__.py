@@ -1,0 +1,51 @@
+"""`python -m fluxpool_worker`: one worker, told everything by `FLUXPOOL_*` variables."""
+
+import asyncio
+import os
+import socket
+import sys
+
+import structlog
+
+from fluxpool_contract.environment import SettingsError
+from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.logging_setup import configure_logging
+from fluxpool_transport.object_store import StorageUnavailableError
+from fluxpool_worker.agent.engine_client import EngineLoadError, EngineUnstableError
+from fluxpool_worker.agent.service import WorkerAgent
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Run the worker; returns the exit code."""
+    configure_logging(service="fluxpool-worker")
+    try:
+        settings = WorkerSettings.from_environment(os.environ)
+    except SettingsError as error:
+        log.error("settings_refused", error=str(error))  # noqa: TRY400 - the message is for people, a trace is not
+        return EXIT_USAGE
+    try:
+        asyncio.run(_run(settings))
+    except StorageUnavailableError as error:
+        # Only a folder that cannot be made ends up here; a store that is away is waited for.
+        log.error("worker_failed", error=str(error))  # noqa: TRY400 - likewise
+        return EXIT_FAILED
+    except ExceptionGroup as failed:
+        told, untold = failed.split((EngineLoadError, EngineUnstableError))
+        if untold is not None:
+            raise
+        log.error("worker_failed", error=str(told.exceptions[0]) if told else "")  # noqa: TRY400 - likewise
+        return EXIT_FAILED
+    return 0
+
+
+async def _run(settings: WorkerSettings) -> None:
+    await WorkerAgent(settings, worker_name=settings.worker_name or socket.gethostname()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

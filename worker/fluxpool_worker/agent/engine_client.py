@@ -1,0 +1,390 @@
+"""The agent's end of the engine: starts the child process, sends it jobs, notices its death and starts another.
+
+Knows nothing of Kafka or tasks. The engine is a child with one end of a socket pair; it dies with this process, and
+this process goes on without it.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+import structlog
+
+from fluxpool_worker.agent.outcome import MAX_ENGINE_DEATHS_IN_A_ROW
+from fluxpool_worker.engine.protocol import (
+    FRAME_HEADER,
+    Cancel,
+    DeviceFree,
+    EngineSpec,
+    Failed,
+    FailureKind,
+    FromEngine,
+    Generate,
+    Generated,
+    GenerationInputs,
+    LoadFailed,
+    Ready,
+    Shutdown,
+    Started,
+    Step,
+    ToEngine,
+    decode_body,
+    encode_frame,
+)
+from fluxpool_worker.engine.start_mark import StartMark
+
+DEFAULT_COMMAND: Final = (sys.executable, "-m", "fluxpool_worker.engine")
+RESTART_SECONDS: Final = 0.5
+SHUTDOWN_SECONDS: Final = 5.0
+WATCHDOG_SECONDS: Final = 1.0
+LOST_DEVICE_SECONDS: Final = 10.0
+"""How long an engine that lost its device may take to end by itself: a driver may keep it."""
+
+log = structlog.get_logger(__name__)
+
+
+class EngineLoadError(Exception):
+    """The checkpoint cannot be loaded; trying again in this pod will not help."""
+
+
+class EngineUnstableError(Exception):
+    """The engine died too often in a row."""
+
+
+class GenerationError(Exception):
+    """A job ended without images while the engine lives on."""
+
+    def __init__(self, kind: FailureKind, message: str, stack: str = "") -> None:
+        self.kind = kind
+        self.stack = stack
+        super().__init__(message)
+
+
+class EngineDiedError(Exception):
+    """The engine process ended with the job unfinished."""
+
+    def __init__(self, message: str, *, job_started: bool) -> None:
+        self.job_started = job_started
+        super().__init__(message)
+
+
+@dataclass(slots=True, eq=False)
+class EngineJob:
+    """One job sent to the engine."""
+
+    job_id: int
+    inputs: GenerationInputs
+    on_step: Callable[[int, int], None]
+    on_device_free: Callable[[], None]
+    """Called once, when the device no longer works for this job, whatever became of it."""
+    result: asyncio.Future[Generated]
+    on_started: Callable[[], None] = lambda: None
+    """Called once, when the device begins."""
+    is_device_free: bool = False
+    started_at: float | None = None
+    """Monotonic time."""
+    last_sign_at: float | None = None
+    """Monotonic time of the beginning or the last step."""
+    is_stalled: bool = False
+    """Whether the silence since the last step was already reported."""
+    step: int = 0
+    total_steps: int = 0
+    """As the engine says: a run that has to be repeated in another number format has more."""
+    cancel_requested: bool = False
+
+    def free_device(self) -> None:
+        """Note that the device is done with the job."""
+        if not self.is_device_free:
+            self.is_device_free = True
+            self.on_device_free()
+
+    def silent_seconds(self, *, now: float) -> float:
+        """For how long the device has worked on the job without a sign of life."""
+        return 0.0 if self.is_device_free or self.last_sign_at is None else now - self.last_sign_at
+
+    def remaining_seconds(self, *, now: float) -> float | None:
+        """Estimate from the steps done so far; 0 once the device is free, None before the first step."""
+        if self.is_device_free:
+            return 0.0
+        if self.started_at is None or self.step == 0:
+            return None
+        per_step = (now - self.started_at) / self.step
+        return per_step * (self.total_steps - self.step)
+
+    def fraction_done(self) -> float:
+        """0 to 1, by denoising steps."""
+        return self.step / self.total_steps if self.total_steps else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """How long an engine may take before it counts as stuck, seconds."""
+
+    job: float
+    """A whole job, from its beginning; the engine is killed then."""
+    silence_soft: float
+    """Between two steps; reported."""
+    silence_hard: float
+    """Between two steps; the engine is killed then."""
+
+
+class EngineClient:
+    """Keeps one engine alive and gives it jobs; `run()` must be running meanwhile."""
+
+    def __init__(self, spec: EngineSpec, *, command: Sequence[str] = (), limits: EngineLimits) -> None:
+        self._spec = spec
+        self._limits = limits
+        self._command = tuple(command) or DEFAULT_COMMAND
+        self._ids = itertools.count(1)
+        self._jobs: dict[int, EngineJob] = {}
+        self._ready: Ready | None = None
+        self._ready_event = asyncio.Event()
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._deaths_in_a_row = 0
+        self._device_lost_at: float | None = None
+        self.restarts = 0
+        self.stalls = 0
+        """Generations that were silent for longer than the soft limit."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an engine stands by with its model loaded."""
+        return self._ready_event.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the present engine."""
+        return self._process.pid if self._process is not None else None
+
+    async def wait_ready(self) -> Ready:
+        """What the engine has loaded, as soon as it has."""
+        await self._ready_event.wait()
+        assert self._ready is not None  # noqa: S101 - set before the event
+        return self._ready
+
+    async def run(self) -> None:
+        """Start engines until `stop()`.
+
+        Raises `EngineLoadError` when the model cannot be loaded and `EngineUnstableError` when engines keep dying.
+        """
+        while not self._stopping:
+            mark = StartMark.create()
+            try:
+                process, reader = await self._spawn(mark)
+            except BaseException:
+                mark.close()
+                raise
+            watchdog = asyncio.create_task(self._kill_when_stuck(process), name="engine-watchdog")
+            try:
+                await self._receive(reader)
+            finally:
+                watchdog.cancel()
+                await self._bury(process, mark)
+            if self._is_stopping():
+                return
+            self.restarts += 1
+            self._deaths_in_a_row += 1
+            log.error("engine_died", exit_code=process.returncode, deaths_in_a_row=self._deaths_in_a_row)
+            if self._deaths_in_a_row >= MAX_ENGINE_DEATHS_IN_A_ROW:
+                raise EngineUnstableError(
+                    f"the engine died {self._deaths_in_a_row} times without finishing a job; last exit code "
+                    f"{process.returncode}"
+                )
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def submit(
+        self,
+        inputs: GenerationInputs,
+        *,
+        on_step: Callable[[int, int], None],
+        on_device_free: Callable[[], None],
+    ) -> EngineJob:
+        """Queue a job as soon as an engine is ready; await `job.result` for its end.
+
+        The result raises `GenerationError`, or `EngineDiedError` when the process ended first.
+        """
+        await self._ready_event.wait()
+        job = EngineJob(
+            job_id=next(self._ids),
+            inputs=inputs,
+            on_step=on_step,
+            on_device_free=on_device_free,
+            result=asyncio.get_running_loop().create_future(),
+        )
+        self._jobs[job.job_id] = job
+        self._send(Generate(job.job_id, inputs))
+        return job
+
+    def cancel(self, job: EngineJob) -> None:
+        """Ask the engine to drop the job or stop it at its next step; its result then raises `GenerationError`."""
+        if not job.cancel_requested and job.job_id in self._jobs:
+            job.cancel_requested = True
+            self._send(Cancel(job.job_id))
+
+    def kill(self) -> None:
+        """End the present engine at once; another is started."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """End the engine for good."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        self._send(Shutdown())
+        try:
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
+    def _send(self, message: ToEngine) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(encode_frame(message))
+
+    async def _spawn(self, mark: StartMark) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                "--socket-fd",
+                str(theirs.fileno()),
+                "--started-fd",
+                str(mark.descriptor),
+                "--parent-pid",
+                str(os.getpid()),
+                pass_fds=[theirs.fileno(), mark.descriptor],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._process = process
+        self._send(self._spec)
+        log.info("engine_started", pid=process.pid, model=self._spec.model)
+        return process, reader
+
+    async def _kill_when_stuck(self, process: asyncio.subprocess.Process) -> None:
+        while True:
+            await asyncio.sleep(WATCHDOG_SECONDS)
+            now = time.monotonic()
+            self._report_stalls(now)
+            reason = self._why_stuck(now)
+            if reason is not None:
+                log.error("engine_stuck", pid=process.pid, reason=reason)
+                process.kill()
+                return
+
+    def _report_stalls(self, now: float) -> None:
+        for job in self._jobs.values():
+            silent = job.silent_seconds(now=now)
+            if silent > self._limits.silence_soft and not job.is_stalled:
+                job.is_stalled = True
+                self.stalls += 1
+                log.warning("engine_stalled", step=job.step, total_steps=job.total_steps, silent_seconds=round(silent))
+
+    def _why_stuck(self, now: float) -> str | None:
+        if self._device_lost_at is not None and now - self._device_lost_at > LOST_DEVICE_SECONDS:
+            return f"lost its device and did not end within {LOST_DEVICE_SECONDS:.0f} s"
+        for job in self._jobs.values():
+            if job.started_at is not None and now - job.started_at > self._limits.job:
+                return f"a job took longer than task_hard_limit_seconds, {self._limits.job:g} s"
+            if job.silent_seconds(now=now) > self._limits.silence_hard:
+                return f"no step for longer than step_hard_limit_seconds, {self._limits.silence_hard:g} s"
+        return None
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (length,) = FRAME_HEADER.unpack(await reader.readexactly(FRAME_HEADER.size))
+                self._handle(decode_body(await reader.readexactly(length)))
+
+    def _handle(self, message: ToEngine | FromEngine) -> None:
+        match message:
+            case Ready():
+                log.info("engine_ready", device=message.device, load_seconds=round(message.load_seconds, 2))
+                self._ready = message
+                self._ready_event.set()
+            case LoadFailed():
+                log.error("engine_load_failed", error=message.message, stack=message.stack)
+                raise EngineLoadError(message.message)
+            case Started() | Step() | DeviceFree() | Generated() | Failed():
+                # A job that is unknown was already failed by its engine's burial.
+                if job := self._jobs.get(message.job_id):
+                    self._handle_job(job, message)
+            case EngineSpec() | Generate() | Cancel() | Shutdown():
+                raise TypeError(f"the engine sent a message meant for it: {type(message).__name__}")
+            case _:
+                assert_never(message)
+
+    def _handle_job(self, job: EngineJob, message: Started | Step | DeviceFree | Generated | Failed) -> None:
+        match message:
+            case Started():
+                job.started_at = job.last_sign_at = time.monotonic()
+                job.on_started()
+            case Step():
+                job.step, job.total_steps = message.step, message.total_steps
+                job.last_sign_at, job.is_stalled = time.monotonic(), False
+                job.on_step(message.step, message.total_steps)
+            case DeviceFree():
+                job.free_device()
+            case Generated():
+                self._deaths_in_a_row = 0
+                del self._jobs[job.job_id]
+                job.free_device()
+                if not job.result.done():
+                    job.result.set_result(message)
+            case Failed():
+                if message.kind is FailureKind.DEVICE_LOST:
+                    self._device_lost_at = time.monotonic()
+                    self._ready_event.clear()
+                del self._jobs[job.job_id]
+                self._fail(job, GenerationError(message.kind, message.message, message.stack))
+            case _:
+                assert_never(message)
+
+    async def _bury(self, process: asyncio.subprocess.Process, mark: StartMark) -> None:
+        self._ready_event.clear()
+        self._device_lost_at = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        if process.returncode is None:
+            # Its end of the socket is closed, so it is of no use any more, whatever it still does.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        last_started = mark.last_started()
+        mark.close()
+        jobs, self._jobs = self._jobs, {}
+        for job in jobs.values():
+            # Not by its `Started`: that may have been waiting for this process to read, and is lost then.
+            started = job.job_id <= last_started
+            self._fail(job, EngineDiedError(f"the engine ended with code {process.returncode}", job_started=started))
+
+    @staticmethod
+    def _fail(job: EngineJob, error: Exception) -> None:
+        job.free_device()
+        if not job.result.done():
+            job.result.set_exception(error)
+            # A job abandoned by its owner must not be reported as an exception that nobody retrieved.
+            job.result.exception()

@@ -1,0 +1,26 @@
+"""`python -m fluxpool_worker.engine --socket-fd N --started-fd M --parent-pid P`: an engine with a real model."""
+
+import os
+from pathlib import Path
+
+from fluxpool_worker.engine.generator import Generator
+from fluxpool_worker.engine.logs import adopt_library_loggers, drop_known_messages
+from fluxpool_worker.engine.process import run_engine
+from fluxpool_worker.engine.protocol import EngineSpec
+
+
+def load(spec: EngineSpec) -> Generator:
+    """Import torch and diffusers, which takes seconds, and load the model; raises `CheckpointError`."""
+    if spec.offline or Path(spec.model).expanduser().exists():
+        # Read once, when huggingface_hub is imported. A local folder needs no hub either.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    drop_known_messages()
+    from fluxpool_worker.engine.generation import load_generator  # noqa: PLC0415 - after the environment it reads
+
+    adopt_library_loggers()
+    return load_generator(spec)
+
+
+if __name__ == "__main__":
+    run_engine(load)

@@ -1,0 +1,250 @@
+"""Loading a FLUX checkpoint: which folder, which dtypes, which device, and what to say when it cannot be done.
+
+It owns everything up to a pipeline that is ready to be called; it must not know about jobs. Modules are loaded in
+their final dtype and never cast afterwards: a later cast would also take the weights that transformers keeps in
+float32 on purpose (T5's `wo`).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+import structlog
+import torch
+from diffusers import FluxPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import logging as transformers_logging
+
+from fluxpool_worker.engine.generator import CheckpointError
+from fluxpool_worker.engine.protocol import Device, EngineSpec
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+INDEX_FILE: Final = "model_index.json"
+PIPELINE_CLASS: Final = "FluxPipeline"
+
+VOCABULARY_FILES: Final = {
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "tokenizer_2": ("tokenizer.json", "spiece.model"),
+}
+"""One of each must be there: without, transformers builds an empty tokenizer in silence and prompts lose all effect."""
+
+DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+CUDNN_ATTENTION_MIN_CAPABILITY: Final = (9, 0)
+"""cuDNN's attention is about twice as fast as torch's default on sm_90 and sm_100, and slower below
+(pytorch#142132, transformers#48163)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPipeline:
+    """A diffusers pipeline on its device."""
+
+    pipeline: Any
+    """A `FluxPipeline`; untyped because diffusers is."""
+    model: str
+    """Name and revision as results report it."""
+    device: torch.device
+    transformer_dtype: torch.dtype
+    encoder_dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Location:
+    """Where a checkpoint's files are, and its name in results."""
+
+    folder: Path
+    model: str
+
+
+def load_pipeline(spec: EngineSpec) -> LoadedPipeline:
+    """Load what `spec` names; a hub's token comes from the environment variable HF_TOKEN.
+
+    Raises `CheckpointError` with the remedy.
+    """
+    transformer_dtype = _dtype(spec.transformer_dtype, setting="transformer_dtype")
+    encoder_dtype = _dtype(spec.encoder_dtype, setting="encoder_dtype")
+    device = _device(spec.device)
+    location = _locate(spec)
+    _silence_progress_bars()
+    try:
+        pipeline = FluxPipeline.from_pretrained(
+            str(location.folder),
+            dtype={
+                "transformer": transformer_dtype,
+                "text_encoder": encoder_dtype,
+                "text_encoder_2": encoder_dtype,
+                "vae": encoder_dtype,
+                "default": encoder_dtype,
+            },
+            # Weights go straight to the GPU; on the CPU they are where they should be already.
+            device_map=device.type if device.type == "cuda" else None,
+            local_files_only=True,
+        )
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"model {spec.model!r} does not fit into the memory of {device}: {error}; "
+            "use a larger GPU, or make sure that no other process holds this one"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"model {spec.model!r}: the files in {location.folder} cannot be loaded "
+            f"({type(error).__name__}: {error}); fetch the checkpoint again"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    _choose_attention(pipeline, device)
+    return LoadedPipeline(
+        pipeline=pipeline,
+        model=location.model,
+        device=device,
+        transformer_dtype=transformer_dtype,
+        encoder_dtype=encoder_dtype,
+    )
+
+
+def _dtype(name: str, *, setting: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise CheckpointError(
+            f"{setting}: {name!r} is no dtype a model can be loaded in; use one of {', '.join(DTYPES)}"
+        )
+    return DTYPES[name]
+
+
+def _device(wanted: Device) -> torch.device:
+    match wanted:
+        case Device.AUTO:
+            return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        case Device.CUDA:
+            if not torch.cuda.is_available():
+                raise CheckpointError(
+                    "device: 'cuda' was asked for but torch sees no CUDA device; give the worker a GPU "
+                    "(nvidia.com/gpu), check its driver, or use 'auto' or 'cpu'"
+                )
+            return torch.device("cuda", 0)
+        case Device.CPU:
+            return torch.device("cpu")
+        case _:
+            assert_never(wanted)
+
+
+def _locate(spec: EngineSpec) -> _Location:
+    if not spec.model.strip():
+        raise CheckpointError(
+            "model is empty; name a checkpoint folder, or a model id such as black-forest-labs/FLUX.1-dev"
+        )
+    folder = Path(spec.model).expanduser()
+    if folder.exists():
+        return _local(folder, spec)
+    if folder.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") > 1:
+        raise CheckpointError(
+            f"model {spec.model!r}: there is no such folder; mount the checkpoint there, or name a model id "
+            "such as black-forest-labs/FLUX.1-dev"
+        )
+    return _from_hub(spec)
+
+
+def _local(folder: Path, spec: EngineSpec) -> _Location:
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise CheckpointError(
+            f"model {spec.model!r}: {INDEX_FILE} is missing; name the folder of a whole diffusers checkpoint "
+            "(not a single .safetensors file or a subfolder), and check that its download has ended"
+        )
+    if spec.revision is not None:
+        log.warning("model_revision_ignored", model=spec.model, revision=spec.revision, reason="the model is a folder")
+    _check_files(folder, _read_index(index, spec), spec)
+    return _Location(folder=folder, model=folder.resolve().name)
+
+
+def _from_hub(spec: EngineSpec) -> _Location:
+    """Fetch the index first, so that a wrong model is refused before its weights are downloaded."""
+    try:
+        index = _read_index(
+            Path(hf_hub_download(spec.model, INDEX_FILE, revision=spec.revision, local_files_only=spec.offline)), spec
+        )
+        folder = Path(FluxPipeline.download(spec.model, revision=spec.revision, local_files_only=spec.offline))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"model {spec.model!r}: {_hub_problem(error, spec)}") from error
+    _check_files(folder, index, spec)
+    # The snapshot's folder is named by its commit, which stays exact when the revision is a branch that moves.
+    return _Location(folder=folder, model=f"{spec.model}@{folder.name}")
+
+
+def _hub_problem(error: Exception, spec: EngineSpec) -> str:
+    """What went wrong with a model id, and the remedy; the order is from the narrow class to the wide."""
+    at_revision = f" at revision {spec.revision!r}" if spec.revision is not None else ""
+    match error:
+        case HFValidationError():
+            return "neither a folder that exists nor a model id; an id looks like black-forest-labs/FLUX.1-dev"
+        case GatedRepoError():
+            return "access is gated; accept the model's licence on its page and set HF_TOKEN to a token of that account"
+        case LocalEntryNotFoundError() if spec.offline:
+            return (
+                f"offline and not whole in the local cache{at_revision}; download it once while online, name a "
+                "folder, or allow downloads"
+            )
+        case LocalEntryNotFoundError():
+            return (
+                f"the hub cannot be reached and the local cache lacks it; check the network, or name a folder ({error})"
+            )
+        case RevisionNotFoundError():
+            return f"there is no revision {spec.revision!r}; name a branch, tag or commit of the model"
+        case RepositoryNotFoundError():
+            return (
+                "there is no such model, or it is private; check its name, or set HF_TOKEN to a token that may read it"
+            )
+        case EntryNotFoundError():
+            return f"{INDEX_FILE} is missing{at_revision}; name a model in diffusers' format"
+        case _:
+            return f"the download failed ({type(error).__name__}: {error}); check the network, the disk and HF_TOKEN"
+
+
+def _read_index(index: Path, spec: EngineSpec) -> dict[str, Any]:
+    """The content of model_index.json, once it is known to be that of a FLUX text-to-image pipeline."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"model {spec.model!r}: {INDEX_FILE} is not JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict) or content.get("_class_name") != PIPELINE_CLASS:
+        found = content.get("_class_name") if isinstance(content, dict) else None
+        raise CheckpointError(
+            f"model {spec.model!r}: {INDEX_FILE} names the pipeline {found!r}; only {PIPELINE_CLASS} checkpoints "
+            "(FLUX.1-dev, FLUX.1-schnell and their fine-tunes) can be served"
+        )
+    return content
+
+
+def _check_files(folder: Path, index: dict[str, Any], spec: EngineSpec) -> None:
+    """Refuse a checkpoint whose parts are not all there, where loading it would not."""
+    # Parts are written as [library, class]; an optional part that is absent as [null, null].
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[:1] != [None]]
+    lost = [f"{part}/" for part in parts if not (folder / part).is_dir()]
+    for part, names in VOCABULARY_FILES.items():
+        if f"{part}/" not in lost and not any((folder / part / name).is_file() for name in names):
+            lost.append(" or ".join(f"{part}/{name}" for name in names))
+        if f"{part}/" not in lost and not (folder / part / "tokenizer_config.json").is_file():
+            lost.append(f"{part}/tokenizer_config.json")
+    if lost:
+        raise CheckpointError(f"model {spec.model!r}: {folder} lacks {', '.join(lost)}; fetch the checkpoint again")
+
+
+def _choose_attention(pipeline: Any, device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= CUDNN_ATTENTION_MIN_CAPABILITY:
+        pipeline.transformer.set_attention_backend("_native_cudnn")
+
+
+def _silence_progress_bars() -> None:
+    """Bars on stderr would tear the JSON log lines apart."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,331 @@
+"""Drawing images with a loaded FLUX pipeline: encode the text, denoise, decode.
+
+It owns the order of the three stages, the dtypes between them, seeds, cancellation and the guard against pictures
+that are not finite; it must not know about sockets or image files. The split gives the same bits as one call of the
+pipeline when all modules have one dtype, and makes mixed dtypes possible, which one call refuses.
+"""
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+import torch
+
+from fluxpool_worker.engine.checkpoint import LoadedPipeline, load_pipeline
+from fluxpool_worker.engine.generator import (
+    CheckpointError,
+    DeviceLostError,
+    DeviceMemoryError,
+    GenerationCanceledError,
+    InputsError,
+    NotFiniteError,
+    Pixels,
+    Rendering,
+)
+from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+DEV_TEXT_TOKENS: Final = 512
+"""What FLUX.1-dev reads. Fixed: padding takes part in attention, so another length gives another picture."""
+
+SCHNELL_TEXT_TOKENS: Final = 256
+"""What FLUX.1-schnell, the model without guidance embedding, was distilled with."""
+
+MAX_SEED: Final = 2**64 - 1
+"""torch's generators take 64 bits."""
+
+RESCUE_WARNING: Final = (
+    "float16 overflowed for image {index}: drawn again with bfloat16 arithmetic, which has the range but fewer digits"
+)
+NEGATIVE_PROMPT_IGNORED: Final = "negative_prompt has no effect unless true_cfg_scale is above 1"
+CFG_IGNORED: Final = (
+    "true_cfg_scale has no effect without negative_prompt; an empty negative_prompt is enough to switch it on"
+)
+LOW_MEMORY_WARNING: Final = (
+    "drawn in tiles because the device's memory did not suffice; fine detail may differ slightly"
+)
+TRUNCATED_WARNING: Final = "{field} has {tokens} tokens; only the first {limit} were read"
+
+_NOT_FINITE_REMEDY: Final = (
+    "the checkpoint may be damaged, or the parameters far outside what the model was trained for"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Embeddings:
+    """One text as the transformer wants it: T5's sequence (1, tokens, width) and CLIP's pooled vector (1, width)."""
+
+    sequence: torch.Tensor
+    pooled: torch.Tensor
+
+    def to(self, dtype: torch.dtype) -> "_Embeddings":
+        return _Embeddings(sequence=self.sequence.to(dtype), pooled=self.pooled.to(dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class _Conditioning:
+    """What steers one job: its text and, with classifier-free guidance, the text to lead away from."""
+
+    positive: _Embeddings
+    negative: _Embeddings | None
+
+
+@dataclass(slots=True)
+class _Run:
+    """The way of one job through the steps of all its images."""
+
+    on_step: Callable[[int, int], None]
+    is_canceled: Callable[[], bool]
+    total_steps: int
+    done_steps: int = 0
+    timings_ms: dict[str, float] = field(default_factory=lambda: {"text_encode": 0.0, "denoise": 0.0, "vae": 0.0})
+
+    def after_step(self, _pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's callback; raising is the only way out that skips the decoding of a half-done picture."""
+        self.done_steps += 1
+        self.on_step(self.done_steps, self.total_steps)
+        self.check_canceled()
+        return tensors
+
+    def check_canceled(self) -> None:
+        if self.is_canceled():
+            raise GenerationCanceledError("canceled")
+
+
+class FluxGenerator:
+    """A `Generator` over a diffusers `FluxPipeline`; not thread-safe, for the pipeline is not."""
+
+    def __init__(self, loaded: LoadedPipeline) -> None:
+        """Take a loaded pipeline over; nobody else may call it from now on."""
+        self._loaded = loaded
+        self._pipeline = loaded.pipeline
+        self._text_tokens = (
+            DEV_TEXT_TOKENS if self._pipeline.transformer.config.guidance_embeds else SCHNELL_TEXT_TOKENS
+        )
+
+    @property
+    def model(self) -> str:
+        """Name and revision as results report it."""
+        return self._loaded.model
+
+    @property
+    def device(self) -> str:
+        """The torch device's name, such as `cuda:0`."""
+        return str(self._loaded.device)
+
+    @property
+    def size_multiple_pixels(self) -> int:
+        """Width and height must be multiples of this; it is also the smallest side."""
+        return 2 * int(self._pipeline.vae_scale_factor)
+
+    def generate(
+        self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
+    ) -> Rendering:
+        """Draw `inputs.n` images one by one, sharing the text's embeddings; see `Generator.generate`."""
+        self._check(inputs)
+        run = _Run(on_step=on_step, is_canceled=is_canceled, total_steps=inputs.n * inputs.steps)
+        try:
+            with torch.no_grad():
+                return self._render(inputs, run)
+        except torch.OutOfMemoryError as error:
+            message = f"{inputs.width}x{inputs.height} pixels do not fit into the memory of {self.device}: {error}"
+        except RuntimeError as error:
+            if not self._device_answers():
+                raise DeviceLostError(f"{self.device} answers no more: {error}") from error
+            raise
+        finally:
+            # A callback that raises skips this inside diffusers, and stateful hooks would leak into the next job.
+            self._pipeline.maybe_free_model_hooks()
+        # Outside the handler, whose traceback still holds the tensors that are to be freed.
+        torch.cuda.empty_cache()
+        raise DeviceMemoryError(message)
+
+    def _device_answers(self) -> bool:
+        """Whether the device can still compute: after a sticky CUDA error every later call fails like the first."""
+        if self._loaded.device.type != "cuda":
+            return True
+        try:
+            torch.zeros(1, device=self._loaded.device).add_(1)
+            torch.cuda.synchronize(self._loaded.device)
+        except RuntimeError:
+            return False
+        return True
+
+    def warm_up(self) -> None:
+        """Draw the smallest picture once, so that the first job does not pay for lazy initialisation."""
+        side = self.size_multiple_pixels
+        inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0)
+        self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
+
+    def _check(self, inputs: GenerationInputs) -> None:
+        multiple = self.size_multiple_pixels
+        for name, pixels in (("width", inputs.width), ("height", inputs.height)):
+            if pixels < multiple or pixels % multiple:
+                nearest = max(multiple, round(pixels / multiple) * multiple)
+                raise InputsError(f"{name}: {pixels} is not a multiple of {multiple}; use {nearest}")
+        for name, count in (("steps", inputs.steps), ("n", inputs.n)):
+            if count < 1:
+                raise InputsError(f"{name}: {count} is too small; use 1 or more")
+        if inputs.seed < 0 or inputs.seed + inputs.n - 1 > MAX_SEED:
+            raise InputsError(f"seed: {inputs.seed} must be 0 or more and seed + n - 1 at most {MAX_SEED}")
+        for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
+            if not math.isfinite(value):
+                raise InputsError(f"{name}: {value} is not a finite number")
+
+    def _render(self, inputs: GenerationInputs, run: _Run) -> Rendering:
+        run.check_canceled()
+        with self._timed(run, "text_encode"):
+            conditioning, notes = self._encode(inputs)
+        if inputs.low_memory:
+            notes.append(LOW_MEMORY_WARNING)
+        images: list[Pixels] = []
+        for index in range(inputs.n):
+            run.check_canceled()
+            with self._timed(run, "denoise"):
+                latents, rescued = self._denoise_finite(inputs, conditioning, index=index, run=run)
+            if rescued:
+                notes.append(RESCUE_WARNING.format(index=index))
+            with self._timed(run, "vae"):
+                images.append(self._decode(latents, inputs))
+        return Rendering(images=tuple(images), timings_ms=run.timings_ms, warnings=tuple(notes))
+
+    @contextlib.contextmanager
+    def _timed(self, run: _Run, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._loaded.device.type == "cuda":
+            torch.cuda.synchronize(self._loaded.device)
+        run.timings_ms[stage] += 1000 * (time.perf_counter() - started)
+
+    def _encode(self, inputs: GenerationInputs) -> tuple[_Conditioning, list[str]]:
+        """Embeddings in the encoders' dtype, and warnings for the result.
+
+        As in diffusers, classifier-free guidance needs both a scale above 1 and a negative prompt, which may be
+        empty; one without the other does nothing.
+        """
+        notes: list[str] = []
+        positive = self._encode_text(inputs.prompt, name="prompt", notes=notes)
+        negative: _Embeddings | None = None
+        if inputs.negative_prompt is not None and inputs.true_cfg_scale > 1:
+            negative = self._encode_text(inputs.negative_prompt, name="negative_prompt", notes=notes)
+        elif inputs.negative_prompt:
+            notes.append(NEGATIVE_PROMPT_IGNORED)
+        elif inputs.true_cfg_scale > 1:
+            notes.append(CFG_IGNORED)
+        return _Conditioning(positive=positive, negative=negative), notes
+
+    def _encode_text(self, text: str, *, name: str, notes: list[str]) -> _Embeddings:
+        tokens = len(self._pipeline.tokenizer_2(text).input_ids)
+        if tokens > self._text_tokens:
+            notes.append(TRUNCATED_WARNING.format(field=name, tokens=tokens, limit=self._text_tokens))
+        sequence, pooled, _ = self._pipeline.encode_prompt(
+            prompt=text, prompt_2=None, device=self._loaded.device, max_sequence_length=self._text_tokens
+        )
+        return _Embeddings(sequence=sequence, pooled=pooled)
+
+    def _denoise_finite(
+        self, inputs: GenerationInputs, conditioning: _Conditioning, *, index: int, run: _Run
+    ) -> tuple[torch.Tensor, bool]:
+        """Finite latents of image `index`, and whether float16 had to be given up for them.
+
+        The second try runs the float16 weights under autocast, which casts each one to bfloat16 for its own
+        multiplication only: no second copy of the 24 GB, and the loaded model is never touched, while converting it
+        to bfloat16 and back would lose three bits of every weight for good. It starts from the same noise.
+        """
+        dtype = self._loaded.transformer_dtype
+        noise = self._noise(inputs, index=index, dtype=dtype)
+        latents = self._denoise(inputs, conditioning, noise=noise, run=run)
+        if bool(torch.isfinite(latents).all()):
+            return latents, False
+        if dtype is not torch.float16:
+            raise NotFiniteError(f"image {index}: the latents are not finite in {_name(dtype)}; {_NOT_FINITE_REMEDY}")
+        log.warning("float16_overflowed", index=index, width=inputs.width, height=inputs.height, steps=inputs.steps)
+        run.total_steps += inputs.steps
+        with torch.autocast(self._loaded.device.type, dtype=torch.bfloat16), warnings.catch_warnings():
+            # RMSNorm's weights stay float16 under autocast, and torch says that this is not its fastest way.
+            warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
+            latents = self._denoise(inputs, conditioning, noise=noise.to(torch.bfloat16), run=run)
+        if not bool(torch.isfinite(latents).all()):
+            raise NotFiniteError(
+                f"image {index}: the latents are not finite, neither in float16 nor in bfloat16; {_NOT_FINITE_REMEDY}"
+            )
+        return latents, True
+
+    def _noise(self, inputs: GenerationInputs, *, index: int, dtype: torch.dtype) -> torch.Tensor:
+        """Packed noise (1, tokens, channels); drawn on the CPU, so that every kind of GPU starts from the same."""
+        generator = torch.Generator("cpu").manual_seed(inputs.seed + index)
+        latents, _ = self._pipeline.prepare_latents(
+            1,
+            self._pipeline.transformer.config.in_channels // 4,
+            inputs.height,
+            inputs.width,
+            dtype,
+            self._loaded.device,
+            generator,
+        )
+        return torch.as_tensor(latents)
+
+    def _denoise(
+        self, inputs: GenerationInputs, conditioning: _Conditioning, *, noise: torch.Tensor, run: _Run
+    ) -> torch.Tensor:
+        """Packed latents in the dtype of the noise, which the embeddings are cast to."""
+        positive = conditioning.positive.to(noise.dtype)
+        negative = conditioning.negative.to(noise.dtype) if conditioning.negative is not None else None
+        (latents,) = self._pipeline(
+            prompt_embeds=positive.sequence,
+            pooled_prompt_embeds=positive.pooled,
+            negative_prompt_embeds=negative.sequence if negative is not None else None,
+            negative_pooled_prompt_embeds=negative.pooled if negative is not None else None,
+            true_cfg_scale=inputs.true_cfg_scale,
+            guidance_scale=inputs.guidance,
+            height=inputs.height,
+            width=inputs.width,
+            num_inference_steps=inputs.steps,
+            latents=noise,
+            max_sequence_length=self._text_tokens,
+            callback_on_step_end=run.after_step,
+            output_type="latent",
+            return_dict=False,
+        )
+        return torch.as_tensor(latents)
+
+    def _decode(self, latents: torch.Tensor, inputs: GenerationInputs) -> Pixels:
+        """Pixels, rounded to bytes on the device: a quarter of what floats would move to the host."""
+        vae = self._pipeline.vae
+        unpacked = self._pipeline._unpack_latents(  # noqa: SLF001 - diffusers' own packing has no public name
+            latents, inputs.height, inputs.width, self._pipeline.vae_scale_factor
+        )
+        scaled = unpacked / vae.config.scaling_factor + vae.config.shift_factor
+        # Decoding the whole picture at once is where the memory's peak lies; tiles need a fraction of it.
+        if inputs.low_memory:
+            vae.enable_tiling()
+        try:
+            (image,) = vae.decode(scaled.to(vae.dtype), return_dict=False)
+        finally:
+            vae.disable_tiling()
+        if not bool(torch.isfinite(image).all()):
+            raise NotFiniteError(f"the VAE's picture is not finite in {_name(vae.dtype)}; {_NOT_FINITE_REMEDY}")
+        bounded = (image * 0.5 + 0.5).clamp(0, 1)
+        as_bytes = (bounded.float() * 255).round().to(torch.uint8)
+        pixels: Pixels = as_bytes[0].permute(1, 2, 0).contiguous().cpu().numpy()
+        return pixels
+
+
+def load_generator(spec: EngineSpec) -> FluxGenerator:
+    """Load and warm the model that `spec` names; raises `CheckpointError` with the remedy."""
+    generator = FluxGenerator(load_pipeline(spec))
+    try:
+        generator.warm_up()
+    except (NotFiniteError, DeviceMemoryError) as error:
+        raise CheckpointError(f"model {spec.model!r} was loaded but cannot draw: {error}") from error
+    return generator
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
