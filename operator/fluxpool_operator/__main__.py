@@ -89,7 +89,7 @@ async def _operate(services: Services, supervisor: Supervisor, health: _Health, 
     try:
         checking.result()
     except DefinitionError as error:
-        logger.error("definition_refused", problem=str(error))
+        logger.error("definition_refused", problem=str(error))  # noqa: TRY400 - the message says it all
         return EXIT_FAILED
     sweep = Sweep(services.cluster, supervisor=supervisor, world=services.world, namespaces=settings.watch_namespaces)
     sweeping = asyncio.create_task(sweep.run(interval_seconds=settings.resync_interval_seconds), name="sweep")

@@ -13,7 +13,7 @@ import kopf
 
 from fluxpool_operator.api import GROUP, PLURAL, VERSION
 from fluxpool_operator.children import MANAGED_BY
-from fluxpool_operator.cluster.client import is_in_cluster
+from fluxpool_operator.cluster.client import in_cluster_account, is_in_cluster
 from fluxpool_operator.reconcile.supervisor import Supervisor
 from fluxpool_operator.reconcile.world import World
 from fluxpool_operator.settings import OperatorSettings
@@ -43,12 +43,18 @@ def watching(supervisor: Supervisor, world: World) -> kopf.OperatorRegistry:
         world.saw_pod(_plain(body), is_deleted=type == _DELETED)
 
     @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.ConnectionInfo | None:
+    def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
         if is_in_cluster():
-            return kopf.login_with_service_account()
-        return kopf.login_with_kubeconfig()
+            return _service_account()
+        return kopf.login_with_kubeconfig(settings=settings)
 
     return registry
+
+
+def _service_account() -> kopf.ConnectionInfo:
+    """The pod's own account. kopf's login asks for `kubernetes.default.svc`, which needs a name service."""
+    account = in_cluster_account()
+    return kopf.ConnectionInfo(server=account.server, ca_path=str(account.ca_path), token=account.token)
 
 
 def kopf_settings() -> kopf.OperatorSettings:

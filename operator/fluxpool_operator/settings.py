@@ -27,7 +27,7 @@ class OperatorSettings(EnvironmentSettings):
     """Port of the health and metrics server; 0 takes any free one."""
     secret_interval_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
     """How often the Secrets that pools refer to are read again; a change makes new pods."""
-    resync_interval_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    resync_interval_seconds: Annotated[float, Field(ge=1, le=3600)] = 300.0
     """How often each pool's children are looked at even though no event said that they changed."""
     api_deadline_seconds: Annotated[float, Field(ge=1, le=300)] = 15.0
     """Longest wait for one answer of the Kubernetes API."""

@@ -1,4 +1,4 @@
-"""Before anything is watched: is the definition of pools served, and does it know every field of this operator?"""
+"""Checks before anything is watched that the definition of pools is served and knows every field of this operator."""
 
 import asyncio
 import time

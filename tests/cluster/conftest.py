@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from kit.control_plane import ControlPlane, running_control_plane
 from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
 from kit.kafka import unique_name
@@ -19,8 +20,18 @@ from kit.kubernetes_api import ApiError, KubernetesApi
 from kit.kubernetes_node import NodeSpec
 from kit.manifests import wait_exists
 from kit.node_bench import Bench, python_image
+from kit.operator_bench import (
+    BUCKET,
+    GPU,
+    WORKER_IMAGE,
+    OperatorBench,
+    apply_definitions,
+    operator_image,
+    worker_image,
+)
 from kit.process_node import IsolationUnavailableError, NodePolicy, ProcessNode
 from kit.process_node.container import check_isolation
+from kit.s3 import S3Service, running_s3
 
 
 @pytest.fixture(scope="session")
@@ -101,3 +112,32 @@ async def bench(make_bench: Callable[..., Bench]) -> AsyncIterator[Bench]:
     async with made.node:
         yield made
     await made.api.delete(f"/api/v1/nodes/{made.node.name}")
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[S3Service]:
+    """An S3 service with a bucket for the images of all pools."""
+    with running_s3() as service:
+        service.create_bucket(BUCKET)
+        yield service
+
+
+@pytest.fixture
+async def fluxpool(
+    make_bench: Callable[..., Bench], kafka: KafkaCluster, object_store: S3Service
+) -> AsyncIterator[OperatorBench]:
+    """Definitions applied and a node with eight GPUs; nothing is installed yet."""
+    name = unique_name("node")
+    bench = make_bench(
+        name,
+        spec=NodeSpec(name=name, capacity={GPU: "8"}),
+        images={"fluxpool-operator:0.1.0": operator_image(), WORKER_IMAGE: worker_image()},
+    )
+    await apply_definitions(bench)
+    async with bench.node:
+        made = OperatorBench(bench, kafka.bootstrap_servers, object_store)
+        await made.create_bucket_secret()
+        yield made
+        # Before the node goes, so that no pod of this test waits for one that never comes back.
+        await made.clean_up()
+    await bench.api.delete(f"/api/v1/nodes/{bench.node.name}")

@@ -7,6 +7,7 @@ stay out: they refuse objects that lack what a newer server leaves out, and cost
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -22,7 +23,7 @@ MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
 _CONNECTIONS: Final = 32
 """At once; more only queue up in the server's own fairness."""
-_TOKEN_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+_ACCOUNT_FOLDER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class ClusterError(Exception):
@@ -43,7 +44,26 @@ class ClusterUnreachableError(Exception):
 
 def is_in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process runs in a pod with a service account's token."""
-    return bool(environment.get("KUBERNETES_SERVICE_HOST")) and _TOKEN_FILE.exists()
+    return bool(environment.get("KUBERNETES_SERVICE_HOST")) and (_ACCOUNT_FOLDER / "token").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """How a pod reaches the API server as itself."""
+
+    server: str
+    ca_path: Path
+    token: str = field(repr=False)
+
+
+def in_cluster_account(environment: Mapping[str, str] = os.environ) -> ServiceAccount:
+    """The account of the pod that this process runs in, its token read anew: the node replaces it every hour."""
+    host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
+    return ServiceAccount(
+        server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
+        ca_path=_ACCOUNT_FOLDER / "ca.crt",
+        token=(_ACCOUNT_FOLDER / "token").read_text().strip(),
+    )
 
 
 async def connect(*, deadline_seconds: float) -> "ClusterClient":

@@ -29,7 +29,8 @@ def read_status(body: Mapping[str, Any]) -> FluxWorkerPoolStatus:
 def invalid_pool(body: Mapping[str, Any]) -> FluxWorkerPool:
     """A pool of which only the metadata can be used."""
     metadata = ObjectMeta.model_validate(dict(body["metadata"]))
-    return FluxWorkerPool.model_construct(metadata=metadata, status=read_status(body))
+    known: dict[str, Any] = {"metadata": metadata, "status": read_status(body)}
+    return FluxWorkerPool.model_construct(**known)
 
 
 def invalid_status(

@@ -88,7 +88,7 @@ class PoolLoop:
             self._failures = 0
         except (PoolGoneError, asyncio.CancelledError):
             raise
-        except Exception as error:  # the top of the loop: it must live
+        except Exception as error:  # noqa: BLE001 - the top of the loop: it must live
             is_outage = isinstance(error, ClusterUnreachableError)
             outcome = "unreachable" if is_outage else "failed"
             self._changes |= changes

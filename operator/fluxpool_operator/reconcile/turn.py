@@ -96,7 +96,9 @@ class PoolTurns:
             )
             problems += await actuator.act(pool, replicas=replicas, secrets=secrets, sight=sight)
             sight = replace(sight, deployment=self._services.world.deployment(self._key))
-        await self._tell(pool, sight=sight, plan=plan, replicas=replicas, problems=problems)
+        await self._tell(
+            pool, sight=sight, plan=plan, replicas=replicas, problems=problems, template_hash=actuator.template_hash
+        )
         self._lag.wake_when_grown()
         return self._delay(pool, problems)
 
@@ -155,8 +157,8 @@ class PoolTurns:
         plan: Plan,
         replicas: int,
         problems: tuple[PoolProblem, ...],
+        template_hash: str | None,
     ) -> None:
-        assert self._actuator is not None
         view = PoolView(
             pool=pool.model_copy(update={"status": self._writer.written}),
             now=self._services.utc_now(),
@@ -165,7 +167,7 @@ class PoolTurns:
             desired_replicas=replicas,
             deployment=sight.deployment,
             pods=sight.pods,
-            template_hash=self._actuator.template_hash,
+            template_hash=template_hash,
             problems=problems,
             topic_partitions=_partition_counts(sight.lanes),
         )

@@ -1,0 +1,384 @@
+"""A whole Fluxpool for one test: the operator as the chart's pod, pools beside it, topics on the real broker.
+
+Knows how people use it (kubectl, helm, a Kafka producer) and what they can see. What must then be so is the tests'
+business.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from kit.control_plane import CommandError
+from kit.kafka import create_topics, produce, read_topic, unique_name
+from kit.kubernetes_api import Body
+from kit.manifests import condition, is_ready, pods_of
+from kit.node_bench import Bench
+from kit.pools import edited, pool_body
+from kit.process_node import ProcessImage
+from kit.s3 import S3Service
+from kit.waiting import wait_until
+
+ROOT: Final = Path(__file__).parents[2]
+CHART: Final = ROOT / "charts" / "fluxpool"
+RELEASE: Final = "fluxpool"
+OPERATOR: Final = f"{RELEASE}-operator"
+WORKER_IMAGE: Final = "fluxpool-worker:dev"
+STAND_IN: Final = Path(__file__).with_name("stand_in_engine.py")
+BUCKET: Final = "images"
+GPU: Final = "nvidia.com/gpu"
+START_SECONDS: Final = 90.0
+"""A pod's program imports for seconds, and many on a busy machine."""
+
+
+def operator_image() -> ProcessImage:
+    """What the operator's Dockerfile runs, from the environment of the tests."""
+    return ProcessImage(entrypoint=(sys.executable, "-m", "fluxpool_operator"), environment=_environment())
+
+
+def worker_image(*, stand_in: bool = True, **environment: str) -> ProcessImage:
+    """What the worker's Dockerfile runs; with the stand-in for the engine, pictures take as long as a prompt says."""
+    engine = {"FLUXPOOL_ENGINE_COMMAND": f"{sys.executable},{STAND_IN}"} if stand_in else {}
+    return ProcessImage(
+        entrypoint=(sys.executable, "-m", "fluxpool_worker"), environment={**_environment(), **engine, **environment}
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(slots=True)
+class OperatorBench:
+    """One operator's release, and the pools and topics of one test."""
+
+    bench: Bench
+    bootstrap_servers: str
+    s3: S3Service
+    pool_namespace: str = ""
+    groups: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def namespace(self) -> str:
+        """Where the pools are."""
+        return self.pool_namespace or self.bench.namespace
+
+    # The operator
+
+    async def install(self, *, wait: bool = True, **values: Any) -> None:
+        """`helm install` on the process node, with values by their dotted paths; waits until it is ready."""
+        await self._helm("install", values)
+        if wait:
+            await self.wait_operator()
+
+    async def upgrade(self, **values: Any) -> None:
+        """`helm upgrade` with new values."""
+        await self._helm("upgrade", values)
+
+    async def uninstall(self) -> None:
+        """`helm uninstall`."""
+        await self.bench.control_plane.helm("uninstall", RELEASE, "--namespace", self.bench.namespace, "--wait")
+
+    async def wait_operator(self) -> Body:
+        """Wait for the ready operator and return its pod."""
+
+        async def ready() -> Body | None:
+            pods = [pod for pod in await self.operator_pods() if is_ready(pod)]
+            return pods[0] if len(pods) == 1 else None
+
+        try:
+            found = await wait_until(ready, deadline_seconds=START_SECONDS, what="the operator to be ready")
+        except AssertionError as error:
+            error.add_note("\n".join(f"{name}:\n{text[-6000:]}" for name, text in (await self.operator_logs()).items()))
+            raise
+        assert found is not None
+        return found
+
+    async def operator_pods(self) -> list[Body]:
+        """The operator's pods; one, but for the moments of a change."""
+        return await pods_of(
+            self.bench.api,
+            self.bench.namespace,
+            label="app.kubernetes.io/name=fluxpool,app.kubernetes.io/component=operator",
+        )
+
+    async def operator_logs(self) -> dict[str, str]:
+        """What the operator's pods wrote, by name."""
+        return {
+            pod["metadata"]["name"]: self.bench.log(pod["metadata"]["name"], "operator")
+            for pod in await self.operator_pods()
+        }
+
+    async def operator_log(self) -> list[dict[str, Any]]:
+        """The log of the one operator there is."""
+        (text,) = (await self.operator_logs()).values()
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    async def kill_operator(self) -> None:
+        """SIGKILL; the node starts it again."""
+        (pod,) = await self.operator_pods()
+        os.kill(self.bench.pid(pod["metadata"]["name"], "operator"), signal.SIGKILL)
+
+    # Pools
+
+    async def topics(self, name: str, *, partitions: int = 6) -> str:
+        """Make a pool's topics and bucket for `name`; returns the task topic."""
+        prefix = unique_name(name)
+        names = {f"{prefix}-{kind}": count for kind, count in _KINDS.items()}
+        await create_topics(self.bootstrap_servers, {f"{prefix}-tasks": partitions, **names})
+        self.groups[name] = prefix
+        return f"{prefix}-tasks"
+
+    def pool(self, name: str = "standard", **edits: Any) -> Body:
+        """A pool on this bench, after `topics(name)`; edits by dotted paths, dots as double underscores."""
+        prefix = self.groups[name]
+        body = pool_body(name=name, namespace=self.namespace)
+        del body["metadata"]["uid"]
+        return edited(
+            body,
+            {
+                "model": {"id": "stand-in", "device": "cpu"},
+                "kafka": {
+                    "bootstrapServers": [self.bootstrap_servers],
+                    "consumerGroup": prefix,
+                    "lanes": [{"name": "standard", "topic": f"{prefix}-tasks"}],
+                    "topics": {
+                        "results": f"{prefix}-results",
+                        "progress": f"{prefix}-progress",
+                        "control": f"{prefix}-control",
+                        "deadLetters": f"{prefix}-dlq",
+                        "retry": [f"{prefix}-retry-15s"],
+                    },
+                },
+                "scaling": {
+                    "maxReplicas": 6,
+                    "targetLagPerReplica": 10,
+                    "pollIntervalSeconds": 1,
+                    "idleGracePeriodSeconds": 3,
+                    "scaleDown": {"stabilizationWindowSeconds": 2},
+                    "onLagUnavailable": {"staleAfterSeconds": 5},
+                },
+                "storage": {
+                    "url": f"s3://{BUCKET}/{prefix}/",
+                    "endpointUrl": self.s3.endpoint_url,
+                    "region": "us-east-1",
+                    "credentialsSecretRef": {"name": "bucket"},
+                },
+                "worker": {
+                    "image": WORKER_IMAGE,
+                    "nodeSelector": {"kubernetes.io/hostname": self.bench.node.name},
+                    "terminationGracePeriodSeconds": 60,
+                },
+                **{path.replace("__", "."): value for path, value in edits.items()},
+            },
+        )
+
+    async def create_bucket_secret(self) -> None:
+        """The Secret with the object store's key."""
+        await self.bench.api.create(
+            f"/api/v1/namespaces/{self.namespace}/secrets",
+            {
+                "metadata": {"name": "bucket"},
+                "stringData": {"access-key-id": "testing", "secret-access-key": "testing"},
+            },
+        )
+
+    async def apply(self, *pools: Body) -> None:
+        """`kubectl apply`."""
+        listed = {"apiVersion": "v1", "kind": "List", "items": list(pools)}
+        await self.bench.control_plane.kubectl("apply", "-f", "-", input=json.dumps(listed))
+
+    async def patch(self, name: str, spec: Mapping[str, Any]) -> None:
+        """Change a pool's spec."""
+        await self.bench.api.patch(self.path(name), {"spec": spec})
+
+    async def delete(self, name: str) -> None:
+        """Delete a pool."""
+        await self.bench.api.delete(self.path(name))
+
+    def path(self, name: str) -> str:
+        """A pool's API path."""
+        return f"/apis/fluxpool.dev/v1alpha1/namespaces/{self.namespace}/fluxworkerpools/{name}"
+
+    async def get(self, name: str = "standard") -> Body:
+        """A pool."""
+        return await self.bench.api.get(self.path(name))
+
+    async def wait_pool(
+        self, what: str, reached: Callable[[Body], Any], *, name: str = "standard", deadline_seconds: float = 60
+    ) -> Body:
+        """Wait until a pool is as told and return it."""
+
+        async def check() -> Body | None:
+            found = await self.get(name)
+            return found if reached(found) else None
+
+        try:
+            found = await wait_until(check, deadline_seconds=deadline_seconds, what=f"pool {name}: {what}")
+        except AssertionError as error:
+            error.add_note(json.dumps((await self.get(name)).get("status"), indent=1))
+            error.add_note(await self._last_lines())
+            raise
+        assert found is not None
+        return found
+
+    async def wait_condition(
+        self,
+        type_: str,
+        status: str,
+        *,
+        reason: str | None = None,
+        name: str = "standard",
+        deadline_seconds: float = 60,
+    ) -> Body:
+        """Wait for a condition of a pool, of its newest generation, and return it."""
+
+        def reached(pool: Body) -> bool:
+            found = condition(pool, type_)
+            return (
+                found.get("status") == status
+                and reason in (None, found.get("reason"))
+                and found.get("observedGeneration") == pool["metadata"]["generation"]
+            )
+
+        what = f"{type_}={status}{f' ({reason})' if reason else ''}"
+        return condition(await self.wait_pool(what, reached, name=name, deadline_seconds=deadline_seconds), type_)
+
+    async def deployment(self, name: str = "standard") -> Body:
+        """A pool's Deployment."""
+        return await self.bench.api.get(self.deployment_path(name))
+
+    def deployment_path(self, name: str = "standard") -> str:
+        """Its API path."""
+        return f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{name}-worker"
+
+    async def wait_replicas(self, count: int, *, name: str = "standard", deadline_seconds: float = 60) -> Body:
+        """Wait until the Deployment asks for so many pods."""
+
+        async def reached() -> Body | None:
+            found = await self.deployment(name)
+            return found if found["spec"]["replicas"] == count else None
+
+        try:
+            found = await wait_until(reached, deadline_seconds=deadline_seconds, what=f"{count} replicas of {name}")
+        except AssertionError as error:
+            error.add_note(json.dumps((await self.get(name)).get("status"), indent=1))
+            error.add_note(await self._last_lines())
+            raise
+        assert found is not None
+        return found
+
+    async def pods(self, name: str = "standard") -> list[Body]:
+        """A pool's pods."""
+        return await pods_of(self.bench.api, self.namespace, label=f"fluxpool.dev/pool={name}")
+
+    async def wait_pods(
+        self, count: int, *, name: str = "standard", deadline_seconds: float = START_SECONDS
+    ) -> list[Body]:
+        """Wait for exactly so many pods, all of them ready and none about to go."""
+
+        async def reached() -> list[Body] | None:
+            pods = await self.pods(name)
+            good = [pod for pod in pods if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]]
+            return pods or [{}] if len(pods) == len(good) == count else None
+
+        found = await wait_until(reached, deadline_seconds=deadline_seconds, what=f"{count} ready pods of {name}")
+        assert found is not None
+        return found
+
+    async def events(self, name: str = "standard") -> list[tuple[str, str, str]]:
+        """(type, reason, message) of each Event on a pool, in the order they were told."""
+        listed = await self.bench.api.get(
+            f"/api/v1/namespaces/{self.namespace}/events",
+            fieldSelector=f"involvedObject.name={name},involvedObject.kind=FluxWorkerPool",
+        )
+        ordered = sorted(listed["items"], key=lambda event: event["metadata"]["creationTimestamp"])
+        return [(event["type"], event["reason"], event["message"]) for event in ordered]
+
+    async def clean_up(self) -> None:
+        """Remove the release and the pools, as far as they are still there; pods go with the node."""
+        with contextlib.suppress(CommandError):
+            await self.uninstall()
+        await self.bench.control_plane.kubectl(
+            "delete", "fluxworkerpools", "--all", "--namespace", self.namespace, "--ignore-not-found", "--wait=false"
+        )
+
+    # Tasks
+
+    async def produce(
+        self, count: int, *, name: str = "standard", seconds: float = 0.05, start: int = 0, partition: int | None = None
+    ) -> list[str]:
+        """Put tasks on a pool's topic, evenly over the partitions unless one is named; returns their ids."""
+        prefix = self.groups[name]
+        ids = [f"{prefix}-{number}" for number in range(start, start + count)]
+        values = [
+            json.dumps({"request_id": task, "prompt": f"seconds={seconds}", "width": 64, "height": 64, "steps": 10})
+            for task in ids
+        ]
+        await produce(
+            self.bootstrap_servers,
+            f"{prefix}-tasks",
+            [(task.encode(), value.encode()) for task, value in zip(ids, values, strict=True)],
+            partition=partition,
+        )
+        return ids
+
+    async def results(self, name: str = "standard") -> list[dict[str, Any]]:
+        """Every record of a pool's results topic."""
+        records = await read_topic(self.bootstrap_servers, f"{self.groups[name]}-results")
+        return [json.loads(record.value or b"null") for record in records]
+
+    async def wait_results(
+        self, ids: Iterable[str], *, name: str = "standard", deadline_seconds: float = 120
+    ) -> list[dict[str, Any]]:
+        """Wait until every id has a result; asserts that each has one end and a stored image of its own."""
+        wanted = set(ids)
+
+        async def complete() -> list[dict[str, Any]] | None:
+            results = await self.results(name)
+            return results if {result["request_id"] for result in results} >= wanted else None
+
+        try:
+            results = await wait_until(
+                complete, deadline_seconds=deadline_seconds, what=f"{len(wanted)} results of {name}"
+            )
+        except AssertionError as error:
+            error.add_note(json.dumps((await self.get(name)).get("status"), indent=1))
+            error.add_note(await self._last_lines())
+            raise
+        assert results is not None
+        # A repeated publication of the same end is allowed, a second end is not.
+        ends = {(result["request_id"], result["status"], result["image_url"]) for result in results}
+        assert {end[0] for end in ends} == wanted
+        assert len(ends) == len(wanted), ends
+        assert {end[1] for end in ends} == {"success"}, results
+        return results
+
+    async def _last_lines(self) -> str:
+        return "\n".join(text[-5000:] for text in (await self.operator_logs()).values())
+
+    async def _helm(self, verb: str, values: Mapping[str, Any]) -> None:
+        node = {"nodeSelector": {"kubernetes.io/hostname": self.bench.node.name}}
+        merged = edited({"spec": node}, {path.replace("__", "."): value for path, value in values.items()})["spec"]
+        path = self.bench.folder / "values.json"
+        path.write_text(json.dumps(merged))
+        await self.bench.control_plane.helm(
+            verb, RELEASE, str(CHART), "--namespace", self.bench.namespace, "--values", str(path), "--skip-crds"
+        )
+
+
+_KINDS: Final[Mapping[str, int]] = {"results": 1, "progress": 1, "control": 1, "dlq": 1, "retry-15s": 1}
+
+
+async def apply_definitions(bench: Bench) -> None:
+    """`kubectl apply -f crds/`, and wait until pools are served."""
+    control_plane = bench.control_plane
+    await control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+    await control_plane.kubectl(
+        "wait", "--for=condition=Established", "crd/fluxworkerpools.fluxpool.dev", "--timeout=60s"
+    )
