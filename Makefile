@@ -51,6 +51,7 @@ lint: $(VENV)/.installed ## Check format, lint, types, import directions and gen
 	$(BIN)/python -m fluxpool_contract.schemas --check docs/schemas
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m fluxpool_operator.crd --check crds
+	$(BIN)/python -m fluxpool_operator.crd --check charts/fluxpool/crds
 
 format: $(VENV)/.installed ## Format the code and apply safe lint fixes
 	$(BIN)/ruff format .
@@ -60,6 +61,7 @@ schemas: $(VENV)/.installed ## Write what is generated from the models: JSON Sch
 	$(BIN)/python -m fluxpool_contract.schemas docs/schemas
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m fluxpool_operator.crd crds
+	$(BIN)/python -m fluxpool_operator.crd charts/fluxpool/crds
 
 lock: | $(BIN)/uv ## Resolve the pins again: requirements/*.txt, one version of each package everywhere
 	$(LOCK) $(UPGRADE) --extra dev pyproject.toml --output-file requirements/dev.txt

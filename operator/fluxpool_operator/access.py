@@ -34,7 +34,7 @@ class AccessRule:
 
 
 _ALWAYS: Final = (
-    AccessRule(group=GROUP, resource=PLURAL, verbs=("get", "list", "watch"), why="to see the pools and their changes"),
+    AccessRule(group=GROUP, resource=PLURAL, verbs=("list", "watch"), why="to see the pools and their changes"),
     AccessRule(
         group=GROUP,
         resource=PLURAL,
@@ -81,7 +81,7 @@ _ALWAYS: Final = (
         why="by the names that pools give: to read the backlog with the pool's Kafka credentials, "
         "and to make new pods when a Secret changes; never listed or watched",
     ),
-    AccessRule(group="", resource="events", verbs=("create", "patch"), why="to tell at the pool what happened to it"),
+    AccessRule(group="", resource="events", verbs=("create",), why="to tell at the pool what happened to it"),
 )
 _FOR_POD_MONITORS: Final = AccessRule(
     group="monitoring.coreos.com",

@@ -104,7 +104,7 @@ def schema_hash(schema: Mapping[str, Any]) -> str:
 def render_definition() -> str:
     """The definition as YAML, keys sorted."""
     text: str = yaml.safe_dump(custom_resource_definition(), sort_keys=True, width=120, allow_unicode=True)
-    return "# Generated from the models of fluxpool_operator.api; run `make crds` after a change.\n" + text
+    return "# Generated from the models of fluxpool_operator.api; run `make schemas` after a change.\n" + text
 
 
 def _structural(node: Mapping[str, Any], *, definitions: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
     if "--check" in arguments:
         if path.is_file() and path.read_text() == text:
             return 0
-        sys.stderr.write(f"{path} differs from the models; run `make crds`\n")
+        sys.stderr.write(f"{path} differs from the models; run `make schemas`\n")
         return 1
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -41,7 +41,7 @@ def _rules() -> list[dict[str, str]]:
 
 
 def test_the_file_is_what_the_models_say() -> None:
-    assert (ROOT / "crds" / crd.FILE_NAME).read_text() == crd.render_definition(), "run `make crds`"
+    assert (ROOT / "crds" / crd.FILE_NAME).read_text() == crd.render_definition(), "run `make schemas`"
 
 
 def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +52,7 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
     path = folder / crd.FILE_NAME
     path.write_text(path.read_text() + "# edited\n")
     assert crd.main([str(folder), "--check"]) == 1
-    assert "run `make crds`" in capsys.readouterr().err
+    assert "run `make schemas`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "--chek"]])

@@ -5,7 +5,7 @@ fluxpool_operator.access; a test compares both.
 {{- define "fluxpool.accessRules" -}}
 - apiGroups: [fluxpool.dev]
   resources: [fluxworkerpools]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [fluxpool.dev]
   resources: [fluxworkerpools/status]
   verbs: [patch]
@@ -31,7 +31,7 @@ fluxpool_operator.access; a test compares both.
   verbs: [get]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- if .Values.podMonitors.enabled }}
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
