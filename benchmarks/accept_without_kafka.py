@@ -4,15 +4,15 @@ Run by `accept.py` under uvicorn.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.topics import TopicNames
-from fluxpool_gateway.partitioner import Partitioner
 from fluxpool_gateway.recent_tasks import RecentTasks
 from fluxpool_gateway.submission import PATH, Receive, Scope, Send, Submission
+from fluxpool_transport.partition_choice_watch import PartitionChooser
 
 
 class _NoKafka:
@@ -26,9 +26,9 @@ class _NoKafka:
         key: bytes,  # noqa: ARG002
         value: bytes,  # noqa: ARG002
         headers: Sequence[tuple[str, bytes]],  # noqa: ARG002
-    ) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.set_result(None)
+    ) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.set_result(0)
         return future
 
 
@@ -38,7 +38,8 @@ async def _nothing_stored(_request_id: str) -> None:
 
 _submission = Submission(
     producer=_NoKafka(),
-    partitioner=Partitioner(random.Random(0)),  # noqa: S311 - no secret
+    # Never run: the partitions take turns.
+    chooser=PartitionChooser(KafkaConnection(bootstrap_servers=("localhost:9092",)), {}),
     partition_counts=lambda _topic: 6,
     recent=RecentTasks(time.monotonic),
     stored_digest=_nothing_stored,

@@ -16,7 +16,7 @@ from fluxpool_cli.local.data_dir import DEFAULT_NAME
 from fluxpool_cli.local.discovery import running_stack
 from fluxpool_contract.environment import EnvironmentSettings, SettingsError
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.settings import DEFAULT_CONSUMER_GROUP, STANDARD_LANE, VIP_LANE, GroupId, Lane
+from fluxpool_contract.settings import DEFAULT_CONSUMER_GROUP, GroupId, Lane, serving_groups
 from fluxpool_contract.topics import TopicNames
 
 _SERVERS = "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS"
@@ -48,15 +48,7 @@ class KafkaTarget(EnvironmentSettings):
 
     def groups(self) -> dict[str, str]:
         """Consumer group to the topic it serves."""
-        lanes = self.lanes or (
-            STANDARD_LANE.model_copy(update={"topic": self.topics.tasks}),
-            VIP_LANE.model_copy(update={"topic": self.topics.tasks_vip}),
-        )
-        return {
-            lane.consumer_group
-            or (self.consumer_group if index == 0 else f"{self.consumer_group}-{lane.name}"): lane.topic
-            for index, lane in enumerate(lanes)
-        }
+        return serving_groups(self.consumer_group, self.lanes, self.topics)
 
 
 def find_target(

@@ -121,6 +121,18 @@ STANDARD_LANE: Final = Lane(name="standard", topic=TopicNames().tasks)
 VIP_LANE: Final = Lane(name="vip", topic=TopicNames().tasks_vip, preference=10)
 
 
+def serving_groups(consumer_group: str, lanes: tuple[Lane, ...], topics: TopicNames) -> dict[str, str]:
+    """Each consumer group that takes tasks, with its topic; without `lanes` those of a pool that serves both."""
+    served = lanes or (
+        STANDARD_LANE.model_copy(update={"topic": topics.tasks}),
+        VIP_LANE.model_copy(update={"topic": topics.tasks_vip}),
+    )
+    return {
+        lane.consumer_group or (consumer_group if lane is served[0] else f"{consumer_group}-{lane.name}"): lane.topic
+        for lane in served
+    }
+
+
 class WorkerSettings(EnvironmentSettings):
     """Everything a worker pod is told, as `FLUXPOOL_*` variables."""
 

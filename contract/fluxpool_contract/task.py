@@ -26,6 +26,8 @@ MAX_TASK_BYTES = 64 * 1024
 """Largest task value; a prompt and a negative prompt of full length in a four-byte script stay below twice this, and
 nothing legitimate comes near it."""
 
+_USUAL_WORK = 1024 * 1024 * 28
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Ids become object keys and URL segments, hence the unreserved characters of RFC 3986 section 2.3; without `~`, which
 marks the folder of a replay."""
@@ -115,6 +117,14 @@ class GenerationParameters(BaseModel):
     """png, jpeg or webp."""
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)] = {}
     """The caller's own labels, echoed in every result."""
+
+    @property
+    def relative_work(self) -> float:
+        """About how long it takes, by pixels, steps and images; 1 is one image with the default parameters."""
+        steps = self.steps * self.n
+        # A second pass for each step, with the negative prompt.
+        passes = 2 * steps if self.true_cfg_scale > 1 and self.negative_prompt is not None else steps
+        return self.width * self.height * passes / _USUAL_WORK
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:

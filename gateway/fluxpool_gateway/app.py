@@ -4,7 +4,6 @@ FastAPI serves everything but the hot route, which is handed to `Submission` bef
 """
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -20,7 +19,6 @@ from fluxpool_contract.problems import FieldProblem
 from fluxpool_gateway.barrier import ProjectionBarrier
 from fluxpool_gateway.exchange import EXCHANGE_ID_HEADER, exchange_id, find_header
 from fluxpool_gateway.openapi import add_submission
-from fluxpool_gateway.partitioner import Partitioner
 from fluxpool_gateway.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
 from fluxpool_gateway.projected_records import task_topics
 from fluxpool_gateway.readiness import BrokerWatch
@@ -35,6 +33,7 @@ from fluxpool_gateway.task_producer import TaskProducer
 from fluxpool_transport.kafka_admin import KafkaAdmin
 from fluxpool_transport.kafka_clients import librdkafka_options
 from fluxpool_transport.object_store import open_object_store
+from fluxpool_transport.partition_choice_watch import PartitionChooser
 
 CLIENT_ID: Final = "fluxpool-gateway"
 
@@ -101,6 +100,7 @@ async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncI
     store = AsyncTaskStore(TaskStoreReader(engine))
     ends = TaskTopicEnds(admin, settings.topics)
     recent = RecentTasks(loop.time)
+    chooser = PartitionChooser(settings.kafka, settings.groups())
     watch = BrokerWatch(producer, task_topics(settings.topics))
     producer.start()
     try:
@@ -115,16 +115,17 @@ async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncI
             )
             app.submission = Submission(
                 producer=producer,
-                partitioner=Partitioner(random.SystemRandom()),
+                chooser=chooser,
                 partition_counts=watch.partition_count,
                 recent=recent,
                 stored_digest=store.digest,
                 topics=settings.topics,
                 public_url=settings.public_url,
             )
-            watching = group.create_task(watch.run())
+            background = [group.create_task(watch.run()), group.create_task(chooser.run())]
             yield
-            watching.cancel()
+            for task in background:
+                task.cancel()
             await producer.stop()
     finally:
         ends.close()

@@ -7,7 +7,14 @@ from pydantic import Field
 
 from fluxpool_contract.environment import EnvironmentSettings
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.settings import HttpBaseUrl, StorageSettings
+from fluxpool_contract.settings import (
+    DEFAULT_CONSUMER_GROUP,
+    GroupId,
+    HttpBaseUrl,
+    Lane,
+    StorageSettings,
+    serving_groups,
+)
 from fluxpool_contract.topics import TopicNames
 
 
@@ -18,6 +25,10 @@ class GatewaySettings(EnvironmentSettings):
     storage: StorageSettings
     """Where the workers store images; the gateway only reads."""
     topics: TopicNames = TopicNames()
+    consumer_group: GroupId = DEFAULT_CONSUMER_GROUP
+    """The workers' group on the standard topic; a new task goes to a partition of its least loaded member."""
+    lanes: Annotated[tuple[Lane, ...], Field(max_length=8)] = ()
+    """The workers' lanes when they differ from a standard one and a vip one; only topics and groups are looked at."""
     database_file: Path
     """SQLite file of the task store. A projection of Kafka: when it is deleted it is built again."""
     listen_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
@@ -32,3 +43,7 @@ class GatewaySettings(EnvironmentSettings):
     """Address under which clients reach the gateway; the `Host` header of each request when absent."""
     address_file: Path | None = None
     """File that gets the gateway's URL, whole or not at all, once it serves requests."""
+
+    def groups(self) -> dict[str, str]:
+        """Each consumer group of the workers with the topic it takes tasks from."""
+        return serving_groups(self.consumer_group, self.lanes, self.topics)

@@ -27,10 +27,10 @@ from fluxpool_gateway.generation_request import (
     parse_request,
     render_task,
 )
-from fluxpool_gateway.partitioner import Partitioner
 from fluxpool_gateway.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
 from fluxpool_gateway.recent_tasks import RecentTasks
 from fluxpool_gateway.task_producer import DeliveryError, DeliveryFailure
+from fluxpool_transport.partition_choice_watch import PartitionChooser
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -71,8 +71,8 @@ class RecordSink(Protocol):
 
     def send(
         self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
-    ) -> Awaitable[None]:
-        """Begin to write a record; what is returned ends with the acknowledgement. Either raises `DeliveryError`."""
+    ) -> Awaitable[int]:
+        """Begin to write a record; its offset comes with the acknowledgement. Either raises `DeliveryError`."""
 
 
 class Submission:
@@ -82,7 +82,7 @@ class Submission:
         self,
         *,
         producer: RecordSink,
-        partitioner: Partitioner,
+        chooser: PartitionChooser,
         partition_counts: PartitionCounts,
         recent: RecentTasks,
         stored_digest: DigestLookup,
@@ -94,7 +94,7 @@ class Submission:
         `stored_digest` finds the digest of the body that the store knows under an id.
         """
         self._producer = producer
-        self._partitioner = partitioner
+        self._chooser = chooser
         self._partition_counts = partition_counts
         self._recent = recent
         self._stored_digest = stored_digest
@@ -137,16 +137,19 @@ class Submission:
         if not partitions:
             raise ProblemError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))
         accepted_at = datetime.fromtimestamp(time.time(), UTC)
+        work = request.relative_work
+        partition = self._chooser.choose(topic, partitions=partitions, work=work)
         try:
-            await self._producer.send(
+            offset = await self._producer.send(
                 topic=topic,
-                partition=self._partitioner.choose(topic, partitions),
+                partition=partition,
                 key=request_id.encode(),
                 value=value,
                 headers=_record_headers(headers, request_id=request_id, priority=request.priority, moment=accepted_at),
             )
         except DeliveryError as error:
             raise ProblemError(_undelivered(error)) from error
+        self._chooser.acknowledged(topic, partition=partition, offset=offset, work=work)
         self._recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value, digest=digest)
         return request_id
 

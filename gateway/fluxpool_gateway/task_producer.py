@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from fluxpool_contract.topics import MAX_MESSAGE_BYTES
 
@@ -81,8 +81,8 @@ class TaskProducer:
             "log_level": 0,
             "error_cb": self._on_error,
         }
-        self._reports: list[tuple[asyncio.Future[None], KafkaError | None]] = []
-        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._reports: list[tuple[asyncio.Future[int], KafkaError | int]] = []
+        self._waiting: deque[tuple[float, asyncio.Future[int]]] = deque()
         self._stopping = threading.Event()
         self._broken = threading.Event()
         self._logged_at: dict[int, float] = {}
@@ -113,18 +113,18 @@ class TaskProducer:
 
     def send(
         self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
-    ) -> asyncio.Future[None]:
-        """Queue a record; the future ends when the broker has it on all in-sync replicas.
+    ) -> asyncio.Future[int]:
+        """Queue a record; the future is its offset, once the broker has it on all in-sync replicas.
 
         The future raises `DeliveryError`; `send` itself raises it when the queue is full.
         """
         if self._broken.is_set():
             self._replace()
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[int] = self._loop.create_future()
         reports = self._reports
 
-        def delivered(error: KafkaError | None, _message: object) -> None:
-            reports.append((future, error))
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            reports.append((future, message.offset() if error is None else error))
 
         try:
             self._producer.produce(topic, value, key, partition=partition, on_delivery=delivered, headers=headers)
@@ -175,15 +175,15 @@ class TaskProducer:
         reports = self._reports[:count]
         # The poll thread appends meanwhile: only what was copied may go.
         del self._reports[: len(reports)]
-        for future, error in reports:
-            if error is not None and error.code() in _BREAKS_SEQUENCE:
-                self._broken.set()
-            if future.done():
+        for future, outcome in reports:
+            if isinstance(outcome, int):
+                if not future.done():
+                    future.set_result(outcome)
                 continue
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(_failure(error))
+            if outcome.code() in _BREAKS_SEQUENCE:
+                self._broken.set()
+            if not future.done():
+                future.set_exception(_failure(outcome))
 
     def _expire(self) -> None:
         """Fail what is past its deadline; librdkafka itself looks once a second only."""

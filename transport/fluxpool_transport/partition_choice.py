@@ -6,14 +6,20 @@ while other workers are idle. Pure: knows nothing of how loads are read (`partit
 """
 
 import random
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from typing import Final
 
 MAX_SNAPSHOT_AGE_SECONDS: Final = 2.0
 """Older loads say little about who is idle now, and every task sent by them would go to the same few owners."""
+SETTLING_SECONDS: Final = 0.05
+"""From a choice until its record shows in the log: the producer's linger and the broker's round trip. What was sent
+later than that before a reading may be missing in it, and is added. To add a record that is in it does little harm: its
+owner has just got work, and another one is the better choice."""
+MAX_SENT: Final = 10_000
+"""Records remembered as sent; with more on their way every owner has plenty to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +37,7 @@ class LoadSnapshot:
     """The owners of one topic's partitions at one moment."""
 
     taken_at: float
-    """Monotonic seconds."""
+    """When the reading began, in monotonic seconds."""
     partition_count: int
     """Of the topic; partitions without an owner, or unreadable, are in no `OwnerLoad` and get nothing."""
     owners: tuple[OwnerLoad, ...]
@@ -52,21 +58,17 @@ class PartitionChoice:
         self._source = source
         self._turn: int | None = None
         self._least: _LeastLoaded | None = None
-        self._sent_records: defaultdict[int, int] = defaultdict(int)
-        self._sent_work: defaultdict[int, float] = defaultdict(float)
+        self._sent: deque[tuple[float, int, float]] = deque(maxlen=MAX_SENT)
+        """When, to which partition, how much work."""
 
-    def begin_reading(self) -> None:
-        """Loads are read from now on: what is sent from here may be missing in the snapshot that comes of it."""
-        self._sent_records.clear()
-        self._sent_work.clear()
+    def begin_reading(self, *, now: float) -> None:
+        """Loads are read from `now` on: what was sent a moment ago may be missing in the snapshot that comes of it."""
+        while self._sent and self._sent[0][0] < now - SETTLING_SECONDS:
+            self._sent.popleft()
 
     def use(self, snapshot: LoadSnapshot) -> None:
         """Choose by `snapshot`, the outcome of the reading that began last."""
-        self._least = None
-        if snapshot.owners:
-            self._least = _LeastLoaded(
-                snapshot, sent_records=self._sent_records, sent_work=self._sent_work, source=self._source
-            )
+        self._least = _LeastLoaded(snapshot, sent=self._sent, source=self._source) if snapshot.owners else None
 
     def is_by_load(self, *, partitions: int, now: float) -> bool:
         """Whether the next choice of a topic with so many partitions looks at loads, rather than taking turns."""
@@ -76,8 +78,7 @@ class PartitionChoice:
         """The partition, 0 to `partitions` - 1, of the next task, which takes `work`; `now` is monotonic seconds."""
         least = self._usable(partitions=partitions, now=now)
         chosen = self._take_turn(partitions) if least is None else least.take(work)
-        self._sent_records[chosen] += 1
-        self._sent_work[chosen] += work
+        self._sent.append((now, chosen, work))
         return chosen
 
     def _usable(self, *, partitions: int, now: float) -> "_LeastLoaded | None":
@@ -100,13 +101,17 @@ class _LeastLoaded:
         self,
         snapshot: LoadSnapshot,
         *,
-        sent_records: Mapping[int, int],
-        sent_work: Mapping[int, float],
+        sent: Iterable[tuple[float, int, float]],
         source: random.Random,
     ) -> None:
         self.taken_at = snapshot.taken_at
         self.partition_count = snapshot.partition_count
         self._random = source.random
+        sent_records: defaultdict[int, int] = defaultdict(int)
+        sent_work: defaultdict[int, float] = defaultdict(float)
+        for _, number, work in sent:
+            sent_records[number] += 1
+            sent_work[number] += work
         self._owners: list[tuple[float, float, list[tuple[int, float, int]]]] = []
         for owner in snapshot.owners:
             partitions = [
@@ -114,8 +119,8 @@ class _LeastLoaded:
                 for number, records in owner.records.items()
             ]
             heapify(partitions)
-            work = owner.work + sum(sent_work.get(number, 0.0) for number in owner.records)
-            self._owners.append((work, self._random(), partitions))
+            load = owner.work + sum(sent_work.get(number, 0.0) for number in owner.records)
+            self._owners.append((load, self._random(), partitions))
         heapify(self._owners)
 
     def take(self, work: float) -> int:

@@ -39,6 +39,8 @@ class _Topic:
     choice: PartitionChoice
     estimate: WorkEstimate = field(default_factory=WorkEstimate)
     problem: str | None = "not read yet"
+    partitions: int = 0
+    """By the last reading that told; 0 before."""
 
 
 class PartitionChooser:
@@ -80,6 +82,13 @@ class PartitionChooser:
         if known is not None:
             known.estimate.acknowledged(partition=partition, offset=offset, work=work)
 
+    def choose_if_known(self, topic: str, *, work: float = 1.0) -> int | None:
+        """The same for those who do not know how many partitions there are; None while nobody here does either."""
+        known = self._topics.get(topic)
+        if known is None or not known.partitions:
+            return None
+        return self.choose(topic, partitions=known.partitions, work=work)
+
     def why_turns(self, topic: str, *, partitions: int) -> str | None:
         """Why the partitions of a topic take turns; None while they are chosen by load."""
         known = self._topics.get(topic)
@@ -112,20 +121,21 @@ class PartitionChooser:
 
     async def refresh(self, reader: BacklogReader) -> None:
         """Read once; for those who send only a few records, and for `run`. Without an answer the old loads stay."""
+        began_at = self._clock()
         for group_topic in self._groups.values():
-            self._topics[group_topic].choice.begin_reading()
+            self._topics[group_topic].choice.begin_reading(now=began_at)
         try:
             backlogs = await reader.read(self._groups)
         except KafkaUnavailableError as error:
             self._note_failure(str(error))
             return
-        now = self._clock()
         for backlog in backlogs.values():
-            self._use(backlog, now)
+            self._use(backlog, began_at)
 
     def _use(self, backlog: GroupBacklog, now: float) -> None:
         topic = self._topics[backlog.topic]
         problem = backlog.problem
+        topic.partitions = len(backlog.partitions) or topic.partitions
         if problem is None:
             # While the group rebalances, who owned a partition says nothing of who will.
             owners = topic.estimate.owners(backlog, now=now) if backlog.state == STABLE else ()

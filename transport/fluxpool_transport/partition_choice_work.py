@@ -131,16 +131,23 @@ class WorkEstimate:
 
     def _work_left(self, owned: Iterable[PartitionBacklog], *, age_seconds: float) -> float:
         total, records = 0.0, 0
-        in_flight: list[tuple[int, int, int]] = []
+        begun: list[tuple[int, int, int]] = []
         for item in owned:
-            if item.uncommitted_records:
-                total += self._work_on(item)
-                records += item.uncommitted_records
-                in_flight += [(entry.started_at, offset, item.partition) for offset, entry in item.in_flight.items()]
+            if not item.uncommitted_records:
+                continue
+            total += self._work_on(item)
+            records += item.uncommitted_records
+            for offset, entry in item.in_flight.items():
+                if entry.drawn:
+                    # Its images are being stored, and the member is free for the next task.
+                    total -= self._size(offset, item.partition)
+                    records -= 1
+                else:
+                    begun.append((entry.started_at, offset, item.partition))
         if not records:
             return 0.0
         # Without a ledger any of them may be the one in work.
-        present = self._size(*min(in_flight)[1:]) if in_flight else total / records
+        present = self._size(*min(begun)[1:]) if begun else total / records
         return max(0.0, total - present) + self._rest(present, age_seconds)
 
     def _work_on(self, item: PartitionBacklog) -> float:
@@ -162,7 +169,7 @@ class WorkEstimate:
 
     def _rest(self, work: float, age_seconds: float) -> float:
         speed = self.seconds_per_work
-        if not speed:
-            return work
+        if not speed or work <= 0:
+            return max(0.0, work)
         done = age_seconds / speed
         return max(work - done, _LEAST_REST * work, done - _OVERDUE * work)
