@@ -33,7 +33,9 @@ from fluxpool_cli.terminal import (
     write_json,
 )
 from fluxpool_contract.dead_letter import PREFIX
+from fluxpool_contract.problems import ErrorClass
 from fluxpool_transport.dead_letters import (
+    FOREIGN,
     DeadLetterEntry,
     DeadLetterFilter,
     Place,
@@ -109,7 +111,16 @@ def summary(
     as_json: JsonOption = False,
 ) -> None:
     """Count dead letters by class, code and pool, with the latest of each as an example."""
-    wanted = _filter([], error_class, code, pool, request_id, since, until, with_handled=True)
+    wanted = _filter(
+        places=[],
+        error_class=error_class,
+        code=code,
+        pool=pool,
+        request_id=request_id,
+        since=since,
+        until=until,
+        with_handled=True,
+    )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
     summaries = view.summarize(_run(source.target, source.select()))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
@@ -136,7 +147,16 @@ def list_letters(
     as_json: JsonOption = False,
 ) -> None:
     """List the open dead letters, oldest failure first."""
-    wanted = _filter([], error_class, code, pool, request_id, since, until, with_handled=with_handled)
+    wanted = _filter(
+        places=[],
+        error_class=error_class,
+        code=code,
+        pool=pool,
+        request_id=request_id,
+        since=since,
+        until=until,
+        with_handled=with_handled,
+    )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
     entries = _run(source.target, source.select())
     shown = entries[-limit:]
@@ -232,7 +252,15 @@ def replay(
         max_replays=max_replays,
         ignore_max_replays=force,
     )
-    wanted = _filter(places or [], error_class, code, pool, request_id, since, until)
+    wanted = _filter(
+        places=places or [],
+        error_class=error_class,
+        code=code,
+        pool=pool,
+        request_id=request_id,
+        since=since,
+        until=until,
+    )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
     refused, done = _run(source.target, _replay(source, choices, rate=rate if yes else None))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
@@ -268,10 +296,18 @@ def discard(
     output: OutputOption = OutputFormat.TABLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Mark open dead letters as dealt with; they stay on the topic until they expire, and no replay takes them again."""
+    """Mark open dead letters as dealt with: no replay takes them again; they stay on the topic until they expire."""
     if not reason.strip():
         raise typer.BadParameter("must say why, in words", param_hint="--reason")
-    wanted = _filter(places or [], error_class, code, pool, request_id, since, until)
+    wanted = _filter(
+        places=places or [],
+        error_class=error_class,
+        code=code,
+        pool=pool,
+        request_id=request_id,
+        since=since,
+        until=until,
+    )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
     entries = _run(source.target, _discard(source, reason=reason.strip(), yes=yes))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
@@ -341,6 +377,7 @@ def _source(bootstrap_servers: str | None, data_dir: Path, topic: str | None, wa
 
 
 def _filter(
+    *,
     places: Sequence[str],
     error_class: Sequence[str] | None,
     code: Sequence[str] | None,
@@ -348,20 +385,31 @@ def _filter(
     request_id: Sequence[str] | None,
     since: str | None,
     until: str | None,
-    *,
     with_handled: bool = False,
 ) -> DeadLetterFilter:
     now = datetime.now(UTC)
+    begin = None if since is None else parse_moment(since, now=now, option="--since")
+    end = None if until is None else parse_moment(until, now=now, option="--until")
+    if begin is not None and end is not None and begin >= end:
+        raise typer.BadParameter(f"{until} is not after --since {since}; swap them", param_hint="--until")
     return DeadLetterFilter(
         places=_places(places),
         request_ids=tuple(request_id or ()),
-        error_classes=tuple(error_class or ()),
+        error_classes=_classes(error_class or ()),
         error_codes=tuple(code or ()),
         pools=tuple(pool or ()),
-        since=None if since is None else parse_moment(since, now=now, option="--since"),
-        until=None if until is None else parse_moment(until, now=now, option="--until"),
+        since=begin,
+        until=end,
         with_handled=with_handled,
     )
+
+
+def _classes(names: Sequence[str]) -> tuple[str, ...]:
+    known = (*ErrorClass, FOREIGN)
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} must be one of {', '.join(known)}", param_hint="--class")
+    return tuple(names)
 
 
 def _places(texts: Sequence[str]) -> tuple[Place, ...]:

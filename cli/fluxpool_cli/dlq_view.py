@@ -16,8 +16,6 @@ from fluxpool_transport.dead_letters import DeadLetterEntry
 from fluxpool_transport.dead_letters_handle import SentReplay
 from fluxpool_transport.dead_letters_prepare import PreparedReplay, RefusedReplay
 
-FOREIGN = "foreign"
-"""Class of a record that no worker wrote."""
 _MESSAGE_CHARACTERS = 100
 _LIST_COLUMNS = ("PLACE", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
 _SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "HANDLED", "FIRST (UTC)", "LAST (UTC)", "EXAMPLE")
@@ -71,7 +69,9 @@ def summarize(entries: Iterable[DeadLetterEntry]) -> tuple[CauseSummary, ...]:
     for entry in entries:
         letter = entry.letter
         cause = (
-            (FOREIGN, "-", None) if letter is None else (str(letter.error_class), str(letter.error_code), letter.pool)
+            (entry.error_class, "-", None)
+            if letter is None
+            else (entry.error_class, str(letter.error_code), letter.pool)
         )
         causes.setdefault(cause, []).append(entry)
     summaries = [
@@ -98,7 +98,7 @@ def _list_row(entry: DeadLetterEntry) -> tuple[str, ...]:
         str(entry.place),
         utc_text(entry.failed_at),
         entry.request_id or "-",
-        str(letter.error_class) if letter is not None else FOREIGN,
+        entry.error_class,
         str(letter.error_code) if letter is not None else "-",
         (letter.pool if letter is not None else None) or "-",
         state_of(entry),

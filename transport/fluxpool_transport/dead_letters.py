@@ -21,6 +21,9 @@ from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.problems import explain
 from fluxpool_transport.topic_scan import Progress, ScanRange, TopicScanError, find_ranges, scan
 
+FOREIGN: Final = "foreign"
+"""Class of a record that no worker wrote."""
+
 _PLACE: Final = re.compile(r"(\d{1,9})/(\d{1,18})")
 
 
@@ -73,6 +76,11 @@ class DeadLetterEntry:
         return self.letter.failed_at if self.letter is not None else self.stored_at
 
     @property
+    def error_class(self) -> str:
+        """The letter's, or `foreign` where there is none."""
+        return str(self.letter.error_class) if self.letter is not None else FOREIGN
+
+    @property
     def request_id(self) -> str | None:
         """The task's id as far as it could be read."""
         return self.letter.request_id if self.letter is not None else None
@@ -98,7 +106,7 @@ class DeadLetterFilter:
             (self.with_handled or entry.is_open)
             and (not self.places or not {entry.place, *entry.copies}.isdisjoint(self.places))
             and (not self.request_ids or entry.request_id in self.request_ids)
-            and (not self.error_classes or (letter is not None and letter.error_class in self.error_classes))
+            and (not self.error_classes or entry.error_class in self.error_classes)
             and (not self.error_codes or (letter is not None and letter.error_code in self.error_codes))
             and (not self.pools or (letter is not None and letter.pool in self.pools))
             and (self.since is None or entry.failed_at >= self.since)

@@ -94,6 +94,11 @@ def prepare_replay(
             entry=entry,
             problems=(FieldProblem("", f"is no dead letter of a worker's ({entry.problem}); copy it by other means"),),
         )
+    if entry.letter.object is not None and choices.patch is None:
+        stored = f"was too large to be kept; it lies in the object store under {entry.letter.object}"
+        return RefusedReplay(
+            entry=entry, problems=(FieldProblem("", f"{stored}; patch in all fields of a smaller task"),)
+        )
     kept = [
         (name, raw or b"")
         for name, raw in record.headers
@@ -105,6 +110,9 @@ def prepare_replay(
         decoded = decode_task(value, kept)
     except InvalidTaskError as error:
         return RefusedReplay(entry=entry, problems=(*problems, *error.problems))
+    target = choices.to_topic or decoded.envelope.origin_topic or entry.letter.origin_topic
+    if target == topic:
+        problems.append(FieldProblem("topic", f"{topic} holds dead letters; name a topic of tasks to send to"))
     deadline = decoded.envelope.deadline
     if deadline is not None and deadline <= now:
         problems.append(FieldProblem(headers.DEADLINE, f"passed at {format_time(deadline)}"))
@@ -114,7 +122,7 @@ def prepare_replay(
     epoch = entry.epoch + 1
     return PreparedReplay(
         entry=entry,
-        topic=choices.to_topic or decoded.envelope.origin_topic or entry.letter.origin_topic,
+        topic=target,
         key=_key(record.key, decoded.task.request_id, patched=choices.patch is not None),
         value=value,
         headers=_replay_headers(kept, entry, decoded, epoch=epoch, topic=topic),
