@@ -21,7 +21,6 @@ from kit.kubernetes_node import NodeSpec
 from kit.manifests import wait_exists
 from kit.node_bench import Bench, python_image
 from kit.operator_bench import (
-    BUCKET,
     GPU,
     WORKER_IMAGE,
     OperatorBench,
@@ -29,6 +28,7 @@ from kit.operator_bench import (
     operator_image,
     worker_image,
 )
+from kit.pool_tasks import BUCKET
 from kit.process_node import IsolationUnavailableError, NodePolicy, ProcessNode
 from kit.process_node.container import check_isolation
 from kit.s3 import S3Service, running_s3
@@ -135,7 +135,7 @@ async def fluxpool(
     )
     await apply_definitions(bench)
     async with bench.node:
-        made = OperatorBench(bench, kafka.bootstrap_servers, object_store)
+        made = OperatorBench(bench=bench, bootstrap_servers=kafka.bootstrap_servers, s3=object_store)
         await made.create_bucket_secret()
         yield made
         # Before the node goes, so that no pod of this test waits for one that never comes back.

@@ -4,24 +4,28 @@ Knows how people use it (kubectl, helm, a Kafka producer) and what they can see.
 business.
 """
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from kit.control_plane import CommandError
-from kit.kafka import create_topics, produce, read_topic, unique_name
-from kit.kubernetes_api import Body
-from kit.manifests import condition, is_ready, pods_of
+from kit.fake_nodes import FakeNodes, FakePods
+from kit.kafka import unique_name
+from kit.kubernetes_api import Body, KubernetesApi
+from kit.kubernetes_node import NodeSpec
+from kit.manifests import condition, container_status, is_ready, pods_of
 from kit.node_bench import Bench
+from kit.pool_tasks import BUCKET, PoolTasks
 from kit.pools import edited, pool_body
 from kit.process_node import ProcessImage
-from kit.s3 import S3Service
 from kit.waiting import wait_until
 
 ROOT: Final = Path(__file__).parents[2]
@@ -30,7 +34,6 @@ RELEASE: Final = "fluxpool"
 OPERATOR: Final = f"{RELEASE}-operator"
 WORKER_IMAGE: Final = "fluxpool-worker:dev"
 STAND_IN: Final = Path(__file__).with_name("stand_in_engine.py")
-BUCKET: Final = "images"
 GPU: Final = "nvidia.com/gpu"
 START_SECONDS: Final = 90.0
 """A pod's program imports for seconds, and many on a busy machine."""
@@ -53,20 +56,76 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
 
 
-@dataclass(slots=True)
-class OperatorBench:
+@dataclass(frozen=True, slots=True)
+class FakeWorkers:
+    """Nodes whose pods only say that they run."""
+
+    labels: dict[str, str]
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Edits of a pool that bring its pods there."""
+        return {"worker__nodeSelector": self.labels}
+
+
+class ReplicaWatch:
+    """Every number of replicas that a Deployment was told, in order."""
+
+    def __init__(self, api: KubernetesApi, path: str) -> None:
+        self._api = api
+        self._path = path
+        self._seen: list[int] = []
+        self._task = asyncio.create_task(self._follow(), name=f"replicas of {path}")
+
+    async def stop(self) -> list[int]:
+        """What was seen, without repeats in a row."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        return self._seen
+
+    async def _follow(self) -> None:
+        collection, _, name = self._path.rpartition("/")
+        version = (await self._api.get(self._path))["metadata"]["resourceVersion"]
+        self._note(await self._api.get(self._path))
+        changes = self._api.watch(collection, resource_version=version, fieldSelector=f"metadata.name={name}")
+        async for _, found in changes:
+            self._note(found)
+
+    def _note(self, found: Body) -> None:
+        replicas = found.get("spec", {}).get("replicas")
+        if replicas is not None and self._seen[-1:] != [replicas]:
+            self._seen.append(replicas)
+
+
+@dataclass(slots=True, kw_only=True)
+class OperatorBench(PoolTasks):
     """One operator's release, and the pools and topics of one test."""
 
     bench: Bench
-    bootstrap_servers: str
-    s3: S3Service
-    pool_namespace: str = ""
-    groups: dict[str, str] = field(default_factory=dict)
 
     @property
     def namespace(self) -> str:
         """Where the pools are."""
-        return self.pool_namespace or self.bench.namespace
+        return self.bench.namespace
+
+    def on(self, bootstrap_servers: str) -> "OperatorBench":
+        """The same on another Kafka."""
+        return replace(self, bootstrap_servers=bootstrap_servers, groups={})
+
+    async def restrict(self) -> None:
+        """Let the namespace admit only what the restricted Pod Security Standard allows."""
+        enforced = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
+        await self.bench.api.patch(f"/api/v1/namespaces/{self.namespace}", {"metadata": {"labels": enforced}})
+
+    @asynccontextmanager
+    async def fake_workers(self, *, gpus: int = 32, pods: FakePods | None = None) -> AsyncIterator[FakeWorkers]:
+        """A node with so many GPUs whose pods only say that they run; it is removed afterwards."""
+        name = unique_name("fake")
+        labels = {"kit.fluxpool.dev/fake": name}
+        spec = NodeSpec(name=name, capacity={GPU: str(gpus)}, labels=labels)
+        async with FakeNodes(self.bench.api, [spec], pods=pods or FakePods()):
+            yield FakeWorkers(labels)
+        await self.bench.api.delete(f"/api/v1/nodes/{name}")
 
     # The operator
 
@@ -94,7 +153,7 @@ class OperatorBench:
         try:
             found = await wait_until(ready, deadline_seconds=START_SECONDS, what="the operator to be ready")
         except AssertionError as error:
-            error.add_note("\n".join(f"{name}:\n{text[-6000:]}" for name, text in (await self.operator_logs()).items()))
+            error.add_note(await self._last_lines())
             raise
         assert found is not None
         return found
@@ -124,15 +183,19 @@ class OperatorBench:
         (pod,) = await self.operator_pods()
         os.kill(self.bench.pid(pod["metadata"]["name"], "operator"), signal.SIGKILL)
 
-    # Pools
+    async def restarts(self) -> int:
+        """How often the operator's container was started again."""
+        return sum(container_status(pod, "operator").get("restartCount", 0) for pod in await self.operator_pods())
 
-    async def topics(self, name: str, *, partitions: int = 6) -> str:
-        """Make a pool's topics and bucket for `name`; returns the task topic."""
-        prefix = unique_name(name)
-        names = {f"{prefix}-{kind}": count for kind, count in _KINDS.items()}
-        await create_topics(self.bootstrap_servers, {f"{prefix}-tasks": partitions, **names})
-        self.groups[name] = prefix
-        return f"{prefix}-tasks"
+    async def wait_restarts(self, count: int) -> None:
+        """Wait until the operator's container was started again so often at least."""
+
+        async def reached() -> bool:
+            return await self.restarts() >= count
+
+        await wait_until(reached, deadline_seconds=START_SECONDS, what=f"{count} restarts of the operator")
+
+    # Pools
 
     def pool(self, name: str = "standard", **edits: Any) -> Body:
         """A pool on this bench, after `topics(name)`; edits by dotted paths, dots as double underscores."""
@@ -218,12 +281,7 @@ class OperatorBench:
             found = await self.get(name)
             return found if reached(found) else None
 
-        try:
-            found = await wait_until(check, deadline_seconds=deadline_seconds, what=f"pool {name}: {what}")
-        except AssertionError as error:
-            error.add_note(json.dumps((await self.get(name)).get("status"), indent=1))
-            error.add_note(await self._last_lines())
-            raise
+        found = await self.wait(check, what=f"pool {name}: {what}", name=name, deadline_seconds=deadline_seconds)
         assert found is not None
         return found
 
@@ -264,12 +322,9 @@ class OperatorBench:
             found = await self.deployment(name)
             return found if found["spec"]["replicas"] == count else None
 
-        try:
-            found = await wait_until(reached, deadline_seconds=deadline_seconds, what=f"{count} replicas of {name}")
-        except AssertionError as error:
-            error.add_note(json.dumps((await self.get(name)).get("status"), indent=1))
-            error.add_note(await self._last_lines())
-            raise
+        found = await self.wait(
+            reached, what=f"{count} replicas of {name}", name=name, deadline_seconds=deadline_seconds
+        )
         assert found is not None
         return found
 
@@ -287,9 +342,46 @@ class OperatorBench:
             good = [pod for pod in pods if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]]
             return pods or [{}] if len(pods) == len(good) == count else None
 
-        found = await wait_until(reached, deadline_seconds=deadline_seconds, what=f"{count} ready pods of {name}")
+        found = await self.wait(
+            reached, what=f"{count} ready pods of {name}", name=name, deadline_seconds=deadline_seconds
+        )
         assert found is not None
         return found
+
+    async def replica_sets(self, name: str = "standard") -> int:
+        """How many ReplicaSets a pool's Deployment has made: one for each template it ever had."""
+        path = f"/apis/apps/v1/namespaces/{self.namespace}/replicasets"
+        return len((await self.bench.api.get(path, labelSelector=f"fluxpool.dev/pool={name}"))["items"])
+
+    async def wait_busy(self, name: str = "standard") -> frozenset[str]:
+        """Wait until a pod holds a task; returns those that do."""
+        return await wait_until(lambda: self.busy_pods(name), deadline_seconds=60, what=f"a busy pod of {name}")
+
+    async def pod_names(self, name: str = "standard") -> frozenset[str]:
+        """Names of a pool's pods that are not told to go."""
+        return frozenset(
+            pod["metadata"]["name"] for pod in await self.pods(name) if "deletionTimestamp" not in pod["metadata"]
+        )
+
+    async def wait_leaving(self, before: frozenset[str], *, name: str = "standard") -> frozenset[str]:
+        """Wait until one of those pods at least is told to go; returns the names of all that are."""
+
+        async def leaving() -> frozenset[str]:
+            return before - await self.pod_names(name)
+
+        return await wait_until(leaving, deadline_seconds=60, what=f"a pod of {name} to leave")
+
+    def watch_replicas(self, name: str = "standard") -> ReplicaWatch:
+        """Note every number of replicas from now on."""
+        return ReplicaWatch(self.bench.api, self.deployment_path(name))
+
+    async def wait_no_pods(self, name: str = "standard") -> None:
+        """Wait until a pool has no pod at all."""
+
+        async def none() -> bool:
+            return not await self.pods(name)
+
+        await wait_until(none, deadline_seconds=90, what=f"the pods of {name} to go")
 
     async def events(self, name: str = "standard") -> list[tuple[str, str, str]]:
         """(type, reason, message) of each Event on a pool, in the order they were told."""
@@ -308,56 +400,11 @@ class OperatorBench:
             "delete", "fluxworkerpools", "--all", "--namespace", self.namespace, "--ignore-not-found", "--wait=false"
         )
 
-    # Tasks
-
-    async def produce(
-        self, count: int, *, name: str = "standard", seconds: float = 0.05, start: int = 0, partition: int | None = None
-    ) -> list[str]:
-        """Put tasks on a pool's topic, evenly over the partitions unless one is named; returns their ids."""
-        prefix = self.groups[name]
-        ids = [f"{prefix}-{number}" for number in range(start, start + count)]
-        values = [
-            json.dumps({"request_id": task, "prompt": f"seconds={seconds}", "width": 64, "height": 64, "steps": 10})
-            for task in ids
-        ]
-        await produce(
-            self.bootstrap_servers,
-            f"{prefix}-tasks",
-            [(task.encode(), value.encode()) for task, value in zip(ids, values, strict=True)],
-            partition=partition,
-        )
-        return ids
-
-    async def results(self, name: str = "standard") -> list[dict[str, Any]]:
-        """Every record of a pool's results topic."""
-        records = await read_topic(self.bootstrap_servers, f"{self.groups[name]}-results")
-        return [json.loads(record.value or b"null") for record in records]
-
-    async def wait_results(
-        self, ids: Iterable[str], *, name: str = "standard", deadline_seconds: float = 120
-    ) -> list[dict[str, Any]]:
-        """Wait until every id has a result; asserts that each has one end and a stored image of its own."""
-        wanted = set(ids)
-
-        async def complete() -> list[dict[str, Any]] | None:
-            results = await self.results(name)
-            return results if {result["request_id"] for result in results} >= wanted else None
-
-        try:
-            results = await wait_until(
-                complete, deadline_seconds=deadline_seconds, what=f"{len(wanted)} results of {name}"
-            )
-        except AssertionError as error:
-            error.add_note(json.dumps((await self.get(name)).get("status"), indent=1))
-            error.add_note(await self._last_lines())
-            raise
-        assert results is not None
-        # A repeated publication of the same end is allowed, a second end is not.
-        ends = {(result["request_id"], result["status"], result["image_url"]) for result in results}
-        assert {end[0] for end in ends} == wanted
-        assert len(ends) == len(wanted), ends
-        assert {end[1] for end in ends} == {"success"}, results
-        return results
+    async def describe(self, name: str) -> str:
+        """The pool's status, its pods, and the end of the operator's log."""
+        status = (await self.get(name)).get("status")
+        pods = [(pod["metadata"]["name"], pod["status"]) for pod in await self.pods(name)]
+        return f"{json.dumps(status, indent=1)}\n{json.dumps(pods)[:4000]}\n{await self._last_lines()}"
 
     async def _last_lines(self) -> str:
         return "\n".join(text[-5000:] for text in (await self.operator_logs()).values())
@@ -370,9 +417,6 @@ class OperatorBench:
         await self.bench.control_plane.helm(
             verb, RELEASE, str(CHART), "--namespace", self.bench.namespace, "--values", str(path), "--skip-crds"
         )
-
-
-_KINDS: Final[Mapping[str, int]] = {"results": 1, "progress": 1, "control": 1, "dlq": 1, "retry-15s": 1}
 
 
 async def apply_definitions(bench: Bench) -> None:

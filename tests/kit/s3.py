@@ -1,5 +1,6 @@
 """A real S3 API on a loopback port: moto's server, with buckets that outlive its stops and starts."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -46,6 +47,18 @@ class S3Service:
         """Get an object past the product's own code, headers included."""
         # moto asks for a signature of private objects but does not check it.
         return httpx.get(f"{self.endpoint_url}/{bucket}/{key}", headers={"Authorization": f"AWS {_KEY}:unchecked"})
+
+    def keys(self, bucket: str, *, prefix: str = "") -> list[str]:
+        """Keys of all objects that begin so, in order."""
+        found: list[str] = []
+        query = {"list-type": "2", "prefix": prefix}
+        while True:
+            listed = httpx.get(f"{self.endpoint_url}/{bucket}", params=query).raise_for_status().text
+            found += re.findall(r"<Key>([^<]*)</Key>", listed)
+            token = re.search(r"<NextContinuationToken>([^<]*)<", listed)
+            if token is None:
+                return found
+            query["continuation-token"] = token[1]
 
     def settings(self, bucket: str, *, prefix: str = "") -> StorageSettings:
         """Storage settings of a bucket."""

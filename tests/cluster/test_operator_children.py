@@ -1,0 +1,183 @@
+"""What the operator makes and keeps: drift, foreign hands, new Secrets, and everything that can refuse a pod."""
+
+import json
+
+import pytest
+
+from kit.kubernetes_api import PatchType
+from kit.manifests import condition, is_ready, wait_gone
+from kit.operator_bench import OperatorBench
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+async def test_drift_is_repaired_and_foreign_fields_stay_and_a_new_operator_rolls_nothing(
+    fluxpool: OperatorBench,
+) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__minReplicas=2, **nodes.placement))
+        await fluxpool.wait_pods(2)
+        await fluxpool.wait_condition("Ready", "True")
+        path = fluxpool.deployment_path()
+        before = await fluxpool.deployment()
+
+        await fluxpool.bench.api.patch(path, {"spec": {"replicas": 5}, "metadata": {"annotations": {"mine": "yes"}}})
+        repaired = await fluxpool.wait_replicas(2)
+        assert repaired["metadata"]["annotations"]["mine"] == "yes"
+        assert repaired["spec"]["template"] == before["spec"]["template"]
+        uid = before["metadata"]["uid"]
+        await fluxpool.bench.api.delete(path)
+
+        async def made_again() -> bool:
+            listed = await fluxpool.bench.api.get(f"/apis/apps/v1/namespaces/{fluxpool.namespace}/deployments")
+            uids = {item["metadata"]["name"]: item["metadata"]["uid"] for item in listed["items"]}
+            return bool(uids.get("standard-worker", uid) != uid)
+
+        await wait_until(made_again, deadline_seconds=30, what="a new Deployment")
+        await fluxpool.wait_pods(2)
+        await fluxpool.wait_condition("Ready", "True")
+
+        revision = (await fluxpool.deployment())["metadata"]["generation"]
+        pods = {pod["metadata"]["uid"] for pod in await fluxpool.pods()}
+        await fluxpool.upgrade(podAnnotations={"upgraded": "yes"})
+
+        async def replaced() -> bool:
+            found = [pod for pod in await fluxpool.operator_pods() if is_ready(pod)]
+            return len(found) == 1 and found[0]["metadata"].get("annotations", {}).get("upgraded") == "yes"
+
+        await wait_until(replaced, deadline_seconds=90, what="the new operator")
+        await fluxpool.patch("standard", {"scaling": {"minReplicas": 3}})
+        await fluxpool.wait_pods(3)
+        assert pods <= {pod["metadata"]["uid"] for pod in await fluxpool.pods()}
+        assert (await fluxpool.deployment())["metadata"]["generation"] == revision + 1
+
+
+async def test_a_changed_secret_rolls_the_pods_and_a_missing_one_is_named(fluxpool: OperatorBench) -> None:
+    await fluxpool.install(secretIntervalSeconds=1)
+    await fluxpool.topics("standard")
+    secret = f"/api/v1/namespaces/{fluxpool.namespace}/secrets"
+    async with fluxpool.fake_workers() as nodes:
+        token = {"tokenSecretRef": {"name": "hub"}, "id": "stand-in", "device": "cpu"}
+        await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, model=token, **nodes.placement))
+        missing = await fluxpool.wait_condition("Ready", "False", reason="SecretNotFound")
+        assert "hub/token" in missing["message"]
+        assert await fluxpool.pods() == []
+        await fluxpool.bench.api.create(secret, {"metadata": {"name": "hub"}, "stringData": {"token": "first"}})
+        (first,) = await fluxpool.wait_pods(1)
+        await fluxpool.wait_condition("Ready", "True")
+        await fluxpool.bench.api.patch(f"{secret}/hub", {"stringData": {"token": "second"}})
+
+        async def renewed() -> bool:
+            pods = await fluxpool.pods()
+            return len(pods) == 1 and is_ready(pods[0]) and pods[0]["metadata"]["uid"] != first["metadata"]["uid"]
+
+        await wait_until(renewed, deadline_seconds=60, what="a pod with the new Secret")
+        await fluxpool.wait_condition("Ready", "True")
+        # The value itself is nowhere but in the Secret.
+        assert "second" not in json.dumps([await fluxpool.get(), await fluxpool.deployment(), await fluxpool.events()])
+
+
+async def test_what_refuses_pods_is_said_in_ready_with_its_own_words(fluxpool: OperatorBench) -> None:
+    await fluxpool.restrict()
+    await fluxpool.install(hostPathAllowed=True)
+    for name in ("policy", "quota", "image", "standard"):
+        await fluxpool.topics(name)
+    async with fluxpool.fake_workers() as nodes:
+        cache = {"id": "stand-in", "device": "cpu", "cache": {"hostPath": {"path": "/var/lib/models"}}}
+        await fluxpool.apply(fluxpool.pool("policy", scaling__minReplicas=1, model=cache, **nodes.placement))
+        refused = await fluxpool.wait_condition("Ready", "False", reason="ChildFailed", name="policy")
+        assert "hostPath" in refused["message"], refused
+        assert "restricted" in refused["message"], refused
+        await fluxpool.delete("policy")
+
+        await fluxpool.apply(fluxpool.pool("image", scaling__minReplicas=1, worker__image="fluxpool-worker:typo"))
+        pulling = await fluxpool.wait_condition("Ready", "False", reason="ImagePullFailed", name="image")
+        assert "fluxpool-worker:typo" in pulling["message"], pulling
+        await fluxpool.delete("image")
+        await fluxpool.wait_no_pods("image")
+
+        quota = {"metadata": {"name": "few"}, "spec": {"hard": {"requests.nvidia.com/gpu": "2"}}}
+        await fluxpool.bench.api.create(f"/api/v1/namespaces/{fluxpool.namespace}/resourcequotas", quota)
+        await fluxpool.apply(fluxpool.pool("quota", **nodes.placement))
+        await fluxpool.produce(60, name="quota")
+        over = await fluxpool.wait_condition("Ready", "False", reason="QuotaExceeded", name="quota")
+        assert "exceeded quota: few" in over["message"], over
+        await fluxpool.wait_condition("ScalingLimited", "True", reason="QuotaExceeded", name="quota")
+        assert len(await fluxpool.pods("quota")) == 2
+
+
+async def test_two_pools_of_one_group_and_objects_of_others_are_told_apart(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    await fluxpool.topics("taken")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
+        await fluxpool.wait_pods(1)
+        fluxpool.groups["rival"] = fluxpool.groups["standard"]
+        await fluxpool.apply(fluxpool.pool("rival", scaling__minReplicas=1, **nodes.placement))
+        conflict = await fluxpool.wait_condition("Ready", "False", reason="GroupConflict", name="rival")
+        assert f"{fluxpool.namespace}/standard" in conflict["message"]
+        assert await fluxpool.pods("rival") == []
+        await fluxpool.delete("standard")
+        await fluxpool.wait_condition("Ready", "True", name="rival")
+        await fluxpool.wait_pods(1, name="rival")
+
+        await fluxpool.bench.api.create(
+            f"/apis/apps/v1/namespaces/{fluxpool.namespace}/deployments",
+            {
+                "metadata": {"name": "taken-worker"},
+                "spec": {
+                    "replicas": 0,
+                    "selector": {"matchLabels": {"app": "other"}},
+                    "template": {
+                        "metadata": {"labels": {"app": "other"}},
+                        "spec": {"containers": [{"name": "other", "image": "other"}]},
+                    },
+                },
+            },
+        )
+        await fluxpool.apply(fluxpool.pool("taken", scaling__minReplicas=1, **nodes.placement))
+        foreign = await fluxpool.wait_condition("Ready", "False", reason="ForeignChild", name="taken")
+        assert "taken-worker" in foreign["message"]
+        other = await fluxpool.deployment("taken")
+        assert "ownerReferences" not in other["metadata"]
+        await fluxpool.bench.api.delete(fluxpool.deployment_path("taken"))
+        await fluxpool.wait_condition("Ready", "True", name="taken")
+
+
+async def test_a_foreign_entry_in_the_template_survives_and_is_reported(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
+        await fluxpool.wait_condition("Ready", "True")
+        foreign = {"spec": {"template": {"metadata": {"annotations": {"mesh/inject": "true"}}}}}
+        await fluxpool.bench.api.patch(fluxpool.deployment_path(), foreign, patch_type=PatchType.STRATEGIC)
+
+        def told(pool: dict[str, object]) -> bool:
+            return "mesh/inject" in json.dumps(pool["status"])
+
+        await fluxpool.wait_pool("the foreign annotation reported", told)
+        template = (await fluxpool.deployment())["spec"]["template"]
+        assert template["metadata"]["annotations"]["mesh/inject"] == "true"
+
+
+async def test_topics_are_made_when_asked_and_a_pool_that_cannot_be_read_says_why(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    fluxpool.groups["fresh"] = f"{fluxpool.groups['standard']}-fresh"
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool("fresh", **nodes.placement))
+        unready = await fluxpool.wait_condition("TopicsReady", "False", name="fresh")
+        assert f"{fluxpool.groups['fresh']}-tasks" in unready["message"]
+        managed = {"manageTopics": True, "topicLayout": {"taskPartitions": 8, "replicationFactor": 1}}
+        await fluxpool.patch("fresh", {"kafka": managed})
+        await fluxpool.wait_condition("TopicsReady", "True", name="fresh")
+        await fluxpool.produce(20, name="fresh")
+        await fluxpool.wait_replicas(2, name="fresh")
+        assert condition(await fluxpool.get("fresh"), "LagAvailable")["status"] == "True"
+        await fluxpool.delete("fresh")
+        await wait_gone(fluxpool.bench.api, fluxpool.deployment_path("fresh"))

@@ -1,0 +1,164 @@
+"""Who decides how many workers there are: the plan, a person, an autoscaler; and what happens while Kafka is away."""
+
+import asyncio
+import json
+
+import pytest
+
+from kit.fake_nodes import FakeNodes, FakePods
+from kit.kafka import KafkaFactory, unique_name
+from kit.kubernetes_node import NodeSpec
+from kit.manifests import condition, is_ready
+from kit.operator_bench import GPU, OperatorBench
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+async def test_a_person_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=1, **nodes.placement))
+        await fluxpool.wait_replicas(1)
+        await fluxpool.wait_condition("ScalingActive", "False", reason="ManualMode")
+        await fluxpool.bench.control_plane.kubectl(
+            "-n", fluxpool.namespace, "scale", "fluxworkerpool/standard", "--replicas=3"
+        )
+        await fluxpool.wait_replicas(3)
+        await fluxpool.produce(40)
+        await fluxpool.wait_pool("the lag seen", lambda pool: pool["status"].get("lag") == 40)
+        pool = await fluxpool.wait_pool("the plan shown", lambda pool: pool["status"]["plan"]["need"] == 4)
+        assert pool["status"]["desiredReplicas"] == 3
+        scale = await fluxpool.bench.api.get(f"{fluxpool.path('standard')}/scale")
+        assert scale["spec"]["replicas"] == 3
+        assert scale["status"]["selector"] == pool["status"]["selector"]
+
+
+async def test_an_autoscaler_drives_a_manual_pool_through_the_scale_subresource(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=1, **nodes.placement))
+        await fluxpool.wait_replicas(1)
+        await fluxpool.wait_pool("a selector", lambda pool: pool["status"].get("selector"))
+        # Without any metrics it still keeps the number between its bounds.
+        await fluxpool.bench.control_plane.kubectl("apply", "-f", "-", input=json.dumps(_autoscaler(fluxpool, 3, 5)))
+        await fluxpool.wait_replicas(3, deadline_seconds=90)
+        await fluxpool.bench.control_plane.kubectl("apply", "-f", "-", input=json.dumps(_autoscaler(fluxpool, 1, 2)))
+        await fluxpool.wait_replicas(2, deadline_seconds=90)
+
+
+async def test_a_shadow_pool_says_what_it_would_do_and_a_paused_one_is_left_alone(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__mode="Shadow", replicas=1, **nodes.placement))
+        await fluxpool.wait_replicas(1)
+        await fluxpool.produce(30)
+        await fluxpool.wait_condition("ScalingActive", "False", reason="ShadowMode")
+        pool = await fluxpool.wait_pool("the plan shown", lambda pool: pool["status"]["plan"]["need"] == 3)
+        assert (await fluxpool.deployment())["spec"]["replicas"] == 1
+
+        await fluxpool.patch("standard", {"paused": True})
+        await fluxpool.wait_condition("ScalingActive", "False", reason="Paused")
+        await fluxpool.patch("standard", {"replicas": None, "scaling": {"mode": "Active"}})
+        # Somebody else's hand is not undone while the pool is paused.
+        await fluxpool.bench.api.patch(fluxpool.deployment_path(), {"spec": {"replicas": 2}})
+        pool = await fluxpool.wait_pool(
+            "the new spec seen", lambda pool: pool["status"]["observedGeneration"] == pool["metadata"]["generation"]
+        )
+        assert condition(pool, "ScalingActive")["reason"] == "Paused"
+        assert (await fluxpool.deployment())["spec"]["replicas"] == 2
+        await fluxpool.patch("standard", {"paused": False})
+        await fluxpool.wait_replicas(3)
+        await fluxpool.wait_condition("ScalingActive", "True")
+
+
+async def test_replicas_hold_while_kafka_is_away_and_go_on_when_it_is_back(
+    fluxpool: OperatorBench, kafka_factory: KafkaFactory
+) -> None:
+    kafka = await kafka_factory()
+    own = fluxpool.on(kafka.bootstrap_servers)
+    await own.install()
+    await own.topics("standard")
+    async with own.fake_workers() as nodes:
+        await own.apply(own.pool(**nodes.placement))
+        await own.produce(30)
+        await own.wait_replicas(3)
+        await own.wait_condition("LagAvailable", "True")
+        await kafka.brokers[0].kill()
+        lost = await own.wait_condition("LagAvailable", "False")
+        assert lost["message"]
+        assert (await own.deployment())["spec"]["replicas"] == 3
+        # Longer than the grace and the cool-down together: what is unknown is not idle.
+        await asyncio.sleep(8)
+        assert (await own.deployment())["spec"]["replicas"] == 3
+        assert [reason for _, reason, _ in await own.events()].count("LagUnavailable") == 1
+        await kafka.brokers[0].start()
+        await kafka.wait_ready()
+        await own.wait_condition("LagAvailable", "True")
+        assert [reason for _, reason, _ in await own.events()].count("LagRestored") == 1
+        await own.produce(30, start=30)
+        await own.wait_replicas(6)
+
+
+async def test_short_of_gpus_nothing_runs_away_and_a_new_node_heals(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard", partitions=8)
+    async with fluxpool.fake_workers(gpus=5) as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__maxReplicas=8, **nodes.placement))
+        await fluxpool.produce(80)
+        limited = await fluxpool.wait_condition("ScalingLimited", "True", reason="CapacityShort")
+        assert "8" in limited["message"]
+        ready = await fluxpool.wait_condition("Ready", "False", reason="PodsUnschedulable")
+        assert "Insufficient nvidia.com/gpu" in ready["message"]
+        asked = (await fluxpool.deployment())["spec"]["replicas"]
+        assert 5 <= asked <= 8
+        # More work asks for no more pods than there is room for.
+        await fluxpool.produce(40, start=80)
+        await fluxpool.wait_pool("the new lag", lambda pool: pool["status"]["lag"] == 120)
+        assert (await fluxpool.deployment())["spec"]["replicas"] <= asked
+
+        # An image change goes through although not every pod finds a place.
+        old = {pod["metadata"]["uid"] for pod in await fluxpool.pods() if is_ready(pod)}
+        await fluxpool.patch("standard", {"worker": {"image": "fluxpool-worker:next"}})
+
+        async def renewed() -> bool:
+            running = [pod for pod in await fluxpool.pods() if is_ready(pod)]
+            images = {pod["spec"]["containers"][0]["image"] for pod in running}
+            return (
+                len(running) == 5
+                and images == {"fluxpool-worker:next"}
+                and not old & {pod["metadata"]["uid"] for pod in running}
+            )
+
+        await wait_until(renewed, deadline_seconds=90, what="five running pods of the new image")
+
+        more = unique_name("fake")
+        async with FakeNodes(
+            fluxpool.bench.api,
+            [NodeSpec(name=more, capacity={GPU: "3"}, labels=nodes.labels)],
+            pods=FakePods(),
+        ):
+            await fluxpool.wait_pods(8)
+            await fluxpool.wait_condition("Ready", "True")
+            await fluxpool.wait_condition("ScalingLimited", "True", reason="AtMaxReplicas")
+        await fluxpool.bench.api.delete(f"/api/v1/nodes/{more}")
+
+
+def _autoscaler(fluxpool: OperatorBench, lowest: int, highest: int) -> dict[str, object]:
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "by-hand", "namespace": fluxpool.namespace},
+        "spec": {
+            "scaleTargetRef": {
+                "apiVersion": "fluxpool.dev/v1alpha1",
+                "kind": "FluxWorkerPool",
+                "name": "standard",
+            },
+            "minReplicas": lowest,
+            "maxReplicas": highest,
+        },
+    }

@@ -1,0 +1,128 @@
+"""The whole story on real parts: definitions, chart, two pools, a burst, images, zero again, nothing left behind."""
+
+import pytest
+
+from fluxpool_operator.planning import LaneBacklog, PartitionBacklog, ScalingConfig, Snapshot, plan
+from kit.kubernetes_api import ApiError, Body
+from kit.manifests import condition, pods_of, wait_gone
+from kit.operator_bench import OperatorBench
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.cluster
+
+TASKS = 60
+PARTITIONS = 6
+MAX_REPLICAS = 2
+
+
+async def test_two_pools_rise_in_one_jump_work_all_tasks_off_and_sleep_again(fluxpool: OperatorBench) -> None:
+    await fluxpool.restrict()
+    await fluxpool.install()
+    for name in ("standard", "vip"):
+        await fluxpool.topics(name, partitions=PARTITIONS)
+    scaling = {"scaling__maxReplicas": MAX_REPLICAS, "scaling__targetLagPerReplica": 10}
+    pools = [fluxpool.pool(name, **scaling) for name in ("standard", "vip")]
+    await fluxpool.apply(*pools)
+    for name in ("standard", "vip"):
+        await fluxpool.wait_condition("Ready", "True", name=name)
+        assert (await fluxpool.deployment(name))["spec"]["replicas"] == 0
+
+    sizes = {name: fluxpool.watch_replicas(name) for name in ("standard", "vip")}
+    ids = {name: await fluxpool.produce(TASKS, name=name) for name in ("standard", "vip")}
+    for name in ("standard", "vip"):
+        await fluxpool.wait_results(ids[name], name=name, deadline_seconds=240)
+    for name in ("standard", "vip"):
+        await fluxpool.wait_replicas(0, name=name, deadline_seconds=90)
+        await fluxpool.wait_no_pods(name)
+
+    lanes = (
+        LaneBacklog(name="standard", partitions=tuple(PartitionBacklog(n, TASKS // PARTITIONS) for n in range(6))),
+    )
+    planned = plan(
+        Snapshot(lanes=lanes, current_replicas=0, elapsed_seconds=0.0),
+        ScalingConfig(max_replicas=MAX_REPLICAS, target_lag_per_replica=10),
+    ).replicas
+    for name in ("standard", "vip"):
+        seen = await sizes[name].stop()
+        # Up in one jump, down in as many steps as the work allows, never up again.
+        assert seen[:2] == [0, planned], (name, seen)
+        assert seen[1:] == sorted(seen[1:], reverse=True), (name, seen)
+        assert seen[-1] == 0
+        told = [reason for _, reason, _ in await fluxpool.events(name)]
+        assert told.count("ScaledUp") + told.count("Activated") >= 1, told
+        assert "ScaledToZero" in told, told
+        status = (await fluxpool.get(name))["status"]
+        assert (status["replicas"], status["desiredReplicas"], status["lag"]) == (0, 0, 0)
+        assert condition({"status": status}, "Ready")["status"] == "True"
+        assert len(fluxpool.stored_images(name)) == TASKS
+        assert await fluxpool.lag(name) == 0
+
+
+@pytest.mark.parametrize("release_first", [True, False])
+async def test_deletion_in_either_order_leaves_nothing(fluxpool: OperatorBench, release_first: bool) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1))
+    await fluxpool.wait_pods(1)
+    if release_first:
+        await fluxpool.uninstall()
+        await fluxpool.delete("standard")
+    else:
+        await fluxpool.delete("standard")
+        await wait_gone(fluxpool.bench.api, fluxpool.deployment_path())
+        await fluxpool.uninstall()
+    await wait_gone(fluxpool.bench.api, fluxpool.path("standard"))
+
+    async def left() -> list[str]:
+        return [
+            f"{item['kind']} {item['metadata']['name']}"
+            for item in await _everything(fluxpool)
+            if not _is_of_kubernetes(item)
+        ]
+
+    async def nothing() -> bool:
+        return await left() == []
+
+    try:
+        await wait_until(nothing, deadline_seconds=90, what="nothing to be left")
+    except AssertionError as error:
+        error.add_note(str(await left()))
+        raise
+    assert await pods_of(fluxpool.bench.api, fluxpool.namespace) == []
+
+
+async def _everything(fluxpool: OperatorBench) -> list[Body]:
+    """Every object of the namespace that a release or a pool could have made."""
+    found: list[Body] = []
+    for kind, path in {
+        "Deployment": "/apis/apps/v1",
+        "ReplicaSet": "/apis/apps/v1",
+        "Pod": "/api/v1",
+        "ServiceAccount": "/api/v1",
+        "Secret": "/api/v1",
+        "ConfigMap": "/api/v1",
+        "Service": "/api/v1",
+        "PersistentVolumeClaim": "/api/v1",
+        "PodDisruptionBudget": "/apis/policy/v1",
+        "Role": "/apis/rbac.authorization.k8s.io/v1",
+        "RoleBinding": "/apis/rbac.authorization.k8s.io/v1",
+        "Lease": "/apis/coordination.k8s.io/v1",
+        "NetworkPolicy": "/apis/networking.k8s.io/v1",
+        "FluxWorkerPool": "/apis/fluxpool.dev/v1alpha1",
+    }.items():
+        plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
+        try:
+            listed = await fluxpool.bench.api.get(f"{path}/namespaces/{fluxpool.namespace}/{plural}")
+        except ApiError as error:
+            raise AssertionError(f"{kind}: {error}") from error
+        found += [{"kind": kind, **item} for item in listed["items"]]
+    return found
+
+
+def _is_of_kubernetes(item: Body) -> bool:
+    """What every namespace has, and what the test itself made."""
+    return (item["kind"], item["metadata"]["name"]) in {
+        ("ServiceAccount", "default"),
+        ("ConfigMap", "kube-root-ca.crt"),
+        ("Secret", "bucket"),
+    }
