@@ -40,8 +40,8 @@ test: setup ## Run all tests: real Kafka, real tiny FLUX pipeline; those on a co
 control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
 	@hack/control-plane/build
 
-e2e: setup control-plane ## Run the tests on a real Kubernetes control plane; none may be skipped
-	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest tests/cluster
+e2e: setup control-plane ## Run the tests of the chart and those on a real Kubernetes control plane; none may be skipped
+	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest tests/chart tests/cluster
 
 lint: $(VENV)/.installed ## Check format, lint, types, import directions and generated files
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ from kit.manifests import wait_exists, wait_gone
 from kit.operator_bench import OPERATOR, OperatorBench
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 Access = tuple[str, str]
 """Verb, and resource with its group."""

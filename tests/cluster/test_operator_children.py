@@ -9,7 +9,7 @@ from kit.manifests import condition, is_ready, wait_gone
 from kit.operator_bench import OperatorBench
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 async def test_drift_is_repaired_and_foreign_fields_stay_and_a_new_operator_rolls_nothing(

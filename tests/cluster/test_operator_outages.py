@@ -13,7 +13,7 @@ from kit.kubernetes_node import NodeSpec
 from kit.node_bench import Bench
 from kit.operator_bench import GPU, WORKER_IMAGE, OperatorBench, worker_image
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 OUTAGE_SECONDS = 180.0
 SCALE_INS = 20

@@ -12,7 +12,7 @@ from kit.manifests import condition, is_ready
 from kit.operator_bench import GPU, OperatorBench
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 async def test_a_person_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: OperatorBench) -> None:

@@ -8,7 +8,7 @@ from kit.manifests import condition, pods_of, wait_gone
 from kit.operator_bench import OperatorBench
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 TASKS = 60
 PARTITIONS = 6
