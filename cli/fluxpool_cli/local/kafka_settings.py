@@ -74,12 +74,14 @@ class ListenerSpec:
     """One more address of every broker, beside the plain one.
 
     `properties` are the listener's own settings without prefix, such as `ssl.keystore.type` or
-    `plain.sasl.jaas.config`. Without `port`, a free port is chosen once for each broker and kept.
+    `plain.sasl.jaas.config`. Without `port`, a free port is chosen once for each broker and kept. `advertised_ports`
+    maps node id -> the loopback port that clients are told to use instead, for what stands between them and the broker.
     """
 
     name: str
     protocol: SecurityProtocol
     port: int | None = None
+    advertised_ports: Mapping[int, int] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +127,7 @@ def broker_properties(
     replicas = len(ports)
     in_sync = max(1, replicas - 1)
     protocols = {PLAIN_LISTENER: SecurityProtocol.PLAINTEXT} | {spec.name: spec.protocol for spec in listeners}
+    advertised = {spec.name: spec.advertised_ports[node_id] for spec in listeners if node_id in spec.advertised_ports}
     voters = ",".join(f"{node}@{HOST}:{node_ports[CONTROLLER_LISTENER]}" for node, node_ports in sorted(ports.items()))
     small_and_quick = {
         "auto.create.topics.enable": "false",
@@ -156,7 +159,7 @@ def broker_properties(
         "controller.listener.names": CONTROLLER_LISTENER,
         "inter.broker.listener.name": PLAIN_LISTENER,
         "listeners": _addresses([*protocols, CONTROLLER_LISTENER], own_ports),
-        "advertised.listeners": _addresses(protocols, own_ports),
+        "advertised.listeners": _addresses(protocols, dict(own_ports) | advertised),
         "listener.security.protocol.map": ",".join(
             f"{name}:{protocol}"
             for name, protocol in [*protocols.items(), (CONTROLLER_LISTENER, SecurityProtocol.PLAINTEXT)]

@@ -1,0 +1,114 @@
+"""A Kafka behind proxies: a client's whole traffic goes through them, and a fault of the line is all it sees."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
+
+from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka
+from kit.kafka import KafkaFactory, create_topics, read_topic, unique_name
+from kit.tcp_proxy import Direction, TcpProxy
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+SILENCE_SECONDS = 1.0
+
+
+@pytest.fixture
+async def kafka(kafka_factory: KafkaFactory) -> AsyncIterator[ProxiedKafka]:
+    async with proxied_kafka(kafka_factory) as kafka:
+        yield kafka
+
+
+async def values(kafka: ProxiedKafka, topic: str) -> list[bytes | None]:
+    return [record.value for record in await read_topic(kafka.cluster.bootstrap_servers, topic)]
+
+
+async def test_all_of_a_clients_traffic_goes_through_the_line(kafka: ProxiedKafka) -> None:
+    topic = unique_name("proxied")
+    await create_topics(kafka.cluster.bootstrap_servers, {topic: 1})
+    [line] = kafka.lines
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, acks="all")
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=kafka.bootstrap_servers, group_id=topic, auto_offset_reset="earliest"
+    )
+    await producer.start()
+    await consumer.start()
+    try:
+        assert {broker.port for broker in producer.client.cluster.brokers()} == {line.port}
+        async with asyncio.timeout(30):
+            await producer.send_and_wait(topic, b"through")
+            assert (await consumer.getone()).value == b"through"
+        await line.refuse()
+        await wait_until(lambda: line.connections == 0, deadline_seconds=20, what="the connections to end")
+        sending = asyncio.ensure_future(producer.send_and_wait(topic, b"later"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(sending), SILENCE_SECONDS)
+        assert await values(kafka, topic) == [b"through"]
+        await line.pass_all()
+        async with asyncio.timeout(60):
+            await sending
+            assert (await consumer.getone()).value == b"later"
+    finally:
+        await kafka.on_every_line(TcpProxy.pass_all)
+        await consumer.stop()
+        await producer.stop()
+
+
+async def test_nobody_gets_past_a_refusing_line(kafka: ProxiedKafka) -> None:
+    await kafka.on_every_line(TcpProxy.refuse)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+    with pytest.raises(KafkaConnectionError):
+        await producer.start()
+    await producer.stop()
+
+
+async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(kafka: ProxiedKafka) -> None:
+    topic = unique_name("unknown")
+    await create_topics(kafka.cluster.bootstrap_servers, {topic: 1})
+    [line] = kafka.lines
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, enable_idempotence=True)
+    await producer.start()
+    try:
+        await line.black_hole(Direction.TO_CLIENT)
+        sending = asyncio.ensure_future(producer.send_and_wait(topic, b"once", partition=0))
+        await wait_until(
+            lambda: line.held_bytes[Direction.TO_CLIENT] > 0, deadline_seconds=30, what="an answer to be held"
+        )
+
+        async def stored() -> list[bytes | None]:
+            return await values(kafka, topic)
+
+        assert await wait_until(stored, deadline_seconds=30, what="the record in the log") == [b"once"]
+        assert not sending.done()
+        await line.pass_all()
+        async with asyncio.timeout(60):
+            await sending
+    finally:
+        await line.pass_all()
+        await producer.stop()
+    assert await values(kafka, topic) == [b"once"]
+
+
+async def test_three_brokers_have_a_line_each_and_say_who_does_what(kafka_factory: KafkaFactory) -> None:
+    async with proxied_kafka(kafka_factory, brokers=3) as kafka:
+        topic, group = unique_name("led"), unique_name("group")
+        await create_topics(kafka.cluster.bootstrap_servers, {topic: 3})
+        leaders = {(await leader_of(kafka.cluster, topic, partition)).node_id for partition in range(3)}
+        assert leaders == {1, 2, 3}
+        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, acks="all")
+        await producer.start()
+        try:
+            async with asyncio.timeout(60):
+                for partition in range(3):
+                    await producer.send_and_wait(topic, b"x", partition=partition)
+        finally:
+            await producer.stop()
+        assert all(line.accepted for line in kafka.lines)
+        consumer = AIOKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap_servers, group_id=group)
+        async with consumer:
+            believed = consumer._coordinator.coordinator_id  # noqa: SLF001 - not public
+            assert (await coordinator_of(kafka.cluster, group)).node_id == believed

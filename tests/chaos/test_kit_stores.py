@@ -1,0 +1,129 @@
+"""The disk and the S3 service of the chaos tests fail as told, and the product's own store calls it an outage."""
+
+import errno
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fluxpool_contract.settings import StorageSettings
+from fluxpool_transport.object_store import StorageUnavailableError, open_object_store
+from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
+from kit.disk import SmallDisk, small_disk
+from kit.kafka import unique_name
+
+CONTENT_TYPE = "text/plain"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk
+
+
+@pytest.fixture
+def s3() -> Iterator[FailingS3Service]:
+    with running_failing_s3() as service:
+        yield service
+
+
+@pytest.fixture
+def bucket(s3: FailingS3Service) -> str:
+    name = unique_name("bucket")
+    s3.create_bucket(name)
+    return name
+
+
+def test_a_full_disk_takes_nothing_and_takes_it_again_when_room_is_made(disk: SmallDisk) -> None:
+    assert disk.free_bytes > 4 * 1024 * 1024
+    disk.fill()
+    assert disk.free_bytes == 0
+    with pytest.raises(OSError, match="No space left") as refused:
+        (disk.folder / "one").write_bytes(b"x" * 4096)
+    assert refused.value.errno == errno.ENOSPC
+    disk.free()
+    (disk.folder / "two").write_bytes(b"x" * 4096)
+
+
+async def test_a_full_disk_is_an_outage_of_the_store_that_names_the_remedy_and_leaves_no_half_object(
+    disk: SmallDisk,
+) -> None:
+    store = open_object_store(StorageSettings(url=(disk.folder / "images").as_uri()))
+    disk.fill()
+    with pytest.raises(StorageUnavailableError, match="free space"):
+        await store.put_if_absent("a/0.png", b"x" * 100_000, content_type=CONTENT_TYPE)
+    disk.free()
+    assert await store.get("a/0.png") is None
+    assert await store.put_if_absent("a/0.png", b"x" * 100_000, content_type=CONTENT_TYPE)
+    assert await store.get("a/0.png") == b"x" * 100_000
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_error_is_answered_until_it_is_healed_and_nothing_is_done(
+    s3: FailingS3Service, bucket: str, status: int
+) -> None:
+    url = f"{s3.endpoint_url}/{bucket}/key"
+    s3.fail(S3Fault(status=status))
+    answers = [httpx.put(url, content=b"x" * 200_000), httpx.head(url)]
+    s3.heal()
+    assert [answer.status_code for answer in answers] == [status, status]
+    assert s3.struck == 2
+    assert s3.read(bucket, "key").status_code == 404
+    assert httpx.put(url, content=b"x").status_code == 200
+
+
+def test_a_fault_strikes_what_it_is_meant_for_and_as_often(s3: FailingS3Service, bucket: str) -> None:
+    s3.fail(S3Fault(status=503, methods=frozenset({"PUT"}), key_part="image", times=1))
+    address = f"{s3.endpoint_url}/{bucket}"
+    statuses = [
+        httpx.request(method, f"{address}/{key}").status_code
+        for method, key in [("PUT", "claim"), ("GET", "image"), ("PUT", "image"), ("PUT", "image")]
+    ]
+    assert statuses[0] == 200
+    assert statuses[1] != 503
+    assert statuses[2:] == [503, 200]
+    assert s3.struck == 1
+    assert s3.requests[-1] == ("PUT", f"/{bucket}/image")
+
+
+def test_an_answer_can_come_late_or_be_lost(s3: FailingS3Service, bucket: str) -> None:
+    address = f"{s3.endpoint_url}/{bucket}"
+    s3.fail(S3Fault(wait_seconds=0.3))
+    began = time.monotonic()
+    assert httpx.put(f"{address}/late", content=b"late").status_code == 200
+    assert time.monotonic() - began >= 0.3
+    s3.fail(S3Fault(status=500, after_the_deed=True))
+    assert httpx.put(f"{address}/lost", content=b"lost").status_code == 500
+    s3.heal()
+    assert s3.read(bucket, "lost").content == b"lost"
+
+
+async def test_a_create_whose_answer_was_lost_is_found_to_exist(s3: FailingS3Service, bucket: str) -> None:
+    store = open_object_store(s3.settings(bucket))
+    s3.fail(S3Fault(status=503, after_the_deed=True, times=1))
+    assert await store.put_if_absent("a/0.png", b"once", content_type=CONTENT_TYPE) is False
+    assert s3.struck == 1
+    assert await store.get("a/0.png") == b"once"
+
+
+async def test_errors_that_last_are_an_outage_of_the_store(s3: FailingS3Service, bucket: str) -> None:
+    store = open_object_store(s3.settings(bucket))
+    s3.fail(S3Fault(status=503))
+    with pytest.raises(StorageUnavailableError, match="SlowDown"):
+        await store.put_if_absent("a/0.png", b"x", content_type=CONTENT_TYPE)
+    assert s3.struck >= 2
+    s3.heal()
+    assert await store.put_if_absent("a/0.png", b"x", content_type=CONTENT_TYPE)
+
+
+def test_buckets_outlive_a_stop_at_the_same_address(s3: FailingS3Service, bucket: str) -> None:
+    address = s3.endpoint_url
+    httpx.put(f"{address}/{bucket}/kept", content=b"kept").raise_for_status()
+    s3.stop()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+    s3.start()
+    assert s3.endpoint_url == address
+    assert s3.read(bucket, "kept").content == b"kept"

@@ -1,0 +1,95 @@
+"""Kafka behind a network that fails on demand: every connection of a client goes through proxies.
+
+The brokers tell clients the proxies' addresses, so nothing that they learn leads past them. Brokers talk among
+themselves directly, and `bootstrap_servers` of the cluster stays the undisturbed way for whoever looks on.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from confluent_kafka.admin import AdminClient
+
+from fluxpool_cli.local.kafka_broker import KafkaBroker
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
+from kit.kafka import KafkaFactory
+from kit.tcp_proxy import TcpProxy
+from kit.waiting import wait_until
+
+_LISTENER: Final = "PROXIED"
+_REQUEST_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProxiedKafka:
+    """A cluster and the lines to its brokers, by node id from 1 on."""
+
+    cluster: KafkaCluster
+    lines: tuple[TcpProxy, ...]
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """What the clients under test are given."""
+        return ",".join(line.address for line in self.lines)
+
+    async def on_every_line(self, change: Callable[[TcpProxy], Awaitable[None]]) -> None:
+        """Change all lines at once: `on_every_line(TcpProxy.black_hole)`."""
+        await asyncio.gather(*(change(line) for line in self.lines))
+
+
+@asynccontextmanager
+async def proxied_kafka(
+    kafka_factory: KafkaFactory, *, brokers: Literal[1, 3] = 1, **settings: Any
+) -> AsyncIterator[ProxiedKafka]:
+    """Start a Kafka, ready to serve, with one proxy for each broker."""
+    async with AsyncExitStack() as stack:
+        lines = tuple([await stack.enter_async_context(TcpProxy()) for _ in range(brokers)])
+        listener = ListenerSpec(
+            name=_LISTENER,
+            protocol=SecurityProtocol.PLAINTEXT,
+            advertised_ports={node_id: line.port for node_id, line in enumerate(lines, start=1)},
+        )
+        cluster = await kafka_factory(brokers=brokers, listeners=[listener], **settings)
+        for line, broker in zip(lines, cluster.brokers, strict=True):
+            line.connect_to(broker.ports[_LISTENER])
+        yield ProxiedKafka(cluster, lines)
+
+
+async def coordinator_of(cluster: KafkaCluster, group: str) -> KafkaBroker:
+    """The broker that coordinates a group."""
+    running = [broker.address for broker in cluster.brokers if broker.pid is not None]
+    admin = AIOKafkaAdminClient(bootstrap_servers=running)
+
+    async def found() -> KafkaBroker | None:
+        try:
+            await admin.start()
+            node_id = await admin.find_coordinator(group)
+        except KafkaError:
+            return None  # nobody has been chosen yet
+        return next((broker for broker in cluster.brokers if broker.node_id == node_id and broker.pid), None)
+
+    try:
+        broker = await wait_until(found, deadline_seconds=30, what=f"a coordinator of {group}")
+    finally:
+        await admin.close()
+    assert broker is not None
+    return broker
+
+
+async def leader_of(cluster: KafkaCluster, topic: str, partition: int) -> KafkaBroker:
+    """The broker that leads a partition."""
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
+
+    async def found() -> KafkaBroker | None:
+        known = (await asyncio.to_thread(admin.list_topics, topic, timeout=_REQUEST_SECONDS)).topics[topic]
+        leader = known.partitions[partition].leader
+        return next((broker for broker in cluster.brokers if broker.node_id == leader and broker.pid), None)
+
+    broker = await wait_until(found, deadline_seconds=30, what=f"a leader of {topic}-{partition}")
+    assert broker is not None
+    return broker

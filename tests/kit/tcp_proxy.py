@@ -1,0 +1,206 @@
+"""A network that fails on demand: a TCP proxy for one server, whose line can be slow, cut, dead or silent.
+
+Knows nothing of what is spoken over it. Lives in the event loop that started it, which must not be blocked meanwhile.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from enum import StrEnum
+from types import TracebackType
+from typing import Final, Self, assert_never
+
+from fluxpool_cli.local.loopback import HOST, free_port
+
+_CHUNK_BYTES: Final = 64 * 1024
+# on, 0 s: closing sends RST and throws away what was not sent yet.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class LineMode(StrEnum):
+    """What happens to bytes and connections."""
+
+    PASS = "pass"
+    """Everything goes through."""
+    DELAY = "delay"
+    """Every chunk waits before it goes on, so a question and its answer take twice that long."""
+    DROP = "drop"
+    """Connections are reset, new ones as soon as they are made: a proxy or firewall without its server."""
+    BLACK_HOLE = "black-hole"
+    """Nothing goes through and nothing ends; connecting still works. What was sent arrives when the line is mended, as
+    TCP's own repetitions would make it."""
+    REFUSE = "refuse"
+    """Connections are reset and new ones refused: a server that is gone."""
+
+
+class Direction(StrEnum):
+    """One way of the line."""
+
+    TO_SERVER = "to-server"
+    TO_CLIENT = "to-client"
+
+
+BOTH_WAYS: Final = frozenset(Direction)
+
+
+class TcpProxy:
+    """The line to one server; `async with` opens and closes it. Its address stays the same in every mode."""
+
+    def __init__(self, server_port: int | None = None) -> None:
+        """Choose an address; the server's loopback port may be told later, by `connect_to`."""
+        self.port: Final = free_port()
+        self._server_port = server_port
+        self._listener: asyncio.Server | None = None
+        self._mode = LineMode.PASS
+        self._directions = BOTH_WAYS
+        self._delay_seconds = 0.0
+        self._open = {direction: asyncio.Event() for direction in Direction}
+        self._connections: dict[asyncio.Task[None], set[asyncio.StreamWriter]] = {}
+        self.accepted = 0
+        """How many connections clients have made so far."""
+        self.held_bytes = dict.fromkeys(Direction, 0)
+        """What waits in a black hole, by direction: a test can wait for a question to have been asked."""
+
+    @property
+    def address(self) -> str:
+        """`host:port` for clients."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
+    def connect_to(self, server_port: int) -> None:
+        """Name the server; its port, too, has to stay the same."""
+        self._server_port = server_port
+
+    async def pass_all(self) -> None:
+        """Mend the line."""
+        await self._change(LineMode.PASS)
+
+    async def delay(self, seconds: float) -> None:
+        """Hold every chunk up for that long, each way."""
+        await self._change(LineMode.DELAY, delay_seconds=seconds)
+
+    async def drop(self) -> None:
+        """Reset every connection, now and as soon as a new one is made."""
+        await self._change(LineMode.DROP)
+
+    async def black_hole(self, *directions: Direction) -> None:
+        """Let nothing through, in these directions or both; without the way back a server's answers are lost."""
+        await self._change(LineMode.BLACK_HOLE, directions=frozenset(directions) or BOTH_WAYS)
+
+    async def refuse(self) -> None:
+        """Reset every connection and refuse new ones."""
+        await self._change(LineMode.REFUSE)
+
+    def reset_connections(self) -> None:
+        """Reset every open connection once; new ones are welcome as before."""
+        for writers in self._connections.values():
+            for writer in writers:
+                _reset(writer)
+
+    async def _change(
+        self, mode: LineMode, *, directions: frozenset[Direction] = BOTH_WAYS, delay_seconds: float = 0.0
+    ) -> None:
+        self._mode, self._directions, self._delay_seconds = mode, directions, delay_seconds
+        for direction, is_open in self._open.items():
+            if mode is LineMode.BLACK_HOLE and direction in directions:
+                is_open.clear()
+            else:
+                is_open.set()
+        match mode:
+            case LineMode.DROP:
+                self.reset_connections()
+                await self._listen()
+            case LineMode.REFUSE:
+                self._stop_listening()
+                self.reset_connections()
+            case LineMode.PASS | LineMode.DELAY | LineMode.BLACK_HOLE:
+                await self._listen()
+            case _:
+                assert_never(mode)
+
+    async def __aenter__(self) -> Self:
+        """Open the line."""
+        await self.pass_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Refuse and end everything."""
+        await self.refuse()
+        ending = list(self._connections)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = await asyncio.start_server(self._serve, HOST, self.port)
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            # Not waited for: since Python 3.12 that would include the open connections, which have other ends.
+            self._listener.close()
+            self._listener = None
+
+    async def _serve(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.accepted += 1
+        writers = self._connections[task] = {client_writer}
+        try:
+            await self._open[Direction.TO_SERVER].wait()
+            if self._mode is LineMode.DROP:
+                raise ConnectionResetError
+            server_reader, server_writer = await asyncio.open_connection(HOST, self._server_port)
+            writers.add(server_writer)
+            async with asyncio.TaskGroup() as both_ways:
+                both_ways.create_task(self._pump(client_reader, server_writer, Direction.TO_SERVER))
+                both_ways.create_task(self._pump(server_reader, client_writer, Direction.TO_CLIENT))
+            for writer in writers:
+                writer.close()
+        except* OSError:
+            pass  # either end went away, which the other is about to see
+        finally:
+            for writer in writers:
+                if not writer.is_closing():
+                    _reset(writer)
+            del self._connections[task]
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
+        """Carry one direction until its sender ends it."""
+        is_open = self._open[direction]
+        while chunk := await self._read(reader, is_open):
+            if self._mode is LineMode.DELAY:
+                await asyncio.sleep(self._delay_seconds)
+            if not is_open.is_set():
+                self.held_bytes[direction] += len(chunk)
+                await is_open.wait()
+                self.held_bytes[direction] -= len(chunk)
+            writer.write(chunk)
+            await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+    async def _read(self, reader: asyncio.StreamReader, is_open: asyncio.Event) -> bytes:
+        """The next bytes; a dead line tells nobody of an end or a reset either."""
+        try:
+            chunk = await reader.read(_CHUNK_BYTES)
+        except OSError:
+            await is_open.wait()
+            raise
+        if not chunk:
+            await is_open.wait()
+        return chunk
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    if connection is not None and not writer.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    writer.transport.abort()
