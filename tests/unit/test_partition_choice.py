@@ -1,0 +1,176 @@
+"""Which partition a task goes to, for given loads: tables, and what holds for any loads."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_transport.partition_choice import (
+    MAX_SNAPSHOT_AGE_SECONDS,
+    SETTLING_SECONDS,
+    LoadSnapshot,
+    OwnerLoad,
+    PartitionChoice,
+)
+
+NOW = 1000.0
+# Work and the records of each of an owner's partitions.
+Load = tuple[float, dict[int, int]]
+
+
+def snapshot(*loads: Load, partitions: int | None = None, taken_at: float = NOW) -> LoadSnapshot:
+    return LoadSnapshot(
+        taken_at=taken_at,
+        partition_count=sum(len(records) for _, records in loads) if partitions is None else partitions,
+        owners=tuple(OwnerLoad(work=work, records=records) for work, records in loads),
+    )
+
+
+def new_choice(seed: int = 0) -> PartitionChoice:
+    return PartitionChoice(random.Random(seed))  # noqa: S311 - no secret
+
+
+def choice_by(*loads: Load, seed: int = 0, partitions: int | None = None, taken_at: float = NOW) -> PartitionChoice:
+    choice = new_choice(seed)
+    choice.begin_reading(now=taken_at)
+    choice.use(snapshot(*loads, partitions=partitions, taken_at=taken_at))
+    return choice
+
+
+def chosen(choice: PartitionChoice, count: int, *, partitions: int, now: float = NOW, work: float = 1.0) -> list[int]:
+    return [choice.choose(partitions=partitions, work=work, now=now) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("loads", "expected"),
+    [
+        pytest.param(
+            [(2.0, {0: 2, 1: 0}), (1.0, {2: 1, 3: 0})], [3], id="the least loaded owner, its emptiest partition"
+        ),
+        pytest.param([(3.0, {0: 1, 1: 2}), (2.0, {2: 2})], [2], id="a fuller partition of a less loaded owner"),
+        pytest.param([(0.0, {0: 0}), (2.0, {1: 2})], [0, 0], id="own sends count"),
+        pytest.param([(0.0, {0: 0, 1: 0}), (9.0, {2: 9})], [0, 1], id="own sends count on partitions too"),
+        pytest.param([(0.4, {0: 1}), (1.0, {1: 1})], [0], id="the owner that is free first"),
+        pytest.param([(0.0, {4: 0})], [4, 4, 4], id="only partitions that have an owner"),
+    ],
+)
+def test_a_task_goes_to_the_owner_with_least_to_do(loads: list[Load], expected: list[int]) -> None:
+    partitions = 6
+    for seed in range(20):
+        choice = choice_by(*loads, seed=seed, partitions=partitions)
+        assert sorted(chosen(choice, len(expected), partitions=partitions)) == expected
+
+
+def test_a_large_task_keeps_its_owner_out_of_the_choice_for_longer() -> None:
+    choice = choice_by((0.0, {0: 0}), (1.5, {1: 1}))
+    assert choice.choose(partitions=2, work=4.0, now=NOW) == 0
+    assert chosen(choice, 2, partitions=2) == [1, 1]
+
+
+def test_equal_owners_are_drawn_at_random() -> None:
+    loads: list[Load] = [(0.0, {0: 0}), (0.0, {1: 0}), (0.0, {2: 0}), (0.0, {3: 0})]
+    firsts = Counter(chosen(choice_by(*loads, seed=seed), 1, partitions=4)[0] for seed in range(400))
+    assert set(firsts) == {0, 1, 2, 3}
+    assert min(firsts.values()) > 60
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(new_choice(), id="never read"),
+        pytest.param(choice_by(partitions=4), id="no owners"),
+        pytest.param(choice_by((0.0, {0: 0, 1: 0, 2: 0, 3: 0}), taken_at=NOW - 2.1), id="a stale snapshot"),
+        pytest.param(choice_by((0.0, {0: 0, 1: 0}), partitions=2), id="partitions were added since"),
+    ],
+)
+def test_without_usable_loads_the_partitions_take_turns(choice: PartitionChoice) -> None:
+    assert not choice.is_by_load(partitions=4, now=NOW)
+    turns = chosen(choice, 12, partitions=4)
+    assert turns == [(turns[0] + step) % 4 for step in range(12)]
+
+
+def test_turns_go_on_when_the_number_of_partitions_changes() -> None:
+    choice = new_choice()
+    chosen(choice, 5, partitions=4)
+    assert set(chosen(choice, 6, partitions=6)) == set(range(6))
+
+
+def test_a_snapshot_serves_to_its_last_moment() -> None:
+    choice = choice_by((5.0, {0: 5}), (0.0, {1: 0}))
+    assert choice.is_by_load(partitions=2, now=NOW + MAX_SNAPSHOT_AGE_SECONDS)
+    assert not choice.is_by_load(partitions=2, now=NOW + MAX_SNAPSHOT_AGE_SECONDS + 0.01)
+
+
+def test_what_is_sent_while_loads_are_read_is_added_to_them() -> None:
+    idle = snapshot((0.0, {0: 0}), (0.5, {1: 1}), taken_at=NOW)
+    choice = choice_by((0.0, {0: 0}), (9.0, {1: 9}), taken_at=NOW - 1)
+    choice.begin_reading(now=NOW)
+    assert chosen(choice, 1, partitions=2, now=NOW) == [0]
+    choice.use(idle)
+    assert chosen(choice, 1, partitions=2, now=NOW) == [1]
+
+
+@pytest.mark.parametrize(
+    ("before_seconds", "expected"),
+    [
+        pytest.param(SETTLING_SECONDS / 2, 1, id="may not be in the log yet"),
+        pytest.param(SETTLING_SECONDS * 2, 0, id="is in the log, and so in the loads"),
+    ],
+)
+def test_what_was_sent_before_a_reading_counts_while_it_settles(before_seconds: float, expected: int) -> None:
+    choice = choice_by((0.0, {0: 0}), (9.0, {1: 9}), taken_at=NOW - 1)
+    assert chosen(choice, 1, partitions=2, now=NOW - before_seconds) == [0]
+    choice.begin_reading(now=NOW)
+    choice.use(snapshot((0.0, {0: 0}), (0.5, {1: 1}), taken_at=NOW))
+    assert chosen(choice, 1, partitions=2) == [expected]
+
+
+def test_owners_that_vanish_leave_turns() -> None:
+    choice = choice_by((0.0, {0: 0, 1: 0}))
+    choice.begin_reading(now=NOW)
+    choice.use(snapshot(partitions=2))
+    assert not choice.is_by_load(partitions=2, now=NOW)
+    assert set(chosen(choice, 2, partitions=2)) == {0, 1}
+
+
+@st.composite
+def _loads(draw: st.DrawFn) -> list[Load]:
+    numbers = list(range(draw(st.integers(1, 24))))
+    owners = draw(st.integers(1, min(8, len(numbers))))
+    records = [{number: draw(st.integers(0, 20)) for number in numbers[owner::owners]} for owner in range(owners)]
+    return [(draw(st.floats(0, 50)), owned) for owned in records]
+
+
+@given(loads=_loads(), seed=st.integers(0, 99), works=st.lists(st.floats(0.1, 8), min_size=1, max_size=60))
+def test_every_choice_is_of_an_owner_with_least_work_and_of_its_emptiest_partition(
+    loads: list[Load], seed: int, works: list[float]
+) -> None:
+    choice = choice_by(*loads, seed=seed)
+    load = [work for work, _ in loads]
+    records = [dict(owned) for _, owned in loads]
+    partitions = sum(map(len, records))
+    for work in works:
+        number = choice.choose(partitions=partitions, work=work, now=NOW)
+        owner = next(index for index, owned in enumerate(records) if number in owned)
+        assert load[owner] == min(load)
+        assert records[owner][number] == min(records[owner].values())
+        load[owner] += work
+        records[owner][number] += 1
+
+
+@given(loads=_loads(), seed=st.integers(0, 99), count=st.integers(1, 200))
+def test_equal_tasks_level_the_owners(loads: list[Load], seed: int, count: int) -> None:
+    levelled: list[Load] = [(0.0, records) for _, records in loads]
+    partitions = sum(len(records) for _, records in loads)
+    numbers = Counter(chosen(choice_by(*levelled, seed=seed), count, partitions=partitions))
+    sums = [sum(numbers[number] for number in records) for _, records in levelled]
+    assert max(sums) - min(sums) <= 1
+
+
+@given(seed=st.integers(0, 99), partitions=st.integers(1, 60), count=st.integers(1, 200))
+def test_turns_differ_by_one_at_most(seed: int, partitions: int, count: int) -> None:
+    numbers = Counter(chosen(new_choice(seed), count, partitions=partitions))
+    assert all(0 <= number < partitions for number in numbers)
+    assert max(numbers.values()) - min(numbers[number] for number in range(partitions)) <= 1
