@@ -1,0 +1,322 @@
+"""How one operator looks after many pools: real groups on the real broker, the real API server, fake nodes and pods.
+
+Every pool has a topic and a group of its own with tasks in it, so each reads a real backlog, and nothing changes while
+it is measured: what the operator then writes is waste. Beside it, in the same run, the backlog of all groups is read
+once as the operator reads it and once by a client that asks for one group after the other. Broker, control plane, fake
+nodes and operator share this machine's cores; only the operator's own processor time and memory are counted.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+import psutil
+import structlog
+from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient
+from operator_scale_world import NAMESPACE, World, build_world
+from report import Cell, print_report
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_jars import provide_kafka_libs
+from fluxpool_cli.local.loopback import HOST, free_port
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.backlog import BacklogHub, LaneTarget
+from fluxpool_transport.backlog import PartitionBacklog
+from kit.control_plane import ControlPlane
+from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
+
+JVM_OPTIONS: Final = ("-Xmx2g", "-XX:+UseSerialGC")
+READINGS: Final = 3
+SAMPLE_SECONDS: Final = 5.0
+SETTLE_SECONDS: Final = 15.0
+STOP_SECONDS: Final = 30.0
+OPERATOR_USER: Final = "fluxpool-operator-benchmark"
+MUTATING: Final = frozenset({"create", "update", "patch", "delete", "deletecollection"})
+GOALS: Final = (
+    "goals: cycle_p95_s <= 2, writes_at_rest 0, rss_mb <= 300, cpu_cores <= 0.5, rss_slope_mb_per_10_min <= 1 "
+    "(of the last third) for 1,000 pools and 10,000 pods in 30 minutes"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """The operator's process and where it shows its metrics."""
+
+    process: psutil.Process
+    metrics_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The operator's process at one moment."""
+
+    at_seconds: float
+    rss_mb: float
+    cpu_seconds: float
+
+
+async def main() -> int:
+    """Build, measure, print; returns the exit status, 1 when pools did not settle."""
+    options = _options()
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    try:
+        binaries = control_plane_binaries()
+    except BinariesMissingError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    with tempfile.TemporaryDirectory(prefix="fluxpool-scale-") as name:
+        folder = Path(name)
+        async with (
+            KafkaCluster(folder / "kafka", libs=provide_kafka_libs(), jvm_options=JVM_OPTIONS) as kafka,
+            ControlPlane(folder / "control-plane", binaries=binaries) as control_plane,
+        ):
+            row = await _measure(options, folder, kafka.bootstrap_servers, control_plane)
+    sys.stderr.write(GOALS + "\n")
+    ratios = {"read_one_by_one_to_ours": row.pop("read_one_by_one_to_ours")}
+    print_report(
+        ratios={**ratios, **row}, rows=[{"pools": options.pools, "pods": options.pods, **row}], as_json=options.json
+    )
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pools", type=int, default=20)
+    parser.add_argument("--pods", type=int, default=200, help="of all pools together")
+    parser.add_argument("--minutes", type=float, default=1.0, help="of measurement, after everything has settled")
+    parser.add_argument("--partitions", type=int, default=6, help="of each pool's topic")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser.parse_args()
+
+
+async def _measure(
+    options: argparse.Namespace, folder: Path, bootstrap_servers: str, control_plane: ControlPlane
+) -> dict[str, Cell]:
+    began = time.monotonic()
+    async with build_world(
+        control_plane,
+        bootstrap_servers,
+        pools=options.pools,
+        pods=options.pods,
+        partitions=options.partitions,
+    ) as world:
+        _tell(began, f"{options.pools} pools with {options.partitions} partitions each are there")
+        with _operator(control_plane, folder) as operator:
+            await world.wait_settled()
+            _tell(began, f"{options.pods} pods are ready")
+            await asyncio.sleep(SETTLE_SECONDS)
+            return await _watch(options, world, control_plane, operator, began)
+
+
+async def _watch(
+    options: argparse.Namespace,
+    world: World,
+    control_plane: ControlPlane,
+    operator: Operator,
+    began: float,
+) -> dict[str, Cell]:
+    """Look at the operator while nothing happens."""
+    audited = AuditTail(control_plane.audit_log_path)
+    before = await _cycles(operator.metrics_url)
+    samples = [_sample(operator.process)]
+    ends_at = time.monotonic() + options.minutes * 60
+    while time.monotonic() < ends_at:
+        await asyncio.sleep(SAMPLE_SECONDS)
+        samples.append(_sample(operator.process))
+    after = await _cycles(operator.metrics_url)
+    writes = audited.mutations(OPERATOR_USER)
+    _tell(began, "measured; reading all backlogs in two ways")
+    ours, one_by_one = await _read_both(world)
+    cycles = after[float("inf")] - before[float("inf")]
+    seconds = samples[-1].at_seconds - samples[0].at_seconds
+    return {
+        "cycle_p95_s": round(_quantile(before, after, 0.95), 3),
+        "cycle_p50_s": round(_quantile(before, after, 0.5), 3),
+        "cycles_per_pool_per_minute": round(cycles / options.pools / seconds * 60, 2),
+        "writes_at_rest": len(writes),
+        "rss_mb": round(max(sample.rss_mb for sample in samples), 1),
+        "rss_slope_mb_per_10_min": round(_slope(samples[-len(samples) // 3 :]) * 600, 2),
+        "cpu_cores": round((samples[-1].cpu_seconds - samples[0].cpu_seconds) / seconds, 3),
+        "minutes": round(seconds / 60, 1),
+        "read_all_s": round(ours, 3),
+        "read_all_one_by_one_s": round(one_by_one, 3),
+        "read_one_by_one_to_ours": round(one_by_one / ours, 1),
+    }
+
+
+# The operator's process
+
+
+@contextmanager
+def _operator(control_plane: ControlPlane, folder: Path) -> Iterator[Operator]:
+    """The operator as a process of its own."""
+    login = control_plane.login_as(OPERATOR_USER, group="system:masters")
+    port = free_port()
+    log_path = folder / "operator.log"
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ["HOME"],
+        "KUBECONFIG": str(control_plane.kubeconfig_of(login, name="operator")),
+        "FLUXPOOL_WATCH_NAMESPACES": NAMESPACE,
+        "FLUXPOOL_HEALTH_HOST": HOST,
+        "FLUXPOOL_HEALTH_PORT": str(port),
+    }
+    with log_path.open("wb") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "fluxpool_operator"], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        yield Operator(psutil.Process(started.pid), f"http://{HOST}:{port}/metrics")
+    finally:
+        if started.poll() is not None:
+            sys.stderr.write(log_path.read_text()[-4000:])
+        started.send_signal(signal.SIGTERM)
+        try:
+            started.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
+
+
+def _sample(process: psutil.Process) -> Sample:
+    times = process.cpu_times()
+    return Sample(time.monotonic(), process.memory_info().rss / 2**20, times.user + times.system)
+
+
+def _slope(samples: Sequence[Sample]) -> float:
+    """MiB per second, by least squares."""
+    if len(samples) < 3:
+        return 0.0
+    fit = statistics.linear_regression([each.at_seconds for each in samples], [each.rss_mb for each in samples])
+    return fit.slope
+
+
+async def _cycles(metrics_url: str) -> dict[float, float]:
+    """The histogram of observe -> plan cycles: how many took at most so many seconds."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(metrics_url)).raise_for_status().text
+    found = re.findall(r'fluxpool_pool_cycle_seconds_bucket\{le="([^"]+)"\} ([0-9.e+]+)', text)
+    return {float(bound): float(count) for bound, count in found}
+
+
+def _quantile(before: dict[float, float], after: dict[float, float], share: float) -> float:
+    """Within the bucket that holds it, as Prometheus' histogram_quantile does."""
+    counts = {bound: after[bound] - before.get(bound, 0) for bound in sorted(after)}
+    wanted = counts[float("inf")] * share
+    lower, below = 0.0, 0.0
+    for bound, count in counts.items():
+        if count >= wanted:
+            if bound == float("inf") or count == below:
+                return lower
+            return lower + (bound - lower) * (wanted - below) / (count - below)
+        lower, below = bound, count
+    return lower
+
+
+class AuditTail:
+    """What the API server writes down from now on; its log rotates by size, so files that are gone are not missed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = {file: file.stat().st_ino for file in self._files()}
+        self._offset = path.stat().st_size
+        self._inode = path.stat().st_ino
+
+    def mutations(self, user: str) -> list[str]:
+        """Mutating requests of a user, as `verb resource`."""
+        known = set(self._known.values())
+        lines: list[str] = []
+        for file in self._files():
+            inode = file.stat().st_ino
+            if inode == self._inode:
+                with file.open() as log:
+                    log.seek(self._offset)
+                    lines += log
+            elif inode not in known:
+                lines += file.read_text().splitlines()
+        mine = (line for line in lines if f'"username":"{user}"' in line)
+        verbs = (re.search(r'"verb":"([a-z]+)"', line) for line in mine)
+        return [found[1] for found in verbs if found is not None and found[1] in MUTATING]
+
+    def _files(self) -> list[Path]:
+        return sorted(self._path.parent.glob(f"{self._path.stem}*{self._path.suffix}"))
+
+
+# The same reading in two ways
+
+
+async def _read_both(world: World) -> tuple[float, float]:
+    """Seconds for the backlog of all pools: as the operator reads it, and one group after the other; medians."""
+    connection = KafkaConnection(bootstrap_servers=(world.bootstrap_servers,))
+    targets = [LaneTarget(name="standard", topic=topic, consumer_group=topic) for topic in world.topics]
+    ours, theirs = [], []
+    async with BacklogHub(deadline_seconds=60.0) as hub:
+        admin = AIOKafkaAdminClient(bootstrap_servers=world.bootstrap_servers)
+        consumer = AIOKafkaConsumer(bootstrap_servers=world.bootstrap_servers, group_id=None)
+        await admin.start()
+        await consumer.start()
+        try:
+            # The first of each connects and learns the topics.
+            for _ in range(READINGS + 1):
+                ours.append(await _read_ours(hub, connection, targets, world.tasks_per_pool))
+                theirs.append(await _read_one_by_one(admin, consumer, world.topics, world.tasks_per_pool))
+        finally:
+            await consumer.stop()
+            await admin.close()
+    return statistics.median(ours[1:]), statistics.median(theirs[1:])
+
+
+async def _read_ours(hub: BacklogHub, connection: KafkaConnection, targets: Sequence[LaneTarget], tasks: int) -> float:
+    began = time.perf_counter()
+    readings = await asyncio.gather(*(hub.read(connection, [target]) for target in targets))
+    seconds = time.perf_counter() - began
+    wrong = [reading for (reading,) in readings if not reading.is_whole]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} of {len(targets)} backlogs were not read, such as {wrong[0]}")
+    waiting = {
+        sum(item.waiting_records for item in reading.partitions if isinstance(item, PartitionBacklog))
+        for (reading,) in readings
+    }
+    if waiting != {tasks}:
+        raise RuntimeError(f"every group has {tasks} tasks waiting, but {waiting} were read")
+    return seconds
+
+
+async def _read_one_by_one(
+    admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, topics: Sequence[str], tasks: int
+) -> float:
+    began = time.perf_counter()
+    for topic in topics:
+        committed = await admin.list_consumer_group_offsets(topic)
+        ends = await consumer.end_offsets(list(committed))
+        lag = sum(ends[partition] - found.offset for partition, found in committed.items())
+        if lag != tasks:
+            raise RuntimeError(f"{topic} has {tasks} tasks waiting, but {lag} were read")
+    return time.perf_counter() - began
+
+
+def _tell(began: float, what: str) -> None:
+    sys.stderr.write(f"{time.monotonic() - began:6.0f} s  {what}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,133 @@
+"""The world of the operator's benchmark: topics and groups with tasks, fake nodes, and pools of a fixed size.
+
+Knows what stands still while the operator is measured; measures nothing itself.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from kit.control_plane import ControlPlane
+from kit.fake_nodes import FakeNodes, FakePods
+from kit.kubernetes_api import Body, KubernetesApi
+from kit.kubernetes_node import NodeSpec
+from kit.waiting import wait_until
+
+NAMESPACE: Final = "scale"
+CRDS: Final = Path(__file__).parents[1] / "crds"
+PODS_PER_NODE: Final = 200
+TOPICS_AT_ONCE: Final = 200
+POOLS_AT_ONCE: Final = 20
+SETTLE_DEADLINE_SECONDS: Final = 1800.0
+SHARED_TOPICS: Final = {
+    "results": "scale-results",
+    "progress": "scale-progress",
+    "control": "scale-control",
+    "deadLetters": "scale-dlq",
+    "retry": ["scale-retry-15s"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the operator looks after."""
+
+    api: KubernetesApi
+    bootstrap_servers: str
+    topics: tuple[str, ...]
+    """One for each pool; its group has the same name."""
+    pods_per_pool: int
+    tasks_per_pool: int
+
+    async def wait_settled(self) -> None:
+        """Wait until every pool is ready with all of its pods."""
+        path = f"/apis/fluxpool.dev/v1alpha1/namespaces/{NAMESPACE}/fluxworkerpools"
+
+        async def settled() -> bool:
+            await asyncio.sleep(2)
+            pools = (await self.api.get(path))["items"]
+            ready = [pool for pool in pools if pool.get("status", {}).get("readyReplicas") == self.pods_per_pool]
+            return len(ready) == len(self.topics)
+
+        await wait_until(settled, deadline_seconds=SETTLE_DEADLINE_SECONDS, what="every pool to be ready")
+
+
+@asynccontextmanager
+async def build_world(
+    control_plane: ControlPlane, bootstrap_servers: str, *, pools: int, pods: int, partitions: int
+) -> AsyncIterator[World]:
+    """Make everything but the operator; the fake nodes live as long as the context."""
+    topics = tuple(f"scale-{number}" for number in range(pools))
+    pods_per_pool = max(1, pods // pools)
+    await asyncio.to_thread(_make_groups, bootstrap_servers, topics, partitions, pods_per_pool)
+    await control_plane.kubectl("apply", "--server-side", "-f", str(CRDS))
+    await control_plane.kubectl("wait", "--for=condition=Established", "crd/fluxworkerpools.fluxpool.dev")
+    await control_plane.kubectl("create", "namespace", NAMESPACE)
+    nodes = [
+        NodeSpec(name=f"scale-{number}", capacity={"nvidia.com/gpu": str(PODS_PER_NODE)}, heartbeat_interval_seconds=20)
+        for number in range(math.ceil(pods_per_pool * pools / PODS_PER_NODE) + 1)
+    ]
+    async with control_plane.api() as api, FakeNodes(api, nodes, pods=FakePods()):
+        for first in range(0, pools, POOLS_AT_ONCE):
+            batch = topics[first : first + POOLS_AT_ONCE]
+            await asyncio.gather(*(_make_pool(api, bootstrap_servers, topic, pods_per_pool) for topic in batch))
+        yield World(api, bootstrap_servers, topics, pods_per_pool, tasks_per_pool=_tasks(partitions, pods_per_pool))
+
+
+def _tasks(partitions: int, pods_per_pool: int) -> int:
+    """As many on each partition, and at least one for each pod."""
+    return partitions * math.ceil(pods_per_pool / partitions)
+
+
+def _make_groups(bootstrap_servers: str, topics: tuple[str, ...], partitions: int, pods_per_pool: int) -> None:
+    """Topics with tasks, and groups that have committed the begin of each partition."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    retry = SHARED_TOPICS["retry"]
+    shared = [name for name in SHARED_TOPICS.values() if isinstance(name, str)] + list(retry)
+    wanted = [NewTopic(name, num_partitions=1) for name in shared]
+    wanted += [NewTopic(name, num_partitions=partitions) for name in topics]
+    for first in range(0, len(wanted), TOPICS_AT_ONCE):
+        made = admin.create_topics(wanted[first : first + TOPICS_AT_ONCE], operation_timeout=60, request_timeout=90)
+        for future in made.values():
+            future.result()
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 50})
+    for topic in topics:
+        for number in range(_tasks(partitions, pods_per_pool)):
+            producer.produce(topic, b'{"request_id": "x", "prompt": "x"}', partition=number % partitions)
+        producer.poll(0)
+    if producer.flush(120):
+        raise RuntimeError("not every task was written within 120 s")
+    for topic in topics:
+        begins = [TopicPartition(topic, number, 0) for number in range(partitions)]
+        for future in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(topic, begins)]).values():
+            future.result()
+
+
+async def _make_pool(api: KubernetesApi, bootstrap_servers: str, topic: str, pods: int) -> Body:
+    return await api.create(
+        f"/apis/fluxpool.dev/v1alpha1/namespaces/{NAMESPACE}/fluxworkerpools",
+        {
+            "apiVersion": "fluxpool.dev/v1alpha1",
+            "kind": "FluxWorkerPool",
+            "metadata": {"name": topic},
+            "spec": {
+                "kafka": {
+                    "bootstrapServers": [bootstrap_servers],
+                    "consumerGroup": topic,
+                    "lanes": [{"name": "standard", "topic": topic}],
+                    "topics": SHARED_TOPICS,
+                },
+                # The size does not move: the smallest, the largest and what the tasks ask for are the same.
+                "scaling": {"minReplicas": pods, "maxReplicas": pods, "targetLagPerReplica": 1},
+                "storage": {"url": "s3://images/"},
+                "worker": {"image": "fluxpool-worker:dev"},
+            },
+        },
+    )
