@@ -88,10 +88,26 @@ def test_the_plan_gets_the_limits_of_the_pool() -> None:
         target_lag_per_replica=8,
         activation_lag_records=2,
         idle_grace_seconds=600,
+        scale_up_window_seconds=5,
+        scale_up_step_replicas=4,
+        scale_up_period_seconds=60,
         cool_down_seconds=90,
+        scale_down_step_replicas=1,
+        scale_down_period_seconds=30,
         stale_after_seconds=45,
+        fallback_replicas=3,
         paused=True,
     )
+
+
+def test_a_pool_that_holds_has_no_number_for_a_silent_kafka() -> None:
+    assert scaling_config(FluxWorkerPool.parse(pool_body()).spec).fallback_replicas is None
+
+
+def test_the_time_of_creation_is_read_as_it_is_written() -> None:
+    body = edited(pool_body(), {".metadata.creationTimestamp": "2026-05-04T12:00:00Z"})
+    assert FluxWorkerPool.parse(body).metadata.creation_timestamp == "2026-05-04T12:00:00Z"
+    assert FluxWorkerPool.parse(pool_body()).metadata.creation_timestamp == ""
 
 
 def test_limits_that_contradict_each_other_are_refused_without_the_server_too() -> None:

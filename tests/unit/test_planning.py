@@ -163,7 +163,7 @@ def test_replicas_above_the_maximum_go_at_once() -> None:
 def test_a_stale_backlog_never_takes_replicas_away(age_seconds: float) -> None:
     decision = decide(lane(0, age_seconds=age_seconds), current=4, elapsed_seconds=1000)
     assert (decision.replicas, decision.constraint) == (4, Constraint.STALE)
-    assert decision.state == PlanState()
+    assert (decision.state.idle_seconds, decision.state.surplus_seconds) == (0, 0)
     assert "standard" in decision.reason
 
 

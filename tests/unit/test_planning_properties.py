@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from fluxpool_operator.planning import (
     Constraint,
     LaneBacklog,
+    Pace,
     PartitionBacklog,
     PlanState,
+    ReplicaChange,
     ScalingConfig,
     Snapshot,
     plan,
@@ -20,12 +22,30 @@ _counts = st.integers(0, 40) | st.sampled_from([0, 1, 10_000])
 _seconds = st.sampled_from([0.0, 0.5, 1.0, 5.0, 10.0, 29.9, 30.0, 100.0])
 
 
+_paces = st.builds(
+    Pace,
+    observed_replicas=st.none() | st.integers(0, 14),
+    changes=st.lists(st.builds(ReplicaChange, seconds_ago=_seconds, replicas=st.integers(-3, 3)), max_size=3).map(
+        tuple
+    ),
+)
+_steps = st.none() | st.integers(1, 4)
+
+
 @st.composite
-def _configs(draw: st.DrawFn) -> ScalingConfig:
+def _configs(draw: st.DrawFn, *, at_once: bool = False) -> ScalingConfig:
+    """Limits; `at_once` without those that let the size change only step by step or later."""
     minimum = draw(st.integers(0, 5))
+    maximum = draw(st.integers(max(1, minimum), 12))
     return ScalingConfig(
         min_replicas=minimum,
-        max_replicas=draw(st.integers(max(1, minimum), 12)),
+        max_replicas=maximum,
+        scale_up_window_seconds=0.0 if at_once else draw(_seconds),
+        scale_up_step_replicas=None if at_once else draw(_steps),
+        scale_up_period_seconds=draw(_seconds),
+        scale_down_step_replicas=None if at_once else draw(_steps),
+        scale_down_period_seconds=draw(_seconds),
+        fallback_replicas=draw(st.none() | st.integers(1, maximum)),
         target_lag_per_replica=draw(st.integers(1, 10)),
         activation_lag_records=draw(st.integers(0, 5)),
         idle_grace_seconds=draw(_seconds),
@@ -53,10 +73,32 @@ def _snapshots(draw: st.DrawFn, *, stale: bool | None = None) -> Snapshot:
         current_replicas=draw(st.integers(0, 14)),
         elapsed_seconds=draw(_seconds),
         state=PlanState(
-            idle_seconds=draw(_seconds), surplus_seconds=draw(_seconds), surplus_need=draw(st.integers(0, 12))
+            idle_seconds=draw(_seconds),
+            surplus_seconds=draw(_seconds),
+            surplus_need=draw(st.integers(0, 12)),
+            shortage_seconds=draw(_seconds),
+            shortage_need=draw(st.integers(0, 12)),
+            pace=draw(_paces),
         ),
         quota_replicas=draw(st.none() | st.integers(0, 12)),
         capacity_replicas=draw(st.none() | st.integers(0, 12)),
+        loading_replicas=draw(st.integers(0, 2)),
+        gated_replicas=draw(st.sampled_from([0, 0, 1])),
+        unschedulable_replicas=draw(st.sampled_from([0, 0, 2])),
+        waiting_for_gpu_replicas=draw(st.sampled_from([0, 0, 1])),
+        terminating_replicas=draw(st.integers(0, 2)),
+    )
+
+
+def _housed(snapshot: Snapshot) -> Snapshot:
+    """The same with a place for every replica."""
+    return replace(
+        snapshot,
+        quota_replicas=None,
+        capacity_replicas=None,
+        gated_replicas=0,
+        unschedulable_replicas=0,
+        waiting_for_gpu_replicas=0,
     )
 
 
@@ -103,7 +145,8 @@ def test_the_order_of_partitions_and_lanes_does_not_matter(
 def test_a_stale_backlog_never_lowers_and_never_sends_to_zero(snapshot: Snapshot, config: ScalingConfig) -> None:
     decision = plan(snapshot, config)
     assert decision.replicas >= min(snapshot.current_replicas, config.max_replicas)
-    assert decision.state == snapshot.state
+    before, after = snapshot.state, decision.state
+    assert replace(after, pace=before.pace, drain=before.drain) == before
 
 
 @given(_snapshots(), _configs())
@@ -113,22 +156,20 @@ def test_planning_again_at_the_same_moment_changes_nothing(snapshot: Snapshot, c
     assert plan(again, config).replicas == first.replicas
 
 
-@given(_snapshots(stale=False), _configs())
+@given(_snapshots(stale=False), _configs(at_once=True))
 def test_an_unlimited_backlog_gets_exactly_what_it_asks_for(snapshot: Snapshot, config: ScalingConfig) -> None:
-    free = replace(snapshot, quota_replicas=None, capacity_replicas=None, current_replicas=0)
+    free = replace(_housed(snapshot), current_replicas=0)
     decision = plan(free, config)
     assert decision.replicas == min(max(decision.need_replicas, config.min_replicas), config.max_replicas)
     with_work = sum(lane.partitions_with_work for lane in free.lanes)
     assert decision.need_replicas <= with_work
 
 
-@given(_snapshots(stale=False), _configs())
+@given(_snapshots(stale=False), _configs(at_once=True))
 def test_without_work_a_pool_reaches_its_minimum_and_with_work_it_stays_awake(
     snapshot: Snapshot, config: ScalingConfig
 ) -> None:
-    moment = replace(
-        snapshot, elapsed_seconds=config.idle_grace_seconds + 1, quota_replicas=None, capacity_replicas=None
-    )
+    moment = replace(_housed(snapshot), elapsed_seconds=config.idle_grace_seconds + 1)
     decision = plan(moment, config)
     if decision.work_records == 0:
         assert decision.replicas == config.min_replicas
@@ -137,8 +178,27 @@ def test_without_work_a_pool_reaches_its_minimum_and_with_work_it_stays_awake(
 
 
 @given(_snapshots(), _configs())
-def test_a_paused_pool_keeps_its_replicas_and_its_memory(snapshot: Snapshot, config: ScalingConfig) -> None:
+def test_a_paused_pool_keeps_its_replicas_and_forgets_what_was_before(
+    snapshot: Snapshot, config: ScalingConfig
+) -> None:
     decision = plan(snapshot, replace(config, paused=True))
     assert decision.replicas == snapshot.current_replicas
     assert decision.constraint is Constraint.PAUSED
-    assert decision.state == snapshot.state
+    assert decision.state == PlanState()
+
+
+@given(_snapshots(), _configs())
+def test_no_replica_is_added_while_one_has_no_place(snapshot: Snapshot, config: ScalingConfig) -> None:
+    short = replace(snapshot, unschedulable_replicas=1)
+    allowed = max(min(snapshot.current_replicas, config.max_replicas), config.min_replicas)
+    assert plan(short, config).replicas <= allowed
+
+
+@given(_snapshots(), _configs())
+def test_no_step_is_larger_than_allowed(snapshot: Snapshot, config: ScalingConfig) -> None:
+    current = min(snapshot.current_replicas, config.max_replicas)
+    decision = plan(snapshot, config)
+    if config.scale_up_step_replicas is not None:
+        assert decision.replicas <= max(current + config.scale_up_step_replicas, config.min_replicas)
+    if config.scale_down_step_replicas is not None:
+        assert decision.replicas >= current - config.scale_down_step_replicas

@@ -24,6 +24,8 @@ class ConditionType(StrEnum):
     """The work asks for more workers than there may or can be."""
     LAG_AVAILABLE = "LagAvailable"
     """The backlog is known and fresh."""
+    TOPICS_READY = "TopicsReady"
+    """The lanes' topics exist, with partitions for as many workers as there may be."""
     TASKS_EXPIRED = "TasksExpired"
     """Tasks were deleted by the topic's retention before a worker took them."""
 
@@ -43,8 +45,11 @@ class Reason(StrEnum):
     AT_MAX_REPLICAS = "AtMaxReplicas"
     CAPACITY_SHORT = "CapacityShort"
     CHILD_FAILED = "ChildFailed"
+    CONTAINER_FAILED = "ContainerFailed"
     FALLBACK_APPLIED = "FallbackApplied"
+    FOREIGN_CHILD = "ForeignChild"
     FOREIGN_FIELDS = "ForeignFields"
+    GROUP_CONFLICT = "GroupConflict"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     INVALID_SPEC = "InvalidSpec"
     LAG_READ = "LagRead"
@@ -52,14 +57,18 @@ class Reason(StrEnum):
     LAG_UNAVAILABLE = "LagUnavailable"
     MANUAL_MODE = "ManualMode"
     NO_OFFSETS_EXPIRED = "NoOffsetsExpired"
+    PARTITIONS_FEWER_THAN_REPLICAS = "PartitionsFewerThanReplicas"
     PARTITION_LIMIT = "PartitionLimit"
     PAUSED = "Paused"
     PLAN_APPLIED = "PlanApplied"
+    PODS_GATED = "PodsGated"
     PODS_UNSCHEDULABLE = "PodsUnschedulable"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    RATE_LIMITED = "RateLimited"
     READY = "Ready"
     RESUMED = "Resumed"
     RETENTION_PASSED = "RetentionPassed"
+    ROLLING_OUT = "RollingOut"
     ROLLOUT_COMPLETE = "RolloutComplete"
     ROLLOUT_STARTED = "RolloutStarted"
     SCALED_DOWN = "ScaledDown"
@@ -67,9 +76,13 @@ class Reason(StrEnum):
     SCALED_UP = "ScaledUp"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
     SHADOW_MODE = "ShadowMode"
+    TOPICS_FAILED = "TopicsFailed"
+    TOPICS_FOUND = "TopicsFound"
+    TOPICS_MISSING = "TopicsMissing"
     WAITING_FOR_GPU = "WaitingForGPU"
     WITHIN_LIMITS = "WithinLimits"
     WORKERS_LOADING = "WorkersLoading"
+    WORKERS_NOT_READY = "WorkersNotReady"
     WORKER_CRASH_LOOPING = "WorkerCrashLooping"
 
 
@@ -78,7 +91,7 @@ class Condition(ApiModel):
 
     # Plain text in the definition: one that is older than the operator must not refuse a new word.
     type: Annotated[ConditionType, WithJsonSchema({"type": "string", "maxLength": 316})]
-    """What is said: Ready, ScalingActive, ScalingLimited, LagAvailable or TasksExpired."""
+    """What is said: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady or TasksExpired."""
     status: ConditionStatus
     """Whether it holds."""
     reason: Annotated[Reason, WithJsonSchema({"type": "string", "maxLength": 1024})]

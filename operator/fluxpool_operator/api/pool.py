@@ -9,7 +9,7 @@ from fluxpool_contract.problems import FieldProblem, explain
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.kubernetes_types import Labels
 from fluxpool_operator.api.model import ModelSpec
-from fluxpool_operator.api.scaling import Replicas, ScalingSpec
+from fluxpool_operator.api.scaling import LagUnavailablePolicy, Replicas, ScalingSpec
 from fluxpool_operator.api.schema import ApiModel, CountOrPercentage, Rule
 from fluxpool_operator.api.status import FluxWorkerPoolStatus
 from fluxpool_operator.api.storage import StorageSpec
@@ -99,6 +99,8 @@ class ObjectMeta(ApiModel):
     namespace: str
     uid: str
     generation: int = 1
+    creation_timestamp: str = ""
+    """As Kubernetes writes it, which sorts by time; empty for an object that was never stored."""
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
 
@@ -140,7 +142,7 @@ class FluxWorkerPool(ApiModel):
 
 def scaling_config(spec: FluxWorkerPoolSpec) -> ScalingConfig:
     """The limits of a pool as the plan reads them; raises `InvalidPoolError`."""
-    scaling = spec.scaling
+    scaling, unavailable = spec.scaling, spec.scaling.on_lag_unavailable
     try:
         return ScalingConfig(
             min_replicas=scaling.min_replicas,
@@ -148,8 +150,14 @@ def scaling_config(spec: FluxWorkerPoolSpec) -> ScalingConfig:
             target_lag_per_replica=scaling.target_lag_per_replica,
             activation_lag_records=scaling.activation_lag,
             idle_grace_seconds=scaling.idle_grace_period_seconds,
+            scale_up_window_seconds=scaling.scale_up.stabilization_window_seconds,
+            scale_up_step_replicas=scaling.scale_up.max_step_pods,
+            scale_up_period_seconds=scaling.scale_up.period_seconds,
             cool_down_seconds=scaling.scale_down.stabilization_window_seconds,
-            stale_after_seconds=scaling.on_lag_unavailable.stale_after_seconds,
+            scale_down_step_replicas=scaling.scale_down.max_step_pods,
+            scale_down_period_seconds=scaling.scale_down.period_seconds,
+            stale_after_seconds=unavailable.stale_after_seconds,
+            fallback_replicas=unavailable.replicas if unavailable.policy is LagUnavailablePolicy.FALLBACK else None,
             paused=spec.paused,
         )
     except ValueError as error:

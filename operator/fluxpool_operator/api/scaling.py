@@ -62,7 +62,7 @@ class ScaleUpSpec(ApiModel):
     stabilization_window_seconds: WindowSeconds = 0
     """The demand must have lasted this long; every worker added at once saves the group a rebalance."""
     max_step_pods: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """The most workers added within periodSeconds; no limit when absent."""
+    """The most workers added within periodSeconds; no limit when absent. minReplicas is reached at once."""
     period_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     """The period of maxStepPods."""
 
@@ -73,7 +73,7 @@ class ScaleDownSpec(ApiModel):
     stabilization_window_seconds: WindowSeconds = 30
     """Fewer workers must have sufficed for this long."""
     max_step_pods: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """The most workers taken away within periodSeconds; no limit when absent."""
+    """The most workers taken away within periodSeconds; no limit when absent. Those above maxReplicas go at once."""
     period_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     """The period of maxStepPods."""
 

@@ -25,11 +25,11 @@ class LaneStatus(ApiModel):
     partitions: Count | None = None
     """Partitions of its topic."""
     lag: Count | None = None
-    """Tasks that wait."""
+    """Tasks that wait; two significant digits."""
     in_flight: Count | None = None
     """Tasks that workers have taken and not finished."""
     oldest_age_seconds: Count | None = None
-    """Age of the oldest task that waits."""
+    """Age of the oldest task that waits, in steps."""
     expired: Count | None = None
     """Tasks lost to the topic's retention since the pool was made."""
 
@@ -41,11 +41,12 @@ class PlanStatus(ApiModel):
     """Workers that the backlog asks for, before any limit."""
     # Plain text in the definition: one that is older than the operator must not refuse a new word.
     constraint: Annotated[Constraint, WithJsonSchema({"type": "string", "maxLength": 32})]
-    """What decided the number: lag, partitions, minimum, maximum, quota, capacity, stale, hold, idle or paused."""
+    """What decided the number: lag, partitions, minimum, maximum, quota, capacity, stale, fallback, hold, rate, idle or
+    paused."""
     reason: Annotated[str, Field(max_length=1024)]
     """The decision in sentences."""
     eta_seconds: Count | None = None
-    """When the backlog of now will be done, as far as that can be told."""
+    """When the backlog will be done if it goes on to shrink as it does now, in steps; absent while it does not."""
 
 
 class FluxWorkerPoolStatus(ApiModel):
@@ -56,7 +57,7 @@ class FluxWorkerPoolStatus(ApiModel):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16, json_schema_extra=map_by("type"))] = Field(
         default_factory=tuple
     )
-    """Ready, ScalingActive, ScalingLimited, LagAvailable, TasksExpired."""
+    """Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired."""
     replicas: Count | None = None
     """Pods that exist and are not being stopped."""
     ready_replicas: Count | None = None
@@ -76,7 +77,7 @@ class FluxWorkerPoolStatus(ApiModel):
     oldest_age_seconds: Count | None = None
     """Age of the oldest task that waits, in steps."""
     lag_observed_time: datetime | None = None
-    """When the backlog was last read."""
+    """When the backlog was last read; written once a minute while nothing else changes."""
     lanes: Annotated[tuple[LaneStatus, ...], Field(max_length=8, json_schema_extra=map_by("name"))] = Field(
         default_factory=tuple
     )
@@ -86,6 +87,6 @@ class FluxWorkerPoolStatus(ApiModel):
     last_scale_time: datetime | None = None
     """When the number of workers was last changed."""
     last_active_time: datetime | None = None
-    """When there was last any work."""
+    """When there was last any work, to the minute while there is some."""
     template_hash: Annotated[str, Field(max_length=64)] | None = None
     """Identifies the pod template last applied."""

@@ -4,7 +4,9 @@ Pure: no I/O, no clock, no randomness, no logging. Whoever scales anything (the 
 processes) calls the same `plan`.
 """
 
+from fluxpool_operator.planning.drain import Drain
 from fluxpool_operator.planning.lag_policy import plan
+from fluxpool_operator.planning.pace import Pace, ReplicaChange
 from fluxpool_operator.planning.snapshot import (
     Constraint,
     LaneBacklog,
@@ -17,10 +19,13 @@ from fluxpool_operator.planning.snapshot import (
 
 __all__ = [
     "Constraint",
+    "Drain",
     "LaneBacklog",
+    "Pace",
     "PartitionBacklog",
     "Plan",
     "PlanState",
+    "ReplicaChange",
     "ScalingConfig",
     "Snapshot",
     "plan",

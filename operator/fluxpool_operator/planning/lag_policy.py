@@ -1,30 +1,23 @@
 """The `Lag` policy: one replica per so many unfinished tasks.
 
-The wanted size is taken in one step, because every membership change costs the consumer group a rebalance. Limits cap
-the number of replicas, never the measured lag, so the result is exact: no tolerance band in which a pool stays small.
+The wanted size is taken in one step unless a person set a smaller one, because every membership change costs the
+consumer group a rebalance. Limits cap the number of replicas, never the measured lag, so the result is exact: no
+tolerance band in which a pool stays small.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from fluxpool_operator.planning.snapshot import Constraint, LaneBacklog, Plan, PlanState, ScalingConfig, Snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class _Demand:
-    """What the backlog asks for, before limits and history."""
-
-    replicas: int
-    constraint: Constraint
-    reason: str
-    work_records: int
-    in_flight_records: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    replicas: int
-    constraint: Constraint
-    reason: str
+from fluxpool_operator.planning.demand import (
+    Choice,
+    Demand,
+    demand_of,
+    replicas_text,
+    tasks_text,
+    unlimited,
+    within_limits,
+)
+from fluxpool_operator.planning.drain import drained
+from fluxpool_operator.planning.snapshot import Constraint, Plan, PlanState, ScalingConfig, Snapshot
 
 
 def plan(snapshot: Snapshot, config: ScalingConfig) -> Plan:
@@ -33,118 +26,163 @@ def plan(snapshot: Snapshot, config: ScalingConfig) -> Plan:
     Always between the minimum and the maximum, unless paused. More work never asks for fewer replicas; planning again
     with the returned state and no time passed changes nothing.
     """
-    demand = _demand(snapshot.lanes, current_replicas=snapshot.current_replicas, config=config)
+    demand = demand_of(snapshot.lanes, current_replicas=snapshot.current_replicas, config=config)
     if config.paused:
-        reason = f"Scaling is paused: the pool stays at {_replicas(snapshot.current_replicas)}. {demand.reason}"
-        choice = _Choice(snapshot.current_replicas, Constraint.PAUSED, reason)
-        return _plan(choice, demand=demand, state=snapshot.state)
+        # What was remembered before a pause says nothing about the time after it.
+        reason = f"Scaling is paused: the pool stays at {replicas_text(snapshot.current_replicas)}. {demand.reason}"
+        choice = Choice(snapshot.current_replicas, Constraint.PAUSED, reason)
+        return _plan(choice, demand=demand, state=PlanState())
+    snapshot = replace(snapshot, state=_looked_again(snapshot, demand, config))
     # Replicas above the maximum go at once, whatever the backlog; every grace is about those that are allowed.
     excess = snapshot.current_replicas > config.max_replicas
     observed = replace(snapshot, current_replicas=min(snapshot.current_replicas, config.max_replicas))
-    wanted = _within_limits(demand, snapshot=observed, config=config)
-    if _stale_lanes(snapshot, config) is not None:
+    wanted = within_limits(unlimited(demand), demand=demand, snapshot=observed, config=config)
+    if _is_stale(snapshot, config):
         # The memory stands still: time that nobody watched counts neither as idle nor as busy.
-        choice, state = _hold_stale(wanted, snapshot=observed, config=config), snapshot.state
-    elif wanted.replicas >= observed.current_replicas:
-        choice, state = wanted, PlanState(idle_seconds=_idle_seconds(snapshot, demand))
+        choice, state = _hold_stale(wanted, snapshot=observed, config=config, demand=demand), snapshot.state
+    elif wanted.replicas > observed.current_replicas:
+        choice, state = _scale_out(wanted, snapshot=observed, config=config, demand=demand)
+    elif wanted.replicas == observed.current_replicas:
+        choice, state = wanted, _memory(observed, demand)
     else:
         choice, state = _scale_in(wanted, snapshot=observed, config=config, demand=demand)
     if excess and choice.replicas == config.max_replicas:
-        reason = f"The maximum is {_replicas(config.max_replicas)}. {demand.reason}"
-        choice = _Choice(choice.replicas, Constraint.MAXIMUM, reason)
+        reason = f"The maximum is {replicas_text(config.max_replicas)}. {demand.reason}"
+        choice = Choice(choice.replicas, Constraint.MAXIMUM, reason)
     return _plan(choice, demand=demand, state=state)
 
 
-def _demand(lanes: tuple[LaneBacklog, ...], *, current_replicas: int, config: ScalingConfig) -> _Demand:
-    target = config.target_lag_per_replica
-    work = sum(lane.work_records for lane in lanes)
-    in_flight = sum(partition.in_flight_records for lane in lanes for partition in lane.partitions)
-    if work == 0:
-        return _Demand(0, Constraint.IDLE, "No task is waiting or in flight.", 0, 0)
-    if current_replicas == 0 and work <= config.activation_lag_records:
-        reason = f"{_tasks(work)} unfinished, not more than the {config.activation_lag_records} that wake the pool."
-        return _Demand(0, Constraint.IDLE, reason, work, in_flight)
-    # Capped in records, so that the sum over lanes is rounded up once: two lanes with one task each need one replica.
-    useful = sum(min(lane.work_records, lane.partitions_with_work * target) for lane in lanes)
-    asked, useful_replicas = -(-work // target), -(-useful // target)
-    reason = f"{_tasks(work)} unfinished; at {target} per replica that asks for {_replicas(asked)}."
-    if useful_replicas < asked:
-        partitions = sum(lane.partitions_with_work for lane in lanes)
-        reason += (
-            f" They lie on {partitions} partition{_plural(partitions)}, "
-            f"so more than {_replicas(useful_replicas)} would idle."
+def _looked_again(snapshot: Snapshot, demand: Demand, config: ScalingConfig) -> PlanState:
+    """The memory with what this look adds whatever it leads to: changes of size, and how the backlog drains."""
+    elapsed = max(0.0, snapshot.elapsed_seconds)
+    periods = [
+        period
+        for step, period in (
+            (config.scale_up_step_replicas, config.scale_up_period_seconds),
+            (config.scale_down_step_replicas, config.scale_down_period_seconds),
         )
-        return _Demand(useful_replicas, Constraint.PARTITIONS, reason, work, in_flight)
-    return _Demand(asked, Constraint.LAG, reason, work, in_flight)
-
-
-def _within_limits(demand: _Demand, *, snapshot: Snapshot, config: ScalingConfig) -> _Choice:
-    """The demand under every cap; quota and capacity forbid new replicas but do not end running ones."""
-    choice = _Choice(demand.replicas, demand.constraint, demand.reason)
-    current = snapshot.current_replicas
-    for constraint, limit, what in (
-        (Constraint.QUOTA, snapshot.quota_replicas, "the quota admits"),
-        (Constraint.CAPACITY, snapshot.capacity_replicas, "there is room for"),
-    ):
-        if limit is not None and choice.replicas > max(limit, current):
-            reason = f"{choice.reason} Only {_replicas(limit)} can run, because {what} no more."
-            choice = _Choice(max(limit, current), constraint, reason)
-    if choice.replicas > config.max_replicas:
-        reason = f"{demand.reason} The maximum is {_replicas(config.max_replicas)}."
-        return _Choice(config.max_replicas, Constraint.MAXIMUM, reason)
-    if choice.replicas < config.min_replicas:
-        reason = f"{choice.reason} The minimum is {_replicas(config.min_replicas)}."
-        return _Choice(config.min_replicas, Constraint.MINIMUM, reason)
-    return choice
-
-
-def _stale_lanes(snapshot: Snapshot, config: ScalingConfig) -> str | None:
-    """Names of the lanes whose backlog is too old to take replicas away; null when all are fresh."""
-    unread = [lane.name for lane in snapshot.lanes if lane.age_seconds > config.stale_after_seconds]
-    if unread or not snapshot.lanes:
-        return ", ".join(unread)
-    return None
-
-
-def _hold_stale(wanted: _Choice, *, snapshot: Snapshot, config: ScalingConfig) -> _Choice:
-    lanes = _stale_lanes(snapshot, config)
-    reason = (
-        f"The backlog{f' of {lanes}' if lanes else ''} was not read within the last {config.stale_after_seconds:g} s, "
-        f"so no replica is taken away. As last read: {wanted.reason}"
+        if step is not None
+    ]
+    pace = snapshot.state.pace.seen(
+        snapshot.current_replicas, elapsed_seconds=elapsed, remember_seconds=max(periods, default=0.0)
     )
-    return _Choice(max(wanted.replicas, snapshot.current_replicas), Constraint.STALE, reason)
+    drain = None
+    if not _is_stale(snapshot, config):
+        drain = drained(snapshot.state.drain, work_records=demand.work_records, elapsed_seconds=elapsed)
+    return replace(snapshot.state, pace=pace, drain=drain)
 
 
-def _idle_seconds(snapshot: Snapshot, demand: _Demand) -> float:
-    return snapshot.state.idle_seconds + max(0.0, snapshot.elapsed_seconds) if demand.work_records == 0 else 0.0
+def _is_stale(snapshot: Snapshot, config: ScalingConfig) -> bool:
+    return not snapshot.lanes or bool(_stale_lanes(snapshot, config))
 
 
-def _scale_in(
-    wanted: _Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: _Demand
-) -> tuple[_Choice, PlanState]:
-    """Fewer replicas than now, once a grace has passed and as far as none of them is busy."""
+def _stale_lanes(snapshot: Snapshot, config: ScalingConfig) -> list[str]:
+    """Names of the lanes whose backlog is too old to take replicas away."""
+    return [lane.name for lane in snapshot.lanes if lane.age_seconds > config.stale_after_seconds]
+
+
+def _hold_stale(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: Demand) -> Choice:
+    """At least as many as now: more if the old numbers ask for it, or a person set a number for this case.
+
+    A demand that has to last for a while cannot be seen to last.
+    """
     current = snapshot.current_replicas
-    state = PlanState(
-        idle_seconds=_idle_seconds(snapshot, demand),
-        surplus_seconds=snapshot.state.surplus_seconds + max(0.0, snapshot.elapsed_seconds),
-        surplus_need=max(snapshot.state.surplus_need, wanted.replicas),
+    lanes = ", ".join(_stale_lanes(snapshot, config))
+    unread = (
+        f"The backlog{f' of {lanes}' if lanes else ''} was not read within the last {config.stale_after_seconds:g} s"
     )
-    after = PlanState(idle_seconds=state.idle_seconds)
-    if demand.work_records == 0 and state.idle_seconds >= config.idle_grace_seconds:
+    fallback = config.fallback_replicas or 0
+    if fallback > max(wanted.replicas, current):
+        reason = f"{unread}, and for that case the pool is to have {replicas_text(fallback)}."
+        limited = within_limits(
+            Choice(fallback, Constraint.FALLBACK, reason), demand=demand, snapshot=snapshot, config=config
+        )
+        return _paced_out(limited, snapshot=snapshot, config=config)
+    held = max(current, config.min_replicas)
+    reason = f"{unread}, so no replica is taken away. As last read: {wanted.reason}"
+    if wanted.replicas <= held or config.scale_up_window_seconds > 0:
+        return Choice(held, Constraint.STALE, reason)
+    raised = _paced_out(wanted, snapshot=snapshot, config=config)
+    return Choice(raised.replicas, Constraint.STALE, reason)
+
+
+def _memory(snapshot: Snapshot, demand: Demand) -> PlanState:
+    """What is remembered in any case: nothing of a surplus or a shortage."""
+    idle = snapshot.state.idle_seconds + max(0.0, snapshot.elapsed_seconds) if demand.work_records == 0 else 0.0
+    return PlanState(idle_seconds=idle, pace=snapshot.state.pace, drain=snapshot.state.drain)
+
+
+def _scale_out(
+    wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: Demand
+) -> tuple[Choice, PlanState]:
+    """More replicas than now, once the demand has lasted, and as many as one step may add."""
+    after, before = _memory(snapshot, demand), snapshot.state
+    window = config.scale_up_window_seconds
+    if window == 0:
+        return _paced_out(wanted, snapshot=snapshot, config=config), after
+    if before.shortage_need == 0:
+        lasted, need = 0.0, wanted.replicas
+    else:
+        lasted = before.shortage_seconds + max(0.0, snapshot.elapsed_seconds)
+        need = min(before.shortage_need, wanted.replicas)
+    held = max(snapshot.current_replicas, config.min_replicas)
+    if lasted < window:
         reason = (
-            f"{wanted.reason} It has been so for {state.idle_seconds:.0f} s, "
-            f"and the grace is {config.idle_grace_seconds:g} s."
+            f"{wanted.reason} The pool stays at {replicas_text(held)} until that has lasted {window:g} s "
+            f"(now {lasted:.0f} s)."
         )
-        return _Choice(wanted.replicas, wanted.constraint, reason), after
+        return Choice(held, Constraint.HOLD, reason), replace(after, shortage_seconds=lasted, shortage_need=need)
+    choice = _paced_out(replace(wanted, replicas=max(held, need)), snapshot=snapshot, config=config)
+    if choice.constraint is Constraint.RATE:
+        return choice, replace(after, shortage_seconds=lasted, shortage_need=need)
+    return choice, after
+
+
+def _paced_out(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig) -> Choice:
+    """As many of the wanted replicas as this period may still add, and the minimum at once."""
+    step, period = config.scale_up_step_replicas, config.scale_up_period_seconds
+    left = snapshot.state.pace.may_add(step=step, period_seconds=period)
+    if left is None:
+        return wanted
+    allowed = max(snapshot.current_replicas + left, config.min_replicas)
+    if wanted.replicas <= allowed:
+        return wanted
+    reason = f"{wanted.reason} No more than {step} may be added within {period:g} s."
+    return Choice(allowed, Constraint.RATE, reason)
+
+
+def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: Demand) -> tuple[Choice, PlanState]:
+    """Fewer replicas than now, once a grace has passed, as many as one step may take, and as far as none is busy."""
+    current, elapsed = snapshot.current_replicas, max(0.0, snapshot.elapsed_seconds)
+    after, before = _memory(snapshot, demand), snapshot.state
+    # A need from when there were more replicas than now, because somebody else took some, says nothing of these.
+    surplus_seconds, need = (
+        (before.surplus_seconds + elapsed, before.surplus_need) if before.surplus_need < current else (0.0, 0)
+    )
+    state = replace(after, surplus_seconds=surplus_seconds, surplus_need=max(need, wanted.replicas))
+    step, period = config.scale_down_step_replicas, config.scale_down_period_seconds
+    left = snapshot.state.pace.may_take(step=step, period_seconds=period)
+    floor = 0 if left is None else current - left
+    is_idle = demand.work_records == 0 and state.idle_seconds >= config.idle_grace_seconds
     # Even without a cool-down some time must have been watched: a second look at the same moment changes nothing.
     cooling = state.surplus_seconds < config.cool_down_seconds or state.surplus_seconds == 0
     busy = demand.in_flight_records
-    replicas = min(current, max(1, state.surplus_need, busy))
-    if replicas < current and not cooling:
-        reason = (
-            f"{wanted.reason} {_replicas(replicas).capitalize()} would have done for {state.surplus_seconds:.0f} s."
-        )
-        return _Choice(replicas, wanted.constraint, reason), after
+    target = wanted.replicas if is_idle else min(current, max(1, state.surplus_need, busy))
+    if target == current or (cooling and not is_idle):
+        return Choice(current, Constraint.HOLD, _why_held(state, snapshot, config, demand, cooling=cooling)), state
+    lasted = (
+        f"It has been so for {state.idle_seconds:.0f} s, and the grace is {config.idle_grace_seconds:g} s."
+        if is_idle
+        else f"{replicas_text(target)} would have done for {state.surplus_seconds:.0f} s."
+    )
+    if target < floor:
+        reason = f"{wanted.reason} {lasted} No more than {step} may be taken away within {period:g} s."
+        return Choice(floor, Constraint.RATE, reason), state
+    return Choice(target, wanted.constraint, f"{wanted.reason} {lasted}"), after
+
+
+def _why_held(state: PlanState, snapshot: Snapshot, config: ScalingConfig, demand: Demand, *, cooling: bool) -> str:
+    busy, current = demand.in_flight_records, snapshot.current_replicas
     if cooling:
         grace = (
             f"until that has lasted {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
@@ -154,12 +192,11 @@ def _scale_in(
     elif demand.work_records == 0:
         grace = f"until there was no work for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
     else:
-        grace = f"while {_tasks(busy)} in flight" if busy >= current else "because so many were needed a moment ago"
-    reason = f"{demand.reason} The pool stays at {_replicas(current)} {grace}."
-    return _Choice(current, Constraint.HOLD, reason), state
+        grace = f"while {tasks_text(busy)} in flight" if busy >= current else "because so many were needed a moment ago"
+    return f"{demand.reason} The pool stays at {replicas_text(current)} {grace}."
 
 
-def _plan(choice: _Choice, *, demand: _Demand, state: PlanState) -> Plan:
+def _plan(choice: Choice, *, demand: Demand, state: PlanState) -> Plan:
     return Plan(
         replicas=choice.replicas,
         constraint=choice.constraint,
@@ -167,16 +204,5 @@ def _plan(choice: _Choice, *, demand: _Demand, state: PlanState) -> Plan:
         need_replicas=demand.replicas,
         work_records=demand.work_records,
         state=state,
+        eta_seconds=state.drain.eta_seconds if state.drain else None,
     )
-
-
-def _replicas(count: int) -> str:
-    return f"{count} replica{_plural(count)}"
-
-
-def _tasks(count: int) -> str:
-    return f"{count} task{_plural(count)} {'is' if count == 1 else 'are'}"
-
-
-def _plural(count: int) -> str:
-    return "" if count == 1 else "s"

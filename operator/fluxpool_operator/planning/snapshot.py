@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fluxpool_operator.planning.drain import Drain
+from fluxpool_operator.planning.pace import Pace
+
 
 class Constraint(StrEnum):
     """What decided the number of replicas."""
@@ -23,8 +26,12 @@ class Constraint(StrEnum):
     """More replicas would be admitted, but find no place to run."""
     STALE = "stale"
     """The backlog could not be read lately, so nothing is taken away."""
+    FALLBACK = "fallback"
+    """The backlog could not be read lately, and a person set the number for that."""
     HOLD = "hold"
-    """Fewer would do, but the grace before a scale-in has not passed, or the replicas are busy."""
+    """Another number is wanted, but not for long enough yet, or the replicas are busy."""
+    RATE = "rate"
+    """Another number is wanted, but no more may be added or taken away within this period."""
     IDLE = "idle"
     """There is no work."""
     PAUSED = "paused"
@@ -75,6 +82,14 @@ class PlanState:
     """Observed time during which fewer replicas than there are would have done."""
     surplus_need: int = 0
     """The most replicas that were needed in that time."""
+    shortage_seconds: float = 0.0
+    """Observed time during which more replicas than there are were needed."""
+    shortage_need: int = 0
+    """The fewest replicas that were needed in that time; 0 when there is no shortage."""
+    pace: Pace = field(default_factory=Pace)
+    """How fast the number of replicas changed lately."""
+    drain: Drain | None = None
+    """How fast the backlog shrinks; null when it does not, or nobody watched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +105,16 @@ class Snapshot:
     """The most replicas that will be admitted; null when nothing limits them."""
     capacity_replicas: int | None = None
     """The most replicas that find a place to run; null when that is not known to be short."""
+    loading_replicas: int = 0
+    """Of the current ones: on the way to work, and so capacity that is coming."""
+    gated_replicas: int = 0
+    """Of the current ones: held back before scheduling, by a quota for example. While there are any, none is added."""
+    unschedulable_replicas: int = 0
+    """Of the current ones: without a place to run. While there are any, none is added."""
+    waiting_for_gpu_replicas: int = 0
+    """Of the current ones: without a place until a replica that is being stopped gives its up. None is added."""
+    terminating_replicas: int = 0
+    """Not among the current ones: being stopped, no capacity, but each still holds its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +131,19 @@ class ScalingConfig:
     """Time without waiting tasks and without tasks in flight before the pool goes down to its minimum."""
     cool_down_seconds: float = 30.0
     """Time during which fewer replicas would have done before some are taken away."""
+    scale_up_window_seconds: float = 0.0
+    """Time during which more replicas were needed before some are added."""
+    scale_up_step_replicas: int | None = None
+    """The most replicas added within `scale_up_period_seconds`; null for no limit. The minimum is reached at once."""
+    scale_up_period_seconds: float = 60.0
+    scale_down_step_replicas: int | None = None
+    """The most replicas taken away within `scale_down_period_seconds`; null for no limit. Those above the maximum go at
+    once."""
+    scale_down_period_seconds: float = 60.0
     stale_after_seconds: float = 30.0
     """A backlog older than this may hold or raise the number of replicas, never lower it."""
+    fallback_replicas: int | None = None
+    """Raise to so many replicas while the backlog is stale; null to hold what there is."""
     paused: bool = False
     """Leave the number of replicas alone."""
 
@@ -120,14 +156,27 @@ class ScalingConfig:
             ("activation_lag_records", 0),
             ("idle_grace_seconds", 0),
             ("cool_down_seconds", 0),
+            ("scale_up_window_seconds", 0),
+            ("scale_up_step_replicas", 1),
+            ("scale_up_period_seconds", 0),
+            ("scale_down_step_replicas", 1),
+            ("scale_down_period_seconds", 0),
             ("stale_after_seconds", 0),
+            ("fallback_replicas", 1),
         ):
             value = getattr(self, name)
+            if value is None:
+                continue
             if not math.isfinite(value) or value < lowest:
                 raise ValueError(f"{name}: {value} is too small or not finite; use at least {lowest}")
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas: {self.min_replicas} is above max_replicas ({self.max_replicas}); "
+                "lower the one or raise the other"
+            )
+        if self.fallback_replicas is not None and self.fallback_replicas > self.max_replicas:
+            raise ValueError(
+                f"fallback_replicas: {self.fallback_replicas} is above max_replicas ({self.max_replicas}); "
                 "lower the one or raise the other"
             )
 
@@ -146,3 +195,5 @@ class Plan:
     """Tasks waiting or in flight, as last read."""
     state: PlanState
     """To be put into the next snapshot."""
+    eta_seconds: float | None = None
+    """Until the backlog is done if it goes on to shrink as it did lately; null when it does not shrink."""

@@ -12,8 +12,8 @@ from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus, scaling_
 from fluxpool_operator.backlog import LaneObservation, planning_lanes
 from fluxpool_operator.cluster import ClusterError, KindPath
 from fluxpool_operator.planning import Constraint, Plan, Snapshot, plan
+from fluxpool_operator.pool_scaling import restored_state
 from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.scaling_memory import restored_state
 from fluxpool_operator.workload import (
     DELETION_COST_ANNOTATION,
     DeploymentSummary,

@@ -21,6 +21,7 @@ from fluxpool_operator.children import (
 )
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.planning import Plan
+from fluxpool_operator.pool_scaling import desired_replicas
 from fluxpool_operator.reconcile.actuator import Actuator
 from fluxpool_operator.reconcile.claims import GroupClaim
 from fluxpool_operator.reconcile.lag_watch import LagWatch, lane_targets
@@ -178,7 +179,7 @@ class PoolTurns:
     def _measure(self, sight: Sight, replicas: int) -> None:
         metrics, labels = self._services.metrics, {"namespace": self._key.namespace, "pool": self._key.name}
         metrics.desired_replicas.labels(**labels).set(replicas)
-        metrics.ready_replicas.labels(**labels).set(sight.deployment.ready_replicas if sight.deployment else 0)
+        metrics.ready_replicas.labels(**labels).set(sight.deployment.ready if sight.deployment else 0)
         metrics.waiting_records.labels(**labels).set(sum(lane.waiting_records for lane in sight.lanes))
         metrics.expired_records.labels(**labels).set(sum(lane.expired_records_total for lane in sight.lanes))
         metrics.lag_age_seconds.labels(**labels).set(max((lane.age_seconds for lane in sight.lanes), default=0.0))

@@ -1,0 +1,162 @@
+"""Every condition of a pool but `Ready`, each with its cause."""
+
+from typing import Final, assert_never
+
+from fluxpool_operator.api import ConditionStatus, ConditionType, Reason, ScalingMode
+from fluxpool_operator.assessment.coarse import duration_text
+from fluxpool_operator.assessment.readiness import readiness
+from fluxpool_operator.assessment.view import PoolView, Verdict
+from fluxpool_operator.backlog.observation import LaneObservation
+from fluxpool_operator.planning import Constraint
+
+_UNKNOWN_TOPIC: Final = "UNKNOWN_TOPIC_OR_PART"
+"""Kafka's name, which a reading's problem carries, for a topic that is not there or may not be seen."""
+_LIMIT_REASONS: Final = {
+    Constraint.MAXIMUM: Reason.AT_MAX_REPLICAS,
+    Constraint.PARTITIONS: Reason.PARTITION_LIMIT,
+    Constraint.QUOTA: Reason.QUOTA_EXCEEDED,
+    Constraint.CAPACITY: Reason.CAPACITY_SHORT,
+    Constraint.RATE: Reason.RATE_LIMITED,
+}
+
+
+def verdict(view: PoolView, type_: ConditionType) -> Verdict:
+    """What a condition is to say."""
+    match type_:
+        case ConditionType.READY:
+            return readiness(view)
+        case ConditionType.SCALING_ACTIVE:
+            return _scaling_active(view)
+        case ConditionType.SCALING_LIMITED:
+            return _scaling_limited(view)
+        case ConditionType.LAG_AVAILABLE:
+            return _lag_available(view)
+        case ConditionType.TOPICS_READY:
+            return _topics_ready(view)
+        case ConditionType.TASKS_EXPIRED:
+            return _tasks_expired(view)
+        case _:
+            assert_never(type_)
+
+
+def _scaling_active(view: PoolView) -> Verdict:
+    # Numbers stay out of the messages: `plan` has them, and a condition is to stand still.
+    mode = view.pool.spec.scaling.mode
+    if view.pool.spec.paused:
+        return _false(Reason.PAUSED, "The pool is paused: everything stays as it is until paused is false.")
+    if mode is ScalingMode.MANUAL:
+        return _false(Reason.MANUAL_MODE, "spec.replicas decides; set scaling.mode to Active to follow the plan.")
+    if mode is ScalingMode.SHADOW:
+        return _false(Reason.SHADOW_MODE, "The plan is only shown; set scaling.mode to Active to follow it.")
+    if view.problems:
+        return _false(view.problems[0].reason, "Nothing is changed until the problem that Ready tells is solved.")
+    if view.plan.constraint is Constraint.FALLBACK:
+        return _false(Reason.FALLBACK_APPLIED, "The backlog is not known, so onLagUnavailable.replicas decides.")
+    if not view.lag_is_known:
+        return _false(Reason.LAG_UNAVAILABLE, "The backlog is not known, so no worker is taken away.")
+    return _true(Reason.PLAN_APPLIED, "The plan decides; status.plan explains it.")
+
+
+def _scaling_limited(view: PoolView) -> Verdict:
+    plan = view.plan
+    if not view.lag_is_known:
+        return _unknown(Reason.LAG_UNAVAILABLE, "The backlog is not known.")
+    reason = Reason.PAUSED if view.pool.spec.paused else _LIMIT_REASONS.get(plan.constraint)
+    # Partitions limit what can be needed at all; every other limit shows in a need that is not met.
+    if reason is not None and (plan.constraint is Constraint.PARTITIONS or plan.need_replicas > plan.replicas):
+        return _true(reason, _limit_text(view, reason))
+    # Asked for and admitted, yet without a place.
+    counts = view.counts
+    if plan.need_replicas > counts.active - counts.unschedulable - counts.gated:
+        for count, short in ((counts.unschedulable, Reason.CAPACITY_SHORT), (counts.gated, Reason.QUOTA_EXCEEDED)):
+            if count:
+                return _true(short, _limit_text(view, short))
+    return _false(Reason.WITHIN_LIMITS, "The work asks for no more workers than there may be.")
+
+
+def _limit_text(view: PoolView, reason: Reason) -> str:
+    scaling = view.pool.spec.scaling
+    match reason:
+        case Reason.AT_MAX_REPLICAS:
+            return f"The work asks for more than scaling.maxReplicas ({scaling.max_replicas}) workers."
+        case Reason.PARTITION_LIMIT:
+            return (
+                "The work asks for more workers than there are partitions with tasks;"
+                " spread tasks over more partitions, or add some."
+            )
+        case Reason.QUOTA_EXCEEDED:
+            return "The work asks for more workers than the quota admits."
+        case Reason.CAPACITY_SHORT:
+            return "The work asks for more workers than nodes have room for; add GPU nodes."
+        case Reason.RATE_LIMITED:
+            return f"scaling.scaleUp.maxStepPods ({scaling.scale_up.max_step_pods}) lets workers be added step by step."
+        case _:
+            return "The work asks for more workers, and the pool is paused."
+
+
+def _lag_available(view: PoolView) -> Verdict:
+    if view.lag_is_known:
+        return _true(Reason.LAG_READ, "The backlog of every lane is read.")
+    reason = Reason.FALLBACK_APPLIED if view.plan.constraint is Constraint.FALLBACK else Reason.LAG_UNAVAILABLE
+    return _false(reason, " ".join(_silence(lane) for lane in view.stale_lanes) or "No lane was read yet.")
+
+
+def _silence(lane: LaneObservation) -> str:
+    """Since when a lane is not read, and why."""
+    since = "was never read" if not lane.partitions else f"was not read for {_ago(lane)}"
+    return f"Lane {lane.target.name} {since}: {lane.problem or 'no answer came'}."
+
+
+def _ago(lane: LaneObservation) -> str:
+    return "long" if lane.age_seconds == float("inf") else duration_text(lane.age_seconds)
+
+
+def _topics_ready(view: PoolView) -> Verdict:
+    for problem in view.problems:
+        if problem.reason is Reason.TOPICS_FAILED:
+            return _false(Reason.TOPICS_FAILED, problem.message)
+    unread = [lane for lane in view.lanes if lane.target.name not in view.topic_partitions]
+    missing = [lane.target.topic for lane in unread if _UNKNOWN_TOPIC in (lane.problem or "")]
+    if missing:
+        return _false(
+            Reason.TOPICS_MISSING,
+            f"kafka.lanes: {', '.join(missing)} cannot be found; create what is missing or set kafka.manageTopics,"
+            " and let the Kafka user DESCRIBE it.",
+        )
+    if unread or not view.lanes:
+        return _unknown(Reason.LAG_UNAVAILABLE, "The topics could not be read yet.")
+    partitions = sum(view.topic_partitions[lane.target.name] for lane in view.lanes)
+    maximum = view.pool.spec.scaling.max_replicas
+    if partitions < maximum:
+        return _false(
+            Reason.PARTITIONS_FEWER_THAN_REPLICAS,
+            f"The topics have {partitions} partitions for up to {maximum} workers, and a worker without one idles;"
+            " add partitions or lower scaling.maxReplicas.",
+        )
+    return _true(Reason.TOPICS_FOUND, f"The topics have {partitions} partitions for up to {maximum} workers.")
+
+
+def _tasks_expired(view: PoolView) -> Verdict:
+    expired = {lane.target.name: lane.expired_records_total for lane in view.lanes if lane.expired_records_total}
+    if expired:
+        counts = ", ".join(f"{count} of lane {name}" for name, count in expired.items())
+        return _true(
+            Reason.RETENTION_PASSED,
+            f"Tasks that the topic's retention deleted before a worker took them, since the pool was made: {counts}."
+            " Raise the topic's retention.ms or scaling.maxReplicas.",
+        )
+    if not any(lane.partitions for lane in view.lanes):
+        return _unknown(Reason.LAG_UNAVAILABLE, "The backlog was never read.")
+    return _false(Reason.NO_OFFSETS_EXPIRED, "No task was deleted by the topic's retention before a worker took it.")
+
+
+def _true(reason: Reason, message: str) -> Verdict:
+    return Verdict(status=ConditionStatus.TRUE, reason=reason, message=message)
+
+
+def _false(reason: Reason, message: str) -> Verdict:
+    return Verdict(status=ConditionStatus.FALSE, reason=reason, message=message)
+
+
+def _unknown(reason: Reason, message: str) -> Verdict:
+    return Verdict(status=ConditionStatus.UNKNOWN, reason=reason, message=message)

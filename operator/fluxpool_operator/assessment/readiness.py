@@ -1,0 +1,191 @@
+"""The condition `Ready`: whether the pool does what it should, else the first thing that keeps it from that.
+
+Owns the order of causes: what a person must mend comes before what passes by itself.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from fluxpool_operator.api import ConditionStatus, ConditionType, Reason
+from fluxpool_operator.assessment.view import PoolView, Verdict
+from fluxpool_operator.workload import PodStage, PodSummary, is_rolling_out
+
+_IMAGE_REASONS: Final = frozenset(
+    {
+        "ErrImageNeverPull",
+        "ErrImagePull",
+        "ImageInspectError",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+_CRASH_REASON: Final = "CrashLoopBackOff"
+_CRASH_RESTARTS: Final = 2
+"""One restart may be chance: the worker ends itself when its engine fails again and again."""
+_DEADLINE_REASON: Final = "ProgressDeadlineExceeded"
+_HARMLESS_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
+"""Every other reason to wait, such as CreateContainerConfigError, is a fault."""
+
+
+def readiness(view: PoolView) -> Verdict:
+    """What `Ready` says."""
+    return _problems(view) or _deployment_fault(view) or _workers(view) or _ready(view)
+
+
+def _problems(view: PoolView) -> Verdict | None:
+    if not view.problems:
+        return None
+    return _not_ready(view.problems[0].reason, " ".join(_sentence(problem.message) for problem in view.problems))
+
+
+def _deployment_fault(view: PoolView) -> Verdict | None:
+    deployment = view.deployment
+    if deployment is None:
+        if view.pool.spec.paused:
+            return _not_ready(Reason.PAUSED, "The pool is paused and has no Deployment yet; set paused to false.")
+        return _not_ready(Reason.CHILD_FAILED, "The Deployment is not there; it is being made again.")
+    if deployment.replica_failure is not None:
+        reason, message = deployment.replica_failure
+        is_quota = "exceeded quota" in message
+        return _not_ready(
+            Reason.QUOTA_EXCEEDED if is_quota else Reason.CHILD_FAILED,
+            f"Kubernetes refuses to make pods: {_sentence(message or reason)}",
+        )
+    return None
+
+
+def _workers(view: PoolView) -> Verdict | None:
+    """What keeps workers from being ready, None when as many are as there should be."""
+    deployment = view.deployment
+    if deployment is None or view.desired_replicas == 0:
+        return None
+    tally = f"{deployment.ready} of {view.desired_replicas} workers are ready."
+    if deployment.ready < view.desired_replicas:
+        reason, cause = _pod_fault(view) or _pod_wait(view)
+        progress = deployment.progressing
+        if progress is not None and progress.reason == _DEADLINE_REASON:
+            cause += f" {_sentence(progress.message)}"
+        return _not_ready(reason, f"{tally} {cause}")
+    if is_rolling_out(deployment, view.pods) or not _counts_are_about_the_template(view):
+        updated = min(deployment.updated, deployment.replicas)
+        return _not_ready(Reason.ROLLING_OUT, f"{updated} of {deployment.replicas} workers have the newest template.")
+    return None
+
+
+def _counts_are_about_the_template(view: PoolView) -> bool:
+    """Whether the Deployment's numbers can be believed to be of the template that the pool asks for."""
+    deployment, before = view.deployment, view.pool.status
+    if deployment is None or view.pool.spec.paused:
+        return True
+    if view.template_hash not in (None, deployment.template_hash):
+        return False
+    if deployment.is_observed:
+        return True
+    # Another number of workers alone makes nobody unready until Kubernetes has looked at it.
+    was_ready = any(
+        each.type is ConditionType.READY
+        and each.status is ConditionStatus.TRUE
+        and each.observed_generation == view.pool.metadata.generation
+        for each in before.conditions
+    )
+    return was_ready and before.template_hash == deployment.template_hash
+
+
+def _pod_fault(view: PoolView) -> tuple[Reason, str] | None:
+    """What is wrong with pods and will not pass by itself."""
+    pods = sorted((pod for pod in view.pods if pod.is_active), key=lambda pod: pod.name)
+    crashing = [pod for pod in pods if _is_crashing(pod)]
+    if crashing:
+        ends = Counter(_end_of(pod) for pod in crashing)
+        return Reason.WORKER_CRASH_LOOPING, (
+            f"{_names(crashing)} end again and again ({', '.join(sorted(ends))}); see kubectl logs --previous."
+        )
+    unpulled = [pod for pod in pods if pod.waiting_reason in _IMAGE_REASONS]
+    if unpulled:
+        return Reason.IMAGE_PULL_FAILED, f"worker.image: {_waiting_text(unpulled)}"
+    failed = [pod for pod in pods if pod.waiting_reason and pod.waiting_reason not in _HARMLESS_REASONS]
+    if failed:
+        is_secret = "secret" in (failed[0].waiting_message or "").lower()
+        return Reason.SECRET_NOT_FOUND if is_secret else Reason.CONTAINER_FAILED, _waiting_text(failed)
+    return None
+
+
+def _is_crashing(pod: PodSummary) -> bool:
+    """Also between two crashes, so that the reason does not change with each."""
+    if pod.waiting_reason == _CRASH_REASON:
+        return True
+    ended = pod.last_exit
+    return pod.stage is not PodStage.READY and pod.restarts >= _CRASH_RESTARTS and ended is not None and ended.code != 0
+
+
+def _pod_wait(view: PoolView) -> tuple[Reason, str]:
+    """What pods wait for, the scarcest first."""
+    counts = view.counts
+    if counts.unschedulable:
+        said = _scheduler_words(view.pods, PodStage.UNSCHEDULABLE)
+        return Reason.PODS_UNSCHEDULABLE, f"No node has room for {counts.unschedulable}: {said}"
+    if counts.gated:
+        return Reason.PODS_GATED, f"{counts.gated} held back: {_scheduler_words(view.pods, PodStage.GATED)}"
+    if counts.waiting_for_gpu:
+        return Reason.WAITING_FOR_GPU, (
+            f"{counts.waiting_for_gpu} waiting until workers that are being stopped ({counts.terminating})"
+            " have finished their tasks and given back their GPUs."
+        )
+    if counts.loading:
+        return Reason.WORKERS_LOADING, f"{counts.loading} starting."
+    if counts.not_ready:
+        return Reason.WORKERS_NOT_READY, f"{counts.not_ready} running and not ready; see kubectl describe and logs."
+    return Reason.WORKERS_LOADING, "The others are being made."
+
+
+def _ready(view: PoolView) -> Verdict:
+    deployment = view.deployment
+    if view.desired_replicas == 0:
+        text = "The pool sleeps: no worker is needed."
+    else:
+        ready = deployment.ready if deployment else 0
+        text = f"{ready} {'worker is' if ready == 1 else 'workers are'} ready."
+    if deployment is not None and deployment.foreign_template_managers:
+        managers = ", ".join(deployment.foreign_template_managers)
+        return Verdict(
+            status=ConditionStatus.TRUE,
+            reason=Reason.FOREIGN_FIELDS,
+            message=f"{text} The pod template also has fields of {managers}; they stay until the Deployment is made"
+            " anew.",
+        )
+    return Verdict(status=ConditionStatus.TRUE, reason=Reason.READY, message=text)
+
+
+def _not_ready(reason: Reason, message: str) -> Verdict:
+    return Verdict(status=ConditionStatus.FALSE, reason=reason, message=message)
+
+
+def _end_of(pod: PodSummary) -> str:
+    ended = pod.last_exit
+    if ended is None:
+        return "no exit code is known"
+    return f"exit code {ended.code}, {ended.reason}" if ended.reason else f"exit code {ended.code}"
+
+
+def _waiting_text(pods: list[PodSummary]) -> str:
+    first = pods[0]
+    more = f" ({len(pods)} pods)" if len(pods) > 1 else ""
+    return _sentence(f"{first.name}{more}: {first.waiting_reason}: {first.waiting_message or 'no message'}")
+
+
+def _scheduler_words(pods: Iterable[PodSummary], stage: PodStage) -> str:
+    """What the scheduler says most often about such pods."""
+    said = Counter(pod.unschedulable_message or "no message" for pod in pods if pod.stage is stage)
+    return _sentence(min(said, key=lambda words: (-said[words], words), default="no message"))
+
+
+def _names(pods: list[PodSummary]) -> str:
+    shown = ", ".join(pod.name for pod in pods[:3])
+    return f"{shown} and {len(pods) - 3} more" if len(pods) > 3 else shown
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."

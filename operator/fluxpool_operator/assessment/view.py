@@ -1,0 +1,65 @@
+"""Everything that a status is made from, at one moment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+
+from fluxpool_operator.api import ConditionStatus, FluxWorkerPool, Reason
+from fluxpool_operator.backlog.observation import LaneObservation
+from fluxpool_operator.planning import Plan
+from fluxpool_operator.workload import DeploymentSummary, PodCounts, PodSummary, count_pods
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolProblem:
+    """Something that keeps the operator from doing what the pool asks for."""
+
+    reason: Reason
+    message: str
+    """What is wrong and how to mend it, for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one condition is to say."""
+
+    status: ConditionStatus
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolView:
+    """One pool as a turn left it."""
+
+    pool: FluxWorkerPool
+    """With the status as it was last written."""
+    now: datetime
+    lanes: tuple[LaneObservation, ...]
+    plan: Plan
+    desired_replicas: int
+    """What the Deployment is to have: of the plan, or of a person."""
+    deployment: DeploymentSummary | None
+    pods: tuple[PodSummary, ...]
+    template_hash: str | None
+    """Of the template that the pool asks for; None before it was rendered."""
+    problems: tuple[PoolProblem, ...] = ()
+    topic_partitions: Mapping[str, int] = field(default_factory=dict)
+    """Partitions of each lane's topic by the lane's name, without those that were never read."""
+
+    @cached_property
+    def counts(self) -> PodCounts:
+        """The pods by what they do."""
+        return count_pods(self.pods)
+
+    @cached_property
+    def stale_lanes(self) -> tuple[LaneObservation, ...]:
+        """Lanes whose last reading is too old to take workers away."""
+        limit = self.pool.spec.scaling.on_lag_unavailable.stale_after_seconds
+        return tuple(lane for lane in self.lanes if lane.age_seconds > limit)
+
+    @property
+    def lag_is_known(self) -> bool:
+        """Whether every lane was read lately."""
+        return bool(self.lanes) and not self.stale_lanes

@@ -1,0 +1,48 @@
+"""How fast the number of replicas changed lately, and how much of a step that leaves.
+
+Counts what was seen to change, whoever changed it: a plan that nobody follows uses up no step. Must not know why
+replicas are wanted.
+"""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaChange:
+    """Replicas that were added (above zero) or taken away (below)."""
+
+    seconds_ago: float
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """The number as last seen, and its recent changes."""
+
+    observed_replicas: int | None = None
+    """Null before the first look."""
+    changes: tuple[ReplicaChange, ...] = ()
+    """Youngest last."""
+
+    def seen(self, replicas: int, *, elapsed_seconds: float, remember_seconds: float) -> "Pace":
+        """The pace after one more look; changes as old as `remember_seconds` are forgotten."""
+        aged = (replace(change, seconds_ago=change.seconds_ago + max(0.0, elapsed_seconds)) for change in self.changes)
+        changes = [change for change in aged if change.seconds_ago < remember_seconds]
+        if self.observed_replicas is not None and replicas != self.observed_replicas and remember_seconds > 0:
+            changes.append(ReplicaChange(seconds_ago=0.0, replicas=replicas - self.observed_replicas))
+        return Pace(observed_replicas=replicas, changes=tuple(changes))
+
+    def may_add(self, *, step: int | None, period_seconds: float) -> int | None:
+        """How many replicas may be added now; null for no limit."""
+        return self._left(step, [change.replicas for change in self._within(period_seconds) if change.replicas > 0])
+
+    def may_take(self, *, step: int | None, period_seconds: float) -> int | None:
+        """How many replicas may be taken away now; null for no limit."""
+        return self._left(step, [-change.replicas for change in self._within(period_seconds) if change.replicas < 0])
+
+    def _within(self, seconds: float) -> list[ReplicaChange]:
+        return [change for change in self.changes if change.seconds_ago < seconds]
+
+    @staticmethod
+    def _left(step: int | None, used: list[int]) -> int | None:
+        return None if step is None else max(0, step - sum(used))
