@@ -5,10 +5,10 @@ as stale and never counted as zero: a scaler that mistakes silence for an empty 
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from aiokafka.errors import KafkaConnectionError
 
@@ -16,7 +16,10 @@ from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.ledger import LedgerEntry, decode_ledger
 from fluxpool_transport.group_offsets import CommittedOffset, GroupMember, GroupOffsets, GroupOffsetsReader
 from fluxpool_transport.kafka_admin import KafkaAdmin
-from fluxpool_transport.log_bounds import LogBounds, LogBoundsReader
+from fluxpool_transport.log_bounds import LogBounds, LogBoundsReader, PartitionKey
+from fluxpool_transport.log_offsets import read_offsets_at
+
+T = TypeVar("T")
 
 _CLIENT_ID = "fluxpool-backlog"
 _ROUNDS = 3.5
@@ -171,20 +174,42 @@ class BacklogReader:
         What one group or partition lacks is stale in its own entry. Raises `KafkaUnavailableError` when no broker
         answers before the deadline, `RuntimeError` outside `async with`. One call at a time.
         """
+        return await self._answered(lambda admin: self._read(admin, groups))
+
+    async def offsets_at(self, times_ms: Mapping[str, int]) -> dict[PartitionKey, int]:
+        """For each partition of a topic the first offset whose record is not older than its time (since 1970, UTC).
+
+        It is the log's end when all are older. Partitions that could not be read are left out. Raises as `read` does.
+        """
+        return await self._answered(lambda admin: self._offsets_at(admin, times_ms))
+
+    async def _answered(self, question: Callable[[KafkaAdmin], Awaitable[T]]) -> T:
         if not self._is_open:
-            raise RuntimeError("BacklogReader.read: use it inside `async with BacklogReader(...)`")
+            raise RuntimeError("BacklogReader: use it inside `async with BacklogReader(...)`")
         admin = self._admin or await KafkaAdmin.open(self._connection, client_id=_CLIENT_ID)
         # Only a client that answered is kept: librdkafka asks a dead controller until its metadata are a minute old.
         self._admin = None
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                backlogs = await self._read(admin, groups)
+                answer = await question(admin)
         except TimeoutError:
             raise admin.unavailable(f"no complete answer within {self._deadline_seconds:g} s") from None
         except KafkaConnectionError as error:
             raise admin.unavailable(error) from error
         self._admin = admin
-        return backlogs
+        return answer
+
+    async def _offsets_at(self, admin: KafkaAdmin, times_ms: Mapping[str, int]) -> dict[PartitionKey, int]:
+        round_seconds = self._deadline_seconds / _ROUNDS
+        layouts = await self._log_bounds.partitions(admin, times_ms, timeout_seconds=round_seconds)
+        keys = {
+            (topic, number): times_ms[topic]
+            for topic, layout in layouts.items()
+            if not isinstance(layout, str)
+            for number in layout
+        }
+        # Three questions one after the other at most.
+        return await read_offsets_at(admin, keys, timeout_seconds=round_seconds)
 
     async def _read(self, admin: KafkaAdmin, groups: Mapping[str, str]) -> dict[str, GroupBacklog]:
         if not groups:

@@ -1,5 +1,27 @@
 """The backlog of pools: reading it for many pools at once, remembering what could not be read, waking for new tasks."""
 
-from fluxpool_operator.backlog.observation import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
+from fluxpool_operator.backlog.hub import BacklogHub
+from fluxpool_operator.backlog.memory import PoolBacklog
+from fluxpool_operator.backlog.observation import (
+    InFlightTask,
+    LaneObservation,
+    LaneTarget,
+    PartitionObservation,
+    RetryTier,
+)
+from fluxpool_operator.backlog.planning_lanes import planning_lanes
+from fluxpool_operator.backlog.topics import TopicReport, manage_topics, wanted_topics
 
-__all__ = ["InFlightTask", "LaneObservation", "LaneTarget", "PartitionObservation"]
+__all__ = [
+    "BacklogHub",
+    "InFlightTask",
+    "LaneObservation",
+    "LaneTarget",
+    "PartitionObservation",
+    "PoolBacklog",
+    "RetryTier",
+    "TopicReport",
+    "manage_topics",
+    "planning_lanes",
+    "wanted_topics",
+]

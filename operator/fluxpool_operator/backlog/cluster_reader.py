@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -16,8 +17,8 @@ from confluent_kafka import KafkaException
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator.backlog.observation import LaneTarget, RetryTier
 from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
-from fluxpool_operator.backlog.reading import LaneReading, head_offset
-from fluxpool_transport.backlog import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog
+from fluxpool_operator.backlog.reading import Head, LaneReading, head_offset
+from fluxpool_transport.backlog import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog, StalePartition
 from fluxpool_transport.kafka_admin import KafkaUnavailableError
 from fluxpool_transport.kafka_clients import KafkaCredentialsError
 
@@ -145,41 +146,47 @@ async def _read_groups(reader: BacklogReader, groups: Iterable[_GroupOnTopic]) -
 
 async def _due_records(
     reader: BacklogReader, tiers: Iterable[RetryTier], backlogs: Mapping[_GroupOnTopic, GroupBacklog]
-) -> dict[RetryTier, int | None]:
-    """How many records of each tier have waited long enough; None where that could not be read."""
-    uncommitted = {tier: backlogs[tier.scheduler_group, tier.topic].uncommitted_records for tier in tiers}
+) -> dict[RetryTier, int | str]:
+    """How many records of each tier have waited long enough; a text where that could not be read."""
+    found = {tier: backlogs[tier.scheduler_group, tier.topic] for tier in tiers}
     now_ms = time.time() * 1000
-    offsets = await reader.offsets_at(
-        {tier.topic: int(now_ms - tier.delay_seconds * 1000) for tier, count in uncommitted.items() if count}
-    )
-    due: dict[RetryTier, int | None] = {}
-    for tier, count in uncommitted.items():
-        due[tier] = count
-        if count:
-            partitions = backlogs[tier.scheduler_group, tier.topic].readable_partitions
-            ends = [offsets.get((tier.topic, item.partition)) for item in partitions]
-            due[tier] = (
-                None
-                if None in ends
-                else sum(
-                    max(0, min(end, item.log_end_offset) - item.next_offset)
-                    for item, end in zip(partitions, ends, strict=True)
-                    if end is not None
-                )
-            )
-    return due
+    times_ms = {
+        tier.topic: int(now_ms - tier.delay_seconds * 1000)
+        for tier, backlog in found.items()
+        if backlog.uncommitted_records_at_least
+    }
+    offsets: dict[tuple[str, int], int] = {}
+    if times_ms:
+        try:
+            offsets = await reader.offsets_at(times_ms)
+        except KafkaUnavailableError as error:
+            log.warning("due_retries_unknown", error=str(error))
+    return {tier: _due_of(backlog, offsets) for tier, backlog in found.items()}
 
 
-def _lane_reading(target: LaneTarget, backlog: GroupBacklog, due: Mapping[RetryTier, int | None]) -> LaneReading:
+def _due_of(backlog: GroupBacklog, offsets: Mapping[tuple[str, int], int]) -> int | str:
+    due = 0
+    for item in backlog.partitions:
+        if isinstance(item, StalePartition):
+            return f"{backlog.topic}: {item.reason}"
+        if item.uncommitted_records:
+            offset = offsets.get((backlog.topic, item.partition))
+            if offset is None:
+                return f"{backlog.topic}: the partitions' leaders did not say what is due"
+            due += max(0, min(offset, item.log_end_offset) - item.next_offset)
+    return due if backlog.partitions else backlog.problem or f"{backlog.topic}: could not be read"
+
+
+def _lane_reading(target: LaneTarget, backlog: GroupBacklog, due: Mapping[RetryTier, int | str]) -> LaneReading:
     counts = [due[tier] for tier in target.retry_tiers]
-    unread = [tier.topic for tier in target.retry_tiers if due[tier] is None]
+    unread = [count for count in counts if isinstance(count, str)]
     problem = backlog.problem
     if problem is None and unread:
-        problem = f"retry topics could not be read: {', '.join(unread)}"
+        problem = f"due retries are not known: {'; '.join(unread)}"
     return LaneReading(
         target=target,
         partitions=backlog.partitions,
         member_count=backlog.member_count,
-        due_retries=None if unread else sum(count for count in counts if count is not None),
+        due_retries=None if unread else sum(count for count in counts if isinstance(count, int)),
         problem=problem,
     )

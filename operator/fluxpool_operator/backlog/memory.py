@@ -20,15 +20,15 @@ from fluxpool_transport.backlog import PartitionBacklog, StalePartition
 
 CONFIRMING_ANSWERS: Final = 2
 CONFIRMING_SECONDS: Final = 20.0
-"""A broker that restarts loads its groups within some seconds; a pool that waits this long for the truth loses little."""
+"""A broker that restarts loads its groups within some seconds; a pool that waits so long for the truth loses little."""
 
 
 class PoolBacklog:
     """The backlog of one pool: `update` it with readings, `observe` what is known.
 
-    `expired_before` gives each lane's `expired_records_total` as an earlier process left it in the pool's status. Losses
-    that happened while no operator ran are counted as far as they still show: a gap that stands at the first reading
-    and is not larger than the earlier total is taken for counted.
+    `expired_before` gives each lane's `expired_records_total` as an earlier process left it in the pool's status.
+    Losses that happened while no operator ran are counted as far as they still show: a gap that stands at the first
+    reading and is not larger than the earlier total is taken for counted.
     """
 
     def __init__(self, targets: Sequence[LaneTarget], expired_before: Mapping[str, int]) -> None:
@@ -40,6 +40,14 @@ class PoolBacklog:
             lane = self._lanes.get(reading.target)
             if lane is not None:
                 lane.update(reading, now_seconds)
+
+    def idle_ends(self) -> dict[tuple[str, int], int]:
+        """Where the next record will appear, by (topic, partition), in lanes that are known to have nothing waiting."""
+        return {
+            (target.topic, number): end
+            for target, lane in self._lanes.items()
+            for number, end in lane.idle_ends().items()
+        }
 
     def observe(self, now_seconds: float, wall_seconds: float) -> tuple[LaneObservation, ...]:
         """What is known at a moment, lane by lane; `wall_seconds` is the same moment since 1970, UTC."""
@@ -96,6 +104,13 @@ class _Lane:
             problem=self._problem,
         )
 
+    def idle_ends(self) -> dict[int, int]:
+        """The end of every partition; empty when something waits in one of them."""
+        if any(item.waiting_records > 0 for item in self._partitions.values()):
+            return {}
+        known = ((number, item.backlog) for number, item in self._partitions.items())
+        return {number: backlog.log_end_offset for number, backlog in known if backlog is not None}
+
     def _doubt_missing(self, present: set[int], now_seconds: float) -> list[str]:
         """Partitions that a whole answer lacks: a topic never shrinks, unless it was made again smaller."""
         missing = sorted(self._partitions.keys() - present)
@@ -144,6 +159,11 @@ class _Partition:
         self.head = head_of(item, head) or head_of(item, self.head)
         self.backlog, self._read_at_seconds = item, now_seconds
         return None
+
+    @property
+    def waiting_records(self) -> int:
+        """Records that nobody has begun, as last read."""
+        return 0 if self.backlog is None else waiting_records(self.backlog, self.head)
 
     def count_expired(self) -> int:
         """Records that retention took since the last count, before anybody did."""

@@ -43,7 +43,7 @@ _CONSUMER_OPTIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class HeadQuestion:
-    """What is the first record of a partition from `offset` on, below `end_offset`?"""
+    """Asks for the first record of a partition from `offset` on, below `end_offset`."""
 
     topic: str
     partition: int

@@ -1,0 +1,107 @@
+"""One reader and one wake-up for each Kafka cluster, shared by all pools that use it.
+
+Owns their lives: made when a connection is first used, closed when nobody has used it for a while. Must not know what
+is read, nor what a pool does when it wakes.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import structlog
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.backlog.cluster_reader import ClusterReader
+from fluxpool_operator.backlog.observation import LaneTarget
+from fluxpool_operator.backlog.reading import LaneReading
+from fluxpool_operator.backlog.wakeup import Ends, WakeUp
+
+log = structlog.get_logger(__name__)
+
+UNUSED_SECONDS: Final = 900.0
+"""A connection is closed after this: longer than the longest interval of a pool. Changed credentials make a new one."""
+
+
+@dataclass(slots=True)
+class _Cluster:
+    reader: ClusterReader
+    wakeup: WakeUp
+    used_at_seconds: float
+
+    @property
+    def is_busy(self) -> bool:
+        return self.reader.is_busy or not self.wakeup.is_idle
+
+    async def close(self) -> None:
+        await self.wakeup.close()
+        await self.reader.close()
+
+
+class BacklogHub:
+    """Reads backlogs and wakes pools: `async with BacklogHub() as hub`."""
+
+    def __init__(self, *, deadline_seconds: float = 10.0, unused_seconds: float = UNUSED_SECONDS) -> None:
+        """`deadline_seconds` is the longest wait for the answers that make up one reading."""
+        self._deadline_seconds = deadline_seconds
+        self._unused_seconds = unused_seconds
+        self._clusters: dict[KafkaConnection, _Cluster] = {}
+        self._watched: dict[str, KafkaConnection] = {}
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        """Connect to nothing yet."""
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        """Close every connection."""
+        clusters, self._clusters = self._clusters, {}
+        self._watched.clear()
+        try:
+            for cluster in clusters.values():
+                await cluster.close()
+        finally:
+            # Without the error: it is the caller's, and a task group would wrap it.
+            await self._tasks.__aexit__(None, None, None)
+
+    async def read(self, connection: KafkaConnection, targets: Sequence[LaneTarget]) -> tuple[LaneReading, ...]:
+        """One reading for each target, in their order; what is wrong stands in them. Never raises for Kafka.
+
+        Pools of one cluster that ask at the same time are answered by one reading.
+        """
+        self._close_unused()
+        return await self._cluster(connection).reader.read(targets)
+
+    def wake_when_grown(self, key: str, connection: KafkaConnection, ends: Ends, wake: Callable[[], None]) -> None:
+        """Call `wake` once when a record appears at one of the `ends` or beyond; replaces what `key` asked before."""
+        if self._watched.get(key, connection) != connection:
+            self.forget(key)
+        self._watched[key] = connection
+        self._cluster(connection).wakeup.watch(key, ends, wake)
+
+    def forget(self, key: str) -> None:
+        """Wake this one no more."""
+        connection = self._watched.pop(key, None)
+        if connection is not None and (cluster := self._clusters.get(connection)) is not None:
+            cluster.wakeup.forget(key)
+
+    def _cluster(self, connection: KafkaConnection) -> _Cluster:
+        now = asyncio.get_running_loop().time()
+        cluster = self._clusters.get(connection)
+        if cluster is None:
+            reader = ClusterReader(connection, self._tasks, deadline_seconds=self._deadline_seconds)
+            cluster = self._clusters[connection] = _Cluster(reader, WakeUp(connection, self._tasks), now)
+        cluster.used_at_seconds = now
+        return cluster
+
+    def _close_unused(self) -> None:
+        oldest = asyncio.get_running_loop().time() - self._unused_seconds
+        for connection, cluster in list(self._clusters.items()):
+            if cluster.used_at_seconds < oldest and not cluster.is_busy:
+                del self._clusters[connection]
+                log.info("backlog_connection_closed", bootstrap_servers=connection.bootstrap_servers)
+                self._tasks.create_task(cluster.close(), name="backlog-close")

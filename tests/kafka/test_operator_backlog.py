@@ -1,0 +1,294 @@
+"""What the operator sees of its pools' backlogs on the real broker."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.structs import OffsetAndMetadata
+from confluent_kafka import TopicPartition as AdminPartition
+from confluent_kafka.admin import AdminClient
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.ledger import LedgerEntry, encode_ledger
+from fluxpool_contract.retries import scheduler_group
+from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, RetryTier
+from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
+from fluxpool_transport.kafka_clients import aiokafka_options
+from kit.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+DEADLINE_SECONDS = 60.0
+
+
+def _connection(bootstrap_servers: str) -> KafkaConnection:
+    return KafkaConnection(bootstrap_servers=tuple(bootstrap_servers.split(",")))
+
+
+@pytest.fixture
+async def hub() -> AsyncIterator[BacklogHub]:
+    async with BacklogHub(deadline_seconds=10) as opened:
+        yield opened
+
+
+class _Pool:
+    """A pool with one lane, read when a test says so, with a clock of its own."""
+
+    def __init__(self, hub: BacklogHub, bootstrap_servers: str, target: LaneTarget) -> None:
+        self.target = target
+        self._hub = hub
+        self._connection = _connection(bootstrap_servers)
+        self._backlog = PoolBacklog([target], {})
+        self.now_seconds = 0.0
+
+    async def read(self) -> LaneObservation:
+        self._backlog.update(await self._hub.read(self._connection, [self.target]), self.now_seconds)
+        return self.observe()
+
+    def observe(self) -> LaneObservation:
+        (lane,) = self._backlog.observe(self.now_seconds, time.time())
+        return lane
+
+    async def read_until(self, is_so: Callable[[LaneObservation], bool], *, what: str) -> LaneObservation:
+        """Read until it is so: a topic just made, or a marker just written, is not seen by everybody at once."""
+
+        async def read() -> list[LaneObservation]:
+            lane = await self.read()
+            return [lane] if is_so(lane) else []
+
+        return (await wait_until(read, deadline_seconds=DEADLINE_SECONDS, what=f"{what}: {self.observe()}"))[0]
+
+    async def read_whole(self) -> LaneObservation:
+        return await self.read_until(_is_whole, what="a whole reading")
+
+
+def _is_whole(lane: LaneObservation) -> bool:
+    return lane.problem is None and lane.age_seconds == 0
+
+
+async def _pool(
+    hub: BacklogHub, bootstrap_servers: str, *, records: dict[int, int], partitions: int = 2, **fields: object
+) -> _Pool:
+    topic = unique_name("lane")
+    await create_topics(bootstrap_servers, {topic: partitions})
+    for number, count in records.items():
+        await produce(bootstrap_servers, topic, [(None, b"x")] * count, partition=number)
+    target = LaneTarget(name="standard", topic=topic, consumer_group=unique_name("group"), **fields)  # type: ignore[arg-type]
+    return _Pool(hub, bootstrap_servers, target)
+
+
+async def _commit(bootstrap_servers: str, target: LaneTarget, offsets: dict[int, tuple[int, str]]) -> None:
+    connection = _connection(bootstrap_servers)
+    consumer = AIOKafkaConsumer(
+        group_id=target.consumer_group, enable_auto_commit=False, **aiokafka_options(connection, client_id="test")
+    )
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(target.topic, number) for number in offsets])
+        await consumer.commit(
+            {TopicPartition(target.topic, number): OffsetAndMetadata(*entry) for number, entry in offsets.items()}
+        )
+    finally:
+        await consumer.stop()
+
+
+async def _delete_records(bootstrap_servers: str, topic: str, *, before: int) -> None:
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    for future in admin.delete_records([AdminPartition(topic, 0, before)]).values():
+        await asyncio.wrap_future(future)
+
+
+async def _produce_in_transaction(bootstrap_servers: str, topic: str, *, count: int) -> None:
+    producer = AIOKafkaProducer(
+        transactional_id=unique_name("transaction"),
+        **aiokafka_options(_connection(bootstrap_servers), client_id="test"),
+    )
+    await producer.start()
+    try:
+        async with producer.transaction():
+            for _ in range(count):
+                await producer.send_and_wait(topic, b"y", partition=0)
+    finally:
+        await producer.stop()
+
+
+async def _produce_at(bootstrap_servers: str, topic: str, ages_seconds: list[float]) -> None:
+    """Records on partition 0 that were made so long ago."""
+    producer = AIOKafkaProducer(**aiokafka_options(_connection(bootstrap_servers), client_id="test"))
+    await producer.start()
+    try:
+        for age in ages_seconds:
+            stamp = int((time.time() - age) * 1000)
+            await producer.send_and_wait(topic, b"x", partition=0, timestamp_ms=stamp)
+    finally:
+        await producer.stop()
+
+
+async def test_tasks_wait_unless_the_ledger_says_that_a_pod_has_begun_them(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    pool = await _pool(hub, bootstrap_servers, records={0: 5, 1: 3})
+    ledger = encode_ledger({2: LedgerEntry(task="t-2", worker="pod-a", started_at=1_700_000_000)})
+    await _commit(bootstrap_servers, pool.target, {0: (2, ledger), 1: (3, "")})
+    lane = await pool.read_whole()
+    assert [item.waiting_records for item in lane.partitions] == [2, 0]
+    assert [(task.partition, task.offset, task.worker) for task in lane.in_flight] == [(0, 2, "pod-a")]
+
+
+async def test_a_group_that_never_committed_has_all_retained_records_to_do(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    pool = await _pool(hub, bootstrap_servers, records={0: 5})
+    await _delete_records(bootstrap_servers, pool.target.topic, before=2)
+    lane = await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 3, what="three records")
+    assert (lane.expired_records_total, lane.member_count) == (0, 0)
+
+
+async def test_records_that_retention_took_are_counted_as_lost_once(hub: BacklogHub, bootstrap_servers: str) -> None:
+    pool = await _pool(hub, bootstrap_servers, records={0: 9})
+    await _commit(bootstrap_servers, pool.target, {0: (2, "")})
+    assert (await pool.read_whole()).waiting_records == 7
+    await _delete_records(bootstrap_servers, pool.target.topic, before=6)
+    # Where logs start is asked for again after some seconds.
+    lane = await pool.read_until(lambda lane: lane.expired_records_total > 0, what="the loss")
+    assert (lane.expired_records_total, lane.waiting_records, lane.partitions[0].expired_records) == (4, 3, 4)
+    assert (await pool.read_whole()).expired_records_total == 4
+
+
+async def test_a_topic_made_again_is_held_and_then_counted_from_its_start_and_flagged(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    pool = await _pool(hub, bootstrap_servers, records={0: 9}, partitions=1)
+    await _commit(bootstrap_servers, pool.target, {0: (9, "")})
+    assert (await pool.read_whole()).waiting_records == 0
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    await asyncio.wrap_future(admin.delete_topics([pool.target.topic])[pool.target.topic])
+
+    async def made_again() -> bool:
+        described = await asyncio.to_thread(admin.list_topics, timeout=10)
+        return pool.target.topic not in described.topics
+
+    await wait_until(made_again, deadline_seconds=DEADLINE_SECONDS, what="the end of the topic")
+    await create_topics(bootstrap_servers, {pool.target.topic: 1})
+    await produce(bootstrap_servers, pool.target.topic, [(None, b"x")] * 3, partition=0)
+    # A broker forgets a deleted topic's offsets; a mirrored or restored one may still have them.
+    await _commit(bootstrap_servers, pool.target, {0: (9, "")})
+    held = await pool.read_until(lambda lane: "past the end" in (lane.problem or ""), what="a commit past the end")
+    assert held.waiting_records == 0
+    pool.now_seconds = CONFIRMING_SECONDS + 1
+    lane = await pool.read_until(_is_whole, what="the confirmation")
+    assert (lane.waiting_records, lane.partitions[0].is_recreated, lane.expired_records_total) == (3, True, 0)
+
+
+async def test_markers_of_transactions_at_the_tail_are_no_backlog(hub: BacklogHub, bootstrap_servers: str) -> None:
+    pool = await _pool(hub, bootstrap_servers, records={0: 1}, partitions=1)
+    await _produce_in_transaction(bootstrap_servers, pool.target.topic, count=2)
+    # Three records at 0-2, the marker at 3: the last record's reader commits 3, and the end is 4.
+    await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 4, what="the marker")
+    await _commit(bootstrap_servers, pool.target, {0: (3, "")})
+    await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 0, what="an empty lane")
+    await produce(bootstrap_servers, pool.target.topic, [(None, b"x")], partition=0)
+    lane = await pool.read_until(lambda lane: lane.oldest_age_seconds is not None, what="the next record")
+    assert lane.waiting_records == 1
+
+
+async def test_the_oldest_age_is_that_of_the_first_record_nobody_has_begun(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    pool = await _pool(hub, bootstrap_servers, records={}, partitions=1)
+    await _produce_at(bootstrap_servers, pool.target.topic, [900, 600, 300])
+    ledger = encode_ledger({1: LedgerEntry(task="t-1", worker="pod-a", started_at=1_700_000_000)})
+    await _commit(bootstrap_servers, pool.target, {0: (1, ledger)})
+    lane = await pool.read_until(lambda lane: lane.oldest_age_seconds is not None, what="an age")
+    assert lane.oldest_age_seconds is not None
+    assert 300 <= lane.oldest_age_seconds < 500
+    assert lane.waiting_records == 1
+
+
+async def test_retries_whose_wait_is_over_and_that_nobody_handed_on_are_due(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    tier, untouched, empty = (unique_name("retry") for _ in range(3))
+    await create_topics(bootstrap_servers, {tier: 1, untouched: 2, empty: 1})
+    tiers = tuple(
+        RetryTier(topic=topic, scheduler_group=scheduler_group(topic), delay_seconds=60)
+        for topic in (tier, untouched, empty)
+    )
+    pool = await _pool(hub, bootstrap_servers, records={}, retry_tiers=tiers)
+    await _produce_at(bootstrap_servers, tier, [300, 200, 100, 30, 20])
+    scheduler = LaneTarget(name="scheduler", topic=tier, consumer_group=scheduler_group(tier))
+    await _commit(bootstrap_servers, scheduler, {0: (1, "")})
+    lane = await pool.read_whole()
+    assert lane.due_retries == 2
+    # All that is there is due: Kafka answers "no record is that young".
+    await _produce_at(bootstrap_servers, untouched, [400, 90])
+    lane = await pool.read_until(lambda lane: lane.due_retries != 2, what="more due retries")
+    assert (lane.due_retries, lane.problem) == (4, None)
+
+
+async def test_a_retry_topic_that_is_missing_is_told_and_does_not_make_the_lane_stale(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    missing = RetryTier(topic=unique_name("retry"), scheduler_group=unique_name("group"), delay_seconds=60)
+    pool = await _pool(hub, bootstrap_servers, records={0: 2}, retry_tiers=(missing,))
+    lane = await pool.read_until(lambda lane: lane.age_seconds == 0, what="the lane")
+    assert (lane.waiting_records, lane.due_retries) == (2, 0)
+    assert missing.topic in (lane.problem or "")
+
+
+async def test_pools_that_ask_together_get_their_own_answers_and_their_own_problems(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    pools = [await _pool(hub, bootstrap_servers, records={0: count}) for count in (1, 2, 3)]
+    lost = _Pool(
+        hub, bootstrap_servers, LaneTarget(name="lost", topic="no-such-topic", consumer_group=unique_name("group"))
+    )
+    for pool in pools:
+        await pool.read_whole()
+    lanes = await asyncio.gather(*(pool.read() for pool in (*pools, lost)))
+    assert [lane.waiting_records for lane in lanes] == [1, 2, 3, 0]
+    assert [lane.problem is None for lane in lanes] == [True, True, True, False]
+    assert "no-such-topic" in (lanes[3].problem or "")
+
+
+async def test_a_reading_whose_asker_has_gone_serves_the_others(hub: BacklogHub, bootstrap_servers: str) -> None:
+    pool = await _pool(hub, bootstrap_servers, records={0: 2})
+    await pool.read_whole()
+    gone = asyncio.create_task(pool.read())
+    other = asyncio.create_task(pool.read())
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert (await other).waiting_records == 2
+
+
+async def test_a_broker_that_is_away_makes_the_backlog_old_and_its_return_makes_it_new(
+    kafka_factory: KafkaFactory,
+) -> None:
+    cluster = await kafka_factory()
+    (broker,) = cluster.brokers
+    async with BacklogHub(deadline_seconds=3) as hub:
+        pool = await _pool(hub, cluster.bootstrap_servers, records={0: 2})
+        assert (await pool.read_whole()).waiting_records == 2
+        await broker.kill()
+        pool.now_seconds = 10.0
+        lane = await pool.read()
+        assert (lane.waiting_records, lane.age_seconds, lane.problem is None) == (2, 10.0, False)
+        await broker.start()
+        lane = await pool.read_whole()
+        assert lane.waiting_records == 2
+
+
+async def test_a_connection_that_nobody_uses_is_closed_and_made_anew_when_needed(bootstrap_servers: str) -> None:
+    async with BacklogHub(deadline_seconds=10, unused_seconds=0.0) as hub:
+        first = await _pool(hub, bootstrap_servers, records={0: 2})
+        await first.read_whole()
+        with structlog.testing.capture_logs() as logs:
+            # Another address of the same broker is another connection.
+            other = _Pool(hub, bootstrap_servers.replace("127.0.0.1", "localhost"), first.target)
+            assert (await other.read_whole()).waiting_records == 2
+        assert "backlog_connection_closed" in [entry["event"] for entry in logs]
+        assert (await first.read_whole()).waiting_records == 2

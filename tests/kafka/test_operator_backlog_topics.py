@@ -1,0 +1,160 @@
+"""The topics of pools that ask the operator to look after them, on the real broker."""
+
+import asyncio
+import socket
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.topics import TopicSpec
+from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.backlog import TopicReport, manage_topics, wanted_topics
+from fluxpool_transport.topic_admin import TopicChanges, keep_topics
+from kit.kafka import create_topics, unique_name
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+WEEK_MS = "604800000"
+
+
+def _connection(bootstrap_servers: str) -> KafkaConnection:
+    return KafkaConnection(bootstrap_servers=tuple(bootstrap_servers.split(",")))
+
+
+def _spec(bootstrap_servers: str, prefix: str, **layout: int) -> KafkaSpec:
+    return KafkaSpec.model_validate(
+        {
+            "bootstrapServers": bootstrap_servers.split(","),
+            "lanes": [{"name": "standard", "topic": f"{prefix}-tasks"}, {"name": "vip", "topic": f"{prefix}-vip"}],
+            "topics": {
+                "results": f"{prefix}-results",
+                "progress": f"{prefix}-progress",
+                "retry": [f"{prefix}-retry-15s", f"{prefix}-retry-2m"],
+                "control": f"{prefix}-control",
+                "deadLetters": f"{prefix}-dlq",
+            },
+            "manageTopics": True,
+            "topicLayout": {"taskPartitions": 4, "eventPartitions": 2, "replicationFactor": 1} | layout,
+        }
+    )
+
+
+async def _partitions(bootstrap_servers: str, prefix: str) -> dict[str, int]:
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    topics = (await asyncio.to_thread(admin.list_topics, timeout=10)).topics
+    return {name.removeprefix(f"{prefix}-"): len(found.partitions) for name, found in topics.items() if prefix in name}
+
+
+async def _config(bootstrap_servers: str, topic: str) -> dict[str, Any]:
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    (future,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic)]).values()
+    return {name: entry.value for name, entry in (await asyncio.wrap_future(future)).items()}
+
+
+async def _until_partitions(bootstrap_servers: str, prefix: str, expected: dict[str, int]) -> None:
+    async def so() -> bool:
+        return await _partitions(bootstrap_servers, prefix) == expected
+
+    await wait_until(so, deadline_seconds=30, what=f"partitions {expected}")
+
+
+async def _quiet(bootstrap_servers: str, spec: KafkaSpec) -> None:
+    """Nothing is left to do, as soon as every part of the broker knows what was done."""
+
+    async def so() -> bool:
+        return await manage_topics(_connection(bootstrap_servers), spec) == TopicReport()
+
+    await wait_until(so, deadline_seconds=30, what="topics with nothing to do")
+
+
+LAYOUT = {
+    "tasks": 4,
+    "vip": 4,
+    "results": 2,
+    "progress": 2,
+    "retry-15s": 2,
+    "retry-2m": 2,
+    "control": 1,
+    "dlq": 2,
+}
+
+
+async def test_every_topic_of_the_pool_is_made_once_as_the_contract_lays_it_out(bootstrap_servers: str) -> None:
+    prefix = unique_name("managed")
+    spec = _spec(bootstrap_servers, prefix)
+    report = await manage_topics(_connection(bootstrap_servers), spec)
+    assert (set(report.created), report.problems) == ({f"{prefix}-{name}" for name in LAYOUT}, ())
+    await _until_partitions(bootstrap_servers, prefix, LAYOUT)
+    assert (await _config(bootstrap_servers, f"{prefix}-vip"))["retention.ms"] == WEEK_MS
+    assert (await _config(bootstrap_servers, f"{prefix}-retry-2m"))["retention.ms"] == WEEK_MS
+    assert (await _config(bootstrap_servers, f"{prefix}-control"))["cleanup.policy"] == "compact"
+    assert (await _config(bootstrap_servers, f"{prefix}-dlq"))["max.message.bytes"] == "1114112"
+    await _quiet(bootstrap_servers, spec)
+
+
+async def test_topics_are_widened_and_never_narrowed(bootstrap_servers: str) -> None:
+    prefix = unique_name("managed")
+    await manage_topics(_connection(bootstrap_servers), _spec(bootstrap_servers, prefix))
+    await _until_partitions(bootstrap_servers, prefix, LAYOUT)
+    await _quiet(bootstrap_servers, _spec(bootstrap_servers, prefix))
+    report = await manage_topics(_connection(bootstrap_servers), _spec(bootstrap_servers, prefix, taskPartitions=7))
+    assert report == TopicReport(widened=(f"{prefix}-tasks", f"{prefix}-vip"))
+    await _until_partitions(bootstrap_servers, prefix, LAYOUT | {"tasks": 7, "vip": 7})
+    await _quiet(bootstrap_servers, _spec(bootstrap_servers, prefix))
+    assert await _partitions(bootstrap_servers, prefix) == LAYOUT | {"tasks": 7, "vip": 7}
+
+
+async def test_settings_of_topics_that_exist_are_left_alone(bootstrap_servers: str) -> None:
+    prefix = unique_name("managed")
+    await create_topics(bootstrap_servers, {f"{prefix}-tasks": 9}, config={"retention.ms": "86400000"})
+    spec = _spec(bootstrap_servers, prefix)
+    report = await manage_topics(_connection(bootstrap_servers), spec)
+    assert (len(report.created), report.widened, report.problems) == (len(LAYOUT) - 1, (), ())
+    await _until_partitions(bootstrap_servers, prefix, LAYOUT | {"tasks": 9})
+    assert (await _config(bootstrap_servers, f"{prefix}-tasks"))["retention.ms"] == "86400000"
+
+
+async def test_a_compacted_topic_is_not_widened(bootstrap_servers: str) -> None:
+    topic = unique_name("compacted")
+    await create_topics(bootstrap_servers, {topic: 1}, config={"cleanup.policy": "compact"})
+    spec = TopicSpec(name=topic, partitions=3, replication_factor=1, config={"cleanup.policy": "compact"})
+    assert await keep_topics(_connection(bootstrap_servers), [spec]) == TopicChanges()
+
+
+async def test_what_cannot_be_made_is_named_with_the_remedy_and_the_rest_is_made(bootstrap_servers: str) -> None:
+    prefix = unique_name("managed")
+    await create_topics(bootstrap_servers, {f"{prefix}-tasks": 1})
+    report = await manage_topics(_connection(bootstrap_servers), _spec(bootstrap_servers, prefix, replicationFactor=3))
+    assert (report.created, report.widened) == ((), (f"{prefix}-tasks",))
+    assert len(report.problems) == len(LAYOUT) - 1
+    assert all("smaller replication factor" in problem for problem in report.problems)
+    assert report.problems[0].startswith(f"topic {prefix}-")
+
+
+async def test_pools_that_share_topics_may_look_after_them_at_once(bootstrap_servers: str) -> None:
+    prefix = unique_name("managed")
+    spec = _spec(bootstrap_servers, prefix)
+    reports = await asyncio.gather(*(manage_topics(_connection(bootstrap_servers), spec) for _ in range(4)))
+    assert [report.problems for report in reports] == [()] * 4
+    assert sum(len(report.created) for report in reports) == len(LAYOUT)
+
+
+async def test_a_cluster_that_does_not_answer_is_a_problem_and_no_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    report = await manage_topics(_connection(address), _spec(address, "nowhere"), deadline_seconds=1)
+    (problem,) = report.problems
+    assert address in problem
+    assert "bootstrap_servers" in problem
+
+
+def test_lanes_are_laid_out_like_the_tasks_of_the_contract() -> None:
+    spec = _spec("kafka:9092", "some")
+    tasks, vip = wanted_topics(spec)[:2]
+    assert (tasks.name, tasks.partitions, tasks.config["retention.ms"]) == ("some-tasks", 4, WEEK_MS)
+    assert vip == replace(tasks, name="some-vip")
