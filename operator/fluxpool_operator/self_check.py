@@ -171,9 +171,9 @@ async def _kubernetes() -> AsyncIterator[client.ApiClient]:
     """A client with the pod's account; outside a cluster that of the kubeconfig."""
     configuration = client.Configuration()
     if "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        config.load_incluster_config(client_configuration=configuration)
     else:
-        await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        await config.load_kube_config(client_configuration=configuration)
     async with client.ApiClient(configuration) as connection:
         yield connection
 

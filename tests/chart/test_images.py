@@ -1,0 +1,201 @@
+"""The Dockerfiles: what they copy is there and suffices, their install steps work, what comes out runs as anybody.
+
+No container engine is needed: the steps of the build stage run in a folder and a virtual environment of the test's own.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import venv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEPLOYABLES = ("operator", "gateway", "worker")
+INSTALLED = "/opt/fluxpool"
+HEAVY = ("torch", "diffusers", "transformers", "accelerate")
+# How fast and where from, not what: with them the test would fetch and compile gigabytes that already lie on this disk.
+BUILD_SPEED_VARIABLES = {"UV_COMPILE_BYTECODE", "UV_LINK_MODE", "UV_NO_CACHE"}
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction of a Dockerfile."""
+
+    word: str
+    argument: str
+
+
+def stages_of(deployable: str) -> list[list[Instruction]]:
+    """The stages of a Dockerfile, each from its FROM on."""
+    text = (ROOT / deployable / "Dockerfile").read_text()
+    lines = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    stages: list[list[Instruction]] = []
+    for line in filter(str.strip, lines):
+        word, _, argument = line.partition(" ")
+        if word == "FROM":
+            stages.append([])
+        stages[-1].append(Instruction(word, argument.strip()))
+    return stages
+
+
+def arguments_of(stage: list[Instruction], word: str) -> list[str]:
+    return [instruction.argument for instruction in stage if instruction.word == word]
+
+
+def environment_of(stage: list[Instruction]) -> dict[str, str]:
+    pairs = [part.partition("=") for argument in arguments_of(stage, "ENV") for part in shlex.split(argument)]
+    return {name: value for name, _, value in pairs}
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """What a Dockerfile made of this tree, with `root` for the image's root."""
+
+    deployable: str
+    root: Path
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the image's python as the last stage has it, knowing nothing of the tree and of the test's packages."""
+        declared = environment_of(stages_of(self.deployable)[-1])
+        path = declared.pop("PATH").replace(INSTALLED, f"{self.root}{INSTALLED}").replace("$PATH", os.defpath)
+        python = shutil.which("python", path=path)
+        assert python == f"{self.root}{INSTALLED}/bin/python"
+        return subprocess.run(
+            [python, *arguments],
+            cwd=self.root,
+            env={**declared, "PATH": path, "HOME": str(self.root)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+@pytest.fixture(scope="module", params=DEPLOYABLES)
+def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
+    """A deployable's image, built by the steps of its Dockerfile."""
+    root = tmp_path_factory.mktemp(f"{request.param}-image")
+    venv.create(root / "python", with_pip=True)
+    build, _ = stages_of(request.param)
+    declared = {name: value for name, value in environment_of(build).items() if name not in BUILD_SPEED_VARIABLES}
+    kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
+    environment = {**kept, **declared, "PATH": f"{root}/python/bin:{os.environ['PATH']}"}
+    folder = root
+    for step in build:
+        match step.word:
+            case "WORKDIR":
+                folder = root / step.argument.lstrip("/")
+                folder.mkdir(parents=True)
+            case "COPY":
+                _copy(step.argument, folder)
+            case "RUN":
+                command = step.argument.replace(INSTALLED, f"{root}{INSTALLED}")
+                finished = subprocess.run(
+                    ["/bin/sh", "-euc", command],
+                    cwd=folder,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=600,
+                )
+                assert finished.returncode == 0, f"RUN {step.argument}\n{finished.stdout}{finished.stderr}"
+    yield BuiltImage(request.param, root)
+    # Gigabytes where they are not shared with the cache that they came from.
+    shutil.rmtree(root)
+
+
+def _copy(argument: str, folder: Path) -> None:
+    """`COPY source... target` from the tree, without what was never committed."""
+    *sources, target = argument.split()
+    for source in sources:
+        if (ROOT / source).is_dir():
+            shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            place = folder / target
+            place = place / Path(source).name if target.endswith("/") else place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / source, place)
+
+
+@pytest.mark.timeout(900)
+def test_the_image_holds_its_own_packages_and_the_pinned_ones_alone(image: BuiltImage) -> None:
+    program = (
+        "import importlib.metadata as m, importlib.util as u, json, sys\n"
+        "print(json.dumps([{d.name.lower().replace('_', '-').replace('.', '-'): d.version for d in m.distributions()},"
+        " [n for n in sys.argv[1:] if u.find_spec(n)]]))"
+    )
+    rooms = [f"fluxpool_{room}" for room in ("contract", "transport", "gateway", "worker", "operator", "cli")]
+    finished = image.run("-c", program, *rooms, *HEAVY)
+    assert finished.returncode == 0, finished.stderr
+    installed, found = json.loads(finished.stdout)
+    own = ["fluxpool_contract", "fluxpool_transport", f"fluxpool_{image.deployable}"]
+    assert sorted(found) == sorted([*own, *(HEAVY if image.deployable == "worker" else ())])
+    requirements = (ROOT / "requirements" / f"{image.deployable}.txt").read_text()
+    pins = dict(re.findall(r"^([a-z0-9][a-z0-9._-]*)(?:\[[^]]*\])?==([^\s;\\]+)", requirements, re.MULTILINE))
+    del installed["fluxpool"]
+    # A universal lock also has pins for other platforms and Pythons.
+    assert installed.keys() <= pins.keys()
+    assert len(installed) > 30
+
+
+@pytest.mark.timeout(900)
+def test_every_module_of_the_image_can_be_imported(image: BuiltImage) -> None:
+    program = (
+        "import importlib, pkgutil, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    package = importlib.import_module(name)\n"
+        "    for module in pkgutil.walk_packages(package.__path__, name + '.'):\n"
+        "        if not module.name.endswith(('__main__', 'migrations.env')):\n"
+        "            importlib.import_module(module.name)\n"
+    )
+    # Of the transport, whose modules have their packages in different extras, what the deployable imports.
+    finished = image.run("-c", program, "fluxpool_contract", f"fluxpool_{image.deployable}")
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.timeout(900)
+def test_without_settings_the_entrypoint_says_what_is_missing(image: BuiltImage) -> None:
+    (entrypoint,) = arguments_of(stages_of(image.deployable)[-1], "ENTRYPOINT")
+    program, *arguments = json.loads(entrypoint)
+    assert program == "python"
+    finished = image.run(*arguments)
+    if image.deployable == "operator":
+        # It has no required setting; what it lacks here is a cluster.
+        assert (finished.returncode, "run in a pod, or set KUBECONFIG" in finished.stderr) == (1, True)
+    else:
+        assert finished.returncode == 2
+        assert "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS: is required" in finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize("deployable", DEPLOYABLES)
+def test_the_last_stage_runs_as_nobody_and_writes_nothing(deployable: str) -> None:
+    build, last = stages_of(deployable)
+    assert [stage[0].argument for stage in (build, last)] == ["python:3.11-slim AS build", "python:3.11-slim"]
+    assert arguments_of(last, "USER") == ["65532:65532"]
+    assert arguments_of(last, "COPY") == [f"--from=build {INSTALLED} {INSTALLED}"]
+    # No step of its own, so nothing in it is writable by that user.
+    assert arguments_of(last, "RUN") == []
+    declared = environment_of(last)
+    # torch asks for a user's name where passwd knows none, and byte code has no place to be written to.
+    assert {"USER", "HOME"} <= declared.keys()
+    assert declared["PYTHONDONTWRITEBYTECODE"] == "1"
+    assert environment_of(build)["UV_COMPILE_BYTECODE"] == "1"
+
+
+@pytest.mark.parametrize("deployable", DEPLOYABLES)
+def test_what_the_dockerfile_copies_is_not_ignored(deployable: str) -> None:
+    first, *rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert first == "*"
+    allowed = {rule.removeprefix("!").rstrip("/") for rule in rules if rule.startswith("!")}
+    for argument in arguments_of(stages_of(deployable)[0], "COPY"):
+        *sources, _ = argument.split()
+        assert {source.split("/")[0] for source in sources} <= allowed
+        assert all((ROOT / source).exists() for source in sources)
