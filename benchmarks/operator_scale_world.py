@@ -8,7 +8,6 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
@@ -18,10 +17,10 @@ from kit.control_plane import ControlPlane
 from kit.fake_nodes import FakeNodes, FakePods
 from kit.kubernetes_api import Body, KubernetesApi
 from kit.kubernetes_node import NodeSpec
+from kit.operator_bench import apply_definitions
 from kit.waiting import wait_until
 
 NAMESPACE: Final = "scale"
-CRDS: Final = Path(__file__).parents[1] / "crds"
 PODS_PER_NODE: Final = 200
 TOPICS_AT_ONCE: Final = 200
 POOLS_AT_ONCE: Final = 20
@@ -67,14 +66,13 @@ async def build_world(
     topics = tuple(f"scale-{number}" for number in range(pools))
     pods_per_pool = max(1, pods // pools)
     await asyncio.to_thread(_make_groups, bootstrap_servers, topics, partitions, pods_per_pool)
-    await control_plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-    await control_plane.kubectl("wait", "--for=condition=Established", "crd/fluxworkerpools.fluxpool.dev")
     await control_plane.kubectl("create", "namespace", NAMESPACE)
     nodes = [
         NodeSpec(name=f"scale-{number}", capacity={"nvidia.com/gpu": str(PODS_PER_NODE)}, heartbeat_interval_seconds=20)
         for number in range(math.ceil(pods_per_pool * pools / PODS_PER_NODE) + 1)
     ]
     async with control_plane.api() as api, FakeNodes(api, nodes, pods=FakePods()):
+        await apply_definitions(control_plane, api)
         for first in range(0, pools, POOLS_AT_ONCE):
             batch = topics[first : first + POOLS_AT_ONCE]
             await asyncio.gather(*(_make_pool(api, bootstrap_servers, topic, pods_per_pool) for topic in batch))

@@ -133,7 +133,7 @@ async def fluxpool(
         spec=NodeSpec(name=name, capacity={GPU: "8"}),
         images={"fluxpool-operator:0.1.0": operator_image(), WORKER_IMAGE: worker_image()},
     )
-    await apply_definitions(bench)
+    await apply_definitions(bench.control_plane, bench.api)
     async with bench.node:
         made = OperatorBench(bench=bench, bootstrap_servers=kafka.bootstrap_servers, s3=object_store)
         await made.create_bucket_secret()

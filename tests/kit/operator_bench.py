@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from kit.control_plane import CommandError
+from kit.control_plane import CommandError, ControlPlane
 from kit.fake_nodes import FakeNodes, FakePods
 from kit.kafka import unique_name
-from kit.kubernetes_api import Body, KubernetesApi
+from kit.kubernetes_api import ApiError, Body, KubernetesApi
 from kit.kubernetes_node import NodeSpec
 from kit.manifests import condition, container_status, is_ready, pods_of
 from kit.node_bench import Bench
@@ -319,7 +319,12 @@ class OperatorBench(PoolTasks):
         """Wait until the Deployment asks for so many pods."""
 
         async def reached() -> Body | None:
-            found = await self.deployment(name)
+            try:
+                found = await self.deployment(name)
+            except ApiError as error:
+                if error.status == 404:
+                    return None
+                raise
             return found if found["spec"]["replicas"] == count else None
 
         found = await self.wait(
@@ -419,10 +424,17 @@ class OperatorBench(PoolTasks):
         )
 
 
-async def apply_definitions(bench: Bench) -> None:
+async def apply_definitions(control_plane: ControlPlane, api: KubernetesApi) -> None:
     """`kubectl apply -f crds/`, and wait until pools are served."""
-    control_plane = bench.control_plane
     await control_plane.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-    await control_plane.kubectl(
-        "wait", "--for=condition=Established", "crd/fluxworkerpools.fluxpool.dev", "--timeout=60s"
-    )
+
+    async def served() -> bool:
+        try:
+            found = await api.get("/apis/fluxpool.dev/v1alpha1")
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return any(resource["name"] == "fluxworkerpools" for resource in found["resources"])
+
+    await wait_until(served, deadline_seconds=30, what="pools to be served")
