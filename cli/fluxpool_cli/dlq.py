@@ -3,22 +3,21 @@
 Owns the command line; what is read, checked and written is `fluxpool_transport.dead_letters*`.
 """
 
-import asyncio
 import getpass
 import json
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from aiokafka.errors import KafkaError
 
 from fluxpool_cli import dlq_view as view
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.kafka_run import run_on
 from fluxpool_cli.kafka_target import DEFAULT_DATA_DIR, BootstrapOption, DataDirOption, KafkaTarget, find_target
 from fluxpool_cli.moments import parse_moment
 from fluxpool_cli.reading_bar import counting_bar, reading_bar
@@ -42,18 +41,14 @@ from fluxpool_transport.dead_letters import (
     read_dead_letters,
     read_records,
 )
-from fluxpool_transport.dead_letters_handle import DeadLetterDesk, HandlingInterruptedError
+from fluxpool_transport.dead_letters_handle import DeadLetterDesk
 from fluxpool_transport.dead_letters_prepare import (
     DEFAULT_MAX_REPLAYS,
     RefusedReplay,
     ReplayChoices,
     check_choices,
 )
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
-from fluxpool_transport.kafka_clients import KafkaCredentialsError
-from fluxpool_transport.topic_scan import TopicScanError
 
-T = TypeVar("T")
 DEFAULT_RATE = 10.0
 """Replays a second: fast for a person, gentle for a pool that serves other people meanwhile."""
 
@@ -122,7 +117,7 @@ def summary(
         with_handled=True,
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
-    summaries = view.summarize(_run(source.target, source.select()))
+    summaries = view.summarize(run_on(source.target, source.select()))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json({"topic": source.topic, "causes": [item.document() for item in summaries]})
     else:
@@ -158,7 +153,7 @@ def list_letters(
         with_handled=with_handled,
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
-    entries = _run(source.target, source.select())
+    entries = run_on(source.target, source.select())
     shown = entries[-limit:]
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json(
@@ -202,7 +197,7 @@ def show(
             f"{source.topic} holds no dead letter {letter}; `fluxpool dlq list --all` shows what is there",
         )
 
-    document = _run(source.target, read())
+    document = run_on(source.target, read())
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json(document)
         return
@@ -262,7 +257,7 @@ def replay(
         until=until,
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
-    refused, done = _run(source.target, _replay(source, choices, rate=rate if yes else None))
+    refused, done = run_on(source.target, _replay(source, choices, rate=rate if yes else None))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json({"topic": source.topic, "dry_run": not yes, "sent" if yes else "to_send": done, "refused": refused})
     else:
@@ -309,7 +304,7 @@ def discard(
         until=until,
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
-    entries = _run(source.target, _discard(source, reason=reason.strip(), yes=yes))
+    entries = run_on(source.target, _discard(source, reason=reason.strip(), yes=yes))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json({"topic": source.topic, "dry_run": not yes, "letters": [str(entry.place) for entry in entries]})
         return
@@ -349,20 +344,6 @@ async def _discard(source: _Source, *, reason: str, yes: bool) -> tuple[DeadLett
                 async for _ in desk.discard(entries, reason=reason):
                     bar.advance(1)
     return entries
-
-
-def _run(target: KafkaTarget, work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work; what goes wrong with Kafka ends the command with the remedy."""
-    try:
-        return asyncio.run(work)
-    except (KafkaError, KafkaUnavailableError) as error:
-        raise CommandError(
-            ExitCode.UNREACHABLE, f"Kafka at {target.servers} does not answer ({error}); check --bootstrap-servers"
-        ) from None
-    except HandlingInterruptedError as error:
-        raise CommandError(ExitCode.UNREACHABLE, str(error)) from None
-    except (TopicScanError, KafkaCredentialsError) as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
 
 
 def _source(bootstrap_servers: str | None, data_dir: Path, topic: str | None, wanted: DeadLetterFilter) -> _Source:

@@ -17,6 +17,7 @@ from fluxpool_cli.exit_codes import CommandError
 from fluxpool_cli.local.commands import app as local_app
 from fluxpool_cli.submit import submit
 from fluxpool_cli.terminal import JsonOption, OutputFormat, OutputOption, chosen_format, say, write_json
+from fluxpool_cli.trace import trace
 from fluxpool_cli.watch import watch
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.add_typer(model.app, name="model")
 app.add_typer(dlq.app, name="dlq")
 app.command()(submit)
 app.command()(watch)
+app.command()(trace)
 
 
 @app.command()

@@ -1,0 +1,30 @@
+"""Work with Kafka under a command: whatever goes wrong ends the command with its exit code and the remedy."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from aiokafka.errors import KafkaError
+
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.kafka_target import KafkaTarget
+from fluxpool_transport.dead_letters_handle import HandlingInterruptedError
+from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.kafka_clients import KafkaCredentialsError
+from fluxpool_transport.topic_scan import TopicScanError
+
+T = TypeVar("T")
+
+
+def run_on(target: KafkaTarget, work: Coroutine[Any, Any, T]) -> T:
+    """The result of the work; raises `CommandError`."""
+    try:
+        return asyncio.run(work)
+    except (KafkaError, KafkaUnavailableError) as error:
+        raise CommandError(
+            ExitCode.UNREACHABLE, f"Kafka at {target.servers} does not answer ({error}); check --bootstrap-servers"
+        ) from None
+    except HandlingInterruptedError as error:
+        raise CommandError(ExitCode.UNREACHABLE, str(error)) from None
+    except (TopicScanError, KafkaCredentialsError) as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None

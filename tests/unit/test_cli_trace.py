@@ -1,0 +1,95 @@
+"""`fluxpool trace` before it reaches Kafka, and what a timeline makes of events."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fluxpool_cli.trace_events import EventKind, TraceEvent
+from fluxpool_cli.trace_reading import CLOCKS_APART, Standing, Trace, Whereabouts, reading_start
+from fluxpool_cli.trace_view import TaskState, state_of, trace_rows
+from fluxpool_contract.derived import new_request_id
+from fluxpool_contract.result import ResultStatus
+from kit.command import fluxpool
+
+NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
+NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["a/b"], 2, "REQUEST_ID: must be 1 to 128 characters"),
+        (["r-1", "--since", "soon"], 2, "--since: 'soon' must be how long ago"),
+        (["r-1"], 3, "Kafka at 127.0.0.1:1 does not answer"),
+    ],
+)
+async def test_a_wrong_command_line_or_a_dead_broker_is_told(
+    arguments: list[str], code: int, words: str, tmp_path: Path
+) -> None:
+    ended = await fluxpool("trace", *arguments, folder=tmp_path, environment=NOWHERE)
+    assert (ended.code, ended.output) == (code, "")
+    assert words in " ".join(ended.complaints.replace("│", " ").split())
+
+
+def test_only_an_id_that_holds_its_time_bounds_the_reading() -> None:
+    made = uuid.UUID(int=int(NOON.timestamp() * 1000 + 250) << 80 | 7 << 76 | 2 << 62)
+    assert reading_start(str(made)) == NOON + timedelta(milliseconds=250) - CLOCKS_APART
+    now = reading_start(new_request_id())
+    assert now is not None
+    assert abs(datetime.now(UTC) - CLOCKS_APART - now) < timedelta(minutes=1)
+    for other in (
+        "req_20250405_flux_001",
+        "6ba7b811-9dad-11d1-80b4-00c04fd430c8",
+        "ffffffff-ffff-7fff-8fff-ffffffffffff",
+    ):
+        assert reading_start(other) is None
+
+
+def event(kind: EventKind, second: int, **fields: object) -> TraceEvent:
+    known = {"topic": "topic", "partition": 0, "offset": second, "at": NOON + timedelta(seconds=second), **fields}
+    return TraceEvent(kind=kind, **known)  # type: ignore[arg-type]  # tests name the fields
+
+
+def test_steps_share_a_row_until_another_attempt_or_event_comes() -> None:
+    def step(second: int, number: int, attempt: int = 1) -> TraceEvent:
+        detail = f"{number} of 9"
+        return event(EventKind.STEP, second, attempt=attempt, step=number, total_steps=9, detail=detail)
+
+    rows = trace_rows([step(0, 1), step(1, 4), step(2, 9), event(EventKind.RETRYING, 3), step(4, 2, attempt=2)])
+
+    assert [row[-1] for row in rows] == ["1-9 of 9", "", "2 of 9"]
+    assert [row[1] for row in rows] == ["+0.000 s", "+3.000 s", "+4.000 s"]
+
+
+def where(standing: Standing, topic: str = "tasks") -> Whereabouts:
+    return Whereabouts(topic=topic, partition=0, offset=0, group="group", standing=standing)
+
+
+SENT = event(EventKind.SENT, 0, topic="tasks")
+FAILED = event(EventKind.RESULT, 2, status=ResultStatus.FAILED)
+LETTER = event(EventKind.DEAD_LETTER, 1)
+REPLAYED = event(EventKind.REPLAYED, 3, topic="tasks", epoch=1)
+RETRY = event(EventKind.RETRY, 1, topic="retry")
+
+
+@pytest.mark.parametrize(
+    ("events", "whereabouts", "state"),
+    [
+        ([SENT], [where(Standing.WAITING)], TaskState.QUEUED),
+        ([SENT], [where(Standing.IN_FLIGHT)], TaskState.RUNNING),
+        ([SENT], [where(Standing.UNKNOWN)], TaskState.UNKNOWN),
+        ([SENT], [where(Standing.DONE)], TaskState.UNKNOWN),
+        ([SENT, RETRY], [where(Standing.DONE), where(Standing.WAITING, "retry")], TaskState.WAITING_FOR_RETRY),
+        ([SENT, LETTER], [where(Standing.DONE)], TaskState.DEAD_LETTERED),
+        ([SENT, LETTER, FAILED], [where(Standing.DONE)], ResultStatus.FAILED),
+        ([SENT, LETTER, FAILED, REPLAYED], [where(Standing.WAITING)], TaskState.QUEUED),
+        ([SENT, LETTER, FAILED, REPLAYED], [where(Standing.DONE)], TaskState.UNKNOWN),
+    ],
+)
+def test_the_latest_replay_decides_where_a_task_stands(
+    events: list[TraceEvent], whereabouts: list[Whereabouts], state: ResultStatus | TaskState
+) -> None:
+    traced = Trace(request_id="r-1", events=tuple(events), whereabouts=tuple(whereabouts), missing_topics=())
+    assert state_of(traced) is state
