@@ -101,7 +101,8 @@ def _pod_fault(view: PoolView) -> tuple[Reason, str] | None:
     if crashing:
         ends = Counter(_end_of(pod) for pod in crashing)
         return Reason.WORKER_CRASH_LOOPING, (
-            f"{_names(crashing)} end again and again ({', '.join(sorted(ends))}); see kubectl logs --previous."
+            f"{_names(crashing)}: the worker ends again and again ({', '.join(sorted(ends))});"
+            " see kubectl logs --previous."
         )
     unpulled = [pod for pod in pods if pod.waiting_reason in _IMAGE_REASONS]
     if unpulled:

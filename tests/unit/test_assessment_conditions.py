@@ -1,0 +1,319 @@
+"""What is said of a pool, cause by cause."""
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from fluxpool_operator.api import Condition, ConditionStatus, ConditionType, Reason
+from fluxpool_operator.assessment import PoolProblem, PoolView, assess
+from fluxpool_operator.planning import Constraint
+from fluxpool_operator.workload import ContainerExit, ControllerCondition, PodStage
+from kit.pool_views import GENERATION, NOON, decision, deployment, lane, later, pod, pods, pool, view
+
+TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+QUOTA = 'pods "standard-worker-1" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1'
+
+
+def said(seen: PoolView, kind: ConditionType) -> Condition:
+    return next(condition for condition in assess(seen).conditions if condition.type is kind)
+
+
+def short(others: tuple[Any, ...], *, ready: int = 1, **fields: Any) -> PoolView:
+    """A pool of three, of which not all are ready."""
+    return view(3, pods=pods(ready, *others), deployment=deployment(3, ready=ready, **fields))
+
+
+def stuck(name: str, reason: str, message: str = "", **fields: Any) -> Any:
+    return pod(name, PodStage.STARTING, waiting_reason=reason, waiting_message=message or None, **fields)
+
+
+HOMELESS = (
+    pod("a", PodStage.UNSCHEDULABLE, unschedulable_message=NO_GPU),
+    pod("b", PodStage.UNSCHEDULABLE, unschedulable_message=NO_GPU),
+)
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "reason", "words"),
+    [
+        (view(3), TRUE, Reason.READY, "3 workers are ready."),
+        (view(1), TRUE, Reason.READY, "1 worker is ready."),
+        (view(0), TRUE, Reason.READY, "The pool sleeps"),
+        (
+            view(2, problems=(PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/token"),)),
+            FALSE,
+            Reason.SECRET_NOT_FOUND,
+            "missing: hub/token.",
+        ),
+        (
+            view(
+                2,
+                problems=(
+                    PoolProblem(reason=Reason.GROUP_CONFLICT, message="pool b reads it"),
+                    PoolProblem(reason=Reason.TOPICS_FAILED, message="no right"),
+                ),
+            ),
+            FALSE,
+            Reason.GROUP_CONFLICT,
+            "pool b reads it. no right.",
+        ),
+        (view(2, deployment=None, pods=()), FALSE, Reason.CHILD_FAILED, "The Deployment is not there"),
+        (view(0, deployment=None, pods=(), pool=pool(paused=True)), FALSE, Reason.PAUSED, "set paused to false"),
+        (
+            short((), replica_failure=("FailedCreate", QUOTA)),
+            FALSE,
+            Reason.QUOTA_EXCEEDED,
+            f"Kubernetes refuses to make pods: {QUOTA}.",
+        ),
+        (
+            short((), replica_failure=("FailedCreate", "violates PodSecurity restricted: hostPath volumes")),
+            FALSE,
+            Reason.CHILD_FAILED,
+            "violates PodSecurity restricted: hostPath volumes.",
+        ),
+        (
+            short((stuck("a", "CrashLoopBackOff", restarts=4, last_exit=ContainerExit(137, "OOMKilled")),)),
+            FALSE,
+            Reason.WORKER_CRASH_LOOPING,
+            "1 of 3 workers are ready. a: the worker ends again and again (exit code 137, OOMKilled)",
+        ),
+        (
+            short((pod("a", PodStage.STARTING, restarts=2, last_exit=ContainerExit(1, "Error")),)),
+            FALSE,
+            Reason.WORKER_CRASH_LOOPING,
+            "exit code 1, Error",
+        ),
+        (
+            short((pod("a", PodStage.STARTING, restarts=1, last_exit=ContainerExit(1, "Error")),)),
+            FALSE,
+            Reason.WORKERS_LOADING,
+            "1 starting.",
+        ),
+        (
+            short((stuck("b", "ImagePullBackOff", "not found"), stuck("a", "ErrImagePull", "not found"))),
+            FALSE,
+            Reason.IMAGE_PULL_FAILED,
+            "worker.image: a (2 pods): ErrImagePull: not found.",
+        ),
+        (
+            short((stuck("a", "CreateContainerConfigError", 'secret "hub" not found'),)),
+            FALSE,
+            Reason.SECRET_NOT_FOUND,
+            'a: CreateContainerConfigError: secret "hub" not found.',
+        ),
+        (
+            short((stuck("a", "CreateContainerError", "no such device"),)),
+            FALSE,
+            Reason.CONTAINER_FAILED,
+            "no such device",
+        ),
+        (short((stuck("a", "ContainerCreating"),)), FALSE, Reason.WORKERS_LOADING, "1 of 3 workers are ready."),
+        (short(HOMELESS), FALSE, Reason.PODS_UNSCHEDULABLE, f"No node has room for 2: {NO_GPU}"),
+        (
+            short((*HOMELESS, pod("x", PodStage.TERMINATING), pod("y", PodStage.TERMINATING))),
+            FALSE,
+            Reason.WAITING_FOR_GPU,
+            "2 waiting until workers that are being stopped (2)",
+        ),
+        (
+            short((pod("a", PodStage.GATED, unschedulable_message="Scheduling is blocked"),)),
+            FALSE,
+            Reason.PODS_GATED,
+            "1 held back: Scheduling is blocked.",
+        ),
+        (short((pod("a", PodStage.NOT_READY),)), FALSE, Reason.WORKERS_NOT_READY, "1 running and not ready"),
+        (short(()), FALSE, Reason.WORKERS_LOADING, "The others are being made."),
+        (
+            short(
+                (pod("a", PodStage.STARTING),),
+                progressing=ControllerCondition(FALSE, "ProgressDeadlineExceeded", "has timed out progressing"),
+            ),
+            FALSE,
+            Reason.WORKERS_LOADING,
+            "1 starting. has timed out progressing.",
+        ),
+        (
+            view(3, deployment=deployment(3, updated=1)),
+            FALSE,
+            Reason.ROLLING_OUT,
+            "1 of 3 workers have the newest template.",
+        ),
+        (view(3, template_hash="newer"), FALSE, Reason.ROLLING_OUT, "newest template"),
+        (view(3, deployment=deployment(3, observed_generation=6)), FALSE, Reason.ROLLING_OUT, "newest template"),
+        (view(3, template_hash="newer", pool=pool(paused=True)), TRUE, Reason.READY, "3 workers are ready."),
+        (
+            view(3, deployment=deployment(3, foreign_template_managers=("kubectl-rollout",))),
+            TRUE,
+            Reason.FOREIGN_FIELDS,
+            "3 workers are ready. The pod template also has fields of kubectl-rollout",
+        ),
+    ],
+)
+def test_ready_tells_what_keeps_a_pool_from_it(
+    seen: PoolView, status: ConditionStatus, reason: Reason, words: str
+) -> None:
+    condition = said(seen, ConditionType.READY)
+    assert (condition.status, condition.reason) == (status, reason)
+    assert words in condition.message
+
+
+def test_another_number_of_workers_does_not_make_a_ready_pool_unready_for_a_blink() -> None:
+    ready = view(3)
+    fewer = later(
+        ready,
+        assess(ready),
+        desired_replicas=2,
+        deployment=deployment(3, spec_replicas=2, generation=8),
+        template_hash=ready.template_hash,
+    )
+    assert said(fewer, ConditionType.READY).status is TRUE
+    changed = replace(fewer, template_hash="newer", deployment=deployment(3, generation=8, template_hash="newer"))
+    status = assess(changed)
+    assert said(changed, ConditionType.READY).status is FALSE
+    still = later(changed, status)
+    assert said(still, ConditionType.READY).status is FALSE
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "reason"),
+    [
+        (view(), TRUE, Reason.PLAN_APPLIED),
+        (view(pool=pool(paused=True)), FALSE, Reason.PAUSED),
+        (view(pool=pool(scaling__mode="Manual")), FALSE, Reason.MANUAL_MODE),
+        (view(pool=pool(scaling__mode="Shadow")), FALSE, Reason.SHADOW_MODE),
+        (view(problems=(PoolProblem(reason=Reason.FOREIGN_CHILD, message="taken"),)), FALSE, Reason.FOREIGN_CHILD),
+        (view(lanes=(lane(age_seconds=99),)), FALSE, Reason.LAG_UNAVAILABLE),
+        (
+            view(lanes=(lane(age_seconds=99),), plan=decision(2, constraint=Constraint.FALLBACK)),
+            FALSE,
+            Reason.FALLBACK_APPLIED,
+        ),
+    ],
+)
+def test_scaling_is_active_when_the_plan_decides(seen: PoolView, status: ConditionStatus, reason: Reason) -> None:
+    condition = said(seen, ConditionType.SCALING_ACTIVE)
+    assert (condition.status, condition.reason) == (status, reason)
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "reason"),
+    [
+        (view(), FALSE, Reason.WITHIN_LIMITS),
+        (view(6, plan=decision(6, constraint=Constraint.MAXIMUM, need=9)), TRUE, Reason.AT_MAX_REPLICAS),
+        (view(6, plan=decision(6, constraint=Constraint.MAXIMUM, need=0)), FALSE, Reason.WITHIN_LIMITS),
+        (view(2, plan=decision(2, constraint=Constraint.PARTITIONS)), TRUE, Reason.PARTITION_LIMIT),
+        (view(2, plan=decision(2, constraint=Constraint.QUOTA, need=4)), TRUE, Reason.QUOTA_EXCEEDED),
+        (view(2, plan=decision(2, constraint=Constraint.CAPACITY, need=4)), TRUE, Reason.CAPACITY_SHORT),
+        (view(2, plan=decision(2, constraint=Constraint.RATE, need=4)), TRUE, Reason.RATE_LIMITED),
+        (view(2, plan=decision(2, constraint=Constraint.RATE, need=0)), FALSE, Reason.WITHIN_LIMITS),
+        (view(2, plan=decision(2, constraint=Constraint.HOLD, need=0)), FALSE, Reason.WITHIN_LIMITS),
+        (short(HOMELESS), TRUE, Reason.CAPACITY_SHORT),
+        (replace(short(HOMELESS), plan=decision(3, constraint=Constraint.HOLD, need=1)), FALSE, Reason.WITHIN_LIMITS),
+        (short((pod("a", PodStage.GATED),)), TRUE, Reason.QUOTA_EXCEEDED),
+        (
+            view(2, pool=pool(paused=True), plan=decision(2, constraint=Constraint.PAUSED, need=5)),
+            TRUE,
+            Reason.PAUSED,
+        ),
+        (view(lanes=(lane(age_seconds=99),)), UNKNOWN, Reason.LAG_UNAVAILABLE),
+    ],
+)
+def test_scaling_is_limited_when_work_asks_for_more(seen: PoolView, status: ConditionStatus, reason: Reason) -> None:
+    condition = said(seen, ConditionType.SCALING_LIMITED)
+    assert (condition.status, condition.reason) == (status, reason)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "status", "words"),
+    [
+        ((lane(),), TRUE, "The backlog of every lane is read."),
+        ((lane(age_seconds=30),), TRUE, "every lane"),
+        (
+            (lane(age_seconds=47, problem="no broker answers"),),
+            FALSE,
+            "Lane standard was not read for 45 s: no broker answers.",
+        ),
+        ((lane(), lane(name="vip", age_seconds=9000)), FALSE, "Lane vip was not read for 2 h: no answer came."),
+        ((lane(partitions=0, age_seconds=math.inf),), FALSE, "Lane standard was never read"),
+        ((), FALSE, "No lane was read yet."),
+    ],
+)
+def test_the_lag_is_available_when_every_lane_was_read_lately(
+    lanes: tuple[Any, ...], status: ConditionStatus, words: str
+) -> None:
+    condition = said(view(lanes=lanes), ConditionType.LAG_AVAILABLE)
+    assert condition.status is status
+    assert words in condition.message
+
+
+MISSING = "topic tasks-vip: Broker: Unknown topic or partition (UNKNOWN_TOPIC_OR_PART); create it"
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "reason", "words"),
+    [
+        (view(), TRUE, Reason.TOPICS_FOUND, "6 partitions for up to 6 workers"),
+        (
+            view(lanes=(lane(partitions=4), lane(partitions=2, name="vip"))),
+            TRUE,
+            Reason.TOPICS_FOUND,
+            "6 partitions",
+        ),
+        (view(lanes=(lane(partitions=5),)), FALSE, Reason.PARTITIONS_FEWER_THAN_REPLICAS, "add partitions"),
+        (
+            view(lanes=(lane(), lane(name="vip", partitions=0, age_seconds=math.inf, problem=MISSING))),
+            FALSE,
+            Reason.TOPICS_MISSING,
+            "kafka.lanes: tasks-vip cannot be found",
+        ),
+        (
+            view(lanes=(lane(partitions=0, age_seconds=math.inf, problem="no broker answers"),)),
+            UNKNOWN,
+            Reason.LAG_UNAVAILABLE,
+            "could not be read yet",
+        ),
+        (
+            view(problems=(PoolProblem(reason=Reason.TOPICS_FAILED, message="no right to create"),)),
+            FALSE,
+            Reason.TOPICS_FAILED,
+            "no right to create",
+        ),
+    ],
+)
+def test_the_topics_are_ready_when_there_is_a_partition_for_every_worker(
+    seen: PoolView, status: ConditionStatus, reason: Reason, words: str
+) -> None:
+    condition = said(seen, ConditionType.TOPICS_READY)
+    assert (condition.status, condition.reason) == (status, reason)
+    assert words in condition.message
+
+
+def test_expired_tasks_are_told_with_their_exact_number() -> None:
+    condition = said(view(lanes=(lane(expired_records_total=12345), lane(name="vip"))), ConditionType.TASKS_EXPIRED)
+    assert (condition.status, condition.reason) == (TRUE, Reason.RETENTION_PASSED)
+    assert "12345 of lane standard" in condition.message
+    assert said(view(), ConditionType.TASKS_EXPIRED).status is FALSE
+    never = view(lanes=(lane(partitions=0, age_seconds=math.inf),))
+    assert said(never, ConditionType.TASKS_EXPIRED).status is UNKNOWN
+    lost = view(lanes=(lane(partitions=0, age_seconds=math.inf, expired_records_total=3),))
+    assert said(lost, ConditionType.TASKS_EXPIRED).status is TRUE
+
+
+def test_every_condition_is_said_about_this_generation_in_a_fixed_order() -> None:
+    conditions = assess(view()).conditions
+    assert [condition.type for condition in conditions] == list(ConditionType)
+    assert {condition.observed_generation for condition in conditions} == {GENERATION}
+    assert all(condition.message.endswith(".") for condition in conditions)
+
+
+def test_a_condition_that_stands_keeps_its_time() -> None:
+    first = view(3)
+    status = assess(first)
+    again = later(first, status, 60, deployment=deployment(3, ready=2), pods=pods(2))
+    times = {condition.type: condition.last_transition_time for condition in assess(again).conditions}
+    assert times.pop(ConditionType.READY) == NOON + timedelta(seconds=60)
+    assert set(times.values()) == {NOON}

@@ -1,0 +1,137 @@
+"""Events: each turn of things is told once, and nothing that lasts."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fluxpool_operator.api import FluxWorkerPoolStatus, Reason
+from fluxpool_operator.assessment import PoolEvent, PoolProblem, PoolView, assess, narrate
+from fluxpool_operator.planning import Constraint
+from fluxpool_operator.workload import ContainerExit, PodStage
+from kit.pool_views import decision, deployment, lane, later, pod, pods, pool, view
+
+
+def events(before: PoolView, **fields: Any) -> tuple[PoolEvent, ...]:
+    """What is told when a pool becomes so."""
+    status = assess(before)
+    return narrate(status, assess(later(before, status, 5, **fields)))
+
+
+def told(before: PoolView, **fields: Any) -> list[tuple[str, Reason]]:
+    return [(event.type, event.reason) for event in events(before, **fields)]
+
+
+SLEEPING = view(0)
+BUSY = view(3)
+CRASH = ContainerExit(1, "Error")
+PROBLEM = PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/token")
+
+
+@pytest.mark.parametrize(
+    ("before", "fields", "expected"),
+    [
+        (BUSY, {}, []),
+        (BUSY, {"lanes": (lane(9),)}, []),
+        (SLEEPING, {"desired_replicas": 3, "plan": decision(3)}, [("Normal", Reason.ACTIVATED)]),
+        (BUSY, {"desired_replicas": 5, "plan": decision(5)}, [("Normal", Reason.SCALED_UP)]),
+        (BUSY, {"desired_replicas": 2, "plan": decision(2)}, [("Normal", Reason.SCALED_DOWN)]),
+        (BUSY, {"desired_replicas": 0, "plan": decision(0)}, [("Normal", Reason.SCALED_TO_ZERO)]),
+        (BUSY, {"lanes": (lane(age_seconds=99),)}, [("Warning", Reason.LAG_UNAVAILABLE)]),
+        (view(3, lanes=(lane(age_seconds=99),)), {"lanes": (lane(),)}, [("Normal", Reason.LAG_RESTORED)]),
+        (
+            BUSY,
+            {"plan": decision(3, constraint=Constraint.MAXIMUM, need=9)},
+            [("Normal", Reason.AT_MAX_REPLICAS)],
+        ),
+        (BUSY, {"plan": decision(3, constraint=Constraint.CAPACITY, need=9)}, [("Warning", Reason.CAPACITY_SHORT)]),
+        (view(3, plan=decision(3, constraint=Constraint.MAXIMUM, need=9)), {"plan": decision(3)}, []),
+        (BUSY, {"template_hash": "newer"}, [("Normal", Reason.ROLLOUT_STARTED)]),
+        (SLEEPING, {"template_hash": "newer"}, []),
+        (
+            view(3, deployment=deployment(3, updated=1)),
+            {"deployment": deployment(3)},
+            [("Normal", Reason.READY), ("Normal", Reason.ROLLOUT_COMPLETE)],
+        ),
+        (BUSY, {"lanes": (lane(expired_records_total=4),)}, [("Warning", Reason.RETENTION_PASSED)]),
+        (
+            view(3, lanes=(lane(expired_records_total=4),)),
+            {"lanes": (lane(expired_records_total=6),)},
+            [("Warning", Reason.RETENTION_PASSED)],
+        ),
+        (BUSY, {"deployment": deployment(3, ready=2), "pods": pods(2, pod("a", PodStage.STARTING))}, []),
+        (
+            view(3, deployment=deployment(3, ready=2), pods=pods(2, pod("a", PodStage.STARTING))),
+            {"deployment": deployment(3), "pods": pods(3)},
+            [("Normal", Reason.READY)],
+        ),
+        (
+            BUSY,
+            {"deployment": deployment(3, ready=2), "pods": pods(2, pod("a", PodStage.UNSCHEDULABLE))},
+            [("Warning", Reason.PODS_UNSCHEDULABLE), ("Warning", Reason.CAPACITY_SHORT)],
+        ),
+        (BUSY, {"problems": (PROBLEM,)}, [("Warning", Reason.SECRET_NOT_FOUND)]),
+        (view(3, problems=(PROBLEM,)), {"problems": ()}, [("Normal", Reason.READY)]),
+        (BUSY, {"pool": pool(paused=True)}, [("Normal", Reason.PAUSED)]),
+        (view(3, pool=pool(paused=True)), {"pool": pool()}, [("Normal", Reason.RESUMED)]),
+        (
+            BUSY,
+            {"lanes": (lane(partitions=4),), "topic_partitions": {"standard": 4}},
+            [("Warning", Reason.PARTITIONS_FEWER_THAN_REPLICAS)],
+        ),
+        (
+            BUSY,
+            {"deployment": deployment(3, foreign_template_managers=("kubectl-edit",))},
+            [("Warning", Reason.FOREIGN_FIELDS)],
+        ),
+    ],
+)
+def test_each_turn_of_things_is_told_once(
+    before: PoolView, fields: dict[str, Any], expected: list[tuple[str, Reason]]
+) -> None:
+    written = assess(before)
+    if "pool" in fields:
+        fields = fields | {"pool": fields["pool"].model_copy(update={"status": written})}
+    after = later(before, written, 5, **fields)
+    status = assess(after)
+    assert [(event.type, event.reason) for event in narrate(written, status)] == expected
+    assert narrate(status, assess(later(after, status, 5))) == ()
+
+
+def test_a_scaling_is_told_with_its_numbers_and_the_plans_reason() -> None:
+    (event,) = events(SLEEPING, desired_replicas=3, plan=decision(3, reason="12 tasks are unfinished."))
+    assert event.message == "From no worker to 3. 12 tasks are unfinished."
+    (event,) = events(view(1), desired_replicas=0, plan=decision(0, reason="No task is waiting."))
+    assert event.message == "From 1 worker to none. No task is waiting."
+
+
+def test_a_persons_number_is_told_without_the_plans_reason() -> None:
+    manual = view(1, pool=pool(scaling__mode="Manual"))
+    (event,) = events(manual, desired_replicas=2)
+    assert event.message == "From 1 worker to 2."
+
+
+def test_lost_tasks_are_told_by_how_many_more_there_are() -> None:
+    (event,) = events(view(3, lanes=(lane(expired_records_total=4),)), lanes=(lane(expired_records_total=5),))
+    assert "deleted 1 task of lane standard" in event.message
+
+
+def test_a_first_status_tells_what_matters_alone() -> None:
+    new = FluxWorkerPoolStatus()
+    assert [event.reason for event in narrate(new, assess(SLEEPING))] == [Reason.READY]
+    unread = view(0, lanes=(lane(partitions=0, age_seconds=math.inf, problem="no broker answers"),))
+    assert Reason.LAG_UNAVAILABLE in [event.reason for event in narrate(new, assess(unread))]
+
+
+def test_a_crash_loop_is_told_once_however_often_it_turns() -> None:
+    first = replace(BUSY, deployment=deployment(3, ready=2))
+    waiting = pod("a", PodStage.NOT_READY, waiting_reason="CrashLoopBackOff", restarts=3)
+    again = pod("a", PodStage.STARTING, restarts=3)
+    crashed = assess(replace(first, pods=pods(2, replace(waiting, last_exit=CRASH))))
+    running = assess(later(first, crashed, 5, pods=pods(2, replace(again, last_exit=CRASH))))
+    assert narrate(crashed, running) == ()
+
+
+def test_no_event_for_a_pool_whose_words_alone_changed() -> None:
+    assert told(view(3, lanes=(lane(age_seconds=47, problem="a"),)), lanes=(lane(age_seconds=77, problem="b"),)) == []
