@@ -308,7 +308,8 @@ def discard(
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json({"topic": source.topic, "dry_run": not yes, "letters": [str(entry.place) for entry in entries]})
         return
-    results_console().print(f"{len(entries)} letters {'discarded' if yes else 'would be discarded'}", markup=False)
+    letters = "1 letter" if len(entries) == 1 else f"{len(entries)} letters"
+    results_console().print(f"{letters} {'discarded' if yes else 'would be discarded'}", markup=False)
     if not yes and entries:
         say("this was a dry run; add --yes to discard")
 

@@ -406,7 +406,7 @@ async def test_a_discarded_letter_stays_on_the_topic_and_is_never_replayed(bench
     good = await bench.put(task("good"), request_id="good")
 
     dry = await bench.run("discard", "--class", "invalid", "--reason", "a test client")
-    assert (dry.output.strip(), await bench.notes()) == ("1 letters would be discarded", [])
+    assert (dry.output.strip(), await bench.notes()) == ("1 letter would be discarded", [])
     done = await bench.run("discard", "--class", "invalid", "--reason", "a test client", "--yes", "--json")
 
     assert done.document["letters"] == [bad]
