@@ -28,6 +28,7 @@ MOST_TIME_READING: Final = 0.05
 """Share of the time that readings may take, since the event loop has other work."""
 READ_DEADLINE_SECONDS: Final = 3.0
 STABLE: Final = "Stable"
+_NO_GROUP: Final = "no consumer group is known for this topic"
 # Members are asked for less often than offsets: a partition that moved is known soon enough, and nothing is lost by it.
 _KNOWN_FOR: Final = KnownFor(layout_seconds=1.0, log_start_seconds=60.0, members_seconds=0.5)
 
@@ -72,7 +73,7 @@ class PartitionChooser:
         """The partition, 0 to `partitions` - 1, for a task of this size (`GenerationParameters.relative_work`)."""
         known = self._topics.get(topic)
         if known is None:
-            known = self._topics[topic] = _Topic(PartitionChoice(self._source))
+            known = self._topics[topic] = _Topic(PartitionChoice(self._source), problem=_NO_GROUP)
         self._sent.set()
         return known.choice.choose(partitions=partitions, work=work, now=self._clock())
 
@@ -93,7 +94,7 @@ class PartitionChooser:
         """Why the partitions of a topic take turns; None while they are chosen by load."""
         known = self._topics.get(topic)
         if known is None:
-            return "no consumer group is known for this topic"
+            return _NO_GROUP
         if known.choice.is_by_load(partitions=partitions, now=self._clock()):
             return None
         return known.problem or "the snapshot is too old, or of another number of partitions"

@@ -68,7 +68,9 @@ class WorkEstimate:
     def acknowledged(self, *, partition: int, offset: int, work: float) -> None:
         """A task of this size lies there now."""
         self._mean_work += _MEAN_WEIGHT * (work - self._mean_work)
-        known = self._partitions.setdefault(partition, _Partition())
+        known = self._partitions.get(partition)
+        if known is None:
+            known = self._partitions[partition] = _Partition()
         if len(known.tasks) < MAX_KNOWN_TASKS:
             known.tasks.append((offset, work))
             known.work += work

@@ -1,0 +1,94 @@
+"""Senders for `waiting.py`: the gateway's producer with the partition chosen by load, in turns, or by the key's hash.
+
+Knows nothing of who takes the tasks.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, assert_never
+
+from fluxpool_contract.derived import new_request_id
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_gateway.task_producer import TaskProducer
+from fluxpool_transport.kafka_clients import librdkafka_options
+from fluxpool_transport.partition_choice_watch import PartitionChooser
+
+SEND_SECONDS: Final = 10.0
+LOADS_KNOWN_SECONDS: Final = 30.0
+_BY_HASH: Final = -1
+"""librdkafka then hashes the key."""
+
+
+class Way(StrEnum):
+    """Who chooses the partition."""
+
+    BY_LOAD = "by load"
+    ROUND_ROBIN = "round robin"
+    KEY_HASH = "key hash"
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """One sending process, as far as the broker can tell: a producer and a chooser of its own."""
+
+    way: Way
+    topic: str
+    partitions: int
+    producer: TaskProducer
+    chooser: PartitionChooser
+
+    async def send(self, number: int, work: float) -> None:
+        """Send one task and wait for the acknowledgement; raises `DeliveryError`."""
+        match self.way:
+            case Way.KEY_HASH:
+                partition = _BY_HASH
+            case Way.BY_LOAD | Way.ROUND_ROBIN:
+                partition = self.chooser.choose(self.topic, partitions=self.partitions, work=work)
+            case _:
+                assert_never(self.way)
+        offset = await self.producer.send(
+            topic=self.topic,
+            partition=partition,
+            key=new_request_id().encode(),
+            value=str(number).encode(),
+            headers=[],
+        )
+        self.chooser.acknowledged(self.topic, partition=partition, offset=offset, work=work)
+
+
+@asynccontextmanager
+async def running_senders(
+    connection: KafkaConnection, way: Way, *, topic: str, group: str, partitions: int, count: int
+) -> AsyncIterator[Sequence[Sender]]:
+    """Senders that are ready: their choosers know the loads when they choose by them."""
+    # Without a group to look at the partitions take turns.
+    groups = {group: topic} if way is Way.BY_LOAD else {}
+    senders = [
+        Sender(
+            way,
+            topic,
+            partitions,
+            TaskProducer(librdkafka_options(connection, client_id="waiting"), deadline_seconds=SEND_SECONDS),
+            PartitionChooser(connection, groups),
+        )
+        for _ in range(count)
+    ]
+    for sender in senders:
+        sender.producer.start()
+    reading = [asyncio.create_task(sender.chooser.run()) for sender in senders if groups]
+    try:
+        async with asyncio.timeout(LOADS_KNOWN_SECONDS):
+            while groups and any(  # noqa: ASYNC110 - nobody tells when
+                sender.chooser.why_turns(topic, partitions=partitions) for sender in senders
+            ):
+                await asyncio.sleep(0.1)
+        yield senders
+    finally:
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        for sender in senders:
+            await sender.producer.stop()
