@@ -1,14 +1,17 @@
 """A Kafka behind proxies: a client's whole traffic goes through them, and a fault of the line is all it sees."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka
-from kit.kafka import KafkaFactory, create_topics, read_topic, unique_name
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_settings import ListenerSpec
+from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka, proxied_listener, proxies_of
+from kit.kafka import KafkaFactory, create_topics, read_topic, running_kafka, unique_name
 from kit.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
@@ -17,23 +20,36 @@ pytestmark = pytest.mark.kafka
 SILENCE_SECONDS = 1.0
 
 
+@pytest.fixture(scope="module")
+def listener() -> ListenerSpec:
+    return proxied_listener()
+
+
+@pytest.fixture(scope="module")
+def own_kafka(
+    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory, listener: ListenerSpec
+) -> Iterator[KafkaCluster]:
+    with running_kafka(tmp_path_factory.mktemp("proxied-kafka"), libs=kafka_libs, listeners=[listener]) as cluster:
+        yield cluster
+
+
 @pytest.fixture
-async def kafka(kafka_factory: KafkaFactory) -> AsyncIterator[ProxiedKafka]:
-    async with proxied_kafka(kafka_factory) as kafka:
+async def proxied(own_kafka: KafkaCluster, listener: ListenerSpec) -> AsyncIterator[ProxiedKafka]:
+    async with proxies_of(own_kafka, listener) as kafka:
         yield kafka
 
 
-async def values(kafka: ProxiedKafka, topic: str) -> list[bytes | None]:
-    return [record.value for record in await read_topic(kafka.cluster.bootstrap_servers, topic)]
+async def values(proxied: ProxiedKafka, topic: str) -> list[bytes | None]:
+    return [record.value for record in await read_topic(proxied.cluster.bootstrap_servers, topic)]
 
 
-async def test_all_of_a_clients_traffic_goes_through_the_line(kafka: ProxiedKafka) -> None:
+async def test_all_of_a_clients_traffic_goes_through_the_line(proxied: ProxiedKafka) -> None:
     topic = unique_name("proxied")
-    await create_topics(kafka.cluster.bootstrap_servers, {topic: 1})
-    [line] = kafka.lines
-    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, acks="all")
+    await create_topics(proxied.cluster.bootstrap_servers, {topic: 1})
+    [line] = proxied.lines
+    producer = AIOKafkaProducer(bootstrap_servers=proxied.bootstrap_servers, acks="all")
     consumer = AIOKafkaConsumer(
-        topic, bootstrap_servers=kafka.bootstrap_servers, group_id=topic, auto_offset_reset="earliest"
+        topic, bootstrap_servers=proxied.bootstrap_servers, group_id=topic, auto_offset_reset="earliest"
     )
     await producer.start()
     await consumer.start()
@@ -47,30 +63,30 @@ async def test_all_of_a_clients_traffic_goes_through_the_line(kafka: ProxiedKafk
         sending = asyncio.ensure_future(producer.send_and_wait(topic, b"later"))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.shield(sending), SILENCE_SECONDS)
-        assert await values(kafka, topic) == [b"through"]
+        assert await values(proxied, topic) == [b"through"]
         await line.pass_all()
         async with asyncio.timeout(60):
             await sending
             assert (await consumer.getone()).value == b"later"
     finally:
-        await kafka.on_every_line(TcpProxy.pass_all)
+        await proxied.on_every_line(TcpProxy.pass_all)
         await consumer.stop()
         await producer.stop()
 
 
-async def test_nobody_gets_past_a_refusing_line(kafka: ProxiedKafka) -> None:
-    await kafka.on_every_line(TcpProxy.refuse)
-    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers)
+async def test_nobody_gets_past_a_refusing_line(proxied: ProxiedKafka) -> None:
+    await proxied.on_every_line(TcpProxy.refuse)
+    producer = AIOKafkaProducer(bootstrap_servers=proxied.bootstrap_servers)
     with pytest.raises(KafkaConnectionError):
         await producer.start()
     await producer.stop()
 
 
-async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(kafka: ProxiedKafka) -> None:
+async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(proxied: ProxiedKafka) -> None:
     topic = unique_name("unknown")
-    await create_topics(kafka.cluster.bootstrap_servers, {topic: 1})
-    [line] = kafka.lines
-    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, enable_idempotence=True)
+    await create_topics(proxied.cluster.bootstrap_servers, {topic: 1})
+    [line] = proxied.lines
+    producer = AIOKafkaProducer(bootstrap_servers=proxied.bootstrap_servers, enable_idempotence=True)
     await producer.start()
     try:
         await line.black_hole(Direction.TO_CLIENT)
@@ -80,7 +96,7 @@ async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(kafka: Proxie
         )
 
         async def stored() -> list[bytes | None]:
-            return await values(kafka, topic)
+            return await values(proxied, topic)
 
         assert await wait_until(stored, deadline_seconds=30, what="the record in the log") == [b"once"]
         assert not sending.done()
@@ -90,16 +106,16 @@ async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(kafka: Proxie
     finally:
         await line.pass_all()
         await producer.stop()
-    assert await values(kafka, topic) == [b"once"]
+    assert await values(proxied, topic) == [b"once"]
 
 
 async def test_three_brokers_have_a_line_each_and_say_who_does_what(kafka_factory: KafkaFactory) -> None:
-    async with proxied_kafka(kafka_factory, brokers=3) as kafka:
+    async with proxied_kafka(kafka_factory, brokers=3) as proxied:
         topic, group = unique_name("led"), unique_name("group")
-        await create_topics(kafka.cluster.bootstrap_servers, {topic: 3})
-        leaders = {(await leader_of(kafka.cluster, topic, partition)).node_id for partition in range(3)}
+        await create_topics(proxied.cluster.bootstrap_servers, {topic: 3})
+        leaders = {(await leader_of(proxied.cluster, topic, partition)).node_id for partition in range(3)}
         assert leaders == {1, 2, 3}
-        producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap_servers, acks="all")
+        producer = AIOKafkaProducer(bootstrap_servers=proxied.bootstrap_servers, acks="all")
         await producer.start()
         try:
             async with asyncio.timeout(60):
@@ -107,8 +123,8 @@ async def test_three_brokers_have_a_line_each_and_say_who_does_what(kafka_factor
                     await producer.send_and_wait(topic, b"x", partition=partition)
         finally:
             await producer.stop()
-        assert all(line.accepted for line in kafka.lines)
-        consumer = AIOKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap_servers, group_id=group)
+        assert all(line.accepted for line in proxied.lines)
+        consumer = AIOKafkaConsumer(topic, bootstrap_servers=proxied.bootstrap_servers, group_id=group)
         async with consumer:
             believed = consumer._coordinator.coordinator_id  # noqa: SLF001 - not public
-            assert (await coordinator_of(kafka.cluster, group)).node_id == believed
+            assert (await coordinator_of(proxied.cluster, group)).node_id == believed

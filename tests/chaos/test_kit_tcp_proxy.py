@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fluxpool_cli.local.loopback import HOST
+from fluxpool_cli.local.loopback import HOST, free_port
 from kit.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
@@ -171,6 +171,6 @@ async def test_a_reset_ends_what_is_open_and_nothing_else(proxy: TcpProxy, clien
     again.writer.transport.abort()
 
 
-async def test_a_server_that_is_gone_ends_the_clients_connection(proxy: TcpProxy) -> None:
-    proxy.connect_to(1)
-    await assert_reset(await connect(proxy))
+async def test_a_server_that_is_gone_ends_the_clients_connection() -> None:
+    async with TcpProxy(free_port()) as proxy:
+        await assert_reset(await connect(proxy))

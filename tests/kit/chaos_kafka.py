@@ -17,11 +17,11 @@ from confluent_kafka.admin import AdminClient
 from fluxpool_cli.local.kafka_broker import KafkaBroker
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
+from fluxpool_cli.local.loopback import free_port
 from kit.kafka import KafkaFactory
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
 
-_LISTENER: Final = "PROXIED"
 _REQUEST_SECONDS: Final = 10.0
 
 
@@ -42,22 +42,37 @@ class ProxiedKafka:
         await asyncio.gather(*(change(line) for line in self.lines))
 
 
+def proxied_listener(*, brokers: Literal[1, 3] = 1) -> ListenerSpec:
+    """A listener whose clients are told to come through proxies."""
+    ports: set[int] = set()
+    while len(ports) < brokers:
+        ports.add(free_port(taken=ports))
+    advertised = dict(enumerate(sorted(ports), start=1))
+    return ListenerSpec(name="PROXIED", protocol=SecurityProtocol.PLAINTEXT, advertised_ports=advertised)
+
+
+@asynccontextmanager
+async def proxies_of(cluster: KafkaCluster, listener: ListenerSpec) -> AsyncIterator[ProxiedKafka]:
+    """Open the lines to a running cluster that was started with this listener; mended for every test anew."""
+    async with AsyncExitStack() as stack:
+        lines = [
+            TcpProxy(broker.ports[listener.name], port=listener.advertised_ports[broker.node_id])
+            for broker in cluster.brokers
+        ]
+        for line in lines:
+            await stack.enter_async_context(line)
+        yield ProxiedKafka(cluster, tuple(lines))
+
+
 @asynccontextmanager
 async def proxied_kafka(
     kafka_factory: KafkaFactory, *, brokers: Literal[1, 3] = 1, **settings: Any
 ) -> AsyncIterator[ProxiedKafka]:
     """Start a Kafka, ready to serve, with one proxy for each broker."""
-    async with AsyncExitStack() as stack:
-        lines = tuple([await stack.enter_async_context(TcpProxy()) for _ in range(brokers)])
-        listener = ListenerSpec(
-            name=_LISTENER,
-            protocol=SecurityProtocol.PLAINTEXT,
-            advertised_ports={node_id: line.port for node_id, line in enumerate(lines, start=1)},
-        )
-        cluster = await kafka_factory(brokers=brokers, listeners=[listener], **settings)
-        for line, broker in zip(lines, cluster.brokers, strict=True):
-            line.connect_to(broker.ports[_LISTENER])
-        yield ProxiedKafka(cluster, lines)
+    listener = proxied_listener(brokers=brokers)
+    cluster = await kafka_factory(brokers=brokers, listeners=[listener], **settings)
+    async with proxies_of(cluster, listener) as kafka:
+        yield kafka
 
 
 async def coordinator_of(cluster: KafkaCluster, group: str) -> KafkaBroker:

@@ -47,9 +47,9 @@ BOTH_WAYS: Final = frozenset(Direction)
 class TcpProxy:
     """The line to one server; `async with` opens and closes it. Its address stays the same in every mode."""
 
-    def __init__(self, server_port: int | None = None) -> None:
-        """Choose an address; the server's loopback port may be told later, by `connect_to`."""
-        self.port: Final = free_port()
+    def __init__(self, server_port: int, *, port: int | None = None) -> None:
+        """Both are loopback ports; without one of its own the proxy chooses a free one."""
+        self.port: Final = port or free_port()
         self._server_port = server_port
         self._listener: asyncio.Server | None = None
         self._mode = LineMode.PASS
@@ -71,10 +71,6 @@ class TcpProxy:
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._connections)
-
-    def connect_to(self, server_port: int) -> None:
-        """Name the server; its port, too, has to stay the same."""
-        self._server_port = server_port
 
     async def pass_all(self) -> None:
         """Mend the line."""

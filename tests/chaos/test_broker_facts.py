@@ -1,0 +1,381 @@
+"""What a real broker and the client library do when things go wrong, where the worker's design rests on it.
+
+Each test pins one behaviour that surprised; a new release of either side that changes it makes the test fail, and then
+the rule that was drawn from it may be dropped or must be thought over.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
+from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.structs import OffsetAndMetadata
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_settings import ListenerSpec
+from fluxpool_worker.agent.membership import (
+    committed_with_metadata,
+    has_generation,
+    keep_offsets_for,
+    own_sticky_assignor,
+)
+from kit.chaos_kafka import ProxiedKafka, coordinator_of, proxied_listener, proxies_of
+from kit.kafka import (
+    CommittedOffset,
+    KafkaFactory,
+    committed_offsets,
+    create_topics,
+    produce,
+    read_topic,
+    running_kafka,
+    unique_name,
+)
+from kit.tcp_proxy import Direction
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+DEADLINE_SECONDS = 60.0
+"""For what takes milliseconds on a machine of one's own."""
+SESSION_TIMEOUT_MS = 6000
+"""The broker's own minimum."""
+GIVE_UP_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def member(bootstrap_servers: str, topic: str, group: str, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
+    """A member of a group as aiokafka makes it, without the product's guards."""
+    settings: dict[str, Any] = {
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "session_timeout_ms": SESSION_TIMEOUT_MS,
+        "heartbeat_interval_ms": 300,
+        "partition_assignment_strategy": [own_sticky_assignor()],
+    }
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap_servers, group_id=group, **(settings | options))
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await consumer.stop()
+
+
+@asynccontextmanager
+async def idempotent_producer(bootstrap_servers: str, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=True, **options)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await producer.stop()
+
+
+@pytest.fixture(scope="module")
+def listener() -> ListenerSpec:
+    return proxied_listener()
+
+
+@pytest.fixture(scope="module")
+def own_kafka(
+    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory, listener: ListenerSpec
+) -> Iterator[KafkaCluster]:
+    """Behind proxies, and quick to forget the offsets of groups that are empty."""
+    forgetful = {"offsets.retention.minutes": "1", "offsets.retention.check.interval.ms": "1000"}
+    with running_kafka(
+        tmp_path_factory.mktemp("own-kafka"), libs=kafka_libs, listeners=[listener], extra_properties=forgetful
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def proxied(own_kafka: KafkaCluster, listener: ListenerSpec) -> AsyncIterator[ProxiedKafka]:
+    async with proxies_of(own_kafka, listener) as kafka:
+        yield kafka
+
+
+async def make_topic(bootstrap_servers: str, *, partitions: int = 1, records: int = 0, **config: str) -> str:
+    topic = unique_name("topic")
+    await create_topics(
+        bootstrap_servers,
+        {topic: partitions},
+        config={name.replace("_", "."): value for name, value in config.items()},
+    )
+    for partition in range(partitions if records else 0):
+        await produce(bootstrap_servers, topic, [(None, b"x")] * records, partition=partition)
+    return topic
+
+
+async def wait_assigned(consumer: AIOKafkaConsumer, count: int) -> None:
+    await wait_until(
+        lambda: len(consumer.assignment()) == count, deadline_seconds=DEADLINE_SECONDS, what=f"{count} partitions"
+    )
+
+
+async def wait_thrown_out(consumer: AIOKafkaConsumer) -> None:
+    await wait_until(
+        lambda: not has_generation(consumer), deadline_seconds=DEADLINE_SECONDS, what="the member to be thrown out"
+    )
+
+
+async def poll(consumer: AIOKafkaConsumer, *partitions: TopicPartition, count: int = 1) -> list[Any]:
+    """The next records; a poll is never cancelled, see below."""
+    found: list[Any] = []
+
+    async def enough() -> bool:
+        for records in (await consumer.getmany(*partitions, timeout_ms=200)).values():
+            found.extend(records)
+        return len(found) >= count
+
+    await wait_until(enough, deadline_seconds=DEADLINE_SECONDS, what=f"{count} records")
+    return found
+
+
+# Producers
+
+
+async def test_after_a_refused_batch_every_later_record_of_that_partition_fails_until_the_producer_is_new(
+    bootstrap_servers: str,
+) -> None:
+    topic = await make_topic(bootstrap_servers, partitions=2, max_message_bytes="2000")
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        async with idempotent_producer(bootstrap_servers) as broken:
+            await broken.send_and_wait(topic, b"first", partition=0)
+            with pytest.raises(MessageSizeTooLargeError):
+                await broken.send_and_wait(topic, b"x" * 5000, partition=0)
+            for _ in range(2):
+                with pytest.raises(OutOfOrderSequenceNumber):
+                    await broken.send_and_wait(topic, b"innocent", partition=0)
+            await broken.send_and_wait(topic, b"elsewhere", partition=1)
+        async with idempotent_producer(bootstrap_servers) as new:
+            await new.send_and_wait(topic, b"second", partition=0)
+
+    values = [(record.partition, record.value) for record in await read_topic(bootstrap_servers, topic)]
+    assert values == [(0, b"first"), (0, b"second"), (1, b"elsewhere")]
+
+
+async def test_a_record_that_was_given_up_on_is_delivered_when_the_broker_is_back(proxied: ProxiedKafka) -> None:
+    topic = await make_topic(proxied.cluster.bootstrap_servers)
+    [line] = proxied.lines
+    async with idempotent_producer(proxied.bootstrap_servers) as producer:
+        await producer.send_and_wait(topic, b"before", partition=0)
+        await line.black_hole()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(producer.send_and_wait(topic, b"given up", partition=0), GIVE_UP_SECONDS)
+        await line.pass_all()
+
+        async def delivered() -> bool:
+            records = await read_topic(proxied.cluster.bootstrap_servers, topic)
+            return [record.value for record in records] == [b"before", b"given up"]
+
+        await wait_until(delivered, deadline_seconds=DEADLINE_SECONDS, what="the record that was given up on")
+
+
+async def test_a_producer_with_a_pending_record_cannot_be_stopped_while_the_broker_is_gone(
+    proxied: ProxiedKafka,
+) -> None:
+    topic = await make_topic(proxied.cluster.bootstrap_servers)
+    [line] = proxied.lines
+    async with idempotent_producer(proxied.bootstrap_servers) as producer:
+        await producer.send_and_wait(topic, b"before", partition=0)
+        await line.refuse()
+        pending = await producer.send(topic, b"pending", partition=0)
+        stopping = asyncio.ensure_future(producer.stop())
+        assert await asyncio.wait({stopping}, timeout=2 * GIVE_UP_SECONDS) == (set(), {stopping})
+        await line.pass_all()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await stopping
+            await pending
+
+
+# Membership
+
+
+async def test_a_member_that_keeps_its_partition_through_a_rebalance_may_commit_what_it_read_before(
+    bootstrap_servers: str,
+) -> None:
+    topic, group = await make_topic(bootstrap_servers, partitions=4, records=2), unique_name("group")
+    async with member(bootstrap_servers, topic, group) as first:
+        await wait_assigned(first, 4)
+        first_records = await poll(first, count=8)
+        assert {record.offset for record in first_records} == {0, 1}
+        first.pause(*first.assignment())
+        async with member(bootstrap_servers, topic, group) as second:
+            await wait_assigned(first, 2)
+            await wait_assigned(second, 2)
+            [kept, also_kept] = sorted(first.assignment())
+            moved = min(second.assignment())
+            await first.commit({kept: OffsetAndMetadata(1, "adopted")})
+            with pytest.raises(IllegalStateError):
+                await first.commit({moved: OffsetAndMetadata(1, "not mine")})
+
+            assert first.paused() == frozenset(), "a rebalance forgets every pause"
+            # The position is back at the committed offset: what is in flight is handed out again.
+            assert [record.offset for record in await poll(first, also_kept, count=2)] == [0, 1]
+            assert [record.offset for record in await poll(second, moved, count=2)] == [0, 1]
+    committed = await committed_offsets(bootstrap_servers, group)
+    assert committed == {(topic, kept.partition): CommittedOffset(offset=1, metadata="adopted")}
+
+
+async def test_a_member_that_stopped_polling_believes_in_its_assignment_and_sets_an_emptied_groups_offset_back(
+    bootstrap_servers: str,
+) -> None:
+    topic, group = await make_topic(bootstrap_servers, records=6), unique_name("group")
+    partition = TopicPartition(topic, 0)
+    async with member(bootstrap_servers, topic, group, max_poll_interval_ms=1500) as thrown_out:
+        await poll(thrown_out)
+        await wait_thrown_out(thrown_out)
+        assert thrown_out.assignment() == {partition}
+        async with member(bootstrap_servers, topic, group) as other:
+            await wait_assigned(other, 1)
+            await other.commit({partition: 5})
+            with pytest.raises(CommitFailedError):
+                await thrown_out.commit({partition: 1})
+            assert (await committed_offsets(bootstrap_servers, group))[topic, 0].offset == 5
+
+        assert not has_generation(thrown_out)
+        await thrown_out.commit({partition: 1})
+        assert (await committed_offsets(bootstrap_servers, group))[topic, 0].offset == 1
+
+
+async def test_a_commit_of_a_member_whose_session_ended_is_refused_while_another_has_its_partition(
+    proxied: ProxiedKafka,
+) -> None:
+    direct = proxied.cluster.bootstrap_servers
+    topic, group = await make_topic(direct, records=6), unique_name("group")
+    partition = TopicPartition(topic, 0)
+    [line] = proxied.lines
+    async with member(proxied.bootstrap_servers, topic, group) as zombie:
+        await poll(zombie)
+        await zombie.commit({partition: 1})
+        await line.black_hole()
+        # With the member id and generation that it believes in.
+        late = asyncio.ensure_future(zombie.commit({partition: 2}))
+        async with member(direct, topic, group) as heir:
+            await wait_assigned(heir, 1)
+            await heir.commit({partition: 5})
+            assert has_generation(zombie)
+            await line.pass_all()
+            with pytest.raises(CommitFailedError):
+                await asyncio.wait_for(late, DEADLINE_SECONDS)
+            assert (await committed_offsets(direct, group))[topic, 0].offset == 5
+
+
+async def test_a_commit_that_was_given_up_on_lands_later(proxied: ProxiedKafka) -> None:
+    direct = proxied.cluster.bootstrap_servers
+    topic, group = await make_topic(direct, records=6), unique_name("group")
+    partition = TopicPartition(topic, 0)
+    [line] = proxied.lines
+    async with member(proxied.bootstrap_servers, topic, group) as consumer:
+        await poll(consumer)
+        await consumer.commit({partition: 1})
+        await line.black_hole(Direction.TO_SERVER)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(consumer.commit({partition: 3}), GIVE_UP_SECONDS)
+        assert (await committed_offsets(direct, group))[topic, 0].offset == 1
+        await line.pass_all()
+
+        async def landed() -> bool:
+            return (await committed_offsets(direct, group))[topic, 0].offset == 3
+
+        await wait_until(landed, deadline_seconds=DEADLINE_SECONDS, what="the commit that was given up on")
+
+
+async def test_one_cancelled_poll_disables_the_poll_interval_for_good(bootstrap_servers: str) -> None:
+    topic = await make_topic(bootstrap_servers)
+    interval: dict[str, Any] = {"max_poll_interval_ms": 1500}
+    async with (
+        member(bootstrap_servers, topic, unique_name("group"), **interval) as cancelled,
+        member(bootstrap_servers, topic, unique_name("group"), **interval) as control,
+    ):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(cancelled.getone(), 0.1)
+        await control.getmany(timeout_ms=100)  # later than the cancelled one, and so thrown out later
+        await wait_thrown_out(control)
+        assert has_generation(cancelled)
+
+
+# Offsets
+
+
+async def test_offsets_and_their_ledger_survive_the_move_of_the_coordinator(kafka_factory: KafkaFactory) -> None:
+    cluster = await kafka_factory(brokers=3)
+    topic, group = await make_topic(cluster.bootstrap_servers, records=6), unique_name("group")
+    partition = TopicPartition(topic, 0)
+    ledger = '{"v":1,"tasks":{"2":{"task":"a","crashes":1}}}'
+    async with member(cluster.bootstrap_servers, topic, group) as consumer:
+        await consumer.commit({partition: OffsetAndMetadata(2, ledger)})
+        assert await consumer.committed(partition) == 2, "the public way tells the bare offset"
+        old = await coordinator_of(cluster, group)
+        await old.kill()
+        await cluster.wait_ready()
+        assert (await coordinator_of(cluster, group)).node_id != old.node_id
+
+        survivors = ",".join(broker.address for broker in cluster.brokers if broker is not old)
+        expected = {(topic, 0): CommittedOffset(offset=2, metadata=ledger)}
+        assert await committed_offsets(survivors, group) == expected
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            read = await committed_with_metadata(consumer, [partition])
+        assert (read[partition].offset, read[partition].metadata) == (2, ledger)
+        # The member, too, is known to the new coordinator, or joins again by itself.
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await consumer.commit({partition: OffsetAndMetadata(3, "")})
+    assert await committed_offsets(survivors, group) == {(topic, 0): CommittedOffset(offset=3, metadata="")}
+
+
+async def test_a_transaction_marker_at_the_tail_is_a_lag_until_the_position_is_committed(
+    bootstrap_servers: str,
+) -> None:
+    topic, group = await make_topic(bootstrap_servers), unique_name("group")
+    partition = TopicPartition(topic, 0)
+    async with (
+        idempotent_producer(bootstrap_servers, transactional_id=unique_name("tx")) as producer,
+        producer.transaction(),
+    ):
+        for _ in range(3):
+            await producer.send_and_wait(topic, b"x", partition=0)
+    async with member(bootstrap_servers, topic, group, isolation_level="read_committed") as consumer:
+        last = (await poll(consumer, count=3))[-1]
+        await consumer.commit({partition: last.offset + 1})
+        assert await consumer.committed(partition) == 3
+        assert await consumer.end_offsets([partition]) == {partition: 4}
+
+        async def past_the_marker() -> bool:
+            assert await consumer.getmany(timeout_ms=100) == {}
+            return bool(await consumer.position(partition) == 4)
+
+        await wait_until(past_the_marker, deadline_seconds=DEADLINE_SECONDS, what="the position to pass the marker")
+        await consumer.commit({partition: await consumer.position(partition)})
+        assert await consumer.committed(partition) == 4
+
+
+async def test_offsets_with_a_retention_time_of_their_own_outlive_the_brokers(
+    own_kafka: KafkaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = own_kafka.bootstrap_servers
+    topic = await make_topic(address, records=2)
+    kept, expired = unique_name("kept"), unique_name("expired")
+
+    async def commit_and_leave(group: str) -> None:
+        async with member(address, topic, group) as consumer:
+            await consumer.commit({TopicPartition(topic, 0): 1})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OffsetCommitRequest, "DEFAULT_RETENTION_TIME", OffsetCommitRequest.DEFAULT_RETENTION_TIME)
+        keep_offsets_for(timedelta(days=1))
+        await commit_and_leave(kept)
+    await commit_and_leave(expired)
+
+    async def gone() -> bool:
+        return await committed_offsets(address, expired) == {}
+
+    # It was empty for less long than the other group.
+    await wait_until(gone, deadline_seconds=150, what="the other group's offset to expire")
+    assert (await committed_offsets(address, kept))[topic, 0].offset == 1
