@@ -14,7 +14,7 @@ from fluxpool_operator.assessment import assess, status_patch, worth_writing
 from fluxpool_operator.assessment.coarse import coarse_count, coarse_seconds, duration_text
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
-from kit.pool_views import GENERATION, NOON, TEMPLATE, decision, deployment, lane, later, pod, pods, view
+from kit.pool_views import GENERATION, NOON, TEMPLATE, decision, deployment, lane, later, pod, pods, pool, view
 
 
 def test_a_status_tells_what_was_seen_and_decided() -> None:
@@ -43,7 +43,7 @@ def test_a_status_tells_what_was_seen_and_decided() -> None:
         "template_hash": TEMPLATE,
     }
     assert status.plan == PlanStatus(
-        need=9, constraint=Constraint.MAXIMUM, reason="Many. The maximum is 4.", eta_seconds=300
+        need=9, replicas=4, constraint=Constraint.MAXIMUM, reason="Many. The maximum is 4.", eta_seconds=300
     )
     assert status.lanes[0] == LaneStatus(
         name="standard",
@@ -85,6 +85,12 @@ def test_an_eta_is_told_only_while_the_backlog_is_known() -> None:
     seen = view(2, lanes=(lane(3, age_seconds=99),), plan=decision(2, eta_seconds=60.0))
     assert assess(seen).plan is not None
     assert assess(seen).plan.eta_seconds is None  # type: ignore[union-attr]
+
+
+def test_a_shadow_shows_the_number_that_nobody_follows() -> None:
+    status = assess(view(1, pool=pool(scaling__mode="Shadow"), plan=decision(4)))
+    assert status.plan is not None
+    assert (status.desired_replicas, status.plan.replicas) == (1, 4)
 
 
 def test_the_time_of_scaling_moves_with_the_number_alone() -> None:

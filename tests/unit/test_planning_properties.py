@@ -78,6 +78,7 @@ def _snapshots(draw: st.DrawFn, *, stale: bool | None = None) -> Snapshot:
             surplus_need=draw(st.integers(0, 12)),
             shortage_seconds=draw(_seconds),
             shortage_need=draw(st.integers(0, 12)),
+            silent_seconds=draw(_seconds),
             pace=draw(_paces),
         ),
         quota_replicas=draw(st.none() | st.integers(0, 12)),
@@ -146,7 +147,12 @@ def test_a_stale_backlog_never_lowers_and_never_sends_to_zero(snapshot: Snapshot
     decision = plan(snapshot, config)
     assert decision.replicas >= min(snapshot.current_replicas, config.max_replicas)
     before, after = snapshot.state, decision.state
-    assert replace(after, pace=before.pace, drain=before.drain) == before
+    assert (after.idle_seconds, after.surplus_seconds, after.surplus_need) == (
+        before.idle_seconds,
+        before.surplus_seconds,
+        before.surplus_need,
+    )
+    assert (after.shortage_seconds, after.shortage_need) == (before.shortage_seconds, before.shortage_need)
 
 
 @given(_snapshots(), _configs())

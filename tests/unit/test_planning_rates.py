@@ -137,9 +137,8 @@ def test_replicas_that_somebody_took_away_do_not_hold_the_rest_for_ever() -> Non
     assert pool.look(_lane(1), elapsed_seconds=40).replicas == 1
 
 
-@pytest.mark.parametrize("age_seconds", [21, float("inf")])
-def test_a_silent_kafka_raises_to_the_fallback_and_never_lowers(age_seconds: float) -> None:
-    silent = _lane(0, age_seconds=age_seconds)
+def test_a_silent_kafka_raises_to_the_fallback_and_never_lowers() -> None:
+    silent = _lane(0, age_seconds=21)
     pool = _Pool(fallback_replicas=3)
     raised = pool.look(silent)
     assert (raised.replicas, raised.constraint) == (3, Constraint.FALLBACK)
@@ -147,6 +146,18 @@ def test_a_silent_kafka_raises_to_the_fallback_and_never_lowers(age_seconds: flo
     many = _Pool(replicas=5, fallback_replicas=3).look(silent)
     assert (many.replicas, many.constraint) == (5, Constraint.STALE)
     assert _Pool(fallback_replicas=3).look(_lane(0)).replicas == 0
+
+
+def test_a_backlog_that_was_never_read_is_waited_for_before_the_fallback() -> None:
+    never = _lane(0, age_seconds=float("inf"))
+    pool = _Pool(fallback_replicas=3)
+    assert pool.look(never, elapsed_seconds=0).constraint is Constraint.STALE
+    assert pool.look(never, elapsed_seconds=19).replicas == 0
+    assert pool.look(never, elapsed_seconds=1).replicas == 3
+    restarted = _Pool(fallback_replicas=3)
+    restarted.look(never, elapsed_seconds=0)
+    restarted.look(_lane(0), elapsed_seconds=15)
+    assert restarted.look(never, elapsed_seconds=15).replicas == 0
 
 
 def test_the_fallback_keeps_to_quota_and_steps() -> None:

@@ -39,6 +39,8 @@ class PlanStatus(ApiModel):
 
     need: Count
     """Workers that the backlog asks for, before any limit."""
+    replicas: Count | None = None
+    """Workers that the plan decides on; they are the pool's in mode Active, and only shown in Shadow and Manual."""
     # Plain text in the definition: one that is older than the operator must not refuse a new word.
     constraint: Annotated[Constraint, WithJsonSchema({"type": "string", "maxLength": 32})]
     """What decided the number: lag, partitions, minimum, maximum, quota, capacity, stale, fallback, hold, rate, idle or

@@ -42,6 +42,7 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
         lanes=lanes,
         plan=PlanStatus(
             need=view.plan.need_replicas,
+            replicas=view.plan.replicas,
             constraint=view.plan.constraint,
             reason=view.plan.reason[:MAX_REASON_CHARACTERS],
             eta_seconds=None if eta is None else coarse_seconds(eta),

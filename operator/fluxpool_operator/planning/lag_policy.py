@@ -5,6 +5,7 @@ consumer group a rebalance. Limits cap the number of replicas, never the measure
 tolerance band in which a pool stays small.
 """
 
+import math
 from dataclasses import replace
 
 from fluxpool_operator.planning.demand import (
@@ -53,7 +54,7 @@ def plan(snapshot: Snapshot, config: ScalingConfig) -> Plan:
 
 
 def _looked_again(snapshot: Snapshot, demand: Demand, config: ScalingConfig) -> PlanState:
-    """The memory with what this look adds whatever it leads to: changes of size, and how the backlog drains."""
+    """The memory with what this look adds in any case: changes of size, silence, how the backlog drains."""
     elapsed = max(0.0, snapshot.elapsed_seconds)
     periods = [
         period
@@ -66,10 +67,11 @@ def _looked_again(snapshot: Snapshot, demand: Demand, config: ScalingConfig) -> 
     pace = snapshot.state.pace.seen(
         snapshot.current_replicas, elapsed_seconds=elapsed, remember_seconds=max(periods, default=0.0)
     )
-    drain = None
-    if not _is_stale(snapshot, config):
-        drain = drained(snapshot.state.drain, work_records=demand.work_records, elapsed_seconds=elapsed)
-    return replace(snapshot.state, pace=pace, drain=drain)
+    if _is_stale(snapshot, config):
+        silent_seconds = snapshot.state.silent_seconds + elapsed
+        return replace(snapshot.state, pace=pace, silent_seconds=silent_seconds, drain=None)
+    drain = drained(snapshot.state.drain, work_records=demand.work_records, elapsed_seconds=elapsed)
+    return replace(snapshot.state, pace=pace, silent_seconds=0.0, drain=drain)
 
 
 def _is_stale(snapshot: Snapshot, config: ScalingConfig) -> bool:
@@ -79,6 +81,13 @@ def _is_stale(snapshot: Snapshot, config: ScalingConfig) -> bool:
 def _stale_lanes(snapshot: Snapshot, config: ScalingConfig) -> list[str]:
     """Names of the lanes whose backlog is too old to take replicas away."""
     return [lane.name for lane in snapshot.lanes if lane.age_seconds > config.stale_after_seconds]
+
+
+def _is_silent(snapshot: Snapshot, config: ScalingConfig) -> bool:
+    """Whether a stale backlog was silent for long enough: what was never read may be about to be, after a start."""
+    return snapshot.state.silent_seconds >= config.stale_after_seconds or any(
+        config.stale_after_seconds < lane.age_seconds < math.inf for lane in snapshot.lanes
+    )
 
 
 def _hold_stale(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: Demand) -> Choice:
@@ -91,7 +100,7 @@ def _hold_stale(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, de
     unread = (
         f"The backlog{f' of {lanes}' if lanes else ''} was not read within the last {config.stale_after_seconds:g} s"
     )
-    fallback = config.fallback_replicas or 0
+    fallback = config.fallback_replicas if config.fallback_replicas and _is_silent(snapshot, config) else 0
     if fallback > max(wanted.replicas, current):
         reason = f"{unread}, and for that case the pool is to have {replicas_text(fallback)}."
         limited = within_limits(

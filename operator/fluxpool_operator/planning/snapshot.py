@@ -86,6 +86,8 @@ class PlanState:
     """Observed time during which more replicas than there are were needed."""
     shortage_need: int = 0
     """The fewest replicas that were needed in that time; 0 when there is no shortage."""
+    silent_seconds: float = 0.0
+    """Time during which the backlog was stale, up to now."""
     pace: Pace = field(default_factory=Pace)
     """How fast the number of replicas changed lately."""
     drain: Drain | None = None
