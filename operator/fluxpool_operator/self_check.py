@@ -31,7 +31,7 @@ EXIT_USAGE: Final = 2
 
 CONNECT_DEADLINE_SECONDS: Final = 10.0
 """Long enough for a name service that first asks every search domain of a pod."""
-_APPLY_DEFINITION: Final = "kubectl apply --server-side -f crds/"
+_APPLY_DEFINITION: Final = "kubectl apply --server-side --force-conflicts -f crds/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

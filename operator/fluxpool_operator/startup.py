@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 WAIT_SECONDS: Final = 30.0
 """For a definition that is applied beside the operator; then the pod ends, and Kubernetes starts it again."""
 _POLL_SECONDS: Final = 1.0
-_REMEDY: Final = "kubectl apply --server-side -f crds/"
+_REMEDY: Final = "kubectl apply --server-side --force-conflicts -f crds/"
 
 
 class DefinitionError(Exception):
