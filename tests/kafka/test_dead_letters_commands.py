@@ -20,7 +20,7 @@ from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_transport.dead_letters import DeadLetterFilter, read_dead_letters
 from fluxpool_transport.dead_letters_handle import DeadLetterDesk
 from fluxpool_transport.dead_letters_prepare import ReplayChoices
-from kit.command import Ended, fluxpool
+from kit.command import Ended, fluxpool, fluxpool_on_terminal
 from kit.kafka import TopicRecord, create_topics, produce, read_topic, unique_name
 
 pytestmark = pytest.mark.kafka
@@ -42,14 +42,21 @@ class DeadLetterBench:
     def connection(self) -> KafkaConnection:
         return KafkaConnection(bootstrap_servers=(self.bootstrap_servers,))
 
-    async def run(self, *arguments: str, fault: str = "") -> Ended:
-        environment = {
+    def environment(self, fault: str = "") -> dict[str, str]:
+        return {
             "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "FLUXPOOL_TOPICS_TASKS": self.tasks,
             "FLUXPOOL_TOPICS_DEAD_LETTERS": self.dead_letters,
             "FLUXPOOL_FAULT": fault,
         }
-        return await fluxpool("dlq", *arguments, folder=self.folder, environment=environment)
+
+    async def run(self, *arguments: str, fault: str = "") -> Ended:
+        return await fluxpool("dlq", *arguments, folder=self.folder, environment=self.environment(fault))
+
+    async def run_on_terminal(self, *arguments: str) -> tuple[str, Ended]:
+        """What a terminal shows of standard error, and the end of the command."""
+        environment = {**self.environment(), "TERM": "xterm"}
+        return await fluxpool_on_terminal("dlq", *arguments, folder=self.folder, environment=environment)
 
     async def put(
         self,
@@ -418,6 +425,19 @@ async def test_a_discarded_letter_stays_on_the_topic_and_is_never_replayed(bench
 
 
 # How commands end
+
+
+async def test_a_terminal_shows_a_bar_and_standard_output_stays_a_document(bench: DeadLetterBench) -> None:
+    await bench.put(task("good"), request_id="good")
+    await bench.put(task("bad", width=100), request_id="bad")
+
+    shown, ended = await bench.run_on_terminal("replay", "--yes", "--json")
+
+    assert ended.code == 1
+    assert "sending" in shown
+    assert "2/2" in shown
+    assert "not sent: 0/1 bad: width: 100 is not a multiple of 16" in shown
+    assert [item["request_id"] for item in ended.document["sent"]] == ["good"]
 
 
 async def test_a_topic_that_is_not_there_ends_with_2_and_an_empty_one_with_0(bench: DeadLetterBench) -> None:

@@ -1,10 +1,12 @@
 """The installed `fluxpool` program as a shell runs it: its exit code and both of its streams."""
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
 import sys
+import termios
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +33,48 @@ class Ended:
 
 async def fluxpool(*arguments: str, folder: Path, environment: Mapping[str, str]) -> Ended:
     """Run a command in a folder, with no other `FLUXPOOL_` variable than the given ones."""
+    return await asyncio.to_thread(_run, arguments, folder, environment, subprocess.PIPE)
+
+
+async def fluxpool_on_terminal(*arguments: str, folder: Path, environment: Mapping[str, str]) -> tuple[str, Ended]:
+    """The same with a terminal as its standard error; returns what that was sent, escapes included."""
+    terminal, end_of_command = os.openpty()
+    try:
+        # As wide as the lines of tests, which would be folded otherwise.
+        termios.tcsetwinsize(end_of_command, (50, 300))
+        shown = asyncio.create_task(asyncio.to_thread(_read_terminal, terminal))
+        try:
+            ended = await asyncio.to_thread(_run, arguments, folder, environment, end_of_command)
+        finally:
+            os.close(end_of_command)
+        return await shown, ended
+    finally:
+        os.close(terminal)
+
+
+def _run(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str], complaints: int) -> Ended:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
+    ended = subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=folder,
+        env={**kept, "NO_COLOR": "1", "COLUMNS": "300", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    return Ended(code=ended.returncode, output=ended.stdout, complaints=ended.stderr or "")
 
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PROGRAM, *arguments],
-            cwd=folder,
-            env={**kept, "NO_COLOR": "1", "COLUMNS": "300", **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
 
-    ended = await asyncio.to_thread(run)
-    return Ended(code=ended.returncode, output=ended.stdout, complaints=ended.stderr)
+def _read_terminal(terminal: int) -> str:
+    """All that is written until the last end of it is closed."""
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65_536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # how Linux says that nobody writes any more
+                raise
+            return shown.decode()

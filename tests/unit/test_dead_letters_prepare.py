@@ -1,0 +1,173 @@
+"""What a replay sends, from values alone: merge patches, epochs, headers, refusals."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.dead_letter import PREFIX, DeadLetter, Disposition
+from fluxpool_contract.headers import parse_envelope
+from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_transport.dead_letters import Place, entry_of
+from fluxpool_transport.dead_letters_prepare import (
+    PreparedReplay,
+    RefusedReplay,
+    ReplayChoices,
+    check_choices,
+    merge_patch,
+    patch_value,
+    prepare_replay,
+)
+
+NOW = datetime(2026, 4, 5, 12, tzinfo=UTC)
+BODY = b'{"request_id": "r-1",  "prompt": "a fox"}'
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [
+        # RFC 7396, appendix A.
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        (["a", "b"], ["c", "d"], ["c", "d"]),
+        ({"a": "b"}, ["c"], ["c"]),
+        ({"a": "foo"}, None, None),
+        ({"a": "foo"}, "bar", "bar"),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_a_merge_patch_follows_the_standard(target: Any, patch: Any, result: Any) -> None:
+    assert merge_patch(target, patch) == result
+
+
+@pytest.mark.parametrize("value", [None, b"", b"not json", b"\xff", b"[" * 100_000])
+def test_what_is_no_object_is_filled_by_the_patch_alone(value: bytes | None) -> None:
+    assert json.loads(patch_value(value, {"prompt": "a fox"})) == {"prompt": "a fox"}
+
+
+def record(value: bytes | None = BODY, *, key: bytes | None = None, **changes: Any) -> ConsumerRecord:
+    original = changes.pop("original", [])
+    fields: dict[str, Any] = {
+        "origin_topic": "tasks",
+        "origin_partition": 1,
+        "origin_offset": 2,
+        "origin_timestamp_ms": 1_775_000_000_000,
+        "disposition": Disposition.EXHAUSTED,
+        "error_class": ErrorClass.TRANSIENT,
+        "error_code": ErrorCode.GENERATION_FAILED,
+        "message": "no",
+        "attempts": 3,
+        "failed_at": NOW,
+        "request_id": "r-1",
+    }
+    headers = DeadLetter(**{**fields, **changes}).to_headers(original)
+    size = len(value or b"")
+    return ConsumerRecord("dlq", 0, 7, 1_775_000_000_500, 0, key, value, None, 0, size, tuple(headers))
+
+
+def prepare(item: ConsumerRecord, **choices: Any) -> PreparedReplay | RefusedReplay:
+    return prepare_replay(entry_of(item), item, ReplayChoices(**choices), topic="dlq", now=NOW)
+
+
+def prepared(item: ConsumerRecord, **choices: Any) -> PreparedReplay:
+    found = prepare(item, **choices)
+    assert isinstance(found, PreparedReplay), found
+    return found
+
+
+def refusal(item: ConsumerRecord, **choices: Any) -> str:
+    found = prepare(item, **choices)
+    assert isinstance(found, RefusedReplay)
+    return "; ".join(map(str, found.problems))
+
+
+def test_a_replay_is_the_same_record_whenever_it_is_prepared() -> None:
+    item = record(key=b"k", original=[("traceparent", b"00-1")])
+    later = prepare_replay(entry_of(item), item, ReplayChoices(), topic="dlq", now=NOW.replace(year=2027))
+    assert later == prepared(item)
+
+
+def test_budgets_begin_anew_and_the_envelope_is_kept() -> None:
+    original = [
+        ("fluxpool-attempt", b"3"),
+        ("fluxpool-crashes", b"2"),
+        ("fluxpool-not-before", b"2026-04-05T11:00:00Z"),
+        ("fluxpool-error-code", b"out-of-memory"),
+        ("fluxpool-origin-topic", b"tasks-vip"),
+        ("fluxpool-tenant", b"acme"),
+        ("fluxpool-priority", b"vip"),
+        ("fluxpool-first-seen", b"2026-04-04T23:59:00Z"),
+    ]
+    found = prepared(record(original=original, origin_topic="tasks-retry-15s"))
+    envelope = parse_envelope(found.headers)
+    assert (envelope.attempt, envelope.crashes, envelope.not_before, envelope.error_code) == (1, 0, None, None)
+    assert (envelope.tenant, envelope.priority, envelope.epoch, envelope.replay_of) == ("acme", "vip", 1, "dlq/0/7")
+    assert envelope.first_seen == datetime(2026, 4, 4, 23, 59, tzinfo=UTC)
+    assert found.topic == "tasks-vip"
+    assert (found.value, found.key) == (BODY, b"r-1")
+    assert not any(name.startswith(PREFIX) for name, _ in found.headers)
+
+
+def test_each_replay_raises_the_epoch_even_when_its_header_is_dropped() -> None:
+    item = record(original=[("fluxpool-epoch", b"1")])
+    assert prepared(item).epoch == 2
+    assert prepared(item, drop_headers=frozenset({"fluxpool-epoch"})).epoch == 2
+
+
+def test_a_record_without_a_timestamp_entered_when_it_failed() -> None:
+    envelope = parse_envelope(prepared(record(origin_timestamp_ms=-1)).headers)
+    assert envelope.first_seen == NOW
+
+
+@pytest.mark.parametrize(
+    ("item", "choices", "words"),
+    [
+        (record(b"{}"), {}, "prompt: is required; request_id: is required"),
+        (record(), {"patch": {"steps": 0}}, "steps: should be greater than or equal to 1"),
+        (record(original=[("fluxpool-deadline", b"2026-04-05T12:00:00Z")]), {}, "fluxpool-deadline: passed at"),
+        (record(original=[("fluxpool-epoch", b"3")]), {}, "was replayed 3 times already"),
+        (record(original=[("fluxpool-epoch", b"1")]), {"max_replays": 1}, "was replayed once already"),
+        (record(error_code=ErrorCode.ID_CONFLICT), {}, "r-1 belongs to another task; patch in a new request_id"),
+        (record(), {"to_topic": "dlq"}, "dlq holds dead letters"),
+        (record(origin_topic="dlq"), {}, "dlq holds dead letters"),
+        (record(None, object="_dead-letters/x"), {}, "lies in the object store under _dead-letters/x"),
+    ],
+)
+def test_what_may_not_be_sent_is_refused(item: ConsumerRecord, choices: dict[str, Any], words: str) -> None:
+    assert words in refusal(item, **choices)
+
+
+def test_a_pointer_can_be_sent_as_a_whole_new_task() -> None:
+    item = record(None, object="_dead-letters/x")
+    found = prepared(item, patch={"request_id": "r-1", "prompt": "shorter"})
+    assert json.loads(found.value) == {"request_id": "r-1", "prompt": "shorter"}
+
+
+def test_a_foreign_record_is_refused() -> None:
+    item = ConsumerRecord("dlq", 0, 1, 0, 0, None, BODY, None, 0, len(BODY), ())
+    assert "is no dead letter of a worker's" in refusal(item)
+
+
+def test_one_new_id_serves_one_letter() -> None:
+    choices = ReplayChoices(patch={"request_id": "fresh"})
+    assert check_choices(choices, letters=1) is None
+    assert "cannot serve 2 tasks" in str(check_choices(choices, letters=2))
+    assert check_choices(replace(choices, patch={"steps": 4}), letters=2) is None
+
+
+@pytest.mark.parametrize("text", ["", "2", "2/", "/17", "2/-1", "a/b", "2/17/3", "2/1_0"])
+def test_a_malformed_place_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(ValueError, match="partition/offset on the dead-letter topic, such as 2/17"):
+        Place.parse(text)
+    assert str(Place.parse("2/17")) == "2/17"
