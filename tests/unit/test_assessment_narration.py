@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from fluxpool_operator.api import FluxWorkerPoolStatus, Reason
+from fluxpool_contract.problems import FieldProblem
+from fluxpool_operator.api import FluxWorkerPoolStatus, InvalidPoolError, Reason
 from fluxpool_operator.assessment import PoolEvent, PoolProblem, PoolView, assess, narrate
 from fluxpool_operator.planning import Constraint
+from fluxpool_operator.reconcile.invalid_pool import invalid_status
 from fluxpool_operator.workload import ContainerExit, PodStage
-from kit.pool_views import decision, deployment, lane, later, pod, pods, pool, view
+from kit.pool_views import NOON, decision, deployment, lane, later, pod, pods, pool, view
 
 
 def events(before: PoolView, **fields: Any) -> tuple[PoolEvent, ...]:
@@ -122,6 +124,16 @@ def test_a_first_status_tells_what_matters_alone() -> None:
     assert [event.reason for event in narrate(new, assess(SLEEPING))] == [Reason.READY]
     unread = view(0, lanes=(lane(partitions=0, age_seconds=math.inf, problem="no broker answers"),))
     assert Reason.LAG_UNAVAILABLE in [event.reason for event in narrate(new, assess(unread))]
+
+
+def test_a_pool_that_cannot_be_read_is_told_by_its_fields_alone() -> None:
+    error = InvalidPoolError((FieldProblem(field="spec.scaling", message="min_replicas: 7 is above"),))
+    paused = assess(view(3, pool=pool(paused=True)))
+    refused = invalid_status(paused, pool(), error, now=NOON)
+    (event,) = narrate(paused, refused)
+    assert (event.type, event.reason) == ("Warning", Reason.INVALID_SPEC)
+    assert "spec.scaling: min_replicas: 7 is above" in event.message
+    assert narrate(refused, invalid_status(refused, pool(), error, now=NOON)) == ()
 
 
 def test_a_crash_loop_is_told_once_however_often_it_turns() -> None:

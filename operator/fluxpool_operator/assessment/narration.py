@@ -64,10 +64,12 @@ def _readiness(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Ite
 def _pausing(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
     was, now = _condition(before, ConditionType.SCALING_ACTIVE), _condition(after, ConditionType.SCALING_ACTIVE)
     was_paused = was is not None and was.reason is Reason.PAUSED
-    is_paused = now is not None and now.reason is Reason.PAUSED
-    if now is not None and is_paused and not was_paused:
-        yield _normal(Reason.PAUSED, now.message)
-    elif was_paused and not is_paused:
+    if now is None or now.reason is Reason.INVALID_SPEC:
+        return
+    if now.reason is Reason.PAUSED:
+        if not was_paused:
+            yield _normal(Reason.PAUSED, now.message)
+    elif was_paused:
         yield _normal(Reason.RESUMED, "The pool is not paused any more.")
 
 
