@@ -1,16 +1,18 @@
-"""Writes the tables of the docs that come from the models: topics, message fields and settings.
+"""Writes the tables of the docs that come from the code: topics, fields, settings, and the chart's values and rights.
 
 A table lies between `<!-- begin NAME -->` and `<!-- end NAME -->`. `python docs/generate.py` writes all of them in
 place, `--check` compares and exits 1 when one differs. Knows nothing of the text around the tables.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from pydantic import BaseModel, SecretStr
 
 from fluxpool_contract.environment import PREFIX, EnvironmentSettings
@@ -18,8 +20,10 @@ from fluxpool_contract.schemas import MESSAGES
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_contract.topics import DAY_MS, HOUR_MS, TopicNames, topic_specs
 from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_operator.access import access_rules
 
 FOLDER: Final = Path(__file__).parent
+CHART_VALUES: Final = FOLDER.parent / "charts" / "fluxpool" / "values.yaml"
 _SECTION: Final = re.compile(r"(<!-- begin (?P<name>[a-z-]+) -->\n).*?(<!-- end (?P=name) -->)", re.DOTALL)
 
 
@@ -55,6 +59,8 @@ def render_tables() -> dict[str, str]:
     shared = {name: row for name, row in worker.items() if gateway.get(name) == row}
     return {
         "topics": _topics_table(),
+        "chart-values": _chart_values_table(CHART_VALUES.read_text()),
+        "access-rules": _access_table(),
         **{f"fields-{name}": _fields_table(model) for name, model in MESSAGES.items()},
         "settings-shared": _settings_table(shared),
         "settings-worker": _settings_table({name: row for name, row in worker.items() if name not in shared}),
@@ -201,6 +207,47 @@ def _settings_table(rows: Mapping[str, Sequence[str]]) -> str:
         ("Variable", "Default", "Form", "Meaning"),
         [(f"`{name}`", *cells) for name, cells in rows.items()],
     )
+
+
+# The chart
+
+
+def _chart_values_table(text: str) -> str:
+    """Each value that has a comment before it, with that comment and its default."""
+    values = yaml.safe_load(text)
+    rows: list[tuple[str, str, str]] = []
+    path: list[str] = []
+    comment: list[str] = []
+    for line in text.splitlines():
+        found = re.match(r"(?P<indent> *)(?P<name>[A-Za-z]+):", line)
+        if line.lstrip().startswith("#"):
+            comment.append(line.lstrip(" #"))
+            continue
+        if found:
+            path = [*path[: len(found["indent"]) // 2], found["name"]]
+            if comment:
+                rows.append((f"`{'.'.join(path)}`", _chart_default(values, path), _one_line(" ".join(comment))))
+        comment = []
+    return _table(("Value", "Default", "Meaning"), rows)
+
+
+def _chart_default(values: Any, path: Sequence[str]) -> str:
+    for name in path:
+        values = values[name]
+    return "empty" if values in ("", [], {}) else f"`{json.dumps(values)}`"
+
+
+def _access_table() -> str:
+    always = access_rules(pod_monitors=False)
+    rows = [
+        (
+            f"`{rule.qualified}`",
+            ", ".join(rule.verbs),
+            _one_line(rule.why) + ("" if rule in always else " (with `podMonitors.enabled` only)"),
+        )
+        for rule in access_rules(pod_monitors=True)
+    ]
+    return _table(("Objects", "Verbs", "Why"), rows)
 
 
 # Words
