@@ -1,4 +1,4 @@
-"""`fluxpool submit`: one prompt to a gateway, and with `--wait` its images into a folder."""
+"""`fluxpool submit`: one prompt to a gateway, and with `--wait` its images into a folder; or straight to Kafka."""
 
 import re
 import time
@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.gateway_client import GatewayClient, Generation
+from fluxpool_cli.kafka_target import DEFAULT_DATA_DIR, find_target
 from fluxpool_cli.local.discovery import default_gateway_url
 from fluxpool_cli.terminal import (
     JsonOption,
@@ -57,8 +58,16 @@ def submit(
     output: Annotated[OutputFormat, typer.Option("--output", help="Form of the result.")] = OutputFormat.TABLE,
     as_json: JsonOption = False,
     url: UrlOption = None,
+    bootstrap_servers: Annotated[
+        str | None,
+        typer.Option(help="Kafka, as host:port[,host:port]: write the task to its topic, without a gateway."),
+    ] = None,
 ) -> None:
     """Send a prompt to the gateway; with --wait, show its progress and save its images.
+
+    With --bootstrap-servers the task goes straight to Kafka, to a partition of the worker that will be free first;
+    topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
+    FLUXPOOL_LANES variables.
 
     Exits 0 when the task was accepted (with --wait: succeeded), 1 when it failed, 2 when it was refused, 3 when no
     gateway serves, 4 without permission, 5 when it was not finished in time.
@@ -78,6 +87,13 @@ def submit(
         fields["width"], fields["height"] = parse_size(size)
     body = {name: value for name, value in fields.items() if value is not None}
     as_format = chosen_format(output, as_json=as_json)
+    if bootstrap_servers is not None:
+        if wait or output_dir is not None:
+            raise typer.BadParameter(
+                "needs a gateway; leave out --wait and --output-dir", param_hint="--bootstrap-servers"
+            )
+        _show(_submit_to_kafka(bootstrap_servers, body, idempotency_key=idempotency_key), [], as_format)
+        return
     with GatewayClient(url or default_gateway_url()) as gateway:
         accepted = gateway.submit(body, idempotency_key=idempotency_key)
         if not wait and output_dir is None:
@@ -89,6 +105,15 @@ def submit(
     _show(finished, files, as_format)
     if not finished.succeeded:
         raise CommandError(ExitCode.FAILED, finished.failure)
+
+
+def _submit_to_kafka(bootstrap_servers: str, body: dict[str, Any], *, idempotency_key: str | None) -> Generation:
+    # Imported here: Kafka's clients take a tenth of a second, which the usual way need not wait for.
+    from fluxpool_cli.kafka_run import run_on  # noqa: PLC0415
+    from fluxpool_cli.kafka_submission import submit_to_kafka  # noqa: PLC0415
+
+    target = find_target(bootstrap_servers, DEFAULT_DATA_DIR)
+    return Generation(run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key)))
 
 
 def parse_size(text: str) -> tuple[int, int]:
