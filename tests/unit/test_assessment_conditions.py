@@ -146,10 +146,15 @@ HOMELESS = (
         (view(3, deployment=deployment(3, observed_generation=6)), FALSE, Reason.ROLLING_OUT, "newest template"),
         (view(3, template_hash="newer", pool=pool(paused=True)), TRUE, Reason.READY, "3 workers are ready."),
         (
-            view(3, deployment=deployment(3, foreign_template_managers=("kubectl-rollout",))),
+            view(
+                3,
+                deployment=deployment(
+                    3, foreign_template_managers=("kubectl", "mesh"), foreign_template_fields=tuple("abcdefg")
+                ),
+            ),
             TRUE,
             Reason.FOREIGN_FIELDS,
-            "3 workers are ready. The pod template also has fields of kubectl-rollout",
+            "has fields of kubectl, mesh, which stay until they are removed there: a, b, c, d, e and 2 more.",
         ),
     ],
 )
@@ -214,6 +219,9 @@ def test_scaling_is_active_when_the_plan_decides(seen: PoolView, status: Conditi
         (short(HOMELESS), TRUE, Reason.CAPACITY_SHORT),
         (replace(short(HOMELESS), plan=decision(3, constraint=Constraint.HOLD, need=1)), FALSE, Reason.WITHIN_LIMITS),
         (short((pod("a", PodStage.GATED),)), TRUE, Reason.QUOTA_EXCEEDED),
+        (short((), replica_failure=("FailedCreate", QUOTA)), TRUE, Reason.QUOTA_EXCEEDED),
+        (view(6, plan=decision(6, constraint=Constraint.PARTITIONS)), TRUE, Reason.AT_MAX_REPLICAS),
+        (short((pod("a", PodStage.STARTING),)), FALSE, Reason.WITHIN_LIMITS),
         (
             view(2, pool=pool(paused=True), plan=decision(2, constraint=Constraint.PAUSED, need=5)),
             TRUE,
@@ -225,6 +233,12 @@ def test_scaling_is_active_when_the_plan_decides(seen: PoolView, status: Conditi
 def test_scaling_is_limited_when_work_asks_for_more(seen: PoolView, status: ConditionStatus, reason: Reason) -> None:
     condition = said(seen, ConditionType.SCALING_LIMITED)
     assert (condition.status, condition.reason) == (status, reason)
+
+
+def test_a_shortage_is_told_in_numbers_that_stand_still_under_a_growing_backlog() -> None:
+    crowded = replace(short(HOMELESS), plan=decision(3, need=90, constraint=Constraint.MAXIMUM))
+    condition = said(crowded, ConditionType.SCALING_LIMITED)
+    assert condition.message == "The work asks for 6 workers, and nodes have room for 1; add GPU nodes."
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,29 @@ def test_the_deployments_own_count_tells_of_a_rollout_before_its_pods_do() -> No
     assert is_rolling_out(begun, pods)
     assert not is_rolling_out(STEADY, pods)
     assert rollout_width(begun, pods) == 4
+
+
+def test_foreign_fields_of_the_template_are_named_by_their_paths() -> None:
+    template = {
+        "f:metadata": {"f:annotations": {".": {}, "f:mesh.io/inject": {}}},
+        "f:spec": {"f:containers": {'k:{"name":"worker"}': {".": {}, "f:image": {}}}, "f:nodeSelector": {".": {}}},
+    }
+    deployment = summarize_deployment(_managed(_entry("mesh", {"f:template": template, "f:replicas": {}})))
+    assert deployment.foreign_template_managers == ("mesh",)
+    assert deployment.foreign_template_fields == (
+        "metadata.annotations.mesh.io/inject",
+        'spec.containers[{"name":"worker"}].image',
+        "spec.nodeSelector",
+    )
+    own = _managed(_entry("fluxpool-operator", {"f:template": template}))
+    assert summarize_deployment(own).foreign_template_fields == ()
+
+
+@pytest.mark.parametrize(
+    ("message", "is_over"), [('pods "a" is forbidden: exceeded quota: few', True), ("violates PodSecurity", False)]
+)
+def test_a_quota_is_told_from_other_refusals(message: str, is_over: bool) -> None:
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
+    refused = {**BODY, "status": {**BODY["status"], "conditions": [failure]}}
+    assert summarize_deployment(refused).is_over_quota is is_over
+    assert not summarize_deployment(BODY).is_over_quota

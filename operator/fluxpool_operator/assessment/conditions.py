@@ -58,24 +58,43 @@ def _scaling_active(view: PoolView) -> Verdict:
 
 
 def _scaling_limited(view: PoolView) -> Verdict:
-    plan = view.plan
     if not view.lag_is_known:
         return _unknown(Reason.LAG_UNAVAILABLE, "The backlog is not known.")
-    reason = Reason.PAUSED if view.pool.spec.paused else _LIMIT_REASONS.get(plan.constraint)
-    # Partitions limit what can be needed at all; every other limit shows in a need that is not met.
-    if reason is not None and (plan.constraint is Constraint.PARTITIONS or plan.need_replicas > plan.replicas):
+    reason = _shortage(view) or _limit(view)
+    if reason is not None:
         return _true(reason, _limit_text(view, reason))
-    # Asked for and admitted, yet without a place.
-    counts = view.counts
-    if plan.need_replicas > counts.active - counts.unschedulable - counts.gated:
-        for count, short in ((counts.unschedulable, Reason.CAPACITY_SHORT), (counts.gated, Reason.QUOTA_EXCEEDED)):
-            if count:
-                return _true(short, _limit_text(view, short))
     return _false(Reason.WITHIN_LIMITS, "The work asks for no more workers than there may be.")
+
+
+def _shortage(view: PoolView) -> Reason | None:
+    """Why workers that are needed and were asked for do not run, None when all do or will."""
+    if view.plan.need_replicas <= _placed(view):
+        return None
+    if view.counts.gated or (view.deployment is not None and view.deployment.is_over_quota):
+        return Reason.QUOTA_EXCEEDED
+    return Reason.CAPACITY_SHORT if view.counts.unschedulable else None
+
+
+def _placed(view: PoolView) -> int:
+    """Workers that run or will."""
+    return view.counts.active - view.counts.unschedulable - view.counts.gated
+
+
+def _limit(view: PoolView) -> Reason | None:
+    """Why no more workers are asked for than there are, None when no more are needed."""
+    plan, maximum = view.plan, view.pool.spec.scaling.max_replicas
+    if plan.constraint is Constraint.PARTITIONS:
+        # More partitions alone would not help a pool at its maximum.
+        return Reason.AT_MAX_REPLICAS if plan.need_replicas >= maximum else Reason.PARTITION_LIMIT
+    if plan.need_replicas <= plan.replicas:
+        return None
+    return Reason.PAUSED if view.pool.spec.paused else _LIMIT_REASONS.get(plan.constraint)
 
 
 def _limit_text(view: PoolView, reason: Reason) -> str:
     scaling = view.pool.spec.scaling
+    # No more than the maximum, so that the words stand still under a backlog that grows.
+    asked = min(view.plan.need_replicas, scaling.max_replicas)
     match reason:
         case Reason.AT_MAX_REPLICAS:
             return f"The work asks for more than scaling.maxReplicas ({scaling.max_replicas}) workers."
@@ -85,9 +104,9 @@ def _limit_text(view: PoolView, reason: Reason) -> str:
                 " spread tasks over more partitions, or add some."
             )
         case Reason.QUOTA_EXCEEDED:
-            return "The work asks for more workers than the quota admits."
+            return f"The work asks for {asked} workers, and the quota admits {_placed(view)}."
         case Reason.CAPACITY_SHORT:
-            return "The work asks for more workers than nodes have room for; add GPU nodes."
+            return f"The work asks for {asked} workers, and nodes have room for {_placed(view)}; add GPU nodes."
         case Reason.RATE_LIMITED:
             return f"scaling.scaleUp.maxStepPods ({scaling.scale_up.max_step_pods}) lets workers be added step by step."
         case _:

@@ -25,6 +25,7 @@ _IMAGE_REASONS: Final = frozenset(
 _CRASH_REASON: Final = "CrashLoopBackOff"
 _CRASH_RESTARTS: Final = 2
 """One restart may be chance: the worker ends itself when its engine fails again and again."""
+_FIELDS_SHOWN: Final = 5
 _DEADLINE_REASON: Final = "ProgressDeadlineExceeded"
 _HARMLESS_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """Every other reason to wait, such as CreateContainerConfigError, is a fault."""
@@ -49,9 +50,8 @@ def _deployment_fault(view: PoolView) -> Verdict | None:
         return _not_ready(Reason.CHILD_FAILED, "The Deployment is not there; it is being made again.")
     if deployment.replica_failure is not None:
         reason, message = deployment.replica_failure
-        is_quota = "exceeded quota" in message
         return _not_ready(
-            Reason.QUOTA_EXCEEDED if is_quota else Reason.CHILD_FAILED,
+            Reason.QUOTA_EXCEEDED if deployment.is_over_quota else Reason.CHILD_FAILED,
             f"Kubernetes refuses to make pods: {_sentence(message or reason)}",
         )
     return None
@@ -151,11 +151,13 @@ def _ready(view: PoolView) -> Verdict:
         text = f"{ready} {'worker is' if ready == 1 else 'workers are'} ready."
     if deployment is not None and deployment.foreign_template_managers:
         managers = ", ".join(deployment.foreign_template_managers)
+        fields = deployment.foreign_template_fields
+        more = f" and {len(fields) - _FIELDS_SHOWN} more" if len(fields) > _FIELDS_SHOWN else ""
         return Verdict(
             status=ConditionStatus.TRUE,
             reason=Reason.FOREIGN_FIELDS,
-            message=f"{text} The pod template also has fields of {managers}; they stay until the Deployment is made"
-            " anew.",
+            message=f"{text} The pod template also has fields of {managers}, which stay until they are removed there:"
+            f" {', '.join(fields[:_FIELDS_SHOWN])}{more}.",
         )
     return Verdict(status=ConditionStatus.TRUE, reason=Reason.READY, message=text)
 

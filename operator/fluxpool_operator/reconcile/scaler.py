@@ -121,6 +121,4 @@ def _with_costs(pods: Sequence[PodSummary], step: ScaleIn) -> list[PodSummary]:
 
 def _quota(deployment: DeploymentSummary | None) -> int | None:
     """How many pods a quota admits: as many as there are, once it has refused one more."""
-    if deployment is None or deployment.replica_failure is None:
-        return None
-    return deployment.replicas if "exceeded quota" in deployment.replica_failure[1] else None
+    return deployment.replicas if deployment is not None and deployment.is_over_quota else None

@@ -3,7 +3,7 @@
 Owns how a body of the Kubernetes API is read; must not know what is done about it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,6 +51,8 @@ class DeploymentSummary:
     progressing: ControllerCondition | None = None
     foreign_template_managers: tuple[str, ...] = ()
     """Who else owns fields of the pod template: what they wrote survives every apply of ours."""
+    foreign_template_fields: tuple[str, ...] = ()
+    """These fields, such as `metadata.annotations.example.com/inject`."""
     replicas_managers: tuple[str, ...] = ()
     """Who else owns the number of replicas."""
 
@@ -58,6 +60,11 @@ class DeploymentSummary:
     def is_observed(self) -> bool:
         """Whether the Deployment controller has seen the latest spec."""
         return self.observed_generation >= self.generation
+
+    @property
+    def is_over_quota(self) -> bool:
+        """Whether a quota of the namespace refuses further pods."""
+        return self.replica_failure is not None and "exceeded quota" in self.replica_failure[1]
 
 
 def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
@@ -87,6 +94,7 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
         if progressing
         else None,
         foreign_template_managers=_foreign_managers(metadata, "f:template", of_subresources=False),
+        foreign_template_fields=_foreign_template_fields(metadata),
         # `kubectl scale` and autoscalers write through a subresource, and own what they wrote all the same.
         replicas_managers=_foreign_managers(metadata, "f:replicas", of_subresources=True),
     )
@@ -94,9 +102,31 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
 
 def _foreign_managers(metadata: Mapping[str, Any], field: str, *, of_subresources: bool) -> tuple[str, ...]:
     """Managers, sorted, that nobody expects to own this field of the spec or something in it."""
-    found = set()
+    owned = _foreign_specs(metadata, of_subresources=of_subresources)
+    return tuple(sorted({manager for manager, spec in owned if field in spec}))
+
+
+def _foreign_specs(metadata: Mapping[str, Any], *, of_subresources: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What managers that nobody expects own of the spec, in the words of `managedFields`."""
     for entry in metadata.get("managedFields") or ():
-        spec = (entry.get("fieldsV1") or {}).get("f:spec") or {}
-        if field in spec and (of_subresources or not entry.get("subresource")):
-            found.add(entry.get("manager", ""))
-    return tuple(sorted(found - _EXPECTED_MANAGERS))
+        manager = entry.get("manager", "")
+        if manager not in _EXPECTED_MANAGERS and (of_subresources or not entry.get("subresource")):
+            yield manager, (entry.get("fieldsV1") or {}).get("f:spec") or {}
+
+
+def _foreign_template_fields(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    owned = _foreign_specs(metadata, of_subresources=False)
+    return tuple(sorted({path for _, spec in owned for path in _leaves(spec.get("f:template") or {})}))
+
+
+def _leaves(fields: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Paths of the fields in a `fieldsV1`: `f:` names a field, `k:` an item by its keys, `.` the thing itself."""
+    for name, below in fields.items():
+        kind, _, rest = name.partition(":")
+        if kind == ".":
+            continue
+        path = f"{above}[{rest}]" if kind in ("k", "v", "i") else f"{above}.{rest}".removeprefix(".")
+        if set(below) - {"."}:
+            yield from _leaves(below, path)
+        else:
+            yield path
