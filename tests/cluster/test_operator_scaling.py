@@ -109,8 +109,8 @@ async def test_short_of_gpus_nothing_runs_away_and_a_new_node_heals(fluxpool: Op
     async with fluxpool.fake_workers(gpus=5) as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__maxReplicas=8, **nodes.placement))
         await fluxpool.produce(80)
-        limited = await fluxpool.wait_condition("ScalingLimited", "True", reason="CapacityShort")
-        assert "8" in limited["message"]
+        await fluxpool.wait_condition("ScalingLimited", "True", reason="CapacityShort")
+        assert (await fluxpool.get())["status"]["plan"]["need"] == 8
         ready = await fluxpool.wait_condition("Ready", "False", reason="PodsUnschedulable")
         assert "Insufficient nvidia.com/gpu" in ready["message"]
         asked = (await fluxpool.deployment())["spec"]["replicas"]
@@ -143,7 +143,7 @@ async def test_short_of_gpus_nothing_runs_away_and_a_new_node_heals(fluxpool: Op
         ):
             await fluxpool.wait_pods(8)
             await fluxpool.wait_condition("Ready", "True")
-            await fluxpool.wait_condition("ScalingLimited", "True", reason="AtMaxReplicas")
+            await fluxpool.wait_condition("ScalingLimited", "True", reason="PartitionLimit")
         await fluxpool.bench.api.delete(f"/api/v1/nodes/{more}")
 
 
