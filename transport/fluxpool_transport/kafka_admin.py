@@ -19,7 +19,16 @@ K = TypeVar("K")
 # librdkafka's own error codes begin with an underscore, in its documentation too.
 _UNREACHABLE = frozenset(
     getattr(KafkaError, name)
-    for name in ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_AUTHENTICATION", "_RESOLVE", "_SSL", "_DESTROY")
+    for name in (
+        "_TIMED_OUT",
+        "_TIMED_OUT_QUEUE",
+        "_TRANSPORT",
+        "_ALL_BROKERS_DOWN",
+        "_AUTHENTICATION",
+        "_RESOLVE",
+        "_SSL",
+        "_DESTROY",
+    )
 )
 _ALL_BROKERS_DOWN = "_ALL_BROKERS_DOWN"
 

@@ -146,7 +146,7 @@ class TopicsSpec(ApiModel):
 
 
 class TopicLayoutSpec(ApiModel):
-    """How topics are created when manageTopics is true; existing topics are left as they are."""
+    """How topics are created when manageTopics is true; existing ones only ever get more partitions."""
 
     task_partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
     """Of each lane's topic; a little above the most workers expected, because a worker without a partition idles."""
@@ -175,7 +175,7 @@ class KafkaSpec(ApiModel):
     topics: TopicsSpec = TopicsSpec()
     """Names of the other topics."""
     manage_topics: bool = False
-    """Create the topics that are missing."""
+    """Create the topics that are missing, and add partitions to those that have fewer than topicLayout says."""
     topic_layout: TopicLayoutSpec = TopicLayoutSpec()
     """How topics are created when manageTopics is true."""
     offset_retention_days: Annotated[int, Field(ge=1, le=3650)] = 365

@@ -1,0 +1,49 @@
+"""What the operator reads for a pool: its lanes, and the retry topics at the first of them."""
+
+from fluxpool_operator.api import FluxWorkerPool
+from fluxpool_operator.backlog import LaneTarget, RetryTier
+from fluxpool_operator.reconcile.lag_watch import lane_targets
+
+
+def _pool(kafka: dict[str, object]) -> FluxWorkerPool:
+    return FluxWorkerPool.parse(
+        {
+            "apiVersion": "fluxpool.dev/v1alpha1",
+            "kind": "FluxWorkerPool",
+            "metadata": {"name": "standard", "namespace": "images", "uid": "u", "generation": 1},
+            "spec": {
+                "kafka": {"bootstrapServers": ["kafka:9092"], **kafka},
+                "scaling": {"maxReplicas": 6},
+                "storage": {"url": "s3://images/"},
+                "worker": {"image": "fluxpool-worker:dev"},
+            },
+        }
+    )
+
+
+def test_the_default_pool_reads_the_topic_and_group_of_the_contract_with_all_retry_topics() -> None:
+    (target,) = lane_targets(_pool({}))
+    assert (target.topic, target.consumer_group) == ("flux-generation-tasks", "flux-worker-group")
+    assert target.retry_tiers == tuple(
+        RetryTier(
+            topic=f"flux-generation-retry-{delay}",
+            scheduler_group=f"flux-generation-retry-{delay}-scheduler",
+            delay_seconds=seconds,
+        )
+        for delay, seconds in (("15s", 15.0), ("2m", 120.0), ("15m", 900.0))
+    )
+
+
+def test_further_lanes_have_groups_of_their_own_and_no_retry_topics() -> None:
+    lanes = [
+        {"name": "standard", "topic": "tasks"},
+        {"name": "vip", "topic": "tasks-vip"},
+        {"name": "bulk", "topic": "tasks-bulk", "consumerGroup": "bulk-readers"},
+    ]
+    first, *others = lane_targets(_pool({"lanes": lanes, "consumerGroup": "eu", "topics": {"retry": ["later-1h"]}}))
+    (tier,) = first.retry_tiers
+    assert (tier.topic, tier.delay_seconds) == ("later-1h", 3600.0)
+    assert others == [
+        LaneTarget(name="vip", topic="tasks-vip", consumer_group="eu-vip"),
+        LaneTarget(name="bulk", topic="tasks-bulk", consumer_group="bulk-readers"),
+    ]
