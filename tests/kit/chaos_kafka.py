@@ -42,13 +42,13 @@ class ProxiedKafka:
         await asyncio.gather(*(change(line) for line in self.lines))
 
 
-def proxied_listener(*, brokers: Literal[1, 3] = 1) -> ListenerSpec:
+def proxied_listener(*, brokers: Literal[1, 3] = 1, name: str = "PROXIED") -> ListenerSpec:
     """A listener whose clients are told to come through proxies."""
     ports: set[int] = set()
     while len(ports) < brokers:
         ports.add(free_port(taken=ports))
     advertised = dict(enumerate(sorted(ports), start=1))
-    return ListenerSpec(name="PROXIED", protocol=SecurityProtocol.PLAINTEXT, advertised_ports=advertised)
+    return ListenerSpec(name=name, protocol=SecurityProtocol.PLAINTEXT, advertised_ports=advertised)
 
 
 @asynccontextmanager

@@ -25,6 +25,10 @@ with warnings.catch_warnings():
     # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import KafkaAdminClient, KafkaProducer
+    from kafka.errors import KafkaError as _KafkaPythonError
+
+ScriptClientError: type[Exception] = _KafkaPythonError
+"""What `produce` and `committed_offsets` raise when the brokers are away."""
 
 _REQUEST_SECONDS = 10.0
 

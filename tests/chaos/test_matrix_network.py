@@ -1,0 +1,139 @@
+"""A network between workers and broker that falls silent, tears connections and takes its time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_settings import ListenerSpec
+from fluxpool_contract.kafka_connection import KafkaConnection
+from kit.chaos_invariants import PromiseWatch
+from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
+from kit.kafka import running_kafka
+from kit.tcp_proxy import TcpProxy
+from kit.waiting import wait_until
+from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, wait_for_step, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
+
+SILENCE_SECONDS = SESSION_TIMEOUT_SECONDS * 3
+"""Long enough for the broker to throw everybody out."""
+EVENT_SECONDS = 90.0
+
+
+@pytest.fixture(scope="module")
+def listeners() -> list[ListenerSpec]:
+    """Two ways to the broker, so that two workers can be cut off one without the other."""
+    return [proxied_listener(name="LEFT"), proxied_listener(name="RIGHT")]
+
+
+@pytest.fixture(scope="module")
+def own_kafka(
+    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory, listeners: list[ListenerSpec]
+) -> Iterator[KafkaCluster]:
+    with running_kafka(tmp_path_factory.mktemp("network"), libs=kafka_libs, listeners=listeners) as cluster:
+        yield cluster
+
+
+class Network:
+    """Two workers, each on a line of its own, and whoever looks on without one."""
+
+    def __init__(self, bench: WorkerBench, left: ProxiedKafka, right: ProxiedKafka) -> None:
+        self.bench = bench
+        self.ways = (left, right)
+        self.workers: list[WorkerProcess] = []
+
+    @property
+    def lines(self) -> list[TcpProxy]:
+        return [line for way in self.ways for line in way.lines]
+
+    async def start_workers(self) -> None:
+        self.workers = [
+            self.bench.start(kafka=KafkaConnection(bootstrap_servers=(way.bootstrap_servers,))) for way in self.ways
+        ]
+        for worker in self.workers:
+            await worker.wait_ready()
+
+
+@pytest.fixture
+async def network(own_kafka: KafkaCluster, listeners: list[ListenerSpec], tmp_path: Path) -> AsyncIterator[Network]:
+    async with (
+        proxies_of(own_kafka, listeners[0]) as left,
+        proxies_of(own_kafka, listeners[1]) as right,
+        worker_bench(own_kafka.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench,
+    ):
+        network = Network(bench, left, right)
+        await network.start_workers()
+        yield network
+
+
+@asynccontextmanager
+async def work_under_way(
+    bench: WorkerBench, *, tasks: int = 16, prompt: str = "seconds=1"
+) -> AsyncIterator[PromiseWatch]:
+    """Some tasks done, some in mid-generation, some waiting."""
+    async with PromiseWatch(bench) as watch:
+        await watch.submit(tasks, prompt, steps=10)
+        await bench.wait_results(2)
+        yield watch
+
+
+async def test_workers_in_a_silent_network_go_on_when_it_is_mended_and_draw_nothing_twice(network: Network) -> None:
+    async with work_under_way(network.bench) as watch:
+        await asyncio.gather(*(line.black_hole() for line in network.lines))
+        await asyncio.sleep(SILENCE_SECONDS)  # the outage itself, not a synchronisation
+        known = len(await network.bench.results())
+        await asyncio.gather(*(line.pass_all() for line in network.lines))
+        await network.bench.wait_results(known + 1)
+        await watch.assert_kept()
+    assert [worker.process.poll() for worker in network.workers] == [None, None]
+
+
+async def test_a_worker_that_is_cut_off_loses_its_tasks_to_the_other_and_its_offsets_never_go_back(
+    network: Network,
+) -> None:
+    cut_off, other = network.workers
+    async with work_under_way(network.bench, tasks=8, prompt="seconds=3") as watch:
+        assigned = len(other.events("lane_assigned"))
+        await network.lines[0].black_hole()
+        await wait_until(
+            lambda: any(len(line["partitions"]) == 4 for line in other.events("lane_assigned")[assigned:]),
+            deadline_seconds=EVENT_SECONDS,
+            what="the other worker to be given everything",
+        )
+        await wait_for_step(network.bench, "task-007")
+        await network.lines[0].pass_all()
+        # The one it was drawing, and one that stood ready behind it.
+        await watch.assert_kept(repeated_generations=2)
+    assert [worker.process.poll() for worker in (cut_off, other)] == [None, None]
+
+
+async def test_connections_that_are_torn_again_and_again_cost_nothing(network: Network) -> None:
+    async with work_under_way(network.bench) as watch:
+        for _ in range(6):
+            for line in network.lines:
+                line.reset_connections()
+            seen = [line.accepted for line in network.lines]
+            await wait_until(
+                lambda: all(line.accepted > before for line, before in zip(network.lines, seen, strict=True)),  # noqa: B023 - called at once
+                deadline_seconds=EVENT_SECONDS,
+                what="everybody to connect again",
+            )
+        await watch.assert_kept()
+
+
+async def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(network: Network) -> None:
+    async with work_under_way(network.bench) as watch:
+        await asyncio.gather(*(line.refuse() for line in network.lines))
+        await asyncio.sleep(SESSION_TIMEOUT_SECONDS / 2)  # within the session: nobody is thrown out
+        await asyncio.gather(*(line.pass_all() for line in network.lines))
+        await watch.assert_kept()
+
+
+async def test_a_slow_network_is_only_slow(network: Network) -> None:
+    await asyncio.gather(*(line.delay(0.15) for line in network.lines))
+    async with work_under_way(network.bench) as watch:
+        await watch.assert_kept()
