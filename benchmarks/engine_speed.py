@@ -165,7 +165,9 @@ async def engine_rows(folder: Path, *, all_steps: Sequence[int], runs: int) -> l
 
 async def _generate(client: EngineClient, *, steps: int, seed: int) -> Generated:
     inputs = GenerationInputs(prompt=PROMPT, width=SIDE_PIXELS, height=SIDE_PIXELS, steps=steps, seed=seed)
-    job = await client.submit(inputs, on_step=lambda _step, _total: None, on_device_free=lambda: None)
+    job = await client.submit(
+        inputs, on_started=lambda: None, on_step=lambda _step, _total: None, on_device_free=lambda: None
+    )
     result: Generated = await job.result
     return result
 

@@ -204,10 +204,17 @@ def make_targets() -> list[str]:
 
 def test_ci_runs_the_checks_and_then_the_tests_once(tmp_path: Path) -> None:
     finished = _run_ci(tmp_path)
-    assert (finished.returncode, finished.stdout) == (0, "lint true\ntest true\n"), finished.stderr
+    assert (finished.returncode, finished.stdout) == (0, "lint true\ntest true\ne2e true\n"), finished.stderr
 
 
-@pytest.mark.parametrize(("failing", "ran"), [("lint", "lint true\n"), ("test", "lint true\ntest true\n")])
+@pytest.mark.parametrize(
+    ("failing", "ran"),
+    [
+        ("lint", "lint true\n"),
+        ("test", "lint true\ntest true\n"),
+        ("e2e", "lint true\ntest true\ne2e true\n"),
+    ],
+)
 def test_ci_fails_with_what_it_runs(tmp_path: Path, failing: str, ran: str) -> None:
     finished = _run_ci(tmp_path, failing=failing)
     assert finished.returncode != 0
