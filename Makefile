@@ -69,9 +69,10 @@ lock: | $(BIN)/uv ## Resolve the pins again: requirements/*.txt, one version of 
 		$(LOCK) --extra $$extra --constraint requirements/dev.txt pyproject.toml --output-file requirements/$$extra.txt; \
 	done
 
-bench: setup ## Measure the accept path and the engine's idle time beside their alternatives
+bench: setup ## Measure the accept path, the engine's idle time and the waits for it beside their alternatives
 	$(BIN)/python benchmarks/accept.py
 	$(BIN)/python benchmarks/worker_overhead.py
+	$(BIN)/python benchmarks/waiting.py
 
 clean: ## Remove the virtual environment and what tests and demos left (the cache folder stays)
 	rm -rf $(VENV) .fluxpool demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
