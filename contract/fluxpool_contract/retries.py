@@ -6,7 +6,7 @@ retry topics: hence the group that hands records on is named after the topic, an
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from fluxpool_contract.headers import (
@@ -47,6 +47,11 @@ def retry_delays_seconds(topics: Sequence[str], configured: Sequence[str] = ()) 
     if configured:
         return tuple(map(parse_delay, configured))
     return tuple(_delay_of(topic, place) for place, topic in enumerate(topics))
+
+
+def due_at(now: datetime, delay_seconds: float, *, jitter: float) -> datetime:
+    """When a task that goes to a retry topic now may go on; `jitter` is a random number from 0 to 1."""
+    return now + timedelta(seconds=delay_seconds * (1 + MAX_JITTER * jitter))
 
 
 def scheduler_group(retry_topic: str) -> str:

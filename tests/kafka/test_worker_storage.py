@@ -143,6 +143,9 @@ async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench:
     assert "storage.endpoint_url" in held[0]["error"]
     assert await bench.results() == []
     assert (await bench.committed()).get(0, 0) == 0
+    async with httpx.AsyncClient(base_url=worker.health_url) as client:
+        assert (await client.get("/readyz")).status_code == 200, "pods that are not ready would be removed first"
+        assert 'fluxpool_held{cause="object-store"} 1.0' in (await client.get("/metrics")).text
 
     bucket.service.start()
     results = await bench.wait_results(3, deadline_seconds=90)
@@ -151,6 +154,23 @@ async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench:
     assert {(result["status"], result["attempt"]) for result in results} == {("success", 1)}
     assert await bench.records(bench.topics.dead_letters) == []
     assert worker.events("generation_failed") == []
+    [ended] = worker.events("hold_ended")
+    assert (ended["cause"], ended["seconds"] > 0) == ("object-store", True)
+
+
+async def test_a_store_that_stays_away_past_the_limit_hands_the_tasks_back(bench: WorkerBench, bucket: Bucket) -> None:
+    bucket.service.stop()
+    first = await bench.start_ready(storage=bucket.settings, infra_hold_limit_seconds=3.0)
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("patient"))])
+    assert await first.wait_exit(90) == 1
+    assert "infra_hold_limit_seconds" in first.events("worker_failed")[0]["error"]
+    assert (await bench.committed()).get(0, 0) == 0
+
+    bucket.service.start()
+    second = await bench.start_ready(storage=bucket.settings)
+    [result] = await bench.wait_results(1)
+    assert (result["status"], result["attempt"]) == ("success", 1)
+    assert second.events("crash_counted") == []
 
 
 async def test_a_store_that_goes_away_under_a_drawn_image_costs_no_second_drawing(

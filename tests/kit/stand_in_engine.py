@@ -1,15 +1,26 @@
 """An engine whose model is a stand-in: the real process loop, with pictures that take as long as the prompt says.
 
 For tests of everything around the model. A prompt may hold `seconds=2.5`; the time is divided evenly over the steps.
+With `ends=...` it fails at its first step: `error`, `rejected`, `memory` (not in the way that needs the least), `full`
+(always out of memory), `device` (lost), `killed` (the process), `hung`.
 """
 
+import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from fluxpool_worker.engine.generator import GenerationCanceledError, Rendering
+from fluxpool_worker.engine.generator import (
+    DeviceLostError,
+    DeviceMemoryError,
+    GenerationCanceledError,
+    RejectedError,
+    Rendering,
+)
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
 
@@ -28,6 +39,7 @@ class StandInGenerator:
         """Take the prompt's time; the contract is that of `Generator.generate`."""
         match = re.search(r"seconds=([0-9.]+)", inputs.prompt)
         seconds = float(match[1]) if match else DEFAULT_SECONDS
+        _end_as_told(inputs)
         total_steps = inputs.steps * inputs.n
         for step in range(1, total_steps + 1):
             time.sleep(seconds / total_steps)
@@ -39,6 +51,23 @@ class StandInGenerator:
             for index in range(inputs.n)
         )
         return Rendering(images=images, timings_ms={"denoise": seconds * 1000})
+
+
+def _end_as_told(inputs: GenerationInputs) -> None:
+    match = re.search(r"ends=([a-z]+)", inputs.prompt)
+    match match[1] if match else None:
+        case "error":
+            raise RuntimeError("told to fail")
+        case "rejected":
+            raise RejectedError("told to refuse")
+        case "memory" | "full" as kind if kind == "full" or not inputs.low_memory:
+            raise DeviceMemoryError("told to run out of memory")
+        case "device":
+            raise DeviceLostError("told to lose the device")
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hung":
+            threading.Event().wait()
 
 
 def load(_spec: EngineSpec) -> StandInGenerator:

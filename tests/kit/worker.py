@@ -3,6 +3,7 @@
 Knows how a worker is started, signalled and looked at from outside; what it must do is the tests' business.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -27,7 +28,9 @@ from kit.waiting import wait_until
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 SESSION_TIMEOUT_SECONDS = 6.0
 """The broker's own minimum (`group.min.session.timeout.ms`)."""
-READY_SECONDS = 90.0
+LOOK_SECONDS = 0.2
+"""Between two looks at a topic: each opens connections of its own, and the workers need the cores."""
+READY_SECONDS = 180.0
 """The engine imports torch and diffusers, which takes long on a busy machine."""
 
 
@@ -101,6 +104,7 @@ class WorkerBench:
     topics: TopicNames
     group: str
     engine_command: tuple[str, ...] = ()
+    retry_delays: tuple[str, ...] = ()
     workers: list[WorkerProcess] = field(default_factory=list)
 
     def settings(self, name: str, **changes: Any) -> WorkerSettings:
@@ -110,6 +114,7 @@ class WorkerBench:
             "storage": StorageSettings(url=self.images.as_uri()),
             "model": ModelSettings(id=self.model, device=ModelDevice.CPU, offline=True),
             "topics": self.topics,
+            "retry_delays": self.retry_delays,
             "consumer_group": self.group,
             "lanes": (
                 Lane(name="standard", topic=self.topics.tasks),
@@ -165,12 +170,15 @@ class WorkerBench:
         """Every record of the results topic, as JSON."""
         return [json.loads(record.value or b"null") for record in await self.records(self.topics.results)]
 
-    async def wait_results(self, count: int, *, deadline_seconds: float = 60) -> list[dict[str, Any]]:
+    async def wait_results(self, count: int, *, deadline_seconds: float = 120) -> list[dict[str, Any]]:
         """Wait for that many results."""
 
         async def enough() -> list[dict[str, Any]]:
             results = await self.results()
-            return results if len(results) >= count else []
+            if len(results) >= count:
+                return results
+            await asyncio.sleep(LOOK_SECONDS)
+            return []
 
         return await wait_until(enough, deadline_seconds=deadline_seconds, what=f"{count} results")
 
@@ -182,11 +190,14 @@ class WorkerBench:
             if topic == self.topics.tasks
         }
 
-    async def wait_committed(self, expected: Mapping[int, int], *, deadline_seconds: float = 30) -> None:
+    async def wait_committed(self, expected: Mapping[int, int], *, deadline_seconds: float = 60) -> None:
         """Wait until the standard lane's committed offsets are those."""
 
         async def reached() -> bool:
-            return await self.committed() == dict(expected)
+            if await self.committed() == dict(expected):
+                return True
+            await asyncio.sleep(LOOK_SECONDS)
+            return False
 
         await wait_until(reached, deadline_seconds=deadline_seconds, what=f"committed offsets {dict(expected)}")
 
@@ -197,16 +208,22 @@ class WorkerBench:
 
 @asynccontextmanager
 async def worker_bench(
-    bootstrap_servers: str, folder: Path, *, model: str, partitions: int = 2, stand_in: bool = False
+    bootstrap_servers: str,
+    folder: Path,
+    *,
+    model: str,
+    partitions: int = 2,
+    stand_in: bool = False,
+    retry_delays: tuple[str, ...] = (),
 ) -> AsyncIterator[WorkerBench]:
-    """A bench whose workers are all gone afterwards, with their engines."""
+    """A bench whose workers are all gone afterwards, with their engines; one retry topic for each delay."""
     prefix = unique_name("t")
     topics = TopicNames(
         tasks=f"{prefix}-tasks",
         tasks_vip=f"{prefix}-tasks-vip",
         results=f"{prefix}-results",
         progress=f"{prefix}-progress",
-        retry=(),
+        retry=tuple(f"{prefix}-retry-{number}" for number in range(len(retry_delays))),
         control=f"{prefix}-control",
         dead_letters=f"{prefix}-dlq",
         feedback=f"{prefix}-feedback",
@@ -219,6 +236,7 @@ async def worker_bench(
             topics.results: 1,
             topics.progress: 1,
             topics.dead_letters: 1,
+            **dict.fromkeys(topics.retry, 2),
         },
         config={"max.message.bytes": "2097152"},
     )
@@ -229,6 +247,7 @@ async def worker_bench(
         topics=topics,
         group=f"{prefix}-group",
         engine_command=(sys.executable, str(STAND_IN)) if stand_in else (),
+        retry_delays=retry_delays,
     )
     try:
         yield bench
@@ -263,6 +282,9 @@ async def wait_for_step(bench: WorkerBench, request_id: str, *, deadline_seconds
 
     async def stepping() -> bool:
         events = [json.loads(record.value or b"{}") for record in await bench.records(bench.topics.progress)]
-        return any(event["request_id"] == request_id and event.get("step") for event in events)
+        if any(event["request_id"] == request_id and event.get("step") for event in events):
+            return True
+        await asyncio.sleep(LOOK_SECONDS)
+        return False
 
     await wait_until(stepping, deadline_seconds=deadline_seconds, what=f"a step of {request_id}")

@@ -1,4 +1,4 @@
-"""The agent's pure decisions: what a failure means, which lane is next, what answers a task."""
+"""The agent's pure decisions beside outcomes: which lane is next, what answers a task."""
 
 from datetime import UTC, datetime
 
@@ -10,44 +10,18 @@ from hypothesis import strategies as st
 from fluxpool_contract.dead_letter import DeadLetter, Disposition
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_contract.topics import TopicNames
-from fluxpool_worker.agent.answers import Failure, Signature, dead_letter_record, failed_result
+from fluxpool_worker.agent.answers import (
+    Failure,
+    Signature,
+    dead_letter_record,
+    failed_result,
+    failure_of,
+    is_dead_lettered,
+)
 from fluxpool_worker.agent.lane_choice import SHARED_TURN, WaitingLane, choose_lane
-from fluxpool_worker.agent.outcome import Action, judge_engine_death, judge_generation, orphan_is_worth_finishing
-from fluxpool_worker.engine.protocol import FailureKind
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 SIGNATURE = Signature(worker="w", pool="p", model="m")
-
-
-@pytest.mark.parametrize(
-    ("kind", "attempt", "action", "code"),
-    [
-        (FailureKind.ERROR, 1, Action.RETRY_IN_PLACE, ErrorCode.GENERATION_FAILED),
-        (FailureKind.ERROR, 2, Action.RETRY_IN_PLACE, ErrorCode.GENERATION_FAILED),
-        (FailureKind.ERROR, 3, Action.DEAD_LETTER, ErrorCode.GENERATION_FAILED),
-        (FailureKind.OUT_OF_MEMORY, 1, Action.RETRY_IN_PLACE, ErrorCode.OUT_OF_MEMORY),
-        (FailureKind.NOT_FINITE, 3, Action.DEAD_LETTER, ErrorCode.NOT_FINITE),
-        (FailureKind.INVALID, 1, Action.DEAD_LETTER, ErrorCode.INVALID_FIELD),
-        (FailureKind.CANCELED, 1, Action.RELEASE, ErrorCode.CANCELED),
-        (FailureKind.CANCELED, 3, Action.RELEASE, ErrorCode.CANCELED),
-    ],
-)
-def test_a_failed_generation_is_judged_by_kind_and_attempt(
-    kind: FailureKind, attempt: int, action: Action, code: ErrorCode
-) -> None:
-    verdict = judge_generation(kind, attempt=attempt, max_attempts=3)
-    assert (verdict.action, verdict.code) == (action, code)
-
-
-def test_only_a_job_that_had_begun_is_suspected_of_the_engines_death() -> None:
-    assert judge_engine_death(job_started=True, attempt=3, max_attempts=3).action is Action.DEAD_LETTER
-    assert judge_engine_death(job_started=True, attempt=2, max_attempts=3).action is Action.RETRY_IN_PLACE
-    assert judge_engine_death(job_started=False, attempt=3, max_attempts=3).action is Action.RETRY_IN_PLACE
-
-
-def test_an_orphan_is_finished_when_more_than_a_third_is_done() -> None:
-    assert not orphan_is_worth_finishing(0.33)
-    assert orphan_is_worth_finishing(0.34)
 
 
 def test_the_preferred_lane_goes_first_and_the_oldest_has_every_fifth_turn() -> None:
@@ -114,3 +88,28 @@ def test_a_failed_result_says_whether_another_try_may_help(error_class: ErrorCla
     assert (result.status, result.image_url, result.attempt) == ("failed", None, 3)
     assert result.error is not None
     assert result.error.retryable is retryable
+
+
+@pytest.mark.parametrize(
+    ("error_class", "code", "disposition"),
+    [
+        (ErrorClass.INVALID, ErrorCode.INVALID_FIELD, Disposition.INVALID),
+        (ErrorClass.INVALID, ErrorCode.TOO_LARGE, Disposition.OVERSIZE),
+        (ErrorClass.WORKER_FATAL, ErrorCode.CRASH_LOOP, Disposition.CRASH_LOOP),
+        (ErrorClass.TRANSIENT, ErrorCode.NOT_FINITE, Disposition.EXHAUSTED),
+    ],
+)
+def test_a_stored_failure_is_dead_lettered_again_as_it_was(
+    error_class: ErrorClass, code: ErrorCode, disposition: Disposition
+) -> None:
+    failure = Failure(error_class=error_class, code=code, disposition=disposition, message="m", attempts=2)
+    stored = failed_result("r", failure, signature=SIGNATURE, completed_at=NOON)
+    assert is_dead_lettered(stored)
+    assert failure_of(stored) == failure
+
+
+def test_a_rejected_task_is_nothing_for_people_to_look_at() -> None:
+    failure = Failure(
+        error_class=ErrorClass.REJECTED, code=ErrorCode.REJECTED, disposition=Disposition.EXHAUSTED, message="no"
+    )
+    assert not is_dead_lettered(failed_result("r", failure, signature=SIGNATURE, completed_at=NOON))

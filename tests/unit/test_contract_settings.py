@@ -69,7 +69,10 @@ _settings = st.builds(
     worker_name=st.none() | _text,
     gateway_url=st.none() | st.just("http://gateway:8080/"),
     health_port=st.integers(0, 65_535),
-    attempts_in_place=st.integers(1, 10),
+    max_attempts=st.integers(1, 10),
+    max_crashes=st.integers(1, 10),
+    infra_hold_limit_seconds=_seconds,
+    step_hard_limit_seconds=_seconds,
     task_hard_limit_seconds=_seconds,
     drain_grace_seconds=_seconds,
     engine_command=st.just(()) | st.just(("python", "-m", "engine")),
@@ -138,7 +141,7 @@ def test_a_kubernetes_service_called_fluxpool_does_not_stop_a_pod() -> None:
         ("FLUXPOOL_STORAGE_PUBLIC_BASE_URL", "images.example.com", "must begin with http"),
         ("FLUXPOOL_HEALTH_PORT", "http", "valid integer"),
         ("FLUXPOOL_HEALTH_PORT", "70000", "less than or equal to 65535"),
-        ("FLUXPOOL_ATTEMPTS_IN_PLACE", "0", "greater than or equal to 1"),
+        ("FLUXPOOL_MAX_ATTEMPTS", "0", "greater than or equal to 1"),
         ("FLUXPOOL_TASK_HARD_LIMIT_SECONDS", "soon", "valid number"),
         ("FLUXPOOL_LANES", "standard", "must be JSON"),
         ("FLUXPOOL_LANES", '[{"name": "A", "topic": "t"}]', "0.name"),
@@ -182,6 +185,16 @@ def test_the_first_lane_has_the_pools_group_and_every_further_one_adds_its_name(
         lanes=lanes,
     )
     assert [settings.group_of(lane) for lane in lanes] == ["flux-worker-group", "flux-worker-group-vip", "own"]
+
+
+def test_retry_delays_go_with_the_retry_topics() -> None:
+    topics = {"FLUXPOOL_TOPICS_RETRY": "again-1,again-2"}
+    settings = WorkerSettings.from_environment({**REQUIRED, **topics, "FLUXPOOL_RETRY_DELAYS": "300ms,2m"})
+    assert settings.retry_delays_seconds == (0.3, 120)
+    assert WorkerSettings.from_environment(settings.to_environment()) == settings
+    message = _errors(**topics, FLUXPOOL_RETRY_DELAYS="15s")
+    assert "FLUXPOOL_RETRY_DELAYS: needs one delay for each of the 2 retry topics, got 1" in message
+    assert "FLUXPOOL_RETRY_DELAYS" in _errors(**topics, FLUXPOOL_RETRY_DELAYS="15s,soon")
 
 
 _PASSWORD = {"sasl_username": "u", "sasl_password": "p"}

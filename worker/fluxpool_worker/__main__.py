@@ -12,7 +12,8 @@ from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.logging_setup import configure_logging
 from fluxpool_transport.object_store import StorageUnavailableError
 from fluxpool_worker.agent.engine_client import EngineLoadError, EngineUnstableError
-from fluxpool_worker.agent.service import WorkerAgent
+from fluxpool_worker.agent.holds import HoldExpiredError
+from fluxpool_worker.agent.service import MissingTopicsError, WorkerAgent
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -30,15 +31,15 @@ def main() -> int:
         return EXIT_USAGE
     try:
         asyncio.run(_run(settings))
-    except StorageUnavailableError as error:
+    except (
+        EngineLoadError,
+        EngineUnstableError,
+        HoldExpiredError,
+        MissingTopicsError,
         # Only a folder that cannot be made ends up here; a store that is away is waited for.
+        StorageUnavailableError,
+    ) as error:
         log.error("worker_failed", error=str(error))  # noqa: TRY400 - likewise
-        return EXIT_FAILED
-    except ExceptionGroup as failed:
-        told, untold = failed.split((EngineLoadError, EngineUnstableError))
-        if untold is not None:
-            raise
-        log.error("worker_failed", error=str(told.exceptions[0]) if told else "")  # noqa: TRY400 - likewise
         return EXIT_FAILED
     return 0
 

@@ -235,3 +235,28 @@ def progress_record(
             *render_envelope(envelope),
         ],
     )
+
+
+def is_dead_lettered(result: GenerationResult) -> bool:
+    """Whether people should look at how this task ended: not where it was only refused, or ended as asked."""
+    rejected = result.error is not None and result.error.error_class == ErrorClass.REJECTED
+    return result.status is ResultStatus.FAILED and not rejected
+
+
+def failure_of(result: GenerationResult) -> Failure:
+    """The failure that a stored result tells of, for a dead letter that a crash may have kept from being written."""
+    error = result.error
+    if error is None:
+        raise ValueError(f"the stored result of {result.request_id} has failed without an error")
+    if error.error_class == ErrorClass.INVALID:
+        disposition = Disposition.OVERSIZE if error.code == ErrorCode.TOO_LARGE else Disposition.INVALID
+    else:
+        disposition = Disposition.CRASH_LOOP if error.code == ErrorCode.CRASH_LOOP else Disposition.EXHAUSTED
+    return Failure(
+        error_class=error.error_class,
+        code=error.code,
+        disposition=disposition,
+        message=error.message,
+        field=error.field,
+        attempts=result.attempt or 1,
+    )

@@ -1,6 +1,7 @@
-"""Getting images out of the engine: attempts, progress, and giving up in good order.
+"""Getting images out of the engine: the tries that are made here, progress, and giving up in good order.
 
-Owns what a generation's failure leads to; knows the engine but neither the store nor Kafka.
+Owns what is done at once about a generation's failure; knows the engine but neither the store nor topics. What is to be
+done later or elsewhere is its caller's.
 """
 
 import asyncio
@@ -8,28 +9,37 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, assert_never
 
 import structlog
 
 from fluxpool_contract.decoding import DecodedTask
 from fluxpool_contract.derived import derive_seed
 from fluxpool_contract.headers import Envelope
+from fluxpool_contract.ledger import LedgerEntry
 from fluxpool_contract.progress import ProgressEvent, ProgressType
-from fluxpool_worker.agent.answers import Failure
+from fluxpool_transport.faults import fault_point
 from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, EngineJob, GenerationError
+from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
 from fluxpool_worker.agent.lane import PartitionLostError, Taken
 from fluxpool_worker.agent.outcome import (
     Action,
+    Budgets,
+    Spent,
     Verdict,
+    judge_crashes,
     judge_engine_death,
     judge_generation,
     orphan_is_worth_finishing,
+    runs_alone,
 )
-from fluxpool_worker.engine.protocol import Generated, GenerationInputs
+from fluxpool_worker.agent.unwanted import NoLongerWantedError, unless
+from fluxpool_worker.engine.protocol import FailureKind, Generated, GenerationInputs
 
 PROGRESS_SECONDS: Final = 0.5
 """Least time between two progress events of a task."""
+
+_after_record = fault_point("agent-after-record")
 
 log = structlog.get_logger(__name__)
 
@@ -46,14 +56,47 @@ class Success:
     attempt: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """No images from here: the verdict is to retry later, to dead-letter or to fail."""
+
+    verdict: Verdict
+    attempt: int
+    """Number of the attempt that failed."""
+    message: str
+    stack: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Pursuit:
+    """One task on its way to images."""
+
+    taken: Taken
+    decoded: DecodedTask
+    spent: Spent
+    turn: EngineTurn
+    unwanted: asyncio.Event
+    """Set when the pod drains or the partition is lost; counts until the device begins."""
+    low_memory: bool = False
+
+
 class Attempts:
-    """Runs generations, each up to `max_attempts` times in place."""
+    """Runs generations."""
 
     def __init__(
-        self, engine: EngineClient, *, max_attempts: int, report: Callable[[ProgressEvent, Envelope], None]
+        self,
+        engine: EngineClient,
+        *,
+        turns: EngineTurns,
+        budgets: Budgets,
+        worker: str,
+        report: Callable[[ProgressEvent, Envelope], None],
     ) -> None:
+        """`worker` is this worker's name in the ledger."""
         self._engine = engine
-        self._max_attempts = max_attempts
+        self._turns = turns
+        self._budgets = budgets
+        self._worker = worker
         self._report_event = report
         self._jobs: set[EngineJob] = set()
         self._draining = False
@@ -72,60 +115,76 @@ class Attempts:
             self._engine.cancel(job)
 
     async def generate(
-        self, taken: Taken, decoded: DecodedTask, *, free_engine: Callable[[], None]
-    ) -> Success | Failure:
+        self, taken: Taken, decoded: DecodedTask, *, spent: Spent, turn: EngineTurn, unwanted: asyncio.Event
+    ) -> Success | GivenUp:
         """The task's images, or why there are none.
 
-        `free_engine` is called when the device is done with an attempt. Raises `TaskReleasedError` when the pod drains
-        and `PartitionLostError` when the task is somebody else's and not worth finishing here.
+        `turn` ends when the device is done with the task. Raises `TaskReleasedError` when the pod drains and
+        `PartitionLostError` when the task is somebody else's and not worth finishing here.
         """
-        inputs = _inputs(decoded)
-        attempt = 1
-        while True:
-            if taken.lost:
-                raise PartitionLostError
-            if self._draining:
-                raise TaskReleasedError
-            try:
-                return Success(
-                    await self._try(taken, decoded, inputs, attempt=attempt, free_engine=free_engine), attempt
-                )
-            except GenerationError as error:
-                verdict = judge_generation(error.kind, attempt=attempt, max_attempts=self._max_attempts)
-                message, stack = str(error), error.stack
-            except EngineDiedError as error:
-                verdict = judge_engine_death(
-                    job_started=error.job_started, attempt=attempt, max_attempts=self._max_attempts
-                )
-                message, stack = str(error), ""
-                if not error.job_started:
-                    continue
-            log.warning(
-                "generation_failed",
-                request_id=decoded.task.request_id,
-                code=verdict.code,
-                action=verdict.action,
-                attempt=attempt,
-                error=message,
-            )
-            match verdict.action:
-                case Action.RETRY_IN_PLACE:
-                    attempt += 1
-                    self._report(decoded, ProgressType.RETRYING, attempt=attempt)
-                case Action.RELEASE:
-                    raise _given_up(taken)
-                case Action.DEAD_LETTER:
-                    return _exhausted(verdict, message, stack, attempt)
+        if verdict := judge_crashes(spent=spent, budgets=self._budgets):
+            return GivenUp(verdict=verdict, attempt=spent.attempt, message=_crashed_too_often(spent.crashes))
+        pursuit = Pursuit(taken=taken, decoded=decoded, spent=spent, turn=turn, unwanted=unwanted)
+        try:
+            while True:
+                ended = await self._attempt(pursuit)
+                if ended is not None:
+                    return ended
+        except NoLongerWantedError:
+            raise self._given_up(taken) from None
+        finally:
+            pursuit.turn.end()
 
-    async def _try(
-        self,
-        taken: Taken,
-        decoded: DecodedTask,
-        inputs: GenerationInputs,
-        *,
-        attempt: int,
-        free_engine: Callable[[], None],
-    ) -> Generated:
+    async def _attempt(self, pursuit: Pursuit) -> Success | GivenUp | None:
+        """One try; None when another one is due at once."""
+        if pursuit.taken.lost or self._draining:
+            raise self._given_up(pursuit.taken)
+        await self._take_turn(pursuit)
+        try:
+            return Success(await self._try(pursuit), pursuit.spent.attempt)
+        except GenerationError as error:
+            verdict = judge_generation(
+                error.kind, spent=pursuit.spent, budgets=self._budgets, low_memory=pursuit.low_memory
+            )
+            message, stack, crashed = str(error), error.stack, error.kind is FailureKind.DEVICE_LOST
+        except EngineDiedError as error:
+            verdict = judge_engine_death(spent=pursuit.spent, budgets=self._budgets, suspected=error.job_started)
+            message, stack, crashed = str(error), "", error.job_started
+        log.warning(
+            "generation_failed",
+            request_id=pursuit.decoded.task.request_id,
+            code=verdict.code,
+            action=verdict.action,
+            attempt=pursuit.spent.attempt,
+            crashes=verdict.spent.crashes,
+            error=message,
+        )
+        failed_attempt, pursuit.spent = pursuit.spent.attempt, verdict.spent
+        match verdict.action:
+            case Action.TRY_LOW_MEMORY:
+                pursuit.low_memory = True
+            case Action.TRY_AGAIN:
+                self._report(pursuit, ProgressType.RETRYING)
+            case Action.RELEASE:
+                raise self._given_up(pursuit.taken)
+            case Action.RETRY_LATER | Action.DEAD_LETTER | Action.FAIL:
+                if crashed and verdict.action is Action.DEAD_LETTER:
+                    message = f"{_crashed_too_often(verdict.spent.crashes)}; the last time: {message}"
+                return GivenUp(verdict=verdict, attempt=failed_attempt, message=message, stack=stack)
+            case _:
+                assert_never(verdict.action)
+        return None
+
+    async def _take_turn(self, pursuit: Pursuit) -> None:
+        alone = runs_alone(pursuit.spent.crashes)
+        if pursuit.turn.is_over or (alone and not pursuit.turn.alone):
+            pursuit.turn.end()
+            pursuit.turn = await unless(pursuit.unwanted, self._turns.enter(alone=alone))
+
+    async def _try(self, pursuit: Pursuit) -> Generated:
+        taken = pursuit.taken
+        await unless(pursuit.unwanted, taken.lane.record(taken, self._entry(pursuit)))
+        _after_record()
         last_report = 0.0
 
         def on_step(step: int, total_steps: int) -> None:
@@ -133,14 +192,19 @@ class Attempts:
             now = time.monotonic()
             if now - last_report >= PROGRESS_SECONDS or step == total_steps:
                 last_report = now
-                self._report(decoded, ProgressType.STEP, attempt=attempt, step=step, total_steps=total_steps)
+                self._report(pursuit, ProgressType.STEP, step=step, total_steps=total_steps)
 
-        job = await self._engine.submit(inputs, on_step=on_step, on_device_free=free_engine)
-        # No await lies between the sending and this, so the engine's word that it began has not been read yet.
-        job.on_started = lambda: self._report(decoded, ProgressType.STARTED, attempt=attempt)
+        submitting = self._engine.submit(
+            _inputs(pursuit.decoded, low_memory=pursuit.low_memory),
+            on_started=lambda: self._report(pursuit, ProgressType.STARTED),
+            on_step=on_step,
+            on_device_free=pursuit.turn.end,
+        )
+        job = await unless(pursuit.unwanted, submitting)
         self._jobs.add(job)
 
         def on_lost() -> None:
+            pursuit.unwanted.set()
             if job.started_at is None or not orphan_is_worth_finishing(job.fraction_done()):
                 self._engine.cancel(job)
 
@@ -148,40 +212,47 @@ class Attempts:
         taken.remaining_seconds = lambda: job.remaining_seconds(now=time.monotonic())
         if taken.lost:
             on_lost()
-        if self._draining:
+        if self._draining and job.started_at is None:
             self._engine.cancel(job)
         try:
             return await asyncio.shield(job.result)
         finally:
             self._jobs.discard(job)
+            taken.on_lost = pursuit.unwanted.set
+
+    def _entry(self, pursuit: Pursuit) -> LedgerEntry:
+        return LedgerEntry(
+            task=pursuit.decoded.task.request_id,
+            worker=self._worker,
+            started_at=int(time.time()),
+            crashes=pursuit.spent.crashes,
+        )
 
     def _report(
-        self,
-        decoded: DecodedTask,
-        kind: ProgressType,
-        *,
-        attempt: int,
-        step: int | None = None,
-        total_steps: int | None = None,
+        self, pursuit: Pursuit, kind: ProgressType, *, step: int | None = None, total_steps: int | None = None
     ) -> None:
         self._report_event(
             ProgressEvent(
-                request_id=decoded.task.request_id,
+                request_id=pursuit.decoded.task.request_id,
                 type=kind,
-                attempt=attempt,
+                attempt=pursuit.spent.attempt,
                 step=step,
                 total_steps=total_steps,
                 at=datetime.now(UTC),
             ),
-            decoded.envelope,
+            pursuit.decoded.envelope,
         )
 
+    @staticmethod
+    def _given_up(taken: Taken) -> Exception:
+        return PartitionLostError() if taken.lost else TaskReleasedError()
 
-def _given_up(taken: Taken) -> Exception:
-    return PartitionLostError() if taken.lost else TaskReleasedError()
+
+def _crashed_too_often(crashes: int) -> str:
+    return f"{crashes} engines or workers died while they worked on this task"
 
 
-def _inputs(decoded: DecodedTask) -> GenerationInputs:
+def _inputs(decoded: DecodedTask, *, low_memory: bool) -> GenerationInputs:
     task = decoded.task
     return GenerationInputs(
         prompt=task.prompt,
@@ -195,15 +266,5 @@ def _inputs(decoded: DecodedTask) -> GenerationInputs:
         true_cfg_scale=task.true_cfg_scale,
         output_format=task.output_format.value,
         embedded={"request_id": task.request_id},
-    )
-
-
-def _exhausted(verdict: Verdict, message: str, stack: str, attempts: int) -> Failure:
-    return Failure(
-        error_class=verdict.error_class,
-        code=verdict.code,
-        disposition=verdict.disposition,
-        message=message,
-        stack=stack,
-        attempts=attempts,
+        low_memory=low_memory,
     )

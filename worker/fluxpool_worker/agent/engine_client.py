@@ -81,12 +81,12 @@ class EngineJob:
 
     job_id: int
     inputs: GenerationInputs
+    on_started: Callable[[], None]
+    """Called once, when the device begins."""
     on_step: Callable[[int, int], None]
     on_device_free: Callable[[], None]
     """Called once, when the device no longer works for this job, whatever became of it."""
     result: asyncio.Future[Generated]
-    on_started: Callable[[], None] = lambda: None
-    """Called once, when the device begins."""
     is_device_free: bool = False
     started_at: float | None = None
     """Monotonic time."""
@@ -205,17 +205,20 @@ class EngineClient:
         self,
         inputs: GenerationInputs,
         *,
+        on_started: Callable[[], None],
         on_step: Callable[[int, int], None],
         on_device_free: Callable[[], None],
     ) -> EngineJob:
         """Queue a job as soon as an engine is ready; await `job.result` for its end.
 
-        The result raises `GenerationError`, or `EngineDiedError` when the process ended first.
+        The callbacks are those of `EngineJob`. The result raises `GenerationError`, or `EngineDiedError` when the
+        process ended first.
         """
         await self._ready_event.wait()
         job = EngineJob(
             job_id=next(self._ids),
             inputs=inputs,
+            on_started=on_started,
             on_step=on_step,
             on_device_free=on_device_free,
             result=asyncio.get_running_loop().create_future(),

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from fluxpool_transport.backoff import retry_forever
 from fluxpool_worker.agent.outcome import hold_is_over
+from fluxpool_worker.agent.unwanted import unless
 
 LAST_TRY_SECONDS: Final = 1.0
 """For an operation under way when it is no longer wanted; one that is not held by an outage takes milliseconds."""
@@ -35,10 +36,6 @@ class HoldCause(StrEnum):
 
 class HoldExpiredError(Exception):
     """The infrastructure was away for longer than the worker is told to wait; its tasks must go to somebody else."""
-
-
-class NoLongerWantedError(Exception):
-    """The caller lost interest in an operation while it was held."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,13 +118,12 @@ class Holds(Collector):
             hold = hold or self.begin(cause)
             self.check(hold, error)
 
-        trying = asyncio.ensure_future(retry_forever(operation, name=cause, retry_on=retry_on, on_retry=on_retry))
+        trying = retry_forever(operation, name=cause, retry_on=retry_on, on_retry=on_retry)
         try:
-            if unwanted is not None:
-                await _until_done_or_set(trying, unwanted)
-            return await trying
+            if unwanted is None:
+                return await trying
+            return await unless(unwanted, trying, last_try_seconds=LAST_TRY_SECONDS)
         finally:
-            trying.cancel()
             self.end(hold)
 
     def collect(self) -> Iterator[Metric]:
@@ -148,16 +144,3 @@ class Holds(Collector):
 
     def _since(self, cause: HoldCause) -> float:
         return min(hold.began_at for hold in self._standing if hold.cause is cause)
-
-
-async def _until_done_or_set(trying: "asyncio.Future[T]", unwanted: asyncio.Event) -> None:
-    """Return when the attempt is done; raise when it is not, soon after the event."""
-    waiting = asyncio.ensure_future(unwanted.wait())
-    try:
-        await asyncio.wait({trying, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not trying.done():
-            await asyncio.wait({trying}, timeout=LAST_TRY_SECONDS)
-    finally:
-        waiting.cancel()
-    if not trying.done():
-        raise NoLongerWantedError

@@ -4,8 +4,8 @@
   OffsetCommit v2 and v3, which have the field, and always sends the broker's default).
 - A member that lost its generation commits no more. aiokafka would send the commit without a generation, and a broker
   accepts that for an empty group, even when it sets the offset back.
-- The ledger of a partition is read where its offset is. `committed()` drops the metadata, and the library's admin client
-  answers nothing at all where the coordinator answers with an error.
+- The ledger of a partition is read where its offset is. `committed()` drops the metadata, and the library's admin
+  client answers nothing at all where the coordinator answers with an error.
 - The sticky assignor keeps its state on the class; every consumer gets a subclass of its own.
 """
 

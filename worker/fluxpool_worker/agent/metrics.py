@@ -2,12 +2,17 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from fluxpool_worker.agent.engine_client import EngineClient
+from fluxpool_worker.agent.holds import Holds
+from fluxpool_worker.agent.publisher import ReliablePublisher
+
 
 class WorkerMetrics:
     """What `/metrics` shows; labels are bounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, engine: EngineClient, publisher: ReliablePublisher, holds: Holds) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(holds)
         self.tasks = Counter(
             "fluxpool_tasks", "Tasks by how they left this worker.", ["outcome"], registry=self.registry
         )
@@ -19,6 +24,27 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.tasks_in_flight = Gauge("fluxpool_tasks_in_flight", "Tasks under way.", registry=self.registry)
-        self.engine_restarts = Gauge(
-            "fluxpool_engine_restarts", "Engines that died and were replaced.", registry=self.registry
+        self.retries_handed_on = Counter(
+            "fluxpool_retries_handed_on",
+            "Tasks taken back from a retry topic when they were due.",
+            ["topic"],
+            registry=self.registry,
         )
+        Gauge("fluxpool_engine_restarts", "Engines that died and were replaced.", registry=self.registry).set_function(
+            lambda: engine.restarts
+        )
+        Gauge(
+            "fluxpool_engine_stalls",
+            "Generations without a denoising step for longer than the soft limit.",
+            registry=self.registry,
+        ).set_function(lambda: engine.stalls)
+        Gauge(
+            "fluxpool_publishes_unknown",
+            "Records that were sent and neither acknowledged nor refused yet.",
+            registry=self.registry,
+        ).set_function(lambda: publisher.unknown)
+
+    def count_end(self, outcome: str, seconds: float) -> None:
+        """A task left this worker."""
+        self.tasks.labels(outcome).inc()
+        self.task_seconds.labels(outcome).observe(seconds)

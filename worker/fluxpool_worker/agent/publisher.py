@@ -5,7 +5,7 @@ Each kind has a producer of its own, so that lossy progress can never break the 
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,7 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     InvalidTopicError,
+    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
@@ -138,9 +139,26 @@ class ReliablePublisher:
                 self._holds.end(hold)
                 log.info("publish_outcome_known", topic=record.topic, acknowledged=_is_acknowledged(acked))
 
-    async def connect(self) -> None:
-        """Connect once; raises `KafkaError` when no broker answers."""
-        await self._current()
+    async def missing(self, topics: Iterable[str]) -> list[str]:
+        """Those of the topics that the brokers do not show; they may create one that is asked for.
+
+        Raises `KafkaError` when no broker answers.
+        """
+        producer = await self._current()
+
+        async def is_missing(topic: str) -> bool:
+            try:
+                await producer.partitions_for(topic)
+            except (UnknownTopicOrPartitionError, TopicAuthorizationFailedError):
+                return True
+            return False
+
+        names = list(dict.fromkeys(topics))
+        absent = await asyncio.gather(*map(is_missing, names))
+        if any(absent) and not await producer.client.force_metadata_update():
+            # Brokers that are away show no topic either.
+            raise KafkaConnectionError("no broker answers")
+        return [name for name, is_absent in zip(names, absent, strict=True) if is_absent]
 
     async def stop(self) -> None:
         """Close the connection, under a deadline."""

@@ -7,13 +7,18 @@ second copy finds what the first one left.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import structlog
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_contract.dead_letter import Disposition
+from fluxpool_contract.headers import NOT_BEFORE, ORIGIN_TOPIC, Envelope, parse_envelope
+from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
+from fluxpool_contract.retries import MAX_JITTER
 from fluxpool_transport.faults import fault_point
 from fluxpool_worker.agent.answers import Failure, due_record
 from fluxpool_worker.agent.lane import LaneConsumer, PartitionLostError, Taken
@@ -38,7 +43,8 @@ class RetryScheduler:
         delay_seconds: float,
         home_topic: str,
         publisher: ReliablePublisher,
-        dead_letter: Callable[[ConsumerRecord, Failure], "asyncio.Future[None]"],
+        dead_letter: Callable[[ConsumerRecord, Failure], Awaitable[None]],
+        on_handed_on: Callable[[], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`home_topic` is for records that do not say where they belong; `clock` gives seconds since 1970."""
@@ -48,36 +54,82 @@ class RetryScheduler:
         self._home_topic = home_topic
         self._publisher = publisher
         self._dead_letter = dead_letter
+        self._on_handed_on = on_handed_on
         self._clock = clock
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Make `run()` return when it has finished what it does."""
+        self._stopping = True
+        self._wake.set()
 
     async def run(self) -> None:
-        """Hand tasks on until cancelled."""
-        while True:
+        """Hand tasks on until `stop()`; raises `HoldExpiredError`."""
+        while not self._stopping:
             self._wake.clear()
             heads = self.lane.waiting_heads()
-            due_at = {head: due_seconds(head, delay_seconds=self._delay_seconds) for head in heads}
-            now = self._clock()
-            due = [head for head in heads if due_at[head] <= now]
-            if due:
-                await self._hand_on(self.lane.take_head(min(due, key=due_at.__getitem__)))
+            first = min(heads, key=self._due_seconds, default=None)
+            nap = LONGEST_NAP_SECONDS
+            if first is not None:
+                nap = min(nap, self._due_seconds(first) - self._clock())
+            if first is not None and nap <= 0:
+                await self._hand_on(self.lane.take_head(first))
                 continue
-            nap = min([due_at[head] - now for head in heads] + [LONGEST_NAP_SECONDS])
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(nap):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
+
+    def _due_seconds(self, head: ConsumerRecord) -> float:
+        return due_seconds(head, delay_seconds=self._delay_seconds)
 
     async def _hand_on(self, taken: Taken) -> None:
         record = taken.record
         topic = origin_topic(record) or self._home_topic
+        if topic == record.topic:
+            # A header of somebody else's: the task would go round here for ever.
+            topic = self._home_topic
         try:
             await self._publisher.publish(due_record(record, topic=topic), refusable=True)
         except RecordRefusedError as error:
             await self._dead_letter(record, _homeless(topic, error))
         _after_republish()
+        self._on_handed_on()
         log.info("retry_handed_on", retry_topic=record.topic, topic=topic, offset=record.offset)
         try:
             await taken.lane.finish(taken)
         except PartitionLostError:
             log.info("retry_handed_on_twice", retry_topic=record.topic, offset=record.offset)
+
+
+def due_seconds(record: ConsumerRecord, *, delay_seconds: float) -> float:
+    """When a record of a retry topic goes back, seconds since 1970: as its header says, else when the delay is over.
+
+    Never later than the topic's delay with all its jitter: those behind it would have to wait for it.
+    """
+    came_seconds = float(record.timestamp) / 1000
+    not_before = _header_envelope(record, NOT_BEFORE).not_before
+    if not_before is None:
+        return came_seconds + delay_seconds
+    return min(not_before.timestamp(), came_seconds + delay_seconds * (1 + MAX_JITTER))
+
+
+def origin_topic(record: ConsumerRecord) -> str | None:
+    """The topic that a record of a retry topic came from; None when it does not say."""
+    return _header_envelope(record, ORIGIN_TOPIC).origin_topic
+
+
+def _header_envelope(record: ConsumerRecord, header: str) -> Envelope:
+    """What one header says; a malformed one says nothing here, and is refused where the task is decoded."""
+    try:
+        return parse_envelope([(name, value) for name, value in record.headers if name == header])
+    except InvalidTaskError:
+        return Envelope()
+
+
+def _homeless(topic: str, error: RecordRefusedError) -> Failure:
+    return Failure(
+        error_class=ErrorClass.INFRA,
+        code=ErrorCode.REFUSED_BY_TOPIC,
+        disposition=Disposition.EXHAUSTED,
+        message=f"the task was due again and cannot be sent back to topic {topic}: {error}",
+    )

@@ -5,43 +5,53 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Coroutine
 from datetime import timedelta
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from fluxpool_contract.settings import Lane, WorkerSettings
+from fluxpool_contract.ledger import LedgerEntry
+from fluxpool_contract.retries import scheduler_group
+from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.backoff import retry_forever
 from fluxpool_transport.health_server import HealthServer
-from fluxpool_transport.kafka_clients import aiokafka_options
 from fluxpool_transport.object_store import open_object_store
-from fluxpool_worker.agent.engine_client import EngineClient
+from fluxpool_worker.agent.connections import (
+    POLL_FENCE_SECONDS,
+    build_consumer,
+    build_progress_producer,
+    build_reliable_producer,
+)
+from fluxpool_worker.agent.engine_client import EngineClient, EngineLimits, EngineLoadError, EngineUnstableError
+from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
+from fluxpool_worker.agent.holds import HoldExpiredError, Holds
 from fluxpool_worker.agent.lane import LaneConsumer, Taken
 from fluxpool_worker.agent.lane_choice import WaitingLane, choose_lane
-from fluxpool_worker.agent.membership import keep_offsets_for, own_sticky_assignor
+from fluxpool_worker.agent.membership import keep_offsets_for
 from fluxpool_worker.agent.metrics import WorkerMetrics
+from fluxpool_worker.agent.outcome import inherited_crashes
 from fluxpool_worker.agent.publisher import ProgressPublisher, ReliablePublisher
+from fluxpool_worker.agent.retry_scheduler import RetryScheduler
 from fluxpool_worker.agent.task_flow import TaskFlow
+from fluxpool_worker.agent.unwanted import NoLongerWantedError, unless
 from fluxpool_worker.engine.protocol import Device, EngineSpec
 
 ENGINE_JOBS: Final = 2
 """One on the device, one that stands ready, so that the device never waits for Kafka or the store."""
 TASKS_IN_FLIGHT: Final = 4
-"""Those, and two being stored and published: what a crash may cost besides the image under way. A store or a broker
-that is away stops intake here."""
-POLL_FENCE_SECONDS: Final = 60.0
-"""A loop that does not poll for this long is stuck; the consumer then leaves the group by itself."""
+"""Those, and two being stored and published: what a crash may cost besides the image under way."""
 STOP_RUNNING_SECONDS: Final = 10.0
 """From asking a running task to stop until its step must have ended."""
 LEAVE_SECONDS: Final = 10.0
-MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
-"""Above the largest dead letter; the topics' own limits decide."""
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
+
+
+class MissingTopicsError(Exception):
+    """Topics that the worker cannot do without do not exist; the message names them."""
 
 
 class WorkerAgent:
@@ -49,14 +59,18 @@ class WorkerAgent:
 
     def __init__(self, settings: WorkerSettings, *, worker_name: str) -> None:
         self._settings = settings
+        self._worker_name = worker_name
         self._client_id = f"fluxpool-worker-{worker_name}"
+        self._started_at = int(time.time())
         self._stop = asyncio.Event()
+        self._signaled = False
+        self._failure: Exception | None = None
         self._wake = asyncio.Event()
-        self._metrics = WorkerMetrics()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._engine_slots = asyncio.Semaphore(ENGINE_JOBS)
+        self._turns = EngineTurns(jobs=ENGINE_JOBS)
         self._room = asyncio.Semaphore(TASKS_IN_FLIGHT)
-        self._turn = 0
+        self._turn_number = 0
+        self._holds = Holds(limit_seconds=settings.infra_hold_limit_seconds)
         self._engine = EngineClient(
             EngineSpec(
                 model=settings.model.id,
@@ -67,35 +81,72 @@ class WorkerAgent:
                 offline=settings.model.offline,
             ),
             command=settings.engine_command,
-            job_limit_seconds=settings.task_hard_limit_seconds,
+            limits=EngineLimits(
+                job=settings.task_hard_limit_seconds,
+                silence_soft=settings.step_soft_limit_seconds,
+                silence_hard=settings.step_hard_limit_seconds,
+            ),
         )
-        self._publisher = ReliablePublisher(self._build_reliable_producer)
-        self._progress = ProgressPublisher(self._build_progress_producer)
+        self._publisher = ReliablePublisher(
+            partial(build_reliable_producer, settings, client_id=self._client_id), holds=self._holds
+        )
+        self._progress = ProgressPublisher(partial(build_progress_producer, settings, client_id=self._client_id))
+        self._metrics = WorkerMetrics(engine=self._engine, publisher=self._publisher, holds=self._holds)
         self._flow = TaskFlow(
             settings=settings,
             worker_name=worker_name,
             store=open_object_store(settings.storage),
             engine=self._engine,
+            turns=self._turns,
             publisher=self._publisher,
             progress=self._progress,
-            on_end=self._count_end,
+            holds=self._holds,
+            on_end=self._metrics.count_end,
         )
         self._lanes = [
-            LaneConsumer(
-                name=lane.name,
-                topic=lane.topic,
-                build_consumer=partial(self._build_consumer, lane),
-                revoke_wait_seconds=settings.revoke_wait_seconds,
-                wake=self._wake,
-            )
+            self._member_of(lane.topic, group=settings.group_of(lane), name=lane.name, wake=self._wake)
             for lane in settings.lanes
         ]
+        self._schedulers = [
+            self._scheduler_of(topic, delay_seconds)
+            for topic, delay_seconds in zip(settings.topics.retry, settings.retry_delays_seconds, strict=True)
+        ]
+
+    def _member_of(self, topic: str, *, group: str, name: str, wake: asyncio.Event) -> LaneConsumer:
+        return LaneConsumer(
+            name=name,
+            topic=topic,
+            build_consumer=partial(build_consumer, self._settings, client_id=self._client_id, group=group),
+            revoke_wait_seconds=self._settings.revoke_wait_seconds,
+            wake=wake,
+            holds=self._holds,
+            count_crashes=self._count_crashes,
+        )
+
+    def _scheduler_of(self, retry_topic: str, delay_seconds: float) -> RetryScheduler:
+        wake = asyncio.Event()
+        return RetryScheduler(
+            self._member_of(retry_topic, group=scheduler_group(retry_topic), name=f"retry-{retry_topic}", wake=wake),
+            wake=wake,
+            delay_seconds=delay_seconds,
+            home_topic=self._settings.lanes[0].topic,
+            publisher=self._publisher,
+            dead_letter=self._flow.give_up_due,
+            on_handed_on=self._metrics.retries_handed_on.labels(retry_topic).inc,
+        )
+
+    def _count_crashes(self, entry: LedgerEntry) -> int:
+        return inherited_crashes(entry, worker=self._worker_name, worker_started_at=self._started_at)
+
+    @property
+    def _memberships(self) -> list[LaneConsumer]:
+        return [*self._lanes, *(scheduler.lane for scheduler in self._schedulers)]
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
 
-        Raises an `ExceptionGroup` with `EngineLoadError`, `EngineUnstableError` or whatever else keeps the pod from
-        working; Kubernetes starts it again.
+        Raises `EngineLoadError`, `EngineUnstableError`, `MissingTopicsError`, `HoldExpiredError`, or an
+        `ExceptionGroup` of whatever else keeps the pod from working; Kubernetes starts it again.
         """
         keep_offsets_for(timedelta(days=self._settings.offset_retention_days))
         loop = asyncio.get_running_loop()
@@ -111,7 +162,7 @@ class WorkerAgent:
         async with health, asyncio.TaskGroup() as group:
             log.info("agent_started", health_port=health.port, lanes=[lane.name for lane in self._lanes])
             background = [
-                group.create_task(self._engine.run(), name="engine"),
+                group.create_task(self._until_failure(self._engine.run()), name="engine"),
                 group.create_task(self._progress.run(), name="progress"),
             ]
             try:
@@ -122,110 +173,120 @@ class WorkerAgent:
                 for task in background:
                     task.cancel()
         log.info("agent_stopped")
+        if self._failure is not None:
+            raise self._failure
 
     def _on_signal(self, number: int) -> None:
-        if self._stop.is_set():
+        if self._signaled:
             log.warning("second_signal", signal=signal.Signals(number).name)
             # At once: no commit, no goodbye; what was in flight is redelivered.
             os._exit(128 + number)
         log.info("drain_requested", signal=signal.Signals(number).name)
+        self._signaled = True
         self._stop.set()
 
+    async def _until_failure(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run to the end; a failure that this pod cannot mend makes it drain in good order and end with it."""
+        try:
+            await work
+        except (EngineLoadError, EngineUnstableError, HoldExpiredError) as error:
+            log.error("agent_failing", error=str(error))  # noqa: TRY400 - it is raised again at the end
+            self._failure = self._failure or error
+            self._stop.set()
+
     async def _serve(self, group: asyncio.TaskGroup) -> None:
-        # The model first: a member that cannot work yet would only hold partitions back from others.
-        ready = await self._unless_stopped(group.create_task(self._engine.wait_ready()))
-        if ready is None:
+        try:
+            await unless(self._stop, self._check_topics())
+            # The model first: a member that cannot work yet would only hold partitions back from others.
+            self._flow.set_model((await unless(self._stop, self._engine.wait_ready())).model)
+        except NoLongerWantedError:
             return
-        self._flow.set_model(ready.model)
-        connect = partial(retry_forever, self._publisher.connect, name="kafka", retry_on=(KafkaError,))
-        connected = group.create_task(connect())
-        await self._unless_stopped(connected)
-        if self._stop.is_set():
+        except MissingTopicsError as error:
+            self._failure = error
             return
-        memberships = [group.create_task(lane.run(), name=f"lane-{lane.name}") for lane in self._lanes]
+        memberships = [group.create_task(member.run(), name=f"lane-{member.name}") for member in self._memberships]
         dispatcher = group.create_task(self._dispatch(group), name="dispatcher")
+        scheduling = [group.create_task(self._until_failure(scheduler.run())) for scheduler in self._schedulers]
         await self._stop.wait()
-        await self._drain(dispatcher)
+        await self._drain(dispatcher, scheduling)
         # A poll waits without bound for a rebalance that a broker which is away will not finish.
         _, stuck = await asyncio.wait(memberships, timeout=LEAVE_SECONDS)
         for membership in stuck:
             membership.cancel()
 
-    async def _unless_stopped(self, task: asyncio.Task[T]) -> T | None:
-        """The task's result, or None when the stop came first."""
-        stop = asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stop.cancel()
-        if task.done():
-            return task.result()
-        task.cancel()
-        return None
+    async def _check_topics(self) -> None:
+        topics = self._settings.topics
+        needed = (*(lane.topic for lane in self._lanes), topics.results, topics.dead_letters, *topics.retry)
+        missing = await retry_forever(lambda: self._publisher.missing(needed), name="kafka", retry_on=(KafkaError,))
+        if missing:
+            raise MissingTopicsError(
+                f"topics: {', '.join(missing)}: not there, or the Kafka user may not DESCRIBE them; "
+                "create them, or name others in FLUXPOOL_TOPICS_* and FLUXPOOL_LANES"
+            )
 
     # Dispatch
 
     async def _dispatch(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self._room.acquire()
-            await self._engine_slots.acquire()
-            taken = await self._next()
-            task = group.create_task(self._run_task(taken))
+            taken, turn = await self._next()
+            task = group.create_task(self._until_failure(self._run_task(taken, turn)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _next(self) -> Taken:
+    async def _next(self) -> tuple[Taken, EngineTurn]:
+        """The next task, and its turn with the engine. No turn is held while there is nothing to do."""
         while True:
             self._wake.clear()
-            waiting = [
-                WaitingLane(index=index, preference=self._settings.lanes[index].preference, oldest_head_ms=oldest)
-                for index, lane in enumerate(self._lanes)
-                if (oldest := lane.oldest_head_ms()) is not None
-            ]
-            chosen = choose_lane(waiting, turn=self._turn + 1)
-            taken = self._lanes[chosen].take() if chosen is not None else None
+            await self._holds.wait_clear()
+            if self._choose() is None:
+                await self._wake.wait()
+                continue
+            turn = await self._turns.enter()
+            chosen = None if self._holds.causes else self._choose()
+            taken = chosen.take() if chosen is not None else None
             if taken is not None:
-                self._turn += 1
-                return taken
-            await self._wake.wait()
+                self._turn_number += 1
+                return taken, turn
+            turn.end()
 
-    async def _run_task(self, taken: Taken) -> None:
-        freed = False
+    def _choose(self) -> LaneConsumer | None:
+        waiting = [
+            WaitingLane(index=index, preference=self._settings.lanes[index].preference, oldest_head_ms=oldest)
+            for index, lane in enumerate(self._lanes)
+            if (oldest := lane.oldest_head_ms()) is not None
+        ]
+        chosen = choose_lane(waiting, turn=self._turn_number + 1)
+        return self._lanes[chosen] if chosen is not None else None
 
-        def free_engine() -> None:
-            nonlocal freed
-            if not freed:
-                freed = True
-                self._engine_slots.release()
-
+    async def _run_task(self, taken: Taken, turn: EngineTurn) -> None:
         self._metrics.tasks_in_flight.inc()
         try:
-            await self._flow.run(taken, free_engine=free_engine)
+            await self._flow.run(taken, turn=turn)
         finally:
             self._metrics.tasks_in_flight.dec()
             self._room.release()
 
-    def _count_end(self, outcome: str, seconds: float) -> None:
-        self._metrics.tasks.labels(outcome).inc()
-        self._metrics.task_seconds.labels(outcome).observe(seconds)
-        self._metrics.engine_restarts.set(self._engine.restarts)
-
     # Drain
 
-    async def _drain(self, dispatcher: asyncio.Task[None]) -> None:
+    async def _drain(self, dispatcher: asyncio.Task[None], scheduling: list[asyncio.Task[None]]) -> None:
         """Take nothing more, finish what runs as far as the grace allows, commit, leave the groups."""
         began = time.monotonic()
         dispatcher.cancel()
-        for lane in self._lanes:
-            lane.stop_intake()
-        self._flow.attempts.drain()
-        await self._wait_for_tasks(self._settings.drain_grace_seconds)
-        self._flow.attempts.stop_running()
+        for scheduler in self._schedulers:
+            scheduler.stop()
+        for member in self._memberships:
+            member.stop_intake()
+        self._flow.drain()
+        # What has failed for good is not waited for: others can do it sooner.
+        await self._wait_for_tasks(0.0 if self._failure else self._settings.drain_grace_seconds)
+        self._flow.stop_running()
         await self._wait_for_tasks(STOP_RUNNING_SECONDS)
-        for task in self._tasks:
+        leftover = [*self._tasks, *(task for task in scheduling if not task.done())]
+        for task in leftover:
             task.cancel()
         await self._wait_for_tasks(STOP_RUNNING_SECONDS)
-        await asyncio.gather(*(lane.leave() for lane in self._lanes))
+        await asyncio.gather(*(member.leave() for member in self._memberships))
         log.info("drained", seconds=round(time.monotonic() - began, 2))
 
     async def _wait_for_tasks(self, seconds: float) -> None:
@@ -237,7 +298,7 @@ class WorkerAgent:
 
     def _why_not_alive(self) -> str | None:
         now = time.monotonic()
-        for lane in self._lanes:
+        for lane in self._memberships:
             if lane.last_poll is not None and lane.is_joined and now - lane.last_poll > POLL_FENCE_SECONDS:
                 return f"lane {lane.name} has not polled for {now - lane.last_poll:.0f} s"
         return None
@@ -249,40 +310,3 @@ class WorkerAgent:
             return "the engine is loading the model"
         missing = [lane.name for lane in self._lanes if lane.last_poll is None]
         return f"not yet a member of the group: {', '.join(missing)}" if missing else None
-
-    # Connections
-
-    def _build_consumer(self, lane: Lane) -> AIOKafkaConsumer:
-        settings = self._settings
-        rebalance_ms = int(settings.rebalance_timeout_seconds * 1000)
-        session_ms = int(settings.session_timeout_seconds * 1000)
-        options = aiokafka_options(settings.kafka, client_id=self._client_id)
-        # A JoinGroup request is answered only when all members have joined: it must outlast the rebalance.
-        options["request_timeout_ms"] = max(options["request_timeout_ms"], rebalance_ms + 5000)
-        return AIOKafkaConsumer(
-            **options,
-            group_id=settings.group_of(lane),
-            partition_assignment_strategy=[own_sticky_assignor()],
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            isolation_level="read_committed",
-            session_timeout_ms=session_ms,
-            heartbeat_interval_ms=min(3000, session_ms // 3),
-            rebalance_timeout_ms=rebalance_ms,
-            max_poll_interval_ms=int(POLL_FENCE_SECONDS * 1000),
-            max_partition_fetch_bytes=64 * 1024,
-            fetch_max_wait_ms=100,
-        )
-
-    def _build_reliable_producer(self) -> AIOKafkaProducer:
-        return AIOKafkaProducer(
-            **aiokafka_options(self._settings.kafka, client_id=self._client_id),
-            acks="all",
-            enable_idempotence=True,
-            max_request_size=MAX_REQUEST_BYTES,
-        )
-
-    def _build_progress_producer(self) -> AIOKafkaProducer:
-        return AIOKafkaProducer(
-            **aiokafka_options(self._settings.kafka, client_id=f"{self._client_id}-progress"), acks=1, linger_ms=20
-        )

@@ -1,0 +1,196 @@
+"""Holds, turns and interest lost: what a worker waits for, for how long, and in which order."""
+
+import asyncio
+
+import pytest
+
+from fluxpool_worker.agent.engine_turns import EngineTurns
+from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
+from fluxpool_worker.agent.unwanted import NoLongerWantedError, unless
+
+
+class Away(Exception):  # noqa: N818 - reads as what it is
+    """The infrastructure is."""
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Service:
+    """Fails until it is back, and then answers; every call takes some seconds of a clock."""
+
+    def __init__(self, clock: Clock, *, failures: int, seconds: float = 1.0) -> None:
+        self.clock = clock
+        self.failures = failures
+        self.seconds = seconds
+        self.called = asyncio.Event()
+
+    async def __call__(self) -> str:
+        self.called.set()
+        self.clock.now += self.seconds
+        if self.failures > 0:
+            self.failures -= 1
+            raise Away
+        return "answer"
+
+
+def metrics_of(holds: Holds) -> dict[tuple[str, str], float]:
+    return {
+        (sample.name, sample.labels["cause"]): sample.value for metric in holds.collect() for sample in metric.samples
+    }
+
+
+async def test_an_outage_is_a_hold_and_ends_by_itself() -> None:
+    clock = Clock()
+    holds = Holds(limit_seconds=100, clock=clock)
+    service = Service(clock, failures=2)
+    answering = asyncio.ensure_future(holds.through(service, cause=HoldCause.OBJECT_STORE, retry_on=(Away,)))
+    await service.called.wait()
+    assert holds.causes == {HoldCause.OBJECT_STORE}
+    assert metrics_of(holds)["fluxpool_held", "object-store"] == 1
+    clearing = asyncio.ensure_future(holds.wait_clear())
+
+    assert await answering == "answer"
+    await clearing
+    assert holds.causes == frozenset()
+    assert metrics_of(holds)["fluxpool_hold_seconds_total", "object-store"] == 2
+    assert metrics_of(holds)["fluxpool_held", "kafka"] == 0
+
+
+async def test_other_errors_are_no_outage() -> None:
+    holds = Holds(limit_seconds=100)
+
+    async def broken() -> None:
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        await holds.through(broken, cause=HoldCause.DISK, retry_on=(Away,))
+    assert holds.seconds(HoldCause.DISK) == 0
+
+
+async def test_a_hold_past_its_limit_says_which_setting_it_is() -> None:
+    clock = Clock()
+    holds = Holds(limit_seconds=5, clock=clock)
+    service = Service(clock, failures=1000, seconds=3.0)
+    with pytest.raises(HoldExpiredError, match="object-store was away for 6 s, longer than infra_hold_limit_seconds"):
+        await holds.through(service, cause=HoldCause.OBJECT_STORE, retry_on=(Away,))
+    assert holds.causes == frozenset()
+
+
+async def test_a_held_operation_that_nobody_wants_any_more_is_given_up() -> None:
+    clock = Clock()
+    holds = Holds(limit_seconds=1e9, clock=clock)
+    unwanted = asyncio.Event()
+    service = Service(clock, failures=1_000_000)
+    held = asyncio.ensure_future(
+        holds.through(service, cause=HoldCause.OBJECT_STORE, retry_on=(Away,), unwanted=unwanted)
+    )
+    await service.called.wait()
+    unwanted.set()
+    with pytest.raises(NoLongerWantedError):
+        await held
+    assert holds.causes == frozenset()
+
+
+def test_holds_of_one_cause_that_overlap_count_once() -> None:
+    clock = Clock()
+    holds = Holds(limit_seconds=100, clock=clock)
+    first = holds.begin(HoldCause.KAFKA)
+    clock.now = 2
+    second = holds.begin(HoldCause.KAFKA)
+    other = holds.begin(HoldCause.DISK)
+    clock.now = 5
+    holds.end(first)
+    assert holds.causes == {HoldCause.KAFKA, HoldCause.DISK}
+    clock.now = 9
+    holds.end(second)
+    holds.end(second)
+    holds.end(None)
+    assert holds.causes == {HoldCause.DISK}
+    clock.now = 20
+    holds.end(other)
+    assert (holds.seconds(HoldCause.KAFKA), holds.seconds(HoldCause.DISK)) == (9, 18)
+
+
+async def test_what_is_done_before_interest_is_lost_has_its_result() -> None:
+    async def work() -> int:
+        return 7
+
+    unwanted = asyncio.Event()
+    assert await unless(unwanted, work()) == 7
+    unwanted.set()
+    assert await unless(unwanted, work(), last_try_seconds=60) == 7
+
+
+async def test_work_that_nobody_wants_is_cancelled() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    unwanted = asyncio.Event()
+    unwanted.set()
+    with pytest.raises(NoLongerWantedError):
+        await unless(unwanted, work())
+    async with asyncio.timeout(10):
+        await ended.wait()
+
+
+async def settle() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_only_so_many_tasks_have_a_turn_at_a_time() -> None:
+    turns = EngineTurns(jobs=2)
+    first, second = await turns.enter(), await turns.enter()
+    third = asyncio.ensure_future(turns.enter())
+    await settle()
+    assert not third.done()
+    first.end()
+    first.end()
+    await settle()
+    assert third.done()
+    fourth = asyncio.ensure_future(turns.enter())
+    await settle()
+    assert not fourth.done()
+    second.end()
+    await fourth
+
+
+async def test_one_that_is_alone_goes_first_and_has_nobody_beside_it() -> None:
+    turns = EngineTurns(jobs=2)
+    running = await turns.enter()
+    later = [asyncio.ensure_future(turns.enter(alone=True))]
+    await settle()
+    others = [asyncio.ensure_future(turns.enter()) for _ in range(2)]
+    await settle()
+    assert not any(task.done() for task in [*later, *others])
+    running.end()
+    await settle()
+    assert [task.done() for task in [*later, *others]] == [True, False, False]
+    (await later[0]).end()
+    await settle()
+    assert all(task.done() for task in others)
+
+
+async def test_one_that_gives_up_waiting_to_be_alone_lets_the_others_pass() -> None:
+    turns = EngineTurns(jobs=2)
+    running = await turns.enter()
+    waiting = asyncio.ensure_future(turns.enter(alone=True))
+    await settle()
+    waiting.cancel()
+    await settle()
+    await turns.enter()
+    running.end()

@@ -1,0 +1,52 @@
+"""How a worker's Kafka clients are set up; the one place that knows their options."""
+
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_worker.agent.membership import own_sticky_assignor
+
+POLL_FENCE_SECONDS: Final = 60.0
+"""A loop that does not poll for this long is stuck; the consumer then leaves the group by itself."""
+MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
+"""Above the largest dead letter; the topics' own limits decide."""
+
+
+def build_consumer(settings: WorkerSettings, *, client_id: str, group: str) -> AIOKafkaConsumer:
+    """A member of a group, to be started and subscribed."""
+    rebalance_ms = int(settings.rebalance_timeout_seconds * 1000)
+    session_ms = int(settings.session_timeout_seconds * 1000)
+    options = aiokafka_options(settings.kafka, client_id=client_id)
+    # A JoinGroup request is answered only when all members have joined: it must outlast the rebalance.
+    options["request_timeout_ms"] = max(options["request_timeout_ms"], rebalance_ms + 5000)
+    return AIOKafkaConsumer(
+        **options,
+        group_id=group,
+        partition_assignment_strategy=[own_sticky_assignor()],
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        session_timeout_ms=session_ms,
+        heartbeat_interval_ms=min(3000, session_ms // 3),
+        rebalance_timeout_ms=rebalance_ms,
+        max_poll_interval_ms=int(POLL_FENCE_SECONDS * 1000),
+        max_partition_fetch_bytes=64 * 1024,
+        fetch_max_wait_ms=100,
+    )
+
+
+def build_reliable_producer(settings: WorkerSettings, *, client_id: str) -> AIOKafkaProducer:
+    """For records that must arrive."""
+    return AIOKafkaProducer(
+        **aiokafka_options(settings.kafka, client_id=client_id),
+        acks="all",
+        enable_idempotence=True,
+        max_request_size=MAX_REQUEST_BYTES,
+    )
+
+
+def build_progress_producer(settings: WorkerSettings, *, client_id: str) -> AIOKafkaProducer:
+    """For records that may get lost."""
+    return AIOKafkaProducer(**aiokafka_options(settings.kafka, client_id=f"{client_id}-progress"), acks=1, linger_ms=20)
