@@ -74,19 +74,26 @@ class BuiltImage:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean Python with pip, as the base image has one; what one image's steps put there, the others find there."""
+    folder = tmp_path_factory.mktemp("base-image")
+    venv.create(folder, with_pip=True)
+    return folder
+
+
 @pytest.fixture(scope="module", params=DEPLOYABLES)
-def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
+def image(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
     """A deployable's image, built by the steps of its Dockerfile."""
     root = tmp_path_factory.mktemp(f"{request.param}-image")
-    venv.create(root / "python", with_pip=True)
     build, _ = stages_of(request.param)
     declared = {name: value for name, value in environment_of(build).items() if name not in BUILD_SPEED_VARIABLES}
     kept = {name: value for name, value in os.environ.items() if name not in {"VIRTUAL_ENV", "PYTHONPATH"}}
-    environment = {**kept, **declared, "PATH": f"{root}/python/bin:{os.environ['PATH']}"}
+    environment = {**kept, **declared, "PATH": f"{base}/bin:{os.environ['PATH']}"}
     folder = root
     for step in build:
         match step.word:
