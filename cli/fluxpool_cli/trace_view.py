@@ -65,7 +65,7 @@ def closing_lines(trace: Trace) -> Iterable[str]:
     seconds = (trace.events[-1].at - trace.events[0].at).total_seconds()
     workers = sorted({event.worker for event in trace.events if event.worker is not None})
     by = f", by {', '.join(workers)}" if workers else ""
-    yield f"{trace.request_id}: {state}; {len(trace.events)} records over {seconds:.3f} s{by}"
+    yield f"{trace.request_id}: {state}; {_count(len(trace.events), 'record')} over {seconds:.3f} s{by}"
     if state is TaskState.UNKNOWN:
         yield "there is no result (any more): they are kept for days only, and another group may serve the task's topic"
     yield from (_where(item) for item in trace.whereabouts if item.standing is not Standing.DONE)
@@ -108,9 +108,13 @@ def _where(item: Whereabouts) -> str:
     match item.standing:
         case Standing.IN_FLIGHT:
             since = f" since {utc_text(item.started_at)}" if item.started_at is not None else ""
-            crashes = f", after {item.crashes} crashes" if item.crashes else ""
+            crashes = f", after {_count(item.crashes, 'crash', 'crashes')}" if item.crashes else ""
             return f"{record} is in work on {item.worker}{since}{crashes}"
         case Standing.WAITING:
-            return f"{record} waits for {item.group} behind {item.ahead_records} records"
+            return f"{record} waits for {item.group} behind {_count(item.ahead_records or 0, 'record')}"
         case _:
             return f"{record}: what {item.group} did with it is {item.standing} ({item.problem})"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
