@@ -1,0 +1,109 @@
+"""Workers that come, go, fall asleep and wake up as somebody the group has forgotten."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from kit.chaos_invariants import PromiseWatch
+from kit.waiting import wait_until
+from kit.worker import WorkerBench, WorkerProcess, wait_for_step, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
+
+PARTITIONS = 6
+EVENT_SECONDS = 120.0
+"""For a rebalance, or for metadata to be a minute old, on a busy machine."""
+
+
+@pytest.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
+    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=PARTITIONS) as bench:
+        yield bench
+
+
+def assigned_counts(worker: WorkerProcess) -> list[int]:
+    """How many partitions of the standard lane each assignment so far had."""
+    return [len(line["partitions"]) for line in worker.events("lane_assigned") if line["lane"] == "standard"]
+
+
+async def wait_given(worker: WorkerProcess, count: int, *, after: int) -> None:
+    """Wait for an assignment of that many partitions, later than the first `after` ones."""
+    await wait_until(
+        lambda: count in assigned_counts(worker)[after:],
+        deadline_seconds=EVENT_SECONDS,
+        what=f"{worker.name} to be given {count} partitions",
+    )
+
+
+async def test_a_worker_that_wakes_up_after_its_session_finds_others_at_work_and_does_no_harm(
+    bench: WorkerBench,
+) -> None:
+    sleeper, other = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    async with PromiseWatch(bench) as watch:
+        await watch.submit(10, "seconds=3", steps=30)
+        await wait_for_step(bench, "task-000")
+        known = len(assigned_counts(other))
+        sleeper.signal(signal.SIGSTOP)
+        await wait_given(other, PARTITIONS, after=known)
+        # While it slept, what it was drawing was begun anew by the other.
+        await bench.wait_results(4)
+        given = len(assigned_counts(sleeper))
+        sleeper.signal(signal.SIGCONT)
+        # Its engine went on meanwhile: the task it drew, and the one that stood ready behind it.
+        await watch.assert_kept(repeated_generations=2)
+        await wait_given(sleeper, PARTITIONS // 2, after=given)
+    assert [worker.process.poll() for worker in (sleeper, other)] == [None, None]
+
+
+async def test_a_worker_alone_that_wakes_up_after_its_session_sets_no_offset_back(bench: WorkerBench) -> None:
+    sleeper = await bench.start_ready()
+    async with PromiseWatch(bench) as watch:
+        await watch.submit(6, "seconds=1", steps=10)
+        await bench.wait_results(2)
+        given = len(assigned_counts(sleeper))
+        sleeper.signal(signal.SIGSTOP)
+        admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+
+        async def forgotten() -> bool:
+            described = admin.describe_consumer_groups([bench.group])[bench.group]
+            return not (await asyncio.wrap_future(described)).members
+
+        # An empty group would take a commit of anybody.
+        await wait_until(forgotten, deadline_seconds=EVENT_SECONDS, what="the group to be empty")
+        sleeper.signal(signal.SIGCONT)
+        await wait_given(sleeper, PARTITIONS, after=given)
+        await watch.assert_kept()
+    assert sleeper.process.poll() is None
+
+
+async def test_partitions_that_are_added_in_mid_run_are_read_from_their_first_record(bench: WorkerBench) -> None:
+    workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    async with PromiseWatch(bench) as watch:
+        await watch.submit(8, "seconds=1", steps=10)
+        await bench.wait_results(2)
+        admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+        grown = admin.create_partitions([NewPartitions(bench.topics.tasks, 2 * PARTITIONS)])
+        await asyncio.wrap_future(grown[bench.topics.tasks])
+        # Before any worker knows of them.
+        for partition in range(PARTITIONS, 2 * PARTITIONS):
+            await watch.submit(1, "seconds=0.2", partition=partition)
+        for worker in workers:
+            await wait_given(worker, PARTITIONS, after=0)
+        await watch.assert_kept()
+    assert [worker.process.poll() for worker in workers] == [None, None]
+
+
+async def test_workers_that_are_replaced_one_by_one_under_load_draw_nothing_twice(bench: WorkerBench) -> None:
+    old = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    async with PromiseWatch(bench) as watch:
+        await watch.submit(24, "seconds=1", steps=10)
+        await bench.wait_results(2)
+        for worker in old:
+            await bench.start_ready()
+            worker.signal(signal.SIGTERM)
+            assert await worker.wait_exit(EVENT_SECONDS) == 0
+        await watch.assert_kept()

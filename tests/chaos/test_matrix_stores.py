@@ -1,0 +1,118 @@
+"""Stores that fail under workers in the middle of their work: nothing is lost, and nothing is drawn twice."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fluxpool_contract.settings import StorageSettings
+from kit.chaos_invariants import PromiseWatch
+from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
+from kit.disk import SmallDisk, small_disk
+from kit.kafka import unique_name
+from kit.waiting import wait_until
+from kit.worker import WorkerBench, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
+
+TASKS = 10
+EVENT_SECONDS = 90.0
+AUTHORIZATION = {"Authorization": "AWS testing:unchecked"}
+
+
+class Bucket:
+    """A bucket of one test's own on a service that fails on demand."""
+
+    def __init__(self, service: FailingS3Service) -> None:
+        self.service = service
+        self.name = unique_name("pictures")
+        service.create_bucket(self.name)
+
+    @property
+    def settings(self) -> StorageSettings:
+        return self.service.settings(self.name)
+
+    def stored_ids(self) -> list[str]:
+        """The request id of every image."""
+        answer = httpx.get(f"{self.service.endpoint_url}/{self.name}", params={"list-type": "2"}, headers=AUTHORIZATION)
+        answer.raise_for_status()
+        return re.findall(r"<Key>[^<]*/([^</]+)/\d+\.png</Key>", answer.text)
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    with running_failing_s3() as service:
+        yield Bucket(service)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path / "disk") as disk:
+        yield disk
+
+
+@pytest.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
+    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench:
+        yield bench
+
+
+async def start_two(bench: WorkerBench, storage: StorageSettings) -> None:
+    await asyncio.gather(*(bench.start_ready(storage=storage) for _ in range(2)))
+
+
+async def wait_everybody_holds(bench: WorkerBench) -> None:
+    """Wait until both workers say that they wait for their store."""
+    await wait_until(
+        lambda: all(worker.events("hold_began") for worker in bench.workers),
+        deadline_seconds=EVENT_SECONDS,
+        what="both workers to hold",
+    )
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_store_that_answers_errors_costs_no_attempt_and_no_drawing(
+    bench: WorkerBench, bucket: Bucket, status: int
+) -> None:
+    await start_two(bench, bucket.settings)
+    async with PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
+        await watch.submit(TASKS, "seconds=1", steps=10)
+        await bench.wait_results(2)
+        bucket.service.fail(S3Fault(status=status))
+        await wait_everybody_holds(bench)
+        bucket.service.heal()
+        await watch.assert_kept()
+
+
+async def test_a_store_whose_answers_are_lost_keeps_one_image_of_each_task(bench: WorkerBench, bucket: Bucket) -> None:
+    await start_two(bench, bucket.settings)
+    async with PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
+        # Claims, images and manifests: each of these creates something and says that it has failed.
+        bucket.service.fail(S3Fault(status=503, after_the_deed=True, methods=frozenset({"PUT"}), times=12))
+        await watch.submit(TASKS, "seconds=0.2", steps=2)
+        await watch.assert_kept()
+    assert bucket.service.struck == 12
+
+
+async def test_a_slow_store_is_only_slow(bench: WorkerBench, bucket: Bucket) -> None:
+    await start_two(bench, bucket.settings)
+    bucket.service.fail(S3Fault(wait_seconds=0.5))
+    async with PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
+        await watch.submit(TASKS, "seconds=0.2", steps=2)
+        await watch.assert_kept()
+    assert bucket.service.struck >= 3 * TASKS
+
+
+async def test_a_full_disk_costs_no_attempt_and_no_drawing(bench: WorkerBench, disk: SmallDisk) -> None:
+    folder = disk.folder / "images"
+    await start_two(bench, StorageSettings(url=folder.as_uri()))
+    async with PromiseWatch(bench, stored_ids=lambda: [path.parent.name for path in folder.rglob("*.png")]) as watch:
+        await watch.submit(TASKS, "seconds=1", steps=10)
+        await bench.wait_results(2)
+        disk.fill()
+        await wait_everybody_holds(bench)
+        disk.free()
+        await watch.assert_kept()
