@@ -304,6 +304,8 @@ def test_the_gateway_reads_what_the_chart_tells_it(rendered_from: RenderedFrom) 
         "dead_letters": "eu-dlq",
         "feedback": "eu-feedback",
     }
+    assert settings.groups() == {"eu-workers": "eu-tasks", "eu-urgent": "eu-tasks-vip"}
+    assert [lane.preference for lane in settings.lanes] == [0, 10]
     assert (settings.processes, settings.listen_port, settings.listen_host) == (2, 9000, "::")
     assert (str(settings.public_url), settings.produce_deadline_seconds) == ("https://flux.example.com/", 2.5)
 

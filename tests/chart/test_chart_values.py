@@ -11,7 +11,7 @@ import yaml
 
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator import crd
-from fluxpool_operator.api.kafka import SecuritySpec
+from fluxpool_operator.api.kafka import LaneSpec, SecuritySpec
 from fluxpool_operator.settings import OperatorSettings
 from kit.helm_chart import CHART, CI_VALUES, Helm, HelmError
 
@@ -155,6 +155,7 @@ def test_every_value_is_tried_by_some_way_of_installing() -> None:
             "credentialsSecretRef",
         ),
         (GATEWAY | {"gateway.kafka.security": {"caSecretRef": {"name": "a"}}}, "caSecretRef"),
+        (GATEWAY | {"gateway.kafka.lanes": [{"name": "vip"}]}, "/gateway/kafka/lanes/0"),
         (GATEWAY | {"gateway.persistence.size": "big"}, "/gateway/persistence/size"),
         ({"samplePool.enabled": True, "samplePool.spec": {"kafka": {}}}, "/samplePool/spec"),
         ({"samplePool.enabled": True, "samplePool.spec": POOL_SPEC, "samplePool.name": "p" * 40}, "/samplePool/name"),
@@ -182,6 +183,11 @@ def test_bounds_are_those_of_the_operators_settings() -> None:
             assert SCHEMA["properties"][value][bound] == bounds[setting][bound], value
         assert VALUES[value] == bounds[setting]["default"]
     assert VALUES["healthPort"] == bounds["health_port"]["default"]
+
+
+def test_the_gateways_lanes_have_the_fields_of_a_pools() -> None:
+    lanes = SCHEMA["properties"]["gateway"]["properties"]["kafka"]["properties"]["lanes"]["items"]["properties"]
+    assert lanes.keys() == LaneSpec.model_json_schema(by_alias=True)["properties"].keys()
 
 
 def test_the_gateways_security_has_the_fields_and_choices_of_a_pools() -> None:

@@ -38,6 +38,18 @@
   value: {{ $gateway.produceDeadlineSeconds | quote }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_PUBLIC_URL" "value" $gateway.publicUrl) }}
 {{- include "fluxpool.kafkaEnvironment" $gateway.kafka }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_CONSUMER_GROUP" "value" $gateway.kafka.consumerGroup) }}
+{{- with $gateway.kafka.lanes }}
+{{- $lanes := list }}
+{{- range . }}
+{{- $lane := dict }}
+{{- range $field, $value := . }}
+{{- $_ := set $lane ($field | snakecase) $value }}
+{{- end }}
+{{- $lanes = append $lanes $lane }}
+{{- end }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_LANES" "value" ($lanes | toJson)) }}
+{{- end }}
 {{- include "fluxpool.storageEnvironment" $gateway.storage }}
 {{- range $field := list "tasks" "tasksVip" "results" "progress" "retry" "control" "deadLetters" "feedback" }}
 {{- $topic := get $gateway.topics $field }}
