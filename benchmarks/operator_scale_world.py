@@ -5,6 +5,7 @@ Knows what stands still while the operator is measured; measures nothing itself.
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ NAMESPACE: Final = "scale"
 PODS_PER_NODE: Final = 200
 TOPICS_AT_ONCE: Final = 200
 POOLS_AT_ONCE: Final = 20
+TASKS_AGE_SECONDS: Final = 3 * 86_400 + 300
 SETTLE_DEADLINE_SECONDS: Final = 1800.0
 SHARED_TOPICS: Final = {
     "results": "scale-results",
@@ -95,10 +97,14 @@ def _make_groups(bootstrap_servers: str, topics: tuple[str, ...], partitions: in
         made = admin.create_topics(wanted[first : first + TOPICS_AT_ONCE], operation_timeout=60, request_timeout=90)
         for future in made.values():
             future.result()
+    # Days old, so that their age, which a status tells in steps, stands still as well.
+    written_at_ms = int((time.time() - TASKS_AGE_SECONDS) * 1000)
     producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 50})
     for topic in topics:
         for number in range(_tasks(partitions, pods_per_pool)):
-            producer.produce(topic, b'{"request_id": "x", "prompt": "x"}', partition=number % partitions)
+            producer.produce(
+                topic, b'{"request_id": "x", "prompt": "x"}', partition=number % partitions, timestamp=written_at_ms
+            )
         producer.poll(0)
     if producer.flush(120):
         raise RuntimeError("not every task was written within 120 s")

@@ -79,7 +79,7 @@ class FluxWorkerPoolStatus(ApiModel):
     oldest_age_seconds: Count | None = None
     """Age of the oldest task that waits, in steps."""
     lag_observed_time: datetime | None = None
-    """When the backlog was last read; written once a minute while nothing else changes."""
+    """When the backlog told here was read; a later reading that found the same is not written."""
     lanes: Annotated[tuple[LaneStatus, ...], Field(max_length=8, json_schema_extra=map_by("name"))] = Field(
         default_factory=tuple
     )

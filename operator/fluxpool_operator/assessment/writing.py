@@ -10,8 +10,6 @@ from fluxpool_operator.api import FluxWorkerPoolStatus
 
 INTERVAL_SECONDS: Final = 10.0
 """Between two writes of which the later only has other numbers."""
-OBSERVED_INTERVAL_SECONDS: Final = 60.0
-"""Between two writes of which the later only tells a later reading of the same backlog."""
 
 _COUNTS: Final = (
     "observed_generation",
@@ -31,8 +29,9 @@ def worth_writing(written: FluxWorkerPoolStatus, new: FluxWorkerPoolStatus, *, s
         return False
     if _urgent(written) != _urgent(new):
         return True
+    # A later reading of the same backlog is no news: thousands of pools at rest must not write.
     is_later_reading = written.model_copy(update={"lag_observed_time": new.lag_observed_time}) == new
-    return seconds_since_write >= (OBSERVED_INTERVAL_SECONDS if is_later_reading else INTERVAL_SECONDS)
+    return not is_later_reading and seconds_since_write >= INTERVAL_SECONDS
 
 
 def status_patch(written: FluxWorkerPoolStatus, new: FluxWorkerPoolStatus) -> dict[str, Any]:
