@@ -6,7 +6,7 @@ Owns the look; the numbers are the caller's.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Group
 from rich.live import Live
@@ -53,8 +53,20 @@ class Overview:
         return Group(plain_table(("", ""), rows), *(Text(line, style="dim") for line in self.recent))
 
 
+class Shown(Protocol):
+    """One moment of anything: in one line, and as rich renders it."""
+
+    def line(self) -> str:
+        """All that counts, in one line."""
+        ...
+
+    def __rich__(self) -> Group:
+        """The same for a terminal."""
+        ...
+
+
 class OverviewDisplay:
-    """Shows overviews on standard error while it is open."""
+    """Shows one moment after the other on standard error while it is open."""
 
     def __init__(self) -> None:
         self._console = progress_console()
@@ -74,7 +86,7 @@ class OverviewDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, overview: Overview) -> None:
+    def update(self, overview: Shown) -> None:
         """Show it, if it differs from the last one."""
         line = overview.line()
         if self._live is not None:

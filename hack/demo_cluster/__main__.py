@@ -1,0 +1,167 @@
+"""`python -m demo_cluster`: the demo as a program, with its options, its end by a signal and its exit status."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from demo_cluster.cluster import DemoCluster, DemoError, running_cluster
+from demo_cluster.pools import NAMESPACE, POOLS
+from demo_cluster.story import Story
+from fluxpool_cli.local.kafka_broker import KafkaError
+from fluxpool_cli.local.kafka_jars import KafkaJarsError
+from fluxpool_cli.overview import OverviewDisplay
+from fluxpool_cli.terminal import say
+from kit.control_plane import CommandError, ControlPlaneError
+from kit.control_plane_binaries import BinariesMissingError
+from kit.kubernetes_api import ApiError, ApiUnreachableError
+from kit.process_node import IsolationUnavailableError
+from kit.waiting import WaitExpiredError
+
+_END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FAULTS: Final = (
+    ApiError,
+    ApiUnreachableError,
+    BinariesMissingError,
+    CommandError,
+    ControlPlaneError,
+    DemoError,
+    IsolationUnavailableError,
+    KafkaError,
+    KafkaJarsError,
+    WaitExpiredError,
+)
+"""What the parts raise when something of theirs does not work; all messages are for people."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ending:
+    """How the demo went, as far as it got."""
+
+    well: bool | None = None
+    """None until it was counted."""
+    signal_number: int | None = None
+    """What ended it early, or the time after it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; returns 0 when all that was sent is there once, 1 otherwise, 128 + N after signal N."""
+    options = _parser().parse_args(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="fluxpool-demo-cluster-"))
+    _log_to(folder / "demo.log")
+    ending = Ending()
+    try:
+        asyncio.run(_until_signal(_run(options, folder, ending), ending))
+    except _FAULTS as error:
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+        say(f"demo-cluster: {error}{notes}")
+        ending.well = False
+    if ending.well is False and ending.signal_number is None:
+        say(f"what the parts wrote is in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    if ending.well is None:
+        return 128 + (ending.signal_number or 0)
+    return 0 if ending.well else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make demo-cluster",
+        description="Two pools on a real Kubernetes control plane of this machine rise from zero and sleep again.",
+    )
+    parser.add_argument("--tasks", type=_positive, default=24, help="tasks for each of the two pools (default: 24)")
+    parser.add_argument(
+        "--max-replicas", type=_positive, default=2, help="most workers of each pool, about 600 MB each (default: 2)"
+    )
+    parser.add_argument("--timeout", type=_positive, default=600, help="seconds for the work (default: 600)")
+    parser.add_argument("--keep", action="store_true", help="leave everything up afterwards, until Ctrl-C")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return number
+
+
+def _log_to(path: Path) -> None:
+    """Keep what libraries log away from the view."""
+    file = path.open("w", encoding="utf-8")
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=file))
+    logging.basicConfig(stream=file, level=logging.WARNING)
+
+
+async def _until_signal(work: Coroutine[Any, Any, None], ending: Ending) -> None:
+    """Do the work; the first signal cancels it, further ones are ignored while it cleans up."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+
+    def end(number: signal.Signals) -> None:
+        if ending.signal_number is None:
+            ending.signal_number = number
+            say("stopping everything")
+            task.cancel()
+
+    for number in _END_SIGNALS:
+        loop.add_signal_handler(number, end, number)
+    await asyncio.wait({task})
+    with contextlib.suppress(asyncio.CancelledError):
+        task.result()
+
+
+async def _run(options: argparse.Namespace, folder: Path, ending: Ending) -> None:
+    began_at = time.monotonic()
+    display = OverviewDisplay()
+    async with running_cluster(folder, gpus=options.max_replicas * len(POOLS), report=display.note) as cluster:
+        story = Story(
+            cluster=cluster,
+            display=display,
+            tasks_per_pool=options.tasks,
+            max_replicas=options.max_replicas,
+            deadline_seconds=options.timeout,
+        )
+        with display:
+            found = await story.tell()
+        seconds = time.monotonic() - began_at
+        for problem in (*story.problems, *found.problems):
+            say(problem)
+        if options.keep:
+            _tell_what_is_up(cluster)
+        _result(found.line(peak_replicas=story.peak_replicas, seconds=seconds))
+        sent = options.tasks * len(POOLS)
+        there = (found.tasks, found.images, found.lost, found.doubled) == (sent, sent, 0, 0)
+        ending.well = there and not story.problems and not found.problems
+        if options.keep:
+            await asyncio.Event().wait()
+
+
+def _tell_what_is_up(cluster: DemoCluster) -> None:
+    bench = cluster.bench
+    say(f"everything stays up until Ctrl-C; kubectl and helm are in {cluster.binaries}. In another terminal:")
+    _result(f"export KUBECONFIG={bench.bench.control_plane.admin_kubeconfig}")
+    say(f"kubectl get fluxworkerpools --namespace {NAMESPACE} --watch")
+    say(f'.venv/bin/fluxpool submit "a fox" --size 64x64 --steps 4 --bootstrap-servers {bench.bootstrap_servers}')
+    say(
+        f"the images that were counted are in {cluster.folder / 'images'}, logs of pods below {cluster.folder / 'node'}"
+    )
+
+
+def _result(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Looking at the pools from outside: the API server's objects, the groups' offsets, the results.
+
+Changes nothing. What cannot be read for a moment is read the next time.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from demo_cluster.pools import POOLS, DemoPool
+from demo_cluster.view import Moment, PoolMoment
+from fluxpool_cli.results_topic import ResultsTopic
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.children import POOL_LABEL
+from fluxpool_transport.backlog import BacklogReader, GroupBacklog
+from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from kit.kubernetes_api import Body
+from kit.manifests import is_ready
+from kit.operator_bench import OperatorBench
+
+_GROUPS: Mapping[str, str] = {pool.group: pool.topics.tasks for pool in POOLS}
+
+
+class Observer:
+    """`async with Observer(bench) as observer`, once the topics are there; then `observe` and `backlogs`."""
+
+    def __init__(self, bench: OperatorBench) -> None:
+        self._bench = bench
+        connection = KafkaConnection.model_validate({"bootstrap_servers": [bench.bootstrap_servers]})
+        self._reader = BacklogReader(connection)
+        self.results = {pool.name: ResultsTopic(connection, pool.topics.results) for pool in POOLS}
+        """The results topic of each pool, as far as it was read."""
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Connect."""
+        async with AsyncExitStack() as opening:
+            await opening.enter_async_context(self._reader)
+            for results in self.results.values():
+                await opening.enter_async_context(results)
+            self._open = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Disconnect."""
+        await self._open.aclose()
+
+    async def backlogs(self) -> dict[str, GroupBacklog]:
+        """Each pool's group on its topic, by the pool's name; raises `KafkaUnavailableError`."""
+        found = await self._reader.read(_GROUPS)
+        return {pool.name: found[pool.group] for pool in POOLS}
+
+    async def observe(self) -> Moment:
+        """One moment of all pools; raises `ApiUnreachableError` when the API server does not answer."""
+        for results in self.results.values():
+            await results.read_to_end()
+        try:
+            backlogs = await self.backlogs()
+        except KafkaUnavailableError:
+            backlogs = {}
+        api, namespace = self._bench.bench.api, self._bench.namespace
+        pods = await api.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=POOL_LABEL)
+        pools = await api.get(f"/apis/fluxpool.dev/v1alpha1/namespaces/{namespace}/fluxworkerpools")
+        return Moment(
+            tuple(
+                self._pool_moment(
+                    pool,
+                    status=_named(pools["items"], pool.name).get("status", {}),
+                    pods=[one for one in pods["items"] if one["metadata"]["labels"][POOL_LABEL] == pool.name],
+                    backlog=backlogs.get(pool.name),
+                )
+                for pool in POOLS
+            )
+        )
+
+    def _pool_moment(
+        self, pool: DemoPool, *, status: Body, pods: list[Body], backlog: GroupBacklog | None
+    ) -> PoolMoment:
+        ends: Counter[str] = self.results[pool.name].counts()
+        plan = status.get("plan", {})
+        return PoolMoment(
+            name=pool.name,
+            lag_records=backlog.uncommitted_records if backlog is not None else None,
+            planned=status.get("desiredReplicas"),
+            ready=sum(is_ready(one) for one in pods),
+            pods=len(pods),
+            succeeded=ends["success"],
+            failed=ends.total() - ends["success"],
+            constraint=plan.get("constraint", ""),
+            reason=plan.get("reason", ""),
+        )
+
+
+def _named(items: list[Body], name: str) -> Body:
+    """The object of that name; empty when there is none."""
+    return next((item for item in items if item["metadata"]["name"] == name), {})

@@ -1,0 +1,80 @@
+"""What one moment of the demo looks like: a table on a terminal, a line elsewhere.
+
+Owns the words; the numbers are `observation`'s.
+"""
+
+from dataclasses import dataclass
+
+from rich.console import Group
+
+from fluxpool_cli.terminal import plain_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolMoment:
+    """One pool, as Kafka and the API server have it."""
+
+    name: str
+    lag_records: int | None
+    """Unfinished tasks in its group; None when not all partitions could be read."""
+    planned: int | None
+    """Workers that there should be, as its status says; None before the operator said so."""
+    ready: int
+    """Worker pods that can work."""
+    pods: int
+    """All its worker pods, those on their way in or out included."""
+    succeeded: int
+    """Tasks with a result of success."""
+    failed: int
+    """Tasks with any other result."""
+    constraint: str = ""
+    """What decided the number of replicas."""
+    reason: str = ""
+    """The plan in sentences."""
+
+    @property
+    def asleep(self) -> bool:
+        """Whether nothing is left to do and nobody is left who could."""
+        return self.lag_records == 0 and self.planned == 0 and self.pods == 0
+
+    def plan(self) -> str:
+        """The number of replicas and why it is that."""
+        number = "no plan yet" if self.planned is None else f"{self.planned} replica{'' if self.planned == 1 else 's'}"
+        return f"{self.name}: {number}" + (f" ({self.constraint}). {self.reason}" if self.reason else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """All pools at once."""
+
+    pools: tuple[PoolMoment, ...]
+
+    def line(self) -> str:
+        """All that counts, in one line."""
+        return " | ".join(
+            f"{pool.name} lag {_number(pool.lag_records)}, planned {_number(pool.planned)}, ready {pool.ready}, "
+            f"pods {pool.pods}, images {pool.succeeded}" + (f", failed {pool.failed}" if pool.failed else "")
+            for pool in self.pools
+        )
+
+    def __rich__(self) -> Group:
+        """The table of the live view, the plans' reasons below it."""
+        rows = [
+            (
+                pool.name,
+                _number(pool.lag_records),
+                _number(pool.planned),
+                str(pool.ready),
+                str(pool.pods),
+                str(pool.succeeded),
+                str(pool.failed),
+            )
+            for pool in self.pools
+        ]
+        columns = ("POOL", "LAG", "PLANNED", "READY", "PODS", "IMAGES", "FAILED")
+        reasons = [(pool.name, pool.reason or "-") for pool in self.pools]
+        return Group(plain_table(columns, rows), "", plain_table(("PLAN", ""), reasons))
+
+
+def _number(value: int | None) -> str:
+    return "?" if value is None else str(value)

@@ -1,0 +1,128 @@
+"""`make demo-cluster` as a person runs it, but with few tasks: its last line, what it leaves up, and what it leaves."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kit.node_bench import is_alive
+from kit.waiting import wait_until_blocking
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 120
+
+
+class Demo:
+    """A demo in a process of its own; what it says, and every process that it was ever seen to have."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[str] = []
+        self.descendants: set[int] = set()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_line(self, pattern: str, *, deadline_seconds: float) -> str:
+        """Wait for a line that begins so; fails at once when the demo ends without one."""
+
+        def found() -> str | None:
+            if self.process.poll() is None:
+                self._note_descendants()
+            else:
+                self._reader.join()
+            line = next((line for line in self.lines if re.match(pattern, line)), None)
+            assert line or self.process.poll() is None, "\n".join(self.lines)
+            return line
+
+        try:
+            line = wait_until_blocking(found, deadline_seconds=deadline_seconds, what=pattern)
+        except AssertionError as error:
+            error.add_note("\n".join(self.lines))
+            raise
+        assert line is not None
+        return line
+
+    def interrupt(self) -> int:
+        """Ctrl-C; returns the exit status."""
+        self._note_descendants()
+        self.process.send_signal(signal.SIGINT)
+        status = self.process.wait(timeout=STOP_SECONDS)
+        self._reader.join()
+        return status
+
+    def left(self) -> list[int]:
+        """Its processes that still run."""
+        return [pid for pid in self.descendants if is_alive(pid)]
+
+    def _note_descendants(self) -> None:
+        self.descendants |= {child.pid for child in psutil.Process(self.process.pid).children(recursive=True)}
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip("\n"))
+
+
+@contextmanager
+def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "demo_cluster", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "hack"), "TMPDIR": str(folder)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield Demo(process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.usefixtures("isolation")
+def test_a_demo_counts_all_there_stays_up_for_kubectl_and_leaves_nothing(binaries: Path, tmp_path: Path) -> None:
+    with running_demo(tmp_path, "--tasks", "3", "--max-replicas", "1", "--keep") as demo:
+        export = demo.wait_line("export KUBECONFIG=", deadline_seconds=700)
+        last = demo.wait_line("demo-cluster: ", deadline_seconds=30)
+        assert re.fullmatch(r"demo-cluster: 6 tasks, 6 images, 0 lost, 0 doubled, peak [12] replicas, \d+ s", last)
+        for pool in ("standard", "vip"):
+            assert any(line.startswith(f"{pool}: 1 replica (") for line in demo.lines), demo.lines
+            assert any(line.startswith(f"{pool}: 0 replicas (") for line in demo.lines), demo.lines
+        listed = subprocess.run(
+            [str(binaries / "kubectl"), "get", "fluxworkerpools", "--all-namespaces", "--output", "name"],
+            env={**os.environ, "KUBECONFIG": export.partition("=")[2], "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert listed.stdout.split() == [
+            "fluxworkerpool.fluxpool.dev/standard",
+            "fluxworkerpool.fluxpool.dev/vip",
+        ]
+        assert demo.interrupt() == 0, "\n".join(demo.lines)
+        assert demo.left() == []
+        assert list(tmp_path.glob("fluxpool-demo-cluster-*")) == []
+
+
+@pytest.mark.usefixtures("isolation", "binaries")
+def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
+    with running_demo(tmp_path) as demo:
+        demo.wait_line(r"\$ helm install", deadline_seconds=180)
+        assert demo.interrupt() == 128 + signal.SIGINT, "\n".join(demo.lines)
+        assert demo.lines[-1] == "stopping everything"
+        assert len(demo.descendants) >= 5
+        assert demo.left() == []
+        assert list(tmp_path.glob("fluxpool-demo-cluster-*")) == []
