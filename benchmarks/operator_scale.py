@@ -43,7 +43,7 @@ from kit.control_plane_binaries import BinariesMissingError, control_plane_binar
 JVM_OPTIONS: Final = ("-Xmx2g", "-XX:+UseSerialGC")
 READINGS: Final = 3
 SAMPLE_SECONDS: Final = 5.0
-SETTLE_SECONDS: Final = 15.0
+SETTLE_SECONDS: Final = 45.0
 STOP_SECONDS: Final = 30.0
 OPERATOR_USER: Final = "fluxpool-operator-benchmark"
 MUTATING: Final = frozenset({"create", "update", "patch", "delete", "deletecollection"})
