@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 EXTRAS := operator worker gateway cli
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
-.PHONY: help setup control-plane demo test e2e lint format schemas lock bench clean
+.PHONY: help setup control-plane demo demo-cluster test e2e lint format schemas lock bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,9 @@ $(CACHE)/kafka.ready: $(VENV)/.installed
 
 demo: setup ## Send 24 prompts through real Kafka into a FLUX pipeline on this machine (DATA_DIR=dir KEEP=1 keeps the images, MODEL=dir)
 	$(BIN)/fluxpool local demo $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(KEEP),--keep) $(if $(MODEL),--model "$(MODEL)")
+
+demo-cluster: setup control-plane ## The same on a real Kubernetes control plane with two pools (root on Linux; TASKS=24 each, KEEP=1 leaves it up)
+	PYTHONPATH=hack $(BIN)/python -m demo_cluster $(if $(TASKS),--tasks "$(TASKS)") $(if $(KEEP),--keep)
 
 test: setup ## Run all tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built
 	$(BIN)/pytest

@@ -64,9 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_until_signal(_run(options, folder, ending), ending))
     except _FAULTS as error:
-        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-        say(f"demo-cluster: {error}{notes}")
-        ending.well = False
+        # Ctrl-C in a terminal also reaches a kubectl or helm that is running: its end is no fault.
+        if ending.signal_number is None:
+            notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
+            say(f"demo-cluster: {error}{notes}")
+            ending.well = False
     if ending.well is False and ending.signal_number is None:
         say(f"what the parts wrote is in {folder}")
     else:
