@@ -16,7 +16,8 @@ from fluxpool_gateway.task_producer import TaskProducer
 from fluxpool_transport.kafka_clients import librdkafka_options
 from fluxpool_transport.partition_choice_watch import PartitionChooser
 
-SEND_SECONDS: Final = 10.0
+SEND_SECONDS: Final = 60.0
+"""A machine that stands still for a while makes waits longer; it must not end the run."""
 LOADS_KNOWN_SECONDS: Final = 30.0
 _BY_HASH: Final = -1
 """librdkafka then hashes the key."""

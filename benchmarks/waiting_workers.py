@@ -5,6 +5,7 @@ the next task stands ready when one ends. Knows nothing of how tasks were sent.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.ledger import LedgerEntry
 from fluxpool_transport.kafka_clients import aiokafka_options
 from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.lane import LaneConsumer
+from fluxpool_worker.agent.lane import LaneConsumer, PartitionLostError, Taken
 from fluxpool_worker.agent.membership import own_sticky_assignor
 
 HANDS: Final = 2
@@ -140,14 +141,19 @@ class _Worker:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            number = int(taken.record.value)
-            entry = LedgerEntry(task=str(number), worker=self._name, started_at=int(time.time()))
-            # The ledger is written while the device is busy with the task before.
-            recorded = asyncio.create_task(self.lane.record(taken, entry))
-            async with self._device:
-                await recorded
-                self._journal.begun_at.setdefault(number, time.monotonic())
-                await asyncio.sleep(self._journal.service_seconds[number])
-            await self.lane.finish(taken)
-            self._journal.finished.add(number)
-            self._journal.progressed.set()
+            # Lost in a rebalance: another worker has the task now.
+            with contextlib.suppress(PartitionLostError):
+                await self._serve(taken)
+
+    async def _serve(self, taken: Taken) -> None:
+        number = int(taken.record.value)
+        entry = LedgerEntry(task=str(number), worker=self._name, started_at=int(time.time()))
+        # The ledger is written while the device is busy with the task before.
+        recorded = asyncio.create_task(self.lane.record(taken, entry))
+        async with self._device:
+            await recorded
+            self._journal.begun_at.setdefault(number, time.monotonic())
+            await asyncio.sleep(self._journal.service_seconds[number])
+        await self.lane.finish(taken)
+        self._journal.finished.add(number)
+        self._journal.progressed.set()

@@ -127,6 +127,40 @@ def test_what_was_sent_before_a_reading_counts_while_it_settles(before_seconds: 
     assert chosen(choice, 1, partitions=2) == [expected]
 
 
+def test_senders_that_see_the_same_loads_spread_over_what_they_need_together() -> None:
+    loads = LoadSnapshot(
+        taken_at=NOW,
+        partition_count=4,
+        owners=tuple(OwnerLoad(work=0.1 * number, records={number: 1}) for number in range(4)),
+        others_per_second=2.0,
+    )
+    firsts: Counter[int] = Counter()
+    for seed in range(400):
+        choice = new_choice(seed)
+        choice.begin_reading(now=NOW)
+        choice.use(loads)
+        # In the second since the reading two others have chosen; together they need the best three.
+        firsts[choice.choose(partitions=4, work=1.0, now=NOW + 1)] += 1
+    assert min(firsts[number] for number in range(3)) > 90
+
+
+def test_what_others_sent_is_added_once() -> None:
+    choice = new_choice()
+    choice.begin_reading(now=NOW)
+    choice.use(
+        LoadSnapshot(
+            taken_at=NOW,
+            partition_count=2,
+            owners=(OwnerLoad(work=0.0, records={0: 0}), OwnerLoad(work=50.0, records={1: 50})),
+            others_per_second=1.0,
+            others_work=10.0,
+        )
+    )
+    moment = NOW + 1.95
+    # Two others by then, of ten units each: the idle owner has twenty, and thirty of fifty are left.
+    assert Counter(choice.choose(partitions=2, work=1.0, now=moment) for _ in range(29)) == {0: 29}
+
+
 def test_owners_that_vanish_leave_turns() -> None:
     choice = choice_by((0.0, {0: 0, 1: 0}))
     choice.begin_reading(now=NOW)

@@ -172,6 +172,22 @@ def test_a_task_whose_images_are_drawn_leaves_its_member_free() -> None:
     assert works(estimate.owners(drawn, now=500)) == [0.0]
 
 
+def test_tasks_that_nobody_here_sent_are_those_of_others() -> None:
+    estimate = WorkEstimate()
+    for second in range(60):
+        estimate.owners(backlog(partition(0, committed=3 * second, end=3 * second)), now=second)
+        estimate.acknowledged(partition=0, offset=3 * second, work=1.0)
+    assert estimate.others_per_second == pytest.approx(2.0, rel=0.1)
+
+
+def test_the_only_sender_sees_no_others() -> None:
+    estimate = WorkEstimate()
+    for second in range(60):
+        estimate.owners(backlog(partition(0, committed=second, end=second)), now=second)
+        estimate.acknowledged(partition=0, offset=second, work=1.0)
+    assert estimate.others_per_second == 0
+
+
 def test_memory_is_bounded() -> None:
     estimate = WorkEstimate()
     estimate.owners(backlog(partition(0, committed=0, end=0)), now=0)

@@ -42,6 +42,10 @@ class LoadSnapshot:
     """Of the topic; partitions without an owner, or unreadable, are in no `OwnerLoad` and get nothing."""
     owners: tuple[OwnerLoad, ...]
     """Empty while the group has no members, or is just dealing its partitions out."""
+    others_per_second: float = 0.0
+    """Tasks that other senders put into the topic; they look at the same loads and choose as this one does."""
+    others_work: float = 1.0
+    """Of one such task, on average."""
 
 
 class PartitionChoice:
@@ -49,8 +53,9 @@ class PartitionChoice:
 
     The owner with the least work comes first, then its partition with the fewest records; equal ones are drawn at
     random, since many producers that took the first one each would all take the same. What was sent since the snapshot
-    is added to it. Without owners, or with a snapshot that is too old or of another number of partitions, the
-    partitions take turns.
+    is added to it, and so is what others will have sent: senders that all took the best owner they know of would meet
+    on it, so this one takes any of those that all of them need together. Without owners, or with a snapshot that is too
+    old or of another number of partitions, the partitions take turns.
     """
 
     def __init__(self, source: random.Random) -> None:
@@ -77,7 +82,7 @@ class PartitionChoice:
     def choose(self, *, partitions: int, work: float, now: float) -> int:
         """The partition, 0 to `partitions` - 1, of the next task, which takes `work`; `now` is monotonic seconds."""
         least = self._usable(partitions=partitions, now=now)
-        chosen = self._take_turn(partitions) if least is None else least.take(work)
+        chosen = self._take_turn(partitions) if least is None else least.take(work, now=now)
         self._sent.append((now, chosen, work))
         return chosen
 
@@ -107,6 +112,10 @@ class _LeastLoaded:
         self.taken_at = snapshot.taken_at
         self.partition_count = snapshot.partition_count
         self._random = source.random
+        self._others_per_second = snapshot.others_per_second
+        self._others_work = snapshot.others_work
+        self._others = 0
+        """Tasks of other senders that are added already."""
         sent_records: defaultdict[int, int] = defaultdict(int)
         sent_work: defaultdict[int, float] = defaultdict(float)
         for _, number, work in sent:
@@ -123,8 +132,28 @@ class _LeastLoaded:
             self._owners.append((load, self._random(), partitions))
         heapify(self._owners)
 
-    def take(self, work: float) -> int:
-        """The best partition; its owner has more to do from now on."""
+    def take(self, work: float, *, now: float) -> int:
+        """The best partition but for what others will have taken by `now`; its owner has more to do from now on."""
+        others = self._others_by(now)
+        before = int(self._random() * (others + 1))
+        for _ in range(before):
+            self._take_best(self._others_work)
+        chosen = self._take_best(work)
+        for _ in range(others - before):
+            self._take_best(self._others_work)
+        return chosen
+
+    def _others_by(self, now: float) -> int:
+        """How many tasks of other senders are to be added."""
+        expected = self._others_per_second * (now - self.taken_at + SETTLING_SECONDS) - self._others
+        if expected <= 0:
+            return 0
+        # A fraction is a probability. More than one for each owner change nothing about who has least to do.
+        count = min(int(expected + self._random()), len(self._owners))
+        self._others += count
+        return count
+
+    def _take_best(self, work: float) -> int:
         load, _, partitions = self._owners[0]
         heapreplace(self._owners, (load + work, self._random(), partitions))
         records, _, number = partitions[0]

@@ -24,8 +24,8 @@ QUICK_INTERVAL_SECONDS: Final = 0.1
 idle worker."""
 IDLE_INTERVAL_SECONDS: Final = 1.0
 """While nothing is sent; the next task still finds a snapshot that is young enough."""
-MOST_TIME_READING: Final = 0.05
-"""Share of the time that readings may take, since the event loop has other work."""
+MOST_TIME_READING: Final = 0.25
+"""Share of the time that readings may take: mostly they wait for brokers, but a busy event loop has other work."""
 READ_DEADLINE_SECONDS: Final = 3.0
 STABLE: Final = "Stable"
 _NO_GROUP: Final = "no consumer group is known for this topic"
@@ -78,7 +78,7 @@ class PartitionChooser:
         return known.choice.choose(partitions=partitions, work=work, now=self._clock())
 
     def acknowledged(self, topic: str, *, partition: int, offset: int, work: float) -> None:
-        """A chosen record lies there now. Optional: it lets tasks count by their size instead of as one each."""
+        """A chosen record lies there now: it counts by its size from then on, and as none of another sender."""
         known = self._topics.get(topic)
         if known is not None:
             known.estimate.acknowledged(partition=partition, offset=offset, work=work)
@@ -140,7 +140,15 @@ class PartitionChooser:
         if problem is None:
             # While the group rebalances, who owned a partition says nothing of who will.
             owners = topic.estimate.owners(backlog, now=now) if backlog.state == STABLE else ()
-            topic.choice.use(LoadSnapshot(taken_at=now, partition_count=len(backlog.partitions), owners=owners))
+            topic.choice.use(
+                LoadSnapshot(
+                    taken_at=now,
+                    partition_count=len(backlog.partitions),
+                    owners=owners,
+                    others_per_second=topic.estimate.others_per_second,
+                    others_work=topic.estimate.mean_work,
+                )
+            )
             if not owners:
                 problem = f"consumer group {backlog.group} ({backlog.state}) has no member on a readable partition"
         self._note(backlog.topic, topic, problem)

@@ -23,6 +23,8 @@ MEMORY_TASKS: Final = 50.0
 """Over about so many tasks the speed is averaged: it follows another model or GPU, and not a single task."""
 LEAST_TASKS: Final = 3.0
 """Before so many are finished, the speed is a guess."""
+OTHERS_SECONDS: Final = 10.0
+"""Over about so long the rate of other senders is averaged."""
 _MEAN_WEIGHT: Final = 0.02
 _LEAST_REST: Final = 0.1
 """A task that takes longer than expected is nearly finished, one would think: a tenth is left ..."""
@@ -59,15 +61,30 @@ class WorkEstimate:
         self._mean_work = 1.0
         self._finished_work = 0.0
         self._busy_seconds = 0.0
+        self._acknowledged = 0
+        self._ends: dict[int, int] = {}
+        self._read_at: float | None = None
+        self._others_per_second = 0.0
 
     @property
     def seconds_per_work(self) -> float | None:
         """How long a member takes for one unit; None until some tasks were finished."""
         return self._busy_seconds / self._finished_work if self._finished_work >= LEAST_TASKS else None
 
+    @property
+    def mean_work(self) -> float:
+        """Of a task, as far as this process sent some."""
+        return self._mean_work
+
+    @property
+    def others_per_second(self) -> float:
+        """Tasks that arrived from other senders, on average."""
+        return max(0.0, self._others_per_second)
+
     def acknowledged(self, *, partition: int, offset: int, work: float) -> None:
         """A task of this size lies there now."""
         self._mean_work += _MEAN_WEIGHT * (work - self._mean_work)
+        self._acknowledged += 1
         known = self._partitions.get(partition)
         if known is None:
             known = self._partitions[partition] = _Partition()
@@ -78,6 +95,7 @@ class WorkEstimate:
     def owners(self, backlog: GroupBacklog, *, now: float) -> tuple[OwnerLoad, ...]:
         """The load of every member that owns readable partitions; `now` is when they were read, monotonic seconds."""
         partitions = {item.partition: item for item in backlog.readable_partitions}
+        self._count_arrivals(partitions.values(), now=now)
         finished = {number: self._advance(item) for number, item in partitions.items()}
         members, owners = {}, []
         for member in backlog.members:
@@ -91,6 +109,17 @@ class WorkEstimate:
             owners.append(OwnerLoad(work=work, records={item.partition: item.uncommitted_records for item in owned}))
         self._members = members
         return tuple(owners)
+
+    def _count_arrivals(self, read: Iterable[PartitionBacklog], *, now: float) -> None:
+        ends = {item.partition: item.log_end_offset for item in read}
+        arrived = sum(max(0, end - self._ends[number]) for number, end in ends.items() if number in self._ends)
+        if self._read_at is not None and now > self._read_at:
+            elapsed_seconds = now - self._read_at
+            kept = 0.5 ** (elapsed_seconds / OTHERS_SECONDS)
+            rate_per_second = (arrived - self._acknowledged) / elapsed_seconds
+            self._others_per_second = kept * self._others_per_second + (1 - kept) * rate_per_second
+        self._ends |= ends
+        self._read_at, self._acknowledged = now, 0
 
     def _advance(self, item: PartitionBacklog) -> float:
         """Forget what was committed since the last reading; returns how much work it was."""
