@@ -44,7 +44,7 @@ async def results_of(bench: WorkerBench, request_id: str, *, count: int) -> list
         matching = [record for record in records if json.loads(record.value or b"{}")["request_id"] == request_id]
         return matching if len(matching) >= count else []
 
-    return await wait_until(found, deadline_seconds=60, what=f"{count} results of {request_id}")
+    return await wait_until(found, deadline_seconds=180, what=f"{count} results of {request_id}")
 
 
 async def result_of(bench: WorkerBench, request_id: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ async def wait_committed_beyond(bench: WorkerBench, partition: int, offset: int)
     async def beyond() -> bool:
         return (await bench.committed()).get(partition, 0) > offset
 
-    await wait_until(beyond, deadline_seconds=30, what=f"offset {offset} of partition {partition} to be committed")
+    await wait_until(beyond, deadline_seconds=90, what=f"offset {offset} of partition {partition} to be committed")
 
 
 async def test_the_seed_task_of_a_foreign_client_becomes_an_image(bench: WorkerBench) -> None:
