@@ -21,7 +21,8 @@ from kit.kubernetes_api import ApiUnreachableError
 from kit.operator_bench import WORKER_IMAGE, apply_definitions
 
 _INTERVAL_SECONDS: Final = 0.5
-_POOL_READY_SECONDS: Final = 120.0
+_POOL_READY_SECONDS: Final = 300.0
+"""The operator starts in this time too."""
 _LOG_TAIL_CHARACTERS: Final = 2000
 
 
@@ -65,7 +66,7 @@ class Story:
         note("$ kubectl apply --server-side -f crds/")
         await apply_definitions(bench.bench.control_plane, bench.bench.api)
         note(f"$ helm install fluxpool charts/fluxpool --namespace {NAMESPACE} --skip-crds --set hostPathAllowed=true")
-        await bench.install(hostPathAllowed=True)
+        await bench.install(wait=False, hostPathAllowed=True)
         manifests = [self._manifest(pool) for pool in POOLS]
         path = self.cluster.folder / "pools.json"
         path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}, indent=2))
