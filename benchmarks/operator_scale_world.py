@@ -5,6 +5,7 @@ Knows what stands still while the operator is measured; measures nothing itself.
 
 import asyncio
 import math
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from kit.control_plane import ControlPlane
 from kit.fake_nodes import FakeNodes, FakePods
-from kit.kubernetes_api import Body, KubernetesApi
+from kit.kubernetes_api import ApiUnreachableError, Body, KubernetesApi
 from kit.kubernetes_node import NodeSpec
 from kit.operator_bench import apply_definitions
 from kit.waiting import wait_until
@@ -26,6 +27,7 @@ PODS_PER_NODE: Final = 200
 TOPICS_AT_ONCE: Final = 200
 POOLS_AT_ONCE: Final = 20
 TASKS_AGE_SECONDS: Final = 3 * 86_400 + 300
+SETTLE_POLL_SECONDS: Final = 10.0
 SETTLE_DEADLINE_SECONDS: Final = 1800.0
 SHARED_TOPICS: Final = {
     "results": "scale-results",
@@ -52,9 +54,14 @@ class World:
         path = f"/apis/fluxpool.dev/v1alpha1/namespaces/{NAMESPACE}/fluxworkerpools"
 
         async def settled() -> bool:
-            await asyncio.sleep(2)
-            pools = (await self.api.get(path))["items"]
+            await asyncio.sleep(SETTLE_POLL_SECONDS)
+            try:
+                pools = (await self.api.get(path))["items"]
+            except ApiUnreachableError as error:  # busy making pods
+                sys.stderr.write(f"{error}; asking again\n")
+                return False
             ready = [pool for pool in pools if pool.get("status", {}).get("readyReplicas") == self.pods_per_pool]
+            sys.stderr.write(f"{len(ready)} of {len(self.topics)} pools are ready\n")
             return len(ready) == len(self.topics)
 
         await wait_until(settled, deadline_seconds=SETTLE_DEADLINE_SECONDS, what="every pool to be ready")

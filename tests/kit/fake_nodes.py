@@ -17,6 +17,7 @@ import structlog
 
 from kit.kubernetes_api import ApiError, ApiUnreachableError, Body, KubernetesApi, PatchType
 from kit.kubernetes_node import NodeSpec, register_node, renew_node, timestamp
+from kit.manifests import condition
 from kit.pod_watch import follow_pods
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +115,7 @@ class FakeNodes:
             self._planned -= {(uid, step) for step in _Step}
         elif "deletionTimestamp" in pod["metadata"]:
             self._plan(_Step.GO_AWAY, pod, after_seconds=self._pods.terminate_after_seconds)
-        elif pod["status"].get("phase", "Pending") == "Pending":
+        elif pod["status"].get("phase", "Pending") == "Pending" or _is_unready(pod):
             self._plan(_Step.BECOME_READY, pod, after_seconds=self._pods.ready_after_seconds)
 
     def _plan(self, step: _Step, pod: Body, *, after_seconds: float) -> None:
@@ -153,6 +154,8 @@ class FakeNodes:
                     if (due.uid, _Step.GO_AWAY) not in self._planned:
                         body = {"metadata": {"uid": due.uid}, "status": _ready_status(due.pod)}
                         await self._api.patch(f"{path}/status", body, patch_type=PatchType.STRATEGIC)
+                    # The node controller takes it back when the node was silent; a node that is back says it anew.
+                    self._planned.discard((due.uid, due.step))
                 case _Step.GO_AWAY:
                     await self._api.delete(path, grace_period_seconds=0, uid=due.uid)
         except ApiError as error:
@@ -166,6 +169,11 @@ class FakeNodes:
     def _again(self, due: _Due, pods: FakePods) -> None:
         self._planned.discard((due.uid, due.step))
         self._plan(due.step, due.pod, after_seconds=max(_RETRY_SECONDS, pods.terminate_after_seconds))
+
+
+def _is_unready(pod: Body) -> bool:
+    """Whether a running pod was said not to be ready, as the node controller does for a silent node."""
+    return pod["status"].get("phase") == "Running" and condition(pod, "Ready").get("status") == "False"
 
 
 def _ready_status(pod: Body) -> dict[str, Any]:
