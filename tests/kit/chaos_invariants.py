@@ -7,13 +7,13 @@ never passes an unfinished task, there is one image for each task, and nobody dr
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from confluent_kafka import KafkaException
 
-from kit.kafka import ScriptClientError, produce
+from kit.kafka import ScriptClientError, TopicRecord, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body
 
@@ -21,6 +21,10 @@ LOOK_INTERVAL_SECONDS: Final = 0.5
 """Between two looks: each opens connections of its own, and the workers need the cores."""
 END_SECONDS: Final = 150.0
 """For all tasks to end once nothing is broken any more, on a busy machine."""
+
+_AWAY: Final = (ScriptClientError, KafkaException, TimeoutError, LookupError)
+"""What a look ends with while brokers are away, which is the point of most tests."""
+T = TypeVar("T")
 
 
 class PromiseWatch:
@@ -51,6 +55,15 @@ class PromiseWatch:
         self._places |= dict(zip(names, places, strict=True))
         return names
 
+    async def wait_another_end(self) -> None:
+        """Wait until one more task has an answer than now."""
+        known = len((await _until_seen(self._answered, what="the answers"))[0])
+
+        async def more() -> bool:
+            return len((await self._answered())[0]) > known
+
+        await _until_seen(more, what=f"more than {known} answers")
+
     async def assert_kept(self, *, repeated_generations: int = 0, attempts: frozenset[int] = frozenset({1})) -> None:
         """Wait until every task has ended and assert all promises.
 
@@ -59,20 +72,19 @@ class PromiseWatch:
         names = sorted(self._places)
 
         async def ended() -> bool:
-            found = set(await self._answers()) >= set(names)
+            found = set(await self._answers()) >= set(names) and await self._all_committed()
             await asyncio.sleep(0 if found else LOOK_INTERVAL_SECONDS)
             return found
 
-        await wait_until(ended, deadline_seconds=END_SECONDS, what=f"the ends of {len(names)} tasks")
-        await wait_until(self._all_committed, deadline_seconds=END_SECONDS, what="every offset to be committed")
-        answers = await self._answers()
+        await _until_seen(ended, what=f"the ends of {len(names)} tasks, all committed")
+        answers = await _until_seen(self._answers, what="the answers")
         _same("different answers", {name: len(distinct) for name, distinct in answers.items()}, dict.fromkeys(names, 1))
         results = [json.loads(value) for [(_, value)] in answers.values()]
         _same("statuses", {result["status"] for result in results}, {"success"})
         _same("attempts", {result["attempt"] for result in results} | attempts, attempts)
-        _same("dead letters", await self._bench.records(self._bench.topics.dead_letters), [])
+        _same("dead letters", await _until_seen(self._dead_letters, what="the dead letters"), ([],))
         _same("stored images", sorted(self._stored_ids()), names)
-        await self._look()
+        await _until_seen(self._look, what="the offsets")
         _same("broken promises about offsets", self.broken, [])
         drawn = sum(len(worker.events("job_done")) for worker in self._bench.workers)
         allowed = range(len(names), len(names) + repeated_generations + 1)
@@ -95,13 +107,12 @@ class PromiseWatch:
 
     async def _watch(self) -> None:
         while not self._ending.is_set():
-            # Brokers that are away are the point of most tests.
-            with contextlib.suppress(ScriptClientError, KafkaException, TimeoutError, LookupError):
+            with contextlib.suppress(*_AWAY):
                 await self._look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), LOOK_INTERVAL_SECONDS)
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
         async with self._looking:
             # Offsets first: whatever had ended when they were committed is among the answers read after them.
             committed = await self._bench.committed()
@@ -109,6 +120,7 @@ class PromiseWatch:
             self.broken += self._broken_by(committed, answered)
             self._committed |= committed
             self.looks += 1
+        return True
 
     def _broken_by(self, committed: dict[int, int], answered: set[str]) -> list[str]:
         went_back = [
@@ -126,6 +138,14 @@ class PromiseWatch:
         committed = await self._bench.committed()
         return all(offset < committed.get(partition, 0) for partition, offset in self._places.values())
 
+    async def _answered(self) -> tuple[set[str]]:
+        """In a tuple, because no answers are an answer, too."""
+        return (set(await self._answers()),)
+
+    async def _dead_letters(self) -> tuple[list[TopicRecord]]:
+        """In a tuple, as above."""
+        return (await self._bench.records(self._bench.topics.dead_letters),)
+
     async def _answers(self) -> dict[str, set[tuple[bytes, bytes]]]:
         """Request id -> the different (event id, body) of its answers."""
         answers: dict[str, set[tuple[bytes, bytes]]] = {}
@@ -133,6 +153,20 @@ class PromiseWatch:
             value = record.value or b"{}"
             answers.setdefault(json.loads(value)["request_id"], set()).add((dict(record.headers)["ce_id"], value))
         return answers
+
+
+async def _until_seen(look: Callable[[], Awaitable[T]], *, what: str) -> T:
+    """The first true answer; a look that fails because a broker is away is made again."""
+
+    async def tolerant() -> T | None:
+        try:
+            return await look()
+        except _AWAY:
+            return None
+
+    seen = await wait_until(tolerant, deadline_seconds=END_SECONDS, what=what)
+    assert seen is not None
+    return seen
 
 
 def _same(what: str, seen: object, expected: object) -> None:

@@ -110,7 +110,7 @@ class WorkerBench:
     def settings(self, name: str, **changes: Any) -> WorkerSettings:
         """Settings of one worker."""
         values: dict[str, Any] = {
-            "kafka": KafkaConnection(bootstrap_servers=(self.bootstrap_servers,)),
+            "kafka": KafkaConnection(bootstrap_servers=tuple(self.bootstrap_servers.split(","))),
             "storage": StorageSettings(url=self.images.as_uri()),
             "model": ModelSettings(id=self.model, device=ModelDevice.CPU, offline=True),
             "topics": self.topics,
