@@ -292,3 +292,27 @@ async def test_a_connection_that_nobody_uses_is_closed_and_made_anew_when_needed
             assert (await other.read_whole()).waiting_records == 2
         assert "backlog_connection_closed" in [entry["event"] for entry in logs]
         assert (await first.read_whole()).waiting_records == 2
+
+
+async def test_a_cluster_that_comes_back_under_another_address_is_found_again(kafka_factory: KafkaFactory) -> None:
+    first, second = await kafka_factory(), await kafka_factory()
+    await second.brokers[0].kill()
+    both = f"{first.bootstrap_servers},{second.bootstrap_servers}"
+    async with BacklogHub(deadline_seconds=3) as hub:
+        before = await _pool(hub, first.bootstrap_servers, records={0: 2})
+        pool = _Pool(hub, both, before.target)
+        assert (await pool.read_whole()).waiting_records == 2
+        watching, woken = asyncio.Event(), asyncio.Event()
+        hub.wake_when_grown("pool", _connection(both), {(pool.target.topic, 1): 0}, woken.set)
+        hub.wake_when_grown("other", _connection(both), {(pool.target.topic, 0): 0}, watching.set)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await watching.wait()
+        await first.brokers[0].kill()
+        await second.brokers[0].start()
+        await second.wait_ready()
+        await create_topics(second.bootstrap_servers, {pool.target.topic: 2})
+        await produce(second.bootstrap_servers, pool.target.topic, [(None, b"x")] * 3, partition=0)
+        await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 3, what="the other address")
+        await produce(second.bootstrap_servers, pool.target.topic, [(None, b"x")], partition=1)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await woken.wait()

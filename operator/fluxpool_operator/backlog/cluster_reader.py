@@ -5,7 +5,7 @@ Owns the joining of requests and the words for what went wrong. Must not know of
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Final
@@ -34,12 +34,21 @@ _Request = tuple[tuple[LaneTarget, ...], "asyncio.Future[tuple[LaneReading, ...]
 
 
 class ClusterReader:
-    """Answers `read`; connects at the first one and stays connected until `close`."""
+    """Answers `read`; connects at the first one and stays connected until `close`, or until nothing can be read."""
 
-    def __init__(self, connection: KafkaConnection, tasks: asyncio.TaskGroup, *, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        tasks: asyncio.TaskGroup,
+        *,
+        deadline_seconds: float,
+        on_lost: Callable[[], None],
+    ) -> None:
+        """`on_lost` is called when nothing at all could be read: other connections to the cluster may be as dead."""
         self._connection = connection
         self._tasks = tasks
         self._deadline_seconds = deadline_seconds
+        self._on_lost = on_lost
         self._requests: list[_Request] = []
         self._serving: asyncio.Task[None] | None = None
         self._open: tuple[AsyncExitStack, BacklogReader] | None = None
@@ -85,14 +94,16 @@ class ClusterReader:
     async def _read(self, targets: Iterable[LaneTarget]) -> dict[LaneTarget, LaneReading]:
         try:
             readings = await self._read_offsets(targets)
+            if _is_lost(readings.values()):
+                await self._start_over()
+                return readings
             return await self._with_heads(readings)
         except _KAFKA_ERRORS as error:
             problem = str(error) or type(error).__name__
         except Exception as error:
             log.exception("backlog_reading_failed")
             problem = f"the backlog could not be read: {type(error).__name__}: {error}"
-        # The next reader loads credentials from their files anew.
-        await self._drop_reader()
+        await self._start_over()
         return {target: LaneReading(target=target, problem=problem) for target in targets}
 
     async def _read_offsets(self, targets: Iterable[LaneTarget]) -> dict[LaneTarget, LaneReading]:
@@ -127,10 +138,22 @@ class ClusterReader:
             self._open = stack, reader
         return self._open[1]
 
+    async def _start_over(self) -> None:
+        """Connect anew: aiokafka's client asks the bootstrap servers once only, and then the brokers that it knew."""
+        await self._drop_reader()
+        self._heads.reconnect()
+        self._on_lost()
+
     async def _drop_reader(self) -> None:
         opened, self._open = self._open, None
         if opened is not None:
             await opened[0].aclose()
+
+
+def _is_lost(readings: Iterable[LaneReading]) -> bool:
+    """Whether there are partitions, and none of them could be read."""
+    found = [isinstance(item, PartitionBacklog) for reading in readings for item in reading.partitions]
+    return bool(found) and not any(found)
 
 
 async def _read_groups(reader: BacklogReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupBacklog]:

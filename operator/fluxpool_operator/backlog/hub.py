@@ -93,8 +93,11 @@ class BacklogHub:
         now = asyncio.get_running_loop().time()
         cluster = self._clusters.get(connection)
         if cluster is None:
-            reader = ClusterReader(connection, self._tasks, deadline_seconds=self._deadline_seconds)
-            cluster = self._clusters[connection] = _Cluster(reader, WakeUp(connection, self._tasks), now)
+            wakeup = WakeUp(connection, self._tasks)
+            reader = ClusterReader(
+                connection, self._tasks, deadline_seconds=self._deadline_seconds, on_lost=wakeup.reconnect
+            )
+            cluster = self._clusters[connection] = _Cluster(reader, wakeup, now)
         cluster.used_at_seconds = now
         return cluster
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.backlog.groupless import open_consumer, stop_consumer
 from fluxpool_operator.backlog.reading import Head
-from fluxpool_transport.kafka_clients import KafkaCredentialsError, aiokafka_options
+from fluxpool_transport.kafka_clients import KafkaCredentialsError
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +31,6 @@ _AGAIN_SECONDS: Final = 30.0
 """An offset for which nothing came (its leader is away, or the user may not read) is asked for again after this."""
 _KNOWN_HEADS: Final = 20_000
 _CONSUMER_OPTIONS: Final = {
-    "enable_auto_commit": False,
-    "auto_offset_reset": "earliest",
-    "isolation_level": "read_committed",
     # A fetch that finds nothing must not hold up the next pass, which uses the same connection.
     "fetch_max_wait_ms": 100,
     # One batch for each partition is all that is looked at; a larger one comes whole (KIP-74), first in its answer.
@@ -59,6 +57,7 @@ class HeadProbe:
         self._tasks = tasks
         self._running: asyncio.Task[None] | None = None
         self._consumer: Any = None
+        self._is_suspect = False
         self._open_questions: dict[tuple[str, int, int], HeadQuestion] = {}
         self._heads: OrderedDict[tuple[str, int, int], Head] = OrderedDict()
         self._again_at_seconds: dict[HeadQuestion, float] = {}
@@ -77,6 +76,10 @@ class HeadProbe:
             # Waited for, not cancelled: a cancelled poll would leave the consumer in an undefined state.
             await asyncio.wait({self._running}, timeout=_WAIT_SECONDS)
         return {question: head for question in wanted if (head := self._known(question)) is not None}
+
+    def reconnect(self) -> None:
+        """Search by a new connection from the next pass on."""
+        self._is_suspect = True
 
     async def close(self) -> None:
         """End the search and the connection."""
@@ -157,22 +160,19 @@ class HeadProbe:
         }
 
     async def _opened(self) -> Any:
+        if self._is_suspect:
+            self._is_suspect = False
+            await self._drop_consumer()
         if self._consumer is None:
-            consumer = AIOKafkaConsumer(
-                **_CONSUMER_OPTIONS, **aiokafka_options(self._connection, client_id="fluxpool-heads")
+            self._consumer = await open_consumer(
+                self._connection, client_id="fluxpool-heads", options=_CONSUMER_OPTIONS
             )
-            try:
-                await consumer.start()
-            except BaseException:
-                await consumer.stop()
-                raise
-            self._consumer = consumer
         return self._consumer
 
     async def _drop_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
 
 def _key(question: HeadQuestion) -> tuple[str, int, int]:

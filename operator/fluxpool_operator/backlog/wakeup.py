@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_clients import KafkaCredentialsError, aiokafka_options
+from fluxpool_operator.backlog.groupless import open_consumer, stop_consumer
+from fluxpool_transport.backoff import retry_forever
+from fluxpool_transport.kafka_clients import KafkaCredentialsError
 
 log = structlog.get_logger(__name__)
 
@@ -26,11 +28,10 @@ _POLL_SECONDS: Final = 0.2
 """New watches begin after this at the latest; a record that arrives ends the wait."""
 _AGAIN_SECONDS: Final = 2.0
 """After an error; pools read their backlog every few seconds all the same."""
+_LONGEST_WAIT_SECONDS: Final = 5.0
+"""Between attempts to connect; about what pools wait between readings."""
+_KAFKA_ERRORS: Final = (KafkaError, KafkaCredentialsError, OSError)
 _CONSUMER_OPTIONS: Final = {
-    "enable_auto_commit": False,
-    # Out of range is what a topic is that was deleted and made again: whatever is in it is new.
-    "auto_offset_reset": "earliest",
-    "isolation_level": "read_committed",
     # How long a broker holds an idle fetch back, and so how long a partition that is watched again may have to wait.
     "fetch_max_wait_ms": 500,
     # That there is a record is all that matters; a larger one comes whole (KIP-74), first in its answer.
@@ -57,6 +58,7 @@ class WakeUp:
         self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._consumer: Any = None
+        self._is_suspect = False
 
     @property
     def is_idle(self) -> bool:
@@ -86,6 +88,12 @@ class WakeUp:
         if self._watches.pop(key, None) is not None:
             self._changed.set()
 
+    def reconnect(self) -> None:
+        """Watch by a new connection: the present one may know only brokers that are gone."""
+        if self._consumer is not None:
+            self._is_suspect = True
+            self._changed.set()
+
     async def close(self) -> None:
         """Wake nobody any more and let go of the connection."""
         self._watches.clear()
@@ -99,7 +107,7 @@ class WakeUp:
         while True:
             try:
                 await self._watch_once()
-            except (KafkaError, KafkaCredentialsError, OSError) as error:
+            except _KAFKA_ERRORS as error:
                 log.warning("backlog_wakeup_interrupted", error=str(error) or type(error).__name__)
                 await self._start_over()
             except Exception:
@@ -109,10 +117,13 @@ class WakeUp:
     async def _start_over(self) -> None:
         await self._drop_consumer()
         await asyncio.sleep(_AGAIN_SECONDS)
-        self._changed.set()
 
     async def _watch_once(self) -> None:
-        consumer = await self._opened()
+        if self._is_suspect:
+            await self._drop_consumer()
+        consumer = await retry_forever(
+            self._opened, retry_on=_KAFKA_ERRORS, name="backlog_wakeup", maximum_seconds=_LONGEST_WAIT_SECONDS
+        )
         if self._changed.is_set():
             self._changed.clear()
             self._aim(consumer)
@@ -145,6 +156,7 @@ class WakeUp:
         self._sought = wanted
 
     def _arrived(self, partition: TopicPartition, last_offset: int) -> None:
+        # An offset out of range begins anew at the first record: whatever is in a topic that was made again is new.
         is_recreated = last_offset < self._sought.get(partition, 0)
         for key in list(self._watchers.get(partition, ())):
             watch = self._watches.get(key)
@@ -159,19 +171,16 @@ class WakeUp:
 
     async def _opened(self) -> Any:
         if self._consumer is None:
-            consumer = AIOKafkaConsumer(
-                **_CONSUMER_OPTIONS, **aiokafka_options(self._connection, client_id="fluxpool-wakeup")
+            self._consumer = await open_consumer(
+                self._connection, client_id="fluxpool-wakeup", options=_CONSUMER_OPTIONS
             )
-            try:
-                await consumer.start()
-            except BaseException:
-                await consumer.stop()
-                raise
-            self._consumer = consumer
         return self._consumer
 
     async def _drop_consumer(self) -> None:
         consumer, self._consumer = self._consumer, None
         self._sought = {}
+        self._is_suspect = False
+        # A new consumer has to be told everything.
+        self._changed.set()
         if consumer is not None:
-            await consumer.stop()
+            await stop_consumer(consumer)
