@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
             say(f"demo-cluster: {error}{notes}")
             ending.well = False
-    if ending.well is False and ending.signal_number is None:
+    started = (folder / "control-plane").exists()
+    if started and ending.well is False and ending.signal_number is None:
         say(f"what the parts wrote is in {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)

@@ -56,6 +56,10 @@ class Demo:
         """Ctrl-C; returns the exit status."""
         self._note_descendants()
         self.process.send_signal(signal.SIGINT)
+        return self.wait_end()
+
+    def wait_end(self) -> int:
+        """Wait until it has stopped everything; returns the exit status."""
         status = self.process.wait(timeout=STOP_SECONDS)
         self._reader.join()
         return status
@@ -126,3 +130,15 @@ def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
         assert len(demo.descendants) >= 5
         assert demo.left() == []
         assert list(tmp_path.glob("fluxpool-demo-cluster-*")) == []
+
+
+@pytest.mark.usefixtures("isolation", "binaries")
+def test_what_is_not_there_in_time_is_lost_and_exits_1(tmp_path: Path) -> None:
+    # No worker loads its model in a second.
+    with running_demo(tmp_path, "--tasks", "1", "--max-replicas", "1", "--timeout", "1") as demo:
+        last = demo.wait_line("demo-cluster: ", deadline_seconds=400)
+        assert re.fullmatch(r"demo-cluster: 2 tasks, 0 images, 2 lost, 0 doubled, peak 0 replicas, \d+ s", last)
+        assert demo.wait_end() == 1, "\n".join(demo.lines)
+        assert "standard-001 has no result" in demo.lines
+        assert demo.lines[-1].startswith(f"what the parts wrote is in {tmp_path}/fluxpool-demo-cluster-")
+        assert demo.left() == []
