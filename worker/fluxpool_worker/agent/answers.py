@@ -178,10 +178,12 @@ def dead_letter_record(
     )
     if object_key is not None:
         key = record.key if len(record.key or b"") <= MAX_POINTER_KEY_BYTES else None
-        return OutgoingRecord(topic=topics.dead_letters, key=key, value=None, headers=letter.to_headers(()))
-    return OutgoingRecord(
-        topic=topics.dead_letters, key=record.key, value=record.value, headers=letter.to_headers(record.headers)
-    )
+        value, headers = None, letter.to_headers(())
+    else:
+        key, value, headers = record.key, record.value, letter.to_headers(record.headers)
+    if key is None and value is None:
+        value = b""  # the client library refuses to send a record that has neither
+    return OutgoingRecord(topic=topics.dead_letters, key=key, value=value, headers=headers)
 
 
 def retry_record(
