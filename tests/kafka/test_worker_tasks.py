@@ -20,7 +20,7 @@ from kit.kafka import TopicRecord, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
 
-pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 
 SEED_TASK = (
     b'{"request_id": "req_20250405_flux_001", '
@@ -44,7 +44,7 @@ async def results_of(bench: WorkerBench, request_id: str, *, count: int) -> list
         matching = [record for record in records if json.loads(record.value or b"{}")["request_id"] == request_id]
         return matching if len(matching) >= count else []
 
-    return await wait_until(found, deadline_seconds=180, what=f"{count} results of {request_id}")
+    return await wait_until(found, deadline_seconds=480, what=f"{count} results of {request_id}")
 
 
 async def result_of(bench: WorkerBench, request_id: str) -> dict[str, Any]:
@@ -262,6 +262,6 @@ async def test_progress_is_told_while_the_task_runs(bench: WorkerBench) -> None:
         own = [event for event in events if event["request_id"] == "slow"]
         return own if own and own[-1].get("step") == 40 else []
 
-    events = await wait_until(all_events, deadline_seconds=10, what="the last step's event")
+    events = await wait_until(all_events, deadline_seconds=60, what="the last step's event")
     assert [events[0]["type"], *{event["type"] for event in events[1:]}] == ["started", "step"]
     assert (events[-1]["total_steps"], events[-1]["worker"], events[-1]["attempt"]) == (40, "worker-1", 1)
