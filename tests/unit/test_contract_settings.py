@@ -190,7 +190,7 @@ def test_the_first_lane_has_the_pools_group_and_every_further_one_adds_its_name(
 def test_retry_delays_go_with_the_retry_topics() -> None:
     topics = {"FLUXPOOL_TOPICS_RETRY": "again-1,again-2"}
     settings = WorkerSettings.from_environment({**REQUIRED, **topics, "FLUXPOOL_RETRY_DELAYS": "300ms,2m"})
-    assert settings.retry_delays_seconds == (0.3, 120)
+    assert list(settings.retry_delays_seconds) == [0.3, 120]
     assert WorkerSettings.from_environment(settings.to_environment()) == settings
     message = _errors(**topics, FLUXPOOL_RETRY_DELAYS="15s")
     assert "FLUXPOOL_RETRY_DELAYS: needs one delay for each of the 2 retry topics, got 1" in message
