@@ -13,13 +13,14 @@ from kit.chaos_invariants import PromiseWatch
 from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
 from kit.disk import SmallDisk, small_disk
 from kit.kafka import unique_name
+from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 TASKS = 10
-EVENT_SECONDS = 90.0
+EVENT_SECONDS = 120.0
 AUTHORIZATION = {"Authorization": "AWS testing:unchecked"}
 
 
@@ -115,4 +116,18 @@ async def test_a_full_disk_costs_no_attempt_and_no_drawing(bench: WorkerBench, d
         disk.fill()
         await wait_everybody_holds(bench)
         disk.free()
+        await watch.assert_kept()
+
+
+async def test_a_silent_network_to_the_store_costs_no_attempt_and_no_drawing(
+    bench: WorkerBench, bucket: Bucket
+) -> None:
+    async with TcpProxy(bucket.service.port) as line, PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
+        await start_two(bench, bucket.settings.model_copy(update={"endpoint_url": f"http://{line.address}"}))
+        await watch.submit(TASKS, "seconds=1", steps=10)
+        await bench.wait_results(2)
+        await line.black_hole()
+        # No answer comes, so they find out by their own deadline for one operation.
+        await wait_everybody_holds(bench)
+        await line.pass_all()
         await watch.assert_kept()

@@ -56,11 +56,12 @@ class PromiseWatch:
         return names
 
     async def wait_another_end(self) -> None:
-        """Wait until one more task has an answer than now."""
+        """Wait until one more task has an answer than now, if any is still without."""
         known = len((await _until_seen(self._answered, what="the answers"))[0])
 
         async def more() -> bool:
-            return len((await self._answered())[0]) > known
+            (answered,) = await self._answered()
+            return len(answered) > known or answered >= self._places.keys()
 
         await _until_seen(more, what=f"more than {known} answers")
 

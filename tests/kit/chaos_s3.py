@@ -52,6 +52,11 @@ class FailingS3Service(S3Service):
         """(method, path) of everything that was asked, in order."""
 
     @property
+    def port(self) -> int:
+        """Where it listens, once it was started."""
+        return self._front_port
+
+    @property
     def endpoint_url(self) -> str:
         """Address of the service."""
         return f"http://{HOST}:{self._front_port}"
