@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_settings import ListenerSpec
+from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
 from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka, proxied_listener, proxies_of
 from kit.kafka import KafkaFactory, create_topics, read_topic, running_kafka, unique_name
 from kit.tcp_proxy import Direction, TcpProxy
@@ -128,3 +128,10 @@ async def test_three_brokers_have_a_line_each_and_say_who_does_what(kafka_factor
         async with consumer:
             believed = consumer._coordinator.coordinator_id  # noqa: SLF001 - not public
             assert (await coordinator_of(proxied.cluster, group)).node_id == believed
+
+
+def test_ports_that_cannot_be_advertised_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="listener PROXIED: advertised_ports: 0 of broker 1 is not between"):
+        ListenerSpec(name="PROXIED", protocol=SecurityProtocol.PLAINTEXT, advertised_ports={1: 0})
+    with pytest.raises(ValueError, match="listener PROXIED: advertised_ports: there is no broker 2; use 1 to 1"):
+        KafkaCluster(tmp_path, libs=tmp_path, listeners=[proxied_listener(brokers=3)])

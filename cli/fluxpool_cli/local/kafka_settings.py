@@ -92,16 +92,26 @@ class ListenerSpec:
             raise ValueError(f"listener name {self.name!r} is taken by the cluster itself: choose another one")
         if self.port is not None and not 1 <= self.port <= 65535:
             raise ValueError(f"listener {self.name}: port {self.port} is not between 1 and 65535")
+        for node_id, port in self.advertised_ports.items():
+            if not 1 <= port <= 65535:
+                raise ValueError(
+                    f"listener {self.name}: advertised_ports: {port} of broker {node_id} is not between 1 and 65535"
+                )
 
 
 def check_listeners(listeners: Sequence[ListenerSpec], *, brokers: int) -> None:
-    """Raise `ValueError` when listeners share a name, or when several brokers would share a fixed port."""
+    """Raise `ValueError` for a name used twice, a fixed port for several brokers, or a broker that is not there."""
     names = [listener.name for listener in listeners]
     if len(set(names)) != len(names):
         raise ValueError(f"listeners {', '.join(names)}: each name may be used once")
     for listener in listeners:
         if listener.port is not None and brokers > 1:
             raise ValueError(f"listener {listener.name}: {brokers} brokers cannot share port {listener.port}; omit it")
+        strangers = sorted(listener.advertised_ports.keys() - set(range(1, brokers + 1)))
+        if strangers:
+            raise ValueError(
+                f"listener {listener.name}: advertised_ports: there is no broker {strangers[0]}; use 1 to {brokers}"
+            )
 
 
 def check_extra_properties(properties: Mapping[str, str]) -> None:
