@@ -235,6 +235,7 @@ async def worker_bench(
             topics.tasks_vip: 1,
             topics.results: 1,
             topics.progress: 1,
+            topics.control: 1,
             topics.dead_letters: 1,
             **dict.fromkeys(topics.retry, 2),
         },

@@ -113,3 +113,19 @@ def test_a_rejected_task_is_nothing_for_people_to_look_at() -> None:
         error_class=ErrorClass.REJECTED, code=ErrorCode.REJECTED, disposition=Disposition.EXHAUSTED, message="no"
     )
     assert not is_dead_lettered(failed_result("r", failure, signature=SIGNATURE, completed_at=NOON))
+
+
+@pytest.mark.parametrize(
+    ("error_class", "status"),
+    [
+        (ErrorClass.EXPIRED, "expired"),
+        (ErrorClass.CANCELED, "canceled"),
+        (ErrorClass.TRANSIENT, "failed"),
+        ("of a newer release", "failed"),
+    ],
+)
+def test_the_status_tells_expired_and_canceled_from_failed(error_class: ErrorClass | str, status: str) -> None:
+    failure = Failure(error_class=error_class, code="x", disposition=Disposition.EXHAUSTED, message="m")
+    result = failed_result("r", failure, signature=SIGNATURE, completed_at=NOON)
+    assert (result.status, result.image_url) == (status, None)
+    assert is_dead_lettered(result) is (status == "failed")

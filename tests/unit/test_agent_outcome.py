@@ -1,5 +1,7 @@
 """What a failure means: three budgets that never mix, and an end for every task."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,9 @@ from fluxpool_worker.agent.outcome import (
     hold_is_over,
     inherited_crashes,
     judge_attempt,
+    judge_canceled,
     judge_crashes,
+    judge_deadline,
     judge_engine_death,
     judge_generation,
     orphan_is_worth_finishing,
@@ -22,6 +26,7 @@ from fluxpool_worker.agent.outcome import (
 )
 from fluxpool_worker.engine.protocol import FailureKind
 
+NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 BUDGETS = Budgets(max_attempts=3, max_crashes=3, retry_tiers=3)
 WITHOUT_TIERS = Budgets(max_attempts=3, max_crashes=3, retry_tiers=0)
 
@@ -150,6 +155,35 @@ def test_a_taken_over_task_counts_one_more_crash_unless_its_owner_let_go_of_it(
 def test_an_orphan_is_finished_when_more_than_a_third_is_done() -> None:
     assert not orphan_is_worth_finishing(0.33)
     assert orphan_is_worth_finishing(0.34)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "needed_seconds", "too_late"),
+    [
+        (None, 1e6, False),
+        (NOON + timedelta(seconds=10), 9.9, False),
+        (NOON + timedelta(seconds=10), 10, True),
+        (NOON, 0, True),
+    ],
+)
+def test_a_task_expires_when_it_cannot_be_in_time(
+    deadline: datetime | None, needed_seconds: float, *, too_late: bool
+) -> None:
+    spent = Spent(attempt=2)
+    verdict = judge_deadline(deadline, now=NOON, needed_seconds=needed_seconds, spent=spent)
+    assert (verdict is not None) is too_late
+    if verdict is not None:
+        assert (verdict.action, verdict.error_class) == (Action.FAIL, ErrorClass.EXPIRED)
+        assert (verdict.code, verdict.spent) == (ErrorCode.DEADLINE_EXCEEDED, spent)
+
+
+def test_a_canceled_task_ends_as_such_and_costs_nothing() -> None:
+    verdict = judge_canceled(spent=Spent(attempt=2, crashes=1))
+    assert (verdict.action, verdict.error_class, verdict.spent) == (
+        Action.FAIL,
+        ErrorClass.CANCELED,
+        Spent(attempt=2, crashes=1),
+    )
 
 
 def test_a_hold_is_over_at_its_limit() -> None:

@@ -102,7 +102,7 @@ def failed_result(
     return GenerationResult(
         request_id=request_id,
         image_url=None,
-        status=ResultStatus.FAILED,
+        status=_status_of(failure),
         error=TaskError(
             code=failure.code,
             error_class=failure.error_class,
@@ -117,6 +117,16 @@ def failed_result(
         metadata=metadata or {},
         completed_at=completed_at,
     )
+
+
+def _status_of(failure: Failure) -> ResultStatus:
+    match failure.error_class:
+        case ErrorClass.EXPIRED:
+            return ResultStatus.EXPIRED
+        case ErrorClass.CANCELED:
+            return ResultStatus.CANCELED
+        case _:
+            return ResultStatus.FAILED
 
 
 def result_record(

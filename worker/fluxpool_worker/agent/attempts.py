@@ -13,12 +13,15 @@ from typing import Final, assert_never
 
 import structlog
 
+from fluxpool_contract.control import CancelCommand
 from fluxpool_contract.decoding import DecodedTask
 from fluxpool_contract.derived import derive_seed
-from fluxpool_contract.headers import Envelope
+from fluxpool_contract.headers import Envelope, format_time
 from fluxpool_contract.ledger import LedgerEntry
 from fluxpool_contract.progress import ProgressEvent, ProgressType
+from fluxpool_contract.task import GenerationTask
 from fluxpool_transport.faults import fault_point
+from fluxpool_worker.agent.cancellations import CancelWatch
 from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, EngineJob, GenerationError
 from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
 from fluxpool_worker.agent.lane import PartitionLostError, Taken
@@ -27,12 +30,15 @@ from fluxpool_worker.agent.outcome import (
     Budgets,
     Spent,
     Verdict,
+    judge_canceled,
     judge_crashes,
+    judge_deadline,
     judge_engine_death,
     judge_generation,
     orphan_is_worth_finishing,
     runs_alone,
 )
+from fluxpool_worker.agent.step_times import StepTimes
 from fluxpool_worker.agent.unwanted import NoLongerWantedError, unless
 from fluxpool_worker.engine.protocol import FailureKind, Generated, GenerationInputs
 
@@ -76,8 +82,11 @@ class Pursuit:
     spent: Spent
     turn: EngineTurn
     unwanted: asyncio.Event
-    """Set when the pod drains or the partition is lost; counts until the device begins."""
+    """Set when the pod drains, the partition is lost or the task is canceled; counts until the device begins."""
+    canceling: CancelWatch
     low_memory: bool = False
+    job: EngineJob | None = None
+    """The one with the engine now."""
 
 
 class Attempts:
@@ -98,6 +107,7 @@ class Attempts:
         self._budgets = budgets
         self._worker = worker
         self._report_event = report
+        self._step_times = StepTimes()
         self._jobs: set[EngineJob] = set()
         self._draining = False
 
@@ -115,7 +125,14 @@ class Attempts:
             self._engine.cancel(job)
 
     async def generate(
-        self, taken: Taken, decoded: DecodedTask, *, spent: Spent, turn: EngineTurn, unwanted: asyncio.Event
+        self,
+        taken: Taken,
+        decoded: DecodedTask,
+        *,
+        spent: Spent,
+        turn: EngineTurn,
+        unwanted: asyncio.Event,
+        canceling: CancelWatch,
     ) -> Success | GivenUp:
         """The task's images, or why there are none.
 
@@ -124,22 +141,59 @@ class Attempts:
         """
         if verdict := judge_crashes(spent=spent, budgets=self._budgets):
             return GivenUp(verdict=verdict, attempt=spent.attempt, message=_crashed_too_often(spent.crashes))
-        pursuit = Pursuit(taken=taken, decoded=decoded, spent=spent, turn=turn, unwanted=unwanted)
+        pursuit = Pursuit(taken=taken, decoded=decoded, spent=spent, turn=turn, unwanted=unwanted, canceling=canceling)
+        canceling.on_cancel = unwanted.set
         try:
             while True:
                 ended = await self._attempt(pursuit)
+                if isinstance(ended, Success):
+                    # Drawn, but too late to be of use; a cancel command comes too late itself now.
+                    return self._why_late(pursuit, needed_seconds=0) or ended
                 if ended is not None:
                     return ended
         except NoLongerWantedError:
-            raise self._given_up(taken) from None
+            return self._end_unwanted(pursuit)
         finally:
+            canceling.on_cancel = lambda: None
             pursuit.turn.end()
+
+    def _why_pointless(self, pursuit: Pursuit, *, needed_seconds: float) -> GivenUp | None:
+        """The task's end without images when nobody wants them any more or they would come too late."""
+        if pursuit.canceling.command is not None:
+            return GivenUp(
+                verdict=judge_canceled(spent=pursuit.spent),
+                attempt=pursuit.spent.attempt,
+                message=_canceled_by(pursuit.canceling.command),
+            )
+        return self._why_late(pursuit, needed_seconds=needed_seconds)
+
+    @staticmethod
+    def _why_late(pursuit: Pursuit, *, needed_seconds: float) -> GivenUp | None:
+        deadline = pursuit.decoded.envelope.deadline
+        verdict = judge_deadline(deadline, now=datetime.now(UTC), needed_seconds=needed_seconds, spent=pursuit.spent)
+        if verdict is None or deadline is None:
+            return None
+        return GivenUp(
+            verdict=verdict,
+            attempt=pursuit.spent.attempt,
+            message=_too_late(deadline, needed_seconds=needed_seconds),
+        )
+
+    def _end_unwanted(self, pursuit: Pursuit) -> GivenUp:
+        """The end of a task that was stopped, or whatever tells that it is not this worker's to end."""
+        if not pursuit.taken.lost and (ended := self._why_pointless(pursuit, needed_seconds=0)):
+            return ended
+        raise self._given_up(pursuit.taken)
 
     async def _attempt(self, pursuit: Pursuit) -> Success | GivenUp | None:
         """One try; None when another one is due at once."""
         if pursuit.taken.lost or self._draining:
             raise self._given_up(pursuit.taken)
         await self._take_turn(pursuit)
+        task = pursuit.decoded.task
+        needed_seconds = self._step_times.least_seconds(pixels=task.width * task.height, steps=_passes(task))
+        if pointless := self._why_pointless(pursuit, needed_seconds=needed_seconds):
+            return pointless
         try:
             return Success(await self._try(pursuit), pursuit.spent.attempt)
         except GenerationError as error:
@@ -166,7 +220,7 @@ class Attempts:
             case Action.TRY_AGAIN:
                 self._report(pursuit, ProgressType.RETRYING)
             case Action.RELEASE:
-                raise self._given_up(pursuit.taken)
+                return self._end_unwanted(pursuit)
             case Action.RETRY_LATER | Action.DEAD_LETTER | Action.FAIL:
                 if crashed and verdict.action is Action.DEAD_LETTER:
                     message = f"{_crashed_too_often(verdict.spent.crashes)}; the last time: {message}"
@@ -189,6 +243,8 @@ class Attempts:
 
         def on_step(step: int, total_steps: int) -> None:
             nonlocal last_report
+            if step < total_steps and pursuit.job is not None and self._why_pointless(pursuit, needed_seconds=0):
+                self._engine.cancel(pursuit.job)
             now = time.monotonic()
             if now - last_report >= PROGRESS_SECONDS or step == total_steps:
                 last_report = now
@@ -200,7 +256,7 @@ class Attempts:
             on_step=on_step,
             on_device_free=pursuit.turn.end,
         )
-        job = await unless(pursuit.unwanted, submitting)
+        pursuit.job = job = await unless(pursuit.unwanted, submitting)
         self._jobs.add(job)
 
         def on_lost() -> None:
@@ -208,6 +264,13 @@ class Attempts:
             if job.started_at is None or not orphan_is_worth_finishing(job.fraction_done()):
                 self._engine.cancel(job)
 
+        def on_cancel() -> None:
+            pursuit.unwanted.set()
+            self._engine.cancel(job)
+
+        pursuit.canceling.on_cancel = on_cancel
+        if pursuit.canceling.command is not None:
+            on_cancel()
         taken.on_lost = on_lost
         taken.remaining_seconds = lambda: job.remaining_seconds(now=time.monotonic())
         if taken.lost:
@@ -215,10 +278,18 @@ class Attempts:
         if self._draining and job.started_at is None:
             self._engine.cancel(job)
         try:
-            return await asyncio.shield(job.result)
+            generated = await asyncio.shield(job.result)
         finally:
             self._jobs.discard(job)
-            taken.on_lost = pursuit.unwanted.set
+            pursuit.job = None
+            taken.on_lost = pursuit.canceling.on_cancel = pursuit.unwanted.set
+        task = pursuit.decoded.task
+        self._step_times.learn(
+            pixels=task.width * task.height,
+            steps=_passes(task),
+            seconds=generated.timings_ms.get("denoise", 0.0) / 1000,
+        )
+        return generated
 
     def _entry(self, pursuit: Pursuit) -> LedgerEntry:
         return LedgerEntry(
@@ -250,6 +321,24 @@ class Attempts:
 
 def _crashed_too_often(crashes: int) -> str:
     return f"{crashes} engines or workers died while they worked on this task"
+
+
+def _canceled_by(command: CancelCommand) -> str:
+    by = f" by {command.requested_by}" if command.requested_by else ""
+    return f"canceled{by}: {command.reason}" if command.reason else f"canceled{by}"
+
+
+def _too_late(deadline: datetime, *, needed_seconds: float) -> str:
+    when = format_time(deadline)
+    if needed_seconds == 0:
+        return f"the deadline, {when}, has passed"
+    return f"the deadline, {when}, would have passed: the images take {needed_seconds:.1f} s at the least"
+
+
+def _passes(task: GenerationTask) -> int:
+    """Steps of all images; classifier-free guidance makes each twice as long."""
+    guided = task.negative_prompt is not None and task.true_cfg_scale > 1
+    return task.steps * task.n * (2 if guided else 1)
 
 
 def _inputs(decoded: DecodedTask, *, low_memory: bool) -> GenerationInputs:

@@ -37,6 +37,16 @@ def build_consumer(settings: WorkerSettings, *, client_id: str, group: str) -> A
     )
 
 
+def build_control_reader(settings: WorkerSettings, *, client_id: str) -> AIOKafkaConsumer:
+    """A reader of the whole control topic, in no group."""
+    return AIOKafkaConsumer(
+        settings.topics.control,
+        **aiokafka_options(settings.kafka, client_id=f"{client_id}-control"),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
+
+
 def build_reliable_producer(settings: WorkerSettings, *, client_id: str) -> AIOKafkaProducer:
     """For records that must arrive."""
     return AIOKafkaProducer(

@@ -11,10 +11,11 @@ away is waited for. A task that uses up one of the first two is dead-lettered; o
 | transient | +1 | - | retry topic, or dead letter after the last attempt |
 | worker-fatal | - | +1 | another engine; retry topic, or dead letter after the last crash |
 | infra | - | - | hold, then hand back |
-| expired, canceled | - | - | their own result, or handed back while the pod drains |
+| expired, canceled | - | - | their own result; handed back when it is the pod that drains |
 """
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, assert_never
 
@@ -39,7 +40,7 @@ class Action(StrEnum):
     """By way of a retry topic, perhaps on another worker."""
     DEAD_LETTER = "dead-letter"
     FAIL = "fail"
-    """A failed result and nothing for operators to look at."""
+    """A result without images, and nothing for operators to look at."""
     RELEASE = "release"
     """Handed back in good order; somebody else does it."""
 
@@ -156,6 +157,18 @@ def judge_crashes(*, spent: Spent, budgets: Budgets) -> Verdict | None:
         spent=spent,
         disposition=Disposition.CRASH_LOOP,
     )
+
+
+def judge_canceled(*, spent: Spent) -> Verdict:
+    """Somebody asked for the task to be given up."""
+    return Verdict(action=Action.FAIL, error_class=ErrorClass.CANCELED, code=ErrorCode.CANCELED, spent=spent)
+
+
+def judge_deadline(deadline: datetime | None, *, now: datetime, needed_seconds: float, spent: Spent) -> Verdict | None:
+    """Whether the task would come too late, needing so long from now on; None when it may still be in time."""
+    if deadline is None or now + timedelta(seconds=needed_seconds) < deadline:
+        return None
+    return Verdict(action=Action.FAIL, error_class=ErrorClass.EXPIRED, code=ErrorCode.DEADLINE_EXCEEDED, spent=spent)
 
 
 def hold_is_over(*, held_seconds: float, limit_seconds: float) -> bool:

@@ -19,9 +19,11 @@ from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.backoff import retry_forever
 from fluxpool_transport.health_server import HealthServer
 from fluxpool_transport.object_store import open_object_store
+from fluxpool_worker.agent.cancellations import Cancellations, ControlListener
 from fluxpool_worker.agent.connections import (
     POLL_FENCE_SECONDS,
     build_consumer,
+    build_control_reader,
     build_progress_producer,
     build_reliable_producer,
 )
@@ -92,6 +94,12 @@ class WorkerAgent:
         )
         self._progress = ProgressPublisher(partial(build_progress_producer, settings, client_id=self._client_id))
         self._metrics = WorkerMetrics(engine=self._engine, publisher=self._publisher, holds=self._holds)
+        self._cancellations = Cancellations()
+        self._control = ControlListener(
+            settings.topics.control,
+            build_consumer=partial(build_control_reader, settings, client_id=self._client_id),
+            cancellations=self._cancellations,
+        )
         self._flow = TaskFlow(
             settings=settings,
             worker_name=worker_name,
@@ -101,6 +109,7 @@ class WorkerAgent:
             publisher=self._publisher,
             progress=self._progress,
             holds=self._holds,
+            cancellations=self._cancellations,
             on_end=self._metrics.count_end,
         )
         self._lanes = [
@@ -164,6 +173,7 @@ class WorkerAgent:
             background = [
                 group.create_task(self._until_failure(self._engine.run()), name="engine"),
                 group.create_task(self._progress.run(), name="progress"),
+                group.create_task(self._control.run(), name="control"),
             ]
             try:
                 await self._serve(group)

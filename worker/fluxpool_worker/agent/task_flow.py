@@ -11,6 +11,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import assert_never
 
@@ -41,12 +42,13 @@ from fluxpool_worker.agent.answers import (
     retry_record,
 )
 from fluxpool_worker.agent.attempts import Attempts, GivenUp, Success, TaskReleasedError
+from fluxpool_worker.agent.cancellations import Cancellations, TaskName
 from fluxpool_worker.agent.dead_letters import DeadLetterWriter
 from fluxpool_worker.agent.engine_client import EngineClient
 from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
 from fluxpool_worker.agent.holds import HoldExpiredError, Holds
 from fluxpool_worker.agent.lane import PartitionLostError, Taken
-from fluxpool_worker.agent.outcome import Action, Budgets, Spent, judge_attempt
+from fluxpool_worker.agent.outcome import Action, Budgets, Spent, judge_attempt, judge_deadline
 from fluxpool_worker.agent.publisher import ProgressPublisher, RecordRefusedError, ReliablePublisher
 from fluxpool_worker.agent.task_store import TaskStore, store_cause
 from fluxpool_worker.agent.unwanted import NoLongerWantedError
@@ -73,6 +75,7 @@ class TaskFlow:
         publisher: ReliablePublisher,
         progress: ProgressPublisher,
         holds: Holds,
+        cancellations: Cancellations,
         on_end: Callable[[str, float], None],
     ) -> None:
         self._topics = settings.topics
@@ -88,6 +91,7 @@ class TaskFlow:
         self._dead_letters = DeadLetterWriter(
             store=store, store_cause=store_cause(settings), publisher=publisher, holds=holds, topics=settings.topics
         )
+        self._cancellations = cancellations
         self._on_end = on_end
         self._attempts = Attempts(engine, turns=turns, budgets=self._budgets, worker=worker_name, report=self._report)
         self._signature = Signature(worker=worker_name, pool=settings.pool, model=None)
@@ -160,7 +164,10 @@ class TaskFlow:
             return await self._fail_without_manifest(taken, decoded, _failure(given_up))
 
     async def _pursue(self, taken: Taken, decoded: DecodedTask, *, spent: Spent, turn: EngineTurn) -> str:
-        with self._until_unwanted(taken) as unwanted:
+        name = TaskName(
+            tenant=decoded.envelope.tenant, request_id=decoded.task.request_id, epoch=decoded.envelope.epoch
+        )
+        with self._until_unwanted(taken) as unwanted, self._cancellations.watch(name) as canceling:
             try:
                 claimed = await self._store.claim(
                     taken.record,
@@ -175,7 +182,9 @@ class TaskFlow:
             if manifest is not None:
                 turn.end()
                 return await self._answer(taken, manifest, decoded.envelope)
-            ended = await self._attempts.generate(taken, decoded, spent=spent, turn=turn, unwanted=unwanted)
+            ended = await self._attempts.generate(
+                taken, decoded, spent=spent, turn=turn, unwanted=unwanted, canceling=canceling
+            )
         _after_generate()
         match ended:
             case Success():
@@ -232,15 +241,17 @@ class TaskFlow:
             self._retry_delays_seconds[tier],
             jitter=random.random(),  # noqa: S311 - it spreads load, nobody is kept out by it
         )
+        if late := judge_deadline(decoded.envelope.deadline, now=not_before, needed_seconds=0, spent=verdict.spent):
+            why = "and the deadline will have passed before another try"
+            failure = _failure(replace(given_up, verdict=late), and_besides=why)
+            return await self._end_here(taken, decoded, failure)
         topic = self._topics.retry[tier]
         record = retry_record(taken.record, decoded.envelope, topic=topic, verdict=verdict, not_before=not_before)
         try:
             await self._publisher.publish(record, refusable=True)
         except RecordRefusedError as error:
             failure = _failure(given_up, and_besides=f"and it could not be kept for another try: {error}")
-            await self._end_failed(taken.record, decoded, failure)
-            await taken.lane.finish(taken)
-            return "failed"
+            return await self._end_here(taken, decoded, failure)
         _after_retry()
         self._report(
             ProgressEvent(
@@ -254,6 +265,11 @@ class TaskFlow:
         log.info("task_retried_later", request_id=decoded.task.request_id, topic=topic, attempt=verdict.spent.attempt)
         await taken.lane.finish(taken)
         return "retry"
+
+    async def _end_here(self, taken: Taken, decoded: DecodedTask, failure: Failure) -> str:
+        await self._end_failed(taken.record, decoded, failure)
+        await taken.lane.finish(taken)
+        return "failed"
 
     async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:
         """End a record of a retry topic that cannot be sent back; its offset is the caller's."""

@@ -1,0 +1,129 @@
+"""Cancel commands as they are read, kept and told; and what a step is known to take."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.control import CancelCommand
+from fluxpool_worker.agent.cancellations import KEPT_FOR, Cancellations, TaskName
+from fluxpool_worker.agent.step_times import MAX_SIZES, RECENT, StepTimes
+
+NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
+TASK = TaskName(tenant="default", request_id="r", epoch=0)
+
+
+def record_of(value: bytes | None, headers: list[tuple[str, bytes]] | None = None) -> ConsumerRecord:
+    return ConsumerRecord(
+        topic="control",
+        partition=0,
+        offset=7,
+        timestamp=0,
+        timestamp_type=0,
+        key=b"r",
+        value=value,
+        checksum=None,
+        serialized_key_size=1,
+        serialized_value_size=len(value or b""),
+        headers=headers or [],
+    )
+
+
+def command(request_id: str = "r", *, at: datetime = NOON) -> bytes:
+    return CancelCommand(request_id=request_id, at=at, requested_by="ops").model_dump_json().encode()
+
+
+def known(cancellations: Cancellations, task: TaskName = TASK) -> bool:
+    with cancellations.watch(task) as watch:
+        return watch.command is not None
+
+
+@pytest.fixture
+def cancellations() -> Cancellations:
+    return Cancellations(clock=lambda: NOON)
+
+
+def test_a_command_that_comes_before_its_task_is_kept(cancellations: Cancellations) -> None:
+    assert not known(cancellations)
+    cancellations.learn(record_of(command()))
+    assert known(cancellations)
+
+
+def test_a_task_under_way_is_told_once(cancellations: Cancellations) -> None:
+    told: list[str] = []
+    with cancellations.watch(TASK) as watch, cancellations.watch(TASK) as copy:
+        watch.on_cancel = lambda: told.append("first")
+        copy.on_cancel = lambda: told.append("second")
+        cancellations.learn(record_of(command("another")))
+        assert told == []
+        cancellations.learn(record_of(command()))
+        cancellations.learn(record_of(command()))
+        assert watch.command is not None
+        assert watch.command.requested_by == "ops"
+    assert sorted(told) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "task"),
+    [
+        ([("fluxpool-tenant", b"acme")], TaskName(tenant="acme", request_id="r", epoch=0)),
+        ([("fluxpool-epoch", b"2")], TaskName(tenant="default", request_id="r", epoch=2)),
+    ],
+)
+def test_a_command_means_one_tenants_task_and_one_replay(
+    cancellations: Cancellations, headers: list[tuple[str, bytes]], task: TaskName
+) -> None:
+    cancellations.learn(record_of(command(), headers))
+    assert known(cancellations, task)
+    assert not known(cancellations)
+
+
+def test_a_command_can_be_withdrawn(cancellations: Cancellations) -> None:
+    cancellations.learn(record_of(command()))
+    cancellations.learn(record_of(None))
+    assert not known(cancellations)
+    cancellations.learn(record_of(None))
+
+
+@pytest.mark.parametrize(
+    ("value", "headers"),
+    [
+        (b"\xff not json", []),
+        (b'{"request_id": "r"}', []),
+        (b"[]", []),
+        (command(), [("fluxpool-epoch", b"first")]),
+    ],
+    ids=["garbage", "incomplete", "list", "header"],
+)
+def test_what_is_no_command_is_let_pass(
+    cancellations: Cancellations, value: bytes, headers: list[tuple[str, bytes]]
+) -> None:
+    cancellations.learn(record_of(value, headers))
+    assert len(cancellations) == 0
+
+
+def test_old_commands_are_forgotten() -> None:
+    now = [NOON]
+    cancellations = Cancellations(clock=lambda: now[0])
+    cancellations.learn(record_of(command("old", at=NOON - KEPT_FOR - timedelta(seconds=1))))
+    assert len(cancellations) == 0
+    cancellations.learn(record_of(command("first")))
+    now[0] += KEPT_FOR + timedelta(seconds=1)
+    cancellations.learn(record_of(command("second", at=now[0])))
+    assert len(cancellations) == 1
+
+
+def test_a_step_is_estimated_by_the_fastest_lately_of_the_same_size() -> None:
+    times = StepTimes()
+    assert times.least_seconds(pixels=64, steps=50) == 0
+    times.learn(pixels=64, steps=10, seconds=20)
+    times.learn(pixels=64, steps=10, seconds=5)
+    times.learn(pixels=64, steps=10, seconds=30)
+    assert times.least_seconds(pixels=64, steps=50) == pytest.approx(25)
+    assert times.least_seconds(pixels=128, steps=50) == 0
+    for _ in range(RECENT):
+        times.learn(pixels=64, steps=10, seconds=10)
+    assert times.least_seconds(pixels=64, steps=50) == pytest.approx(50)
+    for size in range(MAX_SIZES):
+        times.learn(pixels=1000 + size, steps=1, seconds=1)
+    assert times.least_seconds(pixels=64, steps=50) == 0
