@@ -39,6 +39,17 @@ async def wait_given(worker: WorkerProcess, count: int, *, after: int) -> None:
     )
 
 
+async def wait_group_empty(bench: WorkerBench) -> None:
+    """Wait until the group has no members: it would now take a commit of anybody."""
+    admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+
+    async def empty() -> bool:
+        described = admin.describe_consumer_groups([bench.group])[bench.group]
+        return not (await asyncio.wrap_future(described)).members
+
+    await wait_until(empty, deadline_seconds=EVENT_SECONDS, what="the group to be empty")
+
+
 async def test_a_worker_that_wakes_up_after_its_session_finds_others_at_work_and_does_no_harm(
     bench: WorkerBench,
 ) -> None:
@@ -66,17 +77,32 @@ async def test_a_worker_alone_that_wakes_up_after_its_session_sets_no_offset_bac
         await bench.wait_results(2)
         given = len(assigned_counts(sleeper))
         sleeper.signal(signal.SIGSTOP)
-        admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
-
-        async def forgotten() -> bool:
-            described = admin.describe_consumer_groups([bench.group])[bench.group]
-            return not (await asyncio.wrap_future(described)).members
-
-        # An empty group would take a commit of anybody.
-        await wait_until(forgotten, deadline_seconds=EVENT_SECONDS, what="the group to be empty")
+        await wait_group_empty(bench)
         sleeper.signal(signal.SIGCONT)
         await wait_given(sleeper, PARTITIONS, after=given)
         await watch.assert_kept()
+    assert sleeper.process.poll() is None
+
+
+async def test_a_worker_that_wakes_up_after_others_did_its_work_and_left_sets_no_offset_back(
+    bench: WorkerBench,
+) -> None:
+    sleeper, other = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    async with PromiseWatch(bench) as watch:
+        await watch.submit(8, "seconds=2", steps=20)
+        await wait_for_step(bench, "task-000")
+        known = len(assigned_counts(other))
+        sleeper.signal(signal.SIGSTOP)
+        await wait_given(other, PARTITIONS, after=known)
+        await bench.wait_results(8)
+        other.signal(signal.SIGTERM)
+        assert await other.wait_exit(EVENT_SECONDS) == 0
+        await wait_group_empty(bench)
+        given = len(assigned_counts(sleeper))
+        sleeper.signal(signal.SIGCONT)
+        await wait_given(sleeper, PARTITIONS, after=given)
+        await watch.submit(2, "seconds=0.2")
+        await watch.assert_kept(repeated_generations=2)
     assert sleeper.process.poll() is None
 
 
