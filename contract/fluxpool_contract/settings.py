@@ -160,6 +160,8 @@ class WorkerSettings(EnvironmentSettings):
     """How many engines or workers may die over a task before it is dead-lettered as `crash-loop`."""
     retry_delays: Annotated[tuple[Delay, ...], Field(max_length=8)] = ()
     """One for each of `topics.retry`, such as `15s,2m`; absent: as the topics' names end, else 15s, 2m, 15m."""
+    lane_wait_limit_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """After how long of waiting a lane with a lower preference has every second turn; it has every fifth anyway."""
     infra_hold_limit_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """How long a task waits for an object store or broker that is away before the worker hands its tasks back and
     exits."""

@@ -266,7 +266,12 @@ class WorkerAgent:
             for index, lane in enumerate(self._lanes)
             if (oldest := lane.oldest_head_ms()) is not None
         ]
-        chosen = choose_lane(waiting, turn=self._turn_number + 1)
+        chosen = choose_lane(
+            waiting,
+            turn=self._turn_number + 1,
+            now_ms=time.time() * 1000,
+            wait_limit_seconds=self._settings.lane_wait_limit_seconds,
+        )
         return self._lanes[chosen] if chosen is not None else None
 
     async def _run_task(self, taken: Taken, turn: EngineTurn) -> None:
