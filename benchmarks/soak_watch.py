@@ -37,7 +37,7 @@ class SoakWatch:
         self._names = {place: name for name, place in places.items()}
         self._answers = _AnswerReader(bench.bootstrap_servers, bench.topics.results)
         self._committed: dict[int, int] = {}
-        self._ends = {number: max(at for other, at in self._names if other == number) + 1 for number, _ in self._names}
+        self._ends = {number: offset + 1 for number, offset in sorted(self._names)}
         self._began_at = self._moved_at = time.monotonic()
         self._ending = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
