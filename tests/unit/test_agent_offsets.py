@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fluxpool_contract.ledger import MAX_METADATA_BYTES, LedgerEntry, decode_ledger, encode_ledger
-from fluxpool_worker.agent.offsets import PartitionOffsets
+from fluxpool_worker.agent.offsets import PartitionOffsets, lost_range
 
 
 def entry(task: str = "t", *, crashes: int = 0, released: bool = False) -> LedgerEntry:
@@ -39,6 +39,18 @@ def test_a_record_that_was_started_is_not_accepted_again() -> None:
     assert [offset for offset in range(4, 9) if offsets.accepts(offset)] == [7, 8]
     with pytest.raises(ValueError, match="started before"):
         offsets.start(6)
+
+
+def test_what_is_gone_from_the_log_is_passed_over_unless_something_is_in_flight() -> None:
+    assert list(lost_range(committed=5, log_start=8)) == [5, 6, 7]
+    assert not lost_range(committed=8, log_start=5)
+    offsets = PartitionOffsets()
+    assert offsets.skip_to(8)
+    assert (offsets.commit_point(), offsets.accepts(7), offsets.accepts(8)) == (8, False, True)
+    assert not offsets.skip_to(8)
+    offsets.start(9)
+    assert not offsets.skip_to(12)
+    assert offsets.commit_point() == 9
 
 
 def test_the_ledger_travels_with_the_offset_and_releases_are_taken_back() -> None:
@@ -101,6 +113,14 @@ class PartitionMachine(RuleBasedStateMachine):
             if self.offsets.accepts(offset):
                 assert offset not in self.finished, "a finished task was started again"
                 self.offsets.start(offset)
+
+    @rule()
+    def delete_what_nobody_had_done(self) -> None:
+        log_start = self.log_end - 1
+        if log_start > self.committed and not self.offsets.in_flight:
+            self.existing = {offset for offset in self.existing if offset >= log_start}
+            self.offsets.skip_to(log_start)
+            self.position = max(self.position, log_start)
 
     @precondition(lambda self: self.offsets.in_flight)
     @rule(data=st.data())

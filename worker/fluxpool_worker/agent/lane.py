@@ -26,7 +26,7 @@ from fluxpool_worker.agent.membership import (
     has_generation,
     refuse_commits_without_generation,
 )
-from fluxpool_worker.agent.offsets import PartitionOffsets
+from fluxpool_worker.agent.offsets import PartitionOffsets, lost_range
 
 POLL_SECONDS: Final = 0.5
 HEADS_PER_PARTITION: Final = 4
@@ -80,8 +80,12 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         wake: asyncio.Event,
         holds: Holds,
         count_crashes: Callable[[LedgerEntry], int],
+        count_lost: Callable[[int], None] = lambda _records: None,
     ) -> None:
-        """`count_crashes` says what an entry of a former owner's ledger means; `wake` is set when a record waits."""
+        """`count_crashes` says what an entry of a former owner's ledger means; `wake` is set when a record waits.
+
+        `count_lost` is told how many records went away before anybody had done them.
+        """
         self.name = name
         self.topic = topic
         self.last_poll: float | None = None
@@ -92,6 +96,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._holds = holds
         self._hold: Hold | None = None
         self._count_crashes = count_crashes
+        self._count_lost = count_lost
         self._consumer: AIOKafkaConsumer | None = None
         self._heads: dict[TopicPartition, deque[ConsumerRecord]] = {}
         self._offsets: dict[TopicPartition, PartitionOffsets] = {}
@@ -305,6 +310,25 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             self._unread = frozenset()
             self._wake.set()
             self._changed.set()
+            await self._tell_losses(consumer, {partition: found.offset for partition, found in committed.items()})
+
+    async def _tell_losses(self, consumer: AIOKafkaConsumer, committed: dict[TopicPartition, int]) -> None:
+        """Say loudly what nobody else would: the consumer itself goes on at the beginning of the log in silence."""
+        epoch = self._epoch
+        try:
+            async with asyncio.timeout(LEDGER_DEADLINE_SECONDS):
+                log_starts = await consumer.beginning_offsets(list(committed))
+        except (KafkaError, TimeoutError) as error:
+            self._log.info("log_start_unknown", error=repr(error))
+            return
+        for partition, log_start in log_starts.items():
+            lost = lost_range(committed=committed[partition], log_start=log_start)
+            if not lost or epoch != self._epoch or partition not in self._assigned:
+                continue
+            self._log.error("records_lost", partition=partition.partition, first=lost.start, end=lost.stop)
+            self._count_lost(len(lost))
+            if self._offsets[partition].skip_to(log_start):
+                self._mark_changed(partition)
 
     def _take_over(self, partition: TopicPartition, committed: OffsetAndMetadata) -> None:
         offsets = self._offsets[partition]

@@ -30,6 +30,12 @@ class WorkerMetrics:
             ["topic"],
             registry=self.registry,
         )
+        self.records_lost = Counter(
+            "fluxpool_records_lost",
+            "Records that retention or somebody deleted before any worker had done them, seen at a take-over.",
+            ["lane"],
+            registry=self.registry,
+        )
         Gauge("fluxpool_engine_restarts", "Engines that died and were replaced.", registry=self.registry).set_function(
             lambda: engine.restarts
         )

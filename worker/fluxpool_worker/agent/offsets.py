@@ -80,6 +80,17 @@ class PartitionOffsets:
             self.frontier = max(self.frontier, committed)
         return lost
 
+    def skip_to(self, offset: int) -> bool:
+        """There is nothing below that offset any more; returns whether the commit point moves.
+
+        Not while anything is in flight: its own end moves it.
+        """
+        if self.in_flight or offset <= (self.frontier or 0):
+            return False
+        self.frontier = offset
+        self._forget_passed()
+        return True
+
     def commit_point(self) -> int | None:
         """The offset to commit: every record below it is finished. None when nothing was ever started."""
         return min(self.in_flight, default=self.frontier)
@@ -97,3 +108,11 @@ class PartitionOffsets:
             entry = self.in_flight[offset]
             if entry is not None:
                 self.in_flight[offset] = replace(entry, released=released)
+
+
+def lost_range(*, committed: int, log_start: int) -> range:
+    """Offsets that the group had not finished and that are gone from the log; empty as a rule.
+
+    Retention, or somebody who deletes records, takes them; an upper bound, for markers have offsets too.
+    """
+    return range(committed, log_start)

@@ -130,6 +130,7 @@ class WorkerAgent:
             wake=wake,
             holds=self._holds,
             count_crashes=self._count_crashes,
+            count_lost=self._metrics.records_lost.labels(name).inc,
         )
 
     def _scheduler_of(self, retry_topic: str, delay_seconds: float) -> RetryScheduler:
