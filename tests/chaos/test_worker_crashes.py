@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from fluxpool_contract.dead_letter import DeadLetter
-from kit.kafka import produce
+from fluxpool_contract.ledger import decode_ledger
+from kit.kafka import committed_offsets, produce
 from kit.waiting import wait_until
 from kit.worker import (
     SESSION_TIMEOUT_SECONDS,
@@ -271,6 +272,25 @@ async def test_a_task_that_kills_every_agent_ends_as_a_crash_loop(quick_bench: W
     assert last.events("job_done") == []
     assert [line["crashes"] for line in last.events("crash_counted")] == [2]
     await bench.wait_committed({partition: offset + 1})
+
+
+async def test_engines_that_keep_dying_end_the_pod_in_good_order_and_the_count_stays(quick_bench: WorkerBench) -> None:
+    bench = quick_bench
+    first = await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-job-started:kill"}, max_crashes=10)
+    body = task_body("unlucky")
+    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
+
+    assert await first.wait_exit(120) == 1
+    assert "the engine died 5 times without finishing a job" in first.events("worker_failed")[0]["error"]
+    assert first.events("drained"), "the groups were left, not abandoned"
+    committed = (await committed_offsets(bench.bootstrap_servers, bench.group))[bench.topics.tasks, partition]
+    [entry] = decode_ledger(committed.metadata).values()
+    assert (committed.offset, entry.task, entry.released) == (offset, "unlucky", True)
+    assert entry.crashes >= 4
+    second = await bench.start_ready(max_crashes=10)
+    [result] = await bench.wait_results(1)
+    assert (result["status"], result["attempt"]) == ("success", 1)
+    assert second.events("crash_counted") == []
 
 
 async def test_an_engine_that_hangs_is_killed_at_the_hard_limit(quick_bench: WorkerBench) -> None:
