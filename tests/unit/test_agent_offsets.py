@@ -66,6 +66,17 @@ def test_the_ledger_travels_with_the_offset_and_releases_are_taken_back() -> Non
     assert offsets.metadata() == ""
 
 
+def test_what_was_given_up_for_good_is_not_taken_back_by_a_rebalance() -> None:
+    offsets = PartitionOffsets()
+    for offset in (7, 8):
+        offsets.start(offset)
+        offsets.record(offset, entry(str(offset)))
+    offsets.release(7)
+    offsets.release()
+    offsets.reclaim()
+    assert decode_ledger(offsets.metadata()) == {7: entry("7", released=True), 8: entry("8")}
+
+
 def test_the_ledger_of_a_release_is_written_in_the_form_others_read() -> None:
     text = encode_ledger({12: entry("req", crashes=2, released=True)})
     assert json.loads(text) == {

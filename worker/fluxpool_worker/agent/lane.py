@@ -191,7 +191,9 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     async def leave(self) -> None:
         """Commit what is finished, mark the rest as released, and make `run()` leave the group."""
         for partition, offsets in self._offsets.items():
-            offsets.release()
+            # One by one, which is for good: a rebalance before the end must not take the releases back.
+            for offset in list(offsets.in_flight):
+                offsets.release(offset)
             self._mark_changed(partition)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COMMIT_DEADLINE_SECONDS), self._settled:

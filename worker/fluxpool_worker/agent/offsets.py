@@ -61,11 +61,13 @@ class PartitionOffsets:
         self.recorded.discard(offset)
 
     def release(self, offset: int | None = None) -> None:
-        """Mark one task in flight, or all, as given up in good order; their offsets stay uncommitted."""
+        """Mark one task in flight as given up for good, or all until `reclaim()`; their offsets stay uncommitted."""
         self._set_released(list(self.in_flight) if offset is None else [offset], released=True)
+        if offset is not None:
+            self.recorded.discard(offset)
 
     def reclaim(self) -> None:
-        """Take back every release: the partition stayed here and its tasks go on."""
+        """Take back the release of all: the partition stayed here and its tasks go on."""
         self._set_released(list(self.recorded), released=False)
 
     def pass_to(self, committed: int) -> frozenset[int]:
