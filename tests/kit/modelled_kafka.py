@@ -1,0 +1,404 @@
+"""A model of one topic and one consumer group, for state machines: every fault is a call, and time stands still.
+
+Owns what a broker and aiokafka do as far as the worker's lane depends on it: generations, eager rebalances, commits
+that are refused, lost or late, and a group without members that takes a commit from anybody. Tests on a real broker pin
+the same behaviour; the model is for the interleavings that no real broker can be made to show. Knows nothing of tasks.
+"""
+
+import asyncio
+import itertools
+import selectors
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from aiokafka import ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
+
+T = TypeVar("T")
+NO_GENERATION = -1
+
+
+class SteppedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_seconds = 0.0
+        self._until_seconds = 0.0
+        super().__init__(_IdleSelector(self))
+
+    def time(self) -> float:
+        """Seconds since the loop was made, by its own clock."""
+        return self.now_seconds
+
+    def settle(self, seconds: float = 0.0) -> None:
+        """Let that much time pass, and return when nothing can go on without more."""
+        self._until_seconds = self.now_seconds + seconds
+        self.run_forever()
+
+    def idle(self, timeout_seconds: float | None) -> None:
+        """Nothing is ready, and the next timer is due after the timeout; None when there is no timer."""
+        if timeout_seconds is None or self.now_seconds + timeout_seconds > self._until_seconds:
+            self.now_seconds = self._until_seconds
+            self.stop()
+        else:
+            self.now_seconds += timeout_seconds
+
+
+class _IdleSelector(selectors.SelectSelector):
+    """Never waits: tells the loop instead."""
+
+    def __init__(self, loop: SteppedLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout > 0:
+            self._loop.idle(timeout)
+        return super().select(0)
+
+
+class LinkState(StrEnum):
+    """How requests fare."""
+
+    UP = "up"
+    SLOW = "slow"
+    """They wait on their way; each arrives when the link is up again, however late."""
+    DEAF = "deaf"
+    """They arrive, and the answers wait on their way."""
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """One client's connection to one service."""
+
+    state: LinkState = LinkState.UP
+    _requests: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = field(default_factory=list)
+    _answers: list[tuple[Any, asyncio.Future[Any]]] = field(default_factory=list)
+    _lost: list[asyncio.Future[Any]] = field(default_factory=list)
+    """Held, because a task that waits for one of these must not be collected as garbage."""
+    _is_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def call(self, request: Callable[[], T]) -> T:
+        """The answer to a request; cancelling the call does not take the request back."""
+        answered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        match self.state:
+            case LinkState.UP:
+                return request()
+            case LinkState.SLOW:
+                self._requests.append((request, answered))
+            case LinkState.DEAF:
+                self._answers.append((request(), answered))
+        return await answered
+
+    async def wait_up(self) -> None:
+        """Return when the link is up."""
+        while self.state is not LinkState.UP:
+            self._is_up.clear()
+            await self._is_up.wait()
+
+    def become(self, state: LinkState, *, last_first: bool = False) -> None:
+        """Change; what waited arrives first, in its order or with the last request overtaking all others."""
+        self.state = state
+        if state is LinkState.UP:
+            self.deliver(last_first=last_first)
+            self._is_up.set()
+
+    def deliver(self, *, last_first: bool = False) -> None:
+        """Let every waiting request arrive, and then every answer."""
+        requests, self._requests = self._requests, []
+        for request, answered in reversed(requests) if last_first else requests:
+            self._answers.append((request(), answered))
+        answers, self._answers = self._answers, []
+        for answer, answered in answers:
+            if not answered.done():
+                answered.set_result(answer)
+
+    @property
+    def waiting_requests(self) -> int:
+        """How many requests are on their way."""
+        return len(self._requests)
+
+    def drop(self) -> None:
+        """What is on its way never arrives, and whoever waits for it waits for ever."""
+        self._lost += [answered for _, answered in (*self._requests, *self._answers)]
+        self._requests.clear()
+        self._answers.clear()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """An OffsetCommit request."""
+
+    sender: "ModelConsumer"
+    member_id: int
+    generation: int
+    offsets: Mapping[TopicPartition, OffsetAndMetadata]
+    committed_when_sent: Mapping[TopicPartition, int]
+
+
+class ModelGroup:
+    """The broker's side: the log of a topic, and one group's members and offsets."""
+
+    def __init__(
+        self,
+        topic: str,
+        *,
+        partitions: int,
+        on_commit: Callable[[Commit, TopicPartition, OffsetAndMetadata], None],
+        on_removed: "Callable[[ModelConsumer], None]",
+    ) -> None:
+        """`on_commit` is called for each partition of an accepted commit, before it holds; `on_removed` before a member
+        is gone, by its own will or not."""
+        self.log: dict[TopicPartition, list[ConsumerRecord]] = {TopicPartition(topic, n): [] for n in range(partitions)}
+        self.committed: dict[TopicPartition, OffsetAndMetadata] = {}
+        self.generation = 0
+        self.members: dict[int, ModelConsumer] = {}
+        self.is_rebalancing = False
+        self.shift = 0
+        """Rotates the next assignment among the members."""
+        self._on_commit = on_commit
+        self._on_removed = on_removed
+        self._ids = itertools.count(1)
+        self._joining: dict[int, asyncio.Future[tuple[int, frozenset[TopicPartition]] | None]] = {}
+
+    # Log
+
+    def append(self, record: ConsumerRecord) -> None:
+        """Add a record at the end of its partition."""
+        self.log[TopicPartition(record.topic, record.partition)].append(record)
+        for member in self.members.values():
+            member.wake()
+
+    # Membership
+
+    async def join(self, consumer: "ModelConsumer") -> tuple[int, frozenset[TopicPartition]] | None:
+        """Generation and share, when all members have joined; None when thrown out meanwhile."""
+        if self.members.get(consumer.member_id) is not consumer:
+            consumer.member_id = next(self._ids)
+            self.members[consumer.member_id] = consumer
+        joined: asyncio.Future[tuple[int, frozenset[TopicPartition]] | None]
+        joined = asyncio.get_running_loop().create_future()
+        self._joining[consumer.member_id] = joined
+        self.rebalance()
+        self._complete_join()
+        return await joined
+
+    def rebalance(self) -> None:
+        """Ask all members to join again; those that cannot be reached learn of it by a later heartbeat."""
+        self.is_rebalancing = bool(self.members)
+        for member in list(self.members.values()):
+            self.heartbeat(member)
+
+    def heartbeat(self, consumer: "ModelConsumer") -> None:
+        """Let a member learn whether it still is one, and whether the group rebalances."""
+        if consumer.link.state is not LinkState.UP:
+            return
+        if self.members.get(consumer.member_id) is not consumer:
+            consumer.reset_generation()
+        elif self.is_rebalancing and consumer.member_id not in self._joining:
+            consumer.request_rejoin()
+
+    def remove(self, consumer: "ModelConsumer") -> None:
+        """The member has left, or its session is over; it may not know."""
+        if self.members.get(consumer.member_id) is not consumer:
+            return
+        self._on_removed(consumer)
+        del self.members[consumer.member_id]
+        joining = self._joining.pop(consumer.member_id, None)
+        if joining is not None and not joining.done():
+            joining.set_result(None)
+        self.rebalance()
+        self._complete_join()
+
+    def owns(self, consumer: "ModelConsumer") -> bool:
+        """Whether the consumer is a member of the present, completed generation."""
+        return (
+            not self.is_rebalancing
+            and self.members.get(consumer.member_id) is consumer
+            and consumer.generation == self.generation
+        )
+
+    def _complete_join(self) -> None:
+        if not self.members or set(self._joining) != set(self.members):
+            return
+        self.generation += 1
+        self.is_rebalancing = False
+        joining, self._joining = self._joining, {}
+        ids = sorted(joining)
+        for place, member_id in enumerate(ids):
+            share = [tp for tp in self.log if (tp.partition + self.shift) % len(ids) == place]
+            if not joining[member_id].done():
+                joining[member_id].set_result((self.generation, frozenset(share)))
+
+    # Offsets
+
+    def commit(self, commit: Commit) -> bool:
+        """Whether the commit was accepted; an empty group takes one from anybody who claims no generation."""
+        if commit.generation == NO_GENERATION:
+            accepted = not self.members
+        else:
+            accepted = self.members.get(commit.member_id) is commit.sender and commit.generation == self.generation
+        if accepted:
+            for partition, offset in commit.offsets.items():
+                self._on_commit(commit, partition, offset)
+                self.committed[partition] = offset
+        return accepted
+
+    def committed_offset(self, partition: TopicPartition) -> int:
+        """Where the group goes on reading."""
+        return self.committed[partition].offset if partition in self.committed else 0
+
+
+class ModelConsumer:
+    """What the lane uses of `AIOKafkaConsumer`; its own coordinator is folded in, as `_coordinator`."""
+
+    def __init__(self, group: ModelGroup, link: Link) -> None:
+        self.link = link
+        self.member_id = 0
+        self.generation = NO_GENERATION
+        self.refused_commits = 0
+        self._group = group
+        self._assigned: frozenset[TopicPartition] = frozenset()
+        self._paused: set[TopicPartition] = set()
+        self._positions: dict[TopicPartition, int] = {}
+        self._rejoin = asyncio.Event()
+        self._stable = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._commit_lock = asyncio.Lock()
+        self._membership: asyncio.Task[None] | None = None
+        self._coordinator = self
+
+    async def start(self) -> None:
+        """Connect."""
+        await self.link.wait_up()
+
+    def subscribe(self, _topics: Collection[str], *, listener: ConsumerRebalanceListener) -> None:
+        """Become a member, from now on."""
+        self._rejoin.set()
+        self._membership = asyncio.create_task(self._keep_membership(listener))
+
+    async def stop(self) -> None:
+        """Leave the group, when it can be told."""
+        if self._membership is not None:
+            self._membership.cancel()
+        if self.link.state is LinkState.UP:
+            self._group.remove(self)
+
+    async def _keep_membership(self, listener: ConsumerRebalanceListener) -> None:
+        while True:
+            await self._rejoin.wait()
+            self._rejoin.clear()
+            self._stable.clear()
+            await listener.on_partitions_revoked(set(self._assigned))
+            joined = None
+            while joined is None:
+                await self.link.wait_up()
+                joined = await self._group.join(self)
+            self.generation, self._assigned = joined
+            self._paused, self._positions = set(), {}
+            listener.on_partitions_assigned(set(self._assigned))
+            self._stable.set()
+
+    def request_rejoin(self) -> None:
+        """A heartbeat was answered with a rebalance."""
+        self._rejoin.set()
+
+    def reset_generation(self) -> None:
+        """The broker does not know this member any more: it joins as a new one, and shows its assignment until then."""
+        self.generation = NO_GENERATION
+        self._group.remove(self)
+        self._rejoin.set()
+
+    # Records
+
+    def assignment(self) -> frozenset[TopicPartition]:
+        """Also after the group has given the partitions to others, until the next join."""
+        return self._assigned
+
+    def paused(self) -> set[TopicPartition]:
+        """Forgotten by every rebalance."""
+        return set(self._paused)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Fetch nothing from these."""
+        self._paused |= set(partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Fetch from these again."""
+        self._paused -= set(partitions)
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be something to fetch."""
+        self._arrived.set()
+
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """Records of one partition, as aiokafka gives them; does not return during a rebalance."""
+        while True:
+            await asyncio.sleep(0)
+            await self._stable.wait()
+            self._arrived.clear()
+            if self.link.state is LinkState.UP:
+                for partition in sorted(self._assigned - self._paused):
+                    if records := self._fetch(partition)[:max_records]:
+                        self._positions[partition] = records[-1].offset + 1
+                        return {partition: records}
+            try:
+                async with asyncio.timeout(timeout_ms / 1000):
+                    await self._arrived.wait()
+            except TimeoutError:
+                if self._stable.is_set():
+                    return {}
+
+    def _fetch(self, partition: TopicPartition) -> list[ConsumerRecord]:
+        position = self._positions.setdefault(partition, self._group.committed_offset(partition))
+        return [record for record in self._group.log[partition] if record.offset >= position]
+
+    # Offsets
+
+    async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        """As aiokafka: a commit that its caller gave up goes on by itself."""
+        if not offsets.keys() <= self._assigned:
+            raise IllegalStateError("partition is not assigned")
+        async with self._commit_lock:
+            sending = asyncio.ensure_future(self._do_commit_offsets(self._assigned, offsets))
+            # Nobody may be left who wants to know.
+            sending.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+            await asyncio.shield(sending)
+
+    async def _do_commit_offsets(
+        self, _assignment: Collection[TopicPartition], offsets: Mapping[TopicPartition, OffsetAndMetadata]
+    ) -> None:
+        commit = Commit(
+            sender=self,
+            member_id=self.member_id,
+            generation=self.generation,
+            offsets=dict(offsets),
+            committed_when_sent={partition: self._group.committed_offset(partition) for partition in offsets},
+        )
+        if not await self.link.call(lambda: self._group.commit(commit)):
+            self.refused_commits += 1
+            self.reset_generation()
+            raise CommitFailedError("the group has rebalanced")
+
+    async def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Nothing is ever deleted here."""
+        return dict.fromkeys(partitions, 0)
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        """The group's offset; None when there is none."""
+        return await self.link.call(
+            lambda: self._group.committed[partition].offset if partition in self._group.committed else None
+        )
+
+    async def fetch_committed_offsets(
+        self, partitions: Iterable[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Offsets with their metadata, of those that have one."""
+        wanted = frozenset(partitions)
+        return await self.link.call(
+            lambda: {partition: offset for partition, offset in self._group.committed.items() if partition in wanted}
+        )
