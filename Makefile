@@ -6,6 +6,8 @@ SHELL := /bin/bash
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fluxpool
 VENV := .venv
 BIN := $(VENV)/bin
+# Byte code with the packages: programs on read-only roots (pods) cannot keep it, and would compile at every start.
+export UV_COMPILE_BYTECODE := 1
 EXTRAS := operator worker gateway cli
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
