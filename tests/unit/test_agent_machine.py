@@ -13,10 +13,12 @@ every task must come to exactly one end.
 import asyncio
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Final
 from unittest.mock import patch
 
+import pytest
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
@@ -390,6 +392,53 @@ def place_of(run: Run) -> Place:
 
 def request_id_of(record: ConsumerRecord) -> str | None:
     return None if record.value == b"{" else str(json.loads(record.value)["request_id"])
+
+
+@pytest.fixture
+def machine() -> Iterator[AgentMachine]:
+    """One to be led by hand, where chance would take long."""
+    machine = AgentMachine()
+    machine.begin(pods=1, records=3)
+    yield machine
+    machine.teardown()
+
+
+def test_a_member_that_was_thrown_out_does_not_set_the_offset_of_an_emptied_group_back(machine: AgentMachine) -> None:
+    thrown_out = machine.pods["pod-a"]
+    thrown_out.begin()
+    machine.loop.settle()
+    machine.may_have_crashed(thrown_out)
+    machine.group.remove(thrown_out.consumers[-1])
+    machine.start("pod-b")
+    other = machine.pods["pod-b"]
+    other.begin()
+    machine.loop.settle()
+    other.engine.finish()
+    machine.loop.settle()
+    machine.kill(other, deliver=True)
+    machine.group.remove(other.consumers[-1])
+    assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 1
+    machine.group.heartbeat(thrown_out.consumers[-1])
+    machine.loop.settle(CALM_SECONDS)
+    machine.nothing_broke()
+    assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 1
+
+
+def test_a_newer_commit_that_an_older_one_overwrote_is_repeated(machine: AgentMachine) -> None:
+    pod = machine.pods["pod-a"]
+    for _ in range(3):
+        pod.begin()
+    machine.loop.settle()
+    pod.kafka.become(LinkState.SLOW)
+    pod.engine.finish()
+    machine.loop.settle(CALM_SECONDS)
+    while pod.engine.is_busy:
+        pod.engine.finish()
+        machine.loop.settle(CALM_SECONDS)
+    assert pod.kafka.waiting_requests > 1
+    pod.kafka.become(LinkState.UP, last_first=True)
+    machine.loop.settle(CALM_SECONDS)
+    assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 2
 
 
 TestAgentMachine = AgentMachine.TestCase
