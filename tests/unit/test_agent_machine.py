@@ -150,7 +150,8 @@ class AgentMachine(RuleBasedStateMachine):
     def append(self, number: int, sent: OutgoingRecord, *, gap: int = 0) -> None:
         log = self.group.log[TopicPartition(TOPIC, number)]
         offset = log[-1].offset + 1 + gap if log else gap
-        now_ms = round((EPOCH_SECONDS + self.loop.time()) * 1000)
+        # No two alike: the order among equals is that of a set, another one in each process.
+        now_ms = round((EPOCH_SECONDS + self.loop.time()) * 1000) + self.records
         self.group.append(consumer_record(sent, number=number, offset=offset, timestamp_ms=now_ms))
         self.records += 1
         self.loop.settle()
