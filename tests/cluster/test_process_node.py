@@ -1,6 +1,8 @@
 """A process node runs bound pods as a kubelet would: starts, files, restarts, probes and limits of real programs."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -8,7 +10,7 @@ import pytest
 
 from kit.kubernetes_api import Body
 from kit.manifests import container_status, create_deployment, create_pod, deployment, events_of, is_ready, pod, pods_of
-from kit.node_bench import POD_IP, SERVER, Bench, is_alive
+from kit.node_bench import POD_IP, SERVER, Bench, is_alive, python_image
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -313,6 +315,29 @@ async def test_a_read_only_root_and_a_read_only_mount_refuse_writes_and_an_empty
         "/fixed/x Read-only file system",
         "/state/x written",
     ]
+
+
+async def test_a_program_stays_reachable_when_a_volume_is_mounted_above_it(
+    make_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    program = tmp_path / "image" / "program.py"
+    program.parent.mkdir()
+    program.write_text("print('runs')\nopen(__file__, 'a')\n")
+    image = replace(python_image(), folders=(str(program.parent),))
+    bench = make_bench(images={"python": image})
+    async with bench.node:
+        await bench.create(
+            "above",
+            command=["python", str(program)],
+            volumes=[STATE_VOLUME],
+            volumeMounts=[{"name": "state", "mountPath": str(tmp_path)}],
+            restartPolicy="Never",
+        )
+        await bench.wait_phase("above", "Failed")
+        log = bench.log("above")
+    assert log.startswith("runs\n")
+    assert "Read-only file system" in log
+    await bench.api.delete(f"/api/v1/nodes/{bench.node.name}")
 
 
 async def test_a_service_account_token_speaks_for_the_pod_and_dies_with_it(bench: Bench) -> None:

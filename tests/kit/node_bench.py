@@ -50,7 +50,10 @@ def python_image(**environment: str) -> ProcessImage:
     """Return an image whose `python` is the one that runs the tests."""
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     return ProcessImage(
-        entrypoint=("python",), cmd=("-c", "print('of the image')"), environment={"PATH": path, **environment}
+        entrypoint=("python",),
+        cmd=("-c", "print('of the image')"),
+        environment={"PATH": path, **environment},
+        folders=(str(Path(__file__).parents[2]),),
     )
 
 

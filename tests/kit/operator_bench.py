@@ -41,14 +41,18 @@ START_SECONDS: Final = 90.0
 
 def operator_image() -> ProcessImage:
     """What the operator's Dockerfile runs, from the environment of the tests."""
-    return ProcessImage(entrypoint=(sys.executable, "-m", "fluxpool_operator"), environment=_environment())
+    return ProcessImage(
+        entrypoint=(sys.executable, "-m", "fluxpool_operator"), environment=_environment(), folders=(str(ROOT),)
+    )
 
 
 def worker_image(*, stand_in: bool = True, **environment: str) -> ProcessImage:
     """What the worker's Dockerfile runs; with the stand-in for the engine, pictures take as long as a prompt says."""
     engine = {"FLUXPOOL_ENGINE_COMMAND": f"{sys.executable},{STAND_IN}"} if stand_in else {}
     return ProcessImage(
-        entrypoint=(sys.executable, "-m", "fluxpool_worker"), environment={**_environment(), **engine, **environment}
+        entrypoint=(sys.executable, "-m", "fluxpool_worker"),
+        environment={**_environment(), **engine, **environment},
+        folders=(str(ROOT),),
     )
 
 

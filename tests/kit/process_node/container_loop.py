@@ -6,10 +6,10 @@ through `PodReferences`.
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, assert_never
 
 from kit.kubernetes_api import Body
@@ -18,6 +18,7 @@ from kit.process_node.container import (
     ContainerProcess,
     ContainerRequest,
     ContainerStartError,
+    Mount,
     StopScope,
     log_path,
 )
@@ -171,11 +172,12 @@ class ContainerLoop:
             raise _NoImageError(f"image {container['image']!r} is not one of this node's: {known}")
         variables = await container_variables(container, scene.references, api_server=scene.api_server)
         hostname = str(scene.references.pod["metadata"]["name"])
+        mounts = scene.volumes.mounts(container)
         return ContainerRequest(
             argv=command_line(container, image, variables),
             environment=whole_environment(variables, image, hostname=hostname),
             working_dir=container.get("workingDir") or image.working_dir,
-            mounts=scene.volumes.mounts(container),
+            mounts=[*mounts, *_hidden_folders(image, mounts)],
             read_only_root=bool(container.get("securityContext", {}).get("readOnlyRootFilesystem")),
             # The kernel's limit.
             hostname=hostname[:63],
@@ -297,6 +299,16 @@ async def _watch_memory(process: ContainerProcess, *, limit_bytes: int) -> None:
             process.kill_for_memory()
             return
         await asyncio.sleep(_MEMORY_INTERVAL_SECONDS)
+
+
+def _hidden_folders(image: ProcessImage, mounts: Sequence[Mount]) -> list[Mount]:
+    """The image's own folders that a volume would hide: a program that lies below /tmp, when a pod mounts one there."""
+    targets = [PurePosixPath(mount.target) for mount in mounts]
+    return [
+        Mount(source=folder, target=folder, read_only=True)
+        for folder in image.folders
+        if any(target in PurePosixPath(folder).parents for target in targets)
+    ]
 
 
 def _as_terminated(ended: ContainerExit) -> Terminated:

@@ -24,6 +24,8 @@ class ProcessImage:
     cmd: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = "/"
+    folders: Sequence[str] = ()
+    """Folders of this machine that are the image's own: still there, read-only, when a volume is mounted above them."""
 
 
 def command_line(container: Body, image: ProcessImage, variables: Mapping[str, str]) -> list[str]:
