@@ -143,7 +143,7 @@ async def test_short_of_gpus_nothing_runs_away_and_a_new_node_heals(fluxpool: Op
         ):
             await fluxpool.wait_pods(8)
             await fluxpool.wait_condition("Ready", "True")
-            await fluxpool.wait_condition("ScalingLimited", "True", reason="PartitionLimit")
+            await fluxpool.wait_condition("ScalingLimited", "True", reason="AtMaxReplicas")
         await fluxpool.bench.api.delete(f"/api/v1/nodes/{more}")
 
 
