@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 log = logging.getLogger(__name__)
 
 OUTAGE_SECONDS = 30
-FIRST_RESULT_SECONDS = 90
-"""From the broker being ready again to the first result; a third of it where the machine is idle."""
+FIRST_RESULT_SECONDS = 30
+"""From the broker being ready again to the first result."""
 
 DRAIN_GRACE_SECONDS = 5.0
 
