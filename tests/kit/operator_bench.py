@@ -177,11 +177,6 @@ class OperatorBench(PoolTasks):
             for pod in await self.operator_pods()
         }
 
-    async def operator_log(self) -> list[dict[str, Any]]:
-        """The log of the one operator there is."""
-        (text,) = (await self.operator_logs()).values()
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-
     async def kill_operator(self) -> None:
         """SIGKILL; the node starts it again."""
         (pod,) = await self.operator_pods()

@@ -3,15 +3,6 @@
 from fluxpool_operator.api.schema import ApiModel, ObjectName, SecretEntry
 
 
-class SecretKeyRef(ApiModel):
-    """One entry of a Secret of the pool's namespace."""
-
-    name: ObjectName
-    """Name of the Secret."""
-    key: SecretEntry
-    """Entry in it."""
-
-
 class CaSecretRef(ApiModel):
     """A Secret with the certificates of the authorities to trust."""
 

@@ -182,12 +182,6 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if self._consumer is not None and self._assigned:
             self._apply_pauses(self._consumer)
 
-    async def leave_when_idle(self) -> None:
-        """Leave as soon as nothing of this lane is in flight; `stop_intake()` first."""
-        async with self._settled:
-            await self._settled.wait_for(lambda: not self._taken)
-        await self.leave()
-
     async def leave(self) -> None:
         """Commit what is finished, mark the rest as released, and make `run()` leave the group."""
         for partition, offsets in self._offsets.items():
