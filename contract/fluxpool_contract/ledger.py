@@ -1,11 +1,12 @@
 """The ledger: which tasks of a partition are in flight, as text committed beside the partition's offset.
 
 Written by the worker that owns the partition, read by its next owner after a crash and by whoever observes the group.
+Also an empty one is written: it tells that a worker committed the offset, and so had the broker keep it for long.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 MAX_METADATA_BYTES: Final = 4096
 """The broker's default `offset.metadata.max.bytes`."""
@@ -27,13 +28,13 @@ class LedgerEntry:
 
 
 def encode_ledger(entries: dict[int, LedgerEntry]) -> str:
-    """The ledger as compact JSON; empty text when nothing is in flight.
+    """The ledger as compact JSON.
 
     Entries that do not fit into the broker's limit are left out from the highest offset on: the lowest is the one that
     a crash would hand out first.
     """
     kept = sorted(entries.items())
-    while kept:
+    while True:
         text = json.dumps(
             {
                 "v": 1,
@@ -54,16 +55,16 @@ def encode_ledger(entries: dict[int, LedgerEntry]) -> str:
         if len(text.encode()) <= MAX_METADATA_BYTES:
             return text
         kept.pop()
-    return ""
+
+
+def is_ledger(metadata: str | None) -> bool:
+    """Whether a worker committed this, rather than another client."""
+    return _tasks(metadata) is not None
 
 
 def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
     """The entries of committed metadata, by offset; empty for text of anybody else, which is not an error."""
-    if not metadata:
-        return {}
     try:
-        body = json.loads(metadata)
-        tasks = body["tasks"]
         return {
             int(offset): LedgerEntry(
                 task=str(entry["task"]),
@@ -73,7 +74,19 @@ def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
                 released=bool(entry.get("released", False)),
                 drawn=bool(entry.get("drawn", False)),
             )
-            for offset, entry in tasks.items()
+            for offset, entry in (_tasks(metadata) or {}).items()
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _tasks(metadata: str | None) -> dict[str, Any] | None:
+    """What stands under `tasks`; None for text of anybody else."""
+    if not metadata:
+        # What most other clients write, asked for each partition at each reading: too often for an exception.
+        return None
+    try:
+        tasks = json.loads(metadata)["tasks"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return tasks if isinstance(tasks, dict) else None

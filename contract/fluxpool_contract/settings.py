@@ -172,7 +172,8 @@ class WorkerSettings(EnvironmentSettings):
     step_hard_limit_seconds: Annotated[float, Field(gt=0)] = 300.0
     """After how long without a denoising step the engine counts as hung and is killed."""
     session_timeout_seconds: Annotated[float, Field(ge=1)] = 45.0
-    """After how long without a heartbeat the group takes a worker for dead."""
+    """After how long without a heartbeat the group takes a worker for dead; one whose event loop is blocked exits
+    before that."""
     rebalance_timeout_seconds: Annotated[float, Field(ge=1)] = 30.0
     """How long the group waits for a member to join again; ample for `revoke_wait_seconds` and a commit."""
     revoke_wait_seconds: Annotated[float, Field(ge=0)] = 3.0

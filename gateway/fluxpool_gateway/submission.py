@@ -154,8 +154,10 @@ class Submission:
         return request_id
 
     async def _check_conflict(self, request_id: str, digest: str) -> None:
-        recent = self._recent.get(request_id)
-        known = recent.digest if recent is not None else await self._stored_digest(request_id)
+        known = await self._stored_digest(request_id)
+        if known is None and (recent := self._recent.get(request_id)) is not None:
+            # Other processes' requests are seen in the store only, so that it goes before what was accepted here.
+            known = recent.digest
         if known is not None and known != digest:
             problem = FieldProblem("Idempotency-Key", "was used for a request with another body; take a new key")
             raise ProblemError(

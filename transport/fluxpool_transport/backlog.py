@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 from aiokafka.errors import KafkaConnectionError
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.ledger import LedgerEntry, decode_ledger
+from fluxpool_contract.ledger import LedgerEntry, decode_ledger, is_ledger
 from fluxpool_transport.group_offsets import CommittedOffset, GroupMember, GroupOffsets, GroupOffsetsReader
 from fluxpool_transport.kafka_admin import KafkaAdmin
 from fluxpool_transport.log_bounds import LogBounds, LogBoundsReader, PartitionKey
@@ -69,6 +69,11 @@ class PartitionBacklog:
     def waiting_records(self) -> int:
         """Records that nobody has begun."""
         return self.uncommitted_records - len(self.in_flight)
+
+    @property
+    def is_foreign_commit(self) -> bool:
+        """Whether another client than a worker committed the offset: nobody asked the broker to keep it for long."""
+        return self.committed_offset is not None and not is_ledger(self.metadata)
 
     @property
     def expired_records(self) -> int:

@@ -143,11 +143,13 @@ class GroupOffsetsReader:
         if coordinator is None:
             coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
             self._coordinators[group] = coordinator
-        membership, fetched = await asyncio.gather(
-            self._describe(client, coordinator, group),
-            client.send(coordinator, OffsetFetchRequest(group, [(topic, list(partitions))])),
+        describing = asyncio.ensure_future(self._describe(client, coordinator, group))
+        fetching = asyncio.ensure_future(
+            client.send(coordinator, OffsetFetchRequest(group, [(topic, list(partitions))]))
         )
-        return membership, fetched
+        # Both are over before an error is told: left alone, the other one might connect after the client was closed.
+        await asyncio.gather(describing, fetching, return_exceptions=True)
+        return describing.result(), fetching.result()
 
     async def _describe(self, client: Any, coordinator: int, group: str) -> _Membership:
         now = asyncio.get_running_loop().time()

@@ -4,7 +4,9 @@ Owns the border to a library without asyncio of its own. Knows nothing of what i
 """
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import itertools
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
@@ -73,7 +75,8 @@ class KafkaAdmin:
 
         Raises `KafkaUnavailableError` when there are questions and no broker answered any of them.
         """
-        answers = await asyncio.gather(*map(asyncio.wrap_future, futures.values()), return_exceptions=True)
+        await _all_done(futures.values())
+        answers = [future.exception() or future.result() for future in futures.values()]
         # Complaints and token refreshes wait in a queue of librdkafka's until somebody polls.
         self.client.poll(0)
         for answer in answers:
@@ -96,6 +99,25 @@ class KafkaAdmin:
     def _note(self, error: Any) -> None:
         if error.name() != _ALL_BROKERS_DOWN:
             self._last_complaint = error.str()
+
+
+async def _all_done(futures: "Collection[Future[Any]]") -> None:
+    """Wait for thousands of futures with one call into the event loop, where `wrap_future` makes one for each."""
+    if not futures:
+        return
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    # Its `next` is one step of the interpreter, whichever of librdkafka's threads takes it.
+    others_left = itertools.count(len(futures) - 1, -1)
+
+    def note(_future: "Future[Any]") -> None:
+        if next(others_left) == 0:
+            with contextlib.suppress(RuntimeError):  # nobody waits any more, and the loop is closed
+                loop.call_soon_threadsafe(done.set)
+
+    for future in futures:
+        future.add_done_callback(note)
+    await done.wait()
 
 
 def explain(exception: KafkaException) -> str:

@@ -40,8 +40,6 @@ class _Topic:
     choice: PartitionChoice
     estimate: WorkEstimate = field(default_factory=WorkEstimate)
     problem: str | None = "not read yet"
-    partitions: int = 0
-    """By the last reading that told; 0 before."""
 
 
 class PartitionChooser:
@@ -68,6 +66,8 @@ class PartitionChooser:
         self._quick_interval_seconds = quick_interval_seconds
         self._topics = {topic: _Topic(PartitionChoice(self._source)) for topic in groups.values()}
         self._sent = asyncio.Event()
+        self.has_read = asyncio.Event()
+        """Set while `run` runs and has read at least once, whether it was told anything or not."""
 
     def choose(self, topic: str, *, partitions: int, work: float = 1.0) -> int:
         """The partition, 0 to `partitions` - 1, for a task of this size (`GenerationParameters.relative_work`)."""
@@ -83,13 +83,6 @@ class PartitionChooser:
         if known is not None:
             known.estimate.acknowledged(partition=partition, offset=offset, work=work)
 
-    def choose_if_known(self, topic: str, *, work: float = 1.0) -> int | None:
-        """The same for those who do not know how many partitions there are; None while nobody here does either."""
-        known = self._topics.get(topic)
-        if known is None or not known.partitions:
-            return None
-        return self.choose(topic, partitions=known.partitions, work=work)
-
     def why_turns(self, topic: str, *, partitions: int) -> str | None:
         """Why the partitions of a topic take turns; None while they are chosen by load."""
         known = self._topics.get(topic)
@@ -101,20 +94,28 @@ class PartitionChooser:
 
     async def run(self) -> None:
         """Read until cancelled; nothing that goes wrong with it ends it."""
-        while True:
-            try:
-                async with self.reader() as reader:
-                    while True:
-                        began_at = self._clock()
-                        self._sent.clear()
-                        await self.refresh(reader)
-                        await self._pause(self._clock() - began_at)
-            except KafkaUnavailableError as error:
-                self._note_failure(str(error))
-            except Exception:  # a loop that must live: without it tasks would only wait longer, but unseen
-                logger.exception("partition_loads_failed")
-                self._note_failure("reading failed; the log says why")
-            await asyncio.sleep(IDLE_INTERVAL_SECONDS)
+        try:
+            while True:
+                try:
+                    await self._read_on()
+                except KafkaUnavailableError as error:
+                    self._note_failure(str(error))
+                except Exception:  # a loop that must live: without it tasks would only wait longer, but unseen
+                    logger.exception("partition_loads_failed")
+                    self._note_failure("reading failed; the log says why")
+                self.has_read.set()
+                await asyncio.sleep(IDLE_INTERVAL_SECONDS)
+        finally:
+            self.has_read.clear()
+
+    async def _read_on(self) -> None:
+        async with self.reader() as reader:
+            while True:
+                began_at = self._clock()
+                self._sent.clear()
+                await self.refresh(reader)
+                self.has_read.set()
+                await self._pause(self._clock() - began_at)
 
     def reader(self) -> BacklogReader:
         """What `refresh` reads by; open it with `async with`."""
@@ -136,7 +137,6 @@ class PartitionChooser:
     def _use(self, backlog: GroupBacklog, now: float) -> None:
         topic = self._topics[backlog.topic]
         problem = backlog.problem
-        topic.partitions = len(backlog.partitions) or topic.partitions
         if problem is None:
             # While the group rebalances, who owned a partition says nothing of who will.
             owners = topic.estimate.owners(backlog, now=now) if backlog.state == STABLE else ()

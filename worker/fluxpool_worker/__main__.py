@@ -11,8 +11,10 @@ from fluxpool_contract.environment import SettingsError
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.logging_setup import configure_logging
 from fluxpool_transport.object_store import StorageUnavailableError
+from fluxpool_worker.agent.connections import blocked_limit_seconds
 from fluxpool_worker.agent.engine_client import EngineLoadError, EngineUnstableError
 from fluxpool_worker.agent.holds import HoldExpiredError
+from fluxpool_worker.agent.loop_watchdog import ending_when_blocked
 from fluxpool_worker.agent.service import MissingTopicsError, WorkerAgent
 
 EXIT_FAILED = 1
@@ -22,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 def main() -> int:
-    """Run the worker; returns the exit code."""
+    """Run the worker; returns the exit code. A blocked event loop ends the process by itself, see `loop_watchdog`."""
     configure_logging(service="fluxpool-worker")
     try:
         settings = WorkerSettings.from_environment(os.environ)
@@ -45,7 +47,8 @@ def main() -> int:
 
 
 async def _run(settings: WorkerSettings) -> None:
-    await WorkerAgent(settings, worker_name=settings.worker_name or socket.gethostname()).run()
+    with ending_when_blocked(limit_seconds=blocked_limit_seconds(settings)):
+        await WorkerAgent(settings, worker_name=settings.worker_name or socket.gethostname()).run()
 
 
 if __name__ == "__main__":

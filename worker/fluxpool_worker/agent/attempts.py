@@ -190,9 +190,7 @@ class Attempts:
         if pursuit.taken.lost or self._draining:
             raise self._given_up(pursuit.taken)
         await self._take_turn(pursuit)
-        task = pursuit.decoded.task
-        needed_seconds = self._step_times.least_seconds(pixels=task.width * task.height, steps=_passes(task))
-        if pointless := self._why_pointless(pursuit, needed_seconds=needed_seconds):
+        if pointless := self._why_pointless(pursuit, needed_seconds=self._least_seconds(pursuit.decoded.task)):
             return pointless
         try:
             return Success(await self._try(pursuit), pursuit.spent.attempt)
@@ -272,7 +270,11 @@ class Attempts:
         if pursuit.canceling.command is not None:
             on_cancel()
         taken.on_lost = on_lost
-        taken.remaining_seconds = lambda: job.remaining_seconds(now=time.monotonic())
+        task = pursuit.decoded.task
+        # A job that stands ready in the engine begins while its lane waits for the one before it.
+        taken.remaining_seconds = lambda: job.remaining_seconds(
+            now=time.monotonic(), whole_seconds=self._least_seconds(task) or None
+        )
         if taken.lost:
             on_lost()
         if self._draining and job.started_at is None:
@@ -283,13 +285,16 @@ class Attempts:
             self._jobs.discard(job)
             pursuit.job = None
             taken.on_lost = pursuit.canceling.on_cancel = pursuit.unwanted.set
-        task = pursuit.decoded.task
         self._step_times.learn(
             pixels=task.width * task.height,
             steps=_passes(task),
             seconds=generated.timings_ms.get("denoise", 0.0) / 1000,
         )
         return generated
+
+    def _least_seconds(self, task: GenerationTask) -> float:
+        """What the task takes on the device at least; 0 when nothing of its size was drawn before."""
+        return self._step_times.least_seconds(pixels=task.width * task.height, steps=_passes(task))
 
     def _entry(self, pursuit: Pursuit) -> LedgerEntry:
         return LedgerEntry(

@@ -10,8 +10,24 @@ from fluxpool_worker.agent.membership import own_sticky_assignor
 
 POLL_FENCE_SECONDS: Final = 60.0
 """A loop that does not poll for this long is stuck; the consumer then leaves the group by itself."""
+LONGEST_HEARTBEAT_SECONDS: Final = 3.0
+BLOCKED_SHARE: Final = 0.75
+"""Of what is left of a session after a heartbeat: the rest is for noticing, and for a last line in the log."""
 MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 """Above the largest dead letter; the topics' own limits decide."""
+
+
+def heartbeat_interval_seconds(settings: WorkerSettings) -> float:
+    """From one heartbeat to the next: three fit into a session."""
+    return min(LONGEST_HEARTBEAT_SECONDS, settings.session_timeout_seconds / 3)
+
+
+def blocked_limit_seconds(settings: WorkerSettings) -> float:
+    """How long the event loop may be blocked.
+
+    Blocked just before a heartbeat, it is noticed before the member's session is over.
+    """
+    return BLOCKED_SHARE * (settings.session_timeout_seconds - heartbeat_interval_seconds(settings))
 
 
 def build_consumer(settings: WorkerSettings, *, client_id: str, group: str) -> AIOKafkaConsumer:
@@ -29,7 +45,7 @@ def build_consumer(settings: WorkerSettings, *, client_id: str, group: str) -> A
         auto_offset_reset="earliest",
         isolation_level="read_committed",
         session_timeout_ms=session_ms,
-        heartbeat_interval_ms=min(3000, session_ms // 3),
+        heartbeat_interval_ms=int(heartbeat_interval_seconds(settings) * 1000),
         rebalance_timeout_ms=rebalance_ms,
         max_poll_interval_ms=int(POLL_FENCE_SECONDS * 1000),
         max_partition_fetch_bytes=64 * 1024,

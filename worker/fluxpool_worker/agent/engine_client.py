@@ -109,12 +109,12 @@ class EngineJob:
         """For how long the device has worked on the job without a sign of life."""
         return 0.0 if self.is_device_free or self.last_sign_at is None else now - self.last_sign_at
 
-    def remaining_seconds(self, *, now: float) -> float | None:
-        """Estimate from the steps done so far; 0 once the device is free, None before the first step."""
+    def remaining_seconds(self, *, now: float, whole_seconds: float | None) -> float | None:
+        """Estimate from the steps done so far, before the first one `whole_seconds`; 0 once the device is free."""
         if self.is_device_free:
             return 0.0
         if self.started_at is None or self.step == 0:
-            return None
+            return whole_seconds
         per_step = (now - self.started_at) / self.step
         return per_step * (self.total_steps - self.step)
 

@@ -49,11 +49,16 @@ class Hold:
 class Holds(Collector):
     """All that waits in this worker; also its metrics."""
 
-    def __init__(self, *, limit_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, limit_seconds: float, outage_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`outage_seconds` is for how long something must be away to count in `seconds_since_outage`."""
         self._limit_seconds = limit_seconds
+        self._outage_seconds = outage_seconds
         self._clock = clock
         self._standing: set[Hold] = set()
         self._past_seconds = dict.fromkeys(HoldCause, 0.0)
+        self._outage_ended_at: dict[HoldCause, float] = {}
         self._clear = asyncio.Event()
         self._clear.set()
 
@@ -83,6 +88,8 @@ class Holds(Collector):
         if not others:
             seconds = self._clock() - self._since(hold.cause)
             self._past_seconds[hold.cause] += seconds
+            if seconds >= self._outage_seconds:
+                self._outage_ended_at[hold.cause] = self._clock()
             log.info("hold_ended", cause=hold.cause, seconds=round(seconds, 1))
         elif hold.began_at < min(other.began_at for other in others):
             # The time until the next one began is over; from there on that one counts.
@@ -141,6 +148,14 @@ class Holds(Collector):
         """For how long anything was held by this cause, the present hold included."""
         standing = self._clock() - self._since(cause) if cause in self.causes else 0.0
         return self._past_seconds[cause] + standing
+
+    def seconds_since_outage(self, cause: HoldCause) -> float | None:
+        """How long ago the last outage by this cause ended: 0 while it lasts, None when there was none."""
+        now = self._clock()
+        if cause in self.causes and now - self._since(cause) >= self._outage_seconds:
+            return 0.0
+        ended_at = self._outage_ended_at.get(cause)
+        return None if ended_at is None else now - ended_at
 
     def _since(self, cause: HoldCause) -> float:
         return min(hold.began_at for hold in self._standing if hold.cause is cause)

@@ -1,44 +1,35 @@
 """One lane: a topic, its consumer group and this pod's membership in it.
 
-Owns polling, head buffers, pauses, rebalances and commits; knows nothing of tasks. The consumer is polled at all times,
-with partitions paused that have heads enough, because only polling keeps the membership and notices a rebalance.
+Owns polling, head buffers, pauses and rebalances; what is committed is its `OffsetCommits`' business, and what former
+owners left its `TakeOver`'s. Knows nothing of tasks. The consumer is polled at all times, with partitions paused that
+have heads enough, because only polling keeps the membership and notices a rebalance.
 """
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
-from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
+from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.ledger import LedgerEntry, decode_ledger
-from fluxpool_transport.faults import fault_point
-from fluxpool_worker.agent.holds import Hold, HoldCause, Holds
-from fluxpool_worker.agent.membership import (
-    committed_with_metadata,
-    has_generation,
-    refuse_commits_without_generation,
-)
-from fluxpool_worker.agent.offsets import PartitionOffsets, lost_range
+from fluxpool_contract.ledger import LedgerEntry
+from fluxpool_worker.agent.holds import Holds
+from fluxpool_worker.agent.losses import Losses
+from fluxpool_worker.agent.membership import refuse_commits_without_generation
+from fluxpool_worker.agent.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
+from fluxpool_worker.agent.take_over import TakeOver
 
 POLL_SECONDS: Final = 0.5
 HEADS_PER_PARTITION: Final = 4
 """A resumed partition waits for the fetch under way (100 ms); a few heads bridge that for short tasks."""
-COMMIT_DEADLINE_SECONDS: Final = 10.0
-COMMIT_RETRY_SECONDS: Final = 0.5
-LEDGER_DEADLINE_SECONDS: Final = 10.0
 LEAVE_DEADLINE_SECONDS: Final = 5.0
 REBUILD_SECONDS: Final = 1.0
-
-_before_commit = fault_point("agent-before-commit")
-_after_commit = fault_point("agent-after-commit")
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +47,8 @@ class Taken:
     crashes: int = 0
     """How many engines or workers died over the task, as the ledger of former owners says."""
     lost: bool = False
+    outlives_log: bool = False
+    """Its topic was deleted under it: nobody else will ever have it, and there is no offset left to commit."""
     on_lost: Callable[[], None] = field(default=lambda: None)
     """Called once, from the event loop, when the partition went to another member."""
     remaining_seconds: Callable[[], float | None] = field(default=lambda: None)
@@ -93,31 +86,24 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._build_consumer = build_consumer
         self._revoke_wait_seconds = revoke_wait_seconds
         self._wake = wake
-        self._holds = holds
-        self._hold: Hold | None = None
-        self._count_crashes = count_crashes
-        self._count_lost = count_lost
         self._consumer: AIOKafkaConsumer | None = None
         self._heads: dict[TopicPartition, deque[ConsumerRecord]] = {}
-        self._offsets: dict[TopicPartition, PartitionOffsets] = {}
         self._taken: set[Taken] = set()
-        self._assigned: frozenset[TopicPartition] = frozenset()
-        self._unread: frozenset[TopicPartition] = frozenset()
-        """Assigned, but what the group committed for them is not known yet: nothing is begun or committed there."""
-        self._reassigned = asyncio.Event()
-        self._joined = asyncio.Event()
-        self._epoch = 0
-        """Counts assignments; a commit that was refused may be repeated only in a later one."""
-        self._versions = itertools.count(1)
-        self._changed_at: dict[TopicPartition, int] = {}
-        self._committed_at: dict[TopicPartition, int] = {}
-        self._changed = asyncio.Event()
-        self._settled = asyncio.Condition()
-        self._commit_lock = asyncio.Lock()
-        self._read_back: set[TopicPartition] = set()
         self._intake_stopped = False
         self._leaving = False
         self._log = log.bind(lane=name)
+        self._commits = OffsetCommits(holds=holds, log=self._log)
+        self._count_lost = count_lost
+        self._losses = Losses(count_lost=count_lost, log=self._log)
+        self._take_over = TakeOver(
+            self._commits,
+            self._losses,
+            count_crashes=count_crashes,
+            on_another_log=self._begin_anew,
+            on_passed=self._lose_passed,
+            on_read=wake.set,
+            log=self._log,
+        )
 
     # Life
 
@@ -129,9 +115,8 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             except KafkaError as error:
                 self._log.warning("lane_consumer_failed", error=repr(error))
             finally:
-                self._joined.clear()
-                self._lose(set(self._offsets))
-                self._end_hold()
+                self._commits.end()
+                self._lose(set(self._commits.progress))
                 await self._close_consumer()
             if not self._leaving:
                 await asyncio.sleep(REBUILD_SECONDS)
@@ -143,8 +128,9 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         refuse_commits_without_generation(consumer)
         consumer.subscribe([self.topic], listener=self)
         background = [
-            asyncio.create_task(self._commit_when_changed(consumer), name=f"commit-{self.name}"),
-            asyncio.create_task(self._take_over_when_assigned(consumer), name=f"take-over-{self.name}"),
+            asyncio.create_task(self._commits.run(consumer), name=f"commit-{self.name}"),
+            asyncio.create_task(self._take_over.run(consumer), name=f"take-over-{self.name}"),
+            asyncio.create_task(self._losses.run(consumer), name=f"losses-{self.name}"),
         ]
         try:
             while not self._leaving:
@@ -157,6 +143,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 self.last_poll = time.monotonic()
                 for partition, records in batches.items():
                     self._receive(partition, records)
+                await self._look_at_positions(consumer)
         finally:
             for task in background:
                 task.cancel()
@@ -177,21 +164,20 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     def stop_intake(self) -> None:
         """Hand out no further record; polling goes on, and with it the membership."""
         self._intake_stopped = True
-        for heads in self._heads.values():
-            heads.clear()
-        if self._consumer is not None and self._assigned:
+        if self._consumer is not None and self._commits.progress:
             self._apply_pauses(self._consumer)
+
+    async def leave_when_done(self) -> None:
+        """As `leave()`, once nothing that was taken here is in flight any more; call `stop_intake()` before."""
+        await self._commits.wait_until(lambda: not self._taken)
+        await self.leave()
 
     async def leave(self) -> None:
         """Commit what is finished, mark the rest as released, and make `run()` leave the group."""
-        for partition, offsets in self._offsets.items():
-            # One by one, which is for good: a rebalance before the end must not take the releases back.
-            for offset in list(offsets.in_flight):
-                offsets.release(offset)
-            self._mark_changed(partition)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(COMMIT_DEADLINE_SECONDS), self._settled:
-                await self._settled.wait_for(lambda: not self._uncommitted())
+        if self._consumer is not None:
+            await self._look_at_positions(self._consumer)
+        self._commits.release_for_good()
+        await self._commits.wait_committed()
         self._leaving = True
 
     # Heads
@@ -199,7 +185,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     @property
     def is_joined(self) -> bool:
         """Whether the group has given this member an assignment that still stands."""
-        return self._joined.is_set()
+        return self._commits.is_joined
 
     def oldest_head_ms(self) -> int | None:
         """Timestamp of the oldest record that waits here, milliseconds since 1970; None when none does."""
@@ -209,7 +195,8 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """The first waiting record of each partition."""
         if self._intake_stopped:
             return []
-        return [heads[0] for partition, heads in self._heads.items() if heads and partition not in self._unread]
+        unread = self._commits.unread
+        return [heads[0] for partition, heads in self._heads.items() if heads and partition not in unread]
 
     def take(self) -> Taken | None:
         """The oldest waiting record, now in flight; None when none waits."""
@@ -220,7 +207,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """One of `waiting_heads()`, now in flight; no await may lie between the two calls."""
         partition = TopicPartition(head.topic, head.partition)
         record = self._heads[partition].popleft()
-        inherited = self._offsets[partition].start(record.offset)
+        inherited = self._commits.progress[partition].start(record.offset)
         taken = Taken(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
         self._taken.add(taken)
         if self._consumer is not None:
@@ -228,15 +215,72 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         return taken
 
     def _receive(self, partition: TopicPartition, records: list[ConsumerRecord]) -> None:
-        if partition not in self._assigned or self._intake_stopped:
+        offsets = self._commits.progress.get(partition)
+        if offsets is None:
             return
-        offsets = self._offsets[partition]
         heads = self._heads[partition]
         for record in records:
+            if self._shows_another_log(partition, record.offset, next_offset=record.offset + 1):
+                return  # from its beginning on they come again
             if offsets.accepts(record.offset) and not (heads and record.offset <= heads[-1].offset):
                 heads.append(record)
         if heads:
             self._wake.set()
+
+    async def _look_at_positions(self, consumer: AIOKafkaConsumer) -> None:
+        """See what was passed over; and where all that was read is finished, the commit point is the position.
+
+        Nobody reads the markers before it: a transaction, also an aborted one, ends with one, a lag for ever otherwise.
+        """
+        for partition in list(self._commits.progress):
+            if not self.is_joined:
+                return  # the consumer may have its next assignment before the listener was told
+            with contextlib.suppress(KafkaError, TimeoutError):
+                # Known at once, with no turn of the loop in which a record might come, or left to the next look.
+                async with asyncio.timeout(0):
+                    position = await consumer.position(partition)
+                if self._shows_another_log(partition, position, next_offset=position):
+                    continue
+                if self._is_idle(partition) and self._commits.progress[partition].skip_to(position):
+                    self._commits.mark_changed(partition)
+
+    def _is_idle(self, partition: TopicPartition) -> bool:
+        offsets = self._commits.progress[partition]
+        if partition in self._commits.unread or not self._losses.may_pass(partition):
+            return False
+        return not offsets.in_flight and not self._heads[partition]
+
+    def _shows_another_log(self, partition: TopicPartition, offset: int, *, next_offset: int) -> bool:
+        if not self.is_joined:
+            return False
+        reached = self._losses.see(partition, offset, next_offset=next_offset)
+        if reached is None:
+            return False
+        # Only a log that ends before the position makes the consumer begin at its beginning again.
+        self._count_lost(len(self._heads[partition]))
+        self._begin_anew(partition, offset)
+        return True
+
+    def _begin_anew(self, partition: TopicPartition, offset: int = 0) -> None:
+        """A topic was deleted and made again, or its log cut short: do all that it has now, as if for the first time.
+
+        What is in flight goes on to its end, for nobody else has it any more, and is committed nowhere.
+        """
+        offsets = self._commits.progress[partition]
+        self._log.error(
+            "log_replaced",
+            partition=partition.partition,
+            done_before=offsets.commit_point(),
+            in_flight=sorted(offsets.in_flight),
+            goes_on_at=offset,
+        )
+        self._heads[partition].clear()
+        self._let_outlive({partition})
+        self._commits.begin_anew(partition, offset)
+        self._losses.begin_anew(partition)
+        if self._consumer is not None:
+            with contextlib.suppress(IllegalStateError):  # a rebalance has just taken it away
+                self._consumer.seek(partition, offset)
 
     def _apply_pauses(self, consumer: AIOKafkaConsumer) -> None:
         assigned = consumer.assignment()
@@ -255,113 +299,51 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
         """Before a join: heartbeats still run, and what is finished may still be committed."""
-        self._joined.clear()
+        self._commits.suspend()
         for heads in self._heads.values():
             heads.clear()
         if not revoked or self._consumer is None:
             return
         await self._wait_for_nearly_finished()
-        for partition, offsets in self._offsets.items():
-            offsets.release()
-            self._mark_changed(partition)
-        await self._commit_once(self._consumer, deadline_seconds=COMMIT_DEADLINE_SECONDS / 4)
+        self._commits.release_all()
+        await self._commits.commit_once(self._consumer, deadline_seconds=REVOKED_COMMIT_DEADLINE_SECONDS)
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """After a join. Must not await: the heartbeat task is not running yet."""
-        self._epoch += 1
-        self._assigned = frozenset(assigned)
-        self._lose(set(self._offsets) - self._assigned)
-        for partition in self._assigned:
-            self._heads[partition] = deque()
-            offsets = self._offsets.setdefault(partition, PartitionOffsets())
-            offsets.reclaim()
-            if offsets.in_flight:
-                self._mark_changed(partition)
-        self._unread = self._assigned
-        self._reassigned.set()
+        if self._consumer is not None and self._commits.progress and self._is_topic_gone(self._consumer):
+            self._let_outlive(set(self._commits.progress))
+            self._log.error("topic_gone", topic=self.topic, in_flight=len(self._taken))
+        self._lose(self._commits.progress.keys() - set(assigned))
+        self._commits.assign(assigned)
+        self._losses.assign(assigned)
+        self._heads = {partition: deque() for partition in assigned}
+        self._take_over.begin()
         if self._consumer is not None:
             self._apply_pauses(self._consumer)
-        self._joined.set()
-        self._changed.set()
-        self._log.info("lane_assigned", partitions=sorted(partition.partition for partition in self._assigned))
+        self._log.info("lane_assigned", partitions=sorted(partition.partition for partition in assigned))
 
-    async def _take_over_when_assigned(self, consumer: AIOKafkaConsumer) -> None:
-        """After each assignment, learn what former owners left behind; heads wait meanwhile."""
-        while True:
-            await self._reassigned.wait()
-            self._reassigned.clear()
-            epoch, unread = self._epoch, self._unread
-            try:
-                async with asyncio.timeout(LEDGER_DEADLINE_SECONDS):
-                    committed = await committed_with_metadata(consumer, unread)
-            except (KafkaError, TimeoutError) as error:
-                self._log.warning("ledger_delayed", error=repr(error))
-                await asyncio.sleep(COMMIT_RETRY_SECONDS)
-                self._reassigned.set()
-                continue
-            if epoch != self._epoch:
-                continue  # assigned anew meanwhile, which has set the event
-            for partition in unread & self._assigned & committed.keys():
-                self._take_over(partition, committed[partition])
-            self._unread = frozenset()
-            self._wake.set()
-            self._changed.set()
-            await self._tell_losses(consumer, {partition: found.offset for partition, found in committed.items()})
+    def _is_topic_gone(self, consumer: AIOKafkaConsumer) -> bool:
+        return not consumer.partitions_for_topic(self.topic)
 
-    async def _tell_losses(self, consumer: AIOKafkaConsumer, committed: dict[TopicPartition, int]) -> None:
-        """Say loudly what nobody else would: the consumer itself goes on at the beginning of the log in silence."""
-        epoch = self._epoch
-        try:
-            async with asyncio.timeout(LEDGER_DEADLINE_SECONDS):
-                log_starts = await consumer.beginning_offsets(list(committed))
-        except (KafkaError, TimeoutError) as error:
-            self._log.info("log_start_unknown", error=repr(error))
-            return
-        for partition, log_start in log_starts.items():
-            lost = lost_range(committed=committed[partition], log_start=log_start)
-            if not lost or epoch != self._epoch or partition not in self._assigned:
-                continue
-            self._log.error("records_lost", partition=partition.partition, first=lost.start, end=lost.stop)
-            self._count_lost(len(lost))
-            if self._offsets[partition].skip_to(log_start):
-                self._mark_changed(partition)
-
-    def _take_over(self, partition: TopicPartition, committed: OffsetAndMetadata) -> None:
-        offsets = self._offsets[partition]
-        # A member that was thrown out and came back: others may have had the partition, and their commits stand.
-        lost = offsets.pass_to(committed.offset)
-        self._lose_taken(
-            [taken for taken in self._taken if taken.partition == partition and taken.record.offset in lost]
-        )
-        entries = {
-            offset: entry for offset, entry in decode_ledger(committed.metadata).items() if offsets.accepts(offset)
-        }
-        counted = {offset: replace(entry, crashes=self._count_crashes(entry)) for offset, entry in entries.items()}
-        offsets.inherit(counted)
-        for offset, entry in counted.items():
-            if entry.crashes:
-                self._log.warning(
-                    "crash_counted" if entry.crashes > entries[offset].crashes else "crashes_inherited",
-                    request_id=entry.task,
-                    crashes=entry.crashes,
-                    worker=entry.worker,
-                    partition=partition.partition,
-                    offset=offset,
-                )
+    def _let_outlive(self, partitions: set[TopicPartition]) -> None:
+        for taken in self._taken:
+            taken.outlives_log = taken.outlives_log or taken.partition in partitions
 
     def _lose(self, partitions: set[TopicPartition]) -> None:
+        self._commits.forget(partitions)
         for partition in partitions:
-            self._offsets.pop(partition, None)
             self._heads.pop(partition, None)
-            self._changed_at.pop(partition, None)
-            self._committed_at.pop(partition, None)
-        self._assigned -= partitions
         self._lose_taken([taken for taken in self._taken if taken.partition in partitions])
-        if partitions:
-            self._changed.set()
+
+    def _lose_passed(self, partition: TopicPartition, passed: frozenset[int]) -> None:
+        self._lose_taken(
+            [taken for taken in self._taken if taken.partition == partition and taken.record.offset in passed]
+        )
 
     def _lose_taken(self, lost: list[Taken]) -> None:
         for taken in lost:
+            if taken.outlives_log:
+                continue
             self._taken.discard(taken)
             taken.lost = True
             taken.on_lost()
@@ -370,14 +352,14 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """Give work that would end within the bound the time to do so; the rest is adopted or lost."""
         deadline = time.monotonic() + self._revoke_wait_seconds
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._revoke_wait_seconds), self._settled:
-                await self._settled.wait_for(lambda: not self._nearly_finished(deadline - time.monotonic()))
+            async with asyncio.timeout(self._revoke_wait_seconds):
+                await self._commits.wait_until(lambda: not self._nearly_finished(deadline - time.monotonic()))
 
     def _nearly_finished(self, within_seconds: float) -> bool:
         estimates = [taken.remaining_seconds() for taken in self._taken]
         return any(estimate is not None and estimate <= within_seconds for estimate in estimates)
 
-    # Commits
+    # What becomes of what was taken
 
     async def record(self, taken: Taken, entry: LedgerEntry) -> None:
         """Write the task into the ledger and wait until the broker has it.
@@ -386,18 +368,22 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """
         if taken.lost:
             raise PartitionLostError
-        self._offsets[taken.partition].record(taken.record.offset, entry)
-        version = self._mark_changed(taken.partition)
-        async with self._settled:
-            await self._settled.wait_for(lambda: taken.lost or self._committed_at.get(taken.partition, 0) >= version)
+        if taken.outlives_log:
+            return
+        partition = taken.partition
+        self._commits.progress[partition].record(taken.record.offset, entry)
+        version = self._commits.mark_changed(partition)
+        await self._commits.wait_until(
+            lambda: taken.lost or taken.outlives_log or self._commits.is_committed(partition, version)
+        )
         if taken.lost:
             raise PartitionLostError
 
     def drawn(self, taken: Taken) -> None:
         """Note in the ledger that the task's images exist; returns at once."""
-        if not taken.lost:
-            self._offsets[taken.partition].drawn(taken.record.offset)
-            self._mark_changed(taken.partition)
+        if self._is_of_log(taken):
+            self._commits.progress[taken.partition].drawn(taken.record.offset)
+            self._commits.mark_changed(taken.partition)
 
     async def finish(self, taken: Taken) -> None:
         """The task reached its end; its offset is committed as soon as everything before it is finished too.
@@ -408,87 +394,19 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._taken.discard(taken)
         if taken.lost:
             raise PartitionLostError
-        self._offsets[taken.partition].finish(taken.record.offset)
-        self._mark_changed(taken.partition)
-        async with self._settled:
-            self._settled.notify_all()
+        if self._is_of_log(taken):
+            self._commits.progress[taken.partition].finish(taken.record.offset)
+            self._commits.mark_changed(taken.partition)
+        await self._commits.notify()
 
     async def release(self, taken: Taken) -> None:
         """Give a task up in good order; its offset stays uncommitted for the next owner."""
         self._taken.discard(taken)
-        if not taken.lost:
-            self._offsets[taken.partition].release(taken.record.offset)
-            self._mark_changed(taken.partition)
+        if self._is_of_log(taken):
+            self._commits.progress[taken.partition].release(taken.record.offset)
+            self._commits.mark_changed(taken.partition)
+        await self._commits.notify()
 
-    def _mark_changed(self, partition: TopicPartition) -> int:
-        version = next(self._versions)
-        self._changed_at[partition] = version
-        self._changed.set()
-        return version
-
-    def _uncommitted(self) -> set[TopicPartition]:
-        return {
-            partition
-            for partition, version in self._changed_at.items()
-            if partition in self._assigned - self._unread and version > self._committed_at.get(partition, 0)
-        }
-
-    async def _commit_when_changed(self, consumer: AIOKafkaConsumer) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            async with self._settled:
-                self._settled.notify_all()
-            await self._joined.wait()
-            if not await self._commit_once(consumer, deadline_seconds=COMMIT_DEADLINE_SECONDS):
-                await asyncio.sleep(COMMIT_RETRY_SECONDS)
-                self._changed.set()
-
-    async def _commit_once(self, consumer: AIOKafkaConsumer, *, deadline_seconds: float) -> bool:
-        """Commit every partition that changed; False when it has to be tried again."""
-        async with self._commit_lock:
-            versions = {partition: self._changed_at[partition] for partition in self._uncommitted()}
-            batch = {
-                partition: OffsetAndMetadata(commit_point, self._offsets[partition].metadata())
-                for partition in versions
-                if (commit_point := self._offsets[partition].commit_point()) is not None
-            }
-            if batch and not await self._send_commit(consumer, batch, deadline_seconds):
-                return False
-            for partition, version in versions.items():
-                if partition in self._assigned:
-                    self._committed_at[partition] = version
-            async with self._settled:
-                self._settled.notify_all()
-            return True
-
-    async def _send_commit(
-        self, consumer: AIOKafkaConsumer, batch: dict[TopicPartition, OffsetAndMetadata], deadline_seconds: float
-    ) -> bool:
-        epoch = self._epoch
-        _before_commit()
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                await consumer.commit(batch)
-                late = self._read_back & batch.keys()
-                behind = [tp for tp in late if (await consumer.committed(tp) or 0) < batch[tp].offset]
-        except (CommitFailedError, IllegalStateError) as error:
-            # Not the tasks' failure. Nothing may be committed again before a new assignment proves ownership.
-            self._log.info("commit_refused", error=str(error), member=has_generation(consumer))
-            if self._epoch == epoch:
-                self._joined.clear()
-            return False
-        except (KafkaError, TimeoutError) as error:
-            # The request may still be on its way and land late, with these offsets: read back after the next success.
-            self._read_back |= batch.keys()
-            self._hold = self._hold or self._holds.begin(HoldCause.KAFKA)
-            self._log.warning("commit_delayed", error=repr(error))
-            return False
-        _after_commit()
-        self._end_hold()
-        self._read_back -= late
-        return not behind
-
-    def _end_hold(self) -> None:
-        self._holds.end(self._hold)
-        self._hold = None
+    @staticmethod
+    def _is_of_log(taken: Taken) -> bool:
+        return not (taken.lost or taken.outlives_log)

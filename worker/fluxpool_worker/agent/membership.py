@@ -9,6 +9,7 @@
 - The sticky assignor keeps its state on the class; every consumer gets a subclass of its own.
 """
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -41,12 +42,21 @@ def refuse_commits_without_generation(consumer: AIOKafkaConsumer) -> None:
     send = coordinator._do_commit_offsets  # noqa: SLF001
 
     async def guarded(assignment: Any, offsets: Mapping[Any, Any]) -> None:
+        # The library shields it from a caller who gives up; asyncio would then print its error as one nobody looked at.
+        sending = asyncio.current_task()
+        if sending is not None:
+            sending.add_done_callback(_look_at_error)
         # No await lies between this check and the building of the request, so a generation lost meanwhile is noticed.
         if not has_generation(consumer):
             raise CommitFailedError("the member lost its generation; its offsets are no longer its own to commit")
         await send(assignment, offsets)
 
     coordinator._do_commit_offsets = guarded  # noqa: SLF001
+
+
+def _look_at_error(sending: "asyncio.Task[Any]") -> None:
+    if not sending.cancelled():
+        sending.exception()
 
 
 async def committed_with_metadata(

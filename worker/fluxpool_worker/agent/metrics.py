@@ -32,7 +32,7 @@ class WorkerMetrics:
         )
         self.records_lost = Counter(
             "fluxpool_records_lost",
-            "Records that retention or somebody deleted before any worker had done them, seen at a take-over.",
+            "Records that retention or somebody deleted before any worker had done them.",
             ["lane"],
             registry=self.registry,
         )

@@ -15,13 +15,17 @@ class PartitionOffsets:
     """Progress on one assigned partition."""
 
     frontier: int | None = None
-    """One past the highest started offset; None until the first record came."""
+    """One past the highest started offset, or what was skipped to; None until the first record came."""
+    committed: int | None = None
+    """What the group has committed, as far as this worker knows; None when nothing."""
     in_flight: dict[int, LedgerEntry | None] = field(default_factory=dict)
     """Started and not finished; the entry is None until the task is known well enough to be recorded."""
     inherited: dict[int, LedgerEntry] = field(default_factory=dict)
     """What the ledger said of tasks that are not started here yet: their counts go into every commit until then."""
     recorded: set[int] = field(default_factory=set)
     """Those in flight whose entry was written here and not only inherited."""
+    recommits: bool = False
+    """What the group has committed is committed again as it is, even though nothing was started yet."""
 
     def inherit(self, entries: dict[int, LedgerEntry]) -> None:
         """Take over what the ledger of a former owner says, with its crashes counted already."""
@@ -78,24 +82,26 @@ class PartitionOffsets:
         lost = frozenset(offset for offset in self.in_flight if offset < committed)
         for offset in lost:
             self.finish(offset)
+        self.committed = committed
         if self.frontier is not None:
             self.frontier = max(self.frontier, committed)
         return lost
 
     def skip_to(self, offset: int) -> bool:
-        """There is nothing below that offset any more; returns whether the commit point moves.
+        """There is nothing left to do below that offset; returns whether the commit point moves.
 
-        Not while anything is in flight: its own end moves it.
+        Not while anything is in flight: its own end moves it. Never back, nor to where the group is anyway.
         """
-        if self.in_flight or offset <= (self.frontier or 0):
+        if self.in_flight or offset <= ((self.committed or 0) if self.frontier is None else self.frontier):
             return False
         self.frontier = offset
         self._forget_passed()
         return True
 
     def commit_point(self) -> int | None:
-        """The offset to commit: every record below it is finished. None when nothing was ever started."""
-        return min(self.in_flight, default=self.frontier)
+        """The offset to commit: every record below it is finished. None when nothing was ever started here."""
+        at_rest = self.committed if self.frontier is None and self.recommits else self.frontier
+        return min(self.in_flight, default=at_rest)
 
     def metadata(self) -> str:
         """The ledger, as the text committed beside the offset."""
@@ -110,11 +116,3 @@ class PartitionOffsets:
             entry = self.in_flight[offset]
             if entry is not None:
                 self.in_flight[offset] = replace(entry, released=released)
-
-
-def lost_range(*, committed: int, log_start: int) -> range:
-    """Offsets that the group had not finished and that are gone from the log; empty as a rule.
-
-    Retention, or somebody who deletes records, takes them; an upper bound, for markers have offsets too.
-    """
-    return range(committed, log_start)

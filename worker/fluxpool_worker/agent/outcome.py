@@ -181,14 +181,18 @@ def runs_alone(crashes: int) -> bool:
     return crashes > 0
 
 
-def inherited_crashes(entry: LedgerEntry, *, worker: str, worker_started_at: int) -> int:
+def inherited_crashes(
+    entry: LedgerEntry, *, worker: str, worker_started_at: int, outage_ended_at: float | None = None
+) -> int:
     """How many crashes to count for a task that the ledger of a taken-over partition names.
 
-    One more than it says, unless its owner gave it up in good order, had its images already, or is this very process,
-    which lost the partition and got it back. `worker_started_at` is in seconds since 1970.
+    One more than it says, unless its owner gave it up in good order, had its images already, is this very process,
+    which lost the partition and got it back, or may have lost the group to an outage that this worker saw, too; the
+    last one's end is `outage_ended_at`. All times are in seconds since 1970.
     """
     own = entry.worker == worker and entry.started_at >= worker_started_at
-    return entry.crashes if entry.released or entry.drawn or own else entry.crashes + 1
+    cut_off = outage_ended_at is not None and entry.started_at <= outage_ended_at
+    return entry.crashes if entry.released or entry.drawn or own or cut_off else entry.crashes + 1
 
 
 def orphan_is_worth_finishing(fraction_done: float) -> bool:

@@ -20,6 +20,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
+from aiokafka.structs import RecordMetadata
 
 from fluxpool_transport.faults import fault_point
 from fluxpool_worker.agent.holds import Hold, HoldCause, Holds
@@ -55,6 +56,19 @@ class OutgoingRecord:
     headers: list[tuple[str, bytes]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordPlace:
+    """Where an acknowledged record lies."""
+
+    partition: int
+    offset: int
+    """Negative when the brokers had the record already and do not say where."""
+
+
+def by_key(_partitions: int) -> None:
+    """Leave the partition to the record's key: equal keys lie on one partition, in their order."""
+
+
 async def _stop(producer: AIOKafkaProducer) -> None:
     try:
         async with asyncio.timeout(STOP_DEADLINE_SECONDS):
@@ -78,8 +92,16 @@ class ReliablePublisher:
         self.unknown = 0
         """Records that were sent and neither acknowledged nor refused for a while: they may be in the log or not."""
 
-    async def publish(self, record: OutgoingRecord, *, refusable: bool = False) -> None:
-        """Send and await the ack of all in-sync replicas.
+    async def publish(
+        self,
+        record: OutgoingRecord,
+        *,
+        refusable: bool = False,
+        choose_partition: Callable[[int], int | None] = by_key,
+    ) -> RecordPlace:
+        """Send and await the ack of all in-sync replicas; returns where the record lies.
+
+        `choose_partition` is told how many partitions the topic has, each time the record is sent.
 
         An outcome that is unknown stays so until the brokers tell: sending the record anew would double it, and giving
         up would lose it. After an error that retrying cannot mend, the producer's sequence is broken and every later
@@ -93,7 +115,7 @@ class ReliablePublisher:
         try:
             while True:
                 try:
-                    await self._send(record)
+                    place = await self._send(record, choose_partition)
                 except KafkaError as error:
                     if refusable and isinstance(error, _REFUSALS):
                         raise RecordRefusedError(f"topic {record.topic}: {error!r}") from error
@@ -103,26 +125,29 @@ class ReliablePublisher:
                     await asyncio.sleep(REBUILD_SECONDS)
                 else:
                     _after_publish()
-                    return
+                    return place
         finally:
             self._holds.end(hold)
 
-    async def _send(self, record: OutgoingRecord) -> None:
+    async def _send(self, record: OutgoingRecord, choose_partition: Callable[[int], int | None]) -> RecordPlace:
         producer = await self._current()
+        # By the producer's own metadata, because it takes no partition that is not in them.
+        partitions = await producer.partitions_for(record.topic)
         # What is refused here never reached a batch: the producer is as good as before.
         acked = await producer.send(
             record.topic,
             record.value,
             key=record.key,
+            partition=choose_partition(len(partitions)),
             headers=[(name, value) for name, value in record.headers],
         )
         try:
-            await self._acknowledged(acked, record)
+            return await self._acknowledged(acked, record)
         except KafkaError:
             await self._discard(producer)
             raise
 
-    async def _acknowledged(self, acked: "asyncio.Future[object]", record: OutgoingRecord) -> None:
+    async def _acknowledged(self, acked: "asyncio.Future[RecordMetadata]", record: OutgoingRecord) -> RecordPlace:
         """Wait for the one answer; `asyncio.wait` leaves the record alone when this is cancelled."""
         hold: Hold | None = None
         try:
@@ -132,7 +157,8 @@ class ReliablePublisher:
                     self.unknown += 1
                     log.warning("publish_outcome_unknown", topic=record.topic)
                 self._holds.check(hold, "a record was sent and not acknowledged")
-            acked.result()
+            metadata = acked.result()
+            return RecordPlace(partition=metadata.partition, offset=metadata.offset)
         finally:
             if hold is not None:
                 self.unknown -= 1
@@ -221,7 +247,7 @@ class ProgressPublisher:
             await asyncio.sleep(REBUILD_SECONDS)
 
 
-def _is_acknowledged(acked: "asyncio.Future[object]") -> bool:
+def _is_acknowledged(acked: "asyncio.Future[RecordMetadata]") -> bool:
     return acked.done() and not acked.cancelled() and acked.exception() is None
 
 

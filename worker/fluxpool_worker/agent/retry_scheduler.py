@@ -1,9 +1,10 @@
 """Hands tasks on from a retry topic when they are due; CPU only, in every agent.
 
-Owns when a record of a retry topic goes back and where to. Knows nothing of what the task is: whatever is wrong with
-it, a worker finds out. One group serves a retry topic for all pools that share it, so the record itself says where it
-belongs. It is published and acknowledged before its offset is committed: a crash in between hands it on twice, and the
-second copy finds what the first one left.
+Owns when a record of a retry topic goes back and where to: like a new task it goes to the member that will be free
+first, because its key would bind it to one that may be busy for long. Loads are read only while a record is due or
+soon will be. Knows nothing of what the task is: whatever is wrong with it, a worker finds out. One group serves a retry
+topic for all pools that share it, so the record itself says where it belongs. It is published and acknowledged before
+its offset is committed: a crash in between hands it on twice, and the second copy finds what the first one left.
 """
 
 import asyncio
@@ -20,12 +21,15 @@ from fluxpool_contract.headers import NOT_BEFORE, ORIGIN_TOPIC, Envelope, parse_
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
 from fluxpool_contract.retries import MAX_JITTER
 from fluxpool_transport.faults import fault_point
+from fluxpool_transport.partition_choice_demand import AHEAD_SECONDS, ChoiceOnDemand
 from fluxpool_worker.agent.answers import Failure, due_record
 from fluxpool_worker.agent.lane import LaneConsumer, PartitionLostError, Taken
-from fluxpool_worker.agent.publisher import RecordRefusedError, ReliablePublisher
+from fluxpool_worker.agent.publisher import RecordPlace, RecordRefusedError, ReliablePublisher
 
 LONGEST_NAP_SECONDS: Final = 30.0
 """Between two looks at heads that are not due: a clock may be set."""
+AVERAGE_WORK: Final = 1.0
+"""How large a task is, is in its body."""
 
 _after_republish = fault_point("retry-after-republish")
 
@@ -33,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class RetryScheduler:
-    """Serves one retry topic; `lane.run()` must be running meanwhile."""
+    """Serves one retry topic; `lane.run()` and `choice.run()` must be running meanwhile."""
 
     def __init__(
         self,
@@ -43,6 +47,7 @@ class RetryScheduler:
         delay_seconds: float,
         home_topic: str,
         publisher: ReliablePublisher,
+        choice: ChoiceOnDemand,
         dead_letter: Callable[[ConsumerRecord, Failure], Awaitable[None]],
         on_handed_on: Callable[[], None],
         clock: Callable[[], float] = time.time,
@@ -53,6 +58,7 @@ class RetryScheduler:
         self._delay_seconds = delay_seconds
         self._home_topic = home_topic
         self._publisher = publisher
+        self._choice = choice
         self._dead_letter = dead_letter
         self._on_handed_on = on_handed_on
         self._clock = clock
@@ -71,13 +77,21 @@ class RetryScheduler:
             first = min(heads, key=self._due_seconds, default=None)
             nap = LONGEST_NAP_SECONDS
             if first is not None:
-                nap = min(nap, self._due_seconds(first) - self._clock())
-            if first is not None and nap <= 0:
-                await self._hand_on(self.lane.take_head(first))
-                continue
+                due_in_seconds = self._due_seconds(first) - self._clock()
+                if due_in_seconds <= 0:
+                    await self._hand_on(self.lane.take_head(first))
+                    continue
+                nap = min(nap, self._nap_seconds(due_in_seconds))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(nap):
                     await self._wake.wait()
+
+    def _nap_seconds(self, due_in_seconds: float) -> float:
+        """Until the head is due, or until loads must be read for it."""
+        if due_in_seconds > AHEAD_SECONDS:
+            return due_in_seconds - AHEAD_SECONDS
+        self._choice.expect()
+        return due_in_seconds
 
     def _due_seconds(self, head: ConsumerRecord) -> float:
         return due_seconds(head, delay_seconds=self._delay_seconds)
@@ -89,16 +103,36 @@ class RetryScheduler:
             # A header of somebody else's: the task would go round here for ever.
             topic = self._home_topic
         try:
-            await self._publisher.publish(due_record(record, topic=topic), refusable=True)
+            place = await self._send_back(record, topic)
         except RecordRefusedError as error:
             await self._dead_letter(record, _homeless(topic, error))
+            place = None
         _after_republish()
         self._on_handed_on()
-        log.info("retry_handed_on", retry_topic=record.topic, topic=topic, offset=record.offset)
+        log.info(
+            "retry_handed_on",
+            retry_topic=record.topic,
+            topic=topic,
+            partition=place.partition if place is not None else None,
+            offset=record.offset,
+        )
         try:
             await taken.lane.finish(taken)
         except PartitionLostError:
             log.info("retry_handed_on_twice", retry_topic=record.topic, offset=record.offset)
+
+    async def _send_back(self, record: ConsumerRecord, topic: str) -> RecordPlace:
+        await self._choice.ready()
+        chooser = self._choice.chooser
+        # Topics of other pools are not watched here: their partitions take turns.
+        place = await self._publisher.publish(
+            due_record(record, topic=topic),
+            refusable=True,
+            choose_partition=lambda partitions: chooser.choose(topic, partitions=partitions, work=AVERAGE_WORK),
+        )
+        if place.offset >= 0:
+            chooser.acknowledged(topic, partition=place.partition, offset=place.offset, work=AVERAGE_WORK)
+        return place
 
 
 def due_seconds(record: ConsumerRecord, *, delay_seconds: float) -> float:

@@ -1,11 +1,10 @@
 """The agent as a whole: wires lanes, engine and publishers together, runs them, and drains them on SIGTERM."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
@@ -19,6 +18,8 @@ from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.backoff import retry_forever
 from fluxpool_transport.health_server import HealthServer
 from fluxpool_transport.object_store import open_object_store
+from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
+from fluxpool_transport.partition_choice_watch import PartitionChooser
 from fluxpool_worker.agent.cancellations import Cancellations, ControlListener
 from fluxpool_worker.agent.connections import (
     POLL_FENCE_SECONDS,
@@ -29,7 +30,7 @@ from fluxpool_worker.agent.connections import (
 )
 from fluxpool_worker.agent.engine_client import EngineClient, EngineLimits, EngineLoadError, EngineUnstableError
 from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
-from fluxpool_worker.agent.holds import HoldExpiredError, Holds
+from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
 from fluxpool_worker.agent.lane import LaneConsumer, Taken
 from fluxpool_worker.agent.lane_choice import WaitingLane, choose_lane
 from fluxpool_worker.agent.membership import keep_offsets_for
@@ -72,7 +73,11 @@ class WorkerAgent:
         self._turns = EngineTurns(jobs=ENGINE_JOBS)
         self._room = asyncio.Semaphore(TASKS_IN_FLIGHT)
         self._turn_number = 0
-        self._holds = Holds(limit_seconds=settings.infra_hold_limit_seconds)
+        self._holds = Holds(
+            limit_seconds=settings.infra_hold_limit_seconds,
+            # A shorter one throws nobody out of a group.
+            outage_seconds=settings.session_timeout_seconds,
+        )
         self._engine = EngineClient(
             EngineSpec(
                 model=settings.model.id,
@@ -116,6 +121,9 @@ class WorkerAgent:
             self._member_of(lane.topic, group=settings.group_of(lane), name=lane.name, wake=self._wake)
             for lane in settings.lanes
         ]
+        self._choice = ChoiceOnDemand(
+            PartitionChooser(settings.kafka, {settings.group_of(lane): lane.topic for lane in settings.lanes})
+        )
         self._schedulers = [
             self._scheduler_of(topic, delay_seconds)
             for topic, delay_seconds in zip(settings.topics.retry, settings.retry_delays_seconds, strict=True)
@@ -141,12 +149,19 @@ class WorkerAgent:
             delay_seconds=delay_seconds,
             home_topic=self._settings.lanes[0].topic,
             publisher=self._publisher,
+            choice=self._choice,
             dead_letter=self._flow.give_up_due,
             on_handed_on=self._metrics.retries_handed_on.labels(retry_topic).inc,
         )
 
     def _count_crashes(self, entry: LedgerEntry) -> int:
-        return inherited_crashes(entry, worker=self._worker_name, worker_started_at=self._started_at)
+        since = self._holds.seconds_since_outage(HoldCause.KAFKA)
+        return inherited_crashes(
+            entry,
+            worker=self._worker_name,
+            worker_started_at=self._started_at,
+            outage_ended_at=None if since is None else time.time() - since,
+        )
 
     @property
     def _memberships(self) -> list[LaneConsumer]:
@@ -175,6 +190,7 @@ class WorkerAgent:
                 group.create_task(self._until_failure(self._engine.run()), name="engine"),
                 group.create_task(self._progress.run(), name="progress"),
                 group.create_task(self._control.run(), name="control"),
+                group.create_task(self._choice.run(), name="partition-choice"),
             ]
             try:
                 await self._serve(group)
@@ -294,21 +310,29 @@ class WorkerAgent:
         for member in self._memberships:
             member.stop_intake()
         self._flow.drain()
-        # What has failed for good is not waited for: others can do it sooner.
-        await self._wait_for_tasks(0.0 if self._failure else self._settings.drain_grace_seconds)
-        self._flow.stop_running()
-        await self._wait_for_tasks(STOP_RUNNING_SECONDS)
-        leftover = [*self._tasks, *(task for task in scheduling if not task.done())]
-        for task in leftover:
-            task.cancel()
-        await self._wait_for_tasks(STOP_RUNNING_SECONDS)
+        async with asyncio.TaskGroup() as group:
+            # Lanes without a task in flight leave at once: others serve their partitions while a task runs on here.
+            leaving = [group.create_task(member.leave_when_done()) for member in self._memberships]
+            await self._end_tasks(scheduling)
+            for waiting in leaving:
+                waiting.cancel()
         await asyncio.gather(*(member.leave() for member in self._memberships))
         log.info("drained", seconds=round(time.monotonic() - began, 2))
 
-    async def _wait_for_tasks(self, seconds: float) -> None:
-        if self._tasks:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait(set(self._tasks), timeout=seconds)
+    async def _end_tasks(self, scheduling: list[asyncio.Task[None]]) -> None:
+        # What has failed for good is not waited for: others can do it sooner.
+        await self._wait_for(self._tasks, seconds=0.0 if self._failure else self._settings.drain_grace_seconds)
+        self._flow.stop_running()
+        await self._wait_for({*self._tasks, *scheduling}, seconds=STOP_RUNNING_SECONDS)
+        leftover = [*self._tasks, *(task for task in scheduling if not task.done())]
+        for task in leftover:
+            task.cancel()
+        await self._wait_for(leftover, seconds=STOP_RUNNING_SECONDS)
+
+    @staticmethod
+    async def _wait_for(tasks: Collection[asyncio.Task[None]], *, seconds: float) -> None:
+        if tasks:
+            await asyncio.wait(set(tasks), timeout=seconds)
 
     # Health
 
