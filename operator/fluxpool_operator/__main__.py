@@ -6,6 +6,7 @@ settings are wrong.
 
 import argparse
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -124,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SettingsError as error:
         sys.stderr.write(f"fluxpool-operator: {error}\n")
         sys.exit(EXIT_CONFIGURATION)
+    # What was imported stays. Left to the collector it would be a reason to look rarely, and objects of the API that
+    # went long ago would pile up between its looks.
+    gc.freeze()
     try:
         sys.exit(asyncio.run(serve(settings)))
     except ConfigException as error:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from fluxpool_operator.api import GROUP, PLURAL, VERSION
 from fluxpool_operator.children import MANAGED_BY
@@ -19,11 +20,28 @@ from fluxpool_operator.reconcile.world import World
 from fluxpool_operator.settings import OperatorSettings
 
 _DELETED: Final = "DELETED"
-_CHUNK_OBJECTS: Final = 500
+_CHUNK_OBJECTS: Final = 100
+"""Of a list. All of a chunk are in memory as they came, some 30 KB each, while they are looked at."""
+_IDLE_SECONDS: Final = 0.5
+"""kopf has a task for each object, which keeps its last event for so long: many while thousands of pods start."""
 _WATCH_SECONDS: Final = 300
 """The server ends a watch after this long and it is opened again; one that went silent is noticed so."""
 _ERROR_BACKOFFS: Final = (0.5, 1, 2, 3, 5, 5, 5, 5)
 """At most 5 s: after an outage the watches are back within 10 s."""
+
+
+class _NoMemories(ResourceMemories):
+    """Keeps nothing of any object: kopf remembers 1 KB of each for daemons, indices and memos, which nobody has."""
+
+    async def recall(
+        self,
+        raw_body: kopf.RawBody,
+        *,
+        memobase: Any = None,
+        noticed_by_listing: bool = False,
+        ephemeral: bool = True,  # noqa: ARG002 - the shape of kopf's
+    ) -> ResourceMemory:
+        return await super().recall(raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True)
 
 
 def watching(supervisor: Supervisor, world: World) -> kopf.OperatorRegistry:
@@ -32,7 +50,7 @@ def watching(supervisor: Supervisor, world: World) -> kopf.OperatorRegistry:
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def pool_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
-        supervisor.saw_pool(_plain(body), is_deleted=type == _DELETED)
+        supervisor.saw_pool(_without_managers(_plain(body)), is_deleted=type == _DELETED)
 
     @kopf.on.event("apps", "v1", "deployments", registry=registry)
     async def deployment_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
@@ -72,6 +90,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = _WATCH_SECONDS + 30
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = _CHUNK_OBJECTS
+    settings.queueing.idle_timeout = _IDLE_SECONDS
     selector = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
     settings.watching.label_selectors["pods"] = selector
     settings.watching.label_selectors["deployments.v1.apps"] = selector
@@ -90,6 +109,7 @@ async def watch(
     await kopf.operator(
         registry=watching(supervisor, world),
         settings=kopf_settings(),
+        memories=_NoMemories(),
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         standalone=True,
@@ -101,3 +121,9 @@ async def watch(
 def _plain(body: kopf.Body) -> Mapping[str, Any]:
     """The object as it came, without kopf's views of it."""
     return dict(body)
+
+
+def _without_managers(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An object that is kept, without who wrote which of its fields: half of its size, and asked of no pool."""
+    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    return {**body, "metadata": metadata}

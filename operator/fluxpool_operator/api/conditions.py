@@ -28,6 +28,8 @@ class ConditionType(StrEnum):
     """The lanes' topics exist, with partitions for as many workers as there may be."""
     TASKS_EXPIRED = "TasksExpired"
     """Tasks were deleted by the topic's retention before a worker took them."""
+    OFFSETS_KEPT = "OffsetsKept"
+    """The brokers keep what the groups have committed for as long as the pool may sleep."""
 
 
 class ConditionStatus(StrEnum):
@@ -57,6 +59,8 @@ class Reason(StrEnum):
     LAG_UNAVAILABLE = "LagUnavailable"
     MANUAL_MODE = "ManualMode"
     NO_OFFSETS_EXPIRED = "NoOffsetsExpired"
+    OFFSETS_MAY_EXPIRE = "OffsetsMayExpire"
+    OFFSETS_STAY = "OffsetsStay"
     PARTITIONS_FEWER_THAN_REPLICAS = "PartitionsFewerThanReplicas"
     PARTITION_LIMIT = "PartitionLimit"
     PAUSED = "Paused"
@@ -91,7 +95,7 @@ class Condition(ApiModel):
 
     # Plain text in the definition: one that is older than the operator must not refuse a new word.
     type: Annotated[ConditionType, WithJsonSchema({"type": "string", "maxLength": 316})]
-    """What is said: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady or TasksExpired."""
+    """What is said: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired or OffsetsKept."""
     status: ConditionStatus
     """Whether it holds."""
     reason: Annotated[Reason, WithJsonSchema({"type": "string", "maxLength": 1024})]
@@ -119,15 +123,17 @@ def with_condition(
     The time of transition, in whole seconds, moves only when `status` does. A message that is too long is cut.
     """
     known = {condition.type: condition for condition in conditions}
-    before = known.get(type)
-    known[type] = Condition(
-        type=type,
-        status=status,
-        reason=reason,
-        message=message[:MAX_MESSAGE_CHARACTERS],
-        last_transition_time=before.last_transition_time
-        if before and before.status is status
-        else now.replace(microsecond=0),
-        observed_generation=observed_generation,
-    )
+    before, message = known.get(type), message[:MAX_MESSAGE_CHARACTERS]
+    said = (status, reason, message, observed_generation)
+    if before is None or (before.status, before.reason, before.message, before.observed_generation) != said:
+        known[type] = Condition(
+            type=type,
+            status=status,
+            reason=reason,
+            message=message,
+            last_transition_time=before.last_transition_time
+            if before and before.status is status
+            else now.replace(microsecond=0),
+            observed_generation=observed_generation,
+        )
     return tuple(known[each] for each in ConditionType if each in known)

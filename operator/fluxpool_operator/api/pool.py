@@ -11,6 +11,7 @@ from fluxpool_operator.api.kubernetes_types import Labels
 from fluxpool_operator.api.model import ModelSpec
 from fluxpool_operator.api.scaling import LagUnavailablePolicy, Replicas, ScalingSpec
 from fluxpool_operator.api.schema import ApiModel, CountOrPercentage, Rule
+from fluxpool_operator.api.shared_parts import share_parts
 from fluxpool_operator.api.status import FluxWorkerPoolStatus
 from fluxpool_operator.api.storage import StorageSpec
 from fluxpool_operator.api.worker import WorkerSpec
@@ -125,9 +126,10 @@ class FluxWorkerPool(ApiModel):
     def parse(cls, body: Mapping[str, Any]) -> Self:
         """The pool in an object of the Kubernetes API; raises `InvalidPoolError`."""
         try:
-            return cls.model_validate(dict(body))
+            pool = cls.model_validate(dict(body))
         except ValidationError as error:
             raise InvalidPoolError(explain(error)) from error
+        return pool.model_copy(update={"spec": share_parts(pool.spec)})
 
     @property
     def name(self) -> str:

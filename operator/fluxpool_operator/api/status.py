@@ -59,7 +59,7 @@ class FluxWorkerPoolStatus(ApiModel):
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16, json_schema_extra=map_by("type"))] = Field(
         default_factory=tuple
     )
-    """Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired."""
+    """Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired, OffsetsKept."""
     replicas: Count | None = None
     """Pods that exist and are not being stopped."""
     ready_replicas: Count | None = None
@@ -89,6 +89,6 @@ class FluxWorkerPoolStatus(ApiModel):
     last_scale_time: datetime | None = None
     """When the number of workers was last changed."""
     last_active_time: datetime | None = None
-    """When there was last any work, to the minute while there is some."""
+    """When there was last any work. While there is some, the time of the last change of the status."""
     template_hash: Annotated[str, Field(max_length=64)] | None = None
     """Identifies the pod template last applied."""

@@ -1,5 +1,6 @@
 """Every condition of a pool but `Ready`, each with its cause."""
 
+from datetime import timedelta
 from typing import Final, assert_never
 
 from fluxpool_operator.api import ConditionStatus, ConditionType, Reason, ScalingMode
@@ -11,6 +12,8 @@ from fluxpool_operator.planning import Constraint
 
 _UNKNOWN_TOPIC: Final = "UNKNOWN_TOPIC_OR_PART"
 """Kafka's name, which a reading's problem carries, for a topic that is not there or may not be seen."""
+_NEAR_EXPIRY: Final = timedelta(days=5)
+"""Two days before Kafka's own offsets.retention.minutes are over; the brokers' setting itself may not be readable."""
 _LIMIT_REASONS: Final = {
     Constraint.MAXIMUM: Reason.AT_MAX_REPLICAS,
     Constraint.PARTITIONS: Reason.PARTITION_LIMIT,
@@ -35,6 +38,8 @@ def verdict(view: PoolView, type_: ConditionType) -> Verdict:
             return _topics_ready(view)
         case ConditionType.TASKS_EXPIRED:
             return _tasks_expired(view)
+        case ConditionType.OFFSETS_KEPT:
+            return _offsets_kept(view)
         case _:
             assert_never(type_)
 
@@ -167,6 +172,22 @@ def _tasks_expired(view: PoolView) -> Verdict:
     if not any(lane.partitions for lane in view.lanes):
         return _unknown(Reason.LAG_UNAVAILABLE, "The backlog was never read.")
     return _false(Reason.NO_OFFSETS_EXPIRED, "No task was deleted by the topic's retention before a worker took it.")
+
+
+def _offsets_kept(view: PoolView) -> Verdict:
+    lanes = [lane for lane in view.lanes if lane.has_foreign_commits and lane.member_count == 0]
+    if lanes and view.asleep_for >= _NEAR_EXPIRY:
+        groups = ", ".join(f"{lane.target.consumer_group} (lane {lane.target.name})" for lane in lanes)
+        return _false(
+            Reason.OFFSETS_MAY_EXPIRE,
+            f"Offsets of consumer group {groups} were committed by another client than a worker, and the pool has had"
+            f" none for {_NEAR_EXPIRY.days} days. Kafka forgets such offsets offsets.retention.minutes (7 days unless"
+            " set) after the last member left, and then all tasks that are still in the topic are done again."
+            " Set scaling.minReplicas to 1 until a worker is ready: it has them kept.",
+        )
+    if not any(lane.partitions for lane in view.lanes):
+        return _unknown(Reason.LAG_UNAVAILABLE, "The offsets were never read.")
+    return _true(Reason.OFFSETS_STAY, "No committed offset is about to be forgotten by the brokers.")
 
 
 def _true(reason: Reason, message: str) -> Verdict:

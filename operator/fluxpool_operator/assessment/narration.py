@@ -43,6 +43,7 @@ def narrate(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> tuple[
         *_lag(before, after),
         *_expiry(before, after),
         *_topics(before, after),
+        *_offsets(before, after),
         *_rollout(before, after),
     )
 
@@ -122,6 +123,12 @@ def _expiry(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterat
 def _topics(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
     now = _turned(before, after, ConditionType.TOPICS_READY)
     if now is not None and now.status is ConditionStatus.FALSE and now.reason is not Reason.TOPICS_FAILED:
+        yield _warning(now.reason, now.message)
+
+
+def _offsets(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
+    now = _turned(before, after, ConditionType.OFFSETS_KEPT)
+    if now is not None and now.status is ConditionStatus.FALSE:
         yield _warning(now.reason, now.message)
 
 

@@ -17,8 +17,6 @@ from fluxpool_operator.backlog.observation import LaneObservation
 from fluxpool_operator.children import selector_text
 
 MAX_REASON_CHARACTERS: Final = 1024
-ACTIVE_STEP: Final = timedelta(minutes=1)
-"""How exactly `lastActiveTime` is told while there is work."""
 
 
 def assess(view: PoolView) -> FluxWorkerPoolStatus:
@@ -121,8 +119,7 @@ def _last_active_time(view: PoolView) -> datetime | None:
     before = view.pool.status
     was_active = bool(before.lag or before.in_flight)
     is_active = bool(_lag(view.lanes) or _in_flight(view.lanes))
-    known, now = before.last_active_time, view.now.replace(microsecond=0)
-    if is_active and (known is None or not was_active or now - known >= ACTIVE_STEP):
-        return now
-    # The last of the work went since then.
-    return now if was_active and not is_active and view.lag_is_known else known
+    # Without work now, but there was some: the last of it went since then.
+    if is_active or (was_active and view.lag_is_known):
+        return view.now.replace(microsecond=0)
+    return before.last_active_time

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from fluxpool_operator.api import ConditionStatus, FluxWorkerPool, Reason
@@ -58,6 +58,16 @@ class PoolView:
         """Lanes whose last reading is too old to take workers away."""
         limit = self.pool.spec.scaling.on_lag_unavailable.stale_after_seconds
         return tuple(lane for lane in self.lanes if lane.age_seconds > limit)
+
+    @property
+    def asleep_for(self) -> timedelta:
+        """How long there has been no worker; zero while there is one."""
+        if (self.deployment is not None and self.deployment.replicas) or self.counts.terminating:
+            return timedelta()
+        created = self.pool.metadata.creation_timestamp
+        since = [datetime.fromisoformat(created)] if created else []
+        since += [self.pool.status.last_scale_time] if self.pool.status.last_scale_time else []
+        return self.now - max(since, default=self.now)
 
     @property
     def lag_is_known(self) -> bool:

@@ -30,7 +30,8 @@ def worth_writing(written: FluxWorkerPoolStatus, new: FluxWorkerPoolStatus, *, s
     if _urgent(written) != _urgent(new):
         return True
     # A later reading of the same backlog is no news: thousands of pools at rest must not write.
-    is_later_reading = written.model_copy(update={"lag_observed_time": new.lag_observed_time}) == new
+    times = {"lag_observed_time": new.lag_observed_time, "last_active_time": new.last_active_time}
+    is_later_reading = written.model_copy(update=times) == new
     return not is_later_reading and seconds_since_write >= INTERVAL_SECONDS
 
 

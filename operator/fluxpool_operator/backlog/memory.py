@@ -49,6 +49,11 @@ class PoolBacklog:
             for number, end in lane.idle_ends().items()
         }
 
+    @property
+    def unfinished_records(self) -> int:
+        """Records of all lanes that wait or are in work, as last read."""
+        return sum(lane.unfinished_records for lane in self._lanes.values())
+
     def observe(self, now_seconds: float, wall_seconds: float) -> tuple[LaneObservation, ...]:
         """What is known at a moment, lane by lane; `wall_seconds` is the same moment since 1970, UTC."""
         return tuple(lane.observe(now_seconds, wall_seconds) for lane in self._lanes.values())
@@ -86,23 +91,23 @@ class _Lane:
         self._problem = _sentence(problems)
 
     def observe(self, now_seconds: float, wall_seconds: float) -> LaneObservation:
-        known = sorted(self._partitions.items())
-        observed = [(item.backlog, item.head) for _, item in known if item.backlog is not None]
-        stamps = [
-            head.timestamp_ms
-            for backlog, head in observed
-            if head is not None and head.timestamp_ms is not None and waiting_records(backlog, head) > 0
-        ]
+        known = [item for _, item in sorted(self._partitions.items())]
+        stamps = [item.head.timestamp_ms for item in known if item.head is not None and item.waiting_records > 0]
+        oldest_ms = min((stamp for stamp in stamps if stamp is not None), default=None)
         return LaneObservation(
             target=self._target,
-            partitions=tuple(_observation(backlog, head) for backlog, head in observed),
-            age_seconds=max((item.age_seconds(now_seconds) for _, item in known), default=math.inf),
-            oldest_age_seconds=max(0.0, wall_seconds - min(stamps) / 1000) if stamps else None,
+            partitions=tuple(item.observation for item in known if item.observation is not None),
+            age_seconds=max((item.age_seconds(now_seconds) for item in known), default=math.inf),
+            oldest_age_seconds=None if oldest_ms is None else max(0.0, wall_seconds - oldest_ms / 1000),
             expired_records_total=max(self._expired_before, self._expired_at_first) + self._expired_since,
             member_count=self._member_count,
             due_retries=self._due_retries,
             problem=self._problem,
         )
+
+    @property
+    def unfinished_records(self) -> int:
+        return sum(item.unfinished_records for item in self._partitions.values())
 
     def idle_ends(self) -> dict[int, int]:
         """The end of every partition; empty when something waits in one of them."""
@@ -142,6 +147,8 @@ class _Partition:
     def __init__(self) -> None:
         self.backlog: PartitionBacklog | None = None
         self.head: Head | None = None
+        self.observation: PartitionObservation | None = None
+        """What the two above come to; made once for each news, because most readings bring none."""
         self.doubt = _Doubt()
         self._read_at_seconds: float | None = None
         self._expired_until: int | None = None
@@ -156,14 +163,21 @@ class _Partition:
         self.doubt.clear()
         if item.is_recreated:
             self._expired_until = None
-        self.head = head_of(item, head) or head_of(item, self.head)
-        self.backlog, self._read_at_seconds = item, now_seconds
+        head = head_of(item, head) or head_of(item, self.head)
+        if (item, head) != (self.backlog, self.head):
+            self.backlog, self.head, self.observation = item, head, _observation(item, head)
+        self._read_at_seconds = now_seconds
         return None
 
     @property
     def waiting_records(self) -> int:
         """Records that nobody has begun, as last read."""
-        return 0 if self.backlog is None else waiting_records(self.backlog, self.head)
+        return 0 if self.observation is None else self.observation.waiting_records
+
+    @property
+    def unfinished_records(self) -> int:
+        """Those, and the ones in work."""
+        return 0 if self.observation is None else self.waiting_records + len(self.observation.in_flight)
 
     def count_expired(self) -> int:
         """Records that retention took since the last count, before anybody did."""
@@ -208,6 +222,7 @@ def _observation(backlog: PartitionBacklog, head: Head | None) -> PartitionObser
         ),
         expired_records=backlog.expired_records,
         is_recreated=backlog.is_recreated,
+        is_foreign_commit=backlog.is_foreign_commit,
     )
 
 

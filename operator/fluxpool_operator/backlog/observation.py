@@ -52,6 +52,8 @@ class PartitionObservation:
     """Records between the committed offset and the log's start: deleted before anybody took them."""
     is_recreated: bool = False
     """The commit lies past the end: the topic was deleted and made again."""
+    is_foreign_commit: bool = False
+    """Another client than a worker committed the offset: Kafka forgets it some days after the last member left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,11 @@ class LaneObservation:
     def waiting_records(self) -> int:
         """Of all partitions."""
         return sum(partition.waiting_records for partition in self.partitions)
+
+    @property
+    def has_foreign_commits(self) -> bool:
+        """Whether another client than a worker committed an offset of any partition."""
+        return any(partition.is_foreign_commit for partition in self.partitions)
 
     @property
     def in_flight(self) -> tuple[InFlightTask, ...]:

@@ -4,14 +4,15 @@ Owns what was applied last, and the look before the first apply: a forced apply 
 Must not know what a child should look like.
 """
 
+import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import structlog
 
-from fluxpool_operator.children import FIELD_MANAGER, Children, manifest_hash
+from fluxpool_operator.children import FIELD_MANAGER, Children
 from fluxpool_operator.cluster import ClusterClient, ClusterError, child_path
 from fluxpool_operator.cluster.client import Body
 from fluxpool_operator.workload import DeploymentSummary
@@ -19,6 +20,9 @@ from fluxpool_operator.workload import DeploymentSummary
 log = structlog.get_logger(__name__)
 
 DEPLOYMENT = "Deployment"
+
+JITTER: Final = 0.3
+"""A look comes sooner by up to this share of the interval: pools made together do not look together for ever."""
 
 
 class ForeignChildError(Exception):
@@ -33,11 +37,12 @@ class ChildRefusedError(Exception):
 class _Applied:
     """A child as the last apply, or the look at it since, left it."""
 
-    content: str
+    manifest: Mapping[str, Any]
     uid: str
     version: str
     """The generation where the kind has one, else the resource version: moves when somebody changes it."""
-    looked_at_seconds: float
+    look_at_seconds: float
+    """When it is to be looked at again."""
 
 
 class ChildrenKeeper:
@@ -56,7 +61,7 @@ class ChildrenKeeper:
         self._resync_interval_seconds = resync_interval_seconds
         self._clock = clock
         self._applied: dict[str, _Applied] = {}
-        self._absent_checked: dict[str, float] = {}
+        self._look_for_absent_at: dict[str, float] = {}
 
     def forget(self, kind: str) -> None:
         """A child of this kind was deleted: apply it anew."""
@@ -86,22 +91,23 @@ class ChildrenKeeper:
         if last is None:
             await self._find_own(kind, path)
             return True
-        if last.content != manifest_hash(manifest):
+        if last.manifest != manifest:
             return True
         if kind == DEPLOYMENT and deployment is not None and deployment.uid == last.uid:
             # The watch may lag behind our own apply; only a generation beyond it is somebody else's edit.
             return deployment.generation > int(last.version)
-        now = self._clock()
-        if now - last.looked_at_seconds < self._resync_interval_seconds:
+        if self._clock() < last.look_at_seconds:
             return False
         found = await self._find_own(kind, path)
         if found is None or (found["metadata"]["uid"], _version(found)) != (last.uid, last.version):
             log.info("child_changed_by_others", kind=kind, path=path)
             return True
-        self._applied[kind] = _Applied(
-            content=last.content, uid=last.uid, version=last.version, looked_at_seconds=self._clock()
-        )
+        self._applied[kind] = replace(last, look_at_seconds=self._next_look())
         return False
+
+    def _next_look(self) -> float:
+        share = random.uniform(1 - JITTER, 1)  # noqa: S311 - spreads looks
+        return self._clock() + self._resync_interval_seconds * share
 
     async def _apply(self, kind: str, manifest: Mapping[str, Any]) -> Body:
         path = child_path(manifest)
@@ -110,10 +116,10 @@ class ChildrenKeeper:
         except ClusterError as error:
             raise ChildRefusedError(f"{kind} {path.rpartition('/')[2]}: {error.message or error}") from error
         self._applied[kind] = _Applied(
-            content=manifest_hash(manifest),
+            manifest=manifest,
             uid=stored["metadata"]["uid"],
             version=_version(stored),
-            looked_at_seconds=self._clock(),
+            look_at_seconds=self._next_look(),
         )
         log.info("child_applied", kind=kind, name=path.rpartition("/")[2], version=_version(stored))
         return stored
@@ -135,9 +141,7 @@ class ChildrenKeeper:
 
     async def _remove(self, kind: str, path: str) -> None:
         """Delete a child that is not wanted, if it is there and ours; one of others is none of our business."""
-        checked_at = self._absent_checked.get(kind)
-        now = self._clock()
-        if kind not in self._applied and checked_at is not None and now - checked_at < self._resync_interval_seconds:
+        if kind not in self._applied and self._clock() < self._look_for_absent_at.get(kind, 0.0):
             return
         try:
             found = await self._cluster.find(path)
@@ -147,7 +151,7 @@ class ChildrenKeeper:
         except ClusterError as error:
             raise ChildRefusedError(f"{kind} {path.rpartition('/')[2]}: {error.message or error}") from error
         self._applied.pop(kind, None)
-        self._absent_checked[kind] = now
+        self._look_for_absent_at[kind] = self._next_look()
 
 
 def _version(stored: Body) -> str:

@@ -4,6 +4,7 @@ Owns when Kafka is asked. Must not know what the numbers lead to.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -18,6 +19,15 @@ SETTLE_INTERVAL_SECONDS: Final = 0.1
 """Between two readings of a burst that is being produced: longer than a producer lingers."""
 SETTLE_SECONDS: Final = 0.6
 """The longest wait for a burst to end: one jump to the whole size saves a rebalance, but must not cost a second."""
+GROWING_INTERVAL_SECONDS: Final = 0.5
+"""Between readings of a burst that did not end within that."""
+BURST_SECONDS: Final = 10.0
+"""What still grows after so long is no burst but traffic, which is read at the pool's pace."""
+JITTER: Final = 0.05
+"""An interval is shorter by up to this share, each time anew: so that the readings of many pools spread."""
+TICK_SECONDS: Final = 0.05
+"""A reading is due at a multiple of this, the last one within the interval: of a thousand pools ten are then read by
+the same requests, which halves what they cost. With larger ticks a pool that wakes would wait for many others."""
 
 
 def lane_targets(pool: FluxWorkerPool) -> tuple[LaneTarget, ...]:
@@ -63,6 +73,9 @@ class LagWatch:
         self._targets: tuple[LaneTarget, ...] = ()
         self._backlog = PoolBacklog((), {})
         self._read_at: float | None = None
+        self._interval_share = 1.0
+        self._burst_until = float("-inf")
+        self._is_growing = False
 
     def aim(
         self, connection: KafkaConnection | None, targets: tuple[LaneTarget, ...], *, expired_before: dict[str, int]
@@ -77,20 +90,28 @@ class LagWatch:
 
     def seconds_until_due(self, interval_seconds: float) -> float:
         """Until the next reading; zero or less when it is due."""
-        return 0.0 if self._read_at is None else self._read_at + interval_seconds - self._clock()
+        if self._read_at is None:
+            return 0.0
+        due_at = (self._read_at + interval_seconds * self._interval_share) // TICK_SECONDS * TICK_SECONDS
+        if self._is_growing:
+            due_at = min(due_at, self._read_at + GROWING_INTERVAL_SECONDS)
+        return due_at - self._clock()
 
     async def read(self, *, is_burst: bool) -> None:
-        """Read the backlog; one that is growing at this moment (`is_burst`) is read until it stands still."""
+        """Read the backlog; the first tasks after a rest are read until no more come, whether or not they woke us.
+
+        `is_burst` says that they did.
+        """
         if self._connection is None:
             return
-        ends_at = self._clock() + SETTLE_SECONDS
+        began_at = self._clock()
+        was_idle = self._backlog.unfinished_records == 0
         await self._read_once(self._connection)
-        while is_burst and self._clock() < ends_at:
-            before = self._records()
-            await asyncio.sleep(SETTLE_INTERVAL_SECONDS)
-            await self._read_once(self._connection)
-            if self._records() == before:
-                break
+        if is_burst or (was_idle and self._backlog.unfinished_records > 0):
+            self._burst_until = began_at + BURST_SECONDS
+        self._is_growing = began_at < self._burst_until and await self._grows(
+            self._connection, ends_at=began_at + SETTLE_SECONDS
+        )
 
     def observe(self) -> tuple[LaneObservation, ...]:
         """What is known now, with its age."""
@@ -107,10 +128,19 @@ class LagWatch:
         """Stop being woken."""
         self._hub.forget(self._key)
 
+    async def _grows(self, connection: KafkaConnection, *, ends_at: float) -> bool:
+        """Read until the backlog stands still or the time is over; whether it grew to the last."""
+        while True:
+            before = self._backlog.unfinished_records
+            if self._clock() >= ends_at:
+                return True
+            await asyncio.sleep(SETTLE_INTERVAL_SECONDS)
+            await self._read_once(connection)
+            if self._backlog.unfinished_records == before:
+                return False
+
     async def _read_once(self, connection: KafkaConnection) -> None:
         readings = await self._hub.read(connection, self._targets)
         self._read_at = self._clock()
+        self._interval_share = random.uniform(1 - JITTER, 1)  # noqa: S311 - spreads readings
         self._backlog.update(readings, self._read_at)
-
-    def _records(self) -> int:
-        return sum(lane.waiting_records + len(lane.in_flight) for lane in self.observe())

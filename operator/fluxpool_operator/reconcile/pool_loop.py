@@ -5,6 +5,7 @@ anything itself.
 """
 
 import asyncio
+import json
 import random
 from collections.abc import Callable
 from typing import Final
@@ -27,8 +28,6 @@ LONGEST_BACKOFF_SECONDS: Final = 5.0
 """An outage of the API server is over for a pool at most so long after it is over for everybody."""
 GATHER_SECONDS: Final = 0.1
 """Changes of children come in flocks: a turn waits for the others of its flock."""
-JITTER: Final = 0.1
-"""So that the readings of many pools spread over the interval."""
 INVALID_POOL_SECONDS: Final = 60.0
 TURN_DEADLINE_SECONDS: Final = 120.0
 """Every request has a deadline of its own; this ends a turn that hangs all the same."""
@@ -38,7 +37,8 @@ class PoolLoop:
     """One pool's loop, from the first sight of the pool to its end."""
 
     def __init__(self, body: Body, *, services: Services, tell_rivals: Callable[[frozenset[str]], None]) -> None:
-        self.body = body
+        self._text = json.dumps(body)
+        self._told = _told(body)
         self.key = pool_key(body)
         self.alive_at_seconds = services.clock()
         """When the loop last came around, successful or refused."""
@@ -53,11 +53,16 @@ class PoolLoop:
         )
         self._log = log.bind(pool=str(self.key))
 
+    @property
+    def body(self) -> Body:
+        """The pool as it was last seen; kept as text, which takes a tenth of what its many small objects do."""
+        body: Body = json.loads(self._text)
+        return body
+
     def saw(self, body: Body) -> None:
         """The pool as it is now; our own writes to its status are no reason to wake."""
-        before, self.body = self.body["metadata"], body
-        after = body["metadata"]
-        if any(before.get(name) != after.get(name) for name in ("generation", "labels", "annotations")):
+        before, self._told, self._text = self._told, _told(body), json.dumps(body)
+        if before != self._told:
             self._pool = None
             self.wake(Change.SPEC)
 
@@ -94,7 +99,10 @@ class PoolLoop:
             self._changes |= changes
             delay_seconds = self._backoff_seconds()
             self._log.warning(
-                "pool_turn_failed", error=str(error), retry_in_seconds=round(delay_seconds, 1), exc_info=not is_outage
+                "pool_turn_failed",
+                error=str(error) or repr(error),
+                retry_in_seconds=round(delay_seconds, 1),
+                exc_info=not is_outage,
             )
         self.alive_at_seconds = self._services.clock()
         self._services.metrics.turns.labels(outcome=outcome).inc()
@@ -121,7 +129,6 @@ class PoolLoop:
 
     async def _sleep(self, seconds: float) -> None:
         """Until the time is over or somebody wakes the loop; while it fails, waking it must not make it fail faster."""
-        seconds *= random.uniform(1 - JITTER, 1)  # noqa: S311 - spreads readings
         if self._failures:
             await asyncio.sleep(seconds)
             return
@@ -132,3 +139,9 @@ class PoolLoop:
             return
         if self._changes <= {Change.CHILDREN}:
             await asyncio.sleep(GATHER_SECONDS)
+
+
+def _told(body: Body) -> tuple[object, ...]:
+    """What others tell the operator by a pool."""
+    metadata = body["metadata"]
+    return metadata.get("generation"), metadata.get("labels"), metadata.get("annotations")

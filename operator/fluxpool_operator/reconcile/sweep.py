@@ -5,7 +5,7 @@ Lists names and uids only, in pages, so that ten thousand pods cost little.
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -18,8 +18,11 @@ from fluxpool_operator.reconcile.world import World
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-_PAGE_OBJECTS: Final = 500
+_PAGE_OBJECTS: Final = 100
+"""All of a page are in memory at once, some 20 KB each."""
 _POOLS: Final = f"{POOLS_PATH}/namespaces/{{}}/{PLURAL}"
 
 
@@ -47,16 +50,19 @@ class Sweep:
     async def sweep(self) -> None:
         """Forget what is not there. Only what was known before the list began can be missing from it."""
         pools, pods, deployments = self._supervisor.pool_uids, self._world.pod_uids(), self._world.deployment_uids()
-        present = {uid async for uid in self._uids(_POOLS, selector=None)}
-        for uid in pools - present:
-            self._supervisor.lost_pool(uid)
         managed = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
-        present = {uid async for uid in self._uids(KindPath.POD, selector=managed)}
-        for uid in pods.keys() - present:
-            self._world.lost_pod(pods[uid], uid)
-        present = {uid async for uid in self._uids(KindPath.DEPLOYMENT, selector=managed)}
-        for uid in deployments.keys() - present:
-            self._world.lost_deployment(deployments[uid], uid)
+        for uid in await self._missing(dict.fromkeys(pools), _POOLS, selector=None):
+            self._supervisor.lost_pool(uid)
+        for uid, key in (await self._missing(pods, KindPath.POD, selector=managed)).items():
+            self._world.lost_pod(key, uid)
+        for uid, key in (await self._missing(deployments, KindPath.DEPLOYMENT, selector=managed)).items():
+            self._world.lost_deployment(key, uid)
+
+    async def _missing(self, known: dict[str, T], path: str, *, selector: str | None) -> dict[str, T]:
+        """Of what is known by uid, the rest that is not there; takes away from `known`."""
+        async for uid in self._uids(path, selector=selector):
+            known.pop(uid, None)
+        return known
 
     async def _uids(self, path: str, *, selector: str | None) -> AsyncIterator[str]:
         for namespace in self._namespaces:

@@ -5,13 +5,13 @@ the width of a rollout and every word of the status come from the pure rooms.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
-from fluxpool_operator.backlog import LaneObservation
+from fluxpool_operator.backlog import LaneObservation, LaneTarget
 from fluxpool_operator.children import (
     child_name,
     kafka_connection,
@@ -35,6 +35,24 @@ from fluxpool_operator.workload import summarize_deployment
 
 RECHECK_SECONDS: Final = 2.0
 """Between turns while something stands in the way that a person is about to mend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PoolGroups:
+    """The consumer groups that a pool reads."""
+
+    pool: FluxWorkerPool
+    targets: tuple[LaneTarget, ...]
+    claim: GroupClaim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Aimed:
+    """Where the lag watch looks, and what that came from."""
+
+    groups: _PoolGroups
+    secrets: SecretValues
+    connection: KafkaConnection | None
 
 
 class PoolTurns:
@@ -64,6 +82,8 @@ class PoolTurns:
         self._topics = TopicKeeper(clock=services.clock)
         self._scaler = Scaler(written=writer.written, services=services)
         self._actuator: Actuator | None = None
+        self._groups: _PoolGroups | None = None
+        self._aimed: _Aimed | None = None
 
     def close(self) -> None:
         """Let go of everything but the children."""
@@ -103,18 +123,25 @@ class PoolTurns:
         self._lag.wake_when_grown()
         return self._delay(pool, problems)
 
+    def _groups_of(self, pool: FluxWorkerPool) -> _PoolGroups:
+        """What the pool reads; the same object until the pool changes, because it takes long to find out."""
+        if self._groups is None or self._groups.pool is not pool:
+            targets = lane_targets(pool)
+            claim = GroupClaim(
+                uid=pool.metadata.uid,
+                name=str(self._key),
+                created=pool.metadata.creation_timestamp,
+                groups=frozenset(
+                    (server, target.consumer_group)
+                    for server in pool.spec.kafka.bootstrap_servers
+                    for target in targets
+                ),
+            )
+            self._groups = _PoolGroups(pool=pool, targets=targets, claim=claim)
+        return self._groups
+
     def _claim(self, pool: FluxWorkerPool) -> tuple[PoolProblem, ...]:
-        claim = GroupClaim(
-            uid=pool.metadata.uid,
-            name=str(self._key),
-            created=pool.metadata.creation_timestamp,
-            groups=frozenset(
-                (server, target.consumer_group)
-                for server in pool.spec.kafka.bootstrap_servers
-                for target in lane_targets(pool)
-            ),
-        )
-        self._tell_rivals(self._services.claims.put(claim))
+        self._tell_rivals(self._services.claims.put(self._groups_of(pool).claim))
         conflict = self._services.claims.conflict(pool.metadata.uid)
         if conflict is None:
             return ()
@@ -126,15 +153,21 @@ class PoolTurns:
 
     def _aim(self, pool: FluxWorkerPool, secrets: SecretValues) -> KafkaConnection | None:
         """Point the lag watch at the pool's Kafka; without its credentials nothing can be read."""
+        groups = self._groups_of(pool)
+        if self._aimed is None or self._aimed.groups is not groups or self._aimed.secrets != secrets:
+            connection = self._connection(pool, secrets)
+            expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
+            self._lag.aim(connection, groups.targets, expired_before=expired)
+            self._aimed = _Aimed(groups=groups, secrets=secrets, connection=connection)
+        return self._aimed.connection
+
+    def _connection(self, pool: FluxWorkerPool, secrets: SecretValues) -> KafkaConnection | None:
         needed = [key for name, key in secret_variables(pool.spec).items() if name.startswith("FLUXPOOL_KAFKA_")]
         needed += secret_files(pool.spec).values()
-        connection = None
-        if not set(needed) & set(secrets.missing):
-            files = self._files.write(pool, secrets)
-            connection = kafka_connection(pool.spec.kafka, secrets.variables(pool), files=files)
-        expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
-        self._lag.aim(connection, lane_targets(pool), expired_before=expired)
-        return connection
+        if set(needed) & set(secrets.missing):
+            return None
+        files = self._files.write(pool, secrets)
+        return kafka_connection(pool.spec.kafka, secrets.variables(pool), files=files)
 
     async def _see(self, pool: FluxWorkerPool) -> Sight:
         world = self._services.world

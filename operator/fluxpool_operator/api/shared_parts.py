@@ -1,0 +1,35 @@
+"""Parts that pools have in common, kept once: a thousand pools of one template differ in little more than their names.
+
+Owns which parts are known. Parts never change, so that nobody can tell a shared one from its own.
+"""
+
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from pydantic import BaseModel
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_known: "WeakValueDictionary[tuple[type[BaseModel], int], BaseModel]" = WeakValueDictionary()
+
+
+def share_parts(model: Model) -> Model:
+    """An equal model that is made of the parts of others, as far as these are alive and equal.
+
+    For frozen models; a pool's spec takes some 25 KB without.
+    """
+    shared = {name: _shared(value) for name, value in model.__dict__.items()}
+    if any(shared[name] is not value for name, value in model.__dict__.items()):
+        model = model.model_copy(update=shared)
+    # The text itself would be as large as what it saves.
+    known = _known.setdefault((type(model), hash(model.model_dump_json())), model)
+    return known if isinstance(known, type(model)) and known == model else model
+
+
+def _shared(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return share_parts(value)
+    if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
+        items = tuple(_shared(item) for item in value)
+        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
+    return value
