@@ -8,57 +8,38 @@ nodes and operator share this machine's cores; only the operator's own processor
 
 import argparse
 import asyncio
-import logging
-import os
 import re
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import httpx
 import psutil
-import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
+from cluster_ground import ClusterGround, on_cluster_ground
+from operator_process import OPERATOR_USER, Operator, running_operator
 from operator_scale_world import NAMESPACE, World, build_world
 from report import Cell, print_report
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import provide_kafka_libs
-from fluxpool_cli.local.loopback import HOST, free_port
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneTarget
 from fluxpool_transport.backlog import PartitionBacklog
 from kit.control_plane import ControlPlane
-from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
 
 JVM_OPTIONS: Final = ("-Xmx2g", "-XX:+UseSerialGC")
 READINGS: Final = 3
 SAMPLE_SECONDS: Final = 5.0
 SETTLE_SECONDS: Final = 45.0
-STOP_SECONDS: Final = 30.0
-OPERATOR_USER: Final = "fluxpool-operator-benchmark"
 MUTATING: Final = frozenset({"create", "update", "patch", "delete", "deletecollection"})
 GOALS: Final = (
     "goals: cycle_p95_s <= 2, writes_at_rest 0, rss_mb <= 300, cpu_cores <= 0.5, rss_slope_mb_per_10_min <= 1 "
     "(of the last third) for 1,000 pools and 10,000 pods in 30 minutes"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """The operator's process and where it shows its metrics."""
-
-    process: psutil.Process
-    metrics_url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +54,11 @@ class Sample:
 async def main() -> int:
     """Build, measure, print; returns the exit status, 1 when pools did not settle."""
     options = _options()
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    try:
-        binaries = control_plane_binaries()
-    except BinariesMissingError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    with tempfile.TemporaryDirectory(prefix="fluxpool-scale-") as name:
-        folder = Path(name)
-        async with (
-            KafkaCluster(folder / "kafka", libs=provide_kafka_libs(), jvm_options=JVM_OPTIONS) as kafka,
-            ControlPlane(folder / "control-plane", binaries=binaries) as control_plane,
-        ):
-            row = await _measure(options, folder, kafka.bootstrap_servers, control_plane)
+    return await on_cluster_ground("scale", lambda ground: _scale(options, ground), jvm_options=JVM_OPTIONS)
+
+
+async def _scale(options: argparse.Namespace, ground: ClusterGround) -> int:
+    row = await _measure(options, ground)
     sys.stderr.write(GOALS + "\n")
     ratios = {"read_one_by_one_to_ours": row.pop("read_one_by_one_to_ours")}
     print_report(
@@ -108,23 +77,21 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _measure(
-    options: argparse.Namespace, folder: Path, bootstrap_servers: str, control_plane: ControlPlane
-) -> dict[str, Cell]:
+async def _measure(options: argparse.Namespace, ground: ClusterGround) -> dict[str, Cell]:
     began = time.monotonic()
     async with build_world(
-        control_plane,
-        bootstrap_servers,
+        ground.control_plane,
+        ground.bootstrap_servers,
         pools=options.pools,
         pods=options.pods,
         partitions=options.partitions,
     ) as world:
         _tell(began, f"{options.pools} pools with {options.partitions} partitions each are there")
-        with _operator(control_plane, folder) as operator:
+        with running_operator(ground.control_plane, ground.folder, namespace=NAMESPACE) as operator:
             await world.wait_settled()
             _tell(began, f"{options.pods} pods are ready")
             await asyncio.sleep(SETTLE_SECONDS)
-            return await _watch(options, world, control_plane, operator, began)
+            return await _watch(options, world, ground.control_plane, operator, began)
 
 
 async def _watch(
@@ -164,37 +131,6 @@ async def _watch(
 
 
 # The operator's process
-
-
-@contextmanager
-def _operator(control_plane: ControlPlane, folder: Path) -> Iterator[Operator]:
-    """The operator as a process of its own."""
-    login = control_plane.login_as(OPERATOR_USER, group="system:masters")
-    port = free_port()
-    log_path = folder / "operator.log"
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": os.environ["HOME"],
-        "KUBECONFIG": str(control_plane.kubeconfig_of(login, name="operator")),
-        "FLUXPOOL_WATCH_NAMESPACES": NAMESPACE,
-        "FLUXPOOL_HEALTH_HOST": HOST,
-        "FLUXPOOL_HEALTH_PORT": str(port),
-    }
-    with log_path.open("wb") as log:
-        started = subprocess.Popen(
-            [sys.executable, "-m", "fluxpool_operator"], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        yield Operator(psutil.Process(started.pid), f"http://{HOST}:{port}/metrics")
-    finally:
-        if started.poll() is not None:
-            sys.stderr.write(log_path.read_text()[-4000:])
-        started.send_signal(signal.SIGTERM)
-        try:
-            started.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
 
 
 def _sample(process: psutil.Process) -> Sample:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from kit.control_plane import ControlPlane
@@ -26,9 +26,17 @@ NAMESPACE: Final = "scale"
 PODS_PER_NODE: Final = 200
 TOPICS_AT_ONCE: Final = 200
 POOLS_AT_ONCE: Final = 20
+WRITE_ROUNDS: Final = 5
+WRITE_PAUSE_SECONDS: Final = 1.0
+WRITE_SECONDS: Final = 120
 TASKS_AGE_SECONDS: Final = 3 * 86_400 + 300
 SETTLE_POLL_SECONDS: Final = 10.0
 SETTLE_DEADLINE_SECONDS: Final = 1800.0
+# A thousand topics reach a client's metadata some time after they were made.
+UNKNOWN_PLACE: Final = (
+    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - librdkafka's local error codes carry the underscore in their public names
+    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+)
 SHARED_TOPICS: Final = {
     "results": "scale-results",
     "progress": "scale-progress",
@@ -96,6 +104,7 @@ def _tasks(partitions: int, pods_per_pool: int) -> int:
 def _make_groups(bootstrap_servers: str, topics: tuple[str, ...], partitions: int, pods_per_pool: int) -> None:
     """Topics with tasks, and groups that have committed the begin of each partition."""
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    tasks = _tasks(partitions, pods_per_pool)
     retry = SHARED_TOPICS["retry"]
     shared = [name for name in SHARED_TOPICS.values() if isinstance(name, str)] + list(retry)
     wanted = [NewTopic(name, num_partitions=1) for name in shared]
@@ -104,21 +113,46 @@ def _make_groups(bootstrap_servers: str, topics: tuple[str, ...], partitions: in
         made = admin.create_topics(wanted[first : first + TOPICS_AT_ONCE], operation_timeout=60, request_timeout=90)
         for future in made.values():
             future.result()
-    # Days old, so that their age, which a status tells in steps, stands still as well.
-    written_at_ms = int((time.time() - TASKS_AGE_SECONDS) * 1000)
-    producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 50})
-    for topic in topics:
-        for number in range(_tasks(partitions, pods_per_pool)):
-            producer.produce(
-                topic, b'{"request_id": "x", "prompt": "x"}', partition=number % partitions, timestamp=written_at_ms
-            )
-        producer.poll(0)
-    if producer.flush(120):
-        raise RuntimeError("not every task was written within 120 s")
+    _write_tasks(bootstrap_servers, [(topic, number % partitions) for topic in topics for number in range(tasks)])
     for topic in topics:
         begins = [TopicPartition(topic, number, 0) for number in range(partitions)]
         for future in admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(topic, begins)]).values():
             future.result()
+
+
+def _write_tasks(bootstrap_servers: str, places: list[tuple[str, int]]) -> None:
+    """One task at each place, a topic and a partition of it; again, as long as the producer does not know it yet."""
+    # Days old, so that their age, which a status tells in steps, stands still as well.
+    written_at_ms = int((time.time() - TASKS_AGE_SECONDS) * 1000)
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 50})
+    for _ in range(WRITE_ROUNDS):
+        refused: list[tuple[str, int]] = []
+
+        def note(error: object, message: Message, refused: list[tuple[str, int]] = refused) -> None:
+            if error is not None:
+                refused.append((message.topic(), message.partition()))
+
+        for topic, partition in places:
+            try:
+                producer.produce(
+                    topic,
+                    b'{"request_id": "x", "prompt": "x"}',
+                    partition=partition,
+                    timestamp=written_at_ms,
+                    on_delivery=note,
+                )
+            except KafkaException as error:
+                if error.args[0].code() not in UNKNOWN_PLACE:
+                    raise
+                refused.append((topic, partition))
+            producer.poll(0)
+        if producer.flush(WRITE_SECONDS):
+            raise RuntimeError(f"not every task was written within {WRITE_SECONDS} s")
+        if not refused:
+            return
+        places = refused
+        time.sleep(WRITE_PAUSE_SECONDS)
+    raise RuntimeError(f"{len(places)} tasks were refused {WRITE_ROUNDS} times, such as one for {places[0]}")
 
 
 async def _make_pool(api: KubernetesApi, bootstrap_servers: str, topic: str, pods: int) -> Body:

@@ -7,22 +7,20 @@ its answer; while a broker is away, the others go on. Then topics, offsets, stor
 
 import argparse
 import asyncio
-import contextlib
-import logging
 import random
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import structlog
+from quiet_logs import quiet_logs
 from report import Cell, print_report
 from soak_count import Verdict, gather_evidence, judge
 from soak_faults import GENERATION_KILLS, Fault, Scene, endless_faults
+from soak_ground import add_folder_option, run_folder
 from soak_watch import SoakWatch
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
@@ -62,13 +60,8 @@ class Outcome:
 async def main() -> int:
     """Run it; returns the exit status, 1 when a promise was broken."""
     options = _options()
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
-    for client in ("kafka", "aiokafka"):  # that brokers go away is what this is about
-        logging.getLogger(client).setLevel(logging.CRITICAL)
-    with _folder(options.folder) as folder:
+    quiet_logs("kafka", "aiokafka")
+    with run_folder(options.folder) as folder:
         async with (
             KafkaCluster(folder / "kafka", libs=provide_kafka_libs(), brokers=options.brokers) as kafka,
             worker_bench(kafka.bootstrap_servers, folder, model="none", partitions=options.partitions) as bench,
@@ -91,7 +84,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--calm-seconds", type=float, default=1.0, help="mean time from one fault's end to the next")
     parser.add_argument("--only", nargs="+", choices=[*Fault], default=[*Fault], help="leave the other faults out")
     parser.add_argument("--seed", type=int, default=1, help="decides order, victims and pauses of the faults")
-    parser.add_argument("--folder", type=Path, help="keep logs, brokers and images in this new folder")
+    add_folder_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     for name in ("tasks", "partitions"):
@@ -104,19 +97,7 @@ def _options() -> argparse.Namespace:
         parser.error(f"--workers {options.workers}: one may leave while another is killed; use 2 or more")
     if (Fault.JOIN in options.only) != (Fault.LEAVE in options.only):
         parser.error(f"--only: {Fault.JOIN} and {Fault.LEAVE} go together, or the crew would only grow or shrink")
-    if options.folder is not None and options.folder.exists():
-        parser.error(f"--folder {options.folder}: it exists; name a new one")
     return options
-
-
-@contextlib.contextmanager
-def _folder(wanted: Path | None) -> Iterator[Path]:
-    if wanted is None:
-        with tempfile.TemporaryDirectory(prefix="fluxpool-soak-") as name:
-            yield Path(name)
-    else:
-        wanted.mkdir(parents=True)
-        yield wanted.resolve()
 
 
 async def _soak(kafka: KafkaCluster, bench: WorkerBench, *, options: argparse.Namespace) -> Outcome:
@@ -125,7 +106,8 @@ async def _soak(kafka: KafkaCluster, bench: WorkerBench, *, options: argparse.Na
     scene = Scene(bench=bench, kafka=kafka, journal=bench.folder / "journal", chance=chance)
     await asyncio.gather(*(scene.hire() for _ in range(options.workers)))
     places = await _submit(bench, tasks=options.tasks, seconds_per_task=options.seconds_per_task)
-    async with SoakWatch(bench, places) as watch:
+    async with SoakWatch(bench) as watch:
+        watch.expect(places)
         kinds = [Fault(name) for name in options.only]
         happened = await _storm(scene, watch, kinds=kinds, tasks=options.tasks, calm_seconds=options.calm_seconds)
         await scene.mend()
@@ -134,7 +116,7 @@ async def _soak(kafka: KafkaCluster, bench: WorkerBench, *, options: argparse.Na
     return Outcome(
         verdict=judge(await gather_evidence(bench, places=places, journal=scene.journal)),
         happened=happened,
-        offsets_broken=watch.offsets_broken,
+        offsets_broken=watch.broken,
         unasked_exits=scene.unasked_exits,
         working_seconds=watch.working_seconds,
     )

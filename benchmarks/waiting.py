@@ -9,7 +9,6 @@ the devices takes time.
 import argparse
 import asyncio
 import heapq
-import logging
 import random
 import statistics
 import sys
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import structlog
+from quiet_logs import quiet_logs
 from report import Cell, print_report
 from waiting_senders import Sender, Way, running_senders
 from waiting_workers import Journal, Workers
@@ -77,11 +76,7 @@ class Run:
 async def main() -> int:
     """Run everything; returns the exit status, 1 when a task was lost."""
     options = _options()
-    structlog.configure(
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-    )
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    quiet_logs("aiokafka")
     rows: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory(prefix="fluxpool-waiting-") as name:
         async with KafkaCluster(Path(name), libs=provide_kafka_libs(), jvm_options=JVM_OPTIONS) as kafka:

@@ -1,0 +1,338 @@
+"""What an outage of all brokers costs that lasts for minutes: tasks lost, done twice or begun again, and time.
+
+One real broker that is killed, stopped, or behind a network that falls silent, under real agents and engine processes
+in mid-work; the model alone is a stand-in that takes a fixed time and keeps a journal of what it began. Workers have
+the limits they are shipped with and are never touched: who ends by itself, or would be restarted for its probes, is
+counted. The tests do the same for half a minute.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, assert_never
+
+import httpx
+from quiet_logs import quiet_logs
+from report import Cell, print_report
+from soak_count import Verdict, gather_evidence, judge
+from soak_engine import JOURNAL_VARIABLE, read_journal
+from soak_ground import add_folder_option, run_folder
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka_jars import provide_kafka_libs
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.settings import WorkerSettings
+from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
+from kit.kafka import produce
+from kit.offset_watch import OffsetWatch
+from kit.tcp_proxy import TcpProxy
+from kit.waiting import WaitExpiredError, wait_until
+from kit.worker import WorkerBench, WorkerProcess, task_body, worker_bench
+
+ENGINE: Final = Path(__file__).with_name("soak_engine.py")
+SHIPPED: Final = {
+    name: WorkerSettings.model_fields[name].default for name in ("session_timeout_seconds", "rebalance_timeout_seconds")
+}
+"""Tests shorten these; an outage is met with what pods have."""
+USUAL_BROKER: Final = {"group.initial.rebalance.delay.ms": "3000"}
+"""Kafka's default. Local mode and the tests have 0 to start soon; then whoever is the first to come back from an outage
+is given everything, and loses most of it again to those behind."""
+RETRY_DELAYS: Final = ("15s",)
+"""A retry topic of its own, because the agents are members of its group too."""
+PROBE_INTERVAL_SECONDS: Final = 1.0
+BROKER_SECONDS: Final = 120.0
+BEGIN_SECONDS: Final = 120.0
+END_SECONDS: Final = 300.0
+"""From the outage's end until everything is answered, beside the time that the tasks themselves take."""
+HELD_METRIC: Final = 'fluxpool_held{cause="kafka"} 1'
+
+
+class Kind(StrEnum):
+    """How the brokers go away."""
+
+    KILLED = "killed"
+    """SIGKILL; started again on what they had written."""
+    STOPPED = "stopped"
+    """SIGSTOP: connecting works, nothing is answered."""
+    SILENT = "silent"
+    """The network between workers and brokers carries nothing and ends nothing."""
+
+
+@dataclass(slots=True)
+class Probing:
+    """One worker as its kubelet and its metrics would show it during the outage."""
+
+    worker: WorkerProcess
+    began_at: float
+    looks: int = 0
+    not_alive: int = 0
+    """Looks at which `/healthz` refused; a kubelet restarts the container after a few in a row."""
+    not_ready: int = 0
+    held_after_seconds: float | None = None
+    """From the outage's begin until its metrics said that Kafka holds it up."""
+
+    async def look(self, client: httpx.AsyncClient) -> None:
+        """Ask once; a worker that does not answer in time is not judged by it, for the machine may be busy."""
+        with contextlib.suppress(httpx.TransportError):
+            alive = await client.get(f"{self.worker.health_url}/healthz")
+            ready = await client.get(f"{self.worker.health_url}/readyz")
+            metrics = await client.get(f"{self.worker.health_url}/metrics")
+            self.looks += 1
+            self.not_alive += alive.status_code != httpx.codes.OK
+            self.not_ready += ready.status_code != httpx.codes.OK
+            if self.held_after_seconds is None and f"{HELD_METRIC}." in metrics.text:
+                self.held_after_seconds = time.monotonic() - self.began_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """An outage that is over."""
+
+    verdict: Verdict
+    offsets_broken: Sequence[str]
+    probings: Sequence[Probing]
+    attempts_spent: int
+    """Answers by a later attempt than the first."""
+    crashes_counted: int
+    """Tasks in flight that one worker took over and held for another's victim, which they are not."""
+    workers_ended: int
+    """Agents that were no longer there when all was over."""
+    engines_restarted: int
+    """Engine processes beyond one for each agent."""
+    begun_while_away: int
+    ends_seconds: Sequence[float]
+    """When workers ended tasks after the outage, from its end on."""
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the outage cost anything but time."""
+        return self.verdict.is_broken or any(
+            (
+                self.verdict.extra_generations,
+                self.offsets_broken,
+                self.attempts_spent,
+                self.crashes_counted,
+                self.workers_ended,
+                self.engines_restarted,
+                any(probing.not_alive for probing in self.probings),
+            )
+        )
+
+
+@dataclass(slots=True)
+class Scene:
+    """The broker, its line, and the workers behind it."""
+
+    kafka: ProxiedKafka
+    bench: WorkerBench
+    kind: Kind
+    journal: Path
+    probings: list[Probing] = field(default_factory=list)
+
+    async def hire(self, count: int) -> None:
+        """That many workers, ready."""
+        environment = {JOURNAL_VARIABLE: str(self.journal)}
+        connection = KafkaConnection(bootstrap_servers=tuple(self.kafka.bootstrap_servers.split(",")))
+        await asyncio.gather(
+            *(self.bench.start_ready(environment=environment, kafka=connection, **SHIPPED) for _ in range(count))
+        )
+
+    async def submit(self, *, tasks: int, seconds_per_task: float) -> dict[str, tuple[int, int]]:
+        """Send all tasks; returns partition and offset of each."""
+        names = [f"task-{number:04}" for number in range(tasks)]
+        bodies = [(name.encode(), task_body(name, f"seconds={seconds_per_task}", steps=10)) for name in names]
+        places = await produce(self.bench.bootstrap_servers, self.bench.topics.tasks, bodies)
+        return dict(zip(names, places, strict=True))
+
+    async def break_off(self) -> None:
+        """The outage begins."""
+        match self.kind:
+            case Kind.KILLED:
+                await asyncio.gather(*(broker.kill() for broker in self.kafka.cluster.brokers))
+            case Kind.STOPPED:
+                for broker in self.kafka.cluster.brokers:
+                    broker.pause()
+            case Kind.SILENT:
+                await self.kafka.on_every_line(TcpProxy.black_hole)
+            case _:
+                assert_never(self.kind)
+
+    async def mend(self) -> None:
+        """The outage is over when this returns: brokers listen, and take up their partitions."""
+        match self.kind:
+            case Kind.KILLED:
+                await self.kafka.cluster.start(deadline_seconds=BROKER_SECONDS)
+            case Kind.STOPPED:
+                for broker in self.kafka.cluster.brokers:
+                    broker.resume()
+            case Kind.SILENT:
+                await self.kafka.on_every_line(TcpProxy.pass_all)
+            case _:
+                assert_never(self.kind)
+
+    async def last(self, seconds: float) -> None:
+        """Let the outage last, and look at every worker's probes and metrics meanwhile."""
+        began_at = time.monotonic()
+        self.probings = [Probing(worker, began_at) for worker in self.bench.workers]
+        async with httpx.AsyncClient(timeout=PROBE_INTERVAL_SECONDS * 5) as client:
+            while (left := began_at + seconds - time.monotonic()) > 0:
+                await asyncio.gather(*(probing.look(client) for probing in self.probings))
+                await asyncio.sleep(min(PROBE_INTERVAL_SECONDS, left))  # the outage itself
+
+
+async def main() -> int:
+    """Run it; returns the exit status, 1 when the outage cost anything but time."""
+    options = _options()
+    quiet_logs("kafka", "aiokafka")
+    with run_folder(options.folder) as folder:
+        async with _scene(folder, options) as scene:
+            outcome = await _outage(scene, options)
+        for line in outcome.offsets_broken:
+            sys.stderr.write(f"{line}\n")
+        print_report(ratios=_figures(outcome, options), rows=_rows(outcome.probings), as_json=options.json)
+    return 1 if outcome.is_broken else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kind", type=Kind, choices=[*Kind], default=Kind.KILLED, help="how the brokers go away")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long they stay away")
+    parser.add_argument("--tasks", type=int, default=40, help="tasks, produced beforehand")
+    parser.add_argument("--seconds-per-task", type=float, default=2.0, help="time the stand-in takes for a picture")
+    parser.add_argument("--workers", type=int, default=2, help="how many there are")
+    parser.add_argument("--partitions", type=int, default=4, help="of the task topic")
+    add_folder_option(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    options = parser.parse_args()
+    for name in ("seconds", "seconds-per-task"):
+        if getattr(options, name.replace("-", "_")) <= 0:
+            parser.error(f"--{name}: use more than 0")
+    for name in ("workers", "partitions"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)}: use 1 or more")
+    if options.tasks < options.workers * 8:
+        parser.error(f"--tasks {options.tasks}: {options.workers} workers must be in mid-work; use 8 or more for each")
+    return options
+
+
+@asynccontextmanager
+async def _scene(folder: Path, options: argparse.Namespace) -> AsyncIterator[Scene]:
+    """One broker, ready, and the workers behind its line, ready."""
+    listener = proxied_listener()
+    async with (
+        KafkaCluster(
+            folder / "kafka", libs=provide_kafka_libs(), listeners=[listener], extra_properties=USUAL_BROKER
+        ) as cluster,
+        proxies_of(cluster, listener) as kafka,
+        worker_bench(
+            cluster.bootstrap_servers,
+            folder,
+            model="none",
+            partitions=options.partitions,
+            retry_delays=RETRY_DELAYS,
+        ) as bench,
+    ):
+        bench.engine_command = (sys.executable, str(ENGINE))
+        scene = Scene(kafka=kafka, bench=bench, kind=options.kind, journal=folder / "journal")
+        await scene.hire(options.workers)
+        yield scene
+
+
+async def _outage(scene: Scene, options: argparse.Namespace) -> Outcome:
+    places = await scene.submit(tasks=options.tasks, seconds_per_task=options.seconds_per_task)
+    async with OffsetWatch(scene.bench) as watch:
+        watch.expect(places)
+        await _until(lambda: watch.answered >= options.workers * 2, watch, BEGIN_SECONDS, "the first answers")
+        begun = len(read_journal(scene.journal))
+        await scene.break_off()
+        await scene.last(options.seconds)
+        begun_while_away = len(read_journal(scene.journal)) - begun
+        await scene.mend()
+        mended_at = datetime.now(UTC)
+        working_seconds = options.tasks * options.seconds_per_task / options.workers
+        await _until(lambda: watch.is_done, watch, END_SECONDS + working_seconds, "the end of every task")
+    evidence = await gather_evidence(scene.bench, places=places, journal=scene.journal)
+    return Outcome(
+        verdict=judge(evidence),
+        attempts_spent=sum(json.loads(answer.body)["attempt"] != 1 for answer in evidence.answers),
+        crashes_counted=sum(len(worker.events("crash_counted")) for worker in scene.bench.workers),
+        workers_ended=sum(worker.process.poll() is not None for worker in scene.bench.workers),
+        engines_restarted=sum(len(worker.events("engine_started")) - 1 for worker in scene.bench.workers),
+        offsets_broken=watch.broken,
+        probings=scene.probings,
+        begun_while_away=begun_while_away,
+        ends_seconds=[
+            (ended_at - mended_at).total_seconds()
+            for worker in scene.bench.workers
+            for line in worker.events("task_ended")
+            if (ended_at := datetime.fromisoformat(line["timestamp"])) > mended_at
+        ],
+    )
+
+
+async def _until(reached: Callable[[], bool], watch: OffsetWatch, deadline_seconds: float, what: str) -> None:
+    """Wait for it, and say so when it does not come: the count tells what is missing."""
+
+    def seen() -> bool:
+        watch.check_watching()
+        return reached()
+
+    try:
+        await wait_until(seen, deadline_seconds=deadline_seconds, what=what)
+    except WaitExpiredError as error:
+        sys.stderr.write(f"{error}\n")
+
+
+def _figures(outcome: Outcome, options: argparse.Namespace) -> Mapping[str, Cell]:
+    verdict = outcome.verdict
+    return {
+        "lost": verdict.lost,
+        "doubled": verdict.doubled,
+        "extra_generations": verdict.extra_generations,
+        "attempts_spent": outcome.attempts_spent,
+        "crashes_counted": outcome.crashes_counted,
+        "workers_ended": outcome.workers_ended,
+        "engines_restarted": outcome.engines_restarted,
+        "failed": verdict.failed,
+        "dead_letters": verdict.dead_letters,
+        "uncommitted": verdict.uncommitted,
+        "offsets_broken": len(outcome.offsets_broken),
+        "repeated_answers": verdict.repeated_answers,
+        "begun_while_away": outcome.begun_while_away,
+        "first_end_s": _rounded(min(outcome.ends_seconds, default=None)),
+        "last_end_s": _rounded(max(outcome.ends_seconds, default=None)),
+        "kind": options.kind.value,
+        "outage_s": options.seconds,
+        "tasks": options.tasks,
+        "workers": options.workers,
+    }
+
+
+def _rows(probings: Sequence[Probing]) -> list[dict[str, Cell]]:
+    return [
+        {
+            "worker": probing.worker.name,
+            "held_after_s": _rounded(probing.held_after_seconds),
+            "looks": probing.looks,
+            "not_alive": probing.not_alive,
+            "not_ready": probing.not_ready,
+        }
+        for probing in probings
+    ]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return round(seconds, 1) if seconds is not None else None
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
