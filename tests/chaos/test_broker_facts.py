@@ -5,10 +5,9 @@ the rule that was drawn from it may be dropped or must be thought over.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +17,13 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_settings import ListenerSpec
 from fluxpool_worker.agent.membership import (
     committed_with_metadata,
     has_generation,
     keep_offsets_for,
     own_sticky_assignor,
 )
-from kit.chaos_kafka import ProxiedKafka, coordinator_of, proxied_listener, proxies_of
+from kit.chaos_kafka import ProxiedKafka, coordinator_of
 from kit.kafka import (
     CommittedOffset,
     KafkaFactory,
@@ -33,7 +31,6 @@ from kit.kafka import (
     create_topics,
     produce,
     read_topic,
-    running_kafka,
     unique_name,
 )
 from kit.tcp_proxy import Direction
@@ -79,26 +76,9 @@ async def idempotent_producer(bootstrap_servers: str, **options: Any) -> AsyncIt
 
 
 @pytest.fixture(scope="module")
-def listener() -> ListenerSpec:
-    return proxied_listener()
-
-
-@pytest.fixture(scope="module")
-def own_kafka(
-    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory, listener: ListenerSpec
-) -> Iterator[KafkaCluster]:
-    """Behind proxies, and quick to forget the offsets of groups that are empty."""
-    forgetful = {"offsets.retention.minutes": "1", "offsets.retention.check.interval.ms": "1000"}
-    with running_kafka(
-        tmp_path_factory.mktemp("own-kafka"), libs=kafka_libs, listeners=[listener], extra_properties=forgetful
-    ) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def proxied(own_kafka: KafkaCluster, listener: ListenerSpec) -> AsyncIterator[ProxiedKafka]:
-    async with proxies_of(own_kafka, listener) as kafka:
-        yield kafka
+def broker_properties() -> dict[str, str]:
+    """Quick to forget the offsets of groups that are empty."""
+    return {"offsets.retention.minutes": "1", "offsets.retention.check.interval.ms": "1000"}
 
 
 async def make_topic(bootstrap_servers: str, *, partitions: int = 1, records: int = 0, **config: str) -> str:

@@ -58,7 +58,7 @@ async def test_an_offset_that_passes_an_unfinished_task_is_seen(bench: WorkerBen
         assert watch.broken == []
         await commit(bench, 2)
         await wait_looked(watch)
-    assert watch.broken[0] == "offset 2 of partition 0 passed task-001 at 1, which has no answer"
+    assert watch.broken == ["offset 2 of partition 0 passed task-001 at 1, which has no answer"]
 
 
 async def test_an_offset_that_goes_back_is_seen(bench: WorkerBench) -> None:

@@ -1,7 +1,6 @@
 """A Kafka behind proxies: a client's whole traffic goes through them, and a fault of the line is all it sees."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,33 +9,14 @@ from aiokafka.errors import KafkaConnectionError
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
-from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka, proxied_listener, proxies_of
-from kit.kafka import KafkaFactory, create_topics, read_topic, running_kafka, unique_name
+from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka, proxied_listener
+from kit.kafka import KafkaFactory, create_topics, read_topic, unique_name
 from kit.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
 SILENCE_SECONDS = 1.0
-
-
-@pytest.fixture(scope="module")
-def listener() -> ListenerSpec:
-    return proxied_listener()
-
-
-@pytest.fixture(scope="module")
-def own_kafka(
-    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory, listener: ListenerSpec
-) -> Iterator[KafkaCluster]:
-    with running_kafka(tmp_path_factory.mktemp("proxied-kafka"), libs=kafka_libs, listeners=[listener]) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def proxied(own_kafka: KafkaCluster, listener: ListenerSpec) -> AsyncIterator[ProxiedKafka]:
-    async with proxies_of(own_kafka, listener) as kafka:
-        yield kafka
 
 
 async def values(proxied: ProxiedKafka, topic: str) -> list[bytes | None]:

@@ -15,7 +15,7 @@ from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
 from kit.kafka import running_kafka
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
-from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, wait_for_step, worker_bench
+from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -90,6 +90,7 @@ async def test_workers_in_a_silent_network_go_on_when_it_is_mended_and_draw_noth
         await network.bench.wait_results(known + 1)
         await watch.assert_kept()
     assert [worker.process.poll() for worker in network.workers] == [None, None]
+    assert [worker.events("crash_counted") for worker in network.workers] == [[], []]
 
 
 async def test_a_worker_that_is_cut_off_loses_its_tasks_to_the_other_and_its_offsets_never_go_back(
@@ -104,7 +105,8 @@ async def test_a_worker_that_is_cut_off_loses_its_tasks_to_the_other_and_its_off
             deadline_seconds=EVENT_SECONDS,
             what="the other worker to be given everything",
         )
-        await wait_for_step(network.bench, "task-007")
+        known = len(await network.bench.results())
+        await network.bench.wait_results(known + 1)
         await network.lines[0].pass_all()
         # The one it was drawing, and one that stood ready behind it.
         await watch.assert_kept(repeated_generations=2)

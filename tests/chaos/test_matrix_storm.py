@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,7 @@ from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_cli.local.kafka_settings import ListenerSpec
 from fluxpool_contract.kafka_connection import KafkaConnection
 from kit.chaos_invariants import PromiseWatch
-from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
-from kit.kafka import running_kafka
+from kit.chaos_kafka import ProxiedKafka, proxies_of
 from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -25,19 +24,6 @@ log = logging.getLogger(__name__)
 WORKERS = 2
 TASKS_PER_FAULT = 6
 EXIT_SECONDS = 120.0
-
-
-@pytest.fixture(scope="module")
-def listener() -> ListenerSpec:
-    return proxied_listener()
-
-
-@pytest.fixture(scope="module")
-def own_kafka(
-    kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory, listener: ListenerSpec
-) -> Iterator[KafkaCluster]:
-    with running_kafka(tmp_path_factory.mktemp("storm"), libs=kafka_libs, listeners=[listener]) as cluster:
-        yield cluster
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """What the operator makes and keeps: drift, foreign hands, new Secrets, and everything that can refuse a pod."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -116,6 +117,11 @@ async def test_two_pools_of_one_group_and_objects_of_others_are_told_apart(fluxp
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
         await fluxpool.wait_pods(1)
+        # Whole seconds tell which pool is the older one.
+        created = datetime.fromisoformat((await fluxpool.get())["metadata"]["creationTimestamp"])
+        await wait_until(
+            lambda: datetime.now(UTC) >= created + timedelta(seconds=1), deadline_seconds=10, what="another second"
+        )
         fluxpool.groups["rival"] = fluxpool.groups["standard"]
         await fluxpool.apply(fluxpool.pool("rival", scaling__minReplicas=1, **nodes.placement))
         conflict = await fluxpool.wait_condition("Ready", "False", reason="GroupConflict", name="rival")

@@ -170,7 +170,7 @@ async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: 
         assert "projector_stands_by" in second.log()
         assert "projector_started" not in second.log()
         assert first.stop() == 0
-        await wait_until(lambda: "projector_started" in second.log(), deadline_seconds=20, what="the take-over")
+        await wait_until(lambda: "projector_started" in second.log(), deadline_seconds=60, what="the take-over")
         async with httpx.AsyncClient(base_url=second.url, timeout=10) as client:
 
             async def found() -> bool:
@@ -183,4 +183,4 @@ async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: 
                     query = "SELECT count(*) FROM task WHERE request_id = ?"
                     return bool(connection.execute(query, [location.rpartition("/")[2]]).fetchone()[0])
 
-            await wait_until(found, deadline_seconds=20, what="a task projected by the second gateway")
+            await wait_until(found, deadline_seconds=60, what="a task projected by the second gateway")

@@ -130,18 +130,23 @@ async def test_a_used_idempotency_key_with_another_body_is_refused_on_every_proc
 ) -> None:
     headers = {"Idempotency-Key": uuid.uuid4().hex}
     first = await client.post(SUBMIT, json={"prompt": "one"}, headers=headers)
-    assert (await client.get(first.headers["location"])).status_code == 200
 
-    async def refused_everywhere() -> bool:
-        codes = []
+    async def on_every_process(method: str, path: str, **arguments: Any) -> list[httpx.Response]:
+        answers = []
         # A connection of its own each time, so that both server processes are met.
         for _ in range(8):
-            async with httpx.AsyncClient(base_url=gateway.url) as fresh:
-                answer = await fresh.post(SUBMIT, json={"prompt": "two"}, headers=headers)
-                codes.append((answer.status_code, answer.json().get("error", {}).get("code")))
-        return set(codes) == {(422, "idempotency_conflict")}
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as fresh:
+                answers.append(await fresh.request(method, path, **arguments))
+        return answers
 
-    await wait_until(refused_everywhere, deadline_seconds=20, what="the conflict known to both processes")
+    async def known_everywhere() -> bool:
+        return {found.status_code for found in await on_every_process("GET", first.headers["location"])} == {200}
+
+    await wait_until(known_everywhere, deadline_seconds=60, what="the task to be known to both processes")
+    refused = await on_every_process("POST", SUBMIT, json={"prompt": "two"}, headers=headers)
+    assert {(answer.status_code, answer.json()["error"]["code"]) for answer in refused} == {
+        (422, "idempotency_conflict")
+    }
 
 
 @pytest.mark.parametrize(

@@ -373,11 +373,13 @@ async def committed_records(cluster: KafkaCluster, partition: int) -> list[Any]:
     return [record for record in records if record.partition == partition]
 
 
-async def test_waiting_says_what_it_waited_for_and_what_it_saw() -> None:
+async def test_waiting_says_what_it_waited_for_and_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kit.waiting._PATIENCE", 3.0)
+
     async def never() -> int:
         return 0
 
-    with pytest.raises(WaitExpiredError, match=r"not within 0\.05 s: rain \(last seen: 0\)"):
+    with pytest.raises(WaitExpiredError, match=r"not within 0\.15 s: rain \(last seen: 0\)"):
         await wait_until(never, deadline_seconds=0.05, what="rain")
     with pytest.raises(WaitExpiredError, match="rain"):
         await wait_until(asyncio.Event().wait, deadline_seconds=0.05, what="rain")

@@ -1,5 +1,7 @@
 """The insides of aiokafka that the worker leans on, pinned on a real broker."""
 
+import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -17,7 +19,9 @@ from fluxpool_worker.agent.membership import (
     own_sticky_assignor,
     refuse_commits_without_generation,
 )
-from kit.kafka import committed_offsets, create_topics, produce, unique_name
+from kit.chaos_kafka import proxied_kafka
+from kit.kafka import KafkaFactory, committed_offsets, create_topics, produce, unique_name
+from kit.tcp_proxy import Direction
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -81,6 +85,28 @@ async def test_a_commit_asks_the_broker_to_keep_the_offset(
     [commit] = [request for request in sent if isinstance(request, OffsetCommitRequest)]
     assert commit._retention_time == 365 * 86_400_000  # noqa: SLF001
     assert (await committed_offsets(bootstrap_servers, group))[topic, 0].offset == 1
+
+
+async def test_a_commit_that_was_given_up_on_fails_without_a_word(kafka_factory: KafkaFactory) -> None:
+    topic, group = unique_name("topic"), unique_name("group")
+    partition = TopicPartition(topic, 0)
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context))
+    async with proxied_kafka(kafka_factory) as proxied:
+        await create_topics(proxied.cluster.bootstrap_servers, {topic: 1})
+        [line] = proxied.lines
+        async with member(proxied.bootstrap_servers, topic, group) as consumer:
+            await consumer.commit({partition: OffsetAndMetadata(1, "")})
+            await line.black_hole(Direction.TO_SERVER)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(consumer.commit({partition: OffsetAndMetadata(2, "")}), 1)
+            await line.drop()
+            await wait_until(lambda: line.connections == 0, deadline_seconds=30, what="the connections to end")
+            await line.pass_all()
+            async with asyncio.timeout(60):
+                await consumer.commit({partition: OffsetAndMetadata(3, "")})
+    gc.collect()  # asyncio complains of a task's error when the task goes away
+    assert heard == []
 
 
 async def test_each_consumer_keeps_its_sticky_state_to_itself_and_most_partitions(bootstrap_servers: str) -> None:

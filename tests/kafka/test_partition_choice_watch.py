@@ -116,7 +116,7 @@ async def test_tasks_go_to_the_member_with_nothing_to_do_until_work_is_level(boo
             # What was drawn was never sent: with the next reading it is forgotten, and the idle member is idle again.
             now += 2 * SETTLING_SECONDS
             await chooser.refresh(reader)
-            assert chooser.choose_if_known(topic) in idle
+            assert chooser.choose(topic, partitions=PARTITIONS) in idle
 
 
 async def _refreshed(chooser: PartitionChooser, reader: BacklogReader, topic: str) -> None:
@@ -141,10 +141,10 @@ async def test_what_a_member_committed_is_no_longer_its_work(bootstrap_servers: 
         chooser = _chooser(bootstrap_servers, {group: topic})
         async with chooser.reader() as reader:
             await _refreshed(chooser, reader, topic)
-            assert chooser.choose_if_known(topic) in _owned(second)
+            assert chooser.choose(topic, partitions=PARTITIONS) in _owned(second)
             await first.commit({TopicPartition(topic, on_first): OffsetAndMetadata(8, "")})
             await chooser.refresh(reader)
-            assert chooser.choose_if_known(topic) in _owned(first)
+            assert chooser.choose(topic, partitions=PARTITIONS) in _owned(first)
 
 
 async def test_partitions_follow_their_owner_when_a_member_joins(bootstrap_servers: str) -> None:
@@ -193,7 +193,6 @@ async def test_a_group_without_members_leaves_turns(bootstrap_servers: str) -> N
 async def test_topics_without_a_known_group_take_turns(bootstrap_servers: str) -> None:
     chooser = _chooser(bootstrap_servers, {})
     assert set(_draw(chooser, "other", PARTITIONS)) == set(range(PARTITIONS))
-    assert chooser.choose_if_known("other") is None
     assert "no consumer group" in (chooser.why_turns("other", partitions=PARTITIONS) or "")
     async with _running(chooser):
         assert set(_draw(chooser, "other", PARTITIONS)) == set(range(PARTITIONS))
@@ -236,4 +235,3 @@ async def test_without_any_broker_the_partitions_take_turns_and_the_reason_is_kn
             what="the broker's absence, noticed",
         )
         assert set(_draw(chooser, "tasks", PARTITIONS)) == set(range(PARTITIONS))
-        assert chooser.choose_if_known("tasks") is None

@@ -2,44 +2,172 @@
 
 import asyncio
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from kit.kafka import produce
+from kit.kafka import create_topics, produce
 from kit.waiting import wait_until
-from kit.worker import task_body, worker_bench
+from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
+NOTICED_SECONDS = 90.0
+"""A deleted topic is missed within the age of the metadata, a minute, even when nothing fails."""
 
-async def test_deleted_records_are_told_and_counted_and_those_behind_them_are_done(
-    bootstrap_servers: str, tmp_path: Path
-) -> None:
+
+@pytest.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
     async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=1) as bench:
-        first = await bench.start_ready()
-        await produce(bootstrap_servers, bench.topics.tasks, [(None, task_body(f"done-{n}")) for n in range(2)])
-        await bench.wait_committed({0: 2})
-        first.signal(signal.SIGTERM)
-        assert await first.wait_exit(90) == 0
-        assert first.events("records_lost") == []
-        await produce(bootstrap_servers, bench.topics.tasks, [(None, task_body(f"later-{n}")) for n in range(4)])
-        admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-        for deleted in admin.delete_records([TopicPartition(bench.topics.tasks, 0, 5)]).values():
-            await asyncio.wrap_future(deleted)
+        yield bench
 
-        second = await bench.start_ready()
-        [lost] = await wait_until(
-            lambda: second.events("records_lost"), deadline_seconds=60, what="the loss to be told"
-        )
-        results = await bench.wait_results(3)
-        await bench.wait_committed({0: 6})
-        async with httpx.AsyncClient(base_url=second.health_url) as client:
-            metrics = (await client.get("/metrics")).text
 
-    assert (lost["lane"], lost["partition"], lost["first"], lost["end"]) == ("standard", 0, 2, 5)
-    assert 'fluxpool_records_lost_total{lane="standard"} 3.0' in metrics
-    assert results[-1]["request_id"] == "later-3"
+async def submit(bench: WorkerBench, name: str, count: int, **fields: Any) -> None:
+    bodies = [(None, task_body(f"{name}-{number}", **fields)) for number in range(count)]
+    await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
+
+
+async def delete_before(bench: WorkerBench, offset: int) -> None:
+    admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+    for deleted in admin.delete_records([TopicPartition(bench.topics.tasks, 0, offset)]).values():
+        await asyncio.wrap_future(deleted)
+
+
+async def delete_topic(bench: WorkerBench) -> None:
+    admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+    for deleted in admin.delete_topics([bench.topics.tasks], operation_timeout=10).values():
+        await asyncio.wrap_future(deleted)
+    await wait_until(
+        lambda: bench.topics.tasks not in admin.list_topics(timeout=10).topics,
+        deadline_seconds=30,
+        what="the topic to be gone",
+    )
+
+
+async def make_topic_again(bench: WorkerBench) -> None:
+    await delete_topic(bench)
+    await create_topics(bench.bootstrap_servers, {bench.topics.tasks: 1})
+
+
+async def told_losses(worker: WorkerProcess) -> list[tuple[int, int]]:
+    await wait_until(lambda: worker.events("records_lost"), deadline_seconds=60, what="the loss to be told")
+    return [(lost["first"], lost["end"]) for lost in worker.events("records_lost")]
+
+
+async def counted_losses(worker: WorkerProcess) -> str:
+    async with httpx.AsyncClient(base_url=worker.health_url) as client:
+        metrics = (await client.get("/metrics")).text
+    [line] = [line for line in metrics.splitlines() if line.startswith('fluxpool_records_lost_total{lane="standard"}')]
+    return line.rpartition(" ")[2]
+
+
+async def test_deleted_records_are_told_and_counted_and_those_behind_them_are_done(bench: WorkerBench) -> None:
+    first = await bench.start_ready()
+    await submit(bench, "done", 2)
+    await bench.wait_committed({0: 2})
+    first.signal(signal.SIGTERM)
+    assert await first.wait_exit(90) == 0
+    assert first.events("records_lost") == []
+    await submit(bench, "later", 4)
+    await delete_before(bench, 5)
+
+    second = await bench.start_ready()
+    assert await told_losses(second) == [(2, 5)]
+    results = await bench.wait_results(3)
+    await bench.wait_committed({0: 6})
+    assert await counted_losses(second) == "3.0"
+    assert {result["request_id"] for result in results} == {"done-0", "done-1", "later-3"}
+
+
+async def test_records_deleted_in_front_of_a_living_worker_are_told_once_and_the_rest_is_done(
+    bench: WorkerBench,
+) -> None:
+    worker = await bench.start_ready()
+    await submit(bench, "long", 1, prompt="seconds=8")
+    await wait_for_step(bench, "long-0")
+    await submit(bench, "waiting", 14)
+    await delete_before(bench, 12)
+    await bench.wait_committed({0: 15})
+    [(first, end)] = await told_losses(worker)
+    assert 1 < first < end == 12
+    assert await counted_losses(worker) == f"{float(end - first)}"
+    results = await bench.results()
+    done = [0, *range(1, first), *range(12, 15)]
+    assert sorted(result["request_id"] for result in results) == sorted(
+        "long-0" if offset == 0 else f"waiting-{offset - 1}" for offset in done
+    )
+
+
+async def test_all_records_deleted_in_front_of_a_living_worker_are_told_and_leave_no_lag(bench: WorkerBench) -> None:
+    worker = await bench.start_ready()
+    await submit(bench, "long", 1, prompt="seconds=6")
+    await wait_for_step(bench, "long-0")
+    await submit(bench, "waiting", 10)
+    await delete_before(bench, 11)
+    await bench.wait_committed({0: 11})
+    [(first, end)] = await told_losses(worker)
+    assert first < end == 11
+    assert await counted_losses(worker) == f"{float(end - first)}"
+
+
+async def test_an_idle_worker_does_what_comes_to_a_topic_that_was_made_again(bench: WorkerBench) -> None:
+    worker = await bench.start_ready()
+    await submit(bench, "old", 3)
+    await bench.wait_committed({0: 3})
+    await make_topic_again(bench)
+    await submit(bench, "new", 2)
+    results = await bench.wait_results(5, deadline_seconds=NOTICED_SECONDS)
+    await bench.wait_committed({0: 2})
+    assert sorted(result["request_id"] for result in results) == ["new-0", "new-1", "old-0", "old-1", "old-2"]
+    assert [line["event"] for line in worker.log() if line["event"] in ("topic_gone", "log_replaced")]
+    assert worker.events("records_lost") == []
+
+
+async def test_a_task_in_flight_of_a_deleted_topic_ends_and_those_of_the_new_one_are_done_once(
+    bench: WorkerBench,
+) -> None:
+    worker = await bench.start_ready()
+    await submit(bench, "old", 3)
+    await bench.wait_committed({0: 3})
+    await submit(bench, "long", 1, prompt="seconds=8", steps=20)
+    await wait_for_step(bench, "long-0")
+    await make_topic_again(bench)
+    await submit(bench, "new", 2)
+    results = await bench.wait_results(6, deadline_seconds=NOTICED_SECONDS)
+    await bench.wait_committed({0: 2})
+    assert sorted(result["request_id"] for result in results) == ["long-0", "new-0", "new-1", "old-0", "old-1", "old-2"]
+    assert [line["event"] for line in worker.log() if line["event"] in ("topic_gone", "log_replaced")]
+    assert len(worker.events("job_done")) == 6
+
+
+async def test_a_worker_with_full_heads_tells_that_the_topic_was_made_again_and_does_the_new_tasks(
+    bench: WorkerBench,
+) -> None:
+    worker = await bench.start_ready()
+    await submit(bench, "old", 1, prompt="seconds=6", steps=20)
+    await wait_for_step(bench, "old-0")
+    await submit(bench, "waiting", 6)
+    await make_topic_again(bench)
+    await submit(bench, "new", 2)
+    await bench.wait_committed({0: 2}, deadline_seconds=NOTICED_SECONDS)
+    results = [result["request_id"] for result in await bench.results()]
+    assert len(results) == len(set(results))
+    assert {"old-0", "new-0", "new-1"} <= set(results)
+    assert [line["event"] for line in worker.log() if line["event"] in ("topic_gone", "log_replaced")]
+
+
+async def test_a_task_in_flight_of_a_topic_that_stays_away_is_not_given_up(bench: WorkerBench) -> None:
+    worker = await bench.start_ready()
+    await submit(bench, "long", 1, prompt="seconds=8", steps=20)
+    await wait_for_step(bench, "long-0")
+    await delete_topic(bench)
+    await wait_until(
+        lambda: worker.events("topic_gone"), deadline_seconds=NOTICED_SECONDS, what="the topic to be missed"
+    )
+    assert [result["request_id"] for result in await bench.wait_results(1)] == ["long-0"]
+    assert len(worker.events("job_done")) == 1

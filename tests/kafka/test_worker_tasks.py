@@ -248,9 +248,12 @@ async def test_metrics_and_probes_tell_what_goes_on(bench: WorkerBench) -> None:
     await result_of(bench, "counted")
     async with httpx.AsyncClient(base_url=bench.workers[0].health_url) as client:
         assert (await client.get("/healthz")).status_code == 200
-        metrics = (await client.get("/metrics")).text
 
-    assert 'fluxpool_tasks_total{outcome="success"}' in metrics
+        async def counted() -> bool:
+            return 'fluxpool_tasks_total{outcome="success"}' in (await client.get("/metrics")).text
+
+        # A result is published before its task is over.
+        await wait_until(counted, deadline_seconds=20, what="the task to be counted")
 
 
 async def test_progress_is_told_while_the_task_runs(bench: WorkerBench) -> None:

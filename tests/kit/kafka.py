@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
@@ -25,12 +26,30 @@ with warnings.catch_warnings():
     # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import KafkaAdminClient, KafkaProducer
+    from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError
     from kafka.errors import KafkaError as _KafkaPythonError
 
 ScriptClientError: type[Exception] = _KafkaPythonError
 """What `produce` and `committed_offsets` raise when the brokers are away."""
 
 _REQUEST_SECONDS = 10.0
+_UNSERVED_PAUSE_SECONDS = 0.2
+_UNSERVED = frozenset(
+    getattr(KafkaError, name)
+    for name in (
+        "_ALL_BROKERS_DOWN",
+        "_TIMED_OUT",
+        "_TRANSPORT",
+        "_UNKNOWN_PARTITION",
+        "_UNKNOWN_TOPIC",
+        "BROKER_NOT_AVAILABLE",
+        "LEADER_NOT_AVAILABLE",
+        "NOT_LEADER_FOR_PARTITION",
+        "REQUEST_TIMED_OUT",
+        "UNKNOWN_TOPIC_OR_PART",
+    )
+)
+"""What brokers that come back answer before they have taken up their partitions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +128,12 @@ async def create_topics(
 
 
 async def read_topic(
-    bootstrap_servers: str, topic: str, *, isolation_level: str = "read_uncommitted", deadline_seconds: float = 20
+    bootstrap_servers: str, topic: str, *, isolation_level: str = "read_uncommitted", deadline_seconds: float = 60
 ) -> list[TopicRecord]:
     """Return all records up to the end at the time of the call, by partition and offset; joins no group.
 
-    Raises `LookupError` when there is no such topic, `TimeoutError` when the end is not reached in time.
+    Brokers that do not serve the topic yet are asked again. Raises `LookupError` when there is no such topic,
+    `TimeoutError` when the end is not reached in time, `confluent_kafka.KafkaException` when it is not served by then.
     """
     settings = {
         "bootstrap.servers": bootstrap_servers,
@@ -125,14 +145,32 @@ async def read_topic(
         "isolation.level": isolation_level,
     }
 
+    deadline = time.monotonic() + deadline_seconds
+
     def read() -> list[TopicRecord]:
         consumer = Consumer(settings)
         try:
-            return _records_up_to_end(consumer, topic, deadline=time.monotonic() + deadline_seconds)
+            return _records_up_to_end(consumer, topic, deadline=deadline)
         finally:
             consumer.close()
 
-    return await asyncio.to_thread(read)
+    return await _again_until_served(deadline_seconds)(asyncio.to_thread, read)
+
+
+def _again_until_served(seconds: float) -> AsyncRetrying:
+    """Ask again while brokers that came back do not serve yet."""
+    return AsyncRetrying(
+        retry=retry_if_exception(_is_unserved),
+        wait=wait_fixed(_UNSERVED_PAUSE_SECONDS),
+        stop=stop_after_delay(seconds),
+        reraise=True,
+    )
+
+
+def _is_unserved(error: BaseException) -> bool:
+    if isinstance(error, KafkaException):
+        return error.args[0].code() in _UNSERVED
+    return isinstance(error, CoordinatorLoadInProgressError | CoordinatorNotAvailableError | NotCoordinatorError)
 
 
 def _records_up_to_end(consumer: Any, topic: str, *, deadline: float) -> list[TopicRecord]:
@@ -206,7 +244,8 @@ async def produce(
 async def committed_offsets(bootstrap_servers: str, group: str) -> dict[tuple[str, int], CommittedOffset]:
     """Return what the group committed, by (topic, partition); joins nothing.
 
-    Partitions without a commit are absent. Raises kafka-python's errors when the coordinator answers with one.
+    Partitions without a commit are absent. A coordinator that moves or loads is asked again. Raises kafka-python's
+    errors for any other answer, and when nobody can be reached.
     """
 
     def fetch() -> dict[tuple[str, int], CommittedOffset]:
@@ -220,7 +259,7 @@ async def committed_offsets(bootstrap_servers: str, group: str) -> dict[tuple[st
             for partition, found in committed.items()
         }
 
-    return await asyncio.to_thread(fetch)
+    return await _again_until_served(_REQUEST_SECONDS)(asyncio.to_thread, fetch)
 
 
 def sasl_plain_listener(users: Mapping[str, str], *, name: str = "SASL") -> ListenerSpec:

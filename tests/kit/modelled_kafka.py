@@ -153,6 +153,10 @@ class ModelGroup:
         """`on_commit` is called for each partition of an accepted commit, before it holds; `on_removed` before a member
         is gone, by its own will or not."""
         self.log: dict[TopicPartition, list[ConsumerRecord]] = {TopicPartition(topic, n): [] for n in range(partitions)}
+        self.ends: dict[TopicPartition, int] = dict.fromkeys(self.log, 0)
+        """End offsets: behind the last record, and behind markers."""
+        self.starts: dict[TopicPartition, int] = dict.fromkeys(self.log, 0)
+        """Where the logs begin."""
         self.committed: dict[TopicPartition, OffsetAndMetadata] = {}
         self.generation = 0
         self.members: dict[int, ModelConsumer] = {}
@@ -168,7 +172,29 @@ class ModelGroup:
 
     def append(self, record: ConsumerRecord) -> None:
         """Add a record at the end of its partition."""
-        self.log[TopicPartition(record.topic, record.partition)].append(record)
+        partition = TopicPartition(record.topic, record.partition)
+        self.log[partition].append(record)
+        self._end_at(partition, record.offset + 1)
+
+    def append_marker(self, partition: TopicPartition) -> None:
+        """End a transaction: what takes an offset and is handed to nobody."""
+        self._end_at(partition, self.ends[partition] + 1)
+
+    def delete_before(self, partition: TopicPartition, offset: int) -> None:
+        """Take records away, as retention does."""
+        self.starts[partition] = offset
+        self.log[partition] = [record for record in self.log[partition] if record.offset >= offset]
+
+    def make_again(self, partition: TopicPartition) -> None:
+        """Delete the partition with all it has, and what was committed for it, and make it anew."""
+        self.log[partition] = []
+        self.starts[partition] = self.ends[partition] = 0
+        self.committed.pop(partition, None)
+        for member in self.members.values():
+            member.wake()
+
+    def _end_at(self, partition: TopicPartition, end: int) -> None:
+        self.ends[partition] = end
         for member in self.members.values():
             member.wake()
 
@@ -255,11 +281,14 @@ class ModelGroup:
 class ModelConsumer:
     """What the lane uses of `AIOKafkaConsumer`; its own coordinator is folded in, as `_coordinator`."""
 
-    def __init__(self, group: ModelGroup, link: Link) -> None:
+    def __init__(self, group: ModelGroup, link: Link, *, leaders: Link | None = None) -> None:
+        """`link` leads to the group's coordinator, `leaders` to those who know where logs begin and end."""
         self.link = link
+        self._leaders = leaders or link
         self.member_id = 0
         self.generation = NO_GENERATION
         self.refused_commits = 0
+        self.asked_for_starts = 0
         self._group = group
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._paused: set[TopicPartition] = set()
@@ -318,6 +347,10 @@ class ModelConsumer:
         """Also after the group has given the partitions to others, until the next join."""
         return self._assigned
 
+    def partitions_for_topic(self, _topic: str) -> set[int]:
+        """What the metadata say."""
+        return {partition.partition for partition in self._group.log}
+
     def paused(self) -> set[TopicPartition]:
         """Forgotten by every rebalance."""
         return set(self._paused)
@@ -343,8 +376,7 @@ class ModelConsumer:
             self._arrived.clear()
             if self.link.state is LinkState.UP:
                 for partition in sorted(self._assigned - self._paused):
-                    if records := self._fetch(partition)[:max_records]:
-                        self._positions[partition] = records[-1].offset + 1
+                    if records := self._fetch(partition, max_records):
                         return {partition: records}
             try:
                 async with asyncio.timeout(timeout_ms / 1000):
@@ -353,9 +385,23 @@ class ModelConsumer:
                 if self._stable.is_set():
                     return {}
 
-    def _fetch(self, partition: TopicPartition) -> list[ConsumerRecord]:
+    def _fetch(self, partition: TopicPartition, max_records: int) -> list[ConsumerRecord]:
         position = self._positions.setdefault(partition, self._group.committed_offset(partition))
-        return [record for record in self._group.log[partition] if record.offset >= position]
+        if not self._group.starts[partition] <= position <= self._group.ends[partition]:
+            position = self._group.starts[partition]
+        records = [record for record in self._group.log[partition] if record.offset >= position][:max_records]
+        # As aiokafka: what is behind the last record is passed over when there was room for one more.
+        at_end = len(records) < max_records
+        self._positions[partition] = self._group.ends[partition] if at_end else records[-1].offset + 1
+        return records
+
+    async def position(self, partition: TopicPartition) -> int:
+        """Where the next fetch begins; does not return before the first fetch."""
+        if partition not in self._assigned:
+            raise IllegalStateError("partition is not assigned")
+        if partition not in self._positions:
+            await asyncio.Event().wait()
+        return self._positions[partition]
 
     # Offsets
 
@@ -384,9 +430,21 @@ class ModelConsumer:
             self.reset_generation()
             raise CommitFailedError("the group has rebalanced")
 
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Fetch from that offset on."""
+        if partition not in self._assigned:
+            raise IllegalStateError("partition is not assigned")
+        self._positions[partition] = offset
+        self.wake()
+
     async def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """Nothing is ever deleted here."""
-        return dict.fromkeys(partitions, 0)
+        """Where the logs begin."""
+        self.asked_for_starts += 1
+        return await self._leaders.call(lambda: {partition: self._group.starts[partition] for partition in partitions})
+
+    async def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where the logs end."""
+        return await self._leaders.call(lambda: {partition: self._group.ends[partition] for partition in partitions})
 
     async def committed(self, partition: TopicPartition) -> int | None:
         """The group's offset; None when there is none."""

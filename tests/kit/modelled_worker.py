@@ -197,7 +197,6 @@ class ModelPod:
             wake=asyncio.Event(),
             holds=holds,
             count_crashes=lambda entry: inherited_crashes(entry, worker=name, worker_started_at=started_at),
-            count_lost=self._count_lost,
         )
         publisher = ModelPublisher(self.producer, around.on_published)
         self._flow = TaskFlow(
@@ -262,9 +261,6 @@ class ModelPod:
         for link in self.links:
             link.drop()
 
-    def _count_lost(self, records: int) -> None:
-        self._around.loop.call_exception_handler({"message": f"{self.name} says that {records} records are lost"})
-
     def _build_consumer(self) -> Any:
         self.consumers.append(ModelConsumer(self._around.group, self.kafka))
         return self.consumers[-1]
@@ -288,10 +284,12 @@ class ModelPod:
         self.lane.stop_intake()
         self._flow.drain()
         tasks = self._tasks - {asyncio.current_task(), self._membership}
+        leaving = asyncio.create_task(self.lane.leave_when_done())
         for stop in (self._flow.stop_running, lambda: [task.cancel() for task in tasks]):
             if tasks:
                 await asyncio.wait(tasks, timeout=DRAIN_SECONDS)
             stop()
+        leaving.cancel()
         await self.lane.leave()
         await asyncio.wait({self._membership}, timeout=DRAIN_SECONDS)
         self._membership.cancel()

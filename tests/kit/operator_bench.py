@@ -92,8 +92,9 @@ class ReplicaWatch:
         version = (await self._api.get(self._path))["metadata"]["resourceVersion"]
         self._note(await self._api.get(self._path))
         changes = self._api.watch(collection, resource_version=version, fieldSelector=f"metadata.name={name}")
-        async for _, found in changes:
-            self._note(found)
+        async for event, found in changes:
+            if event != "BOOKMARK":  # of nobody, yet with a number of replicas
+                self._note(found)
 
     def _note(self, found: Body) -> None:
         replicas = found.get("spec", {}).get("replicas")
@@ -268,8 +269,8 @@ class OperatorBench(PoolTasks):
         return f"/apis/fluxpool.dev/v1alpha1/namespaces/{self.namespace}/fluxworkerpools/{name}"
 
     async def get(self, name: str = "standard") -> Body:
-        """A pool."""
-        return await self.bench.api.get(self.path(name))
+        """A pool; its status is empty as long as nobody has written one."""
+        return {"status": {}, **await self.bench.api.get(self.path(name))}
 
     async def wait_pool(
         self, what: str, reached: Callable[[Body], Any], *, name: str = "standard", deadline_seconds: float = 60

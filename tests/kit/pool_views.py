@@ -64,9 +64,10 @@ def lane(
     partitions: int = 6,
     name: str = "standard",
     age_seconds: float = 1.0,
+    is_foreign: bool = False,
     **fields: Any,
 ) -> LaneObservation:
-    """A lane with all that waits in its first partition."""
+    """A lane with all that waits in its first partition; `is_foreign`: another client committed its offset there."""
     tasks = tuple(
         InFlightTask(
             partition=0, offset=number, task=f"t{number}", worker=f"ready-{number}", started_at_seconds=0, crashes=0
@@ -78,6 +79,7 @@ def lane(
             partition=number,
             waiting_records=waiting if number == 0 else 0,
             in_flight=tasks if number == 0 else (),
+            is_foreign_commit=is_foreign and number == 0,
         )
         for number in range(partitions)
     )

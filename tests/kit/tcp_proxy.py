@@ -136,7 +136,7 @@ class TcpProxy:
 
     async def _listen(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(self._serve, HOST, self.port)
+            self._listener = await asyncio.start_server(self._accept, HOST, self.port)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
@@ -144,11 +144,21 @@ class TcpProxy:
             self._listener.close()
             self._listener = None
 
-    async def _serve(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
+        # A task of our own: asyncio's prints a traceback when it is cancelled, which is how every line is closed.
         self.accepted += 1
-        writers = self._connections[task] = {client_writer}
+        writers = {client_writer}
+        task = asyncio.get_running_loop().create_task(self._serve(client_reader, client_writer, writers))
+        self._connections[task] = writers
+        task.add_done_callback(self._connections.pop)
+
+    async def _serve(
+        self,
+        client_reader: asyncio.StreamReader,
+        client_writer: asyncio.StreamWriter,
+        writers: set[asyncio.StreamWriter],
+    ) -> None:
+        """Carry one connection to its end; `writers` are to be reset with the line."""
         try:
             await self._open[Direction.TO_SERVER].wait()
             if self._mode is LineMode.DROP:
@@ -166,7 +176,6 @@ class TcpProxy:
             for writer in writers:
                 if not writer.is_closing():
                     _reset(writer)
-            del self._connections[task]
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
         """Carry one direction until its sender ends it."""

@@ -119,6 +119,24 @@ def test_holds_of_one_cause_that_overlap_count_once() -> None:
     assert (holds.seconds(HoldCause.KAFKA), holds.seconds(HoldCause.DISK)) == (9, 18)
 
 
+def test_an_outage_is_a_hold_that_lasted_and_its_end_is_remembered() -> None:
+    clock = Clock()
+    holds = Holds(limit_seconds=100, outage_seconds=10, clock=clock)
+    hold = holds.begin(HoldCause.KAFKA)
+    clock.now = 9
+    assert holds.seconds_since_outage(HoldCause.KAFKA) is None
+    clock.now = 10
+    assert holds.seconds_since_outage(HoldCause.KAFKA) == 0
+    clock.now = 12
+    holds.end(hold)
+    clock.now = 20
+    short = holds.begin(HoldCause.KAFKA)
+    clock.now = 22
+    holds.end(short)
+    assert holds.seconds_since_outage(HoldCause.KAFKA) == 10
+    assert holds.seconds_since_outage(HoldCause.DISK) is None
+
+
 async def test_what_is_done_before_interest_is_lost_has_its_result() -> None:
     async def work() -> int:
         return 7

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fluxpool_contract.ledger import MAX_METADATA_BYTES, LedgerEntry, decode_ledger, encode_ledger
-from fluxpool_worker.agent.offsets import PartitionOffsets, lost_range
+from fluxpool_worker.agent.offsets import PartitionOffsets
 
 
 def entry(task: str = "t", *, crashes: int = 0, released: bool = False) -> LedgerEntry:
@@ -42,8 +42,6 @@ def test_a_record_that_was_started_is_not_accepted_again() -> None:
 
 
 def test_what_is_gone_from_the_log_is_passed_over_unless_something_is_in_flight() -> None:
-    assert list(lost_range(committed=5, log_start=8)) == [5, 6, 7]
-    assert not lost_range(committed=8, log_start=5)
     offsets = PartitionOffsets()
     assert offsets.skip_to(8)
     assert (offsets.commit_point(), offsets.accepts(7), offsets.accepts(8)) == (8, False, True)
@@ -53,17 +51,38 @@ def test_what_is_gone_from_the_log_is_passed_over_unless_something_is_in_flight(
     assert offsets.commit_point() == 9
 
 
+def test_nothing_is_skipped_that_the_group_has_passed_already() -> None:
+    offsets = PartitionOffsets()
+    offsets.pass_to(8)
+    assert not offsets.skip_to(8)
+    assert offsets.commit_point() is None
+    assert offsets.skip_to(9)
+    assert offsets.commit_point() == 9
+
+
 def test_the_ledger_travels_with_the_offset_and_releases_are_taken_back() -> None:
     offsets = PartitionOffsets()
     offsets.start(7)
-    assert offsets.metadata() == ""
+    assert decode_ledger(offsets.metadata()) == {}
     offsets.record(7, entry("seven"))
     offsets.release()
     assert decode_ledger(offsets.metadata()) == {7: entry("seven", released=True)}
     offsets.reclaim()
     assert decode_ledger(offsets.metadata()) == {7: entry("seven")}
     offsets.finish(7)
-    assert offsets.metadata() == ""
+    assert offsets.metadata() == encode_ledger({})
+
+
+def test_what_the_group_has_committed_can_be_committed_again_before_anything_is_started() -> None:
+    offsets = PartitionOffsets()
+    offsets.recommits = True
+    assert offsets.commit_point() is None
+    offsets.pass_to(8)
+    assert offsets.commit_point() == 8
+    assert offsets.accepts(3), "a topic made again begins below what was committed"
+    offsets.start(9)
+    offsets.finish(9)
+    assert offsets.commit_point() == 10
 
 
 def test_what_was_given_up_for_good_is_not_taken_back_by_a_rebalance() -> None:
@@ -132,6 +151,12 @@ class PartitionMachine(RuleBasedStateMachine):
             self.existing = {offset for offset in self.existing if offset >= log_start}
             self.offsets.skip_to(log_start)
             self.position = max(self.position, log_start)
+
+    @rule()
+    def skip_what_nobody_can_read(self) -> None:
+        if all(offset < self.position for offset in self.existing):
+            self.position = self.log_end
+        self.offsets.skip_to(self.position)
 
     @precondition(lambda self: self.offsets.in_flight)
     @rule(data=st.data())

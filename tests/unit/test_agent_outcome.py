@@ -152,6 +152,13 @@ def test_a_taken_over_task_counts_one_more_crash_unless_its_owner_let_go_of_it(
     assert inherited_crashes(entry, worker="me", worker_started_at=500) == crashes
 
 
+@pytest.mark.parametrize(("outage_ended_at", "crashes"), [(None, 2), (99.0, 2), (100.0, 1), (400.0, 1)])
+def test_a_task_that_was_in_flight_during_an_outage_was_no_crash(outage_ended_at: float | None, crashes: int) -> None:
+    entry = LedgerEntry(task="t", worker="other", started_at=100, crashes=1)
+    found = inherited_crashes(entry, worker="me", worker_started_at=500, outage_ended_at=outage_ended_at)
+    assert found == crashes
+
+
 def test_an_orphan_is_finished_when_more_than_a_third_is_done() -> None:
     assert not orphan_is_worth_finishing(0.33)
     assert orphan_is_worth_finishing(0.34)

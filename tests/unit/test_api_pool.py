@@ -119,3 +119,17 @@ def test_limits_that_contradict_each_other_are_refused_without_the_server_too() 
 @pytest.mark.parametrize(("mode", "follows"), [("Active", True), ("Shadow", False), ("Manual", False)])
 def test_only_an_active_pool_follows_the_plan(mode: str, follows: bool) -> None:
     assert ScalingMode(mode).follows_plan is follows
+
+
+def test_pools_share_the_parts_in_which_they_are_equal_and_no_others() -> None:
+    body = pool_body(FULL_SPEC)
+    pool, twin = FluxWorkerPool.parse(body), FluxWorkerPool.parse(body)
+    other = FluxWorkerPool.parse(edited(body, {"scaling.maxReplicas": 77}))
+    assert pool == twin
+    assert pool.spec is twin.spec
+    assert other.spec.worker is pool.spec.worker
+    assert other.spec.scaling.scale_up is pool.spec.scaling.scale_up
+    assert (pool.spec.scaling.max_replicas, other.spec.scaling.max_replicas) == (
+        FULL_SPEC["scaling"]["maxReplicas"],
+        77,
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fluxpool_operator.api import Condition, ConditionStatus, ConditionType, Reason
+from fluxpool_operator.api import Condition, ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import ContainerExit, ControllerCondition, PodStage
@@ -315,6 +315,51 @@ def test_expired_tasks_are_told_with_their_exact_number() -> None:
     assert said(never, ConditionType.TASKS_EXPIRED).status is UNKNOWN
     lost = view(lanes=(lane(partitions=0, age_seconds=math.inf, expired_records_total=3),))
     assert said(lost, ConditionType.TASKS_EXPIRED).status is TRUE
+
+
+MADE_FIVE_DAYS_AGO: dict[str, Any] = {".metadata.creationTimestamp": "2026-04-29T12:00:00Z"}
+
+
+def asleep(since: timedelta, *, pods: tuple[Any, ...] = (), **lane_fields: Any) -> PoolView:
+    """A pool whose last worker left so long ago, and whose offsets another client committed."""
+    status = FluxWorkerPoolStatus(last_scale_time=NOON - since)
+    foreign = lane(**({"is_foreign": True, "member_count": 0} | lane_fields))
+    return view(0, pool=pool(status), pods=pods, lanes=(foreign, lane(name="vip", member_count=0)))
+
+
+@pytest.mark.parametrize(
+    ("seen", "status", "reason"),
+    [
+        (asleep(timedelta(days=5)), FALSE, Reason.OFFSETS_MAY_EXPIRE),
+        (asleep(timedelta(days=4, hours=23)), TRUE, Reason.OFFSETS_STAY),
+        (asleep(timedelta(days=5), is_foreign=False), TRUE, Reason.OFFSETS_STAY),
+        (asleep(timedelta(days=5), member_count=1), TRUE, Reason.OFFSETS_STAY),
+        (asleep(timedelta(days=5), pods=(pod("a", PodStage.TERMINATING),)), TRUE, Reason.OFFSETS_STAY),
+        (replace(asleep(timedelta(days=5)), deployment=deployment(1, ready=0)), TRUE, Reason.OFFSETS_STAY),
+        (view(0, deployment=None, pods=(), lanes=(lane(is_foreign=True, member_count=0),)), TRUE, Reason.OFFSETS_STAY),
+        (
+            view(
+                0,
+                deployment=None,
+                pods=(),
+                pool=pool(**MADE_FIVE_DAYS_AGO),
+                lanes=(lane(is_foreign=True, member_count=0),),
+            ),
+            FALSE,
+            Reason.OFFSETS_MAY_EXPIRE,
+        ),
+        (asleep(timedelta(days=5), partitions=0, age_seconds=math.inf), TRUE, Reason.OFFSETS_STAY),
+        (view(0, lanes=(lane(partitions=0, age_seconds=math.inf),)), UNKNOWN, Reason.LAG_UNAVAILABLE),
+    ],
+)
+def test_offsets_of_another_client_are_warned_of_before_a_sleeping_pool_loses_them(
+    seen: PoolView, status: ConditionStatus, reason: Reason
+) -> None:
+    condition = said(seen, ConditionType.OFFSETS_KEPT)
+    assert (condition.status, condition.reason) == (status, reason)
+    if status is FALSE:
+        assert "group-standard (lane standard) were" in condition.message
+        assert "scaling.minReplicas" in condition.message
 
 
 def test_every_condition_is_said_about_this_generation_in_a_fixed_order() -> None:

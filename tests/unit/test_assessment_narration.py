@@ -101,6 +101,15 @@ def test_each_turn_of_things_is_told_once(
     assert narrate(status, assess(later(after, status, 5))) == ()
 
 
+def test_offsets_that_kafka_is_about_to_forget_are_told_once() -> None:
+    slept = view(0, lanes=(lane(is_foreign=True, member_count=0),))
+    status = assess(slept).model_copy(update={"last_scale_time": NOON})
+    after = later(slept, status, 5 * 86_400)
+    (event,) = narrate(status, assess(after))
+    assert (event.type, event.reason) == ("Warning", Reason.OFFSETS_MAY_EXPIRE)
+    assert narrate(assess(after), assess(later(after, assess(after), 5))) == ()
+
+
 def test_a_scaling_is_told_with_its_numbers_and_the_plans_reason() -> None:
     (event,) = events(SLEEPING, desired_replicas=3, plan=decision(3, reason="12 tasks are unfinished."))
     assert event.message == "From no worker to 3. 12 tasks are unfinished."

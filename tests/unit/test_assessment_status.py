@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_operator.api import FluxWorkerPoolStatus, LaneStatus, PlanStatus
-from fluxpool_operator.assessment import assess, status_patch, worth_writing
+from fluxpool_operator.assessment import PoolView, assess, status_patch, worth_writing
 from fluxpool_operator.assessment.coarse import coarse_count, coarse_seconds, duration_text
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
@@ -104,19 +104,23 @@ def test_the_time_of_scaling_moves_with_the_number_alone() -> None:
     assert assess(view(0)).last_scale_time is None
 
 
-def test_the_time_of_the_last_work_moves_by_the_minute_and_at_its_end() -> None:
+def test_the_time_of_the_last_work_moves_while_there_is_some_and_stands_afterwards() -> None:
     busy = view(2, lanes=(lane(3),))
     status = assess(busy)
     assert status.last_active_time == NOON
-    assert assess(later(busy, status, 59)).last_active_time == NOON
     status = assess(later(busy, status, 61))
     assert status.last_active_time == NOON + timedelta(seconds=61)
-    unknown = assess(later(busy, status, 70, lanes=(lane(age_seconds=99),)))
-    assert unknown.last_active_time == status.last_active_time
     done = later(busy, status, 75, lanes=(lane(),))
     status = assess(done)
     assert status.last_active_time == NOON + timedelta(seconds=75)
     assert assess(later(done, status, 900)).last_active_time == NOON + timedelta(seconds=75)
+
+
+def test_work_does_not_end_because_nobody_can_see_it() -> None:
+    busy = view(2, lanes=(lane(3),))
+    status = assess(busy)
+    unseen = later(busy, status, 70, lanes=(lane(age_seconds=99),))
+    assert assess(unseen).last_active_time == NOON
 
 
 @pytest.mark.parametrize(
@@ -183,8 +187,8 @@ def test_conditions_and_counts_of_pods_are_written_at_once_and_other_numbers_lat
         assert not worth_writing(written, new, seconds_since_write=seconds - 0.1)
 
 
-def test_a_pool_that_sleeps_writes_nothing() -> None:
-    seen = view(0, lanes=(lane(),))
+@pytest.mark.parametrize("seen", [view(0, lanes=(lane(),)), view(2, lanes=(lane(30),))], ids=["sleeping", "waiting"])
+def test_a_pool_in_which_nothing_changes_writes_nothing(seen: PoolView) -> None:
     written = assess(seen)
     for second in range(5, 3600, 5):
         new = assess(later(seen, written, second))

@@ -1,0 +1,60 @@
+"""Workers whose event loop is blocked: they end by themselves, and their tasks reach one end elsewhere."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fluxpool_worker.agent.loop_watchdog import EXIT_LOOP_BLOCKED
+from kit.chaos_invariants import PromiseWatch
+from kit.waiting import wait_until
+from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, is_engine, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
+
+EVENT_SECONDS = 120.0
+
+
+@pytest.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
+    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench:
+        yield bench
+
+
+async def start_blocking(bench: WorkerBench, point: str) -> WorkerProcess:
+    """A worker whose event loop is blocked for good when it first comes to that point."""
+    return await bench.start_ready(environment={"FLUXPOOL_FAULT": f"{point}:hang"})
+
+
+async def assert_ends_blocked(worker: WorkerProcess) -> None:
+    """It ends, says why, and takes its engine along."""
+    engine = worker.engine_pid()
+    assert await worker.wait_exit(EVENT_SECONDS) == EXIT_LOOP_BLOCKED
+    [line] = worker.events("event_loop_blocked")
+    assert line["limit_seconds"] <= line["blocked_seconds"] < SESSION_TIMEOUT_SECONDS
+    assert "faults.py" in line["stack"], "where it is blocked"
+    await wait_until(lambda: not is_engine(engine), deadline_seconds=EVENT_SECONDS, what="the engine to go too")
+
+
+async def test_what_a_blocked_worker_held_is_done_by_the_other_one(bench: WorkerBench) -> None:
+    blocked, other = await asyncio.gather(start_blocking(bench, "agent-after-generate"), bench.start_ready())
+    async with PromiseWatch(bench) as watch:
+        for partition in range(4):
+            await watch.submit(2, "seconds=1", steps=10, partition=partition)
+        await assert_ends_blocked(blocked)
+        # Its engine went on until the end: the task that was drawn, and the one that stood ready behind it.
+        await watch.assert_kept(repeated_generations=2)
+    assert other.process.poll() is None
+
+
+@pytest.mark.parametrize(("point", "repeated_generations"), [("agent-after-generate", 1), ("agent-after-result", 0)])
+async def test_a_worker_that_was_blocked_goes_on_when_it_is_started_again(
+    bench: WorkerBench, point: str, repeated_generations: int
+) -> None:
+    blocked = await start_blocking(bench, point)
+    async with PromiseWatch(bench) as watch:
+        await watch.submit(1, "seconds=1", steps=10)
+        await assert_ends_blocked(blocked)
+        await bench.start_ready()
+        await watch.assert_kept(repeated_generations=repeated_generations)

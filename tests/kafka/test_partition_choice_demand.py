@@ -1,0 +1,85 @@
+"""Loads that are read only while somebody is about to send."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
+from fluxpool_transport.partition_choice_watch import PartitionChooser
+from kit.kafka import create_topics, unique_name
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+PARTITIONS = 2
+
+
+@asynccontextmanager
+async def _running(servers: str, groups: dict[str, str], *, linger_seconds: float) -> AsyncIterator[ChoiceOnDemand]:
+    connection = KafkaConnection(bootstrap_servers=(servers,))
+    choice = ChoiceOnDemand(PartitionChooser(connection, groups), linger_seconds=linger_seconds)
+    running = asyncio.create_task(choice.run())
+    try:
+        yield choice
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert not choice.is_reading
+
+
+@asynccontextmanager
+async def _member(servers: str, *, topic: str, group: str) -> AsyncIterator[None]:
+    options = aiokafka_options(KafkaConnection(bootstrap_servers=(servers,)), client_id="test")
+    consumer = AIOKafkaConsumer(topic, group_id=group, enable_auto_commit=False, **options)
+    await consumer.start()
+    try:
+        await wait_until(consumer.assignment, deadline_seconds=30, what="the member's partitions")
+        yield
+    finally:
+        await consumer.stop()
+
+
+async def test_loads_are_read_when_a_record_is_expected_and_no_longer_when_none_is(bootstrap_servers: str) -> None:
+    topic, group = unique_name("tasks"), unique_name("group")
+    await create_topics(bootstrap_servers, {topic: PARTITIONS})
+    async with (
+        _member(bootstrap_servers, topic=topic, group=group),
+        _running(bootstrap_servers, {group: topic}, linger_seconds=1.5) as choice,
+    ):
+        assert choice.chooser.why_turns(topic, partitions=PARTITIONS) == "not read yet"
+
+        async def by_load() -> bool:
+            await choice.ready()
+            return choice.chooser.why_turns(topic, partitions=PARTITIONS) is None
+
+        for _ in range(2):
+            assert not choice.is_reading
+            await wait_until(by_load, deadline_seconds=30, what="loads to choose by")
+            await wait_until(lambda: not choice.is_reading, deadline_seconds=30, what="the rest")
+            assert not choice.chooser.has_read.is_set()
+
+
+async def test_a_record_keeps_waiting_for_its_first_reading_and_finds_the_loads(bootstrap_servers: str) -> None:
+    topic, group = unique_name("tasks"), unique_name("group")
+    await create_topics(bootstrap_servers, {topic: PARTITIONS})
+    async with (
+        _member(bootstrap_servers, topic=topic, group=group),
+        _running(bootstrap_servers, {group: topic}, linger_seconds=60) as choice,
+    ):
+        await asyncio.gather(choice.ready(), choice.ready())
+        assert choice.chooser.has_read.is_set()
+        assert choice.chooser.why_turns(topic, partitions=PARTITIONS) != "not read yet"
+
+
+async def test_without_brokers_nobody_waits_long_and_partitions_take_turns() -> None:
+    async with _running("127.0.0.1:1", {"group": "tasks"}, linger_seconds=60) as choice:
+        async with asyncio.timeout(30):
+            for _ in range(20):
+                await choice.ready()
+        drawn = [choice.chooser.choose("tasks", partitions=PARTITIONS) for _ in range(PARTITIONS)]
+        assert set(drawn) == set(range(PARTITIONS))

@@ -1,0 +1,114 @@
+"""Lanes on the real broker: what they commit when nothing waits, and when each of them leaves its group."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from kit.kafka import committed_offsets, produce, unique_name
+from kit.waiting import wait_until
+from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
+
+EVENT_SECONDS = 90.0
+"""For a rebalance or a commit on a busy machine."""
+LONG_TASK = ("seconds=30", 100)
+"""Prompt and steps of a task that outlasts a rebalance on a busy machine."""
+
+
+@pytest.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
+    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, retry_delays=("1h",)) as bench:
+        yield bench
+
+
+def partitions_of(worker: WorkerProcess, lane: str) -> list[int]:
+    """What the worker's present assignment in a lane holds."""
+    given = [line["partitions"] for line in worker.events("lane_assigned") if line["lane"] == lane]
+    return given[-1] if given else []
+
+
+async def end_offsets(bench: WorkerBench, topic: str, partitions: int) -> dict[int, int]:
+    """High watermarks, which is what the lag of a group is counted to by others."""
+    admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+    wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in range(partitions)}
+    asked = admin.list_offsets(wanted)
+    return {partition.partition: (await asyncio.wrap_future(found)).offset for partition, found in asked.items()}
+
+
+async def send_in_transaction(
+    producer: AIOKafkaProducer, topic: str, bodies: Sequence[bytes], *, partition: int, aborted: bool = False
+) -> None:
+    await producer.begin_transaction()
+    for body in bodies:
+        await producer.send_and_wait(topic, body, partition=partition)
+    await (producer.abort_transaction() if aborted else producer.commit_transaction())
+
+
+async def test_markers_behind_the_last_task_are_committed_and_leave_no_lag(bench: WorkerBench) -> None:
+    topic = bench.topics.tasks
+    worker = await bench.start_ready()
+    async with AIOKafkaProducer(
+        bootstrap_servers=bench.bootstrap_servers, transactional_id=unique_name("tx")
+    ) as producer:
+        await send_in_transaction(producer, topic, [task_body("first")], partition=0)
+        await bench.wait_committed({0: 2})
+        await send_in_transaction(producer, topic, [task_body("running", "seconds=8", steps=80)], partition=0)
+        await wait_for_step(bench, "running")
+        await send_in_transaction(producer, topic, [task_body("never")], partition=0, aborted=True)
+        # Nothing that anybody could read was ever sent here.
+        await send_in_transaction(producer, topic, [task_body("never")], partition=1, aborted=True)
+    await bench.wait_committed({0: 2, 1: 2})
+    assert [result["request_id"] for result in await bench.results()] == ["first"]
+
+    await bench.wait_committed({0: 6, 1: 2}, deadline_seconds=EVENT_SECONDS)
+    assert await end_offsets(bench, topic, 2) == await bench.committed()
+    assert sorted(result["request_id"] for result in await bench.results()) == ["first", "running"]
+    worker.signal(signal.SIGTERM)
+    assert await worker.wait_exit(EVENT_SECONDS) == 0
+    assert await end_offsets(bench, topic, 2) == await bench.committed()
+
+
+async def test_a_draining_worker_gives_the_lanes_up_in_which_it_has_nothing_to_finish(bench: WorkerBench) -> None:
+    retry_lane = f"retry-{bench.topics.retry[0]}"
+    workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    shares = {"vip": [[], [0]], "standard": [[0], [1]], retry_lane: [[0], [1]]}
+    await wait_until(
+        lambda: shares == {lane: sorted(partitions_of(worker, lane) for worker in workers) for lane in shares},
+        deadline_seconds=EVENT_SECONDS,
+        what="each lane to be shared out",
+    )
+    busy, other = sorted(workers, key=lambda worker: partitions_of(worker, "vip"), reverse=True)
+    [partition] = partitions_of(busy, "standard")
+    prompt, steps = LONG_TASK
+    long = task_body("long", prompt, steps=steps)
+    [(_, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, long)], partition=partition)
+    await wait_for_step(bench, "long")
+    busy.signal(signal.SIGTERM)
+    await wait_until(
+        lambda: (partitions_of(other, "vip"), partitions_of(other, retry_lane)) == ([0], [0, 1]),
+        deadline_seconds=EVENT_SECONDS,
+        what="the idle lanes to be handed on",
+    )
+    await produce(bench.bootstrap_servers, bench.topics.tasks_vip, [(None, task_body("urgent"))])
+    [urgent] = await bench.wait_results(1, deadline_seconds=EVENT_SECONDS)
+    assert (urgent["request_id"], urgent["worker"]) == ("urgent", other.name)
+    assert partitions_of(other, "standard") != [0, 1], "the lane of the running task stays where it is"
+
+    assert await busy.wait_exit(EVENT_SECONDS) == 0
+    results = {result["request_id"]: result["worker"] for result in await bench.results()}
+    assert results == {"long": busy.name, "urgent": other.name}
+    await bench.wait_committed({partition: offset + 1})
+    assert (await committed_offsets(bench.bootstrap_servers, f"{bench.group}-vip"))[
+        bench.topics.tasks_vip, 0
+    ].offset == 1
+    await wait_until(
+        lambda: partitions_of(other, "standard") == [0, 1], deadline_seconds=EVENT_SECONDS, what="the rest to follow"
+    )
+    assert sum(len(worker.events("job_done")) for worker in workers) == 2

@@ -1,0 +1,46 @@
+"""Workers of two releases for one bench: this one, and one that stands in for the next.
+
+Knows how each is started and how its work is told from the other's; what the other release changes stands in
+`next_version/sitecustomize.py`.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from kit.kafka import TopicRecord, committed_offsets
+from kit.worker import WorkerBench, WorkerProcess
+
+NEXT_VERSION = Path(__file__).with_name("next_version")
+
+
+class Release(StrEnum):
+    """Which of the two a worker is of."""
+
+    THIS = "this"
+    NEXT = "next"
+
+    @property
+    def other(self) -> "Release":
+        """The other one."""
+        return Release.THIS if self is Release.NEXT else Release.NEXT
+
+
+async def start_ready(bench: WorkerBench, release: Release, **environment: str) -> WorkerProcess:
+    """Start a worker of that release and wait until it serves."""
+    if release is Release.NEXT:
+        environment["PYTHONPATH"] = str(NEXT_VERSION)
+    return await bench.start_ready(environment=environment)
+
+
+def release_of(record: TopicRecord) -> Release:
+    """Whose a record is that a worker made: a result or progress."""
+    return Release.NEXT if "ce_fluxpoolrelease" in dict(record.headers) else Release.THIS
+
+
+async def releases_at_work(bench: WorkerBench) -> set[Release]:
+    """The releases whose ledgers stand beside the committed offsets of the standard lane now."""
+    committed = await committed_offsets(bench.bootstrap_servers, bench.group)
+    ledgers: list[dict[str, Any]] = [json.loads(found.metadata) for found in committed.values() if found.metadata]
+    return {Release.NEXT if "release" in ledger else Release.THIS for ledger in ledgers}

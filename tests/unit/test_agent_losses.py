@@ -1,0 +1,315 @@
+"""A lane whose log loses records, or is replaced: over a modelled Kafka, where every moment can be chosen."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.ledger import LedgerEntry
+from fluxpool_worker.agent.holds import Holds
+from fluxpool_worker.agent.lane import LaneConsumer, Taken
+from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
+
+TOPIC = "tasks"
+PARTITION = TopicPartition(TOPIC, 0)
+LONG_SECONDS = 20.0
+"""Longer than any deadline of the lane."""
+
+
+class Bench:
+    """One lane, alone in its group on one partition."""
+
+    def __init__(self, loop: SteppedLoop) -> None:
+        self.loop = loop
+        self.link, self.leaders = Link(), Link()
+        self.lost: list[int] = []
+        self.commits: list[int] = []
+        self.consumers: list[ModelConsumer] = []
+        self.given_up: list[int] = []
+        self.group = ModelGroup(
+            TOPIC,
+            partitions=1,
+            on_commit=lambda _commit, _partition, committed: self.commits.append(committed.offset),
+            on_removed=lambda _consumer: None,
+        )
+        self.lane = LaneConsumer(
+            name="standard",
+            topic=TOPIC,
+            build_consumer=self.build_consumer,
+            revoke_wait_seconds=0,
+            wake=asyncio.Event(),
+            holds=Holds(limit_seconds=float("inf"), clock=loop.time),
+            count_crashes=lambda entry: entry.crashes,
+            count_lost=self.lost.append,
+        )
+        self.running = loop.create_task(self.lane.run())
+        self.settle()
+
+    def build_consumer(self) -> Any:
+        self.consumers.append(ModelConsumer(self.group, self.link, leaders=self.leaders))
+        return self.consumers[-1]
+
+    def settle(self, seconds: float = 1.0) -> None:
+        self.loop.settle(seconds)
+
+    def produce(self, count: int) -> None:
+        for _ in range(count):
+            offset = self.group.ends[PARTITION]
+            self.group.append(ConsumerRecord(TOPIC, 0, offset, offset, 0, None, b"", None, -1, -1, ()))
+        self.settle()
+
+    def take(self) -> Taken:
+        taken = self.lane.take()
+        assert taken is not None
+        taken.on_lost = lambda: self.given_up.append(taken.record.offset)
+        self.settle()
+        return taken
+
+    def record(self, taken: Taken) -> None:
+        entry = LedgerEntry(task="t", worker="pod", started_at=0, crashes=0, released=False)
+        recorded = self.loop.create_task(self.lane.record(taken, entry))
+        self.settle()
+        recorded.result()
+
+    def finish(self, taken: Taken) -> None:
+        finished = self.loop.create_task(self.lane.finish(taken))
+        self.settle()
+        finished.result()
+
+    def do_next(self, count: int = 1) -> list[int]:
+        done = []
+        for _ in range(count):
+            taken = self.take()
+            self.finish(taken)
+            done.append(taken.record.offset)
+        return done
+
+    def lose_in_front(self, count: int) -> None:
+        """Let records come and go before the consumer has had any of them."""
+        self.link.become(LinkState.SLOW)
+        self.produce(count)
+        self.group.delete_before(PARTITION, self.group.ends[PARTITION])
+        self.link.become(LinkState.UP)
+        self.settle()
+
+    @property
+    def committed(self) -> int:
+        return self.group.committed_offset(PARTITION)
+
+
+@pytest.fixture
+def told() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as logged:
+        yield logged
+
+
+@pytest.fixture
+def bench(told: list[Any]) -> Iterator[Bench]:
+    assert told == []
+    loop = SteppedLoop()
+    asyncio.set_event_loop(loop)
+    bench = Bench(loop)
+    yield bench
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.close()
+    asyncio.set_event_loop(None)
+
+
+def losses(told: list[Any]) -> list[range]:
+    return [range(line["first"], line["end"]) for line in told if line["event"] == "records_lost"]
+
+
+def replaced(told: list[Any]) -> list[int]:
+    return [line["done_before"] for line in told if line["event"] == "log_replaced"]
+
+
+def test_records_deleted_behind_full_heads_are_told_once_with_the_exact_range(bench: Bench, told: list[Any]) -> None:
+    bench.produce(20)
+    bench.group.delete_before(PARTITION, 15)
+    assert bench.do_next(6) == [0, 1, 2, 3, 15, 16]
+    assert losses(told) == [range(4, 15)]
+    assert bench.lost == [11]
+    assert bench.committed == 17
+
+
+def test_markers_and_compacted_records_cost_a_request_and_no_alarm(bench: Bench, told: list[Any]) -> None:
+    bench.produce(2)
+    for _ in range(3):
+        bench.group.append_marker(PARTITION)
+    bench.produce(1)
+    assert bench.do_next(3) == [0, 1, 5]
+    assert bench.consumers[0].asked_for_starts == 1
+    assert (losses(told), bench.lost) == ([], [])
+
+
+def test_no_request_is_sent_without_a_gap(bench: Bench) -> None:
+    bench.produce(9)
+    bench.do_next(9)
+    bench.group.rebalance()
+    bench.settle()
+    bench.produce(2)
+    bench.do_next(2)
+    assert bench.consumers[0].asked_for_starts == 0
+
+
+def test_the_position_is_not_committed_before_the_loss_in_front_of_it_was_told(bench: Bench, told: list[Any]) -> None:
+    bench.produce(1)
+    bench.do_next()
+    bench.leaders.become(LinkState.SLOW)
+    bench.lose_in_front(6)
+    assert (losses(told), bench.committed) == ([], 1)
+    bench.leaders.become(LinkState.UP)
+    bench.settle()
+    assert losses(told) == [range(1, 7)]
+    assert bench.committed == 7
+
+
+def test_a_loss_that_cannot_be_asked_about_keeps_no_position_back_for_long_and_is_told_later(
+    bench: Bench, told: list[Any]
+) -> None:
+    bench.produce(1)
+    bench.do_next()
+    bench.leaders.become(LinkState.SLOW)
+    bench.lose_in_front(6)
+    bench.settle(LONG_SECONDS)
+    assert (losses(told), bench.committed) == ([], 7)
+    bench.leaders.become(LinkState.UP)
+    bench.settle(LONG_SECONDS)
+    assert losses(told) == [range(1, 7)]
+    assert bench.lost == [6]
+
+
+def test_a_loss_that_was_noticed_before_a_rebalance_is_told_once(bench: Bench, told: list[Any]) -> None:
+    bench.produce(1)
+    bench.do_next()
+    bench.leaders.become(LinkState.SLOW)
+    bench.lose_in_front(6)
+    bench.group.rebalance()
+    bench.settle()
+    bench.leaders.become(LinkState.UP)
+    bench.settle(LONG_SECONDS)
+    assert losses(told) == [range(1, 7)]
+    assert bench.committed == 7
+
+
+def test_records_lost_across_a_rebalance_are_told(bench: Bench, told: list[Any]) -> None:
+    bench.produce(12)
+    taken = [bench.take() for _ in range(2)]
+    bench.record(taken[0])
+    bench.link.become(LinkState.SLOW)
+    bench.group.delete_before(PARTITION, 10)
+    bench.link.become(LinkState.UP)
+    bench.group.rebalance()
+    bench.settle(LONG_SECONDS)
+    for one in taken:
+        bench.finish(one)
+    assert bench.do_next(2) == [10, 11]
+    assert losses(told) == [range(2, 10)]
+    assert bench.committed == 12
+
+
+def test_a_task_of_a_log_that_was_replaced_goes_on_and_is_committed_nowhere(bench: Bench, told: list[Any]) -> None:
+    bench.produce(4)
+    bench.do_next(3)
+    old = bench.take()
+    bench.record(old)
+    assert bench.committed == 3
+    bench.group.make_again(PARTITION)
+    bench.settle()
+    assert replaced(told) == [3]
+    bench.record(old)
+    bench.lane.drawn(old)
+    bench.finish(old)
+    assert bench.committed == 0
+    bench.produce(2)
+    assert bench.do_next(2) == [0, 1]
+    assert bench.committed == 2
+    assert bench.given_up == []
+    assert bench.commits[-3:] == [0, 1, 2]
+
+
+def test_waiting_records_of_a_log_that_was_replaced_count_as_lost(bench: Bench, told: list[Any]) -> None:
+    bench.produce(2)
+    bench.do_next(1)
+    bench.group.make_again(PARTITION)
+    bench.settle()
+    assert bench.lost == [1]
+    assert replaced(told) == [1]
+    bench.produce(1)
+    assert bench.do_next() == [0]
+    assert losses(told) == []
+
+
+def test_a_log_that_has_outgrown_the_former_one_is_done_from_its_beginning(bench: Bench, told: list[Any]) -> None:
+    bench.produce(2)
+    bench.do_next(2)
+    bench.link.become(LinkState.SLOW)
+    bench.group.make_again(PARTITION)
+    for offset in range(5):
+        bench.group.append(ConsumerRecord(TOPIC, 0, offset, offset, 0, None, b"", None, -1, -1, ()))
+    bench.group.rebalance()
+    bench.link.become(LinkState.UP)
+    bench.group.rebalance()
+    bench.settle(LONG_SECONDS)
+    assert replaced(told) == [2]
+    assert bench.do_next(5) == [0, 1, 2, 3, 4]
+    assert bench.committed == 5
+
+
+def test_a_member_that_has_nothing_in_flight_writes_no_old_offset_into_another_log(bench: Bench) -> None:
+    bench.produce(3)
+    bench.do_next(3)
+    bench.leaders.become(LinkState.SLOW)
+    bench.link.become(LinkState.SLOW)
+    bench.group.make_again(PARTITION)
+    bench.link.state = LinkState.UP
+    leaving = bench.loop.create_task(bench.lane.leave())
+    bench.settle(LONG_SECONDS)
+    assert leaving.done()
+    assert bench.commits == [1, 2, 3]
+
+
+def test_what_is_in_flight_when_the_topic_goes_away_goes_on_to_its_end(bench: Bench, told: list[Any]) -> None:
+    bench.produce(3)
+    taken = bench.take()
+    bench.record(taken)
+    known = list(bench.commits)
+    del bench.group.log[PARTITION]
+    bench.group.rebalance()
+    bench.settle()
+    assert [line["in_flight"] for line in told if line["event"] == "topic_gone"] == [1]
+    assert bench.given_up == []
+    bench.finish(taken)
+    assert bench.commits[len(known) :] in ([], [0])
+    bench.group.log[PARTITION] = []
+    bench.group.make_again(PARTITION)
+    bench.group.rebalance()
+    bench.produce(2)
+    assert bench.do_next(2) == [0, 1]
+    assert bench.committed == 2
+
+
+def test_a_log_replaced_through_a_rebalance_with_a_late_commit_of_the_former_one_is_done_too(
+    bench: Bench, told: list[Any]
+) -> None:
+    bench.produce(4)
+    bench.do_next(3)
+    old = bench.take()
+    bench.record(old)
+    past_the_end = bench.group.committed[PARTITION]
+    bench.group.make_again(PARTITION)
+    bench.group.committed[PARTITION] = past_the_end
+    bench.group.rebalance()
+    bench.produce(2)
+    assert replaced(told) == [3]
+    bench.finish(old)
+    assert bench.do_next(2) == [0, 1]
+    assert bench.committed == 2
+    assert bench.given_up == []

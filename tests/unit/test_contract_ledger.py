@@ -1,0 +1,31 @@
+"""The ledger between releases: what a newer one adds is passed over, what it says besides is read."""
+
+import json
+
+import pytest
+
+from fluxpool_contract.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger
+
+
+def test_what_a_newer_release_adds_to_a_ledger_costs_no_entry() -> None:
+    entries = {
+        3: LedgerEntry(task="task-3", worker="pod-a", started_at=1_700_000_000, crashes=2),
+        5: LedgerEntry(task="task-5", worker="pod-b", started_at=1_700_000_001, released=True, drawn=True),
+    }
+    newer = json.loads(encode_ledger(entries))
+    newer["release"] = {"name": "99.1.0"}
+    for entry in newer["tasks"].values():
+        entry["phase"] = ["denoise", 12]
+    assert decode_ledger(json.dumps(newer)) == entries
+
+
+def test_an_empty_ledger_tells_who_committed_the_offset() -> None:
+    assert is_ledger(encode_ledger({}))
+    assert decode_ledger(encode_ledger({})) == {}
+    too_long = LedgerEntry(task="t" * 5000, worker="pod", started_at=0)
+    assert is_ledger(encode_ledger({1: too_long}))
+
+
+@pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "{}", '{"tasks": 1}', "[]", "null"])
+def test_what_another_client_wrote_is_no_ledger(metadata: str | None) -> None:
+    assert not is_ledger(metadata)
