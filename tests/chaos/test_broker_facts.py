@@ -5,6 +5,7 @@ the rule that was drawn from it may be dropped or must be thought over.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
+from kafka import KafkaAdminClient
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_worker.agent.membership import (
@@ -24,9 +26,11 @@ from fluxpool_worker.agent.membership import (
     own_sticky_assignor,
 )
 from kit.chaos_kafka import ProxiedKafka, coordinator_of
+from kit.commit_log import CommitLog
 from kit.kafka import (
     CommittedOffset,
     KafkaFactory,
+    ScriptClientError,
     committed_offsets,
     create_topics,
     produce,
@@ -43,6 +47,9 @@ DEADLINE_SECONDS = 60.0
 SESSION_TIMEOUT_MS = 6000
 """The broker's own minimum."""
 GIVE_UP_SECONDS = 1.0
+COMMITS = 50
+TAKE_OVERS = 6
+"""The surprise lasts for a third of a second, and a look may miss it."""
 
 
 @asynccontextmanager
@@ -302,7 +309,7 @@ async def test_offsets_and_their_ledger_survive_the_move_of_the_coordinator(kafk
         expected = {(topic, 0): CommittedOffset(offset=2, metadata=ledger)}
 
         async def told() -> bool:
-            # While a coordinator loads, some clients see no offsets at all instead of its refusal.
+            # For a moment it knows of no commit: see the next test.
             return await committed_offsets(survivors, group) == expected
 
         await wait_until(told, deadline_seconds=DEADLINE_SECONDS, what="the new coordinator to tell the offsets")
@@ -313,6 +320,60 @@ async def test_offsets_and_their_ledger_survive_the_move_of_the_coordinator(kafk
         async with asyncio.timeout(DEADLINE_SECONDS):
             await consumer.commit({partition: OffsetAndMetadata(3, "")})
     assert await committed_offsets(survivors, group) == {(topic, 0): CommittedOffset(offset=3, metadata="")}
+
+
+@pytest.mark.timeout(420)
+async def test_a_coordinator_that_has_just_taken_over_tells_older_offsets_for_a_moment(
+    kafka_factory: KafkaFactory,
+) -> None:
+    # It has every commit, but tells only those of which it knows already that the other replicas have them, too.
+    cluster = await kafka_factory(brokers=3)
+    topic, group = await make_topic(cluster.bootstrap_servers), unique_name("group")
+    partition = TopicPartition(topic, 0)
+    told: list[int] = []
+    last = 0
+    async with member(cluster.bootstrap_servers, topic, group) as consumer:
+        await wait_assigned(consumer, 1)
+        for _round in range(TAKE_OVERS):
+            for _ in range(COMMITS):
+                last += 1
+                await consumer.commit({partition: last})
+            old = await coordinator_of(cluster, group)
+            await old.kill()
+            survivors = ",".join(broker.address for broker in cluster.brokers if broker is not old)
+            told = await offsets_told_until(survivors, group, last)
+            await old.start()
+            await cluster.wait_ready()
+            if len(told) > 1:
+                break
+    assert len(told) > 1, "every coordinator told the last offset at once"
+    log = CommitLog(cluster.bootstrap_servers, group)
+    try:
+        committed = [commit.offset for commit in await asyncio.to_thread(lambda: list(log.read_to_end()))]
+    finally:
+        await asyncio.to_thread(log.close)
+    assert committed == list(range(1, last + 1)), "nothing is lost of what the coordinator has"
+
+
+async def offsets_told_until(bootstrap_servers: str, group: str, last: int) -> list[int]:
+    """Ask as fast as can be until the last offset is told; returns every answer, 0 for none."""
+    told: list[int] = []
+
+    def ask() -> None:
+        admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
+        try:
+            found = admin.list_group_offsets(group)[group]
+            told.append(max((offset.offset for offset in found.values()), default=0))
+        finally:
+            admin.close()
+
+    async def is_last() -> bool:
+        with contextlib.suppress(ScriptClientError):  # nobody else is the coordinator yet
+            await asyncio.to_thread(ask)
+        return told[-1:] == [last]
+
+    await wait_until(is_last, deadline_seconds=DEADLINE_SECONDS, what="the new coordinator to tell the last offset")
+    return told
 
 
 async def test_a_transaction_marker_at_the_tail_is_a_lag_until_the_position_is_committed(

@@ -148,12 +148,16 @@ def test_readings_of_foreign_lanes_are_ignored() -> None:
 
 SURPRISES = [
     (reading(partition(committed=5, end=5)), reading(partition(committed=None, end=5)), 5),
+    (reading(partition(committed=5, end=5)), reading(partition(committed=3, end=5)), 2),
     (reading(partition(committed=50, end=50)), reading(partition(committed=50, end=3)), 3),
     (reading(partition(0, end=4), partition(1, end=2)), reading(partition(0, end=4)), 4),
 ]
+surprising = pytest.mark.parametrize(
+    ("known", "surprise", "believed"), SURPRISES, ids=["commit gone", "set back", "made again", "missing"]
+)
 
 
-@pytest.mark.parametrize(("known", "surprise", "believed"), SURPRISES, ids=["commit gone", "made again", "missing"])
+@surprising
 def test_a_surprise_is_held_until_it_is_confirmed(known: LaneReading, surprise: LaneReading, believed: int) -> None:
     backlog = pool(known)
     before = seen(backlog).waiting_records
@@ -167,7 +171,7 @@ def test_a_surprise_is_held_until_it_is_confirmed(known: LaneReading, surprise: 
     assert (lane.waiting_records, lane.age_seconds, lane.problem) == (believed, 0.0, None)
 
 
-@pytest.mark.parametrize(("known", "surprise", "believed"), SURPRISES, ids=["commit gone", "made again", "missing"])
+@surprising
 def test_one_answer_as_before_ends_the_doubt(known: LaneReading, surprise: LaneReading, believed: int) -> None:
     backlog = pool(known)
     before = seen(backlog).waiting_records

@@ -4,8 +4,9 @@ Owns the rules by which silence and surprising answers are held against what was
 arguments. Must not know how anything is read.
 
 A partition keeps its last good value while it cannot be read, while it is missing in an answer, while its group's
-offset is suddenly gone, and while its offset suddenly lies past the log's end. The last three are seen while
-coordinators load, leaders move and metadata spread, and would each be a wrong zero or a wrong flood. So they are
+offset is suddenly gone or lower than it was, and while its offset suddenly lies past the log's end. All but the first
+are seen while coordinators load, leaders move and metadata spread, and would each be a wrong zero or a wrong flood: a
+coordinator that has just taken over knows the last commits, and tells for a moment those before them. So they are
 believed only after `CONFIRMING_ANSWERS` answers without an error that agree, `CONFIRMING_SECONDS` after the first of
 them. Until then the partition is stale: it may hold or raise replicas, never lower them.
 """
@@ -202,6 +203,8 @@ class _Partition:
             return "the group's committed offset is gone; held until Kafka confirms it"
         if item.is_recreated and not known.is_recreated:
             return "the group's committed offset lies past the end of the log; held until Kafka confirms it"
+        if item.committed_offset < known.committed_offset:
+            return "the group's committed offset is lower than it was; held until Kafka confirms it"
         return None
 
 

@@ -4,7 +4,8 @@ Owns reading them and saying what they mean. Nothing is begun or committed on a 
 """
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -23,6 +24,8 @@ READ_DEADLINE_SECONDS: Final = 10.0
 READ_RETRY_SECONDS: Final = 0.5
 LOG_END_DEADLINE_SECONDS: Final = 2.0
 """Everything waits for it, and a partition without a leader has no answer: then its log is taken for the same one."""
+CONFIRMING_SECONDS: Final = 20.0
+"""A coordinator that has just taken over may know of no commit until the other replicas follow it."""
 
 
 class TakeOver:
@@ -52,6 +55,7 @@ class TakeOver:
         self._on_read = on_read
         self._log = log
         self._assigned = asyncio.Event()
+        self._doubted_since: float | None = None
 
     def begin(self) -> None:
         """There is a new assignment to read; returns at once."""
@@ -67,9 +71,10 @@ class TakeOver:
                 async with asyncio.timeout(READ_DEADLINE_SECONDS):
                     committed = await committed_with_metadata(consumer, unread)
             except (KafkaError, TimeoutError) as error:
-                self._log.warning("ledger_delayed", error=repr(error))
-                await asyncio.sleep(READ_RETRY_SECONDS)
-                self._assigned.set()
+                await self._read_again(repr(error))
+                continue
+            if self._is_doubtful(unread, committed):
+                await self._read_again("what the group had committed is gone; held until Kafka confirms it")
                 continue
             log_ends = await self._log_ends(consumer, unread)
             if epoch != self._commits.epoch:
@@ -78,6 +83,24 @@ class TakeOver:
                 self._go_on(partition, committed.get(partition), log_ends.get(partition))
             self._commits.read()
             self._on_read()
+
+    async def _read_again(self, error: str) -> None:
+        self._log.warning("ledger_delayed", error=error)
+        await asyncio.sleep(READ_RETRY_SECONDS)
+        self._assigned.set()
+
+    def _is_doubtful(
+        self, unread: frozenset[TopicPartition], committed: Mapping[TopicPartition, OffsetAndMetadata]
+    ) -> bool:
+        """Whether a commit is missing that this worker knows of, and has not been so for long."""
+        progress = self._commits.progress
+        known = {partition for partition in unread & progress.keys() if progress[partition].committed is not None}
+        if known <= committed.keys():
+            self._doubted_since = None
+            return False
+        now = time.monotonic()
+        self._doubted_since = now if self._doubted_since is None else self._doubted_since
+        return now - self._doubted_since < CONFIRMING_SECONDS
 
     async def _log_ends(
         self, consumer: AIOKafkaConsumer, unread: frozenset[TopicPartition]
