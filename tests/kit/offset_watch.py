@@ -1,7 +1,8 @@
-"""Looks at offsets and answers from outside while everything is being broken: whether an offset ever goes wrong.
+"""Looks at commits and answers from outside while everything is being broken: whether an offset ever goes wrong.
 
-A look reads only what is new since the one before, so that it costs the same with a hundred thousand tasks. Changes
-nothing and joins no group; what became of the tasks is counted by others, afterwards.
+No commit escapes it, because it reads their log. A look reads only what is new since the one before, so that it costs
+the same with a hundred thousand tasks. Changes nothing and joins no group; what became of the tasks is counted by
+others, afterwards.
 """
 
 import asyncio
@@ -10,19 +11,16 @@ import json
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
+from kit.commit_log import Commit, CommitLog, TopicTail
 from kit.kafka import ScriptClientError
 from kit.worker import WorkerBench
 
 LOOK_INTERVAL_SECONDS: Final = 0.5
-"""Each look at the offsets opens connections of its own, and the workers need the cores."""
-REQUEST_SECONDS: Final = 5.0
-READ_SECONDS: Final = 30.0
-RECONNECT_MS: Final = 1000
-"""The library's own ten seconds would show in every time that is measured by this."""
+"""The workers need the cores."""
 
 AWAY: Final = (ScriptClientError, KafkaException, TimeoutError, LookupError)
 """What a look ends with while brokers are away; it is made again."""
@@ -35,10 +33,14 @@ class OffsetWatch:
         """`interval_seconds` lies between two looks."""
         self._bench = bench
         self._interval_seconds = interval_seconds
-        self._reader = _AnswerReader(bench.bootstrap_servers, bench.topics.results)
+        self._commit_log = CommitLog(bench.bootstrap_servers, bench.group)
+        self._answer_tail = TopicTail(bench.bootstrap_servers, bench.topics.results)
+        self._answered: set[str] = set()
         self._places: dict[str, tuple[int, int]] = {}
         self._ahead: dict[str, tuple[int, int]] = {}
+        self._unchecked: list[Commit] = []
         self._committed: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
         self._looking = asyncio.Lock()
         self._ending = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
@@ -57,24 +59,23 @@ class OffsetWatch:
     @property
     def answered(self) -> int:
         """How many tasks have an answer."""
-        return len(self._reader.answered)
+        return len(self._answered)
 
     @property
     def is_done(self) -> bool:
         """Whether every task has an answer and is committed."""
-        return not self._ahead and self._reader.answered >= self._places.keys()
+        return not self._ahead and self._answered >= self._places.keys()
 
     async def look(self) -> None:
         """Look once more, now; raises one of `AWAY` when brokers are away."""
         async with self._looking:
-            # Offsets first: whatever had ended when they were committed is among the answers read after them.
-            committed = await self._bench.committed()
+            # Commits first: whatever had ended when they were made is among the answers read after them.
+            await asyncio.to_thread(self._read_commits)
             known = self.answered
-            await asyncio.to_thread(self._reader.read_to_end)
-            self._check(committed)
-            if self.answered > known or committed != self._committed:
+            await asyncio.to_thread(self._read_answers)
+            if self.answered > known or self._unchecked:
                 self.moved_at = time.monotonic()
-            self._committed |= committed
+            self._check()
             self.looks += 1
 
     def check_watching(self) -> None:
@@ -94,7 +95,8 @@ class OffsetWatch:
         self._ending.set()
         if self._watching is not None:
             await asyncio.wait({self._watching})
-        await asyncio.to_thread(self._reader.close)
+        await asyncio.to_thread(self._commit_log.close)
+        await asyncio.to_thread(self._answer_tail.close)
         if error is None:
             self.check_watching()
 
@@ -105,64 +107,31 @@ class OffsetWatch:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), self._interval_seconds)
 
-    def _check(self, committed: Mapping[int, int]) -> None:
-        for partition, offset in committed.items():
-            known = self._committed.get(partition, 0)
-            if offset < known:
-                self.broken.append(f"the offset of partition {partition} went back from {known} to {offset}")
-        passed = [name for name, (partition, offset) in self._ahead.items() if offset < committed.get(partition, 0)]
+    def _read_commits(self) -> None:
+        """Those of the lane since the last check; a look that fails later leaves them to the next one."""
+        for commit in self._commit_log.read_to_end():
+            if commit.topic == self._bench.topics.tasks:
+                self._unchecked.append(commit)
+
+    def _read_answers(self) -> None:
+        for answer in self._answer_tail.read_to_end():
+            self._answered.add(json.loads(answer.value())["request_id"])
+
+    def _check(self) -> None:
+        for commit in self._unchecked:
+            known = self._committed.get(commit.partition, 0)
+            if commit.offset < known:
+                self.broken.append(
+                    f"the offset of partition {commit.partition} went back from {known} to {commit.offset}"
+                )
+            self._committed[commit.partition] = commit.offset
+            self._reached[commit.partition] = max(self._reached.get(commit.partition, 0), commit.offset)
+        self._unchecked.clear()
+        passed = [name for name, (partition, offset) in self._ahead.items() if offset < self._reached.get(partition, 0)]
         for name in passed:
             partition, offset = self._ahead.pop(name)
-            if name not in self._reader.answered:
+            if name not in self._answered:
                 self.broken.append(
-                    f"offset {committed[partition]} of partition {partition} passed {name} at {offset}, "
+                    f"offset {self._reached[partition]} of partition {partition} passed {name} at {offset}, "
                     "which has no answer"
                 )
-
-
-class _AnswerReader:
-    """Reads the results topic on from where it was; joins no group."""
-
-    def __init__(self, bootstrap_servers: str, topic: str) -> None:
-        self._topic = topic
-        self._next: dict[int, int] = {}
-        self._consumer: Any = Consumer(
-            {
-                "bootstrap.servers": bootstrap_servers,
-                # librdkafka wants one; only a subscription or a commit would make use of it.
-                "group.id": "unused",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 100,
-                "reconnect.backoff.max.ms": RECONNECT_MS,
-                # That brokers go away is what is being watched.
-                "log_level": 0,
-            }
-        )
-        self.answered: set[str] = set()
-
-    def read_to_end(self) -> None:
-        """Up to the end at the time of the call; raises `KafkaException`, `LookupError` or `TimeoutError`."""
-        if not self._next:
-            partitions = self._consumer.list_topics(self._topic, timeout=REQUEST_SECONDS).topics[self._topic].partitions
-            self._next = dict.fromkeys(partitions, 0)
-            self._consumer.assign([TopicPartition(self._topic, number, 0) for number in partitions])
-        ends = {number: self._end_of(number) for number in self._next}
-        deadline = time.monotonic() + READ_SECONDS
-        while any(self._next[number] < end for number, end in ends.items()):
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"the end of {self._topic} was not reached")
-            for message in self._consumer.consume(num_messages=1000, timeout=0.2):
-                if message.error() is None:
-                    self.answered.add(json.loads(message.value())["request_id"])
-                    self._next[message.partition()] = message.offset() + 1
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._consumer.close()
-
-    def _end_of(self, number: int) -> int:
-        bounds = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=REQUEST_SECONDS)
-        if bounds is None:
-            raise TimeoutError(f"the end of {self._topic} was not told")
-        return int(bounds[1])
