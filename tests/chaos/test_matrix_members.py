@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from kit.chaos_invariants import PromiseWatch
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, wait_for_step, worker_bench
+from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -124,12 +124,12 @@ async def test_partitions_that_are_added_in_mid_run_are_read_from_their_first_re
 
 
 async def test_workers_that_are_replaced_one_by_one_under_load_draw_nothing_twice(bench: WorkerBench) -> None:
-    old = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    old = await asyncio.gather(bench.start_ready(**UNHURRIED), bench.start_ready(**UNHURRIED))
     async with PromiseWatch(bench) as watch:
         await watch.submit(24, "seconds=1", steps=10)
         await bench.wait_results(2)
         for worker in old:
-            await bench.start_ready()
+            await bench.start_ready(**UNHURRIED)
             worker.signal(signal.SIGTERM)
             assert await worker.wait_exit(EVENT_SECONDS) == 0
         await watch.assert_kept()

@@ -18,7 +18,7 @@ from kit.chaos_invariants import PromiseWatch
 from kit.kafka import committed_offsets, produce
 from kit.releases import Release, release_of, releases_at_work, start_ready
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -59,7 +59,7 @@ async def end(worker: WorkerProcess) -> None:
 async def test_workers_of_two_releases_that_replace_each_other_under_load_draw_nothing_twice(
     bench: WorkerBench, first: Release
 ) -> None:
-    old = await asyncio.gather(start_ready(bench, first), start_ready(bench, first))
+    old = await asyncio.gather(start_ready(bench, first, **UNHURRIED), start_ready(bench, first, **UNHURRIED))
     async with PromiseWatch(bench) as watch:
         await submit_everywhere(watch)
         await wait_until(
@@ -67,7 +67,7 @@ async def test_workers_of_two_releases_that_replace_each_other_under_load_draw_n
         )
         for worker in old:
             await submit_everywhere(watch)
-            new = await start_ready(bench, first.other)
+            new = await start_ready(bench, first.other, **UNHURRIED)
             # However long it took to start: there is work for it, too.
             await submit_everywhere(watch)
             await end(worker)
@@ -83,7 +83,7 @@ async def test_workers_of_two_releases_that_replace_each_other_under_load_draw_n
 async def test_a_task_that_one_release_sends_to_a_retry_topic_is_drawn_by_the_other(
     bench: WorkerBench, first: Release
 ) -> None:
-    failing = await start_ready(bench, first, FLUXPOOL_FAULT="engine-step:raise")
+    failing = await start_ready(bench, first, fault="engine-step:raise")
     bodies = [(None, task_body("stumbles"))]
     [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
 
@@ -128,7 +128,7 @@ async def test_a_task_that_one_release_crashed_with_is_drawn_by_the_other_which_
 async def test_an_answer_that_one_release_stored_and_did_not_publish_is_published_by_the_other_as_it_is(
     bench: WorkerBench, first: Release
 ) -> None:
-    victim = await start_ready(bench, first, FLUXPOOL_FAULT="store-after-manifest:kill")
+    victim = await start_ready(bench, first, fault="store-after-manifest:kill")
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("stored"))])
     assert await victim.wait_exit(EVENT_SECONDS) == -signal.SIGKILL
     [manifest] = [json.loads(path.read_bytes()) for path in bench.images.rglob("manifest.json")]

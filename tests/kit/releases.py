@@ -27,11 +27,14 @@ class Release(StrEnum):
         return Release.THIS if self is Release.NEXT else Release.NEXT
 
 
-async def start_ready(bench: WorkerBench, release: Release, **environment: str) -> WorkerProcess:
-    """Start a worker of that release and wait until it serves."""
+async def start_ready(
+    bench: WorkerBench, release: Release, *, fault: str | None = None, **changes: Any
+) -> WorkerProcess:
+    """Start a worker of that release, with a fault or changed settings, and wait until it serves."""
+    environment = {} if fault is None else {"FLUXPOOL_FAULT": fault}
     if release is Release.NEXT:
         environment["PYTHONPATH"] = str(NEXT_VERSION)
-    return await bench.start_ready(environment=environment)
+    return await bench.start_ready(environment=environment, **changes)
 
 
 def release_of(record: TopicRecord) -> Release:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -32,6 +33,10 @@ LOOK_SECONDS = 0.2
 """Between two looks at a topic: each opens connections of its own, and the workers need the cores."""
 READY_SECONDS = 180.0
 """The engine imports torch and diffusers, which takes long on a busy machine."""
+UNHURRIED: Mapping[str, Any] = MappingProxyType(
+    {"session_timeout_seconds": 45.0, "rebalance_timeout_seconds": 60.0, "revoke_wait_seconds": 30.0}
+)
+"""Settings for workers of which nothing may be drawn twice, however long a busy machine takes for what is in flight."""
 
 
 @dataclass(slots=True)

@@ -350,10 +350,17 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     async def _wait_for_nearly_finished(self) -> None:
         """Give work that would end within the bound the time to do so; the rest is adopted or lost."""
-        deadline = time.monotonic() + self._revoke_wait_seconds
+        began = time.monotonic()
+        deadline = began + self._revoke_wait_seconds
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._revoke_wait_seconds):
                 await self._commits.wait_until(lambda: not self._nearly_finished(deadline - time.monotonic()))
+        if self._taken:
+            self._log.info(
+                "rebalance_in_mid_task",
+                in_flight=sorted((taken.record.partition, taken.record.offset) for taken in self._taken),
+                waited_seconds=round(time.monotonic() - began, 3),
+            )
 
     def _nearly_finished(self, within_seconds: float) -> bool:
         estimates = [taken.remaining_seconds() for taken in self._taken]
