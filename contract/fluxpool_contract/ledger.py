@@ -27,8 +27,8 @@ class LedgerEntry:
     """Its images exist and are being stored or published: what kills the worker now is not this task."""
 
 
-def encode_ledger(entries: dict[int, LedgerEntry]) -> str:
-    """The ledger as compact JSON.
+def encode_ledger(entries: dict[int, LedgerEntry], *, topic_id: str | None = None) -> str:
+    """The ledger as compact JSON; `topic_id` says which topic the offsets are of, should another get its name.
 
     Entries that do not fit into the broker's limit are left out from the highest offset on: the lowest is the one that
     a crash would hand out first.
@@ -38,6 +38,7 @@ def encode_ledger(entries: dict[int, LedgerEntry]) -> str:
         text = json.dumps(
             {
                 "v": 1,
+                **({} if topic_id is None else {"topic": topic_id}),
                 "tasks": {
                     str(offset): {
                         "task": entry.task,
@@ -80,13 +81,24 @@ def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
         return {}
 
 
+def ledger_topic(metadata: str | None) -> str | None:
+    """The id of the topic that committed metadata are about; None where they do not say."""
+    topic_id = _ledger(metadata).get("topic")
+    return topic_id if isinstance(topic_id, str) else None
+
+
 def _tasks(metadata: str | None) -> dict[str, Any] | None:
     """What stands under `tasks`; None for text of anybody else."""
+    tasks = _ledger(metadata).get("tasks")
+    return tasks if isinstance(tasks, dict) else None
+
+
+def _ledger(metadata: str | None) -> dict[str, Any]:
     if not metadata:
         # What most other clients write, asked for each partition at each reading: too often for an exception.
-        return None
+        return {}
     try:
-        tasks = json.loads(metadata)["tasks"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return tasks if isinstance(tasks, dict) else None
+        ledger = json.loads(metadata)
+    except ValueError:
+        return {}
+    return ledger if isinstance(ledger, dict) else {}

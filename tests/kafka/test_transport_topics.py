@@ -10,9 +10,12 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.topics import TopicNames, TopicSpec, topic_specs
+from fluxpool_transport import topic_ids
 from fluxpool_transport.kafka_admin import KafkaUnavailableError
 from fluxpool_transport.topic_admin import TopicError, ensure_topics
+from fluxpool_transport.topic_ids import TopicIds
 from kit.kafka import create_topics, produce, unique_name
+from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -97,3 +100,31 @@ async def test_no_broker_is_reported_with_the_address_and_the_cause() -> None:
     nowhere = KafkaConnection(bootstrap_servers=(f"127.0.0.1:{port}",))
     with pytest.raises(KafkaUnavailableError, match=rf"127\.0\.0\.1:{port}.*refused.*bootstrap_servers"):
         await ensure_topics(nowhere, topic_specs(TopicNames()), deadline_seconds=2)
+
+
+async def test_a_topic_that_is_made_again_has_another_id(kafka: KafkaCluster, connection: KafkaConnection) -> None:
+    topic, ids = unique_name("topic"), TopicIds(connection, client_id="test")
+    assert await ids.ask(topic) is None, "there is no such topic"
+    await create_topics(kafka.bootstrap_servers, {topic: 1})
+    first = await ids.ask(topic)
+    assert first is not None
+    assert await ids.ask(topic) == first
+
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
+    await asyncio.wrap_future(admin.delete_topics([topic], operation_timeout=10)[topic])
+
+    async def is_gone() -> bool:
+        return await ids.ask(topic) is None
+
+    await wait_until(is_gone, deadline_seconds=30, what="the topic to be gone")
+    await create_topics(kafka.bootstrap_servers, {topic: 1})
+    assert await ids.ask(topic) not in (None, first)
+
+
+async def test_an_id_that_nobody_tells_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic_ids, "_DEADLINE_SECONDS", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        away = KafkaConnection(bootstrap_servers=(f"127.0.0.1:{silent.getsockname()[1]}",))
+        assert await TopicIds(away, client_id="test").ask("tasks") is None

@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 NOTICED_SECONDS = 90.0
 """A deleted topic is missed within the age of the metadata, a minute, even when nothing fails."""
+NEW = 12
+"""Records of the new topic; more than a worker ever takes of the former one before it looks again."""
 
 
 @pytest.fixture
@@ -169,6 +171,43 @@ async def test_a_worker_with_full_heads_tells_that_the_topic_was_made_again_and_
     await bench.wait_committed({0: 2})
     assert len(results) == len(set(results))
     assert [line["event"] for line in worker.log() if line["event"] in ("topic_gone", "log_replaced")]
+
+
+async def start_over_full_heads(bench: WorkerBench) -> WorkerProcess:
+    """A worker with tasks of a topic that was made again meanwhile, and has more records than the former one."""
+    worker = await bench.start_ready()
+    await submit(bench, "old", 1, prompt="seconds=6", steps=20)
+    await wait_for_step(bench, "old-0")
+    await submit(bench, "waiting", 6)
+    await make_topic_again(bench)
+    await submit(bench, "new", NEW)
+    return worker
+
+
+async def test_a_new_topic_that_has_outgrown_the_former_one_is_done_from_its_beginning(bench: WorkerBench) -> None:
+    worker = await start_over_full_heads(bench)
+    results = await answered(bench, {"old-0", *(f"new-{number}" for number in range(NEW))})
+    await bench.wait_committed({0: NEW})
+    assert worker.events("log_replaced")
+    assert len(worker.events("job_done")) == len(set(results)), "what was done before is done when it comes again"
+
+
+async def test_a_new_topic_under_a_worker_that_is_killed_is_done_from_its_beginning_by_the_next(
+    bench: WorkerBench,
+) -> None:
+    first = await start_over_full_heads(bench)
+
+    async def has_committed_what_it_did_of_the_former_topic() -> bool:
+        return (await bench.committed()).get(0, 0) >= 2
+
+    await wait_until(
+        has_committed_what_it_did_of_the_former_topic, deadline_seconds=60, what="a commit by the topic's name"
+    )
+    first.signal(signal.SIGKILL)
+    second = await bench.start_ready()
+    await answered(bench, {f"new-{number}" for number in range(NEW)})
+    await bench.wait_committed({0: NEW})
+    assert first.events("log_replaced") or second.events("log_replaced")
 
 
 async def test_a_task_in_flight_of_a_topic_that_stays_away_is_not_given_up(bench: WorkerBench) -> None:

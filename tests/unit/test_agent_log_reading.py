@@ -140,6 +140,24 @@ def test_another_log_shows_by_its_end_or_by_commits_that_the_broker_forgot(
     assert found is another
 
 
+@pytest.mark.parametrize(
+    ("known_topic", "committed_topic", "another"),
+    [("a", "a", False), ("a", "b", True), (None, "b", False), ("a", None, False), (None, None, False)],
+)
+def test_another_log_shows_by_the_topic_that_commits_are_about(
+    *, known_topic: str | None, committed_topic: str | None, another: bool
+) -> None:
+    found = is_another_log(
+        frontier=5,
+        known_committed=5,
+        committed=5,
+        log_end=9,
+        known_topic=known_topic,
+        committed_topic=committed_topic,
+    )
+    assert found is another
+
+
 @given(
     floor=st.integers(0, 10),
     steps=st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=12),

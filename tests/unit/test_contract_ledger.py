@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fluxpool_contract.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger
+from fluxpool_contract.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger, ledger_topic
 
 
 def test_what_a_newer_release_adds_to_a_ledger_costs_no_entry() -> None:
@@ -24,6 +24,18 @@ def test_an_empty_ledger_tells_who_committed_the_offset() -> None:
     assert decode_ledger(encode_ledger({})) == {}
     too_long = LedgerEntry(task="t" * 5000, worker="pod", started_at=0)
     assert is_ledger(encode_ledger({1: too_long}))
+
+
+def test_a_ledger_names_the_topic_it_is_about_when_that_is_known() -> None:
+    entries = {3: LedgerEntry(task="task-3", worker="pod-a", started_at=1_700_000_000)}
+    assert ledger_topic(encode_ledger(entries, topic_id="fgv80Pr2TvOsX3CJzj4e4w")) == "fgv80Pr2TvOsX3CJzj4e4w"
+    assert decode_ledger(encode_ledger(entries, topic_id="fgv80Pr2TvOsX3CJzj4e4w")) == entries
+    assert ledger_topic(encode_ledger(entries)) is None
+
+
+@pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "[]", '{"topic": "a"', '{"topic": 1}'])
+def test_what_names_no_topic_is_about_any(metadata: str | None) -> None:
+    assert ledger_topic(metadata) is None
 
 
 @pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "{}", '{"tasks": 1}', "[]", "null"])

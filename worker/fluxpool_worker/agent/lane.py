@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +24,7 @@ from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.membership import refuse_commits_without_generation
 from fluxpool_worker.agent.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
 from fluxpool_worker.agent.take_over import TakeOver
+from fluxpool_worker.agent.topic_watch import TopicWatch, unknown_id
 
 POLL_SECONDS: Final = 0.5
 HEADS_PER_PARTITION: Final = 4
@@ -74,10 +75,12 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         holds: Holds,
         count_crashes: Callable[[LedgerEntry], int],
         count_lost: Callable[[int], None] = lambda _records: None,
+        ask_topic_id: Callable[[], Awaitable[str | None]] = unknown_id,
     ) -> None:
         """`count_crashes` says what an entry of a former owner's ledger means; `wake` is set when a record waits.
 
-        `count_lost` is told how many records went away before anybody had done them.
+        `count_lost` is told how many records went away before anybody had done them; `ask_topic_id` tells the id of the
+        topic that has the name now, None when nobody knows.
         """
         self.name = name
         self.topic = topic
@@ -101,9 +104,10 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             count_crashes=count_crashes,
             on_another_log=self._begin_anew,
             on_passed=self._lose_passed,
-            on_read=wake.set,
+            on_read=self._on_read,
             log=self._log,
         )
+        self._topic_watch = TopicWatch(self._commits, ask_id=ask_topic_id, on_another_log=self._begin_anew)
 
     # Life
 
@@ -131,6 +135,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             asyncio.create_task(self._commits.run(consumer), name=f"commit-{self.name}"),
             asyncio.create_task(self._take_over.run(consumer), name=f"take-over-{self.name}"),
             asyncio.create_task(self._losses.run(consumer), name=f"losses-{self.name}"),
+            asyncio.create_task(self._topic_watch.run(), name=f"topic-{self.name}"),
         ]
         try:
             while not self._leaving:
@@ -261,6 +266,10 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._begin_anew(partition, offset)
         return True
 
+    def _on_read(self) -> None:
+        self._wake.set()
+        self._topic_watch.look()
+
     def _begin_anew(self, partition: TopicPartition, offset: int = 0) -> None:
         """A topic was deleted and made again, or its log cut short: do all that it has now, as if for the first time.
 
@@ -278,6 +287,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._let_outlive({partition})
         self._commits.begin_anew(partition, offset)
         self._losses.begin_anew(partition)
+        self._topic_watch.look()
         if self._consumer is not None:
             with contextlib.suppress(IllegalStateError):  # a rebalance has just taken it away
                 self._consumer.seek(partition, offset)

@@ -24,6 +24,8 @@ class PartitionOffsets:
     """What the ledger said of tasks that are not started here yet: their counts go into every commit until then."""
     recorded: set[int] = field(default_factory=set)
     """Those in flight whose entry was written here and not only inherited."""
+    topic_id: str | None = None
+    """Which topic the offsets are of, as far as this worker knows: another one may get its name."""
     recommits: bool = False
     """What the group has committed is committed again as it is, even though nothing was started yet."""
 
@@ -106,7 +108,7 @@ class PartitionOffsets:
     def metadata(self) -> str:
         """The ledger, as the text committed beside the offset."""
         known = {offset: entry for offset, entry in self.in_flight.items() if entry is not None}
-        return encode_ledger({**self.inherited, **known})
+        return encode_ledger({**self.inherited, **known}, topic_id=self.topic_id)
 
     def _forget_passed(self) -> None:
         self.inherited = {offset: entry for offset, entry in self.inherited.items() if self.accepts(offset)}

@@ -20,6 +20,7 @@ from fluxpool_transport.health_server import HealthServer
 from fluxpool_transport.object_store import open_object_store
 from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
 from fluxpool_transport.partition_choice_watch import PartitionChooser
+from fluxpool_transport.topic_ids import TopicIds
 from fluxpool_worker.agent.cancellations import Cancellations, ControlListener
 from fluxpool_worker.agent.connections import (
     POLL_FENCE_SECONDS,
@@ -117,6 +118,7 @@ class WorkerAgent:
             cancellations=self._cancellations,
             on_end=self._metrics.count_end,
         )
+        self._topic_ids = TopicIds(settings.kafka, client_id=self._client_id)
         self._lanes = [
             self._member_of(lane.topic, group=settings.group_of(lane), name=lane.name, wake=self._wake)
             for lane in settings.lanes
@@ -139,6 +141,7 @@ class WorkerAgent:
             holds=self._holds,
             count_crashes=self._count_crashes,
             count_lost=self._metrics.records_lost.labels(name).inc,
+            ask_topic_id=partial(self._topic_ids.ask, topic),
         )
 
     def _scheduler_of(self, retry_topic: str, delay_seconds: float) -> RetryScheduler:

@@ -4,7 +4,6 @@ Owns reading them and saying what they mean. Nothing is begun or committed on a 
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -14,7 +13,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
-from fluxpool_contract.ledger import LedgerEntry, decode_ledger, is_ledger
+from fluxpool_contract.ledger import LedgerEntry, decode_ledger, is_ledger, ledger_topic
 from fluxpool_worker.agent.log_reading import is_another_log
 from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.membership import committed_with_metadata
@@ -98,7 +97,7 @@ class TakeOver:
         if known <= committed.keys():
             self._doubted_since = None
             return False
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         self._doubted_since = now if self._doubted_since is None else self._doubted_since
         return now - self._doubted_since < CONFIRMING_SECONDS
 
@@ -126,6 +125,8 @@ class TakeOver:
             known_committed=offsets.committed,
             committed=committed.offset if committed is not None else None,
             log_end=log_end,
+            known_topic=offsets.topic_id,
+            committed_topic=ledger_topic(committed.metadata) if committed is not None else None,
         ):
             self._on_another_log(partition)
             return
@@ -138,6 +139,7 @@ class TakeOver:
         offsets = self._commits.progress[partition]
         # A member that was thrown out and came back: others may have had the partition, and their commits stand.
         self._on_passed(partition, offsets.pass_to(committed.offset))
+        offsets.topic_id = offsets.topic_id or ledger_topic(committed.metadata)
         if not is_ledger(committed.metadata):
             # Another client's commit: Kafka forgets it some days after the last member left. One from here is kept.
             offsets.recommits = True
