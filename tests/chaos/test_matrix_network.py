@@ -15,7 +15,7 @@ from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
 from kit.kafka import running_kafka
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
-from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, worker_bench
+from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -90,6 +90,28 @@ async def test_workers_in_a_silent_network_go_on_when_it_is_mended_and_draw_noth
         await network.bench.wait_results(known + 1)
         await watch.assert_kept()
     assert [worker.process.poll() for worker in network.workers] == [None, None]
+    assert [worker.events("crash_counted") for worker in network.workers] == [[], []]
+
+
+async def test_an_idle_worker_that_was_in_a_silent_network_too_takes_nobody_for_crashed(network: Network) -> None:
+    async with PromiseWatch(network.bench) as watch:
+        # Longer than the silence, and nothing for the other one.
+        await watch.submit(1, f"seconds={SILENCE_SECONDS * 2:g}", partition=0, steps=10)
+        await wait_for_step(network.bench, "task-000")
+        await asyncio.gather(*(line.black_hole() for line in network.lines))
+        await asyncio.sleep(SILENCE_SECONDS)  # the outage itself, not a synchronisation
+        assigned = [len(worker.events("lane_assigned")) for worker in network.workers]
+        await asyncio.gather(*(line.pass_all() for line in network.lines))
+        await wait_until(
+            lambda: all(
+                len(worker.events("lane_assigned")) > known
+                for worker, known in zip(network.workers, assigned, strict=True)
+            ),
+            deadline_seconds=EVENT_SECONDS,
+            what="both to be members again",
+        )
+        # Whoever is the first to be back has the partition, and may begin with it before the other is there.
+        await watch.assert_kept(repeated_generations=1)
     assert [worker.events("crash_counted") for worker in network.workers] == [[], []]
 
 

@@ -137,6 +137,16 @@ def test_an_outage_is_a_hold_that_lasted_and_its_end_is_remembered() -> None:
     assert holds.seconds_since_outage(HoldCause.DISK) is None
 
 
+def test_an_outage_that_nothing_waited_for_is_remembered_when_it_is_noted() -> None:
+    clock = Clock()
+    holds = Holds(limit_seconds=100, outage_seconds=10, clock=clock)
+    clock.now = 7
+    holds.note_outage(HoldCause.KAFKA)
+    clock.now = 9
+    assert holds.seconds_since_outage(HoldCause.KAFKA) == 2
+    assert (holds.causes, holds.seconds(HoldCause.KAFKA)) == (frozenset(), 0)
+
+
 async def test_what_is_done_before_interest_is_lost_has_its_result() -> None:
     async def work() -> int:
         return 7

@@ -98,6 +98,10 @@ class Holds(Collector):
         if not self._standing:
             self._clear.set()
 
+    def note_outage(self, cause: HoldCause) -> None:
+        """There was an outage until now, although nothing had to wait for its end."""
+        self._outage_ended_at[cause] = self._clock()
+
     def check(self, hold: Hold, reason: object) -> None:
         """Raise `HoldExpiredError` when the hold has lasted too long."""
         held_seconds = self._clock() - hold.began_at

@@ -19,9 +19,9 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.ledger import LedgerEntry
-from fluxpool_worker.agent.holds import Holds
+from fluxpool_worker.agent.holds import HoldCause, Holds
 from fluxpool_worker.agent.losses import Losses
-from fluxpool_worker.agent.membership import refuse_commits_without_generation
+from fluxpool_worker.agent.membership import member_id, refuse_commits_without_generation
 from fluxpool_worker.agent.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
 from fluxpool_worker.agent.take_over import TakeOver
 from fluxpool_worker.agent.topic_watch import TopicWatch, unknown_id
@@ -89,7 +89,10 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._build_consumer = build_consumer
         self._revoke_wait_seconds = revoke_wait_seconds
         self._wake = wake
+        self._holds = holds
         self._consumer: AIOKafkaConsumer | None = None
+        self._member: object = None
+        """By what name the group knew this member when it was assigned last."""
         self._heads: dict[TopicPartition, deque[ConsumerRecord]] = {}
         self._taken: set[Taken] = set()
         self._intake_stopped = False
@@ -127,7 +130,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     async def _serve(self) -> None:
         consumer = self._build_consumer()
-        self._consumer = consumer
+        self._consumer, self._member = consumer, None
         await consumer.start()
         refuse_commits_without_generation(consumer)
         consumer.subscribe([self.topic], listener=self)
@@ -320,6 +323,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """After a join. Must not await: the heartbeat task is not running yet."""
+        self._note_lost_membership()
         if self._consumer is not None and self._commits.progress and self._is_topic_gone(self._consumer):
             self._let_outlive(set(self._commits.progress))
             self._log.error("topic_gone", topic=self.topic, in_flight=len(self._taken))
@@ -331,6 +335,15 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if self._consumer is not None:
             self._apply_pauses(self._consumer)
         self._log.info("lane_assigned", partitions=sorted(partition.partition for partition in assigned))
+
+    def _note_lost_membership(self) -> None:
+        """Whatever kept this member from its group may have kept others from it, too, who are alive all the same."""
+        if self._consumer is None:
+            return
+        member = member_id(self._consumer)
+        if self._member not in (None, member):
+            self._holds.note_outage(HoldCause.KAFKA)
+        self._member = member
 
     def _is_topic_gone(self, consumer: AIOKafkaConsumer) -> bool:
         return not consumer.partitions_for_topic(self.topic)

@@ -36,6 +36,11 @@ def has_generation(consumer: AIOKafkaConsumer) -> bool:
     return bool(consumer._coordinator.generation >= 0)  # noqa: SLF001 - see the module's docstring
 
 
+def member_id(consumer: AIOKafkaConsumer) -> object:
+    """By what name the group knows the consumer; another one after the group had thrown it out."""
+    return consumer._coordinator.member_id  # noqa: SLF001 - see the module's docstring
+
+
 def refuse_commits_without_generation(consumer: AIOKafkaConsumer) -> None:
     """Make every commit outside a generation fail with `CommitFailedError` before it is sent; call after `start()`."""
     coordinator = consumer._coordinator  # noqa: SLF001 - see the module's docstring
