@@ -98,7 +98,14 @@ async def test_replicas_hold_while_kafka_is_away_and_go_on_when_it_is_back(
         await kafka.brokers[0].start()
         await kafka.wait_ready()
         await own.wait_condition("LagAvailable", "True")
-        assert [reason for _, reason, _ in await own.events()].count("LagRestored") == 1
+
+        async def told() -> list[str]:
+            reasons = [reason for _, reason, _ in await own.events()]
+            return reasons if "LagRestored" in reasons else []
+
+        # The event follows the condition.
+        reasons = await wait_until(told, deadline_seconds=30, what="the event that tells of the lag")
+        assert [reasons.count(reason) for reason in ("LagUnavailable", "LagRestored")] == [1, 1]
         await own.produce(30, start=30)
         await own.wait_replicas(6)
 
