@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.result import GenerationResult
+from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_transport.kafka_clients import aiokafka_options
 
 _POLL_MS = 200
@@ -46,7 +47,7 @@ class ResultsTopic:
             if not self._consumer.assignment():
                 raise UnknownTopicOrPartitionError(f"there is no topic {self._topic}")
         except BaseException:
-            await self._consumer.stop()
+            await stop_consumer(self._consumer)
             raise
         return self
 
@@ -54,7 +55,7 @@ class ResultsTopic:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Disconnect."""
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def poll(self) -> Sequence[GenerationResult]:
         """The results that arrived since the last call; waits a moment when there are none."""

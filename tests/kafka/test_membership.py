@@ -13,6 +13,7 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 
+from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_worker.agent.membership import (
     has_generation,
     keep_offsets_for,
@@ -42,7 +43,7 @@ async def member(bootstrap_servers: str, topic: str, group: str) -> AsyncIterato
     try:
         yield consumer
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def test_a_member_without_generation_cannot_set_an_emptied_groups_offset_back(bootstrap_servers: str) -> None:

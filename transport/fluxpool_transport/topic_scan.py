@@ -18,6 +18,7 @@ from confluent_kafka import TopicPartition as AdminPartition
 from confluent_kafka.admin import OffsetSpec
 
 from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_transport.kafka_admin import KafkaAdmin, KafkaUnavailableError, explain, has_code
 from fluxpool_transport.kafka_clients import aiokafka_options
 
@@ -133,7 +134,7 @@ async def _reader(connection: KafkaConnection) -> AsyncIterator[AIOKafkaConsumer
         await consumer.start()
         yield consumer
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 async def scan(

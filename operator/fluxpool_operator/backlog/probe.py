@@ -16,8 +16,9 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_operator.backlog.groupless import open_consumer, stop_consumer
+from fluxpool_operator.backlog.groupless import open_consumer
 from fluxpool_operator.backlog.reading import Head
+from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_transport.kafka_clients import KafkaCredentialsError
 
 log = structlog.get_logger(__name__)

@@ -23,6 +23,7 @@ from fluxpool_contract.control import CancelCommand
 from fluxpool_contract.decoding import peek_request_id
 from fluxpool_contract.headers import Envelope, parse_envelope
 from fluxpool_contract.problems import InvalidTaskError
+from fluxpool_transport.consumer_stop import stop_consumer
 
 KEPT_FOR: Final = timedelta(days=8)
 """A day longer than the task topics keep a task."""
@@ -139,8 +140,7 @@ class ControlListener:
             except KafkaError as error:
                 log.warning("control_topic_away", topic=self._topic, error=repr(error))
             finally:
-                with contextlib.suppress(KafkaError):
-                    await consumer.stop()
+                await stop_consumer(consumer)
             await asyncio.sleep(REBUILD_SECONDS)
 
     async def _listen(self, consumer: AIOKafkaConsumer) -> None:

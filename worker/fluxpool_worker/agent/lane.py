@@ -19,6 +19,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.ledger import LedgerEntry
+from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_worker.agent.holds import HoldCause, Holds
 from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.membership import member_id, refuse_commits_without_generation
@@ -163,10 +164,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         consumer, self._consumer = self._consumer, None
         if consumer is None:
             return
-        try:
-            async with asyncio.timeout(LEAVE_DEADLINE_SECONDS):
-                await consumer.stop()
-        except (KafkaError, TimeoutError) as error:
+        if error := await stop_consumer(consumer, deadline_seconds=LEAVE_DEADLINE_SECONDS):
             self._log.warning("lane_leave_failed", error=repr(error))
 
     def stop_intake(self) -> None:

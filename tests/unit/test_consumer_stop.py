@@ -1,0 +1,54 @@
+"""Stopping a consumer harms nobody, whatever aiokafka makes of it."""
+
+import asyncio
+from typing import Self
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from fluxpool_transport.consumer_stop import stop_consumer
+
+
+class StubbornConsumer:
+    """Its `stop` ends with an error, or never."""
+
+    def __init__(self, error: BaseException | None, *, hangs: bool = False) -> None:
+        self.done: list[str] = []
+        self._error = error
+        self._hangs = hangs
+
+    @property
+    def _client(self) -> Self:
+        return self
+
+    async def stop(self) -> None:
+        self.done.append("stop")
+        if self._hangs:
+            await asyncio.Event().wait()
+        if self._error is not None:
+            raise self._error
+
+    async def close(self) -> None:
+        self.done.append("close")
+
+
+async def test_a_cancelled_fetch_is_not_the_callers_cancellation_and_connections_are_closed() -> None:
+    consumer = StubbornConsumer(asyncio.CancelledError())
+    assert await stop_consumer(consumer) is None
+    assert consumer.done == ["stop", "close"]
+
+
+async def test_what_is_in_the_way_is_told_and_not_raised() -> None:
+    assert isinstance(await stop_consumer(StubbornConsumer(KafkaConnectionError())), KafkaConnectionError)
+    assert isinstance(await stop_consumer(StubbornConsumer(OSError())), OSError)
+    assert isinstance(await stop_consumer(StubbornConsumer(None, hangs=True), deadline_seconds=0.01), TimeoutError)
+
+
+async def test_the_callers_own_cancellation_waits_for_the_stop() -> None:
+    consumer = StubbornConsumer(None, hangs=True)
+    stopping = asyncio.create_task(stop_consumer(consumer, deadline_seconds=0.05))
+    await asyncio.sleep(0.03)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert consumer.done == ["stop"]
