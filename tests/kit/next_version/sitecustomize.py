@@ -32,8 +32,8 @@ def _become_the_next_release() -> None:
 
 
 def _with_more_in_the_ledger(encode: Callable[..., str]) -> Callable[..., str]:
-    def encode_more(entries: dict[int, Any]) -> str:
-        text = encode(entries)
+    def encode_more(*arguments: Any, **named: Any) -> str:
+        text = encode(*arguments, **named)
         if not text:
             return text
         body = json.loads(text)
