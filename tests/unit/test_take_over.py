@@ -111,3 +111,14 @@ async def test_every_doubt_is_given_its_time() -> None:
         scene.assign()
         await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the second reading")
     assert scene.replaced == []
+
+
+async def test_a_doubt_that_was_believed_gives_the_next_one_its_time_too() -> None:
+    scene = Scene()
+    consumer = ForgetfulConsumer(None)
+    async with scene.reading(consumer):
+        await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the first doubt to be believed")
+        known = consumer.asked
+        scene.assign()
+        await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the second doubt to be believed")
+    assert consumer.asked > known + 2, "it asked again before it believed"

@@ -98,8 +98,11 @@ class TakeOver:
             self._doubted_since = None
             return False
         now = asyncio.get_running_loop().time()
-        self._doubted_since = now if self._doubted_since is None else self._doubted_since
-        return now - self._doubted_since < CONFIRMING_SECONDS
+        since = now if self._doubted_since is None else self._doubted_since
+        is_doubtful = now - since < CONFIRMING_SECONDS
+        # What is believed is no doubt any more: the next one begins anew.
+        self._doubted_since = since if is_doubtful else None
+        return is_doubtful
 
     async def _log_ends(
         self, consumer: AIOKafkaConsumer, unread: frozenset[TopicPartition]
