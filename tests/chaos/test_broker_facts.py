@@ -19,6 +19,7 @@ from aiokafka.structs import OffsetAndMetadata
 from kafka import KafkaAdminClient
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_worker.agent.membership import (
     committed_with_metadata,
     has_generation,
@@ -67,8 +68,8 @@ async def member(bootstrap_servers: str, topic: str, group: str, **options: Any)
     try:
         yield consumer
     finally:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await consumer.stop()
+        if error := await stop_consumer(consumer, deadline_seconds=DEADLINE_SECONDS):
+            raise error
 
 
 @asynccontextmanager

@@ -51,3 +51,13 @@ async def test_the_callers_own_cancellation_waits_for_the_stop() -> None:
     await asyncio.wait({stopping})
     assert stopping.cancelled()
     assert consumer.done == ["stop"]
+
+
+async def test_connections_are_closed_when_a_fetch_and_the_caller_are_cancelled() -> None:
+    consumer = StubbornConsumer(asyncio.CancelledError())
+    stopping = asyncio.create_task(stop_consumer(consumer))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.wait({stopping})
+    assert stopping.cancelled()
+    assert consumer.done == ["stop", "close"]

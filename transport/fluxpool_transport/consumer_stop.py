@@ -20,10 +20,6 @@ async def stop_consumer(consumer: Any, *, deadline_seconds: float = 2.0) -> Exce
     except asyncio.CancelledError:
         await asyncio.wait({stopping})
         raise
-    if stopping.cancelled():
-        # The group has been left by then; what `stop` does last it would not do when it is called again.
-        await consumer._client.close()  # noqa: SLF001
-        return None
     return stopping.result()
 
 
@@ -31,6 +27,10 @@ async def _stop(consumer: Any, deadline_seconds: float) -> Exception | None:
     try:
         async with asyncio.timeout(deadline_seconds):
             await consumer.stop()
+    except asyncio.CancelledError:
+        # Of a fetch: nobody cancels this task. The group has been left by then, and what `stop` does last it would not
+        # do when it is called again.
+        await consumer._client.close()  # noqa: SLF001
     except Exception as error:  # noqa: BLE001 - whatever it is, nothing is left to do about it but to tell
         return error
     return None
