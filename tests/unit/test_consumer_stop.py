@@ -15,10 +15,28 @@ class StubbornConsumer:
         self.done: list[str] = []
         self._error = error
         self._hangs = hangs
+        self._fetcher = None
+        self._conns = {"broker": self}
+        self._heartbeat_task = asyncio.create_task(asyncio.Event().wait(), name="heartbeat")
 
     @property
     def _client(self) -> Self:
         return self
+
+    @property
+    def _coordinator(self) -> Self:
+        return self
+
+    @property
+    def _writer(self) -> Self:
+        return self
+
+    @property
+    def transport(self) -> Self:
+        return self
+
+    def abort(self) -> None:
+        self.done.append("abort")
 
     async def stop(self) -> None:
         self.done.append("stop")
@@ -50,7 +68,14 @@ async def test_the_callers_own_cancellation_waits_for_the_stop() -> None:
     stopping.cancel()
     await asyncio.wait({stopping})
     assert stopping.cancelled()
-    assert consumer.done == ["stop"]
+    assert consumer.done == ["stop", "abort", "close"]
+
+
+async def test_a_stop_that_hangs_leaves_neither_connections_nor_tasks() -> None:
+    consumer = StubbornConsumer(None, hangs=True)
+    assert isinstance(await stop_consumer(consumer, deadline_seconds=0.01), TimeoutError)
+    assert consumer.done == ["stop", "abort", "close"]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_connections_are_closed_when_a_fetch_and_the_caller_are_cancelled() -> None:

@@ -1,12 +1,19 @@
-"""Stopping aiokafka's consumers in any state of the brokers, without harm to whoever stops them.
+"""Stopping aiokafka's consumers and producers in any state of the brokers, without harm to the caller.
 
 `AIOKafkaConsumer.stop` cancels its fetches and awaits them. One that waits to be tried again ends with that
-cancellation, which then looks like the caller's own: a task that stopped its consumer would end in silence, and
-connections stay open.
+cancellation, which then looks like the caller's own. And `stop` of either client waits without a limit for brokers that
+do not answer; a second call does nothing, so the tasks and sockets that it left are closed here.
 """
 
 import asyncio
-from typing import Any
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiokafka.errors import KafkaConnectionError
+
+CLOSE_DEADLINE_SECONDS: Final = 2.0
+"""For what is left after the connections were cut: only this process's own tasks, which take no time."""
 
 
 async def stop_consumer(consumer: Any, *, deadline_seconds: float = 2.0) -> Exception | None:
@@ -14,7 +21,24 @@ async def stop_consumer(consumer: Any, *, deadline_seconds: float = 2.0) -> Exce
 
     Raises only the caller's own cancellation, once the consumer is stopped.
     """
-    stopping = asyncio.create_task(_stop(consumer, deadline_seconds), name="consumer-stop")
+    return await _to_the_end(lambda: _stop(consumer, "_client", _consumer_tasks, deadline_seconds))
+
+
+async def stop_producer(producer: Any, *, deadline_seconds: float = 5.0) -> Exception | None:
+    """Wait for pending records up to the deadline and disconnect; returns what was in the way, None when nothing was.
+
+    A record that is still pending then fails with `KafkaConnectionError`: whether the brokers have it is not known.
+    Raises only the caller's own cancellation, once the producer is stopped.
+    """
+    error = await _to_the_end(lambda: _stop(producer, "client", _producer_tasks, deadline_seconds))
+    if error is not None:
+        # The accumulator waits for its records, and so does whoever sent one.
+        producer._message_accumulator.fail_all(KafkaConnectionError("the producer was closed"))  # noqa: SLF001
+    return error
+
+
+async def _to_the_end(stop: Callable[[], Awaitable[Exception | None]]) -> Exception | None:
+    stopping = asyncio.ensure_future(stop())
     try:
         await asyncio.wait({stopping})
     except asyncio.CancelledError:
@@ -23,14 +47,42 @@ async def stop_consumer(consumer: Any, *, deadline_seconds: float = 2.0) -> Exce
     return stopping.result()
 
 
-async def _stop(consumer: Any, deadline_seconds: float) -> Exception | None:
+async def _stop(
+    client: Any, connections_name: str, tasks_of: Callable[[Any], list[Any]], deadline_seconds: float
+) -> Exception | None:
+    error: Exception | None = None
     try:
         async with asyncio.timeout(deadline_seconds):
-            await consumer.stop()
+            await client.stop()
     except asyncio.CancelledError:
-        # Of a fetch: nobody cancels this task. The group has been left by then, and what `stop` does last it would not
-        # do when it is called again.
-        await consumer._client.close()  # noqa: SLF001
-    except Exception as error:  # noqa: BLE001 - whatever it is, nothing is left to do about it but to tell
-        return error
-    return None
+        pass  # of a fetch: nobody cancels this task
+    except Exception as problem:  # noqa: BLE001 - whatever it is, nothing is left to do about it but to report it
+        error = problem
+    else:
+        return None
+    connections = getattr(client, connections_name)
+    if error is not None:
+        # A socket whose peer does not read is only closed once its buffer is written, unless it is aborted.
+        for connection in list(connections._conns.values()):  # noqa: SLF001
+            if connection._writer is not None:  # noqa: SLF001
+                connection._writer.transport.abort()  # noqa: SLF001
+        for task in tasks_of(client):
+            if task is not None:
+                task.cancel()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_DEADLINE_SECONDS):
+            await connections.close()
+    return error
+
+
+def _consumer_tasks(consumer: Any) -> list[Any]:
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher  # noqa: SLF001
+    names = ("_coordination_task", "_heartbeat_task", "_commit_refresh_task", "_reset_committed_task")
+    tasks = [getattr(coordinator, name, None) for name in names]
+    if fetcher is not None:
+        tasks += [fetcher._fetch_task, *fetcher._pending_tasks]  # noqa: SLF001
+    return tasks
+
+
+def _producer_tasks(producer: Any) -> list[Any]:
+    return [producer._sender.sender_task] if producer._sender is not None else []  # noqa: SLF001

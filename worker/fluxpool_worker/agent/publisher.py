@@ -12,16 +12,22 @@ from typing import Final
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
+    CorruptRecordException,
+    InvalidTimestampError,
     InvalidTopicError,
     KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
+    PolicyViolationError,
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
+    UnknownError,
     UnknownTopicOrPartitionError,
+    UnsupportedForMessageFormatError,
 )
 from aiokafka.structs import RecordMetadata
 
+from fluxpool_transport.consumer_stop import stop_producer
 from fluxpool_transport.faults import fault_point
 from fluxpool_worker.agent.holds import Hold, HoldCause, Holds
 
@@ -32,13 +38,20 @@ UNKNOWN_AFTER_SECONDS: Final = 5.0
 """An ack takes milliseconds; past this the brokers, or the way to them, are away."""
 MAX_WAITING_PROGRESS: Final = 256
 
-_REFUSALS: Final = (
-    InvalidTopicError,
+_TOPIC_REFUSALS: Final = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
+"""Any record would be refused."""
+_RECORD_REFUSALS: Final = (
+    InvalidTimestampError,
     MessageSizeTooLargeError,
+    PolicyViolationError,
     RecordListTooLargeError,
-    TopicAuthorizationFailedError,
-    UnknownTopicOrPartitionError,
+    UnsupportedForMessageFormatError,
 )
+"""This record is refused, and others are not."""
+_DOUBTFUL_REFUSALS: Final = (CorruptRecordException, UnknownError)
+"""Of the record too, when they repeat: aiokafka does not know INVALID_RECORD, which a compacted topic answers to a
+record without a key (KIP-467)."""
+MAX_DOUBTFUL_REFUSALS: Final = 3
 
 _before_publish = fault_point("agent-before-publish")
 _after_publish = fault_point("agent-after-publish")
@@ -70,11 +83,16 @@ def by_key(_partitions: int) -> None:
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
-    try:
-        async with asyncio.timeout(STOP_DEADLINE_SECONDS):
-            await producer.stop()
-    except (KafkaError, TimeoutError) as error:
+    if error := await stop_producer(producer, deadline_seconds=STOP_DEADLINE_SECONDS):
         log.warning("producer_stop_failed", error=repr(error))
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """A producer, and how many records wait for its answer."""
+
+    producer: AIOKafkaProducer
+    unanswered: int = 0
 
 
 class RecordRefusedError(Exception):
@@ -87,7 +105,9 @@ class ReliablePublisher:
     def __init__(self, build_producer: Callable[[], AIOKafkaProducer], *, holds: Holds) -> None:
         self._build_producer = build_producer
         self._holds = holds
-        self._producer: AIOKafkaProducer | None = None
+        self._current: _Connection | None = None
+        self._connections: set[_Connection] = set()
+        """The current one, and those that were replaced and are waited for by other records."""
         self._lock = asyncio.Lock()
         self.unknown = 0
         """Records that were sent and neither acknowledged nor refused for a while: they may be in the log or not."""
@@ -107,17 +127,24 @@ class ReliablePublisher:
         up would lose it. After an error that retrying cannot mend, the producer's sequence is broken and every later
         record of the partition would be refused: it is replaced and the record sent again.
 
-        Raises `HoldExpiredError` past the limit of holds; with `refusable` also `RecordRefusedError`, which otherwise
-        counts as an outage that somebody has to mend.
+        Raises `HoldExpiredError` past the limit of holds, and `RecordRefusedError` when this very record is refused, by
+        the brokers or the client; with `refusable` also when any record for the topic is, which otherwise counts as an
+        outage that somebody has to mend.
         """
         _before_publish()
         hold: Hold | None = None
+        doubtful = 0
         try:
             while True:
                 try:
                     place = await self._send(record, choose_partition)
                 except KafkaError as error:
-                    if refusable and isinstance(error, _REFUSALS):
+                    doubtful += isinstance(error, _DOUBTFUL_REFUSALS)
+                    if (
+                        isinstance(error, _RECORD_REFUSALS)
+                        or doubtful >= MAX_DOUBTFUL_REFUSALS
+                        or (refusable and isinstance(error, _TOPIC_REFUSALS))
+                    ):
                         raise RecordRefusedError(f"topic {record.topic}: {error!r}") from error
                     log.warning("publish_failed", topic=record.topic, error=repr(error))
                     hold = hold or self._holds.begin(HoldCause.KAFKA)
@@ -130,22 +157,41 @@ class ReliablePublisher:
             self._holds.end(hold)
 
     async def _send(self, record: OutgoingRecord, choose_partition: Callable[[int], int | None]) -> RecordPlace:
-        producer = await self._current()
-        # By the producer's own metadata, because it takes no partition that is not in them.
-        partitions = await producer.partitions_for(record.topic)
-        # What is refused here never reached a batch: the producer is as good as before.
-        acked = await producer.send(
-            record.topic,
-            record.value,
-            key=record.key,
-            partition=choose_partition(len(partitions)),
-            headers=[(name, value) for name, value in record.headers],
-        )
+        connection = await self._connected()
+        connection.unanswered += 1
         try:
+            acked = await self._hand_over(record, connection.producer, choose_partition)
             return await self._acknowledged(acked, record)
         except KafkaError:
-            await self._discard(producer)
+            # Also where the record was not taken: a producer whose sender has failed takes none any more.
+            if self._current is connection:
+                self._current = None
             raise
+        finally:
+            connection.unanswered -= 1
+            await self._close_when_replaced(connection)
+
+    @staticmethod
+    async def _hand_over(
+        record: OutgoingRecord, producer: AIOKafkaProducer, choose_partition: Callable[[int], int | None]
+    ) -> "asyncio.Future[RecordMetadata]":
+        """Give the record to the client.
+
+        Raises `KafkaError`, and `RecordRefusedError` for what cannot be put into a record at all.
+        """
+        # By the producer's own metadata, because it takes no partition that is not in them.
+        partitions = await producer.partitions_for(record.topic)
+        partition = choose_partition(len(partitions))
+        try:
+            return await producer.send(
+                record.topic,
+                record.value,
+                key=record.key,
+                partition=partition,
+                headers=[(name, value) for name, value in record.headers],
+            )
+        except (ValueError, TypeError, OverflowError, AssertionError) as error:
+            raise RecordRefusedError(f"topic {record.topic}: the client cannot encode the record: {error!r}") from error
 
     async def _acknowledged(self, acked: "asyncio.Future[RecordMetadata]", record: OutgoingRecord) -> RecordPlace:
         """Wait for the one answer; `asyncio.wait` leaves the record alone when this is cancelled."""
@@ -170,7 +216,7 @@ class ReliablePublisher:
 
         Raises `KafkaError` when no broker answers.
         """
-        producer = await self._current()
+        producer = (await self._connected()).producer
 
         async def is_missing(topic: str) -> bool:
             try:
@@ -187,30 +233,34 @@ class ReliablePublisher:
         return [name for name, is_absent in zip(names, absent, strict=True) if is_absent]
 
     async def stop(self) -> None:
-        """Close the connection, under a deadline."""
+        """Close all connections, under a deadline."""
         async with self._lock:
-            producer, self._producer = self._producer, None
-        if producer is not None:
-            await _stop(producer)
+            self._current = None
+            connections, self._connections = self._connections, set()
+        await asyncio.gather(*(_stop(connection.producer) for connection in connections))
 
-    async def _current(self) -> AIOKafkaProducer:
+    async def _connected(self) -> _Connection:
         async with self._lock:
-            if self._producer is None:
+            if self._current is None:
                 producer = self._build_producer()
                 try:
                     await producer.start()
                 except BaseException:
                     await _stop(producer)
                     raise
-                self._producer = producer
-            return self._producer
+                self._current = _Connection(producer)
+                self._connections.add(self._current)
+            return self._current
 
-    async def _discard(self, broken: AIOKafkaProducer) -> None:
-        async with self._lock:
-            if self._producer is not broken:
-                return
-            self._producer = None
-        await _stop(broken)
+    async def _close_when_replaced(self, connection: _Connection) -> None:
+        """A producer that was replaced is closed by the last record that waited for it; not sooner.
+
+        Closing it earlier would leave the other records' outcome unknown.
+        """
+        if connection is self._current or connection.unanswered or connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        await _stop(connection.producer)
 
 
 class ProgressPublisher:

@@ -1,0 +1,136 @@
+"""What becomes of records that brokers refuse or do not answer, without a broker; with one it is tests/kafka."""
+
+import asyncio
+from typing import Any, Self
+
+import pytest
+from aiokafka.errors import (
+    KafkaError,
+    MessageSizeTooLargeError,
+    NotEnoughReplicasError,
+    PolicyViolationError,
+    TopicAuthorizationFailedError,
+    UnknownError,
+)
+from aiokafka.structs import RecordMetadata, TopicPartition
+
+from fluxpool_worker.agent import publisher as publisher_module
+from fluxpool_worker.agent.holds import HoldExpiredError, Holds
+from fluxpool_worker.agent.publisher import OutgoingRecord, RecordRefusedError, ReliablePublisher
+
+RECORD = OutgoingRecord(topic="results", key=b"id", value=b"{}", headers=[])
+ACKED = RecordMetadata("results", 0, TopicPartition("results", 0), 7, 0, 0, 0)
+Answer = BaseException | RecordMetadata | asyncio.Event
+
+
+class ScriptedProducer:
+    """Answers each record with the next of its answers: an error, the place, or nothing until the event is set."""
+
+    def __init__(self, answers: list[Answer]) -> None:
+        self._answers = answers
+        self.is_stopped = False
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self.is_stopped = True
+
+    async def partitions_for(self, _topic: str) -> set[int]:
+        return {0}
+
+    async def send(self, _topic: str, _value: bytes, **_options: Any) -> "asyncio.Future[RecordMetadata]":
+        answer = self._answers.pop(0)
+        if isinstance(answer, ValueError):
+            raise answer
+        acked: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+
+        def settle() -> None:
+            if isinstance(answer, BaseException):
+                acked.set_exception(answer)
+            else:
+                acked.set_result(ACKED)
+
+        async def settle_later(event: asyncio.Event) -> None:
+            await event.wait()
+            settle()
+
+        if isinstance(answer, asyncio.Event):
+            self.waiting = asyncio.create_task(settle_later(answer))
+        else:
+            settle()
+        return acked
+
+
+class Bench:
+    """A publisher whose producers share one script."""
+
+    def __init__(self, answers: list[Answer], *, limit_seconds: float = 100) -> None:
+        self.producers: list[ScriptedProducer] = []
+        self._answers = answers
+        self.holds = Holds(limit_seconds=limit_seconds)
+        self.publisher = ReliablePublisher(self._build, holds=self.holds)
+
+    def _build(self) -> Any:
+        self.producers.append(ScriptedProducer(self._answers))
+        return self.producers[-1]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.publisher.stop()
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "REBUILD_SECONDS", 0)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [MessageSizeTooLargeError()],
+        [PolicyViolationError()],
+        [UnknownError(), UnknownError(), UnknownError()],
+        [UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")],
+    ],
+)
+async def test_a_record_that_is_refused_is_no_outage(answers: list[Answer]) -> None:
+    async with Bench(answers) as bench:
+        with pytest.raises(RecordRefusedError, match="topic results"):
+            await bench.publisher.publish(RECORD)
+        assert not bench.holds.causes
+
+
+@pytest.mark.parametrize("error", [NotEnoughReplicasError(), UnknownError(), TopicAuthorizationFailedError()])
+async def test_what_may_be_mended_is_sent_again(error: KafkaError) -> None:
+    async with Bench([error, ACKED]) as bench:
+        assert (await bench.publisher.publish(RECORD)).offset == ACKED.offset
+
+
+async def test_a_topic_that_takes_no_record_refuses_where_there_is_another_way() -> None:
+    async with Bench([TopicAuthorizationFailedError()]) as bench:
+        with pytest.raises(RecordRefusedError):
+            await bench.publisher.publish(RECORD, refusable=True)
+
+
+async def test_a_topic_that_takes_no_record_is_held_up_to_the_limit() -> None:
+    async with Bench([TopicAuthorizationFailedError()], limit_seconds=0) as bench:
+        with pytest.raises(HoldExpiredError):
+            await bench.publisher.publish(RECORD)
+
+
+async def test_a_replaced_producer_is_closed_by_the_last_record_that_waits_for_it() -> None:
+    answered = asyncio.Event()
+    async with Bench([answered, NotEnoughReplicasError(), ACKED]) as bench:
+        slow = asyncio.create_task(bench.publisher.publish(RECORD))
+        await asyncio.sleep(0)
+        await bench.publisher.publish(RECORD)
+        first, second = bench.producers
+        assert not first.is_stopped
+        answered.set()
+        assert (await slow).offset == ACKED.offset
+        assert first.is_stopped
+        assert not second.is_stopped
+    assert second.is_stopped
