@@ -77,7 +77,7 @@ def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
             )
             for offset, entry in (_tasks(metadata) or {}).items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return {}
 
 
@@ -99,6 +99,6 @@ def _ledger(metadata: str | None) -> dict[str, Any]:
         return {}
     try:
         ledger = json.loads(metadata)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return ledger if isinstance(ledger, dict) else {}

@@ -1,13 +1,15 @@
 """What a lane commits, and what waits for it, without a broker; with one it is tests/chaos and tests/kafka."""
 
+import asyncio
 from collections.abc import Mapping
 
+import pytest
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_worker.agent.holds import HoldCause, Holds
+from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
 from fluxpool_worker.agent.offset_commits import OffsetCommits
 
 FIRST, SECOND = TopicPartition("tasks", 0), TopicPartition("tasks", 1)
@@ -35,3 +37,47 @@ async def test_a_hold_for_a_commit_ends_when_its_partition_has_gone_to_somebody_
     commits.read()
     assert await commits.commit_once(AwayConsumer(), deadline_seconds=10)
     assert holds.causes == frozenset()
+
+
+class SilentConsumer:
+    """The brokers take the request and never answer."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def commit(self, _offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+class ForbiddingConsumer:
+    """The group's rights were taken away."""
+
+    async def commit(self, _offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+        raise GroupAuthorizationFailedError("group")
+
+
+def with_a_change(*, limit_seconds: float) -> tuple[OffsetCommits, Holds]:
+    holds = Holds(limit_seconds=limit_seconds)
+    commits = OffsetCommits(holds=holds, log=structlog.get_logger())
+    commits.assign([FIRST])
+    commits.read()
+    commits.progress[FIRST].start(0)
+    commits.mark_changed(FIRST)
+    return commits, holds
+
+
+async def test_a_commit_that_fails_for_ever_ends_at_the_limit_of_holds() -> None:
+    commits, _ = with_a_change(limit_seconds=0)
+    with pytest.raises(HoldExpiredError, match="GroupAuthorizationFailedError"):
+        await commits.run(ForbiddingConsumer())
+
+
+async def test_a_revocation_does_not_wait_past_its_deadline_for_a_commit_under_way() -> None:
+    commits, _ = with_a_change(limit_seconds=100)
+    consumer = SilentConsumer()
+    under_way = asyncio.create_task(commits.commit_once(consumer, deadline_seconds=100))
+    await consumer.asked.wait()
+    async with asyncio.timeout(10):
+        assert not await commits.commit_once(consumer, deadline_seconds=0.01)
+    under_way.cancel()

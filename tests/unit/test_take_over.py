@@ -8,10 +8,11 @@ from typing import Self
 import pytest
 import structlog
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import OffsetAndMetadata
 
 from fluxpool_worker.agent import take_over
-from fluxpool_worker.agent.holds import Holds
+from fluxpool_worker.agent.holds import HoldExpiredError, Holds
 from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.offset_commits import OffsetCommits
 from fluxpool_worker.agent.take_over import TakeOver
@@ -45,9 +46,9 @@ class ForgetfulConsumer:
 class Scene:
     """A lane that has done everything before offset 7, and committed it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, limit_seconds: float = 100) -> None:
         log = structlog.get_logger()
-        self.commits = OffsetCommits(holds=Holds(limit_seconds=100), log=log)
+        self.commits = OffsetCommits(holds=Holds(limit_seconds=limit_seconds), log=log)
         self.losses = Losses(count_lost=lambda _records: None, log=log)
         self.replaced: list[TopicPartition] = []
         self.take_over = TakeOver(
@@ -57,6 +58,7 @@ class Scene:
             on_another_log=self.replaced.append,
             on_passed=lambda _partition, _passed: None,
             on_read=lambda: None,
+            holds=Holds(limit_seconds=limit_seconds),
             log=log,
         )
         self.assign()
@@ -122,3 +124,15 @@ async def test_a_doubt_that_was_believed_gives_the_next_one_its_time_too() -> No
         scene.assign()
         await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the second doubt to be believed")
     assert consumer.asked > known + 2, "it asked again before it believed"
+
+
+async def test_commits_that_cannot_be_read_end_the_membership_at_the_limit_of_holds() -> None:
+    class AwayCoordinator(ForgetfulConsumer):
+        async def fetch_committed_offsets(
+            self, _partitions: Iterable[TopicPartition]
+        ) -> dict[TopicPartition, OffsetAndMetadata]:
+            raise KafkaConnectionError
+
+    scene = Scene(limit_seconds=0)
+    with pytest.raises(HoldExpiredError, match="committed offsets cannot be read"):
+        await scene.take_over.run(AwayCoordinator())

@@ -80,6 +80,10 @@ class Holds(Collector):
         self._clear.clear()
         return hold
 
+    def begin_apart(self, cause: HoldCause) -> Hold:
+        """Something waits that stops nothing else: it only has the limit of holds, see `check`."""
+        return Hold(cause, self._clock())
+
     def end(self, hold: Hold | None) -> None:
         """It goes on; a hold that has ended, or none, is let pass."""
         if hold is None or hold not in self._standing:

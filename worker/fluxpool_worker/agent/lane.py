@@ -109,6 +109,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             on_another_log=self._begin_anew,
             on_passed=self._lose_passed,
             on_read=self._on_read,
+            holds=holds,
             log=self._log,
         )
         self._topic_watch = TopicWatch(self._commits, ask_id=ask_topic_id, on_another_log=self._begin_anew)
@@ -116,7 +117,10 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     # Life
 
     async def run(self) -> None:
-        """Be a member until `leave()`; a consumer whose poll failed is replaced by a new one."""
+        """Be a member until `leave()`; a consumer whose poll failed is replaced by a new one.
+
+        Raises `HoldExpiredError` when offsets can be neither read nor committed for too long.
+        """
         while not self._leaving:
             try:
                 await self._serve()
@@ -125,6 +129,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             finally:
                 self._commits.end()
                 self._lose(set(self._commits.progress))
+                await self._commits.notify()
                 await self._close_consumer()
             if not self._leaving:
                 await asyncio.sleep(REBUILD_SECONDS)

@@ -42,6 +42,7 @@ class OffsetCommits:
         """Counts assignments; a commit that was refused may be repeated only in a later one."""
         self._holds = holds
         self._hold: Hold | None = None
+        self._last_error = ""
         self._log = log
         self._joined = asyncio.Event()
         self._versions = itertools.count(1)
@@ -147,35 +148,54 @@ class OffsetCommits:
     # Commits
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
-        """Commit what changes, as long as the membership stands; never returns."""
+        """Commit what changes, as long as the membership stands; never returns.
+
+        Raises `HoldExpiredError` when no commit has succeeded for too long, whatever the brokers answer.
+        """
         while True:
             await self._changed.wait()
             self._changed.clear()
             await self.notify()
             await self._joined.wait()
             if not await self.commit_once(consumer, deadline_seconds=COMMIT_DEADLINE_SECONDS):
+                if self._hold is not None:
+                    self._holds.check(self._hold, f"offsets cannot be committed: {self._last_error}")
                 await asyncio.sleep(COMMIT_RETRY_SECONDS)
                 self._changed.set()
 
     async def commit_once(self, consumer: AIOKafkaConsumer, *, deadline_seconds: float) -> bool:
-        """Commit every partition that changed; False when it has to be tried again."""
-        async with self._lock:
-            versions = {partition: self._changed_at[partition] for partition in self._uncommitted()}
-            batch = {
-                partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata())
-                for partition in versions
-                if (commit_point := self.progress[partition].commit_point()) is not None
-            }
-            if not batch:
-                # What was held up has gone to somebody else; the hold would keep this worker from ever having more.
-                self._end_hold()
-            elif not await self._send(consumer, batch, deadline_seconds):
-                return False
-            for partition, version in versions.items():
-                if partition in self.progress:
-                    self._committed_at[partition] = version
-            await self.notify()
-            return True
+        """Commit every partition that changed; False when it has to be tried again.
+
+        The deadline includes the wait for a commit that is under way already.
+        """
+        deadline = asyncio.get_running_loop().time() + deadline_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._lock.acquire()
+        except TimeoutError:
+            return False
+        try:
+            return await self._commit_changes(consumer, deadline)
+        finally:
+            self._lock.release()
+
+    async def _commit_changes(self, consumer: AIOKafkaConsumer, deadline: float) -> bool:
+        versions = {partition: self._changed_at[partition] for partition in self._uncommitted()}
+        batch = {
+            partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata())
+            for partition in versions
+            if (commit_point := self.progress[partition].commit_point()) is not None
+        }
+        if not batch:
+            # What was held up has gone to somebody else; the hold would keep this worker from ever having more.
+            self._end_hold()
+        elif not await self._send(consumer, batch, deadline):
+            return False
+        for partition, version in versions.items():
+            if partition in self.progress:
+                self._committed_at[partition] = version
+        await self.notify()
+        return True
 
     def _uncommitted(self) -> set[TopicPartition]:
         return {
@@ -185,12 +205,12 @@ class OffsetCommits:
         }
 
     async def _send(
-        self, consumer: AIOKafkaConsumer, batch: dict[TopicPartition, OffsetAndMetadata], deadline_seconds: float
+        self, consumer: AIOKafkaConsumer, batch: dict[TopicPartition, OffsetAndMetadata], deadline: float
     ) -> bool:
         epoch = self.epoch
         _before_commit()
         try:
-            async with asyncio.timeout(deadline_seconds):
+            async with asyncio.timeout_at(deadline):
                 await consumer.commit(batch)
                 late = self._read_back & batch.keys()
                 overwritten = [tp for tp in late if (await consumer.committed(tp) or 0) != batch[tp].offset]
@@ -204,7 +224,8 @@ class OffsetCommits:
             # The request may still be on its way and land late, with these offsets: read back after the next success.
             self._read_back |= batch.keys()
             self._hold = self._hold or self._holds.begin(HoldCause.KAFKA)
-            self._log.warning("commit_delayed", error=repr(error))
+            self._last_error = repr(error)
+            self._log.warning("commit_delayed", error=self._last_error)
             return False
         _after_commit()
         self._end_hold()

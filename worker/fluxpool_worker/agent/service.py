@@ -234,7 +234,10 @@ class WorkerAgent:
         except MissingTopicsError as error:
             self._failure = error
             return
-        memberships = [group.create_task(member.run(), name=f"lane-{member.name}") for member in self._memberships]
+        memberships = [
+            group.create_task(self._until_failure(member.run()), name=f"lane-{member.name}")
+            for member in self._memberships
+        ]
         dispatcher = group.create_task(self._dispatch(group), name="dispatcher")
         scheduling = [group.create_task(self._until_failure(scheduler.run())) for scheduler in self._schedulers]
         await self._stop.wait()

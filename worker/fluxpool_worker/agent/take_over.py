@@ -14,6 +14,7 @@ from aiokafka.structs import OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
 from fluxpool_contract.ledger import LedgerEntry, decode_ledger, is_ledger, ledger_topic
+from fluxpool_worker.agent.holds import Hold, HoldCause, Holds
 from fluxpool_worker.agent.log_reading import is_another_log
 from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.membership import committed_with_metadata
@@ -39,6 +40,7 @@ class TakeOver:
         on_another_log: Callable[[TopicPartition], None],
         on_passed: Callable[[TopicPartition, frozenset[int]], None],
         on_read: Callable[[], None],
+        holds: Holds,
         log: FilteringBoundLogger,
     ) -> None:
         """`on_passed` is told of offsets in flight here that others have committed past, `on_read` when all is read.
@@ -52,6 +54,8 @@ class TakeOver:
         self._on_another_log = on_another_log
         self._on_passed = on_passed
         self._on_read = on_read
+        self._holds = holds
+        self._hold: Hold | None = None
         self._log = log
         self._assigned = asyncio.Event()
         self._doubted_since: float | None = None
@@ -61,7 +65,10 @@ class TakeOver:
         self._assigned.set()
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
-        """After each assignment, learn what former owners left behind; never returns."""
+        """After each assignment, learn what former owners left behind; never returns.
+
+        Raises `HoldExpiredError` when that could not be read for too long: others may be able to.
+        """
         while True:
             await self._assigned.wait()
             self._assigned.clear()
@@ -80,11 +87,14 @@ class TakeOver:
                 continue  # assigned anew meanwhile, which has set the event
             for partition in unread & self._commits.progress.keys():
                 self._go_on(partition, committed.get(partition), log_ends.get(partition))
+            self._hold = None
             self._commits.read()
             self._on_read()
 
     async def _read_again(self, error: str) -> None:
         self._log.warning("ledger_delayed", error=error)
+        self._hold = self._hold or self._holds.begin_apart(HoldCause.KAFKA)
+        self._holds.check(self._hold, f"committed offsets cannot be read: {error}")
         await asyncio.sleep(READ_RETRY_SECONDS)
         self._assigned.set()
 
