@@ -1,7 +1,7 @@
 """What becomes of records that brokers refuse or do not answer, without a broker; with one it is tests/kafka."""
 
 import asyncio
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import pytest
 from aiokafka.errors import (
@@ -20,7 +20,7 @@ from fluxpool_worker.agent.publisher import OutgoingRecord, RecordRefusedError, 
 
 RECORD = OutgoingRecord(topic="results", key=b"id", value=b"{}", headers=[])
 ACKED = RecordMetadata("results", 0, TopicPartition("results", 0), 7, 0, 0, 0)
-Answer = BaseException | RecordMetadata | asyncio.Event
+Answer: TypeAlias = BaseException | RecordMetadata | asyncio.Event
 
 
 class ScriptedProducer:
@@ -43,23 +43,15 @@ class ScriptedProducer:
         answer = self._answers.pop(0)
         if isinstance(answer, ValueError):
             raise answer
-        acked: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+        return asyncio.ensure_future(_answered(answer))
 
-        def settle() -> None:
-            if isinstance(answer, BaseException):
-                acked.set_exception(answer)
-            else:
-                acked.set_result(ACKED)
 
-        async def settle_later(event: asyncio.Event) -> None:
-            await event.wait()
-            settle()
-
-        if isinstance(answer, asyncio.Event):
-            self.waiting = asyncio.create_task(settle_later(answer))
-        else:
-            settle()
-        return acked
+async def _answered(answer: Answer) -> RecordMetadata:
+    if isinstance(answer, asyncio.Event):
+        await answer.wait()
+    if isinstance(answer, BaseException):
+        raise answer
+    return ACKED
 
 
 class Bench:
@@ -74,6 +66,11 @@ class Bench:
     def _build(self) -> Any:
         self.producers.append(ScriptedProducer(self._answers))
         return self.producers[-1]
+
+    @property
+    def stopped(self) -> list[bool]:
+        """Of each producer, in the order they were built."""
+        return [producer.is_stopped for producer in self.producers]
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,10 +124,8 @@ async def test_a_replaced_producer_is_closed_by_the_last_record_that_waits_for_i
         slow = asyncio.create_task(bench.publisher.publish(RECORD))
         await asyncio.sleep(0)
         await bench.publisher.publish(RECORD)
-        first, second = bench.producers
-        assert not first.is_stopped
+        assert bench.stopped == [False, False]
         answered.set()
         assert (await slow).offset == ACKED.offset
-        assert first.is_stopped
-        assert not second.is_stopped
-    assert second.is_stopped
+        assert bench.stopped == [True, False]
+    assert bench.stopped == [True, True]

@@ -183,7 +183,7 @@ class ReliablePublisher:
         partitions = await producer.partitions_for(record.topic)
         partition = choose_partition(len(partitions))
         try:
-            return await producer.send(
+            acked: asyncio.Future[RecordMetadata] = await producer.send(
                 record.topic,
                 record.value,
                 key=record.key,
@@ -192,6 +192,7 @@ class ReliablePublisher:
             )
         except (ValueError, TypeError, OverflowError, AssertionError) as error:
             raise RecordRefusedError(f"topic {record.topic}: the client cannot encode the record: {error!r}") from error
+        return acked
 
     async def _acknowledged(self, acked: "asyncio.Future[RecordMetadata]", record: OutgoingRecord) -> RecordPlace:
         """Wait for the one answer; `asyncio.wait` leaves the record alone when this is cancelled."""
