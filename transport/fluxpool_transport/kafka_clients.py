@@ -1,7 +1,8 @@
 """The one place that turns a `KafkaConnection` into the options of a client library.
 
 Owns addresses, encryption and credentials. Knows nothing of topics, groups, or how a client is used: callers add those
-options to what they get here.
+options to what they get here. Consumers built with the options for aiokafka pass on what they cannot decode as
+`undecodable_records` tells.
 """
 
 import ssl
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from fluxpool_contract.kafka_connection import KafkaConnection, SaslMechanism
+from fluxpool_transport import undecodable_records
 from fluxpool_transport.oauth import ClientCredentialsTokenProvider, FileTokenProvider, read_token_file
 
 REQUEST_TIMEOUT_MS = 15_000
@@ -28,6 +30,7 @@ def aiokafka_options(connection: KafkaConnection, *, client_id: str) -> dict[str
 
     Call it inside the running event loop. Raises `KafkaCredentialsError` when a TLS file cannot be used.
     """
+    undecodable_records.install()
     options: dict[str, Any] = {
         "bootstrap_servers": list(connection.bootstrap_servers),
         "client_id": client_id,

@@ -1,0 +1,100 @@
+"""Records that no client library decodes, on the real broker: consumers pass them, and other partitions go on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import ConsumerRecord, TopicPartition
+from confluent_kafka import Producer
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_transport.batch_decompression import MAX_BATCH_BYTES
+from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_transport.undecodable_records import UndecodableRecord
+from kit.kafka import create_topics, produce, unique_name
+from kit.odd_batches import RawName, damage_on_disk
+
+pytestmark = pytest.mark.kafka
+
+
+@asynccontextmanager
+async def reader(bootstrap_servers: str, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
+    options = aiokafka_options(KafkaConnection(bootstrap_servers=(bootstrap_servers,)), client_id="odd")
+    consumer = AIOKafkaConsumer(topic, **options, auto_offset_reset="earliest", isolation_level="read_committed")
+    await consumer.start()
+    try:
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def read(consumer: AIOKafkaConsumer, *, values: Sequence[bytes]) -> list[ConsumerRecord]:
+    """All records until those with these values have come."""
+    records: list[ConsumerRecord] = []
+    async with asyncio.timeout(30):
+        while not set(values) <= {record.value for record in records}:
+            records.append(await consumer.getone())
+    return records
+
+
+def outline(records: Sequence[ConsumerRecord], *, partition: int = 0) -> list[tuple[int, object]]:
+    return [
+        (record.offset, record.problem if isinstance(record, UndecodableRecord) else record.value)
+        for record in records
+        if record.partition == partition
+    ]
+
+
+async def test_an_odd_header_name_costs_no_other_record(bootstrap_servers: str) -> None:
+    topic = unique_name("odd-name")
+    await create_topics(bootstrap_servers, {topic: 2})
+    await produce(bootstrap_servers, topic, [(b"\xe9", b"odd")], partition=0, headers=[(RawName(b"caf\xe9"), b"1")])
+    await produce(bootstrap_servers, topic, [(None, b"behind")], partition=0)
+    await produce(bootstrap_servers, topic, [(None, b"beside")], partition=1)
+
+    async with reader(bootstrap_servers, topic) as consumer:
+        records = await read(consumer, values=[b"behind", b"beside"])
+
+    assert outline(records) == [(0, "the name of a header is not UTF-8"), (1, b"behind")]
+    assert outline(records, partition=1) == [(0, b"beside")]
+    (odd,) = (record for record in records if isinstance(record, UndecodableRecord))
+    assert (odd.key, odd.value, odd.headers) == (b"\xe9", b"odd", ((r"caf\xe9", b"1"),))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "zstd"])
+async def test_a_batch_that_would_become_too_large_is_passed(bootstrap_servers: str, codec: str) -> None:
+    topic = unique_name("bomb")
+    await create_topics(bootstrap_servers, {topic: 1})
+    limits = {"message.max.bytes": 2 * MAX_BATCH_BYTES, "queue.buffering.max.kbytes": 2 * MAX_BATCH_BYTES // 1024}
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "compression.type": codec, **limits})
+    producer.produce(topic, b"0" * (MAX_BATCH_BYTES + 1), partition=0)
+    assert await asyncio.to_thread(producer.flush, 30) == 0
+    await produce(bootstrap_servers, topic, [(None, b"behind")])
+
+    async with reader(bootstrap_servers, topic) as consumer:
+        records = await read(consumer, values=[b"behind"])
+
+    assert outline(records) == [
+        (0, f"{codec}: the batch would become larger than {MAX_BATCH_BYTES} bytes"),
+        (1, b"behind"),
+    ]
+    assert len(records[0].value or b"") < 1024 * 1024
+
+
+async def test_a_batch_that_the_disk_damaged_is_passed(kafka: KafkaCluster) -> None:
+    topic = unique_name("damaged")
+    await create_topics(kafka.bootstrap_servers, {topic: 1})
+    for value in (b"first", b"second", b"third"):
+        await produce(kafka.bootstrap_servers, topic, [(None, value)])
+    log = kafka.data_dir / "broker-1" / "log" / f"{topic}-0" / f"{0:020}.log"
+    damage_on_disk(log, b"second", by=b"2econd")
+
+    async with reader(kafka.bootstrap_servers, topic) as consumer:
+        records = await read(consumer, values=[b"third"])
+        assert await consumer.position(TopicPartition(topic, 0)) == 3
+
+    assert outline(records) == [(0, b"first"), (1, "its CRC is wrong"), (2, b"third")]
+    assert b"2econd" in (records[1].value or b"")

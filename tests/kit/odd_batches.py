@@ -1,0 +1,73 @@
+"""Record batches as foreign or faulty producers write them, and damaged ones, as bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
+from aiokafka.record.legacy_records import _LegacyRecordBatchBuilderPy
+
+CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+_BASE_OFFSET = slice(0, 8)
+_CRC_BEGIN = 17
+
+
+class RawName(str):
+    """A header name that has these bytes on the wire, for producers that encode names."""
+
+    __slots__ = ("wire",)
+    wire: bytes
+
+    def __new__(cls, wire: bytes) -> Self:
+        """Take the bytes."""
+        name = super().__new__(cls, wire.decode("latin-1"))
+        name.wire = wire
+        return name
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        """Give the bytes."""
+        del encoding, errors
+        return self.wire
+
+
+def batch(
+    values: Sequence[bytes], *, base_offset: int = 0, codec: str = "none", odd_names: Sequence[int] = ()
+) -> bytes:
+    """A batch of the newest format; the records with these indexes have a header name in Latin-1."""
+    builder = _DefaultRecordBatchBuilderPy(
+        magic=2,
+        compression_type=CODECS[codec],
+        is_transactional=False,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=2**31,
+    )
+    for index, value in enumerate(values):
+        headers = [(RawName(b"caf\xe9"), b"1")] if index in odd_names else [("plain", b"1")]
+        builder.append(offset=index, timestamp=1000 + index, key=b"key", value=value, headers=headers)
+    built = bytearray(builder.build())
+    built[_BASE_OFFSET] = base_offset.to_bytes(8, "big")
+    return bytes(built)
+
+
+def legacy_batch(values: Sequence[bytes], *, codec: str = "none") -> bytes:
+    """A batch of format 1, as topics from before Kafka 0.11 hold them."""
+    builder = _LegacyRecordBatchBuilderPy(magic=1, compression_type=CODECS[codec], batch_size=2**31)
+    for index, value in enumerate(values):
+        builder.append(index, timestamp=1000 + index, key=b"key", value=value)
+    return bytes(builder.build())
+
+
+def with_wrong_crc(whole: bytes) -> bytes:
+    """The batch with one bit of its checksum turned."""
+    return whole[:_CRC_BEGIN] + bytes([whole[_CRC_BEGIN] ^ 1]) + whole[_CRC_BEGIN + 1 :]
+
+
+def damage_on_disk(log: Path, what: bytes, *, by: bytes) -> None:
+    """Replace bytes of equal number in a partition's log, as a failing disk does; the broker goes on running."""
+    content = log.read_bytes()
+    position = content.index(what)
+    with log.open("r+b") as file:
+        file.seek(position)
+        file.write(by)

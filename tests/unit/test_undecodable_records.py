@@ -1,0 +1,155 @@
+"""What consumers make of fetched bytes that the client library cannot decode."""
+
+import inspect
+from collections.abc import Sequence
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.consumer import fetcher
+from aiokafka.structs import ConsumerRecord
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_transport import batch_decompression, undecodable_records
+from fluxpool_transport.undecodable_records import FetchedBatches, TolerantPartitionRecords, UndecodableRecord
+from kit.odd_batches import CODECS, batch, legacy_batch, with_wrong_crc
+
+PARTITION = TopicPartition("tasks", 3)
+undecodable_records.install()
+
+
+def read(fetched: bytes, *, position: int = 0) -> list[ConsumerRecord]:
+    """As a consumer reads an answer to a fetch at that position."""
+    records = TolerantPartitionRecords(
+        PARTITION, FetchedBatches(fetched), [], position, None, None, True, fetcher.READ_COMMITTED
+    )
+    return list(records)
+
+
+def outline(records: Sequence[ConsumerRecord]) -> list[tuple[int, object]]:
+    """(offset, value) of each, with the reason in place of what cannot be decoded."""
+    return [
+        (record.offset, record.problem if isinstance(record, UndecodableRecord) else record.value) for record in records
+    ]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_can_be_decoded_is_left_as_it_is(codec: str) -> None:
+    records = read(batch([b"one" * 50, b"two" * 50], codec=codec) + batch([b"three"], base_offset=7), position=1)
+
+    assert outline(records) == [(1, b"two" * 50), (7, b"three")]
+    assert (records[0].key, records[0].headers, records[0].timestamp) == (b"key", (("plain", b"1"),), 1001)
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4"])
+def test_old_formats_are_read(codec: str) -> None:
+    assert outline(read(legacy_batch([b"x" * 300], codec=codec))) == [(0, b"x" * 300)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_record_with_an_odd_header_name_keeps_its_contents(codec: str) -> None:
+    records = read(batch([b"a" * 99, b"b" * 99, b"c" * 99], codec=codec, odd_names=[1]))
+
+    assert outline(records) == [(0, b"a" * 99), (1, "the name of a header is not UTF-8"), (2, b"c" * 99)]
+    odd = records[1]
+    assert isinstance(odd, UndecodableRecord)
+    assert odd.has_contents
+    assert (odd.key, odd.value, odd.headers) == (b"key", b"b" * 99, ((r"caf\xe9", b"1"),))
+    assert (odd.first_offset, odd.timestamp) == (1, 1001)
+
+
+def test_a_batch_with_a_wrong_checksum_is_passed_as_a_whole_with_its_bytes() -> None:
+    damaged = with_wrong_crc(batch([b"one", b"two"], base_offset=4))
+    records = read(damaged + batch([b"three"], base_offset=6), position=4)
+
+    assert outline(records) == [(5, "its CRC is wrong"), (6, b"three")]
+    lost = records[0]
+    assert isinstance(lost, UndecodableRecord)
+    assert not lost.has_contents
+    assert (lost.first_offset, lost.key, lost.value, lost.headers) == (4, None, damaged, ())
+    assert (lost.topic, lost.partition) == ("tasks", 3)
+
+
+def test_a_damaged_batch_at_the_end_is_passed_as_far_as_its_header_is_plausible() -> None:
+    damaged = with_wrong_crc(batch([b"one", b"two"], base_offset=4))
+    assert [record.offset for record in read(damaged, position=4)] == [5]
+
+    implausible = damaged[:23] + (10**6).to_bytes(4, "big") + damaged[27:]
+    assert [record.offset for record in read(implausible, position=4)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("fetched", "problem"),
+    [
+        (b"\0" * 5, "shorter than the header"),
+        (b"\0" * 8 + b"\x7f\xff\xff\xff" + b"\0" * 70, "its length is wrong"),
+        (b"\0" * 8 + b"\xff\xff\xff\xff" + b"\0" * 70, "its length is wrong"),
+        (batch([b"x"])[:16] + b"\x09" + batch([b"x"])[17:], "unknown format (magic 9)"),
+    ],
+    ids=["too short", "longer than what came", "negative length", "unknown magic"],
+)
+def test_bytes_that_make_no_batch_are_passed_by_one_offset(fetched: bytes, problem: str) -> None:
+    (lost,) = read(fetched, position=9)
+
+    assert (lost.offset, lost.first_offset, lost.value) == (9, 9, fetched)
+    assert problem in lost.problem
+
+
+def test_a_batch_that_the_limit_of_the_fetch_cut_is_left_for_the_next_fetch() -> None:
+    assert outline(read(batch([b"one"]) + batch([b"two"], base_offset=1)[:-3])) == [(0, b"one")]
+
+
+def test_a_batch_that_would_become_too_large_is_passed_with_its_compressed_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_decompression, "MAX_BATCH_BYTES", 100_000)
+    bomb = batch([b"0" * 60_000, b"0" * 60_000], codec="gzip")
+    records = read(bomb + batch([b"healthy"], base_offset=2))
+
+    assert outline(records) == [(1, "gzip: the batch would become larger than 100000 bytes"), (2, b"healthy")]
+    assert records[0].value == bomb
+
+
+def test_a_batch_of_many_records_is_not_decoded_in_python() -> None:
+    many = undecodable_records.MAX_SALVAGED_RECORDS + 1
+    (first, lost) = read(batch([b""] * many, odd_names=[1]))
+
+    assert (first.offset, lost.first_offset, lost.offset) == (0, 1, many - 1)
+
+
+def test_a_base_offset_before_the_position_moves_the_consumer_on() -> None:
+    (lost,) = read(batch([b"old"], base_offset=2), position=50)
+
+    assert (lost.offset, lost.problem) == (50, "its offsets lie before those that were asked for")
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.builds(
+            lambda whole, at, byte: whole[: at % len(whole)] + bytes([byte]) + whole[at % len(whole) + 1 :],
+            st.sampled_from([batch([b"one", b"two"], codec=codec) for codec in CODECS] + [legacy_batch([b"x"])]),
+            st.integers(0, 400),
+            st.integers(0, 255),
+        ),
+    ),
+    st.integers(0, 2**40),
+)
+def test_any_bytes_become_records_with_growing_offsets_and_move_the_consumer_on(fetched: bytes, position: int) -> None:
+    records = TolerantPartitionRecords(
+        PARTITION, FetchedBatches(fetched), [], position, None, None, True, fetcher.READ_COMMITTED
+    )
+    offsets = [record.offset for record in records]
+
+    assert offsets == sorted(set(offsets))
+    assert all(offset >= position for offset in offsets)
+    assert records.next_fetch_offset > position or not fetched
+
+
+def test_the_parts_of_aiokafka_that_are_replaced_are_those_that_its_fetcher_uses() -> None:
+    source = inspect.getsource(fetcher.Fetcher)
+    assert "records = MemoryRecords(part_data[-1])" in source
+    assert "if records.has_next():" in source
+    assert "PartitionRecords(" in source
+    assert fetcher.MemoryRecords is FetchedBatches
+    assert fetcher.PartitionRecords is TolerantPartitionRecords
