@@ -136,7 +136,7 @@ async def engine_rows(folder: Path, *, all_steps: Sequence[int], runs: int) -> l
     """The engine process, one job at a time, from sending the job to holding the encoded image."""
     client = EngineClient(
         EngineSpec(model=str(folder), device=Device.CUDA, offline=True),
-        limits=EngineLimits(job=600, silence_soft=600, silence_hard=600),
+        limits=EngineLimits(job=600, silence_soft=600, silence_hard=600, load=600),
     )
     rows: list[dict[str, Cell]] = []
     async with asyncio.TaskGroup() as group:

@@ -171,6 +171,9 @@ class WorkerSettings(EnvironmentSettings):
     """After how long without a denoising step a running generation is reported as stalled."""
     step_hard_limit_seconds: Annotated[float, Field(gt=0)] = 300.0
     """After how long without a denoising step the engine counts as hung and is killed."""
+    engine_load_limit_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long loading the model may take, its download from a hub included; the engine is killed then, and the worker
+    exits after the second time in a row."""
     session_timeout_seconds: Annotated[float, Field(ge=1)] = 45.0
     """After how long without a heartbeat the group takes a worker for dead; one whose event loop is blocked exits
     before that."""

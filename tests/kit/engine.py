@@ -24,8 +24,9 @@ from fluxpool_worker.engine.protocol import (
     GenerationInputs,
     Ready,
     ToEngine,
-    decode_body,
     encode_frame,
+    head_bytes,
+    head_for_agent,
 )
 from fluxpool_worker.engine.start_mark import StartMark
 
@@ -111,11 +112,11 @@ class Engine:
             )
 
     def send(self, message: ToEngine | FromEngine) -> None:
-        self.socket.sendall(encode_frame(message))
+        self.socket.sendall(b"".join(encode_frame(message)))
 
     def receive(self) -> ToEngine | FromEngine:
-        (length,) = FRAME_HEADER.unpack(self._read(FRAME_HEADER.size))
-        return decode_body(self._read(length))
+        head = head_for_agent(self._read(head_bytes(self._read(FRAME_HEADER.size))))
+        return head.complete([self._read(size) for size in head.payload_bytes])
 
     def receive_until(self, condition: Callable[[ToEngine | FromEngine], bool]) -> list[ToEngine | FromEngine]:
         messages = [self.receive()]

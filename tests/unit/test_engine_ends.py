@@ -70,7 +70,7 @@ def test_a_message_that_only_engines_send_ends_the_engine(stand_in_engine: Engin
     stand_in_engine.send(Started(1))
 
     assert stand_in_engine.exit_code() == 5
-    assert "Started is a message of engines, not of agents" in stand_in_engine.stderr.read_text()
+    assert "'Started' is no message for this end of the socket" in stand_in_engine.stderr.read_text()
 
 
 AGENT_OF_AN_ENGINE = """
@@ -99,7 +99,7 @@ def test_the_engine_dies_with_its_agent_even_on_sigkill(tmp_path: Path) -> None:
             assert agent.stdout is not None
             engine_descriptor = os.pidfd_open(int(agent.stdout.readline()))
             ours.settimeout(DEADLINE_SECONDS)
-            ours.sendall(encode_frame(EngineSpec(model="any")))
+            ours.sendall(b"".join(encode_frame(EngineSpec(model="any"))))
             ours.recv(1)  # ready, so the engine has asked the kernel to be killed
             agent.kill()
             # Our end of the socket stays open: it is the parent's death that ends the engine here.

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -30,13 +30,15 @@ from fluxpool_worker.engine.protocol import (
     Generated,
     GenerationInputs,
     LoadFailed,
+    ProtocolError,
     Ready,
     Shutdown,
     Started,
     Step,
     ToEngine,
-    decode_body,
     encode_frame,
+    head_bytes,
+    head_for_agent,
 )
 from fluxpool_worker.engine.start_mark import StartMark
 
@@ -44,6 +46,9 @@ DEFAULT_COMMAND: Final = (sys.executable, "-m", "fluxpool_worker.engine")
 RESTART_SECONDS: Final = 0.5
 SHUTDOWN_SECONDS: Final = 5.0
 WATCHDOG_SECONDS: Final = 1.0
+AGENT_ONLY_VARIABLES: Final = ("FLUXPOOL_KAFKA_", "FLUXPOOL_STORAGE_", "AWS_")
+MAX_HUNG_LOADS: Final = 2
+"""The second time it is not the moment but the way to the model."""
 LOST_DEVICE_SECONDS: Final = 10.0
 """How long an engine that lost its device may take to end by itself: a driver may keep it."""
 
@@ -133,6 +138,8 @@ class EngineLimits:
     """Between two steps; reported."""
     silence_hard: float
     """Between two steps; the engine is killed then."""
+    load: float
+    """From the start of the process until the model is loaded; the engine is killed then."""
 
 
 class EngineClient:
@@ -151,6 +158,8 @@ class EngineClient:
         self._stopping = False
         self._deaths_in_a_row = 0
         self._device_lost_at: float | None = None
+        self._load_started_at: float | None = None
+        self._hung_loads = 0
         self.restarts = 0
         self.stalls = 0
         """Generations that were silent for longer than the soft limit."""
@@ -186,11 +195,19 @@ class EngineClient:
             watchdog = asyncio.create_task(self._kill_when_stuck(process), name="engine-watchdog")
             try:
                 await self._receive(reader)
+            except ProtocolError as error:
+                log.error("engine_protocol_broken", pid=process.pid, error=str(error))  # noqa: TRY400 - no bug of ours
             finally:
                 watchdog.cancel()
                 await self._bury(process, mark)
             if self._is_stopping():
                 return
+            if self._hung_loads >= MAX_HUNG_LOADS:
+                raise EngineLoadError(
+                    f"model {self._spec.model!r} was not loaded within engine_load_limit_seconds, "
+                    f"{self._limits.load:g} s, {self._hung_loads} times in a row; check the disk, mount or network "
+                    "that it is read from, or allow more time"
+                )
             self.restarts += 1
             self._deaths_in_a_row += 1
             log.error("engine_died", exit_code=process.returncode, deaths_in_a_row=self._deaths_in_a_row)
@@ -257,7 +274,7 @@ class EngineClient:
 
     def _send(self, message: ToEngine) -> None:
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(encode_frame(message))
+            self._writer.writelines(encode_frame(message))
 
     async def _spawn(self, mark: StartMark) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader]:
         ours, theirs = socket.socketpair()
@@ -272,6 +289,7 @@ class EngineClient:
                 str(os.getpid()),
                 pass_fds=[theirs.fileno(), mark.descriptor],
                 stdin=asyncio.subprocess.DEVNULL,
+                env=_engine_environment(os.environ),
             )
         except BaseException:
             ours.close()
@@ -280,6 +298,7 @@ class EngineClient:
             theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._process = process
+        self._load_started_at = time.monotonic()
         self._send(self._spec)
         log.info("engine_started", pid=process.pid, model=self._spec.model)
         return process, reader
@@ -291,6 +310,8 @@ class EngineClient:
             self._report_stalls(now)
             reason = self._why_stuck(now)
             if reason is not None:
+                if self._load_started_at is not None:
+                    self._hung_loads += 1
                 log.error("engine_stuck", pid=process.pid, reason=reason)
                 process.kill()
                 return
@@ -304,6 +325,8 @@ class EngineClient:
                 log.warning("engine_stalled", step=job.step, total_steps=job.total_steps, silent_seconds=round(silent))
 
     def _why_stuck(self, now: float) -> str | None:
+        if self._load_started_at is not None and now - self._load_started_at > self._limits.load:
+            return f"loading took longer than engine_load_limit_seconds, {self._limits.load:g} s"
         if self._device_lost_at is not None and now - self._device_lost_at > LOST_DEVICE_SECONDS:
             return f"lost its device and did not end within {LOST_DEVICE_SECONDS:.0f} s"
         for job in self._jobs.values():
@@ -314,15 +337,19 @@ class EngineClient:
         return None
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
+        """Handle messages until the engine is gone; raises `ProtocolError`."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                (length,) = FRAME_HEADER.unpack(await reader.readexactly(FRAME_HEADER.size))
-                self._handle(decode_body(await reader.readexactly(length)))
+                length = head_bytes(await reader.readexactly(FRAME_HEADER.size))
+                head = head_for_agent(await reader.readexactly(length))
+                payloads = [await reader.readexactly(size) for size in head.payload_bytes]
+                self._handle(head.complete(payloads))
 
     def _handle(self, message: ToEngine | FromEngine) -> None:
         match message:
             case Ready():
                 log.info("engine_ready", device=message.device, load_seconds=round(message.load_seconds, 2))
+                self._load_started_at, self._hung_loads = None, 0
                 self._ready = message
                 self._ready_event.set()
             case LoadFailed():
@@ -333,7 +360,7 @@ class EngineClient:
                 if job := self._jobs.get(message.job_id):
                     self._handle_job(job, message)
             case EngineSpec() | Generate() | Cancel() | Shutdown():
-                raise TypeError(f"the engine sent a message meant for it: {type(message).__name__}")
+                raise ProtocolError(f"the engine sent a message meant for it: {type(message).__name__}")
             case _:
                 assert_never(message)
 
@@ -349,6 +376,7 @@ class EngineClient:
             case DeviceFree():
                 job.free_device()
             case Generated():
+                _check_images(message, job.inputs)
                 self._deaths_in_a_row = 0
                 del self._jobs[job.job_id]
                 job.free_device()
@@ -365,7 +393,7 @@ class EngineClient:
 
     async def _bury(self, process: asyncio.subprocess.Process, mark: StartMark) -> None:
         self._ready_event.clear()
-        self._device_lost_at = None
+        self._device_lost_at = self._load_started_at = None
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
@@ -391,3 +419,22 @@ class EngineClient:
             job.result.set_exception(error)
             # A job abandoned by its owner must not be reported as an exception that nobody retrieved.
             job.result.exception()
+
+
+def _check_images(generated: Generated, inputs: GenerationInputs) -> None:
+    """Raise `ProtocolError` unless these are the images that were asked for: the engine's word becomes a result."""
+    wanted = [
+        (index, inputs.seed + index, inputs.width, inputs.height, inputs.output_format, f"image/{inputs.output_format}")
+        for index in range(inputs.n)
+    ]
+    sent = [
+        (image.index, image.seed, image.width, image.height, image.format, image.content_type)
+        for image in generated.images
+    ]
+    if sent != wanted:
+        raise ProtocolError(f"job {generated.job_id}: other images than those asked for: {sent[:2]}")
+
+
+def _engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What an engine is told: not the credentials of Kafka and the object store, which it has no use for."""
+    return {name: value for name, value in environment.items() if not name.startswith(AGENT_ONLY_VARIABLES)}

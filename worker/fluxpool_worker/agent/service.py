@@ -93,6 +93,7 @@ class WorkerAgent:
                 job=settings.task_hard_limit_seconds,
                 silence_soft=settings.step_soft_limit_seconds,
                 silence_hard=settings.step_hard_limit_seconds,
+                load=settings.engine_load_limit_seconds,
             ),
         )
         self._publisher = ReliablePublisher(

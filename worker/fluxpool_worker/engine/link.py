@@ -12,7 +12,14 @@ from typing import Final, NoReturn
 
 import structlog
 
-from fluxpool_worker.engine.protocol import FRAME_HEADER, FromEngine, ToEngine, decode_body, encode_frame
+from fluxpool_worker.engine.protocol import (
+    FRAME_HEADER,
+    FromEngine,
+    ToEngine,
+    encode_frame,
+    head_bytes,
+    head_for_engine,
+)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -34,7 +41,7 @@ class Outbox:
     def __init__(self, sock: socket.socket) -> None:
         """Start sending over `sock`."""
         self._socket = sock
-        self._frames: queue.Queue[bytes] = queue.Queue()
+        self._frames: queue.Queue[list[bytes]] = queue.Queue()
         threading.Thread(target=self._send_all, name="outbox", daemon=True).start()
 
     def put(self, message: FromEngine) -> None:
@@ -50,7 +57,8 @@ class Outbox:
         while True:
             frame = self._frames.get()
             try:
-                self._socket.sendall(frame)
+                for piece in frame:
+                    self._socket.sendall(piece)
             except OSError as error:
                 log.warning("agent_gone", reason=str(error))
                 leave(EXIT_AGENT_GONE)
@@ -58,17 +66,17 @@ class Outbox:
 
 
 def received(sock: socket.socket) -> Iterator[ToEngine | FromEngine]:
-    """The messages that arrive, until the other end is closed or lost."""
+    """The messages that arrive, until the other end is closed or lost; raises `ProtocolError`."""
     with sock.makefile("rb") as stream:
         while True:
             try:
                 header = stream.read(FRAME_HEADER.size)
                 if len(header) < FRAME_HEADER.size:
                     return
-                (length,) = FRAME_HEADER.unpack(header)
-                body = stream.read(length)
+                length = head_bytes(header)
+                head = stream.read(length)
             except ConnectionError:
                 return
-            if len(body) < length:
+            if len(head) < length:
                 return
-            yield decode_body(body)
+            yield head_for_engine(head).message  # agents send no files

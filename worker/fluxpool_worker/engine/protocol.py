@@ -1,16 +1,36 @@
 """What agent and engine say to each other over their socket pair.
 
 Plain frozen values and their framing; it knows neither torch nor asyncio, so both processes import it. A frame is a
-4-byte big-endian length and a pickle: both ends are the same program started from the same files, and nobody else
-holds an end of the socket.
+4-byte big-endian length, a head of that many bytes in JSON, and the image files that the head announces, as they are.
+
+The engine parses models and prompts of others, and the agent holds the credentials: what arrives is only ever data,
+checked field by field, and never larger than the limits below.
 """
 
-import pickle
+import json
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from typing import Annotated, Any, Final
 
-FRAME_HEADER = struct.Struct("!I")
+from pydantic import Field, TypeAdapter, ValidationError
+
+FRAME_HEADER: Final = struct.Struct("!I")
+MAX_HEAD_BYTES: Final = 4 * 1024 * 1024
+"""Two prompts of 10,000 characters, or a failure's stack, are well below."""
+MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
+"""An uncompressed image of the largest size takes 12 MiB."""
+MAX_IMAGES: Final = 64
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ShortText = Annotated[str, Field(max_length=1_000)]
+LongText = Annotated[str, Field(max_length=100_000)]
+
+
+class ProtocolError(Exception):
+    """The other end sent something that is no message for this one."""
 
 
 class Device(StrEnum):
@@ -75,12 +95,12 @@ class GenerationInputs:
 class EncodedImage:
     """One finished image file."""
 
-    index: int
-    seed: int
-    width: int
-    height: int
-    format: str
-    content_type: str
+    index: Count
+    seed: Count
+    width: Count
+    height: Count
+    format: ShortText
+    content_type: ShortText
     payload: bytes
 
 
@@ -114,18 +134,18 @@ class Shutdown:
 class Ready:
     """The model is loaded and warm."""
 
-    model: str
+    model: ShortText
     """Name and revision as results report it."""
-    device: str
-    load_seconds: float
+    device: ShortText
+    load_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
     """The model could not be loaded; the engine exits after this."""
 
-    message: str
-    stack: str
+    message: LongText
+    stack: LongText
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +160,8 @@ class Step:
     """One denoising step is done; also the sign of life that a watchdog waits for."""
 
     job_id: int
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +177,9 @@ class Generated:
 
     job_id: int
     images: tuple[EncodedImage, ...]
-    timings_ms: dict[str, float]
+    timings_ms: Annotated[dict[ShortText, Milliseconds], Field(max_length=32)]
     """text_encode, denoise, vae, image_encode; milliseconds."""
-    warnings: tuple[str, ...] = ()
+    warnings: Annotated[tuple[ShortText, ...], Field(max_length=32)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,21 +188,91 @@ class Failed:
 
     job_id: int
     kind: FailureKind
-    message: str
-    stack: str = ""
+    message: LongText
+    stack: LongText = ""
 
 
 ToEngine = EngineSpec | Generate | Cancel | Shutdown
 FromEngine = Ready | LoadFailed | Started | Step | DeviceFree | Generated | Failed
 
 
-def encode_frame(message: ToEngine | FromEngine) -> bytes:
-    """The bytes of one message on the socket."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return FRAME_HEADER.pack(len(body)) + body
+_TO_ENGINE: Final = (EngineSpec, Generate, Cancel, Shutdown)
+_FROM_ENGINE: Final = (Ready, LoadFailed, Started, Step, DeviceFree, Generated, Failed)
+_ADAPTERS: Final[dict[str, TypeAdapter[Any]]] = {
+    kind.__name__: TypeAdapter(kind) for kind in (*_TO_ENGINE, *_FROM_ENGINE)
+}
 
 
-def decode_body(body: bytes) -> ToEngine | FromEngine:
-    """The message in a frame's body (without its length)."""
-    message: ToEngine | FromEngine = pickle.loads(body)  # noqa: S301 - written by our own other half, see the module's docstring
-    return message
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A message whose image files are still to come."""
+
+    message: ToEngine | FromEngine
+    payload_bytes: tuple[int, ...] = ()
+    """Size of each file, in the order in which they follow."""
+
+    def complete(self, payloads: Sequence[bytes]) -> ToEngine | FromEngine:
+        """The message with its files."""
+        if not isinstance(self.message, Generated):
+            return self.message
+        images = zip(self.message.images, payloads, strict=True)
+        return replace(self.message, images=tuple(replace(image, payload=payload) for image, payload in images))
+
+
+def encode_frame(message: ToEngine | FromEngine) -> list[bytes]:
+    """The bytes of one message on the socket, in pieces: image files are not copied."""
+    payloads = [image.payload for image in message.images] if isinstance(message, Generated) else []
+    head = {"type": type(message).__name__, "payload_bytes": list(map(len, payloads)), "message": _plain(message)}
+    # A path or an error may hold bytes that were no UTF-8; they are not worth a message.
+    encoded = json.dumps(head, ensure_ascii=False).encode("utf-8", "replace")
+    return [FRAME_HEADER.pack(len(encoded)) + encoded, *payloads]
+
+
+def head_bytes(header: bytes) -> int:
+    """Length of the head that a frame's first bytes announce; raises `ProtocolError` when it is too large."""
+    (length,) = FRAME_HEADER.unpack(header)
+    if length > MAX_HEAD_BYTES:
+        raise ProtocolError(f"a head of {length} bytes was announced; at most {MAX_HEAD_BYTES} are allowed")
+    return int(length)
+
+
+def head_for_agent(encoded: bytes) -> Head:
+    """The head of a frame that an engine sent; raises `ProtocolError`."""
+    return _decode_head(encoded, _FROM_ENGINE)
+
+
+def head_for_engine(encoded: bytes) -> Head:
+    """The head of a frame that an agent sent; raises `ProtocolError`."""
+    return _decode_head(encoded, _TO_ENGINE)
+
+
+def _decode_head(encoded: bytes, kinds: tuple[type, ...]) -> Head:
+    try:
+        head = json.loads(encoded)
+        kind, sizes, body = head["type"], head["payload_bytes"], head["message"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise ProtocolError(f"a head that is no message: {error!r}") from error
+    if kind not in [known.__name__ for known in kinds]:
+        raise ProtocolError(f"{str(kind)[:100]!r} is no message for this end of the socket")
+    try:
+        message = _ADAPTERS[kind].validate_python(body)
+    except ValidationError as error:
+        raise ProtocolError(f"{kind}: {error.errors(include_input=False, include_url=False)[:3]}") from error
+    images = len(message.images) if isinstance(message, Generated) else 0
+    is_sound = isinstance(sizes, list) and len(sizes) == images <= MAX_IMAGES
+    if not is_sound or not all(isinstance(size, int) and 0 <= size <= MAX_IMAGE_BYTES for size in sizes):
+        raise ProtocolError(f"{kind}: announces {str(sizes)[:100]} bytes for {images} images")
+    return Head(message, tuple(sizes))
+
+
+def _plain(value: Any) -> Any:
+    """A message as JSON's own kinds of values; bytes are left out."""
+    match value:
+        case bytes():
+            return ""
+        case tuple() | list():
+            return [_plain(item) for item in value]
+        case _ if hasattr(value, "__dataclass_fields__"):
+            return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+        case _:
+            return value

@@ -5,6 +5,7 @@ behind image files that the agent has not read yet, and the device with it: a jo
 before it begins. Knows nothing of what jobs are.
 """
 
+import fcntl
 import mmap
 import os
 from typing import Final, Self
@@ -28,8 +29,10 @@ class StartMark:
     @classmethod
     def create(cls) -> Self:
         """A new mark that says that no job was begun."""
-        descriptor = os.memfd_create("fluxpool-started")
+        descriptor = os.memfd_create("fluxpool-started", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.truncate(descriptor, _WORD_BYTES)
+        # A file cut short under a mapping ends the process that reads it, with SIGBUS: here, the agent.
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return cls(descriptor)
 
     def set(self, job_id: int) -> None:

@@ -1,0 +1,107 @@
+"""What the agent makes of engines that hang, or send what is no message."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from fluxpool_worker.agent import engine_client
+from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, EngineLimits, EngineLoadError
+from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
+
+PRELUDE = """
+import argparse, os, socket, sys, threading
+from dataclasses import replace
+from fluxpool_worker.engine.protocol import *
+options = argparse.ArgumentParser()
+for name in ("--socket-fd", "--started-fd", "--parent-pid"):
+    options.add_argument(name, type=int)
+agent = socket.socket(fileno=options.parse_args().socket_fd)
+def say(message):
+    agent.sendall(b"".join(encode_frame(message)))
+IMAGE = EncodedImage(index=0, seed=1, width=64, height=64, format="png", content_type="image/png", payload=b"image")
+"""
+READY = "say(Ready('model', 'none', 0.1))\n"
+UNTIL_THE_END = "while agent.recv(65536): pass\n"
+UNTIL_A_JOB = "heard = b''\nwhile b'Generate' not in heard: heard += agent.recv(65536)\n"
+INPUTS = GenerationInputs(prompt="a city", width=64, height=64, steps=1, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_client, "WATCHDOG_SECONDS", 0.02)
+    monkeypatch.setattr(engine_client, "RESTART_SECONDS", 0.01)
+    monkeypatch.setattr(engine_client, "SHUTDOWN_SECONDS", 0.1)
+
+
+def client_of(program: str, *, load_seconds: float = 60.0) -> EngineClient:
+    limits = EngineLimits(job=60, silence_soft=60, silence_hard=60, load=load_seconds)
+    command = (sys.executable, "-c", PRELUDE + program)
+    return EngineClient(EngineSpec(model="/models/slow"), command=command, limits=limits)
+
+
+@asynccontextmanager
+async def running(client: EngineClient) -> AsyncIterator[None]:
+    task = asyncio.create_task(client.run())
+    try:
+        yield
+    finally:
+        await client.stop()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def nothing(*_arguments: int) -> None:
+    """What is reported on the way does not matter here."""
+
+
+async def result_of_a_job(client: EngineClient) -> object:
+    job = await client.submit(INPUTS, on_started=nothing, on_step=nothing, on_device_free=nothing)
+    return await job.result
+
+
+async def test_an_engine_that_hangs_while_it_loads_is_killed_and_named_the_second_time() -> None:
+    client = client_of(UNTIL_THE_END, load_seconds=0.05)
+    async with asyncio.timeout(60):
+        with pytest.raises(EngineLoadError, match=r"'/models/slow' was not loaded within engine_load_limit_seconds"):
+            await client.run()
+    assert client.restarts == 1
+
+
+async def test_an_engine_that_is_ready_has_no_limit_of_loading() -> None:
+    client = client_of(READY + UNTIL_THE_END, load_seconds=60)
+    async with asyncio.timeout(60), running(client):
+        await client.wait_ready()
+        assert client.is_ready
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "agent.sendall(b'\\x80\\x04not a frame at all')",
+        "agent.sendall(FRAME_HEADER.pack(4) + b'null')",
+        "agent.sendall(FRAME_HEADER.pack(2**31))",
+        "say(Shutdown())",
+        "say(Generated(1, (), {}))",
+        "say(Generated(1, (replace(IMAGE, content_type='text/html'),), {}))",
+        "say(Generated(1, (replace(IMAGE, seed=2),), {}))",
+    ],
+)
+async def test_what_is_no_message_of_an_engine_counts_as_its_death(answer: str) -> None:
+    client = client_of(f"{READY}{UNTIL_A_JOB}{answer}\n{UNTIL_THE_END}")
+    async with asyncio.timeout(60), running(client):
+        with pytest.raises(EngineDiedError):
+            await result_of_a_job(client)
+
+
+async def test_an_engine_is_not_told_the_agents_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FLUXPOOL_KAFKA_SASL_PASSWORD", "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("HF_TOKEN", "needed for downloads")
+    names = "[name for name, value in sorted(os.environ.items()) if value in ('secret', 'needed for downloads')]"
+    client = client_of(f"say(Ready(','.join({names}), 'none', 0.1))\n{UNTIL_THE_END}")
+    async with asyncio.timeout(60), running(client):
+        assert (await client.wait_ready()).model == "HF_TOKEN"

@@ -1,0 +1,135 @@
+"""Between agent and engine only data passes: whatever arrives is one of the known messages, or refused."""
+
+import json
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_worker.engine.protocol import (
+    FRAME_HEADER,
+    MAX_HEAD_BYTES,
+    Cancel,
+    Device,
+    DeviceFree,
+    EncodedImage,
+    EngineSpec,
+    Failed,
+    FailureKind,
+    FromEngine,
+    Generate,
+    Generated,
+    GenerationInputs,
+    LoadFailed,
+    ProtocolError,
+    Ready,
+    Shutdown,
+    Started,
+    Step,
+    ToEngine,
+    encode_frame,
+    head_bytes,
+    head_for_agent,
+    head_for_engine,
+)
+
+IMAGE = EncodedImage(
+    index=0, seed=1, width=64, height=64, format="png", content_type="image/png", payload=bytes(range(256))
+)
+INPUTS = GenerationInputs(prompt="ein Löwe 🦁", width=64, height=64, steps=2, seed=1, embedded={"request_id": "a"})
+GENERATED = Generated(7, (IMAGE, replace(IMAGE, index=1, payload=b"")), {"denoise": 1.5}, ("slow",))
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def split(frame: list[bytes]) -> tuple[bytes, list[bytes]]:
+    length = head_bytes(frame[0][: FRAME_HEADER.size])
+    head = frame[0][FRAME_HEADER.size :]
+    assert len(head) == length
+    return head, frame[1:]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ready("tiny", "cpu", 1.5),
+        LoadFailed("no such folder", "Traceback"),
+        Started(1),
+        Step(1, 2, 28),
+        DeviceFree(1),
+        GENERATED,
+        Failed(1, FailureKind.OUT_OF_MEMORY, "too large"),
+    ],
+)
+def test_what_an_engine_says_arrives_as_it_was_said(message: FromEngine) -> None:
+    head, payloads = split(encode_frame(message))
+    decoded = head_for_agent(head)
+    assert decoded.payload_bytes == tuple(map(len, payloads))
+    assert decoded.complete(payloads) == message
+    with pytest.raises(ProtocolError, match="no message for this end"):
+        head_for_engine(head)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [EngineSpec(model="/models/flux", device=Device.CPU), Generate(1, INPUTS), Cancel(1), Shutdown()],
+)
+def test_what_an_agent_says_arrives_as_it_was_said(message: ToEngine) -> None:
+    head, _ = split(encode_frame(message))
+    assert head_for_engine(head).message == message
+    with pytest.raises(ProtocolError, match="no message for this end"):
+        head_for_agent(head)
+
+
+def test_text_that_is_no_unicode_costs_no_message() -> None:
+    head, _ = split(encode_frame(LoadFailed("no folder m\udcffdel", "")))
+    assert head_for_agent(head).message == LoadFailed("no folder m?del", "")
+
+
+def test_a_pickle_is_never_executed() -> None:
+    with pytest.raises(ProtocolError):
+        head_for_agent(pickle.dumps(Started(1)))
+
+
+def test_a_head_that_is_too_large_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ProtocolError, match="at most"):
+        head_bytes(FRAME_HEADER.pack(MAX_HEAD_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"payload_bytes": [256]},
+        {"payload_bytes": [256, -1]},
+        {"payload_bytes": [256, 2**40]},
+        {"payload_bytes": "ab"},
+        {"type": ["Generated"]},
+        {"message": {"job_id": 7}},
+        {"message": {"job_id": 7, "images": [], "timings_ms": {"denoise": float("nan")}}},
+    ],
+)
+def test_a_head_at_odds_with_itself_is_refused(change: dict[str, Any]) -> None:
+    head, _ = split(encode_frame(GENERATED))
+    with pytest.raises(ProtocolError):
+        head_for_agent(json.dumps(json.loads(head) | change).encode())
+
+
+@given(st.binary() | JSON_VALUES.map(lambda value: json.dumps(value).encode()))
+def test_arbitrary_bytes_are_refused(encoded: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        head_for_agent(encoded)
+
+
+@given(st.sampled_from(["Ready", "Step", "Generated", "Failed", "Started"]), JSON_VALUES, JSON_VALUES)
+def test_known_types_with_arbitrary_content_are_read_or_refused(kind: str, body: object, sizes: object) -> None:
+    encoded = json.dumps({"type": kind, "payload_bytes": sizes, "message": body}).encode()
+    try:
+        head_for_agent(encoded)
+    except ProtocolError:
+        return
