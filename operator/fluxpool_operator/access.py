@@ -65,13 +65,13 @@ _ALWAYS: Final = (
     AccessRule(
         group="",
         resource="serviceaccounts",
-        verbs=("get", "create", "patch", "delete"),
+        verbs=("get", "list", "watch", "create", "patch", "delete"),
         why="the account of a pool's workers, which has no rights; deleted when the pool names one of its own",
     ),
     AccessRule(
         group="policy",
         resource="poddisruptionbudgets",
-        verbs=("get", "create", "patch"),
+        verbs=("get", "list", "watch", "create", "patch"),
         why="to bound how many workers a node drain takes at once",
     ),
     AccessRule(
@@ -86,7 +86,7 @@ _ALWAYS: Final = (
 _FOR_POD_MONITORS: Final = AccessRule(
     group="monitoring.coreos.com",
     resource="podmonitors",
-    verbs=("get", "create", "patch", "delete"),
+    verbs=("get", "list", "watch", "create", "patch", "delete"),
     why="the monitor of a pool that asks for one; deleted when it no longer does",
 )
 

@@ -20,6 +20,13 @@ from fluxpool_operator.reconcile.world import World
 from fluxpool_operator.settings import OperatorSettings
 
 _DELETED: Final = "DELETED"
+_CHILDREN: Final = {
+    "Deployment": ("apps", "v1", "deployments"),
+    "ServiceAccount": ("", "v1", "serviceaccounts"),
+    "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
+}
+"""Children of pools by kind, with group, version and plural."""
+_POD_MONITOR: Final = ("PodMonitor", "monitoring.coreos.com", "v1", "podmonitors")
 _CHUNK_OBJECTS: Final = 100
 """Of a list. All of a chunk are in memory as they came, some 30 KB each, while they are looked at."""
 _IDLE_SECONDS: Final = 0.5
@@ -44,17 +51,23 @@ class _NoMemories(ResourceMemories):
         return await super().recall(raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True)
 
 
-def watching(supervisor: Supervisor, world: World) -> kopf.OperatorRegistry:
-    """The handlers of one operator."""
+def watching(supervisor: Supervisor, world: World, *, pod_monitors: bool) -> kopf.OperatorRegistry:
+    """The handlers of one operator; `pod_monitors` are watched only where their definition is installed."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def pool_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
         supervisor.saw_pool(_without_managers(_plain(body)), is_deleted=type == _DELETED)
 
-    @kopf.on.event("apps", "v1", "deployments", registry=registry)
-    async def deployment_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
-        world.saw_deployment(_plain(body), is_deleted=type == _DELETED)
+    def watch_children(kind: str, group: str, version: str, plural: str) -> None:
+        @kopf.on.event(group, version, plural, id=plural, registry=registry)
+        async def child_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
+            world.saw_child(kind, _plain(body), is_deleted=type == _DELETED)
+
+    for kind, selector in _CHILDREN.items():
+        watch_children(kind, *selector)
+    if pod_monitors:
+        watch_children(*_POD_MONITOR)
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
@@ -93,7 +106,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = _IDLE_SECONDS
     selector = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
     settings.watching.label_selectors["pods"] = selector
-    settings.watching.label_selectors["deployments.v1.apps"] = selector
+    for _, group, version, plural in (*((kind, *names) for kind, names in _CHILDREN.items()), _POD_MONITOR):
+        settings.watching.label_selectors[f"{plural}.{version}.{group}" if group else plural] = selector
     return settings
 
 
@@ -107,7 +121,7 @@ async def watch(
 ) -> None:
     """Watch until `stop` is set; `ready` is set once the watches run."""
     await kopf.operator(
-        registry=watching(supervisor, world),
+        registry=watching(supervisor, world, pod_monitors=settings.pod_monitors),
         settings=kopf_settings(),
         memories=_NoMemories(),
         clusterwide=not settings.watch_namespaces,

@@ -1,11 +1,12 @@
 """What the operator makes and keeps: drift, foreign hands, new Secrets, and everything that can refuse a pod."""
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kit.kubernetes_api import PatchType
+from kit.kubernetes_api import ApiError, PatchType
 from kit.manifests import condition, is_ready, wait_gone
 from kit.operator_bench import OperatorBench
 from kit.waiting import wait_until
@@ -65,10 +66,11 @@ async def test_a_changed_secret_rolls_the_pods_and_a_missing_one_is_named(fluxpo
         await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, model=token, **nodes.placement))
         missing = await fluxpool.wait_condition("Ready", "False", reason="SecretNotFound")
         assert "hub/token" in missing["message"]
-        assert await fluxpool.pods() == []
+        # Scaling goes on: the pod waits for its Secret, as with any Deployment.
+        await fluxpool.wait_replicas(1)
         await fluxpool.bench.api.create(secret, {"metadata": {"name": "hub"}, "stringData": {"token": "first"}})
-        (first,) = await fluxpool.wait_pods(1)
         await fluxpool.wait_condition("Ready", "True")
+        (first,) = await fluxpool.wait_pods(1)
         await fluxpool.bench.api.patch(f"{secret}/hub", {"stringData": {"token": "second"}})
 
         async def renewed() -> bool:
@@ -168,6 +170,57 @@ async def test_a_foreign_entry_in_the_template_survives_and_is_reported(fluxpool
         assert "python-httpx" in told["message"]
         template = (await fluxpool.deployment())["spec"]["template"]
         assert template["metadata"]["annotations"]["mesh/inject"] == "true"
+
+
+async def test_children_that_others_delete_or_relabel_are_repaired_within_15_seconds(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
+        await fluxpool.wait_condition("Ready", "True")
+        api, namespace = fluxpool.bench.api, fluxpool.namespace
+        budget = f"/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets/standard-worker"
+        account = f"/api/v1/namespaces/{namespace}/serviceaccounts/standard-worker"
+        for path in (budget, account):
+            uid = (await api.get(path))["metadata"]["uid"]
+            await api.delete(path)
+
+            async def made_again(path: str = path, uid: str = uid) -> bool:
+                with contextlib.suppress(ApiError):
+                    return bool((await api.get(path))["metadata"]["uid"] != uid)
+                return False
+
+            await wait_until(made_again, deadline_seconds=15, what=f"another {path}")
+        label = "app.kubernetes.io/component"
+        for path in (fluxpool.deployment_path(), budget):
+            await api.patch(path, {"metadata": {"labels": {label: "mine"}}})
+
+            async def relabelled(path: str = path) -> bool:
+                return bool((await api.get(path))["metadata"]["labels"][label] == "worker")
+
+            await wait_until(relabelled, deadline_seconds=15, what=f"the label of {path}")
+
+
+async def test_a_restarted_rollout_goes_through_and_is_no_remark(fluxpool: OperatorBench) -> None:
+    await fluxpool.install()
+    await fluxpool.topics("standard")
+    async with fluxpool.fake_workers() as nodes:
+        await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
+        await fluxpool.wait_condition("Ready", "True")
+        (before,) = await fluxpool.pods()
+        await fluxpool.bench.control_plane.kubectl(
+            "rollout", "restart", "deployment/standard-worker", "--namespace", fluxpool.namespace
+        )
+
+        async def replaced() -> bool:
+            pods = await fluxpool.pods()
+            return len(pods) == 1 and is_ready(pods[0]) and pods[0]["metadata"]["uid"] != before["metadata"]["uid"]
+
+        await wait_until(replaced, deadline_seconds=60, what="another pod")
+        await fluxpool.wait_condition("Ready", "True", reason="Ready")
+        template = (await fluxpool.deployment())["spec"]["template"]
+        assert "kubectl.kubernetes.io/restartedAt" in template["metadata"]["annotations"]
+        assert [event for event in await fluxpool.events() if event[0] == "Warning"] == []
 
 
 async def test_topics_are_made_when_asked_and_a_pool_that_cannot_be_read_says_why(fluxpool: OperatorBench) -> None:

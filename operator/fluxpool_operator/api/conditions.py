@@ -78,6 +78,7 @@ class Reason(StrEnum):
     SCALED_DOWN = "ScaledDown"
     SCALED_TO_ZERO = "ScaledToZero"
     SCALED_UP = "ScaledUp"
+    SECRET_INVALID = "SecretInvalid"  # noqa: S105 - a reason
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
     SHADOW_MODE = "ShadowMode"
     TOPICS_FAILED = "TopicsFailed"

@@ -12,6 +12,9 @@ from fluxpool_operator.planning import Constraint
 
 _UNKNOWN_TOPIC: Final = "UNKNOWN_TOPIC_OR_PART"
 """Kafka's name, which a reading's problem carries, for a topic that is not there or may not be seen."""
+_NO_LEADER: Final = "LEADER"
+"""In the names of Kafka's errors about a partition whose leader is not elected, or not known, yet."""
+_SETTLE: Final = timedelta(seconds=30)
 _NEAR_EXPIRY: Final = timedelta(days=5)
 """Two days before Kafka's own offsets.retention.minutes are over; the brokers' setting itself may not be readable."""
 _LIMIT_REASONS: Final = {
@@ -53,8 +56,8 @@ def _scaling_active(view: PoolView) -> Verdict:
         return _false(Reason.MANUAL_MODE, "spec.replicas decides; set scaling.mode to Active to follow the plan.")
     if mode is ScalingMode.SHADOW:
         return _false(Reason.SHADOW_MODE, "The plan is only shown; set scaling.mode to Active to follow it.")
-    if view.problems:
-        return _false(view.problems[0].reason, "Nothing is changed until the problem that Ready tells is solved.")
+    if view.obstacle is not None:
+        return _false(view.obstacle.reason, "Nothing is changed until the problem that Ready tells is solved.")
     if view.plan.constraint is Constraint.FALLBACK:
         return _false(Reason.FALLBACK_APPLIED, "The backlog is not known, so onLagUnavailable.replicas decides.")
     if not view.lag_is_known:
@@ -121,8 +124,20 @@ def _limit_text(view: PoolView, reason: Reason) -> str:
 def _lag_available(view: PoolView) -> Verdict:
     if view.lag_is_known:
         return _true(Reason.LAG_READ, "The backlog of every lane is read.")
+    if all(_is_settling(view, lane) for lane in view.stale_lanes) and view.stale_lanes:
+        return _unknown(Reason.LAG_UNAVAILABLE, "The topics are new and cannot be read yet.")
+    for problem in view.problems:
+        if problem.stops_reading:
+            return _false(problem.reason, f"Kafka is not asked for the backlog: {problem.message}.")
     reason = Reason.FALLBACK_APPLIED if view.plan.constraint is Constraint.FALLBACK else Reason.LAG_UNAVAILABLE
     return _false(reason, " ".join(_silence(lane) for lane in view.stale_lanes) or "No lane was read yet.")
+
+
+def _is_settling(view: PoolView, lane: LaneObservation) -> bool:
+    """Whether a lane was never read because its topic is new: its partitions have no leader for some seconds."""
+    if lane.partitions:
+        return False
+    return view.topics_are_settling or (view.age < _SETTLE and _NO_LEADER in (lane.problem or ""))
 
 
 def _silence(lane: LaneObservation) -> str:
@@ -141,7 +156,7 @@ def _topics_ready(view: PoolView) -> Verdict:
             return _false(Reason.TOPICS_FAILED, problem.message)
     unread = [lane for lane in view.lanes if lane.target.name not in view.topic_partitions]
     missing = [lane.target.topic for lane in unread if _UNKNOWN_TOPIC in (lane.problem or "")]
-    if missing:
+    if missing and not view.topics_are_settling:
         return _false(
             Reason.TOPICS_MISSING,
             f"kafka.lanes: {', '.join(missing)} cannot be found; create what is missing or set kafka.manageTopics,"

@@ -102,8 +102,11 @@ def _lag(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[
     now = _turned(before, after, ConditionType.LAG_AVAILABLE)
     if now is None:
         return
+    ready = _condition(after, ConditionType.READY)
     if now.status is ConditionStatus.FALSE:
-        yield _warning(now.reason, now.message)
+        # What `Ready` gives as its reason too was told already.
+        if ready is None or ready.reason is not now.reason:
+            yield _warning(now.reason, now.message)
     elif _is(before, ConditionType.LAG_AVAILABLE, ConditionStatus.FALSE):
         yield _normal(Reason.LAG_RESTORED, now.message)
 

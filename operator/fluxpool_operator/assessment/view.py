@@ -18,6 +18,10 @@ class PoolProblem:
     reason: Reason
     message: str
     """What is wrong and how to mend it, for a person."""
+    stops_scaling: bool = True
+    """Whether the Deployment stays as it is until this is solved; otherwise it is only reported."""
+    stops_reading: bool = False
+    """Whether Kafka is not asked for the backlog until this is solved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,9 @@ class PoolView:
     template_hash: str | None
     """Of the template that the pool asks for; None before it was rendered."""
     problems: tuple[PoolProblem, ...] = ()
+    topics_are_settling: bool = False
+    """Whether the operator is creating topics or has just done so: until their partitions have leaders they cannot be
+    read, and that is nothing to warn of."""
     topic_partitions: Mapping[str, int] = field(default_factory=dict)
     """Partitions of each lane's topic by the lane's name, without those that were never read."""
 
@@ -60,6 +67,12 @@ class PoolView:
         return tuple(lane for lane in self.lanes if lane.age_seconds > limit)
 
     @property
+    def age(self) -> timedelta:
+        """Since the pool was created."""
+        created = self.pool.metadata.creation_timestamp
+        return self.now - datetime.fromisoformat(created) if created else timedelta.max
+
+    @property
     def asleep_for(self) -> timedelta:
         """How long there has been no worker; zero while there is one."""
         if (self.deployment is not None and self.deployment.replicas) or self.counts.terminating:
@@ -68,6 +81,11 @@ class PoolView:
         since = [datetime.fromisoformat(created)] if created else []
         since += [self.pool.status.last_scale_time] if self.pool.status.last_scale_time else []
         return self.now - max(since, default=self.now)
+
+    @cached_property
+    def obstacle(self) -> PoolProblem | None:
+        """The first problem for which the Deployment is left as it is."""
+        return next((problem for problem in self.problems if problem.stops_scaling), None)
 
     @property
     def lag_is_known(self) -> bool:

@@ -22,7 +22,12 @@ SECRETS_CHECKSUM_ANNOTATION: Final = f"{GROUP}/secrets-checksum"
 
 def child_name(pool: FluxWorkerPool) -> str:
     """The name that the Deployment, its service account, budget and monitor share."""
-    return f"{pool.name}-worker"
+    return child_name_of(pool.name)
+
+
+def child_name_of(pool_name: str) -> str:
+    """The same by the name of the pool."""
+    return f"{pool_name}-worker"
 
 
 def selector_labels(pool: FluxWorkerPool) -> dict[str, str]:

@@ -6,17 +6,11 @@ from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.assessment import PoolProblem
 from fluxpool_operator.children import Children, child_name, render_children
 from fluxpool_operator.cluster import KindPath
-from fluxpool_operator.reconcile.children_keeper import (
-    DEPLOYMENT,
-    ChildRefusedError,
-    ChildrenKeeper,
-    ForeignChildError,
-)
-from fluxpool_operator.reconcile.pool_secrets import SecretValues
+from fluxpool_operator.reconcile.children_keeper import ChildRefusedError, ChildrenKeeper, ForeignChildError
 from fluxpool_operator.reconcile.scaler import Sight
 from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.world import PoolKey
-from fluxpool_operator.workload import rollout_width, summarize_deployment
+from fluxpool_operator.reconcile.world import DEPLOYMENT, PoolKey
+from fluxpool_operator.workload import rollout_width
 from fluxpool_transport.faults import fault_point
 
 log = structlog.get_logger(__name__)
@@ -43,44 +37,48 @@ class Actuator:
         """Of the template that was last rendered; None before that."""
         return self._rendered[1].template_hash if self._rendered else None
 
-    def deployment_gone(self) -> None:
-        """The Deployment was deleted: make it anew."""
-        self._keeper.forget(DEPLOYMENT)
+    def child_gone(self, pool: FluxWorkerPool) -> None:
+        """A child was deleted: make it anew."""
+        self._keeper.children_changed(self._services.world.children(PoolKey(pool.namespace, pool.name)))
+
+    def seconds_until_due(self) -> float:
+        """Until something that was put off is to be tried; infinite when nothing was."""
+        return self._keeper.seconds_until_due()
 
     async def act(
-        self, pool: FluxWorkerPool, *, replicas: int, secrets: SecretValues, sight: Sight
+        self, pool: FluxWorkerPool, *, replicas: int, secrets_checksum: str, sight: Sight
     ) -> tuple[PoolProblem, ...]:
         """Apply what differs; returns what stands in the way.
 
         Raises `InvalidPoolError` for a pool that cannot be rendered, and `ClusterUnreachableError`.
         """
-        children = self._render(pool, replicas=replicas, secrets=secrets, sight=sight)
+        key, world = PoolKey(pool.namespace, pool.name), self._services.world
+        children = self._render(pool, replicas=replicas, secrets_checksum=secrets_checksum, sight=sight)
         _decided()
         try:
             applied = await self._keeper.keep(
-                children, deployment=sight.deployment, unwanted=self._unwanted(pool, children)
+                children, observed=world.children(key), unwanted=self._unwanted(pool, children)
             )
         except ForeignChildError as error:
             return (PoolProblem(reason=Reason.FOREIGN_CHILD, message=str(error)),)
         except ChildRefusedError as error:
             return (PoolProblem(reason=Reason.CHILD_FAILED, message=str(error)),)
         for stored in applied:
+            world.remember_child(key, stored["kind"], stored)
             if stored["kind"] == DEPLOYMENT:
                 self._note_scaling(pool, before=sight.current_replicas, after=replicas)
-                summary = summarize_deployment(stored)
-                self._services.world.remember_deployment(PoolKey(pool.namespace, pool.name), summary)
         _applied()
         return ()
 
-    def _render(self, pool: FluxWorkerPool, *, replicas: int, secrets: SecretValues, sight: Sight) -> Children:
+    def _render(self, pool: FluxWorkerPool, *, replicas: int, secrets_checksum: str, sight: Sight) -> Children:
         width = rollout_width(sight.deployment, sight.pods) if sight.deployment else 1
-        arguments = (pool.metadata.uid, pool.metadata.generation, replicas, width, secrets.checksum)
+        arguments = (pool.metadata.uid, pool.metadata.generation, replicas, width, secrets_checksum)
         if self._rendered is None or self._rendered[0] != arguments:
             children = render_children(
                 pool,
                 replicas=replicas,
                 max_unavailable=width,
-                secrets_checksum=secrets.checksum,
+                secrets_checksum=secrets_checksum,
                 host_path_allowed=self._services.settings.host_path_allowed,
             )
             self._rendered = (arguments, children)

@@ -1,9 +1,10 @@
 """Keeps the children of one pool as they are rendered: by server-side apply, when and only when something differs.
 
-Owns what was applied last, and the look before the first apply: a forced apply takes over whatever bears the name.
-Must not know what a child should look like.
+Owns what was applied last, the look before the first apply (a forced apply takes over whatever bears the name), and the
+pace of repairs and of attempts that were refused. Must not know what a child should look like.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -15,14 +16,18 @@ import structlog
 from fluxpool_operator.children import FIELD_MANAGER, Children
 from fluxpool_operator.cluster import ClusterClient, ClusterError, child_path
 from fluxpool_operator.cluster.client import Body
-from fluxpool_operator.workload import DeploymentSummary
+from fluxpool_operator.reconcile.world import DEPLOYMENT
+from fluxpool_operator.workload import ChildSummary, summarize_child
 
 log = structlog.get_logger(__name__)
 
-DEPLOYMENT = "Deployment"
-
 JITTER: Final = 0.3
 """A look comes sooner by up to this share of the interval: pools made together do not look together for ever."""
+REPAIR_SECONDS: Final = 5.0
+"""Between two applies of one manifest: a controller that undoes ours each time must not make a loop of both."""
+FIRST_RETRY_SECONDS: Final = 2.0
+LONGEST_RETRY_SECONDS: Final = 15.0
+"""Between attempts at what was refused; a change of the manifest or of a watched child is tried at once."""
 
 
 class ForeignChildError(Exception):
@@ -38,11 +43,21 @@ class _Applied:
     """A child as the last apply, or the look at it since, left it."""
 
     manifest: Mapping[str, Any]
-    uid: str
-    version: str
-    """The generation where the kind has one, else the resource version: moves when somebody changes it."""
+    stored: ChildSummary
+    at_seconds: float
+    """When it was applied."""
     look_at_seconds: float
     """When it is to be looked at again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    """An attempt that failed, and when the same is tried again."""
+
+    children: Children
+    error: ForeignChildError | ChildRefusedError
+    delay_seconds: float
+    retry_at_seconds: float
 
 
 class ChildrenKeeper:
@@ -62,47 +77,83 @@ class ChildrenKeeper:
         self._clock = clock
         self._applied: dict[str, _Applied] = {}
         self._look_for_absent_at: dict[str, float] = {}
+        self._refused: _Refused | None = None
+        self._repair_at = math.inf
 
-    def forget(self, kind: str) -> None:
-        """A child of this kind was deleted: apply it anew."""
-        self._applied.pop(kind, None)
+    def children_changed(self, observed: Mapping[str, ChildSummary]) -> None:
+        """The watch showed a change: what is gone is applied anew, and what was refused is tried at once."""
+        for kind in self._applied.keys() - observed.keys():
+            del self._applied[kind]
+        if self._refused is not None:
+            self._refused = replace(self._refused, retry_at_seconds=self._clock())
+
+    def seconds_until_due(self) -> float:
+        """Until a repair or another attempt that is waited for; infinite when there is none."""
+        retry_at = math.inf if self._refused is None else self._refused.retry_at_seconds
+        return max(0.0, min(retry_at, self._repair_at) - self._clock())
 
     async def keep(
-        self, children: Children, *, deployment: DeploymentSummary | None, unwanted: Mapping[str, str]
+        self, children: Children, *, observed: Mapping[str, ChildSummary], unwanted: Mapping[str, str]
     ) -> tuple[Body, ...]:
         """Apply what differs; returns the objects that were applied, in that order.
 
-        `deployment` is the Deployment as last seen; `unwanted` are the paths of children, by kind, that are not to be
-        there. Raises `ForeignChildError`, `ChildRefusedError` and `ClusterUnreachableError`; what was applied by then
-        stays.
+        `observed` are the children as last seen, by kind; `unwanted` are the paths of children, by kind, that are not
+        to be there. Raises `ForeignChildError`, `ChildRefusedError` and `ClusterUnreachableError`; what was applied by
+        then stays.
         """
+        last = self._refused
+        if last is not None and last.children == children and self._clock() < last.retry_at_seconds:
+            raise last.error
+        try:
+            applied = await self._keep(children, observed=observed, unwanted=unwanted)
+        except (ForeignChildError, ChildRefusedError) as error:
+            delay = min(LONGEST_RETRY_SECONDS, last.delay_seconds * 2) if last else FIRST_RETRY_SECONDS
+            self._refused = _Refused(
+                children=children, error=error, delay_seconds=delay, retry_at_seconds=self._clock() + delay
+            )
+            raise
+        self._refused = None
+        return applied
+
+    async def _keep(
+        self, children: Children, *, observed: Mapping[str, ChildSummary], unwanted: Mapping[str, str]
+    ) -> tuple[Body, ...]:
         applied = []
+        self._repair_at = math.inf
         for manifest in children.in_order():
             kind = manifest["kind"]
-            if await self._differs(manifest, deployment=deployment):
+            if await self._differs(manifest, observed=observed.get(kind)):
                 applied.append(await self._apply(kind, manifest))
         for kind, path in unwanted.items():
             await self._remove(kind, path)
         return tuple(applied)
 
-    async def _differs(self, manifest: Mapping[str, Any], *, deployment: DeploymentSummary | None) -> bool:
+    async def _differs(self, manifest: Mapping[str, Any], *, observed: ChildSummary | None) -> bool:
         kind, path = manifest["kind"], child_path(manifest)
         last = self._applied.get(kind)
-        if last is None:
+        if last is None or (observed is not None and observed.uid != last.stored.uid):
             await self._find_own(kind, path)
             return True
         if last.manifest != manifest:
             return True
-        if kind == DEPLOYMENT and deployment is not None and deployment.uid == last.uid:
-            # The watch may lag behind our own apply; only a generation beyond it is somebody else's edit.
-            return deployment.generation > int(last.version)
-        if self._clock() < last.look_at_seconds:
+        if observed is not None and _is_changed(last.stored, observed, manifest=manifest):
+            log.info("child_changed_by_others", kind=kind, path=path)
+            return self._may_repair(last)
+        # The sweep notices a Deployment whose end the watch missed; nobody else looks for the other children.
+        if self._clock() < last.look_at_seconds or (kind == DEPLOYMENT and observed is not None):
             return False
         found = await self._find_own(kind, path)
-        if found is None or (found["metadata"]["uid"], _version(found)) != (last.uid, last.version):
+        if found is None or _is_changed(last.stored, summarize_child(found), manifest=manifest):
             log.info("child_changed_by_others", kind=kind, path=path)
             return True
         self._applied[kind] = replace(last, look_at_seconds=self._next_look())
+        return False
+
+    def _may_repair(self, last: _Applied) -> bool:
+        repair_at = last.at_seconds + REPAIR_SECONDS
+        if self._clock() >= repair_at:
+            return True
+        self._repair_at = min(self._repair_at, repair_at)
         return False
 
     def _next_look(self) -> float:
@@ -115,13 +166,11 @@ class ChildrenKeeper:
             stored = await self._cluster.apply(path, manifest, field_manager=FIELD_MANAGER)
         except ClusterError as error:
             raise ChildRefusedError(f"{kind} {path.rpartition('/')[2]}: {error.message or error}") from error
+        summary = summarize_child(stored)
         self._applied[kind] = _Applied(
-            manifest=manifest,
-            uid=stored["metadata"]["uid"],
-            version=_version(stored),
-            look_at_seconds=self._next_look(),
+            manifest=manifest, stored=summary, at_seconds=self._clock(), look_at_seconds=self._next_look()
         )
-        log.info("child_applied", kind=kind, name=path.rpartition("/")[2], version=_version(stored))
+        log.info("child_applied", kind=kind, name=path.rpartition("/")[2], version=summary.version)
         return stored
 
     async def _find_own(self, kind: str, path: str) -> Body | None:
@@ -154,6 +203,10 @@ class ChildrenKeeper:
         self._look_for_absent_at[kind] = self._next_look()
 
 
-def _version(stored: Body) -> str:
-    metadata = stored["metadata"]
-    return str(metadata.get("generation") or metadata["resourceVersion"])
+def _is_changed(stored: ChildSummary, seen: ChildSummary, *, manifest: Mapping[str, Any]) -> bool:
+    """Whether somebody changed what was stored; a watch that still shows an earlier state is no change."""
+    if stored.uid != seen.uid:
+        return True
+    if seen.is_older_than(stored):
+        return False
+    return stored.version != seen.version or not seen.has_metadata_of(manifest)

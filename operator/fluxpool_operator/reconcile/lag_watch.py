@@ -89,7 +89,9 @@ class LagWatch:
         self._connection, self._targets = connection, targets
 
     def seconds_until_due(self, interval_seconds: float) -> float:
-        """Until the next reading; zero or less when it is due."""
+        """Until the next reading; zero or less when it is due. Without a connection none ever is."""
+        if self._connection is None:
+            return interval_seconds
         if self._read_at is None:
             return 0.0
         due_at = (self._read_at + interval_seconds * self._interval_share) // TICK_SECONDS * TICK_SECONDS

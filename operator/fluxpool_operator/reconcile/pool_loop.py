@@ -28,6 +28,8 @@ LONGEST_BACKOFF_SECONDS: Final = 5.0
 """An outage of the API server is over for a pool at most so long after it is over for everybody."""
 GATHER_SECONDS: Final = 0.1
 """Changes of children come in flocks: a turn waits for the others of its flock."""
+LEAST_SECONDS: Final = 0.05
+"""Between two turns of a pool, so that no condition can make its loop spin."""
 INVALID_POOL_SECONDS: Final = 60.0
 TURN_DEADLINE_SECONDS: Final = 120.0
 """Every request has a deadline of its own; this ends a turn that hangs all the same."""
@@ -49,7 +51,12 @@ class PoolLoop:
         self._pool: FluxWorkerPool | None = None
         self._writer = StatusWriter(services.cluster, written=read_status(body), clock=services.clock)
         self._turns = PoolTurns(
-            self.key, services=services, writer=self._writer, wake=self.wake, tell_rivals=tell_rivals
+            self.key,
+            uid=body["metadata"]["uid"],
+            services=services,
+            writer=self._writer,
+            wake=self.wake,
+            tell_rivals=tell_rivals,
         )
         self._log = log.bind(pool=str(self.key))
 
@@ -132,8 +139,10 @@ class PoolLoop:
         if self._failures:
             await asyncio.sleep(seconds)
             return
+        # Whatever says that a turn is due or changed something, there is time for others between two turns.
+        await asyncio.sleep(LEAST_SECONDS)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(max(0.0, seconds - LEAST_SECONDS)):
                 await self._woken.wait()
         except TimeoutError:
             return

@@ -5,15 +5,31 @@ Owns the values while they are needed and the files that Kafka clients read them
 
 import base64
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.children import SecretKey, secret_files, secret_variables, secrets_checksum
 from fluxpool_operator.cluster import ClusterClient, KindPath
+
+MISSING_SECONDS: Final = 4.0
+"""Before a Secret that is missing is looked for again; the longer it is missing, the rarer, up to the interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the last look at a Secret found."""
+
+    at_seconds: float
+    entries: Mapping[str, str] | None
+    """None when there is no such Secret."""
+    lacking_since_seconds: float | None
+    """Since when it, or an entry that is needed, is missing; None when all is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,29 +68,44 @@ class SecretsReader:
         self._namespace = namespace
         self._interval_seconds = interval_seconds
         self._clock = clock
-        self._objects: dict[str, tuple[float, Mapping[str, str] | None]] = {}
+        self._looks: dict[str, _Look] = {}
 
     async def read(self, keys: Sequence[SecretKey]) -> SecretValues:
         """The entries; one whose Secret or key is not there is missing. Raises what the cluster client raises."""
         names = {key.name for key in keys}
-        self._objects = {name: seen for name, seen in self._objects.items() if name in names}
-        for name in names:
-            await self._refresh(name)
+        self._looks = {name: look for name, look in self._looks.items() if name in names}
+        for name in sorted(names):
+            await self._refresh(name, wanted={key.key for key in keys if key.name == name})
         values = {}
         for key in keys:
-            entries = self._objects[key.name][1]
+            entries = self._looks[key.name].entries
             if entries is not None and key.key in entries:
                 values[key] = base64.b64decode(entries[key.key])
         return SecretValues(values=values, missing=tuple(key for key in keys if key not in values))
 
-    async def _refresh(self, name: str) -> None:
+    def seconds_until_due(self) -> float:
+        """Until the next look for something that is missing; infinite when all is there."""
+        lacking = (look for look in self._looks.values() if look.lacking_since_seconds is not None)
+        return min((max(0.0, self._due_at(look) - self._clock()) for look in lacking), default=math.inf)
+
+    async def _refresh(self, name: str, *, wanted: set[str]) -> None:
         now = self._clock()
-        seen = self._objects.get(name)
-        # One that is missing is what somebody is about to create: look again at every turn.
-        if seen is not None and seen[1] is not None and now - seen[0] < self._interval_seconds:
+        last = self._looks.get(name)
+        if last is not None and now < self._due_at(last):
             return
         found = await self._cluster.find(KindPath.SECRET.object(self._namespace, name))
-        self._objects[name] = (now, None if found is None else found.get("data") or {})
+        entries = None if found is None else found.get("data") or {}
+        lacking_since = None
+        if entries is None or not wanted <= entries.keys():
+            lacking_since = now if last is None or last.lacking_since_seconds is None else last.lacking_since_seconds
+        self._looks[name] = _Look(at_seconds=now, entries=entries, lacking_since_seconds=lacking_since)
+
+    def _due_at(self, look: _Look) -> float:
+        wait = self._interval_seconds
+        if look.lacking_since_seconds is not None:
+            # What is missing may be created soon: sooner than the interval, but without asking at every turn.
+            wait = min(wait, max(MISSING_SECONDS, look.at_seconds - look.lacking_since_seconds))
+        return look.at_seconds + wait
 
 
 class SecretFiles:
@@ -94,7 +125,8 @@ class SecretFiles:
         keys = [key for name, key in secret_files(pool.spec).items() if name in found]
         checksum = secrets_checksum({key: secrets.values[key] for key in keys}) or "none"
         folder = self._folder / checksum
-        if folder != self._current:
+        # The end of an earlier pool of this name may have taken the files away.
+        if folder != self._current or not all((folder / name).exists() for name in found):
             if found:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name, content in found.items():

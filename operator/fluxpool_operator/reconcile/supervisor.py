@@ -46,7 +46,11 @@ class Supervisor:
         if loop is not None:
             loop.saw(plain)
             return
-        log.info("pool_seen", pool=str(pool_key(plain)), uid=uid)
+        key = pool_key(plain)
+        # A name has one pool: the end of an earlier one went by while nobody watched.
+        for earlier in [other for other, loop in self._loops.items() if loop.key == key]:
+            self.lost_pool(earlier)
+        log.info("pool_seen", pool=str(key), uid=uid)
         self._start(uid, plain)
 
     def lost_pool(self, uid: str) -> None:

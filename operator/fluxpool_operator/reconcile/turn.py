@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_operator.api import FluxWorkerPool, Reason
+from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
 from fluxpool_operator.backlog import LaneObservation, LaneTarget
 from fluxpool_operator.children import (
+    SecretKey,
     child_name,
     kafka_connection,
     required_secret_keys,
     secret_files,
     secret_variables,
+    worker_settings,
 )
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.planning import Plan
@@ -30,11 +32,11 @@ from fluxpool_operator.reconcile.scaler import Scaler, Sight
 from fluxpool_operator.reconcile.services import Services
 from fluxpool_operator.reconcile.status_writer import StatusWriter
 from fluxpool_operator.reconcile.topic_keeper import TopicKeeper
-from fluxpool_operator.reconcile.world import Change, PoolKey
-from fluxpool_operator.workload import summarize_deployment
+from fluxpool_operator.reconcile.world import DEPLOYMENT, Change, PoolKey
+from fluxpool_operator.workload import controller_uid
 
-RECHECK_SECONDS: Final = 2.0
-"""Between turns while something stands in the way that a person is about to mend."""
+_READ_AT_ONCE: Final = frozenset({Change.RECORDS, Change.SPEC, Change.TOPICS})
+"""Changes after which the backlog is read before its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class _Aimed:
     groups: _PoolGroups
     secrets: SecretValues
     connection: KafkaConnection | None
+    problems: tuple[PoolProblem, ...]
+    """What is wrong with the Secrets."""
 
 
 class PoolTurns:
@@ -62,6 +66,7 @@ class PoolTurns:
         self,
         key: PoolKey,
         *,
+        uid: str,
         services: Services,
         writer: StatusWriter,
         wake: Callable[[Change], None],
@@ -71,23 +76,26 @@ class PoolTurns:
         self._services = services
         self._writer = writer
         self._tell_rivals = tell_rivals
-        self._lag = LagWatch(services.hub, key=str(key), wake=lambda: wake(Change.RECORDS), clock=services.clock)
+        # By uid: a pool of the same name that ends later must not take away what the next one uses.
+        self._lag = LagWatch(services.hub, key=uid, wake=lambda: wake(Change.RECORDS), clock=services.clock)
         self._secrets = SecretsReader(
             services.cluster,
             namespace=key.namespace,
             interval_seconds=services.settings.secret_interval_seconds,
             clock=services.clock,
         )
-        self._files = SecretFiles(services.folder / key.namespace / key.name)
-        self._topics = TopicKeeper(clock=services.clock)
+        self._files = SecretFiles(services.folder / uid)
+        self._topics = TopicKeeper(wake=lambda: wake(Change.TOPICS), clock=services.clock)
         self._scaler = Scaler(written=writer.written, services=services)
         self._actuator: Actuator | None = None
         self._groups: _PoolGroups | None = None
         self._aimed: _Aimed | None = None
+        self._has_looked = False
 
     def close(self) -> None:
         """Let go of everything but the children."""
         self._lag.close()
+        self._topics.close()
         self._files.remove()
 
     async def turn(self, pool: FluxWorkerPool, changes: frozenset[Change]) -> float:
@@ -97,31 +105,39 @@ class PoolTurns:
         """
         started_at = self._services.clock()
         actuator = self._actuator = self._actuator or Actuator(pool, services=self._services)
-        if Change.DEPLOYMENT_GONE in changes:
-            actuator.deployment_gone()
+        if Change.CHILD_GONE in changes:
+            actuator.child_gone(pool)
         secrets = await self._secrets.read(required_secret_keys(pool.spec))
-        problems = self._claim(pool) + _missing(secrets)
-        connection = self._aim(pool, secrets)
-        problems += await self._topics.keep(pool, connection)
-        if changes & {Change.RECORDS, Change.SPEC} or self._lag.seconds_until_due(self._interval(pool)) <= 0:
+        aimed = self._aim(pool, secrets)
+        topic_problems = self._look_after_topics(pool, aimed.connection)
+        if changes & _READ_AT_ONCE or self._lag.seconds_until_due(self._interval(pool)) <= 0:
             await self._lag.read(is_burst=Change.RECORDS in changes)
         sight = await self._see(pool)
+        problems = self._claim(pool) + self._missing(pool, secrets, sight) + aimed.problems + topic_problems
         plan = self._scaler.plan(pool, sight)
         self._services.metrics.cycle_seconds.observe(self._services.clock() - started_at)
         replicas = desired_replicas(pool, plan)
-        if pool.spec.paused or problems:
+        if pool.spec.paused or any(problem.stops_scaling for problem in problems):
             replicas = sight.current_replicas
         else:
             replicas = await self._scaler.choose_victims(
                 pool, plan, sight, wanted=replicas, look_again=lambda: self._look_again(pool)
             )
-            problems += await actuator.act(pool, replicas=replicas, secrets=secrets, sight=sight)
+            checksum = _checksum(secrets, sight)
+            problems += await actuator.act(pool, replicas=replicas, secrets_checksum=checksum, sight=sight)
             sight = replace(sight, deployment=self._services.world.deployment(self._key))
         await self._tell(
             pool, sight=sight, plan=plan, replicas=replicas, problems=problems, template_hash=actuator.template_hash
         )
         self._lag.wake_when_grown()
-        return self._delay(pool, problems)
+        due = max(0.0, self._lag.seconds_until_due(self._interval(pool)))
+        return min(due, actuator.seconds_until_due(), self._secrets.seconds_until_due())
+
+    def _look_after_topics(self, pool: FluxWorkerPool, connection: KafkaConnection | None) -> tuple[PoolProblem, ...]:
+        if pool.spec.paused:
+            self._topics.close()
+            return ()
+        return self._topics.keep(pool, connection)
 
     def _groups_of(self, pool: FluxWorkerPool) -> _PoolGroups:
         """What the pool reads; the same object until the pool changes, because it takes long to find out."""
@@ -151,31 +167,63 @@ class PoolTurns:
         )
         return (PoolProblem(reason=Reason.GROUP_CONFLICT, message=message),)
 
-    def _aim(self, pool: FluxWorkerPool, secrets: SecretValues) -> KafkaConnection | None:
+    def _aim(self, pool: FluxWorkerPool, secrets: SecretValues) -> _Aimed:
         """Point the lag watch at the pool's Kafka; without its credentials nothing can be read."""
         groups = self._groups_of(pool)
         if self._aimed is None or self._aimed.groups is not groups or self._aimed.secrets != secrets:
-            connection = self._connection(pool, secrets)
+            connection, problems = self._connection(pool, secrets)
             expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
             self._lag.aim(connection, groups.targets, expired_before=expired)
-            self._aimed = _Aimed(groups=groups, secrets=secrets, connection=connection)
-        return self._aimed.connection
+            self._aimed = _Aimed(groups=groups, secrets=secrets, connection=connection, problems=problems)
+        return self._aimed
 
-    def _connection(self, pool: FluxWorkerPool, secrets: SecretValues) -> KafkaConnection | None:
-        needed = [key for name, key in secret_variables(pool.spec).items() if name.startswith("FLUXPOOL_KAFKA_")]
-        needed += secret_files(pool.spec).values()
-        if set(needed) & set(secrets.missing):
-            return None
-        files = self._files.write(pool, secrets)
-        return kafka_connection(pool.spec.kafka, secrets.variables(pool), files=files)
+    def _connection(
+        self, pool: FluxWorkerPool, secrets: SecretValues
+    ) -> tuple[KafkaConnection | None, tuple[PoolProblem, ...]]:
+        """How to reach the pool's Kafka, None when there is no way; and what is wrong with the Secrets."""
+        variables = secrets.variables(pool)
+        try:
+            if not secrets.missing:
+                worker_settings(pool, secrets=variables)
+            if _kafka_keys(pool) & set(secrets.missing):
+                return None, ()
+            files = self._files.write(pool, secrets)
+            return kafka_connection(pool.spec.kafka, variables, files=files), ()
+        except InvalidPoolError as error:
+            message = f"the content of a Secret cannot be used: {error}"
+            problem = PoolProblem(
+                reason=Reason.SECRET_INVALID, message=message, stops_scaling=False, stops_reading=True
+            )
+            return None, (problem,)
+
+    def _missing(self, pool: FluxWorkerPool, secrets: SecretValues, sight: Sight) -> tuple[PoolProblem, ...]:
+        """What is said of missing Secrets. Workers that run have what they were started with; others wait for them."""
+        if not secrets.missing:
+            return ()
+        names = ", ".join(map(str, secrets.missing))
+        message = f"missing Secret entries (name/key): {names}; create them in the pool's namespace"
+        stops_reading = bool(_kafka_keys(pool) & set(secrets.missing))
+        # Nothing is known of the work then, and the first worker could not do any.
+        stops_scaling = stops_reading and sight.deployment is None
+        remark = "; nothing is created until then" if stops_scaling else "; new pods wait until then"
+        return (
+            PoolProblem(
+                reason=Reason.SECRET_NOT_FOUND,
+                message=message + remark,
+                stops_scaling=stops_scaling,
+                stops_reading=stops_reading,
+            ),
+        )
 
     async def _see(self, pool: FluxWorkerPool) -> Sight:
         world = self._services.world
-        if world.deployment(self._key) is None:
+        if world.deployment(self._key) is None and not self._has_looked:
             # The watch may not have come around yet: a Deployment that nobody looked for must not count as zero.
             path = KindPath.DEPLOYMENT.object(self._key.namespace, child_name(pool))
-            if (found := await self._services.cluster.find(path)) is not None:
-                world.remember_deployment(self._key, summarize_deployment(found))
+            found = await self._services.cluster.find(path)
+            if found is not None and controller_uid(found["metadata"]) == pool.metadata.uid:
+                world.remember_child(self._key, DEPLOYMENT, found)
+        self._has_looked = True
         return Sight(lanes=self._lag.observe(), deployment=world.deployment(self._key), pods=world.pods(self._key))
 
     async def _look_again(self, pool: FluxWorkerPool) -> Sight:
@@ -203,6 +251,7 @@ class PoolTurns:
             pods=sight.pods,
             template_hash=template_hash,
             problems=problems,
+            topics_are_settling=self._topics.is_settling,
             topic_partitions=_partition_counts(sight.lanes),
         )
         status = assess(view)
@@ -220,17 +269,20 @@ class PoolTurns:
     def _interval(self, pool: FluxWorkerPool) -> float:
         return float(pool.spec.scaling.poll_interval_seconds)
 
-    def _delay(self, pool: FluxWorkerPool, problems: tuple[PoolProblem, ...]) -> float:
-        due = max(0.0, self._lag.seconds_until_due(self._interval(pool)))
-        return min(due, RECHECK_SECONDS) if problems else due
+
+def _kafka_keys(pool: FluxWorkerPool) -> set[SecretKey]:
+    """Entries of Secrets without which the pool's Kafka cannot be reached."""
+    variables = secret_variables(pool.spec).items()
+    return {key for name, key in variables if name.startswith("FLUXPOOL_KAFKA_")} | set(
+        secret_files(pool.spec).values()
+    )
 
 
-def _missing(secrets: SecretValues) -> tuple[PoolProblem, ...]:
-    if not secrets.missing:
-        return ()
-    names = ", ".join(str(key) for key in secrets.missing)
-    message = f"missing Secret entries (name/key): {names}; create them in the pool's namespace, pods wait until then"
-    return (PoolProblem(reason=Reason.SECRET_NOT_FOUND, message=message),)
+def _checksum(secrets: SecretValues, sight: Sight) -> str:
+    """Of the Secrets; while an entry is missing, of the pods that run: others could not start in their place."""
+    if secrets.missing and sight.deployment is not None:
+        return sight.deployment.secrets_checksum
+    return secrets.checksum
 
 
 def _partition_counts(lanes: tuple[LaneObservation, ...]) -> Mapping[str, int]:

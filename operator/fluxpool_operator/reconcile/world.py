@@ -4,15 +4,24 @@ Owns the newest state of each object, kept small. Must not know what follows fro
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from fluxpool_operator.children import POOL_LABEL
+from fluxpool_operator.children import POOL_LABEL, child_name_of
 from fluxpool_operator.cluster.client import Body
-from fluxpool_operator.workload import DeploymentSummary, PodSummary, summarize_deployment, summarize_pod
+from fluxpool_operator.workload import (
+    ChildSummary,
+    DeploymentSummary,
+    PodSummary,
+    summarize_child,
+    summarize_deployment,
+    summarize_pod,
+)
 
 Wake = Callable[["Change"], None]
+
+DEPLOYMENT: Final = "Deployment"
 
 
 class Change(StrEnum):
@@ -20,11 +29,14 @@ class Change(StrEnum):
 
     SPEC = "spec"
     CHILDREN = "children"
-    DEPLOYMENT_GONE = "deployment-gone"
+    CHILD_GONE = "child-gone"
+    """A child was deleted."""
     RECORDS = "records"
     """New tasks in a topic that had none."""
     RIVAL = "rival"
     """Another pool's groups changed."""
+    TOPICS = "topics"
+    """The pool's topics were looked after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,8 @@ class _Seen:
     """The children of one pool."""
 
     deployment: DeploymentSummary | None = None
+    children: dict[str, ChildSummary] = field(default_factory=dict)
+    """By kind; the Deployment is among them."""
     pods: dict[str, PodSummary] = field(default_factory=dict)
 
 
@@ -69,6 +83,10 @@ class World:
         """The pool's Deployment; None when none was seen."""
         return self._children.get(key, _NOTHING).deployment
 
+    def children(self, key: PoolKey) -> Mapping[str, ChildSummary]:
+        """The pool's children by kind, as far as they were seen."""
+        return self._children.get(key, _NOTHING).children
+
     def pods(self, key: PoolKey) -> tuple[PodSummary, ...]:
         """The pool's pods, in no order."""
         return tuple(self._children.get(key, _NOTHING).pods.values())
@@ -82,18 +100,17 @@ class World:
         return {seen.deployment.uid: key for key, seen in self._children.items() if seen.deployment is not None}
 
     def saw_pod(self, body: Mapping[str, Any], *, is_deleted: bool) -> None:
-        """A pod appeared, changed or went."""
+        """A pod appeared, changed or went; one that no ReplicaSet controls is not the pool's, whatever its labels."""
         key = _pool_of(body)
         if key is None:
             return
-        uid = body["metadata"]["uid"]
-        if is_deleted:
-            self.lost_pod(key, uid)
+        summary = summarize_pod(body)
+        if is_deleted or summary.owner_uid is None:
+            self.lost_pod(key, summary.uid)
             return
         pods = self._children.setdefault(key, _Seen()).pods
-        summary = summarize_pod(body)
-        if pods.get(uid) != summary:
-            pods[uid] = summary
+        if pods.get(summary.uid) != summary:
+            pods[summary.uid] = summary
             self._wake(key, Change.CHILDREN)
 
     def lost_pod(self, key: PoolKey, uid: str) -> None:
@@ -103,39 +120,50 @@ class World:
             self._tidy(key)
             self._wake(key, Change.CHILDREN)
 
-    def saw_deployment(self, body: Mapping[str, Any], *, is_deleted: bool) -> None:
-        """A Deployment appeared, changed or went."""
+    def saw_child(self, kind: str, body: Mapping[str, Any], *, is_deleted: bool) -> None:
+        """A child appeared, changed or went. A copy under another name is not the pool's, whatever its labels."""
         key = _pool_of(body)
-        if key is None:
+        if key is None or body["metadata"]["name"] != child_name_of(key.name):
             return
         if is_deleted:
-            self.lost_deployment(key, body["metadata"]["uid"])
-            return
-        summary = summarize_deployment(body)
-        if self.remember_deployment(key, summary):
+            self.lost_child(key, kind, body["metadata"]["uid"])
+        elif self.remember_child(key, kind, body):
             self._wake(key, Change.CHILDREN)
 
     def lost_deployment(self, key: PoolKey, uid: str) -> None:
-        """A Deployment is not there any more; one that took its name since stays."""
-        seen = self._children.get(key)
-        if seen is None or seen.deployment is None or seen.deployment.uid != uid:
-            return
-        seen.deployment = None
-        self._tidy(key)
-        self._wake(key, Change.DEPLOYMENT_GONE)
+        """A Deployment is not there any more."""
+        self.lost_child(key, DEPLOYMENT, uid)
 
-    def remember_deployment(self, key: PoolKey, summary: DeploymentSummary) -> bool:
-        """Note a Deployment as it was read or written, unless something newer is known; returns whether it is news."""
+    def lost_child(self, key: PoolKey, kind: str, uid: str) -> None:
+        """A child is not there any more; one that took its name since stays."""
+        seen = self._children.get(key)
+        known = None if seen is None else seen.children.get(kind)
+        if seen is None or known is None or known.uid != uid:
+            return
+        del seen.children[kind]
+        if kind == DEPLOYMENT:
+            seen.deployment = None
+        self._tidy(key)
+        self._wake(key, Change.CHILD_GONE)
+
+    def remember_child(self, key: PoolKey, kind: str, body: Mapping[str, Any]) -> bool:
+        """Note a child as it was read or written, unless something newer is known; returns whether it is news."""
+        summary = summarize_child(body)
         seen = self._children.setdefault(key, _Seen())
-        known = seen.deployment
-        if known == summary or (known and known.uid == summary.uid and known.generation > summary.generation):
+        known = seen.children.get(kind)
+        if known is not None and summary.is_older_than(known):
             return False
-        seen.deployment = summary
-        return True
+        seen.children[kind] = summary
+        # Of what controllers write to a status only the Deployment's counts.
+        is_news = known is None or replace(known, resource_version=summary.resource_version) != summary
+        if kind == DEPLOYMENT:
+            before, seen.deployment = seen.deployment, summarize_deployment(body)
+            is_news = is_news or before != seen.deployment
+        return is_news
 
     def _tidy(self, key: PoolKey) -> None:
         seen = self._children[key]
-        if not seen.pods and seen.deployment is None:
+        if not seen.pods and not seen.children:
             del self._children[key]
 
     def _wake(self, key: PoolKey, change: Change) -> None:
@@ -145,7 +173,7 @@ class World:
 
 def _pool_of(body: Mapping[str, Any]) -> PoolKey | None:
     metadata = body["metadata"]
-    name = metadata.get("labels", {}).get(POOL_LABEL)
+    name = (metadata.get("labels") or {}).get(POOL_LABEL)
     return PoolKey(metadata["namespace"], name) if name else None
 
 

@@ -3,6 +3,7 @@
 Pure: values in, values out. Must not know how objects are watched or written, nor how many workers a backlog needs.
 """
 
+from fluxpool_operator.workload.child import ChildSummary, summarize_child
 from fluxpool_operator.workload.counts import PodCounts, count_pods
 from fluxpool_operator.workload.deployment import ControllerCondition, DeploymentSummary, summarize_deployment
 from fluxpool_operator.workload.pods import (
@@ -11,6 +12,7 @@ from fluxpool_operator.workload.pods import (
     PodPhase,
     PodStage,
     PodSummary,
+    controller_uid,
     summarize_pod,
 )
 from fluxpool_operator.workload.rollout import is_rolling_out, rollout_width
@@ -19,6 +21,7 @@ from fluxpool_operator.workload.scale_in import VICTIM_COST, ScaleIn, plan_scale
 __all__ = [
     "DELETION_COST_ANNOTATION",
     "VICTIM_COST",
+    "ChildSummary",
     "ContainerExit",
     "ControllerCondition",
     "DeploymentSummary",
@@ -27,10 +30,12 @@ __all__ = [
     "PodStage",
     "PodSummary",
     "ScaleIn",
+    "controller_uid",
     "count_pods",
     "is_rolling_out",
     "plan_scale_in",
     "rollout_width",
+    "summarize_child",
     "summarize_deployment",
     "summarize_pod",
 ]

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fluxpool_operator.api import ConditionStatus
-from fluxpool_operator.children import FIELD_MANAGER, TEMPLATE_HASH_ANNOTATION
+from fluxpool_operator.children import FIELD_MANAGER, SECRETS_CHECKSUM_ANNOTATION, TEMPLATE_HASH_ANNOTATION
 from fluxpool_operator.workload.pods import controller_uid
 
 _EXPECTED_MANAGERS: Final = frozenset({FIELD_MANAGER, "kube-controller-manager"})
+_RESTARTED_AT: Final = "metadata.annotations.kubectl.kubernetes.io/restartedAt"
+"""Written by `kubectl rollout restart`: a normal act, and nothing that anybody is to remove."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class DeploymentSummary:
     """None where Kubernetes does not tell; pods that have ended are left out."""
     template_hash: str | None = None
     """As our last apply wrote it."""
+    secrets_checksum: str = ""
+    """Of the Secrets that the pod template was rendered with; empty for none."""
     max_unavailable: int | str | None = None
     """How many pods a rollout may take away at once."""
     replica_failure: tuple[str, str] | None = None
@@ -72,6 +76,7 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
     metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     failure, progressing = conditions.get("ReplicaFailure"), conditions.get("Progressing")
+    foreign = _foreign_template_fields(metadata)
     return DeploymentSummary(
         uid=metadata["uid"],
         owner_uid=controller_uid(metadata),
@@ -84,26 +89,44 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
         unavailable=status.get("unavailableReplicas", 0),
         terminating=status.get("terminatingReplicas"),
         template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
+        secrets_checksum=_template_annotations(spec).get(SECRETS_CHECKSUM_ANNOTATION, ""),
         max_unavailable=((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable"),
         replica_failure=(failure.get("reason", ""), failure.get("message", ""))
         if failure and failure["status"] == ConditionStatus.TRUE
         else None,
         progressing=ControllerCondition(
-            ConditionStatus(progressing["status"]), progressing.get("reason", ""), progressing.get("message", "")
+            _condition_status(progressing.get("status")), progressing.get("reason", ""), progressing.get("message", "")
         )
         if progressing
         else None,
-        foreign_template_managers=_foreign_managers(metadata, "f:template", of_subresources=False),
-        foreign_template_fields=_foreign_template_fields(metadata),
-        # `kubectl scale` and autoscalers write through a subresource, and own what they wrote all the same.
-        replicas_managers=_foreign_managers(metadata, "f:replicas", of_subresources=True),
+        foreign_template_managers=tuple(sorted(foreign)),
+        foreign_template_fields=tuple(sorted({path for paths in foreign.values() for path in paths})),
+        replicas_managers=_replicas_managers(metadata),
     )
 
 
-def _foreign_managers(metadata: Mapping[str, Any], field: str, *, of_subresources: bool) -> tuple[str, ...]:
-    """Managers, sorted, that nobody expects to own this field of the spec or something in it."""
-    owned = _foreign_specs(metadata, of_subresources=of_subresources)
-    return tuple(sorted({manager for manager, spec in owned if field in spec}))
+def _condition_status(text: str | None) -> ConditionStatus:
+    return ConditionStatus(text) if text in set(ConditionStatus) else ConditionStatus.UNKNOWN
+
+
+def _template_annotations(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    return ((spec.get("template") or {}).get("metadata") or {}).get("annotations") or {}
+
+
+def _replicas_managers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """`kubectl scale` and autoscalers write through a subresource, and own what they wrote all the same."""
+    owned = _foreign_specs(metadata, of_subresources=True)
+    return tuple(sorted({manager for manager, spec in owned if "f:replicas" in spec}))
+
+
+def _foreign_template_fields(metadata: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Fields of the pod template by the managers that nobody expects to own them."""
+    fields: dict[str, set[str]] = {}
+    for manager, spec in _foreign_specs(metadata, of_subresources=False):
+        paths = set(_leaves(spec.get("f:template") or {}))
+        if "f:template" in spec and paths != {_RESTARTED_AT}:
+            fields.setdefault(manager, set()).update(paths - {_RESTARTED_AT})
+    return fields
 
 
 def _foreign_specs(metadata: Mapping[str, Any], *, of_subresources: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -112,11 +135,6 @@ def _foreign_specs(metadata: Mapping[str, Any], *, of_subresources: bool) -> Ite
         manager = entry.get("manager", "")
         if manager not in _EXPECTED_MANAGERS and (of_subresources or not entry.get("subresource")):
             yield manager, (entry.get("fieldsV1") or {}).get("f:spec") or {}
-
-
-def _foreign_template_fields(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    owned = _foreign_specs(metadata, of_subresources=False)
-    return tuple(sorted({path for _, spec in owned for path in _leaves(spec.get("f:template") or {})}))
 
 
 def _leaves(fields: Mapping[str, Any], above: str = "") -> Iterator[str]:

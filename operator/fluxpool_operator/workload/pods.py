@@ -106,7 +106,7 @@ def summarize_pod(body: Mapping[str, Any]) -> PodSummary:
         uid=metadata["uid"],
         pool=_shared(labels.get(POOL_LABEL)),
         stage=_stage(metadata, status, conditions, waiting_reason=waiting.get("reason", "")),
-        phase=PodPhase(status.get("phase") or PodPhase.PENDING),
+        phase=_phase(status.get("phase")),
         node=_shared(spec.get("nodeName") or None),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         deletion_cost=_deletion_cost(metadata.get("annotations") or {}),
@@ -125,6 +125,12 @@ def controller_uid(metadata: Mapping[str, Any]) -> str | None:
     """The uid of the object that controls this one."""
     references = metadata.get("ownerReferences") or ()
     return next((reference["uid"] for reference in references if reference.get("controller")), None)
+
+
+def _phase(text: str | None) -> PodPhase:
+    if not text:
+        return PodPhase.PENDING
+    return PodPhase(text) if text in set(PodPhase) else PodPhase.UNKNOWN
 
 
 def _stage(

@@ -1,0 +1,213 @@
+"""One pool's turns without a cluster, a broker or waiting: an API server in memory, a backlog as told, a clock in hand.
+
+Knows what the API server does with an apply as far as the operator sees it; must not know what a turn should do.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus
+from fluxpool_operator.api.conditions import Condition
+from fluxpool_operator.backlog import BacklogHub, LaneTarget
+from fluxpool_operator.backlog.reading import LaneReading
+from fluxpool_operator.cluster import ClusterClient, ClusterError
+from fluxpool_operator.cluster.client import Body
+from fluxpool_operator.reconcile.pool_loop import LEAST_SECONDS
+from fluxpool_operator.reconcile.services import Services
+from fluxpool_operator.reconcile.status_writer import StatusWriter
+from fluxpool_operator.reconcile.turn import PoolTurns
+from fluxpool_operator.reconcile.world import Change, PoolKey
+from fluxpool_operator.settings import OperatorSettings
+from fluxpool_transport.backlog import PartitionBacklog
+
+NOON: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+class FakeCluster(ClusterClient):
+    """Objects by path. Every request is written down as its verb and path."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Body] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.refusals: dict[str, ClusterError] = {}
+        """What applies of a path are answered with."""
+        self._versions = 0
+
+    def writes(self) -> list[str]:
+        """Paths that were written to, events and statuses of pools left out."""
+        return [
+            path
+            for verb, path in self.requests
+            if verb not in ("get", "find") and not path.endswith(("/events", "/status"))
+        ]
+
+    def put(self, path: str, body: Mapping[str, Any]) -> Body:
+        """Store an object as somebody else would."""
+        return self._store(path, body)
+
+    async def get(self, path: str, *, query: Mapping[str, str] | None = None, accept: str = "") -> Body:
+        del query, accept
+        self.requests.append(("get", path))
+        if path not in self.objects:
+            raise ClusterError(request=f"GET {path}", status=404, reason="NotFound", message="not found")
+        return copy.deepcopy(self.objects[path])
+
+    async def find(self, path: str) -> Body | None:
+        self.requests.append(("find", path))
+        return copy.deepcopy(self.objects.get(path))
+
+    async def apply(self, path: str, manifest: Mapping[str, Any], *, field_manager: str) -> Body:
+        del field_manager
+        self.requests.append(("apply", path))
+        if path in self.refusals:
+            raise self.refusals[path]
+        return self._store(path, manifest)
+
+    async def merge_patch(self, path: str, patch: Mapping[str, Any]) -> Body:
+        self.requests.append(("merge_patch", path))
+        return dict(patch)
+
+    async def create(self, path: str, body: Mapping[str, Any]) -> Body:
+        self.requests.append(("create", path))
+        return dict(body)
+
+    async def delete(self, path: str, *, uid: str) -> None:
+        del uid
+        self.requests.append(("delete", path))
+        self.objects.pop(path, None)
+
+    def _store(self, path: str, body: Mapping[str, Any]) -> Body:
+        """Merge as an apply does: maps by key, everything else as a whole; the generation counts specs."""
+        before = self.objects.get(path)
+        merged = _merged(before or {}, body)
+        metadata = merged.setdefault("metadata", {})
+        if before is None or merged != before:
+            self._versions += 1
+            metadata["resourceVersion"] = str(self._versions)
+        metadata.setdefault("uid", f"uid-{self._versions}")
+        if "spec" in merged:
+            same = before is not None and before.get("spec") == merged["spec"]
+            metadata["generation"] = (before or {}).get("metadata", {}).get("generation", 0) + (not same)
+        self.objects[path] = merged
+        return copy.deepcopy(merged)
+
+
+class FakeHub(BacklogHub):
+    """A Kafka whose backlog is told: `pending` records in each lane, or None for one that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: int | None = 0
+        self.connections: list[KafkaConnection] = []
+        """Of each reading."""
+        self.forgotten: list[str] = []
+
+    async def read(self, connection: KafkaConnection, targets: Sequence[LaneTarget]) -> tuple[LaneReading, ...]:
+        self.connections.append(connection)
+        if self.pending is None:
+            return tuple(LaneReading(target=target, problem="no answer came") for target in targets)
+        return tuple(_reading(target, self.pending) for target in targets)
+
+    def wake_when_grown(self, key: str, connection: KafkaConnection, ends: object, wake: object) -> None:
+        del key, connection, ends, wake
+
+    def forget(self, key: str) -> None:
+        self.forgotten.append(key)
+
+
+@dataclass(kw_only=True)
+class PoolBench:
+    """The turns of one pool."""
+
+    body: dict[str, Any]
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the operator."""
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    hub: FakeHub = field(default_factory=FakeHub)
+    seconds: float = 1000.0
+    woken: set[Change] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.services = Services(
+            settings=OperatorSettings.from_environment(self.environment),
+            cluster=self.cluster,
+            hub=self.hub,
+            folder=self.folder,
+            clock=lambda: self.seconds,
+            utc_now=lambda: NOON + timedelta(seconds=self.seconds - 1000),
+        )
+        self.pool = FluxWorkerPool.parse(self.body)
+        self.key = PoolKey(self.pool.namespace, self.pool.name)
+        self.writer = StatusWriter(self.cluster, written=FluxWorkerPoolStatus(), clock=self.services.clock)
+        self.services.world.listen(self.key, self.woken.add)
+        self.turns = PoolTurns(
+            self.key,
+            uid=self.pool.metadata.uid,
+            services=self.services,
+            writer=self.writer,
+            wake=self.woken.add,
+            tell_rivals=lambda _: None,
+        )
+
+    @property
+    def deployment_path(self) -> str:
+        """Where the pool's Deployment is."""
+        return f"/apis/apps/v1/namespaces/{self.pool.namespace}/deployments/{self.pool.name}-worker"
+
+    @property
+    def replicas(self) -> int | None:
+        """What the Deployment was last told; None when there is none."""
+        found = self.cluster.objects.get(self.deployment_path)
+        return None if found is None else int(found["spec"]["replicas"])
+
+    def edit(self, body: dict[str, Any]) -> None:
+        """The pool's spec changed."""
+        self.body, self.pool = body, FluxWorkerPool.parse(body)
+        self.woken.add(Change.SPEC)
+
+    def condition(self, type_: str) -> Condition:
+        """A condition as last written."""
+        return next(each for each in self.writer.written.conditions if each.type == type_)
+
+    async def turn(self, *changes: Change) -> float:
+        """One turn; returns the seconds until the next."""
+        given = frozenset({*changes, *self.woken})
+        self.woken.clear()
+        return await self.turns.turn(self.pool, given)
+
+    async def run(self, seconds: float) -> int:
+        """Turns at the times that they ask for, as the loop makes them; returns how many there were."""
+        ends_at, count = self.seconds + seconds, 0
+        while self.seconds < ends_at:
+            delay = await self.turn()
+            count += 1
+            self.seconds += LEAST_SECONDS if self.woken else max(delay, LEAST_SECONDS)
+        return count
+
+
+def _reading(target: LaneTarget, pending: int) -> LaneReading:
+    partition = PartitionBacklog(
+        partition=0, committed_offset=0, log_start_offset=0, log_end_offset=pending, metadata=""
+    )
+    others = tuple(
+        PartitionBacklog(partition=number, committed_offset=0, log_start_offset=0, log_end_offset=pending, metadata="")
+        for number in range(1, 6)
+    )
+    return LaneReading(target=target, partitions=(partition, *others), member_count=0, due_retries=0)
+
+
+def _merged(before: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(before))
+    for name, value in body.items():
+        known = result.get(name)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            result[name] = _merged(known, value)
+        else:
+            result[name] = copy.deepcopy(value)
+    return result

@@ -1,0 +1,261 @@
+"""A pool's turns: what they ask the API server for, what never stops scaling, and what is repaired."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.backlog import TopicReport
+from fluxpool_operator.cluster import ClusterError
+from fluxpool_operator.reconcile import topic_keeper
+from fluxpool_operator.reconcile.world import Change
+from kit.pool_bench import PoolBench
+from kit.pools import MINIMAL_SPEC, SASL_PLAIN, edited, pool_body
+from kit.waiting import wait_until
+
+NAMESPACE = pool_body()["metadata"]["namespace"]
+SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
+MUTUAL_TLS = {
+    **SASL_PLAIN,
+    "protocol": "SASL_SSL",
+    "caSecretRef": {"name": "kafka-ca"},
+    "clientCertificateSecretRef": {"name": "kafka-client"},
+}
+
+
+def bench(folder: Path, **edits: Any) -> PoolBench:
+    """A pool of at most six workers, one for each task, that takes workers away at once."""
+    scaling = {
+        "maxReplicas": 6,
+        "targetLagPerReplica": 1,
+        "idleGracePeriodSeconds": 0,
+        "scaleDown": {"stabilizationWindowSeconds": 0},
+    }
+    paths = {path.replace("__", "."): value for path, value in edits.items()}
+    return PoolBench(body=edited(pool_body({**MINIMAL_SPEC, "scaling": scaling}), paths), folder=folder)
+
+
+def secret(*keys: str) -> dict[str, Any]:
+    return {"kind": "Secret", "data": dict.fromkeys(keys, "eA==")}
+
+
+# No loop spins
+
+
+@pytest.mark.parametrize("security", [SASL_PLAIN, MUTUAL_TLS], ids=["one Secret", "three Secrets"])
+async def test_a_pool_without_its_kafka_secret_asks_the_api_server_at_most_12_times_in_10_seconds(
+    tmp_path: Path, security: dict[str, Any]
+) -> None:
+    pool = bench(tmp_path, kafka__security=security)
+    await pool.run(10)
+    assert len(pool.cluster.requests) <= 12
+    assert pool.condition("Ready").reason == "SecretNotFound"
+    assert "kafka-user/username" in pool.condition("Ready").message
+    before = len(pool.cluster.requests)
+    await pool.run(60)
+    assert len(pool.cluster.requests) - before <= 12
+
+
+async def test_a_pool_whose_deployment_is_refused_tries_again_ever_more_rarely(tmp_path: Path) -> None:
+    pool = bench(tmp_path)
+    refusal = ClusterError(request="PATCH", status=403, reason="Forbidden", message="no such thing here")
+    pool.cluster.refusals[pool.deployment_path] = refusal
+    await pool.run(10)
+    before = len(pool.cluster.requests)
+    await pool.run(60)
+    assert len(pool.cluster.requests) - before <= 20
+    assert "no such thing here" in pool.condition("Ready").message
+    pool.cluster.refusals.clear()
+    await pool.run(16)
+    assert pool.replicas == 0
+
+
+async def test_a_pool_at_rest_asks_the_api_server_for_nothing(tmp_path: Path) -> None:
+    pool = bench(tmp_path)
+    await pool.run(30)
+    before = len(pool.cluster.requests)
+    await pool.run(60)
+    assert pool.cluster.requests[before:] == []
+
+
+async def test_a_secret_that_appears_is_found_within_15_seconds(tmp_path: Path) -> None:
+    pool = bench(tmp_path, kafka__security=SASL_PLAIN)
+    pool.hub.pending = 1
+    await pool.run(12)
+    assert pool.replicas is None
+    pool.cluster.put(f"{SECRETS}/kafka-user", secret("username", "password"))
+    await pool.run(15)
+    assert pool.replicas == 6
+
+
+# What never stops scaling
+
+
+async def test_a_missing_model_token_stops_neither_scale_out_nor_scale_in(tmp_path: Path) -> None:
+    pool = bench(tmp_path, model__tokenSecretRef={"name": "hub"})
+    pool.hub.pending = 1
+    await pool.run(20)
+    assert pool.replicas == 6
+    assert (pool.condition("Ready").reason, pool.condition("ScalingActive").status) == ("SecretNotFound", "True")
+    pool.hub.pending = 0
+    await pool.run(20)
+    assert pool.replicas == 0
+
+
+async def test_pods_that_run_are_not_replaced_while_a_secret_of_theirs_is_missing(tmp_path: Path) -> None:
+    pool = bench(tmp_path, model__tokenSecretRef={"name": "hub"})
+    pool.cluster.put(f"{SECRETS}/hub", secret("token"))
+    pool.hub.pending = 1
+    await pool.run(10)
+    template = copy.deepcopy(pool.cluster.objects[pool.deployment_path]["spec"]["template"])
+    del pool.cluster.objects[f"{SECRETS}/hub"]
+    pool.hub.pending = 0
+    await pool.run(60)
+    assert pool.condition("Ready").reason == "SecretNotFound"
+    assert pool.replicas == 0
+    assert pool.cluster.objects[pool.deployment_path]["spec"]["template"] == template
+
+
+async def test_a_missing_kafka_secret_does_not_keep_the_fallback_from_a_pool_with_workers(tmp_path: Path) -> None:
+    fallback = {"policy": "Fallback", "replicas": 3}
+    pool = bench(tmp_path, kafka__security=SASL_PLAIN, scaling__onLagUnavailable=fallback)
+    pool.cluster.put(f"{SECRETS}/kafka-user", secret("username", "password"))
+    await pool.run(10)
+    assert pool.replicas == 0
+    del pool.cluster.objects[f"{SECRETS}/kafka-user"]
+    await pool.run(120)
+    assert pool.replicas == 3
+
+
+def _topics(monkeypatch: pytest.MonkeyPatch, report: TopicReport) -> list[KafkaSpec]:
+    asked: list[KafkaSpec] = []
+
+    async def manage_topics(connection: KafkaConnection, kafka: KafkaSpec) -> TopicReport:
+        del connection
+        asked.append(kafka)
+        return report
+
+    monkeypatch.setattr(topic_keeper, "manage_topics", manage_topics)
+    return asked
+
+
+async def test_trouble_with_topic_administration_does_not_stop_scaling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _topics(monkeypatch, TopicReport(problems=("topic flux-dlq: grant ALTER",)))
+    pool = bench(tmp_path, kafka__manageTopics=True, scaling__maxReplicas=3)
+    pool.hub.pending = 5
+    await pool.turn(Change.SPEC)
+    await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the topics' report")
+    await pool.run(20)
+    assert pool.replicas == 3
+    assert (pool.condition("TopicsReady").status, pool.condition("Ready").reason) == ("False", "TopicsFailed")
+    assert pool.condition("ScalingActive").status == "True"
+
+
+async def test_trouble_with_topic_administration_does_not_stop_the_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _topics(monkeypatch, TopicReport(problems=("topics could not be looked after: no broker answers",)))
+    fallback = {"policy": "Fallback", "replicas": 3}
+    pool = bench(tmp_path, kafka__manageTopics=True, scaling__onLagUnavailable=fallback)
+    pool.hub.pending = None
+    await pool.turn(Change.SPEC)
+    await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the topics' report")
+    await pool.run(120)
+    assert pool.replicas == 3
+
+
+async def test_a_paused_pool_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _topics(monkeypatch, TopicReport())
+    pool = bench(tmp_path, kafka__manageTopics=True, paused=True, model__tokenSecretRef={"name": "hub"})
+    pool.hub.pending = 5
+    await pool.run(30)
+    assert (asked, pool.cluster.writes()) == ([], [])
+    assert pool.condition("ScalingActive").reason == "Paused"
+    assert pool.condition("LagAvailable").status == "True"
+
+
+# Repairs
+
+
+BUDGETS = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
+ACCOUNTS = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts"
+
+
+async def _settled(folder: Path, **edits: Any) -> PoolBench:
+    """A pool whose children are made, as long ago as a repair waits after an apply."""
+    pool = bench(folder, **edits)
+    await pool.run(30)
+    return pool
+
+
+@pytest.mark.parametrize(
+    ("kind", "collection"),
+    [("PodDisruptionBudget", BUDGETS), ("ServiceAccount", ACCOUNTS)],
+)
+async def test_a_deleted_child_is_made_again_as_soon_as_the_watch_tells(
+    tmp_path: Path, kind: str, collection: str
+) -> None:
+    pool = await _settled(tmp_path)
+    path = f"{collection}/standard-worker"
+    gone = pool.cluster.objects.pop(path)
+    pool.services.world.saw_child(kind, gone, is_deleted=True)
+    assert pool.woken == {Change.CHILD_GONE}
+    await pool.turn()
+    assert path in pool.cluster.objects
+
+
+async def test_a_changed_label_of_the_deployment_is_repaired_as_soon_as_the_watch_tells(tmp_path: Path) -> None:
+    pool = await _settled(tmp_path)
+    path = pool.deployment_path
+    label = "app.kubernetes.io/component"
+    pool.services.world.saw_child(
+        "Deployment", pool.cluster.put(path, {"metadata": {"labels": {label: "mine"}}}), is_deleted=False
+    )
+    await pool.run(5)
+    assert pool.cluster.objects[path]["metadata"]["labels"][label] == "worker"
+
+
+async def test_a_label_that_somebody_changes_again_and_again_is_repaired_at_a_pace(tmp_path: Path) -> None:
+    pool = await _settled(tmp_path)
+    before, began = len(pool.cluster.requests), pool.seconds
+    for _ in range(100):
+        strange = pool.cluster.put(pool.deployment_path, {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}})
+        pool.services.world.saw_child("Deployment", strange, is_deleted=False)
+        await pool.turn()
+        pool.seconds += 0.1
+    assert pool.seconds - began < 11
+    assert len(pool.cluster.requests) - before <= 3
+
+
+async def test_what_a_controller_writes_to_a_status_wakes_nobody(tmp_path: Path) -> None:
+    pool = await _settled(tmp_path)
+    budget = pool.cluster.put(f"{BUDGETS}/standard-worker", {"status": {"currentHealthy": 3}})
+    pool.services.world.saw_child("PodDisruptionBudget", budget, is_deleted=False)
+    assert pool.woken == set()
+
+
+async def test_a_late_word_of_an_earlier_state_is_no_change(tmp_path: Path) -> None:
+    pool = bench(tmp_path)
+    await pool.turn(Change.SPEC)
+    early = copy.deepcopy(pool.cluster.objects[pool.deployment_path])
+    pool.hub.pending = 5
+    await pool.run(20)
+    writes = len(pool.cluster.writes())
+    pool.services.world.saw_child("Deployment", early, is_deleted=False)
+    await pool.run(20)
+    assert (pool.replicas, len(pool.cluster.writes())) == (6, writes)
+
+
+async def test_a_copy_of_the_deployment_under_another_name_is_not_taken_for_the_pools(tmp_path: Path) -> None:
+    pool = await _settled(tmp_path)
+    copied = copy.deepcopy(pool.cluster.objects[pool.deployment_path])
+    copied["metadata"] |= {"name": "mine", "uid": "copied", "resourceVersion": "9999"}
+    copied["spec"]["replicas"] = 5
+    pool.services.world.saw_child("Deployment", copied, is_deleted=False)
+    deployment = pool.services.world.deployment(pool.key)
+    assert (pool.woken, deployment and deployment.spec_replicas) == (set(), 0)
