@@ -1,9 +1,8 @@
 """Commands to every worker at once, on the compacted control topic."""
 
-from datetime import datetime
-
 from pydantic import BaseModel, ConfigDict, Field
 
+from fluxpool_contract.bounds import RecordTime
 from fluxpool_contract.task import RequestId
 
 
@@ -15,4 +14,5 @@ class CancelCommand(BaseModel):
     request_id: RequestId
     requested_by: str | None = Field(default=None, max_length=256)
     reason: str | None = Field(default=None, max_length=1000)
-    at: datetime
+    at: RecordTime
+    """UTC when it has no zone."""

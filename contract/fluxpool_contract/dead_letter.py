@@ -11,6 +11,16 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from fluxpool_contract.bounds import (
+    MAX_OBJECT_KEY_BYTES,
+    Count,
+    Int64,
+    Name,
+    Offset,
+    RecordTime,
+    cut_text,
+    cut_text_start,
+)
 from fluxpool_contract.headers import RawHeaders, encode_headers, format_time
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 
@@ -36,25 +46,26 @@ class DeadLetter(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
-    origin_topic: str
-    origin_partition: int
-    origin_offset: int
-    origin_timestamp_ms: int
+    origin_topic: Name
+    origin_partition: Count
+    origin_offset: Offset
+    origin_timestamp_ms: Int64
     """Timestamp of the original record, milliseconds since 1970; -1 when it had none."""
-    disposition: Disposition | str
-    error_class: ErrorClass | str
-    error_code: ErrorCode | str
+    disposition: Disposition | Name
+    error_class: ErrorClass | Name
+    error_code: ErrorCode | Name
     message: str
     """At most 1 KiB."""
     stack: str | None = None
     """At most 8 KiB, the innermost end."""
-    attempts: int
-    crashes: int = 0
-    worker: str | None = None
-    pool: str | None = None
-    model: str | None = None
-    failed_at: datetime
-    request_id: str | None = None
+    attempts: Count
+    crashes: Count = 0
+    worker: Name | None = None
+    pool: Name | None = None
+    model: Name | None = None
+    failed_at: RecordTime
+    """UTC when it has no zone."""
+    request_id: Name | None = None
     """As far as it could be read from the value."""
     object: str | None = None
     """Key in the object store of the original's value, when the record was too large to be kept here; absent: the
@@ -92,11 +103,10 @@ class DeadLetter(BaseModel):
 
 
 def _bounded(field: str, text: str) -> str:
-    encoded = text.encode(errors="replace")
     match field:
         case "message":
-            return encoded[:MAX_MESSAGE_BYTES].decode(errors="ignore")
+            return cut_text(text, MAX_MESSAGE_BYTES)
         case "stack":
-            return encoded[-MAX_STACK_BYTES:].decode(errors="ignore")
+            return cut_text_start(text, MAX_STACK_BYTES)
         case _:
-            return encoded.decode()
+            return cut_text(text, MAX_OBJECT_KEY_BYTES)

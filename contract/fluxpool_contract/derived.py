@@ -5,17 +5,21 @@ Nothing here looks at the clock or draws a random number, but for `new_request_i
 
 import hashlib
 import json
+import math
 import uuid
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Final
 
 import uuid_utils
 
+from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.headers import Envelope
+from fluxpool_contract.json_body import without_bom
 from fluxpool_contract.task import MAX_IMAGES, MAX_SEED
 
-MAX_TIMESTAMP_MS: Final = 253_402_214_400_000
-"""9999-12-31T00:00:00Z."""
+_LARGEST_EXACT_INTEGER: Final = 2**53
+"""Up to here every whole number is a floating-point number too."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "fluxpool.dev")
 
@@ -36,14 +40,43 @@ def derive_seed(request_id: str) -> int:
     return int.from_bytes(digest[:8], "big") % (MAX_SEED - MAX_IMAGES + 2)
 
 
-def task_digest(value: bytes) -> str:
-    """Identity of a task's body: SHA-256 (hex) of its JSON with sorted keys and no white space.
+def task_digest(body: bytes) -> str:
+    """Identity of what a task's body says: SHA-256 (hex) of its JSON with sorted keys and no white space.
 
     Two records with one `request_id` are the same request when their digests are equal. Taken from the body itself and
-    not from the parsed model, so that workers of different releases agree. `value` must be valid JSON.
+    not from the parsed model, so that workers of different releases agree. Equal for equal values however they are
+    written: `4`, `4.0` and `0.4e1`, escapes, a byte order mark. Raises `ValueError` for a body that is not JSON as
+    RFC 8259 defines it, and for numbers beyond 64-bit floating point.
     """
-    canonical = json.dumps(json.loads(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    value = json.loads(without_bom(body), parse_float=_number, parse_constant=_refuse_constant)
+    return _digest_of(value)
+
+
+def task_digest_as_written(body: bytes) -> str:
+    """The digest as release 0.1 makes it, for which `4` and `4.0` are two numbers; raises as `task_digest`.
+
+    Claims hold this one, so that workers of every release recognise each other's.
+    """
+    return _digest_of(json.loads(without_bom(body), parse_constant=_refuse_constant))
+
+
+def _digest_of(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _number(text: str) -> int | float:
+    """A number with a fraction or an exponent; an integer when its value is one."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    if not number.is_integer():
+        return number
+    return int(number) if abs(number) < _LARGEST_EXACT_INTEGER else int(Decimal(text))
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def first_seen(envelope: Envelope, record_timestamp_ms: int) -> datetime:
@@ -51,9 +84,7 @@ def first_seen(envelope: Envelope, record_timestamp_ms: int) -> datetime:
 
     A timestamp that is no date (a producer may write any number) counts as the nearest one that is.
     """
-    if envelope.first_seen is not None:
-        return envelope.first_seen
-    return datetime.fromtimestamp(min(max(0, record_timestamp_ms), MAX_TIMESTAMP_MS) / 1000, UTC)
+    return moment_at(record_timestamp_ms) if envelope.first_seen is None else envelope.first_seen
 
 
 def result_event_id(tenant: str, request_id: str, epoch: int = 0) -> str:

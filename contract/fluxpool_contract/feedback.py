@@ -1,11 +1,11 @@
 """What people think of images: ratings and pairwise comparisons, kept for preference tuning."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fluxpool_contract.bounds import MAX_COUNT, Name, RecordTime
 from fluxpool_contract.task import RequestId
 
 
@@ -22,17 +22,17 @@ class _Feedback(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     rating_id: Annotated[RequestId, Field(description="Key of the record; a later one with the same key replaces it.")]
-    tenant: str = "default"
+    tenant: Name = "default"
     rater_hash: str | None = Field(default=None, max_length=128)
     """Stable pseudonym of the person; never a name or an address."""
-    created_at: datetime
+    created_at: RecordTime
 
 
 class Rating(_Feedback):
     """One person's opinion of one image."""
 
     request_id: RequestId
-    image_index: Annotated[int, Field(ge=0)] = 0
+    image_index: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     score: Annotated[int, Field(ge=1, le=5)] | None = None
     thumb: Annotated[int, Field(ge=-1, le=1)] | None = None
     """-1 down, 1 up, 0 taken back."""
@@ -52,7 +52,7 @@ class ComparedImage(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     request_id: RequestId
-    image_index: Annotated[int, Field(ge=0)] = 0
+    image_index: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
 
 
 class Comparison(_Feedback):

@@ -4,12 +4,12 @@ In the same partition and later, so that retention removes the letter first and 
 consumer group's offsets could not say this, because Kafka forgets those of an idle group after a week.
 """
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from fluxpool_contract.bounds import Count, ErrorMessage, Name, Offset, RecordTime
 from fluxpool_contract.dead_letter import PREFIX
 from fluxpool_contract.headers import RawHeaders, cloud_event_headers, encode_headers
 
@@ -30,25 +30,26 @@ class HandlingNote(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
-    partition: int
+    partition: Count
     """Of the dead letter, and of this note."""
-    offset: int
+    offset: Offset
     """Of the dead letter."""
-    action: HandlingAction | str
+    action: HandlingAction | Name
     """What was done."""
-    at: datetime
-    by: str | None = None
+    at: RecordTime
+    """UTC when it has no zone."""
+    by: Name | None = None
     """Who did it."""
-    reason: str | None = None
+    reason: ErrorMessage | None = None
     """Why; always there when the letter was discarded."""
-    request_id: str | None = None
+    request_id: Name | None = None
     """Of the replayed task, else of the dead letter as far as it could be read."""
-    epoch: int | None = None
+    epoch: Count | None = None
     """The replayed task's; part of its object keys and of its result's event id."""
-    replayed_topic: str | None = None
+    replayed_topic: Name | None = None
     """Where the replayed task was sent to."""
-    replayed_partition: int | None = None
-    replayed_offset: int | None = None
+    replayed_partition: Count | None = None
+    replayed_offset: Offset | None = None
     patch: dict[str, Any] | None = None
     """JSON merge patch (RFC 7396) that was applied to the task."""
 

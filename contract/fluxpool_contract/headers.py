@@ -1,6 +1,8 @@
 """Record headers: CloudEvents 1.0 in binary mode plus Fluxpool's own, all optional on input, all values strings.
 
-A record without any header is a complete task: the defaults of `Envelope` are what a foreign producer means.
+A record without any header is a complete task: the defaults of `Envelope` are what a foreign producer means. Only
+headers that begin with `fluxpool-` can refuse a task. All others are information: one that is no UTF-8 text, is longer
+than `MAX_INFORMATION_BYTES` or has another form counts as absent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from fluxpool_contract.bounds import MAX_COUNT
 from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
 
 RawHeaders = Sequence[tuple[str, bytes | None]]
@@ -49,6 +52,12 @@ _TENANT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 MAX_TENANT_CHARACTERS: Final = 63
 MAX_NUMBER_DIGITS: Final = 18
 """Any Kafka offset that will ever be reached, and well below what Python refuses to parse."""
+MAX_HEADER_COUNT: Final = 1_000_000
+"""Attempts, crashes and replays of one task: no task comes near it, and sums stay below `bounds.MAX_COUNT`."""
+MAX_TEXT_BYTES: Final = 512
+"""Of a text in a `fluxpool-*` header; names of topics, codes and ids are shorter."""
+MAX_INFORMATION_BYTES: Final = 1024
+"""Of a header that is only passed on. W3C asks for 512 bytes of `tracestate`."""
 
 
 def check_tenant(value: str) -> str:
@@ -110,17 +119,14 @@ _TEXT = {
     ORIGIN_TOPIC: "origin_topic",
     ERROR_CLASS: "error_class",
     ERROR_CODE: "error_code",
-    CE_ID: "ce_id",
-    CE_SOURCE: "ce_source",
-    TRACEPARENT: "traceparent",
-    TRACESTATE: "tracestate",
 }
+_INFORMATION = {CE_ID: "ce_id", CE_SOURCE: "ce_source", TRACEPARENT: "traceparent", TRACESTATE: "tracestate"}
 _NUMBERS = {
-    ATTEMPT: ("attempt", 1),
-    CRASHES: ("crashes", 0),
-    EPOCH: ("epoch", 0),
-    ORIGIN_PARTITION: ("origin_partition", 0),
-    ORIGIN_OFFSET: ("origin_offset", 0),
+    ATTEMPT: ("attempt", 1, MAX_HEADER_COUNT),
+    CRASHES: ("crashes", 0, MAX_HEADER_COUNT),
+    EPOCH: ("epoch", 0, MAX_HEADER_COUNT),
+    ORIGIN_PARTITION: ("origin_partition", 0, MAX_COUNT),
+    ORIGIN_OFFSET: ("origin_offset", 0, 10**MAX_NUMBER_DIGITS - 1),
 }
 _TIMES = {FIRST_SEEN: "first_seen", DEADLINE: "deadline", NOT_BEFORE: "not_before"}
 
@@ -128,15 +134,15 @@ _TIMES = {FIRST_SEEN: "first_seen", DEADLINE: "deadline", NOT_BEFORE: "not_befor
 def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Envelope:
     """The envelope of a record; unknown headers are ignored, a repeated header counts once, the last.
 
-    Raises `InvalidTaskError` (`invalid-header`) naming the header and the form it should have.
+    Raises `InvalidTaskError` (`invalid-header`) naming the `fluxpool-*` header and the form it must have.
     """
     values: dict[str, object] = {}
     problems: list[FieldProblem] = []
     for name, raw in headers:
         try:
             parsed = _parse_header(name, raw)
-        except (ValueError, UnicodeDecodeError) as error:
-            problems.append(FieldProblem(field=name, message=str(error)))
+        except ValueError as error:
+            problems.append(FieldProblem(field=name, message=f"{error}; correct the header or leave it out"))
         else:
             values.update(parsed)
     if problems:
@@ -145,40 +151,63 @@ def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Env
 
 
 def _parse_header(name: str, raw: bytes | None) -> dict[str, object]:
+    """The field and value of a header; empty for one that says nothing. Raises `ValueError` with the rule."""
     if raw is None:
         return {}
+    if not name.startswith(PREFIX):
+        return _parse_information(name, raw)
     if name in _TEXT:
-        return {_TEXT[name]: raw.decode()}
+        return {_TEXT[name]: _own_text(raw)}
     if name in _NUMBERS:
-        field, minimum = _NUMBERS[name]
-        text = raw.decode()
-        if len(text) > MAX_NUMBER_DIGITS or not (text.isascii() and text.isdigit()) or int(text) < minimum:
-            raise ValueError(f"must be a whole number of at least {minimum}, as text")
-        return {field: int(text)}
+        field, minimum, maximum = _NUMBERS[name]
+        # bytes.isdigit() knows ASCII digits alone.
+        if not raw.isdigit() or len(raw) > MAX_NUMBER_DIGITS or not minimum <= int(raw) <= maximum:
+            raise ValueError(f"must be a whole number from {minimum} to {maximum}, as text")
+        return {field: int(raw)}
     if name in _TIMES:
         try:
             return {_TIMES[name]: parse_time(raw.decode())}
         except ValueError:
             raise ValueError("must be an RFC 3339 time such as 2026-04-05T10:00:00Z") from None
     if name == TENANT:
-        return {"tenant": check_tenant(raw.decode())}
-    if name == CE_TIME:
-        try:
+        # What is no ASCII is no tenant either, and check_tenant says what one is.
+        return {"tenant": check_tenant(raw.decode("ascii", errors="replace"))}
+    return {}
+
+
+def _own_text(raw: bytes) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise ValueError("must be UTF-8 text") from None
+    if len(raw) > MAX_TEXT_BYTES:
+        raise ValueError(f"must be at most {MAX_TEXT_BYTES} bytes long")
+    return text
+
+
+def _parse_information(name: str, raw: bytes) -> dict[str, object]:
+    """A foreign header must never cost its task, whatever is in it."""
+    if len(raw) > MAX_INFORMATION_BYTES:
+        return {}
+    try:
+        if name in _INFORMATION:
+            return {_INFORMATION[name]: raw.decode()}
+        if name == CE_TIME:
             return {"ce_time": parse_time(raw.decode())}
-        except ValueError:
-            return {}  # informational only: a sloppy foreign CloudEvent must not cost its task
+    except ValueError:
+        return {}
     return {}
 
 
 def render_envelope(envelope: Envelope) -> list[tuple[str, bytes]]:
     """The headers of an envelope; fields at their defaults are left out."""
     rendered: list[tuple[str, str]] = []
-    for header, field in _TEXT.items():
+    for header, field in {**_TEXT, **_INFORMATION}.items():
         text = getattr(envelope, field)
         if text is not None:
             rendered.append((header, text))
     defaults = Envelope()
-    for header, (field, _) in _NUMBERS.items():
+    for header, (field, *_) in _NUMBERS.items():
         number = getattr(envelope, field)
         if number is not None and number != getattr(defaults, field):
             rendered.append((header, str(number)))

@@ -1,14 +1,28 @@
 """Why an input was refused, in words a person can act on: the field, what is wrong, what would be right.
 
 Owns the one translation from pydantic's errors; the gateway's 422 answers and the worker's dead letters both use it.
+Everything here is bounded, because the input decides how much there is to say: at most `MAX_PROBLEMS` problems and a
+line that counts the others, names of at most `MAX_FIELD_BYTES`, reasons of at most `MAX_REASON_BYTES`, and
+`MAX_ERROR_MESSAGE_BYTES` for all of them in one text (`summarize`).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import quote
 
 from pydantic import ValidationError
+
+from fluxpool_contract.bounds import MAX_ERROR_MESSAGE_BYTES, cut_text
+from fluxpool_contract.json_body import why_not_json
+
+MAX_PROBLEMS: Final = 20
+"""Nobody corrects more at once, and a body of 64 KiB can have 11,000."""
+MAX_FIELD_BYTES: Final = 512
+"""The longest legal name is a metadata key: 64 characters of at most four bytes."""
+MAX_REASON_BYTES: Final = 512
 
 
 class ErrorClass(StrEnum):
@@ -44,6 +58,31 @@ class ErrorCode(StrEnum):
 
 
 _NAMED = re.compile(r"([a-z][a-z0-9_]*): (.+)", re.DOTALL)
+# RFC 3986 section 3.5: what may stand in a fragment as it is. The slash is absent because it separates the parts.
+_SAFE_IN_FRAGMENT: Final = "!$&'()*+,;=:@?"
+_PYDANTIC_KEY_MARK: Final = "[key]"
+_WORDS: Final = {
+    "missing": "is required",
+    "extra_forbidden": "is not a known field; check its spelling",
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a JSON object"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
+    **dict.fromkeys(("string_type", "string_unicode"), "must be text"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    "finite_number": "must be a finite number, not NaN or infinity",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be greater than {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be less than {lt}",
+    "string_too_long": "must be at most {max_length:,} characters long",
+    "string_too_short": "must be at least {min_length} characters long",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must have at least {min_length} entries",
+    **dict.fromkeys(("enum", "literal_error"), "must be {expected}"),
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+}
+"""The reason by the type of pydantic's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +92,17 @@ class FieldProblem:
     field: str
     """Dotted path, `metadata.owner`; empty when the whole body is at fault."""
     message: str
+    path: tuple[str, ...] = ()
+    """The parts of `field`, which may hold dots themselves; empty: `field` is one part."""
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message
+
+    @property
+    def pointer(self) -> str:
+        """The place as a JSON pointer in URI fragment form (RFC 6901 section 6): `#/metadata/team~1a.b`."""
+        parts = self.path or ((self.field,) if self.field else ())
+        return "#" + "".join("/" + _pointer_part(part) for part in parts)
 
 
 class InvalidTaskError(Exception):
@@ -63,42 +110,74 @@ class InvalidTaskError(Exception):
 
     def __init__(self, code: ErrorCode, problems: Sequence[FieldProblem], *, request_id: str | None) -> None:
         self.code = code
-        self.problems = tuple(problems)
+        self.problems = cap(problems)
         self.request_id = request_id
         """The id as far as it could be read from the message; null otherwise."""
-        super().__init__("; ".join(map(str, self.problems)))
+        super().__init__(summarize(self.problems))
 
 
-def explain(error: ValidationError) -> tuple[FieldProblem, ...]:
-    """The refused fields of a pydantic error, without pydantic's own vocabulary where a plainer word exists."""
-    items = error.errors(include_url=False, include_context=False, include_input=False)
+def cap(problems: Sequence[FieldProblem]) -> tuple[FieldProblem, ...]:
+    """The first `MAX_PROBLEMS` problems, and one that says how many more there are; once capped it stays as it is."""
+    return _capped(problems, count=len(problems))
+
+
+def summarize(problems: Iterable[FieldProblem]) -> str:
+    """All problems in one text of at most `MAX_ERROR_MESSAGE_BYTES`."""
+    return cut_text("; ".join(map(str, problems)), MAX_ERROR_MESSAGE_BYTES)
+
+
+def explain(error: ValidationError, *, body: bytes = b"") -> tuple[FieldProblem, ...]:
+    """The refused fields of a pydantic error in plain words, at most `MAX_PROBLEMS` and a count of the others.
+
+    Of a `body` that is no JSON it is said what it is instead, as far as that can be seen.
+    """
+    items = error.errors(include_url=False, include_input=False)
     refused_parts = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
-    return tuple(
-        _problem([str(part) for part in item["loc"]], _plain(item["type"], item["msg"]))
-        for item in items
-        # A collection whose items were refused counts as too short as well; the items say what is wrong.
-        if not (item["type"] == "too_short" and item["loc"] in refused_parts)
-    )
+    # A collection whose items were refused counts as too short as well; the items say what is wrong.
+    told = [item for item in items if not (item["type"] == "too_short" and item["loc"] in refused_parts)]
+    problems = [_problem(item["loc"], _plain(item, body)) for item in told[: MAX_PROBLEMS + 1]]
+    return _capped(problems, count=len(told))
 
 
-def _problem(path: list[str], message: str) -> FieldProblem:
+def _capped(problems: Sequence[FieldProblem], *, count: int) -> tuple[FieldProblem, ...]:
+    # One more takes no more room than its count would; so what is capped can be capped again.
+    if count <= MAX_PROBLEMS + 1:
+        return tuple(problems)
+    return (*problems[:MAX_PROBLEMS], FieldProblem("", f"and {count - MAX_PROBLEMS:,} more"))
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> FieldProblem:
     """A validator of a whole model names the field at the head of its message: `seed: leaves no room`."""
+    if location and location[-1] == _PYDANTIC_KEY_MARK:
+        location, message = location[:-1], f"is not a possible name: {message}"
     named = _NAMED.fullmatch(message)
     if named is not None:
-        path, message = [*path, named[1]], named[2]
-    return FieldProblem(field=".".join(path), message=message)
+        location, message = (*location, named[1]), named[2]
+    path = tuple(cut_text(str(part), MAX_FIELD_BYTES) for part in location)
+    field = cut_text(".".join(path), MAX_FIELD_BYTES)
+    return FieldProblem(field=field, message=cut_text(message, MAX_REASON_BYTES), path=path)
 
 
-def _plain(kind: str, message: str) -> str:
-    match kind:
-        case "missing":
-            return "is required"
-        case "extra_forbidden":
-            return "is not a known field; check its spelling"
-        case "json_invalid":
-            return f"the body is not valid JSON ({message.removeprefix('Invalid JSON: ')})"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return "must be a JSON object"
-        case _:
-            text = message.removeprefix("Value error, ")
-            return text.replace("Input should", "should")
+def _pointer_part(part: str) -> str:
+    return quote(part.replace("~", "~0").replace("/", "~1"), safe=_SAFE_IN_FRAGMENT, errors="replace")
+
+
+def _plain(item: Mapping[str, Any], body: bytes) -> str:
+    """A reason in words that need no knowledge of Python or pydantic."""
+    kind, limits = item["type"], item.get("ctx", {})
+    if kind == "json_invalid":
+        return _not_json(item["msg"].removeprefix("Invalid JSON: "), body)
+    if kind == "string_too_short" and limits["min_length"] == 1:
+        return "must not be empty"
+    if kind.startswith(("datetime_", "timezone_")):
+        return "must be a time such as 2026-04-05T10:00:00Z"
+    if kind in _WORDS:
+        return _WORDS[kind].format(**limits)
+    return item["msg"].removeprefix("Value error, ").replace("Input should", "must")
+
+
+def _not_json(reason: str, body: bytes) -> str:
+    seen = why_not_json(body)
+    if seen is not None:
+        return f"the body is not valid JSON: it {seen}"
+    return f"the body is not valid JSON ({reason.replace('recursion limit exceeded', 'nested too deeply')})"

@@ -1,11 +1,22 @@
 """The result: the one terminal answer to a task, published for failures too."""
 
-from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from fluxpool_contract.bounds import (
+    MAX_LIST_ITEMS,
+    MAX_OBJECT_KEY_BYTES,
+    MAX_URL_BYTES,
+    Count,
+    ErrorMessage,
+    Name,
+    Offset,
+    RecordTime,
+)
 from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_contract.task import RequestId
 
 
 class ResultStatus(StrEnum):
@@ -17,6 +28,19 @@ class ResultStatus(StrEnum):
     CANCELED = "canceled"
 
 
+def _check_object_key(key: str) -> str:
+    """A result may be forged: its object must not lead out of the store's folder or prefix."""
+    if not key.isprintable() or any(part in {"", ".", ".."} for part in key.split("/")):
+        raise ValueError("must be a relative key without empty, . or .. segments and without control characters")
+    return key
+
+
+Url = Annotated[str, Field(max_length=MAX_URL_BYTES)]
+ObjectKey = Annotated[str, Field(max_length=MAX_OBJECT_KEY_BYTES), AfterValidator(_check_object_key)]
+Milliseconds = Annotated[float, Field(allow_inf_nan=False)]
+ImageType = Annotated[str, Field(max_length=64, pattern=r"^image/[a-z0-9.+-]+$")]
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
@@ -24,38 +48,38 @@ class _Message(BaseModel):
 class ImageDescription(_Message):
     """One stored image."""
 
-    index: int
+    index: Count
     """0-based."""
-    url: str
+    url: Url
     """Stable address (gateway or public bucket); never a presigned one, which would expire inside the log."""
-    object: str
+    object: ObjectKey
     """Key in the object store, relative to the storage address."""
-    width: int
+    width: Count
     """Pixels."""
-    height: int
+    height: Count
     """Pixels."""
-    seed: int
+    seed: Offset
     """Seed of this image."""
-    format: str
+    format: Name
     """png, jpeg or webp."""
-    content_type: str
+    content_type: ImageType
     """Media type."""
-    bytes: int
+    bytes: Offset
     """Size of the stored file."""
-    sha256: str
+    sha256: Name
     """Of the stored file, lower-case hex."""
 
 
 class TaskError(_Message):
     """Why there is no image."""
 
-    code: ErrorCode | str
+    code: ErrorCode | Name
     """Stable name of the failure."""
-    error_class: ErrorClass | str
+    error_class: ErrorClass | Name
     """What kind of failure it is."""
-    message: str
-    """For people: what was wrong and what would be right."""
-    field: str | None = None
+    message: ErrorMessage
+    """For people: what was wrong and what would be right. At most 4 KiB."""
+    field: Name | None = None
     """The field at fault, where there is one."""
     retryable: bool = False
     """Whether the same request may succeed when it is sent again under another id."""
@@ -64,39 +88,39 @@ class TaskError(_Message):
 class GenerationResult(_Message):
     """One record of the results topic. `request_id`, `image_url` and `status` are always there."""
 
-    request_id: str | None
+    request_id: RequestId | None
     """Null only when no id could be read from the task."""
-    image_url: str | None
+    image_url: Url | None
     """Address of the first image; null unless `status` is `success`."""
     status: ResultStatus
     """success, failed, expired or canceled."""
-    images: tuple[ImageDescription, ...] = ()
+    images: Annotated[tuple[ImageDescription, ...], Field(max_length=MAX_LIST_ITEMS)] = ()
     """Every image, in order; empty unless `status` is `success`."""
     error: TaskError | None = None
     """Why there is no image; null when there is one."""
-    seed: int | None = None
+    seed: Offset | None = None
     """The seed that was used."""
-    width: int | None = None
+    width: Count | None = None
     """Pixels."""
-    height: int | None = None
+    height: Count | None = None
     """Pixels."""
-    steps: int | None = None
+    steps: Count | None = None
     """Denoising steps."""
-    model: str | None = None
+    model: Name | None = None
     """Model and revision that drew the images."""
-    attempt: int | None = None
+    attempt: Count | None = None
     """1 for the first attempt."""
-    worker: str | None = None
+    worker: Name | None = None
     """Who answered."""
-    pool: str | None = None
+    pool: Name | None = None
     """The worker's pool."""
-    timings: dict[str, float] = {}
+    timings: Annotated[dict[str, Milliseconds], Field(max_length=MAX_LIST_ITEMS)] = {}
     """Milliseconds by stage: queue_ms, text_encode_ms, denoise_ms, vae_ms, image_encode_ms, store_ms."""
-    warnings: tuple[str, ...] = ()
+    warnings: Annotated[tuple[ErrorMessage, ...], Field(max_length=MAX_LIST_ITEMS)] = ()
     """What the caller should know although there is an image."""
-    metadata: dict[str, str] = {}
+    metadata: Annotated[dict[str, str], Field(max_length=MAX_LIST_ITEMS)] = {}
     """The task's own labels."""
-    completed_at: datetime | None = None
+    completed_at: RecordTime | None = None
     """When the outcome was decided."""
 
     def to_json(self) -> bytes:

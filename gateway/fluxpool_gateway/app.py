@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
-from fluxpool_contract.problems import FieldProblem
+from fluxpool_contract.problems import FieldProblem, cap, summarize
 from fluxpool_gateway.barrier import ProjectionBarrier
 from fluxpool_gateway.exchange import EXCHANGE_ID_HEADER, exchange_id, find_header
 from fluxpool_gateway.openapi import add_submission
@@ -171,13 +171,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class
-    problems = [FieldProblem(".".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()]
+    problems = cap([FieldProblem(".".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()])
     return _answer(
         request,
         Problem(
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
             code=ProblemCode.INVALID_REQUEST,
-            detail="; ".join(map(str, problems)),
+            detail=summarize(problems),
             fields=problems,
         ),
     )

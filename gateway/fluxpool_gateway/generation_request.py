@@ -9,7 +9,8 @@ from typing import Annotated, Final
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
-from fluxpool_contract.problems import FieldProblem, explain
+from fluxpool_contract.json_body import without_bom
+from fluxpool_contract.problems import FieldProblem, explain, summarize
 from fluxpool_contract.task import MAX_STEPS, MAX_TASK_BYTES, GenerationParameters
 from fluxpool_gateway.problem import Problem, ProblemCode, ProblemError
 
@@ -50,9 +51,9 @@ def parse_request(body: bytes) -> GenerationRequest:
     Raises `ProblemError`: 400 for bad JSON and unknown fields, 422 for values that are not allowed, each field named.
     """
     try:
-        request: GenerationRequest = _VALIDATE(body)
+        request: GenerationRequest = _VALIDATE(without_bom(body))
     except ValidationError as error:
-        raise ProblemError(_refusal(error)) from None
+        raise ProblemError(_refusal(error, body)) from None
     return request
 
 
@@ -97,9 +98,9 @@ def body_too_large() -> Problem:
     )
 
 
-def _refusal(error: ValidationError) -> Problem:
+def _refusal(error: ValidationError, body: bytes) -> Problem:
     kinds = {item["type"] for item in error.errors(include_url=False, include_context=False, include_input=False)}
-    problems = [_http_words(problem) for problem in explain(error)]
+    problems = [_http_words(problem) for problem in explain(error, body=body)]
     if kinds & {"json_invalid", "model_type"}:
         status, code = HTTPStatus.BAD_REQUEST, ProblemCode.INVALID_REQUEST
     elif kinds == {"extra_forbidden"}:
@@ -108,7 +109,7 @@ def _refusal(error: ValidationError) -> Problem:
         status, code = HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID_SIZE
     else:
         status, code = HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID_REQUEST
-    return Problem(status=status, code=code, detail="; ".join(map(str, problems)), fields=problems)
+    return Problem(status=status, code=code, detail=summarize(problems), fields=problems)
 
 
 def _http_words(problem: FieldProblem) -> FieldProblem:

@@ -72,9 +72,7 @@ class Problem:
             "request_id": exchange_id,
         }
         if self.fields:
-            document["errors"] = [
-                {"pointer": _pointer(problem.field), "detail": problem.message} for problem in self.fields
-            ]
+            document["errors"] = [{"pointer": problem.pointer, "detail": problem.message} for problem in self.fields]
         named = next((problem.field for problem in self.fields if problem.field), None)
         document["error"] = {
             "message": self.detail,
@@ -91,8 +89,3 @@ class ProblemError(Exception):
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         super().__init__(problem.detail)
-
-
-def _pointer(path: str) -> str:
-    """A dotted path as a JSON pointer in URI fragment form (RFC 6901 section 6)."""
-    return "#" + "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path.split(".") if part)

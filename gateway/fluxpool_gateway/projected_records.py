@@ -3,16 +3,15 @@
 What cannot be read changes nothing: bad tasks are answered by the workers, and their answer is projected.
 """
 
-from datetime import UTC, datetime
-
 from pydantic import ValidationError
 
+from fluxpool_contract.bounds import clamped_milliseconds, milliseconds_of
+from fluxpool_contract.decoding import parse_task
 from fluxpool_contract.derived import first_seen
 from fluxpool_contract.headers import Envelope, RawHeaders, parse_envelope
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_contract.progress import ProgressEvent, ProgressType
 from fluxpool_contract.result import GenerationResult, ResultStatus
-from fluxpool_contract.task import MAX_TASK_BYTES, GenerationTask
 from fluxpool_contract.topics import TopicNames
 from fluxpool_gateway.generation_request import Priority
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
@@ -54,16 +53,14 @@ def read_change(
 
 def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Priority) -> TaskSeen | None:
     """What a worker's decoding would let pass, without the digest, which costs as much as all the rest."""
-    if len(value) > MAX_TASK_BYTES:
-        return None
-    task = GenerationTask.model_validate_json(value)
+    task = parse_task(value)
     envelope = parse_envelope(headers, request_id=task.request_id)
     return TaskSeen(
         request_id=task.request_id,
         body=value.decode(),
         priority=priority.value,
         tenant=envelope.tenant,
-        created_at_ms=_milliseconds(first_seen(envelope, timestamp_ms)),
+        created_at_ms=milliseconds_of(first_seen(envelope, timestamp_ms)),
         epoch=envelope.epoch,
         attempt=envelope.attempt,
     )
@@ -76,11 +73,11 @@ def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
     return ProgressSeen(
         request_id=event.request_id,
         status=status,
-        at_ms=_milliseconds(event.at),
+        at_ms=milliseconds_of(event.at),
         started=event.type == ProgressType.STARTED,
         epoch=_lenient_envelope(headers).epoch,
         attempt=max(1, event.attempt),
-        step=None if event.step is None else max(0, event.step),
+        step=event.step,
         total_steps=event.total_steps,
     )
 
@@ -96,7 +93,9 @@ def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen 
         request_id=result.request_id,
         status=_STATUS[result.status],
         body=value.decode(),
-        completed_at_ms=timestamp_ms if result.completed_at is None else _milliseconds(result.completed_at),
+        completed_at_ms=clamped_milliseconds(timestamp_ms)
+        if result.completed_at is None
+        else milliseconds_of(result.completed_at),
         epoch=_lenient_envelope(headers).epoch,
         attempt=max(1, result.attempt or 1),
     )
@@ -107,8 +106,3 @@ def _lenient_envelope(headers: RawHeaders) -> Envelope:
         return parse_envelope(headers)
     except InvalidTaskError:
         return Envelope()
-
-
-def _milliseconds(moment: datetime) -> int:
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return round(aware.timestamp() * 1000)

@@ -1,14 +1,17 @@
 """From bytes to tasks: what is refused, in which words, and that nothing else ever happens."""
 
+import gzip
 import json
+import zlib
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fluxpool_contract.bounds import MAX_ERROR_MESSAGE_BYTES
 from fluxpool_contract.decoding import DecodedTask, decode_task, peek_request_id
 from fluxpool_contract.headers import RawHeaders
-from fluxpool_contract.problems import ErrorCode, InvalidTaskError
+from fluxpool_contract.problems import MAX_PROBLEMS, ErrorCode, InvalidTaskError
 from fluxpool_contract.task import MAX_TASK_BYTES
 
 
@@ -26,35 +29,35 @@ def _refused(value: bytes | None, headers: RawHeaders = ()) -> InvalidTaskError:
     ("fields", "field", "words"),
     [
         ({"width": 1000}, "width", "nearest legal sizes are 992 or 1008"),
-        ({"height": 63}, "height", "greater than or equal to 64"),
-        ({"height": 2064}, "height", "less than or equal to 2048"),
+        ({"height": 63}, "height", "at least 64"),
+        ({"height": 2064}, "height", "at most 2048"),
         ({"width": 2047}, "width", "nearest legal sizes are 2032 or 2048"),
-        ({"width": "1024"}, "width", "valid integer"),
-        ({"width": 1024.5}, "width", "integer"),
-        ({"width": True}, "width", "valid integer"),
-        ({"steps": 0}, "steps", "greater than or equal to 1"),
-        ({"steps": 101}, "steps", "less than or equal to 100"),
-        ({"seed": -1}, "seed", "greater than or equal to 0"),
-        ({"seed": 2**32}, "seed", "less than or equal to 4294967295"),
-        ({"seed": 10**400}, "seed", "less than or equal to 4294967295"),
+        ({"width": "1024"}, "width", "whole number"),
+        ({"width": 1024.5}, "width", "whole number"),
+        ({"width": True}, "width", "whole number"),
+        ({"steps": 0}, "steps", "at least 1"),
+        ({"steps": 101}, "steps", "at most 100"),
+        ({"seed": -1}, "seed", "at least 0"),
+        ({"seed": 2**32}, "seed", "at most 4294967295"),
+        ({"seed": 10**400}, "seed", "at most 4294967295"),
         ({"seed": 2**32 - 1, "n": 2}, "seed", "leaves no room for 2 images"),
-        ({"n": 9}, "n", "less than or equal to 8"),
+        ({"n": 9}, "n", "at most 8"),
         ({"guidance": float("nan")}, "guidance", "finite"),
         ({"guidance": float("inf")}, "guidance", "finite"),
-        ({"true_cfg_scale": 0.5}, "true_cfg_scale", "greater than or equal to 1"),
+        ({"true_cfg_scale": 0.5}, "true_cfg_scale", "at least 1"),
         ({"prompt": ""}, "prompt", "must not be blank"),
         ({"prompt": " \n"}, "prompt", "must not be blank"),
         ({"prompt": "a\x00b"}, "prompt", "NUL"),
-        ({"prompt": None}, "prompt", "valid string"),
-        ({"prompt": "x" * 10_001}, "prompt", "at most 10000 characters"),
+        ({"prompt": None}, "prompt", "must be text"),
+        ({"prompt": "x" * 10_001}, "prompt", "at most 10,000 characters"),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
-        ({"metadata": {"a": 1}}, "metadata.a", "valid string"),
-        ({"metadata": {str(number): "" for number in range(17)}}, "metadata", "at most 16 items"),
-        ({"request_id": ""}, "request_id", "at least 1 character"),
+        ({"metadata": {"a": 1}}, "metadata.a", "must be text"),
+        ({"metadata": {str(number): "" for number in range(17)}}, "metadata", "at most 16 entries"),
+        ({"request_id": ""}, "request_id", "must not be empty"),
         ({"request_id": "../x"}, "request_id", "begin with a letter or digit"),
         ({"request_id": "a~1"}, "request_id", "A-Z a-z 0-9"),
         ({"request_id": "a" * 129}, "request_id", "at most 128 characters"),
-        ({"request_id": 7}, "request_id", "valid string"),
+        ({"request_id": 7}, "request_id", "must be text"),
     ],
 )
 def test_a_refused_field_is_named_with_the_remedy(fields: dict[str, object], field: str, words: str) -> None:
@@ -76,21 +79,86 @@ def test_all_refused_fields_are_named_at_once() -> None:
         (None, "no value"),
         (b"", "no value"),
         (b"not json", "not valid JSON"),
-        (b"\xff\xfe\x00", "not valid JSON"),
+        ('{"request_id": "a"}'.encode("utf-16"), "encoded as UTF-16; send JSON in UTF-8"),
+        ('{"request_id": "a"}'.encode("utf-16-be"), "encoded as UTF-16"),
+        ('{"request_id": "a"}'.encode("utf-32"), "encoded as UTF-32"),
+        ('{"request_id": "a"}'.encode("utf-32-le"), "encoded as UTF-32"),
+        ('{"request_id": "café"}'.encode("latin-1"), "the byte 0xe9 at position 19, which is not UTF-8"),
+        (gzip.compress(b"{}"), "compressed with gzip; send the JSON itself"),
+        (zlib.compress(b"{}"), "compressed with zlib"),
+        (b"\x28\xb5\x2f\xfd\x04", "compressed with zstd"),
+        (b"\x00\x00\x00\x00\x07{}", "schema registry"),
         (b'{"request_id": "a", "prompt": "b"', "not valid JSON"),
-        (b'{"request_id": "a", "prompt": "\\ud800"}', "not valid JSON"),
-        (b"[" * 30_000 + b"]" * 30_000, "not valid JSON"),
-        (b'{"request_id": "a", "prompt": "b", "x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", "not valid JSON"),
+        (b'{"request_id": "a", "prompt": "\\ud800"}', "half of a surrogate pair"),
+        (b"[" * 30_000 + b"]" * 30_000, "nested too deeply"),
+        (b'{"request_id": "a", "prompt": "b", "x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}", "nested too deeply"),
         (b"[]", "must be a JSON object"),
         (b"null", "must be a JSON object"),
         (b'"task"', "must be a JSON object"),
         (b'{"request_id": "a", "prompt": "b", "x": ' + b"9" * 5_000 + b"}", "number out of range"),
+        (b'{"request_id": "a", "prompt": "b", "x": NaN}', "NaN is not a number in JSON"),
+        (b'{"request_id": "a", "prompt": "b", "x": [-Infinity]}', "-Infinity is not a number in JSON"),
+        (b'{"request_id": "a", "prompt": "b", "x": 1e999}', "the number 1e999 is out of range"),
     ],
 )
 def test_a_body_that_is_no_task_at_all_is_undecodable(value: bytes | None, words: str) -> None:
     error = _refused(value)
     assert error.code is ErrorCode.UNDECODABLE
     assert words in str(error)
+
+
+def test_a_byte_order_mark_is_ignored() -> None:
+    marked, plain = decode_task(b"\xef\xbb\xbf" + _body(), []), decode_task(_body(), [])
+    assert marked.task == plain.task
+    assert (marked.digest, marked.value_digest) == (plain.digest, plain.value_digest)
+    assert _refused(b"\xef\xbb\xbf" + _body(steps=0)).request_id == "req-1"
+
+
+def test_a_refusal_of_thousands_of_fields_is_short_and_counts_them() -> None:
+    error = _refused(_body(metadata=dict.fromkeys(map(str, range(5_000)), 1)))
+    assert len(error.problems) == MAX_PROBLEMS + 1
+    assert str(error).endswith("and 4,980 more")
+    assert len(str(error).encode()) <= MAX_ERROR_MESSAGE_BYTES
+
+
+@given(st.lists(st.text(max_size=2_000), min_size=1, max_size=12, unique=True))
+def test_a_refusal_is_short_whatever_its_fields_are_called(keys: list[str]) -> None:
+    value = json.dumps({"request_id": "a", "prompt": "b", "metadata": dict.fromkeys(keys, 1)}).encode()
+    outcome = _outcome(value)
+    assert isinstance(outcome, InvalidTaskError)
+    assert len(str(outcome).encode()) <= MAX_ERROR_MESSAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("key", "pointer"),
+    [
+        ("team/a.b", "#/metadata/team~1a.b"),
+        ("a~b", "#/metadata/a~0b"),
+        ("~1", "#/metadata/~01"),
+        ("my label", "#/metadata/my%20label"),
+        ("100%", "#/metadata/100%25"),
+        ("é#", "#/metadata/%C3%A9%23"),
+        ("k:@!$&'()*+,;=?-._", "#/metadata/k:@!$&'()*+,;=?-._"),
+        ('"^|', "#/metadata/%22%5E%7C"),
+        ("", "#/metadata/"),
+    ],
+)
+def test_a_place_is_a_json_pointer_in_fragment_form(key: str, pointer: str) -> None:
+    assert [problem.pointer for problem in _refused(_body(metadata={key: 5})).problems][-1:] == [pointer]
+
+
+def test_a_name_that_is_not_possible_is_pointed_at_itself() -> None:
+    (problem,) = _refused(_body(metadata={"k" * 65: "v"})).problems
+    assert problem.pointer == "#/metadata/" + "k" * 65
+    assert problem.message == "is not a possible name: must be at most 64 characters long"
+
+
+def test_a_check_across_fields_points_at_the_field_that_it_names() -> None:
+    assert [problem.pointer for problem in _refused(_body(seed=2**32 - 1, n=2)).problems] == ["#/seed"]
+
+
+def test_a_refusal_of_the_whole_body_points_at_it() -> None:
+    assert [problem.pointer for problem in _refused(b"[]").problems] == ["#"]
 
 
 def test_a_task_beyond_the_limit_is_too_large_and_keeps_its_id() -> None:

@@ -5,6 +5,7 @@ import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from fluxpool_contract.derived import (
     record_event_id,
     result_event_id,
     task_digest,
+    task_digest_as_written,
 )
 from fluxpool_contract.headers import Envelope
 from fluxpool_contract.task import MAX_IMAGES, MAX_SEED, REQUEST_ID
@@ -47,8 +49,47 @@ def test_the_digest_ignores_order_white_space_and_escapes(
 
 
 def test_the_digest_tells_values_and_lists_order_apart() -> None:
-    bodies = [b'{"a": 1}', b'{"a": "1"}', b'{"a": 1.0}', b'{"a": [1, 2]}', b'{"a": [2, 1]}', b'{"a": null}', b"{}"]
+    bodies = [b'{"a": 1}', b'{"a": "1"}', b'{"a": 1.5}', b'{"a": [1, 2]}', b'{"a": [2, 1]}', b'{"a": null}', b"{}"]
     assert len({task_digest(body) for body in bodies}) == len(bodies)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (b'{"a": 4}', b'{"a": 4.0}'),
+        (b'{"a": 0}', b'{"a": -0.0}'),
+        (b'{"a": 100}', b'{"a": 1e2}'),
+        (b'{"a": 100}', b'{"a": 1E+2}'),
+        (b'{"a": 0.5}', b'{"a": 5e-1}'),
+        (b'{"a": [{"b": 3}]}', b'{"a":[{"b":0.3e1}]}'),
+        (b'{"a": 9007199254740993}', b'{"a": 9007199254740993.0}'),
+        (b'{"a": 1000000000000000000000000000000}', b'{"a": 1e30}'),
+        ('{"a": "ä🦶/"}'.encode(), b'{"\\u0061": "\\u00e4\\ud83e\\uddb6\\/"}'),
+        (b'{"a": 1}', b'\xef\xbb\xbf{"a": 1}'),
+    ],
+)
+def test_one_value_has_one_digest_however_it_is_written(one: bytes, other: bytes) -> None:
+    assert task_digest(one) == task_digest(other)
+
+
+@given(st.integers(-(2**60), 2**60))
+def test_whole_numbers_are_told_apart_and_known_again(number: int) -> None:
+    assert task_digest(b'{"a":%d}' % number) == task_digest(b'{"a":%d.0}' % number)
+    assert task_digest(b'{"a":%d}' % number) != task_digest(b'{"a":%d.0}' % (number + 1))
+
+
+@pytest.mark.parametrize("body", [b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": -1e999999999999}'])
+def test_what_is_no_number_of_json_has_no_digest(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not a number in JSON|out of range"):
+        task_digest(body)
+
+
+def test_claims_of_every_release_hold_the_digest_of_the_body_as_it_is_written() -> None:
+    assert task_digest_as_written(TASK) == task_digest(TASK)
+    assert (
+        task_digest_as_written(b'{"guidance":4.0,"prompt":"a","request_id":"r"}')
+        == "684b054465dbdbefe4ceceece5100684cdee2bb87999ec87cb597f62b97b54b1"
+    )
 
 
 def test_the_seed_of_a_task_without_one_is_frozen() -> None:

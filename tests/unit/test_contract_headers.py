@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from fluxpool_contract.dead_letter import MAX_MESSAGE_BYTES, MAX_STACK_BYTES, DeadLetter, Disposition
 from fluxpool_contract.headers import (
+    MAX_HEADER_COUNT,
     TYPE_COMPLETED,
     Envelope,
     check_tenant,
@@ -18,7 +19,7 @@ from fluxpool_contract.headers import (
     parse_time,
     render_envelope,
 )
-from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
+from fluxpool_contract.problems import MAX_PROBLEMS, ErrorClass, ErrorCode, InvalidTaskError
 
 NOW = datetime(2026, 4, 5, 10, 0, 0, 250_000, tzinfo=UTC)
 
@@ -26,10 +27,10 @@ _moments = st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9998,
     lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000, tzinfo=UTC)
 )
 _text = st.none() | st.text(st.characters(codec="utf-8"), max_size=30)
-_count = st.integers(0, 10**17)
+_count = st.integers(0, MAX_HEADER_COUNT)
 _envelopes = st.builds(
     Envelope,
-    attempt=st.integers(1, 10**17),
+    attempt=st.integers(1, MAX_HEADER_COUNT),
     crashes=_count,
     epoch=_count,
     tenant=st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True),
@@ -40,7 +41,7 @@ _envelopes = st.builds(
     replay_of=_text,
     origin_topic=_text,
     origin_partition=st.none() | _count,
-    origin_offset=st.none() | _count,
+    origin_offset=st.none() | st.integers(0, 10**17),
     error_class=_text,
     error_code=_text,
     ce_id=_text,
@@ -74,18 +75,21 @@ def test_unknown_and_null_headers_are_ignored_and_the_last_of_equal_ones_counts(
 @pytest.mark.parametrize(
     ("name", "raw", "words"),
     [
-        ("fluxpool-attempt", b"0", "at least 1"),
+        ("fluxpool-attempt", b"0", "whole number from 1"),
         ("fluxpool-attempt", b"two", "whole number"),
         ("fluxpool-attempt", b"1.5", "whole number"),
         ("fluxpool-attempt", "٣".encode(), "whole number"),
-        ("fluxpool-crashes", b"-1", "at least 0"),
+        ("fluxpool-crashes", b"-1", "whole number from 0"),
         ("fluxpool-origin-offset", b"9" * 19, "whole number"),
         ("fluxpool-deadline", b"tomorrow", "RFC 3339"),
         ("fluxpool-deadline", b"2026-04-05T10:00:00", "RFC 3339"),
         ("fluxpool-first-seen", b"\xff", "RFC 3339"),
         ("fluxpool-tenant", b"../up", "begin with a letter or digit"),
         ("fluxpool-tenant", b"", "1 to 63 characters"),
-        ("fluxpool-priority", b"\xff", "utf-8"),
+        ("fluxpool-priority", b"\xff", "must be UTF-8 text; correct the header or leave it out"),
+        ("fluxpool-priority", b"v" * 513, "at most 512 bytes"),
+        ("fluxpool-attempt", b"1000001", "from 1 to 1000000"),
+        ("fluxpool-tenant", b"caf\xe9", "1 to 63 characters"),
     ],
 )
 def test_a_malformed_header_is_named_with_the_form_it_should_have(name: str, raw: bytes, words: str) -> None:
@@ -102,8 +106,31 @@ def test_all_malformed_headers_are_named_at_once() -> None:
     assert [problem.field for problem in caught.value.problems] == ["fluxpool-attempt", "fluxpool-deadline"]
 
 
-def test_a_sloppy_foreign_event_time_costs_nothing() -> None:
-    assert parse_envelope([("ce_time", b"yesterday")]) == Envelope()
+_INFORMATION = ("ce_id", "ce_source", "ce_time", "ce_type", "traceparent", "tracestate", "content-type", "x-app")
+
+
+@pytest.mark.parametrize("name", _INFORMATION)
+@pytest.mark.parametrize("raw", [b"/caf\xe9", b"\xff\xfe", b"yesterday" * 1000, b"0001-01-01T00:00:00+01:00"])
+def test_a_foreign_header_never_costs_its_task(name: str, raw: bytes) -> None:
+    envelope = parse_envelope([(name, raw), ("fluxpool-attempt", b"2")])
+    assert (envelope.attempt, envelope.ce_time) == (2, None)
+
+
+@given(st.lists(st.tuples(st.sampled_from(_INFORMATION) | st.text(), st.none() | st.binary())))
+def test_only_fluxpool_headers_can_refuse(headers: list[tuple[str, bytes | None]]) -> None:
+    parse_envelope([(name, raw) for name, raw in headers if not name.startswith("fluxpool-")])
+
+
+def test_what_is_passed_on_of_a_foreign_header_is_bounded() -> None:
+    assert parse_envelope([("tracestate", b"a" * 1024)]).tracestate == "a" * 1024
+    assert parse_envelope([("tracestate", b"a" * 1025)]).tracestate is None
+
+
+def test_thousands_of_malformed_headers_are_counted_and_not_listed() -> None:
+    with pytest.raises(InvalidTaskError) as caught:
+        parse_envelope([("fluxpool-attempt", b"x")] * 5_000)
+    assert len(caught.value.problems) == MAX_PROBLEMS + 1
+    assert str(caught.value).endswith("and 4,980 more")
 
 
 def test_times_are_written_in_utc_and_need_a_zone() -> None:
@@ -190,6 +217,17 @@ def test_of_a_long_message_the_beginning_stays_and_of_a_long_stack_the_end() -> 
     assert len(headers["fluxpool-dlq-stack"]) > MAX_STACK_BYTES - 3
 
 
+def test_a_foreign_dead_letter_without_a_zone_is_one_in_utc() -> None:
+    headers = dict(_dead_letter().to_headers([])) | {"fluxpool-dlq-failed-at": b"2026-04-05T10:00:00"}
+    letter = DeadLetter.from_headers(list(headers.items()))
+    assert letter.failed_at == datetime(2026, 4, 5, 10, tzinfo=UTC)
+
+
+def test_a_dead_letter_takes_whatever_number_is_in_the_originals_timestamp() -> None:
+    letter = _dead_letter().model_copy(update={"origin_timestamp_ms": 2**63 - 1})
+    assert DeadLetter.from_headers(letter.to_headers([])) == letter
+
+
 def test_a_record_of_another_origin_on_the_topic_is_refused() -> None:
     with pytest.raises(ValidationError, match="origin_topic"):
         DeadLetter.from_headers([("x", b"y")])
@@ -208,7 +246,3 @@ def test_a_value_beyond_what_can_be_represented_is_refused_like_any_other(header
         parse_envelope([(header, value)])
     assert [problem.field for problem in caught.value.problems] == [header]
     assert "must be" in str(caught.value)
-
-
-def test_a_cloud_event_time_nobody_can_represent_is_ignored() -> None:
-    assert parse_envelope([("ce_time", b"0001-01-01T00:00:00+01:00")]) == Envelope()

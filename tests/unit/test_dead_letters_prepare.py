@@ -134,7 +134,7 @@ def test_a_record_without_a_timestamp_entered_when_it_failed() -> None:
     ("item", "choices", "words"),
     [
         (record(b"{}"), {}, "prompt: is required; request_id: is required"),
-        (record(), {"patch": {"steps": 0}}, "steps: should be greater than or equal to 1"),
+        (record(), {"patch": {"steps": 0}}, "steps: must be at least 1"),
         (record(original=[("fluxpool-deadline", b"2026-04-05T12:00:00Z")]), {}, "fluxpool-deadline: passed at"),
         (record(original=[("fluxpool-epoch", b"3")]), {}, "was replayed 3 times already"),
         (record(original=[("fluxpool-epoch", b"1")]), {"max_replays": 1}, "was replayed once already"),

@@ -91,6 +91,21 @@ def test_a_problem_document_has_the_members_of_rfc_9457_and_the_error_that_opena
     }
 
 
+def test_a_refusal_of_thousands_of_fields_is_shorter_than_its_request() -> None:
+    body = json.dumps({"prompt": "a", "metadata": dict.fromkeys(map(str, range(5_000)), 1)}).encode()
+    document = refusal_of(body).render(exchange_id="x-1", instance="/v1/generations")
+    assert len(document) < 10_000
+    assert b"and 4,980 more" in document
+
+
+def test_a_byte_order_mark_before_a_request_is_ignored() -> None:
+    assert parse_request(b'\xef\xbb\xbf{"prompt":"a"}').prompt == "a"
+
+
+def test_a_request_in_another_encoding_is_told_so() -> None:
+    assert "it is encoded as UTF-16; send JSON in UTF-8" in refusal_of('{"prompt":"a"}'.encode("utf-16")).detail
+
+
 def test_a_body_that_outgrows_a_task_with_its_id_is_too_large() -> None:
     metadata = {str(index): "x" * 512 for index in range(16)}
     body = {"prompt": "🦶" * 10_000, "negative_prompt": "🦶" * 4_000, "metadata": metadata}

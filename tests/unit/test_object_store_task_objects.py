@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxpool_contract.bounds import MAX_COUNT
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_contract.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings import StorageSettings
+from fluxpool_contract.task import REQUEST_ID
 from fluxpool_transport.object_store import ObjectStore, StorageUnavailableError, open_object_store
 from fluxpool_transport.task_objects import (
     Claim,
@@ -136,11 +138,42 @@ async def test_garbage_in_place_of_a_claim_or_manifest_names_the_object(store: O
 
 
 async def test_fields_of_a_later_release_survive_in_claims_and_results(store: ObjectStore) -> None:
-    later = b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"p/q","model":"m"}'
+    later = (
+        b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"p/q","value_digest":null,'
+        b'"a_later_field":"m"}'
+    )
     await store.put_if_absent("_claims/default/req-1.json", later, content_type="application/json")
     claim = (await _claim(store)).claim
     assert claim.prefix == "p/q"
     assert claim.to_json() == later
+
+
+async def test_a_claim_knows_its_task_by_what_the_body_says_or_by_how_it_is_written(store: ObjectStore) -> None:
+    async def claim(digest: str, value_digest: str) -> bool:
+        claimed = await claim_task(
+            store,
+            tenant="default",
+            request_id="req-1",
+            epoch=0,
+            digest=digest,
+            value_digest=value_digest,
+            first_seen=DAY,
+        )
+        return claimed.fresh
+
+    assert await claim("written as 4", "four")
+    assert not await claim("written as 4.0", "four")
+    assert not await claim("written as 4", "by a release that knows no value")
+    with pytest.raises(IdConflictError):
+        await claim("written as 5", "five")
+
+
+async def test_a_claim_of_an_earlier_release_is_known_by_how_the_body_is_written_alone(store: ObjectStore) -> None:
+    earlier = b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"p/q"}'
+    await store.put_if_absent("_claims/default/req-1.json", earlier, content_type="application/json")
+    assert not (await _claim(store)).fresh
+    with pytest.raises(IdConflictError):
+        await _claim(store, digest="d2")
 
 
 async def test_an_outage_is_told_apart_from_an_answer() -> None:
@@ -156,9 +189,10 @@ async def test_an_outage_is_told_apart_from_an_answer() -> None:
 
 
 _text = st.text(st.characters(codec="utf-8"), max_size=30)
+_count = st.integers(0, MAX_COUNT)
 _results = st.builds(
     GenerationResult,
-    request_id=st.none() | _text,
+    request_id=st.none() | st.from_regex(REQUEST_ID, fullmatch=True),
     image_url=st.none() | _text,
     status=st.sampled_from(ResultStatus),
     seed=st.none() | st.integers(0, 2**32),
@@ -169,15 +203,15 @@ _results = st.builds(
     images=st.lists(
         st.builds(
             ImageDescription,
-            index=st.integers(),
+            index=_count,
             url=_text,
-            object=_text,
-            width=st.integers(),
-            height=st.integers(),
-            seed=st.integers(),
+            object=st.just("default/2026/04/05/r/0.png"),
+            width=_count,
+            height=_count,
+            seed=_count,
             format=_text,
-            content_type=_text,
-            bytes=st.integers(),
+            content_type=st.just("image/png"),
+            bytes=_count,
             sha256=_text,
         ),
         max_size=2,

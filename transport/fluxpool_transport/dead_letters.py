@@ -8,12 +8,13 @@ import re
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Self
 
 from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
+from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.dead_letter import DeadLetter
 from fluxpool_contract.handling_note import HandlingNote, is_note
 from fluxpool_contract.headers import EPOCH, MAX_NUMBER_DIGITS, RawHeaders
@@ -157,7 +158,7 @@ def entry_of(record: ConsumerRecord) -> DeadLetterEntry:
         problem = "; ".join(f"fluxpool-dlq-{item.field.replace('_', '-')}: {item.message}" for item in explain(error))
     return DeadLetterEntry(
         place=Place(record.partition, record.offset),
-        stored_at=datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC),
+        stored_at=moment_at(record.timestamp),
         value_bytes=len(record.value or b""),
         letter=letter,
         problem=problem,

@@ -63,9 +63,11 @@ class Claim(_StoredJson):
     tenant: str
     epoch: int
     digest: str
-    """Of the task's body, see `task_digest`."""
+    """Of the task's body, see `task_digest_as_written`."""
     prefix: str
     """Folder of the task's objects."""
+    value_digest: str | None = None
+    """Of what the body says, see `task_digest`; null in claims of release 0.1."""
 
 
 class Manifest(_StoredJson):
@@ -103,7 +105,14 @@ class StoredImage:
 
 
 async def claim_task(
-    store: ObjectStore, *, tenant: str, request_id: str, epoch: int, digest: str, first_seen: datetime
+    store: ObjectStore,
+    *,
+    tenant: str,
+    request_id: str,
+    epoch: int,
+    digest: str,
+    first_seen: datetime,
+    value_digest: str | None = None,
 ) -> Claimed:
     """Bind the id to this body, or find out that it is bound.
 
@@ -115,6 +124,7 @@ async def claim_task(
         tenant=tenant,
         epoch=epoch,
         digest=digest,
+        value_digest=value_digest,
         prefix=object_prefix(tenant, first_seen, request_id, epoch),
     )
     key = claim_key(tenant, request_id, epoch)
@@ -123,7 +133,7 @@ async def claim_task(
         _after_claim()
         return Claimed(proposed, fresh=True)
     claim = _parse(Claim, store, key, stored)
-    if claim.digest != digest:
+    if claim.digest != digest and (claim.value_digest is None or claim.value_digest != value_digest):
         raise IdConflictError(tenant=tenant, request_id=request_id)
     return Claimed(claim, fresh=False)
 

@@ -174,6 +174,7 @@ class TaskFlow:
                     request_id=decoded.task.request_id,
                     envelope=decoded.envelope,
                     digest=decoded.digest,
+                    value_digest=decoded.value_digest,
                     unwanted=unwanted,
                 )
                 manifest = None if claimed.fresh else await self._store.outcome(claimed.claim, unwanted=unwanted)
@@ -284,7 +285,11 @@ class TaskFlow:
         """Whatever the store says of the task; failed when it says nothing yet."""
         try:
             claimed = await self._store.claim(
-                record, request_id=decoded.task.request_id, envelope=decoded.envelope, digest=decoded.digest
+                record,
+                request_id=decoded.task.request_id,
+                envelope=decoded.envelope,
+                digest=decoded.digest,
+                value_digest=decoded.value_digest,
             )
             manifest = await self._store.conclude(claimed.claim, self._failed(decoded, failure))
         except (IdConflictError, CorruptObjectError):

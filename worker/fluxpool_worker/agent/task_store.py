@@ -54,6 +54,7 @@ class TaskStore:
         request_id: str,
         envelope: Envelope,
         digest: str,
+        value_digest: str | None = None,
         unwanted: asyncio.Event | None = None,
     ) -> Claimed:
         """Bind the id to this body; raises `IdConflictError`, and `NoLongerWantedError` soon after `unwanted`."""
@@ -64,6 +65,7 @@ class TaskStore:
                 request_id=request_id,
                 epoch=envelope.epoch,
                 digest=digest,
+                value_digest=value_digest,
                 first_seen=derived.first_seen(envelope, record.timestamp),
             ),
             unwanted,
