@@ -165,15 +165,16 @@ def _pointer_part(part: str) -> str:
 def _plain(item: Mapping[str, Any], body: bytes) -> str:
     """A reason in words that need no knowledge of Python or pydantic."""
     kind, limits = item["type"], item.get("ctx", {})
+    message: str = item["msg"]
     if kind == "json_invalid":
-        return _not_json(item["msg"].removeprefix("Invalid JSON: "), body)
+        return _not_json(message.removeprefix("Invalid JSON: "), body)
     if kind == "string_too_short" and limits["min_length"] == 1:
         return "must not be empty"
     if kind.startswith(("datetime_", "timezone_")):
         return "must be a time such as 2026-04-05T10:00:00Z"
     if kind in _WORDS:
         return _WORDS[kind].format(**limits)
-    return item["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return message.removeprefix("Value error, ").replace("Input should", "must")
 
 
 def _not_json(reason: str, body: bytes) -> str:

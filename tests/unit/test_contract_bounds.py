@@ -106,7 +106,7 @@ def test_names_in_progress_are_cut() -> None:
 def test_any_bytes_are_progress_and_a_result_or_a_validation_error(value: bytes) -> None:
     for model in (ProgressEvent, GenerationResult):
         with suppress(ValidationError):
-            assert model.model_validate_json(value)
+            model.model_validate_json(value)
 
 
 def _result(**image: object) -> bytes:
