@@ -3,9 +3,11 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.control import CancelCommand
+from fluxpool_transport.undecodable_records import lost_records
 from fluxpool_worker.agent.cancellations import KEPT_FOR, Cancellations, TaskName
 from fluxpool_worker.agent.step_times import MAX_SIZES, RECENT, StepTimes
 
@@ -100,6 +102,12 @@ def test_what_is_no_command_is_let_pass(
 ) -> None:
     cancellations.learn(record_of(value, headers))
     assert len(cancellations) == 0
+
+
+def test_records_that_cannot_be_decoded_withdraw_nothing(cancellations: Cancellations) -> None:
+    cancellations.learn(record_of(command()))
+    cancellations.learn(lost_records(TopicPartition("control", 0), first=8, last=9, problem="its CRC is wrong"))
+    assert known(cancellations)
 
 
 def test_old_commands_are_forgotten() -> None:

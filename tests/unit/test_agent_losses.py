@@ -30,6 +30,7 @@ class Bench:
         self.commits: list[int] = []
         self.consumers: list[ModelConsumer] = []
         self.given_up: list[int] = []
+        self.failures = 0
         self.group = ModelGroup(
             TOPIC,
             partitions=1,
@@ -45,9 +46,13 @@ class Bench:
             holds=Holds(limit_seconds=float("inf"), clock=loop.time),
             count_crashes=lambda entry: entry.crashes,
             count_lost=self.lost.append,
+            count_failure=self.count_failure,
         )
         self.running = loop.create_task(self.lane.run())
         self.settle()
+
+    def count_failure(self) -> None:
+        self.failures += 1
 
     def build_consumer(self) -> Any:
         self.consumers.append(ModelConsumer(self.group, self.link, leaders=self.leaders))
@@ -313,3 +318,19 @@ def test_a_log_replaced_through_a_rebalance_with_a_late_commit_of_the_former_one
     assert bench.do_next(2) == [0, 1]
     assert bench.committed == 2
     assert bench.given_up == []
+
+
+def test_a_fault_within_a_consumer_costs_the_lane_a_new_consumer_and_nothing_else(
+    bench: Bench, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def poll(**_arguments: Any) -> None:
+        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid start byte")
+
+    bench.produce(2)
+    assert bench.do_next(1) == [0]
+    monkeypatch.setattr(bench.consumers[-1], "getmany", poll)
+    bench.settle(LONG_SECONDS)
+    assert [line["event"] for line in told if line["log_level"] == "error"] == ["lane_failed"]
+    assert (len(bench.consumers), bench.failures, bench.running.done()) == (2, 1, False)
+    assert bench.do_next(1) == [1]
+    assert bench.committed == 2

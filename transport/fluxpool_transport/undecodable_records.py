@@ -24,6 +24,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.structs import ConsumerRecord
+from prometheus_client import Counter
 
 from fluxpool_transport import batch_decompression
 from fluxpool_transport.batch_decompression import BatchDecompressionError
@@ -43,6 +44,14 @@ _COUNT_OFFSET: Final = 57
 _LAST_DELTA_OFFSET: Final = 23
 _MAX_GAP_OFFSETS: Final = 1000
 """Between what was asked for and a damaged batch; markers of transactions leave gaps of one or two."""
+
+UNDECODABLE: Final = Counter(
+    "fluxpool_records_undecodable",
+    "Records, or batches of them, that could not be decoded, by topic.",
+    ["topic"],
+    registry=None,
+)
+"""Counts for all consumers of the process; whoever serves metrics registers it."""
 
 log = structlog.get_logger(__name__)
 
@@ -198,6 +207,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
 
     @staticmethod
     def _report(record: UndecodableRecord) -> UndecodableRecord:
+        UNDECODABLE.labels(record.topic).inc()
         log.warning(
             "record_undecodable",
             topic=record.topic,

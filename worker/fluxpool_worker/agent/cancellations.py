@@ -24,6 +24,7 @@ from fluxpool_contract.decoding import peek_request_id
 from fluxpool_contract.headers import Envelope, parse_envelope
 from fluxpool_contract.problems import InvalidTaskError
 from fluxpool_transport.consumer_stop import stop_consumer
+from fluxpool_transport.undecodable_records import UndecodableRecord
 
 KEPT_FOR: Final = timedelta(days=8)
 """A day longer than the task topics keep a task."""
@@ -67,7 +68,10 @@ class Cancellations:
         return len(self._commands)
 
     def learn(self, record: ConsumerRecord) -> None:
-        """Take in one record of the control topic; what is no command is let pass."""
+        """Take in one record of the control topic; what is no command is ignored."""
+        if isinstance(record, UndecodableRecord) and not record.has_contents:
+            log.warning("control_record_ignored", offset=record.offset, error=record.problem)
+            return
         try:
             envelope = parse_envelope(record.headers)
         except InvalidTaskError as error:
@@ -139,6 +143,9 @@ class ControlListener:
                 await self._listen(consumer)
             except KafkaError as error:
                 log.warning("control_topic_away", topic=self._topic, error=repr(error))
+            except Exception:
+                # Canceling is not worth the end of an agent with tasks in flight.
+                log.exception("control_reader_failed", topic=self._topic)
             finally:
                 await stop_consumer(consumer)
             await asyncio.sleep(REBUILD_SECONDS)

@@ -20,7 +20,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.ledger import LedgerEntry
 from fluxpool_transport.consumer_stop import stop_consumer
-from fluxpool_worker.agent.holds import HoldCause, Holds
+from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
 from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.membership import member_id, refuse_commits_without_generation
 from fluxpool_worker.agent.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
@@ -76,12 +76,13 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         holds: Holds,
         count_crashes: Callable[[LedgerEntry], int],
         count_lost: Callable[[int], None] = lambda _records: None,
+        count_failure: Callable[[], None] = lambda: None,
         ask_topic_id: Callable[[], Awaitable[str | None]] = unknown_id,
     ) -> None:
         """`count_crashes` says what an entry of a former owner's ledger means; `wake` is set when a record waits.
 
-        `count_lost` is told how many records went away before anybody had done them; `ask_topic_id` tells the id of the
-        topic that has the name now, None when nobody knows.
+        `count_lost` is told how many records went away before anybody had done them, `count_failure` of each consumer
+        that failed; `ask_topic_id` tells the id of the topic that has the name now, None when nobody knows.
         """
         self.name = name
         self.topic = topic
@@ -101,6 +102,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._log = log.bind(lane=name)
         self._commits = OffsetCommits(holds=holds, log=self._log)
         self._count_lost = count_lost
+        self._count_failure = count_failure
         self._losses = Losses(count_lost=count_lost, log=self._log)
         self._take_over = TakeOver(
             self._commits,
@@ -117,15 +119,22 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     # Life
 
     async def run(self) -> None:
-        """Be a member until `leave()`; a consumer whose poll failed is replaced by a new one.
+        """Be a member until `leave()`; a consumer that failed, in whatever way, is replaced by a new one.
 
         Raises `HoldExpiredError` when offsets can be neither read nor committed for too long.
         """
         while not self._leaving:
             try:
                 await self._serve()
+            except HoldExpiredError:
+                raise
             except KafkaError as error:
+                self._count_failure()
                 self._log.warning("lane_consumer_failed", error=repr(error))
+            except Exception:  # noqa: BLE001 - logged with its trace
+                # The trouble of one lane: the others have tasks in flight, which the agent's end would cost an attempt.
+                self._count_failure()
+                self._log.exception("lane_failed")
             finally:
                 self._commits.end()
                 self._lose(set(self._commits.progress))
@@ -150,7 +159,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             while not self._leaving:
                 for task in background:
                     if task.done():
-                        task.result()  # they never end by themselves: whatever ended one must end the agent too
+                        task.result()  # they never end by themselves: what ended one ends this membership, too
                 self._apply_pauses(consumer)
                 # Never cancelled and never under a timeout of ours: a cancelled poll disables max_poll_interval_ms.
                 batches = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=HEADS_PER_PARTITION)

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from fluxpool_transport.undecodable_records import UNDECODABLE
 from fluxpool_worker.agent.engine_client import EngineClient
 from fluxpool_worker.agent.holds import Holds
 from fluxpool_worker.agent.publisher import ReliablePublisher
@@ -13,6 +14,7 @@ class WorkerMetrics:
     def __init__(self, *, engine: EngineClient, publisher: ReliablePublisher, holds: Holds) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(holds)
+        self.registry.register(UNDECODABLE)
         self.tasks = Counter(
             "fluxpool_tasks", "Tasks by how they left this worker.", ["outcome"], registry=self.registry
         )
@@ -33,6 +35,12 @@ class WorkerMetrics:
         self.records_lost = Counter(
             "fluxpool_records_lost",
             "Records that retention or somebody deleted before any worker had done them.",
+            ["lane"],
+            registry=self.registry,
+        )
+        self.lane_failures = Counter(
+            "fluxpool_lane_failures",
+            "Consumers of a lane that failed and were replaced.",
             ["lane"],
             registry=self.registry,
         )

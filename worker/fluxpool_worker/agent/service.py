@@ -142,6 +142,7 @@ class WorkerAgent:
             holds=self._holds,
             count_crashes=self._count_crashes,
             count_lost=self._metrics.records_lost.labels(name).inc,
+            count_failure=self._metrics.lane_failures.labels(name).inc,
             ask_topic_id=partial(self._topic_ids.ask, topic),
         )
 

@@ -20,7 +20,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract import derived
 from fluxpool_contract.dead_letter import Disposition
-from fluxpool_contract.decoding import DecodedTask, decode_task
+from fluxpool_contract.decoding import DecodedTask
 from fluxpool_contract.headers import Envelope, parse_envelope
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
 from fluxpool_contract.progress import ProgressEvent, ProgressType
@@ -50,6 +50,7 @@ from fluxpool_worker.agent.holds import HoldExpiredError, Holds
 from fluxpool_worker.agent.lane import PartitionLostError, Taken
 from fluxpool_worker.agent.outcome import Action, Budgets, Spent, judge_attempt, judge_deadline
 from fluxpool_worker.agent.publisher import ProgressPublisher, RecordRefusedError, ReliablePublisher
+from fluxpool_worker.agent.task_records import decode_record
 from fluxpool_worker.agent.task_store import TaskStore, store_cause
 from fluxpool_worker.agent.unwanted import NoLongerWantedError
 
@@ -145,7 +146,7 @@ class TaskFlow:
 
     async def _run(self, taken: Taken, turn: EngineTurn) -> str:
         try:
-            decoded = decode_task(taken.record.value, taken.record.headers)
+            decoded = decode_record(taken.record)
         except InvalidTaskError as error:
             turn.end()
             return await self._refuse(taken, error)
@@ -275,7 +276,7 @@ class TaskFlow:
     async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:
         """End a record of a retry topic that cannot be sent back; its offset is the caller's."""
         try:
-            decoded = decode_task(record.value, record.headers)
+            decoded = decode_record(record)
         except InvalidTaskError:
             await self._dead_letter(record, failure, request_id=None)
             return

@@ -1,0 +1,56 @@
+"""Tasks out of consumers' records, also of those that the client library cannot decode."""
+
+import pytest
+from aiokafka import TopicPartition
+
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError
+from fluxpool_transport.undecodable_records import UndecodableRecord, lost_records
+from fluxpool_worker.agent.task_records import decode_record
+
+LANE = TopicPartition("tasks", 3)
+BODY = b'{"request_id": "odd", "prompt": "a red kite"}'
+
+
+def with_contents(value: bytes | None) -> UndecodableRecord:
+    record = lost_records(LANE, first=7, last=7, problem="the name of a header is not UTF-8", fetched=value)
+    record.has_contents = True
+    return record
+
+
+@pytest.mark.parametrize(
+    ("record", "request_id", "message"),
+    [
+        (
+            with_contents(BODY),
+            "odd",
+            "the record cannot be decoded: the name of a header is not UTF-8; send names and text as UTF-8",
+        ),
+        (
+            with_contents(None),
+            None,
+            "the record cannot be decoded: the name of a header is not UTF-8; send names and text as UTF-8",
+        ),
+        (
+            lost_records(LANE, first=7, last=7, problem="its CRC is wrong", fetched=BODY),
+            None,
+            (
+                "the batch at offset 7 of tasks-3 cannot be decoded: its CRC is wrong; "
+                "the value holds the batch as Kafka keeps it"
+            ),
+        ),
+        (
+            lost_records(LANE, first=4, last=7, problem="its CRC is wrong"),
+            None,
+            "the batch at offsets 4 to 7 of tasks-3 cannot be decoded: its CRC is wrong; its bytes could not be read",
+        ),
+    ],
+    ids=["header name", "tombstone", "batch", "no bytes"],
+)
+def test_what_cannot_be_decoded_is_refused_with_the_reason(
+    record: UndecodableRecord, request_id: str | None, message: str
+) -> None:
+    with pytest.raises(InvalidTaskError) as refused:
+        decode_record(record)
+
+    assert (refused.value.code, refused.value.request_id) == (ErrorCode.UNDECODABLE, request_id)
+    assert str(refused.value) == message
