@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from fluxpool_cli import dlq_view as view
+from fluxpool_cli.arguments import finite
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka_run import run_on
 from fluxpool_cli.kafka_target import DEFAULT_DATA_DIR, BootstrapOption, DataDirOption, KafkaTarget, find_target
@@ -26,10 +27,11 @@ from fluxpool_cli.terminal import (
     OutputFormat,
     OutputOption,
     chosen_format,
-    plain_table,
-    results_console,
     say,
     write_json,
+    write_line,
+    write_paragraph,
+    write_table,
 )
 from fluxpool_contract.dead_letter import PREFIX
 from fluxpool_contract.problems import ErrorClass
@@ -121,7 +123,9 @@ def summary(
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json({"topic": source.topic, "causes": [item.document() for item in summaries]})
     else:
-        _print_table(view.summary_table(summaries), empty=f"no dead letters on {source.topic}")
+        _print_table(
+            view.summary_table(summaries), optional=view.SUMMARY_OPTIONAL, empty=f"no dead letters on {source.topic}"
+        )
 
 
 @app.command(name="list")
@@ -164,7 +168,9 @@ def list_letters(
             }
         )
         return
-    _print_table(view.list_table(shown), empty=f"no dead letters that fit on {source.topic}")
+    _print_table(
+        view.list_table(shown), optional=view.LIST_OPTIONAL, empty=f"no dead letters that fit on {source.topic}"
+    )
     if len(shown) < len(entries):
         say(f"{len(entries) - len(shown)} older ones are not shown; raise --limit, or narrow the filter")
 
@@ -201,9 +207,11 @@ def show(
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json(document)
         return
-    console = results_console()
-    for line in view.record_lines(document):
-        console.print(line, markup=False)
+    for part in view.record_parts(document):
+        if isinstance(part, view.Block):
+            write_paragraph(part.text)
+        else:
+            write_line(part)
 
 
 @app.command()
@@ -217,7 +225,9 @@ def replay(
     since: SinceOption = None,
     until: UntilOption = None,
     yes: YesOption = False,
-    rate: Annotated[float, typer.Option(min=0.01, max=10_000, help="Tasks a second at most.")] = DEFAULT_RATE,
+    rate: Annotated[
+        float, typer.Option(min=0.01, max=10_000, help="Tasks a second at most.", callback=finite)
+    ] = DEFAULT_RATE,
     patch: Annotated[
         str | None, typer.Option(help='JSON merge patch for each task, such as {"width": 1008}; null removes a field.')
     ] = None,
@@ -264,7 +274,7 @@ def replay(
         by_topic = Counter(item["topic"] for item in done)
         where = ", ".join(f"{count} to {name}" for name, count in by_topic.items()) or "nothing"
         verb = "sent" if yes else "would be sent"
-        results_console().print(f"{where} {verb}, {len(refused)} refused", markup=False)
+        write_line(f"{where} {verb}, {len(refused)} refused")
         if not yes and done:
             say("this was a dry run; add --yes to send")
         if refused:
@@ -309,7 +319,7 @@ def discard(
         write_json({"topic": source.topic, "dry_run": not yes, "letters": [str(entry.place) for entry in entries]})
         return
     letters = "1 letter" if len(entries) == 1 else f"{len(entries)} letters"
-    results_console().print(f"{letters} {'discarded' if yes else 'would be discarded'}", markup=False)
+    write_line(f"{letters} {'discarded' if yes else 'would be discarded'}")
     if not yes and entries:
         say("this was a dry run; add --yes to discard")
 
@@ -429,9 +439,9 @@ def _user() -> str | None:
         return None
 
 
-def _print_table(table: tuple[Sequence[str], list[tuple[str, ...]]], *, empty: str) -> None:
+def _print_table(table: tuple[Sequence[str], list[tuple[str, ...]]], *, optional: Sequence[str], empty: str) -> None:
     columns, rows = table
     if rows:
-        results_console().print(plain_table(columns, rows))
+        write_table(columns, rows, optional=optional)
     else:
         say(empty)

@@ -19,6 +19,16 @@ from fluxpool_transport.dead_letters_prepare import PreparedReplay, RefusedRepla
 _MESSAGE_CHARACTERS = 100
 _LIST_COLUMNS = ("PLACE", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
 _SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "HANDLED", "FIRST (UTC)", "LAST (UTC)", "EXAMPLE")
+LIST_OPTIONAL = ("POOL", "CLASS", "STATE", "FAILED (UTC)")
+"""Columns that a narrow terminal goes without, the first one first."""
+SUMMARY_OPTIONAL = ("FIRST (UTC)", "POOL", "HANDLED", "CLASS")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Text with lines of its own, such as a stored value."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +157,8 @@ def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: 
     }
 
 
-def record_lines(document: dict[str, Any]) -> Iterable[str]:
-    """The same for people."""
+def record_parts(document: dict[str, Any]) -> Iterable[str | Block]:
+    """The same for people: lines, and what has lines of its own."""
     letter: dict[str, Any] = dict(document["letter"] or {})
     stack = letter.pop("stack", None)
     for name in ("place", "state", "epoch", "copies", "problem"):
@@ -162,11 +172,11 @@ def record_lines(document: dict[str, Any]) -> Iterable[str]:
         yield f"{'note':<22}{json.dumps(document['note'], ensure_ascii=False)}"
     yield ""
     yield f"value, {document['value_bytes']} bytes" + (" (hex)" if document["value"] is None else "")
-    yield document["value"] if document["value"] is not None else document["value_hex"]
+    yield Block(document["value"] if document["value"] is not None else document["value_hex"])
     if stack:
         yield ""
         yield "stack"
-        yield stack
+        yield Block(stack)
     yield ""
     yield f"replay it with: {document['replay_command']}"
 

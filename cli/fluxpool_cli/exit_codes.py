@@ -15,10 +15,16 @@ class ExitCode(IntEnum):
     """Nobody answers, or who answers cannot serve now."""
     UNAUTHORIZED = 4
     TIMED_OUT = 5
+    DEFECT = 70
+    """A defect of the program itself."""
+    INTERRUPTED = 130
+    """Ctrl-C, as shells say it."""
+    READER_GONE = 141
+    """Who read the output closed it, as shells say it."""
 
 
 class CommandError(Exception):
-    """Ends the command with this code; the message goes to standard error as it is."""
+    """Ends the command with this code; the message goes to standard error."""
 
     def __init__(self, code: ExitCode, message: str) -> None:
         self.code = code

@@ -1,89 +1,66 @@
 """A gateway as the command line sees it: submit, ask, download; every failure becomes an exit code and a sentence.
 
-Owns the HTTP side of the commands. Knows nothing of Kafka or of processes.
+Owns the HTTP side of the commands: bounds in size and time, and which failures may pass by themselves. Knows nothing of
+Kafka or of processes.
 """
 
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import httpx
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_contract.task import OutputFormat
+from fluxpool_cli.gateway_answers import Generation, NotAGatewayError, refusal_reason
 
-URL_VARIABLE = "FLUXPOOL_URL"
-API_KEY_VARIABLE = "FLUXPOOL_API_KEY"
-DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE: Final = "FLUXPOOL_URL"
+API_KEY_VARIABLE: Final = "FLUXPOOL_API_KEY"
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+"""A task's view is a few kilobytes."""
+MAX_IMAGE_BYTES: Final = 512 * 1024 * 1024
+"""More than an uncompressed image of the largest size."""
+_MAX_RETRY_AFTER_SECONDS: Final = 30.0
+_MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
+_LAST_PORT: Final = 65_535
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-_SUCCESS = frozenset({"success", "succeeded"})
-_FAILURE = frozenset({"failed", "expired", "canceled"})
+
+class GatewayAwayError(CommandError):
+    """No gateway serves at this moment; the same request may be answered later."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(ExitCode.UNREACHABLE, message)
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One task as the gateway tells it; `document` is the whole answer."""
+class NotFoundError(CommandError):
+    """The gateway does not know the task, or not yet."""
 
-    document: Mapping[str, Any]
-
-    @property
-    def request_id(self) -> str:
-        """Identity of the task."""
-        return str(self.document["request_id"])
-
-    @property
-    def status(self) -> str:
-        """The gateway's word for where the task is."""
-        return str(self.document.get("status", "queued"))
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the images are there."""
-        return self.status in _SUCCESS
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing will change any more."""
-        return self.succeeded or self.status in _FAILURE
-
-    @property
-    def steps_done(self) -> tuple[int, int] | None:
-        """Denoising steps done and in all; null while that is not known."""
-        progress = self.document.get("progress") or {}
-        step, total = progress.get("step"), progress.get("total_steps")
-        return (int(step), int(total)) if step is not None and total else None
-
-    @property
-    def image_extensions(self) -> list[str]:
-        """File name extension of each image, in order."""
-        return [OutputFormat(image["format"]).extension for image in self.document.get("images") or []]
-
-    @property
-    def failure(self) -> str:
-        """Why there are no images."""
-        error = self.document.get("error") or {}
-        what = ": ".join(str(error[key]) for key in ("field", "message") if error.get(key))
-        code = f" ({error['code']})" if error.get("code") else ""
-        return f"{self.request_id} {self.status}{': ' + what if what else ''}{code}"
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.USAGE, message)
 
 
 class GatewayClient:
     """Blocking client of one gateway; a context manager.
 
-    Every method raises `CommandError`: 2 for a request that was refused, 3 when nobody serves, 4 without permission.
+    Every method raises `CommandError`: 2 for a request that was refused, 3 (`GatewayAwayError`) when nobody serves, 4
+    without permission.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float = 30.0, environment: Mapping[str, str] = os.environ) -> None:
-        """Take the address; connects with the first request."""
-        if not url.startswith(("http://", "https://")):
-            raise CommandError(ExitCode.USAGE, f"--url: {url!r} must begin with http:// or https://")
+        """Check address and key; connects with the first request."""
+        self.url = _checked_url(url)
         key = environment.get(API_KEY_VARIABLE)
-        self.url = url.rstrip("/")
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise CommandError(
+                ExitCode.USAGE, f"{API_KEY_VARIABLE}: must be printable ASCII without blanks or line ends; set it again"
+            )
+        self._timeout_seconds = timeout_seconds
         self._http = httpx.Client(
-            base_url=self.url,
             timeout=timeout_seconds,
             headers={"authorization": f"Bearer {key}"} if key else {},
             follow_redirects=True,
@@ -103,62 +80,126 @@ class GatewayClient:
 
     def submit(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Generation:
         """Send one request; returns it as accepted."""
-        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
-        return Generation(self._send("POST", "/v1/generations", json=dict(body), headers=headers).json())
+        headers = {} if idempotency_key is None else {"idempotency-key": _checked_key(idempotency_key)}
+        return self._view(self._send("POST", "/v1/generations", json=dict(body), headers=headers))
 
-    def generation(self, request_id: str) -> Generation:
-        """The task now."""
-        return Generation(self._send("GET", f"/v1/generations/{request_id}").json())
+    def generation(self, request_id: str, *, within_seconds: float | None = None) -> Generation:
+        """The task now; an answer that takes longer than the given seconds (at least one) counts as none."""
+        body = self._send("GET", f"/v1/generations/{request_id}", within_seconds=within_seconds)
+        return self._view(body, expected_id=request_id)
 
-    def download(self, generation: Generation, folder: Path) -> list[Path]:
-        """Write every image into `folder` as `{request_id}-{index}.{extension}` and return the files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        files = []
-        for index, extension in enumerate(generation.image_extensions):
-            content = self._send("GET", f"/v1/generations/{generation.request_id}/images/{index}").content
-            file = folder / f"{generation.request_id}-{index}.{extension}"
-            file.write_bytes(content)
-            files.append(file)
-        return files
+    def image(self, request_id: str, index: int) -> bytes:
+        """The bytes of one image."""
+        path = f"/v1/generations/{request_id}/images/{index}"
+        response, body = self._exchange("GET", path, max_bytes=MAX_IMAGE_BYTES)
+        kind = response.headers.get("content-type", "")
+        if not kind.startswith("image/") or not body:
+            raise GatewayAwayError(self._no_gateway(f"{path} is no image, but {kind or 'without a type'}"))
+        return body
 
-    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+    def _view(self, body: bytes, *, expected_id: str | None = None) -> Generation:
         try:
-            response = self._http.request(method, path, **arguments)
+            return Generation.parse(body, expected_id=expected_id)
+        except NotAGatewayError as error:
+            raise GatewayAwayError(self._no_gateway(str(error))) from None
+
+    def _send(self, method: str, path: str, **arguments: Any) -> bytes:
+        return self._exchange(method, path, **arguments)[1]
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        max_bytes: int = MAX_ANSWER_BYTES,
+        within_seconds: float | None = None,
+        **arguments: Any,
+    ) -> tuple[httpx.Response, bytes]:
+        timeout_seconds = min(self._timeout_seconds, max(1.0, within_seconds or self._timeout_seconds))
+        try:
+            with self._http.stream(method, self.url + path, timeout=timeout_seconds, **arguments) as response:
+                body = self._read(response, max_bytes=max_bytes)
         except httpx.TimeoutException:
-            raise CommandError(
-                ExitCode.UNREACHABLE, f"the gateway at {self.url} did not answer in time; try again or check its log"
+            raise GatewayAwayError(
+                f"the gateway at {self.url} did not answer in time; try again or check its log"
             ) from None
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise CommandError(
-                ExitCode.UNREACHABLE,
+        except (httpx.ConnectError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise GatewayAwayError(
                 f"no gateway answers at {self.url} ({error}); start one with `fluxpool local up`, "
-                f"or name it with --url or {URL_VARIABLE}",
+                f"or name it with --url or {URL_VARIABLE}"
+            ) from None
+        except httpx.RequestError as error:
+            raise GatewayAwayError(
+                f"the gateway at {self.url} did not answer as HTTP wants ({error}); try again or check --url"
             ) from None
         if response.is_success:
-            return response
-        raise refusal(response)
+            return response, body
+        raise refusal(response, body)
+
+    def _read(self, response: httpx.Response, *, max_bytes: int) -> bytes:
+        """The body, within bounds: a stranger's answer may be of any size and speed."""
+        ends_at_seconds = time.monotonic() + self._timeout_seconds * (1 + max_bytes // MAX_ANSWER_BYTES)
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > max_bytes:
+                raise GatewayAwayError(self._no_gateway(f"its answer is longer than {max_bytes} bytes"))
+            if time.monotonic() > ends_at_seconds:
+                raise httpx.ReadTimeout("the answer takes too long")
+        return bytes(body)
+
+    def _no_gateway(self, reason: str) -> str:
+        return f"there is no Fluxpool gateway at {self.url}: {reason}; check --url or {URL_VARIABLE}"
 
 
-def refusal(response: httpx.Response) -> CommandError:
-    """The error in an answer that is no success: each refused field with its remedy."""
+def _checked_url(url: str) -> str:
+    """The address without its last slash; raises `CommandError` (2)."""
     try:
-        document = response.json()
-    except ValueError:
-        document = None
-    problem = document if isinstance(document, dict) else {}
-    detail = str(problem.get("detail") or problem.get("title") or f"HTTP {response.status_code}")
-    fields = [
-        f"{str(item.get('pointer', '')).removeprefix('#').lstrip('/').replace('/', '.')}: {item.get('detail')}"
-        for item in problem.get("errors") or []
-        if isinstance(item, dict)
-    ]
-    lines = "\n".join(line.removeprefix(": ") for line in fields) or detail
+        parsed = httpx.URL(url)
+        named = parsed.scheme in {"http", "https"} and bool(parsed.host) and (parsed.port or 1) <= _LAST_PORT
+        usable = named and not parsed.query and not parsed.fragment
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable or not url.isprintable() or not url.startswith(("http://", "https://")):
+        raise CommandError(
+            ExitCode.USAGE, f"--url: {url!r} must begin with http:// or https:// and name a host: http://127.0.0.1:8000"
+        )
+    return url.rstrip("/")
+
+
+def _checked_key(key: str) -> str:
+    if not (
+        0 < len(key) <= _MAX_IDEMPOTENCY_KEY_CHARACTERS and all("\x21" <= character <= "\x7e" for character in key)
+    ):
+        raise CommandError(
+            ExitCode.USAGE,
+            f"--idempotency-key: must be 1 to {_MAX_IDEMPOTENCY_KEY_CHARACTERS} printable ASCII characters without "
+            "blanks, such as a UUID",
+        )
+    return key
+
+
+def refusal(response: httpx.Response, body: bytes) -> CommandError:
+    """The error in an answer that is no success."""
+    reason = refusal_reason(body, status=response.status_code)
     match response.status_code:
-        case 401 | 403:
-            return CommandError(ExitCode.UNAUTHORIZED, f"not allowed: {lines}; set {API_KEY_VARIABLE}")
-        case 404:
-            return CommandError(ExitCode.USAGE, f"{lines} ({response.request.url})")
-        case 429 | 500 | 502 | 503 | 504:
-            return CommandError(ExitCode.UNREACHABLE, f"the gateway cannot serve now: {lines}")
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            return CommandError(ExitCode.UNAUTHORIZED, f"not allowed: {reason}; set {API_KEY_VARIABLE}")
+        case HTTPStatus.NOT_FOUND:
+            return NotFoundError(f"{reason} ({response.request.url})")
+        case status if status in _PASSING:
+            return GatewayAwayError(
+                f"the gateway cannot serve now: {reason}", retry_after_seconds=_retry_after(response.headers)
+            )
+        case status if not HTTPStatus(400) <= status < HTTPStatus(500):
+            return GatewayAwayError(f"there is no Fluxpool gateway at {response.request.url}: HTTP {status}")
         case _:
-            return CommandError(ExitCode.USAGE, lines)
+            return CommandError(ExitCode.USAGE, reason)
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """Seconds to wait as the answer says; None when it does not, or says it as a date."""
+    text = headers.get("retry-after", "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        return None
+    return min(float(text), _MAX_RETRY_AFTER_SECONDS)

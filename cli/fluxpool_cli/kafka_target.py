@@ -5,12 +5,14 @@ Owns that order. In a worker's environment the commands work as they are: they r
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fluxpool_cli.arguments import printable_path
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.data_dir import DEFAULT_NAME
 from fluxpool_cli.local.discovery import running_stack
@@ -21,6 +23,8 @@ from fluxpool_contract.topics import TopicNames
 
 _SERVERS = "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS"
 _READ = ("FLUXPOOL_KAFKA_", "FLUXPOOL_TOPICS_", "FLUXPOOL_CONSUMER_GROUP", "FLUXPOOL_LANES")
+_POSITION = re.compile(r"^\d+: ")
+"""Of an address in the list; there is mostly one."""
 _NOT_READ = frozenset({"FLUXPOOL_KAFKA_LIBS"})
 
 BootstrapOption = Annotated[
@@ -29,7 +33,7 @@ BootstrapOption = Annotated[
         help="Kafka, as host:port[,host:port]; by default FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS, else the local stack's."
     ),
 ]
-DataDirOption = Annotated[Path, typer.Option(help="Folder of the local stack.")]
+DataDirOption = Annotated[Path, typer.Option(help="Folder of the local stack.", callback=printable_path)]
 DEFAULT_DATA_DIR = Path(DEFAULT_NAME)
 
 
@@ -76,6 +80,6 @@ def find_target(
         return KafkaTarget.from_environment(variables)
     except SettingsError as error:
         if bootstrap_servers is not None and str(error).startswith(_SERVERS):
-            message = str(error).partition(": ")[2]
+            message = _POSITION.sub("", str(error).partition(": ")[2])
             raise typer.BadParameter(message, param_hint="--bootstrap-servers") from None
         raise CommandError(ExitCode.USAGE, str(error)) from None

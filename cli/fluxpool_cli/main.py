@@ -1,22 +1,39 @@
 """The `fluxpool` program: its commands, and how each ends.
 
-Results go to standard output, progress and complaints to standard error. `--output table|json` (short `--json`) is the
+Results go to standard output, progress and errors to standard error. `--output table|json` (short `--json`) is the
 form of the result in every command; `-o` is short for it, but in `submit`, where `-o` names the folder for the images.
+Whatever happens, a command ends with a sentence and a code of `exit_codes`; a traceback is shown with `--verbose` only.
 """
 
+import contextlib
 import importlib.metadata
+import io
 import logging
+import os
 import sys
-from typing import Annotated
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Annotated, Protocol, cast
 
 import structlog
 import typer
 
 from fluxpool_cli import dlq, model
-from fluxpool_cli.exit_codes import CommandError
+from fluxpool_cli.arguments import check_arguments
+from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.commands import app as local_app
 from fluxpool_cli.submit import submit
-from fluxpool_cli.terminal import JsonOption, OutputFormat, OutputOption, chosen_format, say, write_json
+from fluxpool_cli.terminal import (
+    JsonOption,
+    OutputFormat,
+    OutputOption,
+    chosen_format,
+    say,
+    say_paragraph,
+    write_json,
+    write_line,
+)
 from fluxpool_cli.trace import trace
 from fluxpool_cli.watch import watch
 
@@ -24,6 +41,8 @@ app = typer.Typer(
     name="fluxpool",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Plain help: rich's boxes cut the names of variables at 80 columns, and colour what `NO_COLOR` wants plain.
+    rich_markup_mode=None,
     help="FLUX text-to-image through Apache Kafka: run it on this machine, send prompts, watch.",
 )
 app.add_typer(local_app, name="local")
@@ -37,33 +56,159 @@ app.command()(trace)
 @app.command()
 def version(*, output: OutputOption = OutputFormat.TABLE, as_json: JsonOption = False) -> None:
     """Print the version."""
-    installed = importlib.metadata.version("fluxpool")
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
-        write_json({"version": installed})
+        write_json({"version": importlib.metadata.version("fluxpool")})
     else:
-        typer.echo(f"fluxpool {installed}")
+        _print_version(asked=True)
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if asked:
+        write_line(f"fluxpool {importlib.metadata.version('fluxpool')}")
+
+
+def _version_option(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if asked:
+        _print_version(asked)
+        raise typer.Exit
 
 
 @app.callback()
 def _settings(
-    *, verbose: Annotated[bool, typer.Option("--verbose", help="Also print the log of what is done.")] = False
+    *,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also print the log of what is done, and tracebacks of defects.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version_option, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.WARNING),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["level", "event"]),
+        ],
+        # Warnings of clients repeat what the command's own sentence says.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.CRITICAL),
+        logger_factory=_SayLogger,
     )
+    # Without a handler Python itself prints the warnings of libraries.
+    logging.getLogger().addHandler(_SayHandler(logging.INFO) if verbose else logging.NullHandler())
+
+
+class _SayLogger:
+    """structlog's way to standard error."""
+
+    def __init__(self, *_names: object) -> None:
+        """Take what structlog passes and need nothing of it."""
+
+    def msg(self, message: str) -> None:
+        """Print one event."""
+        say_paragraph(message)
+
+    debug = info = warning = error = critical = msg
+
+
+class _SayHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say_paragraph(f"{record.levelname.lower()} {record.name}: {record.getMessage()}")
+
+
+class _Refusal(Protocol):
+    """What typer raises for a wrong command line; it exports the base class without these."""
+
+    exit_code: int
+
+    def show(self, file: IO[str]) -> None:
+        """Write usage and reason."""
+        ...
 
 
 def main() -> None:
     """Run the command line; the console script."""
+    code = run(sys.argv[1:])
+    # What is still buffered goes where nobody complains: a broken output was told already.
+    if code in {ExitCode.READER_GONE, ExitCode.FAILED}:
+        _forget_output()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; whatever happens is said, never raised."""
+    verbose = "--verbose" in arguments
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by who started this
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - lives on
+        elif isinstance(stream, io.TextIOWrapper):
+            # A locale may lack a character that a record holds.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except CommandError as error:
-        say(f"fluxpool: {error}")
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        say("fluxpool: interrupted")
-        sys.exit(128 + 2)
+        try:
+            code = _command(arguments)
+            sys.stdout.flush()
+        except CommandError as error:
+            say_paragraph(f"fluxpool: {error}")
+            code = error.code
+        except KeyboardInterrupt:
+            say("fluxpool: interrupted")
+            code = ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            code = ExitCode.READER_GONE
+        except OSError as error:
+            say(f"fluxpool: {_reason(error)}")
+            code = ExitCode.FAILED
+        except Exception as error:  # noqa: BLE001 - the last net: nobody is to read a traceback unasked
+            what = f"{type(error).__name__}: {str(error)[:300]}"
+            say(f"fluxpool: this is a defect of fluxpool ({what}); report it with what `fluxpool --verbose` adds")
+            code = ExitCode.DEFECT
+            if verbose:
+                say_paragraph("".join(traceback.format_exception(error)))
+    except (OSError, KeyboardInterrupt):
+        # Standard error is gone as well, or somebody is in a hurry.
+        code = ExitCode.FAILED
+    return int(code)
+
+
+def _command(arguments: Sequence[str]) -> int:
+    """Parse and run; returns the exit code."""
+    try:
+        check_arguments(arguments)
+        ended = typer.main.get_command(app).main(list(arguments), prog_name="fluxpool", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except SystemExit as ending:
+        # What typer makes of a closed pipe.
+        if isinstance(ending.__context__, BrokenPipeError):
+            raise BrokenPipeError from None
+        raise
+    except typer.TyperException as error:
+        refused = cast("_Refusal", error)
+        text = io.StringIO()
+        refused.show(text)
+        # typer checks values with pydantic, whose words are about its own inputs.
+        for line in text.getvalue().replace("Value error, ", "").replace("Input should be", "must be").splitlines():
+            say(line)
+        return refused.exit_code
+    if ended == ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt  # which typer turned into that code
+    return ended if isinstance(ended, int) else ExitCode.OK
+
+
+def _reason(error: OSError) -> str:
+    """What the system refused, and where."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {reason}"
+    return f"the output cannot be written: {reason}" if error.errno is not None else reason
+
+
+def _forget_output() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, sys.stderr.fileno())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.terminal import say
+from fluxpool_cli.terminal import say, write_line
 
 app = typer.Typer(no_args_is_help=True, help="Model folders for workers.")
 
@@ -33,4 +33,4 @@ def tiny(folder: Annotated[Path, typer.Argument(help="New or empty folder.", fil
     if finished.returncode:
         last = finished.stderr.strip().splitlines()[-1:] or [f"ended with status {finished.returncode}"]
         raise CommandError(ExitCode.FAILED, f"the tiny checkpoint was not written: {last[0]}")
-    typer.echo(str(folder.resolve()))
+    write_line(str(folder.resolve()))

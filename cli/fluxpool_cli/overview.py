@@ -10,9 +10,8 @@ from typing import Any, Protocol, Self
 
 from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
-from fluxpool_cli.terminal import plain_table, progress_console, say
+from fluxpool_cli.terminal import plain_table, progress_console, say, shown_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +42,26 @@ class Overview:
         return asdict(self)
 
     def __rich__(self) -> Group:
-        """The table of the live view."""
-        rows = [
+        """The table of the live view; `recent` stays above it, because addresses may be longer than a line."""
+        return Group(plain_table(("", ""), self.rows()))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values of the table."""
+        return [
             ("lag", _pairs(self.lag_records)),
             ("workers", _pairs(self.workers) or "none"),
             ("results", _pairs(self.results) or "none yet"),
             ("plan", self.plan or "-"),
         ]
-        return Group(plain_table(("", ""), rows), *(Text(line, style="dim") for line in self.recent))
 
 
 class Shown(Protocol):
     """One moment of anything: in one line, and as rich renders it."""
+
+    @property
+    def recent(self) -> Sequence[str]:
+        """What came last, newest first; each is shown once."""
+        ...
 
     def line(self) -> str:
         """All that counts, in one line."""
@@ -72,6 +79,7 @@ class OverviewDisplay:
         self._console = progress_console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._shown = ""
+        self._recent: Sequence[str] = ()
 
     def __enter__(self) -> Self:
         """Open."""
@@ -90,6 +98,9 @@ class OverviewDisplay:
         """Show it, if it differs from the last one."""
         line = overview.line()
         if self._live is not None:
+            for arrived in reversed([item for item in overview.recent if item not in self._recent]):
+                self.note(arrived)
+            self._recent = overview.recent
             self._live.update(overview, refresh=True)
         elif line != self._shown:
             say(line)
@@ -98,7 +109,7 @@ class OverviewDisplay:
     def note(self, line: str) -> None:
         """A sentence that stays, above the table."""
         if self._live is not None:
-            self._console.print(line, markup=False)
+            self._console.print(shown_text(line))
         else:
             say(line)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fluxpool_cli.terminal import progress_console, say
+from fluxpool_cli.terminal import progress_console, say, shown_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Bar:
     def note(self, line: str) -> None:
         """A sentence that stays, above the bar."""
         if self.progress.console.is_terminal:
-            self.progress.console.print(line, markup=False)
+            self.progress.console.print(shown_text(line))
         else:
             say(line)
 
@@ -38,7 +38,7 @@ def counting_bar(description: str, *, total: int | None) -> Iterator[Bar]:
     console = progress_console()
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -15,13 +15,13 @@ from fluxpool_cli.terminal import (
     OutputFormat,
     OutputOption,
     chosen_format,
-    plain_table,
-    results_console,
     say,
     write_json,
+    write_line,
+    write_table,
 )
 from fluxpool_cli.trace_reading import Trace, read_trace, reading_start
-from fluxpool_cli.trace_view import COLUMNS, closing_lines, trace_document, trace_rows
+from fluxpool_cli.trace_view import COLUMNS, OPTIONAL_COLUMNS, closing_lines, trace_document, trace_rows
 from fluxpool_contract.task import check_request_id
 
 
@@ -59,11 +59,10 @@ def trace(
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json(trace_document(found))
         return
-    console = results_console()
-    console.print(plain_table(COLUMNS, trace_rows(found.events)))
-    console.print()
+    write_table(COLUMNS, trace_rows(found.events), optional=OPTIONAL_COLUMNS)
+    write_line()
     for line in closing_lines(found):
-        console.print(line, markup=False)
+        write_line(line)
 
 
 async def _read(target: KafkaTarget, request_id: str, since: datetime | None) -> Trace:

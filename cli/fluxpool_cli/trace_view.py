@@ -11,6 +11,8 @@ from fluxpool_cli.trace_reading import Standing, Trace, Whereabouts
 from fluxpool_contract.result import ResultStatus
 
 COLUMNS = ("TIME (UTC)", "AFTER", "EVENT", "RECORD", "ATTEMPT", "WORKER", "DETAIL")
+OPTIONAL_COLUMNS = ("WORKER", "ATTEMPT", "AFTER")
+"""What a narrow terminal goes without, the first one first."""
 
 
 class TaskState(StrEnum):

@@ -16,7 +16,15 @@ from fluxpool_cli.local.discovery import running_stack
 from fluxpool_cli.local.stack_parts import LANES, group_of
 from fluxpool_cli.overview import Overview, OverviewDisplay
 from fluxpool_cli.results_topic import ResultsTopic
-from fluxpool_cli.terminal import JsonOption, OutputFormat, OutputOption, chosen_format, results_console, write_json
+from fluxpool_cli.terminal import (
+    JsonOption,
+    OutputFormat,
+    OutputOption,
+    chosen_format,
+    write_json,
+    write_line,
+    write_table,
+)
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.problems import explain
 from fluxpool_contract.result import GenerationResult
@@ -84,7 +92,9 @@ async def _watch(connection: KafkaConnection, *, data_dir: Path, once: bool, as_
             if as_format is OutputFormat.JSON:
                 write_json(moment.document())
             else:
-                results_console().print(moment)
+                write_table(("", ""), moment.rows())
+                for line in moment.recent:
+                    write_line(line)
             return
         with OverviewDisplay() as display:
             display.update(moment)

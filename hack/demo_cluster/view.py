@@ -48,6 +48,7 @@ class Moment:
     """All pools at once."""
 
     pools: tuple[PoolMoment, ...]
+    recent: tuple[str, ...] = ()
 
     def line(self) -> str:
         """All that counts, in one line."""

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from fluxpool_cli.exit_codes import ExitCode
-from fluxpool_cli.gateway_client import Generation, refusal
+from fluxpool_cli.gateway_answers import Generation
+from fluxpool_cli.gateway_client import refusal
 from fluxpool_cli.local.discovery import default_gateway_url
 
 FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
@@ -148,7 +149,7 @@ def test_a_refusal_names_the_field_and_has_its_exit_code(status: int, body: obje
         if body is None
         else httpx.Response(status, request=request, json=body)
     )
-    error = refusal(response)
+    error = refusal(response, response.content)
     assert error.code is code
     assert words in str(error)
 

@@ -8,10 +8,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import ValidationError
 
+from fluxpool_cli.arguments import finite, printable_path
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.data_dir import DEFAULT_NAME, AlreadyRunningError, DataDir, DataDirError
 from fluxpool_cli.local.demo import DemoOptions, run_demo
 from fluxpool_cli.local.lifecycle import end_stack, start_detached, wait_for_other
+from fluxpool_cli.local.model_check import ModelError, checked_model
 from fluxpool_cli.local.options import StackOptions, default_max_workers
 from fluxpool_cli.local.scaler import worker_count
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
@@ -22,10 +24,11 @@ from fluxpool_cli.terminal import (
     OutputFormat,
     OutputOption,
     chosen_format,
-    plain_table,
-    results_console,
     say,
+    say_paragraph,
     write_json,
+    write_line,
+    write_table,
 )
 from fluxpool_contract.problems import explain
 
@@ -33,7 +36,9 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="A whole Fluxpool on this machine: Kafka, gateway, scaled workers.")
 
-DataDirOption = Annotated[Path, typer.Option(help="Folder of the stack; two stacks in two folders never meet.")]
+DataDirOption = Annotated[
+    Path, typer.Option(help="Folder of the stack; two stacks in two folders never meet.", callback=printable_path)
+]
 ModelOption = Annotated[
     str | None, typer.Option(help="FLUX checkpoint folder or hub id; by default a tiny one with random weights.")
 ]
@@ -134,13 +139,18 @@ def down(*, data_dir: DataDirOption = Path(DEFAULT_NAME)) -> None:
 def demo(
     *,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder to work in; by default a temporary one.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Folder to work in; by default a temporary one.", show_default=False, callback=printable_path
+        ),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the images and the results in the folder.")] = False,
     model: ModelOption = None,
     tasks: Annotated[int, typer.Option(min=1, max=1000, help="Prompts to send.")] = 24,
     max_workers: MaxWorkersOption = None,
-    timeout: Annotated[float | None, typer.Option(min=1, help="Seconds for everything (default: by model).")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="Seconds for everything (default: by model).", callback=finite)
+    ] = None,
 ) -> None:
     """Send prompts through real Kafka into a FLUX pipeline, watch workers come and go, and count what is there."""
     options = DemoOptions(
@@ -153,21 +163,18 @@ def demo(
     )
     found, seconds = run_demo(options, display=OverviewDisplay())
     for problem in found.problems:
-        say(problem)
-    typer.echo(found.line(seconds=seconds))
+        say_paragraph(problem)
+    write_line(found.line(seconds=seconds))
     if found.problems or found.succeeded != tasks or found.images != tasks or found.lost or found.doubled:
         raise typer.Exit(ExitCode.FAILED)
 
 
 def _model(model: str | None) -> str | None:
     """The option's folder as an absolute path, or the hub id as it is."""
-    if model is None or not Path(model).is_dir():
-        return model
-    if not (Path(model) / "model_index.json").is_file():
-        raise typer.BadParameter(
-            f"{model} has no model_index.json; name a diffusers checkpoint folder", param_hint="--model"
-        )
-    return str(Path(model).resolve())
+    try:
+        return None if model is None else checked_model(model)
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="--model") from None
 
 
 def _show_addresses(state: StackState, as_format: OutputFormat) -> None:
@@ -181,28 +188,25 @@ def _show_addresses(state: StackState, as_format: OutputFormat) -> None:
     if as_format is OutputFormat.JSON:
         write_json(addresses)
         return
-    results_console().print(plain_table(("", ""), [(name, str(value)) for name, value in addresses.items()]))
+    write_table(("", ""), [(name, str(value)) for name, value in addresses.items()])
 
 
 def _show_status(state: StackState) -> None:
-    console = results_console()
     processes = [
         (part.name, part.state if part.is_alive() else "gone", str(part.pid), str(part.log or ""))
         for part in (state.supervisor, *reversed(state.parts))
     ]
-    console.print(plain_table(("PART", "STATE", "PID", "LOG"), processes))
+    write_table(("PART", "STATE", "PID", "LOG"), processes, optional=("PID",))
     lanes = [
         (lane.name, lane.topic, lane.group, "?" if lane.age_seconds is None else str(lane.waiting_records))
         for lane in state.lanes
     ]
-    console.print()
-    console.print(plain_table(("LANE", "TOPIC", "GROUP", "LAG"), lanes))
-    console.print()
-    console.print(f"gateway {state.gateway_url}", markup=False)
+    write_line()
+    write_table(("LANE", "TOPIC", "GROUP", "LAG"), lanes, optional=("GROUP",))
+    write_line()
+    write_line(f"gateway {state.gateway_url}")
     if state.plan is not None:
-        console.print(
-            f"plan    {worker_count(state.plan.replicas)} ({state.plan.constraint}). {state.plan.reason}", markup=False
-        )
+        write_line(f"plan    {worker_count(state.plan.replicas)} ({state.plan.constraint}). {state.plan.reason}")
 
 
 def _options(**fields: Any) -> StackOptions:

@@ -9,7 +9,7 @@ import sys
 from fluxpool_cli.local.data_dir import DataDirError
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
-from fluxpool_cli.terminal import say
+from fluxpool_cli.terminal import say, say_paragraph
 from fluxpool_transport.logging_setup import configure_logging
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     try:
         asyncio.run(supervise(options, _forever, report=say))
     except (StackError, DataDirError) as error:
-        say(str(error))
+        say_paragraph(str(error))
         return 1
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from fluxpool_cli.gateway_client import refusal
+from fluxpool_cli.gateway_answers import Generation, NotAGatewayError, refusal_reason
 from fluxpool_cli.local.data_dir import DataDir, DataDirError
 from fluxpool_cli.local.demo_audit import Audit, audit, status_counts
 from fluxpool_cli.local.options import StackOptions
@@ -217,9 +217,14 @@ class _Story:
             if isinstance(answer, BaseException):
                 self._progress.problems.append(f"{body['prompt']!r} was not accepted: {answer!r}")
             elif not answer.is_success:
-                self._progress.problems.append(f"{body['prompt']!r} was not accepted: {refusal(answer)}")
+                self._progress.problems.append(
+                    f"{body['prompt']!r} was not accepted: {refusal_reason(answer.content, status=answer.status_code)}"
+                )
             else:
-                self._progress.submitted[answer.json()["request_id"]] = body
+                try:
+                    self._progress.submitted[Generation.parse(answer.content).request_id] = body
+                except NotAGatewayError as error:
+                    self._progress.problems.append(f"{body['prompt']!r}: the gateway: {error}")
 
     async def _check_gateway(self, results: ResultsTopic) -> None:
         """Every address in a result serves the very file that lies in the store."""

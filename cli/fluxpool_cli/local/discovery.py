@@ -15,7 +15,13 @@ def running_stack(data_dir: Path | None = None) -> StackState | None:
     return state
 
 
-def default_gateway_url() -> str:
+def why_workers_cannot_start(data_dir: Path | None = None) -> str | None:
+    """What every worker of the running stack fails with; null while they work, or when no stack runs."""
+    state = running_stack(data_dir)
+    return None if state is None else state.workers_problem
+
+
+def default_gateway_url(data_dir: Path | None = None) -> str:
     """The address of the local stack's gateway, else where a gateway listens by default."""
-    state = running_stack()
+    state = running_stack(data_dir)
     return state.gateway_url if state is not None and state.gateway_url else DEFAULT_URL

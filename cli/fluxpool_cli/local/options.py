@@ -13,6 +13,8 @@ TINY_MODEL_WORKERS = 3
 GIVEN_MODEL_WORKERS = 1
 """A full-size checkpoint fills a GPU; more workers are asked for by number."""
 
+_LONGEST_SECONDS = 365 * 86_400
+
 
 def default_max_workers(model: str | None) -> int:
     """Most workers when nobody says how many; `model` is None for the tiny checkpoint."""
@@ -31,11 +33,11 @@ class StackOptions(BaseModel):
     """Checkpoint folder or hub id; absent: the tiny checkpoint."""
     min_workers: Annotated[int, Field(ge=0, le=64)] = 0
     max_workers: Annotated[int, Field(ge=1, le=64)] = TINY_MODEL_WORKERS
-    target_lag: Annotated[int, Field(ge=1)] = 5
+    target_lag: Annotated[int, Field(ge=1, le=1_000_000)] = 5
     """Tasks for each worker."""
-    idle_grace_seconds: Annotated[float, Field(ge=0)] = 20.0
+    idle_grace_seconds: Annotated[float, Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False)] = 20.0
     """Loading the tiny model again takes some seconds, so a short grace pays here."""
-    cool_down_seconds: Annotated[float, Field(ge=0)] = 10.0
+    cool_down_seconds: Annotated[float, Field(ge=0, le=_LONGEST_SECONDS, allow_inf_nan=False)] = 10.0
     gateway_port: Annotated[int, Field(ge=1, le=65_535)] | None = None
 
     @model_validator(mode="after")

@@ -110,6 +110,8 @@ class StackState(BaseModel):
     plan: PlanSummary | None = None
     crashed_workers: int = 0
     """Since the stack was started."""
+    workers_problem: str | None = None
+    """What workers fail with again and again before they are ready; null while that is not so."""
 
     def save(self, path: Path) -> None:
         """Write the file in one step."""

@@ -1,0 +1,77 @@
+"""Whether workers could load a model at all, told from its folder alone, before anything is started.
+
+Owns the quick look: index, component folders, and the length that each safetensors file says to have. What else may be
+wrong with a checkpoint is the engine's to say, which loads it.
+"""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Final
+
+_PIPELINE: Final = "FluxPipeline"
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
+_INDEX: Final = "model_index.json"
+_WITH_WEIGHTS: Final = ("text_encoder", "text_encoder_2", "transformer", "vae")
+_MAX_HEADER_BYTES: Final = 100_000_000
+"""The limit of the safetensors format."""
+
+
+class ModelError(ValueError):
+    """Workers cannot load this; the message says why and what to do."""
+
+
+def checked_model(model: str) -> str:
+    """The absolute folder of a checkpoint, or a hub id as it is; raises `ModelError`."""
+    try:
+        folder = Path(model).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError):
+        is_folder = exists = False
+    if is_folder:
+        _check_folder(folder)
+        return str(folder.resolve())
+    if exists:
+        raise ModelError(f"{model} is a file; name the folder of a diffusers checkpoint, which has a {_INDEX}")
+    if not _HUB_ID.fullmatch(model):
+        raise ModelError(f"there is no folder {model}, and a hub id looks like black-forest-labs/FLUX.1-dev")
+    return model
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        index = json.loads((folder / _INDEX).read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{folder} has no {_INDEX}; name a diffusers checkpoint folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{folder / _INDEX} cannot be read ({error}); fetch the checkpoint again") from None
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind != _PIPELINE:
+        raise ModelError(f"{folder} is a checkpoint of {kind}, not of {_PIPELINE}; name one of a FLUX.1 model")
+    for name, value in index.items():
+        # A component is named with its library and class; [null, null] is one that this checkpoint goes without.
+        if isinstance(value, list) and any(value) and not (folder / name).is_dir():
+            raise ModelError(f"{folder} lacks the folder {name}, which its {_INDEX} names; fetch the checkpoint again")
+    for name in _WITH_WEIGHTS:
+        for file in sorted((folder / name).glob("*.safetensors")):
+            _check_weights(file)
+
+
+def _check_weights(file: Path) -> None:
+    """A download that was cut short is the usual damage."""
+    try:
+        has_bytes = file.stat().st_size
+        with file.open("rb") as content:
+            (header_bytes,) = struct.unpack("<Q", content.read(8))
+            if header_bytes > _MAX_HEADER_BYTES:
+                raise ValueError("its header is too long")
+            header = json.loads(content.read(header_bytes))
+            ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
+            wanted_bytes = 8 + header_bytes + max(ends, default=0)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, struct.error):
+        raise ModelError(f"{file} is no whole safetensors file; fetch the checkpoint again") from None
+    if has_bytes != wanted_bytes:
+        raise ModelError(f"{file} has {has_bytes} bytes instead of {wanted_bytes}; fetch the checkpoint again")
