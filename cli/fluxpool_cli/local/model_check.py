@@ -26,10 +26,10 @@ def checked_model(model: str) -> str:
     """The absolute folder of a checkpoint, or a hub id as it is; raises `ModelError`."""
     try:
         folder = Path(model).expanduser()
-        is_folder, exists = folder.is_dir(), folder.exists()
+        exists = folder.exists()
     except (OSError, RuntimeError):
-        is_folder = exists = False
-    if is_folder:
+        folder, exists = Path(), False
+    if exists and folder.is_dir():
         _check_folder(folder)
         return str(folder.resolve())
     if exists:
