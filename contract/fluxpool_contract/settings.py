@@ -93,6 +93,9 @@ class StorageSettings(BaseModel):
     secret_access_key: SecretStr | None = None
     """Goes with `access_key_id`."""
 
+    ca_file: Path | None = None
+    """PEM file of authorities to trust for `endpoint_url`, beside those of the system."""
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.access_key_id is None) != (self.secret_access_key is None):

@@ -15,6 +15,9 @@ MAX_MESSAGE_BYTES: Final = 1024 * 1024
 MAX_DEAD_LETTER_BYTES: Final = MAX_MESSAGE_BYTES + 4 * MAX_HEADER_BYTES
 """Any task with its added headers."""
 
+TIMESTAMP_TYPE: Final = "message.timestamp.type"
+LOG_APPEND_TIME: Final = "LogAppendTime"
+
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 
 
@@ -58,10 +61,12 @@ class TopicSpec:
 def topic_specs(
     names: TopicNames, *, task_partitions: int = 6, event_partitions: int = 3, replication_factor: int = 3
 ) -> tuple[TopicSpec, ...]:
-    """The layout of all topics.
+    """The layout of all topics. Every one has `LogAppendTime`, so that retention deletes no record before its time.
 
     `task_partitions` should lie a little above the most workers expected: a worker without a partition is idle.
     """
+    # Retention, order and ages go by the time in a record: the broker's, because a producer may write any number there.
+    by_arrival = {TIMESTAMP_TYPE: LOG_APPEND_TIME}
     work = {"retention.ms": str(7 * DAY_MS), "max.message.bytes": str(MAX_MESSAGE_BYTES)}
     compacted = {"cleanup.policy": "compact"}
     layout = {
@@ -78,6 +83,15 @@ def topic_specs(
         names.feedback: (event_partitions, compacted),
     }
     return tuple(
-        TopicSpec(name=name, partitions=partitions, replication_factor=replication_factor, config=dict(config))
+        TopicSpec(name=name, partitions=partitions, replication_factor=replication_factor, config=by_arrival | config)
         for name, (partitions, config) in layout.items()
+    )
+
+
+def explain_create_time(topic: str) -> str:
+    """What is wrong with a topic that keeps the producer's time, and the remedy; for conditions and warnings."""
+    return (
+        f"topic {topic} has {TIMESTAMP_TYPE}=CreateTime: a producer with a wrong clock can have its tasks deleted "
+        f"before their time; set {TIMESTAMP_TYPE}={LOG_APPEND_TIME} (kafka-configs.sh --alter --topic {topic} "
+        f"--add-config {TIMESTAMP_TYPE}={LOG_APPEND_TIME})"
     )

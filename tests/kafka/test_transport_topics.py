@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+import time
 
 import pytest
 import structlog
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
@@ -14,7 +16,8 @@ from fluxpool_transport import topic_ids
 from fluxpool_transport.kafka_admin import KafkaUnavailableError
 from fluxpool_transport.topic_admin import TopicError, ensure_topics
 from fluxpool_transport.topic_ids import TopicIds
-from kit.kafka import create_topics, produce, unique_name
+from fluxpool_transport.topic_times import find_create_time_topics
+from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -51,6 +54,28 @@ async def test_all_topics_are_created_once_with_their_layout(connection: KafkaCo
     assert (await _topic_config(connection, names.tasks))["retention.ms"] == "604800000"
     assert (await _topic_config(connection, names.control))["cleanup.policy"] == "compact"
     assert (await _topic_config(connection, names.dead_letters))["max.message.bytes"] == "1114112"
+
+
+async def test_only_topics_that_keep_the_producers_time_are_found(connection: KafkaConnection) -> None:
+    names = _own_names()
+    await ensure_topics(connection, topic_specs(names))
+    foreign = unique_name("foreign")
+    await create_topics(",".join(connection.bootstrap_servers), {foreign: 1})
+    topics = [names.tasks, foreign, names.control, unique_name("missing")]
+    assert await find_create_time_topics(connection, topics) == (foreign,)
+    assert await find_create_time_topics(connection, []) == ()
+
+
+async def test_a_record_in_a_topic_of_ours_has_the_time_of_its_arrival(connection: KafkaConnection) -> None:
+    names = _own_names()
+    await ensure_topics(connection, topic_specs(names))
+    (bootstrap,) = connection.bootstrap_servers
+    before_ms = time.time() * 1000
+    producer = Producer({"bootstrap.servers": bootstrap})
+    producer.produce(names.tasks, b"{}", timestamp=int(before_ms / 1000))
+    await asyncio.to_thread(producer.flush, 20)
+    (record,) = await read_topic(bootstrap, names.tasks)
+    assert record.timestamp_ms >= before_ms - 1000
 
 
 async def test_a_created_topic_takes_records_at_once(connection: KafkaConnection) -> None:

@@ -134,7 +134,12 @@ def test_topics_are_laid_out_as_promised() -> None:
     }
     tasks = specs["flux-generation-tasks"]
     assert (tasks.partitions, tasks.replication_factor) == (6, 3)
-    assert tasks.config == {"retention.ms": "604800000", "max.message.bytes": "1048576"}
+    assert tasks.config == {
+        "message.timestamp.type": "LogAppendTime",
+        "retention.ms": "604800000",
+        "max.message.bytes": "1048576",
+    }
+    assert {spec.config["message.timestamp.type"] for spec in specs.values()} == {"LogAppendTime"}
     assert specs["flux-generation-tasks-vip"].config == tasks.config
     assert specs["flux-generation-retry-2m"].config == tasks.config
     assert specs["flux-generation-results"].config["retention.ms"] == "604800000"

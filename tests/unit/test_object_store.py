@@ -3,19 +3,23 @@
 import asyncio
 import os
 import shutil
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trustme
 from aiohttp import web
 from pydantic import SecretStr
 
 from fluxpool_contract.settings import StorageSettings
 from fluxpool_transport.object_store import (
     PROBE_KEY,
+    ConditionalWritesError,
     ObjectStore,
+    StorageCredentialsError,
     StorageUnavailableError,
     open_object_store,
 )
@@ -142,31 +146,123 @@ async def test_wrong_keys_are_an_outage_that_names_the_rights() -> None:
             await store.get("a")
 
 
-async def test_a_service_that_ignores_create_only_fails_the_probe() -> None:
-    async def accept(request: web.Request) -> web.Response:
-        await request.read()
-        return web.Response(headers={"ETag": '"0"'})
+class _Bucket:
+    """A small S3 service: it may ignore conditions, and its first answers may be failures."""
 
-    async with _serving(accept) as url:
+    def __init__(self, *, conditional: bool = True, failures: int = 0) -> None:
+        self.objects: dict[str, bytes] = {}
+        self._conditional = conditional
+        self._failures = failures
+
+    async def answer(self, request: web.Request) -> web.Response:
+        payload = await request.read()
+        if self._failures:
+            self._failures -= 1
+            return web.Response(status=503)
+        headers = {"ETag": '"0"', "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+        if request.method == "GET":
+            found = self.objects.get(request.path)
+            return web.Response(status=404) if found is None else web.Response(body=found, headers=headers)
+        if self._conditional and request.headers.get("If-None-Match") == "*" and request.path in self.objects:
+            return web.Response(status=412)
+        self.objects[request.path] = payload
+        return web.Response(headers=headers)
+
+
+async def test_a_service_that_ignores_conditions_fails_every_probe() -> None:
+    async with _serving(_Bucket(conditional=False).answer) as url:
         store = _open_bucket(url)
         for _ in range(2):
-            with pytest.raises(StorageUnavailableError, match="If-None-Match"):
+            with pytest.raises(ConditionalWritesError, match="If-None-Match"):
                 await store.probe()
 
 
-async def test_errors_of_the_service_are_tried_again() -> None:
-    calls = 0
+async def test_nothing_is_written_to_a_service_that_ignores_conditions() -> None:
+    bucket = _Bucket(conditional=False)
+    async with _serving(bucket.answer) as url:
+        store = _open_bucket(url)
+        for _ in range(2):
+            with pytest.raises(ConditionalWritesError, match="use a service or a release that supports them"):
+                await store.put_if_absent("a", b"x", content_type="text/plain")
+    assert set(bucket.objects) == {f"/bucket/{PROBE_KEY}"}
 
-    async def stumble(request: web.Request) -> web.Response:
-        nonlocal calls
-        calls += 1
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (501, "<Error><Code>NotImplemented</Code><Header>If-None-Match</Header></Error>"),
+        (501, ""),
+        (400, "<Error><Code>NotImplemented</Code></Error>"),
+        (400, "<Error><Code>InvalidArgument</Code><ArgumentName>If-None-Match</ArgumentName></Error>"),
+    ],
+)
+async def test_a_service_that_refuses_conditions_is_named(status: int, body: str) -> None:
+    async def refuse(request: web.Request) -> web.Response:
         await request.read()
-        return web.Response(status=503) if calls < 3 else web.Response(headers={"ETag": '"0"'})
+        return web.Response(status=status, text=body)
 
-    async with _serving(stumble) as url:
+    async with _serving(refuse) as url:
+        with pytest.raises(ConditionalWritesError, match="does not support conditional writes"):
+            await _open_bucket(url).probe()
+
+
+async def test_a_service_that_says_exists_for_what_cannot_be_read_fails_the_probe() -> None:
+    async def pretend(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(status=412 if request.method == "PUT" else 404)
+
+    async with _serving(pretend) as url:
+        with pytest.raises(ConditionalWritesError, match="said to exist, but it cannot be read"):
+            await _open_bucket(url).probe()
+
+
+async def test_a_conflict_at_reading_is_an_outage() -> None:
+    async def conflict(_: web.Request) -> web.Response:
+        return web.Response(status=409)
+
+    async with _serving(conflict) as url:
+        with pytest.raises(StorageUnavailableError, match="cannot read a"):
+            await _open_bucket(url).get("a")
+
+
+async def test_a_panic_of_the_store_library_blames_the_credentials() -> None:
+    async with _serving(_Bucket().answer) as url:
+        settings = _bucket_settings(url).model_copy(update={"access_key_id": "AKIAEXAMPLE\n"})
+        store = open_object_store(settings)
+        with pytest.raises(StorageCredentialsError, match=r"storage\.access_key_id.*without line ends"):
+            await store.probe()
+        with pytest.raises(StorageCredentialsError):
+            await store.get("a")
+
+
+async def test_errors_of_the_service_are_tried_again() -> None:
+    bucket = _Bucket(failures=2)
+    async with _serving(bucket.answer) as url:
         store = _open_bucket(url)
         assert await store.put_if_absent("a", b"x", content_type="text/plain")
-    assert calls == 3
+    assert bucket.objects["/bucket/a"] == b"x"
+
+
+async def test_a_service_with_a_private_authority_is_trusted_by_its_ca_file(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with _serving(_Bucket().answer, context) as url:
+        with pytest.raises(StorageUnavailableError):
+            await _open_bucket(url).get("a")
+        store = open_object_store(_bucket_settings(url).model_copy(update={"ca_file": tmp_path / "ca.pem"}))
+        await store.probe()
+
+
+@pytest.mark.parametrize("content", [None, "nonsense"])
+def test_a_ca_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    settings = _bucket_settings("https://127.0.0.1:9").model_copy(update={"ca_file": path})
+    with pytest.raises(StorageUnavailableError, match=r"storage\.ca_file"):
+        open_object_store(settings)
 
 
 async def test_a_cancelled_operation_ends_at_once() -> None:
@@ -211,20 +307,24 @@ async def test_a_full_disk_is_an_outage_and_leaves_no_half_object(small_disk: Pa
     assert await store.get("big.png") is None
 
 
-def _open_bucket(endpoint_url: str) -> ObjectStore:
-    return open_object_store(
-        StorageSettings(
-            url="s3://bucket/",
-            endpoint_url=endpoint_url,
-            region="x",
-            access_key_id="k",
-            secret_access_key=SecretStr("s"),
-        )
+def _bucket_settings(endpoint_url: str) -> StorageSettings:
+    return StorageSettings(
+        url="s3://bucket/",
+        endpoint_url=endpoint_url,
+        region="x",
+        access_key_id="k",
+        secret_access_key=SecretStr("s"),
     )
 
 
+def _open_bucket(endpoint_url: str) -> ObjectStore:
+    return open_object_store(_bucket_settings(endpoint_url))
+
+
 @asynccontextmanager
-async def _serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+async def _serving(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """Answer every request on a loopback port by `handler`."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", handler)
@@ -232,7 +332,7 @@ async def _serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        yield f"http{'' if tls is None else 's'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

@@ -22,6 +22,8 @@ from obstore.exceptions import (
     BaseError,
     InvalidPathError,
     NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
     UnknownConfigurationKeyError,
 )
 from obstore.store import LocalStore, S3Store
@@ -35,7 +37,8 @@ T = TypeVar("T")
 
 OPERATION_DEADLINE_SECONDS: Final = 45.0
 PROBE_KEY: Final = "_fluxpool/probe"
-"""Written once, when a store is probed for the first time; tenants cannot begin with an underscore."""
+"""Written by the first probe of a store and left there; tenants cannot begin with an underscore."""
+PROBE_CONTENT: Final = b"fluxpool\n"
 
 _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 _REQUEST_TIMEOUT: Final = timedelta(seconds=20)
@@ -49,10 +52,22 @@ _DEFAULT_REGION: Final = "us-east-1"
 _NO_BUCKET: Final = "<Code>NoSuchBucket</Code>"
 _DEBUG_DUMP: Final = re.compile(r"\s*Debug source:.*", re.DOTALL)
 _MAX_REASON_CHARACTERS: Final = 500
+# How services say that they do not know `If-None-Match` on PUT: 501 NotImplemented, or 400 that names the header.
+_NO_CONDITIONS: Final = re.compile(r"NotImplemented|status code: 501|If-None-Match", re.IGNORECASE)
+# What a panic in the store library arrives as; neither class can be imported.
+_PANICS: Final = frozenset({"RustPanic", "PanicException"})
 
 
 class StorageUnavailableError(Exception):
     """The store cannot be used now: unreachable, out of space, or refusing; nothing is known about the object."""
+
+
+class StorageCredentialsError(StorageUnavailableError):
+    """The store cannot be used with these credentials."""
+
+
+class ConditionalWritesError(StorageUnavailableError):
+    """The store does not support creating an object only if it is absent; time alone does not mend that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +88,8 @@ class ObjectStore:
     def __init__(self, store: LocalStore | S3Store, *, url: str) -> None:
         self._store = store
         self._url = url
-        self._creates_conditionally: bool | None = None
+        # The create of a folder is the operating system's; that of a service is its own, and must be seen to work.
+        self._creates_conditionally = isinstance(store, LocalStore)
 
     def location(self, key: str) -> str:
         """Address of an object within the infrastructure: `s3://bucket/prefix/key` or `file:///folder/key`."""
@@ -82,8 +98,14 @@ class ObjectStore:
     async def put_if_absent(self, key: str, payload: bytes, *, content_type: str) -> bool:
         """Create the object; False when it existed and was left as it is.
 
-        After a lost answer the request is repeated, so False may also mean that this very call created the object.
+        The first call on a service probes it, so that nothing is written to one that would overwrite objects. After a
+        lost answer the request is repeated, so False may also mean that this very call created the object.
         """
+        if not self._creates_conditionally:
+            await self.probe()
+        return await self._create(key, payload, content_type=content_type)
+
+    async def _create(self, key: str, payload: bytes, *, content_type: str) -> bool:
         # A folder has nowhere to keep a media type.
         attributes = None if isinstance(self._store, LocalStore) else {"Content-Type": content_type}
         try:
@@ -94,6 +116,8 @@ class ObjectStore:
             )
         except AlreadyExistsError:
             return False
+        except NotSupportedError as error:
+            raise self._without_conditions(str(error)) from error
         except FileNotFoundError as error:
             raise self._unavailable("create", key, error) from error
         return True
@@ -111,24 +135,21 @@ class ObjectStore:
         return ObjectHead(size_bytes=meta["size"], modified_at=meta["last_modified"])
 
     async def probe(self) -> None:
-        """Return when the store can be written to and keeps its word about creating.
+        """Return when the store can be written to and read, and creates objects only if they are absent.
 
-        Writes `PROBE_KEY` if it is absent. Raises `StorageUnavailableError` otherwise, also for a store that replaces
-        objects although it was told to create them only.
+        Creates `PROBE_KEY` twice: a store that accepts the second one would overwrite images. Raises
+        `ConditionalWritesError` then, and for a store that refuses such writes; else `StorageCredentialsError` or
+        `StorageUnavailableError`.
         """
-        created = await self._put_probe()
-        if not created:
-            self._creates_conditionally = True
-        elif self._creates_conditionally is None:
-            self._creates_conditionally = not await self._put_probe()
-        if not self._creates_conditionally:
-            raise StorageUnavailableError(
-                f"object store {self._url}: ignores If-None-Match and would overwrite images; "
-                "use a release or a service that supports conditional writes"
-            )
+        await self._create_probe()
+        if await self._create_probe():
+            raise self._without_conditions("a second object replaced the first one")
+        if await self.get(PROBE_KEY) is None:
+            raise self._without_conditions(f"{PROBE_KEY} is said to exist, but it cannot be read")
+        self._creates_conditionally = True
 
-    async def _put_probe(self) -> bool:
-        return await self.put_if_absent(PROBE_KEY, b"fluxpool\n", content_type="text/plain")
+    async def _create_probe(self) -> bool:
+        return await self._create(PROBE_KEY, PROBE_CONTENT, content_type="text/plain")
 
     async def _read(self, key: str) -> bytes | None:
         try:
@@ -145,26 +166,56 @@ class ObjectStore:
                 return await operation
         except TimeoutError as error:
             raise self._unavailable(verb, key, f"no answer within {OPERATION_DEADLINE_SECONDS:.0f} s") from error
-        except (FileNotFoundError, AlreadyExistsError):
+        except FileNotFoundError:
+            raise
+        except AlreadyExistsError as error:
+            if verb != "create":
+                raise self._unavailable(verb, key, error) from error
             raise
         except (InvalidPathError, NotSupportedError, UnknownConfigurationKeyError):
             raise
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise self._refused(verb, key, _reason(error)) from error
         except (BaseError, OSError) as error:
             raise self._unavailable(verb, key, error) from error
+        except BaseException as error:
+            if type(error).__name__ not in _PANICS:
+                raise
+            reason = "the store library failed, as it does for credentials with a line end or other control characters"
+            raise self._refused(verb, key, reason) from error
 
     def _unavailable(self, verb: str, key: str, reason: object) -> StorageUnavailableError:
-        text = _DEBUG_DUMP.sub("", str(reason))[:_MAX_REASON_CHARACTERS]
+        text = _reason(reason)
+        if verb == "create" and _NO_CONDITIONS.search(text):
+            return self._without_conditions(text)
         return StorageUnavailableError(
             f"object store {self._url}: cannot {verb} {key}: {text}; check storage.url, storage.endpoint_url, "
             "the credentials (GetObject, PutObject, ListBucket) and free space"
         )
+
+    def _refused(self, verb: str, key: str, reason: str) -> StorageCredentialsError:
+        return StorageCredentialsError(
+            f"object store {self._url}: cannot {verb} {key}: {reason}; check the credentials: "
+            "storage.access_key_id and storage.secret_access_key, or those of the environment (AWS_*), must be valid, "
+            "without line ends, and have the rights GetObject, PutObject and ListBucket"
+        )
+
+    def _without_conditions(self, reason: str) -> ConditionalWritesError:
+        return ConditionalWritesError(
+            f"object store {self._url}: does not support conditional writes (PUT with If-None-Match: *), without which "
+            f"one task could overwrite the images of another: {reason}; use a service or a release that supports them"
+        )
+
+
+def _reason(error: object) -> str:
+    return _DEBUG_DUMP.sub("", str(error))[:_MAX_REASON_CHARACTERS]
 
 
 def open_object_store(settings: StorageSettings) -> ObjectStore:
     """The store of the settings; a local folder is made when it is missing, S3 is first asked when it is used.
 
     Without keys in the settings S3 takes the credentials of the environment (variables, web identity, instance role).
-    Raises `StorageUnavailableError` when the folder cannot be made.
+    Raises `StorageUnavailableError` when the folder cannot be made or `storage.ca_file` cannot be used.
     """
     folder = settings.folder
     if folder is not None:
@@ -175,6 +226,8 @@ def open_object_store(settings: StorageSettings) -> ObjectStore:
         "timeout": _REQUEST_TIMEOUT,
         "allow_http": settings.endpoint_url is not None and settings.endpoint_url.startswith("http://"),
     }
+    if settings.ca_file is not None:
+        client_options["root_certificate"] = _read_authorities(settings.ca_file)
     config: S3Config = {
         "region": settings.region or os.environ.get("AWS_REGION") or _DEFAULT_REGION,
         # Services other than AWS rarely have a wildcard name for their buckets.
@@ -185,10 +238,24 @@ def open_object_store(settings: StorageSettings) -> ObjectStore:
     if settings.access_key_id is not None and settings.secret_access_key is not None:
         config["access_key_id"] = settings.access_key_id
         config["secret_access_key"] = settings.secret_access_key.get_secret_value()
-    store = S3Store(
-        bucket, prefix=prefix.rstrip("/") or None, config=config, client_options=client_options, retry_config=_RETRY
-    )
+    try:
+        store = S3Store(
+            bucket, prefix=prefix.rstrip("/") or None, config=config, client_options=client_options, retry_config=_RETRY
+        )
+    except (BaseError, ValueError) as error:
+        raise StorageUnavailableError(
+            f"object store {settings.url}: {_reason(error)}; check storage.endpoint_url and storage.ca_file"
+        ) from error
     return ObjectStore(store, url=settings.url)
+
+
+def _read_authorities(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageUnavailableError(
+            f"object store: storage.ca_file {path} cannot be read ({error.strerror}); mount it"
+        ) from error
 
 
 def _open_folder(folder: Path) -> LocalStore:

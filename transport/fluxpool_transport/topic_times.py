@@ -1,0 +1,40 @@
+"""Which topics keep the time that a producer wrote into a record (`CreateTime`) rather than that of its arrival.
+
+Owns the question to the brokers. What follows from the answer, a condition or a warning, is the caller's.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import ConfigResource, ResourceType
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.topics import LOG_APPEND_TIME, TIMESTAMP_TYPE
+from fluxpool_transport.kafka_admin import KafkaAdmin
+
+_DEADLINE_SECONDS: Final = 10.0
+
+
+async def find_create_time_topics(
+    connection: KafkaConnection, topics: Iterable[str], *, deadline_seconds: float = _DEADLINE_SECONDS
+) -> tuple[str, ...]:
+    """Those of `topics` whose records carry the producer's time, in their order.
+
+    Topics that do not exist, or whose configuration the Kafka user may not read (DESCRIBE_CONFIGS), are left out.
+    Raises `KafkaUnavailableError` when no broker answers in time, and as `KafkaAdmin.open` does.
+    """
+    admin = await KafkaAdmin.open(connection, client_id="fluxpool-topic-times")
+    resources = {topic: ConfigResource(ResourceType.TOPIC, topic) for topic in topics}
+    if not resources:
+        return ()
+    futures = admin.client.describe_configs(list(resources.values()), request_timeout=deadline_seconds)
+    answers = await admin.settle(futures)
+    return tuple(topic for topic, resource in resources.items() if _keeps_create_time(answers[resource]))
+
+
+def _keeps_create_time(answer: object) -> bool:
+    if isinstance(answer, KafkaException) or not isinstance(answer, dict):
+        return False
+    entry = answer.get(TIMESTAMP_TYPE)
+    return entry is not None and entry.value != LOG_APPEND_TIME
