@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import AuthenticationFailedError, BrokerResponseError, KafkaError
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka_target import KafkaTarget
@@ -20,6 +20,10 @@ def run_on(target: KafkaTarget, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work; raises `CommandError`."""
     try:
         return asyncio.run(work)
+    except (BrokerResponseError, AuthenticationFailedError) as error:
+        raise CommandError(
+            ExitCode.UNREACHABLE, f"Kafka at {target.servers} refuses it ({error}); check the Kafka user and its rights"
+        ) from None
     except (KafkaError, KafkaUnavailableError) as error:
         raise CommandError(
             ExitCode.UNREACHABLE, f"Kafka at {target.servers} does not answer ({error}); check --bootstrap-servers"

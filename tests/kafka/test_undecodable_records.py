@@ -11,11 +11,15 @@ from confluent_kafka import Producer
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
+from fluxpool_operator.backlog.reading import Head
 from fluxpool_transport.batch_decompression import MAX_BATCH_BYTES
+from fluxpool_transport.dead_letters import read_dead_letters
 from fluxpool_transport.kafka_clients import aiokafka_options
 from fluxpool_transport.undecodable_records import UndecodableRecord
 from kit.kafka import create_topics, produce, unique_name
 from kit.odd_batches import RawName, damage_on_disk
+from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -84,13 +88,19 @@ async def test_a_batch_that_would_become_too_large_is_passed(bootstrap_servers: 
     assert len(records[0].value or b"") < 1024 * 1024
 
 
-async def test_a_batch_that_the_disk_damaged_is_passed(kafka: KafkaCluster) -> None:
+async def topic_with_damage(kafka: KafkaCluster) -> str:
+    """Three records, each in its batch, the second damaged."""
     topic = unique_name("damaged")
     await create_topics(kafka.bootstrap_servers, {topic: 1})
     for value in (b"first", b"second", b"third"):
         await produce(kafka.bootstrap_servers, topic, [(None, value)])
     log = kafka.data_dir / "broker-1" / "log" / f"{topic}-0" / f"{0:020}.log"
     damage_on_disk(log, b"second", by=b"2econd")
+    return topic
+
+
+async def test_a_batch_that_the_disk_damaged_is_passed(kafka: KafkaCluster) -> None:
+    topic = await topic_with_damage(kafka)
 
     async with reader(kafka.bootstrap_servers, topic) as consumer:
         records = await read(consumer, values=[b"third"])
@@ -98,3 +108,28 @@ async def test_a_batch_that_the_disk_damaged_is_passed(kafka: KafkaCluster) -> N
 
     assert outline(records) == [(0, b"first"), (1, "its CRC is wrong"), (2, b"third")]
     assert b"2econd" in (records[1].value or b"")
+
+
+async def test_the_dead_letters_around_a_damaged_one_are_listed(kafka: KafkaCluster) -> None:
+    topic = await topic_with_damage(kafka)
+    connection = KafkaConnection(bootstrap_servers=(kafka.bootstrap_servers,))
+
+    entries = await read_dead_letters(connection, topic)
+
+    assert [entry.place.offset for entry in entries] == [0, 1, 2]
+    assert entries[1].problem == "the record cannot be decoded: its CRC is wrong"
+
+
+async def test_a_damaged_record_at_the_head_of_a_partition_waits_like_any_other(kafka: KafkaCluster) -> None:
+    topic = await topic_with_damage(kafka)
+    question = HeadQuestion(topic, 0, offset=1, end_offset=3)
+    async with asyncio.TaskGroup() as tasks:
+        probe = HeadProbe(KafkaConnection(bootstrap_servers=(kafka.bootstrap_servers,)), tasks)
+
+        async def found() -> Head | None:
+            return (await probe.look_up([question])).get(question)
+
+        head = await wait_until(found, deadline_seconds=30, what="the head")
+        await probe.close()
+
+    assert (head.record_offset, head.timestamp_ms) == (1, None)

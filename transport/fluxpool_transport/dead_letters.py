@@ -21,6 +21,7 @@ from fluxpool_contract.headers import EPOCH, MAX_NUMBER_DIGITS, RawHeaders
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.problems import explain
 from fluxpool_transport.topic_scan import Progress, ScanRange, TopicScanError, find_ranges, scan
+from fluxpool_transport.undecodable_records import UndecodableRecord
 
 FOREIGN: Final = "foreign"
 """Class of a record that no worker wrote."""
@@ -156,6 +157,8 @@ def entry_of(record: ConsumerRecord) -> DeadLetterEntry:
         letter = DeadLetter.from_headers(record.headers).model_copy(update={"stack": None})
     except ValidationError as error:
         problem = "; ".join(f"fluxpool-dlq-{item.field.replace('_', '-')}: {item.message}" for item in explain(error))
+    if isinstance(record, UndecodableRecord) and not record.has_contents:
+        problem = f"the record cannot be decoded: {record.problem}"
     return DeadLetterEntry(
         place=Place(record.partition, record.offset),
         stored_at=moment_at(record.timestamp),

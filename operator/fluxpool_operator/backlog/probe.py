@@ -20,6 +20,7 @@ from fluxpool_operator.backlog.groupless import open_consumer
 from fluxpool_operator.backlog.reading import Head
 from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_transport.kafka_clients import KafkaCredentialsError
+from fluxpool_transport.undecodable_records import UndecodableRecord
 
 log = structlog.get_logger(__name__)
 
@@ -143,12 +144,15 @@ class HeadProbe:
         consumer.unsubscribe()
 
     def _remember(self, question: HeadQuestion, record: Any) -> None:
-        is_found = record is not None and record.offset < question.end_offset
+        offset = None if record is None else _first_offset(record, question)
+        if offset is not None and offset >= question.end_offset:
+            offset = None
         self._heads[_key(question)] = Head(
             offset=question.offset,
             end_offset=question.end_offset,
-            record_offset=record.offset if is_found else None,
-            timestamp_ms=record.timestamp if is_found else None,
+            record_offset=offset,
+            # A batch that cannot be decoded waits like any other record, but may have no time.
+            timestamp_ms=record.timestamp if offset is not None and record.timestamp >= 0 else None,
         )
         while len(self._heads) > _KNOWN_HEADS:
             self._heads.popitem(last=False)
@@ -174,6 +178,13 @@ class HeadProbe:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await stop_consumer(consumer)
+
+
+def _first_offset(record: Any, question: HeadQuestion) -> int:
+    """Where the first record lies; one that cannot be decoded may stand for several (see `undecodable_records`)."""
+    if isinstance(record, UndecodableRecord):
+        return max(question.offset, record.first_offset)
+    return int(record.offset)
 
 
 def _key(question: HeadQuestion) -> tuple[str, int, int]:

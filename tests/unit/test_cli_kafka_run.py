@@ -1,0 +1,36 @@
+"""What a command says when its work with Kafka fails."""
+
+import pytest
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
+
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.kafka_run import run_on
+from fluxpool_cli.kafka_target import KafkaTarget
+from fluxpool_contract.kafka_connection import KafkaConnection
+
+TARGET = KafkaTarget(kafka=KafkaConnection(bootstrap_servers=("kafka:9092",)))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KafkaConnectionError("no route"), "does not answer"),
+        (TopicAuthorizationFailedError("tasks"), "check the Kafka user and its rights"),
+        (AuthenticationFailedError("SASL"), "check the Kafka user and its rights"),
+        (UnknownTopicOrPartitionError("tasks"), "refuses it"),
+    ],
+)
+def test_an_answer_of_the_broker_is_not_called_silence(error: KafkaError, words: str) -> None:
+    async def work() -> None:
+        raise error
+
+    with pytest.raises(CommandError, match=words) as failed:
+        run_on(TARGET, work())
+    assert failed.value.code is ExitCode.UNREACHABLE
+    assert "kafka:9092" in str(failed.value)
