@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -13,6 +14,7 @@ from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
 from fluxpool_operator.backlog.reading import Head
+from fluxpool_transport import fetch_answers
 from fluxpool_transport.batch_decompression import MAX_BATCH_BYTES
 from fluxpool_transport.dead_letters import read_dead_letters
 from fluxpool_transport.kafka_clients import aiokafka_options
@@ -22,6 +24,10 @@ from kit.odd_batches import RawName, damage_on_disk
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
+
+END_OF_FIRST = b"first\0"
+SECOND_BATCH = END_OF_FIRST + (1).to_bytes(8, "big")
+"""How the second batch of `topic_of_three` begins, with what lies before it; its length follows."""
 
 
 @asynccontextmanager
@@ -88,14 +94,23 @@ async def test_a_batch_that_would_become_too_large_is_passed(bootstrap_servers: 
     assert len(records[0].value or b"") < 1024 * 1024
 
 
-async def topic_with_damage(kafka: KafkaCluster) -> str:
-    """Three records, each in its batch, the second damaged."""
+async def topic_of_three(bootstrap_servers: str) -> str:
+    """Three records, each in its batch."""
     topic = unique_name("damaged")
-    await create_topics(kafka.bootstrap_servers, {topic: 1})
+    await create_topics(bootstrap_servers, {topic: 1})
     for value in (b"first", b"second", b"third"):
-        await produce(kafka.bootstrap_servers, topic, [(None, value)])
-    log = kafka.data_dir / "broker-1" / "log" / f"{topic}-0" / f"{0:020}.log"
-    damage_on_disk(log, b"second", by=b"2econd")
+        await produce(bootstrap_servers, topic, [(None, value)])
+    return topic
+
+
+def log_of(kafka: KafkaCluster, topic: str) -> Path:
+    return kafka.data_dir / "broker-1" / "log" / f"{topic}-0" / f"{0:020}.log"
+
+
+async def topic_with_damage(kafka: KafkaCluster) -> str:
+    """As `topic_of_three`, the second record damaged."""
+    topic = await topic_of_three(kafka.bootstrap_servers)
+    damage_on_disk(log_of(kafka, topic), b"second", by=b"2econd")
     return topic
 
 
@@ -108,6 +123,35 @@ async def test_a_batch_that_the_disk_damaged_is_passed(kafka: KafkaCluster) -> N
 
     assert outline(records) == [(0, b"first"), (1, "its CRC is wrong"), (2, b"third")]
     assert b"2econd" in (records[1].value or b"")
+
+
+async def test_a_batch_whose_offset_the_disk_damaged_is_passed(kafka: KafkaCluster) -> None:
+    topic = await topic_of_three(kafka.bootstrap_servers)
+    damage_on_disk(log_of(kafka, topic), SECOND_BATCH, by=END_OF_FIRST + (10**9).to_bytes(8, "big"))
+
+    async with reader(kafka.bootstrap_servers, topic) as consumer:
+        records = await read(consumer, values=[b"third"])
+
+    assert outline(records) == [(0, b"first"), (1, "its offsets lie beyond the end of the log"), (2, b"third")]
+
+
+async def test_offsets_that_the_broker_cannot_read_are_passed_one_by_one(
+    kafka: KafkaCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_answers, "CORRUPT_PATIENCE_SECONDS", 0.5)
+    topic = await topic_of_three(kafka.bootstrap_servers)
+    # Neither this length nor, behind it, where a batch begins can be told.
+    damage_on_disk(log_of(kafka, topic), SECOND_BATCH, by=SECOND_BATCH + b"\xff\xff\xff\xff")
+
+    async with reader(kafka.bootstrap_servers, topic) as consumer, asyncio.timeout(30):
+        records = [await consumer.getone() for _ in range(3)]
+
+    assert outline(records) == [
+        (0, b"first"),
+        (1, "its length is wrong"),
+        (2, "the broker cannot read it from its log"),
+    ]
+    assert records[2].value is None
 
 
 async def test_the_dead_letters_around_a_damaged_one_are_listed(kafka: KafkaCluster) -> None:
@@ -132,4 +176,5 @@ async def test_a_damaged_record_at_the_head_of_a_partition_waits_like_any_other(
         head = await wait_until(found, deadline_seconds=30, what="the head")
         await probe.close()
 
+    assert head is not None
     assert (head.record_offset, head.timestamp_ms) == (1, None)

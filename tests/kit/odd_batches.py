@@ -65,7 +65,7 @@ def with_wrong_crc(whole: bytes) -> bytes:
 
 
 def damage_on_disk(log: Path, what: bytes, *, by: bytes) -> None:
-    """Replace bytes of equal number in a partition's log, as a failing disk does; the broker goes on running."""
+    """Write over a place in a partition's log, as a failing disk does; the broker goes on running."""
     content = log.read_bytes()
     position = content.index(what)
     with log.open("r+b") as file:

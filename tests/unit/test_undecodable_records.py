@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.consumer import fetcher
+from aiokafka.consumer import consumer, fetcher
 from aiokafka.structs import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_transport import batch_decompression, undecodable_records
+from fluxpool_transport.fetch_answers import FetchedBytes, TolerantFetcher
 from fluxpool_transport.undecodable_records import FetchedBatches, TolerantPartitionRecords, UndecodableRecord
 from kit.odd_batches import CODECS, batch, legacy_batch, with_wrong_crc
 
@@ -18,12 +19,16 @@ PARTITION = TopicPartition("tasks", 3)
 undecodable_records.install()
 
 
-def read(fetched: bytes, *, position: int = 0) -> list[ConsumerRecord]:
-    """As a consumer reads an answer to a fetch at that position."""
-    records = TolerantPartitionRecords(
+def records_at(position: int, fetched: FetchedBytes) -> TolerantPartitionRecords:
+    """What aiokafka's fetcher makes of an answer to a fetch at that position."""
+    return TolerantPartitionRecords(
         PARTITION, FetchedBatches(fetched), [], position, None, None, True, fetcher.READ_COMMITTED
     )
-    return list(records)
+
+
+def read(fetched: bytes, *, position: int = 0, log_end: int | None = None) -> list[ConsumerRecord]:
+    """As a consumer reads an answer to a fetch at that position."""
+    return list(records_at(position, FetchedBytes(fetched, log_end)))
 
 
 def outline(records: Sequence[ConsumerRecord]) -> list[tuple[int, object]]:
@@ -134,11 +139,12 @@ def test_a_base_offset_before_the_position_moves_the_consumer_on() -> None:
         ),
     ),
     st.integers(0, 2**40),
+    st.none() | st.integers(0, 2**40),
 )
-def test_any_bytes_become_records_with_growing_offsets_and_move_the_consumer_on(fetched: bytes, position: int) -> None:
-    records = TolerantPartitionRecords(
-        PARTITION, FetchedBatches(fetched), [], position, None, None, True, fetcher.READ_COMMITTED
-    )
+def test_any_bytes_become_records_with_growing_offsets_and_move_the_consumer_on(
+    fetched: bytes, position: int, log_end: int | None
+) -> None:
+    records = records_at(position, FetchedBytes(fetched, log_end))
     offsets = [record.offset for record in records]
 
     assert offsets == sorted(set(offsets))
@@ -146,10 +152,29 @@ def test_any_bytes_become_records_with_growing_offsets_and_move_the_consumer_on(
     assert records.next_fetch_offset > position or not fetched
 
 
+def test_offsets_beyond_the_end_of_the_log_are_believed_by_nobody() -> None:
+    astray = batch([b"one"], base_offset=10**9)
+
+    assert outline(read(astray, position=3, log_end=5)) == [(3, "its offsets lie beyond the end of the log")]
+    assert outline(read(with_wrong_crc(batch([b"one"], base_offset=3)) + astray, position=3, log_end=5)) == [
+        (3, "its CRC is wrong"),
+        (4, "its offsets lie beyond the end of the log"),
+    ]
+
+
+def test_an_offset_that_the_broker_cannot_read_is_passed_without_bytes() -> None:
+    (lost,) = records_at(7, FetchedBytes(b"", problem="the broker cannot read it from its log"))
+
+    assert (lost.offset, lost.first_offset, lost.value, lost.has_contents) == (7, 7, None, False)
+
+
 def test_the_parts_of_aiokafka_that_are_replaced_are_those_that_its_fetcher_uses() -> None:
     source = inspect.getsource(fetcher.Fetcher)
     assert "records = MemoryRecords(part_data[-1])" in source
     assert "if records.has_next():" in source
     assert "PartitionRecords(" in source
+    assert "response = await self._client.send(node_id, request)" in source
+    assert "self._fetcher = Fetcher(" in inspect.getsource(consumer.AIOKafkaConsumer)
+    assert consumer.Fetcher is TolerantFetcher
     assert fetcher.MemoryRecords is FetchedBatches
     assert fetcher.PartitionRecords is TolerantPartitionRecords

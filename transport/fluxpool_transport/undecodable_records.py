@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.consumer import fetcher
+from aiokafka.consumer import consumer, fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.structs import ConsumerRecord
@@ -28,6 +28,7 @@ from prometheus_client import Counter
 
 from fluxpool_transport import batch_decompression
 from fluxpool_transport.batch_decompression import BatchDecompressionError
+from fluxpool_transport.fetch_answers import FetchedBytes, TolerantFetcher
 
 MAX_SALVAGED_RECORDS: Final = 20_000
 """Records of one batch that are decoded in Python, at about 10 us each: the event loop waits meanwhile."""
@@ -71,6 +72,7 @@ class UndecodableRecord(ConsumerRecord):  # type: ignore[misc]  # aiokafka is un
 def install() -> None:
     """Make all aiokafka consumers of this process tolerant; again is no change."""
     batch_decompression.install()
+    consumer.Fetcher = TolerantFetcher
     fetcher.MemoryRecords = FetchedBatches
     fetcher.PartitionRecords = TolerantPartitionRecords
 
@@ -78,12 +80,12 @@ def install() -> None:
 class FetchedBatches:
     """The bytes of one partition in an answer to a fetch, cut into batches; takes the place of `MemoryRecords`."""
 
-    def __init__(self, fetched: bytes | None) -> None:
-        self._fetched = fetched or b""
+    def __init__(self, fetched: FetchedBytes) -> None:
+        self._fetched, self.log_end, self.problem = fetched
 
     def has_next(self) -> bool:
         """Whether there is anything, be it damaged."""
-        return bool(self._fetched)
+        return bool(self._fetched or self.problem)
 
     def size_in_bytes(self) -> int:
         """What was fetched."""
@@ -119,6 +121,8 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
         began_at = self.next_fetch_offset
+        if self._records.problem is not None:
+            yield self._lost(None, self._records.problem, last=began_at)
         batches = list(self._records)
         for index, fetched in enumerate(batches):
             following = batches[index + 1] if index + 1 < len(batches) else None
@@ -132,9 +136,11 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             batch = _open(fetched)
             if self._check_crcs and not batch.validate_crc():
                 raise ValueError("its CRC is wrong")
+            if self._records.log_end is not None and batch.next_offset > self._records.log_end:
+                raise ValueError("its offsets lie beyond the end of the log")
             is_passed = self._is_control_or_aborted(batch)
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises is about these bytes
-            last = _last_offset(fetched, following, position=self.next_fetch_offset)
+            last = _last_offset(fetched, following, position=self.next_fetch_offset, log_end=self._records.log_end)
             yield self._lost(fetched, _explain(error), last=last)
             return
         if not is_passed:
@@ -201,7 +207,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             )
         )
 
-    def _lost(self, fetched: bytes, problem: str, *, last: int) -> UndecodableRecord:
+    def _lost(self, fetched: bytes | None, problem: str, *, last: int) -> UndecodableRecord:
         first, self.next_fetch_offset = self.next_fetch_offset, last + 1
         return self._report(lost_records(self._tp, first=first, last=last, problem=problem, fetched=fetched))
 
@@ -280,11 +286,11 @@ def _open(fetched: bytes) -> Any:
     return DefaultRecordBatch(fetched)
 
 
-def _last_offset(fetched: bytes, following: bytes | None, *, position: int) -> int:
+def _last_offset(fetched: bytes, following: bytes | None, *, position: int, log_end: int | None) -> int:
     """Up to where a damaged batch reaches; no further than can be told for certain, and at least to `position`."""
     if following is not None:
         next_base = _integer(following, 0, 8)
-        if _is_whole(following) and next_base > position:
+        if _is_whole(following) and position < next_base < (log_end or next_base + 1):
             return next_base - 1
     if len(fetched) >= _HEADER_BYTES and fetched[_MAGIC_OFFSET] == _NEWEST_MAGIC:
         base, delta = _integer(fetched, 0, 8), _integer(fetched, _LAST_DELTA_OFFSET, 4)
