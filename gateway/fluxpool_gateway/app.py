@@ -25,8 +25,7 @@ from fluxpool_gateway.readiness import BrokerWatch
 from fluxpool_gateway.recent_tasks import RecentTasks
 from fluxpool_gateway.routes import Services, router
 from fluxpool_gateway.settings import GatewaySettings
-from fluxpool_gateway.store.database import open_reader
-from fluxpool_gateway.store.task_store import TaskStoreReader
+from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.submission import PATH, Scope, Send, Submission
 from fluxpool_gateway.task_lookup import AsyncTaskStore, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.task_producer import TaskProducer
@@ -96,8 +95,7 @@ async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncI
     producer = TaskProducer(
         librdkafka_options(settings.kafka, client_id=CLIENT_ID), deadline_seconds=settings.produce_deadline_seconds
     )
-    engine = open_reader(settings.database_file)
-    store = AsyncTaskStore(TaskStoreReader(engine))
+    store = AsyncTaskStore(TaskStoreReader(settings.database_file))
     ends = TaskTopicEnds(admin, settings.topics)
     recent = RecentTasks(loop.time)
     chooser = PartitionChooser(settings.kafka, settings.groups())
@@ -105,7 +103,7 @@ async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncI
     producer.start()
     try:
         async with asyncio.TaskGroup() as group:
-            barrier = ProjectionBarrier(group, end_offsets=ends.read, projected_offsets=store.offsets)
+            barrier = ProjectionBarrier(group, ends=ends.read, projected=store.positions)
             app.state.services = Services(
                 lookup=TaskLookup(store=store, recent=recent, barrier=barrier),
                 store=store,
@@ -130,7 +128,6 @@ async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncI
     finally:
         ends.close()
         store.close()
-        engine.dispose()
 
 
 def _with_exchange_id(scope: Scope, send: Send) -> Send:

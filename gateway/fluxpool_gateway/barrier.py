@@ -8,14 +8,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from fluxpool_gateway.store.task_store import Position
+from fluxpool_gateway.store.task_store import LogPosition, Position
 
 DEADLINE_SECONDS: Final = 2.0
 ROUND_INTERVAL_SECONDS: Final = 0.05
 """Questions that arrive within this time share one round, so that unknown ids cannot flood the brokers."""
 _POLL_SECONDS: Final = 0.02
 
-Offsets = Callable[[], Awaitable[Mapping[Position, int]]]
+Positions = Callable[[], Awaitable[Mapping[Position, LogPosition]]]
 
 
 class BarrierNotReachedError(Exception):
@@ -25,14 +25,14 @@ class BarrierNotReachedError(Exception):
 class ProjectionBarrier:
     """Waits, for many questions at once, until the projection has caught up with Kafka."""
 
-    def __init__(self, group: asyncio.TaskGroup, *, end_offsets: Offsets, projected_offsets: Offsets) -> None:
-        """`end_offsets` asks the brokers, `projected_offsets` the store; either may raise, which fails its round.
+    def __init__(self, group: asyncio.TaskGroup, *, ends: Positions, projected: Positions) -> None:
+        """`ends` asks the brokers, `projected` the store; either may raise, which fails its round.
 
         Rounds run in `group`, because none of those who wait for a round owns it.
         """
         self._group = group
-        self._end_offsets = end_offsets
-        self._projected_offsets = projected_offsets
+        self._ends = ends
+        self._projected = projected
         self._next_round: asyncio.Future[None] | None = None
         self._next_start = 0.0
 
@@ -54,8 +54,12 @@ class ProjectionBarrier:
             self._next_round = None
             self._next_start = loop.time() + ROUND_INTERVAL_SECONDS
             async with asyncio.timeout(DEADLINE_SECONDS):
-                ends = await self._end_offsets()
-                while not _reached(await self._projected_offsets(), ends):  # noqa: ASYNC110 - another process moves them
+                before = await self._projected()
+                ends = await self._ends()
+                # A projection that was further than its log is of a log that was cut since; it will be read again.
+                if _is_ahead(before, ends):
+                    raise BarrierNotReachedError("the log of a topic was cut")
+                while not _reached(await self._projected(), ends):  # noqa: ASYNC110 - another process moves them
                     await asyncio.sleep(_POLL_SECONDS)
         except asyncio.CancelledError:
             outcome.cancel()
@@ -71,5 +75,21 @@ class ProjectionBarrier:
                 outcome.set_result(None)
 
 
-def _reached(projected: Mapping[Position, int], ends: Mapping[Position, int]) -> bool:
-    return all(projected.get(position, 0) >= end for position, end in ends.items())
+def _reached(projected: Mapping[Position, LogPosition], ends: Mapping[Position, LogPosition]) -> bool:
+    return all(_is_past(projected.get(position), end) for position, end in ends.items())
+
+
+def _is_past(projected: LogPosition | None, end: LogPosition) -> bool:
+    """Whether everything before `end` was read; of a topic that had the name before, nothing was."""
+    if end.offset == 0:
+        return True
+    if projected is None or projected.offset < end.offset:
+        return False
+    return end.topic_id is None or projected.topic_id == end.topic_id
+
+
+def _is_ahead(projected: Mapping[Position, LogPosition], ends: Mapping[Position, LogPosition]) -> bool:
+    known = ((projected.get(position), end) for position, end in ends.items())
+    return any(
+        place is not None and place.topic_id == end.topic_id and place.offset > end.offset for place, end in known
+    )

@@ -1,7 +1,10 @@
 """From records of the task, results and progress topics to changes of the task store. Pure.
 
-What cannot be read changes nothing: bad tasks are answered by the workers, and their answer is projected.
+A bad task changes nothing: a worker answers it, and the answer is projected. Nobody answers a bad result or progress
+event, so those are refused with the reason.
 """
+
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -9,12 +12,15 @@ from fluxpool_contract.bounds import clamped_milliseconds, milliseconds_of
 from fluxpool_contract.decoding import parse_task
 from fluxpool_contract.derived import first_seen
 from fluxpool_contract.headers import Envelope, RawHeaders, parse_envelope
-from fluxpool_contract.problems import ErrorCode, InvalidTaskError
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError, explain
 from fluxpool_contract.progress import ProgressEvent, ProgressType
 from fluxpool_contract.result import GenerationResult, ResultStatus
 from fluxpool_contract.topics import TopicNames
 from fluxpool_gateway.generation_request import Priority
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+
+MAX_EVENT_BYTES: Final = 1024 * 1024
+"""Of a result or progress event: what Kafka takes as one record unless its topic is set otherwise."""
 
 _STATUS = {
     ResultStatus.SUCCESS: TaskStatus.SUCCEEDED,
@@ -34,21 +40,31 @@ def task_topics(topics: TopicNames) -> tuple[str, ...]:
     return topics.tasks, topics.tasks_vip
 
 
+class UnreadableRecordError(Exception):
+    """A record that cannot be projected although nobody else will tell of it; the message says what is wrong."""
+
+
 def read_change(
     topics: TopicNames, *, topic: str, value: bytes | None, headers: RawHeaders, timestamp_ms: int
 ) -> Change | None:
-    """What a record changes; None when it cannot be read or speaks of no task."""
+    """What a record changes; None when it speaks of no task, or is a bad one that a worker answers.
+
+    Raises `UnreadableRecordError` for a bad result or progress event.
+    """
     if not value:
         return None
-    try:
-        if topic == topics.results:
-            return _result(value, headers, timestamp_ms)
-        if topic == topics.progress:
-            return _progress(value, headers)
+    if topic in task_topics(topics):
         priority = Priority.VIP if topic == topics.tasks_vip else Priority.STANDARD
-        return _task(value, headers, timestamp_ms, priority=priority)
-    except (InvalidTaskError, ValidationError):
-        return None
+        try:
+            return _task(value, headers, timestamp_ms, priority=priority)
+        except (InvalidTaskError, ValidationError):
+            return None
+    if len(value) > MAX_EVENT_BYTES:
+        raise UnreadableRecordError(f"is {len(value)} bytes long; at most {MAX_EVENT_BYTES} are projected")
+    try:
+        return _result(value, headers, timestamp_ms) if topic == topics.results else _progress(value, headers)
+    except ValidationError as error:
+        raise UnreadableRecordError("; ".join(map(str, explain(error, body=value)))) from error
 
 
 def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Priority) -> TaskSeen | None:

@@ -1,33 +1,45 @@
 """The projector's process: one for each database, whoever starts how many gateways on it."""
 
+import asyncio
 import fcntl
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, assert_never
 
 import structlog
+from sqlalchemy.exc import DatabaseError
 
 from fluxpool_gateway.child import EXIT_CONFIGURATION
 from fluxpool_gateway.projector import Projector
 from fluxpool_gateway.settings import GatewaySettings
-from fluxpool_gateway.store.database import open_writer
+from fluxpool_gateway.store.damage import move_aside, take_damage_report
+from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_writer
 from fluxpool_gateway.store.migration import DatabaseFileError, migrate
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from fluxpool_transport.kafka_clients import librdkafka_options
+from fluxpool_gateway.store.trouble import DamagedStoreError, DatabaseTrouble, trouble_of
 
-CLIENT_ID: Final = "fluxpool-projector"
 LOCK_SUFFIX: Final = ".projector-lock"
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 15.0
+STEADY_SECONDS: Final = 30.0
+"""A store that was well for so long gets the first pause again."""
+_CHECK_SECONDS: Final = 0.5
 _LOCK_INTERVAL_SECONDS: Final = 0.5
 _NICENESS: Final = 15
 """On a busy machine accepting requests goes before telling of them; a projection catches up, a client gives up."""
 
 logger = structlog.stdlib.get_logger(__name__)
+
+
+class _ReplacedError(Exception):
+    """The file that is open is no longer the one of that name."""
 
 
 def run_projector(settings: GatewaySettings, *, ready: Callable[[], None]) -> int:
@@ -47,20 +59,7 @@ def run_projector(settings: GatewaySettings, *, ready: Callable[[], None]) -> in
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _sole_projector(file, stopping=stopping, standing_by=ready) as stood_by:
-            if stopping.is_set():
-                return 0
-            engine = open_writer(file)
-            migrate(engine, file)
-            if not stood_by:
-                ready()
-            projector = Projector(
-                librdkafka_options(settings.kafka, client_id=CLIENT_ID),
-                topics=settings.topics,
-                store=TaskStoreWriter(engine),
-            )
-            logger.info("projector_started", database_file=str(file))
-            projector.run(stopping.is_set)
-            engine.dispose()
+            _StoreKeeper(settings, stopping=stopping, ready=(lambda: None) if stood_by else ready).run()
     except DatabaseFileError as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
@@ -69,6 +68,135 @@ def run_projector(settings: GatewaySettings, *, ready: Callable[[], None]) -> in
         return EXIT_CONFIGURATION
     logger.info("projector_stopped")
     return 0
+
+
+class _StoreKeeper:
+    """Projects into the file again and again: a damaged one is put aside and built anew, a lost one is made again."""
+
+    def __init__(self, settings: GatewaySettings, *, stopping: threading.Event, ready: Callable[[], None]) -> None:
+        self._settings = settings
+        self._file = settings.database_file
+        self._stopping = stopping
+        self._ready = ready
+        self._is_ready = False
+        self._rebuilt_because: str | None = None
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+
+    def run(self) -> None:
+        """Return after SIGTERM; raises `DatabaseFileError` when the file cannot even be opened at the start."""
+        while not self._stopping.is_set():
+            started_at = time.monotonic()
+            try:
+                self._project()
+                continue
+            except (DatabaseError, DamagedStoreError) as error:
+                if time.monotonic() - started_at > STEADY_SECONDS:
+                    self._pause_seconds = FIRST_PAUSE_SECONDS
+                reason = str(error.orig) if isinstance(error, DatabaseError) else str(error)
+                self._recover(trouble_of(error), reason)
+            except _ReplacedError as replaced:
+                self._rebuilt_because = str(replaced)
+                logger.warning("database_replaced", database_file=str(self._file), reason=str(replaced))
+            except OSError as error:
+                if not self._is_ready:
+                    raise
+                self._wait(f"let the gateway's user write {self._file.parent}", str(error))
+
+    def _project(self) -> None:
+        """Open the file and project until the end, or until something is wrong with it."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        engine = open_writer(self._file)
+        try:
+            migrate(engine, self._file)
+            projector = Projector(
+                self._settings.kafka,
+                topics=self._settings.topics,
+                store=TaskStoreWriter(engine),
+                rebuilt_because=self._rebuilt_because,
+            )
+            opened = identity_of(self._file)
+            if not self._is_ready:
+                self._is_ready = True
+                self._ready()
+            logger.info("projector_started", database_file=str(self._file))
+            asyncio.run(projector.run(_Checks(self._file, opened, self._stopping)))
+        finally:
+            engine.dispose()
+
+    def _recover(self, trouble: DatabaseTrouble, reason: str) -> None:
+        match trouble:
+            case DatabaseTrouble.DAMAGED | DatabaseTrouble.UNBUILT:
+                self._rebuild(reason)
+            case DatabaseTrouble.REFUSED:
+                if not self._is_ready:
+                    raise DatabaseFileError(
+                        f"database_file: {self._file} cannot be used as a database ({reason}); "
+                        "let the gateway's user write it and its folder"
+                    )
+                self._wait(f"let the gateway's user write {self._file.parent} and all in it", reason)
+            case DatabaseTrouble.PASSING:
+                self._wait(f"see that the disk of {self._file.parent} is well and has free space", reason)
+            case unknown:
+                assert_never(unknown)
+
+    def _rebuild(self, reason: str) -> None:
+        try:
+            aside = move_aside(self._file)
+        except OSError as error:
+            self._wait(
+                f"let the gateway's user write {self._file.parent}, or delete {self._file} and what begins with its "
+                "name: it is built again from Kafka",
+                f"{reason}; it cannot be moved aside ({error.strerror})",
+            )
+            return
+        self._rebuilt_because = f"the file was damaged ({reason})"
+        logger.error(
+            "database_damaged",
+            database_file=str(self._file),
+            reason=reason,
+            moved_to=str(aside),
+            remedy="none is needed: the store is being rebuilt from Kafka; delete what was moved when nobody needs it",
+        )
+        self._pause()
+
+    def _wait(self, remedy: str, reason: str) -> None:
+        logger.error(
+            "database_unusable",
+            database_file=str(self._file),
+            reason=reason,
+            remedy=remedy,
+            again_in_seconds=self._pause_seconds,
+        )
+        self._pause()
+
+    def _pause(self) -> None:
+        """Longer each time, so that a disk that damages every file is not worn out by rebuilding."""
+        self._stopping.wait(self._pause_seconds)
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+
+
+class _Checks:
+    """Whether to stop; besides, looks now and then whether the file is still there and found to be sound."""
+
+    def __init__(self, file: Path, opened: StoreIdentity | None, stopping: threading.Event) -> None:
+        self._file = file
+        self._opened = opened
+        self._stopping = stopping
+        self._check_at = 0.0
+
+    def __call__(self) -> bool:
+        """Raises `_ReplacedError`, or `DamagedStoreError` when a reader reported damage."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_SECONDS
+            found = identity_of(self._file)
+            if found is None:
+                raise _ReplacedError("the file was deleted")
+            if found != self._opened:
+                raise _ReplacedError("the file or its companions were replaced")
+            if take_damage_report(self._file):
+                raise DamagedStoreError("a reader found damage")
+        return self._stopping.is_set()
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from typing import Final
 import structlog
 from confluent_kafka import KafkaException
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy.exc import DatabaseError
 
+from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.task_store import Quarantine
 from fluxpool_gateway.task_lookup import AsyncTaskStore
 from fluxpool_gateway.task_producer import TaskProducer
 
@@ -106,17 +107,32 @@ async def read_readiness(watch: BrokerWatch, store: AsyncTaskStore) -> Readiness
 async def _projection(store: AsyncTaskStore, *, now_ms: int) -> PartReadiness:
     try:
         heartbeat = await store.heartbeat()
-    except DatabaseError as error:
-        return PartReadiness(ready=False, detail=f"the task store cannot be read: {error.orig}")
+        quarantine = await store.quarantine()
+    except StoreUnavailableError as error:
+        return PartReadiness(ready=False, detail=str(error))
     if heartbeat is None:
         return PartReadiness(ready=False, detail="no projector has run yet")
     silent_seconds = (now_ms - heartbeat.beat_at_ms) / 1000
     if silent_seconds > MAX_HEARTBEAT_AGE_SECONDS:
-        return PartReadiness(ready=False, detail=f"the projector is silent since {silent_seconds:.0f} s")
+        return PartReadiness(
+            ready=False, detail=f"the projector is silent since {silent_seconds:.0f} s; its log says why"
+        )
     if heartbeat.caught_up_at_ms is None:
-        return PartReadiness(ready=False, detail=f"the store is being built ({heartbeat.lag_records} records to read)")
+        to_read = f"{heartbeat.lag_records} records to read"
+        if heartbeat.rebuilt_because is None:
+            return PartReadiness(ready=False, detail=f"the store is being built ({to_read})")
+        detail = f"the store is being rebuilt from Kafka ({to_read}): {heartbeat.rebuilt_because}"
+        return PartReadiness(ready=False, detail=detail)
     behind_seconds = (now_ms - heartbeat.caught_up_at_ms) / 1000
     if behind_seconds > MAX_BEHIND_SECONDS:
         detail = f"the projection is behind since {behind_seconds:.0f} s ({heartbeat.lag_records} records)"
         return PartReadiness(ready=False, detail=detail)
-    return PartReadiness(ready=True, detail=f"{heartbeat.lag_records} records to read")
+    return PartReadiness(ready=True, detail=f"{heartbeat.lag_records} records to read{_passed_over(quarantine)}")
+
+
+def _passed_over(quarantine: Quarantine) -> str:
+    latest = quarantine.latest
+    if latest is None:
+        return ""
+    place = f"{latest.topic}, partition {latest.partition}, offset {latest.offset}"
+    return f"; {quarantine.count} passed over that cannot be read, the latest in {place}: {latest.reason}"

@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 import structlog
 from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import OffsetSpec
-from sqlalchemy.exc import DatabaseError
 
 from fluxpool_contract.derived import task_digest
 from fluxpool_contract.task import REQUEST_ID
@@ -20,9 +19,11 @@ from fluxpool_contract.topics import TopicNames
 from fluxpool_gateway.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.problem import Problem, ProblemCode, ProblemError
 from fluxpool_gateway.projected_records import task_topics
+from fluxpool_gateway.projection_topics import TopicLayout, read_layouts
 from fluxpool_gateway.recent_tasks import RecentTask, RecentTasks
+from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.task_state import TaskState
-from fluxpool_gateway.store.task_store import Heartbeat, Position, TaskStoreReader
+from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, Position, Quarantine
 from fluxpool_transport.kafka_admin import KafkaAdmin, KafkaUnavailableError
 
 T = TypeVar("T")
@@ -45,9 +46,13 @@ class AsyncTaskStore:
         """The task with this id as far as it is projected."""
         return await self._run(lambda: self._reader.find(request_id))
 
-    async def offsets(self) -> Mapping[Position, int]:
+    async def positions(self) -> Mapping[Position, LogPosition]:
         """How far the projector is."""
-        return await self._run(self._reader.offsets)
+        return await self._run(self._reader.positions)
+
+    async def quarantine(self) -> Quarantine:
+        """The records that the projector passed over."""
+        return await self._run(self._reader.quarantine)
 
     async def heartbeat(self) -> Heartbeat | None:
         """What the projector last said of itself."""
@@ -60,14 +65,15 @@ class AsyncTaskStore:
         """
         try:
             state = await self.find(request_id)
-        except DatabaseError as error:
-            logger.warning("task_store_not_readable", reason=str(error.orig))
+        except StoreUnavailableError as error:
+            logger.warning("task_store_not_readable", reason=str(error))
             return None
         return None if state is None or state.body is None else task_digest(state.body.encode())
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads and the connections."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
 
     async def _run(self, read: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, read)
@@ -81,8 +87,8 @@ class TaskTopicEnds:
         self._topics = task_topics(topics)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="topic-metadata")
 
-    async def read(self) -> Mapping[Position, int]:
-        """The end offset of every partition; what lies below it was there when this was called.
+    async def read(self) -> Mapping[Position, LogPosition]:
+        """The end of every partition; what lies before it was there when this was called.
 
         Raises `KafkaException` or `KafkaUnavailableError` when it cannot be read of every partition.
         """
@@ -94,11 +100,17 @@ class TaskTopicEnds:
             request_timeout=_REQUEST_SECONDS,
         )
         answers = await self._admin.settle(futures)
-        ends: dict[Position, int] = {}
+        # Asked last: when a topic was made again meanwhile, the new id comes with an end that it may never reach, and
+        # the question is not answered. The other way round, "no such task" would be said of its tasks.
+        layouts = await read_layouts(self._admin, self._topics)
+        ends: dict[Position, LogPosition] = {}
         for position, answer in answers.items():
             if isinstance(answer, BaseException):
                 raise answer
-            ends[position.topic, position.partition] = answer.offset
+            layout = layouts[position.topic]
+            if not isinstance(layout, TopicLayout):
+                raise KafkaUnavailableError(f"topic {position.topic} cannot be read: {layout}")
+            ends[position.topic, position.partition] = LogPosition(answer.offset, layout.topic_id)
         return ends
 
     def close(self) -> None:
@@ -138,9 +150,9 @@ class TaskLookup:
                 found = await self._store.find(request_id)
         except BarrierNotReachedError as error:
             raise ProblemError(_unknown(f"whether there is a task {request_id} is not known yet ({error})")) from error
-        except DatabaseError as error:
-            logger.warning("task_store_not_readable", reason=str(error.orig))
-            raise ProblemError(_unknown("the task store cannot be read")) from error
+        except StoreUnavailableError as error:
+            logger.warning("task_store_not_readable", reason=str(error))
+            raise ProblemError(_unknown("the task store cannot be read, or is being rebuilt")) from error
         if found is None:
             raise ProblemError(_not_found(request_id))
         return found

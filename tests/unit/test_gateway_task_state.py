@@ -9,12 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxpool_contract.headers import ATTEMPT, CE_SOURCE, EPOCH, FIRST_SEEN, TENANT
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_contract.progress import ProgressEvent, ProgressType
 from fluxpool_contract.result import GenerationResult, ResultStatus, TaskError
+from fluxpool_contract.task import REQUEST_ID, GenerationTask
 from fluxpool_contract.topics import TopicNames
-from fluxpool_gateway.projected_records import read_change
+from fluxpool_gateway.projected_records import (
+    MAX_EVENT_BYTES,
+    UnreadableRecordError,
+    projected_topics,
+    read_change,
+)
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskState, TaskStatus, fold
+from fluxpool_gateway.task_view import TaskView
 
 TOPICS = TopicNames()
 ENDS = [status for status in TaskStatus if status.terminal]
@@ -140,14 +148,109 @@ def a_result(request_id: str | None, *, code: ErrorCode | None = None) -> bytes:
         (TOPICS.tasks, None),
         (TOPICS.tasks, b"not json"),
         (TOPICS.tasks, b'{"request_id":"r","prompt":"a","width":7}'),
-        (TOPICS.results, b"{}"),
+        (TOPICS.tasks, b"\xff"),
+        (TOPICS.results, None),
         (TOPICS.results, a_result(None)),
         (TOPICS.results, a_result("r", code=ErrorCode.ID_CONFLICT)),
-        (TOPICS.progress, b"[]"),
     ],
 )
 def test_records_that_speak_of_no_task_change_nothing(topic: str, value: bytes | None) -> None:
     assert read(topic, value) is None
+
+
+def an_event(**fields: object) -> bytes:
+    return json.dumps({"request_id": "r", "type": "step", "at": "2026-04-05T10:00:00Z", **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("topic", "value", "reason"),
+    [
+        (TOPICS.results, b"{}", "request_id: is required"),
+        (TOPICS.results, b"\xff", "not valid JSON"),
+        (TOPICS.results, a_result("r" * 129), "request_id: must match"),
+        (TOPICS.results, a_result("a b"), "request_id: must match"),
+        (TOPICS.results, a_result("r") + b" " * MAX_EVENT_BYTES, "at most 1048576 are projected"),
+        (TOPICS.progress, b"[]", "must be a JSON object"),
+        (TOPICS.progress, an_event(request_id="r" * 300_000), "request_id: must match"),
+        (TOPICS.progress, an_event(total_steps=10**20), "total_steps"),
+        (TOPICS.progress, an_event(total_steps=2**31), "total_steps"),
+        (TOPICS.progress, an_event(step=10**30), "step"),
+        (TOPICS.progress, an_event(attempt=2**63), "attempt"),
+        (TOPICS.progress, an_event(at="yesterday"), "at: "),
+    ],
+)
+def test_a_result_or_progress_event_that_cannot_be_read_is_refused_with_the_reason(
+    topic: str, value: bytes, reason: str
+) -> None:
+    with pytest.raises(UnreadableRecordError) as refused:
+        read(topic, value)
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00"])
+def test_times_at_the_edge_of_the_calendar_are_dates_in_utc(at: str) -> None:
+    change = read(TOPICS.progress, an_event(at=at))
+    assert isinstance(change, ProgressSeen)
+    assert datetime.fromtimestamp(change.at_ms / 1000, UTC).year in {1, 9999}
+
+
+@pytest.mark.parametrize("timestamp_ms", [-(2**63), -1, 2**63 - 1])
+def test_a_result_without_a_time_takes_the_nearest_date_to_its_records_time(timestamp_ms: int) -> None:
+    change = read_change(TOPICS, topic=TOPICS.results, value=a_result("r"), headers=[], timestamp_ms=timestamp_ms)
+    assert isinstance(change, ResultSeen)
+    assert 1 <= datetime.fromtimestamp(change.completed_at_ms / 1000, UTC).year <= 9999
+
+
+_TEXTS = st.text(max_size=8) | st.sampled_from(["r", "\x00", "a/b", "step", "success", "2026-04-05T10:00:00Z"])
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | _TEXTS
+_ODD_JSON = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3)
+)
+_FIELD_NAMES = st.sampled_from(
+    [*ProgressEvent.model_fields, *GenerationResult.model_fields, *GenerationTask.model_fields, "unknown"]
+)
+_VALUES = (
+    st.none()
+    | st.binary(max_size=40)
+    | st.dictionaries(_FIELD_NAMES, _ODD_JSON, max_size=6).map(lambda body: json.dumps(body).encode())
+    | st.builds(
+        lambda body: json.dumps({"request_id": "r", "type": "step", "at": 0, "image_url": None, **body}).encode(),
+        st.dictionaries(_FIELD_NAMES, _ODD_JSON, max_size=3),
+    )
+)
+_HEADERS = st.lists(
+    st.tuples(
+        st.sampled_from([EPOCH, ATTEMPT, FIRST_SEEN, TENANT, CE_SOURCE]) | st.text(max_size=4),
+        st.none() | st.binary(max_size=6) | st.integers().map(lambda number: str(number).encode()),
+    ),
+    max_size=4,
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(projected_topics(TOPICS)), _VALUES, _HEADERS, st.integers(-(2**63), 2**63 - 1)),
+        max_size=8,
+    )
+)
+def test_no_record_makes_the_projection_raise_anything_but_its_own_refusal(
+    records: list[tuple[str, bytes | None, list[tuple[str, bytes | None]], int]],
+) -> None:
+    states: dict[str, TaskState] = {}
+    for topic, value, headers, timestamp_ms in records:
+        try:
+            change = read_change(TOPICS, topic=topic, value=value, headers=headers, timestamp_ms=timestamp_ms)
+        except UnreadableRecordError:
+            continue
+        if change is not None:
+            states[change.request_id] = fold(states.get(change.request_id), change)
+    for state in states.values():
+        assert REQUEST_ID.fullmatch(state.request_id)
+        numbers = (state.version, state.attempts, state.step, state.total_steps, state.created_at_ms)
+        assert all(number is None or -(2**63) <= number < 2**63 for number in numbers)
+        for text in (state.body, state.result):
+            assert text is None or text.encode()
+        TaskView.of_state(state, status_url="http://gateway/").model_dump_json()
 
 
 def test_a_bare_task_takes_its_time_from_the_record_and_its_priority_from_the_topic() -> None:

@@ -1,6 +1,8 @@
-"""The SQLite file: how it is opened by its one writer and by its many readers."""
+"""The SQLite file: how it is opened by its one writer and by its many readers, and which file it is."""
 
+import os
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
@@ -9,6 +11,30 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 _BUSY_TIMEOUT_MILLISECONDS = 5000
 """Readers and the writer never block each other in WAL mode, but for a moment at checkpoints."""
+COMPANIONS: Final = ("-wal", "-shm")
+"""What SQLite keeps beside the file while it is open in WAL mode."""
+
+StoreIdentity = tuple[int, ...]
+"""Device and inode of the file, inodes of its companions (0 without). Differs once any of them was replaced.
+
+A number is not given to another file while a connection holds this one open.
+"""
+
+
+def identity_of(file: Path) -> StoreIdentity | None:
+    """Which files the path stands for now; None when there is none."""
+    try:
+        found = os.stat(file)  # noqa: PTH116 - before every read, where pathlib would take half the time
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, *(_inode(f"{file}{suffix}") for suffix in COMPANIONS))
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116 - as above
+    except OSError:
+        return 0
 
 
 def open_writer(file: Path) -> Engine:

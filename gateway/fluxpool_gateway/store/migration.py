@@ -1,15 +1,20 @@
 """Bringing the task store to this release's schema; apart from `database`, because the servers need no Alembic."""
 
+import re
 from pathlib import Path
 from typing import Final
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Engine
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Engine, text
+
+from fluxpool_gateway.store.trouble import DamagedStoreError
 
 _MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
+
+
+_REVISION: Final = re.compile(r"[0-9]{4}")
 
 
 class DatabaseFileError(Exception):
@@ -19,7 +24,8 @@ class DatabaseFileError(Exception):
 def migrate(engine: Engine, file: Path) -> None:
     """Bring the schema to this release's.
 
-    Raises `DatabaseFileError` when the file is no database, cannot be written or is of a newer release.
+    Raises `DatabaseFileError` when the file is of a newer release, and SQLAlchemy's `DatabaseError` or
+    `DamagedStoreError` when it does not answer as a store.
     """
     configuration = Config()
     configuration.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
@@ -28,12 +34,11 @@ def migrate(engine: Engine, file: Path) -> None:
             configuration.attributes["connection"] = connection
             command.upgrade(configuration, "head")
     except CommandError as error:
-        raise DatabaseFileError(
-            f"database_file: {file} was written by a newer release ({error}); "
-            "run that release, or delete the file: it is built again from Kafka"
-        ) from error
-    except DatabaseError as error:
-        raise DatabaseFileError(
-            f"database_file: {file} cannot be used as a database ({error.orig}); make its folder writable, "
-            "or delete the file: it is built again from Kafka"
-        ) from error
+        with engine.connect() as connection:
+            revisions = list(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
+        if len(revisions) == 1 and _REVISION.fullmatch(str(revisions[0])):
+            raise DatabaseFileError(
+                f"database_file: {file} was written by a newer release ({error}); "
+                "run that release, or delete the file: it is built again from Kafka"
+            ) from error
+        raise DamagedStoreError(f"no release left it as it is: {error}") from error

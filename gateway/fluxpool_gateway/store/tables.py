@@ -1,6 +1,6 @@
 """The tables of the task store, as the newest migration leaves them."""
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, UniqueConstraint
 
 metadata = MetaData()
 
@@ -29,6 +29,19 @@ projected_offsets = Table(
     Column("topic", String(249), primary_key=True),
     Column("partition", Integer, primary_key=True),
     Column("next_offset", BigInteger, nullable=False),
+    Column("topic_id", String(64)),
+)
+
+quarantined_records = Table(
+    "quarantined_record",
+    metadata,
+    Column("number", Integer, primary_key=True),
+    Column("topic", String(249), nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    UniqueConstraint("topic", "partition", "offset"),
 )
 
 projector_heartbeat = Table(
@@ -39,4 +52,5 @@ projector_heartbeat = Table(
     Column("beat_at_ms", BigInteger, nullable=False),
     Column("caught_up_at_ms", BigInteger),
     Column("lag_records", BigInteger),
+    Column("rebuilt_because", Text),
 )

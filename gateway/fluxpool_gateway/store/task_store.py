@@ -1,7 +1,7 @@
 """Reading and writing the task store; the only place with SQL statements.
 
-One process writes (`TaskStoreWriter`, the projector), any number read (`TaskStoreReader`). Both block: asynchronous
-callers use a thread.
+One process writes (`TaskStoreWriter`, the projector), any number read (`TaskStoreReader`, in `store.reading`). Both
+block: asynchronous callers use a thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,19 +9,57 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Table, bindparam, select
+from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import RowMapping
 
-from fluxpool_gateway.store.tables import projected_offsets, projector_heartbeat, tasks
+from fluxpool_gateway.store.tables import projected_offsets, projector_heartbeat, quarantined_records, tasks
 from fluxpool_gateway.store.task_state import Change, TaskState, TaskStatus, fold
+from fluxpool_gateway.store.trouble import DamagedStoreError, is_record_fault
 
 Position = tuple[str, int]
 """Topic and partition."""
+Place = tuple[str, int, int]
+"""Topic, partition and offset of one record."""
 
+MAX_QUARANTINED_RECORDS: Final = 1000
+"""Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
+_MAX_REASON_CHARACTERS: Final = 300
 _LOOKUP_CHUNK: Final = 500
 _FIELDS: Final = tuple(field.name for field in fields(TaskState))
 _VALUES: Final = attrgetter(*_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class LogPosition:
+    """An offset of a partition together with the id of the topic it belongs to.
+
+    A topic that was deleted and made again has another id, and the offsets of its predecessor say nothing of it.
+    """
+
+    offset: int
+    topic_id: str | None = None
+    """None when the brokers do not tell ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedRecord:
+    """A record that was passed over because it cannot be applied."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    at_ms: int
+    """When it was passed over, in milliseconds since 1970, UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """How many records were passed over since the store was built, and the latest of them."""
+
+    count: int = 0
+    latest: QuarantinedRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +72,8 @@ class Heartbeat:
     """When it last had read everything; None when never since it started."""
     lag_records: int | None
     """How many records it had still to read; None while it does not know."""
+    rebuilt_because: str | None = None
+    """Why the store had to be built again; None once that is done, or when it is built for the first time."""
 
 
 def _upsert(table: Table) -> Insert:
@@ -46,7 +86,6 @@ _SAVE_TASKS: Final = _upsert(tasks)
 _SAVE_OFFSETS: Final = _upsert(projected_offsets)
 _SAVE_HEARTBEAT: Final = _upsert(projector_heartbeat)
 _FIND_TASKS: Final = select(tasks).where(tasks.c.request_id.in_(bindparam("request_ids", expanding=True)))
-_FIND_TASK: Final = select(tasks).where(tasks.c.request_id == bindparam("request_id"))
 
 
 class TaskStoreWriter:
@@ -56,27 +95,58 @@ class TaskStoreWriter:
         """`engine` comes from `open_writer` and its schema is current."""
         self._engine = engine
 
-    def apply(self, changes: Sequence[Change], offsets: Mapping[Position, int]) -> None:
-        """Fold records into their tasks and save how far Kafka was read, both or neither.
+    def apply(
+        self,
+        changes: Sequence[tuple[Place, Change]],
+        positions: Mapping[Position, LogPosition],
+        *,
+        passed_over: Sequence[QuarantinedRecord] = (),
+        now_ms: int,
+    ) -> list[QuarantinedRecord]:
+        """Fold records into their tasks and save how far Kafka was read, all or nothing.
 
-        `offsets` are the next offsets to read.
+        `positions` are the next to read; `passed_over` are records that could not even be read. A record that cannot be
+        applied is quarantined, and all others are applied; returns what was quarantined so. Raises SQLAlchemy's
+        `DatabaseError`, or `DamagedStoreError`, when the fault is the database's.
         """
         with self._engine.begin() as connection:
-            changed = _fold_all(connection, changes)
-            if changed:
-                connection.execute(_SAVE_TASKS, [_to_row(state) for state in changed])
-            if offsets:
+            refused = _apply_all(connection, changes, now_ms=now_ms)
+            if passed_over or refused:
+                _quarantine(connection, [*passed_over, *refused])
+            if positions:
                 connection.execute(
                     _SAVE_OFFSETS,
                     [
-                        {"topic": topic, "partition": partition, "next_offset": offset}
-                        for (topic, partition), offset in offsets.items()
+                        {
+                            "topic": topic,
+                            "partition": partition,
+                            "next_offset": position.offset,
+                            "topic_id": position.topic_id,
+                        }
+                        for (topic, partition), position in positions.items()
                     ],
                 )
+        return refused
 
-    def offsets(self) -> dict[Position, int]:
-        """The next offset to read of every partition that was ever read."""
-        return _read_offsets(self._engine)
+    def positions(self) -> dict[Position, LogPosition]:
+        """The next position to read of every partition that was ever read."""
+        with self._engine.connect() as connection:
+            return read_positions(connection)
+
+    def forget_positions(self, topic: str) -> None:
+        """Forget how far a topic was read: it is another one now. The tasks stay."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(projected_offsets).where(projected_offsets.c.topic == topic))
+
+    def quarantine(self) -> Quarantine:
+        """What was passed over so far."""
+        with self._engine.connect() as connection:
+            return read_quarantine(connection)
+
+    def heartbeat(self) -> Heartbeat | None:
+        """The heartbeat of the projector before."""
+        with self._engine.connect() as connection:
+            return read_heartbeat(connection)
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Replace the heartbeat."""
@@ -85,30 +155,61 @@ class TaskStoreWriter:
             connection.execute(_SAVE_HEARTBEAT, [{"id": 1, **row}])
 
 
-class TaskStoreReader:
-    """The servers' side. Raises SQLAlchemy's `OperationalError` while there is no store yet."""
+def _apply_all(
+    connection: Connection, changes: Sequence[tuple[Place, Change]], *, now_ms: int
+) -> list[QuarantinedRecord]:
+    """Apply records in one go; when one of them is at fault, halve until it stands alone, and leave it out."""
+    if not changes:
+        return []
+    try:
+        with connection.begin_nested():
+            changed = _fold_all(connection, [change for _, change in changes])
+            if changed:
+                connection.execute(_SAVE_TASKS, [_to_row(state) for state in changed])
+    except Exception as error:  # whatever one record brings about must not stop those behind it
+        if not is_record_fault(error):
+            raise
+        if len(changes) == 1:
+            topic, partition, offset = changes[0][0]
+            reason = _reason(error)
+            return [QuarantinedRecord(topic=topic, partition=partition, offset=offset, reason=reason, at_ms=now_ms)]
+        middle = len(changes) // 2
+        return [
+            *_apply_all(connection, changes[:middle], now_ms=now_ms),
+            *_apply_all(connection, changes[middle:], now_ms=now_ms),
+        ]
+    return []
 
-    def __init__(self, engine: Engine) -> None:
-        """`engine` comes from `open_reader`."""
-        self._engine = engine
 
-    def find(self, request_id: str) -> TaskState | None:
-        """The task with this id."""
-        with self._engine.connect() as connection:
-            row = connection.execute(_FIND_TASK, {"request_id": request_id}).mappings().first()
-        return None if row is None else _to_state(row)
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {cause}"
 
-    def offsets(self) -> dict[Position, int]:
-        """The next offset that the projector will read, of every partition that it ever read."""
-        return _read_offsets(self._engine)
 
-    def heartbeat(self) -> Heartbeat | None:
-        """What the projector last said of itself; None when none ever ran."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(projector_heartbeat)).mappings().first()
-        if row is None:
-            return None
-        return Heartbeat(**{name: row[name] for name in Heartbeat.__slots__})
+def _printable(text: str) -> str:
+    """The text with everything escaped that a terminal would obey or a column refuse."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _quarantine(connection: Connection, records: Sequence[QuarantinedRecord]) -> None:
+    """Keep the newest; the numbers of those that were removed still tell how many there were."""
+    connection.execute(
+        insert(quarantined_records).on_conflict_do_nothing(),
+        [
+            {
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+                "reason": _printable(record.reason)[:_MAX_REASON_CHARACTERS],
+                "at_ms": record.at_ms,
+            }
+            for record in records
+        ],
+    )
+    newest = select(func.max(quarantined_records.c.number)).scalar_subquery()
+    connection.execute(
+        delete(quarantined_records).where(quarantined_records.c.number <= newest - MAX_QUARANTINED_RECORDS)
+    )
 
 
 def _fold_all(connection: Connection, changes: Sequence[Change]) -> list[TaskState]:
@@ -126,14 +227,31 @@ def _load(connection: Connection, request_ids: Sequence[str]) -> dict[str, TaskS
         rows: Iterable[RowMapping] = connection.execute(
             _FIND_TASKS, {"request_ids": request_ids[start : start + _LOOKUP_CHUNK]}
         ).mappings()
-        found.update((row["request_id"], _to_state(row)) for row in rows)
+        found.update((row["request_id"], to_state(row)) for row in rows)
     return found
 
 
-def _read_offsets(engine: Engine) -> dict[Position, int]:
-    with engine.connect() as connection:
-        rows = connection.execute(select(projected_offsets)).all()
-    return {(row.topic, row.partition): row.next_offset for row in rows}
+def read_positions(connection: Connection) -> dict[Position, LogPosition]:
+    """How far each partition was read."""
+    rows = connection.execute(select(projected_offsets)).all()
+    return {(row.topic, row.partition): LogPosition(row.next_offset, row.topic_id) for row in rows}
+
+
+def read_heartbeat(connection: Connection) -> Heartbeat | None:
+    """What the projector last said of itself; None when none ever ran."""
+    row = connection.execute(select(projector_heartbeat)).mappings().first()
+    return None if row is None else Heartbeat(**{name: row[name] for name in Heartbeat.__slots__})
+
+
+def read_quarantine(connection: Connection) -> Quarantine:
+    """How many records were passed over, and the latest."""
+    newest = select(quarantined_records).order_by(quarantined_records.c.number.desc()).limit(1)
+    row = connection.execute(newest).mappings().first()
+    if row is None:
+        return Quarantine()
+    return Quarantine(
+        count=row["number"], latest=QuarantinedRecord(**{name: row[name] for name in QuarantinedRecord.__slots__})
+    )
 
 
 def _to_row(state: TaskState) -> dict[str, Any]:
@@ -142,7 +260,13 @@ def _to_row(state: TaskState) -> dict[str, Any]:
     return row
 
 
-def _to_state(row: RowMapping) -> TaskState:
+def to_state(row: RowMapping) -> TaskState:
+    """A row as it was saved; raises `DamagedStoreError` when nobody can have saved it so."""
     values = {name: row[name] for name in _FIELDS}
-    values["status"] = TaskStatus(values["status"])
+    if not (isinstance(values["version"], int) and isinstance(values["attempts"], int)):
+        raise DamagedStoreError(f"task {values['request_id']!r:.140} has no version")
+    try:
+        values["status"] = TaskStatus(values["status"])
+    except ValueError as error:
+        raise DamagedStoreError(f"task {values['request_id']!r:.140} has no status") from error
     return TaskState(**values)

@@ -1,0 +1,105 @@
+"""Reading the task store from a server process, while the projector writes it and may replace it.
+
+Owns which file stands behind the path at the moment, and the word to the projector that it is damaged.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar, assert_never
+
+from sqlalchemy import Connection, bindparam, select
+from sqlalchemy.exc import DatabaseError
+
+from fluxpool_gateway.store.damage import report_damage
+from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader
+from fluxpool_gateway.store.tables import tasks
+from fluxpool_gateway.store.task_state import TaskState
+from fluxpool_gateway.store.task_store import (
+    Heartbeat,
+    LogPosition,
+    Position,
+    Quarantine,
+    read_heartbeat,
+    read_positions,
+    read_quarantine,
+    to_state,
+)
+from fluxpool_gateway.store.trouble import DamagedStoreError, DatabaseTrouble, trouble_of
+
+T = TypeVar("T")
+
+_FIND_TASK: Final = select(tasks).where(tasks.c.request_id == bindparam("request_id"))
+
+
+class StoreUnavailableError(Exception):
+    """The store cannot be read now; the message says why and what becomes of it."""
+
+
+class TaskStoreReader:
+    """The servers' side; may be used by several threads. Every method raises `StoreUnavailableError`."""
+
+    def __init__(self, file: Path) -> None:
+        """`file` need not exist yet."""
+        self._file = file
+        self._engine = open_reader(file)
+        self._identity: StoreIdentity | None = None
+
+    def find(self, request_id: str) -> TaskState | None:
+        """The task with this id."""
+
+        def read(connection: Connection) -> TaskState | None:
+            row = connection.execute(_FIND_TASK, {"request_id": request_id}).mappings().first()
+            return None if row is None else to_state(row)
+
+        return self._read(read)
+
+    def positions(self) -> dict[Position, LogPosition]:
+        """The next position that the projector will read, of every partition that it ever read."""
+        return self._read(read_positions)
+
+    def heartbeat(self) -> Heartbeat | None:
+        """What the projector last said of itself; None when none ever ran."""
+        return self._read(read_heartbeat)
+
+    def quarantine(self) -> Quarantine:
+        """The records that the projector passed over."""
+        return self._read(read_quarantine)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def _read(self, read: Callable[[Connection], T]) -> T:
+        identity = identity_of(self._file)
+        if identity is None:
+            raise StoreUnavailableError(f"the store {self._file} does not exist; the projector builds it from Kafka")
+        if identity != self._identity:
+            # Open connections go on reading the file that once had this name, for ever.
+            self._identity = identity
+            self._engine.dispose()
+        try:
+            with self._engine.connect() as connection:
+                return read(connection)
+        except (DatabaseError, DamagedStoreError) as error:
+            raise self._unavailable(error, identity) from error
+
+    def _unavailable(self, error: DatabaseError | DamagedStoreError, identity: StoreIdentity) -> StoreUnavailableError:
+        reason = error.orig if isinstance(error, DatabaseError) else error
+        match trouble_of(error):
+            case DatabaseTrouble.DAMAGED:
+                report_damage(self._file, identity)
+                return StoreUnavailableError(
+                    f"the store is being rebuilt from Kafka: {self._file} is damaged ({reason})"
+                )
+            case DatabaseTrouble.UNBUILT:
+                return StoreUnavailableError(f"the store {self._file} is being built from Kafka ({reason})")
+            case DatabaseTrouble.REFUSED:
+                return StoreUnavailableError(
+                    f"the store {self._file} cannot be opened ({reason}); let the gateway's user read and write it"
+                )
+            case DatabaseTrouble.PASSING:
+                return StoreUnavailableError(
+                    f"the store {self._file} cannot be read ({reason}); see that its disk is well and has free space"
+                )
+            case unknown:
+                assert_never(unknown)

@@ -1,0 +1,70 @@
+"""Whose fault an error is: the record's, which is passed over, or the database's, which is another matter.
+
+Pure. Decides by SQLite's result codes (https://sqlite.org/rescode.html); knows nothing of what follows.
+"""
+
+import sqlite3
+from enum import StrEnum
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError, StatementError
+
+_PRIMARY_CODE: Final = 0xFF
+"""Extended result codes carry the primary one in their lowest byte."""
+_DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_DAMAGE_EXTENDED: Final = frozenset({sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS})
+_REFUSAL: Final = frozenset(
+    {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+)
+_RECORD_ERRORS: Final = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+
+
+class DamagedStoreError(Exception):
+    """What was read from the store is not what was ever written there."""
+
+
+class DatabaseTrouble(StrEnum):
+    """What is wrong with a database that did not answer."""
+
+    DAMAGED = "damaged"
+    """Only building it again helps."""
+    UNBUILT = "unbuilt"
+    """Tables or columns are missing: the projector is about to make them, or somebody emptied the file."""
+    REFUSED = "refused"
+    """It may not be opened or written; somebody must change that."""
+    PASSING = "passing"
+    """Locked, a full disk, a failing disk: the same statement may succeed later."""
+
+
+def trouble_of(error: Exception) -> DatabaseTrouble:
+    """What an error of a statement says of the database; the statement itself is taken to be right."""
+    if isinstance(error, DamagedStoreError):
+        return DatabaseTrouble.DAMAGED
+    cause = error.orig if isinstance(error, StatementError) else error
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code is None:
+        # Raised by Python's driver, for text that is no UTF-8 in a column that only ever got valid text.
+        return DatabaseTrouble.DAMAGED if isinstance(cause, sqlite3.OperationalError) else DatabaseTrouble.PASSING
+    primary = code & _PRIMARY_CODE
+    if primary in _DAMAGE or code in _DAMAGE_EXTENDED:
+        return DatabaseTrouble.DAMAGED
+    if primary == sqlite3.SQLITE_ERROR:
+        return DatabaseTrouble.UNBUILT
+    return DatabaseTrouble.REFUSED if primary in _REFUSAL else DatabaseTrouble.PASSING
+
+
+def is_record_fault(error: Exception) -> bool:
+    """Whether an error while a record is folded and saved comes from what the record holds.
+
+    Values that do not fit a column are refused by Python's driver (`OverflowError`, `UnicodeEncodeError`) or by SQLite
+    (constraints, sizes); folding itself is pure, so whatever it raises is the record's too.
+    """
+    cause = error.orig if isinstance(error, StatementError) else error
+    if isinstance(cause, sqlite3.Error):
+        return isinstance(cause, _RECORD_ERRORS)
+    return not isinstance(cause, (DamagedStoreError, DBAPIError, OSError, MemoryError))

@@ -1,0 +1,380 @@
+"""The task store over a real SQLite file: what one record cannot do to the others, and what damage does."""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+from sqlalchemy.exc import DatabaseError
+
+from fluxpool_gateway.store.damage import move_aside, report_damage, take_damage_report
+from fluxpool_gateway.store.database import identity_of, open_writer
+from fluxpool_gateway.store.migration import DatabaseFileError, migrate
+from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
+from fluxpool_gateway.store.tables import metadata
+from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from fluxpool_gateway.store.task_store import (
+    MAX_QUARANTINED_RECORDS,
+    Heartbeat,
+    LogPosition,
+    Place,
+    QuarantinedRecord,
+    TaskStoreWriter,
+)
+from fluxpool_gateway.store.trouble import DamagedStoreError, DatabaseTrouble, is_record_fault, trouble_of
+
+TOPIC = "tasks"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "tasks.sqlite"
+
+
+@pytest.fixture
+def engine(file: Path) -> Iterator[Engine]:
+    opened = open_writer(file)
+    migrate(opened, file)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def store(engine: Engine) -> TaskStoreWriter:
+    return TaskStoreWriter(engine)
+
+
+@pytest.fixture
+def reader(file: Path) -> Iterator[TaskStoreReader]:
+    opened = TaskStoreReader(file)
+    yield opened
+    opened.close()
+
+
+def seen(request_id: str, *, body: str = "{}", attempt: int = 1) -> TaskSeen:
+    return TaskSeen(
+        request_id=request_id, body=body, priority="standard", tenant="default", created_at_ms=1, attempt=attempt
+    )
+
+
+def moving(request_id: str, *, total_steps: int | None, attempt: int = 1) -> ProgressSeen:
+    return ProgressSeen(
+        request_id=request_id,
+        status=TaskStatus.RUNNING,
+        at_ms=1,
+        started=False,
+        step=1,
+        total_steps=total_steps,
+        attempt=attempt,
+    )
+
+
+def placed(changes: Sequence[Change]) -> list[tuple[Place, Change]]:
+    return [((TOPIC, 0, offset), change) for offset, change in enumerate(changes)]
+
+
+def apply(store: TaskStoreWriter, changes: Sequence[Change]) -> list[QuarantinedRecord]:
+    return store.apply(placed(changes), {(TOPIC, 0): LogPosition(len(changes), "id")}, now_ms=7)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (moving("bad", total_steps=10**20), "OverflowError: Python int too large to convert to SQLite INTEGER"),
+        (
+            moving("bad", total_steps=1, attempt=2**63),
+            "OverflowError: Python int too large to convert to SQLite INTEGER",
+        ),
+        (seen("\ud800"), r"UnicodeEncodeError: 'utf-8' codec can't encode character '\ud800' in position 0"),
+        (
+            seen("bad", body="\udcff"),
+            r"UnicodeEncodeError: 'utf-8' codec can't encode character '\udcff' in position 0",
+        ),
+        (moving("bad", total_steps=b"\x1b[2J"), None),  # type: ignore[arg-type]  # SQLite takes any type
+        (seen("bad", attempt="many"), "TypeError: '<' not supported"),  # type: ignore[arg-type]  # folding fails
+        (seen("bad", body=object()), "Error binding parameter"),  # type: ignore[arg-type]  # the driver fails
+    ],
+)
+def test_a_record_that_cannot_be_applied_is_passed_over_alone(
+    store: TaskStoreWriter, reader: TaskStoreReader, bad: Change, reason: str | None
+) -> None:
+    good = [seen(f"t{number}") for number in range(20)]
+    refused = apply(store, [*good[:7], bad, *good[7:]])
+    assert [item.offset for item in refused] == ([] if reason is None else [7])
+    assert all(reason is not None and reason in item.reason for item in refused)
+    assert all(reader.find(f"t{number}") is not None for number in range(20))
+    assert store.positions() == {(TOPIC, 0): LogPosition(21, "id")}
+    assert reader.quarantine().count == len(refused)
+
+
+def test_every_record_of_a_batch_may_be_bad(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+    assert len(apply(store, [moving("bad", total_steps=10**20)] * 50)) == 50
+    assert reader.quarantine().count == 50
+    assert reader.find("bad") is None
+
+
+def test_a_bad_record_leaves_the_other_records_of_its_task(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+    apply(store, [seen("one"), moving("one", total_steps=10**20), moving("one", total_steps=28)])
+    found = reader.find("one")
+    assert found is not None
+    assert (found.status, found.total_steps) == (TaskStatus.RUNNING, 28)
+
+
+def test_a_record_that_was_not_readable_is_kept_with_its_place_reason_and_time(
+    store: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
+    record = QuarantinedRecord(topic=TOPIC, partition=3, offset=9, reason="a\x1b[2J\nb" + "x" * 1000, at_ms=7)
+    store.apply([], {(TOPIC, 3): LogPosition(10)}, passed_over=[record], now_ms=7)
+    latest = reader.quarantine().latest
+    assert latest is not None
+    assert (latest.topic, latest.partition, latest.offset, latest.at_ms) == (TOPIC, 3, 9, 7)
+    assert latest.reason.startswith(r"a\x1b[2J\nbxxx")
+    assert len(latest.reason) == 300
+
+
+def test_the_same_record_counts_once_however_often_it_is_read(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+    for _ in range(3):
+        apply(store, [moving("bad", total_steps=10**20)])
+    assert reader.quarantine().count == 1
+
+
+def test_the_rows_of_passed_over_records_are_bounded_and_their_count_is_not(
+    file: Path, store: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
+    records = [
+        QuarantinedRecord(topic=TOPIC, partition=0, offset=offset, reason="no", at_ms=7)
+        for offset in range(MAX_QUARANTINED_RECORDS + 5)
+    ]
+    store.apply([], {}, passed_over=records[:10], now_ms=7)
+    store.apply([], {}, passed_over=records[10:], now_ms=7)
+    with closing(sqlite3.connect(file)) as connection:
+        kept = connection.execute('SELECT count(*), min("offset") FROM quarantined_record').fetchone()
+    assert kept == (MAX_QUARANTINED_RECORDS, 5)
+    assert reader.quarantine().count == MAX_QUARANTINED_RECORDS + 5
+
+
+def test_trouble_of_the_database_is_no_fault_of_a_record_and_saves_nothing(
+    file: Path, store: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TRIGGER full BEFORE INSERT ON projected_offset BEGIN SELECT no_such_function(); END")
+        with pytest.raises(DatabaseError):
+            apply(store, [seen("one")])
+        connection.execute("DROP TRIGGER full")
+    assert reader.find("one") is None
+    assert reader.quarantine().count == 0
+
+
+def sqlite_error(kind: type[sqlite3.Error], code: int | None) -> Exception:
+    raised = kind("text")
+    if code is not None:
+        raised.sqlite_errorcode = code
+    return DatabaseError("statement", {}, raised)
+
+
+@pytest.mark.parametrize(
+    ("error", "trouble"),
+    [
+        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT), DatabaseTrouble.DAMAGED),
+        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT_INDEX), DatabaseTrouble.DAMAGED),
+        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_NOTADB), DatabaseTrouble.DAMAGED),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_IOERR_SHORT_READ), DatabaseTrouble.DAMAGED),
+        (sqlite_error(sqlite3.OperationalError, None), DatabaseTrouble.DAMAGED),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_ERROR), DatabaseTrouble.UNBUILT),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_FULL), DatabaseTrouble.PASSING),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_BUSY), DatabaseTrouble.PASSING),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_IOERR_WRITE), DatabaseTrouble.PASSING),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_CANTOPEN), DatabaseTrouble.REFUSED),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_READONLY_DBMOVED), DatabaseTrouble.REFUSED),
+        (DamagedStoreError("text"), DatabaseTrouble.DAMAGED),
+    ],
+)
+def test_the_databases_trouble_is_told_apart_and_never_a_records_fault(
+    error: Exception, trouble: DatabaseTrouble
+) -> None:
+    assert trouble_of(error) is trouble
+    assert not is_record_fault(error)
+
+
+def test_a_topic_that_was_made_again_is_read_from_its_beginning_and_the_tasks_stay(
+    store: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
+    apply(store, [seen("old")])
+    store.apply([], {("results", 0): LogPosition(4, "other")}, now_ms=7)
+    store.forget_positions(TOPIC)
+    assert store.positions() == {("results", 0): LogPosition(4, "other")}
+    assert reader.find("old") is not None
+
+
+def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);"
+            "INSERT INTO alembic_version VALUES ('0001');"
+            "CREATE TABLE task (request_id VARCHAR(128) NOT NULL PRIMARY KEY, version BIGINT NOT NULL,"
+            " status VARCHAR(16) NOT NULL, attempts INTEGER NOT NULL, step INTEGER, total_steps INTEGER, body TEXT,"
+            " priority VARCHAR(16), tenant VARCHAR(63), created_at_ms BIGINT, started_at_ms BIGINT,"
+            " completed_at_ms BIGINT, result TEXT) WITHOUT ROWID;"
+            "INSERT INTO task (request_id, version, status, attempts) VALUES ('old', 1, 'queued', 1);"
+            "CREATE TABLE projected_offset (topic VARCHAR(249) NOT NULL, partition INTEGER NOT NULL,"
+            " next_offset BIGINT NOT NULL, PRIMARY KEY (topic, partition));"
+            "INSERT INTO projected_offset VALUES ('tasks', 0, 20);"
+            "CREATE TABLE projector_heartbeat (id INTEGER NOT NULL PRIMARY KEY, pid INTEGER NOT NULL,"
+            " beat_at_ms BIGINT NOT NULL, caught_up_at_ms BIGINT, lag_records BIGINT);"
+            "INSERT INTO projector_heartbeat VALUES (1, 7, 8, 9, 10);"
+        )
+    engine = open_writer(file)
+    migrate(engine, file)
+    store, reader = TaskStoreWriter(engine), TaskStoreReader(file)
+    assert store.positions() == {}
+    assert reader.find("old") is not None
+    assert reader.heartbeat() == Heartbeat(pid=7, beat_at_ms=8, caught_up_at_ms=9, lag_records=10)
+    assert apply(store, [seen("new")]) == []
+    reader.close()
+    engine.dispose()
+
+
+def test_a_store_of_a_newer_release_is_refused_with_the_remedy(file: Path, engine: Engine) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(DatabaseFileError, match="run that release, or delete the file"):
+        migrate(engine, file)
+
+
+def test_a_store_whose_version_nobody_wrote_is_damaged(file: Path, engine: Engine) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'zzz'")
+    with pytest.raises(DamagedStoreError):
+        migrate(engine, file)
+
+
+def damage_pages(file: Path) -> None:
+    """Overwrite all but the first two pages, as a failing disk would."""
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with file.open("r+b") as raw:
+        size = raw.seek(0, 2)
+        raw.seek(2 * 4096)
+        raw.write(b"\xa5" * (size - 2 * 4096))
+
+
+def test_a_reader_that_finds_damage_says_so_and_tells_the_projector(
+    file: Path, engine: Engine, store: TaskStoreWriter
+) -> None:
+    apply(store, [seen(f"t{number}", body="x" * 4000) for number in range(20)])
+    engine.dispose()
+    damage_pages(file)
+    reader = TaskStoreReader(file)
+    with pytest.raises(StoreUnavailableError, match=r"is being rebuilt from Kafka: .*tasks\.sqlite is damaged"):
+        reader.find("t1")
+    assert take_damage_report(file)
+    assert not take_damage_report(file)
+    reader.close()
+
+
+def test_damage_of_a_file_that_was_replaced_meanwhile_is_no_damage(file: Path, engine: Engine) -> None:
+    identity = identity_of(file)
+    assert identity is not None
+    report_damage(file, identity)
+    engine.dispose()
+    move_aside(file)
+    file.write_bytes(b"")
+    assert not take_damage_report(file)
+
+
+def test_a_reader_follows_the_name_when_the_store_is_built_again(
+    file: Path, engine: Engine, store: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
+    apply(store, [seen("old")])
+    assert reader.find("old") is not None
+    engine.dispose()
+    aside = move_aside(file)
+    assert aside is not None
+    with pytest.raises(StoreUnavailableError, match="does not exist"):
+        reader.find("old")
+    again = open_writer(file)
+    with pytest.raises(StoreUnavailableError, match=r"being built|does not exist"):
+        reader.find("old")
+    assert not take_damage_report(file)
+    migrate(again, file)
+    assert reader.find("old") is None
+    again.dispose()
+
+
+def test_only_the_latest_damaged_file_is_kept(file: Path) -> None:
+    (file.parent / (file.name + ".damaged-20200101T000000Z")).write_text("old")
+    file.write_text("no database")
+    file.with_name(file.name + "-wal").write_text("log")
+    aside = move_aside(file)
+    assert aside is not None
+    assert aside.read_text() == "no database"
+    assert sorted(path.name for path in file.parent.iterdir()) == [aside.name, aside.name + "-wal"]
+
+
+def test_a_row_that_nobody_saved_is_damage_and_not_the_next_records_fault(file: Path, store: TaskStoreWriter) -> None:
+    apply(store, [seen("one")])
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE task SET status = 'garbage'")
+    with pytest.raises(DamagedStoreError):
+        apply(store, [moving("one", total_steps=28)])
+
+
+_NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 30)
+_IDS = st.sampled_from(["a", "b"]) | st.text(max_size=4) | st.text(st.characters(categories=["Cs"]), max_size=2)
+_CHANGES = st.one_of(
+    st.builds(
+        TaskSeen,
+        request_id=_IDS,
+        body=st.text(max_size=5),
+        priority=st.just("vip"),
+        tenant=st.just("default"),
+        created_at_ms=_NUMBERS,
+        epoch=_NUMBERS,
+        attempt=_NUMBERS,
+    ),
+    st.builds(
+        ProgressSeen,
+        request_id=_IDS,
+        status=st.sampled_from([TaskStatus.QUEUED, TaskStatus.RUNNING]),
+        at_ms=_NUMBERS,
+        started=st.booleans(),
+        attempt=_NUMBERS,
+        step=st.none() | _NUMBERS,
+        total_steps=st.none() | _NUMBERS,
+    ),
+    st.builds(
+        ResultSeen,
+        request_id=_IDS,
+        status=st.sampled_from([status for status in TaskStatus if status.terminal]),
+        body=st.text(max_size=5),
+        completed_at_ms=_NUMBERS,
+        epoch=_NUMBERS,
+        attempt=_NUMBERS,
+    ),
+)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(_CHANGES, max_size=20), st.integers(1, 20))
+def test_whatever_is_applied_in_batches_or_one_by_one_leaves_the_same_store(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[Change], size: int
+) -> None:
+    dumps = []
+    for step in (1, size):
+        file = tmp_path_factory.mktemp("store") / "tasks.sqlite"
+        engine = open_writer(file)
+        metadata.create_all(engine)
+        store = TaskStoreWriter(engine)
+        batches = placed(changes)
+        for start in range(0, len(batches), step):
+            store.apply(batches[start : start + step], {}, now_ms=7)
+        engine.dispose()
+        with closing(sqlite3.connect(file)) as connection:
+            tasks = connection.execute("SELECT * FROM task ORDER BY request_id").fetchall()
+            passed_over = connection.execute('SELECT "offset" FROM quarantined_record ORDER BY 1').fetchall()
+        dumps.append((tasks, passed_over))
+    assert dumps[0] == dumps[1]
