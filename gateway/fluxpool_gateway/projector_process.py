@@ -56,10 +56,15 @@ def run_projector(settings: GatewaySettings, *, ready: Callable[[], None]) -> in
     with suppress(PermissionError):
         os.nice(_NICENESS)
     file = settings.database_file
+    # Only a projector makes a lock: without one this file was never a store, and may be anything of anybody's.
+    is_strange = file.exists() and not _lock_of(file).exists()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _sole_projector(file, stopping=stopping, standing_by=ready) as stood_by:
-            _StoreKeeper(settings, stopping=stopping, ready=(lambda: None) if stood_by else ready).run()
+            keeper = _StoreKeeper(
+                settings, stopping=stopping, ready=(lambda: None) if stood_by else ready, is_strange=is_strange
+            )
+            keeper.run()
     except DatabaseFileError as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
@@ -73,7 +78,11 @@ def run_projector(settings: GatewaySettings, *, ready: Callable[[], None]) -> in
 class _StoreKeeper:
     """Projects into the file again and again: a damaged one is put aside and built anew, a lost one is made again."""
 
-    def __init__(self, settings: GatewaySettings, *, stopping: threading.Event, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: GatewaySettings, *, stopping: threading.Event, ready: Callable[[], None], is_strange: bool
+    ) -> None:
+        """`is_strange` says that nobody projected into the file before: it is not moved aside, but refused."""
+        self._is_strange = is_strange
         self._settings = settings
         self._file = settings.database_file
         self._stopping = stopping
@@ -124,15 +133,15 @@ class _StoreKeeper:
             engine.dispose()
 
     def _recover(self, trouble: DatabaseTrouble, reason: str) -> None:
+        if not self._is_ready and (self._is_strange or trouble is DatabaseTrouble.REFUSED):
+            raise DatabaseFileError(
+                f"database_file: {self._file} cannot be used as a database ({reason}); let the gateway's user write "
+                "it and its folder, or delete the file: it is built again from Kafka"
+            )
         match trouble:
             case DatabaseTrouble.DAMAGED | DatabaseTrouble.UNBUILT:
                 self._rebuild(reason)
             case DatabaseTrouble.REFUSED:
-                if not self._is_ready:
-                    raise DatabaseFileError(
-                        f"database_file: {self._file} cannot be used as a database ({reason}); "
-                        "let the gateway's user write it and its folder"
-                    )
                 self._wait(f"let the gateway's user write {self._file.parent} and all in it", reason)
             case DatabaseTrouble.PASSING:
                 self._wait(f"see that the disk of {self._file.parent} is well and has free space", reason)
@@ -203,7 +212,7 @@ class _Checks:
 def _sole_projector(file: Path, *, stopping: threading.Event, standing_by: Callable[[], None]) -> Iterator[bool]:
     """Hold the lock of the database; yields whether it had to be waited for. Given up by the kernel on any end."""
     stood_by = False
-    with file.with_name(file.name + LOCK_SUFFIX).open("a") as lock:
+    with _lock_of(file).open("a") as lock:
         while not stopping.is_set():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,3 +224,7 @@ def _sole_projector(file: Path, *, stopping: threading.Event, standing_by: Calla
                     standing_by()
             stopping.wait(_LOCK_INTERVAL_SECONDS)
         yield stood_by
+
+
+def _lock_of(file: Path) -> Path:
+    return file.with_name(file.name + LOCK_SUFFIX)
