@@ -30,6 +30,7 @@ from fluxpool_gateway.store.task_store import (
     TaskStoreWriter,
 )
 from fluxpool_transport.kafka_admin import KafkaAdmin, KafkaUnavailableError
+from fluxpool_transport.undecodable_records import UndecodableRecord
 
 LAYOUT_REFRESH_SECONDS: Final = 1.0
 HEARTBEAT_SECONDS: Final = 1.0
@@ -132,6 +133,9 @@ class Projector:
             )
 
     def _read(self, record: ConsumerRecord) -> Change | None:
+        if isinstance(record, UndecodableRecord) and not record.has_contents:
+            others = f" (with all from offset {record.first_offset})" if record.first_offset < record.offset else ""
+            raise UnreadableRecordError(f"cannot be decoded{others}: {record.problem}")
         return read_change(
             self._topics,
             topic=record.topic,
