@@ -10,11 +10,23 @@ from pydantic import Field
 from fluxpool_contract.environment import EnvironmentSettings
 
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
+BrokerPattern = Annotated[
+    str, Field(min_length=3, max_length=260, pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):[0-9*]+$")
+]
+EndpointPattern = Annotated[str, Field(max_length=2048, pattern=r"^https?://[A-Za-z0-9._*\[\]:-]+(/[^\s?#,]*)?$")]
 
 
 class OperatorSettings(EnvironmentSettings):
     """Settings of one operator process."""
 
+    namespace: Namespace | None = None
+    """The operator's own namespace, when it runs in a cluster: short broker names of other pools are looked up in
+    theirs."""
+    allowed_brokers: tuple[BrokerPattern, ...] = ()
+    """Brokers that the operator may connect to, such as `*.kafka.svc:9092`; all when empty. `*` stands for letters,
+    digits, `.`, `_` and `-`. Short names of pools are compared as `NAME.NAMESPACE.svc`."""
+    allowed_token_endpoints: tuple[EndpointPattern, ...] = ()
+    """Token endpoints that it may connect to, such as `https://sso.example.com/*`; all when empty."""
     watch_namespaces: tuple[Namespace, ...] = ()
     """Namespaces whose pools are looked after; all of the cluster when empty."""
     host_path_allowed: bool = False

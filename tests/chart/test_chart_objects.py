@@ -246,11 +246,15 @@ def _container(objects: list[Body], component: str) -> Body:
 
 def test_the_operator_reads_what_the_chart_tells_it(rendered: list[Body], values_file: Path | None) -> None:
     given = _operator_environment(rendered)
-    settings = OperatorSettings.from_environment({**given, "FLUXPOOL_HEALTH_HOST": "10.0.0.1"})
+    of_the_pod = {"FLUXPOOL_HEALTH_HOST": "10.0.0.1", "FLUXPOOL_NAMESPACE": NAMESPACE}
+    settings = OperatorSettings.from_environment({**given, **of_the_pod})
     values = values_of(values_file)
     namespaces = [] if values.get("watch", {}).get("clusterWide") else values.get("watch", {}).get("namespaces")
     defaults = OperatorSettings()
     assert settings == OperatorSettings(
+        namespace=NAMESPACE,
+        allowed_brokers=tuple(values.get("allowedBrokers", ())),
+        allowed_token_endpoints=tuple(values.get("allowedTokenEndpoints", ())),
         watch_namespaces=tuple([NAMESPACE] if namespaces is None else namespaces),
         host_path_allowed=values.get("hostPathAllowed", defaults.host_path_allowed),
         pod_monitors=values.get("podMonitors", {}).get("enabled", defaults.pod_monitors),
@@ -263,8 +267,8 @@ def test_the_operator_reads_what_the_chart_tells_it(rendered: list[Body], values
     )
     # A setting that the chart does not know could only be given as extraEnv.
     known = {f"FLUXPOOL_{name.upper()}" for name in OperatorSettings.model_fields}
-    watches_all = {"FLUXPOOL_WATCH_NAMESPACES"} if not settings.watch_namespaces else set()
-    assert known - given.keys() == watches_all
+    optional = {"FLUXPOOL_WATCH_NAMESPACES", "FLUXPOOL_ALLOWED_BROKERS", "FLUXPOOL_ALLOWED_TOKEN_ENDPOINTS"}
+    assert known - given.keys() <= optional
 
 
 def test_the_self_check_is_told_the_same_as_the_operator(rendered: list[Body], values_file: Path | None) -> None:

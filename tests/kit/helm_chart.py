@@ -78,6 +78,11 @@ class Helm:
         output = self.run("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *_flags(files, values))
         return [found for found in yaml.safe_load_all(output) if found]
 
+    @staticmethod
+    def flags(values: Mapping[str, Any]) -> list[str]:
+        """Values as arguments of a command."""
+        return _flags((), values)
+
     def notes(self, *files: Path, values: Mapping[str, Any] | None = None) -> str:
         """What is printed after an installation."""
         arguments = ("--dry-run=client", "--namespace", NAMESPACE, *_flags(files, values))

@@ -130,11 +130,13 @@ class PoolBench:
     """Settings of the operator."""
     cluster: FakeCluster = field(default_factory=FakeCluster)
     hub: FakeHub = field(default_factory=FakeHub)
+    shared: Services | None = None
+    """Of another pool of the same operator."""
     seconds: float = 1000.0
     woken: set[Change] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.services = Services(
+        self.services = self.shared or Services(
             settings=OperatorSettings.from_environment(self.environment),
             cluster=self.cluster,
             hub=self.hub,
@@ -142,6 +144,8 @@ class PoolBench:
             clock=lambda: self.seconds,
             utc_now=lambda: NOON + timedelta(seconds=self.seconds - 1000),
         )
+        if self.shared:
+            self.cluster, self.hub = self.shared.cluster, self.shared.hub  # type: ignore[assignment]
         self.pool = FluxWorkerPool.parse(self.body)
         self.key = PoolKey(self.pool.namespace, self.pool.name)
         self.writer = StatusWriter(self.cluster, written=FluxWorkerPoolStatus(), clock=self.services.clock)

@@ -3,24 +3,24 @@
 {{/* Called with (dict "name" "FLUXPOOL_..." "value" any); nothing for an empty value. */}}
 {{- define "fluxpool.variable" -}}
 {{- if .value }}
-- name: {{ .name }}
+- name: {{ .name | quote }}
   value: {{ include "fluxpool.literal" .value }}
 {{- end }}
 {{- end -}}
 
 {{/* Called with (dict "name" "FLUXPOOL_..." "secret" name "key" key). */}}
 {{- define "fluxpool.secretVariable" }}
-- name: {{ .name }}
+- name: {{ .name | quote }}
   valueFrom:
     secretKeyRef:
-      name: {{ .secret }}
-      key: {{ .key }}
+      name: {{ .secret | quote }}
+      key: {{ .key | quote }}
 {{- end -}}
 
 {{- define "fluxpool.gatewayEnvironment" -}}
 {{- $gateway := .Values.gateway -}}
 - name: FLUXPOOL_DATABASE_FILE
-  value: {{ include "fluxpool.databaseFolder" . }}/gateway.db
+  value: {{ printf "%s/gateway.db" (include "fluxpool.databaseFolder" .) | quote }}
 - name: FLUXPOOL_LISTEN_HOST
 {{- if $gateway.listenHost }}
   value: {{ include "fluxpool.literal" $gateway.listenHost }}
@@ -113,25 +113,25 @@
 {{- define "fluxpool.kafkaFiles" -}}
 {{- with .caSecretRef }}
 - secret:
-    name: {{ .name }}
+    name: {{ .name | quote }}
     items:
-      - key: {{ .key | default "ca.crt" }}
+      - key: {{ .key | default "ca.crt" | quote }}
         path: ca.crt
 {{- end }}
 {{- with .clientCertificateSecretRef }}
 - secret:
-    name: {{ .name }}
+    name: {{ .name | quote }}
     items:
-      - key: {{ .certificateKey | default "tls.crt" }}
+      - key: {{ .certificateKey | default "tls.crt" | quote }}
         path: tls.crt
-      - key: {{ .privateKeyKey | default "tls.key" }}
+      - key: {{ .privateKeyKey | default "tls.key" | quote }}
         path: tls.key
 {{- end }}
 {{- with .oauth }}
 {{- with .serviceAccountToken }}
 - serviceAccountToken:
-    audience: {{ .audience }}
-    expirationSeconds: {{ .expirationSeconds | default 3600 }}
+    audience: {{ .audience | quote }}
+    expirationSeconds: {{ .expirationSeconds | default 3600 | int64 }}
     path: token
 {{- end }}
 {{- end }}

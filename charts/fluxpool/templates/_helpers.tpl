@@ -19,9 +19,9 @@
 {{/* Called with (list $ "component"). Never changes for a release: a Deployment's selector cannot. */}}
 {{- define "fluxpool.selectorLabels" -}}
 {{- $ := index . 0 -}}
-app.kubernetes.io/name: {{ include "fluxpool.name" $ }}
-app.kubernetes.io/instance: {{ $.Release.Name }}
-app.kubernetes.io/component: {{ index . 1 }}
+app.kubernetes.io/name: {{ include "fluxpool.name" $ | quote }}
+app.kubernetes.io/instance: {{ $.Release.Name | quote }}
+app.kubernetes.io/component: {{ index . 1 | quote }}
 {{- end -}}
 
 {{/* Called with (list $ "component"), and for pods with further labels as a third. The chart's own win. */}}
@@ -73,9 +73,9 @@ app.kubernetes.io/component: {{ index . 1 }}
 {{- define "fluxpool.podSecurityContext" -}}
 runAsNonRoot: true
 {{- with .Values.runAsUser }}
-runAsUser: {{ . }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
+runAsUser: {{ . | int64 }}
+runAsGroup: {{ . | int64 }}
+fsGroup: {{ . | int64 }}
 fsGroupChangePolicy: OnRootMismatch
 {{- end }}
 seccompProfile:

@@ -4,6 +4,19 @@
 - name: FLUXPOOL_WATCH_NAMESPACES
   value: {{ join "," . | quote }}
 {{- end }}
+- name: FLUXPOOL_NAMESPACE
+  valueFrom:
+    fieldRef:
+      apiVersion: v1
+      fieldPath: metadata.namespace
+{{- with .Values.allowedBrokers }}
+- name: FLUXPOOL_ALLOWED_BROKERS
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.allowedTokenEndpoints }}
+- name: FLUXPOOL_ALLOWED_TOKEN_ENDPOINTS
+  value: {{ join "," . | quote }}
+{{- end }}
 - name: FLUXPOOL_HOST_PATH_ALLOWED
   value: {{ .Values.hostPathAllowed | quote }}
 - name: FLUXPOOL_POD_MONITORS

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     """Why something is so; conditions, events and metrics use the same words."""
 
     ACTIVATED = "Activated"
+    ADDRESS_NOT_ALLOWED = "AddressNotAllowed"
     AT_MAX_REPLICAS = "AtMaxReplicas"
     CAPACITY_SHORT = "CapacityShort"
     CHILD_FAILED = "ChildFailed"

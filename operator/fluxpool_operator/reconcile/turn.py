@@ -9,25 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError, Reason
+from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
 from fluxpool_operator.backlog import LaneObservation, LaneTarget
-from fluxpool_operator.children import (
-    SecretKey,
-    child_name,
-    kafka_connection,
-    required_secret_keys,
-    secret_files,
-    secret_variables,
-    worker_settings,
-)
+from fluxpool_operator.children import child_name, required_secret_keys
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.planning import Plan
 from fluxpool_operator.pool_scaling import desired_replicas
 from fluxpool_operator.reconcile.actuator import Actuator
+from fluxpool_operator.reconcile.broker_names import comparable_server
 from fluxpool_operator.reconcile.claims import GroupClaim
+from fluxpool_operator.reconcile.kafka_access import KafkaAccess, KafkaAccessFinder, kafka_keys
 from fluxpool_operator.reconcile.lag_watch import LagWatch, lane_targets
-from fluxpool_operator.reconcile.pool_secrets import SecretFiles, SecretsReader, SecretValues
+from fluxpool_operator.reconcile.pool_secrets import SecretsReader, SecretValues
 from fluxpool_operator.reconcile.scaler import Scaler, Sight
 from fluxpool_operator.reconcile.services import Services
 from fluxpool_operator.reconcile.status_writer import StatusWriter
@@ -40,23 +34,13 @@ _READ_AT_ONCE: Final = frozenset({Change.RECORDS, Change.SPEC, Change.TOPICS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PoolGroups:
-    """The consumer groups that a pool reads."""
-
-    pool: FluxWorkerPool
-    targets: tuple[LaneTarget, ...]
-    claim: GroupClaim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Aimed:
     """Where the lag watch looks, and what that came from."""
 
-    groups: _PoolGroups
+    pool: FluxWorkerPool
     secrets: SecretValues
-    connection: KafkaConnection | None
-    problems: tuple[PoolProblem, ...]
-    """What is wrong with the Secrets."""
+    access: KafkaAccess
+    claim: GroupClaim
 
 
 class PoolTurns:
@@ -84,11 +68,11 @@ class PoolTurns:
             interval_seconds=services.settings.secret_interval_seconds,
             clock=services.clock,
         )
-        self._files = SecretFiles(services.folder / uid)
+        self._kafka = KafkaAccessFinder(services.folder / uid, settings=services.settings)
         self._topics = TopicKeeper(wake=lambda: wake(Change.TOPICS), clock=services.clock)
         self._scaler = Scaler(written=writer.written, services=services)
         self._actuator: Actuator | None = None
-        self._groups: _PoolGroups | None = None
+        self._targets: tuple[FluxWorkerPool, tuple[LaneTarget, ...]] | None = None
         self._aimed: _Aimed | None = None
         self._has_looked = False
 
@@ -96,7 +80,7 @@ class PoolTurns:
         """Let go of everything but the children."""
         self._lag.close()
         self._topics.close()
-        self._files.remove()
+        self._kafka.close()
 
     async def turn(self, pool: FluxWorkerPool, changes: frozenset[Change]) -> float:
         """Observe, plan, apply, tell; returns the seconds until the next turn is due.
@@ -108,12 +92,12 @@ class PoolTurns:
         if Change.CHILD_GONE in changes:
             actuator.child_gone(pool)
         secrets = await self._secrets.read(required_secret_keys(pool.spec))
-        aimed = self._aim(pool, secrets)
-        topic_problems = self._look_after_topics(pool, aimed.connection)
+        aimed = await self._aim(pool, secrets)
+        topic_problems = self._look_after_topics(pool, aimed.access.connection)
         if changes & _READ_AT_ONCE or self._lag.seconds_until_due(self._interval(pool)) <= 0:
             await self._lag.read(is_burst=Change.RECORDS in changes)
         sight = await self._see(pool)
-        problems = self._claim(pool) + self._missing(pool, secrets, sight) + aimed.problems + topic_problems
+        problems = self._claim(aimed.claim) + _missing(pool, secrets, sight) + aimed.access.problems + topic_problems
         plan = self._scaler.plan(pool, sight)
         self._services.metrics.cycle_seconds.observe(self._services.clock() - started_at)
         replicas = desired_replicas(pool, plan)
@@ -139,26 +123,15 @@ class PoolTurns:
             return ()
         return self._topics.keep(pool, connection)
 
-    def _groups_of(self, pool: FluxWorkerPool) -> _PoolGroups:
-        """What the pool reads; the same object until the pool changes, because it takes long to find out."""
-        if self._groups is None or self._groups.pool is not pool:
-            targets = lane_targets(pool)
-            claim = GroupClaim(
-                uid=pool.metadata.uid,
-                name=str(self._key),
-                created=pool.metadata.creation_timestamp,
-                groups=frozenset(
-                    (server, target.consumer_group)
-                    for server in pool.spec.kafka.bootstrap_servers
-                    for target in targets
-                ),
-            )
-            self._groups = _PoolGroups(pool=pool, targets=targets, claim=claim)
-        return self._groups
+    def _targets_of(self, pool: FluxWorkerPool) -> tuple[LaneTarget, ...]:
+        """What the pool reads; kept until the pool changes, because it takes long to find out."""
+        if self._targets is None or self._targets[0] is not pool:
+            self._targets = (pool, lane_targets(pool))
+        return self._targets[1]
 
-    def _claim(self, pool: FluxWorkerPool) -> tuple[PoolProblem, ...]:
-        self._tell_rivals(self._services.claims.put(self._groups_of(pool).claim))
-        conflict = self._services.claims.conflict(pool.metadata.uid)
+    def _claim(self, claim: GroupClaim) -> tuple[PoolProblem, ...]:
+        self._tell_rivals(self._services.claims.put(claim))
+        conflict = self._services.claims.conflict(claim.uid)
         if conflict is None:
             return ()
         message = (
@@ -167,53 +140,24 @@ class PoolTurns:
         )
         return (PoolProblem(reason=Reason.GROUP_CONFLICT, message=message),)
 
-    def _aim(self, pool: FluxWorkerPool, secrets: SecretValues) -> _Aimed:
+    async def _aim(self, pool: FluxWorkerPool, secrets: SecretValues) -> _Aimed:
         """Point the lag watch at the pool's Kafka; without its credentials nothing can be read."""
-        groups = self._groups_of(pool)
-        if self._aimed is None or self._aimed.groups is not groups or self._aimed.secrets != secrets:
-            connection, problems = self._connection(pool, secrets)
+        targets, aimed = self._targets_of(pool), self._aimed
+        if aimed is None or aimed.pool is not pool or aimed.secrets != secrets or not aimed.access.is_final:
+            access = await self._kafka.find(pool, secrets)
             expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
-            self._lag.aim(connection, groups.targets, expired_before=expired)
-            self._aimed = _Aimed(groups=groups, secrets=secrets, connection=connection, problems=problems)
-        return self._aimed
-
-    def _connection(
-        self, pool: FluxWorkerPool, secrets: SecretValues
-    ) -> tuple[KafkaConnection | None, tuple[PoolProblem, ...]]:
-        """How to reach the pool's Kafka, None when there is no way; and what is wrong with the Secrets."""
-        variables = secrets.variables(pool)
-        try:
-            if not secrets.missing:
-                worker_settings(pool, secrets=variables)
-            if _kafka_keys(pool) & set(secrets.missing):
-                return None, ()
-            files = self._files.write(pool, secrets)
-            return kafka_connection(pool.spec.kafka, variables, files=files), ()
-        except InvalidPoolError as error:
-            message = f"the content of a Secret cannot be used: {error}"
-            problem = PoolProblem(
-                reason=Reason.SECRET_INVALID, message=message, stops_scaling=False, stops_reading=True
+            self._lag.aim(access.connection, targets, expired_before=expired)
+            groups = frozenset(
+                (comparable_server(server), target.consumer_group) for server in access.servers for target in targets
             )
-            return None, (problem,)
-
-    def _missing(self, pool: FluxWorkerPool, secrets: SecretValues, sight: Sight) -> tuple[PoolProblem, ...]:
-        """What is said of missing Secrets. Workers that run have what they were started with; others wait for them."""
-        if not secrets.missing:
-            return ()
-        names = ", ".join(map(str, secrets.missing))
-        message = f"missing Secret entries (name/key): {names}; create them in the pool's namespace"
-        stops_reading = bool(_kafka_keys(pool) & set(secrets.missing))
-        # Nothing is known of the work then, and the first worker could not do any.
-        stops_scaling = stops_reading and sight.deployment is None
-        remark = "; nothing is created until then" if stops_scaling else "; new pods wait until then"
-        return (
-            PoolProblem(
-                reason=Reason.SECRET_NOT_FOUND,
-                message=message + remark,
-                stops_scaling=stops_scaling,
-                stops_reading=stops_reading,
-            ),
-        )
+            claim = GroupClaim(
+                uid=pool.metadata.uid,
+                name=str(self._key),
+                created=pool.metadata.creation_timestamp,
+                groups=groups,
+            )
+            aimed = self._aimed = _Aimed(pool=pool, secrets=secrets, access=access, claim=claim)
+        return aimed
 
     async def _see(self, pool: FluxWorkerPool) -> Sight:
         world = self._services.world
@@ -270,12 +214,23 @@ class PoolTurns:
         return float(pool.spec.scaling.poll_interval_seconds)
 
 
-def _kafka_keys(pool: FluxWorkerPool) -> set[SecretKey]:
-    """Entries of Secrets without which the pool's Kafka cannot be reached."""
-    variables = secret_variables(pool.spec).items()
-    return {key for name, key in variables if name.startswith("FLUXPOOL_KAFKA_")} | set(
-        secret_files(pool.spec).values()
+def _missing(pool: FluxWorkerPool, secrets: SecretValues, sight: Sight) -> tuple[PoolProblem, ...]:
+    """What is said of missing Secrets. Workers that run have what they were started with; others wait for them."""
+    if not secrets.missing:
+        return ()
+    names = ", ".join(map(str, secrets.missing))
+    message = f"missing Secret entries (name/key): {names}; create them in the pool's namespace"
+    stops_reading = bool(kafka_keys(pool) & set(secrets.missing))
+    # Nothing is known of the work then, and the first worker could not do any.
+    stops_scaling = stops_reading and sight.deployment is None
+    remark = "nothing is created until then" if stops_scaling else "new pods wait until then"
+    problem = PoolProblem(
+        reason=Reason.SECRET_NOT_FOUND,
+        message=f"{message}; {remark}",
+        stops_scaling=stops_scaling,
+        stops_reading=stops_reading,
     )
+    return (problem,)
 
 
 def _checksum(secrets: SecretValues, sight: Sight) -> str:

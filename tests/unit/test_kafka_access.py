@@ -1,0 +1,227 @@
+"""Whom the operator connects to for a pool: names as the pool's pods resolve them, and addresses that are allowed."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_operator.api import FluxWorkerPool
+from fluxpool_operator.children import SecretKey
+from fluxpool_operator.reconcile.allowed_addresses import is_endpoint_refused, refused_brokers
+from fluxpool_operator.reconcile.broker_names import BrokerNameError, comparable_server, resolve_servers
+from fluxpool_operator.reconcile.kafka_access import KafkaAccess, KafkaAccessFinder
+from fluxpool_operator.reconcile.pool_secrets import SecretFiles, SecretValues
+from fluxpool_operator.settings import OperatorSettings
+from kit.pool_bench import PoolBench
+from kit.pools import OAUTH_ENDPOINT, edited, pool_body
+
+IN_CLUSTER = {"FLUXPOOL_NAMESPACE": "fluxpool-system"}
+
+
+def names(*known: str) -> Callable[[str], Awaitable[bool]]:
+    """A name service with these names."""
+
+    async def exists(name: str) -> bool:
+        return name in known
+
+    return exists
+
+
+def pool(**edits: Any) -> FluxWorkerPool:
+    paths = {path.replace("__", "."): value for path, value in edits.items()}
+    return FluxWorkerPool.parse(edited(pool_body(namespace="images"), paths))
+
+
+async def access(
+    found: FluxWorkerPool,
+    folder: Path,
+    *,
+    environment: Mapping[str, str] = IN_CLUSTER,
+    exists: Callable[[str], Awaitable[bool]] | None = None,
+    secrets: SecretValues | None = None,
+) -> KafkaAccess:
+    settings = OperatorSettings.from_environment(environment)
+    finder = KafkaAccessFinder(folder, settings=settings, exists=exists or names())
+    return await finder.find(found, secrets or SecretValues(values={}, missing=()))
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("written", "known", "resolved"),
+    [
+        ("kafka:9092", (), "kafka.images.svc:9092"),
+        ("KAFKA:9092", (), "KAFKA.images.svc:9092"),
+        ("kafka-0.kafka:9092", ("kafka-0.kafka.images.svc",), "kafka-0.kafka.images.svc:9092"),
+        ("kafka.streams:9092", ("kafka.streams.svc",), "kafka.streams.svc:9092"),
+        ("example.com:9092", (), "example.com:9092"),
+        ("a.b:1", ("a.b.svc", "a.b.images.svc"), "a.b.images.svc:1"),
+        ("kafka.streams.svc:9092", (), "kafka.streams.svc:9092"),
+        ("b-1.msk.example.com:9092", (), "b-1.msk.example.com:9092"),
+        ("kafka.:9092", (), "kafka.:9092"),
+        ("localhost:9092", (), "localhost:9092"),
+        ("10.0.0.7:9092", (), "10.0.0.7:9092"),
+        ("[2001:db8::1]:9092", (), "[2001:db8::1]:9092"),
+    ],
+)
+async def test_a_name_means_what_it_means_to_the_pods_of_its_pool(
+    written: str, known: tuple[str, ...], resolved: str
+) -> None:
+    assert await resolve_servers([written], namespace="images", exists=names(*known)) == (resolved,)
+
+
+async def test_a_pool_of_another_namespace_is_not_read_from_the_operators_own_kafka(tmp_path: Path) -> None:
+    found = await access(pool(), tmp_path)
+    assert found.connection is not None
+    assert found.connection.bootstrap_servers == ("kafka.images.svc:9092",)
+
+
+async def test_in_its_own_namespace_the_operator_takes_the_name_as_written(tmp_path: Path) -> None:
+    found = await access(pool(), tmp_path, environment={"FLUXPOOL_NAMESPACE": "images"})
+    assert found.connection is not None
+    assert found.connection.bootstrap_servers == ("kafka:9092",)
+    assert found.servers == ("kafka.images.svc:9092",)
+
+
+async def test_a_silent_name_service_is_said_and_asked_again(tmp_path: Path) -> None:
+    async def silent(name: str) -> bool:
+        raise BrokerNameError(f"{name} cannot be looked up: no answer")
+
+    found = await access(pool(kafka__bootstrapServers=["a.b:9092"]), tmp_path, exists=silent)
+    assert (found.connection, found.is_final) == (None, False)
+    assert "a.b.images.svc cannot be looked up" in found.problems[0].message
+    assert not found.problems[0].stops_scaling
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["kafka.images:9092", "kafka.images.svc:9092", "Kafka.Images.svc.cluster.local:9092", "kafka.images.svc.:9092"],
+)
+def test_all_ways_to_write_one_service_compare_equal(server: str) -> None:
+    assert comparable_server(server) == "kafka.images:9092"
+
+
+async def test_pools_of_two_namespaces_that_say_the_same_short_name_do_not_conflict(tmp_path: Path) -> None:
+    first = PoolBench(body=pool_body(namespace="a"), folder=tmp_path, environment=IN_CLUSTER)
+    body = edited(pool_body(namespace="b"), {".metadata.uid": "another"})
+    second = PoolBench(body=body, folder=tmp_path, environment=IN_CLUSTER, shared=first.services)
+    await first.turn()
+    await second.turn()
+    assert (first.condition("ScalingActive").status, second.condition("ScalingActive").status) == ("True", "True")
+
+
+async def test_pools_that_write_one_kafka_in_two_ways_conflict(tmp_path: Path) -> None:
+    first = PoolBench(body=pool_body(namespace="a"), folder=tmp_path, environment=IN_CLUSTER)
+    edits = {".metadata.uid": "z", "kafka.bootstrapServers": ["kafka.a.svc.cluster.local:9092"]}
+    body = edited(pool_body(namespace="b"), edits)
+    second = PoolBench(body=body, folder=tmp_path, environment=IN_CLUSTER, shared=first.services)
+    await first.turn()
+    await second.turn()
+    assert second.condition("Ready").reason == "GroupConflict"
+
+
+# Allowed addresses
+
+
+@pytest.mark.parametrize(
+    ("server", "allowed", "is_refused"),
+    [
+        ("kafka.streams.svc:9092", (), False),
+        ("kafka.streams.svc:9092", ("kafka.streams.svc:9092",), False),
+        ("Kafka.streams.svc:9092", ("kafka.streams.svc:9092",), False),
+        ("kafka.streams.svc:9093", ("kafka.streams.svc:9092",), True),
+        ("kafka.streams.svc:9093", ("kafka.streams.svc:*",), False),
+        ("b-1.msk.example.com:9094", ("*.msk.example.com:9094",), False),
+        ("msk.example.com.evil.org:9094", ("*.msk.example.com:9094",), True),
+        ("10.0.0.7:6443", ("*.svc:*",), True),
+        ("kafkaXstreams.svc:9092", ("kafka.streams.svc:9092",), True),
+    ],
+)
+def test_brokers_are_allowed_by_pattern(server: str, allowed: tuple[str, ...], is_refused: bool) -> None:
+    assert refused_brokers([server], allowed=allowed) == ((server,) if is_refused else ())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_refused"),
+    [
+        ("https://sso.example.com/realms/a/token", False),
+        ("https://SSO.example.com/", False),
+        ("http://sso.example.com/token", True),
+        ("https://sso.example.com", True),
+        ("https://sso.example.com.evil.org/token", True),
+        ("https://sso.example.com:8443/token", True),
+        ("https://sso.example.com@evil.org/token", True),
+        ("https://evil.org/sso.example.com/token", True),
+        ("https://evil.org#sso.example.com/", True),
+        ("https://eu.auth.example.com/oauth/token", False),
+        ("https://evil.org/.auth.example.com/oauth/token", True),
+        ("https://user@eu.auth.example.com/oauth/token", True),
+    ],
+)
+def test_token_endpoints_are_allowed_by_pattern_and_a_star_never_moves_the_host(
+    endpoint: str, is_refused: bool
+) -> None:
+    allowed = ("https://sso.example.com/*", "https://*.auth.example.com/oauth/token")
+    assert is_endpoint_refused(endpoint, allowed=allowed) == is_refused
+
+
+@given(st.text(max_size=60))
+def test_no_host_but_those_below_the_pattern_is_allowed(text: str) -> None:
+    if not refused_brokers([text], allowed=("*.example.com:9092",)):
+        assert text.lower().endswith(".example.com:9092")
+        assert not set("/@:?#\\ ") & set(text[: -len(":9092")])
+
+
+async def test_a_broker_that_is_not_allowed_is_never_connected_to_and_the_pool_says_so(tmp_path: Path) -> None:
+    environment = {**IN_CLUSTER, "FLUXPOOL_ALLOWED_BROKERS": "*.streams.svc:9092"}
+    bench = PoolBench(body=pool_body(namespace="images"), folder=tmp_path, environment=environment)
+    bench.hub.pending = 5
+    await bench.run(60)
+    assert bench.hub.connections == []
+    for type_ in ("Ready", "LagAvailable"):
+        told = bench.condition(type_)
+        assert (told.status, told.reason) == ("False", "AddressNotAllowed")
+        assert "kafka.images.svc:9092" in told.message
+        assert "allowedBrokers" in told.message
+
+
+async def test_a_token_endpoint_that_is_not_allowed_is_never_asked(tmp_path: Path) -> None:
+    environment = {**IN_CLUSTER, "FLUXPOOL_ALLOWED_TOKEN_ENDPOINTS": "https://sso.example.com/*"}
+    body = edited(pool_body(namespace="images"), {"kafka.security": OAUTH_ENDPOINT})
+    found = await access(FluxWorkerPool.parse(body), tmp_path, environment=environment)
+    assert found.connection is None
+    assert "https://login.example.com/token" in found.problems[0].message
+
+
+# Files
+
+
+def _certificates() -> tuple[FluxWorkerPool, SecretValues]:
+    security = {"protocol": "SSL", "caSecretRef": {"name": "ca"}}
+    values = {SecretKey("ca", "ca.crt"): b"certificate"}
+    return pool(kafka__security=security), SecretValues(values=values, missing=())
+
+
+def test_the_end_of_an_earlier_pool_of_the_name_does_not_take_the_certificates_of_the_next(tmp_path: Path) -> None:
+    found, secrets = _certificates()
+    old, new = SecretFiles(tmp_path / "pool"), SecretFiles(tmp_path / "pool")
+    old.write(found, secrets)
+    new.write(found, secrets)
+    old.remove()
+    assert (new.write(found, secrets) / "ca.crt").read_bytes() == b"certificate"
+
+
+async def test_pools_of_one_name_keep_their_certificates_apart(tmp_path: Path) -> None:
+    found, secrets = _certificates()
+    folders = set()
+    for uid in ("first", "second"):
+        finder = KafkaAccessFinder(tmp_path / uid, settings=OperatorSettings())
+        connection = (await finder.find(found, secrets)).connection
+        assert connection is not None
+        assert connection.tls_ca_file is not None
+        folders.add(connection.tls_ca_file.parent)
+    assert len(folders) == 2

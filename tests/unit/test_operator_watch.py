@@ -1,0 +1,206 @@
+"""What the watches tell: to which pool it belongs, what is kept of it, and that no strange object ends anything."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import kopf
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_operator.backlog import BacklogHub
+from fluxpool_operator.children import MANAGED_BY, POOL_LABEL
+from fluxpool_operator.handlers import NoMemories
+from fluxpool_operator.reconcile.services import Services
+from fluxpool_operator.reconcile.supervisor import Supervisor
+from fluxpool_operator.reconcile.world import Change, PoolKey, World
+from fluxpool_operator.settings import OperatorSettings
+from kit.pool_bench import FakeCluster, FakeHub
+from kit.pools import pool_body
+
+KEY = PoolKey("images", "standard")
+
+
+def child(name: str = "standard-worker", **metadata: Any) -> dict[str, Any]:
+    labels = {**MANAGED_BY, POOL_LABEL: KEY.name}
+    usual = {"name": name, "namespace": KEY.namespace, "uid": name, "resourceVersion": "7", "labels": labels}
+    return {"metadata": {**usual, "creationTimestamp": "2026-05-04T12:00:00Z", **metadata}, "spec": {}, "status": {}}
+
+
+def pod(name: str = "standard-worker-a", **metadata: Any) -> dict[str, Any]:
+    owner = [{"kind": "ReplicaSet", "name": "standard-worker-1", "uid": "rs", "controller": True}]
+    return child(name, **{"ownerReferences": owner, **metadata})
+
+
+# Whose it is
+
+
+def test_a_pod_that_no_replica_set_controls_is_not_the_pools() -> None:
+    world = World()
+    world.saw_pod(pod(ownerReferences=[]), is_deleted=False)
+    assert world.pods(KEY) == ()
+    world.saw_pod(pod(), is_deleted=False)
+    assert [each.name for each in world.pods(KEY)] == ["standard-worker-a"]
+
+
+def test_the_end_of_an_earlier_child_does_not_take_away_the_one_that_has_its_name_now() -> None:
+    world, woken = World(), set[Change]()
+    world.saw_child("PodDisruptionBudget", child(uid="old", resourceVersion="1"), is_deleted=False)
+    world.saw_child("PodDisruptionBudget", child(uid="new", resourceVersion="2"), is_deleted=False)
+    world.listen(KEY, woken.add)
+    world.saw_child("PodDisruptionBudget", child(uid="old", resourceVersion="1"), is_deleted=True)
+    assert (world.children(KEY)["PodDisruptionBudget"].uid, woken) == ("new", set())
+
+
+# Strange objects
+
+TEXT = st.text(max_size=20)
+ANNOTATIONS = st.one_of(
+    st.none(),
+    st.dictionaries(
+        st.one_of(
+            TEXT,
+            st.sampled_from(["controller.kubernetes.io/pod-deletion-cost", "kubectl.kubernetes.io/restartedAt"]),
+        ),
+        st.one_of(TEXT, st.sampled_from(["", "-1e3", "9" * 5000, "\N{ARABIC-INDIC DIGIT THREE}", "null", "0x1"])),
+        max_size=4,
+    ),
+)
+CONTAINER = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": TEXT,
+        "restartCount": st.integers(0, 2**31),
+        "started": st.one_of(st.none(), st.booleans()),
+        "state": st.one_of(
+            st.none(),
+            st.dictionaries(
+                st.sampled_from(["waiting", "terminated", "running"]),
+                st.one_of(
+                    st.none(),
+                    st.fixed_dictionaries({}, optional={"reason": TEXT, "message": TEXT, "exitCode": st.integers()}),
+                ),
+            ),
+        ),
+    },
+)
+STATUS = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "phase": st.one_of(TEXT, st.sampled_from(["Running", "Pending", "Evicted"])),
+            "conditions": st.one_of(
+                st.none(),
+                st.lists(
+                    st.fixed_dictionaries(
+                        {"type": st.sampled_from(["Ready", "PodScheduled", "Progressing", "Odd"])},
+                        optional={"status": st.sampled_from(["True", "False", "Unknown", "Perhaps"]), "reason": TEXT},
+                    ),
+                    max_size=3,
+                ),
+            ),
+            "containerStatuses": st.one_of(st.none(), st.lists(CONTAINER, max_size=3)),
+        },
+    ),
+)
+
+
+@given(annotations=ANNOTATIONS, status=STATUS, labels=st.dictionaries(TEXT, TEXT, max_size=3))
+def test_no_pod_is_too_strange_to_be_summed_up(
+    annotations: dict[str, str] | None, status: dict[str, Any] | None, labels: dict[str, str]
+) -> None:
+    world = World()
+    body = pod(annotations=annotations, labels={**labels, POOL_LABEL: KEY.name})
+    world.saw_pod({**body, "status": status}, is_deleted=False)
+    assert len(world.pods(KEY)) == 1
+    world.saw_pod({**body, "status": status}, is_deleted=True)
+    assert world.pods(KEY) == ()
+
+
+FIELDS: st.SearchStrategy[Any] = st.recursive(
+    st.dictionaries(st.sampled_from(["f:a", "k:{}", ".", "odd", "f:template"]), st.just({}), max_size=2),
+    lambda below: st.dictionaries(
+        st.sampled_from(["f:spec", "f:template", "f:metadata", "v:1", "x"]), below, max_size=3
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    annotations=ANNOTATIONS,
+    status=STATUS,
+    fields=st.one_of(st.none(), FIELDS),
+    strategy=st.one_of(st.none(), st.just({}), st.just({"rollingUpdate": None})),
+)
+def test_no_deployment_is_too_strange_to_be_summed_up(
+    annotations: dict[str, str] | None,
+    status: dict[str, Any] | None,
+    fields: dict[str, Any] | None,
+    strategy: dict[str, Any] | None,
+) -> None:
+    world = World()
+    body = child(annotations=annotations, managedFields=[{"manager": "odd", "fieldsV1": fields}, {}])
+    world.saw_child("Deployment", {**body, "spec": {"strategy": strategy}, "status": status}, is_deleted=False)
+    assert world.deployment(KEY) is not None
+
+
+# Pools
+
+
+def supervised(folder: Path) -> Supervisor:
+    hub: BacklogHub = FakeHub()
+    return Supervisor(Services(settings=OperatorSettings(), cluster=FakeCluster(), hub=hub, folder=folder))
+
+
+def pool(uid: str, **metadata: Any) -> dict[str, Any]:
+    body = pool_body()
+    body["metadata"] |= {"uid": uid, "resourceVersion": "1", "generation": 1, **metadata}
+    return body
+
+
+async def test_a_pool_that_was_made_again_while_nobody_watched_has_one_loop(tmp_path: Path) -> None:
+    supervisor = supervised(tmp_path)
+    supervisor.saw_pool(pool("old"), is_deleted=False)
+    supervisor.saw_pool(pool("new"), is_deleted=False)
+    assert supervisor.pool_uids == {"new"}
+    await supervisor.stop()
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"annotations": None, "labels": None},
+        {"annotations": {"": "", "\N{SNOWMAN}": "\x1b[2J", "a" * 300: "b" * 100_000}},
+        {"creationTimestamp": None, "generation": None},
+        {"generation": "three", "labels": "none"},
+        {"ownerReferences": [{}], "finalizers": [""]},
+    ],
+)
+async def test_no_pool_is_too_strange_to_be_looked_after_beside_others(
+    tmp_path: Path, metadata: dict[str, Any]
+) -> None:
+    supervisor = supervised(tmp_path)
+    supervisor.saw_pool(pool("odd", name="odd", **metadata), is_deleted=False)
+    supervisor.saw_pool(pool("plain"), is_deleted=False)
+    for uid in ("odd", "plain"):
+        supervisor.saw_pool(pool(uid, name="odd" if uid == "odd" else "standard", **metadata), is_deleted=False)
+    assert supervisor.pool_uids == {"odd", "plain"}
+    await supervisor.stop()
+
+
+# kopf
+
+
+async def test_kopf_keeps_nothing_of_an_object() -> None:
+    memories = NoMemories()
+    body: Any = pod()
+    await memories.recall(body, noticed_by_listing=True)
+    assert list(memories.iter_all_memories()) == []
+
+
+def test_kopf_still_takes_memories_and_calls_them_as_this_operator_answers() -> None:
+    assert "memories" in inspect.signature(kopf.operator).parameters
+    base: Any = NoMemories.__base__
+    assert inspect.signature(base.recall).parameters.keys() == inspect.signature(NoMemories.recall).parameters.keys()
