@@ -89,7 +89,7 @@ def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
 
 def _rendered(helm: Helm, text: str) -> list[yaml.ScalarNode]:
     output = helm.run("template", text, str(CHART), "--namespace", text, *helm.flags(_values(text)))
-    return [each for root in yaml.compose_all(output) if root is not None for each in _scalars(root)]
+    return [each for root in yaml.compose_all(output) for each in _scalars(root)]
 
 
 @pytest.mark.parametrize("text", LOOKALIKES)
