@@ -139,12 +139,12 @@ async def test_garbage_in_place_of_a_claim_or_manifest_names_the_object(store: O
 
 async def test_fields_of_a_later_release_survive_in_claims_and_results(store: ObjectStore) -> None:
     later = (
-        b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"p/q","value_digest":null,'
+        b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"default/p/req-1","value_digest":null,'
         b'"a_later_field":"m"}'
     )
     await store.put_if_absent("_claims/default/req-1.json", later, content_type="application/json")
     claim = (await _claim(store)).claim
-    assert claim.prefix == "p/q"
+    assert claim.prefix == "default/p/req-1"
     assert claim.to_json() == later
 
 
@@ -169,7 +169,7 @@ async def test_a_claim_knows_its_task_by_what_the_body_says_or_by_how_it_is_writ
 
 
 async def test_a_claim_of_an_earlier_release_is_known_by_how_the_body_is_written_alone(store: ObjectStore) -> None:
-    earlier = b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"p/q"}'
+    earlier = b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"default/p/req-1"}'
     await store.put_if_absent("_claims/default/req-1.json", earlier, content_type="application/json")
     assert not (await _claim(store)).fresh
     with pytest.raises(IdConflictError):

@@ -9,7 +9,7 @@ as it is published, so that a redelivered task is answered with the very same re
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,6 +26,7 @@ _after_manifest = fault_point("store-after-manifest")
 
 MANIFEST_VERSION: Final = 1
 _JSON: Final = "application/json"
+_ANY_DAY: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CREATE_ROUNDS: Final = 3
 """An object can only vanish between "exists" and reading when somebody deletes at that moment."""
 
@@ -133,6 +134,8 @@ async def claim_task(
         _after_claim()
         return Claimed(proposed, fresh=True)
     claim = _parse(Claim, store, key, stored)
+    if (claim.request_id, claim.tenant, claim.epoch) != (request_id, tenant, epoch) or not _is_prefix(claim):
+        raise _corrupt(Claim, store, key)
     if claim.digest != digest and (claim.value_digest is None or claim.value_digest != value_digest):
         raise IdConflictError(tenant=tenant, request_id=request_id)
     return Claimed(claim, fresh=False)
@@ -159,14 +162,13 @@ async def store_manifest(store: ObjectStore, claim: Claim, manifest: Manifest) -
     key = manifest_key(claim.prefix)
     stored, created = await _create_or_read(store, key, manifest.to_json(), content_type=_JSON)
     _after_manifest()
-    return manifest if created else _parse(Manifest, store, key, stored)
+    return manifest if created else _parse_manifest(store, claim, stored)
 
 
 async def read_manifest(store: ObjectStore, claim: Claim) -> Manifest | None:
     """The outcome of the task; None while there is none. Raises `CorruptObjectError`, `StorageUnavailableError`."""
-    key = manifest_key(claim.prefix)
-    stored = await store.get(key)
-    return None if stored is None else _parse(Manifest, store, key, stored)
+    stored = await store.get(manifest_key(claim.prefix))
+    return None if stored is None else _parse_manifest(store, claim, stored)
 
 
 async def _create_or_read(store: ObjectStore, key: str, payload: bytes, *, content_type: str) -> tuple[bytes, bool]:
@@ -186,6 +188,27 @@ def _parse(kind: type[StoredT], store: ObjectStore, key: str, stored: bytes) -> 
     try:
         return kind.model_validate_json(stored)
     except ValidationError as error:
-        raise CorruptObjectError(
-            f"{store.location(key)} is not a {kind.__name__.lower()}; move it away and the task can be processed again"
-        ) from error
+        raise _corrupt(kind, store, key) from error
+
+
+def _parse_manifest(store: ObjectStore, claim: Claim, stored: bytes) -> Manifest:
+    key = manifest_key(claim.prefix)
+    manifest = _parse(Manifest, store, key, stored)
+    named = (manifest.request_id, manifest.tenant, manifest.epoch)
+    if named != (claim.request_id, claim.tenant, claim.epoch) or manifest.result.request_id != claim.request_id:
+        raise _corrupt(Manifest, store, key)
+    return manifest
+
+
+def _is_prefix(claim: Claim) -> bool:
+    """Whether the claim's folder is one of this task: whoever can write claims must not choose another's."""
+    folder = object_prefix(claim.tenant, _ANY_DAY, claim.request_id, claim.epoch).rsplit("/", 1)[1]
+    tenant, *between = claim.prefix.split("/")
+    return tenant == claim.tenant and between[-1:] == [folder] and not {"", ".", ".."} & set(between)
+
+
+def _corrupt(kind: type[_StoredJson], store: ObjectStore, key: str) -> CorruptObjectError:
+    return CorruptObjectError(
+        f"{store.location(key)} is not a {kind.__name__.lower()} of this task; move it away and the task can be "
+        "processed again"
+    )

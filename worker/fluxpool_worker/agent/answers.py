@@ -258,8 +258,13 @@ def is_dead_lettered(result: GenerationResult) -> bool:
 def failure_of(result: GenerationResult) -> Failure:
     """The failure that a stored result tells of, for a dead letter that a crash may have kept from being written."""
     error = result.error
-    if error is None:
-        raise ValueError(f"the stored result of {result.request_id} has failed without an error")
+    if error is None:  # no worker writes that
+        return Failure(
+            error_class=ErrorClass.TRANSIENT,
+            code=ErrorCode.GENERATION_FAILED,
+            disposition=Disposition.EXHAUSTED,
+            message="the stored result says that the task failed, and not why",
+        )
     if error.error_class == ErrorClass.INVALID:
         disposition = Disposition.OVERSIZE if error.code == ErrorCode.TOO_LARGE else Disposition.INVALID
     else:

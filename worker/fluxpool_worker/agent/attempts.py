@@ -88,6 +88,25 @@ class Pursuit:
     job: EngineJob | None = None
     """The one with the engine now."""
 
+    def why_pointless(self, *, needed_seconds: float = 0.0) -> GivenUp | None:
+        """As the function of that name."""
+        return why_pointless(
+            self.decoded.envelope, self.canceling.command, spent=self.spent, needed_seconds=needed_seconds
+        )
+
+
+def why_pointless(
+    envelope: Envelope, command: CancelCommand | None, *, spent: Spent, needed_seconds: float = 0.0
+) -> GivenUp | None:
+    """The task's end without images when it was canceled, or would come too late, needing so long from now on."""
+    if command is not None:
+        return GivenUp(verdict=judge_canceled(spent=spent), attempt=spent.attempt, message=_canceled_by(command))
+    deadline = envelope.deadline
+    verdict = judge_deadline(deadline, now=datetime.now(UTC), needed_seconds=needed_seconds, spent=spent)
+    if verdict is None or deadline is None:
+        return None
+    return GivenUp(verdict=verdict, attempt=spent.attempt, message=_too_late(deadline, needed_seconds=needed_seconds))
+
 
 class Attempts:
     """Runs generations."""
@@ -148,7 +167,7 @@ class Attempts:
                 ended = await self._attempt(pursuit)
                 if isinstance(ended, Success):
                     # Drawn, but too late to be of use; a cancel command comes too late itself now.
-                    return self._why_late(pursuit, needed_seconds=0) or ended
+                    return why_pointless(decoded.envelope, None, spent=pursuit.spent) or ended
                 if ended is not None:
                     return ended
         except NoLongerWantedError:
@@ -157,31 +176,9 @@ class Attempts:
             canceling.on_cancel = lambda: None
             pursuit.turn.end()
 
-    def _why_pointless(self, pursuit: Pursuit, *, needed_seconds: float) -> GivenUp | None:
-        """The task's end without images when nobody wants them any more or they would come too late."""
-        if pursuit.canceling.command is not None:
-            return GivenUp(
-                verdict=judge_canceled(spent=pursuit.spent),
-                attempt=pursuit.spent.attempt,
-                message=_canceled_by(pursuit.canceling.command),
-            )
-        return self._why_late(pursuit, needed_seconds=needed_seconds)
-
-    @staticmethod
-    def _why_late(pursuit: Pursuit, *, needed_seconds: float) -> GivenUp | None:
-        deadline = pursuit.decoded.envelope.deadline
-        verdict = judge_deadline(deadline, now=datetime.now(UTC), needed_seconds=needed_seconds, spent=pursuit.spent)
-        if verdict is None or deadline is None:
-            return None
-        return GivenUp(
-            verdict=verdict,
-            attempt=pursuit.spent.attempt,
-            message=_too_late(deadline, needed_seconds=needed_seconds),
-        )
-
     def _end_unwanted(self, pursuit: Pursuit) -> GivenUp:
         """The end of a task that was stopped, or whatever tells that it is not this worker's to end."""
-        if not pursuit.taken.lost and (ended := self._why_pointless(pursuit, needed_seconds=0)):
+        if not pursuit.taken.lost and (ended := pursuit.why_pointless()):
             return ended
         raise self._given_up(pursuit.taken)
 
@@ -190,7 +187,7 @@ class Attempts:
         if pursuit.taken.lost or self._draining:
             raise self._given_up(pursuit.taken)
         await self._take_turn(pursuit)
-        if pointless := self._why_pointless(pursuit, needed_seconds=self._least_seconds(pursuit.decoded.task)):
+        if pointless := pursuit.why_pointless(needed_seconds=self._least_seconds(pursuit.decoded.task)):
             return pointless
         try:
             return Success(await self._try(pursuit), pursuit.spent.attempt)
@@ -241,7 +238,7 @@ class Attempts:
 
         def on_step(step: int, total_steps: int) -> None:
             nonlocal last_report
-            if step < total_steps and pursuit.job is not None and self._why_pointless(pursuit, needed_seconds=0):
+            if step < total_steps and pursuit.job is not None and pursuit.why_pointless():
                 self._engine.cancel(pursuit.job)
             now = time.monotonic()
             if now - last_report >= PROGRESS_SECONDS or step == total_steps:

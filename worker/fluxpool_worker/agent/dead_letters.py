@@ -1,17 +1,19 @@
 """Writing dead letters, also those of records that no topic will take.
 
-Owns the way to a record on the dead-letter topic that is never refused: where the original does not fit, its bytes go
-to the object store and the dead letter points there.
+Owns the way to a record on the dead-letter topic: where the original does not fit or is refused, its bytes go to the
+object store and the dead letter points there.
 """
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.topics import MAX_DEAD_LETTER_BYTES, TopicNames
 from fluxpool_transport.object_store import ObjectStore, StorageUnavailableError
 from fluxpool_worker.agent.answers import Failure, Signature, dead_letter_record
@@ -20,6 +22,9 @@ from fluxpool_worker.agent.publisher import OutgoingRecord, RecordRefusedError, 
 
 RECORD_OVERHEAD_BYTES: Final = 1024
 """What Kafka adds to a record and its batch; a few bytes for each header and under 100 for the rest."""
+
+SHORT_TEXT_BYTES: Final = 200
+"""Of a message, where the whole one is refused."""
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +49,11 @@ class DeadLetterWriter:
 
     async def write(
         self, record: ConsumerRecord, failure: Failure, *, request_id: str | None, signature: Signature
-    ) -> None:
-        """Return when the dead letter is acknowledged; raises `HoldExpiredError`."""
+    ) -> bool:
+        """Return when the dead letter is acknowledged, False when the topic refuses the shortest one, too.
+
+        Raises `HoldExpiredError`.
+        """
         log.warning(
             "task_dead_lettered",
             request_id=request_id,
@@ -55,10 +63,10 @@ class DeadLetterWriter:
             offset=record.offset,
         )
 
-        def letter(object_key: str | None = None) -> OutgoingRecord:
+        def letter(object_key: str | None = None, why: Failure = failure) -> OutgoingRecord:
             return dead_letter_record(
                 record,
-                failure,
+                why,
                 request_id=request_id,
                 signature=signature,
                 failed_at=datetime.now(UTC),
@@ -73,8 +81,17 @@ class DeadLetterWriter:
             except RecordRefusedError as error:
                 log.warning("dead_letter_refused", request_id=request_id, error=str(error))
             else:
-                return
-        await self._publisher.publish(letter(await self._keep(record)))
+                return True
+        key = await self._keep(record)
+        short = replace(failure, message=cut_text(failure.message, SHORT_TEXT_BYTES), stack=None)
+        for pointer in (letter(key), replace(letter(key, short), key=None, value=b"")):
+            try:
+                await self._publisher.publish(pointer)
+            except RecordRefusedError as error:
+                log.error("dead_letter_refused", request_id=request_id, object=key, error=str(error))  # noqa: TRY400
+            else:
+                return True
+        return False
 
     async def _keep(self, record: ConsumerRecord) -> str:
         """Store the original; returns the key of its value. The headers lie beside it."""
@@ -101,5 +118,5 @@ def original_key(record: ConsumerRecord) -> str:
 
 def record_bytes(record: OutgoingRecord) -> int:
     """Upper bound of what the record takes on a topic."""
-    headers = sum(len(name.encode()) + len(value) + 10 for name, value in record.headers)
+    headers = sum(len(name.encode(errors="replace")) + len(value) + 10 for name, value in record.headers)
     return len(record.key or b"") + len(record.value or b"") + headers + RECORD_OVERHEAD_BYTES

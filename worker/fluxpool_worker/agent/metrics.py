@@ -38,6 +38,12 @@ class WorkerMetrics:
             ["lane"],
             registry=self.registry,
         )
+        self.records_refused = Counter(
+            "fluxpool_records_refused",
+            "Results and dead letters that their topic refuses, also the shortest: look at its max.message.bytes.",
+            ["topic"],
+            registry=self.registry,
+        )
         self.lane_failures = Counter(
             "fluxpool_lane_failures",
             "Consumers of a lane that failed and were replaced.",

@@ -118,6 +118,7 @@ class WorkerAgent:
             holds=self._holds,
             cancellations=self._cancellations,
             on_end=self._metrics.count_end,
+            on_refused=lambda topic: self._metrics.records_refused.labels(topic).inc(),
         )
         self._topic_ids = TopicIds(settings.kafka, client_id=self._client_id)
         self._lanes = [

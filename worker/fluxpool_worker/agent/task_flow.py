@@ -11,18 +11,16 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import assert_never
+from typing import Self
 
 import structlog
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract import derived
-from fluxpool_contract.dead_letter import Disposition
 from fluxpool_contract.decoding import DecodedTask
 from fluxpool_contract.headers import Envelope, parse_envelope
-from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_contract.progress import ProgressEvent, ProgressType
 from fluxpool_contract.result import GenerationResult
 from fluxpool_contract.retries import due_at
@@ -35,15 +33,25 @@ from fluxpool_worker.agent.answers import (
     Signature,
     answer_envelope,
     failed_result,
-    failure_of,
-    is_dead_lettered,
     progress_record,
-    result_record,
     retry_record,
 )
-from fluxpool_worker.agent.attempts import Attempts, GivenUp, Success, TaskReleasedError
-from fluxpool_worker.agent.cancellations import Cancellations, TaskName
+from fluxpool_worker.agent.attempts import Attempts, GivenUp, Success, TaskReleasedError, why_pointless
+from fluxpool_worker.agent.cancellations import Cancellations, CancelWatch, TaskName
 from fluxpool_worker.agent.dead_letters import DeadLetterWriter
+from fluxpool_worker.agent.ending_writer import EndingWriter
+from fluxpool_worker.agent.endings import (
+    RETRIED,
+    Ending,
+    and_besides,
+    anonymous,
+    concluded,
+    conflicting,
+    given_up,
+    id_of_key,
+    refused,
+    unconcluded,
+)
 from fluxpool_worker.agent.engine_client import EngineClient
 from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
 from fluxpool_worker.agent.holds import HoldExpiredError, Holds
@@ -57,7 +65,6 @@ from fluxpool_worker.agent.unwanted import NoLongerWantedError
 _after_generate = fault_point("agent-after-generate")
 _after_manifest = fault_point("agent-after-manifest")
 _after_retry = fault_point("agent-after-retry")
-_after_result = fault_point("agent-after-result")
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +85,9 @@ class TaskFlow:
         holds: Holds,
         cancellations: Cancellations,
         on_end: Callable[[str, float], None],
+        on_refused: Callable[[str], None] = lambda _topic: None,
     ) -> None:
+        """`on_end` is told outcome and seconds of each record, `on_refused` is that of `EndingWriter`."""
         self._topics = settings.topics
         self._retry_delays_seconds = settings.retry_delays_seconds
         self._budgets = Budgets(
@@ -89,8 +98,13 @@ class TaskFlow:
         self._store = TaskStore(store, settings=settings, holds=holds)
         self._publisher = publisher
         self._progress = progress
-        self._dead_letters = DeadLetterWriter(
-            store=store, store_cause=store_cause(settings), publisher=publisher, holds=holds, topics=settings.topics
+        self._endings = EndingWriter(
+            dead_letters=DeadLetterWriter(
+                store=store, store_cause=store_cause(settings), publisher=publisher, holds=holds, topics=settings.topics
+            ),
+            publisher=publisher,
+            topics=settings.topics,
+            on_refused=on_refused,
         )
         self._cancellations = cancellations
         self._on_end = on_end
@@ -149,63 +163,83 @@ class TaskFlow:
             decoded = decode_record(taken.record)
         except InvalidTaskError as error:
             turn.end()
-            return await self._refuse(taken, error)
-        spent = Spent(attempt=decoded.envelope.attempt, crashes=max(decoded.envelope.crashes, taken.crashes))
-        try:
-            return await self._pursue(taken, decoded, spent=spent, turn=turn)
-        except IdConflictError as error:
+            ending = await self._refuse(taken.record, error)
+        else:
+            ending = await self._pursue(taken, decoded, turn)
             turn.end()
-            return await self._refuse_conflict(taken, decoded.task.request_id, str(error))
-        except CorruptObjectError as error:
-            turn.end()
-            verdict = judge_attempt(ErrorCode.CORRUPT_OBJECT, spent=spent, budgets=self._budgets)
-            given_up = GivenUp(verdict=verdict, attempt=spent.attempt, message=str(error))
-            if verdict.action is Action.RETRY_LATER:
-                return await self._retry_later(taken, decoded, given_up)
-            return await self._fail_without_manifest(taken, decoded, _failure(given_up))
+        await self._endings.write(taken.record, ending, signature=self._signature)
+        await taken.lane.finish(taken)
+        return ending.outcome
 
-    async def _pursue(self, taken: Taken, decoded: DecodedTask, *, spent: Spent, turn: EngineTurn) -> str:
-        name = TaskName(
-            tenant=decoded.envelope.tenant, request_id=decoded.task.request_id, epoch=decoded.envelope.epoch
-        )
+    async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:
+        """End a record of a retry topic that cannot be sent back; its offset is the caller's."""
+        try:
+            task = _Task.of(decode_record(record))
+        except InvalidTaskError as error:
+            ending = await self._refuse(record, error)
+        else:
+            ending = await self._fail(record, task, failure)
+        await self._endings.write(record, ending, signature=self._signature)
+
+    async def _pursue(self, taken: Taken, decoded: DecodedTask, turn: EngineTurn) -> Ending:
+        """Bring a valid task to its end, or to a retry topic."""
+        record, task = taken.record, _Task.of(decoded)
+        spent = Spent(attempt=decoded.envelope.attempt, crashes=max(decoded.envelope.crashes, taken.crashes))
+        name = TaskName(tenant=task.envelope.tenant, request_id=task.request_id, epoch=task.envelope.epoch)
         with self._until_unwanted(taken) as unwanted, self._cancellations.watch(name) as canceling:
             try:
-                claimed = await self._store.claim(
-                    taken.record,
-                    request_id=decoded.task.request_id,
-                    envelope=decoded.envelope,
-                    digest=decoded.digest,
-                    value_digest=decoded.value_digest,
-                    unwanted=unwanted,
+                claim, manifest = await self._claim(record, task, unwanted)
+                if manifest is not None:
+                    return concluded(manifest, task.envelope)
+                ended = await self._attempts.generate(
+                    taken, decoded, spent=spent, turn=turn, unwanted=unwanted, canceling=canceling
                 )
-                manifest = None if claimed.fresh else await self._store.outcome(claimed.claim, unwanted=unwanted)
+                _after_generate()
+                if isinstance(ended, Success):
+                    taken.lane.drawn(taken)
+                    result = await self._store.keep_images(record, decoded, claim, ended, signature=self._signature)
+                    return await self._conclude(claim, task, result)
             except NoLongerWantedError:
                 raise (PartitionLostError if taken.lost else TaskReleasedError) from None
-            if manifest is not None:
+            except IdConflictError as error:
+                return conflicting(task.request_id, str(error))
+            except CorruptObjectError as error:
                 turn.end()
-                return await self._answer(taken, manifest, decoded.envelope)
-            ended = await self._attempts.generate(
-                taken, decoded, spent=spent, turn=turn, unwanted=unwanted, canceling=canceling
-            )
-        _after_generate()
-        match ended:
-            case Success():
-                taken.lane.drawn(taken)
-                result = await self._store.keep_images(
-                    taken.record, decoded, claimed.claim, ended, signature=self._signature
-                )
-                return await self._conclude(taken, claimed.claim, result, decoded.envelope)
-            case GivenUp():
-                if taken.lost:
-                    raise PartitionLostError
-                if ended.verdict.action is Action.RETRY_LATER:
-                    return await self._retry_later(taken, decoded, ended)
-                failure = _failure(ended)
-                return await self._conclude(
-                    taken, claimed.claim, self._failed(decoded, failure), decoded.envelope, failure=failure
-                )
-            case _:
-                assert_never(ended)
+                ended = self._judge_corrupt(task.envelope, error, spent=spent, canceling=canceling)
+        if taken.lost:
+            raise PartitionLostError
+        failure = given_up(ended)
+        if ended.verdict.action is Action.RETRY_LATER:
+            refusal = await self._retry_later(record, task, ended)
+            if refusal is None:
+                return RETRIED
+            failure = refusal
+        return await self._fail(record, task, failure)
+
+    async def _claim(
+        self, record: ConsumerRecord, task: "_Task", unwanted: asyncio.Event
+    ) -> tuple[Claim, Manifest | None]:
+        claimed = await self._store.claim(
+            record,
+            request_id=task.request_id,
+            envelope=task.envelope,
+            digest=task.digest,
+            value_digest=task.value_digest,
+            unwanted=unwanted,
+        )
+        if claimed.fresh:
+            return claimed.claim, None
+        return claimed.claim, await self._store.outcome(claimed.claim, unwanted=unwanted)
+
+    def _judge_corrupt(
+        self, envelope: Envelope, error: CorruptObjectError, *, spent: Spent, canceling: CancelWatch
+    ) -> GivenUp:
+        """What becomes of a task whose own objects stand in its way: another try, unless nobody waits for it."""
+        verdict = why_pointless(envelope, canceling.command, spent=spent)
+        if verdict is None:
+            attempt = judge_attempt(ErrorCode.CORRUPT_OBJECT, spent=spent, budgets=self._budgets)
+            return GivenUp(verdict=attempt, attempt=spent.attempt, message=str(error))
+        return replace(verdict, message=f"{verdict.message}; {error}")
 
     @contextlib.contextmanager
     def _until_unwanted(self, taken: Taken) -> Iterator[asyncio.Event]:
@@ -232,198 +266,110 @@ class TaskFlow:
             )
         )
 
-    # Later
-
-    async def _retry_later(self, taken: Taken, decoded: DecodedTask, given_up: GivenUp) -> str:
-        """Send the task to its retry topic, and only then finish its record here."""
-        verdict = given_up.verdict
+    async def _retry_later(self, record: ConsumerRecord, task: "_Task", ended: GivenUp) -> Failure | None:
+        """Send the task to its retry topic; returns why that cannot be, None when it is there."""
+        verdict = ended.verdict
         tier = verdict.tier or 0
         not_before = due_at(
             datetime.now(UTC),
             self._retry_delays_seconds[tier],
             jitter=random.random(),  # noqa: S311 - it spreads load, nobody is kept out by it
         )
-        if late := judge_deadline(decoded.envelope.deadline, now=not_before, needed_seconds=0, spent=verdict.spent):
-            why = "and the deadline will have passed before another try"
-            failure = _failure(replace(given_up, verdict=late), and_besides=why)
-            return await self._end_here(taken, decoded, failure)
+        if late := judge_deadline(task.envelope.deadline, now=not_before, needed_seconds=0, spent=verdict.spent):
+            return given_up(
+                replace(ended, verdict=late), and_besides="and the deadline will have passed before another try"
+            )
         topic = self._topics.retry[tier]
-        record = retry_record(taken.record, decoded.envelope, topic=topic, verdict=verdict, not_before=not_before)
         try:
-            await self._publisher.publish(record, refusable=True)
+            await self._publisher.publish(
+                retry_record(record, task.envelope, topic=topic, verdict=verdict, not_before=not_before),
+                refusable=True,
+            )
         except RecordRefusedError as error:
-            failure = _failure(given_up, and_besides=f"and it could not be kept for another try: {error}")
-            return await self._end_here(taken, decoded, failure)
+            return given_up(ended, and_besides=f"and it could not be kept for another try: {error}")
         _after_retry()
         self._report(
             ProgressEvent(
-                request_id=decoded.task.request_id,
+                request_id=task.request_id,
                 type=ProgressType.RETRYING,
                 attempt=verdict.spent.attempt,
                 at=datetime.now(UTC),
             ),
-            decoded.envelope,
+            task.envelope,
         )
-        log.info("task_retried_later", request_id=decoded.task.request_id, topic=topic, attempt=verdict.spent.attempt)
-        await taken.lane.finish(taken)
-        return "retry"
+        log.info("task_retried_later", request_id=task.request_id, topic=topic, attempt=verdict.spent.attempt)
+        return None
 
-    async def _end_here(self, taken: Taken, decoded: DecodedTask, failure: Failure) -> str:
-        await self._end_failed(taken.record, decoded, failure)
-        await taken.lane.finish(taken)
-        return "failed"
-
-    async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:
-        """End a record of a retry topic that cannot be sent back; its offset is the caller's."""
-        try:
-            decoded = decode_record(record)
-        except InvalidTaskError:
-            await self._dead_letter(record, failure, request_id=None)
-            return
-        await self._end_failed(record, decoded, failure)
-
-    async def _end_failed(self, record: ConsumerRecord, decoded: DecodedTask, failure: Failure) -> None:
-        """Whatever the store says of the task; failed when it says nothing yet."""
-        try:
-            claimed = await self._store.claim(
-                record,
-                request_id=decoded.task.request_id,
-                envelope=decoded.envelope,
-                digest=decoded.digest,
-                value_digest=decoded.value_digest,
-            )
-            manifest = await self._store.conclude(claimed.claim, self._failed(decoded, failure))
-        except (IdConflictError, CorruptObjectError):
-            await self._dead_letter(record, failure, request_id=decoded.task.request_id)
-            return
-        await self._publish_answer(record, manifest, decoded.envelope, failure=failure)
-
-    # Answers
-
-    def _failed(self, decoded: DecodedTask, failure: Failure) -> GenerationResult:
-        return failed_result(
-            decoded.task.request_id,
-            failure,
-            signature=self._signature,
-            completed_at=datetime.now(UTC),
-            metadata=decoded.task.metadata,
-        )
-
-    async def _conclude(
-        self,
-        taken: Taken,
-        claim: Claim,
-        result: GenerationResult,
-        envelope: Envelope,
-        *,
-        failure: Failure | None = None,
-    ) -> str:
-        stored = await self._store.conclude(claim, result)
-        _after_manifest()
-        return await self._answer(taken, stored, envelope, failure=failure if stored.result == result else None)
-
-    async def _answer(
-        self, taken: Taken, manifest: Manifest, envelope: Envelope, *, failure: Failure | None = None
-    ) -> str:
-        """Publish what the manifest says and finish the record."""
-        await self._publish_answer(taken.record, manifest, envelope, failure=failure)
-        await taken.lane.finish(taken)
-        return manifest.result.status.value
-
-    async def _publish_answer(
-        self, record: ConsumerRecord, manifest: Manifest, envelope: Envelope, *, failure: Failure | None
-    ) -> None:
-        result = manifest.result
-        if is_dead_lettered(result):
-            await self._dead_letter(record, failure or failure_of(result), request_id=manifest.request_id)
-        await self._publish_result(
-            result, request_id=manifest.request_id, event_id=manifest.event_id, envelope=envelope
-        )
-
-    async def _fail_without_manifest(self, taken: Taken, decoded: DecodedTask, failure: Failure) -> str:
-        """End a task whose own objects stand in its way; what they are is left for people to look at."""
-        envelope, request_id = decoded.envelope, decoded.task.request_id
-        await self._dead_letter(taken.record, failure, request_id=request_id)
-        await self._publish_result(
-            self._failed(decoded, failure),
-            request_id=request_id,
-            event_id=derived.result_event_id(envelope.tenant, request_id, envelope.epoch),
-            envelope=envelope,
-        )
-        await taken.lane.finish(taken)
-        return "failed"
-
-    async def _refuse(self, taken: Taken, error: InvalidTaskError) -> str:
-        failure = Failure(
-            error_class=ErrorClass.INVALID,
-            code=error.code,
-            disposition=Disposition.OVERSIZE if error.code is ErrorCode.TOO_LARGE else Disposition.INVALID,
-            message=str(error),
-            field=error.problems[0].field or None,
-        )
-        record = taken.record
-        result = failed_result(error.request_id, failure, signature=self._signature, completed_at=datetime.now(UTC))
-        if error.request_id is None:
-            event_id = derived.record_event_id(record.topic, record.partition, record.offset)
-            await self._dead_letter(record, failure, request_id=None)
-            await self._publish_result(result, request_id=None, event_id=event_id, envelope=Envelope())
-            await taken.lane.finish(taken)
-            return "invalid"
+    async def _refuse(self, record: ConsumerRecord, error: InvalidTaskError) -> Ending:
+        """End a record that is no task."""
+        failure = refused(error)
+        request_id = error.request_id or (id_of_key(record) if not record.value else None)
+        if request_id is None:
+            return anonymous(record, failure, signature=self._signature, completed_at=datetime.now(UTC))
         try:
             envelope = parse_envelope(record.headers)
         except InvalidTaskError:
             envelope = Envelope()
         digest = "raw:" + hashlib.sha256(record.value or b"").hexdigest()
+        ending = await self._fail(record, _Task(request_id=request_id, envelope=envelope, digest=digest), failure)
+        return replace(ending, outcome="invalid") if ending.result is not None else ending
+
+    async def _fail(self, record: ConsumerRecord, task: "_Task", failure: Failure) -> Ending:
+        """End a task without images, unless the store knows another end of it."""
         try:
-            claimed = await self._store.claim(record, request_id=error.request_id, envelope=envelope, digest=digest)
-            await self._conclude(taken, claimed.claim, result, envelope)
-        except IdConflictError as conflict:
-            return await self._refuse_conflict(taken, error.request_id, f"{conflict}; besides, {error}")
-        except CorruptObjectError as corrupt:
-            return await self._refuse_conflict(taken, error.request_id, f"{error}; besides, {corrupt}")
-        return "invalid"
-
-    async def _refuse_conflict(self, taken: Taken, request_id: str, message: str) -> str:
-        """The id belongs to another task: that one's result is the answer to it, and stands."""
-        failure = Failure(
-            error_class=ErrorClass.INVALID,
-            code=ErrorCode.ID_CONFLICT,
-            disposition=Disposition.INVALID,
-            message=message,
-            field="request_id",
-        )
-        await self._dead_letter(taken.record, failure, request_id=request_id)
-        await taken.lane.finish(taken)
-        return "id-conflict"
-
-    async def _dead_letter(self, record: ConsumerRecord, failure: Failure, *, request_id: str | None) -> None:
-        await self._dead_letters.write(record, failure, request_id=request_id, signature=self._signature)
-
-    async def _publish_result(
-        self, result: GenerationResult, *, request_id: str | None, event_id: str, envelope: Envelope
-    ) -> None:
-        await self._publisher.publish(
-            result_record(
-                result.to_json(),
-                request_id=request_id,
-                event_id=event_id,
-                envelope=answer_envelope(envelope),
-                completed_at=result.completed_at or datetime.now(UTC),
-                source=self._signature.source,
-                topics=self._topics,
+            claimed = await self._store.claim(
+                record,
+                request_id=task.request_id,
+                envelope=task.envelope,
+                digest=task.digest,
+                value_digest=task.value_digest,
             )
+            result = failed_result(
+                task.request_id,
+                failure,
+                signature=self._signature,
+                completed_at=datetime.now(UTC),
+                metadata=task.metadata,
+            )
+            return await self._conclude(claimed.claim, task, result, failure=failure)
+        except IdConflictError as conflict:
+            return conflicting(task.request_id, f"{conflict}; besides, {failure.message}")
+        except CorruptObjectError as corrupt:
+            return unconcluded(
+                task.request_id,
+                task.envelope,
+                failure if str(corrupt) in failure.message else and_besides(failure, corrupt),
+                signature=self._signature,
+                completed_at=datetime.now(UTC),
+                metadata=task.metadata,
+            )
+
+    async def _conclude(
+        self, claim: Claim, task: "_Task", result: GenerationResult, *, failure: Failure | None = None
+    ) -> Ending:
+        """Store the manifest; the one that holds decides, ours or that of whoever was first."""
+        stored = await self._store.conclude(claim, result)
+        _after_manifest()
+        return concluded(stored, task.envelope, failure if stored.result == result else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What of a task its end needs, also when its body was refused."""
+
+    request_id: str
+    envelope: Envelope
+    digest: str
+    value_digest: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, decoded: DecodedTask) -> Self:
+        """Of a valid one."""
+        return cls(
+            request_id=decoded.task.request_id,
+            envelope=decoded.envelope,
+            digest=decoded.digest,
+            value_digest=decoded.value_digest,
+            metadata=decoded.task.metadata,
         )
-        _after_result()
-
-
-def _failure(given_up: GivenUp, *, and_besides: str | None = None) -> Failure:
-    verdict = given_up.verdict
-    return Failure(
-        error_class=verdict.error_class,
-        code=verdict.code,
-        disposition=verdict.disposition,
-        message=given_up.message if and_besides is None else f"{given_up.message}; {and_besides}",
-        stack=given_up.stack,
-        attempts=given_up.attempt,
-        crashes=verdict.spent.crashes,
-    )

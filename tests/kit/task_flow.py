@@ -1,0 +1,236 @@
+"""The real way of a task over a store in a folder; a script takes the place of engine, lane and topics.
+
+Knows what was published and committed, and nothing of what a test expects.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract import derived
+from fluxpool_contract.control import CancelCommand
+from fluxpool_contract.dead_letter import DeadLetter
+from fluxpool_contract.headers import ATTEMPT, DEADLINE, Envelope, format_time
+from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.object_store import open_object_store
+from fluxpool_worker.agent.answers import Failure
+from fluxpool_worker.agent.cancellations import Cancellations
+from fluxpool_worker.agent.engine_client import EngineClient, EngineJob, GenerationError
+from fluxpool_worker.agent.engine_turns import EngineTurns
+from fluxpool_worker.agent.holds import Holds
+from fluxpool_worker.agent.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.publisher import (
+    OutgoingRecord,
+    ProgressPublisher,
+    RecordPlace,
+    RecordRefusedError,
+    ReliablePublisher,
+)
+from fluxpool_worker.agent.task_flow import TaskFlow
+from fluxpool_worker.engine.protocol import EncodedImage, FailureKind, Generated, GenerationInputs
+
+REQUEST_ID = "task-1"
+TASK: dict[str, Any] = {"request_id": REQUEST_ID, "prompt": "a city", "metadata": {"owner": "tests"}}
+MAX_ATTEMPTS = 3
+
+
+def task_record(
+    value: bytes | None = json.dumps(TASK).encode(),
+    *,
+    key: bytes | None = None,
+    headers: Collection[tuple[str, bytes | None]] = (),
+    timestamp: int = 1_775_383_200_000,
+) -> ConsumerRecord:
+    """A record of the first lane."""
+    return ConsumerRecord(
+        topic="flux-generation-tasks",
+        partition=0,
+        offset=7,
+        timestamp=timestamp,
+        timestamp_type=0,
+        key=key,
+        value=value,
+        checksum=None,
+        serialized_key_size=-1 if key is None else len(key),
+        serialized_value_size=-1 if value is None else len(value),
+        headers=tuple(headers),
+    )
+
+
+def attempt(number: int) -> tuple[str, bytes]:
+    """The header of a task's attempt."""
+    return (ATTEMPT, str(number).encode())
+
+
+def deadline_passed() -> tuple[str, bytes]:
+    """The header of a task that nobody waits for any more."""
+    return (DEADLINE, format_time(datetime.now(UTC) - timedelta(minutes=1)).encode())
+
+
+class ScriptedEngine:
+    """Every job fails, or has its images, at once."""
+
+    def __init__(self) -> None:
+        self.fails = True
+        self.jobs = 0
+
+    async def submit(
+        self,
+        inputs: GenerationInputs,
+        *,
+        on_started: Callable[[], None],
+        on_step: Callable[[int, int], None],
+        on_device_free: Callable[[], None],
+    ) -> EngineJob:
+        self.jobs += 1
+        job = EngineJob(
+            job_id=self.jobs,
+            inputs=inputs,
+            on_started=on_started,
+            on_step=on_step,
+            on_device_free=on_device_free,
+            result=asyncio.get_running_loop().create_future(),
+        )
+        job.free_device()
+        if self.fails:
+            job.result.set_exception(GenerationError(FailureKind.ERROR, "told to fail"))
+        else:
+            image = EncodedImage(
+                index=0,
+                seed=inputs.seed,
+                width=inputs.width,
+                height=inputs.height,
+                format="png",
+                content_type="image/png",
+                payload=b"image",
+            )
+            job.result.set_result(Generated(job.job_id, (image,), {"denoise": 1.0}))
+        return job
+
+    def cancel(self, _job: EngineJob) -> None:
+        """Too late for what ends at once."""
+
+
+class ScriptedTopics:
+    """Keeps what is published, and refuses what it is told to."""
+
+    def __init__(self) -> None:
+        self.records: list[OutgoingRecord] = []
+        self.refuses: Callable[[OutgoingRecord], bool] = lambda _record: False
+
+    async def publish(self, record: OutgoingRecord, **_options: object) -> RecordPlace:
+        if self.refuses(record):
+            raise RecordRefusedError(f"topic {record.topic}: told to refuse")
+        self.records.append(record)
+        return RecordPlace(partition=0, offset=len(self.records) - 1)
+
+    def offer(self, record: OutgoingRecord) -> None:
+        """Progress is not looked at."""
+
+
+@dataclass(slots=True)
+class ScriptedLane:
+    """What a task uses of its lane."""
+
+    name: str = "standard"
+    ends: list[str] = field(default_factory=list)
+
+    async def record(self, _taken: Taken, _entry: object) -> None:
+        self.ends.append("recorded")
+
+    def drawn(self, _taken: Taken) -> None:
+        self.ends.append("drawn")
+
+    async def finish(self, _taken: Taken) -> None:
+        self.ends.append("finished")
+
+    async def release(self, _taken: Taken) -> None:
+        self.ends.append("released")
+
+
+class FlowBench:
+    """One worker's `TaskFlow`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = WorkerSettings.model_validate(
+            {
+                "kafka": {"bootstrap_servers": ["kafka:9092"]},
+                "storage": {"url": folder.as_uri()},
+                "max_attempts": MAX_ATTEMPTS,
+            }
+        )
+        self.engine = ScriptedEngine()
+        self.topics = ScriptedTopics()
+        self.lane = ScriptedLane()
+        self.cancellations = Cancellations()
+        self.outcomes: list[str] = []
+        self.refused_topics: list[str] = []
+        self._turns = EngineTurns(jobs=2)
+        self._flow = TaskFlow(
+            settings=self.settings,
+            worker_name="worker-1",
+            store=open_object_store(self.settings.storage),
+            engine=cast("EngineClient", self.engine),
+            turns=self._turns,
+            publisher=cast("ReliablePublisher", self.topics),
+            progress=cast("ProgressPublisher", self.topics),
+            holds=Holds(limit_seconds=1),
+            cancellations=self.cancellations,
+            on_end=lambda outcome, _seconds: self.outcomes.append(outcome),
+            on_refused=self.refused_topics.append,
+        )
+
+    async def run(self, record: ConsumerRecord) -> None:
+        """Bring the record to its end."""
+        taken = Taken(lane=cast("LaneConsumer", self.lane), record=record)
+        await self._flow.run(taken, turn=await self._turns.enter())
+
+    async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:
+        """End a record that cannot leave its retry topic."""
+        await self._flow.give_up_due(record, failure)
+
+    def cancel(self) -> None:
+        """A cancel command for the task is known."""
+        command = CancelCommand(request_id=REQUEST_ID, at=datetime.now(UTC))
+        self.cancellations.learn(task_record(command.model_dump_json().encode()))
+
+    def store(self, key: str, content: bytes) -> None:
+        """Somebody has written an object."""
+        path = self.folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """Values of the results topic."""
+        return [json.loads(record.value or b"") for record in self._on(self.settings.topics.results)]
+
+    @property
+    def dead_letters(self) -> list[DeadLetter]:
+        """What the headers of the dead-letter topic say."""
+        return [DeadLetter.from_headers(record.headers) for record in self._on(self.settings.topics.dead_letters)]
+
+    @property
+    def retries(self) -> list[OutgoingRecord]:
+        """Records of retry topics."""
+        return [record for record in self.topics.records if record.topic in self.settings.topics.retry]
+
+    def _on(self, topic: str) -> list[OutgoingRecord]:
+        return [record for record in self.topics.records if record.topic == topic]
+
+
+def claim_key() -> str:
+    """Where the claim of the task lies."""
+    return derived.claim_key(Envelope().tenant, REQUEST_ID)
+
+
+def prefix_of(record: ConsumerRecord) -> str:
+    """Folder of the task's objects."""
+    return derived.object_prefix(Envelope().tenant, derived.first_seen(Envelope(), record.timestamp), REQUEST_ID)

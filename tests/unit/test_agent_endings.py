@@ -1,0 +1,283 @@
+"""Whatever a worker finds of a task: it ends with one result, a dead letter where people must look, and its offset."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fluxpool_contract import derived
+from fluxpool_contract.dead_letter import Disposition
+from fluxpool_contract.problems import ErrorClass
+from fluxpool_contract.result import GenerationResult, ResultStatus
+from fluxpool_transport.task_objects import Claim, Manifest
+from fluxpool_worker.agent.answers import Failure
+from fluxpool_worker.agent.publisher import OutgoingRecord
+from kit.task_flow import (
+    MAX_ATTEMPTS,
+    REQUEST_ID,
+    TASK,
+    FlowBench,
+    attempt,
+    claim_key,
+    deadline_passed,
+    prefix_of,
+    task_record,
+)
+
+MANIFESTS = ("absent", "good", "corrupt")
+CLAIMS = ("absent", "own", "other", "corrupt")
+ENDS = {
+    "deadline": ("expired", "deadline-exceeded"),
+    "attempts used up": ("failed", "generation-failed"),
+    "retry refused": ("failed", "generation-failed"),
+    "canceled": ("canceled", "canceled"),
+}
+VALUE = json.dumps(TASK).encode()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> FlowBench:
+    return FlowBench(tmp_path)
+
+
+def own_claim(**changed: Any) -> bytes:
+    claim = Claim(
+        request_id=REQUEST_ID,
+        tenant="default",
+        epoch=0,
+        digest=derived.task_digest(VALUE),
+        prefix=prefix_of(task_record()),
+    )
+    return claim.model_copy(update=changed).to_json()
+
+
+def good_manifest(**changed: Any) -> bytes:
+    manifest = Manifest(
+        request_id=REQUEST_ID,
+        tenant="default",
+        epoch=0,
+        digest=derived.task_digest(VALUE),
+        event_id=derived.result_event_id("default", REQUEST_ID),
+        result=GenerationResult(request_id=REQUEST_ID, image_url="http://images/0.png", status=ResultStatus.SUCCESS),
+    )
+    return manifest.model_copy(update=changed).to_json()
+
+
+def lay_out(bench: FlowBench, *, manifest: str, claim: str) -> None:
+    contents = {"own": own_claim(), "other": own_claim(digest="another body's"), "corrupt": b"{garbage"}
+    if claim in contents:
+        bench.store(claim_key(), contents[claim])
+    manifests = {"good": good_manifest(), "corrupt": b"{garbage"}
+    if manifest in manifests:
+        bench.store(derived.manifest_key(prefix_of(task_record())), manifests[manifest])
+
+
+async def run_to_its_end(bench: FlowBench, end: str) -> None:
+    headers = []
+    match end:
+        case "deadline":
+            headers = [deadline_passed()]
+        case "attempts used up":
+            headers = [attempt(MAX_ATTEMPTS)]
+        case "retry refused":
+            bench.topics.refuses = lambda record: record.topic in bench.settings.topics.retry
+        case "canceled":
+            bench.cancel()
+    await bench.run(task_record(headers=headers))
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("manifest", MANIFESTS)
+async def test_every_task_ends_with_one_result(bench: FlowBench, manifest: str, claim: str, end: str) -> None:
+    lay_out(bench, manifest=manifest, claim=claim)
+    await run_to_its_end(bench, end)
+
+    assert bench.lane.ends[-1] == "finished"
+    assert bench.lane.ends.count("finished") == 1
+    assert bench.retries == []
+    if claim == "other":
+        # The id is another task's, whose result answers for it.
+        assert bench.results == []
+        assert [letter.error_code for letter in bench.dead_letters] == ["id-conflict"]
+        return
+    [result] = bench.results
+    assert result["request_id"] == REQUEST_ID
+    if manifest == "good" and claim != "corrupt":
+        assert result["status"] == "success"
+        assert bench.dead_letters == []
+        return
+    status, code = ENDS[end]
+    is_corrupt = "corrupt" in (manifest, claim)
+    if status == "failed" and (claim == "corrupt" or (claim, manifest) == ("own", "corrupt")):
+        code = "corrupt-object"
+    assert (result["status"], result["error"]["code"]) == (status, code)
+    if is_corrupt or status == "failed":
+        [letter] = bench.dead_letters
+        assert letter.error_code == code
+        assert letter.request_id == REQUEST_ID
+        assert not is_corrupt or "move it away" in letter.message
+    else:
+        assert bench.dead_letters == []
+
+
+@pytest.mark.parametrize("claim", ["absent", "own", "corrupt"])
+async def test_a_task_that_may_be_tried_again_has_no_result_yet(bench: FlowBench, claim: str) -> None:
+    lay_out(bench, manifest="absent", claim=claim)
+    await bench.run(task_record())
+    assert len(bench.retries) == 1
+    assert (bench.results, bench.dead_letters) == ([], [])
+    assert bench.lane.ends[-1] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("claim", "code"), [("absent", "invalid-field"), ("corrupt", "invalid-field"), ("other", "id-conflict")]
+)
+async def test_an_invalid_task_ends_with_a_result_unless_its_id_is_anothers(
+    bench: FlowBench, claim: str, code: str
+) -> None:
+    lay_out(bench, manifest="absent", claim=claim)
+    await bench.run(task_record(json.dumps(TASK | {"steps": -1}).encode()))
+    assert [letter.error_code for letter in bench.dead_letters] == [code]
+    assert [result["error"]["code"] for result in bench.results] == ([] if claim == "other" else [code])
+    assert bench.lane.ends == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("key", "request_id"), [(b"task-1", "task-1"), (b"no id!", None), (b"\xff", None), (None, None)]
+)
+async def test_a_record_without_a_value_is_answered_by_its_key(
+    bench: FlowBench, key: bytes | None, request_id: str | None
+) -> None:
+    await bench.run(task_record(None, key=key))
+    assert [result["request_id"] for result in bench.results] == [request_id]
+    assert [letter.request_id for letter in bench.dead_letters] == [request_id]
+
+
+async def test_a_deletion_of_a_task_that_was_taken_leaves_it_its_own_result(bench: FlowBench) -> None:
+    lay_out(bench, manifest="good", claim="own")
+    await bench.run(task_record(None, key=REQUEST_ID.encode()))
+    assert bench.results == []
+    assert bench.outcomes == ["id-conflict"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prefix": "../../etc"},
+        {"prefix": "default/2026/04/05/another-task"},
+        {"prefix": "another/2026/04/05/task-1"},
+        {"prefix": "default/./04/05/task-1"},
+        {"prefix": ""},
+        {"request_id": "another-task"},
+        {"tenant": "another"},
+    ],
+)
+async def test_a_claim_chooses_no_other_folder_than_its_tasks(bench: FlowBench, changed: dict[str, str]) -> None:
+    bench.store(claim_key(), own_claim(**changed))
+    await bench.run(task_record(headers=[attempt(MAX_ATTEMPTS)]))
+    assert [result["error"]["code"] for result in bench.results] == ["corrupt-object"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"request_id": "another-task"},
+        {"result": GenerationResult(request_id="another-task", image_url="x", status=ResultStatus.SUCCESS)},
+    ],
+)
+async def test_a_manifest_of_another_task_is_no_answer(bench: FlowBench, changed: dict[str, Any]) -> None:
+    lay_out(bench, manifest="absent", claim="own")
+    bench.store(derived.manifest_key(prefix_of(task_record())), good_manifest(**changed))
+    await bench.run(task_record(headers=[attempt(MAX_ATTEMPTS)]))
+    assert [result["error"]["code"] for result in bench.results] == ["corrupt-object"]
+
+
+async def test_a_stored_failure_without_a_reason_is_answered_all_the_same(bench: FlowBench) -> None:
+    lay_out(bench, manifest="absent", claim="own")
+    failed = GenerationResult(request_id=REQUEST_ID, image_url=None, status=ResultStatus.FAILED)
+    bench.store(derived.manifest_key(prefix_of(task_record())), good_manifest(result=failed))
+    await bench.run(task_record())
+    assert len(bench.results) == 1
+    assert len(bench.dead_letters) == 1
+
+
+# What topics refuse
+
+
+def size_limit(limit_bytes: int, topic: str) -> Any:
+    def is_refused(record: OutgoingRecord) -> bool:
+        return record.topic == topic and len(record.value or b"") + sum(len(v) for _, v in record.headers) > limit_bytes
+
+    return is_refused
+
+
+async def test_a_task_with_thousands_of_problems_is_refused_in_a_result_that_fits(bench: FlowBench) -> None:
+    bench.topics.refuses = size_limit(16 * 1024, bench.settings.topics.results)
+    body = TASK | {"metadata": {"": 1, **{str(number): number for number in range(6000)}}}
+    await bench.run(task_record(json.dumps(body).encode()))
+    assert [result["status"] for result in bench.results] == ["failed"]
+    assert bench.lane.ends == ["finished"]
+
+
+@pytest.mark.parametrize("limit_bytes", [1_500, 1_000, 700])
+async def test_a_result_that_its_topic_refuses_is_sent_shorter(bench: FlowBench, limit_bytes: int) -> None:
+    bench.engine.fails = False
+    bench.topics.refuses = size_limit(limit_bytes, bench.settings.topics.results)
+    labels = {f"label-{number}": "x" * 500 for number in range(10)}
+    await bench.run(task_record(json.dumps(TASK | {"metadata": labels}).encode()))
+    [result] = bench.results
+    assert (result["request_id"], result["status"]) == (REQUEST_ID, "success")
+    assert result["image_url"]
+    assert bench.refused_topics == []
+
+
+@pytest.mark.parametrize("topic", ["results", "dead_letters"])
+async def test_a_topic_that_refuses_the_shortest_record_holds_nothing_up(bench: FlowBench, topic: str) -> None:
+    name = getattr(bench.settings.topics, topic)
+    bench.topics.refuses = lambda record: record.topic == name
+    await bench.run(task_record(b"no json"))
+    assert bench.lane.ends == ["finished"]
+    assert bench.refused_topics == [name]
+    assert len(bench.results) + len(bench.dead_letters) == 1
+
+
+async def test_a_dead_letter_whose_original_is_refused_points_to_the_store(bench: FlowBench) -> None:
+    bench.topics.refuses = size_limit(2_000, bench.settings.topics.dead_letters)
+    await bench.run(task_record(b"x" * 5_000))
+    [letter] = bench.dead_letters
+    assert letter.object is not None
+    assert (bench.folder / letter.object).read_bytes() == b"x" * 5_000
+
+
+@pytest.mark.parametrize("value", [VALUE, b"no json"])
+async def test_a_record_that_cannot_leave_its_retry_topic_ends_with_a_result(bench: FlowBench, value: bytes) -> None:
+    failure = Failure(
+        error_class=ErrorClass.INFRA, code="refused-by-topic", disposition=Disposition.EXHAUSTED, message="no topic"
+    )
+    await bench.give_up_due(task_record(value), failure)
+    assert [result["status"] for result in bench.results] == ["failed"]
+    assert len(bench.dead_letters) == 1
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    value=st.none()
+    | st.binary()
+    | st.fixed_dictionaries({"request_id": st.text()}).map(lambda v: json.dumps(v).encode()),
+    key=st.none() | st.binary(),
+    headers=st.lists(st.tuples(st.text(), st.none() | st.binary()), max_size=4),
+    timestamp=st.integers(-(2**63), 2**63 - 1),
+)
+async def test_any_record_is_answered_once(
+    tmp_path: Path, value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]], timestamp: int
+) -> None:
+    bench = FlowBench(tmp_path / hashlib.sha256(repr((value, key, headers, timestamp)).encode()).hexdigest())
+    await bench.run(task_record(value, key=key, headers=headers, timestamp=timestamp))
+    assert len(bench.results) == 1
+    assert len(bench.dead_letters) == 1
+    assert bench.lane.ends == ["finished"]
