@@ -14,7 +14,7 @@ from typing import Any, Final
 from fluxpool_cli.kafka_target import KafkaTarget
 from fluxpool_cli.reading_bar import Bar
 from fluxpool_cli.trace_events import EventKind, TaskEvents, TopicRole, TraceEvent
-from fluxpool_contract.retries import scheduler_group
+from fluxpool_contract.retries import retry_group
 from fluxpool_transport.backlog import BacklogReader, GroupBacklog, PartitionBacklog, StalePartition
 from fluxpool_transport.topic_scan import TopicScanError, find_ranges, scan
 
@@ -141,17 +141,39 @@ async def _whereabouts(
     target: KafkaTarget, events: Sequence[TraceEvent], roles: Mapping[str, TopicRole]
 ) -> tuple[Whereabouts, ...]:
     work = [event for event in events if event.kind in _WORK]
-    groups = {
-        **{group: topic for group, topic in target.groups().items() if roles[topic] is TopicRole.TASKS},
-        **{scheduler_group(topic): topic for topic in target.topics.retry},
-    }
     topics = {event.topic for event in work}
-    asked = {group: topic for group, topic in groups.items() if topic in topics}
+    serving = [(group, topic) for group, topic in target.groups().items() if topic in topics]
+    # A pool keeps the offsets of its retry topics in one group, named after its first lane, which is not known here.
+    relaying = [
+        (retry_group(group), topic) for topic in target.topics.retry if topic in topics for group in target.groups()
+    ]
     async with BacklogReader(target.kafka) as reader:
-        backlogs = await reader.read(asked)
-    return tuple(
-        _standing(event, backlog) for event in work for backlog in backlogs.values() if backlog.topic == event.topic
-    )
+        serving_backlogs = await _read(reader, [item for item in serving if roles[item[1]] is TopicRole.TASKS])
+        relaying_backlogs = await _read(reader, relaying)
+    backlogs = serving_backlogs + [
+        backlog for topic in target.topics.retry for backlog in _of_pools(relaying_backlogs, topic)
+    ]
+    return tuple(_standing(event, backlog) for event in work for backlog in backlogs if backlog.topic == event.topic)
+
+
+async def _read(reader: BacklogReader, pairs: Sequence[tuple[str, str]]) -> list[GroupBacklog]:
+    """The backlog of each group on its topic; one call reads a group on one topic."""
+    found: list[GroupBacklog] = []
+    remaining = list(pairs)
+    while remaining:
+        asked = dict(remaining)
+        found += (await reader.read(asked)).values()
+        remaining = [pair for pair in remaining if pair not in asked.items()]
+    return found
+
+
+def _of_pools(backlogs: Sequence[GroupBacklog], topic: str) -> Sequence[GroupBacklog]:
+    """The groups that have offsets on the topic; the first one when none has."""
+    found = [backlog for backlog in backlogs if backlog.topic == topic]
+    active = [
+        backlog for backlog in found if any(item.committed_offset is not None for item in backlog.readable_partitions)
+    ]
+    return active or found[:1]
 
 
 _WORK: Final = frozenset({EventKind.SENT, EventKind.BACK, EventKind.REPLAYED, EventKind.RETRY})

@@ -1,9 +1,11 @@
-"""Retry topics: how long each makes a task wait, who hands it on, and what it carries there. Pure.
+"""Retry topics: how long a task waits in each, which pool takes it back, and the headers of its record. Pure.
 
-A retry topic has one fixed delay, so that its partitions are ordered by the time their records are due. Pools may share
-retry topics: hence the group that hands records on is named after the topic, and each record says where it belongs.
+A retry topic has one fixed delay, so the records of a partition are due in roughly the order of their offsets. Pools
+may share retry topics: a record names the lane topic it came from, and only the pool that serves that topic takes it
+back, with offsets in a consumer group of its own.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -22,6 +24,7 @@ from fluxpool_contract.headers import (
     Envelope,
     RawHeaders,
     format_time,
+    parse_time,
 )
 
 DELAY_PATTERN: Final = r"^[1-9][0-9]{0,5}(ms|s|m|h)$"
@@ -54,9 +57,41 @@ def due_at(now: datetime, delay_seconds: float, *, jitter: float) -> datetime:
     return now + timedelta(seconds=delay_seconds * (1 + MAX_JITTER * jitter))
 
 
-def scheduler_group(retry_topic: str) -> str:
-    """The consumer group that hands a retry topic's records on when they are due; one for all pools."""
+def retry_group(first_lane_group: str) -> str:
+    """The consumer group in which a pool keeps its offsets of all its retry topics. It never has members."""
+    return f"{first_lane_group}-retry"
+
+
+def strays_group(retry_topic: str) -> str:
+    """The consumer group that all pools share for records of a retry topic that name no origin: one pool takes each."""
+    return f"{retry_topic}-strays"
+
+
+def former_scheduler_group(retry_topic: str) -> str:
+    """The group, shared by all pools, in which releases up to 0.1 kept the offsets of a retry topic."""
     return f"{retry_topic}-scheduler"
+
+
+def origin_topic(headers: RawHeaders) -> str | None:
+    """The lane topic that a record of a retry topic came from; None when no header names one."""
+    text = _header_text(headers, ORIGIN_TOPIC)
+    return text or None
+
+
+def due_seconds(timestamp_ms: int, headers: RawHeaders, *, delay_seconds: float, seen_seconds: float) -> float:
+    """When a record of a retry topic is due, seconds since 1970: at its not-before time, else after the delay.
+
+    It is never later than the delay with all its jitter after the record arrived, and a record arrived no later than
+    somebody saw it (`seen_seconds`): neither a foreign header nor a foreign clock keeps a task waiting for ever.
+    """
+    arrived_seconds = min(timestamp_ms / 1000, seen_seconds)
+    not_before = None
+    if (text := _header_text(headers, NOT_BEFORE)) is not None:
+        with contextlib.suppress(ValueError):
+            not_before = parse_time(text).timestamp()
+    if not_before is None:
+        return arrived_seconds + delay_seconds
+    return min(not_before, arrived_seconds + delay_seconds * (1 + MAX_JITTER))
 
 
 def retry_headers(
@@ -72,11 +107,13 @@ def retry_headers(
 ) -> list[tuple[str, bytes]]:
     """Headers of a task on its way to a retry topic: its own, with its counts and its history brought up to date.
 
-    `attempt` is the one to come. `origin` (topic, partition, offset) is where it was taken now; an earlier origin that
-    the envelope knows of is kept. `error` is class and code.
+    `attempt` is the one to come. `origin` (topic, partition, offset) is where the task was taken now. An earlier origin
+    in the envelope counts only when it names the same topic: a retried task always comes back to the topic it was taken
+    from, so any other name was written by somebody else. `error` is class and code.
     """
-    first = (envelope.origin_topic, envelope.origin_partition, envelope.origin_offset)
-    topic, partition, offset = origin if envelope.origin_topic is None else first
+    topic, partition, offset = origin
+    if envelope.origin_topic == topic and envelope.origin_partition is not None and envelope.origin_offset is not None:
+        partition, offset = envelope.origin_partition, envelope.origin_offset
     return _replaced(
         original,
         {
@@ -85,8 +122,8 @@ def retry_headers(
             FIRST_SEEN: format_time(first_seen),
             NOT_BEFORE: format_time(not_before),
             ORIGIN_TOPIC: topic,
-            ORIGIN_PARTITION: None if partition is None else str(partition),
-            ORIGIN_OFFSET: None if offset is None else str(offset),
+            ORIGIN_PARTITION: str(partition),
+            ORIGIN_OFFSET: str(offset),
             ERROR_CLASS: error[0],
             ERROR_CODE: error[1],
         },
@@ -101,6 +138,17 @@ def due_headers(original: RawHeaders) -> list[tuple[str, bytes]]:
 def _replaced(original: RawHeaders, values: dict[str, str | None]) -> list[tuple[str, bytes]]:
     kept = [(name, value or b"") for name, value in original if name not in values]
     return kept + [(name, value.encode()) for name, value in values.items() if value is not None]
+
+
+def _header_text(headers: RawHeaders, wanted: str) -> str | None:
+    """The last value of a header; None when there is none, or it is no text."""
+    for name, value in reversed(list(headers)):
+        if name == wanted and value is not None:
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return None
+    return None
 
 
 def _delay_of(topic: str, place: int) -> float:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, mo
 
 from fluxpool_contract.environment import EnvironmentSettings
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.retries import DELAY_PATTERN, retry_delays_seconds
+from fluxpool_contract.retries import DELAY_PATTERN, retry_delays_seconds, retry_group
 from fluxpool_contract.topics import TopicName, TopicNames
 
 DEFAULT_CONSUMER_GROUP: Final = "flux-worker-group"
@@ -193,7 +193,7 @@ class WorkerSettings(EnvironmentSettings):
 
     @model_validator(mode="after")
     def _lanes_differ(self) -> Self:
-        groups = [self.group_of(lane) for lane in self.lanes]
+        groups = [*map(self.group_of, self.lanes), self.retry_group]
         for what, values in (("name", [lane.name for lane in self.lanes]), ("consumer_group", groups)):
             if len(set(values)) != len(values):
                 raise ValueError(f"lanes: every lane needs a {what} of its own, got {', '.join(values)}")
@@ -219,3 +219,8 @@ class WorkerSettings(EnvironmentSettings):
         if lane.consumer_group is not None:
             return lane.consumer_group
         return self.consumer_group if lane == self.lanes[0] else f"{self.consumer_group}-{lane.name}"
+
+    @property
+    def retry_group(self) -> str:
+        """The consumer group in which the pool keeps its offsets of the retry topics."""
+        return retry_group(self.group_of(self.lanes[0]))

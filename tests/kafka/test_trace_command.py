@@ -22,7 +22,7 @@ from fluxpool_contract.ledger import LedgerEntry, encode_ledger
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_contract.progress import ProgressEvent
 from fluxpool_contract.result import GenerationResult, ResultStatus, TaskError
-from fluxpool_contract.retries import due_headers, retry_headers, scheduler_group
+from fluxpool_contract.retries import due_headers, retry_group, retry_headers
 from fluxpool_contract.topics import TopicNames
 from fluxpool_transport.kafka_clients import aiokafka_options
 from kit.command import Ended, fluxpool
@@ -235,17 +235,23 @@ async def test_a_task_in_work_names_its_worker_and_a_waiting_one_what_is_before_
     assert (committed["state"], committed["records"][0]["standing"]) == ("unknown", "done")
 
 
-async def test_a_task_on_a_retry_topic_waits_for_its_scheduler(bench: TraceBench) -> None:
+async def test_a_task_on_a_retry_topic_waits_for_the_pools_relay(bench: TraceBench) -> None:
     topics = bench.topics
     _, offset = await bench.put(topics.tasks, task("r-1"), at=1)
     await bench.commit(bench.group, topics.tasks, offset + 1, partition=1)
     await bench.put(topics.retry[1], task("r-1"), headers=went_to_retry(topics.tasks, 1, offset))
 
     traced = (await bench.trace("r-1", "--json")).document
+    await bench.commit(retry_group(f"{bench.group}-vip"), topics.retry[1], 1)
+    relayed = (await bench.trace("r-1", "--json")).document
 
     assert traced["state"] == "waiting-for-retry"
     waiting = traced["records"][-1]
-    assert (waiting["standing"], waiting["group"]) == ("waiting", scheduler_group(topics.retry[1]))
+    assert (waiting["standing"], waiting["group"]) == ("waiting", retry_group(bench.group))
+    assert (relayed["records"][-1]["group"], relayed["records"][-1]["standing"]) == (
+        retry_group(f"{bench.group}-vip"),
+        "done",
+    )
 
 
 async def test_a_cancel_request_and_records_that_cannot_be_read_are_told(bench: TraceBench) -> None:

@@ -1,14 +1,21 @@
 """Retry topics on the real broker: a failed task waits there, comes back when it is due, and ends after its budget."""
 
+import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from aiokafka import TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from fluxpool_contract.dead_letter import DeadLetter
 from fluxpool_contract.headers import Envelope, parse_envelope
-from fluxpool_contract.retries import MAX_JITTER, scheduler_group
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.retries import MAX_JITTER, former_scheduler_group, retry_group, strays_group
+from fluxpool_transport.memberless_offsets import MemberlessOffsets, StoredOffset
 from kit.kafka import TopicRecord, committed_offsets, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
@@ -35,8 +42,8 @@ async def retries(bench: WorkerBench) -> list[tuple[TopicRecord, Envelope]]:
 
 async def wait_handed_on(bench: WorkerBench, topic: str, count: int) -> None:
     async def handed_on() -> bool:
-        committed = await committed_offsets(bench.bootstrap_servers, scheduler_group(topic))
-        return sum(found.offset for found in committed.values()) == count
+        committed = await committed_offsets(bench.bootstrap_servers, retry_group(bench.group))
+        return sum(found.offset for (of, _), found in committed.items() if of == topic) == count
 
     await wait_until(handed_on, deadline_seconds=60, what=f"{count} records of {topic} to be handed on")
 
@@ -144,29 +151,92 @@ async def test_a_crash_between_handing_on_and_committing_costs_a_copy_and_no_sec
     assert second.process.poll() is None
 
 
-async def test_a_record_that_does_not_say_where_it_belongs_goes_to_the_first_lane(bench: WorkerBench) -> None:
-    await produce(bench.bootstrap_servers, bench.topics.retry[1], [(None, task_body("stray"))])
-    looping = [("fluxpool-origin-topic", bench.topics.retry[0].encode())]
-    await produce(bench.bootstrap_servers, bench.topics.retry[0], [(None, task_body("looping"))], headers=looping)
+async def test_a_record_without_an_origin_goes_to_the_first_lane_of_the_pool_that_takes_it(bench: WorkerBench) -> None:
+    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.retry[1], [(None, task_body("stray"))])
     await bench.start_ready()
-    results = await bench.wait_results(2)
-    assert {result["request_id"] for result in results} == {"stray", "looping"}
-    for topic in bench.topics.retry:
-        await wait_handed_on(bench, topic, 1)
+    [result] = await bench.wait_results(1)
+    assert result["request_id"] == "stray"
+    await wait_handed_on(bench, bench.topics.retry[1], 1)
+    shared = await committed_offsets(bench.bootstrap_servers, strays_group(bench.topics.retry[1]))
+    assert {place: found.offset for place, found in shared.items()} == {(bench.topics.retry[1], partition): offset + 1}
 
 
-async def test_a_task_whose_home_is_gone_is_dead_lettered_and_answered(bench: WorkerBench) -> None:
-    homeless = [("fluxpool-origin-topic", b"no/such/topic"), ("fluxpool-attempt", b"2")]
-    body = task_body("homeless")
-    await produce(bench.bootstrap_servers, bench.topics.retry[0], [(None, body)], headers=homeless)
+async def test_no_record_tells_a_worker_to_write_to_a_topic_that_is_no_lane_of_its_pool(bench: WorkerBench) -> None:
+    topics = bench.topics
+    foreign = [topics.results, topics.control, topics.dead_letters, *topics.retry, "no/such/topic"]
+    for topic in foreign:
+        headers = [("fluxpool-origin-topic", topic.encode()), ("fluxpool-not-before", b"2026-01-01T00:00:00Z")]
+        await produce(bench.bootstrap_servers, topics.retry[0], [(None, task_body("forged"))], headers=headers)
+    brought = [("fluxpool-origin-topic", topics.control.encode())]
+    await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-step:raise"})
+    await produce(bench.bootstrap_servers, topics.tasks, [(None, task_body("brings-one"))], headers=brought)
+    [result] = await bench.wait_results(1)
+
+    assert (result["request_id"], result["attempt"]) == ("brings-one", 2)
+    await wait_handed_on(bench, topics.retry[0], len(foreign) + 1)
+    [*_, (_, envelope)] = [item for item in await retries(bench) if b"brings-one" in (item[0].value or b"")]
+    assert envelope.origin_topic == topics.tasks
+    for topic in (topics.results, topics.control, topics.dead_letters, topics.retry[1], topics.tasks):
+        assert [record for record in await bench.records(topic) if b"forged" in (record.value or b"")] == []
+
+
+async def test_a_task_that_its_lane_does_not_take_back_is_dead_lettered_and_answered(bench: WorkerBench) -> None:
+    admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
+    small = ConfigResource(
+        ResourceType.TOPIC,
+        bench.topics.tasks_vip,
+        incremental_configs=[ConfigEntry("max.message.bytes", "2000", incremental_operation=AlterConfigOpType.SET)],
+    )
+    await asyncio.wrap_future(admin.incremental_alter_configs([small])[small])
+    headers = [("fluxpool-origin-topic", bench.topics.tasks_vip.encode()), ("fluxpool-attempt", b"2")]
+    body = task_body("too-large-by-now", "x" * 3000)
+    await produce(bench.bootstrap_servers, bench.topics.retry[0], [(None, body)], headers=headers)
     await bench.start_ready()
     [result] = await bench.wait_results(1)
 
     assert (result["status"], result["error"]["code"]) == ("failed", "refused-by-topic")
     [record] = await bench.records(bench.topics.dead_letters)
     assert record.value == body
-    assert "no/such/topic" in DeadLetter.from_headers(record.headers).message
+    assert bench.topics.tasks_vip in DeadLetter.from_headers(record.headers).message
     await wait_handed_on(bench, bench.topics.retry[0], 1)
+
+
+async def test_a_pool_without_offsets_begins_where_the_group_of_earlier_versions_stood(bench: WorkerBench) -> None:
+    topic, headers = bench.topics.retry[0], [("fluxpool-origin-topic", bench.topics.tasks.encode())]
+    bodies = [(None, task_body(name)) for name in ("relayed-before", "not-yet")]
+    places = await produce(bench.bootstrap_servers, topic, bodies, partition=0, headers=headers)
+    offsets = MemberlessOffsets(
+        KafkaConnection(bootstrap_servers=tuple(bench.bootstrap_servers.split(","))),
+        client_id="test",
+        retention=timedelta(days=1),
+    )
+    await offsets.commit(former_scheduler_group(topic), {TopicPartition(topic, 0): StoredOffset(places[0][1] + 1)})
+    await offsets.close()
+    await bench.start_ready()
+    await bench.wait_results(1)
+    await wait_handed_on(bench, topic, 2)
+    assert [result["request_id"] for result in await bench.results()] == ["not-yet"]
+
+
+async def test_retries_flow_while_the_lane_that_relays_has_no_time_for_more_tasks_and_changes_hands(
+    bench: WorkerBench,
+) -> None:
+    first = await bench.start_ready()
+    headers = [("fluxpool-origin-topic", bench.topics.tasks_vip.encode())]
+    for number in range(6):
+        body = [(None, task_body(f"retry-{number}", steps=1))]
+        await produce(bench.bootstrap_servers, bench.topics.retry[0], body, partition=number % 2, headers=headers)
+        if number == 1:
+            second = await bench.start_ready()
+        if number == 3:
+            first.signal(signal.SIGTERM)
+            await first.wait_exit(60)
+    results = await bench.wait_results(6)
+
+    assert {result["request_id"] for result in results} == {f"retry-{number}" for number in range(6)}
+    await wait_handed_on(bench, bench.topics.retry[0], 6)
+    assert len(await bench.records(bench.topics.tasks_vip)) == 6, "nothing was relayed twice"
+    assert second.events("retry_relay_duty")[-1]["held"] is True
 
 
 async def test_a_worker_without_its_topics_ends_and_names_them(bench: WorkerBench) -> None:

@@ -9,13 +9,21 @@ from hypothesis import strategies as st
 
 from fluxpool_contract.headers import Envelope, parse_envelope
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.retries import MAX_JITTER, due_at, parse_delay, retry_delays_seconds, scheduler_group
+from fluxpool_contract.retries import (
+    MAX_JITTER,
+    due_at,
+    due_seconds,
+    origin_topic,
+    parse_delay,
+    retry_delays_seconds,
+    retry_group,
+)
 from fluxpool_contract.topics import TopicNames, topic_specs
 from fluxpool_worker.agent.answers import due_record, retry_record
 from fluxpool_worker.agent.outcome import Action, Spent, Verdict
-from fluxpool_worker.agent.retry_scheduler import due_seconds, origin_topic
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
+NOON_MS = int(NOON.timestamp() * 1000)
 FAILED = Verdict(
     action=Action.RETRY_LATER,
     error_class=ErrorClass.TRANSIENT,
@@ -59,17 +67,28 @@ def test_a_retried_task_carries_its_counts_its_origin_and_its_time() -> None:
     assert (envelope.error_class, envelope.error_code) == ("transient", "not-finite")
 
 
-def test_the_first_origin_and_the_first_sight_stay() -> None:
+def test_the_first_offset_on_its_own_topic_and_the_first_sight_stay() -> None:
     envelope = retried(
         [
-            ("fluxpool-origin-topic", b"first"),
+            ("fluxpool-origin-topic", b"tasks"),
             ("fluxpool-origin-partition", b"0"),
             ("fluxpool-origin-offset", b"7"),
             ("fluxpool-first-seen", b"2026-01-01T00:00:00Z"),
         ]
     )
-    assert (envelope.origin_topic, envelope.origin_partition, envelope.origin_offset) == ("first", 0, 7)
+    assert (envelope.origin_topic, envelope.origin_partition, envelope.origin_offset) == ("tasks", 0, 7)
     assert envelope.first_seen == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("named", [b"flux-generation-results", b"tasks-vip", b"retry-15s", b""])
+def test_an_origin_that_the_task_brought_along_is_replaced_by_where_it_was_taken(named: bytes) -> None:
+    headers = [
+        ("fluxpool-origin-topic", named),
+        ("fluxpool-origin-partition", b"0"),
+        ("fluxpool-origin-offset", b"7"),
+    ]
+    envelope = retried(headers)
+    assert (envelope.origin_topic, envelope.origin_partition, envelope.origin_offset) == ("tasks", 3, 41)
 
 
 def test_a_task_on_its_way_back_waits_for_nothing_more() -> None:
@@ -95,16 +114,37 @@ def test_a_record_is_due_as_it_says_and_never_later_than_its_topic_lets(
     not_before: bytes | None, waits_seconds: float
 ) -> None:
     headers = [] if not_before is None else [("fluxpool-not-before", not_before), ("fluxpool-tenant", b"?!")]
-    due = due_seconds(record_with(headers), delay_seconds=15)
+    due = due_seconds(NOON_MS, headers, delay_seconds=15, seen_seconds=NOON.timestamp() + 1)
     assert due == pytest.approx(NOON.timestamp() + waits_seconds)
 
 
+def test_a_record_from_the_future_is_due_as_if_it_had_arrived_when_it_was_seen() -> None:
+    seen = NOON.timestamp()
+    assert due_seconds(NOON_MS + 10**12, [], delay_seconds=15, seen_seconds=seen) == pytest.approx(seen + 15)
+    never = [("fluxpool-not-before", b"9999-01-01T00:00:00Z")]
+    due = due_seconds(2**62, never, delay_seconds=15, seen_seconds=seen)
+    assert due == pytest.approx(seen + 15 * (1 + MAX_JITTER))
+
+
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.lists(
+        st.tuples(st.sampled_from(["fluxpool-not-before", "fluxpool-origin-topic", "x"]), st.binary() | st.none())
+    ),
+)
+def test_whatever_a_record_says_it_is_due_within_its_delay_with_all_its_jitter(
+    timestamp_ms: int, headers: list[tuple[str, bytes | None]]
+) -> None:
+    due = due_seconds(timestamp_ms, headers, delay_seconds=15, seen_seconds=NOON.timestamp())
+    assert due <= NOON.timestamp() + 15 * (1 + MAX_JITTER)
+    assert origin_topic(headers) != ""
+
+
 def test_a_record_says_where_it_belongs_or_not() -> None:
-    assert origin_topic(record_with([("fluxpool-origin-topic", b"tasks-vip"), ("fluxpool-deadline", b"?")])) == (
-        "tasks-vip"
-    )
-    assert origin_topic(record_with([])) is None
-    assert origin_topic(record_with([("fluxpool-origin-topic", b"\xff")])) is None
+    assert origin_topic([("fluxpool-origin-topic", b"tasks-vip"), ("fluxpool-deadline", b"?")]) == "tasks-vip"
+    assert origin_topic([("fluxpool-origin-topic", b"a"), ("fluxpool-origin-topic", b"b")]) == "b"
+    assert origin_topic([]) is None
+    assert origin_topic([("fluxpool-origin-topic", b"\xff")]) is None
 
 
 @given(st.floats(0.001, 1e5), st.floats(0, 1))
@@ -135,9 +175,12 @@ def test_a_delay_in_another_form_is_refused(text: str) -> None:
         parse_delay(text)
 
 
-def test_the_group_that_hands_on_is_named_after_the_topic_which_is_laid_out_like_the_tasks() -> None:
+def test_a_pool_keeps_the_offsets_of_all_its_retry_topics_in_a_group_named_after_its_first_lane() -> None:
+    assert retry_group("flux-worker-group") == "flux-worker-group-retry"
+
+
+def test_retry_topics_are_laid_out_like_the_tasks() -> None:
     names = TopicNames()
-    assert scheduler_group(names.retry[0]) == "flux-generation-retry-15s-scheduler"
     specs = {spec.name: spec for spec in topic_specs(names)}
     assert set(names.retry) <= specs.keys()
     assert {tuple(specs[name].config.items()) for name in names.retry} == {tuple(specs[names.tasks].config.items())}

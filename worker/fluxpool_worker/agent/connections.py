@@ -63,6 +63,17 @@ def build_control_reader(settings: WorkerSettings, *, client_id: str) -> AIOKafk
     )
 
 
+def build_retry_reader(settings: WorkerSettings, *, client_id: str) -> AIOKafkaConsumer:
+    """A reader of the retry topics, in no group, to be started and assigned."""
+    return AIOKafkaConsumer(
+        **aiokafka_options(settings.kafka, client_id=f"{client_id}-retry"),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        max_partition_fetch_bytes=256 * 1024,
+    )
+
+
 def build_reliable_producer(settings: WorkerSettings, *, client_id: str) -> AIOKafkaProducer:
     """For records that must arrive."""
     return AIOKafkaProducer(

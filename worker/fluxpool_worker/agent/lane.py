@@ -24,6 +24,7 @@ from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
 from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.membership import member_id, refuse_commits_without_generation
 from fluxpool_worker.agent.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
+from fluxpool_worker.agent.relay_duty import RelayDuty
 from fluxpool_worker.agent.take_over import TakeOver
 from fluxpool_worker.agent.topic_watch import TopicWatch, unknown_id
 
@@ -78,11 +79,13 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         count_lost: Callable[[int], None] = lambda _records: None,
         count_failure: Callable[[], None] = lambda: None,
         ask_topic_id: Callable[[], Awaitable[str | None]] = unknown_id,
+        duty: RelayDuty | None = None,
     ) -> None:
         """`count_crashes` says what an entry of a former owner's ledger means; `wake` is set when a record waits.
 
         `count_lost` is told how many records went away before anybody had done them, `count_failure` of each consumer
-        that failed; `ask_topic_id` tells the id of the topic that has the name now, None when nobody knows.
+        that failed; `ask_topic_id` tells the id of the topic that has the name now, None when nobody knows. `duty` is told
+        which partitions are this member's.
         """
         self.name = name
         self.topic = topic
@@ -92,6 +95,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._revoke_wait_seconds = revoke_wait_seconds
         self._wake = wake
         self._holds = holds
+        self._duty = duty or RelayDuty()
         self._consumer: AIOKafkaConsumer | None = None
         self._member: object = None
         """By what name the group knew this member when it was assigned last."""
@@ -137,6 +141,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 self._log.exception("lane_failed")
             finally:
                 self._commits.end()
+                self._duty.assigned(())
                 self._lose(set(self._commits.progress))
                 await self._commits.notify()
                 await self._close_consumer()
@@ -329,6 +334,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             heads.clear()
         if not revoked or self._consumer is None:
             return
+        await self._duty.revoked()
         await self._wait_for_nearly_finished()
         self._commits.release_all()
         await self._commits.commit_once(self._consumer, deadline_seconds=REVOKED_COMMIT_DEADLINE_SECONDS)
@@ -344,6 +350,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._losses.assign(assigned)
         self._heads = {partition: deque() for partition in assigned}
         self._take_over.begin()
+        self._duty.assigned(assigned)
         if self._consumer is not None:
             self._apply_pauses(self._consumer)
         self._log.info("lane_assigned", partitions=sorted(partition.partition for partition in assigned))

@@ -32,6 +32,11 @@ class WorkerMetrics:
             ["topic"],
             registry=self.registry,
         )
+        self.relays_retries = Gauge(
+            "fluxpool_retry_relay",
+            "1 while this worker relays the due retries of its pool, which one worker of a pool does at a time.",
+            registry=self.registry,
+        )
         self.records_lost = Counter(
             "fluxpool_records_lost",
             "Records that retention or somebody deleted before any worker had done them.",

@@ -212,6 +212,11 @@ class ReliablePublisher:
                 self._holds.end(hold)
                 log.info("publish_outcome_known", topic=record.topic, acknowledged=_is_acknowledged(acked))
 
+    async def partitions(self, topic: str) -> set[int]:
+        """The numbers of a topic's partitions; raises `KafkaError` when there is no such topic or no broker answers."""
+        producer = await self._current()
+        return set(await producer.partitions_for(topic))
+
     async def missing(self, topics: Iterable[str]) -> list[str]:
         """Those of the topics that the brokers do not show; they may create one that is asked for.
 

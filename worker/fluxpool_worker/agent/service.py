@@ -13,10 +13,10 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from fluxpool_contract.ledger import LedgerEntry
-from fluxpool_contract.retries import scheduler_group
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.backoff import retry_forever
 from fluxpool_transport.health_server import HealthServer
+from fluxpool_transport.memberless_offsets import MemberlessOffsets
 from fluxpool_transport.object_store import open_object_store
 from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
 from fluxpool_transport.partition_choice_watch import PartitionChooser
@@ -28,6 +28,7 @@ from fluxpool_worker.agent.connections import (
     build_control_reader,
     build_progress_producer,
     build_reliable_producer,
+    build_retry_reader,
 )
 from fluxpool_worker.agent.engine_client import EngineClient, EngineLimits, EngineLoadError, EngineUnstableError
 from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
@@ -38,7 +39,8 @@ from fluxpool_worker.agent.membership import keep_offsets_for
 from fluxpool_worker.agent.metrics import WorkerMetrics
 from fluxpool_worker.agent.outcome import inherited_crashes
 from fluxpool_worker.agent.publisher import ProgressPublisher, ReliablePublisher
-from fluxpool_worker.agent.retry_scheduler import RetryScheduler
+from fluxpool_worker.agent.relay_duty import RelayDuty
+from fluxpool_worker.agent.retry_relay import RetryRelay
 from fluxpool_worker.agent.task_flow import TaskFlow
 from fluxpool_worker.agent.unwanted import NoLongerWantedError, unless
 from fluxpool_worker.engine.protocol import Device, EngineSpec
@@ -121,44 +123,44 @@ class WorkerAgent:
             on_refused=lambda topic: self._metrics.records_refused.labels(topic).inc(),
         )
         self._topic_ids = TopicIds(settings.kafka, client_id=self._client_id)
+        duty = RelayDuty()
         self._lanes = [
-            self._member_of(lane.topic, group=settings.group_of(lane), name=lane.name, wake=self._wake)
+            LaneConsumer(
+                name=lane.name,
+                topic=lane.topic,
+                build_consumer=partial(
+                    build_consumer, settings, client_id=self._client_id, group=settings.group_of(lane)
+                ),
+                revoke_wait_seconds=settings.revoke_wait_seconds,
+                wake=self._wake,
+                holds=self._holds,
+                count_crashes=self._count_crashes,
+                count_lost=self._metrics.records_lost.labels(lane.name).inc,
+                count_failure=self._metrics.lane_failures.labels(lane.name).inc,
+                ask_topic_id=partial(self._topic_ids.ask, lane.topic),
+                duty=duty if lane == settings.lanes[0] else None,
+            )
             for lane in settings.lanes
         ]
         self._choice = ChoiceOnDemand(
             PartitionChooser(settings.kafka, {settings.group_of(lane): lane.topic for lane in settings.lanes})
         )
-        self._schedulers = [
-            self._scheduler_of(topic, delay_seconds)
-            for topic, delay_seconds in zip(settings.topics.retry, settings.retry_delays_seconds, strict=True)
-        ]
-
-    def _member_of(self, topic: str, *, group: str, name: str, wake: asyncio.Event) -> LaneConsumer:
-        return LaneConsumer(
-            name=name,
-            topic=topic,
-            build_consumer=partial(build_consumer, self._settings, client_id=self._client_id, group=group),
-            revoke_wait_seconds=self._settings.revoke_wait_seconds,
-            wake=wake,
-            holds=self._holds,
-            count_crashes=self._count_crashes,
-            count_lost=self._metrics.records_lost.labels(name).inc,
-            count_failure=self._metrics.lane_failures.labels(name).inc,
-            ask_topic_id=partial(self._topic_ids.ask, topic),
-        )
-
-    def _scheduler_of(self, retry_topic: str, delay_seconds: float) -> RetryScheduler:
-        wake = asyncio.Event()
-        return RetryScheduler(
-            self._member_of(retry_topic, group=scheduler_group(retry_topic), name=f"retry-{retry_topic}", wake=wake),
-            wake=wake,
-            delay_seconds=delay_seconds,
-            home_topic=self._settings.lanes[0].topic,
+        self._relay = RetryRelay(
+            settings,
+            duty=duty,
+            build_reader=partial(build_retry_reader, settings, client_id=self._client_id),
+            offsets=MemberlessOffsets(
+                settings.kafka,
+                client_id=f"{self._client_id}-retry",
+                retention=timedelta(days=settings.offset_retention_days),
+            ),
+            ask_topic_id=self._topic_ids.ask,
             publisher=self._publisher,
             choice=self._choice,
             dead_letter=self._flow.give_up_due,
-            on_handed_on=self._metrics.retries_handed_on.labels(retry_topic).inc,
+            on_relayed=lambda topic: self._metrics.retries_handed_on.labels(topic).inc(),
         )
+        self._metrics.relays_retries.set_function(lambda: duty.is_held)
 
     def _count_crashes(self, entry: LedgerEntry) -> int:
         since = self._holds.seconds_since_outage(HoldCause.KAFKA)
@@ -168,10 +170,6 @@ class WorkerAgent:
             worker_started_at=self._started_at,
             outage_ended_at=None if since is None else time.time() - since,
         )
-
-    @property
-    def _memberships(self) -> list[LaneConsumer]:
-        return [*self._lanes, *(scheduler.lane for scheduler in self._schedulers)]
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -238,13 +236,12 @@ class WorkerAgent:
             self._failure = error
             return
         memberships = [
-            group.create_task(self._until_failure(member.run()), name=f"lane-{member.name}")
-            for member in self._memberships
+            group.create_task(self._until_failure(member.run()), name=f"lane-{member.name}") for member in self._lanes
         ]
         dispatcher = group.create_task(self._dispatch(group), name="dispatcher")
-        scheduling = [group.create_task(self._until_failure(scheduler.run())) for scheduler in self._schedulers]
+        relaying = group.create_task(self._until_failure(self._relay.run()), name="retry-relay")
         await self._stop.wait()
-        await self._drain(dispatcher, scheduling)
+        await self._drain(dispatcher, relaying)
         # A poll waits without bound for a rebalance that a broker which is away will not finish.
         _, stuck = await asyncio.wait(memberships, timeout=LEAVE_SECONDS)
         for membership in stuck:
@@ -310,30 +307,29 @@ class WorkerAgent:
 
     # Drain
 
-    async def _drain(self, dispatcher: asyncio.Task[None], scheduling: list[asyncio.Task[None]]) -> None:
+    async def _drain(self, dispatcher: asyncio.Task[None], relaying: asyncio.Task[None]) -> None:
         """Take nothing more, finish what runs as far as the grace allows, commit, leave the groups."""
         began = time.monotonic()
         dispatcher.cancel()
-        for scheduler in self._schedulers:
-            scheduler.stop()
-        for member in self._memberships:
+        self._relay.stop()
+        for member in self._lanes:
             member.stop_intake()
         self._flow.drain()
         async with asyncio.TaskGroup() as group:
             # Lanes without a task in flight leave at once: others serve their partitions while a task runs on here.
-            leaving = [group.create_task(member.leave_when_done()) for member in self._memberships]
-            await self._end_tasks(scheduling)
+            leaving = [group.create_task(member.leave_when_done()) for member in self._lanes]
+            await self._end_tasks(relaying)
             for waiting in leaving:
                 waiting.cancel()
-        await asyncio.gather(*(member.leave() for member in self._memberships))
+        await asyncio.gather(*(member.leave() for member in self._lanes))
         log.info("drained", seconds=round(time.monotonic() - began, 2))
 
-    async def _end_tasks(self, scheduling: list[asyncio.Task[None]]) -> None:
+    async def _end_tasks(self, relaying: asyncio.Task[None]) -> None:
         # What has failed for good is not waited for: others can do it sooner.
         await self._wait_for(self._tasks, seconds=0.0 if self._failure else self._settings.drain_grace_seconds)
         self._flow.stop_running()
-        await self._wait_for({*self._tasks, *scheduling}, seconds=STOP_RUNNING_SECONDS)
-        leftover = [*self._tasks, *(task for task in scheduling if not task.done())]
+        await self._wait_for({*self._tasks, relaying}, seconds=STOP_RUNNING_SECONDS)
+        leftover = [task for task in (*self._tasks, relaying) if not task.done()]
         for task in leftover:
             task.cancel()
         await self._wait_for(leftover, seconds=STOP_RUNNING_SECONDS)
@@ -347,7 +343,7 @@ class WorkerAgent:
 
     def _why_not_alive(self) -> str | None:
         now = time.monotonic()
-        for lane in self._memberships:
+        for lane in self._lanes:
             if lane.last_poll is not None and lane.is_joined and now - lane.last_poll > POLL_FENCE_SECONDS:
                 return f"lane {lane.name} has not polled for {now - lane.last_poll:.0f} s"
         return None
