@@ -5,7 +5,6 @@ may share retry topics: a record names the lane topic it came from, and only the
 back, with offsets in a consumer group of its own.
 """
 
-import contextlib
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -78,20 +77,26 @@ def origin_topic(headers: RawHeaders) -> str | None:
     return text or None
 
 
-def due_seconds(timestamp_ms: int, headers: RawHeaders, *, delay_seconds: float, seen_seconds: float) -> float:
+def not_before_seconds(headers: RawHeaders) -> float | None:
+    """What a record of a retry topic says of when it is due, seconds since 1970; None when it says nothing readable."""
+    if (text := _header_text(headers, NOT_BEFORE)) is None:
+        return None
+    try:
+        return parse_time(text).timestamp()
+    except ValueError:
+        return None
+
+
+def due_seconds(*, arrived_seconds: float, not_before_seconds: float | None, delay_seconds: float) -> float:
     """When a record of a retry topic is due, seconds since 1970: at its not-before time, else after the delay.
 
-    It is never later than the delay with all its jitter after the record arrived, and a record arrived no later than
-    somebody saw it (`seen_seconds`): neither a foreign header nor a foreign clock keeps a task waiting for ever.
+    It is never later than the delay with all its jitter after the record arrived. `arrived_seconds` is the record's
+    timestamp, but no later than when somebody saw it: neither a foreign header nor a foreign clock keeps a task waiting
+    for ever.
     """
-    arrived_seconds = min(timestamp_ms / 1000, seen_seconds)
-    not_before = None
-    if (text := _header_text(headers, NOT_BEFORE)) is not None:
-        with contextlib.suppress(ValueError):
-            not_before = parse_time(text).timestamp()
-    if not_before is None:
+    if not_before_seconds is None:
         return arrived_seconds + delay_seconds
-    return min(not_before, arrived_seconds + delay_seconds * (1 + MAX_JITTER))
+    return min(not_before_seconds, arrived_seconds + delay_seconds * (1 + MAX_JITTER))
 
 
 def retry_headers(

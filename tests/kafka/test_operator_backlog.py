@@ -1,6 +1,7 @@
 """What the operator sees of its pools' backlogs on the real broker."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -11,9 +12,11 @@ from aiokafka.structs import OffsetAndMetadata
 from confluent_kafka import TopicPartition as AdminPartition
 from confluent_kafka.admin import AdminClient
 
+from fluxpool_contract.headers import ORIGIN_TOPIC
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.ledger import LedgerEntry, encode_ledger
-from fluxpool_contract.retries import scheduler_group
+from fluxpool_contract.retries import former_scheduler_group
+from fluxpool_contract.retry_offsets import retry_offset_text
 from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, RetryTier
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
 from fluxpool_transport.kafka_clients import aiokafka_options
@@ -209,35 +212,86 @@ async def test_the_oldest_age_is_that_of_the_first_record_nobody_has_begun(
     assert lane.waiting_records == 1
 
 
-async def test_retries_whose_wait_is_over_and_that_nobody_handed_on_are_due(
-    hub: BacklogHub, bootstrap_servers: str
-) -> None:
-    tier, untouched, empty = (unique_name("retry") for _ in range(3))
-    await create_topics(bootstrap_servers, {tier: 1, untouched: 2, empty: 1})
-    tiers = tuple(
-        RetryTier(topic=topic, scheduler_group=scheduler_group(topic), delay_seconds=60)
-        for topic in (tier, untouched, empty)
+async def _retry_at(bootstrap_servers: str, topic: str, records: list[tuple[str | None, float]]) -> None:
+    """Records of a retry topic by their origin, made so long ago, on partition 0."""
+    producer = AIOKafkaProducer(**aiokafka_options(_connection(bootstrap_servers), client_id="test"))
+    await producer.start()
+    try:
+        for origin, age in records:
+            headers = [] if origin is None else [(ORIGIN_TOPIC, origin.encode())]
+            stamp = int((time.time() - age) * 1000)
+            await producer.send_and_wait(topic, b"x", partition=0, timestamp_ms=stamp, headers=headers)
+    finally:
+        await producer.stop()
+
+
+def _tier(topic: str, *origins: str, group: str) -> RetryTier:
+    return RetryTier(topic=topic, group=group, delay_seconds=60, origins=origins)
+
+
+async def test_only_own_retries_that_are_due_and_not_relayed_count(hub: BacklogHub, bootstrap_servers: str) -> None:
+    first, second, empty = (unique_name("retry") for _ in range(3))
+    await create_topics(bootstrap_servers, {first: 1, second: 2, empty: 1})
+    ours, theirs = unique_name("group"), unique_name("group")
+    pool = await _pool(
+        hub,
+        bootstrap_servers,
+        records={},
+        retry_tiers=tuple(_tier(topic, "ours", group=ours) for topic in (first, second, empty)),
     )
-    pool = await _pool(hub, bootstrap_servers, records={}, retry_tiers=tiers)
-    await _produce_at(bootstrap_servers, tier, [300, 200, 100, 30, 20])
-    scheduler = LaneTarget(name="scheduler", topic=tier, consumer_group=scheduler_group(tier))
-    await _commit(bootstrap_servers, scheduler, {0: (1, "")})
-    lane = await pool.read_whole()
-    assert lane.due_retries == 2
-    # All that is there is due: Kafka answers "no record is that young".
-    await _produce_at(bootstrap_servers, untouched, [400, 90])
+    other = await _pool(hub, bootstrap_servers, records={}, retry_tiers=(_tier(first, "theirs", group=theirs),))
+    await _retry_at(bootstrap_servers, first, [("ours", 400), ("ours", 300), ("theirs", 200), ("ours", 100)])
+    await _retry_at(bootstrap_servers, first, [("ours", 90), ("ours", 30), (None, 400), ("nobody", 400)])
+    relayed = LaneTarget(name="retries", topic=first, consumer_group=ours)
+    text = retry_offset_text(commit_offset=1, relayed=[3], topic_id=None)
+    await _commit(bootstrap_servers, relayed, {0: (1, text)})
+
+    lane = await pool.read_until(lambda lane: lane.due_retries == 2, what="the two that are due")
+    assert (await other.read_until(lambda lane: lane.due_retries == 1, what="the other pool's")).problem is None
+    await _retry_at(bootstrap_servers, second, [("ours", 90), ("theirs", 90)])
     lane = await pool.read_until(lambda lane: lane.due_retries != 2, what="more due retries")
-    assert (lane.due_retries, lane.problem) == (4, None)
+    assert (lane.due_retries, lane.problem) == (3, None)
+
+    await _commit(bootstrap_servers, relayed, {0: (8, "")})
+    await pool.read_until(lambda lane: lane.due_retries == 1, what="the rest to be relayed")
+    assert (await other.read_whole()).due_retries == 1
 
 
-async def test_a_retry_topic_that_is_missing_is_told_and_does_not_make_the_lane_stale(
+async def test_a_pool_without_offsets_of_its_own_has_none_due_that_earlier_versions_relayed(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
-    missing = RetryTier(topic=unique_name("retry"), scheduler_group=unique_name("group"), delay_seconds=60)
+    topic = unique_name("retry")
+    await create_topics(bootstrap_servers, {topic: 1})
+    tier = _tier(topic, "ours", group=unique_name("group"))
+    pool = await _pool(hub, bootstrap_servers, records={}, retry_tiers=(tier,))
+    await _retry_at(bootstrap_servers, topic, [("ours", 400), ("ours", 300), ("ours", 200)])
+    former = LaneTarget(name="former", topic=topic, consumer_group=former_scheduler_group(topic))
+    await _commit(bootstrap_servers, former, {0: (2, "")})
+    assert (await pool.read_until(lambda lane: lane.due_retries > 0, what="due retries")).due_retries == 1
+
+
+async def test_a_retry_topic_that_cannot_be_read_ages_the_lane_and_is_told(
+    hub: BacklogHub, bootstrap_servers: str
+) -> None:
+    missing = _tier(unique_name("retry"), "ours", group=unique_name("group"))
     pool = await _pool(hub, bootstrap_servers, records={0: 2}, retry_tiers=(missing,))
-    lane = await pool.read_until(lambda lane: lane.age_seconds == 0, what="the lane")
-    assert (lane.waiting_records, lane.due_retries) == (2, 0)
+    lane = await pool.read_until(lambda lane: lane.waiting_records == 2, what="the lane")
+    assert (lane.due_retries, lane.age_seconds) == (0, math.inf)
     assert missing.topic in (lane.problem or "")
+
+
+async def test_retries_of_a_topic_that_was_made_again_are_counted_anew(hub: BacklogHub, bootstrap_servers: str) -> None:
+    topic = unique_name("retry")
+    await create_topics(bootstrap_servers, {topic: 1})
+    tier = _tier(topic, "ours", group=unique_name("group"))
+    pool = await _pool(hub, bootstrap_servers, records={}, retry_tiers=(tier,))
+    await _retry_at(bootstrap_servers, topic, [("ours", 400), ("ours", 300), ("ours", 200)])
+    await pool.read_until(lambda lane: lane.due_retries == 3, what="due retries")
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    await asyncio.wrap_future(admin.delete_topics([topic])[topic])
+    await create_topics(bootstrap_servers, {topic: 1})
+    await _retry_at(bootstrap_servers, topic, [("ours", 400)])
+    await pool.read_until(lambda lane: lane.due_retries == 1, what="the new topic")
 
 
 async def test_pools_that_ask_together_get_their_own_answers_and_their_own_problems(

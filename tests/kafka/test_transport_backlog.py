@@ -185,24 +185,6 @@ async def test_many_groups_are_read_at_once(reader: BacklogReader, bootstrap_ser
     assert {backlogs[group].uncommitted_records for group in groups} == {4}
 
 
-async def test_an_offset_at_a_time_is_that_of_the_first_record_that_is_not_older(
-    reader: BacklogReader, bootstrap_servers: str
-) -> None:
-    old, mixed, empty = [await _topic(bootstrap_servers, records={}, partitions=1) for _ in range(3)]
-    producer = AIOKafkaProducer(**aiokafka_options(_connection(bootstrap_servers), client_id="test"))
-    await producer.start()
-    try:
-        for stamp in (1_000_000, 2_000_000, 3_000_000):
-            await producer.send_and_wait(mixed, b"x", partition=0, timestamp_ms=stamp)
-            await producer.send_and_wait(old, b"x", partition=0, timestamp_ms=stamp)
-    finally:
-        await producer.stop()
-    await _readable(reader, group=unique_name("group"), topic=mixed)
-    times_ms = {mixed: 2_000_000, old: 3_000_001, empty: 1, "no-such-topic": 1}
-    # An empty partition cannot be told from one whose leader is late; nobody asks about the former.
-    assert await reader.offsets_at(times_ms) == {(mixed, 0): 1, (old, 0): 3}
-
-
 async def test_no_groups_are_no_questions(reader: BacklogReader) -> None:
     assert await reader.read({}) == {}
 

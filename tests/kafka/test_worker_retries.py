@@ -218,19 +218,22 @@ async def test_a_pool_without_offsets_begins_where_the_group_of_earlier_versions
     assert [result["request_id"] for result in await bench.results()] == ["not-yet"]
 
 
-async def test_retries_flow_while_the_lane_that_relays_has_no_time_for_more_tasks_and_changes_hands(
+async def test_retries_flow_while_the_relay_changes_hands_and_none_is_relayed_twice(
     bench: WorkerBench,
 ) -> None:
+    async def put(*numbers: int) -> None:
+        headers = [("fluxpool-origin-topic", bench.topics.tasks_vip.encode())]
+        for number in numbers:
+            body = [(None, task_body(f"retry-{number}", steps=1))]
+            await produce(bench.bootstrap_servers, bench.topics.retry[0], body, partition=number % 2, headers=headers)
+
     first = await bench.start_ready()
-    headers = [("fluxpool-origin-topic", bench.topics.tasks_vip.encode())]
-    for number in range(6):
-        body = [(None, task_body(f"retry-{number}", steps=1))]
-        await produce(bench.bootstrap_servers, bench.topics.retry[0], body, partition=number % 2, headers=headers)
-        if number == 1:
-            second = await bench.start_ready()
-        if number == 3:
-            first.signal(signal.SIGTERM)
-            await first.wait_exit(60)
+    await put(0, 1)
+    second = await bench.start_ready()
+    await put(2, 3)
+    first.signal(signal.SIGTERM)
+    await first.wait_exit(60)
+    await put(4, 5)
     results = await bench.wait_results(6)
 
     assert {result["request_id"] for result in results} == {f"retry-{number}" for number in range(6)}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
+from fluxpool_contract.settings import Lane
 from kit.kafka import TopicRecord, create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
@@ -99,11 +100,17 @@ async def test_a_task_comes_back_to_the_emptiest_partition_of_the_worker_with_le
     assert [record.partition for record in records] == [idle[1]] * 2
 
 
-async def test_tasks_of_a_topic_that_this_pool_does_not_serve_take_turns(bench: WorkerBench) -> None:
+async def test_tasks_of_another_pool_are_left_to_it(bench: WorkerBench) -> None:
     other = f"{bench.topics.tasks}-of-another-pool"
     await create_topics(bench.bootstrap_servers, {other: PARTITIONS})
     await bench.start_ready()
-    names = [f"task-{number}" for number in range(PARTITIONS)]
-    await retry(bench, *names, key=key_of(0), topic=other)
-    records = await handed_on(bench, other, *names)
-    assert {record.partition for record in records} == set(range(PARTITIONS))
+    await retry(bench, "foreign", key=key_of(0), topic=other)
+    await retry(bench, "own", key=key_of(0), topic=bench.topics.tasks)
+    await handed_on(bench, bench.topics.tasks, "own")
+    assert await bench.records(other) == []
+
+    lanes = (Lane(name="standard", topic=other),)
+    await bench.start_ready(lanes=lanes, consumer_group=f"{bench.group}-of-another-pool")
+    await handed_on(bench, other, "foreign")
+    assert len(await bench.wait_results(2)) == 2
+    assert len(await bench.records(bench.topics.tasks)) == 1

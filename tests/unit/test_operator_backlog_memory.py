@@ -6,12 +6,15 @@ from dataclasses import replace
 import pytest
 
 from fluxpool_contract.ledger import LedgerEntry, encode_ledger
-from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog, planning_lanes
+from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog, RetryTier, planning_lanes
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
 from fluxpool_operator.backlog.reading import Head, LaneReading
 from fluxpool_transport.backlog import PartitionBacklog, StalePartition
 
 LANE = LaneTarget(name="standard", topic="tasks", consumer_group="group")
+RETRYING = replace(
+    LANE, retry_tiers=(RetryTier(topic="retry-15s", group="group-retry", delay_seconds=15.0, origins=("tasks",)),)
+)
 WALL = 1_700_000_000.0
 
 
@@ -134,9 +137,17 @@ def test_a_good_reading_ends_the_problem() -> None:
     assert (seen(backlog).problem, seen(backlog).age_seconds) == (None, 0.0)
 
 
-def test_due_retries_that_cannot_be_read_stay_as_they_were() -> None:
-    backlog = pool(reading(partition(), due_retries=3), reading(partition(), due_retries=None))
-    assert seen(backlog).due_retries == 3
+def test_due_retries_that_cannot_be_read_stay_as_they_were_and_grow_old() -> None:
+    backlog = PoolBacklog([RETRYING], {})
+    backlog.update([reading(partition(), target=RETRYING, due_retries=3)], -1.0)
+    backlog.update([reading(partition(), target=RETRYING, due_retries=None)], 0.0)
+    assert (seen(backlog).due_retries, seen(backlog).age_seconds) == (3, 1.0)
+
+
+def test_retry_topics_that_were_never_read_make_the_lane_infinitely_old() -> None:
+    backlog = PoolBacklog([RETRYING], {})
+    backlog.update([reading(partition(end=4), target=RETRYING, due_retries=None)], 0.0)
+    assert (seen(backlog).waiting_records, seen(backlog).age_seconds) == (4, math.inf)
 
 
 def test_readings_of_foreign_lanes_are_ignored() -> None:

@@ -27,8 +27,9 @@ def test_the_default_pool_reads_the_topic_and_group_of_the_contract_with_all_ret
     assert target.retry_tiers == tuple(
         RetryTier(
             topic=f"flux-generation-retry-{delay}",
-            scheduler_group=f"flux-generation-retry-{delay}-scheduler",
+            group="flux-worker-group-retry",
             delay_seconds=seconds,
+            origins=("flux-generation-tasks",),
         )
         for delay, seconds in (("15s", 15.0), ("2m", 120.0), ("15m", 900.0))
     )
@@ -42,7 +43,8 @@ def test_further_lanes_have_groups_of_their_own_and_no_retry_topics() -> None:
     ]
     first, *others = lane_targets(_pool({"lanes": lanes, "consumerGroup": "eu", "topics": {"retry": ["later-1h"]}}))
     (tier,) = first.retry_tiers
-    assert (tier.topic, tier.delay_seconds) == ("later-1h", 3600.0)
+    assert (tier.topic, tier.group, tier.delay_seconds) == ("later-1h", "eu-retry", 3600.0)
+    assert tier.origins == ("tasks", "tasks-vip", "tasks-bulk")
     assert others == [
         LaneTarget(name="vip", topic="tasks-vip", consumer_group="eu-vip"),
         LaneTarget(name="bulk", topic="tasks-bulk", consumer_group="bulk-readers"),

@@ -5,7 +5,7 @@ as stale and never counted as zero: a scaler that mistakes silence for an empty 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,8 +16,7 @@ from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.ledger import LedgerEntry, decode_ledger, is_ledger
 from fluxpool_transport.group_offsets import CommittedOffset, GroupMember, GroupOffsets, GroupOffsetsReader
 from fluxpool_transport.kafka_admin import KafkaAdmin
-from fluxpool_transport.log_bounds import LogBounds, LogBoundsReader, PartitionKey
-from fluxpool_transport.log_offsets import read_offsets_at
+from fluxpool_transport.log_bounds import LogBounds, LogBoundsReader
 
 T = TypeVar("T")
 
@@ -181,12 +180,12 @@ class BacklogReader:
         """
         return await self._answered(lambda admin: self._read(admin, groups))
 
-    async def offsets_at(self, times_ms: Mapping[str, int]) -> dict[PartitionKey, int]:
-        """For each partition of a topic the first offset whose record is not older than its time (since 1970, UTC).
+    async def log_bounds(self, topics: Iterable[str]) -> dict[str, dict[int, LogBounds | str] | str]:
+        """The bounds of each topic's partitions; a text in place of an answer says why there is none.
 
-        It is the log's end when all are older. Partitions that could not be read are left out. Raises as `read` does.
+        Raises as `read` does.
         """
-        return await self._answered(lambda admin: self._offsets_at(admin, times_ms))
+        return await self._answered(lambda admin: self._read_log_bounds(admin, set(topics)))
 
     async def _answered(self, question: Callable[[KafkaAdmin], Awaitable[T]]) -> T:
         if not self._is_open:
@@ -204,17 +203,19 @@ class BacklogReader:
         self._admin = admin
         return answer
 
-    async def _offsets_at(self, admin: KafkaAdmin, times_ms: Mapping[str, int]) -> dict[PartitionKey, int]:
+    async def _read_log_bounds(
+        self, admin: KafkaAdmin, topics: set[str]
+    ) -> dict[str, dict[int, LogBounds | str] | str]:
         round_seconds = self._deadline_seconds / _ROUNDS
-        layouts = await self._log_bounds.partitions(admin, times_ms, timeout_seconds=round_seconds)
-        keys = {
-            (topic, number): times_ms[topic]
+        layouts = await self._log_bounds.partitions(admin, topics, timeout_seconds=round_seconds)
+        keys = [
+            (topic, number) for topic, layout in layouts.items() if not isinstance(layout, str) for number in layout
+        ]
+        bounds = await self._log_bounds.bounds(admin, keys, timeout_seconds=round_seconds)
+        return {
+            topic: layout if isinstance(layout, str) else {number: bounds[topic, number] for number in layout}
             for topic, layout in layouts.items()
-            if not isinstance(layout, str)
-            for number in layout
         }
-        # Three questions one after the other at most.
-        return await read_offsets_at(admin, keys, timeout_seconds=round_seconds)
 
     async def _read(self, admin: KafkaAdmin, groups: Mapping[str, str]) -> dict[str, GroupBacklog]:
         if not groups:

@@ -1,6 +1,6 @@
 """The scaling loop of a local stack: read the backlog, plan as the operator does, bring the worker processes there.
 
-Owns the rhythm and the memory between plans. The plan itself is `fluxpool_operator.planning`.
+Owns the rhythm. Reading the backlog, remembering it and planning are the operator's own code.
 """
 
 import asyncio
@@ -10,13 +10,11 @@ from collections.abc import Callable
 
 import httpx
 
-from fluxpool_cli.local.stack_parts import LANES, group_of
 from fluxpool_cli.local.state_file import LaneState, PlanSummary
 from fluxpool_cli.local.worker_fleet import WorkerFleet
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_operator.planning import LaneBacklog, PartitionBacklog, Plan, PlanState, ScalingConfig, Snapshot, plan
-from fluxpool_transport.backlog import BacklogReader, GroupBacklog
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, planning_lanes
+from fluxpool_operator.planning import Plan, PlanState, ScalingConfig, Snapshot, plan
 
 INTERVAL_SECONDS = 0.5
 _READ_DEADLINE_SECONDS = 5.0
@@ -30,6 +28,7 @@ class Scaler:
         self,
         *,
         connection: KafkaConnection,
+        targets: tuple[LaneTarget, ...],
         config: ScalingConfig,
         fleet: WorkerFleet,
         report: Callable[[str], None],
@@ -41,8 +40,8 @@ class Scaler:
         self._fleet = fleet
         self._report = report
         self._on_round = on_round
-        self._lanes: dict[str, LaneBacklog] = {}
-        self._read_at_seconds: dict[str, float] = {}
+        self._targets = targets
+        self._backlog = PoolBacklog(targets, {})
         self._state = PlanState()
         self._planned_at_seconds: float | None = None
         self.plan: Plan | None = None
@@ -51,11 +50,12 @@ class Scaler:
     async def run(self) -> None:
         """Never returns."""
         async with (
-            BacklogReader(self._connection, deadline_seconds=_READ_DEADLINE_SECONDS) as reader,
+            BacklogHub(deadline_seconds=_READ_DEADLINE_SECONDS) as hub,
             httpx.AsyncClient(timeout=_PROBE_DEADLINE_SECONDS, trust_env=False) as http,
         ):
             while True:
-                await self._observe(reader)
+                # What cannot be read makes the lanes old, and the plan says so.
+                self._backlog.update(await hub.read(self._connection, self._targets), time.monotonic())
                 decision = self._decide()
                 await self._fleet.reconcile(decision.replicas, http=http)
                 self._on_round()
@@ -63,19 +63,19 @@ class Scaler:
 
     def lane_states(self) -> tuple[LaneState, ...]:
         """The backlog of each lane as last read."""
-        now = time.monotonic()
         return tuple(
             LaneState(
-                name=lane.name,
-                topic=lane.topic,
-                group=group_of(lane),
-                waiting_records=self._lanes[lane.name].work_records if lane.name in self._lanes else 0,
-                age_seconds=round(now - self._read_at_seconds[lane.name], 1)
-                if lane.name in self._read_at_seconds
-                else None,
+                name=lane.target.name,
+                topic=lane.target.topic,
+                group=lane.target.consumer_group,
+                waiting_records=lane.waiting_records + len(lane.in_flight) + lane.due_retries,
+                age_seconds=round(lane.age_seconds, 1) if math.isfinite(lane.age_seconds) else None,
             )
-            for lane in LANES
+            for lane in self._observe()
         )
+
+    def _observe(self) -> tuple[LaneObservation, ...]:
+        return self._backlog.observe(time.monotonic(), time.time())
 
     def summary(self) -> PlanSummary | None:
         """The last plan, for people."""
@@ -83,28 +83,9 @@ class Scaler:
             return None
         return PlanSummary(replicas=self.plan.replicas, constraint=self.plan.constraint, reason=self.plan.reason)
 
-    async def _observe(self, reader: BacklogReader) -> None:
-        try:
-            groups = await reader.read({group_of(lane): lane.topic for lane in LANES})
-        except KafkaUnavailableError:
-            return  # the lanes grow old, and the plan says so
-        now = time.monotonic()
-        for lane in LANES:
-            backlog = groups[group_of(lane)]
-            self._lanes[lane.name] = _lane_backlog(lane.name, backlog)
-            if not backlog.is_stale:
-                self._read_at_seconds[lane.name] = now
-
     def _decide(self) -> Plan:
         now = time.monotonic()
-        lanes = tuple(
-            LaneBacklog(
-                name=lane.name,
-                partitions=self._lanes[lane.name].partitions if lane.name in self._lanes else (),
-                age_seconds=now - self._read_at_seconds.get(lane.name, -math.inf),
-            )
-            for lane in LANES
-        )
+        lanes = planning_lanes(self._observe())
         elapsed_seconds = 0.0 if self._planned_at_seconds is None else now - self._planned_at_seconds
         snapshot = Snapshot(
             lanes=lanes, current_replicas=self._fleet.replicas, elapsed_seconds=elapsed_seconds, state=self._state
@@ -120,13 +101,3 @@ class Scaler:
 def worker_count(count: int) -> str:
     """`1 worker`, `2 workers`."""
     return f"{count} worker{'' if count == 1 else 's'}"
-
-
-def _lane_backlog(name: str, backlog: GroupBacklog) -> LaneBacklog:
-    return LaneBacklog(
-        name=name,
-        partitions=tuple(
-            PartitionBacklog(item.partition, item.waiting_records, len(item.in_flight))
-            for item in backlog.readable_partitions
-        ),
-    )

@@ -26,6 +26,7 @@ from fluxpool_cli.local.worker_fleet import WorkerFleet
 from fluxpool_cli.model import tiny_model_command
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.topics import TopicNames, topic_specs
+from fluxpool_operator.backlog import lane_targets_of
 from fluxpool_transport.kafka_admin import KafkaUnavailableError
 from fluxpool_transport.topic_admin import TopicError, ensure_topics
 
@@ -122,6 +123,7 @@ class LocalStack:
         )
         self._scaler = Scaler(
             connection=self.parts.connection,
+            targets=lane_targets_of(self.parts.worker_settings()),
             config=self._options.scaling(),
             fleet=self._fleet,
             report=self._report,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fluxpool_cli.local.data_dir import DataDir
 from fluxpool_cli.local.loopback import HOST
@@ -64,21 +65,24 @@ class PartSettings:
 
     def worker_environment(self, name: str, health_port: int) -> Mapping[str, str]:
         """Of the worker process `name`."""
-        settings = WorkerSettings(
+        # Workers share the cores: with a thread for each core in every worker they would only get in each other's way.
+        threads = max(1, (os.cpu_count() or 1) // self.options.max_workers)
+        settings = self.worker_settings(worker_name=name, health_port=health_port)
+        return {"OMP_NUM_THREADS": str(threads)} | _inherited() | settings.to_environment()
+
+    def worker_settings(self, **of_one_worker: Any) -> WorkerSettings:
+        """What all workers share, with what one of them has of its own."""
+        return WorkerSettings(
             kafka=self.connection,
             storage=self._storage(),
             model=ModelSettings(id=self.model, offline=Path(self.model).is_dir()),
             lanes=LANES,
             pool="local",
-            worker_name=name,
             gateway_url=self.gateway_url,
             health_host=HOST,
-            health_port=health_port,
             drain_grace_seconds=DRAIN_GRACE_SECONDS,
+            **of_one_worker,
         )
-        # Workers share the cores: with a thread for each core in every worker they would only get in each other's way.
-        threads = max(1, (os.cpu_count() or 1) // self.options.max_workers)
-        return {"OMP_NUM_THREADS": str(threads)} | _inherited() | settings.to_environment()
 
     def _storage(self) -> StorageSettings:
         return StorageSettings(url=self.data_dir.images.as_uri())

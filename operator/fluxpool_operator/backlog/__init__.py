@@ -10,6 +10,7 @@ from fluxpool_operator.backlog.observation import (
     RetryTier,
 )
 from fluxpool_operator.backlog.planning_lanes import planning_lanes
+from fluxpool_operator.backlog.targets import lane_targets_of
 from fluxpool_operator.backlog.topics import TopicReport, manage_topics, wanted_topics
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PoolBacklog",
     "RetryTier",
     "TopicReport",
+    "lane_targets_of",
     "manage_topics",
     "planning_lanes",
     "wanted_topics",

@@ -4,7 +4,6 @@ Owns the joining of requests and the words for what went wrong. Must not know of
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -15,10 +14,12 @@ from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException
 
 from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.backlog.due_retries import DueRetries, read_groups
 from fluxpool_operator.backlog.observation import LaneTarget, RetryTier
 from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
 from fluxpool_operator.backlog.reading import Head, LaneReading, head_offset
-from fluxpool_transport.backlog import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog, StalePartition
+from fluxpool_operator.backlog.retry_scan import RetryScan
+from fluxpool_transport.backlog import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog
 from fluxpool_transport.kafka_admin import KafkaUnavailableError
 from fluxpool_transport.kafka_clients import KafkaCredentialsError
 
@@ -29,7 +30,6 @@ log = structlog.get_logger(__name__)
 _KNOWN_FOR: Final = KnownFor(layout_seconds=6.0, log_start_seconds=15.0, members_seconds=30.0)
 _KAFKA_ERRORS: Final = (KafkaUnavailableError, KafkaCredentialsError, KafkaException, KafkaError, OSError)
 
-_GroupOnTopic = tuple[str, str]
 _Request = tuple[tuple[LaneTarget, ...], "asyncio.Future[tuple[LaneReading, ...]]"]
 
 
@@ -53,6 +53,8 @@ class ClusterReader:
         self._serving: asyncio.Task[None] | None = None
         self._open: tuple[AsyncExitStack, BacklogReader] | None = None
         self._heads = HeadProbe(connection, tasks)
+        self._retries = RetryScan(connection, tasks)
+        self._due_retries = DueRetries(self._retries)
 
     @property
     def is_busy(self) -> bool:
@@ -76,6 +78,7 @@ class ClusterReader:
             self._serving.cancel()
             await asyncio.wait({self._serving})
         await self._heads.close()
+        await self._retries.close()
         await self._drop_reader()
 
     async def _serve(self) -> None:
@@ -108,11 +111,8 @@ class ClusterReader:
 
     async def _read_offsets(self, targets: Iterable[LaneTarget]) -> dict[LaneTarget, LaneReading]:
         reader = await self._reader()
-        tiers = tuple(dict.fromkeys(tier for target in targets for tier in target.retry_tiers))
-        groups = [(target.consumer_group, target.topic) for target in targets]
-        groups += [(tier.scheduler_group, tier.topic) for tier in tiers]
-        backlogs = await _read_groups(reader, groups)
-        due = await _due_records(reader, tiers, backlogs)
+        backlogs = await read_groups(reader, [(target.consumer_group, target.topic) for target in targets])
+        due = await self._due_retries.count(reader, [tier for target in targets for tier in target.retry_tiers])
         return {target: _lane_reading(target, backlogs[target.consumer_group, target.topic], due) for target in targets}
 
     async def _with_heads(self, readings: Mapping[LaneTarget, LaneReading]) -> dict[LaneTarget, LaneReading]:
@@ -142,6 +142,7 @@ class ClusterReader:
         """Connect anew: aiokafka's client asks the bootstrap servers once only, and then the brokers that it knew."""
         await self._drop_reader()
         self._heads.reconnect()
+        self._retries.reconnect()
         self._on_lost()
 
     async def _drop_reader(self) -> None:
@@ -154,50 +155,6 @@ def _is_lost(readings: Iterable[LaneReading]) -> bool:
     """Whether there are partitions, and none of them could be read."""
     found = [isinstance(item, PartitionBacklog) for reading in readings for item in reading.partitions]
     return bool(found) and not any(found)
-
-
-async def _read_groups(reader: BacklogReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupBacklog]:
-    """The backlog of each group on its topic. One call, unless a group is asked about on several topics."""
-    backlogs: dict[_GroupOnTopic, GroupBacklog] = {}
-    remaining = set(groups)
-    while remaining:
-        topics = dict(remaining)
-        backlogs |= {(group, topics[group]): item for group, item in (await reader.read(topics)).items()}
-        remaining -= topics.items()
-    return backlogs
-
-
-async def _due_records(
-    reader: BacklogReader, tiers: Iterable[RetryTier], backlogs: Mapping[_GroupOnTopic, GroupBacklog]
-) -> dict[RetryTier, int | str]:
-    """How many records of each tier have waited long enough; a text where that could not be read."""
-    found = {tier: backlogs[tier.scheduler_group, tier.topic] for tier in tiers}
-    now_ms = time.time() * 1000
-    times_ms = {
-        tier.topic: int(now_ms - tier.delay_seconds * 1000)
-        for tier, backlog in found.items()
-        if backlog.uncommitted_records_at_least
-    }
-    offsets: dict[tuple[str, int], int] = {}
-    if times_ms:
-        try:
-            offsets = await reader.offsets_at(times_ms)
-        except KafkaUnavailableError as error:
-            log.warning("due_retries_unknown", error=str(error))
-    return {tier: _due_of(backlog, offsets) for tier, backlog in found.items()}
-
-
-def _due_of(backlog: GroupBacklog, offsets: Mapping[tuple[str, int], int]) -> int | str:
-    due = 0
-    for item in backlog.partitions:
-        if isinstance(item, StalePartition):
-            return f"{backlog.topic}: {item.reason}"
-        if item.uncommitted_records:
-            offset = offsets.get((backlog.topic, item.partition))
-            if offset is None:
-                return f"{backlog.topic}: the partitions' leaders did not say what is due"
-            due += max(0, min(offset, item.log_end_offset) - item.next_offset)
-    return due if backlog.partitions else backlog.problem or f"{backlog.topic}: could not be read"
 
 
 def _lane_reading(target: LaneTarget, backlog: GroupBacklog, due: Mapping[RetryTier, int | str]) -> LaneReading:

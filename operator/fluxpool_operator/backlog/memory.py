@@ -69,6 +69,7 @@ class _Lane:
         self._expired_since = 0
         self._member_count: int | None = None
         self._due_retries = 0
+        self._retries_read_at: float | None = None
         self._problem: str | None = None
 
     def update(self, reading: LaneReading, now_seconds: float) -> None:
@@ -89,6 +90,7 @@ class _Lane:
             self._member_count = reading.member_count
         if reading.due_retries is not None:
             self._due_retries = reading.due_retries
+            self._retries_read_at = now_seconds
         self._problem = _sentence(problems)
 
     def observe(self, now_seconds: float, wall_seconds: float) -> LaneObservation:
@@ -98,13 +100,20 @@ class _Lane:
         return LaneObservation(
             target=self._target,
             partitions=tuple(item.observation for item in known if item.observation is not None),
-            age_seconds=max((item.age_seconds(now_seconds) for item in known), default=math.inf),
+            age_seconds=self._age_seconds(now_seconds),
             oldest_age_seconds=None if oldest_ms is None else max(0.0, wall_seconds - oldest_ms / 1000),
             expired_records_total=max(self._expired_before, self._expired_at_first) + self._expired_since,
             member_count=self._member_count,
             due_retries=self._due_retries,
             problem=self._problem,
         )
+
+    def _age_seconds(self, now_seconds: float) -> float:
+        ages = [item.age_seconds(now_seconds) for item in self._partitions.values()] or [math.inf]
+        if self._target.retry_tiers:
+            # Retries that cannot be read may be due as well: what is not known is old, not zero.
+            ages.append(math.inf if self._retries_read_at is None else now_seconds - self._retries_read_at)
+        return max(ages)
 
     @property
     def unfinished_records(self) -> int:

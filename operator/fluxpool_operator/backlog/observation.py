@@ -8,11 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryTier:
-    """One retry topic: its records wait there for a fixed time before a worker hands them on."""
+    """One retry topic as one pool sees it: its records wait there for a fixed time before a worker relays them."""
 
     topic: str
-    scheduler_group: str
+    group: str
+    """The group in which the pool keeps its offsets of retry topics."""
     delay_seconds: float
+    origins: tuple[str, ...]
+    """The lane topics of the pool: other records on the topic are other pools'."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +67,14 @@ class LaneObservation:
     partitions: tuple[PartitionObservation, ...]
     """By number; empty when the topic was never read."""
     age_seconds: float
-    """Since every partition was last read; infinite when some never was."""
+    """Since every partition and all retry topics were last read; infinite when some never were."""
     oldest_age_seconds: float | None = None
     """Age of the oldest record that waits; None when none waits or its time is not known."""
     expired_records_total: int = 0
     """Tasks lost to retention since the pool was made."""
     member_count: int | None = None
     due_retries: int = 0
-    """Records of the lane's retry tiers whose wait is over and that no worker has handed on, as last read."""
+    """The pool's own records on retry topics that are due and that no worker has relayed, as last read."""
     problem: str | None = None
     """Why the latest reading lacked something; None when it was whole."""
 

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Final
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.retries import scheduler_group
 from fluxpool_operator.api import FluxWorkerPool
-from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, RetryTier
+from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, lane_targets_of
 from fluxpool_operator.children import worker_settings
 
 SETTLE_INTERVAL_SECONDS: Final = 0.1
@@ -35,20 +34,7 @@ def lane_targets(pool: FluxWorkerPool) -> tuple[LaneTarget, ...]:
 
     What waits in the pool's retry topics is counted at the first lane.
     """
-    settings = worker_settings(pool)
-    tiers = tuple(
-        RetryTier(topic=topic, scheduler_group=scheduler_group(topic), delay_seconds=delay_seconds)
-        for topic, delay_seconds in zip(settings.topics.retry, settings.retry_delays_seconds, strict=True)
-    )
-    return tuple(
-        LaneTarget(
-            name=lane.name,
-            topic=lane.topic,
-            consumer_group=settings.group_of(lane),
-            retry_tiers=tiers if lane == settings.lanes[0] else (),
-        )
-        for lane in settings.lanes
-    )
+    return lane_targets_of(worker_settings(pool))
 
 
 class LagWatch:

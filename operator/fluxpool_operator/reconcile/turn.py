@@ -148,7 +148,10 @@ class PoolTurns:
             expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
             self._lag.aim(access.connection, targets, expired_before=expired)
             groups = frozenset(
-                (comparable_server(server), target.consumer_group) for server in access.servers for target in targets
+                (comparable_server(server), group)
+                for server in access.servers
+                for target in targets
+                for group in (target.consumer_group, *(tier.group for tier in target.retry_tiers))
             )
             claim = GroupClaim(
                 uid=pool.metadata.uid,

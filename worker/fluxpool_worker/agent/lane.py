@@ -84,8 +84,8 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """`count_crashes` says what an entry of a former owner's ledger means; `wake` is set when a record waits.
 
         `count_lost` is told how many records went away before anybody had done them, `count_failure` of each consumer
-        that failed; `ask_topic_id` tells the id of the topic that has the name now, None when nobody knows. `duty` is told
-        which partitions are this member's.
+        that failed; `ask_topic_id` tells the id of the topic that has the name now, None when nobody knows. `duty`
+        is told which partitions are this member's.
         """
         self.name = name
         self.topic = topic

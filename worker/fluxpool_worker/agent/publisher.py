@@ -214,7 +214,7 @@ class ReliablePublisher:
 
     async def partitions(self, topic: str) -> set[int]:
         """The numbers of a topic's partitions; raises `KafkaError` when there is no such topic or no broker answers."""
-        producer = await self._current()
+        producer = (await self._connected()).producer
         return set(await producer.partitions_for(topic))
 
     async def missing(self, topics: Iterable[str]) -> list[str]:

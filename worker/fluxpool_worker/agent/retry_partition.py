@@ -5,11 +5,12 @@ until it is relayed. Records are relayed when they are due, whatever their order
 commit and nothing else. Offsets that were relayed ahead of the commit are written beside it, for the next relay.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-MAX_PENDING_RECORDS: Final = 256
+from fluxpool_contract.retry_offsets import MAX_RELAYED_AHEAD, relayed_ahead, retry_offset_text
+
+MAX_PENDING_RECORDS: Final = MAX_RELAYED_AHEAD
 """Pending and relayed-ahead records of one partition; the text beside a commit has room for all of them."""
 MAX_PENDING_BYTES: Final = 4 * 1024 * 1024
 """Bounds the memory of a relay: a single larger record is still taken."""
@@ -25,6 +26,8 @@ class PendingRetry:
     size_bytes: int
     is_stray: bool = False
     """It names no origin, so every pool that reads the topic sees it as possibly its own."""
+    is_undecodable: bool = False
+    """Nothing of it can be read, so it is a dead letter."""
 
 
 class RetryPartition:
@@ -121,34 +124,8 @@ class RetryPartition:
 
     def metadata(self) -> str:
         """The text beside the committed offset."""
-        base = self.commit_offset
-        ahead = sorted(offset - base for offset in self._relayed if offset > base)[:MAX_PENDING_RECORDS]
-        return json.dumps(
-            {"topic": self.topic_id, **({"relayed": ahead} if ahead else {})}, separators=(",", ":"), sort_keys=True
-        )
+        return retry_offset_text(commit_offset=self.commit_offset, relayed=self._relayed, topic_id=self.topic_id)
 
     def _trim(self) -> None:
         floor = min(self.commit_offset, self.committed)
         self._relayed = {offset for offset in self._relayed if offset >= floor}
-
-
-def relayed_ahead(metadata: str, offset: int) -> frozenset[int]:
-    """Offsets that were relayed ahead of the committed `offset`, as the text beside it says."""
-    ahead = _fields(metadata).get("relayed")
-    if not isinstance(ahead, list):
-        return frozenset()
-    return frozenset(offset + item for item in ahead[:MAX_PENDING_RECORDS] if isinstance(item, int) and item >= 0)
-
-
-def metadata_topic(metadata: str) -> str | None:
-    """The id of the topic that the committed offset is about; None when the text does not say."""
-    topic = _fields(metadata).get("topic")
-    return topic if isinstance(topic, str) else None
-
-
-def _fields(metadata: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(metadata)
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}

@@ -20,13 +20,14 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.dead_letter import Disposition
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.retries import due_seconds, origin_topic, strays_group
+from fluxpool_contract.retries import due_seconds, not_before_seconds, origin_topic, strays_group
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_transport.faults import fault_point
 from fluxpool_transport.kafka_clients import KafkaCredentialsError
 from fluxpool_transport.memberless_offsets import GroupOffsetsError, MemberlessOffsets, StoredOffset
 from fluxpool_transport.partition_choice_demand import AHEAD_SECONDS, ChoiceOnDemand
+from fluxpool_transport.undecodable_records import UndecodableRecord
 from fluxpool_worker.agent.answers import Failure, due_record
 from fluxpool_worker.agent.publisher import RecordRefusedError, ReliablePublisher
 from fluxpool_worker.agent.relay_duty import RelayDuty
@@ -206,13 +207,27 @@ class RetryRelay:
         return max(0.0, min(POLL_SECONDS, seconds))
 
     def _pending(self, record: ConsumerRecord) -> PendingRetry | None:
-        origin, now = origin_topic(record.headers), time.time()
-        if origin is not None and origin not in self._origins:
-            return None
-        due = due_seconds(record.timestamp, record.headers, delay_seconds=self._delays[record.topic], seen_seconds=now)
+        now = time.time()
+        if is_lost := isinstance(record, UndecodableRecord) and not record.has_contents:
+            origin, due = None, now
+        else:
+            origin = origin_topic(record.headers)
+            due = due_seconds(
+                arrived_seconds=min(record.timestamp / 1000, now),
+                not_before_seconds=not_before_seconds(record.headers),
+                delay_seconds=self._delays[record.topic],
+            )
         if origin is None:
             due = max(due, now + random.uniform(0, STRAY_SPREAD_SECONDS))  # noqa: S311 - spreads pools
-        return PendingRetry(record=record, due_seconds=due, size_bytes=_size_bytes(record), is_stray=origin is None)
+        elif origin not in self._origins:
+            return None
+        return PendingRetry(
+            record=record,
+            due_seconds=due,
+            size_bytes=_size_bytes(record),
+            is_stray=origin is None,
+            is_undecodable=is_lost,
+        )
 
     # Relaying
 
@@ -260,7 +275,10 @@ class RetryRelay:
         group = strays_group(partition.topic)
         stored = (await self._offsets.fetch(group, [partition])).get(partition)
         if stored is None or stored.offset <= offset:
-            await self._send_back(item.record, self._home_topic)
+            if item.is_undecodable:
+                await self._dead_letter(item.record, _undecodable(item.record))
+            else:
+                await self._send_back(item.record, self._home_topic)
             await self._offsets.commit(group, {partition: StoredOffset(offset + 1)})
         self._partitions[partition].relayed(offset)
 
@@ -310,6 +328,15 @@ class RetryRelay:
 def _size_bytes(record: Any) -> int:
     headers = sum(len(name) + len(value or b"") for name, value in record.headers)
     return len(record.key or b"") + len(record.value or b"") + headers
+
+
+def _undecodable(record: UndecodableRecord) -> Failure:
+    return Failure(
+        error_class=ErrorClass.INVALID,
+        code=ErrorCode.UNDECODABLE,
+        disposition=Disposition.INVALID,
+        message=f"offsets {record.first_offset} to {record.offset} cannot be decoded: {record.problem}",
+    )
 
 
 def _refused(topic: str, error: RecordRefusedError) -> Failure:

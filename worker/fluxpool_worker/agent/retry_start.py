@@ -16,8 +16,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 
 from fluxpool_contract.retries import former_scheduler_group
+from fluxpool_contract.retry_offsets import relayed_ahead, retry_topic_id
 from fluxpool_transport.memberless_offsets import GroupOffsetsError, MemberlessOffsets, StoredOffset
-from fluxpool_worker.agent.retry_partition import RetryPartition, metadata_topic, relayed_ahead
+from fluxpool_worker.agent.retry_partition import RetryPartition
 
 CONFIRMING_SECONDS: Final = 5.0
 """An offset that is missing, or lies past the end of the log, is believed when it has been so for this long."""
@@ -126,7 +127,7 @@ def _state(
 ) -> RetryPartition:
     if stored is None and former is not None and former.offset <= bound.end:
         return RetryPartition(start=max(former.offset, bound.begin), topic_id=topic_id)
-    if stored is None or stored.offset > bound.end or _is_other(metadata_topic(stored.metadata), topic_id):
+    if stored is None or stored.offset > bound.end or _is_other(retry_topic_id(stored.metadata), topic_id):
         # Never committed, or the topic was deleted and made again since.
         return RetryPartition(start=bound.begin, topic_id=topic_id)
     start = max(stored.offset, bound.begin)
