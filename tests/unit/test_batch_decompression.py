@@ -68,7 +68,7 @@ def test_what_is_cut_short_is_refused(compress: Decompress, decompress: Decompre
 
 def test_gzip_of_several_members_is_read_and_bounded_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     two = gzip.compress(b"a" * 600) + gzip.compress(b"b" * 600)
-    assert gunzip(two + b"\0\0") == b"a" * 600 + b"b" * 600
+    assert gunzip(two + b"\0padding") == b"a" * 600 + b"b" * 600
     monkeypatch.setattr(batch_decompression, "MAX_BATCH_BYTES", 1000)
     with pytest.raises(BatchDecompressionError, match="larger than 1000"):
         gunzip(two)

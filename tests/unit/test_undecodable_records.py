@@ -115,6 +115,14 @@ def test_a_batch_that_would_become_too_large_is_passed_with_its_compressed_bytes
     assert records[0].value == bomb
 
 
+def test_a_batch_of_too_many_records_is_passed_as_a_whole() -> None:
+    many = undecodable_records.MAX_BATCH_RECORDS + 1
+    (lost,) = read(batch([b""] * many, codec="gzip"))
+
+    assert (lost.first_offset, lost.offset) == (0, many - 1)
+    assert lost.problem == f"it has {many} records; at most {many - 1} are read"
+
+
 def test_a_batch_of_many_records_is_not_decoded_in_python() -> None:
     many = undecodable_records.MAX_SALVAGED_RECORDS + 1
     (first, lost) = read(batch([b""] * many, odd_names=[1]))

@@ -21,8 +21,10 @@ MAX_BATCH_BYTES: Final = 32 * MAX_MESSAGE_BYTES
 _FIRST_GUESS_RATIO: Final = 16
 _LEAST_BUFFER_BYTES: Final = 64 * 1024
 _GZIP_WINDOW_BITS: Final = 31
-_XERIAL_HEADER: Final = b"\x82SNAPPY\0\0\0\0\1\0\0\0\1"
-"""Of the framing that Java clients put around snappy; its blocks follow, each with its length."""
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_XERIAL_MAGIC: Final = b"\x82SNAPPY\0"
+"""Of the framing that Java clients put around snappy; two versions and its blocks follow, each with its length."""
+_XERIAL_HEADER_BYTES: Final = 16
 
 Buffer = bytes | bytearray | memoryview
 Decompress = Callable[[Buffer], bytes]
@@ -47,8 +49,8 @@ def gunzip(payload: Buffer) -> bytes:
         if not decoder.eof:
             raise BatchDecompressionError("gzip: the data is cut short")
         pieces.append(piece)
-        rest = decoder.unused_data.lstrip(b"\0")
-        if not rest:
+        rest = decoder.unused_data
+        if not rest.startswith(_GZIP_MAGIC):
             return b"".join(pieces)
 
 
@@ -56,7 +58,7 @@ def unsnap(payload: Buffer) -> bytes:
     """Decompress snappy, plain or in xerial's framing; raises `BatchDecompressionError`."""
     data = bytes(payload)
     pieces, room = [], MAX_BATCH_BYTES
-    for block in _xerial_blocks(data) if data.startswith(_XERIAL_HEADER) else [data]:
+    for block in _xerial_blocks(data) if data.startswith(_XERIAL_MAGIC) else [data]:
         try:
             size = cramjam.snappy.decompress_raw_len(block)
             room -= size
@@ -117,7 +119,7 @@ def _into_growing_buffer(codec: str, decompress_into: Callable[[bytes, bytearray
 
 
 def _xerial_blocks(data: bytes) -> Iterator[bytes]:
-    position = len(_XERIAL_HEADER)
+    position = _XERIAL_HEADER_BYTES
     while position < len(data):
         try:
             (size,) = struct.unpack_from(">i", data, position)

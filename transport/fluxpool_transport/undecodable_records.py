@@ -30,6 +30,9 @@ from fluxpool_transport import batch_decompression
 from fluxpool_transport.batch_decompression import BatchDecompressionError
 from fluxpool_transport.fetch_answers import FetchedBytes, TolerantFetcher
 
+MAX_BATCH_RECORDS: Final = 100_000
+"""Producers put 10,000 into a batch at most by default. A lane takes a few at a time and decodes the batch again for
+each few, so that what a batch costs grows with the square: millions of empty records fit into 1 MiB of gzip."""
 MAX_SALVAGED_RECORDS: Final = 20_000
 """Records of one batch that are decoded in Python, at about 10 us each: the event loop waits meanwhile."""
 
@@ -138,6 +141,8 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
                 raise ValueError("its CRC is wrong")
             if self._records.log_end is not None and batch.next_offset > self._records.log_end:
                 raise ValueError("its offsets lie beyond the end of the log")
+            if (count := _record_count(fetched)) > MAX_BATCH_RECORDS:
+                raise ValueError(f"it has {count} records; at most {MAX_BATCH_RECORDS} are read")
             is_passed = self._is_control_or_aborted(batch)
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises is about these bytes
             last = _last_offset(fetched, following, position=self.next_fetch_offset, log_end=self._records.log_end)
@@ -262,9 +267,9 @@ def _lenient_records(fetched: bytes) -> Iterator[Any]:
     """The records of a batch, with surrogates in header names for bytes that are not UTF-8."""
     if fetched[_MAGIC_OFFSET] != _NEWEST_MAGIC:
         raise ValueError("its records cannot be read")
+    if (count := _record_count(fetched)) > MAX_SALVAGED_RECORDS:
+        raise ValueError(f"one of its {count} records cannot be read")
     batch = _DefaultRecordBatchPy(fetched)
-    if batch._num_records > MAX_SALVAGED_RECORDS:  # noqa: SLF001
-        raise ValueError(f"one of its {batch._num_records} records cannot be read")  # noqa: SLF001
     records: Iterator[Any] = iter(batch)
     batch._buffer = _LenientBytes(batch._buffer)  # noqa: SLF001
     return records
@@ -295,10 +300,15 @@ def _last_offset(fetched: bytes, following: bytes | None, *, position: int, log_
     if len(fetched) >= _HEADER_BYTES and fetched[_MAGIC_OFFSET] == _NEWEST_MAGIC:
         base, delta = _integer(fetched, 0, 8), _integer(fetched, _LAST_DELTA_OFFSET, 4)
         # Two fields that damage would not change alike; a batch that compaction thinned is passed record by record.
-        is_plausible = delta + 1 == _integer(fetched, _COUNT_OFFSET, 4)
+        is_plausible = delta + 1 == _record_count(fetched)
         if is_plausible and base - _MAX_GAP_OFFSETS <= position <= base + delta:
             return base + delta
     return position
+
+
+def _record_count(fetched: bytes) -> int:
+    """What the header says; old formats do not."""
+    return _integer(fetched, _COUNT_OFFSET, 4) if fetched[_MAGIC_OFFSET] == _NEWEST_MAGIC else 0
 
 
 def _is_whole(fetched: bytes) -> bool:
