@@ -2,9 +2,11 @@
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_transport.undecodable_records import UndecodableRecord, lost_records
+from fluxpool_worker.agent import task_records
 from fluxpool_worker.agent.task_records import decode_record
 
 LANE = TopicPartition("tasks", 3)
@@ -54,3 +56,15 @@ def test_what_cannot_be_decoded_is_refused_with_the_reason(
 
     assert (refused.value.code, refused.value.request_id) == (ErrorCode.UNDECODABLE, request_id)
     assert str(refused.value) == message
+
+
+def test_an_unforeseen_error_of_decoding_refuses_the_record_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_value: bytes | None, _headers: object) -> None:
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(task_records, "decode_task", fail)
+    record = ConsumerRecord("tasks", 3, 7, 0, 0, None, BODY, None, -1, len(BODY), ())
+    with pytest.raises(InvalidTaskError, match="cannot be read: RecursionError") as refused:
+        decode_record(record)
+
+    assert refused.value.code is ErrorCode.UNDECODABLE

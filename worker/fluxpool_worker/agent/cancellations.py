@@ -154,7 +154,11 @@ class ControlListener:
         while True:
             for records in (await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000))).values():
                 for record in records:
-                    self._cancellations.learn(record)
+                    try:
+                        self._cancellations.learn(record)
+                    except Exception:
+                        # The reader would begin anew, meet the record again and learn of nothing behind it.
+                        log.exception("control_record_failed", offset=record.offset)
 
 
 def _moment(command: CancelCommand) -> datetime:
