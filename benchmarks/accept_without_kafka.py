@@ -5,7 +5,7 @@ Run by `accept.py` under uvicorn.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fluxpool_contract.kafka_connection import KafkaConnection
@@ -32,8 +32,8 @@ class _NoKafka:
         return future
 
 
-async def _nothing_stored(_request_id: str) -> None:
-    return None
+async def _write(_request_id: str, _digest: str, write: Callable[[], Awaitable[None]]) -> None:
+    await write()
 
 
 _submission = Submission(
@@ -42,7 +42,7 @@ _submission = Submission(
     chooser=PartitionChooser(KafkaConnection(bootstrap_servers=("localhost:9092",)), {}),
     partition_counts=lambda _topic: 6,
     recent=RecentTasks(time.monotonic),
-    stored_digest=_nothing_stored,
+    once=_write,
     topics=TopicNames(),
     public_url=None,
 )

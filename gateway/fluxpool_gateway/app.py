@@ -4,20 +4,20 @@ FastAPI serves everything but the hot route, which is handed to `Submission` bef
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
-from fluxpool_contract.problems import FieldProblem, cap, summarize
+from fluxpool_contract.bounds import cut_text
 from fluxpool_gateway.barrier import ProjectionBarrier
-from fluxpool_gateway.exchange import EXCHANGE_ID_HEADER, exchange_id, find_header
+from fluxpool_gateway.exchange import CORRELATION_ID_HEADER, correlation_id, find_header
+from fluxpool_gateway.idempotency import Idempotency, Reservations
 from fluxpool_gateway.openapi import add_submission
 from fluxpool_gateway.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
 from fluxpool_gateway.projected_records import task_topics
@@ -26,7 +26,8 @@ from fluxpool_gateway.recent_tasks import RecentTasks
 from fluxpool_gateway.routes import Services, router
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.reading import TaskStoreReader
-from fluxpool_gateway.submission import PATH, Scope, Send, Submission
+from fluxpool_gateway.store.reservations import FILE_SUFFIX, ReservationFile
+from fluxpool_gateway.submission import PATH, Receive, Scope, Send, Submission
 from fluxpool_gateway.task_lookup import AsyncTaskStore, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.task_producer import TaskProducer
 from fluxpool_transport.kafka_admin import KafkaAdmin
@@ -35,6 +36,7 @@ from fluxpool_transport.object_store import open_object_store
 from fluxpool_transport.partition_choice_watch import PartitionChooser
 
 CLIENT_ID: Final = "fluxpool-gateway"
+MAX_SHOWN_PATH_BYTES: Final = 200
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -46,12 +48,24 @@ class GatewayApplication(FastAPI):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one connection or exchange."""
-        if scope["type"] == "http":
-            if scope["path"] == PATH:
-                await self.submission(scope, receive, send)
-                return
-            send = _with_exchange_id(scope, send)
-        await super().__call__(scope, receive, send)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif scope["path"] == PATH:
+            await self.submission(scope, receive, send)
+        else:
+            if scope["method"] == "HEAD":
+                # As GET whatever the route (RFC 9110 section 9.3.2); the server leaves the body out.
+                scope = {**scope, "method": "GET"}
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = _with_correlation_id(scope, send)
+        try:
+            await super().__call__(scope, receive, send)
+        except Exception as error:
+            # Starlette has answered it (`_on_failure`) and hands it on; the server would only cut the connection.
+            correlation_id = scope["fluxpool.correlation_id"]
+            logger.exception("request_failed", correlation_id=correlation_id, error_type=type(error).__name__)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, the hot route included."""
@@ -63,12 +77,15 @@ class GatewayApplication(FastAPI):
         return self.openapi_schema
 
 
-def build_application(settings: GatewaySettings) -> GatewayApplication:
-    """The application; connections are opened when it starts."""
+def build_application(settings: GatewaySettings, *, on_failure: Callable[[], None]) -> GatewayApplication:
+    """The application; connections are opened when it starts.
+
+    `on_failure` is called when a part that runs in the background has failed, without which requests go wrong.
+    """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with _running(app, settings):
+        async with _running(app, settings, on_failure):
             yield
 
     app = GatewayApplication(
@@ -78,24 +95,30 @@ def build_application(settings: GatewaySettings) -> GatewayApplication:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.include_router(router)
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(Exception, _on_failure)
     return app
 
 
 @asynccontextmanager
-async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncIterator[None]:
+async def _running(
+    app: GatewayApplication, settings: GatewaySettings, on_failure: Callable[[], None]
+) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     objects = open_object_store(settings.storage)
     admin = await KafkaAdmin.open(settings.kafka, client_id=CLIENT_ID)
     producer = TaskProducer(
-        librdkafka_options(settings.kafka, client_id=CLIENT_ID), deadline_seconds=settings.produce_deadline_seconds
+        librdkafka_options(settings.kafka, client_id=CLIENT_ID),
+        deadline_seconds=settings.produce_deadline_seconds,
+        on_failure=on_failure,
     )
     store = AsyncTaskStore(TaskStoreReader(settings.database_file))
+    file = settings.database_file
+    reservations = Reservations(ReservationFile(file.with_name(file.name + FILE_SUFFIX)))
     ends = TaskTopicEnds(admin, settings.topics)
     recent = RecentTasks(loop.time)
     chooser = PartitionChooser(settings.kafka, settings.groups())
@@ -104,6 +127,12 @@ async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncI
     try:
         async with asyncio.TaskGroup() as group:
             barrier = ProjectionBarrier(group, ends=ends.read, projected=store.positions)
+            idempotency = Idempotency(
+                reservations=reservations,
+                store=store,
+                barrier=barrier.passed,
+                deadline_seconds=settings.produce_deadline_seconds,
+            )
             app.state.services = Services(
                 lookup=TaskLookup(store=store, recent=recent, barrier=barrier),
                 store=store,
@@ -116,35 +145,53 @@ async def _running(app: GatewayApplication, settings: GatewaySettings) -> AsyncI
                 chooser=chooser,
                 partition_counts=watch.partition_count,
                 recent=recent,
-                stored_digest=store.digest,
+                once=idempotency.once,
                 topics=settings.topics,
                 public_url=settings.public_url,
             )
-            background = [group.create_task(watch.run()), group.create_task(chooser.run())]
+            parts = {
+                "broker_watch": watch.run,
+                "partition_chooser": chooser.run,
+                "reservations": idempotency.purge,
+            }
+            background = [group.create_task(run_or_fail(run, on_failure, name=name)) for name, run in parts.items()]
             yield
             for task in background:
                 task.cancel()
             await producer.stop()
+            await reservations.close()
     finally:
         ends.close()
         store.close()
 
 
-def _with_exchange_id(scope: Scope, send: Send) -> Send:
-    """A `send` that adds the `x-request-id`; keeps it in the scope for problem documents."""
-    exchange = exchange_id(find_header(scope["headers"], EXCHANGE_ID_HEADER))
-    scope["fluxpool.exchange_id"] = exchange
+async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[], None], *, name: str) -> None:
+    """Run a part in the background; when it ends by itself, call `on_failure`: it would stay silently absent."""
+    try:
+        await run()
+    except Exception:
+        logger.exception("background_part_failed", part=name)
+    else:
+        logger.error("background_part_ended", part=name)
+    on_failure()
 
-    async def send_with_id(message: dict[str, Any]) -> None:
+
+def _with_correlation_id(scope: Scope, send: Send) -> Send:
+    """A `send` that adds the `x-request-id`; keeps it in the scope for problem documents."""
+    exchange = correlation_id(find_header(scope["headers"], CORRELATION_ID_HEADER))
+    scope["fluxpool.correlation_id"] = exchange
+
+    async def send_with_id(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (EXCHANGE_ID_HEADER, exchange.encode())]
+            message["headers"] = [*message.get("headers", ()), (CORRELATION_ID_HEADER, exchange.encode())]
         await send(message)
 
     return send_with_id
 
 
 def _answer(request: Request, problem: Problem) -> Response:
-    body = problem.render(exchange_id=request.scope["fluxpool.exchange_id"], instance=request.url.path)
+    # Not `request.url`, which takes the Host header for a part of an address and fails where it is none.
+    body = problem.render(correlation_id=request.scope["fluxpool.correlation_id"], instance=request.scope["path"])
     return Response(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(problem.headers))
 
 
@@ -160,29 +207,17 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         HTTPStatus.NOT_FOUND: ProblemCode.NOT_FOUND,
         HTTPStatus.METHOD_NOT_ALLOWED: ProblemCode.METHOD_NOT_ALLOWED,
     }.get(status, ProblemCode.INVALID_REQUEST)
-    detail = f"{request.method} {request.url.path}: {error.detail}; /openapi.json lists what there is"
-    return _answer(
-        request, Problem(status=status, code=code, detail=detail, headers=list((error.headers or {}).items()))
-    )
+    path = cut_text(request.scope["path"], MAX_SHOWN_PATH_BYTES)
+    detail = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
+    headers = [(name, "GET, HEAD" if (name, value) == ("Allow", "GET") else value) for name, value in _items(error)]
+    return _answer(request, Problem(status=status, code=code, detail=detail, headers=headers))
 
 
-async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class
-    problems = cap([FieldProblem(".".join(map(str, item["loc"][1:])), item["msg"]) for item in error.errors()])
-    return _answer(
-        request,
-        Problem(
-            status=HTTPStatus.UNPROCESSABLE_ENTITY,
-            code=ProblemCode.INVALID_REQUEST,
-            detail=summarize(problems),
-            fields=problems,
-        ),
-    )
+def _items(error: HTTPException) -> Iterable[tuple[str, str]]:
+    return (error.headers or {}).items()
 
 
-async def _on_failure(request: Request, error: Exception) -> Response:
-    # The server logs the traceback; this line ties it to what the client was told.
-    logger.error("request_failed", exchange_id=request.scope["fluxpool.exchange_id"], error_type=type(error).__name__)
+async def _on_failure(request: Request, _error: Exception) -> Response:
     return _answer(
         request,
         Problem(

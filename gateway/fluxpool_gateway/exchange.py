@@ -11,11 +11,11 @@ from fluxpool_contract.task import REQUEST_ID
 
 RawPairs = Iterable[tuple[bytes, bytes]]
 
-EXCHANGE_ID_HEADER = b"x-request-id"
+CORRELATION_ID_HEADER = b"x-request-id"
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")
 
 
-def exchange_id(offered: bytes | None) -> str:
+def correlation_id(offered: bytes | None) -> str:
     """The caller's own `x-request-id` when it has the form of an id, else a new one."""
     if offered is not None:
         text = offered.decode("latin-1")

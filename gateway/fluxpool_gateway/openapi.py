@@ -9,23 +9,27 @@ from fluxpool_gateway.submission import PATH
 _REFERENCE: Final = "#/components/schemas/{model}"
 _PROBLEMS: Final = {
     "400": "The body is not JSON, or holds a field that is not known.",
+    "408": "The request did not arrive in time; nothing was accepted.",
+    "409": "Another request with the same Idempotency-Key is in progress; repeat it after Retry-After.",
     "413": "The body is too large.",
-    "415": "The body is not application/json.",
+    "414": "The address is too long.",
+    "415": "The body is not application/json, or is encoded.",
     "422": "A value is not allowed, or the Idempotency-Key was used for another request; `errors` names each field.",
+    "431": "The headers are too large.",
     "503": "The broker did not confirm in time: the outcome is unknown. Repeat it with the same Idempotency-Key.",
 }
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {
     "title": "Problem",
     "description": "RFC 9457 problem document; `error` is the same for clients of the OpenAI API.",
     "type": "object",
-    "required": ["type", "title", "status", "detail", "instance", "request_id", "error"],
+    "required": ["type", "title", "status", "detail", "correlation_id", "error"],
     "properties": {
         "type": {"type": "string"},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
         "instance": {"type": "string"},
-        "request_id": {"type": "string"},
+        "correlation_id": {"type": "string", "description": "The `x-request-id` of this answer."},
         "errors": {
             "type": "array",
             "items": {

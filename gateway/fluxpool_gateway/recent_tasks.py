@@ -19,8 +19,6 @@ class RecentTask:
 
     accepted_at: datetime
     priority: str
-    digest: str | None
-    """Identity of the body; kept for requests with an idempotency key only."""
     expires_at_seconds: float
 
 
@@ -32,10 +30,10 @@ class RecentTasks:
         self._clock = clock
         self._tasks: OrderedDict[str, RecentTask] = OrderedDict()
 
-    def add(self, request_id: str, *, accepted_at: datetime, priority: str, digest: str | None) -> None:
+    def add(self, request_id: str, *, accepted_at: datetime, priority: str) -> None:
         """Remember a request whose record the broker has acknowledged."""
         tasks = self._tasks
-        tasks.setdefault(request_id, RecentTask(accepted_at, priority, digest, self._clock() + MAX_AGE_SECONDS))
+        tasks.setdefault(request_id, RecentTask(accepted_at, priority, self._clock() + MAX_AGE_SECONDS))
         if len(tasks) > MAX_TASKS:
             tasks.popitem(last=False)
 

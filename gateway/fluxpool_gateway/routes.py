@@ -1,5 +1,6 @@
 """The routes that read: the state of a task, its images, and the health of the process."""
 
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -7,7 +8,6 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 
-from fluxpool_contract.result import GenerationResult
 from fluxpool_contract.task import MAX_IMAGES
 from fluxpool_gateway.exchange import base_url, find_header
 from fluxpool_gateway.openapi import problem_response
@@ -16,11 +16,17 @@ from fluxpool_gateway.readiness import BrokerWatch, Readiness, read_readiness
 from fluxpool_gateway.recent_tasks import RecentTask
 from fluxpool_gateway.submission import PATH
 from fluxpool_gateway.task_lookup import RETRY_AFTER_SECONDS, AsyncTaskStore, TaskLookup
-from fluxpool_gateway.task_view import TaskView
+from fluxpool_gateway.task_view import TaskView, read_result
 from fluxpool_transport.object_store import ObjectStore, StorageUnavailableError
 
 # The bytes under an address never change; prompts are personal, so no shared cache keeps their images.
 IMAGE_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
+_IMAGE_INDEXES: Final = frozenset(map(str, range(MAX_IMAGES)))
+_MEDIA_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
+"""Nothing else is served as what it calls itself: a result record may be anybody's."""
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_OBJECT_KEY: Final = re.compile(r"[A-Za-z0-9._~/-]{1,1024}")
+"""Keys as workers make them (`object_prefix`)."""
 
 router = APIRouter()
 
@@ -77,33 +83,49 @@ async def get_generation(request_id: RequestIdInPath, request: Request, services
     responses={
         200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}},
         304: {"description": "The image is the one that `If-None-Match` names."},
-        409: problem_response("The task has no images: it is not finished, or it failed."),
+        409: problem_response("The task is not finished (`not_finished`), or it ended without images (`no_images`)."),
         **_READ_PROBLEMS,
     },
 )
 async def get_image(
     request_id: RequestIdInPath,
-    index: Annotated[int, Path(ge=0, lt=MAX_IMAGES)],
+    index: Annotated[str, Path(description="Number of the image.", json_schema_extra={"pattern": "^[0-7]$"})],
     request: Request,
     services: WithServices,
 ) -> Response:
     """The file exactly as the worker stored it."""
+    if index not in _IMAGE_INDEXES:
+        raise ProblemError(_no_image(f"images are numbered from 0 to {MAX_IMAGES - 1}"))
     found = await services.lookup.find(request_id)
     if isinstance(found, RecentTask) or found.result is None:
-        raise ProblemError(_not_finished(f"task {request_id} is not finished; ask again later", retry=True))
-    result = GenerationResult.model_validate_json(found.result)
+        raise ProblemError(_not_finished(request_id))
+    result = read_result(found)
+    if result is None:
+        raise ProblemError(_no_image(f"the result of task {request_id} cannot be read"))
     if not result.images:
-        raise ProblemError(_not_finished(f"task {request_id} {found.status} and has no images", retry=False))
-    image = next((image for image in result.images if image.index == index), None)
+        raise ProblemError(_no_images(f"task {request_id} {found.status} and has no images"))
+    image = next((image for image in result.images if str(image.index) == index), None)
     if image is None:
         detail = f"task {request_id} has no image {index}, only 0 to {len(result.images) - 1}"
         raise ProblemError(_no_image(detail))
-    etag = f'"{image.sha256}"'
-    headers = {"etag": etag, "cache-control": IMAGE_CACHE_CONTROL, "x-content-type-options": "nosniff"}
-    if _matches(request.headers.get("if-none-match"), etag):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    headers = {"cache-control": IMAGE_CACHE_CONTROL, "x-content-type-options": "nosniff"}
+    if _SHA256.fullmatch(image.sha256):
+        etag = headers["etag"] = f'"{image.sha256}"'
+        if _matches(request.headers.get("if-none-match"), etag):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    payload = await _stored(services.objects, image.object)
+    if payload is None:
+        raise ProblemError(_no_image(f"image {index} of task {request_id} is not stored, or no longer"))
+    media_type = image.content_type if image.content_type in _MEDIA_TYPES else "application/octet-stream"
+    return Response(payload, media_type=media_type, headers=headers)
+
+
+async def _stored(objects: ObjectStore, key: str) -> bytes | None:
+    """The object; None when there is none, also for a key that no worker makes: anybody may write a result record."""
+    if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        return None
     try:
-        payload = await services.objects.get(image.object)
+        return await objects.get(key)
     except StorageUnavailableError as error:
         raise ProblemError(
             Problem(
@@ -113,9 +135,6 @@ async def get_image(
                 headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
             )
         ) from error
-    if payload is None:
-        raise ProblemError(_no_image(f"image {index} of task {request_id} is no longer stored"))
-    return Response(payload, media_type=image.content_type, headers=headers)
 
 
 @router.get("/healthz", summary="Whether the process is alive")
@@ -144,13 +163,17 @@ def _matches(if_none_match: str | None, etag: str) -> bool:
     return etag in candidates or "*" in candidates
 
 
-def _not_finished(detail: str, *, retry: bool) -> Problem:
+def _not_finished(request_id: str) -> Problem:
     return Problem(
         status=HTTPStatus.CONFLICT,
         code=ProblemCode.NOT_FINISHED,
-        detail=detail,
-        headers=[("retry-after", str(RETRY_AFTER_SECONDS))] if retry else (),
+        detail=f"task {request_id} is not finished; ask again later",
+        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
     )
+
+
+def _no_images(detail: str) -> Problem:
+    return Problem(status=HTTPStatus.CONFLICT, code=ProblemCode.NO_IMAGES, detail=detail)
 
 
 def _no_image(detail: str) -> Problem:

@@ -37,6 +37,8 @@ class GatewaySettings(EnvironmentSettings):
     """0 takes any free port; `address_file` then says which."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Server processes that share the listening socket; about one for each core."""
+    max_connections: Annotated[int, Field(ge=1, le=65_535)] = 2048
+    """Connections that one server process keeps open; further ones are answered 503."""
     produce_deadline_seconds: Annotated[float, Field(ge=0.1, le=60)] = 3.0
     """Longest wait for the broker's acknowledgement; past it the answer is 503 and the outcome unknown."""
     public_url: HttpBaseUrl | None = None

@@ -5,28 +5,30 @@ said only after the broker has acknowledged the record.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 import structlog
 
 from fluxpool_contract import headers as names
+from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.derived import idempotent_request_id, new_request_id, task_digest
 from fluxpool_contract.headers import DEFAULT_TENANT, TYPE_REQUESTED, format_time
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_contract.topics import TopicNames
-from fluxpool_gateway.exchange import EXCHANGE_ID_HEADER, base_url, exchange_id
+from fluxpool_gateway.exchange import CORRELATION_ID_HEADER, base_url, correlation_id
 from fluxpool_gateway.generation_request import (
-    MAX_BODY_BYTES,
+    GenerationRequest,
     Priority,
-    body_too_large,
     check_idempotency_key,
     parse_request,
     render_task,
 )
+from fluxpool_gateway.idempotency import UnwrittenError
 from fluxpool_gateway.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
 from fluxpool_gateway.recent_tasks import RecentTasks
 from fluxpool_gateway.task_producer import DeliveryError, DeliveryFailure
@@ -34,15 +36,15 @@ from fluxpool_transport.partition_choice_watch import PartitionChooser
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-DigestLookup = Callable[[str], Awaitable[str | None]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Once = Callable[[str, str, Callable[[], Awaitable[None]]], Awaitable[None]]
 PartitionCounts = Callable[[str], int | None]
 
 PATH: Final = "/v1/generations"
 EVENT_SOURCE: Final = "/fluxpool/gateway"
 RETRY_AFTER_SECONDS: Final = 1
 _MAX_TRACE_BYTES: Final = 512
-_MAX_DRAINED_BYTES: Final = 1024 * 1024
+_MAX_SHOWN_BYTES: Final = 100
 _UNKNOWN_OUTCOME: Final = (
     "whether it was accepted is unknown; repeat it with the same Idempotency-Key, which cannot make a second task"
 )
@@ -54,7 +56,7 @@ logger = structlog.stdlib.get_logger(__name__)
 class _RequestHeaders:
     """The headers that the route reads, raw."""
 
-    content_length: bytes | None = None
+    content_encoding: bytes | None = None
     content_type: bytes | None = None
     host: bytes | None = None
     idempotency_key: bytes | None = None
@@ -64,6 +66,12 @@ class _RequestHeaders:
 
 
 _READ: Final = {field.replace("_", "-").encode(): field for field in _RequestHeaders.__slots__}
+_GIVEN_ONCE: Final = frozenset({"content_encoding", "content_type", "idempotency_key"})
+"""Which of two would count is anybody's guess, and a proxy may guess otherwise."""
+
+
+class _ClientGoneError(Exception):
+    """The connection ended before the request did; nobody waits for an answer."""
 
 
 class RecordSink(Protocol):
@@ -85,57 +93,75 @@ class Submission:
         chooser: PartitionChooser,
         partition_counts: PartitionCounts,
         recent: RecentTasks,
-        stored_digest: DigestLookup,
+        once: Once,
         topics: TopicNames,
         public_url: str | None,
     ) -> None:
         """`partition_counts` says how many partitions a topic has, None while that is unknown.
 
-        `stored_digest` finds the digest of the body that the store knows under an id.
+        `once` writes the record of a request with a key, as `Idempotency.once` does.
         """
         self._producer = producer
         self._chooser = chooser
         self._partition_counts = partition_counts
         self._recent = recent
-        self._stored_digest = stored_digest
+        self._once = once
         self._topics = {Priority.STANDARD: topics.tasks, Priority.VIP: topics.tasks_vip}
         self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        headers = _read_headers(scope["headers"])
+        headers = _RequestHeaders()
         try:
+            _read_headers(scope["headers"], into=headers)
             if scope["method"] != "POST":
                 raise ProblemError(_method_not_allowed(scope["method"]))
             request_id = await self._submit(headers, receive)
+        except _ClientGoneError:
+            return
         except ProblemError as error:
-            await _send_problem(send, error.problem, exchange=exchange_id(headers.x_request_id))
+            await _send_problem(send, error.problem, exchange=correlation_id(headers.x_request_id))
             return
         except Exception:  # whatever happens here, the client is owed an answer
             logger.exception("submission_failed")
-            await _send_problem(send, _internal(), exchange=exchange_id(headers.x_request_id))
+            await _send_problem(send, _internal(), exchange=correlation_id(headers.x_request_id))
             return
         base = base_url(public_url=self._public_url, scheme=scope["scheme"], host=headers.host)
-        exchange = request_id if headers.x_request_id is None else exchange_id(headers.x_request_id)
+        exchange = request_id if headers.x_request_id is None else correlation_id(headers.x_request_id)
         await _send_accepted(send, request_id=request_id, base=base, exchange=exchange)
 
     async def _submit(self, headers: _RequestHeaders, receive: Receive) -> str:
         """Check the request, produce its record, await the acknowledgement; returns the task's id."""
         _check_content_type(headers.content_type)
-        body = await _read_body(headers.content_length, receive)
+        _check_content_encoding(headers.content_encoding)
+        body = await _read_body(receive)
         request = parse_request(body)
         if headers.idempotency_key is None:
-            request_id, digest = new_request_id(), None
+            request_id = new_request_id()
             value = render_task(request, request_id)
-        else:
-            request_id = idempotent_request_id(DEFAULT_TENANT, check_idempotency_key(headers.idempotency_key))
-            value = render_task(request, request_id)
-            digest = task_digest(value)
-            await self._check_conflict(request_id, digest)
+            try:
+                await self._produce(headers, request, request_id=request_id, value=value)
+            except UnwrittenError as error:
+                raise error.told from error
+            return request_id
+        request_id = idempotent_request_id(DEFAULT_TENANT, check_idempotency_key(headers.idempotency_key))
+        value = render_task(request, request_id)
+        produce = partial(self._produce, headers, request, request_id=request_id, value=value)
+        await self._once(request_id, task_digest(value), produce)
+        return request_id
+
+    async def _produce(
+        self, headers: _RequestHeaders, request: GenerationRequest, *, request_id: str, value: bytes
+    ) -> None:
+        """Write the record.
+
+        Raises `UnwrittenError` when it certainly is not in Kafka, `ProblemError` when that is unknown.
+        """
         topic = self._topics[request.priority]
         partitions = self._partition_counts(topic)
         if not partitions:
-            raise ProblemError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))
+            problem = _unavailable(f"the topic {topic} is not known yet or no broker answers; try again")
+            raise UnwrittenError(ProblemError(problem))
         accepted_at = datetime.fromtimestamp(time.time(), UTC)
         work = request.relative_work
         partition = self._chooser.choose(topic, partitions=partitions, work=work)
@@ -148,35 +174,26 @@ class Submission:
                 headers=_record_headers(headers, request_id=request_id, priority=request.priority, moment=accepted_at),
             )
         except DeliveryError as error:
-            raise ProblemError(_undelivered(error)) from error
+            if error.failure is DeliveryFailure.QUEUE_FULL:
+                told = ProblemError(_unavailable(f"{error}; nothing was accepted, try again"))
+                raise UnwrittenError(told) from error
+            reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
+            raise ProblemError(_unavailable(reason)) from error
         self._chooser.acknowledged(topic, partition=partition, offset=offset, work=work)
-        self._recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value, digest=digest)
-        return request_id
-
-    async def _check_conflict(self, request_id: str, digest: str) -> None:
-        known = await self._stored_digest(request_id)
-        if known is None and (recent := self._recent.get(request_id)) is not None:
-            # Other processes' requests are seen in the store only, so that it goes before what was accepted here.
-            known = recent.digest
-        if known is not None and known != digest:
-            problem = FieldProblem("Idempotency-Key", "was used for a request with another body; take a new key")
-            raise ProblemError(
-                Problem(
-                    status=HTTPStatus.UNPROCESSABLE_ENTITY,
-                    code=ProblemCode.IDEMPOTENCY_CONFLICT,
-                    detail=str(problem),
-                    fields=[problem],
-                )
-            )
+        self._recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value)
 
 
-def _read_headers(raw: Iterable[tuple[bytes, bytes]]) -> _RequestHeaders:
-    found = _RequestHeaders()
+def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) -> None:
+    """Raises `ProblemError` (400) when a header that decides something is given twice."""
+    twice = None
     for name, value in raw:
         field = _READ.get(name)
         if field is not None:
-            setattr(found, field, value)
-    return found
+            if field in _GIVEN_ONCE and getattr(into, field) is not None:
+                twice = name.decode().title()
+            setattr(into, field, value)
+    if twice is not None:
+        raise ProblemError(_bad_header(FieldProblem(twice, "is given more than once")))
 
 
 def _check_content_type(raw: bytes | None) -> None:
@@ -187,30 +204,46 @@ def _check_content_type(raw: bytes | None) -> None:
             Problem(
                 status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
                 code=ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-                detail=f"Content-Type {raw.decode('latin-1')} is not understood; send application/json",
+                detail=f"Content-Type {_shown(raw)} is not understood; send application/json",
                 fields=[FieldProblem("Content-Type", "must be application/json")],
                 headers=[("accept", "application/json")],
             )
         )
 
 
-async def _read_body(content_length: bytes | None, receive: Receive) -> bytes:
-    """The whole body; raises `ProblemError` (413) when it is too large.
+def _check_content_encoding(raw: bytes | None) -> None:
+    """A compressed body would have to be unpacked before its size is known, and a request is small."""
+    if raw is None or raw.strip().lower() in {b"", b"identity"}:
+        return
+    raise ProblemError(
+        Problem(
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            code=ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+            detail=f"Content-Encoding {_shown(raw)} is not understood; send the JSON as it is, without this header",
+            fields=[FieldProblem("Content-Encoding", "must be absent: bodies are not unpacked")],
+            headers=[("accept-encoding", "identity")],
+        )
+    )
 
-    Reads on for a while then: a connection that is closed on a client that still sends loses the answer as well.
+
+def _shown(value: bytes) -> str:
+    return cut_text(value.decode("latin-1"), _MAX_SHOWN_BYTES)
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """The whole body, whose size the server bounds.
+
+    Raises `_ClientGoneError` when the connection ends first: what came of an incomplete request is no request, even
+    where it happens to be valid (RFC 9112 section 8).
     """
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    size_bytes = len(body)
-    while message.get("more_body", False) and size_bytes <= _MAX_DRAINED_BYTES:
+    parts: list[bytes] = []
+    while True:
         message = await receive()
-        chunk: bytes = message.get("body", b"")
-        size_bytes += len(chunk)
-        if size_bytes <= MAX_BODY_BYTES:
-            body += chunk
-    if size_bytes > MAX_BODY_BYTES or (content_length is not None and int(content_length) > MAX_BODY_BYTES):
-        raise ProblemError(body_too_large())
-    return body
+        if message["type"] == "http.disconnect":
+            raise _ClientGoneError
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 # The constant part of the headers is encoded once; only ids and the moment differ between records.
@@ -261,7 +294,7 @@ async def _send_accepted(send: Send, *, request_id: str, base: str, exchange: st
                 (b"content-length", b"%d" % len(body)),
                 (b"location", status_url),
                 (b"retry-after", b"%d" % RETRY_AFTER_SECONDS),
-                (EXCHANGE_ID_HEADER, exchange.encode()),
+                (CORRELATION_ID_HEADER, exchange.encode()),
             ],
         }
     )
@@ -269,7 +302,7 @@ async def _send_accepted(send: Send, *, request_id: str, base: str, exchange: st
 
 
 async def _send_problem(send: Send, problem: Problem, *, exchange: str) -> None:
-    body = problem.render(exchange_id=exchange, instance=PATH)
+    body = problem.render(correlation_id=exchange, instance=PATH)
     extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers]
     await send(
         {
@@ -278,18 +311,12 @@ async def _send_problem(send: Send, problem: Problem, *, exchange: str) -> None:
             "headers": [
                 (b"content-type", MEDIA_TYPE.encode()),
                 (b"content-length", b"%d" % len(body)),
-                (EXCHANGE_ID_HEADER, exchange.encode()),
+                (CORRELATION_ID_HEADER, exchange.encode()),
                 *extra,
             ],
         }
     )
     await send({"type": "http.response.body", "body": body})
-
-
-def _undelivered(error: DeliveryError) -> Problem:
-    if error.failure is DeliveryFailure.QUEUE_FULL:
-        return _unavailable(f"{error}; nothing was accepted, try again")
-    return _unavailable(f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}")
 
 
 def _unavailable(detail: str) -> Problem:
@@ -298,6 +325,12 @@ def _unavailable(detail: str) -> Problem:
         code=ProblemCode.QUEUE_UNAVAILABLE,
         detail=detail,
         headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
+    )
+
+
+def _bad_header(problem: FieldProblem) -> Problem:
+    return Problem(
+        status=HTTPStatus.BAD_REQUEST, code=ProblemCode.INVALID_REQUEST, detail=str(problem), fields=[problem]
     )
 
 

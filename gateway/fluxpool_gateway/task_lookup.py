@@ -13,7 +13,6 @@ import structlog
 from confluent_kafka import IsolationLevel, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from fluxpool_contract.derived import task_digest
 from fluxpool_contract.task import REQUEST_ID
 from fluxpool_contract.topics import TopicNames
 from fluxpool_gateway.barrier import BarrierNotReachedError, ProjectionBarrier
@@ -57,18 +56,6 @@ class AsyncTaskStore:
     async def heartbeat(self) -> Heartbeat | None:
         """What the projector last said of itself."""
         return await self._run(self._reader.heartbeat)
-
-    async def digest(self, request_id: str) -> str | None:
-        """Identity of the body stored under an id; None when there is none, or when the store cannot be asked.
-
-        A check of convenience: the workers make the one that counts, so an unreadable store refuses nobody.
-        """
-        try:
-            state = await self.find(request_id)
-        except StoreUnavailableError as error:
-            logger.warning("task_store_not_readable", reason=str(error))
-            return None
-        return None if state is None or state.body is None else task_digest(state.body.encode())
 
     def close(self) -> None:
         """End the threads and the connections."""

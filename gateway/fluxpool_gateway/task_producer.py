@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -64,9 +65,15 @@ class DeliveryError(Exception):
 class TaskProducer:
     """An idempotent `acks=all` producer for one event loop."""
 
-    def __init__(self, options: Mapping[str, Any], *, deadline_seconds: float) -> None:
-        """`options` reach the cluster. Connects nothing; `start` does, inside the event loop."""
+    def __init__(
+        self, options: Mapping[str, Any], *, deadline_seconds: float, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        """`options` reach the cluster. Connects nothing; `start` does, inside the event loop.
+
+        `on_failure` is called there when delivery reports can no longer be taken.
+        """
         self._deadline_seconds = deadline_seconds
+        self._on_failure = on_failure
         self._configuration = {
             **options,
             "acks": "all",
@@ -79,9 +86,10 @@ class TaskProducer:
             # A broker that comes back is found at once; the default lets the pause grow to 10 s.
             "reconnect.backoff.max.ms": 1000,
             "log_level": 0,
-            "error_cb": self._on_error,
         }
-        self._reports: list[tuple[asyncio.Future[int], KafkaError | int]] = []
+        self._generation = 0
+        """Counts producers. What an earlier one still reports says nothing about the present one."""
+        self._reports: list[tuple[asyncio.Future[int], KafkaError | int, int]] = []
         self._waiting: deque[tuple[float, asyncio.Future[int]]] = deque()
         self._stopping = threading.Event()
         self._broken = threading.Event()
@@ -92,8 +100,7 @@ class TaskProducer:
     def start(self) -> None:
         """Begin to connect and to deliver; call it once, inside the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._producer = Producer(self._configuration)
-        self._poll_in_thread()
+        self._begin()
         self._expire()
 
     async def stop(self) -> None:
@@ -121,10 +128,10 @@ class TaskProducer:
         if self._broken.is_set():
             self._replace()
         future: asyncio.Future[int] = self._loop.create_future()
-        reports = self._reports
+        reports, generation = self._reports, self._generation
 
         def delivered(error: KafkaError | None, message: Message) -> None:
-            reports.append((future, message.offset() if error is None else error))
+            reports.append((future, message.offset() if error is None else error, generation))
 
         try:
             self._producer.produce(topic, value, key, partition=partition, on_delivery=delivered, headers=headers)
@@ -147,7 +154,9 @@ class TaskProducer:
             raise KafkaException(metadata.error)
         return len(metadata.partitions)
 
-    def _poll_in_thread(self) -> None:
+    def _begin(self) -> None:
+        on_error = partial(self._on_error, self._generation)
+        self._producer = Producer({**self._configuration, "error_cb": on_error})
         thread = threading.Thread(target=self._poll, args=(self._producer,), name="delivery-reports", daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -155,32 +164,38 @@ class TaskProducer:
     def _replace(self) -> None:
         """Take a fresh producer; the old one's thread ends once its reports are in."""
         logger.warning("producer_replaced")
+        # In this order: a late report of the old producer must not set again what is cleared here.
+        self._generation += 1
         self._broken.clear()
         self._threads = [thread for thread in self._threads if thread.is_alive()]
-        self._producer = Producer(self._configuration)
-        self._poll_in_thread()
+        self._begin()
 
     def _poll(self, producer: Producer) -> None:
         """Take delivery reports until the producer stops or is replaced and empty."""
         poll: Callable[[float], int] = producer.poll
-        while not self._stopping.is_set():
-            poll(_POLL_SECONDS)
-            count = len(self._reports)
-            if count:
-                self._loop.call_soon_threadsafe(self._settle, count)
-            elif producer is not self._producer and not len(producer):
-                return
+        try:
+            while not self._stopping.is_set():
+                poll(_POLL_SECONDS)
+                count = len(self._reports)
+                if count:
+                    self._loop.call_soon_threadsafe(self._settle, count)
+                elif producer is not self._producer and not len(producer):
+                    return
+        except Exception:
+            # Without this thread every request would end as one whose outcome is unknown.
+            logger.exception("delivery_reports_failed")
+            self._loop.call_soon_threadsafe(self._on_failure)
 
     def _settle(self, count: int) -> None:
         reports = self._reports[:count]
         # The poll thread appends meanwhile: only what was copied may go.
         del self._reports[: len(reports)]
-        for future, outcome in reports:
+        for future, outcome, generation in reports:
             if isinstance(outcome, int):
                 if not future.done():
                     future.set_result(outcome)
                 continue
-            if outcome.code() in _BREAKS_SEQUENCE:
+            if generation == self._generation and outcome.code() in _BREAKS_SEQUENCE:
                 self._broken.set()
             if not future.done():
                 future.set_exception(_failure(outcome))
@@ -198,9 +213,9 @@ class TaskProducer:
                 reason = f"no acknowledgement within {self._deadline_seconds:g} s"
                 future.set_exception(DeliveryError(DeliveryFailure.TIMED_OUT, reason))
 
-    def _on_error(self, error: KafkaError) -> None:
+    def _on_error(self, generation: int, error: KafkaError) -> None:
         """Take note of an error of the client as a whole; called in the poll thread."""
-        if error.fatal():
+        if error.fatal() and generation == self._generation:
             self._broken.set()
         now = self._loop.time()
         code = error.code()

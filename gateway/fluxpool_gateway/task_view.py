@@ -3,11 +3,14 @@
 from datetime import UTC, datetime
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fluxpool_contract.result import GenerationResult
 from fluxpool_gateway.recent_tasks import RecentTask
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+
+logger = structlog.stdlib.get_logger(__name__)
 
 
 class _View(BaseModel):
@@ -74,7 +77,7 @@ class TaskView(_View):
     @classmethod
     def of_state(cls, state: TaskState, *, status_url: str) -> Self:
         """The view of a row."""
-        result = GenerationResult.model_validate_json(state.result) if state.result is not None else None
+        result = read_result(state)
         ended = {} if result is None else _ended(result)
         return cls(
             request_id=state.request_id,
@@ -101,8 +104,20 @@ class TaskView(_View):
         )
 
 
+def read_result(state: TaskState) -> GenerationResult | None:
+    """The task's result; None while there is none, and when an earlier release took one that this one refuses."""
+    if state.result is None:
+        return None
+    try:
+        return GenerationResult.model_validate_json(state.result)
+    except ValidationError as error:
+        logger.warning("result_not_readable", request_id=state.request_id, problems=error.error_count())
+        return None
+
+
 def _progress(state: TaskState) -> ProgressView | None:
-    if state.step is None or not state.total_steps:
+    # Progress records may be anybody's: numbers that make no sense are no progress.
+    if state.step is None or state.step < 0 or state.total_steps is None or state.total_steps <= 0:
         return None
     percent = min(100, 100 * state.step // state.total_steps)
     return ProgressView(step=state.step, total_steps=state.total_steps, percent=percent)

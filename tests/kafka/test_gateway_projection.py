@@ -144,7 +144,7 @@ async def test_a_task_is_followed_from_queue_to_image(
     same = await client.get(f"v1/generations/{request_id}/images/0", headers={"if-none-match": image.headers["etag"]})
     assert (same.status_code, same.content) == (304, b"")
     assert (await client.get(f"v1/generations/{request_id}/images/1")).status_code == 404
-    assert (await client.get(f"v1/generations/{request_id}/images/99")).status_code == 422
+    assert (await client.get(f"v1/generations/{request_id}/images/99")).status_code == 404
     (settings.storage.folder / "default" / "0.png").unlink()
     gone = await client.get(f"v1/generations/{request_id}/images/0")
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")

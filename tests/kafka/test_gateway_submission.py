@@ -170,7 +170,11 @@ async def test_a_bad_request_is_refused_with_a_problem_document(
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["x-request-id"] == "mine-1"
     document = answer.json()
-    assert (document["status"], document["request_id"], document["instance"]) == (status, "mine-1", "/v1/generations")
+    assert (document["status"], document["correlation_id"], document["instance"]) == (
+        status,
+        "mine-1",
+        "/v1/generations",
+    )
     assert (document["error"]["code"], document["error"]["param"]) == (code, named)
     assert document["detail"] == document["error"]["message"] != ""
 
@@ -195,13 +199,13 @@ async def test_other_methods_and_paths_are_answered_with_problem_documents(clien
     assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
     missing = await client.get("v2/anything")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
-    assert missing.headers["x-request-id"] == missing.json()["request_id"]
+    assert missing.headers["x-request-id"] == missing.json()["correlation_id"]
 
 
 async def test_the_openapi_document_describes_the_hot_route_as_it_is(client: httpx.AsyncClient) -> None:
     document = (await client.get("openapi.json")).json()
     operation = document["paths"]["/v1/generations"]["post"]
-    assert set(operation["responses"]) == {"202", "400", "413", "415", "422", "503"}
+    assert set(operation["responses"]) == {"202", "400", "408", "409", "413", "414", "415", "422", "431", "503"}
     schema = document["components"]["schemas"]["GenerationRequest"]
     assert schema["required"] == ["prompt"]
     assert {"steps", "guidance", "priority", "metadata"} <= set(schema["properties"])

@@ -78,10 +78,10 @@ def test_a_refusal_has_its_status_its_code_and_names_the_field(
 
 def test_a_problem_document_has_the_members_of_rfc_9457_and_the_error_that_openai_clients_read() -> None:
     document = json.loads(
-        refusal_of(b'{"prompt":"a","metadata":{"k/~":1}}').render(exchange_id="x-1", instance="/v1/generations")
+        refusal_of(b'{"prompt":"a","metadata":{"k/~":1}}').render(correlation_id="x-1", instance="/v1/generations")
     )
     assert document["type"] == "urn:fluxpool:problem:invalid-request"
-    assert (document["status"], document["request_id"], document["instance"]) == (422, "x-1", "/v1/generations")
+    assert (document["status"], document["correlation_id"], document["instance"]) == (422, "x-1", "/v1/generations")
     assert [error["pointer"] for error in document["errors"]] == ["#/metadata/k~1~0"]
     assert document["error"] == {
         "message": document["detail"],
@@ -93,7 +93,7 @@ def test_a_problem_document_has_the_members_of_rfc_9457_and_the_error_that_opena
 
 def test_a_refusal_of_thousands_of_fields_is_shorter_than_its_request() -> None:
     body = json.dumps({"prompt": "a", "metadata": dict.fromkeys(map(str, range(5_000)), 1)}).encode()
-    document = refusal_of(body).render(exchange_id="x-1", instance="/v1/generations")
+    document = refusal_of(body).render(correlation_id="x-1", instance="/v1/generations")
     assert len(document) < 10_000
     assert b"and 4,980 more" in document
 

@@ -1,0 +1,246 @@
+"""Which body holds which idempotency key: a small SQLite file that all server processes of a gateway share.
+
+A key is reserved before its record is written, so that of two bodies one is refused while neither is in Kafka yet. Owns
+the file and its statements. Rows whose task the task store knows are redundant and are purged. Blocks: callers use a
+thread.
+"""
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, assert_never
+
+import structlog
+
+from fluxpool_gateway.store.database import COMPANIONS
+
+FILE_SUFFIX: Final = ".reservations"
+LOCK_SUFFIX: Final = ".lock"
+UNKNOWN_KEPT_SECONDS: Final = 24 * 3600
+"""A body whose outcome nobody knows holds its key so long; clients stop repeating earlier."""
+PURGED_AT_ONCE: Final = 2000
+"""Rows of one purge, so that it holds up a submission for some milliseconds at most."""
+_SCHEMA_VERSION: Final = 1
+_BUSY_SECONDS: Final = 5.0
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class Standing(StrEnum):
+    """What is known of the record of a reservation."""
+
+    WRITING = "writing"
+    ACCEPTED = "accepted"
+    UNKNOWN = "unknown"
+
+
+class Verdict(StrEnum):
+    """What a reservation came to."""
+
+    GRANTED = "granted"
+    """The id was free. Write the record, then settle."""
+    GRANTED_AGAIN = "granted_again"
+    """The same body holds it, but nobody knows its outcome. Write the record, then settle."""
+    ACCEPTED = "accepted"
+    """The same body was accepted."""
+    SAME_IN_PROGRESS = "same_in_progress"
+    OTHER_IN_PROGRESS = "other_in_progress"
+    OTHER = "other"
+    """Another body was accepted, or may have been."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Reserve an id for a body."""
+
+    request_id: str
+    digest: str
+    until_ms: int
+    """When a reservation that was not settled no longer counts as being written: its process is gone."""
+    again: bool = False
+    """Also where the same body was accepted already: its record is lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """Say what became of the record; None releases the id, because there certainly is no record."""
+
+    request_id: str
+    digest: str
+    standing: Standing | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purge:
+    """Remove what was accepted before a time, and what is unknown for long."""
+
+    accepted_before_ms: int
+
+
+Operation = Reserve | Settle | Purge
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of a `Reserve`; for the other operations there is nothing to tell."""
+
+    verdict: Verdict
+    settled_at_ms: int = 0
+    """When the body was accepted."""
+
+
+class ReservationsUnavailableError(Exception):
+    """The file cannot be used; the message says why."""
+
+
+class ReservationFile:
+    """The file, as one process uses it in one thread."""
+
+    def __init__(self, file: Path) -> None:
+        """Opens nothing yet. `file` is made when it is missing, and again when it is damaged."""
+        self._file = file
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+
+    def apply(self, operations: Sequence[Operation], *, now_ms: int) -> list[Outcome]:
+        """Apply all in one transaction, in order.
+
+        Raises `ReservationsUnavailableError`; then none was applied.
+        """
+        try:
+            with self._locked():
+                try:
+                    return self._apply(operations, now_ms)
+                except sqlite3.DatabaseError as error:
+                    # Its subclass says what may pass, as a full disk does; the class itself, that this is no database.
+                    if type(error) is not sqlite3.DatabaseError:
+                        raise
+                    logger.warning("reservations_made_again", file=str(self._file), reason=str(error))
+                    self._remove()
+                    return self._apply(operations, now_ms)
+        except (sqlite3.Error, OSError) as error:
+            self.close()
+            raise ReservationsUnavailableError(f"{self._file} cannot be used ({error})") from error
+
+    def close(self) -> None:
+        """Close the file; the next operation opens it again."""
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time. SQLite's own lock is asked for again and again with growing pauses instead."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_name(self._file.name + LOCK_SUFFIX).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _apply(self, operations: Sequence[Operation], now_ms: int) -> list[Outcome]:
+        connection = self._opened()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            outcomes = [_apply_one(connection, operation, now_ms) for operation in operations]
+        except BaseException:
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+        return outcomes
+
+    def _opened(self) -> sqlite3.Connection:
+        """The connection to the file that is there now: it may have been deleted, or made again by another process."""
+        try:
+            inode = self._file.stat().st_ino
+        except FileNotFoundError:
+            inode = 0
+        if self._connection is not None and inode == self._inode:
+            return self._connection
+        self.close()
+        # No thread is the owner, because `close` comes from another one than the last operation.
+        connection = sqlite3.connect(self._file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._connection = connection
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in {0, _SCHEMA_VERSION}:
+            raise sqlite3.DatabaseError(f"it is of another release (schema {version})")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS reservation (request_id TEXT PRIMARY KEY, digest TEXT NOT NULL,"
+            " standing TEXT NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID"
+        )
+        connection.execute("CREATE INDEX IF NOT EXISTS reservation_by_time ON reservation (standing, at_ms)")
+        connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        self._inode = self._file.stat().st_ino
+        return connection
+
+    def _remove(self) -> None:
+        self.close()
+        for suffix in ("", *COMPANIONS):
+            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
+
+
+def _apply_one(connection: sqlite3.Connection, operation: Operation, now_ms: int) -> Outcome:
+    match operation:
+        case Reserve():
+            return _reserve(connection, operation, now_ms)
+        case Settle():
+            _settle(connection, operation, now_ms)
+        case Purge():
+            _purge(connection, operation, now_ms)
+        case _:
+            assert_never(operation)
+    return Outcome(Verdict.GRANTED)
+
+
+def _reserve(connection: sqlite3.Connection, wanted: Reserve, now_ms: int) -> Outcome:
+    """`at_ms` of a row that is being written is the time until which it counts as that."""
+    query = "SELECT digest, standing, at_ms FROM reservation WHERE request_id = ?"
+    row = connection.execute(query, [wanted.request_id]).fetchone()
+    if row is not None:
+        digest, standing, at_ms = row
+        same = digest == wanted.digest
+        if standing == Standing.WRITING and at_ms > now_ms:
+            return Outcome(Verdict.SAME_IN_PROGRESS if same else Verdict.OTHER_IN_PROGRESS)
+        if not same:
+            return Outcome(Verdict.OTHER)
+        if standing == Standing.ACCEPTED and not wanted.again:
+            return Outcome(Verdict.ACCEPTED, settled_at_ms=at_ms)
+    connection.execute(
+        "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?)",
+        [wanted.request_id, wanted.digest, Standing.WRITING.value, wanted.until_ms],
+    )
+    return Outcome(Verdict.GRANTED if row is None else Verdict.GRANTED_AGAIN)
+
+
+def _settle(connection: sqlite3.Connection, settled: Settle, now_ms: int) -> None:
+    """Of the own body only: past its time the id may be another's. What was accepted stays so."""
+    if settled.standing is None:
+        connection.execute(
+            "DELETE FROM reservation WHERE request_id = ? AND digest = ? AND standing = ?",
+            [settled.request_id, settled.digest, Standing.WRITING.value],
+        )
+    else:
+        connection.execute(
+            "UPDATE reservation SET standing = ?, at_ms = ? WHERE request_id = ? AND digest = ? AND standing != ?",
+            [settled.standing.value, now_ms, settled.request_id, settled.digest, Standing.ACCEPTED.value],
+        )
+
+
+def _purge(connection: sqlite3.Connection, purge: Purge, now_ms: int) -> None:
+    unknown_before_ms = now_ms - UNKNOWN_KEPT_SECONDS * 1000
+    for standing, before_ms in (
+        (Standing.ACCEPTED, purge.accepted_before_ms),
+        (Standing.UNKNOWN, unknown_before_ms),
+        (Standing.WRITING, unknown_before_ms),
+    ):
+        connection.execute(
+            "DELETE FROM reservation WHERE request_id IN (SELECT request_id FROM reservation"
+            " WHERE standing = ? AND at_ms < ? ORDER BY at_ms LIMIT ?)",
+            [standing.value, before_ms, PURGED_AT_ONCE],
+        )

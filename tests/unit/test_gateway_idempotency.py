@@ -1,0 +1,446 @@
+"""One record for one idempotency key: several processes of a gateway on one reservation file."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fluxpool_contract.derived import task_digest
+from fluxpool_gateway.barrier import BarrierNotReachedError
+from fluxpool_gateway.idempotency import FRESH_SECONDS, KEPT_SECONDS, Idempotency, Reservations, UnwrittenError
+from fluxpool_gateway.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.reservations import (
+    Operation,
+    Outcome,
+    Purge,
+    ReservationFile,
+    ReservationsUnavailableError,
+    Reserve,
+    Settle,
+    Standing,
+    Verdict,
+)
+from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.store.task_store import Heartbeat
+
+ONE, TWO = ('{"prompt":"one"}', '{"prompt":"two"}')
+
+
+@dataclass(slots=True)
+class Kafka:
+    """The records, and the store that projects them when the test says so."""
+
+    records: list[tuple[str, str]] = field(default_factory=list)
+    projected: dict[str, str | None] = field(default_factory=dict)
+    readable: bool = True
+    complete: bool = True
+    reached: bool = True
+    may_acknowledge: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def find(self, request_id: str) -> TaskState | None:
+        if not self.readable:
+            raise StoreUnavailableError("it is locked")
+        if request_id not in self.projected:
+            return None
+        body = self.projected[request_id]
+        return TaskState(request_id=request_id, version=1, status=TaskStatus.QUEUED, attempts=1, body=body)
+
+    async def heartbeat(self) -> Heartbeat | None:
+        return Heartbeat(pid=1, beat_at_ms=1, caught_up_at_ms=1 if self.complete else None, lag_records=0)
+
+    async def passed(self) -> None:
+        """The barrier."""
+        if not self.reached:
+            raise BarrierNotReachedError("timed out")
+        self.project()
+
+    def project(self) -> None:
+        """Let the store have what there is."""
+        for request_id, body in self.records:
+            self.projected.setdefault(request_id, body)
+
+
+@dataclass(slots=True)
+class Process:
+    """One server process."""
+
+    kafka: Kafka
+    idempotency: Idempotency
+    reservations: Reservations
+    fault: Exception | None = None
+    writing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def submit(self, body: str, *, key: str = "key") -> int | str:
+        """202, or the code of the refusal."""
+
+        async def write() -> None:
+            self.writing.set()
+            await self.kafka.may_acknowledge.wait()
+            if self.fault is not None:
+                raise self.fault
+            self.kafka.records.append((key, body))
+
+        try:
+            await self.idempotency.once(key, task_digest(body.encode()), write)
+        except ProblemError as error:
+            return error.problem.code.value
+        return 202
+
+
+@pytest.fixture
+async def kafka() -> Kafka:
+    made = Kafka()
+    made.may_acknowledge.set()
+    return made
+
+
+@pytest.fixture
+async def start(kafka: Kafka, tmp_path: Path) -> AsyncIterator[Callable[[], Process]]:
+    started: list[Process] = []
+
+    def start_one() -> Process:
+        reservations = Reservations(ReservationFile(tmp_path / "tasks.reservations"))
+        idempotency = Idempotency(reservations=reservations, store=kafka, barrier=kafka.passed, deadline_seconds=0.5)
+        started.append(Process(kafka, idempotency, reservations))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        await process.reservations.close()
+
+
+async def both(*answers: Awaitable[int | str]) -> list[int | str]:
+    return list(await asyncio.gather(*answers))
+
+
+async def test_equal_requests_at_once_write_one_record_and_are_all_accepted(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    processes = [start(), start(), start()]
+    answers = await both(*(processes[number % 3].submit(ONE) for number in range(60)))
+    assert answers == [202] * 60
+    assert kafka.records == [("key", ONE)]
+
+
+async def test_of_two_bodies_at_once_one_wins_and_the_other_is_refused_before_it_is_written(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    processes = [start(), start()]
+    answers = await both(*(processes[number // 2 % 2].submit((ONE, TWO)[number % 2]) for number in range(60)))
+    assert len(kafka.records) == 1
+    winner = kafka.records[0][1]
+    for number, answer in enumerate(answers):
+        assert (answer == 202) == ((ONE, TWO)[number % 2] == winner)
+    assert set(answers) <= {202, "idempotency_in_progress", "idempotency_conflict"}
+
+
+async def test_another_body_is_refused_at_once_while_the_first_waits_for_kafka(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    first, second = start(), start()
+    kafka.may_acknowledge.clear()
+    waiting = asyncio.create_task(first.submit(ONE))
+    await first.writing.wait()
+    equal = asyncio.create_task(second.submit(ONE))
+    assert await second.submit(TWO) == "idempotency_in_progress"
+    assert (await first.submit(TWO), await second.submit(TWO)) == ("idempotency_in_progress",) * 2
+    assert not waiting.done()
+    assert not equal.done()
+    kafka.may_acknowledge.set()
+    assert (await waiting, await equal) == (202, 202)
+    assert kafka.records == [("key", ONE)]
+    assert (await first.submit(TWO), await second.submit(TWO)) == ("idempotency_conflict",) * 2
+
+
+async def test_a_key_is_known_after_a_restart_that_comes_before_the_projection(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    assert await start().submit(ONE) == 202
+    after = start()
+    assert await both(after.submit(TWO), after.submit(ONE)) == ["idempotency_conflict", 202]
+    assert kafka.records == [("key", ONE)]
+
+
+async def test_an_unknown_outcome_may_be_repeated_with_the_same_body_alone(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    process = start()
+    unknown = Problem(status=503, code=ProblemCode.QUEUE_UNAVAILABLE, detail="not confirmed")  # type: ignore[arg-type]
+    process.fault = ProblemError(unknown)
+    assert await process.submit(ONE) == "queue_unavailable"
+    process.fault = None
+    assert await start().submit(TWO) == "idempotency_conflict"
+    assert await start().submit(ONE) == 202
+    assert kafka.records == [("key", ONE)]
+
+
+async def test_what_was_certainly_not_written_leaves_the_key_free(kafka: Kafka, start: Callable[[], Process]) -> None:
+    process = start()
+    full = Problem(status=503, code=ProblemCode.QUEUE_UNAVAILABLE, detail="full")  # type: ignore[arg-type]
+    process.fault = UnwrittenError(ProblemError(full))
+    assert await process.submit(ONE) == "queue_unavailable"
+    process.fault = None
+    assert await process.submit(TWO) == 202
+    assert kafka.records == [("key", TWO)]
+
+
+async def test_a_certain_refusal_does_not_make_an_earlier_unknown_outcome_known(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    process = start()
+    problem = Problem(status=503, code=ProblemCode.QUEUE_UNAVAILABLE, detail="")  # type: ignore[arg-type]
+    for fault in (ProblemError(problem), UnwrittenError(ProblemError(problem))):
+        process.fault = fault
+        assert await process.submit(ONE) == "queue_unavailable"
+    process.fault = None
+    assert await process.submit(TWO) == "idempotency_conflict"
+    assert kafka.records == []
+
+
+@pytest.mark.parametrize("fault", [ValueError("never thought of"), asyncio.CancelledError()])
+async def test_requests_that_wait_for_one_that_fails_are_told_so(
+    kafka: Kafka, start: Callable[[], Process], fault: BaseException
+) -> None:
+    process = start()
+    kafka.may_acknowledge.clear()
+    failing = asyncio.create_task(process.submit(ONE))
+    waiting = asyncio.create_task(process.submit(ONE))
+    await asyncio.sleep(0)
+    if isinstance(fault, Exception):
+        process.fault = fault
+        kafka.may_acknowledge.set()
+    else:
+        failing.cancel()
+    with pytest.raises(type(fault)):
+        await failing
+    assert await waiting == "store_unavailable"
+
+
+async def test_a_reservation_that_its_process_left_behind_is_taken_over_by_the_same_body(
+    kafka: Kafka, start: Callable[[], Process], tmp_path: Path
+) -> None:
+    file = ReservationFile(tmp_path / "tasks.reservations")
+    digest = task_digest(ONE.encode())
+    file.apply([Reserve(request_id="key", digest=digest, until_ms=1)], now_ms=0)
+    file.close()
+    process = start()
+    assert await process.submit(TWO) == "idempotency_conflict"
+    assert await process.submit(ONE) == 202
+    assert kafka.records == [("key", ONE)]
+
+
+async def test_the_store_decides_where_another_gateway_wrote_first(kafka: Kafka, start: Callable[[], Process]) -> None:
+    process = start()
+    kafka.records.append(("key", TWO))
+    kafka.project()
+    assert await process.submit(ONE) == "idempotency_conflict"
+    assert await process.submit(TWO) == 202
+    assert kafka.records == [("key", TWO)]
+
+
+async def test_while_the_store_is_being_built_a_key_is_taken_only_once_kafka_is_read_to_its_end(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    kafka.complete = kafka.reached = False
+    kafka.records.append(("key", TWO))
+    process = start()
+    assert await process.submit(ONE) == "store_unavailable"
+    kafka.reached = True
+    assert await process.submit(ONE) == "idempotency_conflict"
+    assert await process.submit(TWO) == 202
+    assert await process.submit(ONE, key="another") == 202
+    assert kafka.records == [("key", TWO), ("another", ONE)]
+
+
+async def test_a_key_whose_task_is_known_by_its_result_alone_is_refused(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    kafka.projected["key"] = None
+    assert await start().submit(ONE) == "idempotency_conflict"
+
+
+async def test_a_result_that_comes_before_its_task_changes_nothing_for_the_one_who_sent_it(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    process = start()
+    assert await process.submit(ONE) == 202
+    kafka.projected["key"] = None
+    assert await both(process.submit(TWO), process.submit(ONE)) == ["idempotency_conflict", 202]
+    assert len(kafka.records) == 1
+
+
+async def test_while_the_store_or_the_reservations_cannot_be_read_nothing_is_accepted(
+    kafka: Kafka, start: Callable[[], Process], tmp_path: Path
+) -> None:
+    kafka.readable = False
+    assert await start().submit(ONE) == "store_unavailable"
+    kafka.readable = True
+    (tmp_path / "tasks.reservations").mkdir()
+    assert await start().submit(ONE) == "store_unavailable"
+    assert kafka.records == []
+
+
+async def test_a_record_that_is_lost_with_its_topic_is_written_again(
+    kafka: Kafka, start: Callable[[], Process], tmp_path: Path
+) -> None:
+    file = ReservationFile(tmp_path / "tasks.reservations")
+    digest = task_digest(ONE.encode())
+    file.apply(
+        [
+            Reserve(request_id="key", digest=digest, until_ms=1),
+            Settle(request_id="key", digest=digest, standing=Standing.ACCEPTED),
+        ],
+        now_ms=1,
+    )
+    file.close()
+    kafka.reached = False
+    assert await start().submit(ONE) == 202
+    assert kafka.records == [], "the store may only be behind"
+    kafka.reached = True
+    assert await start().submit(ONE) == 202
+    assert kafka.records == [("key", ONE)]
+
+
+# The file
+
+
+def verdicts(file: ReservationFile, *operations: Operation, now_ms: int = 1000) -> list[Verdict]:
+    return [outcome.verdict for outcome in file.apply(operations, now_ms=now_ms)]
+
+
+def reserve(digest: str, *, until_ms: int = 10_000, again: bool = False) -> Reserve:
+    return Reserve(request_id="r", digest=digest, until_ms=until_ms, again=again)
+
+
+def settle(digest: str, standing: Standing | None) -> Settle:
+    return Settle(request_id="r", digest=digest, standing=standing)
+
+
+@pytest.mark.parametrize(
+    ("before", "wanted", "verdict"),
+    [
+        ([], "a", Verdict.GRANTED),
+        ([reserve("a")], "a", Verdict.SAME_IN_PROGRESS),
+        ([reserve("a")], "b", Verdict.OTHER_IN_PROGRESS),
+        ([reserve("a", until_ms=999)], "a", Verdict.GRANTED_AGAIN),
+        ([reserve("a", until_ms=999)], "b", Verdict.OTHER),
+        ([reserve("a"), settle("a", Standing.ACCEPTED)], "a", Verdict.ACCEPTED),
+        ([reserve("a"), settle("a", Standing.ACCEPTED)], "b", Verdict.OTHER),
+        ([reserve("a"), settle("a", Standing.UNKNOWN)], "a", Verdict.GRANTED_AGAIN),
+        ([reserve("a"), settle("a", Standing.UNKNOWN)], "b", Verdict.OTHER),
+        ([reserve("a"), settle("a", None)], "b", Verdict.GRANTED),
+        ([reserve("a"), settle("b", None)], "b", Verdict.OTHER_IN_PROGRESS),
+        ([reserve("a"), settle("b", Standing.ACCEPTED)], "b", Verdict.OTHER_IN_PROGRESS),
+        ([reserve("a"), settle("a", Standing.ACCEPTED), settle("a", Standing.UNKNOWN)], "a", Verdict.ACCEPTED),
+        ([reserve("a"), settle("a", Standing.ACCEPTED), settle("a", None)], "a", Verdict.ACCEPTED),
+    ],
+)  # fmt: skip
+def test_what_a_reservation_comes_to(tmp_path: Path, before: list[Operation], wanted: str, verdict: Verdict) -> None:
+    file = ReservationFile(tmp_path / "f")
+    file.apply(before, now_ms=1000)
+    assert verdicts(file, reserve(wanted)) == [verdict]
+    file.close()
+
+
+def test_rows_are_purged_when_the_store_has_them_or_nobody_asks_any_more(tmp_path: Path) -> None:
+    file = ReservationFile(tmp_path / "f")
+    file.apply([reserve("a"), settle("a", Standing.ACCEPTED)], now_ms=1000)
+    assert verdicts(file, Purge(accepted_before_ms=1000), reserve("a"))[-1] is Verdict.ACCEPTED
+    assert verdicts(file, Purge(accepted_before_ms=1001), reserve("b"))[-1] is Verdict.GRANTED
+    file.apply([settle("b", Standing.UNKNOWN)], now_ms=1000)
+    assert verdicts(file, Purge(accepted_before_ms=0), reserve("a"), now_ms=86_401_000)[-1] is Verdict.OTHER
+    assert verdicts(file, Purge(accepted_before_ms=0), reserve("a"), now_ms=86_401_001)[-1] is Verdict.GRANTED
+    file.close()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"this is a letter, and a long one at that; no database begins like this", b"\x00" * 9000]
+)
+def test_a_damaged_file_is_made_again_while_processes_use_it(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "f"
+    files = [ReservationFile(path), ReservationFile(path)]
+    for file in files:
+        file.apply([], now_ms=1000)
+    for suffix in ("-wal", "-shm"):
+        (tmp_path / f"f{suffix}").unlink(missing_ok=True)
+    path.unlink()
+    path.write_bytes(damage)
+    assert verdicts(files[0], reserve("a")) == [Verdict.GRANTED]
+    assert verdicts(files[1], reserve("a")) == [Verdict.SAME_IN_PROGRESS]
+    for file in files:
+        file.close()
+
+
+def test_a_deleted_file_is_made_again_and_shared(tmp_path: Path) -> None:
+    files = [ReservationFile(tmp_path / "f"), ReservationFile(tmp_path / "f")]
+    for file in files:
+        file.apply([], now_ms=1000)
+    (tmp_path / "f").unlink()
+    assert [verdicts(file, reserve("a")) for file in files] == [[Verdict.GRANTED], [Verdict.SAME_IN_PROGRESS]]
+    for file in files:
+        file.close()
+
+
+def test_a_file_that_cannot_be_used_is_an_error_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    with pytest.raises(ReservationsUnavailableError, match="cannot be used"):
+        ReservationFile(tmp_path / "f").apply([reserve("a")], now_ms=1000)
+
+
+def test_a_file_of_another_release_is_made_again(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "f") as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+    file = ReservationFile(tmp_path / "f")
+    assert verdicts(file, reserve("a")) == [Verdict.GRANTED]
+    file.close()
+
+
+SETTLED = st.sampled_from([Standing.ACCEPTED, Standing.UNKNOWN, None])
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), SETTLED), max_size=30))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_one_id_is_never_granted_to_two_bodies_of_which_one_may_be_written(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Standing | None]]
+) -> None:
+    file = ReservationFile(tmp_path_factory.mktemp("reservations") / "f")
+    perhaps_written: set[str] = set()
+    for digest, standing in steps:
+        (verdict,) = verdicts(file, reserve(digest))
+        if verdict in {Verdict.GRANTED, Verdict.GRANTED_AGAIN}:
+            assert perhaps_written <= {digest}
+            known = standing if verdict is Verdict.GRANTED else standing or Standing.UNKNOWN
+            file.apply([settle(digest, known)], now_ms=1000)
+            if known is not None:
+                perhaps_written.add(digest)
+    file.close()
+
+
+def test_threads_of_many_processes_agree(tmp_path: Path) -> None:
+    granted: list[Outcome] = []
+
+    def run(digest: str) -> None:
+        file = ReservationFile(tmp_path / "f")
+        for number in range(50):
+            wanted = Reserve(request_id=str(number), digest=digest, until_ms=10_000)
+            granted.extend(out for out in file.apply([wanted], now_ms=1000) if out.verdict is Verdict.GRANTED)
+        file.close()
+
+    threads = [threading.Thread(target=run, args=(digest,)) for digest in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(granted) == 50
+
+
+def test_a_reservation_outlives_the_time_in_which_the_store_may_lack_its_task() -> None:
+    assert KEPT_SECONDS > 2 * FRESH_SECONDS

@@ -1,0 +1,270 @@
+"""The reading routes over a real task store: what forged records and odd requests are answered with."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.result import GenerationResult, ImageDescription, ResultStatus
+from fluxpool_contract.settings import StorageSettings
+from fluxpool_gateway.app import build_application, run_or_fail
+from fluxpool_gateway.barrier import ProjectionBarrier
+from fluxpool_gateway.readiness import BrokerWatch
+from fluxpool_gateway.recent_tasks import RecentTasks
+from fluxpool_gateway.routes import Services
+from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_gateway.store.database import open_writer
+from fluxpool_gateway.store.migration import migrate
+from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
+from fluxpool_gateway.task_lookup import AsyncTaskStore, TaskLookup
+from fluxpool_gateway.task_producer import TaskProducer
+from fluxpool_transport.object_store import open_object_store
+
+IMAGE = b"\x89PNG and so on"
+KEY = "default/2026/04/05/r-1/0.png"
+IMAGE_PATH = "/v1/generations/r-1/images/0"
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The routes, with a task store that the test fills."""
+
+    client: httpx.AsyncClient
+    writer: TaskStoreWriter
+    app: FastAPI
+
+    def project(self, *changes: Change) -> None:
+        """Apply records."""
+        self.writer.apply([(("topic", 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1)
+
+    def succeed(self, **image: Any) -> None:
+        """Apply the result of a task with one image, as whoever writes to the results topic tells it."""
+        described: dict[str, Any] = {
+            "index": 0,
+            "url": "http://images/0.png",
+            "object": KEY,
+            "width": 64,
+            "height": 64,
+            "seed": 7,
+            "format": "png",
+            "content_type": "image/png",
+            "bytes": len(IMAGE),
+            "sha256": hashlib.sha256(IMAGE).hexdigest(),
+        }
+        result = GenerationResult(
+            request_id="r-1",
+            image_url=None,
+            status=ResultStatus.SUCCESS,
+            images=(ImageDescription.model_construct(**(described | image)),),
+        )
+        seen = ResultSeen(
+            request_id="r-1",
+            status=TaskStatus.SUCCEEDED,
+            body=result.model_dump_json(warnings=False),
+            completed_at_ms=1,
+        )
+        self.project(seen)
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with opened(tmp_path) as started:
+        yield started
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[Gateway]:
+    storage = StorageSettings(url=(folder / "images").as_uri())
+    settings = GatewaySettings(
+        kafka=KafkaConnection(bootstrap_servers=("localhost:9092",)),
+        storage=storage,
+        database_file=folder / "tasks.sqlite",
+    )
+    engine = open_writer(settings.database_file)
+    migrate(engine, settings.database_file)
+    store = AsyncTaskStore(TaskStoreReader(settings.database_file))
+    (folder / "images" / KEY).parent.mkdir(parents=True)
+    (folder / "images" / KEY).write_bytes(IMAGE)
+    app = build_application(settings, on_failure=lambda: None)
+
+    async def nothing() -> Mapping[Position, LogPosition]:
+        return {}
+
+    async with asyncio.TaskGroup() as group:
+        barrier = ProjectionBarrier(group, ends=nothing, projected=nothing)
+        app.state.services = Services(
+            lookup=TaskLookup(store=store, recent=RecentTasks(asyncio.get_running_loop().time), barrier=barrier),
+            store=store,
+            watch=BrokerWatch(TaskProducer({}, deadline_seconds=1), ()),
+            objects=open_object_store(storage),
+            public_url=None,
+        )
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            yield Gateway(client, TaskStoreWriter(engine), app)
+    store.close()
+    engine.dispose()
+
+
+def task(request_id: str) -> TaskSeen:
+    return TaskSeen(request_id=request_id, body="{}", priority="standard", tenant="default", created_at_ms=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (IMAGE_PATH, 200),
+        ("/v1/generations/r-1", 200),
+        ("/healthz", 200),
+        ("/readyz", 503),
+        ("/openapi.json", 200),
+        ("/v1/generations/unknown", 404),
+        ("/v1/generations/r-1/images/1", 404),
+        ("/v1/generations/waiting/images/0", 409),
+        ("/nowhere", 404),
+    ],
+)
+async def test_head_is_answered_as_get_everywhere(gateway: Gateway, path: str, status: int) -> None:
+    gateway.succeed()
+    gateway.project(task("waiting"))
+    answers = [await gateway.client.request(method, path) for method in ("GET", "HEAD")]
+    assert [answer.status_code for answer in answers] == [status, status]
+    got, head = (
+        {name: value for name, value in answer.headers.items() if name not in {"x-request-id", "date"}}
+        for answer in answers
+    )
+    assert got == head
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
+async def test_what_a_route_allows_is_named(gateway: Gateway, method: str) -> None:
+    answer = await gateway.client.request(method, "/healthz")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "object_key", ["", "/etc/passwd", "../secret", "default/../../secret", "a//b", "a\x00b", "ä", "./0.png", "a" * 5000]
+)
+async def test_a_key_that_no_worker_makes_is_no_image(gateway: Gateway, object_key: str) -> None:
+    gateway.succeed(object=object_key)
+    answer = await gateway.client.get(IMAGE_PATH)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+async def test_an_image_is_served_as_nothing_but_an_image(gateway: Gateway) -> None:
+    gateway.succeed(content_type="image/svg+xml")
+    answer = await gateway.client.get(IMAGE_PATH)
+    assert (answer.status_code, answer.content) == (200, IMAGE)
+    assert answer.headers["content-type"] == "application/octet-stream"
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "image/png\r\nset-cookie: a=b", "ä", ""])
+async def test_a_stored_result_that_the_contract_refuses_has_no_images(gateway: Gateway, content_type: str) -> None:
+    gateway.succeed(content_type=content_type)
+    answer = await gateway.client.get(IMAGE_PATH)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    view = await gateway.client.get("/v1/generations/r-1")
+    assert (view.status_code, view.json()["status"], view.json()["images"]) == (200, "succeeded", [])
+
+
+@pytest.mark.parametrize("sha256", ["", 'a"b', "a\r\nset-cookie: a=b", "ä", "☃"])
+async def test_a_digest_that_is_none_is_no_etag(gateway: Gateway, sha256: str) -> None:
+    gateway.succeed(sha256=sha256)
+    answer = await gateway.client.get(IMAGE_PATH)
+    assert (answer.status_code, answer.content) == (200, IMAGE)
+    assert "etag" not in answer.headers
+
+
+@pytest.mark.parametrize("index", ["+0", "0.0", "%200", "00", "-0", "8", "99", "9" * 5000, "%D9%A0", "x"])
+async def test_an_image_has_one_address(gateway: Gateway, index: str) -> None:
+    gateway.succeed()
+    answer = await gateway.client.get(f"/v1/generations/r-1/images/{index}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(("step", "total_steps"), [(1, -5), (1, 0), (-1, 5), (-1, -5)])
+async def test_progress_that_makes_no_sense_is_no_progress(gateway: Gateway, step: int, total_steps: int) -> None:
+    running = ProgressSeen(
+        request_id="r-1", status=TaskStatus.RUNNING, at_ms=1, started=True, step=step, total_steps=total_steps
+    )
+    gateway.project(task("r-1"), running)
+    answer = await gateway.client.get("/v1/generations/r-1")
+    assert (answer.status_code, answer.json()["progress"]) == (200, None)
+
+
+async def test_an_image_of_a_task_under_way_is_another_refusal_than_of_one_without_images(gateway: Gateway) -> None:
+    failed = ResultSeen(
+        request_id="failed",
+        status=TaskStatus.FAILED,
+        body=GenerationResult(request_id="failed", image_url=None, status=ResultStatus.FAILED).model_dump_json(),
+        completed_at_ms=1,
+    )
+    gateway.project(task("waiting"), failed)
+    waiting, without = [
+        await gateway.client.get(f"/v1/generations/{request_id}/images/0") for request_id in ("waiting", "failed")
+    ]
+    assert (waiting.status_code, waiting.json()["error"]["code"], waiting.json()["title"]) == (
+        409, "not_finished", "The task is not finished",
+    )  # fmt: skip
+    assert "retry-after" in waiting.headers
+    assert (without.status_code, without.json()["error"]["code"]) == (409, "no_images")
+    assert "retry-after" not in without.headers
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "a b", "", "☃", "a" * 5000, "evil/path?x#y"])
+async def test_a_host_that_is_none_changes_no_answer(gateway: Gateway, host: str) -> None:
+    headers = [(b"host", host.encode())]
+    for path, status in (("/v1/generations/r-1", 404), ("/nowhere", 404), ("/healthz", 200)):
+        answer = await gateway.client.get(path, headers=headers)
+        assert answer.status_code == status
+
+
+async def test_an_answer_to_a_long_address_is_short(gateway: Gateway) -> None:
+    answer = await gateway.client.get("/" + "%E2%98%83" * 1500)
+    assert answer.status_code == 404
+    assert len(answer.content) < 2500
+
+
+async def test_a_failure_of_ours_is_a_problem_document_and_the_connection_goes_on(gateway: Gateway) -> None:
+    gateway.app.state.services = None
+    answer = await gateway.client.get("/v1/generations/r-1", headers={"x-request-id": "mine"})
+    assert (answer.status_code, answer.json()["correlation_id"]) == (500, "mine")
+    assert answer.headers["x-request-id"] == "mine"
+    assert "connection" not in answer.headers
+
+
+@pytest.mark.parametrize("raises", [True, False])
+async def test_a_background_part_that_ends_is_a_failure(raises: bool) -> None:
+    failures: list[str] = []
+
+    async def part() -> None:
+        if raises:
+            raise ValueError("never thought of")
+
+    await run_or_fail(part, lambda: failures.append("failed"), name="part")
+    assert failures == ["failed"]
+
+
+async def test_a_background_part_that_is_cancelled_has_not_failed() -> None:
+    failures: list[str] = []
+
+    async def part() -> None:
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(run_or_fail(part, lambda: failures.append("failed"), name="part"))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert failures == []
