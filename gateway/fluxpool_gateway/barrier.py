@@ -25,7 +25,14 @@ class BarrierNotReachedError(Exception):
 class ProjectionBarrier:
     """Waits, for many questions at once, until the projection has caught up with Kafka."""
 
-    def __init__(self, group: asyncio.TaskGroup, *, ends: Positions, projected: Positions) -> None:
+    def __init__(
+        self,
+        group: asyncio.TaskGroup,
+        *,
+        ends: Positions,
+        projected: Positions,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
         """`ends` asks the brokers, `projected` the store; either may raise, which fails its round.
 
         Rounds run in `group`, because none of those who wait for a round owns it.
@@ -33,13 +40,14 @@ class ProjectionBarrier:
         self._group = group
         self._ends = ends
         self._projected = projected
+        self._deadline_seconds = deadline_seconds
         self._next_round: asyncio.Future[None] | None = None
         self._next_start = 0.0
 
     async def passed(self) -> None:
         """Return once everything that lay in the task topics when this was called is in the store.
 
-        Raises `BarrierNotReachedError` after about two seconds.
+        Raises `BarrierNotReachedError` after `deadline_seconds`.
         """
         if self._next_round is None:
             self._next_round = asyncio.get_running_loop().create_future()
@@ -53,7 +61,7 @@ class ProjectionBarrier:
             # From here on the ends are read: who asks later may know of a later record and needs a later round.
             self._next_round = None
             self._next_start = loop.time() + ROUND_INTERVAL_SECONDS
-            async with asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(self._deadline_seconds):
                 before = await self._projected()
                 ends = await self._ends()
                 # A projection that was further than its log is of a log that was cut since; it will be read again.
