@@ -16,6 +16,7 @@ from fluxpool_worker.agent.engine_client import EngineLoadError, EngineUnstableE
 from fluxpool_worker.agent.holds import HoldExpiredError
 from fluxpool_worker.agent.loop_watchdog import ending_when_blocked
 from fluxpool_worker.agent.service import MissingTopicsError, WorkerAgent
+from fluxpool_worker.agent.termination import write_termination_message
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -29,6 +30,7 @@ def main() -> int:
     try:
         settings = WorkerSettings.from_environment(os.environ)
     except SettingsError as error:
+        write_termination_message(str(error))
         log.error("settings_refused", error=str(error))  # noqa: TRY400 - the message is for people, a trace is not
         return EXIT_USAGE
     try:
@@ -38,11 +40,15 @@ def main() -> int:
         EngineUnstableError,
         HoldExpiredError,
         MissingTopicsError,
-        # Only a folder that cannot be made ends up here; a store that is away is waited for.
+        # A store as it is configured; one that is away is waited for.
         StorageUnavailableError,
     ) as error:
+        write_termination_message(str(error))
         log.error("worker_failed", error=str(error))  # noqa: TRY400 - likewise
         return EXIT_FAILED
+    except Exception as error:
+        write_termination_message(repr(error))
+        raise
     return 0
 
 

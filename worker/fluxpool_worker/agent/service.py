@@ -14,10 +14,9 @@ from aiokafka.errors import KafkaError
 
 from fluxpool_contract.ledger import LedgerEntry
 from fluxpool_contract.settings import WorkerSettings
-from fluxpool_transport.backoff import retry_forever
 from fluxpool_transport.health_server import HealthServer
 from fluxpool_transport.memberless_offsets import MemberlessOffsets
-from fluxpool_transport.object_store import open_object_store
+from fluxpool_transport.object_store import StorageUnavailableError, open_object_store
 from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
 from fluxpool_transport.partition_choice_watch import PartitionChooser
 from fluxpool_transport.topic_ids import TopicIds
@@ -71,6 +70,8 @@ class WorkerAgent:
         self._stop = asyncio.Event()
         self._signaled = False
         self._failure: Exception | None = None
+        self._start_trouble: str | None = None
+        """What the start waits for, other than the model."""
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = EngineTurns(jobs=ENGINE_JOBS)
@@ -174,8 +175,9 @@ class WorkerAgent:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
 
-        Raises `EngineLoadError`, `EngineUnstableError`, `MissingTopicsError`, `HoldExpiredError`, or an
-        `ExceptionGroup` of whatever else keeps the pod from working; Kubernetes starts it again.
+        Raises `EngineLoadError`, `EngineUnstableError`, `MissingTopicsError`, `StorageUnavailableError` (of a
+        store that is configured wrongly), `HoldExpiredError`, or an `ExceptionGroup` of whatever else keeps the pod
+        from working; Kubernetes starts it again.
         """
         keep_offsets_for(timedelta(days=self._settings.offset_retention_days))
         loop = asyncio.get_running_loop()
@@ -228,11 +230,13 @@ class WorkerAgent:
     async def _serve(self, group: asyncio.TaskGroup) -> None:
         try:
             await unless(self._stop, self._check_topics())
+            await unless(self._stop, self._flow.probe_store(on_trouble=self._note_start_trouble))
+            self._start_trouble = None
             # The model first: a member that cannot work yet would only hold partitions back from others.
             self._flow.set_model((await unless(self._stop, self._engine.wait_ready())).model)
         except NoLongerWantedError:
             return
-        except MissingTopicsError as error:
+        except (MissingTopicsError, StorageUnavailableError, HoldExpiredError) as error:
             self._failure = error
             return
         memberships = [
@@ -247,10 +251,21 @@ class WorkerAgent:
         for membership in stuck:
             membership.cancel()
 
+    def _note_start_trouble(self, reason: str) -> None:
+        self._start_trouble = reason
+
     async def _check_topics(self) -> None:
         topics = self._settings.topics
         needed = (*(lane.topic for lane in self._lanes), topics.results, topics.dead_letters, *topics.retry)
-        missing = await retry_forever(lambda: self._publisher.missing(needed), name="kafka", retry_on=(KafkaError,))
+
+        async def ask() -> list[str]:
+            try:
+                return await self._publisher.missing(needed)
+            except KafkaError as error:
+                self._note_start_trouble(f"Kafka does not answer: {error!r}")
+                raise
+
+        missing = await self._holds.through(ask, cause=HoldCause.KAFKA, retry_on=(KafkaError,))
         if missing:
             raise MissingTopicsError(
                 f"topics: {', '.join(missing)}: not there, or the Kafka user may not DESCRIBE them; "
@@ -351,6 +366,8 @@ class WorkerAgent:
     def _why_not_ready(self) -> str | None:
         if self._stop.is_set():
             return "draining"
+        if self._start_trouble is not None:
+            return self._start_trouble
         if not self._engine.is_ready:
             return "the engine is loading the model"
         missing = [lane.name for lane in self._lanes if lane.last_poll is None]

@@ -113,6 +113,10 @@ class TaskFlow:
         self._unwanted: set[asyncio.Event] = set()
         self._draining = False
 
+    async def probe_store(self, *, on_trouble: Callable[[str], None]) -> None:
+        """Look whether the store can be used before any task is taken; the contract is that of `TaskStore.probe`."""
+        await self._store.probe(on_trouble=on_trouble)
+
     def set_model(self, model: str) -> None:
         """Name the loaded model in answers."""
         self._signature = Signature(worker=self._signature.worker, pool=self._signature.pool, model=model)

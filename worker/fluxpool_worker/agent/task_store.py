@@ -17,7 +17,12 @@ from fluxpool_contract.decoding import DecodedTask
 from fluxpool_contract.headers import Envelope
 from fluxpool_contract.result import GenerationResult, ImageDescription
 from fluxpool_contract.settings import WorkerSettings
-from fluxpool_transport.object_store import ObjectStore, StorageUnavailableError
+from fluxpool_transport.object_store import (
+    ConditionalWritesError,
+    ObjectStore,
+    StorageCredentialsError,
+    StorageUnavailableError,
+)
 from fluxpool_transport.task_objects import (
     Claim,
     Claimed,
@@ -46,6 +51,25 @@ class TaskStore:
         self._settings = settings
         self._holds = holds
         self._cause = store_cause(settings)
+
+    async def probe(self, *, on_trouble: Callable[[str], None]) -> None:
+        """Return when the store keeps the promises that tasks rest on; `on_trouble` is told why it does not yet.
+
+        Raises `ConditionalWritesError` and `StorageCredentialsError`: waiting mends neither.
+        """
+
+        async def probe() -> StorageUnavailableError | None:
+            try:
+                await self._store.probe()
+            except (ConditionalWritesError, StorageCredentialsError) as error:
+                return error
+            except StorageUnavailableError as error:
+                on_trouble(str(error))
+                raise
+            return None
+
+        if error := await self._hold(probe):
+            raise error
 
     async def claim(
         self,

@@ -1,0 +1,73 @@
+"""What is looked at before a worker takes a task, and where it says why it ends."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.object_store import (
+    ConditionalWritesError,
+    ObjectStore,
+    StorageCredentialsError,
+    StorageUnavailableError,
+)
+from fluxpool_worker.agent.holds import HoldExpiredError, Holds
+from fluxpool_worker.agent.task_store import TaskStore
+from fluxpool_worker.agent.termination import MAX_MESSAGE_BYTES, write_termination_message
+
+SETTINGS = WorkerSettings.model_validate(
+    {"kafka": {"bootstrap_servers": ["kafka:9092"]}, "storage": {"url": "s3://images/"}}
+)
+
+
+class ScriptedStore:
+    """Its probe ends with these errors, one after the other; then it passes."""
+
+    def __init__(self, *errors: StorageUnavailableError) -> None:
+        self.errors = list(errors)
+
+    async def probe(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+def task_store(*errors: StorageUnavailableError, limit_seconds: float = 100) -> tuple[TaskStore, Holds]:
+    holds = Holds(limit_seconds=limit_seconds)
+    return TaskStore(cast("ObjectStore", ScriptedStore(*errors)), settings=SETTINGS, holds=holds), holds
+
+
+@pytest.mark.parametrize("error", [ConditionalWritesError("ignores"), StorageCredentialsError("wrong key")])
+async def test_a_store_that_is_configured_wrongly_is_not_waited_for(error: StorageUnavailableError) -> None:
+    store, holds = task_store(error)
+    with pytest.raises(type(error), match=str(error)):
+        await store.probe(on_trouble=lambda _reason: None)
+    assert not holds.causes
+
+
+async def test_a_store_that_is_away_is_waited_for_and_says_so() -> None:
+    store, holds = task_store(StorageUnavailableError("no route"))
+    told: list[str] = []
+    await store.probe(on_trouble=told.append)
+    assert told == ["no route"]
+    assert not holds.causes
+
+
+async def test_a_store_that_stays_away_ends_the_start_at_the_limit_of_holds() -> None:
+    store, _ = task_store(StorageUnavailableError("no route"), limit_seconds=0)
+    with pytest.raises(HoldExpiredError, match="no route"):
+        await store.probe(on_trouble=lambda _reason: None)
+
+
+def test_the_reason_of_an_end_is_left_where_kubernetes_looks_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "termination-log"
+    path.touch()
+    write_termination_message("model '/models/flux': there is no such folder", path=path)
+    assert path.read_text() == "model '/models/flux': there is no such folder"
+    write_termination_message("é" * MAX_MESSAGE_BYTES, path=path)
+    assert path.stat().st_size <= MAX_MESSAGE_BYTES
+
+
+def test_no_file_is_made_outside_of_kubernetes(tmp_path: Path) -> None:
+    write_termination_message("reason", path=tmp_path / "termination-log")
+    assert list(tmp_path.iterdir()) == []
