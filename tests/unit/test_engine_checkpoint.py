@@ -155,7 +155,7 @@ def test_an_empty_model_is_refused() -> None:
         ("tokenizer_2", "lacks tokenizer_2/; fetch"),
         ("tokenizer_2/tokenizer.json", "lacks tokenizer_2/tokenizer.json or tokenizer_2/spiece.model; fetch"),
         ("tokenizer/tokenizer_config.json", "lacks tokenizer/tokenizer_config.json; fetch"),
-        ("transformer/diffusion_pytorch_model.safetensors", "cannot be loaded .*; fetch"),
+        ("transformer/diffusion_pytorch_model.safetensors", "transformer/ has no weights; fetch"),
         ("text_encoder/config.json", "cannot be loaded .*; fetch"),
     ],
 )
@@ -175,9 +175,33 @@ def test_a_checkpoint_with_a_cut_file_says_so(tmp_path: Path, tiny_checkpoint: P
     folder = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, folder)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    weights.write_bytes(weights.read_bytes()[:-1000])
 
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(
+        CheckpointError, match=r"transformer/diffusion_pytorch_model.safetensors is cut short: .*; fetch"
+    ):
+        load_pipeline(spec_of(folder))
+
+
+def test_code_that_comes_with_a_checkpoint_is_never_run(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "transformer" / "mine.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Mine: ...\n")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"transformer": ["mine", "Mine"]}))
+
+    with pytest.raises(CheckpointError, match=r"takes 'transformer' from \['mine'\]; only parts of diffusers"):
+        load_pipeline(spec_of(folder))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_only_a_variant_of_the_weights_is_named_as_such(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    for path in list(folder.rglob("*.safetensors")):
+        path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
+
+    with pytest.raises(CheckpointError, match=r"has only the variant fp16 of its weights .* \(and 3 more problems\)"):
         load_pipeline(spec_of(folder))
 
 

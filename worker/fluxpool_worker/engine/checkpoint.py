@@ -24,10 +24,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from fluxpool_worker.engine.generator import CheckpointError
 from fluxpool_worker.engine.protocol import Device, EngineSpec
+from fluxpool_worker.engine.weight_files import weight_problems
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -39,6 +41,9 @@ VOCABULARY_FILES: Final = {
     "tokenizer_2": ("tokenizer.json", "spiece.model"),
 }
 """One of each must be there: without, transformers builds an empty tokenizer in silence and prompts lose all effect."""
+
+WEIGHTED_PARTS: Final = ("transformer", "text_encoder", "text_encoder_2", "vae")
+LIBRARIES: Final = ("diffusers", "transformers")
 
 DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -91,13 +96,24 @@ def load_pipeline(spec: EngineSpec) -> LoadedPipeline:
             # Weights go straight to the GPU; on the CPU they are where they should be already.
             device_map=device.type if device.type == "cuda" else None,
             local_files_only=True,
+            # Everything else is a pickle.
+            use_safetensors=True,
         )
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"model {spec.model!r} does not fit into the memory of {device}: {error}; "
             "use a larger GPU, or make sure that no other process holds this one"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AttributeError,
+        TypeError,
+        SafetensorError,
+    ) as error:
         raise CheckpointError(
             f"model {spec.model!r}: the files in {location.folder} cannot be loaded "
             f"({type(error).__name__}: {error}); fetch the checkpoint again"
@@ -145,7 +161,13 @@ def _locate(spec: EngineSpec) -> _Location:
         )
     folder = Path(spec.model).expanduser()
     if folder.exists():
-        return _local(folder, spec)
+        try:
+            return _local(folder, spec)
+        except OSError as error:
+            raise CheckpointError(
+                f"model {spec.model!r}: {error.filename} cannot be read ({error.strerror}); let the worker's user read "
+                "the whole folder"
+            ) from error
     if folder.is_absolute() or spec.model.startswith((".", "~")) or spec.model.count("/") > 1:
         raise CheckpointError(
             f"model {spec.model!r}: there is no such folder; mount the checkpoint there, or name a model id "
@@ -173,7 +195,11 @@ def _from_hub(spec: EngineSpec) -> _Location:
         index = _read_index(
             Path(hf_hub_download(spec.model, INDEX_FILE, revision=spec.revision, local_files_only=spec.offline)), spec
         )
-        folder = Path(FluxPipeline.download(spec.model, revision=spec.revision, local_files_only=spec.offline))
+        folder = Path(
+            FluxPipeline.download(
+                spec.model, revision=spec.revision, local_files_only=spec.offline, use_safetensors=True
+            )
+        )
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"model {spec.model!r}: {_hub_problem(error, spec)}") from error
     _check_files(folder, index, spec)
@@ -214,7 +240,7 @@ def _read_index(index: Path, spec: EngineSpec) -> dict[str, Any]:
     """The content of model_index.json, once it is known to be that of a FLUX text-to-image pipeline."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"model {spec.model!r}: {INDEX_FILE} is not JSON ({error}); fetch it again") from error
     if not isinstance(content, dict) or content.get("_class_name") != PIPELINE_CLASS:
         found = content.get("_class_name") if isinstance(content, dict) else None
@@ -222,6 +248,13 @@ def _read_index(index: Path, spec: EngineSpec) -> dict[str, Any]:
             f"model {spec.model!r}: {INDEX_FILE} names the pipeline {found!r}; only {PIPELINE_CLASS} checkpoints "
             "(FLUX.1-dev, FLUX.1-schnell and their fine-tunes) can be served"
         )
+    for part, value in content.items():
+        # diffusers would look for any other library among the checkpoint's own files, and run it.
+        if isinstance(value, list) and value[:1] not in ([None], *([library] for library in LIBRARIES)):
+            raise CheckpointError(
+                f"model {spec.model!r}: {INDEX_FILE} takes {part!r} from {value[:1]}; only parts of "
+                f"{' and '.join(LIBRARIES)} are loaded, never code that comes with a checkpoint"
+            )
     return content
 
 
@@ -237,6 +270,10 @@ def _check_files(folder: Path, index: dict[str, Any], spec: EngineSpec) -> None:
             lost.append(f"{part}/tokenizer_config.json")
     if lost:
         raise CheckpointError(f"model {spec.model!r}: {folder} lacks {', '.join(lost)}; fetch the checkpoint again")
+    problems = [problem for part in WEIGHTED_PARTS if part in parts for problem in weight_problems(folder / part)]
+    if problems:
+        others = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise CheckpointError(f"model {spec.model!r}: in {folder}, {problems[0]}{others}")
 
 
 def _choose_attention(pipeline: Any, device: torch.device) -> None:
