@@ -3,6 +3,7 @@
 Owns the look; the numbers are the caller's.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -12,6 +13,8 @@ from rich.console import Group
 from rich.live import Live
 
 from fluxpool_cli.terminal import plain_table, progress_console, say, shown_text
+
+_SILENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,8 @@ class Overview:
     """The last results, one line each, newest first."""
     plan: str = ""
     """The last plan in a sentence."""
+    elapsed_seconds: float | None = None
+    """Since the beginning of what has one."""
 
     def line(self) -> str:
         """All that counts, in one line."""
@@ -39,7 +44,10 @@ class Overview:
 
     def document(self) -> dict[str, Any]:
         """The same for machines."""
-        return asdict(self)
+        document = asdict(self)
+        if self.elapsed_seconds is None:
+            del document["elapsed_seconds"]
+        return document
 
     def __rich__(self) -> Group:
         """The table of the live view; `recent` stays above it, because addresses may be longer than a line."""
@@ -52,6 +60,7 @@ class Overview:
             ("workers", _pairs(self.workers) or "none"),
             ("results", _pairs(self.results) or "none yet"),
             ("plan", self.plan or "-"),
+            *([("time", f"{self.elapsed_seconds:.0f} s")] if self.elapsed_seconds is not None else []),
         ]
 
 
@@ -61,6 +70,11 @@ class Shown(Protocol):
     @property
     def recent(self) -> Sequence[str]:
         """What came last, newest first; each is shown once."""
+        ...
+
+    @property
+    def elapsed_seconds(self) -> float | None:
+        """Since the beginning of what has one."""
         ...
 
     def line(self) -> str:
@@ -80,6 +94,7 @@ class OverviewDisplay:
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._shown = ""
         self._recent: Sequence[str] = ()
+        self._said_at_seconds = time.monotonic()
 
     def __enter__(self) -> Self:
         """Open."""
@@ -102,9 +117,15 @@ class OverviewDisplay:
                 self.note(arrived)
             self._recent = overview.recent
             self._live.update(overview, refresh=True)
-        elif line != self._shown:
-            say(line)
+        elif line != self._shown or self._is_silent_for_long(overview):
+            elapsed = overview.elapsed_seconds
+            say(line if line != self._shown or elapsed is None else f"{line} | {elapsed:.0f} s")
+            self._said_at_seconds = time.monotonic()
         self._shown = line
+
+    def _is_silent_for_long(self, overview: Shown) -> bool:
+        """Whether nothing moved for a while in what counts its time: then that is shown, as a sign of life."""
+        return overview.elapsed_seconds is not None and time.monotonic() - self._said_at_seconds > _SILENCE_SECONDS
 
     def note(self, line: str) -> None:
         """A sentence that stays, above the table."""

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from fluxpool_contract.environment import EnvironmentSettings
+from fluxpool_contract.folder_address import SCHEME, folder_of
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.retries import DELAY_PATTERN, retry_delays_seconds, retry_group
 from fluxpool_contract.topics import TopicName, TopicNames
@@ -32,7 +33,9 @@ _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?")
 
 
 def _check_storage(url: str) -> str:
-    if not (_BUCKET.fullmatch(url) or url.startswith("file:///")) or ".." in url.split("/"):
+    if url.startswith(f"{SCHEME}/"):
+        folder_of(url)
+    elif not _BUCKET.fullmatch(url) or ".." in url.split("/"):
         raise ValueError(f"{url!r} must be s3://bucket/prefix/ or file:///absolute/folder/, without ..")
     return _with_slash(url)
 
@@ -81,7 +84,7 @@ class StorageSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     url: Annotated[str, AfterValidator(_check_storage)]
-    """`s3://bucket/prefix/` or `file:///folder/`."""
+    """`s3://bucket/prefix/` or `file:///folder/`; blanks and the like of a folder's name may be percent-encoded."""
     public_base_url: HttpBaseUrl | None = None
     """Address under which the objects themselves are public."""
     endpoint_url: HttpBaseUrl | None = None
@@ -105,7 +108,7 @@ class StorageSettings(BaseModel):
     @property
     def folder(self) -> Path | None:
         """The local folder of a `file:///` address."""
-        return Path(self.url.removeprefix("file://")) if self.url.startswith("file:///") else None
+        return folder_of(self.url) if self.url.startswith(SCHEME) else None
 
 
 class Lane(BaseModel):

@@ -49,6 +49,7 @@ class Moment:
 
     pools: tuple[PoolMoment, ...]
     recent: tuple[str, ...] = ()
+    elapsed_seconds: float | None = None
 
     def line(self) -> str:
         """All that counts, in one line."""

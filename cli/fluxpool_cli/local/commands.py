@@ -51,6 +51,7 @@ MaxWorkersOption = Annotated[
 
 @app.command()
 def up(
+    context: typer.Context,
     *,
     bootstrap_servers: Annotated[
         str | None, typer.Option(help="Use this Kafka, host:port[,host:port], instead of starting one.")
@@ -66,7 +67,10 @@ def up(
     output: OutputOption = OutputFormat.TABLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Start the stack; Ctrl-C ends it, or `local down` when detached. A second `up` says what runs."""
+    """Start the stack; Ctrl-C ends it, or `local down` when detached.
+
+    A second `up` says what runs, and is refused when it asks for something else. Exits 130 after Ctrl-C.
+    """
     as_format = chosen_format(output, as_json=as_json)
     options = _options(
         data_dir=data_dir.resolve(),
@@ -81,6 +85,7 @@ def up(
     folder = DataDir.at(data_dir)
     if folder.is_locked():
         state = wait_for_other(folder)
+        _refuse_changes(context, options, state)
         say(f"a stack already runs in {folder.path}; it is left as it is")
         _show_addresses(state, as_format)
         return
@@ -103,7 +108,7 @@ def status(
     output: OutputOption = OutputFormat.TABLE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the parts of the stack, the lag and the last plan; exits 3 when nothing runs."""
+    """Show the parts of the stack, the lag and the last plan; exits 3 when nothing runs, 1 when something is broken."""
     folder = DataDir.at(data_dir)
     as_format = chosen_format(output, as_json=as_json)
     state = StackState.load(folder.state)
@@ -116,8 +121,10 @@ def status(
         )
     if as_format is OutputFormat.JSON:
         write_json({"running": state.supervisor.is_alive(), **state.model_dump(mode="json")})
-        return
-    _show_status(state)
+    else:
+        _show_status(state)
+    if state.workers_problem is not None:
+        raise CommandError(ExitCode.FAILED, f"workers cannot start: {state.workers_problem}")
     if not state.supervisor.is_alive():
         raise CommandError(
             ExitCode.FAILED,
@@ -144,7 +151,9 @@ def demo(
             help="Folder to work in; by default a temporary one.", show_default=False, callback=printable_path
         ),
     ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the images and the results in the folder.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave results and logs in the folder, too; images always stay.")
+    ] = False,
     model: ModelOption = None,
     tasks: Annotated[int, typer.Option(min=1, max=1000, help="Prompts to send.")] = 24,
     max_workers: MaxWorkersOption = None,
@@ -161,7 +170,7 @@ def demo(
         max_workers=default_max_workers(model) if max_workers is None else max_workers,
         deadline_seconds=timeout,
     )
-    found, seconds = run_demo(options, display=OverviewDisplay())
+    found, seconds = _guarded(lambda: run_demo(options, display=OverviewDisplay()))
     for problem in found.problems:
         say_paragraph(problem)
     write_line(found.line(seconds=seconds))
@@ -175,6 +184,29 @@ def _model(model: str | None) -> str | None:
         return None if model is None else checked_model(model)
     except ModelError as error:
         raise typer.BadParameter(str(error), param_hint="--model") from None
+
+
+def _refuse_changes(context: typer.Context, options: StackOptions, state: StackState) -> None:
+    """Raise `CommandError` when the command line asks for another stack than the one that runs."""
+    asked = options.model_dump(mode="json")
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if str(context.get_parameter_source(parameter.name)).endswith("COMMANDLINE")
+    }
+    changes = [
+        f"{option} is {running} there, not {asked[field]}"
+        for option, field, running in (
+            (given.get(field.removesuffix("_seconds")), field, running) for field, running in state.options.items()
+        )
+        if option is not None and asked.get(field) != running
+    ]
+    if changes:
+        raise CommandError(
+            ExitCode.FAILED,
+            f"a stack already runs in {state.data_dir} with other options ({'; '.join(changes)}); "
+            "end it first with `fluxpool local down`, or name another --data-dir",
+        )
 
 
 def _show_addresses(state: StackState, as_format: OutputFormat) -> None:
@@ -205,6 +237,8 @@ def _show_status(state: StackState) -> None:
     write_table(("LANE", "TOPIC", "GROUP", "LAG"), lanes, optional=("GROUP",))
     write_line()
     write_line(f"gateway {state.gateway_url}")
+    if state.crashed_workers:
+        write_line(f"crashed {worker_count(state.crashed_workers)} since the start")
     if state.plan is not None:
         write_line(f"plan    {worker_count(state.plan.replicas)} ({state.plan.constraint}). {state.plan.reason}")
 

@@ -19,9 +19,11 @@ def main(arguments: list[str]) -> int:
     options = StackOptions.model_validate_json(arguments[0])
     try:
         asyncio.run(supervise(options, _forever, report=say))
-    except (StackError, DataDirError) as error:
+    except (StackError, DataDirError, OSError) as error:
         say_paragraph(str(error))
         return 1
+    except KeyboardInterrupt:
+        return 0
     return 0
 
 

@@ -5,6 +5,7 @@ Two stacks in two folders never meet; a stack that comes back in its folder find
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from pathlib import Path
 from fluxpool_cli.local.loopback import HOST, free_port, is_free
 
 DEFAULT_NAME = ".fluxpool"
+_LOCK = "supervisor.lock"
+_PRIVATE_FOLDER = 0o700
+_PRIVATE_FILE = 0o600
+_PORTS = range(1, 65_536)
 
 
 class DataDirError(Exception):
@@ -55,6 +60,11 @@ class DataDir:
         return self.path / "logs"
 
     @property
+    def supervisor_log(self) -> Path:
+        """Of a detached supervisor."""
+        return self.logs / "supervisor.log"
+
+    @property
     def database(self) -> Path:
         """The gateway's task store."""
         return self.path / "gateway.db"
@@ -72,10 +82,14 @@ class DataDir:
     def create(self) -> None:
         """Make the folders; raises `DataDirError` when that cannot be."""
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.images, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+                # Prompts and images are nobody else's business on a machine of many users.
+                folder.mkdir(mode=_PRIVATE_FOLDER, exist_ok=True)
+            for file in (self.path / _LOCK, self.supervisor_log):
+                file.touch(mode=_PRIVATE_FILE)
         except OSError as error:
-            raise DataDirError(f"--data-dir: {self.path} cannot be made ({error.strerror}); name another") from None
+            raise self._refused("cannot be made or written to", error) from None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -83,7 +97,12 @@ class DataDir:
 
         Raises `AlreadyRunningError` when another process holds it.
         """
-        with (self.path / "supervisor.lock").open("a") as file:
+        try:
+            # Also where nothing may be written: whoever only asks must not fail there.
+            opened = (self.path / _LOCK).open("rb")
+        except OSError as error:
+            raise self._refused("cannot be used", error) from None
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -94,7 +113,7 @@ class DataDir:
 
     def is_locked(self) -> bool:
         """Whether some process runs the stack of this folder."""
-        if not (self.path / "supervisor.lock").is_file():
+        if not (self.path / _LOCK).is_file():
             return False
         try:
             with self.lock():
@@ -110,14 +129,31 @@ class DataDir:
         file = self.path / "ports.json"
         try:
             kept = json.loads(file.read_text())["gateway"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             kept = None
-        port = asked or (kept if isinstance(kept, int) else None) or free_port()
+        port = asked or (kept if isinstance(kept, int) and kept in _PORTS else None) or free_port()
         if not is_free(port):
             whose = "--gateway-port" if asked else "the port kept for the gateway"
             raise DataDirError(
                 f"{whose}: {port} is in use on {HOST}; stop what listens there, or choose another with --gateway-port "
                 "(addresses of earlier images then change)"
             )
-        file.write_text(json.dumps({"gateway": port}))
+        try:
+            file.touch(mode=_PRIVATE_FILE)
+            file.write_text(json.dumps({"gateway": port}))
+        except OSError as error:
+            raise self._refused("cannot be written to", error) from None
         return port
+
+    def _refused(self, what: str, error: OSError) -> DataDirError:
+        return DataDirError(f"--data-dir: {self.path} {what} ({error.strerror or error}); name another")
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Whatever is made meanwhile, by this process or its children, is for its user alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

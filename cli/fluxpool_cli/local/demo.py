@@ -7,7 +7,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import httpx
 
 from fluxpool_cli.gateway_answers import Generation, NotAGatewayError, refusal_reason
 from fluxpool_cli.local.data_dir import DataDir, DataDirError
-from fluxpool_cli.local.demo_audit import Audit, audit, status_counts
+from fluxpool_cli.local.demo_audit import IMAGE_SUFFIXES, Audit, audit, status_counts
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.stack_parts import LANES, group_of
@@ -65,21 +65,24 @@ class _Progress:
 
 
 def run_demo(options: DemoOptions, *, display: OverviewDisplay) -> tuple[Audit, float]:
-    """Run it; returns what was found and the seconds it took. Raises `KeyboardInterrupt` when ended by a signal."""
+    """Run it; returns what was found and the seconds it took.
+
+    Images stay, all else does with `keep` only. Raises `KeyboardInterrupt` when ended by a signal, `DataDirError` for a
+    folder that cannot be used.
+    """
     began_at = time.monotonic()
     given = options.data_dir
     # A folder that somebody already uses is never cleared.
-    clear = not options.keep and (given is None or not given.exists() or not any(given.iterdir()))
+    clear = not options.keep and (given is None or _is_unused(given))
     folder = given.resolve() if given is not None else Path(tempfile.mkdtemp(prefix="fluxpool-demo-"))
     progress = _Progress()
     try:
         with display:
             finished = asyncio.run(_supervised(options, folder, display=display, progress=progress, began_at=began_at))
-        if options.keep:
-            _tell_what_is_kept(DataDir.at(folder), display=display)
     finally:
         if clear:
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(DataDir.at(folder))
+        _tell_what_is_kept(DataDir.at(folder), display=display)
     if not finished:
         raise KeyboardInterrupt
     found = progress.audit or Audit(images=0, succeeded=0, lost=len(progress.submitted), doubled=0)
@@ -105,12 +108,37 @@ def prompts(count: int, *, tiny: bool) -> list[dict[str, Any]]:
     return bodies
 
 
+def _is_unused(folder: Path) -> bool:
+    """Whether there is nothing yet; raises `DataDirError` for a file and for what cannot be read."""
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise DataDirError(f"--data-dir: {folder} cannot be used ({error.strerror}); name a folder") from None
+
+
+def _clear(data_dir: DataDir) -> None:
+    """Remove all but the images, and those, too, when there are none."""
+    if any(_pictures(data_dir)):
+        for entry in data_dir.path.iterdir():
+            if entry.is_dir() and entry != data_dir.images:
+                shutil.rmtree(entry, ignore_errors=True)
+            elif not entry.is_dir():
+                entry.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(data_dir.path, ignore_errors=True)
+
+
+def _pictures(data_dir: DataDir) -> Iterator[Path]:
+    return (file for file in data_dir.images.rglob("*") if file.suffix in IMAGE_SUFFIXES)
+
+
 def _tell_what_is_kept(data_dir: DataDir, *, display: OverviewDisplay) -> None:
-    for what, path in (
-        ("images", data_dir.images),
-        ("results", data_dir.results_export),
-        ("logs", data_dir.logs),
-    ):
+    first = min(_pictures(data_dir), default=None)
+    if first is not None:
+        display.note(f"the images are in {data_dir.images}, such as {first}")
+    for what, path in (("results", data_dir.results_export), ("logs", data_dir.logs)):
         if path.exists():
             display.note(f"the {what} are in {path}")
 
@@ -133,7 +161,9 @@ async def _supervised(
     async def story(stack: LocalStack) -> bool:
         remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - began_at))
         async with ResultsTopic(stack.parts.connection, TopicNames().results) as results:
-            teller = _Story(stack, options=options, results=results, display=display, progress=progress)
+            teller = _Story(
+                stack, options=options, results=results, display=display, progress=progress, began_at=began_at
+            )
             try:
                 async with asyncio.timeout(remaining_seconds):
                     await teller.tell()
@@ -161,8 +191,10 @@ class _Story:
         results: ResultsTopic,
         display: OverviewDisplay,
         progress: _Progress,
+        began_at: float,
     ) -> None:
         self._stack = stack
+        self._began_at = began_at
         self._options = options
         self._results = results
         self._display = display
@@ -178,6 +210,8 @@ class _Story:
             ended = status_counts(self._results.records, self._progress.submitted)
             waiting_for_all = sum(ended.values()) < len(self._progress.submitted)
             self._show()
+            if self._stack.fleet.problem is not None:
+                raise StackError(f"workers cannot start: {self._stack.fleet.problem}")
             await asyncio.sleep(_INTERVAL_SECONDS)
         peak = self._progress.peak_workers
         self._display.note(f"all results are in; {peak} workers at the most, none now")
@@ -268,5 +302,6 @@ class _Story:
                 results=dict(status_counts(self._results.records, self._progress.submitted)),
                 recent=[result_line(result) for result in self._results.recent()],
                 plan=state.plan.reason if state.plan else "",
+                elapsed_seconds=time.monotonic() - self._began_at,
             )
         )

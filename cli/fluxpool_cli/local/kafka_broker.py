@@ -47,12 +47,26 @@ def java_command(libs: Path, jvm_options: Sequence[str], *, environment: Mapping
     return [java, *jvm_options, f"-Dlog4j2.configurationFile={LOG_CONFIG}", "-cp", str(libs / "*")]
 
 
+def jvm_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment in which Java reads names of files as UTF-8, whatever the locale is."""
+    return {**environment, "LC_ALL": "C.UTF-8"}
+
+
 class KafkaBroker(ServerProcess):
     """A handle on one broker; made by `KafkaCluster`."""
 
-    def __init__(self, *, node_id: int, command: Sequence[str], ports: Mapping[str, int], log_path: Path) -> None:
-        """Take the full command line and the ports that it will listen on; starts nothing."""
-        super().__init__(f"broker {node_id}", command, log_path=log_path, error=KafkaStartError)
+    def __init__(
+        self, *, node_id: int, folder: Path, command: Sequence[str], ports: Mapping[str, int], log_path: Path
+    ) -> None:
+        """Take the folder to run in, the full command line and the ports that it will listen on; starts nothing."""
+        super().__init__(
+            f"broker {node_id}",
+            command,
+            log_path=log_path,
+            error=KafkaStartError,
+            folder=folder,
+            environment=jvm_environment(),
+        )
         self.node_id = node_id
         self.ports = dict(ports)
 

@@ -24,6 +24,7 @@ from fluxpool_cli.local.kafka_broker import (
     KafkaNotReadyError,
     KafkaStartError,
     java_command,
+    jvm_environment,
 )
 from fluxpool_cli.local.kafka_layout import ClusterLayout
 from fluxpool_cli.local.kafka_settings import (
@@ -41,6 +42,10 @@ from fluxpool_cli.local.kafka_settings import (
 from fluxpool_cli.local.loopback import HOST
 
 _log = structlog.get_logger(__name__)
+# Named from the broker's own folder, where its processes run: the names of folders above may have commas, which divide
+# lists of Kafka, and letters outside the locale.
+_SETTINGS_FILE = "server.properties"
+_LOG_FOLDER = "log"
 _READINESS_INTERVAL_SECONDS = 0.1
 # One readiness question; a broker that is loading answers at once, so only a hung one takes this long.
 _REQUEST_TIMEOUT_MS = 3000
@@ -193,7 +198,8 @@ class KafkaCluster:
         self._brokers = tuple(
             KafkaBroker(
                 node_id=node_id,
-                command=[*java, "kafka.Kafka", str(self._settings_path(node_id))],
+                folder=self._settings_path(node_id).parent,
+                command=[*java, "kafka.Kafka", _SETTINGS_FILE],
                 ports=ports,
                 log_path=self.data_dir / "logs" / f"broker-{node_id}.log",
             )
@@ -201,7 +207,7 @@ class KafkaCluster:
         )
 
     def _settings_path(self, node_id: int) -> Path:
-        return self.data_dir / f"broker-{node_id}" / "server.properties"
+        return self.data_dir / f"broker-{node_id}" / _SETTINGS_FILE
 
     def _write_settings(self, node_id: int, layout: ClusterLayout) -> None:
         path = self._settings_path(node_id)
@@ -212,7 +218,7 @@ class KafkaCluster:
             node_id=node_id,
             ports=layout.ports,
             listeners=self._listeners,
-            log_dir=path.with_name("log"),
+            log_dir=_LOG_FOLDER,
             extra_properties=self._extra_properties,
         )
         path.write_text(render_properties(properties))
@@ -220,14 +226,16 @@ class KafkaCluster:
     async def _format(self, node_id: int, *, layout: ClusterLayout, java: Sequence[str]) -> None:
         settings = self._settings_path(node_id)
         # What an interrupted format left behind; a formatted folder is never touched again.
-        shutil.rmtree(settings.with_name("log"), ignore_errors=True)
-        arguments = ["format", f"--cluster-id={layout.cluster_id}", "--config", str(settings)]
+        shutil.rmtree(settings.with_name(_LOG_FOLDER), ignore_errors=True)
+        arguments = ["format", f"--cluster-id={layout.cluster_id}", "--config", settings.name]
         for user in self._scram_users:
             arguments += ["--add-scram", user.as_argument()]
         process = await asyncio.create_subprocess_exec(
             *java,
             "kafka.tools.StorageTool",
             *arguments,
+            cwd=settings.parent,
+            env=jvm_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

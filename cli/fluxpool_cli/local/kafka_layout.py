@@ -7,9 +7,9 @@ import base64
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from fluxpool_cli.local.kafka_broker import KafkaError
 from fluxpool_cli.local.kafka_settings import ListenerSpec
@@ -20,7 +20,7 @@ class ClusterLayout(BaseModel):
     """The content of `cluster.json`; `ports` maps node id -> listener name -> port."""
 
     cluster_id: str
-    ports: dict[int, dict[str, int]]
+    ports: dict[int, dict[str, Annotated[int, Field(ge=1, le=65_535)]]]
     formatted: bool = False
 
     @classmethod

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 from fluxpool_cli.local.loopback import HOST
 
@@ -126,7 +125,7 @@ def broker_properties(
     node_id: int,
     ports: Mapping[int, Mapping[str, int]],
     listeners: Sequence[ListenerSpec],
-    log_dir: Path,
+    log_dir: str,
     extra_properties: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the settings of one broker; `ports` maps each broker's node id to listener name -> port.
@@ -186,14 +185,24 @@ def _addresses(names: Iterable[str], ports: Mapping[str, int]) -> str:
 
 
 def render_properties(properties: Mapping[str, str]) -> str:
-    """Return the text of a Java properties file; values may hold backslashes and line breaks (PEM)."""
+    """Return the text of a Java properties file, in ASCII; values may hold anything, such as the line breaks of PEM."""
     return "".join(f"{key}={_escaped(value)}\n" for key, value in sorted(properties.items()))
 
 
 def _escaped(value: str) -> str:
     escaped = value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    # Java reads the file as Latin-1, in UTF-16 units (java.util.Properties).
+    escaped = "".join(
+        character if character.isascii() and character.isprintable() else _utf16_escapes(character)
+        for character in escaped
+    )
     # Blanks at the start of a value would be dropped.
     return f"\\{escaped}" if escaped.startswith(" ") else escaped
+
+
+def _utf16_escapes(character: str) -> str:
+    units = character.encode("utf-16-be", errors="surrogatepass")
+    return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))
 
 
 def group_on_partition(partition: int, *, partitions: int = OFFSETS_PARTITIONS) -> str:

@@ -49,7 +49,7 @@ def start_detached(options: StackOptions, *, report: Callable[[str], None]) -> S
     """
     data_dir = DataDir.at(options.data_dir)
     data_dir.create()
-    log_path = data_dir.logs / "supervisor.log"
+    log_path = data_dir.supervisor_log
     with log_path.open("ab") as log:
         follower = _LogFollower(log_path, log.tell())
         process = subprocess.Popen(  # noqa: S603 - our own module

@@ -7,7 +7,7 @@ and stopped in another.
 import asyncio
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,12 +23,26 @@ class ServerProcess:
     Start it from a thread that lives on, such as the main thread.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, log_path: Path, error: Callable[[str], Exception]) -> None:
-        """Take an absolute program with its arguments and the caller's own exception; starts nothing."""
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log_path: Path,
+        error: Callable[[str], Exception],
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take an absolute program with its arguments and the caller's own exception; starts nothing.
+
+        Without `folder` and `environment` it runs in those of the caller.
+        """
         self.name = name
         self.log_path = log_path
         self._command = list(command)
         self._error = error
+        self._folder = folder
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start_bytes = 0
 
@@ -49,6 +63,8 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                cwd=self._folder,
+                env=self._environment,
                 # Ctrl-C in a terminal goes to the starting program alone, which stops its servers in order.
                 start_new_session=True,
             )

@@ -14,7 +14,7 @@ from typing import TypeVar
 import httpx
 
 from fluxpool_cli.local.child_process import ChildProcess
-from fluxpool_cli.local.data_dir import DataDir
+from fluxpool_cli.local.data_dir import DataDir, private_files
 from fluxpool_cli.local.kafka_broker import KafkaError, KafkaStartError
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_cli.local.kafka_jars import KafkaJarsError, provide_kafka_libs
@@ -54,6 +54,7 @@ class LocalStack:
         self._options = options
         self._report = report
         self._phase = Phase.STARTING
+        self._unsaved = False
         self._folder = ExitStack()
         self._kafka: KafkaCluster | None = None
         self._parts: PartSettings | None = None
@@ -94,6 +95,8 @@ class LocalStack:
             lanes=self._scaler.lane_states() if self._scaler else (),
             plan=self._scaler.summary() if self._scaler else None,
             crashed_workers=self._fleet.crashed if self._fleet else 0,
+            workers_problem=self._fleet.problem if self._fleet else None,
+            options=self._options.model_dump(mode="json"),
         )
 
     async def start(self) -> None:
@@ -180,8 +183,21 @@ class LocalStack:
         gateway = f"--- {self._gateway.log_path}\n{self._gateway.log_tail()}\n" if self._gateway else ""
         return gateway + (self._fleet.log_tails() if self._fleet else "")
 
+    def kill_workers(self) -> None:
+        """End a stop that waits for the tasks in work."""
+        if self._fleet is not None:
+            self._fleet.kill()
+
     def _save(self) -> None:
-        self.state().save(self.data_dir.state)
+        try:
+            self.state().save(self.data_dir.state)
+        except OSError as error:
+            # A disk that is full for a while must not end what runs; the file is written again twice a second.
+            if not self._unsaved:
+                self._report(f"{self.data_dir.state} cannot be written ({error.strerror}); the stack goes on without")
+            self._unsaved = True
+        else:
+            self._unsaved = False
 
     async def _provide_kafka(self) -> KafkaConnection:
         """A Kafka with all topics: the one whose address was given, else one of the stack's own."""
@@ -280,9 +296,10 @@ async def supervise(
     *,
     report: Callable[[str], None],
 ) -> T | None:
-    """Start a stack, do `work` beside it, stop it; null when SIGINT or SIGTERM ended the work early.
+    """Start a stack, do `work` beside it, stop it; null when SIGTERM ended the work early.
 
-    Raises what the start or the work raised, after everything was stopped.
+    A second signal ends the workers without waiting for their tasks. Raises what the start or the work raised, after
+    everything was stopped, and `KeyboardInterrupt` after a SIGINT.
     """
     stack = LocalStack(options, report=report)
     loop = asyncio.get_running_loop()
@@ -296,21 +313,26 @@ async def supervise(
 
     def end(number: signal.Signals) -> None:
         if not ended_by:
-            report("stopping; this takes as long as the tasks in work")
+            report("stopping; this takes as long as the tasks in work (once more: stop at once)")
             task.cancel()
+        else:
+            stack.kill_workers()
         ended_by.append(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     for number in numbers:
         loop.add_signal_handler(number, end, number)
     try:
-        # Not awaited itself: a cancellation must end the work, never the orderly stop below.
-        await asyncio.wait({task})
+        with private_files():
+            # Not awaited itself: a cancellation must end the work, never the orderly stop below.
+            await asyncio.wait({task})
     finally:
         await stack.stop()
         for number in numbers:
             loop.remove_signal_handler(number)
     if task.cancelled() and ended_by:
+        if ended_by[0] is signal.SIGINT:
+            raise KeyboardInterrupt
         return None
     return task.result()
 

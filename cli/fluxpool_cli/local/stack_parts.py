@@ -13,6 +13,7 @@ from fluxpool_cli.local.data_dir import DataDir
 from fluxpool_cli.local.loopback import HOST
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_contract.environment import PREFIX
+from fluxpool_contract.folder_address import folder_address
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.settings import (
     STANDARD_LANE,
@@ -85,7 +86,7 @@ class PartSettings:
         )
 
     def _storage(self) -> StorageSettings:
-        return StorageSettings(url=self.data_dir.images.as_uri())
+        return StorageSettings(url=folder_address(self.data_dir.images))
 
 
 def model_of(options: StackOptions, data_dir: DataDir) -> str:

@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 _START_TIME_TOLERANCE_SECONDS = 0.5
 """The system counts in hundredths of a second; a pid does not come round again within half of one."""
@@ -33,7 +34,7 @@ class ProcessRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    pid: int
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
     started_at: float
     """Seconds since 1970, as the system says."""
     log: Path | None = None
@@ -54,7 +55,7 @@ class ProcessRecord(BaseModel):
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_at) < _START_TIME_TOLERANCE_SECONDS
             return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             return False
 
     def send_signal(self, number: signal.Signals) -> bool:
@@ -112,6 +113,8 @@ class StackState(BaseModel):
     """Since the stack was started."""
     workers_problem: str | None = None
     """What workers fail with again and again before they are ready; null while that is not so."""
+    options: dict[str, Any] = {}
+    """`StackOptions` that it was started with."""
 
     def save(self, path: Path) -> None:
         """Write the file in one step."""

@@ -4,6 +4,7 @@ Owns the processes and their states; decides nothing about how many there should
 """
 
 import asyncio
+import json
 import signal
 import sys
 import time
@@ -64,8 +65,11 @@ class WorkerFleet:
         self._wanted = 0
         self._crashes_in_a_row = 0
         self._spawn_not_before_seconds = 0.0
+        self._last_failure: str | None = None
         self.crashed = 0
         """Workers that ended without being asked, since the start."""
+        self.problem: str | None = None
+        """What two workers in a row failed with before they were ready: the next one will, too."""
 
     @property
     def replicas(self) -> int:
@@ -120,16 +124,28 @@ class WorkerFleet:
                 stopping.create_task(worker.child.end_within(grace_seconds))
         self._reap()
 
+    def kill(self) -> None:
+        """SIGKILL all workers; what they had in work is taken up by others."""
+        for worker in self._workers.values():
+            worker.child.kill()
+
     async def _spawn(self) -> None:
         self._numbers += 1
         name = f"worker-{self._numbers}"
-        port = free_port()
-        child = await ChildProcess.spawn(
-            name,
-            WORKER_COMMAND,
-            environment=self._environment(name, port),
-            log_path=self._log_dir / f"{name}.log",
-        )
+        try:
+            port = free_port()
+            child = await ChildProcess.spawn(
+                name,
+                WORKER_COMMAND,
+                environment=self._environment(name, port),
+                log_path=self._log_dir / f"{name}.log",
+            )
+        except OSError as error:
+            # A full disk, or no process or port left: that passes, and the stack must outlive it.
+            self._numbers -= 1
+            delay = self._back_off()
+            self._report(f"{name} cannot be started ({error}); it is tried again in {delay:g} s")
+            return
         self._workers[name] = _Worker(child, port)
         self._report(f"{name} starts")
 
@@ -159,14 +175,27 @@ class WorkerFleet:
                 self._report(f"{name} ended with status {status} while it drained; its log is {worker.child.log_path}")
                 continue
             self.crashed += 1
-            delay = _BACKOFF_SECONDS[min(self._crashes_in_a_row, len(_BACKOFF_SECONDS) - 1)]
-            self._crashes_in_a_row += 1
-            self._spawn_not_before_seconds = time.monotonic() + delay
+            delay = self._back_off()
             last = worker.child.log_tail(lines=1) or "it logged nothing"
             self._report(
                 f"{name} ended with status {status} without being asked; a new one starts in {delay:g} s. "
                 f"The last line of {worker.child.log_path}: {last}"
             )
+            if worker.state is WorkerState.STARTING:
+                self._note_failure(failure_in(last, status=status))
+
+    def _back_off(self) -> float:
+        """Put off the next start; returns by how many seconds."""
+        delay = _BACKOFF_SECONDS[min(self._crashes_in_a_row, len(_BACKOFF_SECONDS) - 1)]
+        self._crashes_in_a_row += 1
+        self._spawn_not_before_seconds = time.monotonic() + delay
+        return delay
+
+    def _note_failure(self, failure: str) -> None:
+        if failure == self._last_failure and failure != self.problem:
+            self.problem = failure
+            self._report(f"workers cannot start: {failure}")
+        self._last_failure = failure
 
     async def _probe(self, http: httpx.AsyncClient) -> None:
         for worker in self._workers.values():
@@ -179,4 +208,14 @@ class WorkerFleet:
             if response.is_success:
                 worker.state = WorkerState.READY
                 self._crashes_in_a_row = 0
+                self._last_failure = self.problem = None
                 self._report(f"{worker.child.name} is ready")
+
+
+def failure_in(last_line: str, *, status: int) -> str:
+    """Why a worker ended, from the last line of its log: the error that it tells, else its exit status."""
+    try:
+        error = json.loads(last_line).get("error")
+    except (ValueError, AttributeError, RecursionError):
+        error = None
+    return error if isinstance(error, str) and error else f"they end with status {status}"
