@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.topics import TopicSpec
 from fluxpool_operator.api.kafka import KafkaSpec
-from fluxpool_operator.backlog import TopicReport, manage_topics, wanted_topics
+from fluxpool_operator.backlog import TopicReport, manage_topics, observe_topics, wanted_topics
 from fluxpool_transport.topic_admin import TopicChanges, keep_topics
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until
@@ -158,3 +158,33 @@ def test_lanes_are_laid_out_like_the_tasks_of_the_contract() -> None:
     tasks, vip = wanted_topics(spec)[:2]
     assert (tasks.name, tasks.partitions, tasks.config["retention.ms"]) == ("some-tasks", 4, WEEK_MS)
     assert vip == replace(tasks, name="some-vip")
+
+
+async def test_topics_that_trust_the_producers_clock_are_changed_when_managed_and_only_named_otherwise(
+    bootstrap_servers: str,
+) -> None:
+    prefix = unique_name("managed")
+    spec = _spec(bootstrap_servers, prefix)
+    names = {f"{prefix}-tasks": 4, f"{prefix}-vip": 4, f"{prefix}-retry-15s": 2, f"{prefix}-dlq": 2}
+    await create_topics(bootstrap_servers, names, config={"message.timestamp.type": "CreateTime"})
+    connection = _connection(bootstrap_servers)
+    seen = await observe_topics(connection, spec)
+    assert seen.create_time == (f"{prefix}-tasks", f"{prefix}-vip", f"{prefix}-retry-15s")
+    assert (await _config(bootstrap_servers, f"{prefix}-tasks"))["message.timestamp.type"] == "CreateTime"
+
+    report = await manage_topics(connection, spec)
+    assert (report.create_time, report.problems) == ((), ())
+    for name in names:
+
+        async def stamped(name: str = name) -> bool:
+            return bool((await _config(bootstrap_servers, name))["message.timestamp.type"] == "LogAppendTime")
+
+        await wait_until(stamped, deadline_seconds=30, what=f"LogAppendTime of {name}")
+
+
+async def test_a_kafka_that_is_away_tells_nothing_of_its_topics(bootstrap_servers: str) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    spec = _spec(bootstrap_servers, "nowhere")
+    assert (await observe_topics(_connection(address), spec, deadline_seconds=1)).create_time is None

@@ -13,7 +13,8 @@ from typing import Any, Final
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus
 from fluxpool_operator.api.conditions import Condition
-from fluxpool_operator.backlog import BacklogHub, LaneTarget
+from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.backlog import BacklogHub, LaneTarget, TopicReport
 from fluxpool_operator.backlog.reading import LaneReading
 from fluxpool_operator.cluster import ClusterClient, ClusterError
 from fluxpool_operator.cluster.client import Body
@@ -132,6 +133,8 @@ class PoolBench:
     hub: FakeHub = field(default_factory=FakeHub)
     shared: Services | None = None
     """Of another pool of the same operator."""
+    create_time: tuple[str, ...] | None = ()
+    """What is found out about the topics that nobody may change."""
     seconds: float = 1000.0
     woken: set[Change] = field(default_factory=set)
 
@@ -141,6 +144,7 @@ class PoolBench:
             cluster=self.cluster,
             hub=self.hub,
             folder=self.folder,
+            observe_topics=self._observe_topics,
             clock=lambda: self.seconds,
             utc_now=lambda: NOON + timedelta(seconds=self.seconds - 1000),
         )
@@ -158,6 +162,10 @@ class PoolBench:
             wake=self.woken.add,
             tell_rivals=lambda _: None,
         )
+
+    async def _observe_topics(self, connection: KafkaConnection, kafka: KafkaSpec) -> TopicReport:
+        del connection, kafka
+        return TopicReport(create_time=self.create_time)
 
     @property
     def deployment_path(self) -> str:

@@ -179,6 +179,18 @@ async def test_a_paused_pool_changes_nothing(tmp_path: Path, monkeypatch: pytest
     assert pool.condition("LagAvailable").status == "True"
 
 
+async def test_topics_that_keep_the_producers_time_are_named_with_the_remedy(tmp_path: Path) -> None:
+    pool = bench(tmp_path)
+    pool.create_time = ("flux-generation-tasks", "flux-generation-retry-15s")
+    await pool.turn(Change.SPEC)
+    await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the look at the topics")
+    await pool.turn()
+    told = pool.condition("LogAppendTime")
+    assert (told.status, told.reason) == ("False", "CreateTime")
+    for words in ("topic flux-generation-tasks", "message.timestamp.type=LogAppendTime", "flux-generation-retry-15s"):
+        assert words in told.message
+
+
 # Repairs
 
 

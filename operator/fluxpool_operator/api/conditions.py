@@ -30,6 +30,8 @@ class ConditionType(StrEnum):
     """Tasks were deleted by the topic's retention before a worker took them."""
     OFFSETS_KEPT = "OffsetsKept"
     """The brokers keep what the groups have committed for as long as the pool may sleep."""
+    LOG_APPEND_TIME = "LogAppendTime"
+    """Records of tasks carry the brokers' time, so that no producer's clock makes retention delete one too early."""
 
 
 class ConditionStatus(StrEnum):
@@ -49,6 +51,7 @@ class Reason(StrEnum):
     CAPACITY_SHORT = "CapacityShort"
     CHILD_FAILED = "ChildFailed"
     CONTAINER_FAILED = "ContainerFailed"
+    CREATE_TIME = "CreateTime"
     FALLBACK_APPLIED = "FallbackApplied"
     FOREIGN_CHILD = "ForeignChild"
     FOREIGN_FIELDS = "ForeignFields"
@@ -58,6 +61,7 @@ class Reason(StrEnum):
     LAG_READ = "LagRead"
     LAG_RESTORED = "LagRestored"
     LAG_UNAVAILABLE = "LagUnavailable"
+    LOG_APPEND_TIME = "LogAppendTime"
     MANUAL_MODE = "ManualMode"
     NO_OFFSETS_EXPIRED = "NoOffsetsExpired"
     OFFSETS_MAY_EXPIRE = "OffsetsMayExpire"
@@ -85,6 +89,7 @@ class Reason(StrEnum):
     TOPICS_FAILED = "TopicsFailed"
     TOPICS_FOUND = "TopicsFound"
     TOPICS_MISSING = "TopicsMissing"
+    TOPICS_UNREADABLE = "TopicsUnreadable"
     WAITING_FOR_GPU = "WaitingForGPU"
     WITHIN_LIMITS = "WithinLimits"
     WORKERS_LOADING = "WorkersLoading"
@@ -97,7 +102,8 @@ class Condition(ApiModel):
 
     # Plain text in the definition: one that is older than the operator must not refuse a new word.
     type: Annotated[ConditionType, WithJsonSchema({"type": "string", "maxLength": 316})]
-    """What is said: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired or OffsetsKept."""
+    """What is said: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired, OffsetsKept or
+    LogAppendTime."""
     status: ConditionStatus
     """Whether it holds."""
     reason: Annotated[Reason, WithJsonSchema({"type": "string", "maxLength": 1024})]

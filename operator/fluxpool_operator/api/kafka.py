@@ -175,7 +175,8 @@ class KafkaSpec(ApiModel):
     topics: TopicsSpec = TopicsSpec()
     """Names of the other topics."""
     manage_topics: bool = False
-    """Create the topics that are missing, and add partitions to those that have fewer than topicLayout says."""
+    """Create the topics that are missing, add partitions to those that have fewer than topicLayout says, and set
+    message.timestamp.type=LogAppendTime."""
     topic_layout: TopicLayoutSpec = TopicLayoutSpec()
     """How topics are created when manageTopics is true."""
     offset_retention_days: Annotated[int, Field(ge=1, le=3650)] = 365

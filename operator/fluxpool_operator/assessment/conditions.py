@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Final, assert_never
 
+from fluxpool_contract.topics import explain_create_time
 from fluxpool_operator.api import ConditionStatus, ConditionType, Reason, ScalingMode
 from fluxpool_operator.assessment.coarse import duration_text
 from fluxpool_operator.assessment.readiness import readiness
@@ -43,6 +44,8 @@ def verdict(view: PoolView, type_: ConditionType) -> Verdict:
             return _tasks_expired(view)
         case ConditionType.OFFSETS_KEPT:
             return _offsets_kept(view)
+        case ConditionType.LOG_APPEND_TIME:
+            return _log_append_time(view)
         case _:
             assert_never(type_)
 
@@ -203,6 +206,21 @@ def _offsets_kept(view: PoolView) -> Verdict:
     if not any(lane.partitions for lane in view.lanes):
         return _unknown(Reason.LAG_UNAVAILABLE, "The offsets were never read.")
     return _true(Reason.OFFSETS_STAY, "No committed offset is about to be forgotten by the brokers.")
+
+
+def _log_append_time(view: PoolView) -> Verdict:
+    topics = view.create_time_topics
+    if topics is None:
+        return _unknown(
+            Reason.TOPICS_UNREADABLE,
+            "The configuration of the topics is not known; let the Kafka user DESCRIBE_CONFIGS them.",
+        )
+    if topics:
+        likewise = f" Likewise: {', '.join(topics[1:])}." if topics[1:] else ""
+        return _false(
+            Reason.CREATE_TIME, f"{explain_create_time(topics[0])}.{likewise} kafka.manageTopics does it too."
+        )
+    return _true(Reason.LOG_APPEND_TIME, "No topic with tasks is known to keep the times of its producers.")
 
 
 def _true(reason: Reason, message: str) -> Verdict:

@@ -44,6 +44,7 @@ def narrate(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> tuple[
         *_expiry(before, after),
         *_topics(before, after),
         *_offsets(before, after),
+        *_times(before, after),
         *_rollout(before, after),
     )
 
@@ -131,6 +132,12 @@ def _topics(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterat
 
 def _offsets(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
     now = _turned(before, after, ConditionType.OFFSETS_KEPT)
+    if now is not None and now.status is ConditionStatus.FALSE:
+        yield _warning(now.reason, now.message)
+
+
+def _times(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
+    now = _turned(before, after, ConditionType.LOG_APPEND_TIME)
     if now is not None and now.status is ConditionStatus.FALSE:
         yield _warning(now.reason, now.message)
 

@@ -52,6 +52,8 @@ class PoolView:
     topics_are_settling: bool = False
     """Whether the operator is creating topics or has just done so: until their partitions have leaders they cannot be
     read, and that is nothing to warn of."""
+    create_time_topics: tuple[str, ...] | None = None
+    """Topics with tasks whose records carry the producer's time; None when that is not known."""
     topic_partitions: Mapping[str, int] = field(default_factory=dict)
     """Partitions of each lane's topic by the lane's name, without those that were never read."""
 

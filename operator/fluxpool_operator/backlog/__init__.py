@@ -11,7 +11,7 @@ from fluxpool_operator.backlog.observation import (
 )
 from fluxpool_operator.backlog.planning_lanes import planning_lanes
 from fluxpool_operator.backlog.targets import lane_targets_of
-from fluxpool_operator.backlog.topics import TopicReport, manage_topics, wanted_topics
+from fluxpool_operator.backlog.topics import TopicReport, manage_topics, observe_topics, wanted_topics
 
 __all__ = [
     "BacklogHub",
@@ -24,6 +24,7 @@ __all__ = [
     "TopicReport",
     "lane_targets_of",
     "manage_topics",
+    "observe_topics",
     "planning_lanes",
     "wanted_topics",
 ]

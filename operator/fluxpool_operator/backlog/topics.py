@@ -9,12 +9,13 @@ from typing import Final
 from confluent_kafka import KafkaException
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.topics import TopicSpec, topic_specs
+from fluxpool_contract.topics import LOG_APPEND_TIME, TIMESTAMP_TYPE, TopicSpec, topic_specs
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.children import topic_names
 from fluxpool_transport.kafka_admin import KafkaUnavailableError, explain
 from fluxpool_transport.kafka_clients import KafkaCredentialsError
 from fluxpool_transport.topic_admin import keep_topics
+from fluxpool_transport.topic_times import find_create_time_topics, set_log_append_time
 
 _DEADLINE_SECONDS: Final = 10.0
 
@@ -27,6 +28,8 @@ class TopicReport:
     widened: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     """One sentence for each topic, with the remedy."""
+    create_time: tuple[str, ...] | None = ()
+    """Topics with tasks whose records carry the producer's time; None when nobody tells."""
 
 
 def wanted_topics(kafka: KafkaSpec) -> tuple[TopicSpec, ...]:
@@ -46,18 +49,46 @@ def wanted_topics(kafka: KafkaSpec) -> tuple[TopicSpec, ...]:
     return lanes + tuple(specs[name] for name in shared)
 
 
+def timed_topics(kafka: KafkaSpec) -> tuple[str, ...]:
+    """Topics whose record times decide what retention deletes of the pool's tasks: those of lanes and retries."""
+    return (*(lane.topic for lane in kafka.lanes), *kafka.topics.retry)
+
+
 async def manage_topics(
     connection: KafkaConnection, kafka: KafkaSpec, *, deadline_seconds: float = _DEADLINE_SECONDS
 ) -> TopicReport:
-    """Create the topics that are missing and widen those that are too narrow; nothing is shrunk, altered or deleted.
+    """Create the topics that are missing, widen those that are too narrow, and have the brokers stamp their records.
 
-    Replication, retention and other settings are given to topics that are created here, and to no other. Never raises
-    for Kafka: what went wrong stands in the report.
+    Nothing is shrunk or deleted; replication, retention and other settings are given to topics that are created here,
+    and to no other. Never raises for Kafka: what went wrong stands in the report.
     """
     try:
         changes = await keep_topics(connection, wanted_topics(kafka), deadline_seconds=deadline_seconds)
+        stamped = [spec.name for spec in wanted_topics(kafka) if spec.name not in changes.created]
+        trusting = await find_create_time_topics(connection, stamped, deadline_seconds=deadline_seconds)
+        refused = await set_log_append_time(connection, trusting, deadline_seconds=deadline_seconds)
     except (KafkaUnavailableError, KafkaCredentialsError) as error:
-        return TopicReport(problems=(f"topics could not be looked after: {error}",))
+        return TopicReport(problems=(f"topics could not be looked after: {error}",), create_time=None)
     except KafkaException as error:
-        return TopicReport(problems=(f"topics could not be looked after: {explain(error)}",))
-    return TopicReport(created=changes.created, widened=changes.widened, problems=changes.problems)
+        return TopicReport(problems=(f"topics could not be looked after: {explain(error)}",), create_time=None)
+    problems = (
+        f"topic {topic}: {TIMESTAMP_TYPE}={LOG_APPEND_TIME} cannot be set: {reason}; grant the Kafka user ALTER_CONFIGS"
+        for topic, reason in refused.items()
+    )
+    return TopicReport(
+        created=changes.created,
+        widened=changes.widened,
+        problems=(*changes.problems, *problems),
+        create_time=tuple(topic for topic in timed_topics(kafka) if topic in refused),
+    )
+
+
+async def observe_topics(
+    connection: KafkaConnection, kafka: KafkaSpec, *, deadline_seconds: float = _DEADLINE_SECONDS
+) -> TopicReport:
+    """Look at the topics and change nothing. Never raises for Kafka: what nobody tells is None."""
+    try:
+        found = await find_create_time_topics(connection, timed_topics(kafka), deadline_seconds=deadline_seconds)
+    except (KafkaUnavailableError, KafkaCredentialsError, KafkaException):
+        return TopicReport(create_time=None)
+    return TopicReport(create_time=found)

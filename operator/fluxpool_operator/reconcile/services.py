@@ -1,12 +1,14 @@
 """What the loops of all pools share."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fluxpool_operator.backlog import BacklogHub
+from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.backlog import BacklogHub, TopicReport, observe_topics
 from fluxpool_operator.cluster import ClusterClient
 from fluxpool_operator.metrics import OperatorMetrics
 from fluxpool_operator.reconcile.claims import GroupClaims
@@ -30,5 +32,6 @@ class Services:
     world: World = field(default_factory=World)
     claims: GroupClaims = field(default_factory=GroupClaims)
     metrics: OperatorMetrics = field(default_factory=OperatorMetrics)
+    observe_topics: Callable[[KafkaConnection, KafkaSpec], Coroutine[None, None, TopicReport]] = observe_topics
     clock: Callable[[], float] = time.monotonic
     utc_now: Callable[[], datetime] = _utc_now

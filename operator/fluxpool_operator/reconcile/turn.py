@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
 from fluxpool_operator.backlog import LaneObservation, LaneTarget
@@ -69,7 +68,7 @@ class PoolTurns:
             clock=services.clock,
         )
         self._kafka = KafkaAccessFinder(services.folder / uid, settings=services.settings)
-        self._topics = TopicKeeper(wake=lambda: wake(Change.TOPICS), clock=services.clock)
+        self._topics = TopicKeeper(services=services, wake=lambda: wake(Change.TOPICS))
         self._scaler = Scaler(written=writer.written, services=services)
         self._actuator: Actuator | None = None
         self._targets: tuple[FluxWorkerPool, tuple[LaneTarget, ...]] | None = None
@@ -93,7 +92,7 @@ class PoolTurns:
             actuator.child_gone(pool)
         secrets = await self._secrets.read(required_secret_keys(pool.spec))
         aimed = await self._aim(pool, secrets)
-        topic_problems = self._look_after_topics(pool, aimed.access.connection)
+        topic_problems = self._topics.keep(pool, aimed.access.connection)
         if changes & _READ_AT_ONCE or self._lag.seconds_until_due(self._interval(pool)) <= 0:
             await self._lag.read(is_burst=Change.RECORDS in changes)
         sight = await self._see(pool)
@@ -116,12 +115,6 @@ class PoolTurns:
         self._lag.wake_when_grown()
         due = max(0.0, self._lag.seconds_until_due(self._interval(pool)))
         return min(due, actuator.seconds_until_due(), self._secrets.seconds_until_due())
-
-    def _look_after_topics(self, pool: FluxWorkerPool, connection: KafkaConnection | None) -> tuple[PoolProblem, ...]:
-        if pool.spec.paused:
-            self._topics.close()
-            return ()
-        return self._topics.keep(pool, connection)
 
     def _targets_of(self, pool: FluxWorkerPool) -> tuple[LaneTarget, ...]:
         """What the pool reads; kept until the pool changes, because it takes long to find out."""
@@ -198,7 +191,8 @@ class PoolTurns:
             pods=sight.pods,
             template_hash=template_hash,
             problems=problems,
-            topics_are_settling=self._topics.is_settling,
+            topics_are_settling=self._topics.is_settling and pool.spec.kafka.manage_topics,
+            create_time_topics=self._topics.create_time,
             topic_partitions=_partition_counts(sight.lanes),
         )
         status = assess(view)
