@@ -135,6 +135,17 @@ def test_only_the_worker_needs_torch(deployable: str) -> None:
 # What files may not hold
 
 
+def test_every_consumer_of_the_product_passes_on_what_it_cannot_decode() -> None:
+    """aiokafka's do with these options; librdkafka crashes at header names that are not UTF-8."""
+    rooms = ("transport/", "gateway/", "worker/", "operator/", "cli/")
+    sources = {name: text for name, text in texts() if name.startswith(rooms) and name.endswith(".py")}
+    readers = {name for name, text in sources.items() if "AIOKafkaConsumer(" in text}
+    assert readers
+    assert [name for name in readers if "aiokafka_options(" not in sources[name]] == []
+    librdkafkas = re.compile(r"from confluent_kafka import [^\n]*\b(Deserializing)?Consumer\b")
+    assert [name for name, text in sources.items() if librdkafkas.search(text)] == []
+
+
 def test_no_file_names_the_host_of_a_package_registry() -> None:
     assert [(name, host) for name, text in texts() for host in REGISTRY_HOSTS if host in text] == []
 

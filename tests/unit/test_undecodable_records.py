@@ -72,7 +72,7 @@ def test_a_batch_with_a_wrong_checksum_is_passed_as_a_whole_with_its_bytes() -> 
     assert isinstance(lost, UndecodableRecord)
     assert not lost.has_contents
     assert (lost.first_offset, lost.key, lost.value, lost.headers) == (4, None, damaged, ())
-    assert (lost.topic, lost.partition) == ("tasks", 3)
+    assert (lost.topic, lost.partition, lost.timestamp) == ("tasks", 3, -1)
 
 
 def test_a_damaged_batch_at_the_end_is_passed_as_far_as_its_header_is_plausible() -> None:
@@ -112,7 +112,7 @@ def test_a_batch_that_would_become_too_large_is_passed_with_its_compressed_bytes
     records = read(bomb + batch([b"healthy"], base_offset=2))
 
     assert outline(records) == [(1, "gzip: the batch would become larger than 100000 bytes"), (2, b"healthy")]
-    assert records[0].value == bomb
+    assert (records[0].value, records[0].timestamp) == (bomb, 1001)
 
 
 def test_a_batch_of_too_many_records_is_passed_as_a_whole() -> None:

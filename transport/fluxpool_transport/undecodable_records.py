@@ -46,6 +46,7 @@ _HEADER_BYTES: Final = 61
 _LEGACY_HEADER_BYTES: Final = 26
 _COUNT_OFFSET: Final = 57
 _LAST_DELTA_OFFSET: Final = 23
+_MAX_TIMESTAMP_OFFSET: Final = 35
 _MAX_GAP_OFFSETS: Final = 1000
 """Between what was asked for and a damaged batch; markers of transactions leave gaps of one or two."""
 
@@ -171,7 +172,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
                     yield self._consumer_record(self._tp, record)
         except BatchDecompressionError as error:
             if self.next_fetch_offset < batch.next_offset:
-                yield self._lost(fetched, _explain(error), last=batch.next_offset - 1)
+                yield self._lost(fetched, _explain(error), last=batch.next_offset - 1, is_whole=True)
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises is about these bytes
             yield from self._salvage(fetched, _explain(error), end=batch.next_offset)
 
@@ -190,7 +191,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
         except Exception as error:  # noqa: BLE001 - whatever a decoder raises is about these bytes
             problem = _explain(error)
         if self.next_fetch_offset < end:
-            yield self._lost(fetched, problem, last=end - 1)
+            yield self._lost(fetched, problem, last=end - 1, is_whole=True)
 
     def _with_contents(self, record: Any, headers: list[tuple[str, bytes | None]]) -> UndecodableRecord:
         return self._report(
@@ -212,9 +213,13 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             )
         )
 
-    def _lost(self, fetched: bytes | None, problem: str, *, last: int) -> UndecodableRecord:
+    def _lost(self, fetched: bytes | None, problem: str, *, last: int, is_whole: bool = False) -> UndecodableRecord:
+        """`is_whole`: its checksum is right, and its header can be believed."""
         first, self.next_fetch_offset = self.next_fetch_offset, last + 1
-        return self._report(lost_records(self._tp, first=first, last=last, problem=problem, fetched=fetched))
+        record = lost_records(self._tp, first=first, last=last, problem=problem, fetched=fetched)
+        if is_whole and fetched is not None and fetched[_MAGIC_OFFSET] == _NEWEST_MAGIC:
+            record.timestamp = _integer(fetched, _MAX_TIMESTAMP_OFFSET, 8)
+        return self._report(record)
 
     @staticmethod
     def _report(record: UndecodableRecord) -> UndecodableRecord:
