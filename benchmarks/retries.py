@@ -243,7 +243,7 @@ async def measure(way: str, cluster: KafkaCluster, options: argparse.Namespace, 
     async with churning(agents, settings, way=way, seconds=options.churn_seconds) as changes:
         due = await send_retries(settings, count=options.tasks, per_second=options.rate)
         ends_at = time.monotonic() + FINISH_SECONDS
-        while len(found := await copies(settings)) < len(due) and time.monotonic() < ends_at:
+        while len(found := await copies(settings)) < len(due) and time.monotonic() < ends_at:  # noqa: ASYNC110 - as above
             await asyncio.sleep(1)
     await asyncio.gather(*(agent.leave() for agent in agents))
     late = sorted(min(found[key]) - at for key, at in due.items() if key in found)

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 from aiokafka import TopicPartition
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from fluxpool_contract.dead_letter import DeadLetter
 from fluxpool_contract.headers import Envelope, parse_envelope
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.retries import MAX_JITTER, former_scheduler_group, retry_group, strays_group
+from fluxpool_contract.settings import Lane
+from fluxpool_transport.batch_decompression import MAX_BATCH_BYTES
 from fluxpool_transport.memberless_offsets import MemberlessOffsets, StoredOffset
-from kit.kafka import TopicRecord, committed_offsets, produce
+from kit.kafka import TopicRecord, committed_offsets, create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
 
@@ -178,6 +181,33 @@ async def test_no_record_tells_a_worker_to_write_to_a_topic_that_is_no_lane_of_i
     assert envelope.origin_topic == topics.tasks
     for topic in (topics.results, topics.control, topics.dead_letters, topics.retry[1], topics.tasks):
         assert [record for record in await bench.records(topic) if b"forged" in (record.value or b"")] == []
+
+
+async def test_a_retry_record_that_cannot_be_decoded_gets_one_dead_letter_from_one_pool(bench: WorkerBench) -> None:
+    topic, other = bench.topics.retry[0], f"{bench.topics.tasks}-of-another-pool"
+    await create_topics(bench.bootstrap_servers, {other: 1})
+    limits = {"message.max.bytes": 2 * MAX_BATCH_BYTES, "queue.buffering.max.kbytes": 2 * MAX_BATCH_BYTES // 1024}
+    producer = Producer({"bootstrap.servers": bench.bootstrap_servers, "compression.type": "zstd", **limits})
+    producer.produce(topic, b"0" * (MAX_BATCH_BYTES + 1), partition=1)
+    assert await asyncio.to_thread(producer.flush, 30) == 0
+    for origin in (bench.topics.tasks, other):
+        headers = [("fluxpool-origin-topic", origin.encode())]
+        await produce(bench.bootstrap_servers, topic, [(None, task_body(origin))], partition=1, headers=headers)
+    lanes = (Lane(name="standard", topic=other),)
+    await asyncio.gather(
+        bench.start_ready(), bench.start_ready(lanes=lanes, consumer_group=f"{bench.group}-of-another-pool")
+    )
+
+    async def answered() -> bool:
+        ids = {result["request_id"] for result in await bench.results()}
+        return {bench.topics.tasks, other} <= ids
+
+    await wait_until(answered, deadline_seconds=120, what="the tasks behind it")
+    await wait_handed_on(bench, topic, 3)
+    [record] = await bench.records(bench.topics.dead_letters)
+    letter = DeadLetter.from_headers(record.headers)
+    assert (letter.origin_topic, letter.origin_partition, letter.origin_offset) == (topic, 1, 0)
+    assert letter.error_code == "undecodable"
 
 
 async def test_a_task_that_its_lane_does_not_take_back_is_dead_lettered_and_answered(bench: WorkerBench) -> None:
