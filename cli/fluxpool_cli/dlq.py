@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -267,6 +267,7 @@ def replay(
         until=until,
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
+    choices = replace(choices, retry_topics=frozenset(source.target.topics.retry))
     refused, done = run_on(source.target, _replay(source, choices, rate=rate if yes else None))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
         write_json({"topic": source.topic, "dry_run": not yes, "sent" if yes else "to_send": done, "refused": refused})

@@ -77,6 +77,7 @@ def record(value: bytes | None = BODY, *, key: bytes | None = None, **changes: A
 
 
 def prepare(item: ConsumerRecord, **choices: Any) -> PreparedReplay | RefusedReplay:
+    choices = {"retry_topics": frozenset({"tasks-retry-15s"}), **choices}
     return prepare_replay(entry_of(item), item, ReplayChoices(**choices), topic="dlq", now=NOW)
 
 
@@ -96,6 +97,10 @@ def test_a_replay_is_the_same_record_whenever_it_is_prepared() -> None:
     item = record(key=b"k", original=[("traceparent", b"00-1")])
     later = prepare_replay(entry_of(item), item, ReplayChoices(), topic="dlq", now=NOW.replace(year=2027))
     assert later == prepared(item)
+
+
+def test_a_task_goes_back_to_the_topic_it_was_taken_from_whatever_origin_it_brought_along() -> None:
+    assert prepared(record(original=[("fluxpool-origin-topic", b"flux-generation-results")])).topic == "tasks"
 
 
 def test_budgets_begin_anew_and_the_envelope_is_kept() -> None:

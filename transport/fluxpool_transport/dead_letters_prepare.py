@@ -46,6 +46,8 @@ class ReplayChoices:
     """Headers of the original that are left out."""
     to_topic: str | None = None
     """Where to send; None: where the task came from."""
+    retry_topics: frozenset[str] = field(default=frozenset())
+    """Where workers write the header that says where a task belongs; on other topics anybody may have written it."""
     max_replays: int = DEFAULT_MAX_REPLAYS
     """A task that was replayed as often is refused."""
     ignore_max_replays: bool = False
@@ -110,7 +112,9 @@ def prepare_replay(
         decoded = decode_task(value, kept)
     except InvalidTaskError as error:
         return RefusedReplay(entry=entry, problems=(*problems, *error.problems))
-    target = choices.to_topic or decoded.envelope.origin_topic or entry.letter.origin_topic
+    target = choices.to_topic or entry.letter.origin_topic
+    if target in choices.retry_topics:
+        target = decoded.envelope.origin_topic or target
     if target == topic:
         problems.append(FieldProblem("topic", f"{topic} holds dead letters; name a topic of tasks to send to"))
     deadline = decoded.envelope.deadline
