@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from fluxpool_contract.derived import claim_key, manifest_key
 from fluxpool_contract.settings import StorageSettings
+from fluxpool_transport.object_store import PROBE_KEY
 from fluxpool_worker.image_parameters import read_parameters
 from kit.kafka import produce, unique_name
 from kit.s3 import S3Service, running_s3
@@ -110,7 +111,8 @@ async def test_a_task_sent_twice_has_one_object_and_one_answer(bench: WorkerBenc
     assert second == first
     image = first["images"][0]["object"]
     assert first["image_url"] == f"{bucket.settings.url}{image}"
-    assert keys == sorted([claim_key("default", "twice"), image, manifest_key(image.removesuffix("/0.png"))])
+    own = [claim_key("default", "twice"), image, manifest_key(image.removesuffix("/0.png"))]
+    assert keys == sorted([PROBE_KEY, *own])
     assert bucket.keys() == keys
 
 

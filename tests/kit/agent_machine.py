@@ -13,6 +13,7 @@ every task must come to exactly one end, and no lag may be left, not even of wha
 import asyncio
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Final
 from unittest.mock import patch
@@ -28,6 +29,7 @@ from fluxpool_contract.headers import parse_envelope
 from fluxpool_contract.ledger import decode_ledger
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_worker.agent.answers import due_record
+from fluxpool_worker.agent.lane_choice import LOG_APPEND_TIME
 from fluxpool_worker.agent.publisher import OutgoingRecord
 from kit.modelled_kafka import Commit, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 from kit.modelled_worker import ModelPod, Run, Surroundings
@@ -167,11 +169,14 @@ class AgentMachine(RuleBasedStateMachine):
     def a_retry_is_due(self, number: int) -> None:
         self.append(number, self.waiting_retries.pop(0))
 
-    def append(self, number: int, sent: OutgoingRecord, *, gap: int = 0) -> None:
+    def append(self, number: int, sent: OutgoingRecord, *, gap: int = 0, producers_time_ms: int | None = None) -> None:
         offset = self.group.ends[TopicPartition(TOPIC, number)] + gap
-        # No two alike: the order among equals is that of a set, another one in each process.
-        now_ms = round((EPOCH_SECONDS + self.loop.time()) * 1000) + self.records
-        self.group.append(consumer_record(sent, number=number, offset=offset, timestamp_ms=now_ms))
+        # None later than now, and no two alike: the order among equals is that of a set, another one in each process.
+        now_ms = round((EPOCH_SECONDS + self.loop.time() - 1) * 1000) + self.records
+        record = consumer_record(sent, number=number, offset=offset, timestamp_ms=now_ms)
+        if producers_time_ms is not None:
+            record = replace(record, timestamp=producers_time_ms, timestamp_type=0)
+        self.group.append(record)
         self.records += 1
         self.loop.settle()
 
@@ -409,7 +414,9 @@ class AgentMachine(RuleBasedStateMachine):
 
 
 def consumer_record(sent: OutgoingRecord, *, number: int = 0, offset: int = 0, timestamp_ms: int = 0) -> ConsumerRecord:
-    return ConsumerRecord(sent.topic, number, offset, timestamp_ms, 0, sent.key, sent.value, None, -1, -1, sent.headers)
+    return ConsumerRecord(
+        sent.topic, number, offset, timestamp_ms, LOG_APPEND_TIME, sent.key, sent.value, None, -1, -1, sent.headers
+    )
 
 
 def place_of(run: Run) -> Place:

@@ -18,7 +18,7 @@ from fluxpool_worker.agent.answers import (
     failure_of,
     is_dead_lettered,
 )
-from fluxpool_worker.agent.lane_choice import OVERDUE_TURN, SHARED_TURN, WaitingLane, choose_lane
+from fluxpool_worker.agent.lane_choice import OVERDUE_TURN, SHARED_TURN, WaitingLane, arrived_ms, choose_lane, waited_ms
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 SIGNATURE = Signature(worker="w", pool="p", model="m")
@@ -145,3 +145,28 @@ def test_the_status_tells_expired_and_canceled_from_failed(error_class: ErrorCla
     result = failed_result("r", failure, signature=SIGNATURE, completed_at=NOON)
     assert (result.status, result.image_url) == (status, None)
     assert is_dead_lettered(result) is (status == "failed")
+
+
+NOW_MS = 1_775_383_200_000
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, 0, NOW_MS // 1000, NOW_MS - 60_000, NOW_MS * 1000, 2**63 - 1])
+def test_a_producers_time_does_not_decide_when_its_record_arrived(timestamp_ms: int) -> None:
+    assert arrived_ms(timestamp_ms, 0, seen_ms=NOW_MS) == NOW_MS
+
+
+@pytest.mark.parametrize(
+    ("timestamp_ms", "arrived"), [(NOW_MS - 60_000, NOW_MS - 60_000), (NOW_MS + 60_000, NOW_MS), (-1, 0)]
+)
+def test_a_brokers_time_is_when_a_record_arrived_and_never_later_than_it_was_seen(
+    timestamp_ms: int, arrived: int
+) -> None:
+    assert arrived_ms(timestamp_ms, 1, seen_ms=NOW_MS) == arrived
+
+
+@pytest.mark.parametrize(
+    ("timestamp_ms", "waited"),
+    [(NOW_MS - 60_000, 60_000), (NOW_MS, 0), (NOW_MS + 1, None), (NOW_MS // 1000, None), (-1, None), (2**63 - 1, None)],
+)
+def test_a_wait_is_only_told_where_the_records_time_can_be_right(timestamp_ms: int, waited: int | None) -> None:
+    assert waited_ms(timestamp_ms, now_ms=NOW_MS) == waited

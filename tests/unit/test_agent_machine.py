@@ -9,6 +9,7 @@ import pytest
 from aiokafka import TopicPartition
 from hypothesis import HealthCheck, settings
 
+from fluxpool_worker.agent.publisher import OutgoingRecord
 from kit.agent_machine import CALM_SECONDS, PARTITIONS, TOPIC, AgentMachine
 from kit.modelled_kafka import LinkState
 
@@ -127,3 +128,22 @@ TestAgentMachine.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, 0, 1_775_383_200])
+def test_a_record_with_its_producers_time_overtakes_none_that_came_before(
+    machine: AgentMachine, timestamp_ms: int
+) -> None:
+    pod = machine.pods["pod-a"]
+    body = b'{"request_id": "task-3", "prompt": "a city"}'
+    sent = OutgoingRecord(topic=TOPIC, key=None, value=body, headers=[])
+    machine.append(1, sent, producers_time_ms=timestamp_ms)
+    machine.loop.settle(1.0)
+    for _ in range(2):
+        pod.begin()
+        machine.loop.settle()
+    pod.engine.finish()
+    machine.loop.settle()
+    pod.begin()
+    machine.loop.settle()
+    assert (0, 1) in {(run.record.partition, run.record.offset) for run in pod.runs}

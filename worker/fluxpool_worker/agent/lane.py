@@ -21,6 +21,7 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract.ledger import LedgerEntry
 from fluxpool_transport.consumer_stop import stop_consumer
 from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
+from fluxpool_worker.agent.lane_choice import arrived_ms
 from fluxpool_worker.agent.losses import Losses
 from fluxpool_worker.agent.membership import member_id, refuse_commits_without_generation
 from fluxpool_worker.agent.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
@@ -63,6 +64,15 @@ class Taken:
         return TopicPartition(self.record.topic, self.record.partition)
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A record that waits to be taken."""
+
+    record: ConsumerRecord
+    arrived_ms: float
+    """Milliseconds since 1970."""
+
+
 class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
     """Membership of one lane's consumer group."""
 
@@ -99,7 +109,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._consumer: AIOKafkaConsumer | None = None
         self._member: object = None
         """By what name the group knew this member when it was assigned last."""
-        self._heads: dict[TopicPartition, deque[ConsumerRecord]] = {}
+        self._heads: dict[TopicPartition, deque[_Head]] = {}
         self._taken: set[Taken] = set()
         self._intake_stopped = False
         self._leaving = False
@@ -212,26 +222,28 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """Whether the group has given this member an assignment that still stands."""
         return self._commits.is_joined
 
-    def oldest_head_ms(self) -> int | None:
-        """Timestamp of the oldest record that waits here, milliseconds since 1970; None when none does."""
-        return min((head.timestamp for head in self.waiting_heads()), default=None)
+    def oldest_head_ms(self) -> float | None:
+        """When the oldest record that waits here arrived, milliseconds since 1970; None when none does."""
+        return min((head.arrived_ms for head in self._waiting_heads()), default=None)
 
     def waiting_heads(self) -> list[ConsumerRecord]:
         """The first waiting record of each partition."""
+        return [head.record for head in self._waiting_heads()]
+
+    def _waiting_heads(self) -> list[_Head]:
         if self._intake_stopped:
             return []
         unread = self._commits.unread
         return [heads[0] for partition, heads in self._heads.items() if heads and partition not in unread]
 
     def take(self) -> Taken | None:
-        """The oldest waiting record, now in flight; None when none waits."""
-        waiting = self.waiting_heads()
-        return self.take_head(min(waiting, key=lambda head: head.timestamp)) if waiting else None
-
-    def take_head(self, head: ConsumerRecord) -> Taken:
-        """One of `waiting_heads()`, now in flight; no await may lie between the two calls."""
-        partition = TopicPartition(head.topic, head.partition)
-        record = self._heads[partition].popleft()
+        """The record that has waited longest, now in flight; None when none waits."""
+        waiting = self._waiting_heads()
+        if not waiting:
+            return None
+        oldest = min(waiting, key=lambda head: head.arrived_ms).record
+        partition = TopicPartition(oldest.topic, oldest.partition)
+        record = self._heads[partition].popleft().record
         inherited = self._commits.progress[partition].start(record.offset)
         taken = Taken(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
         self._taken.add(taken)
@@ -244,11 +256,13 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if offsets is None:
             return
         heads = self._heads[partition]
+        seen_ms = time.time() * 1000
         for record in records:
             if self._shows_another_log(partition, record.offset, next_offset=record.offset + 1):
                 return  # from its beginning on they come again
-            if offsets.accepts(record.offset) and not (heads and record.offset <= heads[-1].offset):
-                heads.append(record)
+            if offsets.accepts(record.offset) and not (heads and record.offset <= heads[-1].record.offset):
+                arrived = arrived_ms(record.timestamp, record.timestamp_type, seen_ms=seen_ms)
+                heads.append(_Head(record, arrived))
         if heads:
             self._wake.set()
 

@@ -1,4 +1,4 @@
-"""Which lane is served next. Pure.
+"""Which lane is served next, and since when a record waits. Pure.
 
 The preferred lane goes first, but not always: every fifth task is the oldest that waits anywhere, so that a stream of
 VIP tasks slows the others down and never stops them; and a lane whose oldest task has waited for too long has every
@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 SHARED_TURN: Final = 5
+LOG_APPEND_TIME: Final = 1
+"""`timestamp_type` of records that the broker gave their time (KIP-32)."""
+LONGEST_WAIT_MS: Final = 30 * 24 * 3600 * 1000
+"""Four times what task topics keep."""
 OVERDUE_TURN: Final = 2
 """Not every turn: with more work than workers all lanes are overdue, and preference must still mean something."""
 
@@ -20,14 +24,32 @@ class WaitingLane:
 
     index: int
     preference: int
-    oldest_head_ms: int
-    """Timestamp of its oldest waiting record."""
+    oldest_head_ms: float
+    """When its oldest waiting record arrived."""
+
+
+def arrived_ms(timestamp_ms: int, timestamp_type: int | None, *, seen_ms: float) -> float:
+    """When a record arrived in its topic, as far as that can be known, milliseconds since 1970.
+
+    Only a broker's time (LogAppendTime) tells. A producer may write any number, in seconds, microseconds or a clock of
+    its own: then the record counts from when this worker saw it, so that no producer overtakes another one.
+    """
+    return min(max(0, timestamp_ms), seen_ms) if timestamp_type == LOG_APPEND_TIME else seen_ms
+
+
+def waited_ms(timestamp_ms: int, *, now_ms: float) -> float | None:
+    """For how long a record has waited by its own time; None for a time that cannot be that of a record in a topic.
+
+    Good enough to be shown, and for nothing else.
+    """
+    waited = now_ms - timestamp_ms
+    return waited if 0 <= waited <= LONGEST_WAIT_MS else None
 
 
 def choose_lane(waiting: Sequence[WaitingLane], *, turn: int, now_ms: float, wait_limit_seconds: float) -> int | None:
     """Index of the lane to serve on this turn (counted from 1); None when nothing waits.
 
-    `now_ms` and the heads' timestamps are milliseconds since 1970; a head is overdue past the limit.
+    `now_ms` and the heads' arrivals are milliseconds since 1970; a head is overdue past the limit.
     """
     if not waiting:
         return None

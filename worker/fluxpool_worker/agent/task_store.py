@@ -35,6 +35,7 @@ from fluxpool_transport.task_objects import (
 from fluxpool_worker.agent.answers import Signature, success_result
 from fluxpool_worker.agent.attempts import Success
 from fluxpool_worker.agent.holds import HoldCause, Holds
+from fluxpool_worker.agent.lane_choice import waited_ms
 from fluxpool_worker.engine.protocol import EncodedImage
 
 T = TypeVar("T")
@@ -108,7 +109,9 @@ class TaskStore:
         images = [await self._keep_image(decoded, claim, image) for image in generated.images]
         timings = {f"{name}_ms": value for name, value in generated.timings_ms.items()}
         timings["store_ms"] = (time.monotonic() - began) * 1000
-        timings["queue_ms"] = max(0.0, time.time() * 1000 - record.timestamp - sum(timings.values()))
+        waited = waited_ms(record.timestamp, now_ms=time.time() * 1000)
+        if waited is not None:
+            timings["queue_ms"] = max(0.0, waited - sum(timings.values()))
         return success_result(
             decoded,
             images=images,
