@@ -5,19 +5,21 @@ spelled two ways. pydantic-settings only reads, and lets a mistyped name pass in
 
 The variable of a field is the prefix, the path of field names and underscores: `kafka.bootstrap_servers` is
 `FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS`. A list of strings is written with commas, or as JSON when it begins with a bracket;
-any other structure as JSON. An empty variable counts as absent.
+any other structure as JSON. An empty variable counts as absent, and so does what Kubernetes sets for a Service
+(`FLUXPOOL_HEALTH_PORT=tcp://10.0.0.7:8080` for one called `fluxpool-health`).
 """
 
 import difflib
 import json
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from fluxpool_contract.problems import FieldProblem, explain
+from fluxpool_contract.text_rules import check_name
 
 PREFIX = "FLUXPOOL"
 NOT_SETTINGS = frozenset({"FLUXPOOL_API_KEY", "FLUXPOOL_FAULT", "FLUXPOOL_KAFKA_LIBS", "FLUXPOOL_URL"})
@@ -35,7 +37,9 @@ class SettingsError(ValueError):
 class EnvironmentSettings(BaseModel):
     """Base of settings that live in environment variables."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -45,7 +49,11 @@ class EnvironmentSettings(BaseModel):
         name).
         """
         names = {name: (path, kind) for name, path, kind in _variables(cls, ())}
+        environment = {
+            name: text for name, text in environment.items() if not _is_service_link(name, text, known=names)
+        }
         problems = _unknown(environment, known=set(names))
+        refused: set[str] = set()
         tree: dict[str, Any] = {}
         for name, (path, kind) in names.items():
             branch = tree
@@ -58,10 +66,14 @@ class EnvironmentSettings(BaseModel):
                 branch[path[-1]] = _parse(text, kind)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
+                refused.add(name)
+                # Given all the same, so that other settings are not said to lack it.
+                branch[path[-1]] = text
         try:
             settings = cls.model_validate(tree)
         except ValidationError as error:
-            problems += [_named(problem, names) for problem in explain(error)]
+            named = [_named(problem, names) for problem in explain(error)]
+            problems += [text for name, text in named if name not in refused]
         else:
             if not problems:
                 return settings
@@ -98,22 +110,28 @@ def _unknown(environment: Mapping[str, str], *, known: set[str]) -> list[str]:
     for name in sorted(environment):
         if not name.startswith(PREFIX + "_") or name in known or name in NOT_SETTINGS:
             continue
-        if _SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(environment[name])):
-            continue
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else "remove it"
         problems.append(f"{name}: is not a known setting; {hint}")
     return problems
 
 
-def _named(problem: FieldProblem, names: Mapping[str, tuple[tuple[str, ...], Any]]) -> str:
-    """The problem under the name of its variable; a path inside a structure stays beside it."""
-    parts = problem.field.split(".")
+def _is_service_link(name: str, text: str, *, known: Collection[str]) -> bool:
+    """Whether Kubernetes set this variable for a Service; names of settings are told from it by the value."""
+    if name.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(text):
+        return True
+    return name not in known and _SERVICE_LINK.fullmatch(name) is not None
+
+
+def _named(problem: FieldProblem, names: Mapping[str, tuple[tuple[str, ...], Any]]) -> tuple[str, str]:
+    """The variable that a problem is about, and its text; a path inside a structure stays beside the name."""
+    parts = problem.path or (problem.field,)
     for length in range(len(parts), 0, -1):
         name = "_".join((PREFIX, *parts[:length])).upper()
         if name in names:
-            return ": ".join((name, *filter(None, [".".join(parts[length:])]), problem.message))
-    return f"{'_'.join((PREFIX, *filter(None, parts))).upper()}: {problem.message}"
+            return name, ": ".join((name, *filter(None, [".".join(parts[length:])]), problem.message))
+    name = "_".join((PREFIX, *filter(None, parts))).upper()
+    return name, f"{name}: {problem.message}"
 
 
 def _is_text_tuple(kind: Any) -> bool:
@@ -137,9 +155,9 @@ def _parse(text: str, kind: Any) -> Any:
     if _is_structure(kind):
         try:
             return json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"must be JSON ({error})") from None
-    return text
+    return check_name(text)
 
 
 def _is_plain(part: Any) -> bool:

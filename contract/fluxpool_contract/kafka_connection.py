@@ -4,7 +4,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fluxpool_contract.text_rules import BrokerAddress, Credential, HttpUrl, SecretCredential
 
 
 class SecurityProtocol(StrEnum):
@@ -35,20 +37,10 @@ class SaslMechanism(StrEnum):
     OAUTHBEARER = "OAUTHBEARER"
 
 
-def _check_address(value: str) -> str:
-    host, separator, port = value.rpartition(":")
-    if not separator or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ValueError(f"{value!r} must have the form host:port, such as kafka:9092")
-    return value
-
-
-BrokerAddress = Annotated[str, Field(max_length=260), AfterValidator(_check_address)]
-
-
 class KafkaConnection(BaseModel):
     """Addresses and credentials of one cluster."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     bootstrap_servers: Annotated[tuple[BrokerAddress, ...], Field(min_length=1, max_length=32)]
     """`host:port` of some brokers; the others are found through them."""
@@ -56,17 +48,17 @@ class KafkaConnection(BaseModel):
     """Kafka's `security.protocol`: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
     sasl_mechanism: SaslMechanism | None = None
     """PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER."""
-    sasl_username: str | None = None
+    sasl_username: Credential | None = None
     """User of PLAIN and SCRAM."""
-    sasl_password: SecretStr | None = None
+    sasl_password: SecretCredential | None = None
     """Password of PLAIN and SCRAM."""
-    oauth_token_endpoint: str | None = None
+    oauth_token_endpoint: HttpUrl | None = None
     """Where OAUTHBEARER tokens are had with the client-credentials grant (RFC 6749 section 4.4)."""
-    oauth_client_id: str | None = None
+    oauth_client_id: Credential | None = None
     """Client that asks for tokens."""
-    oauth_client_secret: SecretStr | None = None
+    oauth_client_secret: SecretCredential | None = None
     """Its secret."""
-    oauth_scope: str | None = None
+    oauth_scope: Credential | None = None
     """Scope to ask for, where the endpoint wants one."""
     oauth_token_file: Path | None = None
     """File that always holds a fresh token, such as a projected service account token."""
@@ -76,7 +68,7 @@ class KafkaConnection(BaseModel):
     """PEM certificate chain of this client, for mutual TLS."""
     tls_key_file: Path | None = None
     """PEM private key of the client's certificate."""
-    tls_key_password: SecretStr | None = None
+    tls_key_password: SecretCredential | None = None
     """Password of that key, when it is encrypted."""
 
     @model_validator(mode="after")
@@ -106,5 +98,5 @@ class KafkaConnection(BaseModel):
                         "oauth_token_endpoint, oauth_client_id and oauth_client_secret"
                     )
             case mechanism:
-                if not self.sasl_username or self.sasl_password is None:
+                if self.sasl_username is None or self.sasl_password is None:
                     raise ValueError(f"sasl_username: {mechanism} needs sasl_username and sasl_password")

@@ -1,19 +1,24 @@
 """The worker's settings and the parts of them that other deployables share."""
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fluxpool_contract.environment import EnvironmentSettings
 from fluxpool_contract.folder_address import SCHEME, folder_of
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_contract.retries import DELAY_PATTERN, retry_delays_seconds, retry_group
+from fluxpool_contract.text_rules import S3_URL_PATTERN, Credential, HttpUrl, LineText, SecretCredential, check_line
 from fluxpool_contract.topics import TopicName, TopicNames
 
 DEFAULT_CONSUMER_GROUP: Final = "flux-worker-group"
+
+MAX_SECONDS: Final = 365 * 86_400
+"""No wait is meant to be longer, and clients' milliseconds still fit into 64 bits."""
 
 GroupId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")]
 Delay = Annotated[str, Field(pattern=DELAY_PATTERN)]
@@ -23,24 +28,16 @@ def _with_slash(url: str) -> str:
     return url if url.endswith("/") else url + "/"
 
 
-def _check_http(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url!r} must begin with http:// or https://")
-    return _with_slash(url)
-
-
-_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^?#]*)?")
-
-
 def _check_storage(url: str) -> str:
+    check_line(url)
     if url.startswith(f"{SCHEME}/"):
         folder_of(url)
-    elif not _BUCKET.fullmatch(url) or ".." in url.split("/"):
+    elif not re.fullmatch(S3_URL_PATTERN, url) or ".." in url.split("/"):
         raise ValueError(f"{url!r} must be s3://bucket/prefix/ or file:///absolute/folder/, without ..")
     return _with_slash(url)
 
 
-HttpBaseUrl = Annotated[str, AfterValidator(_check_http)]
+HttpBaseUrl = Annotated[HttpUrl, AfterValidator(_with_slash)]
 
 
 class DType(StrEnum):
@@ -64,7 +61,7 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    id: Annotated[str, Field(min_length=1)] = "black-forest-labs/FLUX.1-dev"
+    id: LineText = "black-forest-labs/FLUX.1-dev"
     """A model id, or the path of a diffusers checkpoint folder."""
     revision: str | None = None
     """Branch, tag or commit of a model id; a commit stays the same."""
@@ -81,7 +78,7 @@ class ModelSettings(BaseModel):
 class StorageSettings(BaseModel):
     """Where images go and under which address people find them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     url: Annotated[str, AfterValidator(_check_storage)]
     """`s3://bucket/prefix/` or `file:///folder/`; blanks and the like of a folder's name may be percent-encoded."""
@@ -89,11 +86,11 @@ class StorageSettings(BaseModel):
     """Address under which the objects themselves are public."""
     endpoint_url: HttpBaseUrl | None = None
     """Of an S3-compatible service other than AWS."""
-    region: str | None = None
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     """Of the bucket; absent: the environment's, else us-east-1."""
-    access_key_id: str | None = None
+    access_key_id: Credential | None = None
     """Absent: the credentials of the environment, such as a pod's web identity."""
-    secret_access_key: SecretStr | None = None
+    secret_access_key: SecretCredential | None = None
     """Goes with `access_key_id`."""
 
     ca_file: Path | None = None
@@ -139,6 +136,24 @@ def serving_groups(consumer_group: str, lanes: tuple[Lane, ...], topics: TopicNa
     }
 
 
+def check_lanes(lanes: tuple[Lane, ...], topics: TopicNames, *, groups: Sequence[str]) -> None:
+    """Raise `ValueError` when two lanes share a name, a group or a topic, or a lane reads what workers write."""
+    for what, values in (
+        ("name", [lane.name for lane in lanes]),
+        ("consumer_group", groups),
+        ("topic", [lane.topic for lane in lanes]),
+    ):
+        if len(set(values)) != len(values):
+            raise ValueError(f"lanes: every lane needs a {what} of its own, got {', '.join(values)}")
+    written = topics.written_by_workers
+    for lane in lanes:
+        if lane.topic in written:
+            raise ValueError(
+                f"lanes: {lane.topic} is the topic of lane {lane.name} and topics.{written[lane.topic]} as well, "
+                "so that workers would take what they write for tasks; choose another topic"
+            )
+
+
 class WorkerSettings(EnvironmentSettings):
     """Everything a worker pod is told, as `FLUXPOOL_*` variables."""
 
@@ -150,9 +165,9 @@ class WorkerSettings(EnvironmentSettings):
     """Group of the first lane; every further lane adds its name: `flux-worker-group-vip`."""
     lanes: Annotated[tuple[Lane, ...], Field(min_length=1, max_length=8)] = (STANDARD_LANE,)
     """The topics to serve."""
-    pool: Annotated[str, Field(min_length=1, max_length=253)] = "default"
+    pool: Annotated[LineText, Field(max_length=253)] = "default"
     """Name of the worker's pool in results and events."""
-    worker_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    worker_name: Annotated[LineText, Field(max_length=253)] | None = None
     """Name in results, events and the ledger; the host's name when absent."""
     gateway_url: HttpBaseUrl | None = None
     """When set, image addresses point to the gateway's stable image route."""
@@ -166,40 +181,37 @@ class WorkerSettings(EnvironmentSettings):
     """How many engines or workers may die over a task before it is dead-lettered as `crash-loop`."""
     retry_delays: Annotated[tuple[Delay, ...], Field(max_length=8)] = ()
     """One for each of `topics.retry`, such as `15s,2m`; absent: as the topics' names end, else 15s, 2m, 15m."""
-    lane_wait_limit_seconds: Annotated[float, Field(gt=0)] = 300.0
+    lane_wait_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 300.0
     """After how long of waiting a lane with a lower preference has every second turn; it has every fifth anyway."""
-    infra_hold_limit_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    infra_hold_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 3600.0
     """How long a task waits for an object store or broker that is away before the worker hands its tasks back and
     exits."""
-    task_hard_limit_seconds: Annotated[float, Field(gt=0)] = 900.0
+    task_hard_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 900.0
     """Longest time one generation may take; its engine is killed then, and the task tried again."""
-    step_soft_limit_seconds: Annotated[float, Field(gt=0)] = 60.0
+    step_soft_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 60.0
     """After how long without a denoising step a running generation is reported as stalled."""
-    step_hard_limit_seconds: Annotated[float, Field(gt=0)] = 300.0
+    step_hard_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 300.0
     """After how long without a denoising step the engine counts as hung and is killed."""
-    engine_load_limit_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    engine_load_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 3600.0
     """How long loading the model may take, its download from a hub included; the engine is killed then, and the worker
     exits after the second time in a row."""
-    session_timeout_seconds: Annotated[float, Field(ge=1)] = 45.0
+    session_timeout_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 45.0
     """After how long without a heartbeat the group takes a worker for dead; one whose event loop is blocked exits
     before that."""
-    rebalance_timeout_seconds: Annotated[float, Field(ge=1)] = 30.0
+    rebalance_timeout_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 30.0
     """How long the group waits for a member to join again; ample for `revoke_wait_seconds` and a commit."""
-    revoke_wait_seconds: Annotated[float, Field(ge=0)] = 3.0
+    revoke_wait_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 3.0
     """How long a rebalance waits for work that is nearly done."""
-    drain_grace_seconds: Annotated[float, Field(ge=0)] = 270.0
+    drain_grace_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 270.0
     """Time from SIGTERM until the running task is stopped at its next step; keep it 15 s below the pod's own grace."""
-    offset_retention_days: Annotated[float, Field(gt=0)] = 365.0
+    offset_retention_days: Annotated[float, Field(gt=0, le=3650)] = 365.0
     """How long the broker keeps a committed offset; a pool may sleep at zero longer than the broker's own default."""
     engine_command: tuple[str, ...] = ()
     """Program of the engine process; absent: this package's own."""
 
     @model_validator(mode="after")
     def _lanes_differ(self) -> Self:
-        groups = [*map(self.group_of, self.lanes), self.retry_group]
-        for what, values in (("name", [lane.name for lane in self.lanes]), ("consumer_group", groups)):
-            if len(set(values)) != len(values):
-                raise ValueError(f"lanes: every lane needs a {what} of its own, got {', '.join(values)}")
+        check_lanes(self.lanes, self.topics, groups=[*map(self.group_of, self.lanes), self.retry_group])
         return self
 
     @model_validator(mode="after")

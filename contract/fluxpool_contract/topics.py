@@ -1,9 +1,10 @@
 """The names of all topics and how each is laid out; the one place that knows either."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fluxpool_contract.dead_letter import MAX_HEADER_BYTES
 
@@ -18,7 +19,14 @@ MAX_DEAD_LETTER_BYTES: Final = MAX_MESSAGE_BYTES + 4 * MAX_HEADER_BYTES
 TIMESTAMP_TYPE: Final = "message.timestamp.type"
 LOG_APPEND_TIME: Final = "LogAppendTime"
 
-TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+
+def _check_topic_name(name: str) -> str:
+    if name in {".", ".."}:
+        raise ValueError("must not be . or .., which Kafka refuses")
+    return name
+
+
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$"), AfterValidator(_check_topic_name)]
 
 
 class TopicNames(BaseModel):
@@ -46,6 +54,27 @@ class TopicNames(BaseModel):
     """Records nobody could turn into images."""
     feedback: TopicName = "flux-feedback"
     """Ratings and comparisons."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        roles: dict[str, str] = {}
+        for role, topic in self._by_role():
+            if topic in roles:
+                raise ValueError(
+                    f"{role}: {topic} is the topic of {roles[topic]} as well, so that records of one would be taken "
+                    "for those of the other; choose another topic"
+                )
+            roles[topic] = role
+        return self
+
+    @property
+    def written_by_workers(self) -> dict[str, str]:
+        """Each topic that workers or clients write something other than new tasks to, with its role."""
+        return {topic: role for role, topic in self._by_role() if role not in {"tasks", "tasks_vip"}}
+
+    def _by_role(self) -> Iterator[tuple[str, str]]:
+        for role, topics in self:
+            yield from ((role, topic) for topic in ([topics] if isinstance(topics, str) else topics))
 
 
 @dataclass(frozen=True, slots=True)

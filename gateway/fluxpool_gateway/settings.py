@@ -1,9 +1,9 @@
 """Everything the gateway is told, as `FLUXPOOL_*` variables."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fluxpool_contract.environment import EnvironmentSettings
 from fluxpool_contract.kafka_connection import KafkaConnection
@@ -13,6 +13,7 @@ from fluxpool_contract.settings import (
     HttpBaseUrl,
     Lane,
     StorageSettings,
+    check_lanes,
     serving_groups,
 )
 from fluxpool_contract.topics import TopicNames
@@ -45,6 +46,11 @@ class GatewaySettings(EnvironmentSettings):
     """Address under which clients reach the gateway; the `Host` header of each request when absent."""
     address_file: Path | None = None
     """File that gets the gateway's URL, whole or not at all, once it serves requests."""
+
+    @model_validator(mode="after")
+    def _lanes_differ(self) -> Self:
+        check_lanes(self.lanes, self.topics, groups=list(self.groups()) if self.lanes else [])
+        return self
 
     def groups(self) -> dict[str, str]:
         """Each consumer group of the workers with the topic it takes tasks from."""

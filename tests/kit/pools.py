@@ -279,6 +279,16 @@ RULE_REFUSALS: Final = (
         message="lanes: a topic that workers write to cannot be a lane; choose another topic",
     ),
     Refusal(
+        name="results and dead letters in one topic",
+        edits={"kafka.topics": {"results": "all", "deadLetters": "all"}},
+        message="topics: every topic needs a name of its own, or records of one are taken for those of another",
+    ),
+    Refusal(
+        name="retries in the control topic",
+        edits={"kafka.topics": {"retry": ["again-2m", "flux-generation-control"]}},
+        message="topics: every topic needs a name of its own, or records of one are taken for those of another",
+    ),
+    Refusal(
         name="a mechanism without SASL",
         edits={"kafka.security": SASL_PLAIN | {"protocol": "SSL"}},
         message="saslMechanism: is required with protocol SASL_PLAINTEXT and SASL_SSL, and only then",

@@ -1,5 +1,6 @@
 """Settings as environment variables: what is written is what is read, and every mistake is named."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,10 @@ def _errors(**variables: str) -> str:
 
 
 _name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
-# An environment variable holds no NUL and no lone surrogate.
-_text = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
+# A setting is one line of UTF-8 text that is not blank.
+_text = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="\ufffd"), min_size=1, max_size=20
+).filter(str.strip)
 _seconds = st.floats(1, 1e6)
 _plain = st.builds(
     KafkaConnection,
@@ -51,7 +54,7 @@ _settings = st.builds(
     kafka=_plain | _scram,
     storage=st.builds(
         StorageSettings,
-        url=st.just("s3://images/a b/") | st.just("file:///srv/images/"),
+        url=st.just("s3://images/a/b/") | st.just("file:///srv/images/"),
         public_base_url=st.none() | st.just("https://images.example.com/"),
         region=st.none() | _name,
     ),
@@ -61,7 +64,11 @@ _settings = st.builds(
         transformer_dtype=st.sampled_from(DType),
         device=st.sampled_from(ModelDevice),
     ),
-    topics=st.builds(TopicNames, tasks=_name, retry=st.lists(_name, min_size=1, max_size=4, unique=True).map(tuple)),
+    topics=st.builds(
+        TopicNames,
+        tasks=_name.map("tasks-{}".format),
+        retry=st.lists(_name.map("retry-{}".format), min_size=1, max_size=4, unique=True).map(tuple),
+    ),
     consumer_group=_name,
     lanes=st.just((Lane(name="standard", topic="t"),))
     | st.just((Lane(name="a", topic="t"), VIP_LANE, Lane(name="c", topic="u", consumer_group="own"))),
@@ -136,6 +143,35 @@ def test_a_kubernetes_service_called_fluxpool_does_not_stop_a_pod() -> None:
         ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "kafka", "must have the form host:port"),
         ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "kafka:0", "must have the form host:port"),
         ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "", "is required"),
+        ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "SASL_SSL://kafka:9092", "without a protocol: write kafka:9092"),
+        ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "sasl_ssl://kafka:9092/", "as security_protocol (SASL_SSL)"),
+        ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "kafka:65536", "must have the form host:port"),
+        ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "kafka :9092", "must have the form host:port"),
+        ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", "[::1", "must be JSON"),
+        ("FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS", " , ", "at least 1 entries"),
+        ("FLUXPOOL_KAFKA_OAUTH_TOKEN_ENDPOINT", "id.example.com/token", "must begin with http"),
+        ("FLUXPOOL_STORAGE_URL", "s3://images/\n", "ends in a line end"),
+        ("FLUXPOOL_STORAGE_URL", "file:///srv/images\n", "ends in a line end"),
+        ("FLUXPOOL_STORAGE_URL", "s3://images/a b", "must be s3://bucket/prefix/"),
+        ("FLUXPOOL_STORAGE_REGION", "eu-west-1\r\n", "ends in a line end"),
+        ("FLUXPOOL_STORAGE_REGION", "eu west", "pattern"),
+        ("FLUXPOOL_STORAGE_ENDPOINT_URL", "http://", "name a host"),
+        ("FLUXPOOL_POOL", "  ", "is blank"),
+        ("FLUXPOOL_TASK_HARD_LIMIT_SECONDS", "inf", "finite number"),
+        ("FLUXPOOL_TASK_HARD_LIMIT_SECONDS", "nan", "finite number"),
+        ("FLUXPOOL_TASK_HARD_LIMIT_SECONDS", "1e300", "at most 31536000"),
+        ("FLUXPOOL_OFFSET_RETENTION_DAYS", "4000", "at most 3650"),
+        ("FLUXPOOL_POOL", "caf\udce9", "is not UTF-8"),
+        ("FLUXPOOL_MODEL_ID", "a\x1b[2J", "control character"),
+        ("FLUXPOOL_HEALTH_PORT", " ", "is blank"),
+        ("FLUXPOOL_LANES", "[" * 100_000, "must be JSON"),
+        ("FLUXPOOL_TOPICS_TASKS", "..", "must not be . or .."),
+        ("FLUXPOOL_TOPICS_RESULTS", "flux-generation-tasks", "is the topic of tasks as well"),
+        ("FLUXPOOL_TOPICS_DEAD_LETTERS", "flux-generation-retry-2m", "is the topic of retry as well"),
+        ("FLUXPOOL_TOPICS_RETRY", "a,a", "a is the topic of retry as well"),
+        ("FLUXPOOL_LANES", '[{"name":"a","topic":"t"},{"name":"b","topic":"t"}]', "a topic of its own"),
+        ("FLUXPOOL_LANES", '[{"name":"a","topic":"flux-dlq"}]', "topics.dead_letters as well"),
+        ("FLUXPOOL_LANES", '[{"name":"a","topic":"flux-generation-retry-2m"}]', "topics.retry as well"),
         ("FLUXPOOL_KAFKA_SECURITY_PROTOCOL", "TLS", "'PLAINTEXT', 'SSL'"),
         ("FLUXPOOL_STORAGE_URL", "/tmp/images", "must be s3://bucket/prefix/ or file:///"),  # noqa: S108 - refused
         ("FLUXPOOL_STORAGE_PUBLIC_BASE_URL", "images.example.com", "must begin with http"),
@@ -287,3 +323,106 @@ def test_a_mistyped_name_that_ends_like_a_service_link_is_still_noticed() -> Non
         "FLUXPOOL_GATEWAY_PORT_80_TCP_ADDR": "10.0.0.7",
     }
     assert WorkerSettings.from_environment(REQUIRED | links) == WorkerSettings.from_environment(REQUIRED)
+
+
+_SASL = {
+    "FLUXPOOL_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+    "FLUXPOOL_KAFKA_SASL_MECHANISM": "SCRAM-SHA-512",
+    "FLUXPOOL_KAFKA_SASL_USERNAME": "flux",
+    "FLUXPOOL_KAFKA_SASL_PASSWORD": "hush-hush",
+}
+_OAUTH = {
+    "FLUXPOOL_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+    "FLUXPOOL_KAFKA_SASL_MECHANISM": "OAUTHBEARER",
+    "FLUXPOOL_KAFKA_OAUTH_TOKEN_ENDPOINT": "https://id.example.com/token",
+    "FLUXPOOL_KAFKA_OAUTH_CLIENT_ID": "flux",
+    "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET": "hush-hush",
+    "FLUXPOOL_KAFKA_OAUTH_SCOPE": "kafka",
+}
+_S3 = {"FLUXPOOL_STORAGE_ACCESS_KEY_ID": "AK", "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY": "hush-hush"}
+_KEY = {"FLUXPOOL_KAFKA_SECURITY_PROTOCOL": "SSL", "FLUXPOOL_KAFKA_TLS_KEY_PASSWORD": "hush-hush"}
+
+
+@pytest.mark.parametrize(
+    ("login", "name"),
+    [
+        (_SASL, "FLUXPOOL_KAFKA_SASL_USERNAME"),
+        (_SASL, "FLUXPOOL_KAFKA_SASL_PASSWORD"),
+        (_OAUTH, "FLUXPOOL_KAFKA_OAUTH_CLIENT_ID"),
+        (_OAUTH, "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET"),
+        (_OAUTH, "FLUXPOOL_KAFKA_OAUTH_SCOPE"),
+        (_S3, "FLUXPOOL_STORAGE_ACCESS_KEY_ID"),
+        (_S3, "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY"),
+        (_KEY, "FLUXPOOL_KAFKA_TLS_KEY_PASSWORD"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("hush-hush\n", "ends in a line end, as a Secret or file made with `echo` does"),
+        ("hush-hush\r\n", "ends in a line end"),
+        ("hush\nhush", "control character"),
+        ("hush\x00hush", "control character"),
+        (" ", "is blank"),
+        ("\n", "is blank"),
+        ("hush\udce9hush", "is not UTF-8"),
+    ],
+)
+def test_a_credential_that_cannot_be_one_is_named_and_never_shown(
+    login: dict[str, str], name: str, value: str, words: str
+) -> None:
+    WorkerSettings.from_environment({**REQUIRED, **login})
+    message = _errors(**{**login, name: value})
+    assert message.startswith(f"{name}: {words}") or f"{name}: has a line end" in message
+    assert message.count("FLUXPOOL_") == 1
+    assert "hush" not in message
+
+
+@pytest.mark.parametrize(("field", "value"), [("sasl_password", "hush-hush\n"), ("sasl_username", "")])
+def test_a_pools_secret_is_checked_by_the_same_rules_and_never_shown(field: str, value: str) -> None:
+    login = {"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN", **_PASSWORD, field: value}
+    with pytest.raises(ValidationError, match=field) as caught:
+        KafkaConnection.model_validate({"bootstrap_servers": ["kafka:9092"], **login})
+    assert "hush" not in str(caught.value)
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_setting() -> None:
+    links = {
+        "FLUXPOOL_HEALTH_PORT": "tcp://10.0.0.7:8080",
+        "FLUXPOOL_HEALTH_SERVICE_HOST": "10.0.0.7",
+        "FLUXPOOL_HEALTH_PORT_8080_UDP_ADDR": "10.0.0.7",
+    }
+    assert WorkerSettings.from_environment(REQUIRED | links) == WorkerSettings.from_environment(REQUIRED)
+
+
+def test_a_setting_that_is_no_service_link_is_still_read() -> None:
+    assert WorkerSettings.from_environment(REQUIRED | {"FLUXPOOL_HEALTH_PORT": "9"}).health_port == 9
+
+
+_NAMES = [
+    *REQUIRED,
+    *_SASL,
+    "FLUXPOOL_LANES",
+    "FLUXPOOL_TOPICS_RETRY",
+    "FLUXPOOL_RETRY_DELAYS",
+    "FLUXPOOL_HEALTH_PORT",
+    "FLUXPOOL_ENGINE_COMMAND",
+    "FLUXPOOL_TLS_CA_FILE",
+    "FLUXPOOL_GATEWAY_URL",
+    "FLUXPOOL_LANE_WAIT_LIMIT_SECONDS",
+]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(_NAMES) | st.text(max_size=20).map("FLUXPOOL_{}".format),
+        st.text() | st.sampled_from(["nan", "inf", "1e999", "9" * 5000, "[", "{}", "[[]]", "null", ",", "[null]"]),
+        max_size=4,
+    )
+)
+def test_any_environment_is_settings_or_refused_with_its_names(environment: dict[str, str]) -> None:
+    settings = None
+    with suppress(SettingsError):
+        settings = WorkerSettings.from_environment({**REQUIRED, **environment})
+    if settings is not None:
+        assert WorkerSettings.from_environment(settings.to_environment()) == settings

@@ -6,18 +6,18 @@ from pydantic import Field
 
 from fluxpool_contract.kafka_connection import SaslMechanism, SecurityProtocol
 from fluxpool_contract.settings import DEFAULT_CONSUMER_GROUP, STANDARD_LANE
+from fluxpool_contract.text_rules import BROKER_ADDRESS_PATTERN
 from fluxpool_contract.topics import TopicNames
 from fluxpool_operator.api.schema import SET, ApiModel, HttpUrl, Matching, Rule, map_by
 from fluxpool_operator.api.secrets import CaSecretRef, CertificateSecretRef, ClientSecretRef, CredentialsSecretRef
 
 _NAMES: Final = TopicNames()
-_PORT: Final = r"[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 
 BootstrapServer = Annotated[
     str,
     Field(min_length=3, max_length=260),
     Matching(
-        rf"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):({_PORT})",
+        BROKER_ADDRESS_PATTERN,
         "bootstrapServers: each must have the form host:port, such as kafka:9092",
     ),
 ]
@@ -28,6 +28,8 @@ _GROUP_OF: Final = (
     "self.lanes.map(lane, has(lane.consumerGroup) ? lane.consumerGroup : lane.name == self.lanes[0].name"
     " ? self.consumerGroup : self.consumerGroup + '-' + lane.name)"
 )
+
+_SHARED_TOPICS: Final = "([self.results, self.progress, self.control, self.deadLetters] + self.retry)"
 
 
 class ServiceAccountToken(ApiModel):
@@ -143,6 +145,13 @@ class TopicsSpec(ApiModel):
     """Where tasks are cancelled."""
     dead_letters: TopicField = _NAMES.dead_letters
     """Where tasks go that cannot be done."""
+
+    rules: ClassVar = (
+        Rule(
+            f"{_SHARED_TOPICS}.all(topic, {_SHARED_TOPICS}.exists_one(other, other == topic))",
+            "topics: every topic needs a name of its own, or records of one are taken for those of another",
+        ),
+    )
 
 
 class TopicLayoutSpec(ApiModel):

@@ -12,6 +12,8 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from fluxpool_contract.text_rules import HTTP_URL_PATTERN
+
 VALIDATIONS: Final = "x-kubernetes-validations"
 
 
@@ -137,5 +139,5 @@ CountOrPercentage = Annotated[
 HttpUrl = Annotated[
     str,
     Field(max_length=2048),
-    Matching(r"https?://[^\s/]+(/\S*)?", "the address must begin with http:// or https:// and name a host"),
+    Matching(HTTP_URL_PATTERN, "the address must begin with http:// or https:// and name a host"),
 ]

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from fluxpool_contract.text_rules import S3_URL_PATTERN
 from fluxpool_operator.api.schema import ApiModel, HttpUrl, Matching, ObjectName, Rule
 from fluxpool_operator.api.secrets import AccessKeySecretRef
 
@@ -22,7 +23,7 @@ class StorageSpec(ApiModel):
         str,
         Field(max_length=1024),
         Matching(
-            r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s?#]*)?|file:///[A-Za-z0-9_-][A-Za-z0-9._/-]*",
+            rf"{S3_URL_PATTERN}|file:///[A-Za-z0-9_-][A-Za-z0-9._/-]*",
             "url: must be s3://bucket/prefix/ or file:///folder/",
         ),
     ]
