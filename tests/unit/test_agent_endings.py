@@ -16,11 +16,13 @@ from fluxpool_contract.result import GenerationResult, ResultStatus
 from fluxpool_transport.task_objects import Claim, Manifest
 from fluxpool_worker.agent.answers import Failure
 from fluxpool_worker.agent.publisher import OutgoingRecord
+from fluxpool_worker.agent.task_store import TaskStore
 from kit.task_flow import (
     MAX_ATTEMPTS,
     REQUEST_ID,
     TASK,
     FlowBench,
+    ScriptedEngine,
     attempt,
     claim_key,
     deadline_passed,
@@ -195,6 +197,25 @@ async def test_a_manifest_of_another_task_is_no_answer(bench: FlowBench, changed
     bench.store(derived.manifest_key(prefix_of(task_record())), good_manifest(**changed))
     await bench.run(task_record(headers=[attempt(MAX_ATTEMPTS)]))
     assert [result["error"]["code"] for result in bench.results] == ["corrupt-object"]
+
+
+@pytest.mark.parametrize("part", [ScriptedEngine, TaskStore])
+async def test_an_unforeseen_error_costs_the_task_an_attempt_and_not_the_worker(
+    bench: FlowBench, monkeypatch: pytest.MonkeyPatch, part: type
+) -> None:
+    async def fail(*_arguments: object, **_named: object) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(part, "submit" if part is ScriptedEngine else "claim", fail)
+    await bench.run(task_record())
+    assert (len(bench.retries), bench.results, bench.dead_letters) == (1, [], [])
+
+    await bench.run(task_record(headers=[attempt(MAX_ATTEMPTS)]))
+    assert [(result["status"], result["error"]["code"]) for result in bench.results] == [
+        ("failed", "generation-failed")
+    ]
+    assert [letter.message for letter in bench.dead_letters] == ["the worker met an error: RuntimeError"]
+    assert bench.lane.ends.count("finished") == 2
 
 
 async def test_a_stored_failure_without_a_reason_is_answered_all_the_same(bench: FlowBench) -> None:

@@ -169,7 +169,15 @@ class TaskFlow:
             turn.end()
             ending = await self._refuse(taken.record, error)
         else:
-            ending = await self._pursue(taken, decoded, turn)
+            try:
+                ending = await self._pursue(taken, decoded, turn)
+            except (PartitionLostError, TaskReleasedError, HoldExpiredError):
+                raise
+            except Exception as error:
+                # It would end every worker that takes the task, and count against those in flight beside it.
+                log.exception("task_failed_unexpectedly", request_id=decoded.task.request_id)
+                turn.end()
+                ending = await self._end_unforeseen(taken, decoded, error)
             turn.end()
         await self._endings.write(taken.record, ending, signature=self._signature)
         await taken.lane.finish(taken)
@@ -219,6 +227,30 @@ class TaskFlow:
                 return RETRIED
             failure = refusal
         return await self._fail(record, task, failure)
+
+    async def _end_unforeseen(self, taken: Taken, decoded: DecodedTask, error: Exception) -> Ending:
+        """The error costs the task an attempt; the last one ends it, if need be without the store."""
+        if taken.lost:
+            raise PartitionLostError
+        task = _Task.of(decoded)
+        spent = Spent(attempt=decoded.envelope.attempt, crashes=max(decoded.envelope.crashes, taken.crashes))
+        verdict = judge_attempt(ErrorCode.GENERATION_FAILED, spent=spent, budgets=self._budgets)
+        ended = GivenUp(
+            verdict=verdict, attempt=spent.attempt, message=f"the worker met an error: {type(error).__name__}"
+        )
+        failure: Failure | None = given_up(ended)
+        if verdict.action is Action.RETRY_LATER:
+            failure = await self._retry_later(taken.record, task, ended)
+        if failure is None:
+            return RETRIED
+        return unconcluded(
+            task.request_id,
+            task.envelope,
+            failure,
+            signature=self._signature,
+            completed_at=datetime.now(UTC),
+            metadata=task.metadata,
+        )
 
     async def _claim(
         self, record: ConsumerRecord, task: "_Task", unwanted: asyncio.Event
