@@ -1,0 +1,140 @@
+"""When the producer is replaced, and when it is not: over a client library of the test's own."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from fluxpool_gateway import task_producer
+from fluxpool_gateway.task_producer import DeliveryError, TaskProducer
+from kit.waiting import wait_until
+
+
+class Library:
+    """What stands in for the client library; keeps every producer that was made."""
+
+    def __init__(self) -> None:
+        self.made: list[Client] = []
+        self.fault: Exception | None = None
+
+    def __call__(self, configuration: dict[str, Any]) -> "Client":
+        self.made.append(Client(self, configuration["error_cb"]))
+        return self.made[-1]
+
+
+class Client:
+    """One producer, whose reports the test decides on."""
+
+    def __init__(self, library: Library, on_error: Callable[[Any], None]) -> None:
+        self.on_error = on_error
+        self.unreported: list[Callable[[Any, Any], None]] = []
+        self._library = library
+        self._due: list[tuple[Callable[[Any, Any], None], Any]] = []
+        self._wake = threading.Event()
+
+    def produce(self, *_record: Any, on_delivery: Callable[[Any, Any], None], **_more: Any) -> None:
+        self.unreported.append(on_delivery)
+
+    def report(self, error: KafkaError) -> None:
+        """Report the oldest record as failed."""
+        self._due.append((self.unreported.pop(0), error))
+        self._wake.set()
+
+    def poll(self, seconds: float) -> int:
+        self._wake.wait(min(seconds, 0.01))
+        if self._library.fault is not None:
+            raise self._library.fault
+        count = len(self._due)
+        while self._due:
+            on_delivery, error = self._due.pop(0)
+            on_delivery(error, None)
+        self._wake.clear()
+        return count
+
+    def purge(self) -> None:
+        """Nothing to do."""
+
+    def __len__(self) -> int:
+        return len(self.unreported) + len(self._due)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    made = Library()
+    monkeypatch.setattr(task_producer, "Producer", made)
+    return made
+
+
+@pytest.fixture
+async def failures() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def producer(library: Library, failures: list[str]) -> AsyncIterator[TaskProducer]:
+    started = TaskProducer({}, deadline_seconds=30, on_failure=lambda: failures.append("failed"))
+    started.start()
+    yield started
+    for client in library.made:
+        while client.unreported:
+            client.report(KafkaError(KafkaError._PURGE_QUEUE))  # noqa: SLF001 - the public name of a local error code
+    await started.stop()
+
+
+def send(producer: TaskProducer) -> asyncio.Future[int]:
+    return producer.send(topic="t", partition=0, key=b"k", value=b"v", headers=[])
+
+
+async def fail(client: Client, future: asyncio.Future[int]) -> None:
+    client.report(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER))
+    with pytest.raises(DeliveryError):
+        await future
+
+
+async def test_reports_of_a_replaced_producer_do_not_replace_its_successor(
+    library: Library, producer: TaskProducer
+) -> None:
+    sent = [send(producer) for _ in range(3)]
+    (first,) = library.made
+    await fail(first, sent[0])
+    assert not send(producer).done()
+    assert len(library.made) == 2
+    for future in sent[1:]:
+        await fail(first, future)
+    first.on_error(FatalError())
+    assert not send(producer).done()
+    assert len(library.made) == 2
+
+
+async def test_a_fault_of_the_present_producer_replaces_it(library: Library, producer: TaskProducer) -> None:
+    library.made[0].on_error(FatalError())
+    assert not send(producer).done()
+    assert len(library.made) == 2
+
+
+async def test_when_reports_can_no_longer_be_taken_the_process_is_told(
+    library: Library, producer: TaskProducer, failures: list[str]
+) -> None:
+    assert not send(producer).done()
+    library.fault = ValueError("never thought of")
+    await wait_until(lambda: failures == ["failed"], deadline_seconds=10, what="the failure")
+    library.fault = None
+
+
+class FatalError:
+    """An error of the client as a whole."""
+
+    def fatal(self) -> bool:
+        return True
+
+    def code(self) -> int:
+        return int(KafkaError._FATAL)  # noqa: SLF001 - the public name of a local error code
+
+    def name(self) -> str:
+        return "_FATAL"
+
+    def str(self) -> str:
+        return "fatal"
