@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from fluxpool_worker.engine.checkpoint import LoadedPipeline, load_pipeline
+from fluxpool_worker.engine.fused import FusedDenoiser, Text, fused_denoiser, why_not_fused
 from fluxpool_worker.engine.generator import (
     CheckpointError,
     DeviceLostError,
@@ -58,22 +59,11 @@ _NOT_FINITE_REMEDY: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Embeddings:
-    """One text as the transformer wants it: T5's sequence (1, tokens, width) and CLIP's pooled vector (1, width)."""
-
-    sequence: torch.Tensor
-    pooled: torch.Tensor
-
-    def to(self, dtype: torch.dtype) -> "_Embeddings":
-        return _Embeddings(sequence=self.sequence.to(dtype), pooled=self.pooled.to(dtype))
-
-
-@dataclass(frozen=True, slots=True)
 class _Conditioning:
     """What steers one job: its text and, with classifier-free guidance, the text to lead away from."""
 
-    positive: _Embeddings
-    negative: _Embeddings | None
+    positive: Text
+    negative: Text | None
 
 
 @dataclass(slots=True)
@@ -86,11 +76,15 @@ class _Run:
     done_steps: int = 0
     timings_ms: dict[str, float] = field(default_factory=lambda: {"text_encode": 0.0, "denoise": 0.0, "vae": 0.0})
 
-    def after_step(self, _pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The pipeline's callback; raising is the only way out that skips the decoding of a half-done picture."""
+    def after_step(self) -> None:
+        """Count one step; raising is the only way out that skips the decoding of a half-done picture."""
         self.done_steps += 1
         self.on_step(self.done_steps, self.total_steps)
         self.check_canceled()
+
+    def after_pipeline_step(self, _pipeline: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The same as diffusers calls it."""
+        self.after_step()
         return tensors
 
     def check_canceled(self) -> None:
@@ -101,9 +95,9 @@ class _Run:
 class FluxGenerator:
     """A `Generator` over a diffusers `FluxPipeline`; not thread-safe, for the pipeline is not."""
 
-    def __init__(self, loaded: LoadedPipeline) -> None:
-        """Take a loaded pipeline over; nobody else may call it from now on."""
-        self._loaded = loaded
+    def __init__(self, loaded: LoadedPipeline, *, fused: FusedDenoiser | None = None) -> None:
+        """Take a loaded pipeline over; nobody else may call it from now on. Without `fused` diffusers denoises."""
+        self._loaded, self._fused = loaded, fused
         self._pipeline = loaded.pipeline
         self._text_tokens = (
             DEV_TEXT_TOKENS if self._pipeline.transformer.config.guidance_embeds else SCHNELL_TEXT_TOKENS
@@ -211,7 +205,7 @@ class FluxGenerator:
         """
         notes: list[str] = []
         positive = self._encode_text(inputs.prompt, name="prompt", notes=notes)
-        negative: _Embeddings | None = None
+        negative: Text | None = None
         if inputs.negative_prompt is not None and inputs.true_cfg_scale > 1:
             negative = self._encode_text(inputs.negative_prompt, name="negative_prompt", notes=notes)
         elif inputs.negative_prompt:
@@ -220,14 +214,14 @@ class FluxGenerator:
             notes.append(CFG_IGNORED)
         return _Conditioning(positive=positive, negative=negative), notes
 
-    def _encode_text(self, text: str, *, name: str, notes: list[str]) -> _Embeddings:
+    def _encode_text(self, text: str, *, name: str, notes: list[str]) -> Text:
         tokens = len(self._pipeline.tokenizer_2(text).input_ids)
         if tokens > self._text_tokens:
             notes.append(TRUNCATED_WARNING.format(field=name, tokens=tokens, limit=self._text_tokens))
         sequence, pooled, _ = self._pipeline.encode_prompt(
             prompt=text, prompt_2=None, device=self._loaded.device, max_sequence_length=self._text_tokens
         )
-        return _Embeddings(sequence=sequence, pooled=pooled)
+        return Text(sequence=sequence, pooled=pooled)
 
     def _denoise_finite(
         self, inputs: GenerationInputs, conditioning: _Conditioning, *, index: int, run: _Run
@@ -240,7 +234,10 @@ class FluxGenerator:
         """
         dtype = self._loaded.transformer_dtype
         noise = self._noise(inputs, index=index, dtype=dtype)
-        latents = self._denoise(inputs, conditioning, noise=noise, run=run)
+        if self._fused is None:
+            latents = self._denoise(inputs, conditioning, noise=noise, run=run)
+        else:
+            latents = self._denoise_fused(self._fused, inputs, conditioning, noise=noise, run=run)
         if bool(torch.isfinite(latents).all()):
             return latents, False
         if dtype is not torch.float16:
@@ -271,6 +268,23 @@ class FluxGenerator:
         )
         return torch.as_tensor(latents)
 
+    @staticmethod
+    def _denoise_fused(
+        fused: FusedDenoiser, inputs: GenerationInputs, conditioning: _Conditioning, *, noise: torch.Tensor, run: _Run
+    ) -> torch.Tensor:
+        """Packed latents in float32."""
+        return fused.denoise(
+            noise,
+            positive=conditioning.positive,
+            negative=conditioning.negative,
+            width=inputs.width,
+            height=inputs.height,
+            steps=inputs.steps,
+            guidance=inputs.guidance,
+            true_cfg_scale=inputs.true_cfg_scale,
+            after_step=run.after_step,
+        )
+
     def _denoise(
         self, inputs: GenerationInputs, conditioning: _Conditioning, *, noise: torch.Tensor, run: _Run
     ) -> torch.Tensor:
@@ -289,7 +303,7 @@ class FluxGenerator:
             num_inference_steps=inputs.steps,
             latents=noise,
             max_sequence_length=self._text_tokens,
-            callback_on_step_end=run.after_step,
+            callback_on_step_end=run.after_pipeline_step,
             output_type="latent",
             return_dict=False,
         )
@@ -319,7 +333,13 @@ class FluxGenerator:
 
 def load_generator(spec: EngineSpec) -> FluxGenerator:
     """Load and warm the model that `spec` names; raises `CheckpointError` with the remedy."""
-    generator = FluxGenerator(load_pipeline(spec))
+    loaded = load_pipeline(spec)
+    reason = why_not_fused(loaded.pipeline)
+    if reason is None:
+        log.info("denoising_fused", device=str(loaded.device), dtype=_name(loaded.transformer_dtype))
+    else:
+        log.info("denoising_by_diffusers", device=str(loaded.device), reason=reason)
+    generator = FluxGenerator(loaded, fused=fused_denoiser(loaded.pipeline) if reason is None else None)
     try:
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:

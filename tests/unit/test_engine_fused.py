@@ -1,0 +1,262 @@
+"""The fused forward in its reference form, on the tiny checkpoint: what diffusers computes, within rounding."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluxpool_worker.engine.checkpoint import load_pipeline
+from fluxpool_worker.engine.fused import FusedDenoiser, Text, why_not_fused
+from fluxpool_worker.engine.fused.choice import why_not_packed
+from fluxpool_worker.engine.fused.modulation import ModulationLayout
+from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.generation import FluxGenerator
+from fluxpool_worker.engine.generator import GenerationCanceledError, NotFiniteError
+from fluxpool_worker.engine.protocol import Device, EngineSpec, GenerationInputs
+from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
+
+FLOAT32_ROUNDING = 1e-5
+TEXT_TOKENS = 32
+"""Fewer than FLUX.1-dev reads, which the sizes do not depend on, and much quicker on a CPU."""
+
+
+def load(folder: Path, *, dtype: str = "float32") -> Any:
+    spec = EngineSpec(
+        model=str(folder), device=Device.CPU, offline=True, transformer_dtype=dtype, encoder_dtype="float32"
+    )
+    return load_pipeline(spec)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_checkpoint: Path) -> Any:
+    return load(tiny_checkpoint).pipeline
+
+
+@pytest.fixture(scope="module")
+def schnell(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("models") / "schnell"
+    write_tiny_checkpoint(folder, guidance_embeds=False)
+    return load(folder).pipeline
+
+
+def text(pipeline: Any, prompt: str, *, tokens: int = TEXT_TOKENS) -> Text:
+    sequence, pooled, _ = pipeline.encode_prompt(prompt=prompt, prompt_2=None, device="cpu", max_sequence_length=tokens)
+    return Text(sequence=sequence, pooled=pooled)
+
+
+def noise(pipeline: Any, *, width: int, height: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator("cpu").manual_seed(3)
+    latents, _ = pipeline.prepare_latents(1, 16, height, width, dtype, "cpu", generator)
+    return torch.as_tensor(latents)
+
+
+def by_diffusers(pipeline: Any, start: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    dtype = start.dtype
+    positive, negative = arguments["positive"].to(dtype), arguments["negative"]
+    unwanted = negative.to(dtype) if negative is not None else None
+    (latents,) = pipeline(
+        prompt_embeds=positive.sequence,
+        pooled_prompt_embeds=positive.pooled,
+        negative_prompt_embeds=unwanted.sequence if unwanted else None,
+        negative_pooled_prompt_embeds=unwanted.pooled if unwanted else None,
+        true_cfg_scale=arguments["true_cfg_scale"],
+        guidance_scale=arguments["guidance"],
+        height=arguments["height"],
+        width=arguments["width"],
+        num_inference_steps=arguments["steps"],
+        latents=start,
+        max_sequence_length=arguments["positive"].sequence.shape[1],
+        output_type="latent",
+        return_dict=False,
+    )
+    return torch.as_tensor(latents).float()
+
+
+def fused(pipeline: Any, start: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    denoiser = FusedDenoiser(pipeline, operations=ReferenceOperations())
+    return denoiser.denoise(start, after_step=lambda: None, **arguments)
+
+
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def arguments_of(pipeline: Any, **changes: Any) -> dict[str, Any]:
+    plain = {
+        "positive": text(pipeline, "a red fox in the snow"),
+        "negative": None,
+        "width": 64,
+        "height": 48,
+        "steps": 3,
+        "guidance": 3.5,
+        "true_cfg_scale": 1.0,
+    }
+    return {**plain, **changes}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"width": 16, "height": 16},
+        {"width": 48, "height": 128},
+        {"steps": 1},
+        {"steps": 7},
+        {"guidance": 0.0},
+        {"guidance": 20.0},
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_it_is_what_diffusers_computes(pipeline: Any, changes: dict[str, Any]) -> None:
+    arguments = arguments_of(pipeline, **changes)
+    start = noise(pipeline, width=arguments["width"], height=arguments["height"])
+    assert (
+        difference(fused(pipeline, start, **arguments), by_diffusers(pipeline, start, **arguments)) < FLOAT32_ROUNDING
+    )
+
+
+@torch.no_grad()
+def test_it_guides_away_from_a_negative_prompt_as_diffusers_does(pipeline: Any) -> None:
+    arguments = arguments_of(pipeline, negative=text(pipeline, "blurry"), true_cfg_scale=4.0)
+    start = noise(pipeline, width=64, height=48)
+    found = fused(pipeline, start, **arguments)
+    assert difference(found, by_diffusers(pipeline, start, **arguments)) < FLOAT32_ROUNDING
+    plain = fused(pipeline, start, **arguments_of(pipeline))
+    assert difference(found, plain) > 100 * FLOAT32_ROUNDING
+
+
+@pytest.mark.parametrize("tokens", [1, 77, 512])
+@torch.no_grad()
+def test_any_length_of_text_is_right(pipeline: Any, tokens: int) -> None:
+    arguments = arguments_of(pipeline, positive=text(pipeline, "a fox", tokens=tokens), steps=1)
+    start = noise(pipeline, width=64, height=48)
+    assert (
+        difference(fused(pipeline, start, **arguments), by_diffusers(pipeline, start, **arguments)) < FLOAT32_ROUNDING
+    )
+
+
+@torch.no_grad()
+def test_a_model_without_guidance_is_right(schnell: Any) -> None:
+    arguments = arguments_of(schnell)
+    start = noise(schnell, width=64, height=48)
+    assert difference(fused(schnell, start, **arguments), by_diffusers(schnell, start, **arguments)) < FLOAT32_ROUNDING
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@torch.no_grad()
+def test_half_precision_ends_no_further_from_float32_than_diffusers(
+    tiny_checkpoint: Path, pipeline: Any, dtype: str
+) -> None:
+    half = load(tiny_checkpoint, dtype=dtype).pipeline
+    arguments = arguments_of(pipeline, steps=5)
+    start = noise(half, width=64, height=48, dtype=half.transformer.dtype)
+    exact = fused(pipeline, start.float(), **arguments)
+    mine = difference(fused(half, start, **arguments), exact)
+    assert 0 < mine <= difference(by_diffusers(half, start, **arguments), exact)
+
+
+@torch.no_grad()
+def test_the_pipeline_goes_on_working_with_the_packed_weights(tiny_checkpoint: Path) -> None:
+    own = load(tiny_checkpoint).pipeline
+    arguments, start = arguments_of(own), noise(own, width=64, height=48)
+    before = by_diffusers(own, start, **arguments)
+    fused(own, start, **arguments)
+    assert torch.equal(by_diffusers(own, start, **arguments), before)
+
+
+@torch.no_grad()
+def test_buffers_of_an_earlier_size_or_poison_in_them_change_nothing(pipeline: Any) -> None:
+    denoiser = FusedDenoiser(pipeline, operations=ReferenceOperations())
+    start = noise(pipeline, width=64, height=48)
+    arguments = arguments_of(pipeline)
+    first = denoiser.denoise(start, after_step=lambda: None, **arguments)
+    poisoned = torch.full_like(start, torch.nan)
+    assert not torch.isfinite(denoiser.denoise(poisoned, after_step=lambda: None, **arguments)).any()
+    for side in (16, 32, 128):
+        other = arguments_of(pipeline, width=side, height=side, steps=1)
+        denoiser.denoise(noise(pipeline, width=side, height=side), after_step=lambda: None, **other)
+    assert torch.equal(denoiser.denoise(start, after_step=lambda: None, **arguments), first)
+
+
+def inputs(**changes: Any) -> GenerationInputs:
+    return GenerationInputs(**{"prompt": "a red fox", "width": 64, "height": 48, "steps": 3, "seed": 11, **changes})
+
+
+def generator_of(loaded: Any) -> FluxGenerator:
+    return FluxGenerator(loaded, fused=FusedDenoiser(loaded.pipeline, operations=ReferenceOperations()))
+
+
+def generate(generator: FluxGenerator, wanted: GenerationInputs, *, is_canceled: Callable[[], bool]) -> list[int]:
+    steps: list[int] = []
+    generator.generate(wanted, on_step=lambda step, _total: steps.append(step), is_canceled=is_canceled)
+    return steps
+
+
+def test_every_step_is_reported(tiny_checkpoint: Path) -> None:
+    steps = generate(generator_of(load(tiny_checkpoint)), inputs(n=2), is_canceled=lambda: False)
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_job_is_canceled_between_any_two_steps(tiny_checkpoint: Path, after: int) -> None:
+    steps: list[int] = []
+    generator = generator_of(load(tiny_checkpoint))
+    with pytest.raises(GenerationCanceledError):
+        generator.generate(
+            inputs(steps=4), on_step=lambda step, _total: steps.append(step), is_canceled=lambda: len(steps) >= after
+        )
+    assert len(steps) == after
+
+
+def test_a_poisoned_weight_is_noticed(tiny_checkpoint: Path) -> None:
+    loaded = load(tiny_checkpoint)
+    with torch.no_grad():
+        loaded.pipeline.transformer.transformer_blocks[1].ff.net[2].weight[0, 0] = torch.nan
+    with pytest.raises(NotFiniteError):
+        generate(generator_of(loaded), inputs(), is_canceled=lambda: False)
+
+
+def test_a_cpu_is_left_to_diffusers_by_name(pipeline: Any) -> None:
+    assert why_not_packed(pipeline) is None
+    assert why_not_fused(pipeline) == "the device is cpu"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda own: setattr(own.scheduler.config, "stochastic_sampling", True), "stochastic_sampling"),
+        (lambda own: setattr(own.transformer, "proj_out", torch.nn.Linear(32, 64, bias=False)), "no bias"),
+        (lambda own: setattr(own.transformer.transformer_blocks[0].attn, "processor", object()), "has a object"),
+        (lambda own: setattr(own.transformer, "_hf_hook", object()), "hook of accelerate"),
+        (lambda own: own.transformer.proj_out.double(), "2 dtypes"),
+        (lambda own: setattr(own.transformer, "single_transformer_blocks", torch.nn.ModuleList()), "lacks blocks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_it_does_not_cover_is_left_to_diffusers(
+    tiny_checkpoint: Path, change: Callable[[Any], None], reason: str
+) -> None:
+    own = load(tiny_checkpoint).pipeline
+    change(own)
+    assert reason in (why_not_packed(own) or "")
+
+
+@given(width=st.integers(1, 4096), doubles=st.integers(1, 19), singles=st.integers(1, 38))
+def test_modulation_vectors_lie_behind_one_another_without_gap(width: int, doubles: int, singles: int) -> None:
+    layout = ModulationLayout(width=width, double_blocks=doubles, single_blocks=singles)
+    starts: list[int] = []
+    for block in range(doubles):
+        for stream in (layout.double_image(block), layout.double_text(block)):
+            for half in (stream.attention, stream.feed_forward):
+                starts += [half.shift, half.scale, half.gate]
+    for block in range(singles):
+        vectors = layout.single(block)
+        starts += [vectors.shift, vectors.scale, vectors.gate]
+    starts += [layout.last_scale, layout.last_shift]
+    assert starts == [width * part for part in range(len(starts))]
+    assert layout.length == width * len(starts)

@@ -1,0 +1,148 @@
+"""From noise to latents with the fused forward: schedule, guidance and the loop over steps.
+
+The steps are those of diffusers' `FluxPipeline` (0.42). Latents stay float32 from step to step, and times and guidance
+are never rounded to the transformer's dtype, so that half precision ends closer to float32 than in diffusers.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+
+from fluxpool_worker.engine.fused.modulation import modulation_vectors
+from fluxpool_worker.engine.fused.operations import Operations
+from fluxpool_worker.engine.fused.transformer import Attention, FusedTransformer, attention
+from fluxpool_worker.engine.fused.weights import pack_weights
+
+KEPT_SIZES: Final = 2
+"""Token counts whose buffers are kept: about 0.4 GB each at 1024x1024, and allocated in no time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text as the transformer reads it: T5's sequence (1, tokens, width) and CLIP's pooled vector (1, width)."""
+
+    sequence: torch.Tensor
+    pooled: torch.Tensor
+
+    def to(self, dtype: torch.dtype) -> "Text":
+        """Both in that dtype."""
+        return Text(sequence=self.sequence.to(dtype), pooled=self.pooled.to(dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class _Guide:
+    """A text as the steps of one job use it."""
+
+    context: torch.Tensor
+    vectors: torch.Tensor
+
+
+class FusedDenoiser:
+    """The fused way of one loaded pipeline; not thread-safe."""
+
+    def __init__(self, pipeline: Any, *, operations: Operations, attend: Attention = attention) -> None:
+        """Pack the transformer's weights; the pipeline goes on working with the same memory."""
+        self._pipeline, self._operations, self._attend = pipeline, operations, attend
+        self._weights = pack_weights(pipeline.transformer)
+        self._by_size: OrderedDict[tuple[int, int], FusedTransformer] = OrderedDict()
+
+    def denoise(
+        self,
+        noise: torch.Tensor,
+        *,
+        positive: Text,
+        negative: Text | None,
+        width: int,
+        height: int,
+        steps: int,
+        guidance: float,
+        true_cfg_scale: float,
+        after_step: Callable[[], None],
+    ) -> torch.Tensor:
+        """Packed latents (1, tokens, channels) in float32, from packed noise of that shape.
+
+        `after_step` is called after every step; raising in it ends the loop.
+        """
+        sigmas, times = self._schedule(steps, tokens=noise.shape[1])
+        transformer = self._transformer(positive, width=width, height=height)
+        texts = [positive] if negative is None else [positive, negative]
+        guides = [self._guide(text, times=times, guidance=guidance) for text in texts]
+        latents = noise[0].float().clone()
+        for step in range(steps):
+            velocity = self._velocity(transformer, latents, guides=guides, step=step, scale=true_cfg_scale)
+            latents.add_(velocity, alpha=sigmas[step + 1] - sigmas[step])
+            after_step()
+        return latents[None]
+
+    def _velocity(
+        self,
+        transformer: FusedTransformer,
+        latents: torch.Tensor,
+        *,
+        guides: Sequence[_Guide],
+        step: int,
+        scale: float,
+    ) -> torch.Tensor:
+        # Copies for float32, too: the buffer is the next text's.
+        found = [
+            transformer.velocity(latents, context=guide.context, vectors=guide.vectors[step]).to(
+                torch.float32, copy=True
+            )
+            for guide in guides
+        ]
+        if len(found) == 1:
+            return found[0]
+        wanted, unwanted = found
+        return unwanted + scale * (wanted - unwanted)
+
+    def _schedule(self, steps: int, *, tokens: int) -> tuple[list[float], torch.Tensor]:
+        """Sigmas (steps + 1) and times (steps) of diffusers' own scheduler."""
+        scheduler = self._pipeline.scheduler
+        config = scheduler.config
+        shift = calculate_shift(
+            tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+        )
+        times, _ = retrieve_timesteps(scheduler, steps, "cpu", sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+        return [float(sigma) for sigma in scheduler.sigmas], times
+
+    def _guide(self, text: Text, *, times: torch.Tensor, guidance: float) -> _Guide:
+        transformer, dtype = self._weights.transformer, self._weights.dtype
+        return _Guide(
+            context=transformer.context_embedder(text.sequence[0].to(dtype)),
+            vectors=modulation_vectors(
+                transformer,
+                timesteps=times,
+                guidance=guidance if transformer.config.guidance_embeds else None,
+                pooled=text.pooled.to(dtype),
+            ),
+        )
+
+    def _transformer(self, text: Text, *, width: int, height: int) -> FusedTransformer:
+        patch = 2 * self._pipeline.vae_scale_factor
+        rows, columns, text_rows = height // patch, width // patch, text.sequence.shape[1]
+        size = (text_rows, rows * columns)
+        found = self._by_size.get(size)
+        if found is None:
+            if len(self._by_size) >= KEPT_SIZES:
+                self._by_size.popitem(last=False)
+            found = self._by_size[size] = FusedTransformer(
+                self._weights,
+                text_rows=text_rows,
+                image_rows=size[1],
+                operations=self._operations,
+                attend=self._attend,
+            )
+        self._by_size.move_to_end(size)
+        found.set_positions(self._positions(text_rows, rows=rows, columns=columns))
+        return found
+
+    def _positions(self, text_rows: int, *, rows: int, columns: int) -> torch.Tensor:
+        """(tokens, 3): zeros for text; for the image its row and column."""
+        device = self._weights.device
+        image = self._pipeline._prepare_latent_image_ids(1, rows, columns, device, torch.float32)  # noqa: SLF001
+        return torch.cat((torch.zeros(text_rows, 3, device=device), image))

@@ -1,0 +1,111 @@
+"""What the fused forward does between its matrix products, as a protocol; and its reference form in plain torch.
+
+The reference runs on every device and is what tests compare: it rounds where the kernels round and nowhere else.
+"""
+
+from typing import Final, Protocol
+
+import torch
+
+from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.weights import HeadNorms, Linear
+
+EPSILON: Final = 1e-6
+"""Of every norm in FLUX's transformer (diffusers' transformer_flux.py)."""
+FLOAT16_MAX: Final = 65504.0
+
+
+class Operations(Protocol):
+    """Everything that is no plain matrix product. All tensors are rows of tokens, text rows first."""
+
+    def add_and_norm(
+        self,
+        *,
+        stream: torch.Tensor,
+        update: torch.Tensor | None,
+        out: torch.Tensor,
+        vectors: torch.Tensor,
+        text_rows: int,
+        text: NormVectors,
+        image: NormVectors,
+    ) -> None:
+        """`stream += gate * update`, then `out = layer_norm(stream) * (1 + scale) + shift`.
+
+        `stream`, `update` and `out` are (rows, width); without `update` the stream stays as it is. In float16 the
+        stream is kept within the dtype's range, as in diffusers.
+        """
+
+    def norm_and_rotate(
+        self,
+        heads: torch.Tensor,
+        *,
+        norms: HeadNorms,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        first_row: int,
+        text_rows: int,
+    ) -> None:
+        """RMS norm of each head, then rotary position embedding over pairs of neighbours, in place.
+
+        `heads` is (rows, any number of heads, head width), row 0 being row `first_row` of the sequence; `norms` has a
+        row for each of its heads. `cosine` and `sine` are (sequence, head width / 2) in float32.
+        """
+
+    def linear_gelu(self, rows: torch.Tensor, layer: Linear, *, out: torch.Tensor) -> None:
+        """`out = gelu(rows @ weight.T + bias)` with the tanh form of GELU."""
+
+
+class ReferenceOperations:
+    """The same in plain torch, for CPUs and tests."""
+
+    def add_and_norm(
+        self,
+        *,
+        stream: torch.Tensor,
+        update: torch.Tensor | None,
+        out: torch.Tensor,
+        vectors: torch.Tensor,
+        text_rows: int,
+        text: NormVectors,
+        image: NormVectors,
+    ) -> None:
+        """See `Operations`."""
+        width = stream.shape[1]
+        for rows, where in ((slice(0, text_rows), text), (slice(text_rows, None), image)):
+            if update is not None:
+                gate = vectors[where.gate : where.gate + width].float()
+                total = stream[rows].float() + gate * update[rows].float()
+                if stream.dtype is torch.float16:
+                    total = total.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+                stream[rows] = total
+            scale = vectors[where.scale : where.scale + width].float()
+            shift = vectors[where.shift : where.shift + width].float()
+            normed = torch.nn.functional.layer_norm(stream[rows].float(), (width,), eps=EPSILON)
+            out[rows] = (normed * (1 + scale) + shift).to(out.dtype)
+
+    def norm_and_rotate(
+        self,
+        heads: torch.Tensor,
+        *,
+        norms: HeadNorms,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        first_row: int,
+        text_rows: int,
+    ) -> None:
+        """See `Operations`."""
+        found = heads.float()
+        scaled = found * torch.rsqrt(found.square().mean(dim=-1, keepdim=True) + EPSILON)
+        split = max(0, text_rows - first_row)
+        scaled[:split] *= norms.text.float()
+        scaled[split:] *= norms.image.float()
+        real, imaginary = scaled.unflatten(-1, (-1, 2)).unbind(-1)
+        at = slice(first_row, first_row + heads.shape[0])
+        cosine, sine = cosine[at, None], sine[at, None]
+        rotated = torch.stack((real * cosine - imaginary * sine, imaginary * cosine + real * sine), dim=-1)
+        heads.copy_(rotated.flatten(-2))
+
+    def linear_gelu(self, rows: torch.Tensor, layer: Linear, *, out: torch.Tensor) -> None:
+        """See `Operations`."""
+        torch.addmm(layer.bias, rows, layer.weight.t(), out=out)
+        out.copy_(torch.nn.functional.gelu(out, approximate="tanh"))
