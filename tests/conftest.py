@@ -4,6 +4,7 @@ Missing Java or Kafka jars fail the tests that need them, with the remedy; they 
 """
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from kit.kafka import KafkaFactory, running_kafka
 from kit.tiny import tiny_checkpoint
 
 __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
+
+
+# Kernels run on the CPU by Triton's own interpreter; Triton decides so when it is imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The fused forward in its reference form, on the tiny checkpoint: what diffusers computes, within rounding."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_worker.engine.checkpoint import load_pipeline
-from fluxpool_worker.engine.fused import FusedDenoiser, Text, why_not_fused
+from fluxpool_worker.engine.fused import FusedDenoiser, why_not_fused
 from fluxpool_worker.engine.fused.choice import why_not_packed
-from fluxpool_worker.engine.fused.modulation import ModulationLayout
+from fluxpool_worker.engine.fused.decoder import fuse_decoder, why_not_fused_decoder
+from fluxpool_worker.engine.fused.decoder_operations import ReferenceDecoderOperations, TritonDecoderOperations
+from fluxpool_worker.engine.fused.modulation import ModulationLayout, NormVectors
 from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.fused.triton_operations import TritonOperations
+from fluxpool_worker.engine.fused.weights import HeadNorms
 from fluxpool_worker.engine.generation import FluxGenerator
 from fluxpool_worker.engine.generator import GenerationCanceledError, NotFiniteError
 from fluxpool_worker.engine.protocol import Device, EngineSpec, GenerationInputs
+from fluxpool_worker.engine.text_encoding import KEPT_TEXTS, Text, TextEncoders
 from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
 
 FLOAT32_ROUNDING = 1e-5
@@ -244,6 +250,102 @@ def test_what_it_does_not_cover_is_left_to_diffusers(
     own = load(tiny_checkpoint).pipeline
     change(own)
     assert reason in (why_not_packed(own) or "")
+
+
+@pytest.mark.parametrize("prompt", ["", "a red fox", "ein Fuchs " * 400])
+@torch.no_grad()
+def test_texts_are_encoded_as_the_pipeline_does(pipeline: Any, prompt: str) -> None:
+    found, wanted = TextEncoders(pipeline, tokens=TEXT_TOKENS).encode(prompt), text(pipeline, prompt)
+    assert torch.equal(found.sequence, wanted.sequence)
+    assert torch.equal(found.pooled, wanted.pooled)
+
+
+@torch.no_grad()
+def test_the_last_texts_are_kept_and_no_more(pipeline: Any) -> None:
+    encoders = TextEncoders(pipeline, tokens=TEXT_TOKENS)
+    first = encoders.encode("first")
+    assert encoders.encode("first") is first
+    for number in range(KEPT_TEXTS):
+        encoders.encode(f"other {number}")
+    assert encoders.encode(f"other {KEPT_TEXTS - 1}") is encoders.encode(f"other {KEPT_TEXTS - 1}")
+    again = encoders.encode("first")
+    assert again is not first
+    assert torch.equal(again.sequence, first.sequence)
+
+
+@pytest.mark.parametrize("has_update", [False, True])
+def test_the_kernel_of_norms_does_what_the_reference_does(*, has_update: bool) -> None:
+    width, rows, dtype = 48, 7, torch.float16
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(6 * width, generator=generator).to(dtype)
+    update = 3 * torch.randn(rows, width, generator=generator).to(dtype) if has_update else None
+    ended = []
+    for operations in (ReferenceOperations(), TritonOperations()):
+        stream = torch.randn(rows, width, generator=torch.Generator().manual_seed(2)).to(dtype)
+        out = torch.empty_like(stream)
+        operations.add_and_norm(
+            stream=stream,
+            update=update,
+            out=out,
+            vectors=vectors,
+            text_rows=3,
+            text=NormVectors(gate=0, scale=width, shift=2 * width),
+            image=NormVectors(gate=3 * width, scale=4 * width, shift=5 * width),
+        )
+        ended.append(torch.cat((stream, out)))
+    assert torch.allclose(*ended, atol=2e-3)
+
+
+def test_the_kernel_of_rotations_does_what_the_reference_does() -> None:
+    rows, heads, head_width, first_row = 7, 16, 8, 2
+    generator = torch.Generator().manual_seed(1)
+    angles = torch.randn(rows + first_row, head_width // 2, generator=generator)
+    text_norms, image_norms = torch.randn(2, heads, head_width, generator=generator).half()
+    ended = []
+    for operations in (ReferenceOperations(), TritonOperations()):
+        columns = torch.randn(rows, 3 * heads * head_width, generator=torch.Generator().manual_seed(2)).half()
+        operations.norm_and_rotate(
+            columns[:, : heads * head_width].view(rows, heads, head_width),
+            norms=HeadNorms(text_norms, image_norms),
+            cosine=angles.cos(),
+            sine=angles.sin(),
+            first_row=first_row,
+            text_rows=4,
+        )
+        ended.append(columns)
+    assert torch.allclose(*ended, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 9, 7), (1, 32, 64)])
+@torch.no_grad()
+def test_the_kernels_of_the_decoder_do_what_the_reference_does(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    norm = torch.nn.GroupNorm(4, 32)
+    norm.weight.normal_(generator=generator)
+    x, residual = torch.randn(2, *shape, generator=generator)
+    bias, other = torch.randn(2, 32, generator=generator)
+    reference, fused_operations = ReferenceDecoderOperations(), TritonDecoderOperations()
+    for added, silu in ((None, False), (bias, True)):
+        wanted = reference.group_norm(x, norm, silu=silu, added=added)
+        assert torch.allclose(fused_operations.group_norm(x, norm, silu=silu, added=added), wanted, atol=1e-5)
+    for residual_bias in (None, other):
+        wanted = reference.add_residual(x, residual, bias=bias, residual_bias=residual_bias)
+        found = fused_operations.add_residual(x, residual, bias=bias, residual_bias=residual_bias)
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_tiled", [False, True])
+@torch.no_grad()
+def test_the_fused_decoder_decodes_as_diffusers_does(pipeline: Any, *, is_tiled: bool) -> None:
+    vae = copy.deepcopy(pipeline.vae)
+    assert why_not_fused_decoder(vae) is None
+    fuse_decoder(vae, operations=ReferenceDecoderOperations())
+    latents = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(1))
+    for decoder in (vae, pipeline.vae):
+        decoder.use_tiling = is_tiled
+    found, wanted = (decoder.decode(latents, return_dict=False)[0] for decoder in (vae, pipeline.vae))
+    pipeline.vae.use_tiling = False
+    assert difference(found, wanted) < FLOAT32_ROUNDING
 
 
 @given(width=st.integers(1, 4096), doubles=st.integers(1, 19), singles=st.integers(1, 38))

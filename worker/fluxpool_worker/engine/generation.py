@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from fluxpool_worker.engine.checkpoint import LoadedPipeline, load_pipeline
-from fluxpool_worker.engine.fused import FusedDenoiser, Text, fused_denoiser, why_not_fused
+from fluxpool_worker.engine.fused import FusedDenoiser, fuse, why_not_fused
 from fluxpool_worker.engine.generator import (
     CheckpointError,
     DeviceLostError,
@@ -29,6 +29,7 @@ from fluxpool_worker.engine.generator import (
     Rendering,
 )
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
+from fluxpool_worker.engine.text_encoding import Text, TextEncoders
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -102,6 +103,7 @@ class FluxGenerator:
         self._text_tokens = (
             DEV_TEXT_TOKENS if self._pipeline.transformer.config.guidance_embeds else SCHNELL_TEXT_TOKENS
         )
+        self._texts = TextEncoders(self._pipeline, tokens=self._text_tokens)
 
     @property
     def model(self) -> str:
@@ -153,6 +155,9 @@ class FluxGenerator:
 
     def warm_up(self) -> None:
         """Draw the smallest picture once, so that the first job does not pay for lazy initialisation."""
+        if self._loaded.device.type == "cuda":
+            with torch.no_grad():
+                self._texts.capture()
         side = self.size_multiple_pixels
         inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0)
         self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
@@ -215,13 +220,10 @@ class FluxGenerator:
         return _Conditioning(positive=positive, negative=negative), notes
 
     def _encode_text(self, text: str, *, name: str, notes: list[str]) -> Text:
-        tokens = len(self._pipeline.tokenizer_2(text).input_ids)
+        tokens = self._texts.count_tokens(text)
         if tokens > self._text_tokens:
             notes.append(TRUNCATED_WARNING.format(field=name, tokens=tokens, limit=self._text_tokens))
-        sequence, pooled, _ = self._pipeline.encode_prompt(
-            prompt=text, prompt_2=None, device=self._loaded.device, max_sequence_length=self._text_tokens
-        )
-        return Text(sequence=sequence, pooled=pooled)
+        return self._texts.encode(text)
 
     def _denoise_finite(
         self, inputs: GenerationInputs, conditioning: _Conditioning, *, index: int, run: _Run
@@ -339,7 +341,7 @@ def load_generator(spec: EngineSpec) -> FluxGenerator:
         log.info("denoising_fused", device=str(loaded.device), dtype=_name(loaded.transformer_dtype))
     else:
         log.info("denoising_by_diffusers", device=str(loaded.device), reason=reason)
-    generator = FluxGenerator(loaded, fused=fused_denoiser(loaded.pipeline) if reason is None else None)
+    generator = FluxGenerator(loaded, fused=fuse(loaded.pipeline) if reason is None else None)
     try:
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:

@@ -17,21 +17,10 @@ from fluxpool_worker.engine.fused.modulation import modulation_vectors
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.transformer import Attention, FusedTransformer, attention
 from fluxpool_worker.engine.fused.weights import pack_weights
+from fluxpool_worker.engine.text_encoding import Text
 
 KEPT_SIZES: Final = 2
 """Token counts whose buffers are kept: about 0.4 GB each at 1024x1024, and allocated in no time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """One text as the transformer reads it: T5's sequence (1, tokens, width) and CLIP's pooled vector (1, width)."""
-
-    sequence: torch.Tensor
-    pooled: torch.Tensor
-
-    def to(self, dtype: torch.dtype) -> "Text":
-        """Both in that dtype."""
-        return Text(sequence=self.sequence.to(dtype), pooled=self.pooled.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
