@@ -1,5 +1,8 @@
 """The engine on a full-size FLUX.1-dev with random weights: seconds per image, beside one plain pipeline call.
 
+How fast the card multiplies large matrices is measured in the same run, hot, because that is the ceiling: an H200 is
+limited by its power, and its clock falls by a quarter within seconds of work.
+
 Latency does not depend on what the weights are, so nothing is downloaded; the pictures are noise. The checkpoint (about
 34 GB) is written once into a folder and read by the engine process exactly like a real one. The plain way is what a
 first script does: the whole pipeline in bfloat16, one call, Pillow's PNG. Needs one GPU with 40 GB or more:
@@ -29,8 +32,9 @@ from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
 SIDE_PIXELS: Final = 1024
 TFLOP_PER_FORWARD: Final = 74.38
 """Counted with torch's FlopCounterMode on the real configuration at 1024x1024 with 512 text tokens."""
-FLOOR_TFLOPS: Final = 790.0
-"""What an H200 sustains on large bf16 matrix products."""
+CEILING_SECONDS: Final = 4.0
+CEILING_SIDE: Final = 8192
+PLAIN: Final = "plain pipeline bfloat16"
 PROMPT: Final = "a lighthouse in the fog, oil on canvas"
 
 
@@ -132,10 +136,24 @@ def plain_seconds(folder: Path, *, steps: int, runs: int) -> list[float]:
     return seconds[1:]
 
 
-async def engine_rows(folder: Path, *, all_steps: Sequence[int], runs: int) -> list[dict[str, Cell]]:
+def sustained_tflops(dtype: torch.dtype) -> float:
+    """What the card keeps up on a matrix product of 8192 x 8192 x 8192, TFLOP/s over the last half of some seconds."""
+    left, right = torch.randn(2, CEILING_SIDE, CEILING_SIDE, device="cuda").to(dtype)
+    out = torch.empty_like(left)
+    rates, began = [], time.perf_counter()
+    while time.perf_counter() - began < CEILING_SECONDS:
+        start = time.perf_counter()
+        for _ in range(50):
+            torch.mm(left, right, out=out)
+        torch.cuda.synchronize()
+        rates.append(50 * 2 * CEILING_SIDE**3 / (time.perf_counter() - start) / 1e12)
+    return statistics.median(rates[len(rates) // 2 :])
+
+
+async def engine_rows(folder: Path, *, dtype: str, all_steps: Sequence[int], runs: int) -> list[dict[str, Cell]]:
     """The engine process, one job at a time, from sending the job to holding the encoded image."""
     client = EngineClient(
-        EngineSpec(model=str(folder), device=Device.CUDA, offline=True),
+        EngineSpec(model=str(folder), device=Device.CUDA, offline=True, transformer_dtype=dtype),
         limits=EngineLimits(job=600, silence_soft=600, silence_hard=600, load=600),
     )
     rows: list[dict[str, Cell]] = []
@@ -151,7 +169,7 @@ async def engine_rows(folder: Path, *, all_steps: Sequence[int], runs: int) -> l
                 denoise.append(timings_ms["denoise"] / 1000)
             rows.append(
                 {
-                    "way": "engine",
+                    "way": f"engine {dtype}",
                     "steps": steps,
                     "seconds": statistics.median(seconds[1:]),
                     "denoise_seconds": statistics.median(denoise[1:]),
@@ -172,12 +190,18 @@ async def _generate(client: EngineClient, *, steps: int, seed: int) -> Generated
     return result
 
 
+def _number(cell: Cell) -> float:
+    assert isinstance(cell, int | float)
+    return float(cell)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where the checkpoint is written and kept")
     parser.add_argument("--steps", type=int, nargs="+", default=[28, 50])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--dtypes", nargs="+", choices=["float16", "bfloat16"], default=["float16", "bfloat16"])
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -185,7 +209,7 @@ def main() -> None:
     write_full_size_checkpoint(arguments.folder)
     rows: list[dict[str, Cell]] = [
         {
-            "way": "plain pipeline",
+            "way": PLAIN,
             "steps": steps,
             "seconds": statistics.median(plain_seconds(arguments.folder, steps=steps, runs=arguments.runs)),
             "denoise_seconds": None,
@@ -193,12 +217,17 @@ def main() -> None:
         }
         for steps in arguments.steps
     ]
-    rows += asyncio.run(engine_rows(arguments.folder, all_steps=arguments.steps, runs=arguments.runs))
     ratios: dict[str, Cell] = {}
-    for steps in arguments.steps:
-        plain, engine = (float(row["seconds"] or 0) for row in rows if row["steps"] == steps)
-        ratios[f"speedup_{steps}_steps"] = plain / engine
-        ratios[f"share_of_floor_{steps}_steps"] = steps * TFLOP_PER_FORWARD / FLOOR_TFLOPS / engine
+    for dtype in arguments.dtypes:
+        ceiling = sustained_tflops(getattr(torch, dtype))
+        ratios[f"sustained_tflops_{dtype}"] = ceiling
+        found = asyncio.run(engine_rows(arguments.folder, dtype=dtype, all_steps=arguments.steps, runs=arguments.runs))
+        for row in found:
+            steps, plain = row["steps"], next(plain for plain in rows if plain["steps"] == row["steps"])
+            ratios[f"speedup_{dtype}_{steps}_steps"] = _number(plain["seconds"]) / _number(row["seconds"])
+            denoised = _number(steps) * TFLOP_PER_FORWARD / _number(row["denoise_seconds"])
+            ratios[f"share_of_sustained_{dtype}_{steps}_steps"] = denoised / ceiling
+        rows += found
     print_report(ratios=ratios, rows=rows, as_json=arguments.json)
 
 

@@ -293,7 +293,8 @@ def test_the_kernel_of_norms_does_what_the_reference_does(*, has_update: bool) -
             image=NormVectors(gate=3 * width, scale=4 * width, shift=5 * width),
         )
         ended.append(torch.cat((stream, out)))
-    assert torch.allclose(*ended, atol=2e-3)
+    wanted, found = ended
+    assert torch.allclose(found, wanted, atol=2e-3)
 
 
 def test_the_kernel_of_rotations_does_what_the_reference_does() -> None:
@@ -313,7 +314,8 @@ def test_the_kernel_of_rotations_does_what_the_reference_does() -> None:
             text_rows=4,
         )
         ended.append(columns)
-    assert torch.allclose(*ended, atol=2e-3)
+    wanted, found = ended
+    assert torch.allclose(found, wanted, atol=2e-3)
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 9, 7), (1, 32, 64)])

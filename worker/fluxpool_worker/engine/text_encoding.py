@@ -88,7 +88,7 @@ def _captured(
     run: Callable[[torch.Tensor, torch.Tensor], Text], *, clip: torch.Tensor, t5: torch.Tensor
 ) -> Callable[[torch.Tensor, torch.Tensor], Text]:
     """The same function as one CUDA graph over fixed buffers; raises `RuntimeError` when it cannot be captured."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         run(clip, t5)  # libraries allocate at their first call, which no graph may hold

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[misc]  # Triton's decorator is untyped
-def channel_sums_kernel(  # type: ignore[no-untyped-def]  # the language is Triton's, with types of its own
+@triton.jit
+def channel_sums_kernel(
     X, ADDED, SUMS, pixels, pixels_per_program, CHANNELS: tl.constexpr, ROWS: tl.constexpr, HAS_ADDED: tl.constexpr
 ):
     """Sums and sums of squares of each channel over the pixels of one program; SUMS is (programs, 2, channels)."""
@@ -33,8 +33,8 @@ def channel_sums_kernel(  # type: ignore[no-untyped-def]  # the language is Trit
     tl.store(SUMS + program * 2 * CHANNELS + CHANNELS + channel, tl.sum(squares, axis=0))
 
 
-@triton.jit  # type: ignore[misc]  # Triton's decorator is untyped
-def group_factors_kernel(  # type: ignore[no-untyped-def]  # the language is Triton's, with types of its own
+@triton.jit
+def group_factors_kernel(
     SUMS,
     WEIGHT,
     BIAS,
@@ -71,8 +71,8 @@ def group_factors_kernel(  # type: ignore[no-untyped-def]  # the language is Tri
     tl.store(OFFSET + channel, offset)
 
 
-@triton.jit  # type: ignore[misc]  # Triton's decorator is untyped
-def scale_channels_kernel(  # type: ignore[no-untyped-def]  # the language is Triton's, with types of its own
+@triton.jit
+def scale_channels_kernel(
     X, OUT, FACTOR, OFFSET, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr
 ):
     """OUT = x * FACTOR + OFFSET, then SiLU."""
@@ -87,8 +87,8 @@ def scale_channels_kernel(  # type: ignore[no-untyped-def]  # the language is Tr
     tl.store(OUT + at, y.to(OUT.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[misc]  # Triton's decorator is untyped
-def add_residual_kernel(  # type: ignore[no-untyped-def]  # the language is Triton's, with types of its own
+@triton.jit
+def add_residual_kernel(
     X,
     RESIDUAL,
     OUT,

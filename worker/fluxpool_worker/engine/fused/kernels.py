@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[misc]  # Triton's decorator is untyped
-def add_and_norm_kernel(  # type: ignore[no-untyped-def]  # the language is Triton's, with types of its own
+@triton.jit
+def add_and_norm_kernel(
     STREAM,
     UPDATE,
     OUT,
@@ -69,8 +69,8 @@ def add_and_norm_kernel(  # type: ignore[no-untyped-def]  # the language is Trit
         tl.store(OUT + base + third * THIRD + at, found.to(OUT.dtype.element_ty))
 
 
-@triton.jit  # type: ignore[misc]  # Triton's decorator is untyped
-def norm_and_rotate_kernel(  # type: ignore[no-untyped-def]  # the language is Triton's, with types of its own
+@triton.jit
+def norm_and_rotate_kernel(
     COLUMNS,
     TEXT_NORMS,
     IMAGE_NORMS,

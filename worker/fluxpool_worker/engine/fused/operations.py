@@ -99,7 +99,7 @@ class ReferenceOperations:
         split = max(0, text_rows - first_row)
         scaled[:split] *= norms.text.float()
         scaled[split:] *= norms.image.float()
-        real, imaginary = scaled.unflatten(-1, (-1, 2)).unbind(-1)
+        real, imaginary = scaled.view(*scaled.shape[:-1], -1, 2).unbind(-1)
         at = slice(first_row, first_row + heads.shape[0])
         cosine, sine = cosine[at, None], sine[at, None]
         rotated = torch.stack((real * cosine - imaginary * sine, imaginary * cosine + real * sine), dim=-1)

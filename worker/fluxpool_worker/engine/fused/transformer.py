@@ -20,9 +20,8 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attend by torch's own function. On sm_90 it takes cuDNN's kernel, which reads strided rows without copies."""
-    found = torch.nn.functional.scaled_dot_product_attention(
-        *(heads.transpose(0, 1)[None] for heads in (query, key, value))
-    )
+    asked, known, told = (heads.transpose(0, 1)[None] for heads in (query, key, value))
+    found = torch.nn.functional.scaled_dot_product_attention(asked, known, told)
     return found[0].transpose(0, 1).reshape(query.shape[0], -1)
 
 
@@ -80,12 +79,12 @@ class FusedTransformer:
         self._stream[:text_rows] = context
         _linear(latents.to(self._weights.dtype), _layer(transformer.x_embedder), out=self._stream[text_rows:])
         self._first_norm()
-        for index, block in enumerate(self._weights.double_blocks):
-            self._double(index, block)
-        last = len(self._weights.single_blocks) - 1
-        for index, block in enumerate(self._weights.single_blocks[:last]):
-            self._single(index, block)
-        self._last_single(last, self._weights.single_blocks[last])
+        for index, double in enumerate(self._weights.double_blocks):
+            self._double(index, double)
+        *singles, last = self._weights.single_blocks
+        for index, single in enumerate(singles):
+            self._single(index, single)
+        self._last_single(len(singles), last)
         _linear(self._normed[text_rows:], _layer(transformer.proj_out), out=self._velocity)
         return self._velocity
 
