@@ -5,6 +5,8 @@ classes, adapters, hooks, layers without bias) is drawn by diffusers, which is s
 """
 
 import importlib.util
+import os
+import shutil
 from typing import Any, Final
 
 import torch
@@ -65,6 +67,8 @@ def _why_not_on_device(transformer: Any) -> str | None:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if not any(shutil.which(compiler) for compiler in (os.environ.get("CC", ""), "gcc", "clang") if compiler):
+        return "there is no C compiler, which Triton needs for the launchers of its kernels (gcc and libc's headers)"
     third, rest = divmod(transformer.inner_dim, 3)
     if rest or not _is_power_of_two(third):
         return f"the transformer's width {transformer.inner_dim} is not three times a power of two"
