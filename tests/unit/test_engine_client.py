@@ -1,6 +1,8 @@
 """What the agent makes of engines that hang, or send what is no message."""
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -8,8 +10,15 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from fluxpool_worker.agent import engine_client
-from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, EngineLimits, EngineLoadError
+from fluxpool_worker.agent.engine_client import (
+    EngineClient,
+    EngineDiedError,
+    EngineLimits,
+    EngineLoadError,
+    EngineUnstableError,
+)
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
+from kit.waiting import wait_until
 
 PRELUDE = """
 import argparse, os, socket, sys, threading
@@ -34,6 +43,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_client, "WATCHDOG_SECONDS", 0.02)
     monkeypatch.setattr(engine_client, "RESTART_SECONDS", 0.01)
     monkeypatch.setattr(engine_client, "SHUTDOWN_SECONDS", 0.1)
+    monkeypatch.setattr(engine_client, "LAST_WORDS_SECONDS", 0.1)
 
 
 def client_of(program: str, *, load_seconds: float = 60.0) -> EngineClient:
@@ -105,3 +115,32 @@ async def test_an_engine_is_not_told_the_agents_credentials(monkeypatch: pytest.
     client = client_of(f"say(Ready(','.join({names}), 'none', 0.1))\n{UNTIL_THE_END}")
     async with asyncio.timeout(60), running(client):
         assert (await client.wait_ready()).model == "HF_TOKEN"
+
+
+async def test_an_engine_whose_socket_is_held_open_by_another_process_is_known_to_be_dead() -> None:
+    client = client_of(f"{READY}{UNTIL_A_JOB}if os.fork(): os._exit(1)\n{UNTIL_THE_END}")
+    async with asyncio.timeout(60), running(client):
+        with pytest.raises(EngineDiedError, match="code 1"):
+            await result_of_a_job(client)
+
+
+async def test_an_engine_that_outlives_its_sigkill_ends_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_client, "KILLED_SECONDS", 0.1)
+    # Stopped in the kernel it could not be killed at all; here it is only not told to die.
+    monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda _process: None)
+    client = client_of("threading.Event().wait()", load_seconds=0.05)
+    async with asyncio.timeout(60):
+        with pytest.raises(EngineUnstableError, match="it waits in the kernel"):
+            await client.run()
+    pid = client.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+    async def reaped() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    await wait_until(reaped, deadline_seconds=20, what="the end of the engine")

@@ -45,6 +45,10 @@ from fluxpool_worker.engine.start_mark import StartMark
 DEFAULT_COMMAND: Final = (sys.executable, "-m", "fluxpool_worker.engine")
 RESTART_SECONDS: Final = 0.5
 SHUTDOWN_SECONDS: Final = 5.0
+KILLED_SECONDS: Final = 30.0
+"""A process that waits in the kernel, for a driver or a network file system, outlives its SIGKILL."""
+LAST_WORDS_SECONDS: Final = 1.0
+"""From the end of an engine until its end of the socket is closed, unless another process has inherited it."""
 WATCHDOG_SECONDS: Final = 1.0
 AGENT_ONLY_VARIABLES: Final = ("FLUXPOOL_KAFKA_", "FLUXPOOL_STORAGE_", "AWS_")
 MAX_HUNG_LOADS: Final = 2
@@ -267,7 +271,7 @@ class EngineClient:
                 await process.wait()
         except TimeoutError:
             process.kill()
-            await process.wait()
+            await _ended(process)
 
     def _is_stopping(self) -> bool:
         return self._stopping
@@ -304,7 +308,7 @@ class EngineClient:
         return process, reader
 
     async def _kill_when_stuck(self, process: asyncio.subprocess.Process) -> None:
-        while True:
+        while process.returncode is None:
             await asyncio.sleep(WATCHDOG_SECONDS)
             now = time.monotonic()
             self._report_stalls(now)
@@ -314,7 +318,11 @@ class EngineClient:
                     self._hung_loads += 1
                 log.error("engine_stuck", pid=process.pid, reason=reason)
                 process.kill()
-                return
+                break
+        # Whoever receives from the engine waits for the end of the socket, which a dead engine may leave open.
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        if self._writer is not None:
+            self._writer.transport.abort()
 
     def _report_stalls(self, now: float) -> None:
         for job in self._jobs.values():
@@ -403,7 +411,7 @@ class EngineClient:
             # Its end of the socket is closed, so it is of no use any more, whatever it still does.
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        has_ended = await _ended(process)
         last_started = mark.last_started()
         mark.close()
         jobs, self._jobs = self._jobs, {}
@@ -411,6 +419,11 @@ class EngineClient:
             # Not by its `Started`: that may have been waiting for this process to read, and is lost then.
             started = job.job_id <= last_started
             self._fail(job, EngineDiedError(f"the engine ended with code {process.returncode}", job_started=started))
+        if not has_ended:
+            raise EngineUnstableError(
+                f"the engine, process {process.pid}, did not end within {KILLED_SECONDS:g} s of SIGKILL: it waits in "
+                "the kernel; look at the node's driver, disk and network file systems"
+            )
 
     @staticmethod
     def _fail(job: EngineJob, error: Exception) -> None:
@@ -419,6 +432,15 @@ class EngineClient:
             job.result.set_exception(error)
             # A job abandoned by its owner must not be reported as an exception that nobody retrieved.
             job.result.exception()
+
+
+async def _ended(process: asyncio.subprocess.Process) -> bool:
+    """Whether a process that was killed has ended in time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KILLED_SECONDS):
+            await process.wait()
+            return True
+    return False
 
 
 def _check_images(generated: Generated, inputs: GenerationInputs) -> None:

@@ -33,6 +33,7 @@ from fluxpool_worker.agent.holds import Hold, HoldCause, Holds
 
 STOP_DEADLINE_SECONDS: Final = 5.0
 """With the broker away `stop()` would wait for ever for a pending record."""
+START_DEADLINE_SECONDS: Final = 60.0
 REBUILD_SECONDS: Final = 1.0
 UNKNOWN_AFTER_SECONDS: Final = 5.0
 """An ack takes milliseconds; past this the brokers, or the way to them, are away."""
@@ -250,7 +251,12 @@ class ReliablePublisher:
             if self._current is None:
                 producer = self._build_producer()
                 try:
-                    await producer.start()
+                    # It asks for a producer id again and again, whatever the brokers answer.
+                    async with asyncio.timeout(START_DEADLINE_SECONDS):
+                        await producer.start()
+                except TimeoutError as error:
+                    await _stop(producer)
+                    raise KafkaConnectionError(f"no producer id within {START_DEADLINE_SECONDS:.0f} s") from error
                 except BaseException:
                     await _stop(producer)
                     raise
@@ -293,8 +299,13 @@ class ProgressPublisher:
                 while True:
                     record = await self._waiting.get()
                     # Not awaiting the ack: the next event is worth more than knowing the fate of this one.
-                    sent = await producer.send(record.topic, record.value, key=record.key, headers=record.headers)
-                    sent.add_done_callback(_forget)
+                    try:
+                        sent = await producer.send(record.topic, record.value, key=record.key, headers=record.headers)
+                    except (MessageSizeTooLargeError, ValueError, TypeError, AssertionError) as error:
+                        self.dropped += 1
+                        log.info("progress_dropped", topic=record.topic, error=repr(error))
+                    else:
+                        sent.add_done_callback(_forget)
             except KafkaError as error:
                 log.info("progress_interrupted", error=repr(error))
             finally:
