@@ -18,7 +18,14 @@ from fluxpool_cli.local.data_dir import DEFAULT_NAME
 from fluxpool_cli.local.discovery import running_stack
 from fluxpool_contract.environment import EnvironmentSettings, SettingsError
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.settings import DEFAULT_CONSUMER_GROUP, GroupId, Lane, serving_groups
+from fluxpool_contract.settings import (
+    DEFAULT_CONSUMER_GROUP,
+    STANDARD_LANE,
+    VIP_LANE,
+    GroupId,
+    Lane,
+    serving_groups,
+)
 from fluxpool_contract.topics import TopicNames
 
 _SERVERS = "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS"
@@ -49,6 +56,11 @@ class KafkaTarget(EnvironmentSettings):
     def servers(self) -> str:
         """The addresses, for messages."""
         return ",".join(self.kafka.bootstrap_servers)
+
+    def lane_groups(self) -> dict[str, tuple[str, str]]:
+        """Name of each lane to its consumer group and topic."""
+        names = [lane.name for lane in self.lanes] or [STANDARD_LANE.name, VIP_LANE.name]
+        return dict(zip(names, self.groups().items(), strict=False))
 
     def groups(self) -> dict[str, str]:
         """Consumer group to the topic it serves."""

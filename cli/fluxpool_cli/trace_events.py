@@ -14,6 +14,7 @@ from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
 from fluxpool_contract import headers
+from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.control import CancelCommand
 from fluxpool_contract.dead_letter import PREFIX
 from fluxpool_contract.decoding import peek_request_id
@@ -58,8 +59,12 @@ class EventKind(StrEnum):
     HANDLED = "handled"
     """Somebody dealt with the dead letter."""
     RESULT = "result"
+    UNREADABLE = "unreadable"
+    """A record about which nothing can be told but its place."""
 
 
+_UNREADABLE: Final = (ValueError, TypeError, ArithmeticError, LookupError)
+"""What a record of anybody's can make a reader raise; a single one must not end the whole timeline."""
 _ORDER: Final = {kind: place for place, kind in enumerate(EventKind)}
 """Of events of one millisecond: the order in which they cause each other."""
 
@@ -115,8 +120,11 @@ class TaskEvents:
     _letters: set[tuple[str, Place]] = field(default_factory=set)
 
     def add(self, record: ConsumerRecord, role: TopicRole) -> None:
-        """Take note of a record, if it is about the task."""
-        event = self._event(record, role)
+        """Take note of a record, if it is about the task; one that cannot be read is an event that says so."""
+        try:
+            event = self._event(record, role)
+        except _UNREADABLE as error:
+            event = _event_of(record, EventKind.UNREADABLE, detail=f"{type(error).__name__}: {error}")
         if event is not None:
             self.found.append(event)
 
@@ -277,7 +285,7 @@ def _result(record: ConsumerRecord) -> TraceEvent | None:
 
 def _event_of(record: ConsumerRecord, kind: EventKind, **known: Any) -> TraceEvent:
     fields = {
-        "at": datetime.fromtimestamp(max(0, record.timestamp) / 1000, UTC),
+        "at": moment_at(record.timestamp),
         "epoch": _number(record, headers.EPOCH, 0),
         **known,
     }

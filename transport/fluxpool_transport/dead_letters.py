@@ -157,6 +157,9 @@ def entry_of(record: ConsumerRecord) -> DeadLetterEntry:
         letter = DeadLetter.from_headers(record.headers).model_copy(update={"stack": None})
     except ValidationError as error:
         problem = "; ".join(f"fluxpool-dlq-{item.field.replace('_', '-')}: {item.message}" for item in explain(error))
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+        # Anybody may write here, and one odd record must not end the listing of all others.
+        problem = f"cannot be read ({type(error).__name__}: {error})"
     if isinstance(record, UndecodableRecord) and not record.has_contents:
         problem = f"the record cannot be decoded: {record.problem}"
     return DeadLetterEntry(

@@ -12,7 +12,10 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 import httpx
+import typer
 
+from fluxpool_cli.exit_codes import CommandError
+from fluxpool_cli.kafka_target import find_target
 from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.data_dir import DataDir, private_files
 from fluxpool_cli.local.kafka_broker import KafkaError, KafkaStartError
@@ -25,10 +28,12 @@ from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
 from fluxpool_cli.local.worker_fleet import WorkerFleet
 from fluxpool_cli.model import tiny_model_command
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.topics import TopicNames, topic_specs
+from fluxpool_contract.topics import TopicNames, explain_create_time, topic_specs
 from fluxpool_operator.backlog import lane_targets_of
 from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.kafka_clients import KafkaCredentialsError
 from fluxpool_transport.topic_admin import TopicError, ensure_topics
+from fluxpool_transport.topic_times import find_create_time_topics
 
 T = TypeVar("T")
 
@@ -201,12 +206,20 @@ class LocalStack:
 
     async def _provide_kafka(self) -> KafkaConnection:
         """A Kafka with all topics: the one whose address was given, else one of the stack's own."""
-        servers = self._options.bootstrap_servers or await self._start_kafka()
-        connection = KafkaConnection.model_validate({"bootstrap_servers": servers.split(",")})
+        if self._options.bootstrap_servers is None:
+            connection = KafkaConnection(bootstrap_servers=(await self._start_kafka(),))
+        else:
+            # With the credentials of the environment, which never travel on a command line.
+            try:
+                connection = find_target(self._options.bootstrap_servers, self.data_dir.path).kafka
+            except (CommandError, typer.BadParameter) as error:
+                raise StackError(f"kafka: {error}") from error
         specs = topic_specs(TopicNames(), replication_factor=1 if self._kafka else 3)
         try:
             await ensure_topics(connection, specs)
-        except (TopicError, KafkaUnavailableError) as error:
+            for topic in await find_create_time_topics(connection, [spec.name for spec in specs]):
+                self._report(f"warning: {explain_create_time(topic)}")
+        except (TopicError, KafkaUnavailableError, KafkaCredentialsError) as error:
             raise StackError(f"topics: {error}") from error
         return connection
 
