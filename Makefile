@@ -24,6 +24,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml | $(BIN)/uv
+	@echo "installing the pinned Python packages (about 3 GB to download, once; 6.4 GB on disk) ..." >&2
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
