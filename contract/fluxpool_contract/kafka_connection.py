@@ -60,6 +60,11 @@ class KafkaConnection(BaseModel):
     """Its secret."""
     oauth_scope: Credential | None = None
     """Scope to ask for, where the endpoint wants one."""
+    oauth_encode_credentials: bool = True
+    """Form-encode client id and secret for the endpoint, as RFC 6749 section 2.3.1 demands; false for servers that take
+    them as they are."""
+    oauth_ca_file: Path | None = None
+    """PEM file of authorities to trust for the endpoint, beside the system's; `tls_ca_file` when absent."""
     oauth_token_file: Path | None = None
     """File that always holds a fresh token, such as a projected service account token."""
     tls_ca_file: Path | None = None

@@ -3,21 +3,26 @@
 import asyncio
 import base64
 import json
+import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp import web
 from pydantic import SecretStr
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka_connection import KafkaConnection, SaslMechanism, SecurityProtocol
 from fluxpool_transport.kafka_clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
 from fluxpool_transport.oauth import (
     OPAQUE_TOKEN_SECONDS,
     ClientCredentialsTokenProvider,
     FileTokenProvider,
     OAuthTokenError,
+    TokenClient,
     jwt_expiry_seconds,
     read_token_file,
 )
@@ -44,19 +49,27 @@ class TokenEndpoint:
         return web.json_response(body, status=self.status)
 
 
-@pytest.fixture
-async def endpoint() -> AsyncIterator[TokenEndpoint]:
-    server = TokenEndpoint()
+@asynccontextmanager
+async def serving(server: TokenEndpoint, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    """Serve the endpoint on a loopback port, whose address it gets."""
     application = web.Application()
     application.router.add_post("/token", server.handle)
     runner = web.AppRunner(application)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     host, port = runner.addresses[0][:2]
-    server.url = f"http://{host}:{port}/token"
-    yield server
-    await runner.cleanup()
+    server.url = f"http{'' if tls is None else 's'}://{host}:{port}/token"
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[TokenEndpoint]:
+    server = TokenEndpoint()
+    async with serving(server):
+        yield server
 
 
 class Clock:
@@ -71,6 +84,61 @@ def _provider(endpoint: TokenEndpoint, clock: Clock, *, scope: str | None = None
     return ClientCredentialsTokenProvider(
         endpoint=endpoint.url, client_id="worker", client_secret=SecretStr("hush"), scope=scope, clock=clock
     )
+
+
+@pytest.mark.parametrize(
+    ("encode", "pair"),
+    [(True, b"flux+pool:a%2Bb%252Fc%3Dd%3Ae%C3%A9"), (False, "flux pool:a+b%2Fc=d:eé".encode())],
+)
+async def test_credentials_are_form_encoded_unless_the_server_takes_them_as_they_are(
+    endpoint: TokenEndpoint, encode: bool, pair: bytes
+) -> None:
+    connection = KafkaConnection(
+        bootstrap_servers=("kafka:9092",),
+        security_protocol=SecurityProtocol.SASL_PLAINTEXT,
+        sasl_mechanism=SaslMechanism.OAUTHBEARER,
+        oauth_token_endpoint=endpoint.url,
+        oauth_client_id="flux pool",
+        oauth_client_secret=SecretStr("a+b%2Fc=d:eé"),
+        oauth_encode_credentials=encode,
+    )
+    await aiokafka_options(connection, client_id="t")["sasl_oauth_token_provider"].token()
+    await asyncio.to_thread(librdkafka_options(connection, client_id="t")["oauth_cb"], "")
+    expected = f"Basic {base64.b64encode(pair).decode()}"
+    assert [header for _, header in endpoint.asked] == [expected, expected]
+
+
+async def test_an_endpoint_with_a_private_authority_is_trusted_by_its_ca_file(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = TokenEndpoint()
+    async with serving(server, context):
+        strange = TokenClient(endpoint=server.url, client_id="worker", client_secret=SecretStr("hush"))
+        with pytest.raises(OAuthTokenError, match="cannot be reached"):
+            await strange.fetch_async(now_seconds=0)
+        trusted = replace(strange, ca_file=tmp_path / "ca.pem")
+        assert (await trusted.fetch_async(now_seconds=0)).text == "token-1"
+        assert (await asyncio.to_thread(trusted.fetch, now_seconds=0)).text == "token-2"
+
+
+async def test_a_secret_for_an_unencrypted_endpoint_passes_no_proxy(
+    endpoint: TokenEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert await _provider(endpoint, Clock()).token() == "token-1"
+
+
+@pytest.mark.parametrize("expires_in", ["1e999", -1, "soon", float("nan")])
+async def test_a_lifetime_that_is_none_is_refused(endpoint: TokenEndpoint, expires_in: object) -> None:
+    endpoint.answer = {"expires_in": expires_in}
+    with pytest.raises(OAuthTokenError, match="did not answer with an access_token"):
+        await _provider(endpoint, Clock()).token()
+
+
+def test_an_expiry_beyond_all_years_is_none() -> None:
+    assert jwt_expiry_seconds(_jwt({"exp": 10**30})) is None
 
 
 async def test_a_token_is_asked_for_as_the_grant_demands(endpoint: TokenEndpoint) -> None:
@@ -174,7 +242,7 @@ def test_a_token_without_a_readable_expiry_is_opaque(token: str) -> None:
     assert jwt_expiry_seconds(token) is None
 
 
-def test_librdkafka_asks_an_endpoint_by_itself() -> None:
+def test_librdkafka_is_given_tokens_by_the_same_client() -> None:
     connection = KafkaConnection.model_validate(
         {
             "bootstrap_servers": ["a:1", "b:2"],
@@ -182,19 +250,14 @@ def test_librdkafka_asks_an_endpoint_by_itself() -> None:
             "sasl_mechanism": "OAUTHBEARER",
             "oauth_token_endpoint": "https://id/token",
             "oauth_client_id": "c",
-            "oauth_client_secret": "s",
+            "oauth_client_secret": "hush",
             "oauth_scope": "kafka",
         }
     )
     options = librdkafka_options(connection, client_id="me")
     assert options["bootstrap.servers"] == "a:1,b:2"
-    assert {name: value for name, value in options.items() if name.startswith("sasl.oauthbearer")} == {
-        "sasl.oauthbearer.method": "oidc",
-        "sasl.oauthbearer.token.endpoint.url": "https://id/token",
-        "sasl.oauthbearer.client.id": "c",
-        "sasl.oauthbearer.client.secret": "s",
-        "sasl.oauthbearer.scope": "kafka",
-    }
+    assert callable(options["oauth_cb"])
+    assert "hush" not in repr(options)
 
 
 async def test_a_tls_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:

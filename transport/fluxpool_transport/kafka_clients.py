@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 from typing import Any, assert_never
 
+import structlog
+
 from fluxpool_contract.kafka_connection import KafkaConnection, SaslMechanism
 from fluxpool_transport import undecodable_records
-from fluxpool_transport.oauth import ClientCredentialsTokenProvider, FileTokenProvider, read_token_file
+from fluxpool_transport.oauth import ClientCredentialsTokenProvider, FileTokenProvider, TokenClient, read_token_file
+
+log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_MS = 15_000
 """Longest wait for one answer: a broker that takes longer is better reached anew than waited for."""
@@ -123,25 +127,38 @@ def _librdkafka_oauth(connection: KafkaConnection) -> dict[str, Any]:
             return token.text, token.expires_at_seconds
 
         return {"oauth_cb": token_from_file}
-    options = {
-        "sasl.oauthbearer.method": "oidc",
-        "sasl.oauthbearer.token.endpoint.url": connection.oauth_token_endpoint,
-        "sasl.oauthbearer.client.id": connection.oauth_client_id,
-        "sasl.oauthbearer.client.secret": _secret(connection, "oauth_client_secret"),
-    }
-    return options | ({"sasl.oauthbearer.scope": connection.oauth_scope} if connection.oauth_scope else {})
+    client = TokenClient(**_token_client(connection))
+
+    # Called in a thread of librdkafka's; its own OIDC client neither encodes credentials nor trusts another CA file.
+    def token_from_endpoint(_config: str) -> tuple[str, float]:
+        token = client.fetch(now_seconds=time.time())
+        return token.text, token.expires_at_seconds
+
+    return {"oauth_cb": token_from_endpoint}
 
 
 def _token_provider(connection: KafkaConnection) -> FileTokenProvider | ClientCredentialsTokenProvider:
     if connection.oauth_token_file is not None:
         return FileTokenProvider(connection.oauth_token_file)
+    return ClientCredentialsTokenProvider(**_token_client(connection))
+
+
+def _token_client(connection: KafkaConnection) -> dict[str, Any]:
+    """Fields of a `TokenClient`."""
     endpoint, client_id = connection.oauth_token_endpoint, connection.oauth_client_id
     client_secret = connection.oauth_client_secret
     if endpoint is None or client_id is None or client_secret is None:
         raise KafkaCredentialsError("oauth_token_endpoint: is required together with oauth_client_id and its secret")
-    return ClientCredentialsTokenProvider(
-        endpoint=endpoint, client_id=client_id, client_secret=client_secret, scope=connection.oauth_scope
-    )
+    if not endpoint.startswith("https://"):
+        log.warning("oauth_endpoint_unencrypted", endpoint=endpoint, setting="kafka.oauth_token_endpoint")
+    return {
+        "endpoint": endpoint,
+        "client_id": client_id,
+        "client_secret": client_secret,
+        "scope": connection.oauth_scope,
+        "encode_credentials": connection.oauth_encode_credentials,
+        "ca_file": _readable(connection, "oauth_ca_file") or _readable(connection, "tls_ca_file"),
+    }
 
 
 def _readable(connection: KafkaConnection, setting: str) -> Path | None:

@@ -8,10 +8,14 @@ import asyncio
 import base64
 import binascii
 import json
+import math
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote_plus
 
 import httpx
 from aiokafka.abc import AbstractTokenProvider
@@ -19,10 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 OPAQUE_TOKEN_SECONDS = 300.0
 """How long a token without a readable expiry is taken to be good; projected tokens rotate within the hour."""
+MAX_TOKEN_SECONDS = 30 * 86_400.0
+"""Longest lifetime that is believed: a token is asked for again after it, whatever its expiry says."""
 
 _EXPIRY_MARGIN_SECONDS = 30.0
 # A token must outlive the handshake it is used for, and clocks differ by seconds.
 _REQUEST_TIMEOUT_SECONDS = 10.0
+_LATEST_SECONDS = 253_402_214_400
+# The year 9999: a claim beyond is no time.
 
 
 class OAuthTokenError(ConnectionError):
@@ -48,12 +56,12 @@ def jwt_expiry_seconds(token: str) -> float | None:
     payload = parts[1]
     try:
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         return None
     expiry = claims.get("exp") if isinstance(claims, dict) else None
     if isinstance(expiry, bool) or not isinstance(expiry, (int, float)):
         return None
-    return float(expiry)
+    return float(expiry) if abs(expiry) < _LATEST_SECONDS and math.isfinite(expiry) else None
 
 
 def read_token_file(path: Path, *, now_seconds: float) -> OAuthToken:
@@ -66,14 +74,14 @@ def read_token_file(path: Path, *, now_seconds: float) -> OAuthToken:
         ) from error
     if not text:
         raise OAuthTokenError(f"oauth_token_file: {path} is empty; mount a file that always holds a fresh token")
+    if not (text.isprintable() and " " not in text):
+        raise OAuthTokenError(f"oauth_token_file: {path} holds more than one token; mount a file with one alone")
     expiry = jwt_expiry_seconds(text)
-    if expiry is None:
-        return OAuthToken(text, now_seconds + OPAQUE_TOKEN_SECONDS)
-    if expiry <= now_seconds:
+    if expiry is not None and expiry <= now_seconds:
         raise OAuthTokenError(
             f"oauth_token_file: the token in {path} expired {now_seconds - expiry:.0f} s ago; check what renews it"
         )
-    return OAuthToken(text, expiry)
+    return OAuthToken(text, _good_until(text, now_seconds=now_seconds))
 
 
 class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
@@ -91,14 +99,90 @@ class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
 class _TokenAnswer(BaseModel):
     """Answer of a token endpoint, RFC 6749 section 5.1."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
-    access_token: str = Field(min_length=1)
-    expires_in: float | None = None
+    access_token: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]
+    expires_in: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenClient:
+    """Asks one endpoint for tokens by the client-credentials grant (RFC 6749 section 4.4)."""
+
+    endpoint: str
+    client_id: str
+    client_secret: SecretStr
+    scope: str | None = None
+    encode_credentials: bool = True
+    """Form-encode the id and the secret, as RFC 6749 section 2.3.1 demands; some servers take them as they are."""
+    ca_file: Path | None = None
+    """Authorities to trust beside those of the system."""
+
+    def fetch(self, *, now_seconds: float) -> OAuthToken:
+        """A fresh token; waits for the endpoint, so not for an event loop. Raises `OAuthTokenError`."""
+        try:
+            with httpx.Client(timeout=_REQUEST_TIMEOUT_SECONDS, **self._trust()) as client:
+                response = client.post(self.endpoint, **self._request())
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        return self._read(response, now_seconds=now_seconds)
+
+    async def fetch_async(self, *, now_seconds: float) -> OAuthToken:
+        """As `fetch`, for an event loop."""
+        trust = await asyncio.to_thread(self._trust)
+        try:
+            async with httpx.AsyncClient(timeout=_REQUEST_TIMEOUT_SECONDS, **trust) as client:
+                response = await client.post(self.endpoint, **self._request())
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        return self._read(response, now_seconds=now_seconds)
+
+    def _trust(self) -> dict[str, Any]:
+        # A proxy sees whatever is sent to an http address, so the secret is not sent through one then.
+        encrypted = self.endpoint.startswith("https://")
+        context = ssl.create_default_context()
+        if self.ca_file is not None:
+            try:
+                context.load_verify_locations(self.ca_file)
+            except (OSError, ssl.SSLError) as error:
+                raise OAuthTokenError(
+                    f"oauth_ca_file: {self.ca_file} cannot be used ({error}); mount a file with PEM certificates"
+                ) from error
+        return {"verify": context, "trust_env": encrypted}
+
+    def _request(self) -> dict[str, Any]:
+        credentials = self.client_id, self.client_secret.get_secret_value()
+        if self.encode_credentials:
+            credentials = quote_plus(credentials[0]), quote_plus(credentials[1])
+        return {
+            "data": {"grant_type": "client_credentials"} | ({"scope": self.scope} if self.scope else {}),
+            "auth": httpx.BasicAuth(*credentials),
+            "headers": {"Accept": "application/json"},
+        }
+
+    def _unreachable(self, error: Exception) -> OAuthTokenError:
+        return OAuthTokenError(f"oauth_token_endpoint: {self.endpoint} cannot be reached ({error!r})")
+
+    def _read(self, response: httpx.Response, *, now_seconds: float) -> OAuthToken:
+        if response.status_code != httpx.codes.OK:
+            raise OAuthTokenError(
+                f"oauth_token_endpoint: {self.endpoint} answered {response.status_code} "
+                f"({response.text[:200]!r}); check oauth_client_id, oauth_client_secret, oauth_scope and, where "
+                "the server takes credentials as they are, set oauth_encode_credentials to false"
+            )
+        try:
+            answer = _TokenAnswer.model_validate_json(response.content)
+        except ValidationError:
+            raise OAuthTokenError(
+                f"oauth_token_endpoint: {self.endpoint} did not answer with an access_token; is it a token endpoint?"
+            ) from None
+        if answer.expires_in is not None:
+            return OAuthToken(answer.access_token, now_seconds + min(answer.expires_in, MAX_TOKEN_SECONDS))
+        return OAuthToken(answer.access_token, _good_until(answer.access_token, now_seconds=now_seconds))
 
 
 class ClientCredentialsTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
-    """Tokens by the client-credentials grant (RFC 6749 section 4.4), kept until shortly before they expire."""
+    """Tokens of an endpoint for aiokafka, kept until shortly before they expire."""
 
     def __init__(
         self,
@@ -107,12 +191,18 @@ class ClientCredentialsTokenProvider(AbstractTokenProvider):  # type: ignore[mis
         client_id: str,
         client_secret: SecretStr,
         scope: str | None,
+        encode_credentials: bool = True,
+        ca_file: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._endpoint = endpoint
-        self._client_id = client_id
-        self._client_secret = client_secret
-        self._scope = scope
+        self._client = TokenClient(
+            endpoint=endpoint,
+            client_id=client_id,
+            client_secret=client_secret,
+            scope=scope,
+            encode_credentials=encode_credentials,
+            ca_file=ca_file,
+        )
         self._clock = clock
         self._current: OAuthToken | None = None
         # Every broker connection asks at the same moment after an outage; one request serves them all.
@@ -122,34 +212,11 @@ class ClientCredentialsTokenProvider(AbstractTokenProvider):  # type: ignore[mis
         """A token that is good for half a minute at least, where the endpoint grants that; raises `OAuthTokenError`."""
         async with self._lock:
             if self._current is None or self._current.expires_at_seconds - self._clock() < _EXPIRY_MARGIN_SECONDS:
-                self._current = await self._request()
+                self._current = await self._client.fetch_async(now_seconds=self._clock())
             return self._current.text
 
-    async def _request(self) -> OAuthToken:
-        form = {"grant_type": "client_credentials"} | ({"scope": self._scope} if self._scope else {})
-        asked_at_seconds = self._clock()
-        try:
-            async with httpx.AsyncClient(timeout=_REQUEST_TIMEOUT_SECONDS) as client:
-                response = await client.post(
-                    self._endpoint,
-                    data=form,
-                    auth=httpx.BasicAuth(self._client_id, self._client_secret.get_secret_value()),
-                    headers={"Accept": "application/json"},
-                )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OAuthTokenError(f"oauth_token_endpoint: {self._endpoint} cannot be reached ({error!r})") from error
-        if response.status_code != httpx.codes.OK:
-            raise OAuthTokenError(
-                f"oauth_token_endpoint: {self._endpoint} answered {response.status_code} "
-                f"({response.text[:200]!r}); check oauth_client_id, oauth_client_secret and oauth_scope"
-            )
-        try:
-            answer = _TokenAnswer.model_validate_json(response.content)
-        except ValidationError:
-            raise OAuthTokenError(
-                f"oauth_token_endpoint: {self._endpoint} did not answer with an access_token; is it a token endpoint?"
-            ) from None
-        if answer.expires_in is not None:
-            return OAuthToken(answer.access_token, asked_at_seconds + answer.expires_in)
-        expiry = jwt_expiry_seconds(answer.access_token)
-        return OAuthToken(answer.access_token, asked_at_seconds + OPAQUE_TOKEN_SECONDS if expiry is None else expiry)
+
+def _good_until(token: str, *, now_seconds: float) -> float:
+    """The moment up to which a token without a stated lifetime is taken to be good."""
+    expiry = jwt_expiry_seconds(token)
+    return now_seconds + OPAQUE_TOKEN_SECONDS if expiry is None else min(expiry, now_seconds + MAX_TOKEN_SECONDS)
