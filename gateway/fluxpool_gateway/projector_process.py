@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError
 from fluxpool_gateway.child import EXIT_CONFIGURATION
 from fluxpool_gateway.projector import Projector
 from fluxpool_gateway.settings import GatewaySettings
-from fluxpool_gateway.store.damage import move_aside, take_damage_report
+from fluxpool_gateway.store.damage import move_aside, remove_orphans, take_damage_report
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_writer
 from fluxpool_gateway.store.migration import DatabaseFileError, migrate
 from fluxpool_gateway.store.task_store import TaskStoreWriter
@@ -36,10 +36,6 @@ _NICENESS: Final = 15
 """On a busy machine accepting requests goes before telling of them; a projection catches up, a client gives up."""
 
 logger = structlog.stdlib.get_logger(__name__)
-
-
-class _ReplacedError(Exception):
-    """The file that is open is no longer the one of that name."""
 
 
 def run_projector(settings: GatewaySettings, *, ready: Callable[[], None]) -> int:
@@ -103,9 +99,6 @@ class _StoreKeeper:
                     self._pause_seconds = FIRST_PAUSE_SECONDS
                 reason = str(error.orig) if isinstance(error, DatabaseError) else str(error)
                 self._recover(trouble_of(error), reason)
-            except _ReplacedError as replaced:
-                self._rebuilt_because = str(replaced)
-                logger.warning("database_replaced", database_file=str(self._file), reason=str(replaced))
             except OSError as error:
                 if not self._is_ready:
                     raise
@@ -114,6 +107,7 @@ class _StoreKeeper:
     def _project(self) -> None:
         """Open the file and project until the end, or until something is wrong with it."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        remove_orphans(self._file)
         engine = open_writer(self._file)
         try:
             migrate(engine, self._file)
@@ -158,12 +152,12 @@ class _StoreKeeper:
                 f"{reason}; it cannot be moved aside ({error.strerror})",
             )
             return
-        self._rebuilt_because = f"the file was damaged ({reason})"
+        self._rebuilt_because = f"{self._file} was damaged ({reason})"
         logger.error(
             "database_damaged",
             database_file=str(self._file),
             reason=reason,
-            moved_to=str(aside),
+            moved_to=None if aside is None else str(aside),
             remedy="none is needed: the store is being rebuilt from Kafka; delete what was moved when nobody needs it",
         )
         self._pause()
@@ -194,15 +188,16 @@ class _Checks:
         self._check_at = 0.0
 
     def __call__(self) -> bool:
-        """Raises `_ReplacedError`, or `DamagedStoreError` when a reader reported damage."""
+        """Raises `DamagedStoreError`."""
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + _CHECK_SECONDS
             found = identity_of(self._file)
             if found is None:
-                raise _ReplacedError("the file was deleted")
+                raise DamagedStoreError("the file was deleted")
+            # Whoever opens it from now on would not see what is written here, and overwrite it.
             if found != self._opened:
-                raise _ReplacedError("the file or its companions were replaced")
+                raise DamagedStoreError("the file, its write-ahead log or its index was deleted or replaced")
             if take_damage_report(self._file):
                 raise DamagedStoreError("a reader found damage")
         return self._stopping.is_set()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
-from fluxpool_gateway.store.damage import move_aside, report_damage, take_damage_report
+from fluxpool_gateway.store.damage import move_aside, remove_orphans, report_damage, take_damage_report
 from fluxpool_gateway.store.database import identity_of, open_writer
 from fluxpool_gateway.store.migration import DatabaseFileError, migrate
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
@@ -313,6 +313,21 @@ def test_only_the_latest_damaged_file_is_kept(file: Path) -> None:
     assert aside is not None
     assert aside.read_text() == "no database"
     assert sorted(path.name for path in file.parent.iterdir()) == [aside.name, aside.name + "-wal"]
+
+
+def test_a_log_whose_file_was_deleted_is_not_read_into_the_next_one(file: Path) -> None:
+    engine = open_writer(file)
+    migrate(engine, file)
+    apply(TaskStoreWriter(engine), [seen("old")])
+    log = file.with_name(file.name + "-wal").read_bytes()
+    engine.dispose()
+    file.unlink()
+    file.with_name(file.name + "-wal").write_bytes(log)
+    remove_orphans(file)
+    again = open_writer(file)
+    migrate(again, file)
+    assert TaskStoreWriter(again).positions() == {}
+    again.dispose()
 
 
 def test_a_row_that_nobody_saved_is_damage_and_not_the_next_records_fault(file: Path, store: TaskStoreWriter) -> None:

@@ -63,6 +63,16 @@ def move_aside(file: Path) -> Path | None:
     return aside
 
 
+def remove_orphans(file: Path) -> None:
+    """Delete a write-ahead log whose file is gone: SQLite would read it into the next file of that name.
+
+    Raises `OSError`.
+    """
+    if not file.exists():
+        for suffix in COMPANIONS:
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
+
+
 def _report_of(file: Path) -> Path:
     return file.with_name(file.name + _REPORT_SUFFIX)
 
