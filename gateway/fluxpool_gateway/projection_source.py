@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka_connection import KafkaConnection
@@ -26,6 +27,7 @@ FETCH_WAIT_MILLISECONDS: Final = 50
 """Adds to `BATCH_SECONDS`; together they are what a poll at another process waits for a task just accepted."""
 FETCH_MAX_BYTES: Final = 16 * 1024 * 1024
 """Held in memory at once from each broker, as fetched."""
+_STARTS_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -45,18 +47,22 @@ class ProjectionSource:
         self._consumer: AIOKafkaConsumer | None = None
         self._offsets: dict[TopicPartition, int] = {}
 
-    async def assign(self, offsets: Mapping[Position, int | None]) -> None:
-        """Read these partitions from these offsets, None for the beginning, and no others."""
+    async def assign(self, offsets: Mapping[Position, int | None]) -> Mapping[Position, int]:
+        """Read these partitions from these offsets, None for the beginning, and no others.
+
+        Returns where the log begins, of each partition whose offset lies before that: it is read from there.
+        """
         partitions = {TopicPartition(*position): offset for position, offset in offsets.items()}
         consumer = await self._connected()
         self._offsets = {partition: offset or 0 for partition, offset in partitions.items()}
         if not partitions:
             consumer.unsubscribe()
-            return
+            return {}
         consumer.assign(list(partitions))
         for partition, offset in partitions.items():
             if offset is not None:
                 consumer.seek(partition, offset)
+        return await _starts_ahead(consumer, {key: offset for key, offset in partitions.items() if offset is not None})
 
     async def fetch(self) -> Fetched:
         """What came within 50 ms."""
@@ -126,3 +132,17 @@ async def _position(consumer: AIOKafkaConsumer, partition: TopicPartition, *, kn
             return int(await consumer.position(partition))
     except TimeoutError:
         return known
+
+
+async def _starts_ahead(consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> Mapping[Position, int]:
+    """The starts of logs that lie behind these offsets; none of those whose leader does not answer now."""
+    try:
+        async with asyncio.timeout(_STARTS_SECONDS):
+            starts = await consumer.beginning_offsets(list(offsets)) if offsets else {}
+    except (TimeoutError, KafkaError):
+        return {}
+    return {
+        (partition.topic, partition.partition): start
+        for partition, start in starts.items()
+        if start > offsets[partition]
+    }

@@ -160,8 +160,17 @@ class Projector:
             for partition in layout.partitions:
                 position = self._positions.get((topic, partition))
                 offsets[topic, partition] = None if position is None else position.offset
-        await self._source.assign(offsets)
+        starts = await self._source.assign(offsets)
         self._assigned = layouts
+        for (topic, partition), start in starts.items():
+            read_to = self._positions[topic, partition].offset
+            logger.warning(
+                "records_deleted_unread",
+                topic=topic,
+                partition=partition,
+                first_offset=read_to,
+                last_offset=start - 1,
+            )
         logger.info("partitions_assigned", partitions=len(offsets))
 
     async def _watch_layouts(self) -> None:

@@ -149,7 +149,7 @@ def _not_found(request_id: str) -> Problem:
     return Problem(
         status=HTTPStatus.NOT_FOUND,
         code=ProblemCode.NOT_FOUND,
-        detail=f"there is no task {request_id[:128]!r}; it was never accepted here",
+        detail=f"there is no task {request_id[:128]!r}; it was never accepted here, or its records are deleted by now",
     )
 
 
