@@ -15,6 +15,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from fluxpool_contract.bounds import cut_text
+from fluxpool_gateway import metrics
 from fluxpool_gateway.barrier import ProjectionBarrier
 from fluxpool_gateway.exchange import CORRELATION_ID_HEADER, correlation_id, find_header
 from fluxpool_gateway.idempotency import Idempotency, Reservations
@@ -98,6 +99,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
         redirect_slashes=False,
     )
     app.include_router(router)
+    app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_failure)

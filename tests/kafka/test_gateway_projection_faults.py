@@ -83,6 +83,9 @@ async def test_no_record_stops_the_projection(kafka: KafkaCluster, tmp_path: Pat
             await known(client, ["odd-name", "behind"])
             assert "2 passed over that cannot be read" in await ready(client)
             assert await status_of(client, "r") == 404
+            metrics = (await client.get("metrics")).text
+            assert "fluxpool_projection_quarantined_records_total 2.0" in metrics
+            assert "fluxpool_projection_lag_records 0.0" in metrics
         assert "Traceback" not in gateway.log()
     with closing(sqlite3.connect(settings.database_file)) as connection:
         rows = set(connection.execute('SELECT topic, partition, "offset", reason FROM quarantined_record'))
