@@ -49,6 +49,8 @@ def move_aside(file: Path) -> Path | None:
     None when there is no such file. The write-ahead log goes first: should this process die in between, the next one
     finds a store that is still damaged, never a new one with an old log. Raises `OSError`.
     """
+    if not file.parent.exists():
+        return None
     aside = file.with_name(f"{file.name}{_ASIDE_INFIX}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
     for other in list(file.parent.iterdir()):
         if other.name.startswith(file.name + _ASIDE_INFIX):
