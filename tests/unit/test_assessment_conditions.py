@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fluxpool_contract.worker_exit import EXIT_MODEL_LOAD_FAILED
 from fluxpool_operator.api import Condition, ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
 from fluxpool_operator.planning import Constraint
@@ -31,6 +32,7 @@ def stuck(name: str, reason: str, message: str = "", **fields: Any) -> Any:
     return pod(name, PodStage.STARTING, waiting_reason=reason, waiting_message=message or None, **fields)
 
 
+UNLOADABLE = ContainerExit(EXIT_MODEL_LOAD_FAILED, "Error", "model '/models/flux': there is no such folder")
 HOMELESS = (
     pod("a", PodStage.UNSCHEDULABLE, unschedulable_message=NO_GPU),
     pod("b", PodStage.UNSCHEDULABLE, unschedulable_message=NO_GPU),
@@ -92,6 +94,30 @@ HOMELESS = (
             FALSE,
             Reason.WORKERS_LOADING,
             "1 starting.",
+        ),
+        (
+            short((pod("a", PodStage.STARTING, last_exit=UNLOADABLE),)),
+            FALSE,
+            Reason.WORKERS_LOADING,
+            "1 starting.",
+        ),
+        (
+            short((pod("a", PodStage.STARTING, restarts=2, last_exit=replace(UNLOADABLE, count=2)),)),
+            FALSE,
+            Reason.MODEL_LOAD_FAILED,
+            "a: the model cannot be loaded: model '/models/flux': there is no such folder.",
+        ),
+        (
+            short((pod("a", PodStage.STARTING, last_exit=UNLOADABLE), stuck("b", "X", last_exit=UNLOADABLE))),
+            FALSE,
+            Reason.MODEL_LOAD_FAILED,
+            "a, b: the model cannot be loaded",
+        ),
+        (
+            short((stuck("a", "CrashLoopBackOff", last_exit=ContainerExit(1, "Error", "no topic x", 3)),)),
+            FALSE,
+            Reason.WORKER_CRASH_LOOPING,
+            "exit code 1, Error: no topic x",
         ),
         (
             short((stuck("b", "ImagePullBackOff", "not found"), stuck("a", "ErrImagePull", "not found"))),
@@ -376,3 +402,57 @@ def test_a_condition_that_stands_keeps_its_time() -> None:
     times = {condition.type: condition.last_transition_time for condition in assess(again).conditions}
     assert times.pop(ConditionType.READY) == NOON + timedelta(seconds=60)
     assert set(times.values()) == {NOON}
+
+
+# What is only reported, and what settles by itself
+
+SECRET = PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/token", stops_scaling=False)
+UNREAD = lane(partitions=0, age_seconds=math.inf, problem="partition 0: LEADER_NOT_AVAILABLE")
+
+
+def test_a_problem_that_does_not_stop_scaling_leaves_scaling_active() -> None:
+    seen = view(2, problems=(SECRET,))
+    assert said(seen, ConditionType.READY).status is FALSE
+    assert said(seen, ConditionType.SCALING_ACTIVE).status is TRUE
+
+
+def test_a_problem_that_stops_reading_is_the_reason_why_the_backlog_is_not_known() -> None:
+    seen = view(0, problems=(replace(SECRET, stops_reading=True),), lanes=(replace(UNREAD, problem=None),))
+    told = said(seen, ConditionType.LAG_AVAILABLE)
+    assert (told.status, told.reason) == (FALSE, Reason.SECRET_NOT_FOUND)
+    assert "missing: hub/token" in told.message
+
+
+@pytest.mark.parametrize(
+    ("age_seconds", "fields", "status"),
+    [
+        (5, {}, UNKNOWN),
+        (60, {}, FALSE),
+        (60, {"topics_are_settling": True}, UNKNOWN),
+        (5, {"lanes": (replace(UNREAD, problem="no answer came"),)}, FALSE),
+    ],
+    ids=["a new pool", "an old pool", "topics just created", "a Kafka that is away"],
+)
+def test_topics_whose_leaders_settle_are_not_yet_a_backlog_that_cannot_be_read(
+    age_seconds: float, fields: dict[str, Any], status: ConditionStatus
+) -> None:
+    created = (NOON - timedelta(seconds=age_seconds)).isoformat()
+    young = pool(**{".metadata__creationTimestamp": created})
+    seen = view(0, **{"pool": young, "lanes": (UNREAD,), **fields})
+    assert said(seen, ConditionType.LAG_AVAILABLE).status is status
+
+
+def test_topics_that_the_operator_has_just_created_are_not_missing() -> None:
+    missing = replace(UNREAD, problem="tasks: UNKNOWN_TOPIC_OR_PART")
+    assert said(view(0, lanes=(missing,)), ConditionType.TOPICS_READY).reason is Reason.TOPICS_MISSING
+    settling = view(0, lanes=(missing,), topics_are_settling=True)
+    assert said(settling, ConditionType.TOPICS_READY).status is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("topics", "status"), [(None, UNKNOWN), ((), TRUE), (("tasks",), FALSE)], ids=["not told", "none", "one"]
+)
+def test_the_condition_of_record_times_follows_the_topics(
+    topics: tuple[str, ...] | None, status: ConditionStatus
+) -> None:
+    assert said(view(1, create_time_topics=topics), ConditionType.LOG_APPEND_TIME).status is status

@@ -111,7 +111,7 @@ def test_a_ready_pod_with_all_that_decides_when_it_goes() -> None:
     assert (pod.deletion_cost, pod.restarts) == (-100, 2)
     assert pod.created_at == datetime(2026, 5, 4, 12, tzinfo=UTC)
     assert pod.ready_since == datetime(2026, 5, 4, 12, 1, 30, tzinfo=UTC)
-    assert pod.last_exit == ContainerExit(137, "OOMKilled")
+    assert pod.last_exit == ContainerExit(137, "OOMKilled", count=2)
     assert (pod.unschedulable_message, pod.waiting_reason, pod.waiting_message) == (None, None, None)
 
 
@@ -148,3 +148,25 @@ def test_a_pod_that_will_get_the_gpu_of_one_that_stops_is_no_shortage() -> None:
     counts = count_pods([pending, pending, stopping, ready])
     assert counts == PodCounts(ready=1, unschedulable=1, waiting_for_gpu=1, terminating=1)
     assert counts.active == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "restarts", "count"),
+    [
+        ({"terminated": {"exitCode": 4, "message": "no such\nfolder"}}, {}, 0, 1),
+        ({"running": {}}, {"terminated": {"exitCode": 4, "message": "no such folder"}}, 1, 1),
+        (
+            {"waiting": {"reason": "CrashLoopBackOff"}},
+            {"terminated": {"exitCode": 4, "message": "no such folder"}},
+            1,
+            2,
+        ),
+        ({"terminated": {"exitCode": 4, "message": "no such folder"}}, {"terminated": {"exitCode": 1}}, 1, 2),
+    ],
+    ids=["ended once", "runs again", "waits after the second end", "ended twice"],
+)
+def test_the_last_end_of_a_container_has_its_message_and_its_number(
+    state: dict[str, Any], last: dict[str, Any], restarts: int, count: int
+) -> None:
+    body = _body(phase="Running", containerStatuses=[_container(state, restartCount=restarts, lastState=last)])
+    assert summarize_pod(body).last_exit == ContainerExit(4, "", "no such folder", count)

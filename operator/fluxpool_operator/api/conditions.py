@@ -63,6 +63,7 @@ class Reason(StrEnum):
     LAG_UNAVAILABLE = "LagUnavailable"
     LOG_APPEND_TIME = "LogAppendTime"
     MANUAL_MODE = "ManualMode"
+    MODEL_LOAD_FAILED = "ModelLoadFailed"
     NO_OFFSETS_EXPIRED = "NoOffsetsExpired"
     OFFSETS_MAY_EXPIRE = "OffsetsMayExpire"
     OFFSETS_STAY = "OffsetsStay"

@@ -4,9 +4,10 @@ Owns the order of causes: what a person must mend comes before what passes by it
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from fluxpool_contract.worker_exit import EXIT_MODEL_LOAD_FAILED
 from fluxpool_operator.api import ConditionStatus, ConditionType, Reason
 from fluxpool_operator.assessment.view import PoolView, Verdict
 from fluxpool_operator.workload import PodStage, PodSummary, is_rolling_out
@@ -23,8 +24,8 @@ _IMAGE_REASONS: Final = frozenset(
     }
 )
 _CRASH_REASON: Final = "CrashLoopBackOff"
-_CRASH_RESTARTS: Final = 2
-"""One restart may be chance: the worker ends itself when its engine fails again and again."""
+_CRASH_ENDS: Final = 2
+"""One end may be chance: the worker ends itself when its engine fails again and again."""
 _FIELDS_SHOWN: Final = 5
 _DEADLINE_REASON: Final = "ProgressDeadlineExceeded"
 _HARMLESS_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
@@ -97,6 +98,8 @@ def _counts_are_about_the_template(view: PoolView) -> bool:
 def _pod_fault(view: PoolView) -> tuple[Reason, str] | None:
     """What is wrong with pods and will not pass by itself."""
     pods = sorted((pod for pod in view.pods if pod.is_active), key=lambda pod: pod.name)
+    if unloadable := _model_fault(pods):
+        return Reason.MODEL_LOAD_FAILED, unloadable
     crashing = [pod for pod in pods if _is_crashing(pod)]
     if crashing:
         ends = Counter(_end_of(pod) for pod in crashing)
@@ -114,12 +117,30 @@ def _pod_fault(view: PoolView) -> tuple[Reason, str] | None:
     return None
 
 
+def _model_fault(pods: Sequence[PodSummary]) -> str | None:
+    """Why the model cannot be loaded, once two attempts ended with the same words; None until then."""
+    failed: dict[str, list[PodSummary]] = {}
+    for pod in pods:
+        if pod.stage is not PodStage.READY and pod.last_exit and pod.last_exit.code == EXIT_MODEL_LOAD_FAILED:
+            failed.setdefault(pod.last_exit.message, []).append(pod)
+    for message, those in failed.items():
+        if sum(pod.last_exit.count for pod in those if pod.last_exit) >= _CRASH_ENDS:
+            why = _sentence(message or "see kubectl logs --previous")
+            return f"{_names(those)}: the model cannot be loaded: {why}"
+    return None
+
+
 def _is_crashing(pod: PodSummary) -> bool:
     """Also between two crashes, so that the reason does not change with each."""
     if pod.waiting_reason == _CRASH_REASON:
         return True
     ended = pod.last_exit
-    return pod.stage is not PodStage.READY and pod.restarts >= _CRASH_RESTARTS and ended is not None and ended.code != 0
+    return (
+        pod.stage is not PodStage.READY
+        and ended is not None
+        and ended.code != 0
+        and max(pod.restarts, ended.count) >= _CRASH_ENDS
+    )
 
 
 def _pod_wait(view: PoolView) -> tuple[Reason, str]:
@@ -170,7 +191,8 @@ def _end_of(pod: PodSummary) -> str:
     ended = pod.last_exit
     if ended is None:
         return "no exit code is known"
-    return f"exit code {ended.code}, {ended.reason}" if ended.reason else f"exit code {ended.code}"
+    reason = f", {ended.reason}" if ended.reason else ""
+    return f"exit code {ended.code}{reason}{f': {ended.message}' if ended.message else ''}"
 
 
 def _waiting_text(pods: list[PodSummary]) -> str:

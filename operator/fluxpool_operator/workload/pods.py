@@ -15,6 +15,8 @@ from fluxpool_operator.children import POOL_LABEL
 DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
 _TEMPLATE_HASH_LABEL: Final = "pod-template-hash"
 _BACK_OFF: Final = "CrashLoopBackOff"
+MAX_EXIT_MESSAGE_CHARACTERS: Final = 1024
+"""Of a termination message, which is kept for every pod; the kubelet hands out four times as much."""
 _INT32: Final = range(-(2**31), 2**31)
 
 
@@ -57,6 +59,10 @@ class ContainerExit:
 
     code: int
     reason: str
+    message: str = ""
+    """The termination message; empty when the container left none."""
+    count: int = 1
+    """How often the container has ended by now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +174,17 @@ def _states(status: Mapping[str, Any], which: str, kind: str) -> Iterator[Mappin
 
 
 def _last_exit(status: Mapping[str, Any]) -> ContainerExit | None:
-    own = {"containerStatuses": status.get("containerStatuses") or ()}
     for which in ("state", "lastState"):
-        for ended in _states(own, which, "terminated"):
-            return ContainerExit(code=ended.get("exitCode", 0), reason=ended.get("reason") or "")
+        for container in status.get("containerStatuses") or ():
+            if ended := (container.get(which) or {}).get("terminated"):
+                # One that runs was restarted as often as it ended; one that waits or has ended, once more than that.
+                runs = "running" in (container.get("state") or {})
+                return ContainerExit(
+                    code=ended.get("exitCode", 0),
+                    reason=ended.get("reason") or "",
+                    message=sys.intern(" ".join((ended.get("message") or "").split())[:MAX_EXIT_MESSAGE_CHARACTERS]),
+                    count=container.get("restartCount", 0) + (not runs),
+                )
     return None
 
 
