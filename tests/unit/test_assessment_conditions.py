@@ -437,7 +437,8 @@ def test_topics_whose_leaders_settle_are_not_yet_a_backlog_that_cannot_be_read(
     age_seconds: float, fields: dict[str, Any], status: ConditionStatus
 ) -> None:
     created = (NOON - timedelta(seconds=age_seconds)).isoformat()
-    young = pool(**{".metadata__creationTimestamp": created})
+    edits: dict[str, Any] = {".metadata__creationTimestamp": created}
+    young = pool(**edits)
     seen = view(0, **{"pool": young, "lanes": (UNREAD,), **fields})
     assert said(seen, ConditionType.LAG_AVAILABLE).status is status
 

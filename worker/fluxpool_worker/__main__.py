@@ -9,6 +9,7 @@ import structlog
 
 from fluxpool_contract.environment import SettingsError
 from fluxpool_contract.settings import WorkerSettings
+from fluxpool_contract.worker_exit import EXIT_MODEL_LOAD_FAILED
 from fluxpool_transport.logging_setup import configure_logging
 from fluxpool_transport.object_store import StorageUnavailableError
 from fluxpool_worker.agent.connections import blocked_limit_seconds
@@ -45,7 +46,7 @@ def main() -> int:
     ) as error:
         write_termination_message(str(error))
         log.error("worker_failed", error=str(error))  # noqa: TRY400 - likewise
-        return EXIT_FAILED
+        return EXIT_MODEL_LOAD_FAILED if isinstance(error, EngineLoadError) else EXIT_FAILED
     except Exception as error:
         write_termination_message(repr(error))
         raise
