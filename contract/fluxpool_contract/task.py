@@ -8,7 +8,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_PROMPT_CHARACTERS = 10_000
 """T5 reads 512 tokens, about 2,500 characters; the rest of the room is for languages with long encodings."""
@@ -90,6 +90,13 @@ RequestId = Annotated[
 ]
 
 
+def _check_entry_count(value: object) -> object:
+    """Before the entries themselves: each of 11,000 bad ones would be a problem to explain, half a second of work."""
+    if isinstance(value, dict) and len(value) > MAX_METADATA_ENTRIES:
+        raise ValueError(f"must have at most {MAX_METADATA_ENTRIES} entries")
+    return value
+
+
 class GenerationParameters(BaseModel):
     """What to draw and how; shared by the HTTP request and the Kafka task."""
 
@@ -115,7 +122,9 @@ class GenerationParameters(BaseModel):
     """How many images."""
     output_format: Annotated[OutputFormat, Field(strict=False)] = OutputFormat.PNG
     """png, jpeg or webp."""
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)] = {}
+    metadata: Annotated[
+        dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_check_entry_count)
+    ] = {}
     """The caller's own labels, echoed in every result."""
 
     @property

@@ -149,6 +149,57 @@ async def test_a_used_idempotency_key_with_another_body_is_refused_on_every_proc
     }
 
 
+async def test_of_two_bodies_sent_at_once_under_one_key_one_is_accepted_and_written_once(
+    client: httpx.AsyncClient, gateway: GatewayProcess, kafka: KafkaCluster
+) -> None:
+    key = uuid.uuid4().hex
+
+    async def submit(prompt: str) -> tuple[str, int]:
+        # Connections of their own, so that both server processes are met.
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as fresh:
+            answer = await fresh.post(SUBMIT, json={"prompt": prompt}, headers={"Idempotency-Key": key})
+        return prompt, answer.status_code
+
+    answers = await asyncio.gather(*(submit(("one", "two")[number % 2]) for number in range(40)))
+    records = await record_of(gateway.settings.topics, kafka.bootstrap_servers, idempotent_request_id("default", key))
+    assert len(records) == 1
+    winner = json.loads(records[0].value or b"")["prompt"]
+    assert {status for prompt, status in answers if prompt == winner} == {202}
+    assert {status for prompt, status in answers if prompt != winner} <= {409, 422}
+    refused = await client.post(SUBMIT, json={"prompt": "three"}, headers={"Idempotency-Key": key})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_conflict")
+
+
+@pytest.mark.parametrize(
+    ("announced_bytes", "half_close", "status", "tasks"),
+    [(4000, False, None, 0), (4000, True, 400, 0), (None, True, 202, 1)],
+)
+async def test_the_end_of_a_connection_is_not_the_end_of_a_body(
+    client: httpx.AsyncClient,
+    gateway: GatewayProcess,
+    kafka: KafkaCluster,
+    *,
+    announced_bytes: int | None,
+    half_close: bool,
+    status: int | None,
+    tasks: int,
+) -> None:
+    mark = uuid.uuid4().hex
+    body = b'{"prompt":"%s"}' % mark.encode()
+    reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+    length = len(body) if announced_bytes is None else announced_bytes
+    writer.write(b"POST /v1/generations HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (length, body))
+    await writer.drain()
+    if half_close:
+        writer.write_eof()
+        assert int((await reader.read()).split(b" ")[1]) == status
+    writer.close()
+    # Behind what the connection may have made.
+    await client.post(SUBMIT, json={"prompt": "after"})
+    records = await read_topic(kafka.bootstrap_servers, gateway.settings.topics.tasks)
+    assert sum(mark.encode() in (record.value or b"") for record in records) == tasks
+
+
 @pytest.mark.parametrize(
     ("content", "headers", "expected"),
     [
@@ -186,6 +237,19 @@ async def test_a_body_without_a_length_is_limited_as_well(client: httpx.AsyncCli
 
     answer = await client.post(SUBMIT, content=endless())
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity"])
+async def test_a_body_that_is_encoded_is_refused_by_name(client: httpx.AsyncClient, encoding: str) -> None:
+    answer = await client.post(SUBMIT, content=b"x", headers={"Content-Encoding": encoding})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (415, "Content-Encoding")
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "Content-Type", "Content-Encoding"])
+async def test_a_header_that_decides_something_is_given_once(client: httpx.AsyncClient, name: str) -> None:
+    answer = await client.post(SUBMIT, content=b'{"prompt":"a"}', headers=[(name, "identity"), (name, "identity")])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])

@@ -114,10 +114,11 @@ def test_a_byte_order_mark_is_ignored() -> None:
     assert _refused(b"\xef\xbb\xbf" + _body(steps=0)).request_id == "req-1"
 
 
-def test_a_refusal_of_thousands_of_fields_is_short_and_counts_them() -> None:
-    error = _refused(_body(metadata=dict.fromkeys(map(str, range(5_000)), 1)))
+def test_a_refusal_of_many_fields_is_short_and_counts_them() -> None:
+    names = [f"{number} {'k' * 100}" for number in range(16)]
+    error = _refused(_body(metadata=dict.fromkeys(names, 1)))
     assert len(error.problems) == MAX_PROBLEMS + 1
-    assert str(error).endswith("and 4,980 more")
+    assert str(error).endswith("and 12 more")
     assert len(str(error).encode()) <= MAX_ERROR_MESSAGE_BYTES
 
 

@@ -92,10 +92,18 @@ def test_a_problem_document_has_the_members_of_rfc_9457_and_the_error_that_opena
 
 
 def test_a_refusal_of_thousands_of_fields_is_shorter_than_its_request() -> None:
-    body = json.dumps({"prompt": "a", "metadata": dict.fromkeys(map(str, range(5_000)), 1)}).encode()
+    body = json.dumps({"prompt": "a"} | dict.fromkeys(map(str, range(5_000)), 1)).encode()
     document = refusal_of(body).render(correlation_id="x-1", instance="/v1/generations")
     assert len(document) < 10_000
     assert b"and 4,980 more" in document
+
+
+@pytest.mark.parametrize("members", [b'"":1', b'"a":1'])
+def test_entries_are_not_looked_at_when_there_are_too_many_or_all_have_one_name(members: bytes) -> None:
+    problems = refusal_of(b'{"prompt":"a","metadata":{%s}}' % b",".join([members] * 11_000)).fields
+    assert len(problems) <= 2
+    many = refusal_of(json.dumps({"prompt": "a", "metadata": dict.fromkeys(map(str, range(17)), 1)}).encode())
+    assert [str(problem) for problem in many.fields] == ["metadata: must have at most 16 entries"]
 
 
 def test_a_byte_order_mark_before_a_request_is_ignored() -> None:
