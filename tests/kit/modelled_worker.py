@@ -14,7 +14,8 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.object_store import ObjectStore
 from fluxpool_worker.agent.cancellations import Cancellations
-from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, EngineJob, GenerationError
+from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, GenerationError
+from fluxpool_worker.agent.engine_job import EngineJob
 from fluxpool_worker.agent.engine_turns import EngineTurns
 from fluxpool_worker.agent.holds import Holds
 from fluxpool_worker.agent.lane import LaneConsumer, Taken

@@ -21,7 +21,8 @@ from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.object_store import open_object_store
 from fluxpool_worker.agent.answers import Failure
 from fluxpool_worker.agent.cancellations import Cancellations
-from fluxpool_worker.agent.engine_client import EngineClient, EngineJob, GenerationError
+from fluxpool_worker.agent.engine_client import EngineClient, GenerationError
+from fluxpool_worker.agent.engine_job import EngineJob
 from fluxpool_worker.agent.engine_turns import EngineTurns
 from fluxpool_worker.agent.holds import Holds
 from fluxpool_worker.agent.lane import LaneConsumer, Taken

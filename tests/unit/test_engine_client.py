@@ -46,8 +46,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_client, "LAST_WORDS_SECONDS", 0.1)
 
 
-def client_of(program: str, *, load_seconds: float = 60.0) -> EngineClient:
-    limits = EngineLimits(job=60, silence_soft=60, silence_hard=60, load=load_seconds)
+def client_of(program: str, *, load_seconds: float = 60.0, silence_seconds: float = 60.0) -> EngineClient:
+    limits = EngineLimits(job=60, silence_soft=60, silence_hard=silence_seconds, load=load_seconds)
     command = (sys.executable, "-c", PRELUDE + program)
     return EngineClient(EngineSpec(model="/models/slow"), command=command, limits=limits)
 
@@ -144,3 +144,10 @@ async def test_an_engine_that_outlives_its_sigkill_ends_the_agent(monkeypatch: p
         return False
 
     await wait_until(reaped, deadline_seconds=20, what="the end of the engine")
+
+
+async def test_an_engine_that_never_begins_a_job_counts_as_hung() -> None:
+    client = client_of(READY + UNTIL_THE_END, silence_seconds=0.1)
+    async with asyncio.timeout(60), running(client):
+        with pytest.raises(EngineDiedError):
+            await result_of_a_job(client)

@@ -22,7 +22,8 @@ from fluxpool_contract.progress import ProgressEvent, ProgressType
 from fluxpool_contract.task import GenerationTask
 from fluxpool_transport.faults import fault_point
 from fluxpool_worker.agent.cancellations import CancelWatch
-from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, EngineJob, GenerationError
+from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, GenerationError
+from fluxpool_worker.agent.engine_job import EngineJob
 from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
 from fluxpool_worker.agent.lane import PartitionLostError, Taken
 from fluxpool_worker.agent.outcome import (

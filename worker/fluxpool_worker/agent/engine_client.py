@@ -17,6 +17,7 @@ from typing import Final, assert_never
 
 import structlog
 
+from fluxpool_worker.agent.engine_job import EngineJob
 from fluxpool_worker.agent.outcome import MAX_ENGINE_DEATHS_IN_A_ROW
 from fluxpool_worker.engine.protocol import (
     FRAME_HEADER,
@@ -84,54 +85,6 @@ class EngineDiedError(Exception):
         super().__init__(message)
 
 
-@dataclass(slots=True, eq=False)
-class EngineJob:
-    """One job sent to the engine."""
-
-    job_id: int
-    inputs: GenerationInputs
-    on_started: Callable[[], None]
-    """Called once, when the device begins."""
-    on_step: Callable[[int, int], None]
-    on_device_free: Callable[[], None]
-    """Called once, when the device no longer works for this job, whatever became of it."""
-    result: asyncio.Future[Generated]
-    is_device_free: bool = False
-    started_at: float | None = None
-    """Monotonic time."""
-    last_sign_at: float | None = None
-    """Monotonic time of the beginning or the last step."""
-    is_stalled: bool = False
-    """Whether the silence since the last step was already reported."""
-    step: int = 0
-    total_steps: int = 0
-    """As the engine says: a run that has to be repeated in another number format has more."""
-    cancel_requested: bool = False
-
-    def free_device(self) -> None:
-        """Note that the device is done with the job."""
-        if not self.is_device_free:
-            self.is_device_free = True
-            self.on_device_free()
-
-    def silent_seconds(self, *, now: float) -> float:
-        """For how long the device has worked on the job without a sign of life."""
-        return 0.0 if self.is_device_free or self.last_sign_at is None else now - self.last_sign_at
-
-    def remaining_seconds(self, *, now: float, whole_seconds: float | None) -> float | None:
-        """Estimate from the steps done so far, before the first one `whole_seconds`; 0 once the device is free."""
-        if self.is_device_free:
-            return 0.0
-        if self.started_at is None or self.step == 0:
-            return whole_seconds
-        per_step = (now - self.started_at) / self.step
-        return per_step * (self.total_steps - self.step)
-
-    def fraction_done(self) -> float:
-        """0 to 1, by denoising steps."""
-        return self.step / self.total_steps if self.total_steps else 0.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
     """How long an engine may take before it counts as stuck, seconds."""
@@ -162,6 +115,8 @@ class EngineClient:
         self._stopping = False
         self._deaths_in_a_row = 0
         self._device_lost_at: float | None = None
+        self._device_free_at = 0.0
+        """Monotonic time of the last sign that the device can begin a job."""
         self._load_started_at: float | None = None
         self._hung_loads = 0
         self.restarts = 0
@@ -243,6 +198,7 @@ class EngineClient:
             on_step=on_step,
             on_device_free=on_device_free,
             result=asyncio.get_running_loop().create_future(),
+            sent_at=time.monotonic(),
         )
         self._jobs[job.job_id] = job
         self._send(Generate(job.job_id, inputs))
@@ -342,7 +298,15 @@ class EngineClient:
                 return f"a job took longer than task_hard_limit_seconds, {self._limits.job:g} s"
             if job.silent_seconds(now=now) > self._limits.silence_hard:
                 return f"no step for longer than step_hard_limit_seconds, {self._limits.silence_hard:g} s"
+        if self._idle_seconds(now) > self._limits.silence_hard:
+            return f"a job was not begun within step_hard_limit_seconds, {self._limits.silence_hard:g} s"
         return None
+
+    def _idle_seconds(self, now: float) -> float:
+        """For how long jobs have waited while the device works for none."""
+        waiting = [job.sent_at for job in self._jobs.values() if job.started_at is None]
+        is_busy = any(job.started_at is not None and not job.is_device_free for job in self._jobs.values())
+        return 0.0 if is_busy or not waiting else now - max(min(waiting), self._device_free_at)
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         """Handle messages until the engine is gone; raises `ProtocolError`."""
@@ -373,6 +337,7 @@ class EngineClient:
                 assert_never(message)
 
     def _handle_job(self, job: EngineJob, message: Started | Step | DeviceFree | Generated | Failed) -> None:
+        self._device_free_at = time.monotonic()
         match message:
             case Started():
                 job.started_at = job.last_sign_at = time.monotonic()
