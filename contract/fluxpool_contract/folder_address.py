@@ -1,6 +1,5 @@
 """A local folder as a `file:///` address and back (RFC 8089): one pair of functions, each the inverse of the other."""
 
-import os
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
@@ -12,7 +11,7 @@ _KEPT: Final = "/-._~!$&'()*+,;=:@"
 
 def folder_address(folder: Path) -> str:
     """The address of an absolute folder, with a slash at its end."""
-    return SCHEME + quote(os.fsencode(folder), safe=_KEPT).rstrip("/") + "/"
+    return SCHEME + quote(str(folder), safe=_KEPT, errors="surrogateescape").rstrip("/") + "/"
 
 
 def folder_of(address: str) -> Path:
@@ -26,7 +25,7 @@ def folder_of(address: str) -> Path:
     for character in "?#":
         if character in path:
             raise ValueError(f"{address!r} must write {character} as %{ord(character):02X}")
-    folder = os.fsdecode(unquote_to_bytes(path))
+    folder = unquote_to_bytes(path).decode(errors="surrogateescape")
     if ".." in folder.split("/") or "\0" in folder:
         raise ValueError(f"{address!r} must name a folder without ..")
     return Path(folder)

@@ -8,6 +8,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fluxpool_contract.bounds import clamped_milliseconds
+from fluxpool_contract.headers import MAX_HEADER_COUNT
+
 MAX_METADATA_BYTES: Final = 4096
 """The broker's default `offset.metadata.max.bytes`."""
 
@@ -70,8 +73,8 @@ def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
             int(offset): LedgerEntry(
                 task=str(entry["task"]),
                 worker=str(entry["pod"]),
-                started_at=int(entry["started_at"]),
-                crashes=int(entry["crashes"]),
+                started_at=clamped_milliseconds(int(entry["started_at"]) * 1000) // 1000,
+                crashes=min(max(0, int(entry["crashes"])), MAX_HEADER_COUNT),
                 released=bool(entry.get("released", False)),
                 drawn=bool(entry.get("drawn", False)),
             )

@@ -39,7 +39,7 @@ _SUFFIX: Final = re.compile(r"(?:^|[._-])([1-9][0-9]{0,5})(ms|s|m|h)$")
 
 def parse_delay(text: str) -> float:
     """Seconds of a text such as `15s`; raises `ValueError` when it has another form."""
-    if re.match(DELAY_PATTERN, text) is None:
+    if re.fullmatch(DELAY_PATTERN, text) is None:
         raise ValueError(f"{text!r} must be a whole number and ms, s, m or h, such as 15s or 2m")
     return _seconds(*_split(text))
 

@@ -160,7 +160,7 @@ def test_the_delay_of_a_retry_topic_is_configured_or_in_its_name_or_by_its_place
     assert retry_delays_seconds(topics, configured) == delays
 
 
-@pytest.mark.parametrize("text", ["", "15", "0s", "-1s", "1.5s", "15 s", "s", "1d"])
+@pytest.mark.parametrize("text", ["", "15", "0s", "-1s", "1.5s", "15 s", "s", "1d", "15s\n"])
 def test_a_delay_in_another_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="such as 15s or 2m"):
         parse_delay(text)

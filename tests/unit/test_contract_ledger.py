@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fluxpool_contract.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger, ledger_topic
 
@@ -41,3 +43,34 @@ def test_what_names_no_topic_is_about_any(metadata: str | None) -> None:
 @pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "{}", '{"tasks": 1}', "[]", "null"])
 def test_what_another_client_wrote_is_no_ledger(metadata: str | None) -> None:
     assert not is_ledger(metadata)
+
+
+@pytest.mark.parametrize(
+    ("written", "started_at", "crashes"),
+    [
+        ({"started_at": 10**30, "crashes": 10**30}, 253_402_214_400, 1_000_000),
+        ({"started_at": -5, "crashes": -5}, 0, 0),
+    ],
+)
+def test_numbers_of_a_ledger_are_clamped(written: dict[str, int], started_at: int, crashes: int) -> None:
+    text = json.dumps({"v": 1, "tasks": {"3": {"task": "t", "pod": "p", **written}}})
+    assert decode_ledger(text) == {3: LedgerEntry(task="t", worker="p", started_at=started_at, crashes=crashes)}
+
+
+@given(
+    st.text()
+    | st.dictionaries(
+        st.text(max_size=3),
+        st.fixed_dictionaries(
+            {},
+            optional=dict.fromkeys(
+                ("task", "pod", "started_at", "crashes"), st.integers() | st.floats() | st.text(max_size=3) | st.none()
+            ),
+        ),
+        max_size=2,
+    ).map(lambda tasks: json.dumps({"tasks": tasks}))
+)
+@example("[" * 4000)
+def test_any_committed_text_is_a_ledger_or_none(metadata: str) -> None:
+    decode_ledger(metadata)
+    ledger_topic(metadata)
