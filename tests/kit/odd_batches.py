@@ -6,10 +6,11 @@ from typing import Self
 
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from aiokafka.record.legacy_records import _LegacyRecordBatchBuilderPy
+from aiokafka.record.util import calc_crc32c
 
 CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 _BASE_OFFSET = slice(0, 8)
-_CRC_BEGIN = 17
+_CRC_BEGIN, _CRC_END = 17, 21
 
 
 class RawName(str):
@@ -31,14 +32,19 @@ class RawName(str):
 
 
 def batch(
-    values: Sequence[bytes], *, base_offset: int = 0, codec: str = "none", odd_names: Sequence[int] = ()
+    values: Sequence[bytes],
+    *,
+    base_offset: int = 0,
+    codec: str = "none",
+    odd_names: Sequence[int] = (),
+    transactional_producer: int | None = None,
 ) -> bytes:
     """A batch of the newest format; the records with these indexes have a header name in Latin-1."""
     builder = _DefaultRecordBatchBuilderPy(
         magic=2,
         compression_type=CODECS[codec],
-        is_transactional=False,
-        producer_id=-1,
+        is_transactional=transactional_producer is not None,
+        producer_id=-1 if transactional_producer is None else transactional_producer,
         producer_epoch=-1,
         base_sequence=-1,
         batch_size=2**31,
@@ -62,6 +68,12 @@ def legacy_batch(values: Sequence[bytes], *, codec: str = "none") -> bytes:
 def with_wrong_crc(whole: bytes) -> bytes:
     """The batch with one bit of its checksum turned."""
     return whole[:_CRC_BEGIN] + bytes([whole[_CRC_BEGIN] ^ 1]) + whole[_CRC_BEGIN + 1 :]
+
+
+def with_right_crc(changed: bytes) -> bytes:
+    """The batch with the checksum of what it holds now: brokers take it, whatever that is."""
+    checksum: int = calc_crc32c(changed[_CRC_END:])
+    return changed[:_CRC_BEGIN] + checksum.to_bytes(4, "big") + changed[_CRC_END:]
 
 
 def damage_on_disk(log: Path, what: bytes, *, by: bytes) -> None:

@@ -7,13 +7,13 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer import consumer, fetcher
 from aiokafka.structs import ConsumerRecord
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxpool_transport import batch_decompression, undecodable_records
 from fluxpool_transport.fetch_answers import FetchedBytes, TolerantFetcher
 from fluxpool_transport.undecodable_records import FetchedBatches, TolerantPartitionRecords, UndecodableRecord
-from kit.odd_batches import CODECS, batch, legacy_batch, with_wrong_crc
+from kit.odd_batches import CODECS, batch, legacy_batch, with_right_crc, with_wrong_crc
 
 PARTITION = TopicPartition("tasks", 3)
 undecodable_records.install()
@@ -78,6 +78,8 @@ def test_a_batch_with_a_wrong_checksum_is_passed_as_a_whole_with_its_bytes() -> 
 def test_a_damaged_batch_at_the_end_is_passed_as_far_as_its_header_is_plausible() -> None:
     damaged = with_wrong_crc(batch([b"one", b"two"], base_offset=4))
     assert [record.offset for record in read(damaged, position=4)] == [5]
+
+    assert [record.offset for record in read(damaged, position=4, log_end=5)] == [4]
 
     implausible = damaged[:23] + (10**6).to_bytes(4, "big") + damaged[27:]
     assert [record.offset for record in read(implausible, position=4)] == [4]
@@ -174,6 +176,33 @@ def test_an_offset_that_the_broker_cannot_read_is_passed_without_bytes() -> None
     (lost,) = records_at(7, FetchedBytes(b"", problem="the broker cannot read it from its log"))
 
     assert (lost.offset, lost.first_offset, lost.value, lost.has_contents) == (7, 7, None, False)
+
+
+def test_aborted_records_are_no_dead_letters_whatever_they_hold() -> None:
+    odd = batch([b"aborted"], odd_names=[0], transactional_producer=5)
+    records = TolerantPartitionRecords(
+        PARTITION, FetchedBatches(FetchedBytes(odd)), [(5, 0)], 0, None, None, True, fetcher.READ_COMMITTED
+    )
+    assert list(records) == []
+    assert records.next_fetch_offset == 1
+    assert outline(read(odd)) == [(0, "the name of a header is not UTF-8")]
+
+
+@settings(deadline=None)
+@given(st.integers(61, 400), st.binary(min_size=1, max_size=12), st.booleans())
+def test_a_batch_that_is_wrong_within_ends_in_one_place_and_keeps_what_lies_before_it(
+    at: int, written: bytes, is_odd: bool
+) -> None:
+    whole = batch([b"first" * 9, b"second" * 9, b"third" * 9], odd_names=[1] if is_odd else [])
+    at = 61 + at % (len(whole) - 61)
+    changed = with_right_crc((whole[:at] + written + whole[at + len(written) :])[: len(whole)])
+
+    records = read(changed)
+
+    offsets = [record.offset for record in records]
+    assert offsets == sorted(set(offsets))
+    assert sum(1 for record in records if isinstance(record, UndecodableRecord) and not record.has_contents) <= 1
+    assert outline(read(changed + batch([b"behind"], base_offset=3)))[-1] == (3, b"behind")
 
 
 def test_the_parts_of_aiokafka_that_are_replaced_are_those_that_its_fetcher_uses() -> None:
