@@ -42,7 +42,8 @@ class PoolTasks:
         """Make a pool's topics and bucket for `name`; returns the task topic."""
         prefix = unique_name(name)
         names = {f"{prefix}-{kind}": count for kind, count in _KINDS.items()}
-        await create_topics(self.bootstrap_servers, {f"{prefix}-tasks": partitions, **names})
+        wanted = {f"{prefix}-tasks": partitions, **names}
+        await create_topics(self.bootstrap_servers, wanted, config={"message.timestamp.type": "LogAppendTime"})
         self.groups[name] = prefix
         return f"{prefix}-tasks"
 
