@@ -106,6 +106,7 @@ async def test_a_partition_without_a_leader_is_left_out_and_looked_at_again() ->
     starting = start(Offsets(**{GROUP: StoredOffset(5)}), partitions=(0, 1))
     found = await starting.find(reader)
     assert (list(found), reader.assigned) == ([PARTITION], [PARTITION])
+    assert not starting.is_complete
     assert await starting.is_outdated(found)
 
 

@@ -44,6 +44,8 @@ KEEP_SECONDS: Final = 3600.0
 """Kafka forgets an offset some time after its commit, not after its last use: it is committed again this often."""
 REFRESH_SECONDS: Final = 60.0
 """Between two looks at the topics: their partitions, and whether they are still the same topics."""
+INCOMPLETE_SECONDS: Final = 10.0
+"""The same while some partition could not be read."""
 STRAY_SPREAD_SECONDS: Final = 2.0
 """Pools look at a record that names no origin at different moments, so that one of them takes it before the others."""
 FIRST_PAUSE_SECONDS: Final = 1.0
@@ -149,7 +151,7 @@ class RetryRelay:
             async with self._duty.round():
                 if self._duty.may_work and term == self._duty.term:
                     await self._commit()
-            refresh_at = time.monotonic() + REFRESH_SECONDS
+            refresh_at = time.monotonic() + (REFRESH_SECONDS if self._start.is_complete else INCOMPLETE_SECONDS)
             while self._duty.is_held and not self._stopping.is_set():
                 if term != self._duty.term:
                     term = self._duty.term

@@ -51,6 +51,8 @@ class RetryStart:
         self._offsets = offsets
         self._partitions_of = partitions_of
         self._ask_topic_id = ask_topic_id
+        self.is_complete = True
+        """Whether the last `find` found every partition."""
 
     async def find(self, reader: AIOKafkaConsumer) -> dict[TopicPartition, RetryPartition]:
         """Every partition that can be read, with the reader assigned to all of them and sought to their starts.
@@ -62,7 +64,8 @@ class RetryStart:
         stored, bounds = await self._confirmed(reader, known)
         ids = {topic: await self._ask_topic_id(topic) for topic in self._topics}
         former = await self._former([partition for partition in bounds if partition not in stored])
-        if bounds.keys() != set(known):
+        self.is_complete = bounds.keys() == set(known)
+        if not self.is_complete:
             reader.assign(list(bounds))
         found = {}
         for partition, bound in bounds.items():
