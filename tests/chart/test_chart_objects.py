@@ -15,7 +15,9 @@ from fluxpool_operator.metrics import OperatorMetrics
 from fluxpool_operator.settings import OperatorSettings
 from kit.helm_chart import CHART, NAMESPACE, RELEASE, Helm, environment, of_kind, only, pod_specs, restricted_violations
 from kit.kubernetes_api import Body
+from kit.pools import OAUTH_PRIVATE_ENDPOINT
 
+OAUTH_CLIENT = {"FLUXPOOL_KAFKA_OAUTH_CLIENT_ID": "flux", "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET": "hush"}
 MAX_LABEL_CHARACTERS = 63
 LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?")
 RenderedFrom = Callable[[str], list[Body]]
@@ -328,14 +330,15 @@ def test_every_file_that_the_gateway_is_told_of_lies_on_a_mounted_volume(rendere
         ]
         assert files
         assert {str(path.parent) for path in files} <= mounts.keys()
-        projected = [volume["projected"] for volume in spec["volumes"] if "projected" in volume]
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        projected = {path: volumes[name]["projected"] for path, name in mounts.items() if "projected" in volumes[name]}
         provided = {
-            item["path"]
-            for volume in projected
+            Path(path) / item["path"]
+            for path, volume in projected.items()
             for source in volume["sources"]
             for item in (source.get("secret", {}).get("items") or [source.get("serviceAccountToken")])
         }
-        assert provided == {path.name for path in files if path.parent == Path("/etc/fluxpool/kafka")}
+        assert provided == {path for path in files if path.is_relative_to("/etc/fluxpool")}
 
 
 def test_a_folder_of_images_is_mounted_where_the_workers_see_it(rendered_from: RenderedFrom) -> None:
@@ -423,3 +426,21 @@ def test_the_notes_name_objects_that_exist(helm: Helm, values_file: Path | None,
     assert set(re.findall(r"service/(\S+)", notes)) == services
     assert f"helm uninstall -n {NAMESPACE} {RELEASE}" in notes
     assert ("restricted Pod Security Standard" in notes) == values_of(values_file).get("hostPathAllowed", False)
+
+
+def test_the_gateway_asks_a_token_endpoint_with_a_private_authority_as_a_worker_does(helm: Helm) -> None:
+    values = {
+        "gateway.enabled": True,
+        "gateway.kafka.bootstrapServers": ["kafka:9092"],
+        "gateway.kafka.security": OAUTH_PRIVATE_ENDPOINT,
+        "gateway.storage.url": "s3://images/",
+    }
+    (spec,) = (spec for name, spec in pod_specs(helm.render(values=values)).items() if name.endswith("-gateway"))
+    (container,) = spec["containers"]
+    kafka = GatewaySettings.from_environment(environment(container) | OAUTH_CLIENT).kafka
+    assert kafka.oauth_encode_credentials is False
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "kafka-files")
+    (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "kafka-files")
+    (source,) = volume["projected"]["sources"]
+    assert source == {"secret": {"name": "oauth-ca", "items": [{"key": "ca.crt", "path": "oauth-ca.crt"}]}}
+    assert str(kafka.oauth_ca_file) == f"{mount['mountPath']}/oauth-ca.crt"

@@ -11,9 +11,11 @@ import yaml
 
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator import crd
-from fluxpool_operator.api.kafka import LaneSpec, SecuritySpec
+from fluxpool_operator.api.kafka import LaneSpec, OauthSpec, SecuritySpec
+from fluxpool_operator.api.storage import StorageSpec
 from fluxpool_operator.settings import OperatorSettings
 from kit.helm_chart import CHART, CI_VALUES, Helm, HelmError
+from kit.pools import OAUTH_TOKEN, edited
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -158,6 +160,19 @@ def test_every_value_is_tried_by_some_way_of_installing() -> None:
             "credentialsSecretRef",
         ),
         (GATEWAY | {"gateway.kafka.security": {"caSecretRef": {"name": "a"}}}, "caSecretRef"),
+        (
+            GATEWAY | {"gateway.kafka.security": edited(OAUTH_TOKEN, {".oauth.caSecretRef": {"name": "a"}})},
+            "tokenEndpoint",
+        ),
+        (
+            GATEWAY
+            | {
+                "gateway.storage.url": "file:///images/",
+                "gateway.storage.persistentVolumeClaim": {"claimName": "a"},
+                "gateway.storage.caSecretRef": {"name": "a"},
+            },
+            "caSecretRef",
+        ),
         (GATEWAY | {"gateway.kafka.lanes": [{"name": "vip"}]}, "/gateway/kafka/lanes/0"),
         (GATEWAY | {"gateway.persistence.size": "big"}, "/gateway/persistence/size"),
         ({"samplePool.enabled": True, "samplePool.spec": {"kafka": {}}}, "/samplePool/spec"),
@@ -200,6 +215,13 @@ def test_the_gateways_security_has_the_fields_and_choices_of_a_pools() -> None:
     connection = KafkaConnection.model_json_schema()["$defs"]
     for field, choices in (("protocol", "SecurityProtocol"), ("saslMechanism", "SaslMechanism")):
         assert sorted(security[field]["enum"]) == sorted(connection[choices]["enum"])
+
+
+def test_the_gateways_storage_and_oauth_have_the_fields_of_a_pools() -> None:
+    storage = StorageSpec.model_json_schema(by_alias=True)["properties"].keys()
+    assert SCHEMA["definitions"]["storage"]["properties"].keys() == storage - {"gatewayUrl"}
+    oauth = OauthSpec.model_json_schema(by_alias=True)["properties"].keys()
+    assert SCHEMA["definitions"]["security"]["properties"]["oauth"]["properties"].keys() == oauth
 
 
 def test_the_definition_in_the_chart_is_the_one_of_the_models() -> None:

@@ -67,6 +67,7 @@ FULL_SPEC: Final[dict[str, Any]] = {
         "endpointUrl": "http://minio.storage:9000",
         "region": "eu-west-1",
         "credentialsSecretRef": {"name": "bucket"},
+        "caSecretRef": {"name": "bucket-ca", "key": "root.pem"},
     },
     "worker": {
         "image": "registry.example.com/fluxpool-worker@sha256:" + "0" * 64,
@@ -139,6 +140,16 @@ OAUTH_ENDPOINT: Final[dict[str, Any]] = {
         "tokenEndpoint": "https://login.example.com/token",
         "clientSecretRef": {"name": "oauth"},
         "scope": "kafka",
+    },
+}
+OAUTH_PRIVATE_ENDPOINT: Final[dict[str, Any]] = {
+    **OAUTH_ENDPOINT,
+    "protocol": "SASL_PLAINTEXT",
+    "oauth": {
+        "tokenEndpoint": "https://login.example.com/token",
+        "clientSecretRef": {"name": "oauth"},
+        "caSecretRef": {"name": "oauth-ca"},
+        "encodeCredentials": False,
     },
 }
 OAUTH_TOKEN: Final = {
@@ -332,6 +343,11 @@ RULE_REFUSALS: Final = (
         message="scope: is sent to a tokenEndpoint; give one or remove scope",
     ),
     Refusal(
+        name="authorities of an endpoint nobody asks",
+        edits={"kafka.security": OAUTH_TOKEN, "kafka.security.oauth.caSecretRef": {"name": "ca"}},
+        message="caSecretRef: is for a tokenEndpoint; give one or remove caSecretRef",
+    ),
+    Refusal(
         name="authorities without TLS",
         edits={"kafka.security": {"caSecretRef": {"name": "ca"}}},
         message="protocol: caSecretRef and clientCertificateSecretRef need protocol SSL or SASL_SSL",
@@ -399,7 +415,18 @@ RULE_REFUSALS: Final = (
                 "region": "eu-west-1",
             }
         },
-        message="url: endpointUrl, region and credentialsSecretRef need an s3:// url",
+        message="url: endpointUrl, region, credentialsSecretRef and caSecretRef need an s3:// url",
+    ),
+    Refusal(
+        name="authorities of a folder",
+        edits={
+            "storage": {
+                "url": "file:///images/",
+                "persistentVolumeClaim": {"claimName": "images"},
+                "caSecretRef": {"name": "ca"},
+            }
+        },
+        message="url: endpointUrl, region, credentialsSecretRef and caSecretRef need an s3:// url",
     ),
     Refusal(
         name="a setting as a variable",
@@ -490,6 +517,7 @@ ACCEPTED: Final[dict[str, dict[str, Any]]] = {
     "longest name": pool_body(name="p" * 39),
     "SASL": edited(pool_body(), {"kafka.security": SASL_PLAIN}),
     "OAuth endpoint": edited(pool_body(), {"kafka.security": OAUTH_ENDPOINT}),
+    "OAuth private endpoint": edited(pool_body(), {"kafka.security": OAUTH_PRIVATE_ENDPOINT}),
     "OAuth by the service account": edited(pool_body(), {"kafka.security": OAUTH_TOKEN}),
     "TLS": edited(pool_body(), {"kafka.security": {"protocol": "SSL", "caSecretRef": {"name": "ca"}}}),
     "image cache": edited(pool_body(), {"model.cache": {"image": {"reference": "flux@sha256:1"}}}),

@@ -23,7 +23,6 @@ from fluxpool_operator.children import (
     manifest_hash,
     render_children,
     required_secret_keys,
-    secret_files,
     secret_variables,
     secrets_checksum,
     selector_text,
@@ -34,6 +33,7 @@ from kit.pools import (
     FULL_SPEC,
     MINIMAL_SPEC,
     OAUTH_ENDPOINT,
+    OAUTH_PRIVATE_ENDPOINT,
     OAUTH_TOKEN,
     REMOVED,
     SASL_PLAIN,
@@ -104,7 +104,9 @@ _text = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "S")), m
 _edits = st.fixed_dictionaries(
     {},
     optional={
-        "kafka.security": st.sampled_from([SASL_PLAIN, OAUTH_ENDPOINT, OAUTH_TOKEN, FULL_SPEC["kafka"]["security"]]),
+        "kafka.security": st.sampled_from(
+            [SASL_PLAIN, OAUTH_ENDPOINT, OAUTH_PRIVATE_ENDPOINT, OAUTH_TOKEN, FULL_SPEC["kafka"]["security"]]
+        ),
         "kafka.consumerGroup": st.from_regex(r"[A-Za-z0-9._-]{1,20}", fullmatch=True),
         "kafka.lanes": st.just(FULL_SPEC["kafka"]["lanes"]),
         "kafka.topics": st.just({"retry": ["one"]}),
@@ -190,6 +192,7 @@ def test_every_secret_that_a_pod_waits_for_is_known() -> None:
     assert [str(key) for key in required_secret_keys(_pool(spec=FULL_SPEC).spec)] == [
         "bucket/access-key-id",
         "bucket/secret-access-key",
+        "bucket-ca/root.pem",
         "hub/token",
         "kafka-ca/ca.crt",
         "kafka-client/pass",
@@ -202,19 +205,50 @@ def test_every_secret_that_a_pod_waits_for_is_known() -> None:
     assert required_secret_keys(_pool().spec) == ()
 
 
-def test_certificates_are_mounted_where_the_settings_look_for_them() -> None:
-    pool = _pool(spec=FULL_SPEC)
+def _mounted_secrets(pool: FluxWorkerPool) -> dict[str, SecretKey]:
+    """Entries of Secrets by the path of the file that the worker sees."""
     template = render_children(pool, replicas=1).deployment["spec"]["template"]
-    (volume,) = (volume for volume in template["spec"]["volumes"] if volume["name"] == "kafka-files")
-    (mount,) = (mount for mount in _container(template)["volumeMounts"] if mount["name"] == "kafka-files")
-    files = {
-        f"{mount['mountPath']}/{item['path']}": SecretKey(source["secret"]["name"], item["key"])
-        for source in volume["projected"]["sources"]
+    places = {mount["name"]: mount["mountPath"] for mount in _container(template)["volumeMounts"]}
+    return {
+        f"{places[volume['name']]}/{item['path']}": SecretKey(source["secret"]["name"], item["key"])
+        for volume in template["spec"]["volumes"]
+        for source in volume.get("projected", {}).get("sources", ())
         for item in source["secret"]["items"]
     }
+
+
+def test_certificates_are_mounted_where_the_settings_look_for_them() -> None:
+    pool = _pool(spec=FULL_SPEC)
+    settings = worker_settings(pool)
+    assert _mounted_secrets(pool) == {
+        str(settings.kafka.tls_ca_file): SecretKey("kafka-ca", "ca.crt"),
+        str(settings.kafka.tls_certificate_file): SecretKey("kafka-client", "tls.crt"),
+        str(settings.kafka.tls_key_file): SecretKey("kafka-client", "tls.key"),
+        str(settings.storage.ca_file): SecretKey("bucket-ca", "root.pem"),
+    }
+
+
+def test_the_authorities_of_the_token_endpoint_are_mounted_beside_those_of_kafka() -> None:
+    edits = {
+        "kafka.security": OAUTH_PRIVATE_ENDPOINT,
+        "kafka.security.protocol": "SASL_SSL",
+        "kafka.security.caSecretRef": {"name": "kafka-ca"},
+    }
+    pool = _pool(edits)
     kafka = worker_settings(pool).kafka
-    assert files.keys() == {str(kafka.tls_ca_file), str(kafka.tls_certificate_file), str(kafka.tls_key_file)}
-    assert sorted(files.values()) == sorted(secret_files(pool.spec).values())
+    assert _mounted_secrets(pool) == {
+        str(kafka.tls_ca_file): SecretKey("kafka-ca", "ca.crt"),
+        str(kafka.oauth_ca_file): SecretKey("oauth-ca", "ca.crt"),
+    }
+    assert SecretKey("oauth-ca", "ca.crt") in required_secret_keys(pool.spec)
+
+
+@pytest.mark.parametrize(
+    ("edits", "is_encoded"), [({}, True), ({"kafka.security.oauth.encodeCredentials": False}, False)]
+)
+def test_the_worker_is_told_whether_to_encode_its_oauth_credentials(edits: dict[str, Any], is_encoded: bool) -> None:
+    settings = worker_settings(_pool({"kafka.security": OAUTH_ENDPOINT, **edits}))
+    assert settings.kafka.oauth_encode_credentials is is_encoded
 
 
 def test_the_token_of_the_service_account_is_mounted_where_the_settings_look_for_it() -> None:

@@ -1,5 +1,6 @@
 """Whom the operator connects to for a pool: names as the pool's pods resolve them, and addresses that are allowed."""
 
+import base64
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_operator.api import FluxWorkerPool
+from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.children import SecretKey
 from fluxpool_operator.reconcile.allowed_addresses import is_endpoint_refused, refused_brokers
 from fluxpool_operator.reconcile.broker_names import BrokerNameError, comparable_server, resolve_servers
@@ -16,7 +17,7 @@ from fluxpool_operator.reconcile.kafka_access import KafkaAccess, KafkaAccessFin
 from fluxpool_operator.reconcile.pool_secrets import SecretFiles, SecretValues
 from fluxpool_operator.settings import OperatorSettings
 from kit.pool_bench import PoolBench
-from kit.pools import OAUTH_ENDPOINT, edited, pool_body
+from kit.pools import OAUTH_ENDPOINT, OAUTH_PRIVATE_ENDPOINT, SASL_PLAIN, edited, pool_body
 
 IN_CLUSTER = {"FLUXPOOL_NAMESPACE": "fluxpool-system"}
 
@@ -225,3 +226,75 @@ async def test_pools_of_one_name_keep_their_certificates_apart(tmp_path: Path) -
         assert connection.tls_ca_file is not None
         folders.add(connection.tls_ca_file.parent)
     assert len(folders) == 2
+
+
+# The token endpoint
+
+
+OAUTH_SECRETS = {
+    SecretKey("oauth", "client-id"): b"flux",
+    SecretKey("oauth", "client-secret"): b"hush",
+    SecretKey("oauth-ca", "ca.crt"): b"authorities",
+}
+
+
+async def test_the_operator_asks_the_token_endpoint_as_the_pool_says(tmp_path: Path) -> None:
+    secrets = SecretValues(values=OAUTH_SECRETS, missing=())
+    found = await access(pool(kafka__security=OAUTH_PRIVATE_ENDPOINT), tmp_path, secrets=secrets)
+    assert found.problems == ()
+    assert found.connection is not None
+    assert found.connection.oauth_encode_credentials is False
+    assert found.connection.oauth_ca_file is not None
+    assert found.connection.oauth_ca_file.read_bytes() == b"authorities"
+
+
+async def test_without_the_authorities_of_the_token_endpoint_kafka_is_not_reached(tmp_path: Path) -> None:
+    missing = SecretKey("oauth-ca", "ca.crt")
+    values = {key: value for key, value in OAUTH_SECRETS.items() if key != missing}
+    secrets = SecretValues(values=values, missing=(missing,))
+    found = await access(pool(kafka__security=OAUTH_PRIVATE_ENDPOINT), tmp_path, secrets=secrets)
+    assert found.connection is None
+
+
+# The content of Secrets
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r", b"\nx"])
+async def test_a_password_with_a_line_end_is_said_without_the_password(tmp_path: Path, line_end: bytes) -> None:
+    values = {SecretKey("kafka-user", "username"): b"flux", SecretKey("kafka-user", "password"): b"hush" + line_end}
+    found = await access(pool(kafka__security=SASL_PLAIN), tmp_path, secrets=SecretValues(values=values, missing=()))
+    assert found.connection is None
+    (problem,) = found.problems
+    assert (problem.reason, problem.stops_reading, problem.stops_scaling) == (Reason.SECRET_INVALID, True, False)
+    assert "spec.kafka.security: sasl_password" in problem.message
+    assert "hush" not in problem.message
+
+
+async def test_a_key_of_the_bucket_with_a_line_end_is_said_and_the_backlog_still_read(tmp_path: Path) -> None:
+    values = {SecretKey("bucket", "access-key-id"): b"AKIA", SecretKey("bucket", "secret-access-key"): b"hush\n"}
+    found = await access(
+        pool(storage__credentialsSecretRef={"name": "bucket"}),
+        tmp_path,
+        secrets=SecretValues(values=values, missing=()),
+    )
+    assert found.connection is not None
+    (problem,) = found.problems
+    assert (problem.reason, problem.stops_reading) == (Reason.SECRET_INVALID, False)
+    assert "spec.storage: secret_access_key" in problem.message
+    assert "hush" not in problem.message
+
+
+async def test_a_pool_says_that_a_secret_cannot_be_used_until_it_is_mended(tmp_path: Path) -> None:
+    body = edited(pool_body(namespace="images"), {"kafka.security": SASL_PLAIN})
+    bench = PoolBench(body=body, folder=tmp_path)
+    path = "/api/v1/namespaces/images/secrets/kafka-user"
+    entries = {"username": "Zmx1eA==", "password": base64.b64encode(b"hush\n").decode()}
+    bench.cluster.put(path, {"kind": "Secret", "data": entries})
+    await bench.run(30)
+    ready = bench.condition("Ready")
+    assert (ready.status, ready.reason) == ("False", "SecretInvalid")
+    assert bench.hub.connections == []
+    bench.cluster.put(path, {"kind": "Secret", "data": {**entries, "password": "aHVzaA=="}})
+    await bench.run(60)
+    assert bench.condition("Ready").reason != "SecretInvalid"
+    assert bench.hub.connections

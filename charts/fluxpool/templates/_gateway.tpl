@@ -77,6 +77,12 @@
 {{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_CLIENT_ID" "secret" .name "key" (.clientIdKey | default "client-id")) }}
 {{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET" "secret" .name "key" (.clientSecretKey | default "client-secret")) }}
 {{- end }}
+{{- if .caSecretRef }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_CA_FILE" "value" "/etc/fluxpool/kafka/oauth-ca.crt") }}
+{{- end }}
+{{- if eq (toString .encodeCredentials) "false" }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_ENCODE_CREDENTIALS" "value" "false") }}
+{{- end }}
 {{- if .serviceAccountToken }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_KAFKA_OAUTH_TOKEN_FILE" "value" "/etc/fluxpool/kafka/token") }}
 {{- end }}
@@ -103,20 +109,28 @@
 {{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_STORAGE_ACCESS_KEY_ID" "secret" .name "key" (.accessKeyIdKey | default "access-key-id")) }}
 {{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY" "secret" .name "key" (.secretAccessKeyKey | default "secret-access-key")) }}
 {{- end }}
+{{- if .caSecretRef }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_STORAGE_CA_FILE" "value" "/etc/fluxpool/storage/ca.crt") }}
+{{- end }}
 {{- end -}}
 
 {{- define "fluxpool.databaseFolder" -}}
 /var/lib/fluxpool
 {{- end -}}
 
+{{/* A source of a projected volume; called with (dict "secret" a reference to certificates "path" the file's name). */}}
+{{- define "fluxpool.authorities" -}}
+- secret:
+    name: {{ .secret.name | quote }}
+    items:
+      - key: {{ .secret.key | default "ca.crt" | quote }}
+        path: {{ .path }}
+{{- end -}}
+
 {{/* Sources of the projected volume with the files of the Kafka connection; empty when it needs none. */}}
 {{- define "fluxpool.kafkaFiles" -}}
 {{- with .caSecretRef }}
-- secret:
-    name: {{ .name | quote }}
-    items:
-      - key: {{ .key | default "ca.crt" | quote }}
-        path: ca.crt
+{{ include "fluxpool.authorities" (dict "secret" . "path" "ca.crt") }}
 {{- end }}
 {{- with .clientCertificateSecretRef }}
 - secret:
@@ -128,6 +142,9 @@
         path: tls.key
 {{- end }}
 {{- with .oauth }}
+{{- with .caSecretRef }}
+{{ include "fluxpool.authorities" (dict "secret" . "path" "oauth-ca.crt") }}
+{{- end }}
 {{- with .serviceAccountToken }}
 - serviceAccountToken:
     audience: {{ .audience | quote }}

@@ -50,6 +50,11 @@ class OauthSpec(ApiModel):
     """The client's id and secret for that endpoint."""
     scope: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Scope to ask for."""
+    ca_secret_ref: CaSecretRef | None = None
+    """The authorities to trust for that endpoint, beside the system's; those of security.caSecretRef when absent."""
+    encode_credentials: bool = True
+    """Form-encode the client's id and secret, as RFC 6749 section 2.3.1 demands; false for servers that take them as
+    they are."""
     service_account_token: ServiceAccountToken | None = None
     """Use a token of the pod's service account instead."""
 
@@ -63,6 +68,11 @@ class OauthSpec(ApiModel):
             "!has(self.scope) || has(self.tokenEndpoint)",
             "scope: is sent to a tokenEndpoint; give one or remove scope",
             ".scope",
+        ),
+        Rule(
+            "!has(self.caSecretRef) || has(self.tokenEndpoint)",
+            "caSecretRef: is for a tokenEndpoint; give one or remove caSecretRef",
+            ".caSecretRef",
         ),
     )
 

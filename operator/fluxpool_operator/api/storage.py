@@ -6,7 +6,7 @@ from pydantic import Field
 
 from fluxpool_contract.text_rules import S3_URL_PATTERN
 from fluxpool_operator.api.schema import ApiModel, HttpUrl, Matching, ObjectName, Rule
-from fluxpool_operator.api.secrets import AccessKeySecretRef
+from fluxpool_operator.api.secrets import AccessKeySecretRef, CaSecretRef
 
 
 class StorageClaim(ApiModel):
@@ -38,6 +38,8 @@ class StorageSpec(ApiModel):
     """Region of the bucket."""
     credentials_secret_ref: AccessKeySecretRef | None = None
     """Access key of the bucket; the service account's web identity when absent."""
+    ca_secret_ref: CaSecretRef | None = None
+    """The authorities to trust for endpointUrl, beside the system's."""
     persistent_volume_claim: StorageClaim | None = None
     """Volume of a file:/// address."""
 
@@ -49,8 +51,9 @@ class StorageSpec(ApiModel):
         ),
         Rule(
             "self.url.startsWith('s3://')"
-            " || !(has(self.endpointUrl) || has(self.region) || has(self.credentialsSecretRef))",
-            "url: endpointUrl, region and credentialsSecretRef need an s3:// url",
+            " || !(has(self.endpointUrl) || has(self.region) || has(self.credentialsSecretRef)"
+            " || has(self.caSecretRef))",
+            "url: endpointUrl, region, credentialsSecretRef and caSecretRef need an s3:// url",
             ".url",
         ),
     )

@@ -15,10 +15,11 @@ from fluxpool_operator.children.identity import (
 from fluxpool_operator.children.render import Children, render_children
 from fluxpool_operator.children.secret_keys import (
     SecretKey,
+    kafka_secret_files,
     required_secret_keys,
-    secret_files,
     secret_variables,
     secrets_checksum,
+    storage_secret_files,
 )
 from fluxpool_operator.children.worker_settings import kafka_connection, lanes, topic_names, worker_settings
 
@@ -33,15 +34,16 @@ __all__ = [
     "child_name",
     "child_name_of",
     "kafka_connection",
+    "kafka_secret_files",
     "lanes",
     "manifest_hash",
     "render_children",
     "required_secret_keys",
-    "secret_files",
     "secret_variables",
     "secrets_checksum",
     "selector_labels",
     "selector_text",
+    "storage_secret_files",
     "topic_names",
     "worker_settings",
 ]

@@ -23,8 +23,8 @@ def secret_variables(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     return dict(_variables(spec))
 
 
-def secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
-    """File names, below the folder that they are mounted at, of entries of Secrets."""
+def kafka_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
+    """Entries of Secrets that the Kafka connection reads from files, by the file's name in their folder."""
     security = spec.kafka.security
     files = {}
     if ca := security.ca_secret_ref:
@@ -32,12 +32,24 @@ def secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     if certificate := security.client_certificate_secret_ref:
         files["tls.crt"] = SecretKey(certificate.name, certificate.certificate_key)
         files["tls.key"] = SecretKey(certificate.name, certificate.private_key_key)
+    if ca := security.oauth.ca_secret_ref if security.oauth else None:
+        files["oauth-ca.crt"] = SecretKey(ca.name, ca.key)
     return files
+
+
+def storage_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
+    """Entries of Secrets that the object store's client reads from files, by the file's name in their folder."""
+    ca = spec.storage.ca_secret_ref
+    return {"ca.crt": SecretKey(ca.name, ca.key)} if ca else {}
 
 
 def required_secret_keys(spec: FluxWorkerPoolSpec) -> tuple[SecretKey, ...]:
     """Every entry without which pods cannot start, those of `worker.env` included; sorted, each once."""
-    keys = {*secret_variables(spec).values(), *secret_files(spec).values()}
+    keys = {
+        *secret_variables(spec).values(),
+        *kafka_secret_files(spec).values(),
+        *storage_secret_files(spec).values(),
+    }
     for variable in spec.worker.env:
         source = variable.value_from.secret_key_ref if variable.value_from else None
         if source is not None and not source.optional:

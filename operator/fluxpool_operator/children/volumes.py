@@ -7,7 +7,14 @@ from fluxpool_contract.problems import FieldProblem
 from fluxpool_operator.api import InvalidPoolError
 from fluxpool_operator.api.model import CacheSpec
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
-from fluxpool_operator.children.worker_settings import KAFKA_FILES_PATH, MODELS_PATH, SCRATCH_PATH, kafka_files
+from fluxpool_operator.children.worker_settings import (
+    KAFKA_FILES_PATH,
+    MODELS_PATH,
+    SCRATCH_PATH,
+    STORAGE_FILES_PATH,
+    kafka_files,
+    storage_files,
+)
 
 OWNER_AND_GROUP_READ: Final = 0o440
 
@@ -47,9 +54,13 @@ def worker_volumes(spec: FluxWorkerPoolSpec, *, host_path_allowed: bool) -> tupl
             read_only=spec.model.cache.is_read_only,
         ),
     ]
-    if sources := kafka_files(spec):
-        projected = {"projected": {"defaultMode": OWNER_AND_GROUP_READ, "sources": sources}}
-        volumes.append(MountedVolume(name="kafka-files", source=projected, path=KAFKA_FILES_PATH, read_only=True))
+    for name, path, sources in (
+        ("kafka-files", KAFKA_FILES_PATH, kafka_files(spec)),
+        ("storage-files", STORAGE_FILES_PATH, storage_files(spec)),
+    ):
+        if sources:
+            projected = {"projected": {"defaultMode": OWNER_AND_GROUP_READ, "sources": sources}}
+            volumes.append(MountedVolume(name=name, source=projected, path=path, read_only=True))
     if claim := spec.storage.persistent_volume_claim:
         folder = "/" + spec.storage.url.removeprefix("file:///").rstrip("/")
         if folder in {volume.path for volume in volumes}:

@@ -18,7 +18,7 @@ from fluxpool_contract.topics import TopicNames
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
-from fluxpool_operator.children.secret_keys import SecretKey, secret_files, secret_variables
+from fluxpool_operator.children.secret_keys import SecretKey, kafka_secret_files, secret_variables, storage_secret_files
 
 HEALTH_PORT: Final = 8080
 DRAIN_MARGIN_SECONDS: Final = 15
@@ -27,6 +27,7 @@ DRAIN_MARGIN_SECONDS: Final = 15
 MODELS_PATH: Final = "/models"
 SCRATCH_PATH: Final = "/var/cache/fluxpool"
 KAFKA_FILES_PATH: Final = "/etc/fluxpool/kafka"
+STORAGE_FILES_PATH: Final = "/etc/fluxpool/storage"
 OAUTH_TOKEN_FILE: Final = "token"  # noqa: S105 - a file's name
 
 _PLACEHOLDER: Final = "by-reference"
@@ -94,6 +95,8 @@ def kafka_connection(kafka: KafkaSpec, secrets: Mapping[str, str], *, files: Pat
             oauth_client_id=plain("OAUTH_CLIENT_ID"),
             oauth_client_secret=secret("OAUTH_CLIENT_SECRET"),
             oauth_scope=oauth.scope if oauth else None,
+            oauth_encode_credentials=oauth.encode_credentials if oauth else True,
+            oauth_ca_file=files / "oauth-ca.crt" if oauth and oauth.ca_secret_ref else None,
             oauth_token_file=files / OAUTH_TOKEN_FILE if oauth and oauth.service_account_token else None,
             tls_ca_file=files / "ca.crt" if security.ca_secret_ref else None,
             tls_certificate_file=files / "tls.crt" if security.client_certificate_secret_ref else None,
@@ -155,10 +158,7 @@ def container_environment(pool: FluxWorkerPool) -> list[dict[str, Any]]:
 
 def kafka_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
     """Sources of the projected volume with the files of the Kafka connection; empty when it needs none."""
-    sources: list[dict[str, Any]] = [
-        {"secret": {"name": key.name, "items": [{"key": key.key, "path": path}]}}
-        for path, key in secret_files(spec).items()
-    ]
+    sources = _projected(kafka_secret_files(spec))
     oauth = spec.kafka.security.oauth
     if oauth and (token := oauth.service_account_token):
         sources.append(
@@ -173,6 +173,15 @@ def kafka_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
     return sources
 
 
+def storage_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
+    """Sources of the projected volume with the files of the object store; empty when it needs none."""
+    return _projected(storage_secret_files(spec))
+
+
+def _projected(files: Mapping[str, SecretKey]) -> list[dict[str, Any]]:
+    return [{"secret": {"name": key.name, "items": [{"key": key.key, "path": path}]}} for path, key in files.items()]
+
+
 def _storage(spec: FluxWorkerPoolSpec, secrets: Mapping[str, str]) -> StorageSettings:
     secret_access_key = secrets.get("FLUXPOOL_STORAGE_SECRET_ACCESS_KEY")
     with _refused_as("spec.storage"):
@@ -183,6 +192,7 @@ def _storage(spec: FluxWorkerPoolSpec, secrets: Mapping[str, str]) -> StorageSet
             region=spec.storage.region,
             access_key_id=secrets.get("FLUXPOOL_STORAGE_ACCESS_KEY_ID"),
             secret_access_key=None if secret_access_key is None else SecretStr(secret_access_key),
+            ca_file=Path(STORAGE_FILES_PATH) / "ca.crt" if spec.storage.ca_secret_ref else None,
         )
 
 

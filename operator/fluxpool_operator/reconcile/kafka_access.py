@@ -10,7 +10,13 @@ from pathlib import Path
 from fluxpool_contract.kafka_connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError, Reason
 from fluxpool_operator.assessment import PoolProblem
-from fluxpool_operator.children import SecretKey, kafka_connection, secret_files, secret_variables, worker_settings
+from fluxpool_operator.children import (
+    SecretKey,
+    kafka_connection,
+    kafka_secret_files,
+    secret_variables,
+    worker_settings,
+)
 from fluxpool_operator.reconcile.allowed_addresses import is_endpoint_refused, refused_brokers
 from fluxpool_operator.reconcile.broker_names import BrokerNameError, name_exists, resolve_servers
 from fluxpool_operator.reconcile.pool_secrets import SecretFiles, SecretValues
@@ -103,7 +109,7 @@ def kafka_keys(pool: FluxWorkerPool) -> set[SecretKey]:
     """Entries of Secrets without which the pool's Kafka cannot be reached."""
     variables = secret_variables(pool.spec).items()
     return {key for name, key in variables if name.startswith("FLUXPOOL_KAFKA_")} | set(
-        secret_files(pool.spec).values()
+        kafka_secret_files(pool.spec).values()
     )
 
 

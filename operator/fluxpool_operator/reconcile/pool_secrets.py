@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fluxpool_operator.api import FluxWorkerPool
-from fluxpool_operator.children import SecretKey, secret_files, secret_variables, secrets_checksum
+from fluxpool_operator.children import SecretKey, kafka_secret_files, secret_variables, secrets_checksum
 from fluxpool_operator.cluster import ClusterClient, KindPath
 
 MISSING_SECONDS: Final = 4.0
@@ -121,8 +121,10 @@ class SecretFiles:
 
     def write(self, pool: FluxWorkerPool, secrets: SecretValues) -> Path:
         """Write the files that were found; returns their folder, which may be empty."""
-        found = {name: secrets.values[key] for name, key in secret_files(pool.spec).items() if key in secrets.values}
-        keys = [key for name, key in secret_files(pool.spec).items() if name in found]
+        found = {
+            name: secrets.values[key] for name, key in kafka_secret_files(pool.spec).items() if key in secrets.values
+        }
+        keys = [key for name, key in kafka_secret_files(pool.spec).items() if name in found]
         checksum = secrets_checksum({key: secrets.values[key] for key in keys}) or "none"
         folder = self._folder / checksum
         # The end of an earlier pool of this name may have taken the files away.
