@@ -388,6 +388,10 @@ def test_probes_ask_the_address_that_the_worker_listens_on() -> None:
     assert startup["periodSeconds"] * startup["failureThreshold"] == 65
 
 
+def test_a_worker_that_ends_without_a_word_leaves_the_end_of_its_log() -> None:
+    assert _container(_template())["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
 # What a pool chooses
 
 

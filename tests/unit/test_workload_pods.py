@@ -170,3 +170,26 @@ def test_the_last_end_of_a_container_has_its_message_and_its_number(
 ) -> None:
     body = _body(phase="Running", containerStatuses=[_container(state, restartCount=restarts, lastState=last)])
     assert summarize_pod(body).last_exit == ContainerExit(4, "", "no such folder", count)
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ('{"event": "a"}\n{"event": "task_taken", "timestamp": "2026-01-02T03:04:05Z"}\n', "task_taken"),
+        ('t": "a"}\n{"event": "worker_failed", "error": "no\\ntopic", "level": "error"}', "worker_failed: no topic"),
+        (
+            '{"event": "a"}\nTraceback (most recent call last):\n  File "x"\nImportError: no torch\n',
+            "ImportError: no torch",
+        ),
+        ('{"event": "a"}\n{"event": "cut of', '{"event": "cut of'),
+        ('{"event": "a"}\n["b"]', '["b"]'),
+        ('{"event": "a"}\n{"level": "info"}', '{"level": "info"}'),
+        ("{}\n" + "[" * 2000, "[" * 1024),
+        ("FLUXPOOL_POOL: is blank\nFLUXPOOL_LANES: is blank", "FLUXPOOL_POOL: is blank FLUXPOOL_LANES: is blank"),
+    ],
+    ids=["an entry", "an error", "a traceback", "half an entry", "a list", "no event", "too deep", "a message"],
+)
+def test_the_end_of_a_log_is_told_by_its_last_entry_without_the_time(message: str, words: str) -> None:
+    state = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": message}}
+    body = _body(phase="Running", containerStatuses=[_container(state, restartCount=0)])
+    assert summarize_pod(body).last_exit == ContainerExit(137, "OOMKilled", words, 1)

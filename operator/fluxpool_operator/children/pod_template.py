@@ -41,6 +41,8 @@ def pod_template(
         "resources": _resources(worker),
         "volumeMounts": [volume.to_mount() for volume in volumes],
         **_probes(worker),
+        # One that is killed, or fails before it can say why, leaves the end of its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},

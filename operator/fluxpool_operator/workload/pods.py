@@ -3,6 +3,7 @@
 Owns how a body of the Kubernetes API is read; must not know what is done about it.
 """
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ _TEMPLATE_HASH_LABEL: Final = "pod-template-hash"
 _BACK_OFF: Final = "CrashLoopBackOff"
 MAX_EXIT_MESSAGE_CHARACTERS: Final = 1024
 """Of a termination message, which is kept for every pod; the kubelet hands out four times as much."""
+_LOG_STARTS: Final = ("{", "Traceback (")
+"""How lines begin that tell a log from a message: entries are JSON."""
 _INT32: Final = range(-(2**31), 2**31)
 
 
@@ -182,10 +185,31 @@ def _last_exit(status: Mapping[str, Any]) -> ContainerExit | None:
                 return ContainerExit(
                     code=ended.get("exitCode", 0),
                     reason=ended.get("reason") or "",
-                    message=sys.intern(" ".join((ended.get("message") or "").split())[:MAX_EXIT_MESSAGE_CHARACTERS]),
+                    message=sys.intern(_exit_words(ended.get("message") or "")),
                     count=container.get("restartCount", 0) + (not runs),
                 )
     return None
+
+
+def _exit_words(message: str) -> str:
+    """A termination message on one line.
+
+    Where the container left none it is the end of its log, of which the last entry is taken without its time: what a
+    condition says must not change with every end.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if any(line.startswith(_LOG_STARTS) for line in lines):
+        lines = [_logged_words(lines[-1])]
+    return " ".join(" ".join(lines).split())[:MAX_EXIT_MESSAGE_CHARACTERS]
+
+
+def _logged_words(line: str) -> str:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    words = [str(entry[name]) for name in ("event", "error") if entry.get(name)] if isinstance(entry, dict) else ()
+    return ": ".join(words) or line
 
 
 def _deletion_cost(annotations: Mapping[str, str]) -> int:
