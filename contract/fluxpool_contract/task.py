@@ -124,7 +124,7 @@ class GenerationParameters(BaseModel):
     """png, jpeg or webp."""
     metadata: Annotated[
         dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_check_entry_count)
-    ] = {}
+    ] = Field(default_factory=dict, json_schema_extra={"default": {}})
     """The caller's own labels, echoed in every result."""
 
     @property

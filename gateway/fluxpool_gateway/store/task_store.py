@@ -5,11 +5,12 @@ block: asynchronous callers use a thread.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select
+from sqlalchemy import Connection, Engine, Table, delete, func, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import RowMapping
 
@@ -26,8 +27,9 @@ MAX_QUARANTINED_RECORDS: Final = 1000
 """Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
 _MAX_REASON_CHARACTERS: Final = 300
 _LOOKUP_CHUNK: Final = 500
-_FIELDS: Final = tuple(field.name for field in fields(TaskState))
-_VALUES: Final = attrgetter(*_FIELDS)
+_FIELDS: Final = tuple(column.name for column in tasks.columns)
+_ROW: Final = attrgetter(*("status.value" if name == "status" else name for name in _FIELDS))
+"""A state as the driver takes it, in the order of the columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,12 @@ def _upsert(table: Table) -> Insert:
     return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changed)
 
 
-_SAVE_TASKS: Final = _upsert(tasks)
+# Compiled once and given to the driver as it is, as is the look-up: SQLAlchemy's work for each row costs as much as
+# SQLite's.
+_SAVE_TASKS: Final = str(_upsert(tasks).compile(dialect=sqlite.dialect()))
 _SAVE_OFFSETS: Final = _upsert(projected_offsets)
 _SAVE_HEARTBEAT: Final = _upsert(projector_heartbeat)
-_FIND_TASKS: Final = select(tasks).where(tasks.c.request_id.in_(bindparam("request_ids", expanding=True)))
+_FIND_TASKS: Final = f"{select(tasks).compile(dialect=sqlite.dialect())} WHERE request_id IN"
 
 
 class TaskStoreWriter:
@@ -165,7 +169,7 @@ def _apply_all(
         with connection.begin_nested():
             changed = _fold_all(connection, [change for _, change in changes])
             if changed:
-                connection.execute(_SAVE_TASKS, [_to_row(state) for state in changed])
+                connection.exec_driver_sql(_SAVE_TASKS, [_ROW(state) for state in changed])
     except Exception as error:  # whatever one record brings about must not stop those behind it
         if not is_record_fault(error):
             raise
@@ -224,9 +228,9 @@ def _fold_all(connection: Connection, changes: Sequence[Change]) -> list[TaskSta
 def _load(connection: Connection, request_ids: Sequence[str]) -> dict[str, TaskState]:
     found: dict[str, TaskState] = {}
     for start in range(0, len(request_ids), _LOOKUP_CHUNK):
-        rows: Iterable[RowMapping] = connection.execute(
-            _FIND_TASKS, {"request_ids": request_ids[start : start + _LOOKUP_CHUNK]}
-        ).mappings()
+        chunk = tuple(request_ids[start : start + _LOOKUP_CHUNK])
+        statement = f"{_FIND_TASKS} ({', '.join('?' * len(chunk))})"
+        rows: Iterable[RowMapping] = connection.exec_driver_sql(statement, chunk).mappings()
         found.update((row["request_id"], to_state(row)) for row in rows)
     return found
 
@@ -252,12 +256,6 @@ def read_quarantine(connection: Connection) -> Quarantine:
     return Quarantine(
         count=row["number"], latest=QuarantinedRecord(**{name: row[name] for name in QuarantinedRecord.__slots__})
     )
-
-
-def _to_row(state: TaskState) -> dict[str, Any]:
-    row = dict(zip(_FIELDS, _VALUES(state), strict=True))
-    row["status"] = state.status.value
-    return row
 
 
 def to_state(row: RowMapping) -> TaskState:
