@@ -73,9 +73,15 @@ class Helm:
             raise HelmError(f"{finished.stderr}{finished.stdout}".strip())
         return finished.stdout
 
-    def render(self, *files: Path, values: Mapping[str, Any] | None = None) -> list[Body]:
+    def render(
+        self,
+        *files: Path,
+        values: Mapping[str, Any] | None = None,
+        release: str = RELEASE,
+        namespace: str = NAMESPACE,
+    ) -> list[Body]:
         """All objects of the chart with values files and, over them, values."""
-        output = self.run("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *_flags(files, values))
+        output = self.run("template", release, str(CHART), "--namespace", namespace, *_flags(files, values))
         return [found for found in yaml.safe_load_all(output) if found]
 
     @staticmethod

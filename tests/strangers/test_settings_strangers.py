@@ -1,0 +1,57 @@
+"""Foreign environments and command lines: taken or refused as each input's file says, in words and without a traceback."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fluxpool_contract.environment import EnvironmentSettings, SettingsError
+from fluxpool_contract.settings import WorkerSettings
+from fluxpool_gateway.settings import GatewaySettings
+from kit.command import PROGRAM
+from kit.strangers import StrangeArguments, StrangeEnvironment, strangers
+
+ENOUGH = {
+    "worker": {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "FLUXPOOL_STORAGE_URL": "s3://images/"},
+    "gateway": {
+        "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "kafka:9092",
+        "FLUXPOOL_STORAGE_URL": "s3://images/",
+        "FLUXPOOL_DATABASE_FILE": "/data/tasks.sqlite",
+    },
+}
+SETTINGS: dict[str, type[EnvironmentSettings]] = {"worker": WorkerSettings, "gateway": GatewaySettings}
+
+
+@pytest.mark.parametrize("program", ["worker", "gateway"])
+def test_the_variables_below_every_input_are_enough(program: str) -> None:
+    assert SETTINGS[program].from_environment(ENOUGH[program])
+
+
+@pytest.mark.parametrize("stranger", strangers("environments", StrangeEnvironment))
+def test_an_environment_is_taken_or_refused_by_name(stranger: StrangeEnvironment) -> None:
+    variables = {**ENOUGH[stranger.program], **stranger.variables}
+    if not stranger.refused_with:
+        assert SETTINGS[stranger.program].from_environment(variables)
+        return
+    with pytest.raises(SettingsError) as caught:
+        SETTINGS[stranger.program].from_environment(variables)
+    assert [text for text in stranger.refused_with if text not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("stranger", strangers("arguments", StrangeArguments))
+def test_a_command_line_ends_in_a_sentence_and_an_exit_code(stranger: StrangeArguments, tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
+    ended = subprocess.run(
+        [PROGRAM.encode(), *stranger.as_bytes()],
+        cwd=tmp_path,
+        env={**kept, "NO_COLOR": "1", "COLUMNS": "300", **stranger.environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=90,
+        check=False,
+    )
+    shown = (ended.stdout + ended.stderr).decode()
+    assert ended.returncode == stranger.code, shown
+    assert "Traceback" not in shown
+    assert [text for text in stranger.says if text not in shown] == [], shown
