@@ -1,7 +1,7 @@
 """The corpus of foreign inputs: what other people's programs really send, each with its right answer.
 
-One file per input under `tests/strangers/`; the folder decides the model, the file's name is the test's name. A file that
-does not fit its model fails the test that reads it. Knows nothing of the borders that the inputs are run through.
+One file per input under `tests/strangers/`; the folder decides the model, the file's name is the test's name. A file
+that does not fit its model fails the test that reads it. Knows nothing of the borders that the inputs meet.
 """
 
 import json

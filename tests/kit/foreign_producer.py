@@ -1,0 +1,84 @@
+"""Write records as other people's producers do: any codec, any time, header names that are no text.
+
+kafka-python writes what has no codec, because it lets a name through whose bytes are its own; librdkafka writes the
+codecs.
+"""
+
+import asyncio
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from confluent_kafka import Producer
+
+with warnings.catch_warnings():
+    # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from kafka import KafkaProducer
+
+_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForeignRecord:
+    """What is to be written; `headers` are names and values in bytes."""
+
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Sequence[tuple[bytes, bytes | None]] = ()
+    timestamp_ms: int | None = None
+    compression: str = "none"
+
+
+class _RawName(str):
+    """A header name whose bytes on the wire are these and no others."""
+
+    raw: bytes
+
+    def __new__(cls, raw: bytes) -> Self:
+        name = super().__new__(cls, raw.decode("latin-1"))
+        name.raw = raw
+        return name
+
+    def encode(self, *_arguments: Any) -> bytes:
+        return self.raw
+
+
+async def write(bootstrap_servers: str, topic: str, record: ForeignRecord, *, partition: int = 0) -> int:
+    """Write one record; returns its offset once it is acknowledged."""
+    send = _write_plain if record.compression == "none" else _write_compressed
+    return await asyncio.to_thread(send, bootstrap_servers, topic, record, partition)
+
+
+def _write_plain(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
+    producer = KafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", max_request_size=4 * 1024 * 1024)
+    try:
+        sent = producer.send(
+            topic,
+            key=record.key,
+            value=record.value,
+            partition=partition,
+            headers=[(_RawName(name), value) for name, value in record.headers],
+            timestamp_ms=record.timestamp_ms,
+        )
+        return int(sent.get(timeout=_SECONDS).offset)
+    finally:
+        producer.close(timeout=_SECONDS)
+
+
+def _write_compressed(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
+    producer = Producer({"bootstrap.servers": bootstrap_servers, "acks": "all", "compression.type": record.compression})
+    acknowledged: list[Any] = []
+    extra = {} if record.timestamp_ms is None else {"timestamp": record.timestamp_ms}
+    producer.produce(
+        topic,
+        record.value,
+        record.key,
+        partition=partition,
+        headers=[(name.decode(), value) for name, value in record.headers],
+        on_delivery=lambda error, message: acknowledged.append(error or message),
+        **extra,
+    )
+    assert producer.flush(_SECONDS) == 0
+    return int(acknowledged[0].offset())

@@ -1,0 +1,202 @@
+"""Foreign records through the real parts: one broker, one worker, one gateway and the command line.
+
+All are written at the beginning, each with a plain task behind it on its partition; then every input has a test that
+looks at what became of it, and the last tests look at whether all parts still stand.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from kit.command import Ended, fluxpool
+from kit.foreign_producer import ForeignRecord, write
+from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
+from kit.kafka import unique_name
+from kit.strangers import StrangeRecord, strangers
+from kit.waiting import wait_until
+from kit.worker import LOOK_SECONDS, WorkerBench, WorkerProcess, task_body, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
+
+RECORDS = strangers("records", StrangeRecord)
+NAMES = {id(parameter.values[0]): str(parameter.id) for parameter in RECORDS}
+PARTITION = 0
+SECONDS = 120.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Aftermath:
+    """What was written, and the parts that met it."""
+
+    bench: WorkerBench
+    worker: WorkerProcess
+    gateway: GatewayProcess
+    projectors: list[int]
+    ids: Mapping[str, str]
+    """Request id of each input, by its name."""
+    places: Mapping[str, int]
+    """Offset of each input."""
+    behind: Mapping[str, str]
+    """Request id of the plain task behind each input of a task topic."""
+    results: dict[str, list[dict[str, Any]]]
+    dead_letters: list[dict[str, Any]]
+
+    def topic(self, stranger: StrangeRecord) -> str:
+        return _topic(self.bench, stranger)
+
+    def letters_of(self, name: str, stranger: StrangeRecord) -> list[dict[str, Any]]:
+        """The dead letters that an input made, or is."""
+        if stranger.topic == "dead_letters":
+            return [found for found in self.dead_letters if found["offset"] == self.places[name]]
+        return [
+            found
+            for found in self.dead_letters
+            if (found["origin_topic"], found["origin_offset"]) == (self.topic(stranger), self.places[name])
+        ]
+
+    async def command(self, *arguments: str) -> Ended:
+        return await fluxpool(*arguments, folder=self.bench.folder, environment=_environment(self.bench))
+
+
+def _topic(bench: WorkerBench, stranger: StrangeRecord) -> str:
+    return bench.topics.retry[0] if stranger.topic == "retry" else str(getattr(bench.topics, stranger.topic))
+
+
+def _environment(bench: WorkerBench) -> dict[str, str]:
+    settings = bench.settings("reader").to_environment()
+    return {name: text for name, text in settings.items() if "_KAFKA_" in name or "_TOPICS_" in name or "GROUP" in name}
+
+
+def _in_task_topic(stranger: StrangeRecord) -> bool:
+    return stranger.topic in {"tasks", "tasks_vip"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def aftermath(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Write everything, and wait until it is answered or the time is over."""
+    folder = tmp_path_factory.mktemp("strangers")
+    servers = kafka.bootstrap_servers
+    async with worker_bench(servers, folder, model="none", partitions=1, stand_in=True, retry_delays=("1s",)) as bench:
+        with _gateway(bench) as gateway:
+            worker = await bench.start_ready()
+            projectors = gateway.children("projector")
+            ids, places, behind = {}, {}, {}
+            for parameter in RECORDS:
+                name, stranger = str(parameter.id), parameter.values[0]
+                ids[name] = unique_name(name)
+                places[name] = await write(servers, _topic(bench, stranger), _record(stranger, ids[name]))
+                if _in_task_topic(stranger):
+                    behind[name] = f"behind-{ids[name]}"
+                    plain = ForeignRecord(value=task_body(behind[name]))
+                    await write(servers, _topic(bench, stranger), plain)
+            due = {ids[p.id] for p in RECORDS if p.values[0].right.status} | set(behind.values())
+            results = await _results(bench, due)
+            found = Aftermath(
+                bench=bench,
+                worker=worker,
+                gateway=gateway,
+                projectors=projectors,
+                ids=ids,
+                places=places,
+                behind=behind,
+                results=results,
+                dead_letters=[],
+            )
+            listed = await found.command("dlq", "list", "--json")
+            found.dead_letters = [json.loads(line) for line in listed.output.splitlines()]
+            yield found
+
+
+def _gateway(bench: WorkerBench) -> AbstractContextManager[GatewayProcess]:
+    settings = gateway_settings(bench.bootstrap_servers, bench.folder, bench.topics, consumer_group=bench.group)
+    return running_gateway(settings)
+
+
+def _record(stranger: StrangeRecord, request_id: str) -> ForeignRecord:
+    return ForeignRecord(
+        key=stranger.key.content(request_id),
+        value=stranger.value.content(request_id),
+        headers=[(field.name.content("") or b"", field.value.content("")) for field in stranger.headers],
+        timestamp_ms=stranger.timestamp_ms,
+        compression=stranger.compression,
+    )
+
+
+async def _results(bench: WorkerBench, due: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """All results by id, once those that are due are there, or after the longest time."""
+    by_id: dict[str, list[dict[str, Any]]] = {}
+
+    async def answered() -> bool:
+        by_id.clear()
+        for record in await bench.records(bench.topics.results):
+            found = json.loads(record.value or b"{}")
+            by_id.setdefault(found.get("request_id"), []).append(found)
+        if due <= by_id.keys():
+            return True
+        await asyncio.sleep(LOOK_SECONDS)
+        return False
+
+    try:
+        await wait_until(answered, deadline_seconds=SECONDS, what="every result that is due")
+    except AssertionError:
+        return by_id  # the test of each input that has none says so
+    return by_id
+
+
+@pytest.mark.parametrize("stranger", RECORDS)
+async def test_a_record_comes_to_its_right_end(aftermath: Aftermath, stranger: StrangeRecord) -> None:
+    name, right = NAMES[id(stranger)], stranger.right
+    letters = aftermath.letters_of(name, stranger)
+    if stranger.topic != "results":
+        found = aftermath.results.get(aftermath.ids[name], [])
+        assert [result["status"] for result in found] == ([right.status] if right.status else []), letters
+        if right.code is not None:
+            assert [result["error"]["code"] for result in found] == [right.code]
+    assert len(letters) == right.dead_letters
+
+
+@pytest.mark.parametrize("stranger", [found for found in RECORDS if _in_task_topic(found.values[0])])
+async def test_the_plain_task_behind_it_succeeds(aftermath: Aftermath, stranger: StrangeRecord) -> None:
+    found = aftermath.results.get(aftermath.behind[NAMES[id(stranger)]], [])
+    assert [result["status"] for result in found] == ["success"]
+
+
+@pytest.mark.parametrize("stranger", RECORDS)
+async def test_the_gateway_knows_a_task_or_says_that_it_does_not(aftermath: Aftermath, stranger: StrangeRecord) -> None:
+    async with httpx.AsyncClient(base_url=aftermath.gateway.url) as client:
+        answer = await client.get(f"v1/generations/{aftermath.ids[NAMES[id(stranger)]]}")
+    assert answer.status_code == (200 if stranger.right.known else 404), answer.text
+
+
+@pytest.mark.parametrize("stranger", RECORDS)
+async def test_a_trace_of_it_is_shown(aftermath: Aftermath, stranger: StrangeRecord) -> None:
+    ended = await aftermath.command("trace", aftermath.ids[NAMES[id(stranger)]])
+    assert ended.code in {0, 1}, ended.complaints
+    assert "Traceback" not in ended.complaints
+    assert "\x1b" not in ended.output
+
+
+async def test_nobody_ended(aftermath: Aftermath) -> None:
+    assert aftermath.worker.process.poll() is None
+    assert aftermath.gateway.process.poll() is None
+    assert aftermath.gateway.children("projector") == aftermath.projectors
+    assert len(aftermath.worker.events("engine_started")) == 1
+
+
+async def test_no_lag_is_left(aftermath: Aftermath) -> None:
+    count = sum(stranger.values[0].topic == "tasks" for stranger in RECORDS)
+    await aftermath.bench.wait_committed({PARTITION: 2 * count})
+
+
+async def test_the_gateway_is_ready(aftermath: Aftermath) -> None:
+    async with httpx.AsyncClient(base_url=aftermath.gateway.url) as client:
+        answer = await client.get("readyz")
+    assert answer.status_code == 200, answer.text
