@@ -34,6 +34,7 @@ class ForeignRecord:
 class _RawName(str):
     """A header name whose bytes on the wire are these and no others."""
 
+    __slots__ = ("raw",)
     raw: bytes
 
     def __new__(cls, raw: bytes) -> Self:
