@@ -6,7 +6,7 @@ codecs.
 
 import asyncio
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,10 +52,27 @@ async def write(bootstrap_servers: str, topic: str, record: ForeignRecord, *, pa
     return await asyncio.to_thread(send, bootstrap_servers, topic, record, partition)
 
 
-def _write_plain(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
-    producer = KafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", max_request_size=4 * 1024 * 1024)
-    try:
-        sent = producer.send(
+class RawProducer:
+    """A kafka-python producer of records with any header names; uncompressed. Use as a context manager."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._producer = KafkaProducer(
+            bootstrap_servers=bootstrap_servers, acks="all", linger_ms=5, max_request_size=4 * 1024 * 1024
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Return once every record is acknowledged or given up."""
+        self._producer.flush(timeout=_SECONDS)
+        self._producer.close(timeout=_SECONDS)
+
+    def send(
+        self, topic: str, record: ForeignRecord, *, partition: int, on_offset: Callable[[int], None] = lambda _: None
+    ) -> Any:
+        """Send it; returns kafka-python's future, and `on_offset` is called from its thread."""
+        sent = self._producer.send(
             topic,
             key=record.key,
             value=record.value,
@@ -63,9 +80,12 @@ def _write_plain(bootstrap_servers: str, topic: str, record: ForeignRecord, part
             headers=[(_RawName(name), value) for name, value in record.headers],
             timestamp_ms=record.timestamp_ms,
         )
-        return int(sent.get(timeout=_SECONDS).offset)
-    finally:
-        producer.close(timeout=_SECONDS)
+        return sent.add_callback(lambda metadata: on_offset(metadata.offset))
+
+
+def _write_plain(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
+    with RawProducer(bootstrap_servers) as producer:
+        return int(producer.send(topic, record, partition=partition).get(timeout=_SECONDS).offset)
 
 
 def _write_compressed(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
