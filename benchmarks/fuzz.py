@@ -37,8 +37,15 @@ GOALS: Final = "goals: unanswered 0, ended_processes 0, lag 0, memory flat for 1
 PARTITIONS: Final = 6
 SAMPLE_SECONDS: Final = 10.0
 LARGEST_BYTES: Final = 1024 * 1024
-BEHIND_RECORDS: Final = 20_000
-"""How far the producers may be ahead of the workers: memory is looked at while there is work, not afterwards."""
+TOLD_RECORDS: Final = 20_000
+"""Between two lines about how far the producers are."""
+ANY_TIME: Final = {
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.after.max.ms": str(2**62),
+    # By the records' own times, which may be of 1970.
+    "retention.ms": "-1",
+}
+"""Topics that somebody else laid out: the producers' clocks stay in the records, whatever they say."""
 
 
 @dataclass(slots=True)
@@ -86,6 +93,7 @@ async def main() -> int:
                 partitions=PARTITIONS,
                 stand_in=True,
                 retry_delays=("5s",),
+                topic_config=ANY_TIME,
             ) as bench,
         ):
             settings = gateway_settings(kafka.bootstrap_servers, folder, bench.topics, consumer_group=bench.group)
@@ -168,7 +176,7 @@ def _write(bench: WorkerBench, options: argparse.Namespace, written: Written) ->
     with RawProducer(bench.bootstrap_servers) as raw:
         for number, fuzzed in enumerate(fuzzed_records(options.records, seed=options.seed)):
             _send(bench, fuzzed, producers=producers, raw=raw, written=written, partition=number % PARTITIONS)
-            if number % BEHIND_RECORDS == 0:
+            if number % TOLD_RECORDS == 0:
                 sys.stderr.write(f"{number} of {options.records} written\n")
     for producer in producers.values():
         if producer.flush(60):
@@ -204,7 +212,7 @@ def _send(
             written.other += 1
 
     record = fuzzed.record
-    if record.headers:
+    if record.has_raw_names:
         raw.send(topic, record, partition=at, on_offset=note)
         return
 
@@ -214,7 +222,8 @@ def _send(
         note(message.offset())
 
     producer = producers[record.compression]
-    extra = {} if record.timestamp_ms is None else {"timestamp": record.timestamp_ms}
+    extra: dict[str, Any] = {} if record.timestamp_ms is None else {"timestamp": record.timestamp_ms}
+    extra["headers"] = [(name.decode(), value) for name, value in record.headers]
     while True:
         try:
             producer.produce(topic, record.value, record.key, partition=at, on_delivery=delivered, **extra)
@@ -290,7 +299,7 @@ async def _read(bench: WorkerBench, topic: str) -> Any:
 
 
 def _reader_options(bench: WorkerBench) -> dict[str, Any]:
-    return aiokafka_options(KafkaConnection(bootstrap_servers=(bench.bootstrap_servers,)))
+    return aiokafka_options(KafkaConnection(bootstrap_servers=(bench.bootstrap_servers,)), client_id="fuzz")
 
 
 def _environment(bench: WorkerBench) -> dict[str, str]:

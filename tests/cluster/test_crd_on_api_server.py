@@ -25,6 +25,7 @@ from kit.pools import (
     edited,
     pool_body,
 )
+from kit.strangers import StrangeManifest, strangers
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -120,6 +121,18 @@ async def _new_pool(
 async def test_the_server_accepts(control_plane: ControlPlane, namespace: str, name: str) -> None:
     body = _manifest(ACCEPTED[name], namespace=namespace)
     assert await _create(control_plane, body, "--dry-run=server")
+
+
+@pytest.mark.parametrize("stranger", strangers("manifests", StrangeManifest))
+async def test_a_foreign_pool_is_accepted_or_refused_by_name(
+    control_plane: ControlPlane, namespace: str, stranger: StrangeManifest
+) -> None:
+    body = edited(pool_body(), {".metadata.namespace": namespace, **stranger.edits})
+    if not stranger.refused_with:
+        assert await _create(control_plane, body, "--dry-run=server")
+        return
+    message = await _refusal_of(control_plane, "create", "--dry-run=server", "-f", "-", body=body)
+    assert [text for text in stranger.refused_with if text not in message] == []
 
 
 @pytest.mark.parametrize("refusal", [*RULE_REFUSALS, *SCHEMA_REFUSALS], ids=lambda refusal: refusal.name)

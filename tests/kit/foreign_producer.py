@@ -1,7 +1,7 @@
 """Write records as other people's producers do: any codec, any time, header names that are no text.
 
-kafka-python writes what has no codec, because it lets a name through whose bytes are its own; librdkafka writes the
-codecs.
+librdkafka writes all that its interface takes; kafka-python, uncompressed, the header names that are no text, because
+it lets a name through whose bytes are its own.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 with warnings.catch_warnings():
     # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.
@@ -30,6 +30,11 @@ class ForeignRecord:
     timestamp_ms: int | None = None
     compression: str = "none"
 
+    @property
+    def has_raw_names(self) -> bool:
+        """Whether the name of a header is no text, which only a `RawProducer` writes."""
+        return any(not _is_text(name) for name, _ in self.headers)
+
 
 class _RawName(str):
     """A header name whose bytes on the wire are these and no others."""
@@ -48,8 +53,16 @@ class _RawName(str):
 
 async def write(bootstrap_servers: str, topic: str, record: ForeignRecord, *, partition: int = 0) -> int:
     """Write one record; returns its offset once it is acknowledged."""
-    send = _write_plain if record.compression == "none" else _write_compressed
+    send = _write_raw if record.has_raw_names else _write_text
     return await asyncio.to_thread(send, bootstrap_servers, topic, record, partition)
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class RawProducer:
@@ -75,20 +88,21 @@ class RawProducer:
         sent = self._producer.send(
             topic,
             key=record.key,
-            value=record.value,
+            value=record.value if record.key is not None else record.value or b"",
             partition=partition,
-            headers=[(_RawName(name), value) for name, value in record.headers],
+            # Null values are not to be had here, nor a record of nothing but headers.
+            headers=[(_RawName(name), value or b"") for name, value in record.headers],
             timestamp_ms=record.timestamp_ms,
         )
         return sent.add_callback(lambda metadata: on_offset(metadata.offset))
 
 
-def _write_plain(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
+def _write_raw(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
     with RawProducer(bootstrap_servers) as producer:
         return int(producer.send(topic, record, partition=partition).get(timeout=_SECONDS).offset)
 
 
-def _write_compressed(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
+def _write_text(bootstrap_servers: str, topic: str, record: ForeignRecord, partition: int) -> int:
     producer = Producer({"bootstrap.servers": bootstrap_servers, "acks": "all", "compression.type": record.compression})
     acknowledged: list[Any] = []
     extra = {} if record.timestamp_ms is None else {"timestamp": record.timestamp_ms}
@@ -102,4 +116,6 @@ def _write_compressed(bootstrap_servers: str, topic: str, record: ForeignRecord,
         **extra,
     )
     assert producer.flush(_SECONDS) == 0
+    if isinstance(acknowledged[0], KafkaError):
+        raise KafkaException(acknowledged[0])
     return int(acknowledged[0].offset())

@@ -150,8 +150,8 @@ class StrangeManifest(Stranger):
     """Dotted path below `spec`, or with a leading dot below the resource, and the value there."""
     refused_with: tuple[str, ...] = ()
     """Texts of the refusal; empty: it is accepted."""
-    by: Literal["both", "operator"] = "both"
-    """`operator`: the API server's schema cannot say it, the operator does."""
+    by: Literal["both", "api-server"] = "both"
+    """Who refuses it; what the API server's rules refuse never reaches the operator."""
 
 
 class StrangeValues(Stranger):

@@ -220,6 +220,7 @@ async def worker_bench(
     partitions: int = 2,
     stand_in: bool = False,
     retry_delays: tuple[str, ...] = (),
+    topic_config: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[WorkerBench]:
     """A bench whose workers are all gone afterwards, with their engines; one retry topic for each delay."""
     prefix = unique_name("t")
@@ -244,7 +245,7 @@ async def worker_bench(
             topics.dead_letters: 1,
             **dict.fromkeys(topics.retry, 2),
         },
-        config={"max.message.bytes": "2097152"},
+        config={"max.message.bytes": "2097152", **topic_config},
     )
     bench = WorkerBench(
         bootstrap_servers=bootstrap_servers,
