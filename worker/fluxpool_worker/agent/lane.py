@@ -30,7 +30,7 @@ from fluxpool_worker.agent.take_over import TakeOver
 from fluxpool_worker.agent.topic_watch import TopicWatch, unknown_id
 
 POLL_SECONDS: Final = 0.5
-HEADS_PER_PARTITION: Final = 4
+HEADS_PER_PARTITION: Final = 32
 """A resumed partition waits for the fetch under way (100 ms); a few heads bridge that for short tasks."""
 LEAVE_DEADLINE_SECONDS: Final = 5.0
 REBUILD_SECONDS: Final = 1.0
