@@ -7,6 +7,7 @@ letter, no process may end, no lag may be left, and memory must not grow with wh
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections import defaultdict
@@ -82,7 +83,7 @@ def _thirds(name: str, samples: list[int]) -> dict[str, Cell]:
 async def main() -> int:
     """Run it; returns the exit status, 1 when a promise was broken."""
     options = _options()
-    quiet_logs("kafka", "aiokafka")
+    quiet_logs("kafka", "aiokafka", level=logging.ERROR)
     with run_folder(options.folder) as folder:
         async with (
             KafkaCluster(folder / "kafka", libs=provide_kafka_libs()) as kafka,
@@ -240,7 +241,8 @@ async def _drain(bench: WorkerBench, workers: list[WorkerProcess]) -> int:
     best, since = None, time.monotonic()
     while True:
         committed = await bench.committed()
-        lag = sum(end - committed.get(partition, 0) for partition, end in ends.items())
+        # Retries come back behind the ends that were looked up.
+        lag = sum(max(0, end - committed.get(partition, 0)) for partition, end in ends.items())
         if lag == 0 or all(worker.process.poll() is not None for worker in workers):
             return lag
         if best is None or lag < best:

@@ -31,7 +31,8 @@ from fluxpool_worker.agent.topic_watch import TopicWatch, unknown_id
 
 POLL_SECONDS: Final = 0.5
 HEADS_PER_PARTITION: Final = 32
-"""A resumed partition waits for the fetch under way (100 ms); a few heads bridge that for short tasks."""
+"""A resumed partition waits for the fetch under way (100 ms), and aiokafka decodes its batch again: these heads bridge
+that for short tasks and for records that are refused."""
 LEAVE_DEADLINE_SECONDS: Final = 5.0
 REBUILD_SECONDS: Final = 1.0
 

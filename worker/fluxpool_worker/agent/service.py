@@ -1,6 +1,7 @@
 """The agent as a whole: wires lanes, engine and publishers together, runs them, and drains them on SIGTERM."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -313,12 +314,9 @@ class WorkerAgent:
         return self._lanes[chosen] if chosen is not None else None
 
     async def _run_task(self, taken: Taken, turn: EngineTurn) -> None:
-        self._metrics.tasks_in_flight.inc()
-        try:
-            await self._flow.run(taken, turn=turn)
-        finally:
-            self._metrics.tasks_in_flight.dec()
-            self._room.release()
+        with contextlib.ExitStack() as room, self._metrics.tasks_in_flight.track_inprogress():
+            room.callback(self._room.release)
+            await self._flow.run(taken, turn=turn, make_room=room.close)
 
     # Drain
 

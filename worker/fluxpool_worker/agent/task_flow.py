@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Self
+from typing import Final, Self
 
 import structlog
 from aiokafka.structs import ConsumerRecord
@@ -66,6 +66,10 @@ _after_generate = fault_point("agent-after-generate")
 _after_manifest = fault_point("agent-after-manifest")
 _after_retry = fault_point("agent-after-retry")
 
+REFUSALS_IN_FLIGHT: Final = 32
+"""Records that are no tasks cost two acknowledgements of the brokers each, which they wait for side by side: a producer
+that writes garbage delays the tasks behind it by about a millisecond a record."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -112,6 +116,7 @@ class TaskFlow:
         self._signature = Signature(worker=worker_name, pool=settings.pool, model=None)
         self._unwanted: set[asyncio.Event] = set()
         self._draining = False
+        self._refusals = asyncio.Semaphore(REFUSALS_IN_FLIGHT)
 
     async def probe_store(self, *, on_trouble: Callable[[str], None]) -> None:
         """Look whether the store can be used before any task is taken; the contract is that of `TaskStore.probe`."""
@@ -132,15 +137,16 @@ class TaskFlow:
         """Give up what the engine works on at its next step."""
         self._attempts.stop_running()
 
-    async def run(self, taken: Taken, *, turn: EngineTurn) -> None:
+    async def run(self, taken: Taken, *, turn: EngineTurn, make_room: Callable[[], None] = lambda: None) -> None:
         """Bring one record to its end; `turn` ends when the engine can take another job.
 
+        `make_room` is called early for a record that is no task, and may be called again: it holds up no task.
         Raises `HoldExpiredError` when the infrastructure was away for too long; the task is released then.
         """
         began = time.monotonic()
         outcome = "error"
         try:
-            outcome = await self._run(taken, turn)
+            outcome = await self._run(taken, turn, make_room)
         except PartitionLostError:
             outcome = "lost"
         except TaskReleasedError:
@@ -162,23 +168,27 @@ class TaskFlow:
                 seconds=round(time.monotonic() - began, 3),
             )
 
-    async def _run(self, taken: Taken, turn: EngineTurn) -> str:
+    async def _run(self, taken: Taken, turn: EngineTurn, make_room: Callable[[], None]) -> str:
         try:
             decoded = decode_record(taken.record)
         except InvalidTaskError as error:
             turn.end()
-            ending = await self._refuse(taken.record, error)
-        else:
-            try:
-                ending = await self._pursue(taken, decoded, turn)
-            except (PartitionLostError, TaskReleasedError, HoldExpiredError):
-                raise
-            except Exception as error:
-                # It would end every worker that takes the task, and count against those in flight beside it.
-                log.exception("task_failed_unexpectedly", request_id=decoded.task.request_id)
-                turn.end()
-                ending = await self._end_unforeseen(taken, decoded, error)
+            async with self._refusals:
+                make_room()
+                return await self._end(taken, await self._refuse(taken.record, error))
+        try:
+            ending = await self._pursue(taken, decoded, turn)
+        except (PartitionLostError, TaskReleasedError, HoldExpiredError):
+            raise
+        except Exception as error:
+            # It would end every worker that takes the task, and count against those in flight beside it.
+            log.exception("task_failed_unexpectedly", request_id=decoded.task.request_id)
             turn.end()
+            ending = await self._end_unforeseen(taken, decoded, error)
+        turn.end()
+        return await self._end(taken, ending)
+
+    async def _end(self, taken: Taken, ending: Ending) -> str:
         await self._endings.write(taken.record, ending, signature=self._signature)
         await taken.lane.finish(taken)
         return ending.outcome
