@@ -38,7 +38,7 @@ _HEADER_NAMES: Final = (
     b"\xff\xfe",
     b"",
 )
-_VALUES: Final = (
+_VALUES: Final[tuple[Any, ...]] = (
     None,
     -1,
     0,
