@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from fluxpool_operator.settings import OperatorSettings
 from kit.pool_bench import PoolBench
 from kit.pools import OAUTH_ENDPOINT, OAUTH_PRIVATE_ENDPOINT, SASL_PLAIN, edited, pool_body
 
+AUTHORITY = trustme.CA().cert_pem.bytes()
 IN_CLUSTER = {"FLUXPOOL_NAMESPACE": "fluxpool-system"}
 
 
@@ -234,7 +236,7 @@ async def test_pools_of_one_name_keep_their_certificates_apart(tmp_path: Path) -
 OAUTH_SECRETS = {
     SecretKey("oauth", "client-id"): b"flux",
     SecretKey("oauth", "client-secret"): b"hush",
-    SecretKey("oauth-ca", "ca.crt"): b"authorities",
+    SecretKey("oauth-ca", "ca.crt"): AUTHORITY,
 }
 
 
@@ -245,7 +247,7 @@ async def test_the_operator_asks_the_token_endpoint_as_the_pool_says(tmp_path: P
     assert found.connection is not None
     assert found.connection.oauth_encode_credentials is False
     assert found.connection.oauth_ca_file is not None
-    assert found.connection.oauth_ca_file.read_bytes() == b"authorities"
+    assert found.connection.oauth_ca_file.read_bytes() == AUTHORITY
 
 
 async def test_without_the_authorities_of_the_token_endpoint_kafka_is_not_reached(tmp_path: Path) -> None:
@@ -282,6 +284,32 @@ async def test_a_key_of_the_bucket_with_a_line_end_is_said_and_the_backlog_still
     assert (problem.reason, problem.stops_reading) == (Reason.SECRET_INVALID, False)
     assert "spec.storage: secret_access_key" in problem.message
     assert "hush" not in problem.message
+
+
+@pytest.mark.parametrize(
+    ("content", "is_refused"),
+    [
+        (AUTHORITY, False),
+        ("# Zertifizierungsstelle für Köln\n".encode() + AUTHORITY * 2, False),
+        (b"\xef\xbb\xbf" + AUTHORITY, False),
+        (AUTHORITY.decode().encode("utf-16"), True),
+        (AUTHORITY[:200], True),
+        (AUTHORITY.replace(b"MII", b"MIX", 1), True),
+        (b"certificate", True),
+        (b"", True),
+    ],
+    ids=["one", "a commented bundle", "a byte order mark", "UTF-16", "cut off", "damaged", "no PEM", "empty"],
+)
+@pytest.mark.parametrize("field", ["kafka.security", "kafka.security.oauth", "storage"])
+async def test_authorities_that_are_no_certificates_are_named_by_field_and_entry(
+    tmp_path: Path, field: str, content: bytes, is_refused: bool
+) -> None:
+    security = {**OAUTH_PRIVATE_ENDPOINT, "protocol": "SASL_SSL"}
+    body = edited(pool_body(namespace="images"), {"kafka.security": security, f"{field}.caSecretRef": {"name": "ca"}})
+    secrets = SecretValues(values={**OAUTH_SECRETS, SecretKey("ca", "ca.crt"): content}, missing=())
+    found = await access(FluxWorkerPool.parse(body), tmp_path, secrets=secrets)
+    assert [problem.reason for problem in found.problems] == [Reason.SECRET_INVALID] * is_refused
+    assert all(f"spec.{field}.caSecretRef: the entry ca/ca.crt" in problem.message for problem in found.problems)
 
 
 async def test_a_pool_says_that_a_secret_cannot_be_used_until_it_is_mended(tmp_path: Path) -> None:

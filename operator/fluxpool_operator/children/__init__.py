@@ -15,6 +15,7 @@ from fluxpool_operator.children.identity import (
 from fluxpool_operator.children.render import Children, render_children
 from fluxpool_operator.children.secret_keys import (
     SecretKey,
+    authorities,
     kafka_secret_files,
     required_secret_keys,
     secret_variables,
@@ -31,6 +32,7 @@ __all__ = [
     "TEMPLATE_HASH_ANNOTATION",
     "Children",
     "SecretKey",
+    "authorities",
     "child_name",
     "child_name_of",
     "kafka_connection",

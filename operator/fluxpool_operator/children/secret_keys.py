@@ -43,6 +43,17 @@ def storage_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     return {"ca.crt": SecretKey(ca.name, ca.key)} if ca else {}
 
 
+def authorities(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
+    """Entries of Secrets with the certificates of authorities, by the field that names them."""
+    security = spec.kafka.security
+    references = {
+        "spec.kafka.security.caSecretRef": security.ca_secret_ref,
+        "spec.kafka.security.oauth.caSecretRef": security.oauth.ca_secret_ref if security.oauth else None,
+        "spec.storage.caSecretRef": spec.storage.ca_secret_ref,
+    }
+    return {field: SecretKey(found.name, found.key) for field, found in references.items() if found}
+
+
 def required_secret_keys(spec: FluxWorkerPoolSpec) -> tuple[SecretKey, ...]:
     """Every entry without which pods cannot start, those of `worker.env` included; sorted, each once."""
     keys = {

@@ -19,7 +19,7 @@ from fluxpool_operator.children import (
 )
 from fluxpool_operator.reconcile.allowed_addresses import is_endpoint_refused, refused_brokers
 from fluxpool_operator.reconcile.broker_names import BrokerNameError, name_exists, resolve_servers
-from fluxpool_operator.reconcile.pool_secrets import SecretFiles, SecretValues
+from fluxpool_operator.reconcile.pool_secrets import SecretFiles, SecretValues, check_authorities
 from fluxpool_operator.settings import OperatorSettings
 
 
@@ -93,6 +93,7 @@ class KafkaAccessFinder:
                 connection = kafka_connection(kafka, variables, files=files)
             if not secrets.missing:
                 worker_settings(pool, secrets=variables)
+            check_authorities(pool, secrets)
         except InvalidPoolError as error:
             message = f"the content of a Secret cannot be used, workers will not start: {error}"
             problem = PoolProblem(

@@ -4,17 +4,20 @@ Owns the values while they are needed and the files that Kafka clients read them
 """
 
 import base64
+import codecs
 import contextlib
 import math
 import shutil
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fluxpool_operator.api import FluxWorkerPool
-from fluxpool_operator.children import SecretKey, kafka_secret_files, secret_variables, secrets_checksum
+from fluxpool_contract.problems import FieldProblem
+from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
+from fluxpool_operator.children import SecretKey, authorities, kafka_secret_files, secret_variables, secrets_checksum
 from fluxpool_operator.cluster import ClusterClient, KindPath
 
 MISSING_SECONDS: Final = 4.0
@@ -51,6 +54,27 @@ class SecretValues:
         """The values of the worker's variables that are entries of Secrets, as far as they were found."""
         found = secret_variables(pool.spec).items()
         return {name: self.values[key].decode(errors="replace") for name, key in found if key in self.values}
+
+
+def check_authorities(pool: FluxWorkerPool, secrets: SecretValues) -> None:
+    """Raise `InvalidPoolError` for entries that were found and hold no certificates of authorities."""
+    problems = tuple(
+        FieldProblem(field=field, message=f"the entry {key} holds no PEM certificates; put the authorities' there")
+        for field, key in authorities(pool.spec).items()
+        if key in secrets.values and not _are_certificates(secrets.values[key])
+    )
+    if problems:
+        raise InvalidPoolError(problems)
+
+
+def _are_certificates(content: bytes) -> bool:
+    # A file may begin with a byte order mark and have text of any encoding between the certificates, `cadata` may not.
+    text = content.removeprefix(codecs.BOM_UTF8).decode("ascii", errors="replace").replace("\ufffd", "?")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
 
 
 class SecretsReader:
