@@ -43,6 +43,7 @@ def _values(text: str) -> dict[str, Any]:
         "url": "s3://images/",
         "region": text,
         "credentialsSecretRef": reference | {"accessKeyIdKey": text, "secretAccessKeyKey": text},
+        "caSecretRef": reference | {"key": text},
     }
     return GATEWAY | {
         "nameOverride": text,
