@@ -1,6 +1,7 @@
 """The object store against a real S3 API and real folders."""
 
 import asyncio
+import codecs
 import os
 import shutil
 import ssl
@@ -243,9 +244,10 @@ async def test_errors_of_the_service_are_tried_again() -> None:
     assert bucket.objects["/bucket/a"] == b"x"
 
 
-async def test_a_service_with_a_private_authority_is_trusted_by_its_ca_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [b"", codecs.BOM_UTF8, "# Köln\n".encode()], ids=["", "byte order mark", "comment"])
+async def test_a_service_with_a_private_authority_is_trusted_by_its_ca_file(tmp_path: Path, before: bytes) -> None:
     authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    (tmp_path / "ca.pem").write_bytes(before + authority.cert_pem.bytes())
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     async with _serving(_Bucket().answer, context) as url:

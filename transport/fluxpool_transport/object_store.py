@@ -8,6 +8,7 @@ operation ends after 45 s. Longer outages are the caller's to sit out.
 """
 
 import asyncio
+import codecs
 import os
 import re
 from collections.abc import Awaitable
@@ -251,7 +252,8 @@ def open_object_store(settings: StorageSettings) -> ObjectStore:
 
 def _read_authorities(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        # The store library finds no certificate behind a byte order mark, unlike OpenSSL.
+        return path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise StorageUnavailableError(
             f"object store: storage.ca_file {path} cannot be read ({error.strerror}); mount it"
