@@ -210,6 +210,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     async def leave(self) -> None:
         """Commit what is finished, mark the rest as released, and make `run()` leave the group."""
+        await self._duty.revoked()  # a round under way commits first, or the successor repeats it
         if self._consumer is not None:
             await self._look_at_positions(self._consumer)
         self._commits.release_for_good()
