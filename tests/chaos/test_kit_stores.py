@@ -102,7 +102,7 @@ def test_an_answer_can_come_late_or_be_lost(s3: FailingS3Service, bucket: str) -
 
 async def test_a_create_whose_answer_was_lost_is_found_to_exist(s3: FailingS3Service, bucket: str) -> None:
     store = open_object_store(s3.settings(bucket))
-    s3.fail(S3Fault(status=503, after_the_deed=True, times=1))
+    s3.fail(S3Fault(status=503, key_part="0.png", after_the_deed=True, times=1))
     assert await store.put_if_absent("a/0.png", b"once", content_type=CONTENT_TYPE) is False
     assert s3.struck == 1
     assert await store.get("a/0.png") == b"once"
