@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from fluxpool_cli.local.kafka_cluster import KafkaCluster
 from fluxpool_cli.local.kafka_jars import provide_kafka_libs
@@ -22,6 +23,14 @@ __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
 
 # Kernels run on the CPU by Triton's own interpreter; Triton decides so when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Iterator[None]:
+    """What a program configures when a test calls its main function is not the next test's."""
+    config = structlog.get_config()
+    yield
+    structlog.configure(**config)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,8 @@ VIP: Final = DemoPool(
     group=f"{DEFAULT_CONSUMER_GROUP}-vip",
     topics=TopicNames(
         tasks=_DEFAULTS.tasks_vip,
+        # A pool of one lane has no second one; every topic needs a name of its own.
+        tasks_vip=f"{_DEFAULTS.tasks_vip}-unused",
         results=f"{_DEFAULTS.results}-vip",
         progress=f"{_DEFAULTS.progress}-vip",
         retry=tuple(f"{name}-vip" for name in _DEFAULTS.retry),

@@ -11,7 +11,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.ledger import LedgerEntry
 from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.lane import HEADS_PER_PARTITION, LaneConsumer, Taken
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 
 TOPIC = "tasks"
@@ -136,12 +136,14 @@ def replaced(told: list[Any]) -> list[int]:
 
 
 def test_records_deleted_behind_full_heads_are_told_once_with_the_exact_range(bench: Bench, told: list[Any]) -> None:
-    bench.produce(20)
-    bench.group.delete_before(PARTITION, 15)
-    assert bench.do_next(6) == [0, 1, 2, 3, 15, 16]
-    assert losses(told) == [range(4, 15)]
+    bench.produce(HEADS_PER_PARTITION + 20)
+    gone_before = HEADS_PER_PARTITION + 11
+    bench.group.delete_before(PARTITION, gone_before)
+    kept = range(HEADS_PER_PARTITION)
+    assert bench.do_next(len(kept) + 2) == [*kept, gone_before, gone_before + 1]
+    assert losses(told) == [range(HEADS_PER_PARTITION, gone_before)]
     assert bench.lost == [11]
-    assert bench.committed == 17
+    assert bench.committed == gone_before + 2
 
 
 def test_markers_and_compacted_records_cost_a_request_and_no_alarm(bench: Bench, told: list[Any]) -> None:
