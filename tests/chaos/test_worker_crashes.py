@@ -353,14 +353,16 @@ async def test_a_joining_worker_does_not_cost_the_running_task(quick_bench: Work
     assert sum(len(worker.events("job_done")) for worker in (first, second)) == 1
 
 
-async def test_a_fault_in_the_commits_ends_the_agent_and_not_only_its_commits(quick_bench: WorkerBench) -> None:
+async def test_a_fault_in_the_commits_costs_the_lane_its_consumer_and_not_only_its_commits(
+    quick_bench: WorkerBench,
+) -> None:
     bench = quick_bench
-    first = await bench.start_ready(environment={"FLUXPOOL_FAULT": "agent-before-commit:raise"})
+    worker = await bench.start_ready(environment={"FLUXPOOL_FAULT": "agent-before-commit:raise"})
     [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("once"))])
-    assert await first.wait_exit(90) not in {0, None}
-    await bench.start_ready()
     await bench.wait_committed({partition: offset + 1})
     await assert_one_end(bench, "once")
+    assert len(worker.events("lane_failed")) == 1
+    assert worker.process.poll() is None
 
 
 async def test_no_process_is_left_when_everything_is_killed(quick_bench: WorkerBench) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import structlog
 from aiokafka import TopicPartition
+from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.ledger import LedgerEntry
-from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.lane import HEADS_PER_PARTITION, LaneConsumer, Taken
+from fluxpool_worker.agent.holds import HoldExpiredError, Holds
+from fluxpool_worker.agent.lane import HEADS_PER_PARTITION, STABLE_SECONDS, LaneConsumer, Taken
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 
 TOPIC = "tasks"
@@ -23,7 +24,7 @@ LONG_SECONDS = 20.0
 class Bench:
     """One lane, alone in its group on one partition."""
 
-    def __init__(self, loop: SteppedLoop) -> None:
+    def __init__(self, loop: SteppedLoop, *, hold_limit_seconds: float = float("inf")) -> None:
         self.loop = loop
         self.link, self.leaders = Link(), Link()
         self.lost: list[int] = []
@@ -43,7 +44,7 @@ class Bench:
             build_consumer=self.build_consumer,
             revoke_wait_seconds=0,
             wake=asyncio.Event(),
-            holds=Holds(limit_seconds=float("inf"), clock=loop.time),
+            holds=Holds(limit_seconds=hold_limit_seconds, clock=loop.time),
             count_crashes=lambda entry: entry.crashes,
             count_lost=self.lost.append,
             count_failure=self.count_failure,
@@ -112,12 +113,12 @@ def told() -> Iterator[list[Any]]:
         yield logged
 
 
-@pytest.fixture
-def bench(told: list[Any]) -> Iterator[Bench]:
+@pytest.fixture(params=[float("inf")])
+def bench(told: list[Any], request: pytest.FixtureRequest) -> Iterator[Bench]:
     assert told == []
     loop = SteppedLoop()
     asyncio.set_event_loop(loop)
-    bench = Bench(loop)
+    bench = Bench(loop, hold_limit_seconds=request.param)
     yield bench
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
@@ -336,3 +337,30 @@ def test_a_fault_within_a_consumer_costs_the_lane_a_new_consumer_and_nothing_els
     assert (len(bench.consumers), bench.failures, bench.running.done()) == (2, 1, False)
     assert bench.do_next(1) == [1]
     assert bench.committed == 2
+
+
+@pytest.mark.parametrize("bench", [20.0], indirect=True)
+def test_a_lane_whose_consumers_all_fail_ends_within_the_hold_limit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def poll(_consumer: ModelConsumer, **_arguments: Any) -> None:
+        raise TopicAuthorizationFailedError(TOPIC)
+
+    monkeypatch.setattr(ModelConsumer, "getmany", poll)
+    bench.settle(15)
+    assert not bench.running.done()
+    assert bench.failures <= 16
+    bench.settle(10)
+    with pytest.raises(HoldExpiredError, match=r"consumer of lane standard failed.*TopicAuthorizationFailedError"):
+        bench.running.result()
+
+
+@pytest.mark.parametrize("bench", [20.0], indirect=True)
+def test_failures_far_from_one_another_are_no_lasting_trouble(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def poll(**_arguments: Any) -> None:
+        raise TopicAuthorizationFailedError(TOPIC)
+
+    for number in range(1, 4):
+        monkeypatch.setattr(bench.consumers[-1], "getmany", poll)
+        bench.settle(2 * STABLE_SECONDS)
+        assert (bench.failures, bench.running.done()) == (number, False)

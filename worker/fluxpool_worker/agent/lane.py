@@ -35,6 +35,8 @@ HEADS_PER_PARTITION: Final = 32
 that for short tasks and for records that are refused."""
 LEAVE_DEADLINE_SECONDS: Final = 5.0
 REBUILD_SECONDS: Final = 1.0
+STABLE_SECONDS: Final = 60.0
+"""A consumer that lasted so long was no failure from the start; the next one's is another matter."""
 
 log = structlog.get_logger(__name__)
 
@@ -136,18 +138,23 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     async def run(self) -> None:
         """Be a member until `leave()`; a consumer that failed, in whatever way, is replaced by a new one.
 
-        Raises `HoldExpiredError` when offsets can be neither read nor committed for too long.
+        Raises `HoldExpiredError` when offsets can be neither read nor committed, or one consumer after the other fails,
+        for too long.
         """
+        clock, failing, failure = asyncio.get_running_loop().time, None, ""
         while not self._leaving:
+            began_at = clock()
             try:
                 await self._serve()
             except HoldExpiredError:
                 raise
             except KafkaError as error:
+                failure = repr(error)
                 self._count_failure()
-                self._log.warning("lane_consumer_failed", error=repr(error))
-            except Exception:  # noqa: BLE001 - logged with its trace
+                self._log.warning("lane_consumer_failed", error=failure)
+            except Exception as error:  # noqa: BLE001 - logged with its trace
                 # The trouble of one lane: the others have tasks in flight, which the agent's end would cost an attempt.
+                failure = repr(error)
                 self._count_failure()
                 self._log.exception("lane_failed")
             finally:
@@ -157,6 +164,9 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 await self._commits.notify()
                 await self._close_consumer()
             if not self._leaving:
+                if failing is None or clock() - began_at >= STABLE_SECONDS:
+                    failing = self._holds.begin_apart(HoldCause.KAFKA)
+                self._holds.check(failing, f"each consumer of lane {self.name} failed, at last with {failure}")
                 await asyncio.sleep(REBUILD_SECONDS)
 
     async def _serve(self) -> None:
