@@ -76,9 +76,8 @@ async def test_markers_behind_the_last_task_are_committed_and_leave_no_lag(bench
 
 
 async def test_a_draining_worker_gives_the_lanes_up_in_which_it_has_nothing_to_finish(bench: WorkerBench) -> None:
-    retry_lane = f"retry-{bench.topics.retry[0]}"
     workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
-    shares = {"vip": [[], [0]], "standard": [[0], [1]], retry_lane: [[0], [1]]}
+    shares = {"vip": [[], [0]], "standard": [[0], [1]]}
     await wait_until(
         lambda: shares == {lane: sorted(partitions_of(worker, lane) for worker in workers) for lane in shares},
         deadline_seconds=EVENT_SECONDS,
@@ -92,9 +91,9 @@ async def test_a_draining_worker_gives_the_lanes_up_in_which_it_has_nothing_to_f
     await wait_for_step(bench, "long")
     busy.signal(signal.SIGTERM)
     await wait_until(
-        lambda: (partitions_of(other, "vip"), partitions_of(other, retry_lane)) == ([0], [0, 1]),
+        lambda: partitions_of(other, "vip") == [0],
         deadline_seconds=EVENT_SECONDS,
-        what="the idle lanes to be handed on",
+        what="the idle lane to be handed on",
     )
     await produce(bench.bootstrap_servers, bench.topics.tasks_vip, [(None, task_body("urgent"))])
     [urgent] = await bench.wait_results(1, deadline_seconds=EVENT_SECONDS)

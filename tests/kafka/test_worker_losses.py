@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from fluxpool_worker.agent.lane import HEADS_PER_PARTITION
 from kit.kafka import create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
@@ -102,14 +103,15 @@ async def test_records_deleted_in_front_of_a_living_worker_are_told_once_and_the
     worker = await bench.start_ready()
     await submit(bench, "long", 1, prompt="seconds=8")
     await wait_for_step(bench, "long-0")
-    await submit(bench, "waiting", 14)
-    await delete_before(bench, 12)
-    await bench.wait_committed({0: 15})
+    count = HEADS_PER_PARTITION + 14
+    await submit(bench, "waiting", count)
+    await delete_before(bench, count - 2)
+    await bench.wait_committed({0: count + 1})
     [(first, end)] = await told_losses(worker)
-    assert 1 < first < end == 12
+    assert 1 < first < end == count - 2
     assert await counted_losses(worker) == f"{float(end - first)}"
     results = await bench.results()
-    done = [0, *range(1, first), *range(12, 15)]
+    done = [0, *range(1, first), *range(count - 2, count + 1)]
     assert sorted(result["request_id"] for result in results) == sorted(
         "long-0" if offset == 0 else f"waiting-{offset - 1}" for offset in done
     )
@@ -119,11 +121,12 @@ async def test_all_records_deleted_in_front_of_a_living_worker_are_told_and_leav
     worker = await bench.start_ready()
     await submit(bench, "long", 1, prompt="seconds=6")
     await wait_for_step(bench, "long-0")
-    await submit(bench, "waiting", 10)
-    await delete_before(bench, 11)
-    await bench.wait_committed({0: 11})
+    end_offset = HEADS_PER_PARTITION + 11
+    await submit(bench, "waiting", end_offset - 1)
+    await delete_before(bench, end_offset)
+    await bench.wait_committed({0: end_offset})
     [(first, end)] = await told_losses(worker)
-    assert first < end == 11
+    assert first < end == end_offset
     assert await counted_losses(worker) == f"{float(end - first)}"
 
 
