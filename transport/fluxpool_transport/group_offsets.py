@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.client import CoordinationType
 from aiokafka.coordinator.protocol import ConsumerProtocol
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetFetchRequest
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_transport.kafka_clients import open_client
 
 _NO_OFFSET = -1
 
@@ -102,13 +102,7 @@ class GroupOffsetsReader:
 
     async def _connected(self) -> Any:
         if self._client is None:
-            client = AIOKafkaClient(**aiokafka_options(self._connection, client_id=self._client_id))
-            try:
-                await client.bootstrap()
-            except BaseException:
-                await client.close()
-                raise
-            self._client = client
+            self._client = await open_client(self._connection, client_id=self._client_id)
         return self._client
 
     async def _read_one(

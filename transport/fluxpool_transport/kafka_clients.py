@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import structlog
+from aiokafka.client import AIOKafkaClient
 
 from fluxpool_contract.kafka_connection import KafkaConnection, SaslMechanism
 from fluxpool_transport import undecodable_records
@@ -56,6 +57,20 @@ def aiokafka_options(connection: KafkaConnection, *, client_id: str) -> dict[str
         case _:
             assert_never(connection.sasl_mechanism)
     return options
+
+
+async def open_client(connection: KafkaConnection, *, client_id: str) -> AIOKafkaClient:
+    """A connected aiokafka client, for requests that its consumers and producers do not make; the caller closes it.
+
+    Raises aiokafka's `KafkaError` and `KafkaCredentialsError`.
+    """
+    client = AIOKafkaClient(**aiokafka_options(connection, client_id=client_id))
+    try:
+        await client.bootstrap()
+    except BaseException:
+        await client.close()
+        raise
+    return client
 
 
 def librdkafka_options(connection: KafkaConnection, *, client_id: str) -> dict[str, Any]:

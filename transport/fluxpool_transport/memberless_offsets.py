@@ -13,12 +13,12 @@ from datetime import timedelta
 from typing import Any, Final
 
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.client import CoordinationType
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 
 from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_clients import KafkaCredentialsError, aiokafka_options
+from fluxpool_transport.kafka_clients import KafkaCredentialsError, open_client
 
 DEADLINE_SECONDS: Final = 10.0
 _NO_OFFSET: Final = -1
@@ -102,13 +102,7 @@ class MemberlessOffsets:
 
     async def _connected(self) -> Any:
         if self._client is None:
-            client = AIOKafkaClient(**aiokafka_options(self._connection, client_id=self._client_id))
-            try:
-                await client.bootstrap()
-            except BaseException:
-                await client.close()
-                raise
-            self._client = client
+            self._client = await open_client(self._connection, client_id=self._client_id)
         return self._client
 
     def _failed(self, group: str, error: Exception) -> GroupOffsetsError:
