@@ -14,17 +14,8 @@ from fluxpool_operator.api.pool import MAX_NAME_CHARACTERS
 from fluxpool_operator.children import FIELD_MANAGER, Children, render_children, selector_text
 from fluxpool_operator.crd import FILE_NAME
 from kit.control_plane import CommandError, ControlPlane
-from kit.pools import (
-    ACCEPTED,
-    FULL_SPEC,
-    MINIMAL_SPEC,
-    REMOVED,
-    RULE_REFUSALS,
-    SCHEMA_REFUSALS,
-    Refusal,
-    edited,
-    pool_body,
-)
+from kit.pool_refusals import RULE_REFUSALS, SCHEMA_REFUSALS, Refusal
+from kit.pools import ACCEPTED, FULL_SPEC, MINIMAL_SPEC, REMOVED, edited, pool_body
 from kit.strangers import StrangeManifest, strangers
 from kit.waiting import wait_until
 

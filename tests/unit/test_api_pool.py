@@ -4,7 +4,8 @@ import pytest
 
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError, ScalingMode, scaling_config
 from fluxpool_operator.planning import ScalingConfig
-from kit.pools import ACCEPTED, FULL_SPEC, RULE_REFUSALS, SCHEMA_REFUSALS, Refusal, edited, pool_body
+from kit.pool_refusals import RULE_REFUSALS, SCHEMA_REFUSALS, Refusal
+from kit.pools import ACCEPTED, FULL_SPEC, edited, pool_body
 
 # What a schema alone can say; strictness about types, names and duplicates is the API server's.
 _OF_THE_MODEL = [refusal for refusal in (*RULE_REFUSALS, *SCHEMA_REFUSALS) if refusal.by_model]

@@ -1,0 +1,332 @@
+"""Every way in which the API server, and in part the model, refuses a pool; for unit and cluster tests."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from kit.pools import OAUTH_ENDPOINT, OAUTH_TOKEN, REMOVED, SASL_PLAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """An edit of the minimal pool that is refused, and what the person is told."""
+
+    name: str
+    edits: dict[str, Any]
+    message: str
+    """Part of the API server's answer."""
+    before: dict[str, Any] | None = None
+    """When given: the edit of the pool that exists, because only the change is refused."""
+    by_model: bool = field(default=False)
+    """Whether the model refuses it too, being more than a rule among fields."""
+
+
+def _lanes(*lanes: tuple[str, str, str | None]) -> dict[str, Any]:
+    return {
+        "kafka.lanes": [
+            {"name": name, "topic": topic, **({"consumerGroup": group} if group else {})}
+            for name, topic, group in lanes
+        ]
+    }
+
+
+RULE_REFUSALS: Final = (
+    Refusal(
+        name="a name too long for pods",
+        edits={".metadata.name": "p" * 40},
+        message="metadata.name: names of pods are made from it; use at most 39 characters and no dot",
+    ),
+    Refusal(
+        name="a name with a dot",
+        edits={".metadata.name": "flux.eu"},
+        message="metadata.name: names of pods are made from it; use at most 39 characters and no dot",
+    ),
+    Refusal(
+        name="replicas of an active pool",
+        before={},
+        edits={"replicas": 4},
+        message="replicas: has no effect in mode Active; change scaling.minReplicas and maxReplicas,"
+        " or set scaling.mode to Manual",
+    ),
+    Refusal(
+        name="a server without a port",
+        edits={"kafka.bootstrapServers": ["kafka"]},
+        message="bootstrapServers: each must have the form host:port, such as kafka:9092",
+        by_model=True,
+    ),
+    Refusal(
+        name="a port that does not exist",
+        edits={"kafka.bootstrapServers": ["kafka:65536"]},
+        message="bootstrapServers: each must have the form host:port, such as kafka:9092",
+        by_model=True,
+    ),
+    Refusal(
+        name="another group",
+        before={},
+        edits={"kafka.consumerGroup": "other"},
+        message="consumerGroup: cannot change, its offsets would be lost; make another pool instead",
+    ),
+    Refusal(
+        name="another topic in a lane",
+        before=_lanes(("standard", "a", None)),
+        edits=_lanes(("standard", "b", None)),
+        message="topic: cannot change, its offsets belong to the group; add another lane instead",
+    ),
+    Refusal(
+        name="another group of a lane",
+        before=_lanes(("standard", "a", None), ("vip", "b", "x")),
+        edits=_lanes(("standard", "a", None), ("vip", "b", "y")),
+        message="consumerGroup: of a lane cannot change, its offsets would be lost; add another lane instead",
+    ),
+    Refusal(
+        name="a group given to a lane later",
+        before=_lanes(("standard", "a", None), ("vip", "b", None)),
+        edits=_lanes(("standard", "a", None), ("vip", "b", "y")),
+        message="consumerGroup: of a lane cannot change, its offsets would be lost; add another lane instead",
+    ),
+    Refusal(
+        name="another first lane",
+        before=_lanes(("standard", "a", None), ("vip", "b", None)),
+        edits=_lanes(("vip", "b", None), ("standard", "a", None)),
+        message="lanes: the first lane owns consumerGroup and must stay the first; put new lanes after it",
+    ),
+    Refusal(
+        name="two lanes of one topic",
+        edits=_lanes(("a", "t", None), ("b", "t", None)),
+        message="lanes: every lane needs a topic of its own, or each task would be done twice",
+    ),
+    Refusal(
+        name="two lanes of one group",
+        edits=_lanes(("a", "t", None), ("b", "u", None), ("c", "v", "flux-worker-group-b")),
+        message="lanes: every lane needs a consumer group of its own; change one of the consumerGroup fields",
+    ),
+    Refusal(
+        name="a lane of the results",
+        edits=_lanes(("a", "flux-generation-results", None)),
+        message="lanes: a topic that workers write to cannot be a lane; choose another topic",
+    ),
+    Refusal(
+        name="a lane of a retry topic",
+        edits=_lanes(("a", "flux-generation-retry-2m", None)),
+        message="lanes: a topic that workers write to cannot be a lane; choose another topic",
+    ),
+    Refusal(
+        name="results and dead letters in one topic",
+        edits={"kafka.topics": {"results": "all", "deadLetters": "all"}},
+        message="topics: every topic needs a name of its own, or records of one are taken for those of another",
+    ),
+    Refusal(
+        name="retries in the control topic",
+        edits={"kafka.topics": {"retry": ["again-2m", "flux-generation-control"]}},
+        message="topics: every topic needs a name of its own, or records of one are taken for those of another",
+    ),
+    Refusal(
+        name="a mechanism without SASL",
+        edits={"kafka.security": SASL_PLAIN | {"protocol": "SSL"}},
+        message="saslMechanism: is required with protocol SASL_PLAINTEXT and SASL_SSL, and only then",
+    ),
+    Refusal(
+        name="SASL without a mechanism",
+        edits={"kafka.security": {"protocol": "SASL_SSL"}},
+        message="saslMechanism: is required with protocol SASL_PLAINTEXT and SASL_SSL, and only then",
+    ),
+    Refusal(
+        name="SASL without credentials",
+        edits={"kafka.security": {"protocol": "SASL_SSL", "saslMechanism": "PLAIN"}},
+        message="credentialsSecretRef: is required with saslMechanism PLAIN and SCRAM, and only then",
+    ),
+    Refusal(
+        name="credentials without SASL",
+        edits={"kafka.security": {"credentialsSecretRef": {"name": "x"}}},
+        message="credentialsSecretRef: is required with saslMechanism PLAIN and SCRAM, and only then",
+    ),
+    Refusal(
+        name="OAUTHBEARER without a source of tokens",
+        edits={"kafka.security": {"protocol": "SASL_SSL", "saslMechanism": "OAUTHBEARER"}},
+        message="oauth: is required with saslMechanism OAUTHBEARER, and only then",
+    ),
+    Refusal(
+        name="two sources of tokens",
+        edits={
+            "kafka.security": OAUTH_ENDPOINT,
+            "kafka.security.oauth": OAUTH_ENDPOINT["oauth"] | {"serviceAccountToken": {"audience": "kafka"}},
+        },
+        message="oauth: give either serviceAccountToken, or both tokenEndpoint and clientSecretRef",
+    ),
+    Refusal(
+        name="half an OAuth client",
+        edits={"kafka.security": OAUTH_ENDPOINT, "kafka.security.oauth.clientSecretRef": REMOVED},
+        message="oauth: give either serviceAccountToken, or both tokenEndpoint and clientSecretRef",
+    ),
+    Refusal(
+        name="a scope nobody is asked for",
+        edits={"kafka.security": OAUTH_TOKEN, "kafka.security.oauth.scope": "kafka"},
+        message="scope: is sent to a tokenEndpoint; give one or remove scope",
+    ),
+    Refusal(
+        name="authorities of an endpoint nobody asks",
+        edits={"kafka.security": OAUTH_TOKEN, "kafka.security.oauth.caSecretRef": {"name": "ca"}},
+        message="caSecretRef: is for a tokenEndpoint; give one or remove caSecretRef",
+    ),
+    Refusal(
+        name="authorities without TLS",
+        edits={"kafka.security": {"caSecretRef": {"name": "ca"}}},
+        message="protocol: caSecretRef and clientCertificateSecretRef need protocol SSL or SASL_SSL",
+    ),
+    Refusal(
+        name="an address that is not HTTP",
+        edits={"storage.publicBaseUrl": "images.example.com"},
+        message="the address must begin with http:// or https:// and name a host",
+        by_model=True,
+    ),
+    Refusal(
+        name="a minimum above the maximum",
+        edits={"scaling.minReplicas": 7},
+        message="minReplicas: must not be above maxReplicas; lower the one or raise the other",
+    ),
+    Refusal(
+        name="a fallback without a number",
+        edits={"scaling.onLagUnavailable": {"policy": "Fallback"}},
+        message="replicas: is required with policy Fallback, and only then",
+    ),
+    Refusal(
+        name="a fallback above the maximum",
+        edits={"scaling.onLagUnavailable": {"policy": "Fallback", "replicas": 7}},
+        message="onLagUnavailable.replicas: must not be above maxReplicas; lower the one or raise the other",
+    ),
+    Refusal(
+        name="readings that are always stale",
+        edits={"scaling.pollIntervalSeconds": 16},
+        message="onLagUnavailable.staleAfterSeconds: must be at least twice pollIntervalSeconds,"
+        " or one late reading makes the backlog stale",
+    ),
+    Refusal(
+        name="no cache",
+        edits={"model.cache": {}},
+        message="cache: give exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
+    ),
+    Refusal(
+        name="two caches",
+        edits={"model.cache": {"emptyDir": {}, "image": {"reference": "flux:1"}}},
+        message="cache: give exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
+    ),
+    Refusal(
+        name="a relative folder of the node",
+        edits={"model.cache": {"hostPath": {"path": "models"}}},
+        message="path: must be absolute, such as /var/lib/models",
+        by_model=True,
+    ),
+    Refusal(
+        name="an unknown kind of storage",
+        edits={"storage.url": "gs://images/"},
+        message="url: must be s3://bucket/prefix/ or file:///folder/",
+        by_model=True,
+    ),
+    Refusal(
+        name="a folder without a volume",
+        edits={"storage.url": "file:///images/"},
+        message="persistentVolumeClaim: is required with a file:/// url, and only then",
+    ),
+    Refusal(
+        name="a region of a folder",
+        edits={
+            "storage": {
+                "url": "file:///images/",
+                "persistentVolumeClaim": {"claimName": "images"},
+                "region": "eu-west-1",
+            }
+        },
+        message="url: endpointUrl, region, credentialsSecretRef and caSecretRef need an s3:// url",
+    ),
+    Refusal(
+        name="authorities of a folder",
+        edits={
+            "storage": {
+                "url": "file:///images/",
+                "persistentVolumeClaim": {"claimName": "images"},
+                "caSecretRef": {"name": "ca"},
+            }
+        },
+        message="url: endpointUrl, region, credentialsSecretRef and caSecretRef need an s3:// url",
+    ),
+    Refusal(
+        name="a setting as a variable",
+        edits={"worker.env": [{"name": "FLUXPOOL_POOL", "value": "x"}]},
+        message="env: variables that begin with FLUXPOOL_ are rendered from the pool; use the field of the setting",
+    ),
+    Refusal(
+        name="a variable of the operator's",
+        edits={"worker.env": [{"name": "HF_HOME", "value": "/x"}]},
+        message="env: HF_HOME, HF_TOKEN, HOME, TMPDIR, TORCHINDUCTOR_CACHE_DIR, TRITON_CACHE_DIR are set by the"
+        " operator; remove them",
+    ),
+    Refusal(
+        name="a variable with two values",
+        edits={"worker.env": [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]},
+        message="env: give a variable either value or valueFrom, not both",
+    ),
+    Refusal(
+        name="a variable from nowhere",
+        edits={"worker.env": [{"name": "A", "valueFrom": {}}]},
+        message="valueFrom: give exactly one of secretKeyRef, configMapKeyRef and fieldRef",
+    ),
+    Refusal(
+        name="the GPU asked for twice",
+        edits={"worker.resources": {"limits": {"nvidia.com/gpu": 1}}},
+        message="resources: the GPU is asked for by gpu.resourceName and gpu.count; remove it here",
+    ),
+    Refusal(
+        name="a label of the operator's",
+        edits={"worker.podLabels": {"fluxpool.dev/pool": "other"}},
+        message="podLabels: labels that begin with app.kubernetes.io/ or fluxpool.dev/ are the operator's;"
+        " choose others",
+    ),
+    Refusal(
+        name="an annotation of the operator's",
+        edits={"worker.podAnnotations": {"fluxpool.dev/secrets-checksum": "x"}},
+        message="podAnnotations: annotations that begin with fluxpool.dev/ are the operator's; choose others",
+    ),
+    Refusal(
+        name="annotations of somebody else's account",
+        edits={"worker.serviceAccountName": "mine", "worker.serviceAccountAnnotations": {"a": "b"}},
+        message="serviceAccountAnnotations: are for the account that is made; annotate the one you named yourself",
+    ),
+)
+"""At least one for every rule."""
+
+SCHEMA_REFUSALS: Final = (
+    Refusal(name="no maximum", edits={"scaling": {}}, message="spec.scaling.maxReplicas: Required", by_model=True),
+    Refusal(name="no servers", edits={"kafka": {}}, message="spec.kafka.bootstrapServers: Required", by_model=True),
+    Refusal(name="no storage", edits={"storage": REMOVED}, message="spec.storage: Required", by_model=True),
+    Refusal(name="no image", edits={"worker": {}}, message="spec.worker.image: Required", by_model=True),
+    Refusal(name="no room", edits={"scaling.maxReplicas": 0}, message="spec.scaling.maxReplicas", by_model=True),
+    Refusal(name="an unknown mode", edits={"scaling.mode": "Auto"}, message="spec.scaling.mode", by_model=True),
+    Refusal(name="text for a number", edits={"retry.maxAttempts": "3"}, message="spec.retry.maxAttempts"),
+    Refusal(name="no lanes", edits={"kafka.lanes": []}, message="spec.kafka.lanes", by_model=True),
+    Refusal(
+        name="two lanes of one name",
+        edits=_lanes(("a", "t", None), ("a", "u", None)),
+        message="spec.kafka.lanes[1]: Duplicate value",
+    ),
+    Refusal(
+        name="more than all",
+        edits={"disruption.maxUnavailable": "101%"},
+        message="spec.disruption.maxUnavailable",
+        by_model=True,
+    ),
+    Refusal(
+        name="not a quantity",
+        edits={"worker.sharedMemorySize": "2 GB"},
+        message="spec.worker.sharedMemorySize",
+        by_model=True,
+    ),
+    Refusal(
+        name="a misspelt field",
+        edits={"scaling.maxReplica": 3},
+        message='unknown field "spec.scaling.maxReplica"',
+    ),
+    Refusal(
+        name="a misspelt field in a toleration",
+        edits={"worker.tolerations": [{"keys": "spot"}]},
+        message='unknown field "spec.worker.tolerations[0].keys"',
+    ),
+)
