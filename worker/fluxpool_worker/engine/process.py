@@ -230,11 +230,11 @@ def _encode(job: Generate, *, rendering: Rendering, model: str, outbox: Outbox) 
         )
         timings_ms = {**rendering.timings_ms, "image_encode": 1000 * (time.monotonic() - started)}
         before_generated()
+        # Logged before it is sent: an agent may store and die at once, and this process dies with it.
+        log.info("job_done", job_id=job.job_id, images=len(images), warnings=len(rendering.warnings))
         outbox.put(Generated(job_id=job.job_id, images=images, timings_ms=timings_ms, warnings=rendering.warnings))
     except Exception as error:  # noqa: BLE001 - a pool's thread has nobody to raise to; the failure is sent and logged
         outbox.put(_failure(job.job_id, error))
-        return
-    log.info("job_done", job_id=job.job_id, images=len(images), warnings=len(rendering.warnings))
 
 
 def _failure(job_id: int, error: Exception) -> Failed:
