@@ -9,8 +9,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from fluxpool_contract.derived import new_request_id
-from fluxpool_gateway.generation_request import GenerationRequest
+from fluxpool_contract.messages.derived import new_request_id
+from fluxpool_gateway.http.generation_request import GenerationRequest
 
 with warnings.catch_warnings():
     # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.

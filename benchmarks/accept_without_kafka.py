@@ -8,11 +8,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.topics import TopicNames
-from fluxpool_gateway.recent_tasks import RecentTasks
-from fluxpool_gateway.submission import PATH, Receive, Scope, Send, Submission
-from fluxpool_transport.partition_choice_watch import PartitionChooser
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_gateway.http.submission import PATH, Receive, Scope, Send, Submission
+from fluxpool_gateway.tasks.recent_tasks import RecentTasks
+from fluxpool_transport.partitioner.load_aware import PartitionChooser
 
 
 class _NoKafka:

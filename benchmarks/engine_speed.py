@@ -25,7 +25,7 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from report import Cell, print_report
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from fluxpool_worker.agent.engine_client import EngineClient, EngineLimits
+from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits
 from fluxpool_worker.engine.protocol import Device, EngineSpec, Generated, GenerationInputs
 from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
 

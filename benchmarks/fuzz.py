@@ -24,10 +24,10 @@ from quiet_logs import quiet_logs
 from report import Cell, print_report
 from soak_ground import add_folder_option, run_folder
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import provide_kafka_libs
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.command import fluxpool
 from kit.foreign_producer import RawProducer
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway

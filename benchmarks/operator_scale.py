@@ -26,9 +26,9 @@ from operator_process import OPERATOR_USER, Operator, running_operator
 from operator_scale_world import NAMESPACE, World, build_world
 from report import Cell, print_report
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneTarget
-from fluxpool_transport.backlog import PartitionBacklog
+from fluxpool_transport.lag.backlog import PartitionBacklog
 from kit.control_plane import ControlPlane
 
 JVM_OPTIONS: Final = ("-Xmx2g", "-XX:+UseSerialGC")

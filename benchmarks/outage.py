@@ -27,10 +27,10 @@ from soak_count import Verdict, gather_evidence, judge
 from soak_engine import JOURNAL_VARIABLE, read_journal
 from soak_ground import add_folder_option, run_folder
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import provide_kafka_libs
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.settings import WorkerSettings
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.settings.worker import WorkerSettings
 from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
 from kit.kafka import produce
 from kit.offset_watch import OffsetWatch

@@ -6,11 +6,11 @@ Owns a Deployment of its own. Readings and plan are the operator's, so that only
 import asyncio
 from typing import Final
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, scaling_config
 from fluxpool_operator.backlog import BacklogHub, planning_lanes
 from fluxpool_operator.planning import PlanState, Snapshot, plan
-from fluxpool_operator.reconcile.lag_watch import LagWatch, lane_targets
+from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch, lane_targets
 from kit.kubernetes_api import Body, KubernetesApi
 
 DEPLOYMENT: Final = "polling"

@@ -15,7 +15,7 @@ from typing import Final
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_contract.topics import TopicNames, topic_specs
+from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_operator.api import FluxWorkerPool
 from kit.control_plane import ControlPlane
 from kit.fake_nodes import FakeNodes, FakePods

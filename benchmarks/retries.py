@@ -24,24 +24,25 @@ from aiokafka import AIOKafkaConsumer
 from quiet_logs import quiet_logs
 from report import Cell, print_report
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import provide_kafka_libs
-from fluxpool_contract.headers import NOT_BEFORE, ORIGIN_TOPIC, format_time
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.retries import due_headers
-from fluxpool_contract.settings import Lane, ModelSettings, StorageSettings, WorkerSettings
-from fluxpool_contract.topics import TopicNames, TopicSpec
-from fluxpool_transport.memberless_offsets import MemberlessOffsets
-from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
-from fluxpool_transport.partition_choice_watch import PartitionChooser
-from fluxpool_transport.topic_admin import ensure_topics
-from fluxpool_transport.topic_scan import find_ranges, scan
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from fluxpool_contract.header_names import NOT_BEFORE, ORIGIN_TOPIC
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.retries import due_headers
+from fluxpool_contract.kafka.topics import TopicNames, TopicSpec
+from fluxpool_contract.messages.headers import format_time
+from fluxpool_contract.settings.worker import Lane, ModelSettings, StorageSettings, WorkerSettings
+from fluxpool_transport.kafka.topic_admin import ensure_topics
+from fluxpool_transport.kafka.topic_scan import find_ranges, scan
+from fluxpool_transport.lag.memberless_offsets import MemberlessOffsets
+from fluxpool_transport.partitioner.idle_aware import ChoiceOnDemand
+from fluxpool_transport.partitioner.load_aware import PartitionChooser
 from fluxpool_worker.agent.connections import build_consumer, build_reliable_producer, build_retry_reader
-from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.lane import LaneConsumer, PartitionLostError
-from fluxpool_worker.agent.publisher import OutgoingRecord, ReliablePublisher
-from fluxpool_worker.agent.relay_duty import RelayDuty
-from fluxpool_worker.agent.retry_relay import RetryRelay
+from fluxpool_worker.agent.consumer.lane import LaneConsumer, PartitionLostError
+from fluxpool_worker.agent.retry.relay_duty import RelayDuty
+from fluxpool_worker.agent.retry.retry_relay import RetryRelay
+from fluxpool_worker.agent.task.holds import Holds
+from fluxpool_worker.agent.task.publisher import OutgoingRecord, ReliablePublisher
 
 WAYS: Final = ("relay", "group")
 DELAY_SECONDS: Final = 2.0

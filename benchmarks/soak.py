@@ -23,8 +23,8 @@ from soak_faults import GENERATION_KILLS, Fault, Scene, endless_faults
 from soak_ground import add_folder_option, run_folder
 from soak_watch import SoakWatch
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import provide_kafka_libs
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.kafka import produce
 from kit.worker import WorkerBench, task_body, worker_bench
 

@@ -16,7 +16,7 @@ from typing import Final, assert_never
 
 from soak_engine import JOURNAL_VARIABLE
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, is_engine
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, assert_never
 
-from fluxpool_contract.derived import new_request_id
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_gateway.task_producer import TaskProducer
-from fluxpool_transport.kafka_clients import librdkafka_options
-from fluxpool_transport.partition_choice_watch import PartitionChooser
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.messages.derived import new_request_id
+from fluxpool_gateway.tasks.producer import TaskProducer
+from fluxpool_transport.kafka.clients import librdkafka_options
+from fluxpool_transport.partitioner.load_aware import PartitionChooser
 
 SEND_SECONDS: Final = 60.0
 """A machine that stands still for a while makes waits longer; it must not end the run."""

@@ -13,12 +13,12 @@ from typing import Final, Self
 
 from aiokafka import AIOKafkaConsumer
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.ledger import LedgerEntry
-from fluxpool_transport.kafka_clients import aiokafka_options
-from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.lane import LaneConsumer, PartitionLostError, Taken
-from fluxpool_worker.agent.membership import own_sticky_assignor
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.ledger import LedgerEntry
+from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_worker.agent.consumer.lane import LaneConsumer, PartitionLostError, Taken
+from fluxpool_worker.agent.consumer.membership import own_sticky_assignor
+from fluxpool_worker.agent.task.holds import Holds
 
 HANDS: Final = 2
 JOIN_SECONDS: Final = 60.0

@@ -15,10 +15,10 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from fluxpool_contract.environment import PREFIX, EnvironmentSettings
+from fluxpool_contract.kafka.topics import DAY_MS, HOUR_MS, TopicNames, topic_specs
 from fluxpool_contract.schemas import MESSAGES
-from fluxpool_contract.settings import WorkerSettings
-from fluxpool_contract.topics import DAY_MS, HOUR_MS, TopicNames, topic_specs
+from fluxpool_contract.settings.environment import PREFIX, EnvironmentSettings
+from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_operator.access import access_rules
 

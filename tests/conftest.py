@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import structlog
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import provide_kafka_libs
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.engine import stand_in_engine, start_engine
 from kit.kafka import KafkaFactory, running_kafka
 from kit.tiny import tiny_checkpoint

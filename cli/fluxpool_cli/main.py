@@ -19,11 +19,12 @@ from typing import IO, Annotated, Protocol, cast
 import structlog
 import typer
 
-from fluxpool_cli import dlq, model
+from fluxpool_cli import model
 from fluxpool_cli.arguments import check_arguments
+from fluxpool_cli.dlq import commands as dlq
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.commands import app as local_app
-from fluxpool_cli.submit import submit
+from fluxpool_cli.submit.commands import submit
 from fluxpool_cli.terminal import (
     JsonOption,
     OutputFormat,
@@ -34,8 +35,8 @@ from fluxpool_cli.terminal import (
     write_json,
     write_line,
 )
-from fluxpool_cli.trace import trace
-from fluxpool_cli.watch import watch
+from fluxpool_cli.trace.commands import trace
+from fluxpool_cli.watch.commands import watch
 
 app = typer.Typer(
     name="fluxpool",

@@ -11,13 +11,13 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from fluxpool_contract.control import CancelCommand
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.feedback import Comparison, Rating
-from fluxpool_contract.handling_note import HandlingNote
-from fluxpool_contract.progress import ProgressEvent
-from fluxpool_contract.result import GenerationResult
-from fluxpool_contract.task import GenerationTask
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.dead_letter import DeadLetter
+from fluxpool_contract.messages.feedback import Comparison, Rating
+from fluxpool_contract.messages.handling_note import HandlingNote
+from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.result import GenerationResult
+from fluxpool_contract.messages.task import GenerationTask
 
 MESSAGES: Final[dict[str, type[BaseModel]]] = {
     "generation-task": GenerationTask,

@@ -3,13 +3,13 @@
 import os
 import sys
 
-from fluxpool_contract.environment import SettingsError
-from fluxpool_gateway.child import EXIT_CONFIGURATION
+from fluxpool_contract.settings import SettingsError
+from fluxpool_gateway.process.child import EXIT_CONFIGURATION
+from fluxpool_gateway.process.supervisor import serve
 from fluxpool_gateway.settings import GatewaySettings
-from fluxpool_gateway.supervisor import serve
-from fluxpool_transport.kafka_clients import KafkaCredentialsError, librdkafka_options
-from fluxpool_transport.logging_setup import configure_logging
-from fluxpool_transport.object_store import StorageUnavailableError, open_object_store
+from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
+from fluxpool_transport.process import configure_logging
+from fluxpool_transport.storage import StorageUnavailableError, open_object_store
 
 
 def main() -> int:

@@ -5,10 +5,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from fluxpool_contract.environment import EnvironmentSettings
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_contract.settings import (
     DEFAULT_CONSUMER_GROUP,
+    EnvironmentSettings,
     GroupId,
     HttpBaseUrl,
     Lane,
@@ -16,7 +16,6 @@ from fluxpool_contract.settings import (
     check_lanes,
     serving_groups,
 )
-from fluxpool_contract.topics import TopicNames
 
 
 class GatewaySettings(EnvironmentSettings):

@@ -19,10 +19,10 @@ import structlog
 from demo_cluster.cluster import DemoCluster, DemoError, running_cluster
 from demo_cluster.pools import NAMESPACE, POOLS
 from demo_cluster.story import Story
-from fluxpool_cli.local.kafka_broker import KafkaError
-from fluxpool_cli.local.kafka_jars import KafkaJarsError
-from fluxpool_cli.overview import OverviewDisplay
+from fluxpool_cli.local.kafka.broker import KafkaError
+from fluxpool_cli.local.kafka.jars import KafkaJarsError
 from fluxpool_cli.terminal import say
+from fluxpool_cli.watch.overview import OverviewDisplay
 from kit.control_plane import CommandError, ControlPlaneError
 from kit.control_plane_binaries import BinariesMissingError
 from kit.kubernetes_api import ApiError, ApiUnreachableError

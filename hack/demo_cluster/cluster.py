@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from demo_cluster.pools import BUCKET, NAMESPACE, TINY_MODEL
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import provide_kafka_libs
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_cli.model import tiny_model_command
-from fluxpool_transport.parent_death import bound_command
+from fluxpool_transport.process.parent_death import bound_command
 from kit.control_plane import ControlPlane
 from kit.control_plane_binaries import control_plane_binaries
 from kit.kubernetes_node import NodeSpec

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from demo_cluster.pools import BUCKET, POOLS, DemoPool
-from fluxpool_cli.local.demo_audit import IMAGE_SUFFIXES, Audit, audit
-from fluxpool_contract.result import GenerationResult
-from fluxpool_transport.backlog import GroupBacklog
+from fluxpool_cli.local.demo.audit import IMAGE_SUFFIXES, Audit, audit
+from fluxpool_contract.messages.result import GenerationResult
+from fluxpool_transport.lag.backlog import GroupBacklog
 from kit.s3 import S3Service
 
 Submitted = Mapping[str, Mapping[str, Mapping[str, Any]]]

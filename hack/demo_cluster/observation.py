@@ -11,11 +11,11 @@ from typing import Self
 
 from demo_cluster.pools import POOLS, DemoPool
 from demo_cluster.view import Moment, PoolMoment
-from fluxpool_cli.results_topic import ResultsTopic
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_cli.kafka.results_topic import ResultsTopic
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.children import POOL_LABEL
-from fluxpool_transport.backlog import BacklogReader, GroupBacklog
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog
 from kit.kubernetes_api import Body
 from kit.manifests import is_ready
 from kit.operator_bench import OperatorBench

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fluxpool_contract.settings import DEFAULT_CONSUMER_GROUP
-from fluxpool_contract.topics import TopicNames
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP
 
 NAMESPACE: Final = "fluxpool"
 BUCKET: Final = "images"

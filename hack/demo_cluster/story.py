@@ -14,8 +14,8 @@ from demo_cluster.count import Count, count
 from demo_cluster.observation import Observer
 from demo_cluster.pools import NAMESPACE, POOLS, DemoPool, pool_manifest
 from demo_cluster.view import Moment
-from fluxpool_cli.local.demo import prompts
-from fluxpool_cli.overview import OverviewDisplay
+from fluxpool_cli.local.demo.demo import prompts
+from fluxpool_cli.watch.overview import OverviewDisplay
 from kit.kafka import produce
 from kit.kubernetes_api import ApiUnreachableError
 from kit.operator_bench import WORKER_IMAGE, apply_definitions

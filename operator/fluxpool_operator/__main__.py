@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 from kubernetes.aio.config import ConfigException
 
-from fluxpool_contract.environment import SettingsError
+from fluxpool_contract.settings import SettingsError
 from fluxpool_operator.backlog import BacklogHub
 from fluxpool_operator.cluster import connect
 from fluxpool_operator.handlers import watch
@@ -27,8 +27,7 @@ from fluxpool_operator.reconcile.supervisor import Supervisor
 from fluxpool_operator.reconcile.sweep import Sweep
 from fluxpool_operator.settings import OperatorSettings
 from fluxpool_operator.startup import DefinitionError, check_definition
-from fluxpool_transport.health_server import HealthServer
-from fluxpool_transport.logging_setup import configure_logging
+from fluxpool_transport.process import HealthServer, configure_logging
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2

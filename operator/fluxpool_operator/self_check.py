@@ -20,7 +20,7 @@ from kubernetes.aio.client.exceptions import ApiException, NotFoundException
 from kubernetes.aio.config.config_exception import ConfigException
 from pydantic import TypeAdapter, ValidationError
 
-from fluxpool_contract.environment import SettingsError
+from fluxpool_contract.settings import SettingsError
 from fluxpool_contract.text_rules import BrokerAddress
 from fluxpool_operator.access import AccessRule, access_rules
 from fluxpool_operator.api import GROUP, PLURAL, VERSION

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fluxpool_contract.environment import EnvironmentSettings
+from fluxpool_contract.settings import EnvironmentSettings
 
 Namespace = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 BrokerPattern = Annotated[

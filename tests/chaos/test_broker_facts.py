@@ -18,9 +18,9 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 from kafka import KafkaAdminClient
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_transport.consumer_stop import stop_consumer
-from fluxpool_worker.agent.membership import (
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_transport.kafka.consumer_stop import stop_consumer
+from fluxpool_worker.agent.consumer.membership import (
     committed_with_metadata,
     has_generation,
     keep_offsets_for,

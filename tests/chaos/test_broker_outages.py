@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fluxpool_cli.local.kafka_broker import KafkaBroker
+from fluxpool_cli.local.kafka.broker import KafkaBroker
 from kit.kafka import KafkaFactory, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench

@@ -7,8 +7,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.settings import ListenerSpec, SecurityProtocol
 from kit.chaos_kafka import ProxiedKafka, coordinator_of, leader_of, proxied_kafka, proxied_listener
 from kit.kafka import KafkaFactory, create_topics, read_topic, unique_name
 from kit.tcp_proxy import Direction, TcpProxy

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from fluxpool_cli.local.kafka_broker import KafkaBroker
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka.broker import KafkaBroker
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.chaos_invariants import PromiseWatch
 from kit.chaos_kafka import coordinator_of, leader_of
 from kit.kafka import running_kafka

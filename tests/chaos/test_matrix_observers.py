@@ -11,9 +11,9 @@ from aiokafka.structs import OffsetAndMetadata
 from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka_broker import KafkaBroker
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_contract.ledger import LedgerEntry, encode_ledger
+from fluxpool_cli.local.kafka.broker import KafkaBroker
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_operator.backlog import LaneTarget
 from kit.backlog_watch import BacklogWatch, KnownPartition
 from kit.chaos_kafka import coordinator_of

@@ -10,8 +10,8 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.headers import parse_envelope
+from fluxpool_contract.messages.dead_letter import DeadLetter
+from fluxpool_contract.messages.headers import parse_envelope
 from kit.kafka import committed_offsets, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench

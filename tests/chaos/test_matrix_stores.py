@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fluxpool_contract.settings import StorageSettings
+from fluxpool_contract.settings.worker import StorageSettings
 from kit.chaos_invariants import PromiseWatch
 from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
 from kit.disk import SmallDisk, small_disk

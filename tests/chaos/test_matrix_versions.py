@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_contract.headers import parse_envelope
-from fluxpool_contract.ledger import decode_ledger
+from fluxpool_contract.kafka.ledger import decode_ledger
+from fluxpool_contract.messages.headers import parse_envelope
 from kit.chaos_invariants import PromiseWatch
 from kit.kafka import committed_offsets, produce
 from kit.releases import Release, release_of, releases_at_work, start_ready

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.ledger import decode_ledger
+from fluxpool_contract.kafka.ledger import decode_ledger
+from fluxpool_contract.messages.dead_letter import DeadLetter
 from kit.kafka import committed_offsets, produce
 from kit.waiting import wait_until
 from kit.worker import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator import crd
 from fluxpool_operator.api.kafka import LaneSpec, OauthSpec, SecuritySpec
 from fluxpool_operator.api.storage import StorageSpec

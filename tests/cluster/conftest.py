@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.control_plane import ControlPlane, running_control_plane
 from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
 from kit.kafka import unique_name

@@ -6,8 +6,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Producer
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.kafka import create_topics, read_topic, unique_name
 
 pytestmark = pytest.mark.kafka

@@ -14,14 +14,14 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
-from fluxpool_cli.dlq import app
-from fluxpool_contract.dead_letter import PREFIX, DeadLetter, Disposition
-from fluxpool_contract.handling_note import HandlingNote, is_note
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_cli.dlq.commands import app
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.messages.dead_letter import PREFIX, DeadLetter, Disposition
+from fluxpool_contract.messages.handling_note import HandlingNote, is_note
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_transport.dead_letters import DeadLetterFilter, read_dead_letters
-from fluxpool_transport.dead_letters_handle import DeadLetterDesk
-from fluxpool_transport.dead_letters_prepare import ReplayChoices
+from fluxpool_transport.dlq.prepare import ReplayChoices
+from fluxpool_transport.dlq.reading import DeadLetterFilter, read_dead_letters
+from fluxpool_transport.dlq.replay import DeadLetterDesk
 from kit.command import Ended, fluxpool, fluxpool_on_terminal
 from kit.kafka import TopicRecord, create_topics, produce, read_topic, unique_name
 

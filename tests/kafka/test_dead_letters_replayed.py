@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_contract.derived import result_event_id
+from fluxpool_contract.messages.derived import result_event_id
 from kit.command import Ended, fluxpool
 from kit.kafka import produce
 from kit.waiting import wait_until

@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import create_topics, produce
 from kit.odd_batches import RawName

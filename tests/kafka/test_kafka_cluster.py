@@ -20,9 +20,9 @@ from aiokafka.helpers import create_ssl_context
 from aiokafka.structs import OffsetAndMetadata
 from cryptography.hazmat.primitives import serialization
 
-from fluxpool_cli.local.kafka_broker import KafkaError, KafkaNotReadyError, KafkaStartError, java_command
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_settings import ListenerSpec, ScramUser, SecurityProtocol, group_on_partition
+from fluxpool_cli.local.kafka.broker import KafkaError, KafkaNotReadyError, KafkaStartError, java_command
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.settings import ListenerSpec, ScramUser, SecurityProtocol, group_on_partition
 from kit.kafka import (
     CommittedOffset,
     KafkaFactory,
@@ -197,7 +197,7 @@ def test_a_broker_dies_with_the_program_that_started_it(kafka_libs: Path, tmp_pa
         """
         import asyncio, sys
         from pathlib import Path
-        from fluxpool_cli.local.kafka_cluster import KafkaCluster
+        from fluxpool_cli.local.kafka.cluster import KafkaCluster
 
         async def main():
             cluster = KafkaCluster(Path(sys.argv[1]), libs=Path(sys.argv[2]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_cli.local.kafka_jars import KafkaJarsError, cached_libs, provide_kafka_libs
+from fluxpool_cli.local.kafka.jars import KafkaJarsError, cached_libs, provide_kafka_libs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

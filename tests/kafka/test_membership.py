@@ -13,8 +13,8 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_transport.consumer_stop import stop_consumer
-from fluxpool_worker.agent.membership import (
+from fluxpool_transport.kafka.consumer_stop import stop_consumer
+from fluxpool_worker.agent.consumer.membership import (
     has_generation,
     keep_offsets_for,
     own_sticky_assignor,

@@ -12,14 +12,14 @@ from aiokafka.structs import OffsetAndMetadata
 from confluent_kafka import TopicPartition as AdminPartition
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_contract.headers import ORIGIN_TOPIC
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.ledger import LedgerEntry, encode_ledger
-from fluxpool_contract.retries import former_scheduler_group
-from fluxpool_contract.retry_offsets import retry_offset_text
+from fluxpool_contract.header_names import ORIGIN_TOPIC
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
+from fluxpool_contract.kafka.retries import former_scheduler_group
+from fluxpool_contract.kafka.retry_offsets import retry_offset_text
 from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, RetryTier
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 

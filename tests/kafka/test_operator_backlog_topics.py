@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.topics import TopicSpec
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicSpec
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.backlog import TopicReport, manage_topics, observe_topics, wanted_topics
-from fluxpool_transport.topic_admin import TopicChanges, keep_topics
+from fluxpool_transport.kafka.topic_admin import TopicChanges, keep_topics
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until
 

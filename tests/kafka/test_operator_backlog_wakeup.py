@@ -7,9 +7,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneTarget, PoolBacklog
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_clients import aiokafka_options
-from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
-from fluxpool_transport.partition_choice_watch import PartitionChooser
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_transport.partitioner.idle_aware import ChoiceOnDemand
+from fluxpool_transport.partitioner.load_aware import PartitionChooser
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until
 

@@ -11,11 +11,11 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.backlog import BacklogReader
-from fluxpool_transport.kafka_clients import aiokafka_options
-from fluxpool_transport.partition_choice import SETTLING_SECONDS
-from fluxpool_transport.partition_choice_watch import PartitionChooser
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_transport.lag.backlog import BacklogReader
+from fluxpool_transport.partitioner.choice import SETTLING_SECONDS
+from fluxpool_transport.partitioner.load_aware import PartitionChooser
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from fluxpool_contract.decoding import decode_task
-from fluxpool_contract.derived import idempotent_request_id
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.messages.decoding import decode_task
+from fluxpool_contract.messages.derived import idempotent_request_id
+from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.command import fluxpool
 from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.waiting import wait_until

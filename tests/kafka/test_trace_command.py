@@ -13,18 +13,18 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_contract.control import CancelCommand
-from fluxpool_contract.dead_letter import DeadLetter, Disposition
-from fluxpool_contract.handling_note import HandlingAction, HandlingNote
-from fluxpool_contract.headers import Envelope
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.ledger import LedgerEntry, encode_ledger
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
+from fluxpool_contract.kafka.retries import due_headers, retry_group, retry_headers
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.dead_letter import DeadLetter, Disposition
+from fluxpool_contract.messages.handling_note import HandlingAction, HandlingNote
+from fluxpool_contract.messages.headers import Envelope
+from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.progress import ProgressEvent
-from fluxpool_contract.result import GenerationResult, ResultStatus, TaskError
-from fluxpool_contract.retries import due_headers, retry_group, retry_headers
-from fluxpool_contract.topics import TopicNames
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.command import Ended, fluxpool
 from kit.kafka import create_topics, produce, unique_name
 

@@ -10,12 +10,12 @@ from aiokafka.structs import OffsetAndMetadata
 from confluent_kafka import TopicPartition as AdminPartition
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.ledger import LedgerEntry, encode_ledger
-from fluxpool_transport.backlog import BacklogReader, GroupBacklog, PartitionBacklog, StalePartition
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
+from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, PartitionBacklog, StalePartition
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 

@@ -17,15 +17,15 @@ from aiokafka.errors import KafkaConnectionError
 from cryptography.hazmat.primitives import serialization
 from pydantic import SecretStr
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_settings import ListenerSpec, ScramMechanism, ScramUser
-from fluxpool_cli.local.kafka_settings import SecurityProtocol as ListenerProtocol
-from fluxpool_contract.kafka_connection import KafkaConnection, SaslMechanism, SecurityProtocol
-from fluxpool_contract.topics import TopicSpec
-from fluxpool_transport.backlog import BacklogReader
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
-from fluxpool_transport.kafka_clients import KafkaCredentialsError, aiokafka_options
-from fluxpool_transport.topic_admin import ensure_topics
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.settings import ListenerSpec, ScramMechanism, ScramUser
+from fluxpool_cli.local.kafka.settings import SecurityProtocol as ListenerProtocol
+from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
+from fluxpool_contract.kafka.topics import TopicSpec
+from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options
+from fluxpool_transport.kafka.topic_admin import ensure_topics
+from fluxpool_transport.lag.backlog import BacklogReader
 from kit.kafka import create_topics, running_kafka, sasl_plain_listener, scram_listener, tls_listener, unique_name
 from kit.waiting import wait_until
 

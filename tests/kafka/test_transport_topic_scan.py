@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from confluent_kafka import Producer
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
-from fluxpool_transport.topic_scan import ScanRange, find_ranges, scan
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.kafka.topic_scan import ScanRange, find_ranges, scan
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 

@@ -9,14 +9,14 @@ import structlog
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.topics import TopicNames, TopicSpec, topic_specs
-from fluxpool_transport import topic_ids
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
-from fluxpool_transport.topic_admin import TopicError, ensure_topics
-from fluxpool_transport.topic_ids import TopicIds
-from fluxpool_transport.topic_times import find_create_time_topics
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicNames, TopicSpec, topic_specs
+from fluxpool_transport.kafka import topic_ids
+from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.kafka.topic_admin import TopicError, ensure_topics
+from fluxpool_transport.kafka.topic_ids import TopicIds
+from fluxpool_transport.kafka.topic_times import find_create_time_topics
 from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.waiting import wait_until
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fluxpool_contract.control import CancelCommand
-from fluxpool_contract.headers import format_time
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.headers import format_time
 from kit.kafka import produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_worker.agent.lane import HEADS_PER_PARTITION
+from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION
 from kit.kafka import create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench

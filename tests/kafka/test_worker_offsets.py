@@ -8,9 +8,9 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.ledger import is_ledger
-from fluxpool_transport.backlog import BacklogReader
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.ledger import is_ledger
+from fluxpool_transport.lag.backlog import BacklogReader
 from kit.kafka import committed_offsets, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench

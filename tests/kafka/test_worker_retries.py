@@ -12,13 +12,13 @@ from aiokafka import TopicPartition
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.headers import Envelope, parse_envelope
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.retries import MAX_JITTER, former_scheduler_group, retry_group, strays_group
-from fluxpool_contract.settings import Lane
-from fluxpool_transport.batch_decompression import MAX_BATCH_BYTES
-from fluxpool_transport.memberless_offsets import MemberlessOffsets, StoredOffset
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.retries import MAX_JITTER, former_scheduler_group, retry_group, strays_group
+from fluxpool_contract.messages.dead_letter import DeadLetter
+from fluxpool_contract.messages.headers import Envelope, parse_envelope
+from fluxpool_contract.settings.worker import Lane
+from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
+from fluxpool_transport.lag.memberless_offsets import MemberlessOffsets, StoredOffset
 from kit.kafka import TopicRecord, committed_offsets, create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
-from fluxpool_contract.settings import Lane
+from fluxpool_contract.settings.worker import Lane
 from kit.kafka import TopicRecord, create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench

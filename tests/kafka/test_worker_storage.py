@@ -12,9 +12,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from fluxpool_contract.derived import claim_key, manifest_key
-from fluxpool_contract.settings import StorageSettings
-from fluxpool_transport.object_store import PROBE_KEY
+from fluxpool_contract.messages.derived import claim_key, manifest_key
+from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_transport.storage.object_store import PROBE_KEY
 from fluxpool_worker.image_parameters import read_parameters
 from kit.kafka import produce, unique_name
 from kit.s3 import S3Service, running_s3

@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.decoding import peek_request_id
-from fluxpool_contract.derived import derive_seed
+from fluxpool_contract.messages.dead_letter import DeadLetter
+from fluxpool_contract.messages.decoding import peek_request_id
+from fluxpool_contract.messages.derived import derive_seed
 from fluxpool_worker.image_parameters import read_parameters
 from kit.kafka import TopicRecord, produce
 from kit.waiting import wait_until

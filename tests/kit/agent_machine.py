@@ -24,13 +24,13 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.headers import parse_envelope
-from fluxpool_contract.ledger import decode_ledger
-from fluxpool_contract.settings import WorkerSettings
-from fluxpool_worker.agent.answers import due_record
-from fluxpool_worker.agent.lane_choice import LOG_APPEND_TIME
-from fluxpool_worker.agent.publisher import OutgoingRecord
+from fluxpool_contract.kafka.ledger import decode_ledger
+from fluxpool_contract.messages.dead_letter import DeadLetter
+from fluxpool_contract.messages.headers import parse_envelope
+from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_worker.agent.consumer.lane_choice import LOG_APPEND_TIME
+from fluxpool_worker.agent.task.outgoing_records import due_record
+from fluxpool_worker.agent.task.publisher import OutgoingRecord
 from kit.modelled_kafka import Commit, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 from kit.modelled_worker import ModelPod, Run, Surroundings
 

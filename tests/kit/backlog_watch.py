@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog
-from fluxpool_transport.backlog import BacklogReader, GroupBacklog, StalePartition
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
+from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, StalePartition
 from kit.waiting import wait_until
 
 DEADLINE_SECONDS: Final = 5.0

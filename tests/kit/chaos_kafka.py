@@ -14,9 +14,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka_broker import KafkaBroker
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_settings import ListenerSpec, SecurityProtocol
+from fluxpool_cli.local.kafka.broker import KafkaBroker
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.settings import ListenerSpec, SecurityProtocol
 from fluxpool_cli.local.loopback import free_port
 from kit.kafka import KafkaFactory
 from kit.tcp_proxy import TcpProxy

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.settings import StorageSettings
-from fluxpool_contract.topics import TopicNames
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until_blocking
@@ -46,7 +46,7 @@ class GatewayProcess:
         return [
             int(pid)
             for pid, parent, arguments in (line.split(None, 2) for line in listed.splitlines()[1:])
-            if int(parent) == self.process.pid and f"fluxpool_gateway.child {role}" in arguments
+            if int(parent) == self.process.pid and f"fluxpool_gateway.process.child {role}" in arguments
         ]
 
     def wait_listening(self) -> None:

@@ -11,17 +11,17 @@ from typing import Any, Final, cast
 
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.settings import WorkerSettings
-from fluxpool_transport.object_store import ObjectStore
-from fluxpool_worker.agent.cancellations import Cancellations
-from fluxpool_worker.agent.engine_client import EngineClient, EngineDiedError, GenerationError
-from fluxpool_worker.agent.engine_job import EngineJob
-from fluxpool_worker.agent.engine_turns import EngineTurns
-from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.lane import LaneConsumer, Taken
-from fluxpool_worker.agent.outcome import inherited_crashes
-from fluxpool_worker.agent.publisher import OutgoingRecord, ProgressPublisher, ReliablePublisher
-from fluxpool_worker.agent.task_flow import TaskFlow
+from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_transport.storage.object_store import ObjectStore
+from fluxpool_worker.agent.consumer.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
+from fluxpool_worker.agent.engine.job import EngineJob
+from fluxpool_worker.agent.engine.slots import EngineTurns
+from fluxpool_worker.agent.task.cancellations import Cancellations
+from fluxpool_worker.agent.task.holds import Holds
+from fluxpool_worker.agent.task.outcome import inherited_crashes
+from fluxpool_worker.agent.task.publisher import OutgoingRecord, ProgressPublisher, ReliablePublisher
+from fluxpool_worker.agent.task.task_flow import TaskFlow
 from fluxpool_worker.engine.protocol import EncodedImage, FailureKind, Generated, GenerationInputs
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 

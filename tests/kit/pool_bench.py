@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus
 from fluxpool_operator.api.conditions import Condition
 from fluxpool_operator.api.kafka import KafkaSpec
@@ -18,13 +18,13 @@ from fluxpool_operator.backlog import BacklogHub, LaneTarget, TopicReport
 from fluxpool_operator.backlog.reading import LaneReading
 from fluxpool_operator.cluster import ClusterClient, ClusterError
 from fluxpool_operator.cluster.client import Body
+from fluxpool_operator.reconcile.apply.status_writer import StatusWriter
 from fluxpool_operator.reconcile.pool_loop import LEAST_SECONDS
 from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.status_writer import StatusWriter
 from fluxpool_operator.reconcile.turn import PoolTurns
 from fluxpool_operator.reconcile.world import Change, PoolKey
 from fluxpool_operator.settings import OperatorSettings
-from fluxpool_transport.backlog import PartitionBacklog
+from fluxpool_transport.lag.backlog import PartitionBacklog
 
 NOON: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from fluxpool_contract.ledger import decode_ledger
+from fluxpool_contract.kafka.ledger import decode_ledger
 from kit.kafka import committed_offsets, create_topics, produce, read_topic, unique_name
 from kit.s3 import S3Service
 from kit.waiting import wait_until

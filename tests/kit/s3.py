@@ -9,7 +9,7 @@ import httpx
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
-from fluxpool_contract.settings import StorageSettings
+from fluxpool_contract.settings.worker import StorageSettings
 
 HOST: Final = "127.0.0.1"
 _KEY: Final = "testing"

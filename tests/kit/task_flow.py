@@ -13,27 +13,28 @@ from typing import Any, cast
 
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract import derived
-from fluxpool_contract.control import CancelCommand
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.headers import ATTEMPT, DEADLINE, Envelope, format_time
-from fluxpool_contract.settings import WorkerSettings
-from fluxpool_transport.object_store import open_object_store
-from fluxpool_worker.agent.answers import Failure
-from fluxpool_worker.agent.cancellations import Cancellations
-from fluxpool_worker.agent.engine_client import EngineClient, GenerationError
-from fluxpool_worker.agent.engine_job import EngineJob
-from fluxpool_worker.agent.engine_turns import EngineTurns
-from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.lane import LaneConsumer, Taken
-from fluxpool_worker.agent.publisher import (
+from fluxpool_contract.header_names import ATTEMPT, DEADLINE
+from fluxpool_contract.messages import derived
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.dead_letter import DeadLetter
+from fluxpool_contract.messages.headers import Envelope, format_time
+from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_transport.storage.object_store import open_object_store
+from fluxpool_worker.agent.consumer.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.engine.client import EngineClient, GenerationError
+from fluxpool_worker.agent.engine.job import EngineJob
+from fluxpool_worker.agent.engine.slots import EngineTurns
+from fluxpool_worker.agent.task.cancellations import Cancellations
+from fluxpool_worker.agent.task.holds import Holds
+from fluxpool_worker.agent.task.outgoing_records import Failure
+from fluxpool_worker.agent.task.publisher import (
     OutgoingRecord,
     ProgressPublisher,
     RecordPlace,
     RecordRefusedError,
     ReliablePublisher,
 )
-from fluxpool_worker.agent.task_flow import TaskFlow
+from fluxpool_worker.agent.task.task_flow import TaskFlow
 from fluxpool_worker.engine.protocol import EncodedImage, FailureKind, Generated, GenerationInputs
 
 REQUEST_ID = "task-1"

@@ -20,9 +20,9 @@ import httpx
 import psutil
 
 from fluxpool_cli.local.loopback import free_port
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.settings import Lane, ModelDevice, ModelSettings, StorageSettings, WorkerSettings
-from fluxpool_contract.topics import TopicNames
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.settings.worker import Lane, ModelDevice, ModelSettings, StorageSettings, WorkerSettings
 from kit.kafka import TopicRecord, committed_offsets, create_topics, read_topic, unique_name
 from kit.waiting import wait_until
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.command import Ended, fluxpool
 from kit.foreign_producer import ForeignRecord, write
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_contract.topics import TopicNames
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_contract.kafka.topics import TopicNames
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import read_topic
 from kit.strangers import StrangeRequest, strangers

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_contract.environment import EnvironmentSettings, SettingsError
-from fluxpool_contract.settings import WorkerSettings
+from fluxpool_contract.settings.environment import EnvironmentSettings, SettingsError
+from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_gateway.settings import GatewaySettings
 from kit.command import PROGRAM
 from kit.strangers import StrangeArguments, StrangeEnvironment, strangers

@@ -6,10 +6,10 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.control import CancelCommand
-from fluxpool_transport.undecodable_records import lost_records
-from fluxpool_worker.agent.cancellations import KEPT_FOR, Cancellations, TaskName
-from fluxpool_worker.agent.step_times import MAX_SIZES, RECENT, StepTimes
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_transport.kafka.undecodable_records import lost_records
+from fluxpool_worker.agent.engine.step_times import MAX_SIZES, RECENT, StepTimes
+from fluxpool_worker.agent.task.cancellations import KEPT_FOR, Cancellations, TaskName
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 TASK = TaskName(tenant="default", request_id="r", epoch=0)

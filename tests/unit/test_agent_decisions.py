@@ -7,10 +7,18 @@ from aiokafka.structs import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.dead_letter import DeadLetter, Disposition
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.dead_letter import DeadLetter, Disposition
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.topics import TopicNames
-from fluxpool_worker.agent.answers import (
+from fluxpool_worker.agent.consumer.lane_choice import (
+    OVERDUE_TURN,
+    SHARED_TURN,
+    WaitingLane,
+    arrived_ms,
+    choose_lane,
+    waited_ms,
+)
+from fluxpool_worker.agent.task.outgoing_records import (
     Failure,
     Signature,
     dead_letter_record,
@@ -18,7 +26,6 @@ from fluxpool_worker.agent.answers import (
     failure_of,
     is_dead_lettered,
 )
-from fluxpool_worker.agent.lane_choice import OVERDUE_TURN, SHARED_TURN, WaitingLane, arrived_ms, choose_lane, waited_ms
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 SIGNATURE = Signature(worker="w", pool="p", model="m")

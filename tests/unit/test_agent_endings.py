@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fluxpool_contract import derived
-from fluxpool_contract.dead_letter import Disposition
+from fluxpool_contract.messages import derived
+from fluxpool_contract.messages.dead_letter import Disposition
+from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.problems import ErrorClass
-from fluxpool_contract.result import GenerationResult, ResultStatus
-from fluxpool_transport.task_objects import Claim, Manifest
-from fluxpool_worker.agent.answers import Failure
-from fluxpool_worker.agent.publisher import OutgoingRecord
-from fluxpool_worker.agent.task_store import TaskStore
+from fluxpool_transport.storage.task_objects import Claim, Manifest
+from fluxpool_worker.agent.task.outgoing_records import Failure
+from fluxpool_worker.agent.task.publisher import OutgoingRecord
+from fluxpool_worker.agent.task.task_store import TaskStore
 from kit.task_flow import (
     MAX_ATTEMPTS,
     REQUEST_ID,

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from fluxpool_worker.agent.engine_turns import EngineTurns
-from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
-from fluxpool_worker.agent.unwanted import NoLongerWantedError, unless
+from fluxpool_worker.agent.engine.slots import EngineTurns
+from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
+from fluxpool_worker.agent.task.unwanted import NoLongerWantedError, unless
 
 
 class Away(Exception):  # noqa: N818 - reads as what it is

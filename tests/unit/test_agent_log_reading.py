@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_worker.agent.log_reading import LogReading, is_another_log, lost_range
+from fluxpool_worker.agent.consumer.fetch_gaps import LogReading, is_another_log, lost_range
 
 
 def settled(floor: int | None) -> LogReading:

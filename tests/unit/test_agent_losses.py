@@ -10,9 +10,9 @@ from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.ledger import LedgerEntry
-from fluxpool_worker.agent.holds import HoldExpiredError, Holds
-from fluxpool_worker.agent.lane import HEADS_PER_PARTITION, STABLE_SECONDS, LaneConsumer, Taken
+from fluxpool_contract.kafka.ledger import LedgerEntry
+from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, LaneConsumer, Taken
+from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 
 TOPIC = "tasks"

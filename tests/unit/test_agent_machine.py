@@ -9,7 +9,7 @@ import pytest
 from aiokafka import TopicPartition
 from hypothesis import HealthCheck, settings
 
-from fluxpool_worker.agent.publisher import OutgoingRecord
+from fluxpool_worker.agent.task.publisher import OutgoingRecord
 from kit.agent_machine import CALM_SECONDS, PARTITIONS, TOPIC, AgentMachine
 from kit.modelled_kafka import LinkState
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fluxpool_contract.ledger import MAX_METADATA_BYTES, LedgerEntry, decode_ledger, encode_ledger
-from fluxpool_worker.agent.offsets import PartitionOffsets
+from fluxpool_contract.kafka.ledger import MAX_METADATA_BYTES, LedgerEntry, decode_ledger, encode_ledger
+from fluxpool_worker.agent.consumer.offsets import PartitionOffsets
 
 
 def entry(task: str = "t", *, crashes: int = 0, released: bool = False) -> LedgerEntry:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.dead_letter import Disposition
-from fluxpool_contract.ledger import LedgerEntry
+from fluxpool_contract.kafka.ledger import LedgerEntry
+from fluxpool_contract.messages.dead_letter import Disposition
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_worker.agent.outcome import (
+from fluxpool_worker.agent.task.outcome import (
     Action,
     Budgets,
     Spent,

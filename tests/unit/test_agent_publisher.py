@@ -14,9 +14,9 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import RecordMetadata, TopicPartition
 
-from fluxpool_worker.agent import publisher as publisher_module
-from fluxpool_worker.agent.holds import HoldExpiredError, Holds
-from fluxpool_worker.agent.publisher import OutgoingRecord, RecordRefusedError, ReliablePublisher
+from fluxpool_worker.agent.task import publisher as publisher_module
+from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
+from fluxpool_worker.agent.task.publisher import OutgoingRecord, RecordRefusedError, ReliablePublisher
 
 RECORD = OutgoingRecord(topic="results", key=b"id", value=b"{}", headers=[])
 ACKED = RecordMetadata("results", 0, TopicPartition("results", 0), 7, 0, 0, 0)

@@ -7,9 +7,7 @@ from aiokafka.structs import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.headers import Envelope, parse_envelope
-from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.retries import (
+from fluxpool_contract.kafka.retries import (
     MAX_JITTER,
     due_at,
     due_seconds,
@@ -19,9 +17,11 @@ from fluxpool_contract.retries import (
     retry_delays_seconds,
     retry_group,
 )
-from fluxpool_contract.topics import TopicNames, topic_specs
-from fluxpool_worker.agent.answers import due_record, retry_record
-from fluxpool_worker.agent.outcome import Action, Spent, Verdict
+from fluxpool_contract.kafka.topics import TopicNames, topic_specs
+from fluxpool_contract.messages.headers import Envelope, parse_envelope
+from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_worker.agent.task.outcome import Action, Spent, Verdict
+from fluxpool_worker.agent.task.outgoing_records import due_record, retry_record
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 FAILED = Verdict(

@@ -5,15 +5,15 @@ from typing import cast
 
 import pytest
 
-from fluxpool_contract.settings import WorkerSettings
-from fluxpool_transport.object_store import (
+from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_transport.storage.object_store import (
     ConditionalWritesError,
     ObjectStore,
     StorageCredentialsError,
     StorageUnavailableError,
 )
-from fluxpool_worker.agent.holds import HoldExpiredError, Holds
-from fluxpool_worker.agent.task_store import TaskStore
+from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
+from fluxpool_worker.agent.task.task_store import TaskStore
 from fluxpool_worker.agent.termination import MAX_MESSAGE_BYTES, write_termination_message
 
 SETTINGS = WorkerSettings.model_validate(

@@ -5,9 +5,9 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
-from fluxpool_transport.undecodable_records import UndecodableRecord, lost_records
-from fluxpool_worker.agent import task_records
-from fluxpool_worker.agent.task_records import decode_record
+from fluxpool_transport.kafka.undecodable_records import UndecodableRecord, lost_records
+from fluxpool_worker.agent.task import task_records
+from fluxpool_worker.agent.task.task_records import decode_record
 
 LANE = TopicPartition("tasks", 3)
 BODY = b'{"request_id": "odd", "prompt": "a red kite"}'

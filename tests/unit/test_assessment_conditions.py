@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fluxpool_contract.worker_exit import EXIT_MODEL_LOAD_FAILED
+from fluxpool_contract.settings.worker_exit import EXIT_MODEL_LOAD_FAILED
 from fluxpool_operator.api import Condition, ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
 from fluxpool_operator.planning import Constraint

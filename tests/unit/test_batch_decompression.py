@@ -8,8 +8,8 @@ from aiokafka import codec as aiokafka_codecs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_transport import batch_decompression
-from fluxpool_transport.batch_decompression import (
+from fluxpool_transport.kafka import batch_decompression
+from fluxpool_transport.kafka.batch_decompression import (
     MAX_BATCH_BYTES,
     BatchDecompressionError,
     Decompress,

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.settings import WorkerSettings
+from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.children import (
     Children,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fluxpool_cli.dlq import app
+from fluxpool_cli.dlq.commands import app
 from kit.command import fluxpool
 
 NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}

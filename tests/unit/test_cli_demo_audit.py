@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fluxpool_cli.local.demo import prompts
-from fluxpool_cli.local.demo_audit import Audit, audit
-from fluxpool_contract.result import GenerationResult, ImageDescription, ResultStatus, TaskError
-from fluxpool_contract.task import GenerationTask
+from fluxpool_cli.local.demo.audit import Audit, audit
+from fluxpool_cli.local.demo.demo import prompts
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus, TaskError
+from fluxpool_contract.messages.task import GenerationTask
 from fluxpool_worker.image_parameters import png_with_parameters
 
 BODY = {"prompt": "a fox", "width": 64, "height": 64, "steps": 2, "seed": 7}

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_cli.exit_codes import ExitCode
-from fluxpool_cli.gateway_answers import Generation, NotAGatewayError, refusal_reason
 from fluxpool_cli.main import run
+from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ID = "a-1"

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.local.data_dir import DataDir, DataDirError
-from fluxpool_cli.local.kafka_layout import ClusterLayout
-from fluxpool_cli.local.kafka_settings import render_properties
+from fluxpool_cli.local.kafka.layout import ClusterLayout
+from fluxpool_cli.local.kafka.settings import render_properties
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
-from fluxpool_cli.local.worker_fleet import failure_in
+from fluxpool_cli.local.workers.fleet import failure_in
 from fluxpool_cli.main import run
 from fluxpool_contract.folder_address import folder_address, folder_of
-from fluxpool_contract.settings import StorageSettings
+from fluxpool_contract.settings.worker import StorageSettings
 
 NAMES = ["my demo", "zdjęcia", "50%20 #1?", "a+b;c,d", "q'u\"o", "co:lon", "-dash", "back\\slash", "[x] &$()", " b "]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_cli.local.model_check import ModelError, checked_model
+from fluxpool_cli.local.workers.model_check import ModelError, checked_model
 
 INDEX = {
     "_class_name": "FluxPipeline",

@@ -9,14 +9,14 @@ from aiokafka.structs import ConsumerRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_cli import dlq_view as view
+from fluxpool_cli.dlq import view
 from fluxpool_cli.terminal import table_lines, write_json
-from fluxpool_cli.trace_events import EventKind, TaskEvents, TopicRole
-from fluxpool_cli.trace_reading import Trace
-from fluxpool_cli.trace_view import COLUMNS, closing_lines, trace_document, trace_rows
-from fluxpool_contract.dead_letter import PREFIX
-from fluxpool_contract.headers import ATTEMPT, EPOCH, FIRST_SEEN
-from fluxpool_transport.dead_letters import DeadLetterFilter, entry_of
+from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole
+from fluxpool_cli.trace.reading import Trace
+from fluxpool_cli.trace.view import COLUMNS, closing_lines, trace_document, trace_rows
+from fluxpool_contract.header_names import ATTEMPT, EPOCH, FIRST_SEEN
+from fluxpool_contract.messages.dead_letter import PREFIX
+from fluxpool_transport.dlq.reading import DeadLetterFilter, entry_of
 
 ID = "a-1"
 FIELDS = [

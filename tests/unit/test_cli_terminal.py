@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fluxpool_cli import terminal
-from fluxpool_cli.overview import Overview
 from fluxpool_cli.terminal import (
     plain_table,
     say,
@@ -22,6 +21,7 @@ from fluxpool_cli.terminal import (
     write_line,
     write_table,
 )
+from fluxpool_cli.watch.overview import Overview
 
 OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 ANYTHING = st.text(

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_cli.trace_events import EventKind, TraceEvent
-from fluxpool_cli.trace_reading import CLOCKS_APART, Standing, Trace, Whereabouts, reading_start
-from fluxpool_cli.trace_view import TaskState, state_of, trace_rows
-from fluxpool_contract.derived import new_request_id
-from fluxpool_contract.result import ResultStatus
+from fluxpool_cli.trace.events import EventKind, TraceEvent
+from fluxpool_cli.trace.reading import CLOCKS_APART, Standing, Trace, Whereabouts, reading_start
+from fluxpool_cli.trace.view import TaskState, state_of, trace_rows
+from fluxpool_contract.messages.derived import new_request_id
+from fluxpool_contract.messages.result import ResultStatus
 from kit.command import fluxpool
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)

@@ -20,9 +20,9 @@ from fluxpool_contract.bounds import (
     moment_at,
     with_zone,
 )
+from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.result import GenerationResult, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.progress import ProgressEvent
-from fluxpool_contract.result import GenerationResult, TaskError
 
 NOW = datetime(2026, 4, 5, 10, tzinfo=UTC)
 

@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fluxpool_contract.bounds import MAX_ERROR_MESSAGE_BYTES
-from fluxpool_contract.decoding import DecodedTask, decode_task, peek_request_id
-from fluxpool_contract.headers import RawHeaders
+from fluxpool_contract.messages.decoding import DecodedTask, decode_task, peek_request_id
+from fluxpool_contract.messages.headers import RawHeaders
+from fluxpool_contract.messages.task import MAX_TASK_BYTES
 from fluxpool_contract.problems import MAX_PROBLEMS, ErrorCode, InvalidTaskError
-from fluxpool_contract.task import MAX_TASK_BYTES
 
 
 def _body(**fields: object) -> bytes:

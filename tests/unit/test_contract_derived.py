@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.derived import (
+from fluxpool_contract.messages.derived import (
     claim_key,
     derive_seed,
     first_seen,
@@ -23,8 +23,8 @@ from fluxpool_contract.derived import (
     task_digest,
     task_digest_as_written,
 )
-from fluxpool_contract.headers import Envelope
-from fluxpool_contract.task import MAX_IMAGES, MAX_SEED, REQUEST_ID
+from fluxpool_contract.messages.headers import Envelope
+from fluxpool_contract.messages.task import MAX_IMAGES, MAX_SEED, REQUEST_ID
 
 TASK = (Path(__file__).parent / "corpus" / "task.json").read_bytes()
 

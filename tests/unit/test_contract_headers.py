@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fluxpool_contract.dead_letter import MAX_MESSAGE_BYTES, MAX_STACK_BYTES, DeadLetter, Disposition
-from fluxpool_contract.headers import (
+from fluxpool_contract.header_names import TYPE_COMPLETED
+from fluxpool_contract.messages.dead_letter import MAX_MESSAGE_BYTES, MAX_STACK_BYTES, DeadLetter, Disposition
+from fluxpool_contract.messages.headers import (
     MAX_HEADER_COUNT,
-    TYPE_COMPLETED,
     Envelope,
     check_tenant,
     cloud_event_headers,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fluxpool_contract.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger, ledger_topic
+from fluxpool_contract.kafka.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger, ledger_topic
 
 
 def test_what_a_newer_release_adds_to_a_ledger_costs_no_entry() -> None:

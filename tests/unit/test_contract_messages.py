@@ -10,17 +10,17 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import fluxpool_contract
-from fluxpool_contract.control import CancelCommand
-from fluxpool_contract.dead_letter import DeadLetter
-from fluxpool_contract.decoding import decode_task
-from fluxpool_contract.feedback import ComparedImage, Comparison, Preference, Rating
-from fluxpool_contract.handling_note import HandlingNote
-from fluxpool_contract.headers import Envelope
-from fluxpool_contract.progress import ProgressEvent
-from fluxpool_contract.result import GenerationResult, ResultStatus
+from fluxpool_contract.kafka.topics import TopicNames, topic_specs
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.dead_letter import DeadLetter
+from fluxpool_contract.messages.decoding import decode_task
+from fluxpool_contract.messages.feedback import ComparedImage, Comparison, Preference, Rating
+from fluxpool_contract.messages.handling_note import HandlingNote
+from fluxpool_contract.messages.headers import Envelope
+from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.result import GenerationResult, ResultStatus
+from fluxpool_contract.messages.task import GenerationTask, OutputFormat
 from fluxpool_contract.schemas import differing_files, main, render_schemas
-from fluxpool_contract.task import GenerationTask, OutputFormat
-from fluxpool_contract.topics import TopicNames, topic_specs
 
 CORPUS = Path(__file__).parent / "corpus"
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from fluxpool_contract.environment import SettingsError
-from fluxpool_contract.kafka_connection import KafkaConnection, SaslMechanism, SecurityProtocol
-from fluxpool_contract.settings import (
+from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.settings.environment import SettingsError
+from fluxpool_contract.settings.worker import (
     VIP_LANE,
     DType,
     Lane,
@@ -19,7 +20,6 @@ from fluxpool_contract.settings import (
     StorageSettings,
     WorkerSettings,
 )
-from fluxpool_contract.topics import TopicNames
 
 REQUIRED = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "FLUXPOOL_STORAGE_URL": "s3://images"}
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.dead_letter import PREFIX, DeadLetter, Disposition
-from fluxpool_contract.headers import parse_envelope
+from fluxpool_contract.messages.dead_letter import PREFIX, DeadLetter, Disposition
+from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_transport.dead_letters import Place, entry_of
-from fluxpool_transport.dead_letters_prepare import (
+from fluxpool_transport.dlq.prepare import (
     PreparedReplay,
     RefusedReplay,
     ReplayChoices,
@@ -21,6 +20,7 @@ from fluxpool_transport.dead_letters_prepare import (
     patch_value,
     prepare_replay,
 )
+from fluxpool_transport.dlq.reading import Place, entry_of
 
 NOW = datetime(2026, 4, 5, 12, tzinfo=UTC)
 BODY = b'{"request_id": "r-1",  "prompt": "a fox"}'

@@ -18,21 +18,21 @@ from pydantic import TypeAdapter
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.main import app
-from fluxpool_contract import dead_letter, headers
-from fluxpool_contract.control import CancelCommand
-from fluxpool_contract.dead_letter import Disposition
-from fluxpool_contract.decoding import decode_task
-from fluxpool_contract.environment import EnvironmentSettings, SettingsError
-from fluxpool_contract.feedback import Comparison, Rating
-from fluxpool_contract.handling_note import HandlingNote
+from fluxpool_contract.kafka.topics import TopicNames, topic_specs
+from fluxpool_contract.messages import dead_letter, headers
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.dead_letter import Disposition
+from fluxpool_contract.messages.decoding import decode_task
+from fluxpool_contract.messages.feedback import Comparison, Rating
+from fluxpool_contract.messages.handling_note import HandlingNote
+from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.progress import ProgressEvent
-from fluxpool_contract.result import GenerationResult
-from fluxpool_contract.settings import DEFAULT_CONSUMER_GROUP, Lane, WorkerSettings
-from fluxpool_contract.topics import TopicNames, topic_specs
-from fluxpool_gateway.generation_request import parse_request
-from fluxpool_gateway.openapi import PROBLEM_SCHEMA
-from fluxpool_gateway.problem import ProblemCode
+from fluxpool_contract.settings.environment import EnvironmentSettings, SettingsError
+from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, Lane, WorkerSettings
+from fluxpool_gateway.http.generation_request import parse_request
+from fluxpool_gateway.http.openapi import PROBLEM_SCHEMA
+from fluxpool_gateway.http.problem import ProblemCode
 from fluxpool_gateway.settings import GatewaySettings
 
 ROOT = Path(__file__).parents[2]

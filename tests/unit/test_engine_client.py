@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from fluxpool_worker.agent import engine_client
-from fluxpool_worker.agent.engine_client import (
+from fluxpool_worker.agent.engine import client as engine_client
+from fluxpool_worker.agent.engine.client import (
     EngineClient,
     EngineDiedError,
     EngineLimits,

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fluxpool_worker.agent.engine_job import EngineJob
+from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.engine.protocol import GenerationInputs
 
 

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from fluxpool_transport.faults import FaultSpecError, InjectedFaultError, fault_point
+from fluxpool_transport.process.faults import FaultSpecError, InjectedFaultError, fault_point
 
 _PROGRAM = """
 import sys
-from fluxpool_transport.faults import fault_point
+from fluxpool_transport.process.faults import fault_point
 point = fault_point("after-store")
 for turn in range(3):
     print("before", turn, flush=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from fluxpool_gateway.barrier import BarrierNotReachedError, ProjectionBarrier
+from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.store.task_store import LogPosition, Position
 
 PLACE = ("tasks", 0)

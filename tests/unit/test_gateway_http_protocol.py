@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from fluxpool_gateway import http_protocol
-from fluxpool_gateway.generation_request import MAX_BODY_BYTES
-from fluxpool_gateway.http_protocol import BoundedHttpProtocol, sweep_connections
+from fluxpool_gateway.http import protocol as http_protocol
+from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES
+from fluxpool_gateway.http.protocol import BoundedHttpProtocol, sweep_connections
 from kit.waiting import wait_until
 
 POST = b"POST /v1/generations HTTP/1.1\r\nHost: a\r\n"

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fluxpool_contract.derived import task_digest
-from fluxpool_gateway.barrier import BarrierNotReachedError
-from fluxpool_gateway.idempotency import FRESH_SECONDS, KEPT_SECONDS, Idempotency, Reservations, UnwrittenError
-from fluxpool_gateway.problem import Problem, ProblemCode, ProblemError
+from fluxpool_contract.messages.derived import task_digest
+from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.reservations import (
     Operation,
@@ -29,6 +28,7 @@ from fluxpool_gateway.store.reservations import (
 )
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import Heartbeat
+from fluxpool_gateway.tasks.idempotency import FRESH_SECONDS, KEPT_SECONDS, Idempotency, Reservations, UnwrittenError
 from kit.waiting import wait_until
 
 ONE, TWO = ('{"prompt":"one"}', '{"prompt":"two"}')

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from fluxpool_contract.decoding import decode_task
-from fluxpool_contract.derived import task_digest
-from fluxpool_contract.task import MAX_TASK_BYTES, GenerationParameters
-from fluxpool_gateway.generation_request import (
+from fluxpool_contract.messages.decoding import decode_task
+from fluxpool_contract.messages.derived import task_digest
+from fluxpool_contract.messages.task import MAX_TASK_BYTES, GenerationParameters
+from fluxpool_gateway.http.generation_request import (
     GenerationRequest,
     Priority,
     check_idempotency_key,
     parse_request,
     render_task,
 )
-from fluxpool_gateway.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
 
 
 def refusal_of(body: bytes) -> Problem:

@@ -12,23 +12,23 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.result import GenerationResult, ImageDescription, ResultStatus
-from fluxpool_contract.settings import StorageSettings
-from fluxpool_gateway.app import build_application, run_or_fail
-from fluxpool_gateway.barrier import ProjectionBarrier
-from fluxpool_gateway.readiness import BrokerWatch
-from fluxpool_gateway.recent_tasks import RecentTasks
-from fluxpool_gateway.routes import Services
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
+from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_gateway.http.app import build_application, run_or_fail
+from fluxpool_gateway.http.readiness import BrokerWatch
+from fluxpool_gateway.http.routes import Services
+from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
-from fluxpool_gateway.task_lookup import AsyncTaskStore, TaskLookup
-from fluxpool_gateway.task_producer import TaskProducer
-from fluxpool_transport.object_store import open_object_store
+from fluxpool_gateway.tasks.lookup import AsyncTaskStore, TaskLookup
+from fluxpool_gateway.tasks.producer import TaskProducer
+from fluxpool_gateway.tasks.recent_tasks import RecentTasks
+from fluxpool_transport.storage.object_store import open_object_store
 
 IMAGE = b"\x89PNG and so on"
 KEY = "default/2026/04/05/r-1/0.png"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_contract.topics import TopicNames
-from fluxpool_gateway.child import EXIT_CONFIGURATION, Role, child_command
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_gateway.process.child import EXIT_CONFIGURATION, Role, child_command
 from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import identity_of
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError
 
-from fluxpool_gateway import task_producer
-from fluxpool_gateway.task_producer import DeliveryError, TaskProducer
+from fluxpool_gateway.tasks import producer as task_producer
+from fluxpool_gateway.tasks.producer import DeliveryError, TaskProducer
 from kit.waiting import wait_until
 
 

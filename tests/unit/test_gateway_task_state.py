@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.headers import ATTEMPT, CE_SOURCE, EPOCH, FIRST_SEEN, TENANT
+from fluxpool_contract.header_names import ATTEMPT, CE_SOURCE, EPOCH, FIRST_SEEN, TENANT
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
+from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
+from fluxpool_contract.messages.task import REQUEST_ID, GenerationTask
 from fluxpool_contract.problems import ErrorClass, ErrorCode
-from fluxpool_contract.progress import ProgressEvent, ProgressType
-from fluxpool_contract.result import GenerationResult, ResultStatus, TaskError
-from fluxpool_contract.task import REQUEST_ID, GenerationTask
-from fluxpool_contract.topics import TopicNames
-from fluxpool_gateway.projected_records import (
+from fluxpool_gateway.projection.projected_records import (
     MAX_EVENT_BYTES,
     UnreadableRecordError,
     projected_topics,
     read_change,
 )
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskState, TaskStatus, fold
-from fluxpool_gateway.task_view import TaskView
+from fluxpool_gateway.tasks.view import TaskView
 
 TOPICS = TopicNames()
 ENDS = [status for status in TaskStatus if status.terminal]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.settings import StorageSettings, WorkerSettings
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.settings.worker import StorageSettings, WorkerSettings
 from fluxpool_worker.agent.connections import blocked_limit_seconds, heartbeat_interval_seconds
 from fluxpool_worker.agent.loop_watchdog import EXIT_LOOP_BLOCKED, LOG_SECONDS, LOOKS_PER_LIMIT, BlockedTime
 from kit.waiting import wait_until_blocking
@@ -24,7 +24,7 @@ END_SECONDS = 60.0
 
 _PROGRAM = """
 import asyncio, os, sys, time
-from fluxpool_transport.logging_setup import configure_logging
+from fluxpool_transport.process.logging_setup import configure_logging
 from fluxpool_worker.agent.loop_watchdog import ending_when_blocked
 
 def read_a_file_that_is_far_away():

@@ -15,8 +15,8 @@ import trustme
 from aiohttp import web
 from pydantic import SecretStr
 
-from fluxpool_contract.settings import StorageSettings
-from fluxpool_transport.object_store import (
+from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_transport.storage.object_store import (
     PROBE_KEY,
     ConditionalWritesError,
     ObjectStore,

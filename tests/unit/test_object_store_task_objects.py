@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_contract.bounds import MAX_COUNT
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
+from fluxpool_contract.messages.task import REQUEST_ID
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
-from fluxpool_contract.result import GenerationResult, ImageDescription, ResultStatus
-from fluxpool_contract.settings import StorageSettings
-from fluxpool_contract.task import REQUEST_ID
-from fluxpool_transport.object_store import ObjectStore, StorageUnavailableError, open_object_store
-from fluxpool_transport.task_objects import (
+from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_transport.storage.object_store import ObjectStore, StorageUnavailableError, open_object_store
+from fluxpool_transport.storage.task_objects import (
     Claim,
     Claimed,
     CorruptObjectError,
@@ -230,10 +230,10 @@ def test_a_stored_result_is_published_with_the_same_bytes_again(result: Generati
 _PROGRAM = """
 import asyncio, os, sys
 from datetime import UTC, datetime
-from fluxpool_contract.result import GenerationResult
-from fluxpool_contract.settings import StorageSettings
-from fluxpool_transport.object_store import open_object_store
-from fluxpool_transport.task_objects import Manifest, claim_task, store_image, store_manifest
+from fluxpool_contract.messages.result import GenerationResult
+from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_transport.storage.object_store import open_object_store
+from fluxpool_transport.storage.task_objects import Manifest, claim_task, store_image, store_manifest
 
 async def main():
     store = open_object_store(StorageSettings(url=f"file://{sys.argv[1]}"))

@@ -9,8 +9,8 @@ from aiokafka import TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
-from fluxpool_worker.agent.offset_commits import OffsetCommits
+from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
+from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
 
 FIRST, SECOND = TopicPartition("tasks", 0), TopicPartition("tasks", 1)
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from fluxpool_contract.ledger import LedgerEntry, encode_ledger
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog, RetryTier, planning_lanes
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
 from fluxpool_operator.backlog.reading import Head, LaneReading
-from fluxpool_transport.backlog import PartitionBacklog, StalePartition
+from fluxpool_transport.lag.backlog import PartitionBacklog, StalePartition
 
 LANE = LaneTarget(name="standard", topic="tasks", consumer_group="group")
 RETRYING = replace(

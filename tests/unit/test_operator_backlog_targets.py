@@ -2,7 +2,7 @@
 
 from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.backlog import LaneTarget, RetryTier
-from fluxpool_operator.reconcile.lag_watch import lane_targets
+from fluxpool_operator.reconcile.kafka.lag_watch import lane_targets
 
 
 def _pool(kafka: dict[str, object]) -> FluxWorkerPool:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fluxpool_contract.retries import MAX_JITTER
-from fluxpool_operator.backlog.retry_log import MAX_ENTRIES, MAX_IDLE_ORIGINS, RetryEntry, RetryLog
+from fluxpool_contract.kafka.retries import MAX_JITTER
+from fluxpool_operator.backlog.retries.retry_log import MAX_ENTRIES, MAX_IDLE_ORIGINS, RetryEntry, RetryLog
 
 NOW = 1_700_000_000.0
 DELAY = 60.0

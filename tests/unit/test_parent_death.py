@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fluxpool_transport.parent_death import ParentGoneError, bound_command, die_with_parent
+from fluxpool_transport.process.parent_death import ParentGoneError, bound_command, die_with_parent
 from kit.waiting import wait_until_blocking
 
 START_A_BOUND_SLEEPER = """
 import subprocess, sys, time
-from fluxpool_transport.parent_death import bound_command
+from fluxpool_transport.process.parent_death import bound_command
 sleeper = subprocess.Popen(bound_command(["/bin/sleep", "600"]))
 print(sleeper.pid, flush=True)
 time.sleep(600)

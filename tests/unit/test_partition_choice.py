@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_transport.partition_choice import (
+from fluxpool_transport.partitioner.choice import (
     MAX_SNAPSHOT_AGE_SECONDS,
     SETTLING_SECONDS,
     LoadSnapshot,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fluxpool_contract.settings import Lane, serving_groups
-from fluxpool_contract.task import GenerationParameters
-from fluxpool_contract.topics import TopicNames
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.task import GenerationParameters
+from fluxpool_contract.settings.worker import Lane, serving_groups
 
 NAMES = TopicNames(tasks="t", tasks_vip="v")
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.ledger import LedgerEntry, encode_ledger
-from fluxpool_transport.backlog import GroupBacklog, PartitionBacklog, StalePartition
-from fluxpool_transport.group_offsets import GroupMember
-from fluxpool_transport.partition_choice import OwnerLoad
-from fluxpool_transport.partition_choice_work import MAX_KNOWN_TASKS, WorkEstimate
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
+from fluxpool_transport.lag.backlog import GroupBacklog, PartitionBacklog, StalePartition
+from fluxpool_transport.lag.group_offsets import GroupMember
+from fluxpool_transport.partitioner.choice import OwnerLoad
+from fluxpool_transport.partitioner.member_load import MAX_KNOWN_TASKS, WorkEstimate
 
 TOPIC = "tasks"
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.backlog import TopicReport
 from fluxpool_operator.cluster import ClusterError
-from fluxpool_operator.reconcile import topic_keeper
+from fluxpool_operator.reconcile.apply import topic_keeper
 from fluxpool_operator.reconcile.world import Change
 from kit.pool_bench import PoolBench
 from kit.pools import MINIMAL_SPEC, SASL_PLAIN, edited, pool_body

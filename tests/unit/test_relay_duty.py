@@ -4,7 +4,7 @@ import asyncio
 
 from aiokafka import TopicPartition
 
-from fluxpool_worker.agent.relay_duty import RelayDuty
+from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 
 FIRST, OTHER = TopicPartition("tasks", 0), TopicPartition("tasks", 1)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.retry_offsets import relayed_ahead, retry_topic_id
-from fluxpool_worker.agent.retry_partition import (
+from fluxpool_contract.kafka.retry_offsets import relayed_ahead, retry_topic_id
+from fluxpool_worker.agent.retry.retry_partition import (
     MAX_PENDING_BYTES,
     MAX_PENDING_RECORDS,
     PendingRetry,

@@ -6,11 +6,11 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, NotLeaderForPartitionError
 
-from fluxpool_contract.retries import former_scheduler_group
-from fluxpool_contract.retry_offsets import retry_offset_text
-from fluxpool_transport.memberless_offsets import GroupOffsetsError, StoredOffset
-from fluxpool_worker.agent import retry_start
-from fluxpool_worker.agent.retry_start import RetryStart
+from fluxpool_contract.kafka.retries import former_scheduler_group
+from fluxpool_contract.kafka.retry_offsets import retry_offset_text
+from fluxpool_transport.lag.memberless_offsets import GroupOffsetsError, StoredOffset
+from fluxpool_worker.agent.retry import retry_start
+from fluxpool_worker.agent.retry.retry_start import RetryStart
 
 TOPIC, GROUP = "retry-15s", "group-retry"
 PARTITION = TopicPartition(TOPIC, 0)

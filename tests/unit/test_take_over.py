@@ -11,11 +11,11 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_worker.agent import take_over
-from fluxpool_worker.agent.holds import HoldExpiredError, Holds
-from fluxpool_worker.agent.losses import Losses
-from fluxpool_worker.agent.offset_commits import OffsetCommits
-from fluxpool_worker.agent.take_over import TakeOver
+from fluxpool_worker.agent.consumer import assignment_loader as take_over
+from fluxpool_worker.agent.consumer.assignment_loader import TakeOver
+from fluxpool_worker.agent.consumer.gap_tracker import Losses
+from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
+from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from kit.waiting import wait_until
 
 PARTITION = TopicPartition("tasks", 0)

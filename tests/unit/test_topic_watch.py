@@ -6,10 +6,10 @@ import pytest
 import structlog
 from aiokafka import TopicPartition
 
-from fluxpool_worker.agent import topic_watch
-from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.offset_commits import OffsetCommits
-from fluxpool_worker.agent.topic_watch import TopicWatch
+from fluxpool_worker.agent.consumer import topic_watch
+from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
+from fluxpool_worker.agent.consumer.topic_watch import TopicWatch
+from fluxpool_worker.agent.task.holds import Holds
 from kit.waiting import wait_until
 
 FIRST, SECOND = TopicPartition("tasks", 0), TopicPartition("tasks", 1)

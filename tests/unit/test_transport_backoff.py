@@ -6,7 +6,7 @@ import itertools
 import pytest
 import structlog
 
-from fluxpool_transport.backoff import LOG_INTERVAL_SECONDS, retry_forever
+from fluxpool_transport.process.backoff import LOG_INTERVAL_SECONDS, retry_forever
 
 
 class DownError(Exception):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from fluxpool_transport.logging_setup import RepeatedMessageFilter, configure_logging
+from fluxpool_transport.process.logging_setup import RepeatedMessageFilter, configure_logging
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ import trustme
 from aiohttp import web
 from pydantic import SecretStr
 
-from fluxpool_contract.kafka_connection import KafkaConnection, SaslMechanism, SecurityProtocol
-from fluxpool_transport.kafka_clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
-from fluxpool_transport.oauth import (
+from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
+from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
+from fluxpool_transport.kafka.oauth import (
     OPAQUE_TOKEN_SECONDS,
     ClientCredentialsTokenProvider,
     FileTokenProvider,

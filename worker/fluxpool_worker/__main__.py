@@ -7,16 +7,14 @@ import sys
 
 import structlog
 
-from fluxpool_contract.environment import SettingsError
-from fluxpool_contract.settings import WorkerSettings
-from fluxpool_contract.worker_exit import EXIT_MODEL_LOAD_FAILED
-from fluxpool_transport.logging_setup import configure_logging
-from fluxpool_transport.object_store import StorageUnavailableError
+from fluxpool_contract.settings import EXIT_MODEL_LOAD_FAILED, SettingsError, WorkerSettings
+from fluxpool_transport.process import configure_logging
+from fluxpool_transport.storage import StorageUnavailableError
 from fluxpool_worker.agent.connections import blocked_limit_seconds
-from fluxpool_worker.agent.engine_client import EngineLoadError, EngineUnstableError
-from fluxpool_worker.agent.holds import HoldExpiredError
+from fluxpool_worker.agent.engine.client import EngineLoadError, EngineUnstableError
 from fluxpool_worker.agent.loop_watchdog import ending_when_blocked
 from fluxpool_worker.agent.service import MissingTopicsError, WorkerAgent
+from fluxpool_worker.agent.task.holds import HoldExpiredError
 from fluxpool_worker.agent.termination import write_termination_message
 
 EXIT_FAILED = 1

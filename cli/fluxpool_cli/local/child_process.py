@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fluxpool_cli.local.state_file import ProcessRecord
-from fluxpool_transport.parent_death import bound_command
+from fluxpool_transport.process import bound_command
 
 _LOG_TAIL_LINES = 25
 

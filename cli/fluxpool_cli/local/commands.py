@@ -11,14 +11,13 @@ from pydantic import ValidationError
 from fluxpool_cli.arguments import finite, printable_path
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.data_dir import DEFAULT_NAME, AlreadyRunningError, DataDir, DataDirError
-from fluxpool_cli.local.demo import DemoOptions, run_demo
+from fluxpool_cli.local.demo.demo import DemoOptions, run_demo
 from fluxpool_cli.local.lifecycle import end_stack, start_detached, wait_for_other
-from fluxpool_cli.local.model_check import ModelError, checked_model
 from fluxpool_cli.local.options import StackOptions, default_max_workers
-from fluxpool_cli.local.scaler import worker_count
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.state_file import StackState
-from fluxpool_cli.overview import OverviewDisplay
+from fluxpool_cli.local.workers.model_check import ModelError, checked_model
+from fluxpool_cli.local.workers.scaler import worker_count
 from fluxpool_cli.terminal import (
     JsonOption,
     OutputFormat,
@@ -30,6 +29,7 @@ from fluxpool_cli.terminal import (
     write_line,
     write_table,
 )
+from fluxpool_cli.watch.overview import OverviewDisplay
 from fluxpool_contract.problems import explain
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from fluxpool_cli.local.data_dir import DataDirError
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.terminal import say, say_paragraph
-from fluxpool_transport.logging_setup import configure_logging
+from fluxpool_transport.process import configure_logging
 
 
 def main(arguments: list[str]) -> int:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from fluxpool_cli.gateway_client import DEFAULT_URL
 from fluxpool_cli.local.data_dir import DEFAULT_NAME, DataDir
 from fluxpool_cli.local.state_file import Phase, StackState
+from fluxpool_cli.submit.gateway_client import DEFAULT_URL
 
 
 def running_stack(data_dir: Path | None = None) -> StackState | None:

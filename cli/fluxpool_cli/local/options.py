@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.planning import ScalingConfig
 
 TINY_MODEL_WORKERS = 3

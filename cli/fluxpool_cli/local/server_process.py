@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from fluxpool_transport.parent_death import bound_command
+from fluxpool_transport.process import bound_command
 
 _LOG_TAIL_LINES: Final = 25
 _POLL_INTERVAL_SECONDS: Final = 0.02

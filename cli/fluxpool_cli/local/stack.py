@@ -15,25 +15,27 @@ import httpx
 import typer
 
 from fluxpool_cli.exit_codes import CommandError
-from fluxpool_cli.kafka_target import find_target
+from fluxpool_cli.kafka.kafka_target import find_target
 from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.data_dir import DataDir, private_files
-from fluxpool_cli.local.kafka_broker import KafkaError, KafkaStartError
-from fluxpool_cli.local.kafka_cluster import KafkaCluster
-from fluxpool_cli.local.kafka_jars import KafkaJarsError, provide_kafka_libs
+from fluxpool_cli.local.kafka.broker import KafkaError, KafkaStartError
+from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.jars import KafkaJarsError, provide_kafka_libs
 from fluxpool_cli.local.options import StackOptions
-from fluxpool_cli.local.scaler import Scaler
 from fluxpool_cli.local.stack_parts import DRAIN_GRACE_SECONDS, PartSettings
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
-from fluxpool_cli.local.worker_fleet import WorkerFleet
+from fluxpool_cli.local.workers.fleet import WorkerFleet
+from fluxpool_cli.local.workers.scaler import Scaler
 from fluxpool_cli.model import tiny_model_command
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.topics import TopicNames, explain_create_time, topic_specs
+from fluxpool_contract.kafka import KafkaConnection, TopicNames, explain_create_time, topic_specs
 from fluxpool_operator.backlog import lane_targets_of
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
-from fluxpool_transport.kafka_clients import KafkaCredentialsError
-from fluxpool_transport.topic_admin import TopicError, ensure_topics
-from fluxpool_transport.topic_times import find_create_time_topics
+from fluxpool_transport.kafka import (
+    KafkaCredentialsError,
+    KafkaUnavailableError,
+    TopicError,
+    ensure_topics,
+    find_create_time_topics,
+)
 
 T = TypeVar("T")
 

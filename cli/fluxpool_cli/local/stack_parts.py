@@ -12,10 +12,10 @@ from typing import Any
 from fluxpool_cli.local.data_dir import DataDir
 from fluxpool_cli.local.loopback import HOST
 from fluxpool_cli.local.options import StackOptions
-from fluxpool_contract.environment import PREFIX
 from fluxpool_contract.folder_address import folder_address
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_contract.settings import (
+    PREFIX,
     STANDARD_LANE,
     VIP_LANE,
     Lane,

@@ -4,10 +4,9 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from fluxpool_contract.kafka_connection import SaslMechanism, SecurityProtocol
+from fluxpool_contract.kafka import SaslMechanism, SecurityProtocol, TopicNames
 from fluxpool_contract.settings import DEFAULT_CONSUMER_GROUP, STANDARD_LANE
 from fluxpool_contract.text_rules import BROKER_ADDRESS_PATTERN
-from fluxpool_contract.topics import TopicNames
 from fluxpool_operator.api.schema import SET, ApiModel, HttpUrl, Matching, Rule, map_by
 from fluxpool_operator.api.secrets import CaSecretRef, CertificateSecretRef, ClientSecretRef, CredentialsSecretRef
 

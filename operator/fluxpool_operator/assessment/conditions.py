@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Final, assert_never
 
-from fluxpool_contract.topics import explain_create_time
+from fluxpool_contract.kafka import explain_create_time
 from fluxpool_operator.api import ConditionStatus, ConditionType, Reason, ScalingMode
 from fluxpool_operator.assessment.coarse import duration_text
 from fluxpool_operator.assessment.readiness import readiness

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from fluxpool_contract.worker_exit import EXIT_MODEL_LOAD_FAILED
+from fluxpool_contract.settings import EXIT_MODEL_LOAD_FAILED
 from fluxpool_operator.api import ConditionStatus, ConditionType, Reason
 from fluxpool_operator.assessment.view import PoolView, Verdict
 from fluxpool_operator.workload import PodStage, PodSummary, is_rolling_out

@@ -13,15 +13,14 @@ import structlog
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_operator.backlog.due_retries import DueRetries, read_groups
+from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.backlog.observation import LaneTarget, RetryTier
 from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
 from fluxpool_operator.backlog.reading import Head, LaneReading, head_offset
-from fluxpool_operator.backlog.retry_scan import RetryScan
-from fluxpool_transport.backlog import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog
-from fluxpool_transport.kafka_admin import KafkaUnavailableError
-from fluxpool_transport.kafka_clients import KafkaCredentialsError
+from fluxpool_operator.backlog.retries.due_retries import DueRetries, read_groups
+from fluxpool_operator.backlog.retries.retry_scan import RetryScan
+from fluxpool_transport.kafka import KafkaCredentialsError, KafkaUnavailableError
+from fluxpool_transport.lag import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog
 
 log = structlog.get_logger(__name__)
 

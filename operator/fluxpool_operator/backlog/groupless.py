@@ -8,9 +8,8 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_transport.consumer_stop import stop_consumer
-from fluxpool_transport.kafka_clients import aiokafka_options
+from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_transport.kafka import aiokafka_options, stop_consumer
 
 _OPTIONS: Final = {
     "enable_auto_commit": False,

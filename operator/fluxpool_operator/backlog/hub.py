@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import structlog
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.backlog.cluster_reader import ClusterReader
 from fluxpool_operator.backlog.observation import LaneTarget
 from fluxpool_operator.backlog.reading import LaneReading

@@ -17,7 +17,7 @@ from typing import Final
 
 from fluxpool_operator.backlog.observation import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
 from fluxpool_operator.backlog.reading import Head, LaneReading, head_of, waiting_records
-from fluxpool_transport.backlog import PartitionBacklog, StalePartition
+from fluxpool_transport.lag import PartitionBacklog, StalePartition
 
 CONFIRMING_ANSWERS: Final = 2
 CONFIRMING_SECONDS: Final = 20.0

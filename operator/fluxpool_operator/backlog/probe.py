@@ -15,12 +15,10 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.backlog.groupless import open_consumer
 from fluxpool_operator.backlog.reading import Head
-from fluxpool_transport.consumer_stop import stop_consumer
-from fluxpool_transport.kafka_clients import KafkaCredentialsError
-from fluxpool_transport.undecodable_records import UndecodableRecord
+from fluxpool_transport.kafka import KafkaCredentialsError, UndecodableRecord, stop_consumer
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fluxpool_operator.backlog.observation import LaneTarget
-from fluxpool_transport.backlog import PartitionBacklog, StalePartition
+from fluxpool_transport.lag import PartitionBacklog, StalePartition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

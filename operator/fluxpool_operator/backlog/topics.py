@@ -8,14 +8,17 @@ from typing import Final
 
 from confluent_kafka import KafkaException
 
-from fluxpool_contract.kafka_connection import KafkaConnection
-from fluxpool_contract.topics import LOG_APPEND_TIME, TIMESTAMP_TYPE, TopicSpec, topic_specs
+from fluxpool_contract.kafka import LOG_APPEND_TIME, TIMESTAMP_TYPE, KafkaConnection, TopicSpec, topic_specs
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.children import topic_names
-from fluxpool_transport.kafka_admin import KafkaUnavailableError, explain
-from fluxpool_transport.kafka_clients import KafkaCredentialsError
-from fluxpool_transport.topic_admin import keep_topics
-from fluxpool_transport.topic_times import find_create_time_topics, set_log_append_time
+from fluxpool_transport.kafka import (
+    KafkaCredentialsError,
+    KafkaUnavailableError,
+    explain,
+    find_create_time_topics,
+    keep_topics,
+    set_log_append_time,
+)
 
 _DEADLINE_SECONDS: Final = 10.0
 

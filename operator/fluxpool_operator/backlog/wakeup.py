@@ -14,11 +14,10 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.backlog.groupless import open_consumer
-from fluxpool_transport.backoff import retry_forever
-from fluxpool_transport.consumer_stop import stop_consumer
-from fluxpool_transport.kafka_clients import KafkaCredentialsError
+from fluxpool_transport.kafka import KafkaCredentialsError, stop_consumer
+from fluxpool_transport.process import retry_forever
 
 log = structlog.get_logger(__name__)
 

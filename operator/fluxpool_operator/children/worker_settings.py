@@ -11,10 +11,9 @@ from typing import Any, Final
 
 from pydantic import SecretStr, ValidationError
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_contract.problems import FieldProblem, explain
 from fluxpool_contract.settings import Lane, ModelSettings, StorageSettings, WorkerSettings
-from fluxpool_contract.topics import TopicNames
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec

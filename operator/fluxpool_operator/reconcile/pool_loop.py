@@ -15,9 +15,9 @@ import structlog
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.cluster import ClusterUnreachableError
 from fluxpool_operator.cluster.client import Body
+from fluxpool_operator.reconcile.apply.status_writer import PoolGoneError, StatusWriter
 from fluxpool_operator.reconcile.invalid_pool import invalid_pool, invalid_status, read_status
 from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.status_writer import PoolGoneError, StatusWriter
 from fluxpool_operator.reconcile.turn import PoolTurns
 from fluxpool_operator.reconcile.world import Change, pool_key
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fluxpool_contract.kafka_connection import KafkaConnection
+from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.backlog import BacklogHub, TopicReport, observe_topics
 from fluxpool_operator.cluster import ClusterClient

@@ -10,9 +10,9 @@ from typing import Any, Final
 import structlog
 
 from fluxpool_operator.cluster.client import Body
+from fluxpool_operator.reconcile.apply.status_writer import PoolGoneError
 from fluxpool_operator.reconcile.pool_loop import PoolLoop
 from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.status_writer import PoolGoneError
 from fluxpool_operator.reconcile.world import Change, pool_key
 
 log = structlog.get_logger(__name__)

@@ -15,16 +15,16 @@ from fluxpool_operator.children import child_name, required_secret_keys
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.planning import Plan
 from fluxpool_operator.pool_scaling import desired_replicas
-from fluxpool_operator.reconcile.actuator import Actuator
-from fluxpool_operator.reconcile.broker_names import comparable_server
+from fluxpool_operator.reconcile.apply.actuator import Actuator
+from fluxpool_operator.reconcile.apply.scaler import Scaler, Sight
+from fluxpool_operator.reconcile.apply.status_writer import StatusWriter
+from fluxpool_operator.reconcile.apply.topic_keeper import TopicKeeper
 from fluxpool_operator.reconcile.claims import GroupClaim
-from fluxpool_operator.reconcile.kafka_access import KafkaAccess, KafkaAccessFinder, kafka_keys
-from fluxpool_operator.reconcile.lag_watch import LagWatch, lane_targets
-from fluxpool_operator.reconcile.pool_secrets import SecretsReader, SecretValues
-from fluxpool_operator.reconcile.scaler import Scaler, Sight
+from fluxpool_operator.reconcile.kafka.broker_names import comparable_server
+from fluxpool_operator.reconcile.kafka.kafka_access import KafkaAccess, KafkaAccessFinder, kafka_keys
+from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch, lane_targets
+from fluxpool_operator.reconcile.kafka.pool_secrets import SecretsReader, SecretValues
 from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.status_writer import StatusWriter
-from fluxpool_operator.reconcile.topic_keeper import TopicKeeper
 from fluxpool_operator.reconcile.world import DEPLOYMENT, Change, PoolKey
 from fluxpool_operator.workload import controller_uid
 

@@ -14,9 +14,10 @@ RELEASE = "99.1.0"
 
 def _become_the_next_release() -> None:
     # Here and in this order: each change has to stand before the modules that take the function by its name.
-    from fluxpool_contract import headers, ledger, retries  # noqa: PLC0415
-    from fluxpool_contract.progress import ProgressEvent  # noqa: PLC0415
-    from fluxpool_transport import task_objects  # noqa: PLC0415
+    from fluxpool_contract.kafka import ledger, retries  # noqa: PLC0415
+    from fluxpool_contract.messages import headers  # noqa: PLC0415
+    from fluxpool_contract.messages.progress import ProgressEvent  # noqa: PLC0415
+    from fluxpool_transport.storage import task_objects  # noqa: PLC0415
 
     ledger.encode_ledger = _with_more_in_the_ledger(ledger.encode_ledger)
     headers.cloud_event_headers = _with_another_header("ce_fluxpoolrelease", headers.cloud_event_headers)
@@ -25,7 +26,7 @@ def _become_the_next_release() -> None:
     for kind in kinds:
         kind.to_json = _with_more_in_the_json(kind.to_json)
 
-    from fluxpool_worker.agent import answers  # noqa: PLC0415
+    from fluxpool_worker.agent.task import outgoing_records as answers  # noqa: PLC0415
 
     answers.success_result = _with_more_in_the_result(answers.success_result)
     answers.failed_result = _with_more_in_the_result(answers.failed_result)

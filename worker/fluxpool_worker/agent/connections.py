@@ -5,8 +5,8 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from fluxpool_contract.settings import WorkerSettings
-from fluxpool_transport.kafka_clients import aiokafka_options
-from fluxpool_worker.agent.membership import own_sticky_assignor
+from fluxpool_transport.kafka import aiokafka_options
+from fluxpool_worker.agent.consumer.membership import own_sticky_assignor
 
 POLL_FENCE_SECONDS: Final = 60.0
 """A loop that does not poll for this long is stuck; the consumer then leaves the group by itself."""

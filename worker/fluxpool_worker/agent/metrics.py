@@ -2,10 +2,10 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from fluxpool_transport.undecodable_records import UNDECODABLE
-from fluxpool_worker.agent.engine_client import EngineClient
-from fluxpool_worker.agent.holds import Holds
-from fluxpool_worker.agent.publisher import ReliablePublisher
+from fluxpool_transport.kafka import UNDECODABLE
+from fluxpool_worker.agent.engine.client import EngineClient
+from fluxpool_worker.agent.task.holds import Holds
+from fluxpool_worker.agent.task.publisher import ReliablePublisher
 
 
 class WorkerMetrics:

@@ -13,15 +13,13 @@ from typing import Any, Final
 import structlog
 from aiokafka.errors import KafkaError
 
-from fluxpool_contract.ledger import LedgerEntry
+from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_contract.settings import WorkerSettings
-from fluxpool_transport.health_server import HealthServer
-from fluxpool_transport.memberless_offsets import MemberlessOffsets
-from fluxpool_transport.object_store import StorageUnavailableError, open_object_store
-from fluxpool_transport.partition_choice_demand import ChoiceOnDemand
-from fluxpool_transport.partition_choice_watch import PartitionChooser
-from fluxpool_transport.topic_ids import TopicIds
-from fluxpool_worker.agent.cancellations import Cancellations, ControlListener
+from fluxpool_transport.kafka import TopicIds
+from fluxpool_transport.lag import MemberlessOffsets
+from fluxpool_transport.partitioner import ChoiceOnDemand, PartitionChooser
+from fluxpool_transport.process import HealthServer
+from fluxpool_transport.storage import StorageUnavailableError, open_object_store
 from fluxpool_worker.agent.connections import (
     POLL_FENCE_SECONDS,
     build_consumer,
@@ -30,19 +28,20 @@ from fluxpool_worker.agent.connections import (
     build_reliable_producer,
     build_retry_reader,
 )
-from fluxpool_worker.agent.engine_client import EngineClient, EngineLimits, EngineLoadError, EngineUnstableError
-from fluxpool_worker.agent.engine_turns import EngineTurn, EngineTurns
-from fluxpool_worker.agent.holds import HoldCause, HoldExpiredError, Holds
-from fluxpool_worker.agent.lane import LaneConsumer, Taken
-from fluxpool_worker.agent.lane_choice import WaitingLane, choose_lane
-from fluxpool_worker.agent.membership import keep_offsets_for
+from fluxpool_worker.agent.consumer.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.consumer.lane_choice import WaitingLane, choose_lane
+from fluxpool_worker.agent.consumer.membership import keep_offsets_for
+from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits, EngineLoadError, EngineUnstableError
+from fluxpool_worker.agent.engine.slots import EngineTurn, EngineTurns
 from fluxpool_worker.agent.metrics import WorkerMetrics
-from fluxpool_worker.agent.outcome import inherited_crashes
-from fluxpool_worker.agent.publisher import ProgressPublisher, ReliablePublisher
-from fluxpool_worker.agent.relay_duty import RelayDuty
-from fluxpool_worker.agent.retry_relay import RetryRelay
-from fluxpool_worker.agent.task_flow import TaskFlow
-from fluxpool_worker.agent.unwanted import NoLongerWantedError, unless
+from fluxpool_worker.agent.retry.relay_duty import RelayDuty
+from fluxpool_worker.agent.retry.retry_relay import RetryRelay
+from fluxpool_worker.agent.task.cancellations import Cancellations, ControlListener
+from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
+from fluxpool_worker.agent.task.outcome import inherited_crashes
+from fluxpool_worker.agent.task.publisher import ProgressPublisher, ReliablePublisher
+from fluxpool_worker.agent.task.task_flow import TaskFlow
+from fluxpool_worker.agent.task.unwanted import NoLongerWantedError, unless
 from fluxpool_worker.engine.protocol import Device, EngineSpec
 
 ENGINE_JOBS: Final = 2

@@ -25,8 +25,7 @@ from typing import Final, NoReturn, assert_never
 
 import structlog
 
-from fluxpool_transport.faults import fault_point
-from fluxpool_transport.parent_death import ParentGoneError, die_with_parent
+from fluxpool_transport.process import ParentGoneError, die_with_parent, fault_point
 from fluxpool_worker.engine.generator import (
     DeviceLostError,
     DeviceMemoryError,

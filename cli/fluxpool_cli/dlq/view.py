@@ -1,0 +1,229 @@
+"""How dead letters are shown: tables for people, documents for machines. Pure: values in, rows and documents out."""
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_cli.moments import utc_text
+from fluxpool_contract.messages import PREFIX, DeadLetter, HandlingNote, format_time
+from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay
+
+_MESSAGE_CHARACTERS = 100
+_LIST_COLUMNS = ("PLACE", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
+_SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "HANDLED", "FIRST (UTC)", "LAST (UTC)", "EXAMPLE")
+LIST_OPTIONAL = ("POOL", "CLASS", "STATE", "FAILED (UTC)")
+"""Columns that a narrow terminal goes without, the first one first."""
+SUMMARY_OPTIONAL = ("FIRST (UTC)", "POOL", "HANDLED", "CLASS")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Text with lines of its own, such as a stored value."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CauseSummary:
+    """Letters of one class, code and pool."""
+
+    error_class: str
+    error_code: str
+    pool: str | None
+    entries: tuple[DeadLetterEntry, ...]
+    """Oldest first, never empty."""
+
+    @property
+    def open_letters(self) -> int:
+        """How many wait for somebody."""
+        return sum(entry.is_open for entry in self.entries)
+
+    def document(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "error_class": self.error_class,
+            "error_code": self.error_code,
+            "pool": self.pool,
+            "open": self.open_letters,
+            "handled": len(self.entries) - self.open_letters,
+            "first_failed_at": format_time(self.entries[0].failed_at),
+            "last_failed_at": format_time(self.entries[-1].failed_at),
+            "example": str(self.entries[-1].place),
+        }
+
+    def row(self) -> tuple[str, ...]:
+        """For people."""
+        return (
+            self.error_class,
+            self.error_code,
+            self.pool or "-",
+            str(self.open_letters),
+            str(len(self.entries) - self.open_letters),
+            utc_text(self.entries[0].failed_at),
+            utc_text(self.entries[-1].failed_at),
+            str(self.entries[-1].place),
+        )
+
+
+def summarize(entries: Iterable[DeadLetterEntry]) -> tuple[CauseSummary, ...]:
+    """Entries (oldest first) by class, code and pool; the most open ones first."""
+    causes: dict[tuple[str, str, str | None], list[DeadLetterEntry]] = {}
+    for entry in entries:
+        letter = entry.letter
+        cause = (
+            (entry.error_class, "-", None)
+            if letter is None
+            else (entry.error_class, str(letter.error_code), letter.pool)
+        )
+        causes.setdefault(cause, []).append(entry)
+    summaries = [
+        CauseSummary(error_class=kind, error_code=code, pool=pool, entries=tuple(found))
+        for (kind, code, pool), found in causes.items()
+    ]
+    return tuple(sorted(summaries, key=lambda item: (-item.open_letters, item.error_class, item.error_code)))
+
+
+def summary_table(summaries: Iterable[CauseSummary]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """Columns and rows of the summary."""
+    return _SUMMARY_COLUMNS, [summary.row() for summary in summaries]
+
+
+def list_table(entries: Iterable[DeadLetterEntry]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    """Columns and rows of the list."""
+    return _LIST_COLUMNS, [_list_row(entry) for entry in entries]
+
+
+def _list_row(entry: DeadLetterEntry) -> tuple[str, ...]:
+    letter = entry.letter
+    message = _one_line(letter.message if letter is not None else f"no dead letter of a worker's: {entry.problem}")
+    return (
+        str(entry.place),
+        utc_text(entry.failed_at),
+        entry.request_id or "-",
+        entry.error_class,
+        str(letter.error_code) if letter is not None else "-",
+        (letter.pool if letter is not None else None) or "-",
+        state_of(entry),
+        message,
+    )
+
+
+def state_of(entry: DeadLetterEntry) -> str:
+    """`open`, or what was done."""
+    return "open" if entry.note is None else str(entry.note.action)
+
+
+def entry_document(entry: DeadLetterEntry) -> dict[str, Any]:
+    """An entry for machines."""
+    letter = entry.letter
+    return {
+        "place": str(entry.place),
+        "state": state_of(entry),
+        "request_id": entry.request_id,
+        "failed_at": format_time(entry.failed_at),
+        "epoch": entry.epoch,
+        "value_bytes": entry.value_bytes,
+        "copies": [str(place) for place in entry.copies],
+        "letter": None if letter is None else letter.model_dump(mode="json", exclude_none=True),
+        "problem": entry.problem or None,
+        "note": None if entry.note is None else entry.note.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: str) -> dict[str, Any]:
+    """One entry with everything that lies in Kafka about it."""
+    letter = None if entry.letter is None else DeadLetter.from_headers(record.headers)
+    text, hexadecimal = value_text(record.value or b"")
+    return {
+        **entry_document(entry),
+        "letter": None if letter is None else letter.model_dump(mode="json", exclude_none=True),
+        "key": None if record.key is None else record.key.decode(errors="backslashreplace"),
+        "headers": [
+            [name, (raw or b"").decode(errors="backslashreplace")]
+            for name, raw in record.headers
+            if not name.startswith(PREFIX)
+        ],
+        "value": text,
+        "value_hex": hexadecimal,
+        "replay_command": command,
+    }
+
+
+def record_parts(document: dict[str, Any]) -> Iterable[str | Block]:
+    """The same for people: lines, and what has lines of its own."""
+    letter: dict[str, Any] = dict(document["letter"] or {})
+    stack = letter.pop("stack", None)
+    for name in ("place", "state", "epoch", "copies", "problem"):
+        if document[name]:
+            value = document[name]
+            yield f"{name:<22}{', '.join(value) if isinstance(value, list) else value}"
+    yield from (f"{name:<22}{value}" for name, value in letter.items())
+    yield f"{'key':<22}{document['key'] if document['key'] is not None else '(none)'}"
+    yield from (f"header {name}: {value}" for name, value in document["headers"])
+    if document["note"] is not None:
+        yield f"{'note':<22}{json.dumps(document['note'], ensure_ascii=False)}"
+    yield ""
+    yield f"value, {document['value_bytes']} bytes" + (" (hex)" if document["value"] is None else "")
+    yield Block(document["value"] if document["value"] is not None else document["value_hex"])
+    if stack:
+        yield ""
+        yield "stack"
+        yield Block(stack)
+    yield ""
+    yield f"replay it with: {document['replay_command']}"
+
+
+def value_text(value: bytes) -> tuple[str | None, str | None]:
+    """The value as text, or as hex digits when it is no text."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return None, value.hex()
+    printable = all(character.isprintable() or character in "\n\r\t" for character in text)
+    return (text, None) if printable else (None, value.hex())
+
+
+def replay_command(entry: DeadLetterEntry, options: Sequence[str]) -> str:
+    """What to type to send this letter's task again."""
+    return shlex.join(["fluxpool", "dlq", "replay", str(entry.place), *options, "--yes"])
+
+
+def outcome_document(outcome: PreparedReplay | RefusedReplay | SentReplay) -> dict[str, Any]:
+    """What a replay did or would do with one letter, for machines."""
+    match outcome:
+        case RefusedReplay():
+            return {
+                "place": str(outcome.entry.place),
+                "request_id": outcome.entry.request_id,
+                "problems": [{"field": item.field, "message": item.message} for item in outcome.problems],
+            }
+        case PreparedReplay():
+            return _replay_document(outcome, None)
+        case SentReplay():
+            return _replay_document(outcome.prepared, outcome.note)
+
+
+def _replay_document(prepared: PreparedReplay, note: HandlingNote | None) -> dict[str, Any]:
+    sent = {} if note is None else {"partition": note.replayed_partition, "offset": note.replayed_offset}
+    return {
+        "place": str(prepared.entry.place),
+        "request_id": prepared.request_id,
+        "epoch": prepared.epoch,
+        "topic": prepared.topic,
+        **sent,
+    }
+
+
+def refusal_line(refused: RefusedReplay) -> str:
+    """Why a letter is not sent, for people."""
+    reasons = "; ".join(map(str, refused.problems))
+    return f"not sent: {refused.entry.place} {refused.entry.request_id or '-'}: {reasons}"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MESSAGE_CHARACTERS else line[: _MESSAGE_CHARACTERS - 1] + "…"

@@ -1,0 +1,97 @@
+"""Which Kafka, topics and groups a command looks at: options first, then the worker's own variables, then local mode.
+
+Owns that order. In a worker's environment the commands work as they are: they read its `FLUXPOOL_KAFKA_*`,
+`FLUXPOOL_TOPICS_*`, `FLUXPOOL_CONSUMER_GROUP` and `FLUXPOOL_LANES`, and nothing else of it.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fluxpool_cli.arguments import printable_path
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.local.data_dir import DEFAULT_NAME
+from fluxpool_cli.local.discovery import running_stack
+from fluxpool_contract.kafka import KafkaConnection, TopicNames
+from fluxpool_contract.settings import (
+    DEFAULT_CONSUMER_GROUP,
+    STANDARD_LANE,
+    VIP_LANE,
+    EnvironmentSettings,
+    GroupId,
+    Lane,
+    SettingsError,
+    serving_groups,
+)
+
+_SERVERS = "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS"
+_READ = ("FLUXPOOL_KAFKA_", "FLUXPOOL_TOPICS_", "FLUXPOOL_CONSUMER_GROUP", "FLUXPOOL_LANES")
+_POSITION = re.compile(r"^\d+: ")
+"""Of an address in the list; there is mostly one."""
+_NOT_READ = frozenset({"FLUXPOOL_KAFKA_LIBS"})
+
+BootstrapOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Kafka, as host:port[,host:port]; by default FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS, else the local stack's."
+    ),
+]
+DataDirOption = Annotated[Path, typer.Option(help="Folder of the local stack.", callback=printable_path)]
+DEFAULT_DATA_DIR = Path(DEFAULT_NAME)
+
+
+class KafkaTarget(EnvironmentSettings):
+    """One cluster, the names of its topics, and the groups that serve them."""
+
+    kafka: KafkaConnection
+    topics: TopicNames = TopicNames()
+    consumer_group: GroupId = DEFAULT_CONSUMER_GROUP
+    lanes: tuple[Lane, ...] = ()
+
+    @property
+    def servers(self) -> str:
+        """The addresses, for messages."""
+        return ",".join(self.kafka.bootstrap_servers)
+
+    def lane_groups(self) -> dict[str, tuple[str, str]]:
+        """Name of each lane to its consumer group and topic."""
+        names = [lane.name for lane in self.lanes] or [STANDARD_LANE.name, VIP_LANE.name]
+        return dict(zip(names, self.groups().items(), strict=False))
+
+    def groups(self) -> dict[str, str]:
+        """Consumer group to the topic it serves."""
+        return serving_groups(self.consumer_group, self.lanes, self.topics)
+
+
+def find_target(
+    bootstrap_servers: str | None, data_dir: Path, environment: Mapping[str, str] = os.environ
+) -> KafkaTarget:
+    """The target of a command.
+
+    Raises `CommandError` when there is none, or when an address or variable is malformed, with the remedy.
+    """
+    variables = {
+        name: text for name, text in environment.items() if name.startswith(_READ) and name not in _NOT_READ and text
+    }
+    if bootstrap_servers is not None:
+        variables[_SERVERS] = bootstrap_servers
+    elif _SERVERS not in variables:
+        stack = running_stack(data_dir)
+        if stack is None or stack.bootstrap_servers is None:
+            raise CommandError(
+                ExitCode.UNREACHABLE,
+                f"no local stack runs in {data_dir}; start one with `fluxpool local up`, give --bootstrap-servers, "
+                f"or set {_SERVERS}",
+            )
+        variables[_SERVERS] = stack.bootstrap_servers
+    try:
+        return KafkaTarget.from_environment(variables)
+    except SettingsError as error:
+        if bootstrap_servers is not None and str(error).startswith(_SERVERS):
+            message = _POSITION.sub("", str(error).partition(": ")[2])
+            raise typer.BadParameter(message, param_hint="--bootstrap-servers") from None
+        raise CommandError(ExitCode.USAGE, str(error)) from None

@@ -1,0 +1,307 @@
+"""`fluxpool local demo`: prompts through a whole stack, workers coming and going, and a count of what is really there.
+
+Owns the story; what is right is `demo_audit`'s business.
+"""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fluxpool_cli.kafka.results_topic import ResultsTopic
+from fluxpool_cli.local.data_dir import DataDir, DataDirError
+from fluxpool_cli.local.demo.audit import IMAGE_SUFFIXES, Audit, audit, status_counts
+from fluxpool_cli.local.options import StackOptions
+from fluxpool_cli.local.stack import LocalStack, StackError, supervise
+from fluxpool_cli.local.stack_parts import LANES, group_of
+from fluxpool_cli.local.workers.fleet import WorkerState
+from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
+from fluxpool_cli.watch.commands import result_line
+from fluxpool_cli.watch.overview import Overview, OverviewDisplay
+from fluxpool_contract.kafka import TopicNames
+from fluxpool_transport.lag import BacklogReader
+
+TINY_DEADLINE_SECONDS = 300.0
+MODEL_DEADLINE_SECONDS = 3600.0
+_IDLE_GRACE_SECONDS = 3.0
+_COOL_DOWN_SECONDS = 5.0
+_INTERVAL_SECONDS = 0.3
+_SUBMIT_DEADLINE_SECONDS = 30.0
+_VIP_EVERY = 6
+"""One prompt in so many goes through the vip lane."""
+
+_SUBJECTS = ("a lighthouse", "an owl", "a night train", "a teapot", "a glacier", "a market street", "a violin", "a fox")
+_STYLES = ("in watercolour", "as a woodcut", "at golden hour")
+_TINY_SIDES = (64, 128, 192, 256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoOptions:
+    """What is asked of a demo."""
+
+    data_dir: Path | None
+    """Absent: a temporary folder."""
+    keep: bool
+    model: str | None
+    tasks: int
+    max_workers: int
+    deadline_seconds: float | None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What a demo got to, also when it fails half-way."""
+
+    submitted: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    audit: Audit | None = None
+    problems: list[str] = field(default_factory=list)
+    peak_workers: int = 0
+
+
+def run_demo(options: DemoOptions, *, display: OverviewDisplay) -> tuple[Audit, float]:
+    """Run it; returns what was found and the seconds it took.
+
+    Images stay, all else does with `keep` only. Raises `KeyboardInterrupt` when ended by a signal, `DataDirError` for a
+    folder that cannot be used.
+    """
+    began_at = time.monotonic()
+    given = options.data_dir
+    # A folder that somebody already uses is never cleared.
+    clear = not options.keep and (given is None or _is_unused(given))
+    folder = given.resolve() if given is not None else Path(tempfile.mkdtemp(prefix="fluxpool-demo-"))
+    progress = _Progress()
+    try:
+        with display:
+            finished = asyncio.run(_supervised(options, folder, display=display, progress=progress, began_at=began_at))
+    finally:
+        if clear:
+            _clear(DataDir.at(folder))
+        _tell_what_is_kept(DataDir.at(folder), display=display)
+    if not finished:
+        raise KeyboardInterrupt
+    found = progress.audit or Audit(images=0, succeeded=0, lost=len(progress.submitted), doubled=0)
+    problems = (*progress.problems, *found.problems)
+    complete = Audit(
+        images=found.images, succeeded=found.succeeded, lost=found.lost, doubled=found.doubled, problems=problems
+    )
+    return complete, time.monotonic() - began_at
+
+
+def prompts(count: int, *, tiny: bool) -> list[dict[str, Any]]:
+    """Request bodies, all different; small and quick for the tiny model, the model's own defaults otherwise."""
+    bodies: list[dict[str, Any]] = []
+    for number in range(count):
+        subject, style = _SUBJECTS[number % len(_SUBJECTS)], _STYLES[number // len(_SUBJECTS) % len(_STYLES)]
+        body: dict[str, Any] = {"prompt": f"{subject} {style}, number {number + 1}", "seed": 1000 + number}
+        if tiny:
+            width, height = _TINY_SIDES[number % 4], _TINY_SIDES[number // 4 % 4]
+            body |= {"width": width, "height": height, "steps": 2 + number % 3}
+        if number % _VIP_EVERY == 0:
+            body["priority"] = "vip"
+        bodies.append(body)
+    return bodies
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether there is nothing yet; raises `DataDirError` for a file and for what cannot be read."""
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise DataDirError(f"--data-dir: {folder} cannot be used ({error.strerror}); name a folder") from None
+
+
+def _clear(data_dir: DataDir) -> None:
+    """Remove all but the images, and those, too, when there are none."""
+    if any(_pictures(data_dir)):
+        for entry in data_dir.path.iterdir():
+            if entry.is_dir() and entry != data_dir.images:
+                shutil.rmtree(entry, ignore_errors=True)
+            elif not entry.is_dir():
+                entry.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(data_dir.path, ignore_errors=True)
+
+
+def _pictures(data_dir: DataDir) -> Iterator[Path]:
+    return (file for file in data_dir.images.rglob("*") if file.suffix in IMAGE_SUFFIXES)
+
+
+def _tell_what_is_kept(data_dir: DataDir, *, display: OverviewDisplay) -> None:
+    first = min(_pictures(data_dir), default=None)
+    if first is not None:
+        display.note(f"the images are in {data_dir.images}, such as {first}")
+    for what, path in (("results", data_dir.results_export), ("logs", data_dir.logs)):
+        if path.exists():
+            display.note(f"the {what} are in {path}")
+
+
+async def _supervised(
+    options: DemoOptions, folder: Path, *, display: OverviewDisplay, progress: _Progress, began_at: float
+) -> bool:
+    """Run the demo in a stack; false when a signal ended it."""
+    deadline_seconds = options.deadline_seconds or (
+        TINY_DEADLINE_SECONDS if options.model is None else MODEL_DEADLINE_SECONDS
+    )
+    stack_options = StackOptions(
+        data_dir=folder,
+        model=options.model,
+        max_workers=options.max_workers,
+        idle_grace_seconds=_IDLE_GRACE_SECONDS,
+        cool_down_seconds=_COOL_DOWN_SECONDS,
+    )
+
+    async def story(stack: LocalStack) -> bool:
+        remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - began_at))
+        async with ResultsTopic(stack.parts.connection, TopicNames().results) as results:
+            teller = _Story(
+                stack, options=options, results=results, display=display, progress=progress, began_at=began_at
+            )
+            try:
+                async with asyncio.timeout(remaining_seconds):
+                    await teller.tell()
+            except TimeoutError:
+                problem = f"not finished within {deadline_seconds:g} s; the logs of the workers end so:"
+                progress.problems.append(f"{problem}\n{stack.log_tails()}")
+            await teller.count()
+        return True
+
+    try:
+        return bool(await supervise(stack_options, story, report=display.note))
+    except (StackError, DataDirError) as error:
+        progress.problems.append(str(error))
+        return True
+
+
+class _Story:
+    """One demo against a running stack."""
+
+    def __init__(
+        self,
+        stack: LocalStack,
+        *,
+        options: DemoOptions,
+        results: ResultsTopic,
+        display: OverviewDisplay,
+        progress: _Progress,
+        began_at: float,
+    ) -> None:
+        self._stack = stack
+        self._began_at = began_at
+        self._options = options
+        self._results = results
+        self._display = display
+        self._progress = progress
+
+    async def tell(self) -> None:
+        """Submit, wait for every result, for committed offsets and for the last worker to go."""
+        await self._results.read_to_end()
+        await self._submit()
+        waiting_for_all = True
+        while waiting_for_all or self._stack.fleet.running or self._lag():
+            await self._results.poll()
+            ended = status_counts(self._results.records, self._progress.submitted)
+            waiting_for_all = sum(ended.values()) < len(self._progress.submitted)
+            self._show()
+            if self._stack.fleet.problem is not None:
+                raise StackError(f"workers cannot start: {self._stack.fleet.problem}")
+            await asyncio.sleep(_INTERVAL_SECONDS)
+        peak = self._progress.peak_workers
+        self._display.note(f"all results are in; {peak} workers at the most, none now")
+
+    async def count(self) -> None:
+        """Read everything once more from its source and judge it."""
+        async with (
+            ResultsTopic(self._stack.parts.connection, TopicNames().results) as results,
+            BacklogReader(self._stack.parts.connection) as reader,
+        ):
+            await results.read_to_end()
+            groups = await reader.read({group_of(lane): lane.topic for lane in LANES})
+        self._progress.audit = await asyncio.to_thread(
+            audit,
+            self._progress.submitted,
+            results=results.records,
+            image_folder=self._stack.data_dir.images,
+            uncommitted_records={name: group.uncommitted_records_at_least for name, group in groups.items()},
+        )
+        if any(group.is_stale for group in groups.values()):
+            self._progress.problems.append("the offsets of some partitions could not be read")
+        if self._options.keep:
+            export = b"".join(value + b"\n" for value in results.values)
+            await asyncio.to_thread(self._stack.data_dir.results_export.write_bytes, export)
+        await self._check_gateway(results)
+
+    async def _submit(self) -> None:
+        bodies = prompts(self._options.tasks, tiny=self._options.model is None)
+        self._display.note(f"sending {len(bodies)} prompts to {self._stack.parts.gateway_url}")
+        async with httpx.AsyncClient(
+            base_url=self._stack.parts.gateway_url, timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False
+        ) as http:
+            answers = await asyncio.gather(
+                *(http.post("/v1/generations", json=body) for body in bodies), return_exceptions=True
+            )
+        for body, answer in zip(bodies, answers, strict=True):
+            if isinstance(answer, BaseException):
+                self._progress.problems.append(f"{body['prompt']!r} was not accepted: {answer!r}")
+            elif not answer.is_success:
+                self._progress.problems.append(
+                    f"{body['prompt']!r} was not accepted: {refusal_reason(answer.content, status=answer.status_code)}"
+                )
+            else:
+                try:
+                    self._progress.submitted[Generation.parse(answer.content).request_id] = body
+                except NotAGatewayError as error:
+                    self._progress.problems.append(f"{body['prompt']!r}: the gateway: {error}")
+
+    async def _check_gateway(self, results: ResultsTopic) -> None:
+        """Every address in a result serves the very file that lies in the store."""
+        async with httpx.AsyncClient(timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False, follow_redirects=True) as http:
+            for result in results.records:
+                if result.request_id not in self._progress.submitted:
+                    continue
+                for image in result.images:
+                    problem = await self._served_wrongly(http, image.url, self._stack.data_dir.images / image.object)
+                    if problem is not None:
+                        self._progress.problems.append(f"{image.url}: {problem}")
+
+    async def _served_wrongly(self, http: httpx.AsyncClient, url: str, file: Path) -> str | None:
+        try:
+            response = await http.get(url)
+        except httpx.HTTPError as error:
+            return f"is not served ({error!r})"
+        if not response.is_success:
+            return f"is answered with {response.status_code}"
+        try:
+            stored = await asyncio.to_thread(file.read_bytes)
+        except FileNotFoundError:
+            return "is served, but the store has no such file"
+        return None if response.content == stored else "is another image than the stored one"
+
+    def _lag(self) -> int:
+        """Uncommitted tasks as the scaler last read them; counts as some while that is old."""
+        return sum(
+            lane.waiting_records if lane.age_seconds is not None and lane.age_seconds < 5 else 1
+            for lane in self._stack.state().lanes
+        )
+
+    def _show(self) -> None:
+        fleet = self._stack.fleet
+        state = self._stack.state()
+        self._progress.peak_workers = max(self._progress.peak_workers, fleet.running)
+        self._display.update(
+            Overview(
+                lag_records={lane.name: lane.waiting_records for lane in state.lanes},
+                workers={worker_state.value: fleet.count(worker_state) for worker_state in WorkerState},
+                results=dict(status_counts(self._results.records, self._progress.submitted)),
+                recent=[result_line(result) for result in self._results.recent()],
+                plan=state.plan.reason if state.plan else "",
+                elapsed_seconds=time.monotonic() - self._began_at,
+            )
+        )

@@ -1,0 +1,1 @@
+"""The worker processes of a local stack, and their scaling."""

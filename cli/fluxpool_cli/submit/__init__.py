@@ -1,0 +1,1 @@
+"""`fluxpool submit` and the client of a gateway."""

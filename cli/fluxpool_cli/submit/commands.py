@@ -1,0 +1,162 @@
+"""`fluxpool submit`: one prompt to a gateway, and with `--wait` its images into a folder; or straight to Kafka.
+
+Owns the command line and its result; waiting is `polling`'s business, files are `image_files`'.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fluxpool_cli.arguments import finite, printable_path
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.kafka.kafka_target import DataDirOption, KafkaTarget, find_target
+from fluxpool_cli.local.data_dir import DEFAULT_NAME
+from fluxpool_cli.local.discovery import default_gateway_url, why_workers_cannot_start
+from fluxpool_cli.submit.gateway_answers import Generation
+from fluxpool_cli.submit.gateway_client import GatewayClient
+from fluxpool_cli.submit.image_files import check_folder, save_images
+from fluxpool_cli.submit.polling import Deadline, wait_until_finished
+from fluxpool_cli.terminal import JsonOption, OutputFormat, chosen_format, say, write_json, write_line
+
+_SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="FLUXPOOL_URL",
+        help="The gateway; by default the one that `fluxpool local up` runs in this folder, else http://127.0.0.1:8000.",
+    ),
+]
+
+
+def submit(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    *,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid; needs --true-cfg-scale above 1.")] = None,
+    size: Annotated[str | None, typer.Option(help="Width x height in pixels, multiples of 16: 1024x768.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image.")] = None,
+    n: Annotated[int | None, typer.Option("-n", help="How many images.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Distilled guidance.", callback=finite)] = None,
+    true_cfg_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; doubles the cost.", callback=finite)
+    ] = None,
+    image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
+    priority: Annotated[str | None, typer.Option(help="standard or vip.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key with the same request is one task, however often it is sent.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the images and save them.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait at most.", callback=finite)] = 600.0,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output-dir",
+            callback=printable_path,
+            help="Folder for the images; implies --wait. The current one by default. (For JSON say --json.)",
+        ),
+    ] = None,
+    output: Annotated[OutputFormat, typer.Option("--output", help="Form of the result.")] = OutputFormat.TABLE,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    data_dir: DataDirOption = Path(DEFAULT_NAME),
+    bootstrap_servers: Annotated[
+        str | None,
+        typer.Option(help="Kafka, as host:port[,host:port]: write the task to its topic, without a gateway."),
+    ] = None,
+) -> None:
+    """Send a prompt to the gateway; with --wait, show its progress and save its images.
+
+    While it waits, an answer that fails is asked for again until --timeout; images that are there already are not
+    written over.
+
+    With --bootstrap-servers the task goes straight to Kafka, to a partition of the worker that will be free first;
+    topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
+    FLUXPOOL_LANES variables.
+
+    Exits 0 when the task was accepted (with --wait: succeeded), 1 when it failed, 2 when it was refused, 3 when no
+    gateway serves, 4 without permission, 5 when it was not finished in time.
+    """
+    fields: dict[str, Any] = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "seed": seed,
+        "n": n,
+        "guidance": guidance,
+        "true_cfg_scale": true_cfg_scale,
+        "output_format": image_format,
+        "priority": priority,
+    }
+    if size is not None:
+        fields["width"], fields["height"] = parse_size(size)
+    body = {name: value for name, value in fields.items() if value is not None}
+    as_format = chosen_format(output, as_json=as_json)
+    # Before the task is sent, not after it was drawn.
+    if output_dir is not None and str(output_dir) in set(OutputFormat) and not output_dir.exists():
+        raise typer.BadParameter(
+            f"is the folder for the images here; for the form of the result say --output {output_dir}, "
+            f"for a folder of that name ./{output_dir}/",
+            param_hint="-o",
+        )
+    if bootstrap_servers is not None:
+        if wait or output_dir is not None:
+            raise typer.BadParameter(
+                "needs a gateway; leave out --wait and --output-dir", param_hint="--bootstrap-servers"
+            )
+        target = find_target(bootstrap_servers, data_dir)
+        _show(_submit_to_kafka(target, body, idempotency_key=idempotency_key), [], as_format)
+        return
+    folder = output_dir or Path()
+    if wait or output_dir is not None:
+        check_folder(folder)
+    own_stack = url is None
+    with GatewayClient(url or default_gateway_url(data_dir)) as gateway:
+        accepted = gateway.submit(body, idempotency_key=idempotency_key)
+        if own_stack and (why := why_workers_cannot_start(data_dir)):
+            say(f"the workers of the local stack cannot start: {why}")
+        if not wait and output_dir is None:
+            _show(accepted, [], as_format)
+            return
+        say(f"accepted as {accepted.request_id}")
+        deadline = Deadline.after(timeout)
+
+        def give_up() -> str | None:
+            return why_workers_cannot_start(data_dir) if own_stack else None
+
+        finished = wait_until_finished(gateway, accepted, deadline=deadline, hopeless=give_up)
+        files = save_images(gateway, finished, folder, deadline=deadline) if finished.succeeded else []
+    _show(finished, files, as_format)
+    if not finished.succeeded:
+        raise CommandError(ExitCode.FAILED, finished.failure)
+
+
+def _submit_to_kafka(target: KafkaTarget, body: dict[str, Any], *, idempotency_key: str | None) -> Generation:
+    # Imported here: Kafka's clients take a tenth of a second, which the usual way need not wait for.
+    from fluxpool_cli.kafka.kafka_run import run_on  # noqa: PLC0415
+    from fluxpool_cli.submit.kafka_submission import submit_to_kafka  # noqa: PLC0415
+
+    return Generation(run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key)))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels out of `1024x768`; raises `typer.BadParameter`."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} must be width x height in pixels, such as 1024x768", param_hint="--size")
+    return int(found[1]), int(found[2])
+
+
+def _show(generation: Generation, files: list[Path], as_format: OutputFormat) -> None:
+    if as_format is OutputFormat.JSON:
+        extra = {"files": [str(file) for file in files]} if files else {}
+        write_json({**generation.document, **extra})
+        return
+    write_line(f"{generation.request_id} {generation.status}")
+    for file in files:
+        write_line(str(file))
+    for warning in generation.warnings:
+        say(f"warning: {warning}")

@@ -1,0 +1,65 @@
+"""Images of a finished task as files: names that the gateway does not choose, and nothing is written over."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.submit.gateway_answers import Generation
+from fluxpool_cli.submit.gateway_client import GatewayClient
+from fluxpool_cli.submit.polling import Deadline, patiently
+
+_SHORTEST_SECONDS: Final = 30.0
+"""Images that were waited for get this long to arrive, however late they came."""
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder; raises `CommandError` (2) when files cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(
+            ExitCode.USAGE, f"--output-dir: {folder} cannot be made ({error.strerror}); name another folder"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CommandError(ExitCode.USAGE, f"--output-dir: {folder} cannot be written to; name another folder")
+
+
+def save_images(gateway: GatewayClient, generation: Generation, folder: Path, *, deadline: Deadline) -> list[Path]:
+    """Write every image into `folder` as `{request_id}-{index}.{extension}` and return the files.
+
+    Raises `CommandError`: 1 when a file cannot be written or holds something else, 3 when an image does not arrive.
+    """
+    patience = Deadline.after(max(_SHORTEST_SECONDS, deadline.remaining_seconds))
+    files = []
+    for index, extension in enumerate(generation.image_extensions):
+        content = patiently(_asking(gateway, generation.request_id, index), deadline=patience)
+        file = folder / f"{generation.request_id}-{index}.{extension}"
+        _write(file, content)
+        files.append(file)
+    return files
+
+
+def _asking(gateway: GatewayClient, request_id: str, index: int) -> Callable[[], bytes]:
+    return lambda: gateway.image(request_id, index)
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        with file.open("xb") as target:
+            try:
+                target.write(content)
+                target.flush()
+            except BaseException:
+                file.unlink(missing_ok=True)
+                raise
+    except FileExistsError:
+        # The same task may be asked for twice, under one --idempotency-key.
+        if file.is_file() and file.read_bytes() == content:
+            return
+        raise CommandError(
+            ExitCode.FAILED, f"{file} is there already and holds something else; name another --output-dir"
+        ) from None
+    except OSError as error:
+        raise CommandError(ExitCode.FAILED, f"{file} cannot be written: {error.strerror}") from None

@@ -1,0 +1,110 @@
+"""Waiting for a task's end: asks until it comes or the time is over, and lets hiccups of the gateway pass.
+
+Owns the rhythm and what is shown meanwhile.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.submit.gateway_answers import Generation
+from fluxpool_cli.submit.gateway_client import GatewayAwayError, GatewayClient, NotFoundError
+from fluxpool_cli.terminal import progress_console, say, visible
+
+T = TypeVar("T")
+
+_INTERVAL_SECONDS: Final = 0.25
+_LONGEST_PAUSE_SECONDS: Final = 5.0
+_UNKNOWN_SECONDS: Final = 15.0
+"""Another replica of the gateway may not have read of the task yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A moment after which nothing is waited for."""
+
+    timeout_seconds: float
+    at_seconds: float
+    """Of the monotonic clock."""
+
+    @classmethod
+    def after(cls, timeout_seconds: float) -> Self:
+        """So many seconds from now."""
+        return cls(timeout_seconds, time.monotonic() + timeout_seconds)
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Never below zero."""
+        return max(0.0, self.at_seconds - time.monotonic())
+
+
+def patiently(ask: Callable[[], T], *, deadline: Deadline) -> T:
+    """What `ask` returns, repeated while the gateway is away, until the deadline; then its error is raised."""
+    pause_seconds = _INTERVAL_SECONDS
+    unknown_until_seconds = time.monotonic() + _UNKNOWN_SECONDS
+    told = ""
+    while True:
+        try:
+            return ask()
+        except GatewayAwayError as error:
+            if deadline.remaining_seconds == 0.0:
+                raise
+            if str(error) != told:
+                told = str(error)
+                say(f"{told}; asking again until --timeout")
+            wanted_seconds = error.retry_after_seconds
+        except NotFoundError:
+            if deadline.remaining_seconds == 0.0 or time.monotonic() > unknown_until_seconds:
+                raise
+            wanted_seconds = None
+        time.sleep(min(pause_seconds if wanted_seconds is None else wanted_seconds, deadline.remaining_seconds))
+        pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+
+def wait_until_finished(
+    gateway: GatewayClient, generation: Generation, *, deadline: Deadline, hopeless: Callable[[], str | None]
+) -> Generation:
+    """The task once it has ended, showing every change.
+
+    `hopeless` says why nothing can come of it, if that is so. Raises `CommandError`: 5 when the time is over, 1 when it
+    is hopeless, and what the gateway refuses.
+    """
+    console = progress_console()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    request_id, shown = generation.request_id, ""
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(visible(generation.status), total=None)
+        while True:
+            generation = patiently(
+                lambda: gateway.generation(request_id, within_seconds=deadline.remaining_seconds), deadline=deadline
+            )
+            steps = generation.steps_done
+            bar.update(task, description=visible(generation.status), completed=steps[0] if steps else 0)
+            if steps:
+                bar.update(task, total=steps[1])
+            line = generation.status + (f" step {steps[0]} of {steps[1]}" if steps and not generation.finished else "")
+            if line != shown and not console.is_terminal:
+                say(line)
+            shown = line
+            if generation.finished:
+                return generation
+            if (why := hopeless()) is not None:
+                raise CommandError(ExitCode.FAILED, f"{request_id} waits, but the workers cannot start: {why}")
+            if deadline.remaining_seconds == 0.0:
+                raise CommandError(
+                    ExitCode.TIMED_OUT,
+                    f"{request_id} is still {generation.status} after {deadline.timeout_seconds:g} s; it is worked on "
+                    f"all the same: {gateway.url}/v1/generations/{request_id} tells how it ended, or wait longer with "
+                    "--timeout",
+                )
+            time.sleep(min(_INTERVAL_SECONDS, deadline.remaining_seconds))

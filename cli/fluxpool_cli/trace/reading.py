@@ -1,0 +1,205 @@
+"""Everything that Kafka holds about one task: its records on all topics, and where those stand in their groups.
+
+Owns which topics and groups are asked. Reads without joining a group. Knows nothing of how it is shown.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from fluxpool_cli.kafka.kafka_target import KafkaTarget
+from fluxpool_cli.reading_bar import Bar
+from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole, TraceEvent
+from fluxpool_contract.kafka import retry_group
+from fluxpool_transport.kafka import TopicScanError, find_ranges, scan
+from fluxpool_transport.lag import BacklogReader, GroupBacklog, PartitionBacklog, StalePartition
+
+CLOCKS_APART: Final = timedelta(hours=1)
+"""More than the clocks of gateways and producers differ; records older than an id by this are not about it."""
+_MADE_BY_GATEWAY: Final = 7
+_LATEST_RECORD_TIME: Final = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Standing(StrEnum):
+    """What a consumer group has done with a record."""
+
+    WAITING = "waiting"
+    IN_FLIGHT = "in-flight"
+    DONE = "done"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whereabouts:
+    """How a group stands to one record of the task."""
+
+    topic: str
+    partition: int
+    offset: int
+    group: str
+    standing: Standing
+    ahead_records: int | None = None
+    """Records of the partition before a waiting one that are not committed."""
+    worker: str | None = None
+    started_at: datetime | None = None
+    crashes: int = 0
+    problem: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """For machines; what does not apply is left out."""
+        known = {
+            "ahead_records": self.ahead_records,
+            "worker": self.worker,
+            "started_at": None if self.started_at is None else self.started_at.isoformat().replace("+00:00", "Z"),
+            "crashes": self.crashes or None,
+            "problem": self.problem or None,
+        }
+        return {
+            "topic": self.topic,
+            "partition": self.partition,
+            "offset": self.offset,
+            "group": self.group,
+            "standing": str(self.standing),
+            **{name: value for name, value in known.items() if value is not None},
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The life of one task."""
+
+    request_id: str
+    events: tuple[TraceEvent, ...]
+    """By time."""
+    whereabouts: tuple[Whereabouts, ...]
+    """Of the records on task and retry topics, in the same order."""
+    missing_topics: tuple[str, ...]
+
+
+def made_at(request_id: str) -> datetime | None:
+    """When an id of the gateway's (UUIDv7) was made; None for any other id."""
+    try:
+        made = uuid.UUID(request_id)
+    except ValueError:
+        return None
+    if made.version != _MADE_BY_GATEWAY or str(made) != request_id:
+        return None
+    seconds = (made.int >> 80) / 1000
+    return datetime.fromtimestamp(seconds, UTC) if seconds < _LATEST_RECORD_TIME.timestamp() else None
+
+
+def reading_start(request_id: str) -> datetime | None:
+    """From when on records can be about this task; None: from the beginning."""
+    made = made_at(request_id)
+    return None if made is None else made - CLOCKS_APART
+
+
+def roles_of(target: KafkaTarget) -> dict[str, TopicRole]:
+    """Every topic that may hold records about a task."""
+    topics = target.topics
+    return {
+        **dict.fromkeys([topics.tasks, topics.tasks_vip, *target.groups().values()], TopicRole.TASKS),
+        **dict.fromkeys(topics.retry, TopicRole.RETRY),
+        topics.control: TopicRole.CONTROL,
+        topics.progress: TopicRole.PROGRESS,
+        topics.dead_letters: TopicRole.DEAD_LETTERS,
+        topics.results: TopicRole.RESULTS,
+    }
+
+
+async def read_trace(target: KafkaTarget, request_id: str, *, since: datetime | None, bar: Bar) -> Trace:
+    """All that the topics hold about the task now; with `since`, in records written from then on.
+
+    Raises `TopicScanError` when none of the topics exists or one cannot be read, `KafkaUnavailableError`, `KafkaError`.
+    """
+    roles = roles_of(target)
+    found = await find_ranges(target.kafka, list(roles), since=since)
+    missing = tuple(topic for topic, ranges in found.items() if ranges is None)
+    if len(missing) == len(found):
+        raise TopicScanError(f"none of the topics {', '.join(missing)} exists; set FLUXPOOL_TOPICS_TASKS and so on")
+    ranges = [item for parts in found.values() for item in parts or ()]
+    bar.set_total(sum(item.offsets for item in ranges))
+    events = TaskEvents(request_id)
+    async with aclosing(scan(target.kafka, ranges, on_progress=bar.advance)) as batches:
+        async for records in batches:
+            for record in records:
+                events.add(record, roles[record.topic])
+    ordered = events.in_order()
+    return Trace(
+        request_id=request_id,
+        events=ordered,
+        whereabouts=await _whereabouts(target, ordered, roles),
+        missing_topics=missing,
+    )
+
+
+async def _whereabouts(
+    target: KafkaTarget, events: Sequence[TraceEvent], roles: Mapping[str, TopicRole]
+) -> tuple[Whereabouts, ...]:
+    work = [event for event in events if event.kind in _WORK]
+    topics = {event.topic for event in work}
+    serving = [(group, topic) for group, topic in target.groups().items() if topic in topics]
+    # A pool keeps the offsets of its retry topics in one group, named after its first lane, which is not known here.
+    relaying = [
+        (retry_group(group), topic) for topic in target.topics.retry if topic in topics for group in target.groups()
+    ]
+    async with BacklogReader(target.kafka) as reader:
+        serving_backlogs = await _read(reader, [item for item in serving if roles[item[1]] is TopicRole.TASKS])
+        relaying_backlogs = await _read(reader, relaying)
+    backlogs = serving_backlogs + [
+        backlog for topic in target.topics.retry for backlog in _of_pools(relaying_backlogs, topic)
+    ]
+    return tuple(_standing(event, backlog) for event in work for backlog in backlogs if backlog.topic == event.topic)
+
+
+async def _read(reader: BacklogReader, pairs: Sequence[tuple[str, str]]) -> list[GroupBacklog]:
+    """The backlog of each group on its topic; one call reads a group on one topic."""
+    found: list[GroupBacklog] = []
+    remaining = list(pairs)
+    while remaining:
+        asked = dict(remaining)
+        found += (await reader.read(asked)).values()
+        remaining = [pair for pair in remaining if pair not in asked.items()]
+    return found
+
+
+def _of_pools(backlogs: Sequence[GroupBacklog], topic: str) -> Sequence[GroupBacklog]:
+    """The groups that have offsets on the topic; the first one when none has."""
+    found = [backlog for backlog in backlogs if backlog.topic == topic]
+    active = [
+        backlog for backlog in found if any(item.committed_offset is not None for item in backlog.readable_partitions)
+    ]
+    return active or found[:1]
+
+
+_WORK: Final = frozenset({EventKind.SENT, EventKind.BACK, EventKind.REPLAYED, EventKind.RETRY})
+
+
+def _standing(event: TraceEvent, backlog: GroupBacklog) -> Whereabouts:
+    def found(standing: Standing, **known: Any) -> Whereabouts:
+        return Whereabouts(
+            topic=event.topic,
+            partition=event.partition,
+            offset=event.offset,
+            group=backlog.group,
+            standing=standing,
+            **known,
+        )
+
+    match next((item for item in backlog.partitions if item.partition == event.partition), None):
+        case None:
+            return found(Standing.UNKNOWN, problem=backlog.problem or "the group's offsets could not be read")
+        case StalePartition(reason=reason):
+            return found(Standing.UNKNOWN, problem=reason)
+        case PartitionBacklog() as partition:
+            entry = partition.in_flight.get(event.offset)
+            if entry is not None:
+                started_at = datetime.fromtimestamp(entry.started_at, UTC)
+                return found(Standing.IN_FLIGHT, worker=entry.worker, started_at=started_at, crashes=entry.crashes)
+            if event.offset < partition.next_offset:
+                return found(Standing.DONE)
+            return found(Standing.WAITING, ahead_records=event.offset - partition.next_offset)

@@ -1,0 +1,105 @@
+"""`fluxpool watch`: what a pool is doing, straight from Kafka and, for a local stack, from its supervisor."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fluxpool_cli.kafka.kafka_run import run_on
+from fluxpool_cli.kafka.kafka_target import DEFAULT_DATA_DIR, BootstrapOption, DataDirOption, KafkaTarget, find_target
+from fluxpool_cli.kafka.results_topic import ResultsTopic
+from fluxpool_cli.local.discovery import running_stack
+from fluxpool_cli.terminal import (
+    JsonOption,
+    OutputFormat,
+    OutputOption,
+    chosen_format,
+    say,
+    write_json,
+    write_line,
+    write_table,
+)
+from fluxpool_cli.watch.overview import Overview, OverviewDisplay
+from fluxpool_contract.messages import GenerationResult
+from fluxpool_transport.lag import BacklogReader
+
+_NEWEST_RECORDS = 10_000
+"""Of the results topic: some seconds to read, some megabytes to remember."""
+_INTERVAL_SECONDS = 1.0
+
+
+def watch(
+    *,
+    bootstrap_servers: BootstrapOption = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    once: Annotated[bool, typer.Option("--once", help="Show one moment and end.")] = False,
+    output: OutputOption = OutputFormat.TABLE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show lag by lane, workers and the newest results; Ctrl-C ends it.
+
+    Topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
+    FLUXPOOL_LANES variables.
+    """
+    as_format = chosen_format(output, as_json=as_json)
+    if as_format is OutputFormat.JSON and not once:
+        raise typer.BadParameter("needs --once: one moment is one document", param_hint="--output json")
+    target = find_target(bootstrap_servers, data_dir)
+    # Ctrl-C is how the live view ends.
+    with contextlib.suppress(KeyboardInterrupt):
+        run_on(target, _watch(target, data_dir=data_dir, once=once, as_format=as_format))
+
+
+def result_line(result: GenerationResult) -> str:
+    """One result for a person."""
+    where = result.image_url or (result.error.message if result.error else "")
+    return f"{result.status} {result.request_id} by {result.worker or '?'} {where}"
+
+
+async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, as_format: OutputFormat) -> None:
+    topic = target.topics.results
+    async with (
+        ResultsTopic(target.kafka, topic, newest_records=_NEWEST_RECORDS) as results,
+        BacklogReader(target.kafka) as reader,
+    ):
+        await results.read_to_end()
+        if results.passed_over:
+            say(f"{topic} has {results.passed_over} older records, which are not counted")
+        moment = await _observe(target, results, reader, data_dir)
+        if once:
+            if as_format is OutputFormat.JSON:
+                write_json(moment.document())
+            else:
+                write_table(("", ""), moment.rows())
+                for line in moment.recent:
+                    write_line(line)
+            return
+        with OverviewDisplay() as display:
+            display.update(moment)
+            while True:
+                await asyncio.sleep(_INTERVAL_SECONDS)
+                await results.read_to_end()
+                display.update(await _observe(target, results, reader, data_dir))
+
+
+async def _observe(target: KafkaTarget, results: ResultsTopic, reader: BacklogReader, data_dir: Path) -> Overview:
+    lanes = target.lane_groups()
+    backlogs = await reader.read(dict(lanes.values()))
+    # Workers are known of a stack of this machine only, and it may be on another Kafka than the one that is asked.
+    stack = running_stack(data_dir)
+    if stack is not None and stack.bootstrap_servers != target.servers:
+        stack = None
+    workers = Counter(part.state for part in stack.parts if part.name.startswith("worker-")) if stack else Counter()
+    plan = stack.plan.reason if stack and stack.plan else ""
+    if stack is not None and stack.workers_problem is not None:
+        plan = f"workers cannot start: {stack.workers_problem}"
+    return Overview(
+        lag_records={name: backlogs[group].uncommitted_records_at_least for name, (group, _) in lanes.items()},
+        workers=dict(workers),
+        results=dict(results.counts()),
+        recent=[result_line(result) for result in results.recent()],
+        plan=plan,
+    )

@@ -1,0 +1,107 @@
+"""The ledger: which tasks of a partition are in flight, as text committed beside the partition's offset.
+
+Written by the worker that owns the partition, read by its next owner after a crash and by whoever observes the group.
+Also an empty one is written: it tells that a worker committed the offset, and so had the broker keep it for long.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fluxpool_contract.bounds import clamped_milliseconds
+from fluxpool_contract.messages.headers import MAX_HEADER_COUNT
+
+MAX_METADATA_BYTES: Final = 4096
+"""The broker's default `offset.metadata.max.bytes`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """What is known of one task in flight; the next owner of the partition reads it after a crash."""
+
+    task: str
+    worker: str
+    started_at: int
+    """Seconds since 1970, UTC."""
+    crashes: int = 0
+    released: bool = False
+    """Given up in good order (drain, rebalance): a later owner must not count it as a crash."""
+    drawn: bool = False
+    """Its images exist and are being stored or published: what kills the worker now is not this task."""
+
+
+def encode_ledger(entries: dict[int, LedgerEntry], *, topic_id: str | None = None) -> str:
+    """The ledger as compact JSON; `topic_id` says which topic the offsets are of, should another get its name.
+
+    Entries that do not fit into the broker's limit are left out from the highest offset on: the lowest is the one that
+    a crash would hand out first.
+    """
+    kept = sorted(entries.items())
+    while True:
+        text = json.dumps(
+            {
+                "v": 1,
+                **({} if topic_id is None else {"topic": topic_id}),
+                "tasks": {
+                    str(offset): {
+                        "task": entry.task,
+                        "crashes": entry.crashes,
+                        "pod": entry.worker,
+                        "started_at": entry.started_at,
+                        **({"released": True} if entry.released else {}),
+                        **({"drawn": True} if entry.drawn else {}),
+                    }
+                    for offset, entry in kept
+                },
+            },
+            separators=(",", ":"),
+        )
+        if len(text.encode()) <= MAX_METADATA_BYTES:
+            return text
+        kept.pop()
+
+
+def is_ledger(metadata: str | None) -> bool:
+    """Whether a worker committed this, rather than another client."""
+    return _tasks(metadata) is not None
+
+
+def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
+    """The entries of committed metadata, by offset; empty for text of anybody else, which is not an error."""
+    try:
+        return {
+            int(offset): LedgerEntry(
+                task=str(entry["task"]),
+                worker=str(entry["pod"]),
+                started_at=clamped_milliseconds(int(entry["started_at"]) * 1000) // 1000,
+                crashes=min(max(0, int(entry["crashes"])), MAX_HEADER_COUNT),
+                released=bool(entry.get("released", False)),
+                drawn=bool(entry.get("drawn", False)),
+            )
+            for offset, entry in (_tasks(metadata) or {}).items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return {}
+
+
+def ledger_topic(metadata: str | None) -> str | None:
+    """The id of the topic that committed metadata are about; None where they do not say."""
+    topic_id = _ledger(metadata).get("topic")
+    return topic_id if isinstance(topic_id, str) else None
+
+
+def _tasks(metadata: str | None) -> dict[str, Any] | None:
+    """What stands under `tasks`; None for text of anybody else."""
+    tasks = _ledger(metadata).get("tasks")
+    return tasks if isinstance(tasks, dict) else None
+
+
+def _ledger(metadata: str | None) -> dict[str, Any]:
+    if not metadata:
+        # What most other clients write, asked for each partition at each reading: too often for an exception.
+        return {}
+    try:
+        ledger = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return {}
+    return ledger if isinstance(ledger, dict) else {}

@@ -1,0 +1,169 @@
+"""Retry topics: how long a task waits in each, which pool takes it back, and the headers of its record. Pure.
+
+A retry topic has one fixed delay, so the records of a partition are due in roughly the order of their offsets. Pools
+may share retry topics: a record names the lane topic it came from, and only the pool that serves that topic takes it
+back, with offsets in a consumer group of its own.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Final
+
+from fluxpool_contract.header_names import (
+    ATTEMPT,
+    CRASHES,
+    ERROR_CLASS,
+    ERROR_CODE,
+    FIRST_SEEN,
+    NOT_BEFORE,
+    ORIGIN_OFFSET,
+    ORIGIN_PARTITION,
+    ORIGIN_TOPIC,
+)
+from fluxpool_contract.messages.headers import Envelope, RawHeaders, format_time, parse_time
+
+DELAY_PATTERN: Final = r"^[1-9][0-9]{0,5}(ms|s|m|h)$"
+"""How a delay is written: `500ms`, `15s`, `2m`, `1h`."""
+DELAYS_BY_PLACE_SECONDS: Final = (15.0, 120.0, 900.0)
+"""For topics whose name does not end in a delay: the first, the second, and all further ones."""
+MAX_JITTER: Final = 0.2
+"""Part of its delay that a task may wait longer, so that tasks that failed together do not come back together."""
+
+_UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SUFFIX: Final = re.compile(r"(?:^|[._-])([1-9][0-9]{0,5})(ms|s|m|h)$")
+
+
+def parse_delay(text: str) -> float:
+    """Seconds of a text such as `15s`; raises `ValueError` when it has another form."""
+    if re.fullmatch(DELAY_PATTERN, text) is None:
+        raise ValueError(f"{text!r} must be a whole number and ms, s, m or h, such as 15s or 2m")
+    return _seconds(*_split(text))
+
+
+def retry_delays_seconds(topics: Sequence[str], configured: Sequence[str] = ()) -> tuple[float, ...]:
+    """The delay of each retry topic: as configured, else the end of its name (`-2m`), else by its place."""
+    if configured:
+        return tuple(map(parse_delay, configured))
+    return tuple(_delay_of(topic, place) for place, topic in enumerate(topics))
+
+
+def due_at(now: datetime, delay_seconds: float, *, jitter: float) -> datetime:
+    """When a task that goes to a retry topic now may go on; `jitter` is a random number from 0 to 1."""
+    return now + timedelta(seconds=delay_seconds * (1 + MAX_JITTER * jitter))
+
+
+def retry_group(first_lane_group: str) -> str:
+    """The consumer group in which a pool keeps its offsets of all its retry topics. It never has members."""
+    return f"{first_lane_group}-retry"
+
+
+def strays_group(retry_topic: str) -> str:
+    """The consumer group that all pools share for records of a retry topic that name no origin: one pool takes each."""
+    return f"{retry_topic}-strays"
+
+
+def former_scheduler_group(retry_topic: str) -> str:
+    """The group, shared by all pools, in which releases up to 0.1 kept the offsets of a retry topic."""
+    return f"{retry_topic}-scheduler"
+
+
+def origin_topic(headers: RawHeaders) -> str | None:
+    """The lane topic that a record of a retry topic came from; None when no header names one."""
+    text = _header_text(headers, ORIGIN_TOPIC)
+    return text or None
+
+
+def not_before_seconds(headers: RawHeaders) -> float | None:
+    """What a record of a retry topic says of when it is due, seconds since 1970; None when it says nothing readable."""
+    if (text := _header_text(headers, NOT_BEFORE)) is None:
+        return None
+    try:
+        return parse_time(text).timestamp()
+    except ValueError:
+        return None
+
+
+def due_seconds(*, arrived_seconds: float, not_before_seconds: float | None, delay_seconds: float) -> float:
+    """When a record of a retry topic is due, seconds since 1970: at its not-before time, else after the delay.
+
+    It is never later than the delay with all its jitter after the record arrived. `arrived_seconds` is the record's
+    timestamp, but no later than when somebody saw it: neither a foreign header nor a foreign clock keeps a task waiting
+    for ever.
+    """
+    if not_before_seconds is None:
+        return arrived_seconds + delay_seconds
+    return min(not_before_seconds, arrived_seconds + delay_seconds * (1 + MAX_JITTER))
+
+
+def retry_headers(
+    original: RawHeaders,
+    envelope: Envelope,
+    *,
+    attempt: int,
+    crashes: int,
+    first_seen: datetime,
+    not_before: datetime,
+    origin: tuple[str, int, int],
+    error: tuple[str, str],
+) -> list[tuple[str, bytes]]:
+    """Headers of a task on its way to a retry topic: its own, with its counts and its history brought up to date.
+
+    `attempt` is the one to come. `origin` (topic, partition, offset) is where the task was taken now. An earlier origin
+    in the envelope counts only when it names the same topic: a retried task always comes back to the topic it was taken
+    from, so any other name was written by somebody else. `error` is class and code.
+    """
+    topic, partition, offset = origin
+    if envelope.origin_topic == topic and envelope.origin_partition is not None and envelope.origin_offset is not None:
+        partition, offset = envelope.origin_partition, envelope.origin_offset
+    return _replaced(
+        original,
+        {
+            ATTEMPT: str(attempt),
+            CRASHES: str(crashes),
+            FIRST_SEEN: format_time(first_seen),
+            NOT_BEFORE: format_time(not_before),
+            ORIGIN_TOPIC: topic,
+            ORIGIN_PARTITION: str(partition),
+            ORIGIN_OFFSET: str(offset),
+            ERROR_CLASS: error[0],
+            ERROR_CODE: error[1],
+        },
+    )
+
+
+def due_headers(original: RawHeaders) -> list[tuple[str, bytes]]:
+    """Headers of a task on its way back from a retry topic: it waits for nothing more."""
+    return _replaced(original, {NOT_BEFORE: None})
+
+
+def _replaced(original: RawHeaders, values: dict[str, str | None]) -> list[tuple[str, bytes]]:
+    kept = [(name, value or b"") for name, value in original if name not in values]
+    return kept + [(name, value.encode()) for name, value in values.items() if value is not None]
+
+
+def _header_text(headers: RawHeaders, wanted: str) -> str | None:
+    """The last value of a header; None when there is none, or it is no text."""
+    for name, value in reversed(list(headers)):
+        if name == wanted and value is not None:
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def _delay_of(topic: str, place: int) -> float:
+    suffix = _SUFFIX.search(topic)
+    if suffix is not None:
+        return _seconds(suffix[1], suffix[2])
+    return DELAYS_BY_PLACE_SECONDS[min(place, len(DELAYS_BY_PLACE_SECONDS) - 1)]
+
+
+def _split(text: str) -> tuple[str, str]:
+    number = text.rstrip("hms")
+    return number, text[len(number) :]
+
+
+def _seconds(number: str, unit: str) -> float:
+    return int(number) * _UNIT_SECONDS[unit]

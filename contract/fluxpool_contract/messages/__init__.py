@@ -1,0 +1,92 @@
+"""The messages on the topics: tasks, results, progress, commands, dead letters, and their record headers."""
+
+from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.dead_letter import PREFIX, DeadLetter, Disposition
+from fluxpool_contract.messages.decoding import DecodedTask, decode_task, parse_task, peek_request_id
+from fluxpool_contract.messages.derived import (
+    claim_key,
+    derive_seed,
+    first_seen,
+    idempotent_request_id,
+    image_key,
+    manifest_key,
+    new_request_id,
+    object_prefix,
+    record_event_id,
+    result_event_id,
+    task_digest,
+)
+from fluxpool_contract.messages.handling_note import HandlingAction, HandlingNote, is_note
+from fluxpool_contract.messages.headers import (
+    DEFAULT_TENANT,
+    MAX_NUMBER_DIGITS,
+    Envelope,
+    RawHeaders,
+    cloud_event_headers,
+    encode_headers,
+    format_time,
+    parse_envelope,
+    parse_time,
+    render_envelope,
+)
+from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus, TaskError
+from fluxpool_contract.messages.task import (
+    MAX_IMAGES,
+    MAX_STEPS,
+    MAX_TASK_BYTES,
+    REQUEST_ID,
+    GenerationParameters,
+    GenerationTask,
+    OutputFormat,
+    check_request_id,
+)
+
+__all__ = [
+    "DEFAULT_TENANT",
+    "MAX_IMAGES",
+    "MAX_NUMBER_DIGITS",
+    "MAX_STEPS",
+    "MAX_TASK_BYTES",
+    "PREFIX",
+    "REQUEST_ID",
+    "CancelCommand",
+    "DeadLetter",
+    "DecodedTask",
+    "Disposition",
+    "Envelope",
+    "GenerationParameters",
+    "GenerationResult",
+    "GenerationTask",
+    "HandlingAction",
+    "HandlingNote",
+    "ImageDescription",
+    "OutputFormat",
+    "ProgressEvent",
+    "ProgressType",
+    "RawHeaders",
+    "ResultStatus",
+    "TaskError",
+    "check_request_id",
+    "claim_key",
+    "cloud_event_headers",
+    "decode_task",
+    "derive_seed",
+    "encode_headers",
+    "first_seen",
+    "format_time",
+    "idempotent_request_id",
+    "image_key",
+    "is_note",
+    "manifest_key",
+    "new_request_id",
+    "object_prefix",
+    "parse_envelope",
+    "parse_task",
+    "parse_time",
+    "peek_request_id",
+    "record_event_id",
+    "render_envelope",
+    "result_event_id",
+    "task_digest",
+]

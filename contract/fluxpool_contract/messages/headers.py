@@ -1,0 +1,241 @@
+"""Record headers: CloudEvents 1.0 in binary mode plus Fluxpool's own, all optional on input, all values strings.
+
+A record without any header is a complete task: the defaults of `Envelope` are what a foreign producer means. Only
+headers that begin with `fluxpool-` can refuse a task. All others are information: one that is no UTF-8 text, is longer
+than `MAX_INFORMATION_BYTES` or has another form counts as absent.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+from fluxpool_contract.bounds import MAX_COUNT
+from fluxpool_contract.header_names import (
+    ATTEMPT,
+    CE_ID,
+    CE_SOURCE,
+    CE_SPECVERSION,
+    CE_SUBJECT,
+    CE_TIME,
+    CE_TYPE,
+    CONTENT_TYPE,
+    CRASHES,
+    DEADLINE,
+    EPOCH,
+    ERROR_CLASS,
+    ERROR_CODE,
+    FIRST_SEEN,
+    NOT_BEFORE,
+    ORIGIN_OFFSET,
+    ORIGIN_PARTITION,
+    ORIGIN_TOPIC,
+    PREFIX,
+    PRIORITY,
+    REPLAY_OF,
+    TENANT,
+    TRACEPARENT,
+    TRACESTATE,
+)
+from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
+
+RawHeaders = Sequence[tuple[str, bytes | None]]
+"""Headers as Kafka clients hand them out."""
+
+DEFAULT_TENANT: Final = "default"
+_TENANT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+MAX_TENANT_CHARACTERS: Final = 63
+MAX_NUMBER_DIGITS: Final = 18
+"""Any Kafka offset that will ever be reached, and well below what Python refuses to parse."""
+MAX_HEADER_COUNT: Final = 1_000_000
+"""Attempts, crashes and replays of one task: no task comes near it, and sums stay below `bounds.MAX_COUNT`."""
+MAX_TEXT_BYTES: Final = 512
+"""Of a text in a `fluxpool-*` header; names of topics, codes and ids are shorter."""
+MAX_INFORMATION_BYTES: Final = 1024
+"""Of a header that is only passed on. W3C asks for 512 bytes of `tracestate`."""
+
+
+def check_tenant(value: str) -> str:
+    """The tenant itself; raises `ValueError` when it cannot be the first segment of an object key."""
+    if not (0 < len(value) <= MAX_TENANT_CHARACTERS and value[0] != "-" and set(value) <= _TENANT_CHARACTERS):
+        raise ValueError(
+            f"must be 1 to {MAX_TENANT_CHARACTERS} characters out of a-z 0-9 - and begin with a letter or digit"
+        )
+    return value
+
+
+def format_time(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-04-05T10:00:00.000Z`. Naive times are refused with `ValueError`."""
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone cannot be written into a header")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> datetime:
+    """The UTC moment of an RFC 3339 text; raises `ValueError` when it is malformed or has no zone."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("must end in Z or an offset such as +02:00")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the years 1 to 9999 in UTC") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What travels beside a task's body."""
+
+    attempt: int = 1
+    crashes: int = 0
+    epoch: int = 0
+    """Raised by a replay from the dead-letter topic; part of object keys and event ids."""
+    tenant: str = DEFAULT_TENANT
+    priority: str | None = None
+    first_seen: datetime | None = None
+    deadline: datetime | None = None
+    not_before: datetime | None = None
+    replay_of: str | None = None
+    origin_topic: str | None = None
+    origin_partition: int | None = None
+    origin_offset: int | None = None
+    error_class: str | None = None
+    error_code: str | None = None
+    ce_id: str | None = None
+    ce_source: str | None = None
+    ce_time: datetime | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+_TEXT = {
+    PRIORITY: "priority",
+    REPLAY_OF: "replay_of",
+    ORIGIN_TOPIC: "origin_topic",
+    ERROR_CLASS: "error_class",
+    ERROR_CODE: "error_code",
+}
+_INFORMATION = {CE_ID: "ce_id", CE_SOURCE: "ce_source", TRACEPARENT: "traceparent", TRACESTATE: "tracestate"}
+_NUMBERS = {
+    ATTEMPT: ("attempt", 1, MAX_HEADER_COUNT),
+    CRASHES: ("crashes", 0, MAX_HEADER_COUNT),
+    EPOCH: ("epoch", 0, MAX_HEADER_COUNT),
+    ORIGIN_PARTITION: ("origin_partition", 0, MAX_COUNT),
+    ORIGIN_OFFSET: ("origin_offset", 0, 10**MAX_NUMBER_DIGITS - 1),
+}
+_TIMES = {FIRST_SEEN: "first_seen", DEADLINE: "deadline", NOT_BEFORE: "not_before"}
+
+
+def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Envelope:
+    """The envelope of a record; unknown headers are ignored, a repeated header counts once, the last.
+
+    Raises `InvalidTaskError` (`invalid-header`) naming the `fluxpool-*` header and the form it must have.
+    """
+    values: dict[str, object] = {}
+    problems: list[FieldProblem] = []
+    for name, raw in headers:
+        # One look-up each: every record of every topic passes here, with ten headers.
+        field, parse = _PARSERS.get(name, _UNKNOWN)
+        if parse is None or raw is None:
+            continue
+        is_own = name.startswith(PREFIX)
+        if not is_own and len(raw) > MAX_INFORMATION_BYTES:
+            continue
+        try:
+            values[field] = parse(raw)
+        except ValueError as error:
+            # A foreign header must never cost its task, whatever is in it.
+            if is_own:
+                problems.append(FieldProblem(field=name, message=f"{error}; correct the header or leave it out"))
+    if problems:
+        raise InvalidTaskError(ErrorCode.INVALID_HEADER, problems, request_id=request_id)
+    return Envelope(**values)  # type: ignore[arg-type]  # _PARSERS yields each field with its own type
+
+
+def _own_text(raw: bytes) -> str:
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise ValueError("must be UTF-8 text") from None
+    if len(raw) > MAX_TEXT_BYTES:
+        raise ValueError(f"must be at most {MAX_TEXT_BYTES} bytes long")
+    return text
+
+
+def _own_number(raw: bytes, *, minimum: int, maximum: int) -> int:
+    # bytes.isdigit() knows ASCII digits alone.
+    if not raw.isdigit() or len(raw) > MAX_NUMBER_DIGITS or not minimum <= int(raw) <= maximum:
+        raise ValueError(f"must be a whole number from {minimum} to {maximum}, as text")
+    return int(raw)
+
+
+def _own_time(raw: bytes) -> datetime:
+    try:
+        return parse_time(raw.decode())
+    except ValueError:
+        raise ValueError("must be an RFC 3339 time such as 2026-04-05T10:00:00Z") from None
+
+
+def _own_tenant(raw: bytes) -> str:
+    # What is no ASCII is no tenant either, and check_tenant says what one is.
+    return check_tenant(raw.decode("ascii", errors="replace"))
+
+
+_Parser = Callable[[bytes], object]
+_UNKNOWN: Final[tuple[str, _Parser | None]] = ("", None)
+_PARSERS: Final[dict[str, tuple[str, _Parser | None]]] = {
+    **{header: (field, _own_text) for header, field in _TEXT.items()},
+    **{
+        header: (field, partial(_own_number, minimum=minimum, maximum=maximum))
+        for header, (field, minimum, maximum) in _NUMBERS.items()
+    },
+    **{header: (field, _own_time) for header, field in _TIMES.items()},
+    TENANT: ("tenant", _own_tenant),
+    **{header: (field, bytes.decode) for header, field in _INFORMATION.items()},
+    CE_TIME: ("ce_time", lambda raw: parse_time(raw.decode())),
+}
+"""Field and form of every header that is read. Each raises `ValueError` with the rule."""
+
+
+def render_envelope(envelope: Envelope) -> list[tuple[str, bytes]]:
+    """The headers of an envelope; fields at their defaults are left out."""
+    rendered: list[tuple[str, str]] = []
+    for header, field in {**_TEXT, **_INFORMATION}.items():
+        text = getattr(envelope, field)
+        if text is not None:
+            rendered.append((header, text))
+    defaults = Envelope()
+    for header, (field, *_) in _NUMBERS.items():
+        number = getattr(envelope, field)
+        if number is not None and number != getattr(defaults, field):
+            rendered.append((header, str(number)))
+    for header, field in {**_TIMES, CE_TIME: "ce_time"}.items():
+        moment = getattr(envelope, field)
+        if moment is not None:
+            rendered.append((header, format_time(moment)))
+    if envelope.tenant != DEFAULT_TENANT:
+        rendered.append((TENANT, envelope.tenant))
+    return encode_headers(rendered)
+
+
+def cloud_event_headers(
+    *, event_id: str, event_type: str, source: str, subject: str | None, time: datetime
+) -> list[tuple[str, bytes]]:
+    """The attributes of CloudEvents 1.0 (Kafka protocol binding, binary content mode) for a JSON value."""
+    headers = [
+        (CE_SPECVERSION, "1.0"),
+        (CE_ID, event_id),
+        (CE_TYPE, event_type),
+        (CE_SOURCE, source),
+        (CE_TIME, format_time(time)),
+        (CONTENT_TYPE, "application/json"),
+    ]
+    if subject is not None:
+        headers.append((CE_SUBJECT, subject))
+    return encode_headers(headers)
+
+
+def encode_headers(headers: Iterable[tuple[str, str]]) -> list[tuple[str, bytes]]:
+    """Header values as Kafka wants them."""
+    return [(name, value.encode()) for name, value in headers]

@@ -1,0 +1,39 @@
+"""Settings of the parts as environment variables."""
+
+from fluxpool_contract.settings.environment import PREFIX, EnvironmentSettings, SettingsError
+from fluxpool_contract.settings.worker import (
+    DEFAULT_CONSUMER_GROUP,
+    STANDARD_LANE,
+    VIP_LANE,
+    DType,
+    GroupId,
+    HttpBaseUrl,
+    Lane,
+    ModelDevice,
+    ModelSettings,
+    StorageSettings,
+    WorkerSettings,
+    check_lanes,
+    serving_groups,
+)
+from fluxpool_contract.settings.worker_exit import EXIT_MODEL_LOAD_FAILED
+
+__all__ = [
+    "DEFAULT_CONSUMER_GROUP",
+    "EXIT_MODEL_LOAD_FAILED",
+    "PREFIX",
+    "STANDARD_LANE",
+    "VIP_LANE",
+    "DType",
+    "EnvironmentSettings",
+    "GroupId",
+    "HttpBaseUrl",
+    "Lane",
+    "ModelDevice",
+    "ModelSettings",
+    "SettingsError",
+    "StorageSettings",
+    "WorkerSettings",
+    "check_lanes",
+    "serving_groups",
+]

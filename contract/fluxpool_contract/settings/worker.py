@@ -1,0 +1,248 @@
+"""The worker's settings and the parts of them that other deployables share."""
+
+import re
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from fluxpool_contract.folder_address import SCHEME, folder_of
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.retries import DELAY_PATTERN, retry_delays_seconds, retry_group
+from fluxpool_contract.kafka.topics import TopicName, TopicNames
+from fluxpool_contract.settings.environment import EnvironmentSettings
+from fluxpool_contract.text_rules import (
+    S3_URL_PATTERN,
+    Credential,
+    HttpUrl,
+    LineText,
+    SecretCredential,
+    check_line,
+)
+
+DEFAULT_CONSUMER_GROUP: Final = "flux-worker-group"
+
+MAX_SECONDS: Final = 365 * 86_400
+"""No wait is meant to be longer, and clients' milliseconds still fit into 64 bits."""
+
+GroupId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")]
+Delay = Annotated[str, Field(pattern=DELAY_PATTERN)]
+
+
+def _with_slash(url: str) -> str:
+    return url if url.endswith("/") else url + "/"
+
+
+def _check_storage(url: str) -> str:
+    check_line(url)
+    if url.startswith(f"{SCHEME}/"):
+        folder_of(url)
+    elif not re.fullmatch(S3_URL_PATTERN, url) or ".." in url.split("/"):
+        raise ValueError(f"{url!r} must be s3://bucket/prefix/ or file:///absolute/folder/, without ..")
+    return _with_slash(url)
+
+
+HttpBaseUrl = Annotated[HttpUrl, AfterValidator(_with_slash)]
+
+
+class DType(StrEnum):
+    """Number formats a checkpoint can be loaded in."""
+
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class ModelDevice(StrEnum):
+    """Where the model runs; `auto` takes CUDA when there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class ModelSettings(BaseModel):
+    """Which checkpoint a worker serves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    id: LineText = "black-forest-labs/FLUX.1-dev"
+    """A model id, or the path of a diffusers checkpoint folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a model id; a commit stays the same."""
+    device: ModelDevice = ModelDevice.AUTO
+    """auto, cpu or cuda."""
+    transformer_dtype: DType = DType.FLOAT16
+    """float16, bfloat16 or float32."""
+    encoder_dtype: DType = DType.BFLOAT16
+    """Of T5, CLIP and the VAE; float16 overflows in T5."""
+    offline: bool = False
+    """Never ask the hub; fail when files are missing."""
+
+
+class StorageSettings(BaseModel):
+    """Where images go and under which address people find them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    url: Annotated[str, AfterValidator(_check_storage)]
+    """`s3://bucket/prefix/` or `file:///folder/`; blanks and the like of a folder's name may be percent-encoded."""
+    public_base_url: HttpBaseUrl | None = None
+    """Address under which the objects themselves are public."""
+    endpoint_url: HttpBaseUrl | None = None
+    """Of an S3-compatible service other than AWS."""
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    """Of the bucket; absent: the environment's, else us-east-1."""
+    access_key_id: Credential | None = None
+    """Absent: the credentials of the environment, such as a pod's web identity."""
+    secret_access_key: SecretCredential | None = None
+    """Goes with `access_key_id`."""
+
+    ca_file: Path | None = None
+    """PEM file of authorities to trust for `endpoint_url`, beside those of the system."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("secret_access_key: access_key_id and secret_access_key go together")
+        return self
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder of a `file:///` address."""
+        return folder_of(self.url) if self.url.startswith(SCHEME) else None
+
+
+class Lane(BaseModel):
+    """One topic that a pool serves, in its own consumer group."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+    topic: TopicName
+    consumer_group: GroupId | None = None
+    preference: Annotated[int, Field(ge=0, le=100)] = 0
+    """Lanes with a higher one are served first; the others keep a share."""
+
+
+STANDARD_LANE: Final = Lane(name="standard", topic=TopicNames().tasks)
+VIP_LANE: Final = Lane(name="vip", topic=TopicNames().tasks_vip, preference=10)
+
+
+def serving_groups(consumer_group: str, lanes: tuple[Lane, ...], topics: TopicNames) -> dict[str, str]:
+    """Each consumer group that takes tasks, with its topic; without `lanes` those of a pool that serves both."""
+    served = lanes or (
+        STANDARD_LANE.model_copy(update={"topic": topics.tasks}),
+        VIP_LANE.model_copy(update={"topic": topics.tasks_vip}),
+    )
+    return {
+        lane.consumer_group or (consumer_group if lane is served[0] else f"{consumer_group}-{lane.name}"): lane.topic
+        for lane in served
+    }
+
+
+def check_lanes(lanes: tuple[Lane, ...], topics: TopicNames, *, groups: Sequence[str]) -> None:
+    """Raise `ValueError` when two lanes share a name, a group or a topic, or a lane reads what workers write."""
+    for what, values in (
+        ("name", [lane.name for lane in lanes]),
+        ("consumer_group", groups),
+        ("topic", [lane.topic for lane in lanes]),
+    ):
+        if len(set(values)) != len(values):
+            raise ValueError(f"lanes: every lane needs a {what} of its own, got {', '.join(values)}")
+    written = topics.written_by_workers
+    for lane in lanes:
+        if lane.topic in written:
+            raise ValueError(
+                f"lanes: {lane.topic} is the topic of lane {lane.name} and topics.{written[lane.topic]} as well, "
+                "so that workers would take what they write for tasks; choose another topic"
+            )
+
+
+class WorkerSettings(EnvironmentSettings):
+    """Everything a worker pod is told, as `FLUXPOOL_*` variables."""
+
+    kafka: KafkaConnection
+    storage: StorageSettings
+    model: ModelSettings = ModelSettings()
+    topics: TopicNames = TopicNames()
+    consumer_group: GroupId = DEFAULT_CONSUMER_GROUP
+    """Group of the first lane; every further lane adds its name: `flux-worker-group-vip`."""
+    lanes: Annotated[tuple[Lane, ...], Field(min_length=1, max_length=8)] = (STANDARD_LANE,)
+    """The topics to serve."""
+    pool: Annotated[LineText, Field(max_length=253)] = "default"
+    """Name of the worker's pool in results and events."""
+    worker_name: Annotated[LineText, Field(max_length=253)] | None = None
+    """Name in results, events and the ledger; the host's name when absent."""
+    gateway_url: HttpBaseUrl | None = None
+    """When set, image addresses point to the gateway's stable image route."""
+    health_host: str = "0.0.0.0"  # noqa: S104 - probes reach a pod by its own address
+    """Address that the probes' server listens on."""
+    health_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """0 takes any free port."""
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    """How often a task is tried before it is dead-lettered; between two attempts it waits on a retry topic."""
+    max_crashes: Annotated[int, Field(ge=1, le=10)] = 3
+    """How many engines or workers may die over a task before it is dead-lettered as `crash-loop`."""
+    retry_delays: Annotated[tuple[Delay, ...], Field(max_length=8)] = ()
+    """One for each of `topics.retry`, such as `15s,2m`; absent: as the topics' names end, else 15s, 2m, 15m."""
+    lane_wait_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 300.0
+    """After how long of waiting a lane with a lower preference has every second turn; it has every fifth anyway."""
+    infra_hold_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 3600.0
+    """How long a task waits for an object store or broker that is away before the worker hands its tasks back and
+    exits."""
+    task_hard_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 900.0
+    """Longest time one generation may take; its engine is killed then, and the task tried again."""
+    step_soft_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 60.0
+    """After how long without a denoising step a running generation is reported as stalled."""
+    step_hard_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 300.0
+    """After how long without a denoising step the engine counts as hung and is killed."""
+    engine_load_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 3600.0
+    """How long loading the model may take, its download from a hub included; the engine is killed then, and the worker
+    exits after the second time in a row."""
+    session_timeout_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 45.0
+    """After how long without a heartbeat the group takes a worker for dead; one whose event loop is blocked exits
+    before that."""
+    rebalance_timeout_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 30.0
+    """How long the group waits for a member to join again; ample for `revoke_wait_seconds` and a commit."""
+    revoke_wait_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 3.0
+    """How long a rebalance waits for work that is nearly done."""
+    drain_grace_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 270.0
+    """Time from SIGTERM until the running task is stopped at its next step; keep it 15 s below the pod's own grace."""
+    offset_retention_days: Annotated[float, Field(gt=0, le=3650)] = 365.0
+    """How long the broker keeps a committed offset; a pool may sleep at zero longer than the broker's own default."""
+    engine_command: tuple[str, ...] = ()
+    """Program of the engine process; absent: this package's own."""
+
+    @model_validator(mode="after")
+    def _lanes_differ(self) -> Self:
+        check_lanes(self.lanes, self.topics, groups=[*map(self.group_of, self.lanes), self.retry_group])
+        return self
+
+    @model_validator(mode="after")
+    def _retries_fit(self) -> Self:
+        delays, topics = self.retry_delays, self.topics.retry
+        if delays and len(delays) != len(topics):
+            raise ValueError(
+                f"retry_delays: needs one delay for each of the {len(topics)} retry topics, got {len(delays)}; "
+                "leave it out to take them from the topics' names"
+            )
+        return self
+
+    @property
+    def retry_delays_seconds(self) -> tuple[float, ...]:
+        """The delay of each of `topics.retry`."""
+        return retry_delays_seconds(self.topics.retry, self.retry_delays)
+
+    def group_of(self, lane: Lane) -> str:
+        """The consumer group of one of the lanes."""
+        if lane.consumer_group is not None:
+            return lane.consumer_group
+        return self.consumer_group if lane == self.lanes[0] else f"{self.consumer_group}-{lane.name}"
+
+    @property
+    def retry_group(self) -> str:
+        """The consumer group in which the pool keeps its offsets of the retry topics."""
+        return retry_group(self.group_of(self.lanes[0]))

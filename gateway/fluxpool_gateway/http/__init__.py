@@ -1,0 +1,12 @@
+"""HTTP: routes, the submission of tasks, problem documents, and the protocol of a connection."""
+
+from fluxpool_gateway.http.generation_request import (
+    GenerationRequest,
+    Priority,
+    check_idempotency_key,
+    parse_request,
+    render_task,
+)
+from fluxpool_gateway.http.problem import ProblemError
+
+__all__ = ["GenerationRequest", "Priority", "ProblemError", "check_idempotency_key", "parse_request", "render_task"]

@@ -1,0 +1,229 @@
+"""The HTTP application of one server process: which route is answered by what, and how it starts and stops.
+
+FastAPI serves everything but the hot route, which is handed to `Submission` before any middleware sees it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from fluxpool_contract.bounds import cut_text
+from fluxpool_gateway.http.openapi import add_submission
+from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.readiness import BrokerWatch
+from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id, find_header
+from fluxpool_gateway.http.routes import Services, router
+from fluxpool_gateway.http.submission import PATH, Receive, Scope, Send, Submission
+from fluxpool_gateway.projection import metrics
+from fluxpool_gateway.projection.barrier import ProjectionBarrier
+from fluxpool_gateway.projection.projected_records import task_topics
+from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.store.reservations import FILE_SUFFIX, ReservationFile
+from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
+from fluxpool_gateway.tasks.lookup import AsyncTaskStore, TaskLookup, TaskTopicEnds
+from fluxpool_gateway.tasks.producer import TaskProducer
+from fluxpool_gateway.tasks.recent_tasks import RecentTasks
+from fluxpool_transport.kafka import KafkaAdmin, librdkafka_options
+from fluxpool_transport.partitioner import PartitionChooser
+from fluxpool_transport.storage import open_object_store
+
+CLIENT_ID: Final = "fluxpool-gateway"
+MAX_SHOWN_PATH_BYTES: Final = 200
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class GatewayApplication(FastAPI):
+    """FastAPI with the hot route in front of it."""
+
+    submission: Submission
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection or exchange."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif scope["path"] == PATH:
+            await self.submission(scope, receive, send)
+        else:
+            if scope["method"] == "HEAD":
+                # As GET whatever the route (RFC 9110 section 9.3.2); the server leaves the body out.
+                scope = {**scope, "method": "GET"}
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        send = _with_correlation_id(scope, send)
+        try:
+            await super().__call__(scope, receive, send)
+        except Exception as error:
+            # Starlette has answered it (`_on_failure`) and hands it on; the server would only cut the connection.
+            correlation_id = scope["fluxpool.correlation_id"]
+            logger.exception("request_failed", correlation_id=correlation_id, error_type=type(error).__name__)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, the hot route included."""
+        if self.openapi_schema is None:
+            document = get_openapi(
+                title=self.title, version=self.version, description=self.description, routes=self.routes
+            )
+            self.openapi_schema = add_submission(document)
+        return self.openapi_schema
+
+
+def build_application(settings: GatewaySettings, *, on_failure: Callable[[], None]) -> GatewayApplication:
+    """The application; connections are opened when it starts.
+
+    `on_failure` is called when a part that runs in the background has failed, without which requests go wrong.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with _running(app, settings, on_failure):
+            yield
+
+    app = GatewayApplication(
+        title="Fluxpool",
+        version="1",
+        description="Text to image through a durable queue: submit, poll, fetch.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.include_router(router)
+    app.include_router(metrics.router)
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_failure)
+    return app
+
+
+@asynccontextmanager
+async def _running(
+    app: GatewayApplication, settings: GatewaySettings, on_failure: Callable[[], None]
+) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    objects = open_object_store(settings.storage)
+    admin = await KafkaAdmin.open(settings.kafka, client_id=CLIENT_ID)
+    producer = TaskProducer(
+        librdkafka_options(settings.kafka, client_id=CLIENT_ID),
+        deadline_seconds=settings.produce_deadline_seconds,
+        on_failure=on_failure,
+    )
+    store = AsyncTaskStore(TaskStoreReader(settings.database_file))
+    file = settings.database_file
+    reservations = Reservations(ReservationFile(file.with_name(file.name + FILE_SUFFIX)))
+    ends = TaskTopicEnds(admin, settings.topics)
+    recent = RecentTasks(loop.time)
+    chooser = PartitionChooser(settings.kafka, settings.groups())
+    watch = BrokerWatch(producer, task_topics(settings.topics))
+    producer.start()
+    try:
+        async with asyncio.TaskGroup() as group:
+            barrier = ProjectionBarrier(group, ends=ends.read, projected=store.positions)
+            idempotency = Idempotency(
+                reservations=reservations,
+                store=store,
+                barrier=barrier.passed,
+                deadline_seconds=settings.produce_deadline_seconds,
+            )
+            app.state.services = Services(
+                lookup=TaskLookup(store=store, recent=recent, barrier=barrier),
+                store=store,
+                watch=watch,
+                objects=objects,
+                public_url=settings.public_url,
+            )
+            app.submission = Submission(
+                producer=producer,
+                chooser=chooser,
+                partition_counts=watch.partition_count,
+                recent=recent,
+                once=idempotency.once,
+                topics=settings.topics,
+                public_url=settings.public_url,
+            )
+            parts = {
+                "broker_watch": watch.run,
+                "partition_chooser": chooser.run,
+                "reservations": idempotency.purge,
+            }
+            background = [group.create_task(run_or_fail(run, on_failure, name=name)) for name, run in parts.items()]
+            yield
+            for task in background:
+                task.cancel()
+            await producer.stop()
+            await reservations.close()
+    finally:
+        ends.close()
+        store.close()
+
+
+async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[], None], *, name: str) -> None:
+    """Run a part in the background; when it ends by itself, call `on_failure`: it would stay silently absent."""
+    try:
+        await run()
+    except Exception:
+        logger.exception("background_part_failed", part=name)
+    else:
+        logger.error("background_part_ended", part=name)
+    on_failure()
+
+
+def _with_correlation_id(scope: Scope, send: Send) -> Send:
+    """A `send` that adds the `x-request-id`; keeps it in the scope for problem documents."""
+    exchange = correlation_id(find_header(scope["headers"], CORRELATION_ID_HEADER))
+    scope["fluxpool.correlation_id"] = exchange
+
+    async def send_with_id(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (CORRELATION_ID_HEADER, exchange.encode())]
+        await send(message)
+
+    return send_with_id
+
+
+def _answer(request: Request, problem: Problem) -> Response:
+    # Not `request.url`, which takes the Host header for a part of an address and fails where it is none.
+    body = problem.render(correlation_id=request.scope["fluxpool.correlation_id"], instance=request.scope["path"])
+    return Response(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(problem.headers))
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)  # noqa: S101 - it is registered for this class
+    return _answer(request, error.problem)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class
+    status = HTTPStatus(error.status_code)
+    code = {
+        HTTPStatus.NOT_FOUND: ProblemCode.NOT_FOUND,
+        HTTPStatus.METHOD_NOT_ALLOWED: ProblemCode.METHOD_NOT_ALLOWED,
+    }.get(status, ProblemCode.INVALID_REQUEST)
+    path = cut_text(request.scope["path"], MAX_SHOWN_PATH_BYTES)
+    detail = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
+    headers = [(name, "GET, HEAD" if (name, value) == ("Allow", "GET") else value) for name, value in _items(error)]
+    return _answer(request, Problem(status=status, code=code, detail=detail, headers=headers))
+
+
+def _items(error: HTTPException) -> Iterable[tuple[str, str]]:
+    return (error.headers or {}).items()
+
+
+async def _on_failure(request: Request, _error: Exception) -> Response:
+    return _answer(
+        request,
+        Problem(
+            status=HTTPStatus.INTERNAL_SERVER_ERROR,
+            code=ProblemCode.INTERNAL,
+            detail="the gateway failed on this request; its log says why, under the same x-request-id",
+        ),
+    )

@@ -1,0 +1,124 @@
+"""The body of a submission: from bytes to a checked request, and from that to the value of a Kafka record.
+
+Pure. Owns the HTTP names of fields and the verdict on a bad body; the limits themselves are the contract's.
+"""
+
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Annotated, Final
+
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError
+
+from fluxpool_contract.json_body import without_bom
+from fluxpool_contract.messages import MAX_STEPS, MAX_TASK_BYTES, GenerationParameters
+from fluxpool_contract.problems import FieldProblem, explain, summarize
+from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+
+MAX_BODY_BYTES: Final = MAX_TASK_BYTES
+MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
+
+
+class Priority(StrEnum):
+    """Which of the two task topics a request goes to."""
+
+    STANDARD = "standard"
+    VIP = "vip"
+
+
+class GenerationRequest(GenerationParameters):
+    """A request for images."""
+
+    model_config = ConfigDict(extra="forbid", title="GenerationRequest")
+
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS, validation_alias=AliasChoices("steps", "num_inference_steps"))] = 28
+    """Denoising steps; `num_inference_steps` is understood as well."""
+    guidance: Annotated[float, Field(ge=0, le=20, validation_alias=AliasChoices("guidance", "guidance_scale"))] = 3.5
+    """Distilled guidance of FLUX.1-dev, costs nothing; `guidance_scale` is understood as well."""
+    priority: Annotated[Priority, Field(strict=False)] = Priority.STANDARD
+    """standard or vip."""
+
+
+_ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+_VALIDATE = GenerationRequest.__pydantic_validator__.validate_json
+_SERIALIZE = GenerationRequest.__pydantic_serializer__.to_json
+# The lane is said by the topic and a header; in the body it would make one request with two priorities two requests.
+_NOT_IN_THE_TASK = {"priority"}
+
+
+def parse_request(body: bytes) -> GenerationRequest:
+    """The request in a body.
+
+    Raises `ProblemError`: 400 for bad JSON and unknown fields, 422 for values that are not allowed, each field named.
+    """
+    try:
+        request: GenerationRequest = _VALIDATE(without_bom(body))
+    except ValidationError as error:
+        raise ProblemError(_refusal(error, body)) from None
+    return request
+
+
+def render_task(request: GenerationRequest, request_id: str) -> bytes:
+    """The value of the task's record: the id and the given fields alone, as compact JSON.
+
+    Defaults are left to the worker, so that a repeat of the same request is the same bytes whatever the release.
+    Raises `ProblemError` (413) when it is larger than a task may be.
+    """
+    fields = _SERIALIZE(request, exclude_unset=True, exclude=_NOT_IN_THE_TASK)
+    value = b'{"request_id":"%s",%s' % (request_id.encode(), fields[1:])
+    if len(value) > MAX_TASK_BYTES:
+        raise ProblemError(body_too_large())
+    return value
+
+
+def check_idempotency_key(raw: bytes) -> str:
+    """The key itself; raises `ProblemError` (400) when it is empty, too long or not printable ASCII."""
+    if not (0 < len(raw) <= MAX_IDEMPOTENCY_KEY_CHARACTERS and all(0x21 <= byte <= 0x7E for byte in raw)):
+        problem = FieldProblem(
+            "Idempotency-Key",
+            f"must be 1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable ASCII characters without blanks, such as a UUID",
+        )
+        raise ProblemError(
+            Problem(
+                status=HTTPStatus.BAD_REQUEST,
+                code=ProblemCode.INVALID_REQUEST,
+                detail=str(problem),
+                fields=[problem],
+            )
+        )
+    return raw.decode("ascii")
+
+
+def body_too_large() -> Problem:
+    """The refusal of a body past the limit."""
+    return Problem(
+        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        code=ProblemCode.PAYLOAD_TOO_LARGE,
+        detail=f"the request may be at most {MAX_BODY_BYTES} bytes long, with its request_id; shorten the prompt",
+        headers=[("connection", "close")],
+    )
+
+
+def _refusal(error: ValidationError, body: bytes) -> Problem:
+    kinds = {item["type"] for item in error.errors(include_url=False, include_context=False, include_input=False)}
+    problems = [_http_words(problem) for problem in explain(error, body=body)]
+    if kinds & {"json_invalid", "model_type"}:
+        status, code = HTTPStatus.BAD_REQUEST, ProblemCode.INVALID_REQUEST
+    elif kinds == {"extra_forbidden"}:
+        status, code = HTTPStatus.BAD_REQUEST, ProblemCode.UNSUPPORTED_PARAMETER
+    elif problems[0].field in {"width", "height"}:
+        status, code = HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID_SIZE
+    else:
+        status, code = HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID_REQUEST
+    return Problem(status=status, code=code, detail=summarize(problems), fields=problems)
+
+
+def _http_words(problem: FieldProblem) -> FieldProblem:
+    """The problem under the field it is about: checks across fields name theirs in the message, and aliases explain."""
+    if not problem.field:
+        name, separator, message = problem.message.partition(": ")
+        if separator and name in GenerationRequest.model_fields:
+            return FieldProblem(name, message)
+    if problem.field in _ALIASES and problem.message.startswith("is not a known field"):
+        original = _ALIASES[problem.field]
+        return FieldProblem(problem.field, f"is another name of {original}; give one of the two")
+    return problem

@@ -1,0 +1,397 @@
+"""The HTTP/1.1 protocol of one connection: uvicorn's, with bounds on what a client may send and how long it may take.
+
+uvicorn's protocol keeps whatever a head holds, waits for the rest of a request for ever, ends an exchange when the
+client has closed its sending side, and drops the body of a request that offers an upgrade. Owns the limits and the
+refusals of what is no complete request; knows no route.
+"""
+
+import asyncio
+import math
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final, cast
+from urllib.parse import unquote
+
+import httptools
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES, body_too_large
+from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode
+from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id, find_header
+
+MAX_TARGET_BYTES: Final = 16 * 1024
+MAX_HEAD_BYTES: Final = 32 * 1024
+"""Request line and headers; also what may come without a byte of the body between, as chunk extensions and trailers."""
+MAX_MESSAGE_BYTES: Final = 1024 * 1024
+"""A whole request with its framing. A body of the largest size in chunks of one byte is 400 kB."""
+HEAD_SECONDS: Final = 10.0
+"""From the first byte, or from the connection where there is none, to the end of the head."""
+BODY_SECONDS: Final = 30.0
+"""From the end of the head to the end of the body: 64 KiB at 2 KiB/s."""
+LINGER_SECONDS: Final = 3.0
+"""A connection that is closed on a client that still sends loses the answer, hence so long is read on and dropped."""
+READ_SECONDS: Final = 30.0
+"""Longest time for which a client may take nothing of its answer."""
+SWEEP_SECONDS: Final = 1.0
+"""Deadlines are looked at so often, all at once: a timer for each request would cost as much as its parsing."""
+
+
+class _RefusedError(Exception):
+    """Ends the parsing of a request; raised in a callback of the parser."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(problem.detail)
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    max_connections = 2048
+    """Of this process; `server_process` sets it from the settings."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._running: RequestResponseCycle | None = None
+        """The exchange that the application is answering; `self.cycle` is the one parsed last."""
+        self._receiving = self._in_head = self._in_body = False
+        self._upgrade_offered = False
+        self._head_bytes = self._body_bytes = 0
+        self._bare_bytes = 0
+        """Since the last byte of a body or the last complete request."""
+        self._message_bytes = 0
+        self._deadline = math.inf
+        self._unsent_bytes = -1
+        self._read_deadline = math.inf
+        self._refused = False
+        """Nothing more is parsed."""
+        self._refusal: bytes | None = None
+        """To be sent once the exchanges before it are answered."""
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or refuse it when there are too many."""
+        full = len(self.connections) >= self.max_connections
+        super().connection_made(transport)
+        self._deadline = self.loop.time() + HEAD_SECONDS
+        if full:
+            self._refused = True
+            transport.write(self._render(_too_many_connections()))
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the exchange that is being answered; it may be an earlier one than the one parsed last."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, within the limits."""
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        size_bytes = len(data)
+        self._bare_bytes += size_bytes
+        self._message_bytes += size_bytes
+        try:
+            self._feed(data)
+            if self._bare_bytes > MAX_HEAD_BYTES:
+                raise _RefusedError(_head_too_large())
+            if self._message_bytes > MAX_MESSAGE_BYTES:
+                raise _RefusedError(body_too_large())
+        except httptools.HttpParserError as error:
+            refused = error.__context__
+            self._refuse(refused.problem if isinstance(refused, _RefusedError) else _malformed(error))
+        except _RefusedError as error:
+            self._refuse(error.problem)
+        else:
+            self._set_deadline()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Answer what was asked before the client closed its sending side; true keeps the connection open for that."""
+        if self._refused:
+            # What is still to be sent goes out before the transport closes.
+            return self._refusal is not None
+        if self._receiving:
+            self._refuse(_incomplete(), more_may_come=False)
+            return True
+        if self._idle():
+            return None
+        self._deadline = math.inf
+        self.cycle.keep_alive = False
+        return True
+
+    # What the server calls
+
+    def sweep(self, now: float) -> None:
+        """Act on deadlines that have passed; `now` is the event loop's time."""
+        if self.flow.write_paused or self.transport.is_closing():
+            self._check_reading(now)
+        elif self._deadline > now:
+            return
+        elif self._refused:
+            self.transport.abort()
+        elif self.pipeline or self.flow.read_paused:
+            # The client is waiting for us.
+            self._deadline = now + HEAD_SECONDS
+        elif self._receiving:
+            self._refuse(_timed_out("headers", HEAD_SECONDS) if self._in_head else _timed_out("body", BODY_SECONDS))
+        else:
+            self.transport.close()
+
+    def _check_reading(self, now: float) -> None:
+        """Give up on a client that takes nothing of what it was sent; one that is only slow goes on."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes = unsent_bytes
+            self._read_deadline = now + READ_SECONDS
+        elif self._read_deadline <= now:
+            self.transport.abort()
+
+    # What the parser calls
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._receiving = self._in_head = True
+        self._in_body = self._upgrade_offered = False
+        self._head_bytes = self._body_bytes = 0
+        self._deadline = math.inf
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise _RefusedError(_target_too_long())
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer, which is no header (RFC 9110 section 6.5.1) and is dropped."""
+        if self._in_head:
+            super().on_header(name, value)
+            self._head_bytes += len(name) + len(value) + 4
+            if self._head_bytes > MAX_HEAD_BYTES:
+                raise _RefusedError(_head_too_large())
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: hand the request to the application, or refuse it."""
+        _check_head(self.parser.get_http_version(), self.headers)
+        if self.parser.should_upgrade():
+            # Without another protocol on offer the request is an ordinary one, but its body is not parsed as such.
+            self._upgrade_offered = True
+            return
+        self._in_head = False
+        self._in_body = True
+        super().on_headers_complete()
+        self._deadline = math.inf
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._bare_bytes = 0
+        self._body_bytes += len(body)
+        if self._body_bytes > MAX_BODY_BYTES:
+            raise _RefusedError(body_too_large())
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if self._upgrade_offered:
+            return
+        self._receiving = self._in_body = False
+        self._bare_bytes = self._message_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An exchange is over: begin the next, or send the refusal that waited for it."""
+        super().on_response_complete()
+        if self._refusal is not None and self._idle() and not self.transport.is_closing():
+            answer, self._refusal = self._refusal, None
+            self._write_last(answer)
+
+    # Ours
+
+    def _feed(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                # Java's HttpClient offers h2c with every first request, a POST with its body as well. The offer is
+                # ignored as RFC 9110 section 7.8 allows: the head is parsed once more without it, then what followed.
+                rest = rest[upgrade.args[0] :]
+                head = self._head_without_upgrade()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise _RefusedError(_malformed("CONNECT is not served here"))
+        dropped = {b"upgrade", b"connection", b"http2-settings"}
+        lines = [b"%s: %s\r\n" % header for header in self.headers if header[0] not in dropped]
+        closing = any(
+            token.strip().lower() == b"close"
+            for name, value in self.headers
+            if name == b"connection"
+            for token in value.split(b",")
+        )
+        if closing:
+            lines.append(b"connection: close\r\n")
+        version = self.parser.get_http_version().encode()
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(lines))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _idle(self) -> bool:
+        return self._running is None or self._running.response_complete
+
+    def _set_deadline(self) -> None:
+        """After each part: what is still to come must come in time."""
+        if self._receiving:
+            if self._deadline == math.inf:
+                self._deadline = self.loop.time() + (HEAD_SECONDS if self._in_head else BODY_SECONDS)
+        elif self._idle():
+            # Blank lines before a request; they have ended the keep-alive time.
+            self._deadline = self.loop.time() + HEAD_SECONDS
+        else:
+            self._deadline = math.inf
+
+    def _refuse(self, problem: Problem, *, more_may_come: bool = True) -> None:
+        """Answer the request being received with a problem, in its turn, and close the connection."""
+        answer = self._render(problem)
+        self._refused = True
+        self._deadline = math.inf
+        refused = self.cycle if self._in_body else None
+        if refused is not None:
+            self._abandon(refused)
+            if refused.response_started and not refused.response_complete:
+                self.transport.abort()
+                return
+            if refused.response_complete:
+                # It was answered before its body ended: nothing more can be said on this connection.
+                answer = b""
+        if self.pipeline or not (self._running is refused or self._idle()):
+            self._refusal = answer
+        else:
+            self._write_last(answer, more_may_come=more_may_come)
+
+    def _abandon(self, cycle: RequestResponseCycle) -> None:
+        """Let the application see the end of the connection; what it says to this exchange is not sent."""
+        cycle.disconnected = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        if self.pipeline and self.pipeline[0][0] is cycle:
+            self.pipeline.popleft()
+
+    def _write_last(self, answer: bytes, *, more_may_come: bool = True) -> None:
+        """Send the last answer of the connection, then read on for a while and drop what comes."""
+        self._unset_keepalive_if_required()
+        self._deadline = self.loop.time() + LINGER_SECONDS
+        self.transport.write(answer)
+        if more_may_come:
+            self.flow.resume_reading()
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _render(self, problem: Problem) -> bytes:
+        """The whole answer of a refusal that no route makes."""
+        headers = self.headers if self._receiving else ()
+        exchange = correlation_id(find_header(headers, CORRELATION_ID_HEADER))
+        path = unquote(self.url.partition(b"?")[0]) if self._receiving and self.url else None
+        body = problem.render(correlation_id=exchange, instance=path)
+        fields: Iterable[tuple[bytes, bytes]] = (
+            *self.server_state.default_headers,
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % len(body)),
+            (CORRELATION_ID_HEADER, exchange.encode()),
+            *((name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers),
+            *(() if any(name == "connection" for name, _ in problem.headers) else ((b"connection", b"close"),)),
+        )
+        if self._receiving and self.parser.get_method() == b"HEAD":
+            body = b""
+        return b"".join([STATUS_LINE[problem.status], *(b"%s: %s\r\n" % header for header in fields), b"\r\n", body])
+
+
+def _check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises `_RefusedError` for a request that HTTP/1.1 does not allow or whose body is too large."""
+    if version not in {"1.1", "1.0"}:
+        raise _RefusedError(_malformed(f"HTTP/{version} is not spoken here, only HTTP/1.1 and HTTP/1.0"))
+    hosts = 0
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"content-length" and int(value) > MAX_BODY_BYTES:
+            raise _RefusedError(body_too_large())
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        # RFC 9112 section 3.2.
+        raise _RefusedError(_malformed("an HTTP/1.1 request has exactly one Host header"))
+
+
+def _malformed(reason: object) -> Problem:
+    return Problem(
+        status=HTTPStatus.BAD_REQUEST,
+        code=ProblemCode.INVALID_REQUEST,
+        detail=f"this is not a valid HTTP request: {reason}",
+    )
+
+
+def _incomplete() -> Problem:
+    return Problem(
+        status=HTTPStatus.BAD_REQUEST,
+        code=ProblemCode.INVALID_REQUEST,
+        detail="the connection was closed before the request was complete; nothing was accepted",
+    )
+
+
+def _timed_out(part: str, seconds: float) -> Problem:
+    return Problem(
+        status=HTTPStatus.REQUEST_TIMEOUT,
+        code=ProblemCode.REQUEST_TIMEOUT,
+        detail=f"the {part} of the request did not arrive within {seconds:g} s; nothing was accepted",
+    )
+
+
+def _target_too_long() -> Problem:
+    return Problem(
+        status=HTTPStatus.REQUEST_URI_TOO_LONG,
+        code=ProblemCode.URI_TOO_LONG,
+        detail=f"the address of a request may be at most {MAX_TARGET_BYTES} bytes long",
+    )
+
+
+def _head_too_large() -> Problem:
+    return Problem(
+        status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        code=ProblemCode.HEADERS_TOO_LARGE,
+        detail=f"the headers of a request may be at most {MAX_HEAD_BYTES} bytes long, all together",
+    )
+
+
+def _too_many_connections() -> Problem:
+    return Problem(
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        code=ProblemCode.TOO_MANY_CONNECTIONS,
+        detail="too many connections are open; close idle ones, or try again",
+        headers=[("retry-after", "1")],
+    )
+
+
+def sweep_connections(state: ServerState, now: float) -> None:
+    """Act on all deadlines that have passed."""
+    for connection in list(state.connections):
+        cast("BoundedHttpProtocol", connection).sweep(now)

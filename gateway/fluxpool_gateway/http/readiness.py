@@ -1,0 +1,138 @@
+"""Whether this process can accept requests and tell of them: what `/readyz` says, part by part.
+
+Also keeps the partition counts that submissions need, since both come from the same question to a broker.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import structlog
+from confluent_kafka import KafkaException
+from pydantic import BaseModel, ConfigDict
+
+from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.task_store import Quarantine
+from fluxpool_gateway.tasks.lookup import AsyncTaskStore
+from fluxpool_gateway.tasks.producer import TaskProducer
+
+QUESTION_INTERVAL_SECONDS: Final = 1.0
+QUESTION_TIMEOUT_SECONDS: Final = 2.0
+MAX_ANSWER_AGE_SECONDS: Final = 5.0
+"""A question, its timeout and a moment more: an older answer means that the asking itself hangs."""
+MAX_HEARTBEAT_AGE_SECONDS: Final = 10.0
+"""The projector beats every second, but one batch of a busy machine may take some."""
+MAX_BEHIND_SECONDS: Final = 30.0
+"""So long may the projection be behind without a break before clients had better ask elsewhere."""
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class PartReadiness(BaseModel):
+    """One part."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ready: bool
+    detail: str
+
+
+class Readiness(BaseModel):
+    """All parts; ready when each is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ready: bool
+    parts: dict[str, PartReadiness]
+
+
+class BrokerWatch:
+    """Asks a broker for the task topics every second, for readiness and for the number of partitions."""
+
+    def __init__(self, producer: TaskProducer, topics: Iterable[str]) -> None:
+        self._producer = producer
+        self._topics = tuple(topics)
+        self._counts: dict[str, int] = {}
+        self._failure: str | None = "not asked yet"
+        self._answered_at = 0.0
+
+    def partition_count(self, topic: str) -> int | None:
+        """How many partitions the topic has by the latest answer; None before the first."""
+        return self._counts.get(topic)
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-watch")
+        try:
+            while True:
+                await self.ask(executor)
+                await asyncio.sleep(QUESTION_INTERVAL_SECONDS)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def ask(self, executor: ThreadPoolExecutor) -> None:
+        """Ask once."""
+        loop = asyncio.get_running_loop()
+        failure = None
+        for topic in self._topics:
+            try:
+                self._counts[topic] = await loop.run_in_executor(executor, self._count, topic)
+            except KafkaException as error:
+                failure = f"{topic}: {error.args[0].str()}"
+        if failure != self._failure:
+            logger.info("broker_answer_changed", failure=failure)
+        self._failure = failure
+        self._answered_at = loop.time()
+
+    def readiness(self) -> PartReadiness:
+        """Whether a broker answered lately."""
+        if self._failure is not None:
+            return PartReadiness(ready=False, detail=self._failure)
+        if asyncio.get_running_loop().time() - self._answered_at > MAX_ANSWER_AGE_SECONDS:
+            return PartReadiness(ready=False, detail="no broker answers")
+        return PartReadiness(ready=True, detail="a broker knows the task topics")
+
+    def _count(self, topic: str) -> int:
+        return self._producer.partitions(topic, timeout_seconds=QUESTION_TIMEOUT_SECONDS)
+
+
+async def read_readiness(watch: BrokerWatch, store: AsyncTaskStore) -> Readiness:
+    """The state of every part now."""
+    parts = {"queue": watch.readiness(), "projection": await _projection(store, now_ms=time.time_ns() // 1_000_000)}
+    return Readiness(ready=all(part.ready for part in parts.values()), parts=parts)
+
+
+async def _projection(store: AsyncTaskStore, *, now_ms: int) -> PartReadiness:
+    try:
+        heartbeat = await store.heartbeat()
+        quarantine = await store.quarantine()
+    except StoreUnavailableError as error:
+        return PartReadiness(ready=False, detail=str(error))
+    if heartbeat is None:
+        return PartReadiness(ready=False, detail="no projector has run yet")
+    silent_seconds = (now_ms - heartbeat.beat_at_ms) / 1000
+    if silent_seconds > MAX_HEARTBEAT_AGE_SECONDS:
+        return PartReadiness(
+            ready=False, detail=f"the projector is silent since {silent_seconds:.0f} s; its log says why"
+        )
+    if heartbeat.caught_up_at_ms is None:
+        to_read = f"{heartbeat.lag_records} records to read"
+        if heartbeat.rebuilt_because is None:
+            return PartReadiness(ready=False, detail=f"the store is being built ({to_read})")
+        detail = f"the store is being rebuilt from Kafka ({to_read}): {heartbeat.rebuilt_because}"
+        return PartReadiness(ready=False, detail=detail)
+    behind_seconds = (now_ms - heartbeat.caught_up_at_ms) / 1000
+    if behind_seconds > MAX_BEHIND_SECONDS:
+        detail = f"the projection is behind since {behind_seconds:.0f} s ({heartbeat.lag_records} records)"
+        return PartReadiness(ready=False, detail=detail)
+    return PartReadiness(ready=True, detail=f"{heartbeat.lag_records} records to read{_passed_over(quarantine)}")
+
+
+def _passed_over(quarantine: Quarantine) -> str:
+    latest = quarantine.latest
+    if latest is None:
+        return ""
+    place = f"{latest.topic}, partition {latest.partition}, offset {latest.offset}"
+    return f"; {quarantine.count} passed over that cannot be read, the latest in {place}: {latest.reason}"

@@ -1,0 +1,180 @@
+"""The routes that read: the state of a task, its images, and the health of the process."""
+
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.responses import JSONResponse
+
+from fluxpool_contract.messages import MAX_IMAGES
+from fluxpool_gateway.http.openapi import problem_response
+from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.readiness import BrokerWatch, Readiness, read_readiness
+from fluxpool_gateway.http.request_context import base_url, find_header
+from fluxpool_gateway.http.submission import PATH
+from fluxpool_gateway.tasks.lookup import RETRY_AFTER_SECONDS, AsyncTaskStore, TaskLookup
+from fluxpool_gateway.tasks.recent_tasks import RecentTask
+from fluxpool_gateway.tasks.view import TaskView, read_result
+from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
+
+# The bytes under an address never change; prompts are personal, so no shared cache keeps their images.
+IMAGE_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
+_IMAGE_INDEXES: Final = frozenset(map(str, range(MAX_IMAGES)))
+_MEDIA_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
+"""Nothing else is served as what it calls itself: a result record may be anybody's."""
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_OBJECT_KEY: Final = re.compile(r"[A-Za-z0-9._~/-]{1,1024}")
+"""Keys as workers make them (`object_prefix`)."""
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the routes of one process work with; in the application's state while it runs."""
+
+    lookup: TaskLookup
+    store: AsyncTaskStore
+    watch: BrokerWatch
+    objects: ObjectStore
+    public_url: str | None
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)  # noqa: S101 - set when the application starts
+    return services
+
+
+WithServices = Annotated[Services, Depends(_services)]
+RequestIdInPath = Annotated[str, Path(description="Id of the task, as its submission was answered with.")]
+_READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: problem_response("No such task was ever accepted."),
+    503: problem_response("Not known at the moment; ask again."),
+}
+
+
+@router.get(PATH + "/{request_id}", response_model=TaskView, responses=_READ_PROBLEMS, summary="How a task stands")
+async def get_generation(request_id: RequestIdInPath, request: Request, services: WithServices) -> Response:
+    """200 whatever became of the task; `status` says it."""
+    found = await services.lookup.find(request_id)
+    base = base_url(
+        public_url=services.public_url,
+        scheme=request.scope["scheme"],
+        host=find_header(request.scope["headers"], b"host"),
+    )
+    status_url = f"{base}v1/generations/{request_id}"
+    if isinstance(found, RecentTask):
+        view = TaskView.of_recent(request_id, found, status_url=status_url)
+    else:
+        view = TaskView.of_state(found, status_url=status_url)
+    headers = {"cache-control": "no-store"}
+    if not view.status.terminal:
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    return Response(view.model_dump_json(), media_type="application/json", headers=headers)
+
+
+@router.get(
+    PATH + "/{request_id}/images/{index}",
+    response_class=Response,
+    summary="The bytes of one image",
+    responses={
+        200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}},
+        304: {"description": "The image is the one that `If-None-Match` names."},
+        409: problem_response("The task is not finished (`not_finished`), or it ended without images (`no_images`)."),
+        **_READ_PROBLEMS,
+    },
+)
+async def get_image(
+    request_id: RequestIdInPath,
+    index: Annotated[str, Path(description="Number of the image.", json_schema_extra={"pattern": "^[0-7]$"})],
+    request: Request,
+    services: WithServices,
+) -> Response:
+    """The file exactly as the worker stored it."""
+    if index not in _IMAGE_INDEXES:
+        raise ProblemError(_no_image(f"images are numbered from 0 to {MAX_IMAGES - 1}"))
+    found = await services.lookup.find(request_id)
+    if isinstance(found, RecentTask) or found.result is None:
+        raise ProblemError(_not_finished(request_id))
+    result = read_result(found)
+    if result is None:
+        raise ProblemError(_no_image(f"the result of task {request_id} cannot be read"))
+    if not result.images:
+        raise ProblemError(_no_images(f"task {request_id} {found.status} and has no images"))
+    image = next((image for image in result.images if str(image.index) == index), None)
+    if image is None:
+        detail = f"task {request_id} has no image {index}, only 0 to {len(result.images) - 1}"
+        raise ProblemError(_no_image(detail))
+    headers = {"cache-control": IMAGE_CACHE_CONTROL, "x-content-type-options": "nosniff"}
+    if _SHA256.fullmatch(image.sha256):
+        etag = headers["etag"] = f'"{image.sha256}"'
+        if _matches(request.headers.get("if-none-match"), etag):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    payload = await _stored(services.objects, image.object)
+    if payload is None:
+        raise ProblemError(_no_image(f"image {index} of task {request_id} is not stored, or no longer"))
+    media_type = image.content_type if image.content_type in _MEDIA_TYPES else "application/octet-stream"
+    return Response(payload, media_type=media_type, headers=headers)
+
+
+async def _stored(objects: ObjectStore, key: str) -> bytes | None:
+    """The object; None when there is none, also for a key that no worker makes: anybody may write a result record."""
+    if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        return None
+    try:
+        return await objects.get(key)
+    except StorageUnavailableError as error:
+        raise ProblemError(
+            Problem(
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+                code=ProblemCode.STORAGE_FAILED,
+                detail="the image cannot be read at the moment; ask again",
+                headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
+            )
+        ) from error
+
+
+@router.get("/healthz", summary="Whether the process is alive")
+async def get_health() -> dict[str, str]:
+    """Answers as long as the event loop turns; asks nobody else."""
+    return {"status": "alive"}
+
+
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Some part is not ready; `parts` says which and why."}},
+    summary="Whether requests can be accepted and followed",
+)
+async def get_readiness(services: WithServices) -> Response:
+    """503 names the parts that are not ready."""
+    readiness = await read_readiness(services.watch, services.store)
+    status = HTTPStatus.OK if readiness.ready else HTTPStatus.SERVICE_UNAVAILABLE
+    return JSONResponse(readiness.model_dump(), status_code=status)
+
+
+def _matches(if_none_match: str | None, etag: str) -> bool:
+    if if_none_match is None:
+        return False
+    candidates = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
+    return etag in candidates or "*" in candidates
+
+
+def _not_finished(request_id: str) -> Problem:
+    return Problem(
+        status=HTTPStatus.CONFLICT,
+        code=ProblemCode.NOT_FINISHED,
+        detail=f"task {request_id} is not finished; ask again later",
+        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
+    )
+
+
+def _no_images(detail: str) -> Problem:
+    return Problem(status=HTTPStatus.CONFLICT, code=ProblemCode.NO_IMAGES, detail=detail)
+
+
+def _no_image(detail: str) -> Problem:
+    return Problem(status=HTTPStatus.NOT_FOUND, code=ProblemCode.NOT_FOUND, detail=detail)

@@ -1,0 +1,1 @@
+"""The processes of a gateway: servers and the projector."""

@@ -1,0 +1,1 @@
+"""The projection of Kafka's topics into the task store."""

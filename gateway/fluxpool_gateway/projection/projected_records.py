@@ -1,0 +1,130 @@
+"""From records of the task, results and progress topics to changes of the task store. Pure.
+
+A bad task changes nothing: a worker answers it, and the answer is projected. Nobody answers a bad result or progress
+event, so those are refused with the reason.
+"""
+
+from typing import Final
+
+from pydantic import ValidationError
+
+from fluxpool_contract.bounds import clamped_milliseconds, milliseconds_of
+from fluxpool_contract.kafka import TopicNames
+from fluxpool_contract.messages import (
+    Envelope,
+    GenerationResult,
+    ProgressEvent,
+    ProgressType,
+    RawHeaders,
+    ResultStatus,
+    first_seen,
+    parse_envelope,
+    parse_task,
+)
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError, explain
+from fluxpool_gateway.http.generation_request import Priority
+from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+
+MAX_EVENT_BYTES: Final = 1024 * 1024
+"""Of a result or progress event: what Kafka takes as one record unless its topic is set otherwise."""
+
+_STATUS = {
+    ResultStatus.SUCCESS: TaskStatus.SUCCEEDED,
+    ResultStatus.FAILED: TaskStatus.FAILED,
+    ResultStatus.EXPIRED: TaskStatus.EXPIRED,
+    ResultStatus.CANCELED: TaskStatus.CANCELED,
+}
+
+
+def projected_topics(topics: TopicNames) -> tuple[str, ...]:
+    """The topics that the store is built from."""
+    return (*task_topics(topics), topics.results, topics.progress)
+
+
+def task_topics(topics: TopicNames) -> tuple[str, ...]:
+    """The topics that requests are accepted into."""
+    return topics.tasks, topics.tasks_vip
+
+
+class UnreadableRecordError(Exception):
+    """A record that cannot be projected although nobody else will tell of it; the message says what is wrong."""
+
+
+def read_change(
+    topics: TopicNames, *, topic: str, value: bytes | None, headers: RawHeaders, timestamp_ms: int
+) -> Change | None:
+    """What a record changes; None when it speaks of no task, or is a bad one that a worker answers.
+
+    Raises `UnreadableRecordError` for a bad result or progress event.
+    """
+    if not value:
+        return None
+    if topic in task_topics(topics):
+        priority = Priority.VIP if topic == topics.tasks_vip else Priority.STANDARD
+        try:
+            return _task(value, headers, timestamp_ms, priority=priority)
+        except (InvalidTaskError, ValidationError):
+            return None
+    if len(value) > MAX_EVENT_BYTES:
+        raise UnreadableRecordError(f"is {len(value)} bytes long; at most {MAX_EVENT_BYTES} are projected")
+    try:
+        return _result(value, headers, timestamp_ms) if topic == topics.results else _progress(value, headers)
+    except ValidationError as error:
+        raise UnreadableRecordError("; ".join(map(str, explain(error, body=value)))) from error
+
+
+def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Priority) -> TaskSeen | None:
+    """What a worker's decoding would let pass, without the digest, which costs as much as all the rest."""
+    task = parse_task(value)
+    envelope = parse_envelope(headers, request_id=task.request_id)
+    return TaskSeen(
+        request_id=task.request_id,
+        body=value.decode(),
+        priority=priority.value,
+        tenant=envelope.tenant,
+        created_at_ms=milliseconds_of(first_seen(envelope, timestamp_ms)),
+        epoch=envelope.epoch,
+        attempt=envelope.attempt,
+    )
+
+
+def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
+    event = ProgressEvent.model_validate_json(value)
+    # A type that this release does not know means that the task is being worked on.
+    status = TaskStatus.QUEUED if event.type == ProgressType.RETRYING else TaskStatus.RUNNING
+    return ProgressSeen(
+        request_id=event.request_id,
+        status=status,
+        at_ms=milliseconds_of(event.at),
+        started=event.type == ProgressType.STARTED,
+        epoch=_lenient_envelope(headers).epoch,
+        attempt=max(1, event.attempt),
+        step=event.step,
+        total_steps=event.total_steps,
+    )
+
+
+def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen | None:
+    result = GenerationResult.model_validate_json(value)
+    if result.request_id is None:
+        return None
+    # Says that a second body came under a used id; the task of that id has a result of its own.
+    if result.error is not None and result.error.code == ErrorCode.ID_CONFLICT:
+        return None
+    return ResultSeen(
+        request_id=result.request_id,
+        status=_STATUS[result.status],
+        body=value.decode(),
+        completed_at_ms=clamped_milliseconds(timestamp_ms)
+        if result.completed_at is None
+        else milliseconds_of(result.completed_at),
+        epoch=_lenient_envelope(headers).epoch,
+        attempt=max(1, result.attempt or 1),
+    )
+
+
+def _lenient_envelope(headers: RawHeaders) -> Envelope:
+    try:
+        return parse_envelope(headers)
+    except InvalidTaskError:
+        return Envelope()

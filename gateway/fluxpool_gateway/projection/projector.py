@@ -1,0 +1,235 @@
+"""The projector: reads Kafka's topics into the task store, each record once.
+
+Groupless: all partitions are its own, and the offsets it starts from are those saved with the rows they produced, so a
+crash applies nothing twice and a deleted file is built again. Owns the reading loop; knows nothing of HTTP.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import structlog
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.kafka import KafkaConnection, TopicNames
+from fluxpool_gateway.projection.projected_records import UnreadableRecordError, projected_topics, read_change
+from fluxpool_gateway.projection.source import BATCH_RECORDS, CLIENT_ID, Fetched, ProjectionSource
+from fluxpool_gateway.projection.topics import TopicLayout, read_layouts
+from fluxpool_gateway.store.task_state import Change
+from fluxpool_gateway.store.task_store import (
+    Heartbeat,
+    LogPosition,
+    Place,
+    Position,
+    QuarantinedRecord,
+    TaskStoreWriter,
+)
+from fluxpool_transport.kafka import KafkaAdmin, KafkaUnavailableError, UndecodableRecord
+
+LAYOUT_REFRESH_SECONDS: Final = 1.0
+HEARTBEAT_SECONDS: Final = 1.0
+RECONNECT_SECONDS: Final = 1.0
+_LOG_INTERVAL_SECONDS: Final = 10.0
+
+T = TypeVar("T")
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class Projector:
+    """One run of the projector."""
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        *,
+        topics: TopicNames,
+        store: TaskStoreWriter,
+        rebuilt_because: str | None = None,
+    ) -> None:
+        """`rebuilt_because` says why the store begins anew, when it does."""
+        self._connection = connection
+        self._topics = topics
+        self._store = store
+        self._source = ProjectionSource(connection)
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-store")
+        self._positions: dict[Position, LogPosition] = store.positions()
+        before = store.heartbeat()
+        self._rebuilt_because = rebuilt_because or (None if before is None else before.rebuilt_because)
+        self._layouts: dict[str, TopicLayout] = {}
+        self._assigned: dict[str, TopicLayout] = {}
+        self._caught_up_at_ms: int | None = None
+        self._beat_at = 0.0
+        self._logged_at: dict[str, float] = {}
+
+    async def run(self, stopping: Callable[[], bool]) -> None:
+        """Project until `stopping()`; looked at between batches, so at least every 100 ms while the store answers.
+
+        Raises SQLAlchemy's `DatabaseError` or `DamagedStoreError` when the store fails: start again, nothing is lost.
+        """
+        watching = asyncio.create_task(self._watch_layouts(), name="projected-topics")
+        try:
+            while not stopping():
+                if watching.done():
+                    watching.result()
+                try:
+                    await self._assign()
+                    await self._project(await self._source.fetch())
+                except KafkaError as error:
+                    self._warn("brokers_not_readable", reason=repr(error))
+                    await asyncio.sleep(RECONNECT_SECONDS)
+                await self._beat()
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+            await self._source.close()
+            self._executor.shutdown()
+
+    async def _project(self, fetched: Fetched) -> None:
+        if not fetched.next_offsets:
+            return
+        now_ms = _now_ms()
+        changes: list[tuple[Place, Change]] = []
+        unreadable: list[QuarantinedRecord] = []
+        for record in fetched.records:
+            place = (record.topic, record.partition, record.offset)
+            try:
+                change = self._read(record)
+            except Exception as error:  # noqa: BLE001 - whatever a record brings about must not stop those behind it
+                reason = str(error) if isinstance(error, UnreadableRecordError) else f"{type(error).__name__}: {error}"
+                unreadable.append(_quarantined(place, reason, now_ms))
+            else:
+                if change is not None:
+                    changes.append((place, change))
+        positions = {
+            position: LogPosition(offset, self._assigned[position[0]].topic_id)
+            for position, offset in fetched.next_offsets.items()
+        }
+        for position, now in positions.items():
+            known = self._positions.get(position)
+            if known is not None and now.offset < known.offset:
+                self._warn(
+                    "log_was_cut", topic=position[0], partition=position[1], read_to=known.offset, goes_on_at=now.offset
+                )
+        refused = await self._in_thread(
+            lambda: self._store.apply(changes, positions, passed_over=unreadable, now_ms=now_ms)
+        )
+        self._positions |= positions
+        if quarantined := [*unreadable, *refused]:
+            latest = quarantined[-1]
+            self._warn(
+                "records_quarantined",
+                records=len(quarantined),
+                topic=latest.topic,
+                partition=latest.partition,
+                offset=latest.offset,
+                reason=latest.reason,
+            )
+
+    def _read(self, record: ConsumerRecord) -> Change | None:
+        if isinstance(record, UndecodableRecord) and not record.has_contents:
+            others = f" (with all from offset {record.first_offset})" if record.first_offset < record.offset else ""
+            raise UnreadableRecordError(f"cannot be decoded{others}: {record.problem}")
+        return read_change(
+            self._topics,
+            topic=record.topic,
+            value=record.value,
+            headers=record.headers,
+            timestamp_ms=record.timestamp,
+        )
+
+    async def _assign(self) -> None:
+        """Read what is there now: partitions that are new, and topics that were made again from their beginning."""
+        layouts = self._layouts
+        if layouts == self._assigned:
+            return
+        for topic, layout in layouts.items():
+            known = {position.topic_id for (name, _), position in self._positions.items() if name == topic}
+            if known and layout.topic_id is not None and known != {layout.topic_id}:
+                logger.warning("topic_made_again", topic=topic, topic_id=layout.topic_id)
+                await self._in_thread(lambda topic=topic: self._store.forget_positions(topic))  # type: ignore[misc]
+                self._positions = {place: read for place, read in self._positions.items() if place[0] != topic}
+        offsets: dict[Position, int | None] = {}
+        for topic, layout in layouts.items():
+            for partition in layout.partitions:
+                position = self._positions.get((topic, partition))
+                offsets[topic, partition] = None if position is None else position.offset
+        starts = await self._source.assign(offsets)
+        self._assigned = layouts
+        for (topic, partition), start in starts.items():
+            read_to = self._positions[topic, partition].offset
+            logger.warning(
+                "records_deleted_unread",
+                topic=topic,
+                partition=partition,
+                first_offset=read_to,
+                last_offset=start - 1,
+            )
+        logger.info("partitions_assigned", partitions=len(offsets))
+
+    async def _watch_layouts(self) -> None:
+        """Ask every second what stands behind the topics' names."""
+        admin: KafkaAdmin | None = None
+        while True:
+            try:
+                admin = admin or await KafkaAdmin.open(self._connection, client_id=CLIENT_ID)
+                answers = await read_layouts(admin, projected_topics(self._topics))
+            except KafkaUnavailableError as error:
+                admin = None
+                self._warn("brokers_not_reachable", reason=str(error))
+            else:
+                for topic, answer in answers.items():
+                    if isinstance(answer, str):
+                        self._warn("topic_not_readable", topic=topic, reason=answer)
+                # A topic that does not answer now keeps its last layout: it comes back as it was, or with another id.
+                found = {topic: answer for topic, answer in answers.items() if isinstance(answer, TopicLayout)}
+                self._layouts = self._layouts | found
+            await asyncio.sleep(LAYOUT_REFRESH_SECONDS)
+
+    async def _beat(self) -> None:
+        now = time.monotonic()
+        if now < self._beat_at:
+            return
+        self._beat_at = now + HEARTBEAT_SECONDS
+        lag_records = self._lag_records()
+        now_ms = _now_ms()
+        # One batch behind is as near as a reader comes to topics that are written all the time.
+        if lag_records is not None and lag_records <= BATCH_RECORDS:
+            self._caught_up_at_ms = now_ms
+            self._rebuilt_because = None
+        heartbeat = Heartbeat(
+            pid=os.getpid(),
+            beat_at_ms=now_ms,
+            caught_up_at_ms=self._caught_up_at_ms,
+            lag_records=lag_records,
+            rebuilt_because=self._rebuilt_because,
+        )
+        await self._in_thread(lambda: self._store.beat(heartbeat))
+
+    def _lag_records(self) -> int | None:
+        """How many records are still to be read; None until every topic is there and its end known."""
+        return self._source.lag_records() if self._assigned else None
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Let the consumer answer its brokers while the store works."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _warn(self, event: str, **values: object) -> None:
+        """Log, at most every 10 s for each event: these come by the thousand when a broker is down."""
+        now = time.monotonic()
+        if now - self._logged_at.get(event, -_LOG_INTERVAL_SECONDS) >= _LOG_INTERVAL_SECONDS:
+            self._logged_at[event] = now
+            logger.warning(event, **values)
+
+
+def _quarantined(place: Place, reason: str, now_ms: int) -> QuarantinedRecord:
+    topic, partition, offset = place
+    return QuarantinedRecord(topic=topic, partition=partition, offset=offset, reason=reason, at_ms=now_ms)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,320 @@
+"""Exactly one record for one idempotency key: who may write it, who waits for that, and who is refused.
+
+The order of the questions is what makes it exact. The task store knows what Kafka has; what it does not know yet is in
+the reservations that all server processes of a gateway share; a reservation is made before the record is written and
+outlives its process. So one body wins, an equal one is answered with the winner's outcome, another one is refused at
+once. Between gateways with databases of their own the task store alone decides, as soon as it has the first record.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import Final, Protocol, assert_never
+
+import structlog
+
+from fluxpool_contract.messages import task_digest
+from fluxpool_contract.problems import FieldProblem
+from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.projection.barrier import BarrierNotReachedError
+from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.reservations import (
+    Operation,
+    Outcome,
+    Purge,
+    ReservationFile,
+    ReservationsUnavailableError,
+    Reserve,
+    Settle,
+    Standing,
+    Verdict,
+)
+from fluxpool_gateway.store.task_state import TaskState
+from fluxpool_gateway.store.task_store import Heartbeat
+
+RETRY_AFTER_SECONDS: Final = 1
+GRACE_SECONDS: Final = 5.0
+"""What a process may take beyond the produce deadline to settle; past it the reservation counts as left behind."""
+FRESH_SECONDS: Final = 60.0
+"""So long after its acknowledgement a task need not be in the store for the acknowledgement to be believed."""
+KEPT_SECONDS: Final = 600.0
+"""Reservations of accepted requests are kept so long at least, and until the store has been caught up after them."""
+PURGE_INTERVAL_SECONDS: Final = 1.0
+HEARTBEAT_CACHED_SECONDS: Final = 1.0
+_WAIT_INTERVAL_SECONDS: Final = 0.02
+
+logger = structlog.stdlib.get_logger(__name__)
+
+NEW_KEY: Final = "take a new key"
+
+
+class TaskStore(Protocol):
+    """What is asked of the task store; `AsyncTaskStore` in service."""
+
+    async def find(self, request_id: str) -> TaskState | None:
+        """The task with this id as far as it is projected."""
+
+    async def heartbeat(self) -> Heartbeat | None:
+        """What the projector last said of itself."""
+
+
+class UnwrittenError(Exception):
+    """Raised by a writer when there certainly is no record; `told` is what the client is told."""
+
+    def __init__(self, told: ProblemError) -> None:
+        self.told = told
+        super().__init__(str(told))
+
+
+class Reservations:
+    """The shared file for one event loop: operations that arrive while it is written go into one transaction."""
+
+    def __init__(self, file: ReservationFile) -> None:
+        self._file = file
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reservations")
+        self._waiting: list[tuple[Operation, asyncio.Future[Outcome]]] = []
+        self._applying: asyncio.Future[None] | None = None
+
+    def apply(self, operation: Operation) -> asyncio.Future[Outcome]:
+        """Apply an operation; the future raises `ReservationsUnavailableError`."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outcome] = loop.create_future()
+        self._waiting.append((operation, future))
+        if self._applying is None:
+            self._applying = asyncio.ensure_future(self._apply_waiting())
+        return future
+
+    async def close(self) -> None:
+        """Apply what is waiting and close the file."""
+        while self._applying is not None:
+            await self._applying
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._file.close)
+        self._executor.shutdown(wait=False)
+
+    async def _apply_waiting(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            operations = [operation for operation, _ in batch]
+            try:
+                outcomes = await loop.run_in_executor(self._executor, self._apply, operations)
+            except ReservationsUnavailableError as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                        # A settlement is not waited for.
+                        future.exception()
+            else:
+                for (_, future), outcome in zip(batch, outcomes, strict=True):
+                    if not future.done():
+                        future.set_result(outcome)
+        self._applying = None
+
+    def _apply(self, operations: list[Operation]) -> list[Outcome]:
+        return self._file.apply(operations, now_ms=_now_ms())
+
+
+class Idempotency:
+    """Decides over requests with a key; one instance serves one process."""
+
+    def __init__(
+        self,
+        *,
+        reservations: Reservations,
+        store: TaskStore,
+        barrier: Callable[[], Awaitable[None]],
+        deadline_seconds: float,
+    ) -> None:
+        """`barrier` returns once the store has what Kafka has now; `deadline_seconds` is the longest wait for Kafka."""
+        self._reservations = reservations
+        self._store = store
+        self._barrier = barrier
+        self._patience_seconds = deadline_seconds + GRACE_SECONDS
+        self._running: dict[tuple[str, str], asyncio.Future[None]] = {}
+        """Equal requests of this process wait for one of them; between others the reservations decide."""
+        self._heartbeat: Heartbeat | None = None
+        self._heartbeat_expires_at = 0.0
+
+    async def once(self, request_id: str, digest: str, write: Callable[[], Awaitable[None]]) -> None:
+        """Return when the record with this id and digest is in Kafka, written by `write` or by another request.
+
+        `write` raises `UnwrittenError` when there is no record, anything else when that is unknown.
+        Raises `ProblemError`: 409 while another body is being written, 422 when one was, 503 when it cannot be known.
+        """
+        running = self._running.get((request_id, digest))
+        if running is not None:
+            await asyncio.shield(running)
+            return
+        running = self._running[request_id, digest] = asyncio.get_running_loop().create_future()
+        try:
+            await self._once(request_id, digest, write)
+        except BaseException as error:
+            unknown = ProblemError(_unavailable("the outcome is unknown"))
+            running.set_exception(error if isinstance(error, ProblemError) else unknown)
+            # Perhaps nobody waits for it.
+            running.exception()
+            raise
+        else:
+            running.set_result(None)
+        finally:
+            del self._running[request_id, digest]
+
+    async def purge(self) -> None:
+        """Remove reservations that nothing depends on any more, from time to time, until cancelled."""
+        while True:
+            await asyncio.sleep(PURGE_INTERVAL_SECONDS)
+            try:
+                heartbeat = await self._store.heartbeat()
+                if heartbeat is not None and heartbeat.caught_up_at_ms is not None:
+                    in_store_ms = heartbeat.caught_up_at_ms - FRESH_SECONDS * 1000
+                    before_ms = min(_now_ms() - KEPT_SECONDS * 1000, in_store_ms)
+                    await self._reservations.apply(Purge(accepted_before_ms=int(before_ms)))
+            except (StoreUnavailableError, ReservationsUnavailableError) as error:
+                logger.warning("reservations_not_purged", reason=str(error))
+
+    async def _once(self, request_id: str, digest: str, write: Callable[[], Awaitable[None]]) -> None:
+        state = await self._find(request_id)
+        if _is_stored(state, digest):
+            return
+        verdict = await self._reserve(request_id, digest)
+        if verdict is Verdict.ACCEPTED:
+            return
+        unwritten = None if verdict is Verdict.GRANTED else Standing.UNKNOWN
+        settled: Standing | None = unwritten
+        try:
+            if verdict is Verdict.GRANTED:
+                state = await self._find_certainly(request_id, state)
+            if _is_stored(state, digest):
+                settled = Standing.ACCEPTED
+            elif state is not None and verdict is Verdict.GRANTED:
+                raise ProblemError(_conflict("was used for a request that is no longer stored"))
+            else:
+                settled = Standing.UNKNOWN
+                await write()
+                settled = Standing.ACCEPTED
+        except UnwrittenError as error:
+            settled = unwritten
+            raise error.told from error
+        finally:
+            self._reservations.apply(Settle(request_id=request_id, digest=digest, standing=settled))
+
+    async def _reserve(self, request_id: str, digest: str) -> Verdict:
+        """Whether the record is to be written by this request, or was accepted. Waits for an equal request."""
+        loop = asyncio.get_running_loop()
+        gives_up_at = loop.time() + self._patience_seconds
+        again = False
+        while True:
+            until_ms = _now_ms() + int(self._patience_seconds * 1000)
+            wanted = Reserve(request_id=request_id, digest=digest, until_ms=until_ms, again=again)
+            try:
+                held = await self._reservations.apply(wanted)
+            except ReservationsUnavailableError as error:
+                logger.warning("reservations_not_usable", reason=str(error))
+                raise ProblemError(_unavailable("the key cannot be reserved; nothing was accepted")) from error
+            match held.verdict:
+                case Verdict.GRANTED | Verdict.GRANTED_AGAIN:
+                    return held.verdict
+                case Verdict.OTHER_IN_PROGRESS:
+                    raise ProblemError(_in_progress())
+                case Verdict.OTHER:
+                    raise ProblemError(_conflict("was used for a request with another body"))
+                case Verdict.ACCEPTED:
+                    if not await self._is_lost(request_id, accepted_at_ms=held.settled_at_ms):
+                        return Verdict.ACCEPTED
+                    again = True
+                case Verdict.SAME_IN_PROGRESS:
+                    if loop.time() > gives_up_at:
+                        raise ProblemError(_unavailable("an equal request is not answered yet; its outcome is unknown"))
+                    await asyncio.sleep(_WAIT_INTERVAL_SECONDS)
+                case _:
+                    assert_never(held.verdict)
+
+    async def _find(self, request_id: str) -> TaskState | None:
+        try:
+            return await self._store.find(request_id)
+        except StoreUnavailableError as error:
+            raise ProblemError(_unreadable(error)) from error
+
+    async def _find_certainly(self, request_id: str, state: TaskState | None) -> TaskState | None:
+        """The task in a store that has whatever the reservations lack; `state` is what it had a moment ago."""
+        try:
+            if await self._is_complete():
+                return state
+            await self._barrier()
+        except StoreUnavailableError as error:
+            raise ProblemError(_unreadable(error)) from error
+        except BarrierNotReachedError as error:
+            reason = f"whether this key was used is not known yet ({error}); nothing was accepted"
+            raise ProblemError(_unavailable(reason)) from error
+        return await self._find(request_id)
+
+    async def _is_complete(self) -> bool:
+        """Whether the store was caught up with Kafka since it was made: then reservations have all that it lacks."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._heartbeat_expires_at:
+            self._heartbeat = await self._store.heartbeat()
+            self._heartbeat_expires_at = now + HEARTBEAT_CACHED_SECONDS
+        return self._heartbeat is not None and self._heartbeat.caught_up_at_ms is not None
+
+    async def _is_lost(self, request_id: str, *, accepted_at_ms: int) -> bool:
+        """Whether an accepted record certainly is in Kafka no longer, as when its topic was deleted and made again."""
+        if _now_ms() - accepted_at_ms < FRESH_SECONDS * 1000:
+            return False
+        try:
+            await self._barrier()
+        except BarrierNotReachedError:
+            return False
+        return await self._find(request_id) is None
+
+
+def _is_stored(state: TaskState | None, digest: str) -> bool:
+    """Whether this is the task with this body; raises `ProblemError` when it has another one.
+
+    With a result alone its record is still to come, or long gone: then a reservation knows the digest.
+    """
+    if state is None or state.body is None:
+        return False
+    if task_digest(state.body.encode()) != digest:
+        raise ProblemError(_conflict("was used for a request with another body"))
+    return True
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _conflict(reason: str) -> Problem:
+    problem = FieldProblem("Idempotency-Key", f"{reason}; {NEW_KEY}")
+    return Problem(
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        code=ProblemCode.IDEMPOTENCY_CONFLICT,
+        detail=str(problem),
+        fields=[problem],
+    )
+
+
+def _unreadable(error: StoreUnavailableError) -> Problem:
+    logger.warning("task_store_not_readable", reason=str(error))
+    return _unavailable("the task store cannot be read; nothing was accepted")
+
+
+def _in_progress() -> Problem:
+    problem = FieldProblem("Idempotency-Key", f"a request with another body and this key is in progress; {NEW_KEY}")
+    return Problem(
+        status=HTTPStatus.CONFLICT,
+        code=ProblemCode.IDEMPOTENCY_IN_PROGRESS,
+        detail=str(problem),
+        fields=[problem],
+        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
+    )
+
+
+def _unavailable(reason: str) -> Problem:
+    return Problem(
+        status=HTTPStatus.SERVICE_UNAVAILABLE,
+        code=ProblemCode.STORE_UNAVAILABLE,
+        detail=f"{reason}; repeat the request with the same Idempotency-Key",
+        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
+    )

@@ -1,0 +1,230 @@
+"""Records into Kafka with the broker's acknowledgement, for tens of thousands of requests a second on one event loop.
+
+librdkafka batches and sends in its own threads; one poll thread takes its delivery reports and hands them to the event
+loop in batches, because waking a loop for each report costs more than the report. Knows nothing of HTTP or of what the
+records mean.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from fluxpool_contract.kafka import MAX_MESSAGE_BYTES
+
+LINGER_MILLISECONDS: Final = 5
+MAX_QUEUED_RECORDS: Final = 50_000
+"""Seconds of the highest rate; beyond it a refusal is worth more to a client than a longer wait."""
+MAX_QUEUED_KILOBYTES: Final = 256 * 1024
+_POLL_SECONDS: Final = 0.5
+_EXPIRY_INTERVAL_SECONDS: Final = 0.05
+_LOG_INTERVAL_SECONDS: Final = 10.0
+# After these the sequence numbers of an idempotent producer are out of step, and every later record of the partition
+# fails until the producer is made anew.
+_BREAKS_SEQUENCE: Final = frozenset(
+    {
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.UNKNOWN_PRODUCER_ID,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_MSG,
+        KafkaError._FATAL,  # noqa: SLF001 - librdkafka's local error codes carry the underscore in their public names
+        KafkaError._INCONSISTENT,  # noqa: SLF001
+    }
+)
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class DeliveryFailure(StrEnum):
+    """Why a record was not acknowledged."""
+
+    QUEUE_FULL = "queue_full"
+    """Nothing was sent."""
+    TIMED_OUT = "timed_out"
+    """No acknowledgement in time; the record may still appear in the topic."""
+    REFUSED = "refused"
+    """The broker or the client library refused the record."""
+
+
+class DeliveryError(Exception):
+    """A record was not acknowledged."""
+
+    def __init__(self, failure: DeliveryFailure, reason: str) -> None:
+        self.failure = failure
+        super().__init__(reason)
+
+
+class TaskProducer:
+    """An idempotent `acks=all` producer for one event loop."""
+
+    def __init__(
+        self, options: Mapping[str, Any], *, deadline_seconds: float, on_failure: Callable[[], None] = lambda: None
+    ) -> None:
+        """`options` reach the cluster. Connects nothing; `start` does, inside the event loop.
+
+        `on_failure` is called there when delivery reports can no longer be taken.
+        """
+        self._deadline_seconds = deadline_seconds
+        self._on_failure = on_failure
+        self._configuration = {
+            **options,
+            "acks": "all",
+            "enable.idempotence": True,
+            "linger.ms": LINGER_MILLISECONDS,
+            "message.timeout.ms": max(round(deadline_seconds * 1000), 2 * LINGER_MILLISECONDS),
+            "message.max.bytes": MAX_MESSAGE_BYTES,
+            "queue.buffering.max.messages": MAX_QUEUED_RECORDS,
+            "queue.buffering.max.kbytes": MAX_QUEUED_KILOBYTES,
+            # A broker that comes back is found at once; the default lets the pause grow to 10 s.
+            "reconnect.backoff.max.ms": 1000,
+            "log_level": 0,
+        }
+        self._generation = 0
+        """Counts producers. What an earlier one still reports says nothing about the present one."""
+        self._reports: list[tuple[asyncio.Future[int], KafkaError | int, int]] = []
+        self._waiting: deque[tuple[float, asyncio.Future[int]]] = deque()
+        self._stopping = threading.Event()
+        self._broken = threading.Event()
+        self._logged_at: dict[int, float] = {}
+        self._threads: list[threading.Thread] = []
+        self._expiry: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to connect and to deliver; call it once, inside the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._begin()
+        self._expire()
+
+    async def stop(self) -> None:
+        """Wait for what is under way, at most the produce deadline, and close. What is left counts as timed out."""
+        unsettled = [future for _, future in self._waiting if not future.done()]
+        if unsettled:
+            await asyncio.wait(unsettled, timeout=self._deadline_seconds)
+        self._stopping.set()
+        if self._expiry is not None:
+            self._expiry.cancel()
+        # Without this the library waits on exit for records that nobody waits for any more.
+        self._producer.purge()
+        for thread in self._threads:
+            # It ends within its poll interval; bounded all the same, because shutdown must not hang on a library.
+            await asyncio.to_thread(thread.join, 2 * _POLL_SECONDS)
+        self._fail_older_than(float("inf"))
+
+    def send(
+        self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
+    ) -> asyncio.Future[int]:
+        """Queue a record; the future is its offset, once the broker has it on all in-sync replicas.
+
+        The future raises `DeliveryError`; `send` itself raises it when the queue is full.
+        """
+        if self._broken.is_set():
+            self._replace()
+        future: asyncio.Future[int] = self._loop.create_future()
+        reports, generation = self._reports, self._generation
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            reports.append((future, message.offset() if error is None else error, generation))
+
+        try:
+            self._producer.produce(topic, value, key, partition=partition, on_delivery=delivered, headers=headers)
+        except BufferError:
+            raise DeliveryError(
+                DeliveryFailure.QUEUE_FULL, f"{MAX_QUEUED_RECORDS} records wait for the broker already"
+            ) from None
+        except KafkaException as error:
+            raise DeliveryError(DeliveryFailure.REFUSED, str(error.args[0])) from error
+        self._waiting.append((self._loop.time() + self._deadline_seconds, future))
+        return future
+
+    def partitions(self, topic: str, *, timeout_seconds: float) -> int:
+        """How many partitions a topic has; asks a broker and blocks, so call it in a thread.
+
+        Raises `KafkaException` when no broker answers in time or the topic does not exist.
+        """
+        metadata = self._producer.list_topics(topic, timeout_seconds).topics[topic]
+        if metadata.error is not None:
+            raise KafkaException(metadata.error)
+        return len(metadata.partitions)
+
+    def _begin(self) -> None:
+        on_error = partial(self._on_error, self._generation)
+        self._producer = Producer({**self._configuration, "error_cb": on_error})
+        thread = threading.Thread(target=self._poll, args=(self._producer,), name="delivery-reports", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _replace(self) -> None:
+        """Take a fresh producer; the old one's thread ends once its reports are in."""
+        logger.warning("producer_replaced")
+        # In this order: a late report of the old producer must not set again what is cleared here.
+        self._generation += 1
+        self._broken.clear()
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._begin()
+
+    def _poll(self, producer: Producer) -> None:
+        """Take delivery reports until the producer stops or is replaced and empty."""
+        poll: Callable[[float], int] = producer.poll
+        try:
+            while not self._stopping.is_set():
+                poll(_POLL_SECONDS)
+                count = len(self._reports)
+                if count:
+                    self._loop.call_soon_threadsafe(self._settle, count)
+                elif producer is not self._producer and not len(producer):
+                    return
+        except Exception:
+            # Without this thread every request would end as one whose outcome is unknown.
+            logger.exception("delivery_reports_failed")
+            self._loop.call_soon_threadsafe(self._on_failure)
+
+    def _settle(self, count: int) -> None:
+        reports = self._reports[:count]
+        # The poll thread appends meanwhile: only what was copied may go.
+        del self._reports[: len(reports)]
+        for future, outcome, generation in reports:
+            if isinstance(outcome, int):
+                if not future.done():
+                    future.set_result(outcome)
+                continue
+            if generation == self._generation and outcome.code() in _BREAKS_SEQUENCE:
+                self._broken.set()
+            if not future.done():
+                future.set_exception(_failure(outcome))
+
+    def _expire(self) -> None:
+        """Fail what is past its deadline; librdkafka itself looks once a second only."""
+        self._fail_older_than(self._loop.time())
+        self._expiry = self._loop.call_later(_EXPIRY_INTERVAL_SECONDS, self._expire)
+
+    def _fail_older_than(self, moment: float) -> None:
+        waiting = self._waiting
+        while waiting and (waiting[0][1].done() or waiting[0][0] <= moment):
+            _, future = waiting.popleft()
+            if not future.done():
+                reason = f"no acknowledgement within {self._deadline_seconds:g} s"
+                future.set_exception(DeliveryError(DeliveryFailure.TIMED_OUT, reason))
+
+    def _on_error(self, generation: int, error: KafkaError) -> None:
+        """Take note of an error of the client as a whole; called in the poll thread."""
+        if error.fatal() and generation == self._generation:
+            self._broken.set()
+        now = self._loop.time()
+        code = error.code()
+        # With a broker down these come by the hundred.
+        if now - self._logged_at.get(code, -_LOG_INTERVAL_SECONDS) >= _LOG_INTERVAL_SECONDS:
+            self._logged_at[code] = now
+            logger.warning("kafka_client_error", error_name=error.name(), reason=error.str())
+
+
+def _failure(error: KafkaError) -> DeliveryError:
+    timed_out = error.code() in {KafkaError._MSG_TIMED_OUT, KafkaError.REQUEST_TIMED_OUT}  # noqa: SLF001
+    return DeliveryError(DeliveryFailure.TIMED_OUT if timed_out else DeliveryFailure.REFUSED, error.str())

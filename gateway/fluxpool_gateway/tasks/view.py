@@ -1,0 +1,148 @@
+"""The task as clients see it: from a row of the store to the answer of `GET /v1/generations/{id}`. Pure."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Self
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fluxpool_contract.messages import GenerationResult
+from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.tasks.recent_tasks import RecentTask
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class ProgressView(_View):
+    """How far a running task is."""
+
+    step: int
+    total_steps: int
+    percent: Annotated[int, Field(ge=0, le=100)]
+
+
+class ImageView(_View):
+    """One finished image."""
+
+    index: int
+    url: str
+    width: int
+    height: int
+    seed: int
+    format: str
+    content_type: str
+    bytes: int
+    sha256: str
+
+
+class ErrorView(_View):
+    """Why there is no image."""
+
+    code: str
+    message: str
+    field: str | None
+    retryable: bool
+
+
+class TaskView(_View):
+    """One task and how it stands."""
+
+    request_id: str
+    status: TaskStatus
+    progress: ProgressView | None = None
+    """While the task is running and its worker tells."""
+    images: tuple[ImageView, ...] = ()
+    image_url: str | None = None
+    """Address of the first image."""
+    error: ErrorView | None = None
+    attempts: int = 1
+    priority: str | None = None
+    """Null while only the task's result is known."""
+    seed: int | None = None
+    """The seed that was used; null until the task succeeded."""
+    model: str | None = None
+    warnings: tuple[str, ...] = ()
+    metadata: dict[str, str] = {}
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    timings: dict[str, float] = {}
+    """Milliseconds by stage."""
+    status_url: str
+
+    @classmethod
+    def of_state(cls, state: TaskState, *, status_url: str) -> Self:
+        """The view of a row."""
+        result = read_result(state)
+        ended = {} if result is None else _ended(result)
+        return cls(
+            request_id=state.request_id,
+            status=state.status,
+            progress=_progress(state),
+            attempts=state.attempts,
+            priority=state.priority,
+            created_at=_moment(state.created_at_ms),
+            started_at=_moment(state.started_at_ms),
+            completed_at=_moment(state.completed_at_ms),
+            status_url=status_url,
+            **ended,
+        )
+
+    @classmethod
+    def of_recent(cls, request_id: str, task: RecentTask, *, status_url: str) -> Self:
+        """The view of a request that this process accepted and the store does not show yet."""
+        return cls(
+            request_id=request_id,
+            status=TaskStatus.QUEUED,
+            priority=task.priority,
+            created_at=_whole_milliseconds(task.accepted_at),
+            status_url=status_url,
+        )
+
+
+def read_result(state: TaskState) -> GenerationResult | None:
+    """The task's result; None while there is none, and when an earlier release took one that this one refuses."""
+    if state.result is None:
+        return None
+    try:
+        return GenerationResult.model_validate_json(state.result)
+    except ValidationError as error:
+        logger.warning("result_not_readable", request_id=state.request_id, problems=error.error_count())
+        return None
+
+
+def _progress(state: TaskState) -> ProgressView | None:
+    # Progress records may be anybody's: numbers that make no sense are no progress.
+    if state.step is None or state.step < 0 or state.total_steps is None or state.total_steps <= 0:
+        return None
+    percent = min(100, 100 * state.step // state.total_steps)
+    return ProgressView(step=state.step, total_steps=state.total_steps, percent=percent)
+
+
+def _ended(result: GenerationResult) -> dict[str, object]:
+    error = result.error
+    return {
+        "images": tuple(ImageView.model_validate(image, from_attributes=True) for image in result.images),
+        "image_url": result.image_url,
+        "error": None
+        if error is None
+        else ErrorView(code=error.code, message=error.message, field=error.field, retryable=error.retryable),
+        "seed": result.seed,
+        "model": result.model,
+        "warnings": result.warnings,
+        "metadata": result.metadata,
+        "timings": result.timings,
+    }
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _whole_milliseconds(moment: datetime) -> datetime:
+    """Rounded down as in the record's header, so that the time does not change once the store answers."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -1,0 +1,1 @@
+"""Due retries in the retry topics."""

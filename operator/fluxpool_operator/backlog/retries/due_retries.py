@@ -1,0 +1,123 @@
+"""How many due retries each pool has: records of its own lanes that a worker may relay now and none has.
+
+Owns the counting. A pool's offsets are asked for only while the topic holds a due record of it, so that a thousand
+pools at rest cost one look at the ends of the retry topics. What cannot be read is a text, never zero.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+
+from fluxpool_contract.kafka import former_scheduler_group, relayed_ahead
+from fluxpool_operator.backlog.observation import RetryTier
+from fluxpool_operator.backlog.retries.retry_log import RetryLog
+from fluxpool_operator.backlog.retries.retry_scan import RetryScan
+from fluxpool_transport.lag import BacklogReader, GroupBacklog, LogBounds, PartitionBacklog, StalePartition
+
+_GroupOnTopic = tuple[str, str]
+
+
+class DueRetries:
+    """Counts for whoever asks, by way of one scan of the cluster's retry topics."""
+
+    def __init__(self, scan: RetryScan) -> None:
+        self._scan = scan
+
+    async def count(self, reader: BacklogReader, tiers: Iterable[RetryTier]) -> dict[RetryTier, int | str]:
+        """The due records of each tier, or why they are not known; raises as `BacklogReader.read` does."""
+        wanted = list(dict.fromkeys(tiers))
+        if not wanted:
+            return {}
+        bounds = await reader.log_bounds({tier.topic for tier in wanted})
+        await self._scan.keep_up(
+            {
+                (topic, number): bound
+                for topic, numbers in bounds.items()
+                if not isinstance(numbers, str)
+                for number, bound in numbers.items()
+                if isinstance(bound, LogBounds)
+            }
+        )
+        now = time.time()
+        found = {tier: self._due_offsets(tier, bounds[tier.topic], now) for tier in wanted}
+        asking = [tier for tier, due in found.items() if not isinstance(due, str) and any(due.values())]
+        backlogs = await read_groups(reader, [(tier.group, tier.topic) for tier in asking])
+        former = await self._former(reader, asking, backlogs)
+        return {
+            tier: self._unrelayed(tier, due, backlogs, former) if tier in asking else _as_count(due)
+            for tier, due in found.items()
+        }
+
+    def _due_offsets(
+        self, tier: RetryTier, bounds: Mapping[int, LogBounds | str] | str, now: float
+    ) -> dict[int, list[int]] | str:
+        if isinstance(bounds, str):
+            return bounds
+        due: dict[int, list[int]] = {}
+        for number, bound in bounds.items():
+            if isinstance(bound, str):
+                return f"{tier.topic}: partition {number}: {bound}"
+            known = self._scan.log_of((tier.topic, number))
+            if known is not None and not known.knows(tier.origins):
+                self._scan.read_again((tier.topic, number), start=bound.start)
+                known = None
+            if known is None:
+                return f"{tier.topic}: its records are being read"
+            due[number] = known.due(tier.origins, now, delay_seconds=tier.delay_seconds)
+        return due
+
+    def _unrelayed(
+        self,
+        tier: RetryTier,
+        due: dict[int, list[int]] | str,
+        backlogs: Mapping[_GroupOnTopic, GroupBacklog],
+        former: Mapping[str, GroupBacklog],
+    ) -> int | str:
+        backlog = backlogs[tier.group, tier.topic]
+        if isinstance(due, str) or not backlog.partitions:
+            return due if isinstance(due, str) else backlog.problem or f"{tier.topic}: could not be read"
+        before = (
+            {item.partition: item for item in former[tier.topic].readable_partitions} if tier.topic in former else {}
+        )
+        count = 0
+        for item in backlog.partitions:
+            if isinstance(item, StalePartition):
+                return f"{tier.topic}: {item.reason}"
+            own = item if item.committed_offset is not None else before.get(item.partition, item)
+            done = relayed_ahead(item.metadata, item.committed_offset or 0)
+            known = self._scan.log_of((tier.topic, item.partition))
+            self._forget_relayed(known, own, tier)
+            count += sum(offset >= own.next_offset and offset not in done for offset in due.get(item.partition, ()))
+        return count
+
+    @staticmethod
+    def _forget_relayed(known: RetryLog | None, own: PartitionBacklog, tier: RetryTier) -> None:
+        if known is not None and own.committed_offset is not None and not own.is_recreated:
+            known.forget_before(own.committed_offset, tier.origins)
+
+    @staticmethod
+    async def _former(
+        reader: BacklogReader, tiers: Iterable[RetryTier], backlogs: Mapping[_GroupOnTopic, GroupBacklog]
+    ) -> dict[str, GroupBacklog]:
+        """The groups of earlier versions, where a pool has no offsets of its own yet."""
+        topics = {
+            tier.topic
+            for tier in tiers
+            if any(item.committed_offset is None for item in backlogs[tier.group, tier.topic].readable_partitions)
+        }
+        found = await read_groups(reader, [(former_scheduler_group(topic), topic) for topic in topics])
+        return {topic: backlog for (_, topic), backlog in found.items()}
+
+
+def _as_count(due: dict[int, list[int]] | str) -> int | str:
+    return due if isinstance(due, str) else 0
+
+
+async def read_groups(reader: BacklogReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupBacklog]:
+    """The backlog of each group on its topic. One call, unless a group is asked about on several topics."""
+    backlogs: dict[_GroupOnTopic, GroupBacklog] = {}
+    remaining = set(groups)
+    while remaining:
+        topics = dict(remaining)
+        backlogs |= {(group, topics[group]): item for group, item in (await reader.read(topics)).items()}
+        remaining -= topics.items()
+    return backlogs

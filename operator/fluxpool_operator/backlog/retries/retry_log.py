@@ -1,0 +1,96 @@
+"""What one partition of a retry topic holds, by the lane topics that its records came from. Pure.
+
+Owns what is remembered of records and for how long. One such memory serves all pools that share the topic, so that each
+record is fetched once. Must not know of groups, pools or how records are fetched.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from fluxpool_contract.kafka import due_seconds
+
+MAX_ENTRIES: Final = 2000
+"""Of one origin in one partition; of more the newest are counted. Enough for any pool to be at its largest."""
+MAX_IDLE_ORIGINS: Final = 10_000
+"""Origins that no pool has asked about: pools that are not here yet, and what anybody wrote into the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryEntry:
+    """One record of a retry topic; times in seconds since 1970."""
+
+    offset: int
+    arrived_seconds: float
+    not_before_seconds: float | None
+
+    def is_due(self, now_seconds: float, *, delay_seconds: float) -> bool:
+        """Whether a worker relays it by now."""
+        due = due_seconds(
+            arrived_seconds=self.arrived_seconds,
+            not_before_seconds=self.not_before_seconds,
+            delay_seconds=delay_seconds,
+        )
+        return due <= now_seconds
+
+
+class RetryLog:
+    """The records from the log's start up to `position`."""
+
+    def __init__(self, *, position: int) -> None:
+        self.position = position
+        """The next offset to look at."""
+        self._asked: dict[str, list[RetryEntry]] = {}
+        self._idle: OrderedDict[str, list[RetryEntry]] = OrderedDict()
+        self._has_forgotten = False
+
+    def add(self, origin: str | None, entry: RetryEntry) -> None:
+        """Take in the next record; one without an origin is nobody's backlog."""
+        self.position = entry.offset + 1
+        if origin is None:
+            return
+        entries = self._asked.get(origin)
+        if entries is None:
+            entries = self._idle.setdefault(origin, [])
+            if len(self._idle) > MAX_IDLE_ORIGINS:
+                self._idle.popitem(last=False)
+                self._has_forgotten = True
+        entries.append(entry)
+        if len(entries) > MAX_ENTRIES:
+            del entries[0]
+
+    def pass_over(self, offset: int) -> None:
+        """There is no record before this offset that has not been added."""
+        self.position = max(self.position, offset)
+
+    def knows(self, origins: Iterable[str]) -> bool:
+        """Whether all records of these origins are known; from now on they are never forgotten."""
+        is_known = True
+        for origin in origins:
+            if origin not in self._asked:
+                is_known = is_known and not self._has_forgotten
+                self._asked[origin] = self._idle.pop(origin, [])
+        return is_known
+
+    def restarted(self, *, position: int) -> "RetryLog":
+        """An empty one for the same pools, to read the log again."""
+        again = RetryLog(position=position)
+        again.knows(self._asked)
+        return again
+
+    def forget_before(self, offset: int, origins: Iterable[str]) -> None:
+        """The pool that serves these origins has relayed all its records before the offset."""
+        for origin in origins:
+            entries = self._asked.get(origin)
+            if entries and entries[0].offset < offset:
+                self._asked[origin] = [entry for entry in entries if entry.offset >= offset]
+
+    def due(self, origins: Iterable[str], now_seconds: float, *, delay_seconds: float) -> list[int]:
+        """The offsets of these origins' records that are due."""
+        return [
+            entry.offset
+            for origin in origins
+            for entry in self._asked.get(origin, ())
+            if entry.is_due(now_seconds, delay_seconds=delay_seconds)
+        ]

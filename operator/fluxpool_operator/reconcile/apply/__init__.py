@@ -1,0 +1,1 @@
+"""What a plan changes: children, topics, replicas and the status."""

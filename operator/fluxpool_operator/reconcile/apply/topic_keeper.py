@@ -1,0 +1,115 @@
+"""When a pool's topics are created and looked after, if it asks for that. What is done to them is `backlog.topics`.
+
+The work runs beside the turns: slow or refused topic administration must not hold up scaling.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_operator.api import FluxWorkerPool, Reason
+from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.assessment import PoolProblem
+from fluxpool_operator.backlog import TopicReport, manage_topics
+from fluxpool_operator.reconcile.services import Services
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_SECONDS: Final = 300.0
+RETRY_SECONDS: Final = 15.0
+SETTLE_SECONDS: Final = 30.0
+"""After topics were created: until their partitions have leaders and every broker knows them."""
+
+
+class TopicKeeper:
+    """The topics of one pool."""
+
+    def __init__(self, *, services: Services, wake: Callable[[], None]) -> None:
+        """`wake` is called when the topics were looked after."""
+        self._observe = services.observe_topics
+        self._clock = services.clock
+        self._wake = wake
+        self._order: _Order | None = None
+        """What was looked after last."""
+        self._task_order: _Order | None = None
+        self._task: asyncio.Task[TopicReport] | None = None
+        self._next_at = 0.0
+        self._settling_until = 0.0
+        self._problems: tuple[PoolProblem, ...] = ()
+        self.create_time: tuple[str, ...] | None = None
+        """Topics with tasks whose records carry the producer's time; None when that is not known."""
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether topics are being created for the first time, or were created a moment ago."""
+        is_first = self._task is not None and self._order is None
+        return is_first or self._clock() < self._settling_until
+
+    def keep(self, pool: FluxWorkerPool, connection: KafkaConnection | None) -> tuple[PoolProblem, ...]:
+        """Look after the topics when the spec changed or the time has come; returns what stood in the way last.
+
+        Topics of a pool that is paused, or does not want them managed, are looked at and nothing more.
+        """
+        spec = pool.spec
+        if connection is None:
+            self.close()
+            self._order, self._problems, self.create_time = None, (), None
+            return ()
+        order = _Order(kafka=spec.kafka, changes=spec.kafka.manage_topics and not spec.paused)
+        if self._task_order != order:
+            self.close()
+        if self._task is None and (order != self._order or self._clock() >= self._next_at):
+            work = manage_topics if order.changes else self._observe
+            self._task_order = order
+            self._task = asyncio.create_task(work(connection, spec.kafka), name=f"topics {pool.name}")
+            self._task.add_done_callback(lambda ended: self._finished(order, ended))
+        return self._problems if order.changes else ()
+
+    def close(self) -> None:
+        """End what is under way."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
+    def _finished(self, order: "_Order", task: asyncio.Task[TopicReport]) -> None:
+        if task is not self._task:
+            # Cancelled, and maybe replaced; looking at the outcome keeps asyncio from complaining.
+            if not task.cancelled():
+                task.exception()
+            return
+        is_first = self._order is None
+        self._task, self._order = None, order
+        report = _report_of(task, order)
+        # Another pool of the same topics may have created them a moment ago.
+        if order.changes and (report.created or is_first):
+            self._settling_until = self._clock() + SETTLE_SECONDS
+        problems = tuple(
+            PoolProblem(reason=Reason.TOPICS_FAILED, message=problem, stops_scaling=False)
+            for problem in report.problems
+        )
+        is_news = (problems, report.create_time) != (self._problems, self.create_time)
+        self._problems, self.create_time = problems, report.create_time
+        self._next_at = self._clock() + (RETRY_SECONDS if report.problems else INTERVAL_SECONDS)
+        if is_first or is_news:
+            self._wake()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What is looked after, and whether it may be changed."""
+
+    kafka: KafkaSpec
+    changes: bool
+
+
+def _report_of(task: asyncio.Task[TopicReport], order: _Order) -> TopicReport:
+    error = None if task.cancelled() else task.exception()
+    if error is None and not task.cancelled():
+        return task.result()
+    log.warning("topics_not_looked_after", error=repr(error))
+    problems = (f"topics could not be looked after: {error!r}",) if order.changes else ()
+    return TopicReport(problems=problems, create_time=None)

@@ -1,0 +1,1 @@
+"""One pool's connection to Kafka: addresses, Secrets, and its lag."""

@@ -1,0 +1,218 @@
+"""From a dead letter to the task that is sent again, or to the reasons why it would only fail again. Pure.
+
+Owns what a replay changes: the epoch, the headers about the failure, and what a patch says. The same letter with the
+same choices always gives the same record, so that sending it twice is harmless.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract import header_names
+from fluxpool_contract.messages import (
+    PREFIX,
+    DeadLetter,
+    DecodedTask,
+    RawHeaders,
+    decode_task,
+    encode_headers,
+    first_seen,
+    format_time,
+)
+from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
+from fluxpool_transport.dlq.reading import DeadLetterEntry
+
+DEFAULT_MAX_REPLAYS: Final = 3
+REQUEST_ID_FIELD: Final = "request_id"
+_OF_THE_FAILURE: Final = frozenset(
+    {
+        header_names.ATTEMPT,
+        header_names.CRASHES,
+        header_names.NOT_BEFORE,
+        header_names.ERROR_CLASS,
+        header_names.ERROR_CODE,
+        header_names.ORIGIN_TOPIC,
+        header_names.ORIGIN_PARTITION,
+        header_names.ORIGIN_OFFSET,
+    }
+)
+"""Budgets begin anew, and a retry's delay is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayChoices:
+    """How letters are sent again."""
+
+    patch: dict[str, Any] | None = None
+    """JSON merge patch (RFC 7396) for the task; the letter keeps its own bytes."""
+    drop_headers: frozenset[str] = field(default=frozenset())
+    """Headers of the original that are left out."""
+    to_topic: str | None = None
+    """Where to send; None: where the task came from."""
+    retry_topics: frozenset[str] = field(default=frozenset())
+    """Where workers write the header that says where a task belongs; on other topics anybody may have written it."""
+    max_replays: int = DEFAULT_MAX_REPLAYS
+    """A task that was replayed as often is refused."""
+    ignore_max_replays: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedReplay:
+    """A record that is ready to be sent."""
+
+    entry: DeadLetterEntry
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: list[tuple[str, bytes]]
+    request_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedReplay:
+    """A letter that would fail again, or may not be sent."""
+
+    entry: DeadLetterEntry
+    problems: tuple[FieldProblem, ...]
+    """Never empty; the field is one of the task, or a header."""
+
+
+def check_choices(choices: ReplayChoices, *, letters: int) -> FieldProblem | None:
+    """Why these choices cannot be applied to so many letters, or None."""
+    if choices.patch is not None and REQUEST_ID_FIELD in choices.patch and letters > 1:
+        return FieldProblem(
+            REQUEST_ID_FIELD, f"one new id cannot serve {letters} tasks; choose a single dead letter, or leave it out"
+        )
+    return None
+
+
+def prepare_replay(
+    entry: DeadLetterEntry, record: ConsumerRecord, choices: ReplayChoices, *, topic: str, now: datetime
+) -> PreparedReplay | RefusedReplay:
+    """The record that sends a letter's task again, checked as a worker would check it.
+
+    `record` is the letter as it lies on `topic`, the dead-letter topic. Never raises for what is in the letter.
+    """
+    if entry.letter is None:
+        return RefusedReplay(
+            entry=entry,
+            problems=(FieldProblem("", f"is no dead letter of a worker's ({entry.problem}); copy it by other means"),),
+        )
+    if entry.letter.object is not None and choices.patch is None:
+        stored = f"was too large to be kept; it lies in the object store under {entry.letter.object}"
+        return RefusedReplay(
+            entry=entry, problems=(FieldProblem("", f"{stored}; patch in all fields of a smaller task"),)
+        )
+    kept = [
+        (name, raw or b"")
+        for name, raw in record.headers
+        if not name.startswith(PREFIX) and name not in choices.drop_headers
+    ]
+    value = record.value or b"" if choices.patch is None else patch_value(record.value, choices.patch)
+    problems = _forbidden(entry, entry.letter, choices)
+    try:
+        decoded = decode_task(value, kept)
+    except InvalidTaskError as error:
+        return RefusedReplay(entry=entry, problems=(*problems, *error.problems))
+    target = choices.to_topic or entry.letter.origin_topic
+    if target in choices.retry_topics:
+        target = decoded.envelope.origin_topic or target
+    if target == topic:
+        problems.append(FieldProblem("topic", f"{topic} holds dead letters; name a topic of tasks to send to"))
+    deadline = decoded.envelope.deadline
+    if deadline is not None and deadline <= now:
+        problems.append(FieldProblem(header_names.DEADLINE, f"passed at {format_time(deadline)}"))
+    if problems:
+        return RefusedReplay(entry=entry, problems=tuple(problems))
+    # Not the envelope's: a dropped header must not bring an epoch back whose result is stored already.
+    epoch = entry.epoch + 1
+    return PreparedReplay(
+        entry=entry,
+        topic=target,
+        key=_key(record.key, decoded.task.request_id, patched=choices.patch is not None),
+        value=value,
+        headers=_replay_headers(kept, entry, decoded, epoch=epoch, topic=topic),
+        request_id=decoded.task.request_id,
+        epoch=epoch,
+    )
+
+
+def patch_value(value: bytes | None, patch: dict[str, Any]) -> bytes:
+    """The value after a merge patch; one that is no JSON object counts as an empty one, which the patch must fill."""
+    try:
+        body = json.loads(value or b"")
+    except (ValueError, RecursionError):
+        body = {}
+    return json.dumps(merge_patch(body, patch), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """The result of a JSON merge patch, by the algorithm of RFC 7396 section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def refuse_missing_topic(prepared: PreparedReplay, existing: Collection[str]) -> PreparedReplay | RefusedReplay:
+    """The replay itself, or its refusal when its topic is not among the existing ones."""
+    if prepared.topic in existing:
+        return prepared
+    problem = FieldProblem("topic", f"{prepared.topic} does not exist any more; name another one to send to")
+    return RefusedReplay(entry=prepared.entry, problems=(problem,))
+
+
+def _forbidden(entry: DeadLetterEntry, letter: DeadLetter, choices: ReplayChoices) -> list[FieldProblem]:
+    problems = []
+    if entry.epoch >= choices.max_replays and not choices.ignore_max_replays:
+        times = "once" if entry.epoch == 1 else f"{entry.epoch} times"
+        problems.append(
+            FieldProblem(
+                header_names.EPOCH,
+                f"was replayed {times} already and failed again, and {choices.max_replays} is the most; "
+                "find the cause first, then force it",
+            )
+        )
+    if letter.error_code == ErrorCode.ID_CONFLICT and REQUEST_ID_FIELD not in (choices.patch or {}):
+        problems.append(
+            FieldProblem(REQUEST_ID_FIELD, f"{letter.request_id} belongs to another task; patch in a new request_id")
+        )
+    return problems
+
+
+def _key(key: bytes | None, request_id: str, *, patched: bool) -> bytes | None:
+    """Keys are request ids; what a foreign producer chose stays, unless a patch may have changed the id."""
+    return request_id.encode() if patched or key is None else key
+
+
+def _replay_headers(
+    kept: RawHeaders, entry: DeadLetterEntry, decoded: DecodedTask, *, epoch: int, topic: str
+) -> list[tuple[str, bytes]]:
+    letter = entry.letter
+    if letter is None:
+        raise ValueError(f"{entry.place} holds no dead letter")
+    replaced = _OF_THE_FAILURE | {header_names.EPOCH, header_names.REPLAY_OF, header_names.FIRST_SEEN}
+    # The day in the object key stays that of the first sending, however late the replay is.
+    entered_ms = letter.origin_timestamp_ms
+    if entered_ms < 0:
+        entered_ms = round(letter.failed_at.astimezone(UTC).timestamp() * 1000)
+    return [
+        *((name, raw or b"") for name, raw in kept if name not in replaced),
+        *encode_headers(
+            [
+                (header_names.EPOCH, str(epoch)),
+                (header_names.REPLAY_OF, f"{topic}/{entry.place}"),
+                (header_names.FIRST_SEEN, format_time(first_seen(decoded.envelope, entered_ms))),
+            ]
+        ),
+    ]

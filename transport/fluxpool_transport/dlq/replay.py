@@ -1,0 +1,223 @@
+"""Dealing with dead letters: sending their tasks again and discarding them, with a note for each.
+
+Owns the order that makes a crash harmless: the task is sent and acknowledged, then the note, then the next letter. So a
+second run goes on where the first one ended and sends at most one task again, as the very same record with the very
+same epoch, which the object store answers with what the first copy left. Knows nothing of filters or of who asks.
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_contract.messages import HandlingAction, HandlingNote
+from fluxpool_transport.dlq.prepare import (
+    PreparedReplay,
+    RefusedReplay,
+    ReplayChoices,
+    prepare_replay,
+    refuse_missing_topic,
+)
+from fluxpool_transport.dlq.reading import DeadLetterEntry, read_records
+from fluxpool_transport.kafka.admin import KafkaAdmin
+from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_transport.kafka.topic_scan import find_partitions
+from fluxpool_transport.process.faults import fault_point
+
+CLIENT_ID: Final = "fluxpool-dead-letters"
+SOURCE: Final = "/fluxpool/dead-letters"
+"""CloudEvents source of notes."""
+ACK_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 5.0
+"""With the broker away `stop()` would wait for ever for a pending record."""
+
+_after_send = fault_point("replay-after-send")
+
+log = structlog.get_logger(__name__)
+
+
+class HandlingInterruptedError(Exception):
+    """Kafka did not confirm a record; what was confirmed before is noted, and the same command goes on from there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentReplay:
+    """A task that was sent again, and where it lies now."""
+
+    prepared: PreparedReplay
+    note: HandlingNote
+
+
+class DeadLetterDesk:
+    """Deals with letters of one topic: `async with DeadLetterDesk(connection, topic, by="ops") as desk`."""
+
+    def __init__(self, connection: KafkaConnection, topic: str, *, by: str | None = None) -> None:
+        """`topic` is the dead-letter topic, `by` the name in the notes."""
+        self._connection = connection
+        self._topic = topic
+        self._by = by
+        self._producer: Any = None
+        self._partitions: dict[str, Iterator[int] | None] = {}
+
+    async def __aenter__(self) -> Self:
+        """Open; connects when something is to be written."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close, under a deadline."""
+        if self._producer is not None:
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self._producer.stop()
+            except (KafkaError, TimeoutError) as failure:
+                log.warning("producer_stop_failed", error=repr(failure))
+
+    async def plan(
+        self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices
+    ) -> AsyncGenerator[PreparedReplay | RefusedReplay, None]:
+        """What a replay of these letters would send and refuse; writes nothing.
+
+        Raises as `read_dead_letters` does.
+        """
+        async with aclosing(read_records(self._connection, self._topic, entries)) as found:
+            async for entry, record in found:
+                prepared = prepare_replay(entry, record, choices, topic=self._topic, now=datetime.now(UTC))
+                if isinstance(prepared, PreparedReplay):
+                    known = await self._partitions_of(prepared.topic) is not None
+                    prepared = refuse_missing_topic(prepared, [prepared.topic] if known else [])
+                yield prepared
+
+    async def replay(
+        self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices, *, per_second: float
+    ) -> AsyncGenerator[SentReplay | RefusedReplay, None]:
+        """Send these letters' tasks again, one after the other, and note each; a refused one is left as it is.
+
+        Raises `HandlingInterruptedError`, and as `read_dead_letters` does.
+        """
+        pace = _Pace(per_second)
+        async with aclosing(self.plan(entries, choices)) as planned:
+            async for prepared in planned:
+                if isinstance(prepared, RefusedReplay):
+                    yield prepared
+                    continue
+                await pace.wait()
+                yield await self._replay_one(prepared, choices)
+
+    async def discard(
+        self, entries: Sequence[DeadLetterEntry], *, reason: str
+    ) -> AsyncGenerator[tuple[DeadLetterEntry, HandlingNote], None]:
+        """Note for each letter that nothing will be done about it; the letter itself stays until it expires.
+
+        Raises `HandlingInterruptedError`.
+        """
+        for entry in entries:
+            note = HandlingNote(
+                partition=entry.place.partition,
+                offset=entry.place.offset,
+                action=HandlingAction.DISCARDED,
+                at=datetime.now(UTC),
+                by=self._by,
+                reason=reason,
+                request_id=entry.request_id,
+            )
+            await self._write(note)
+            yield entry, note
+
+    async def _replay_one(self, prepared: PreparedReplay, choices: ReplayChoices) -> SentReplay:
+        partitions = await self._partitions_of(prepared.topic)
+        if partitions is None:
+            raise ValueError(f"topic {prepared.topic} does not exist, which planning should have told")
+        sent = await self._send(
+            prepared.topic,
+            prepared.value,
+            key=prepared.key,
+            headers=prepared.headers,
+            # By turns: hashing the key would pile tasks up on some workers.
+            partition=next(partitions),
+        )
+        _after_send()
+        note = HandlingNote(
+            partition=prepared.entry.place.partition,
+            offset=prepared.entry.place.offset,
+            action=HandlingAction.REPLAYED,
+            at=datetime.now(UTC),
+            by=self._by,
+            request_id=prepared.request_id,
+            epoch=prepared.epoch,
+            replayed_topic=prepared.topic,
+            replayed_partition=sent.partition,
+            replayed_offset=sent.offset,
+            patch=choices.patch,
+        )
+        await self._write(note)
+        return SentReplay(prepared=prepared, note=note)
+
+    async def _write(self, note: HandlingNote) -> None:
+        await self._send(
+            self._topic,
+            note.to_json(),
+            key=note.request_id.encode() if note.request_id is not None else None,
+            headers=note.to_headers(source=SOURCE),
+            # Behind the letter it speaks of: retention then takes the letter first.
+            partition=note.partition,
+        )
+
+    async def _send(
+        self, topic: str, value: bytes, *, key: bytes | None, headers: list[tuple[str, bytes]], partition: int
+    ) -> Any:
+        try:
+            async with asyncio.timeout(ACK_SECONDS):
+                producer = await self._connected()
+                return await producer.send_and_wait(topic, value, key=key, headers=headers, partition=partition)
+        except (KafkaError, TimeoutError) as error:
+            reason = str(error) or f"no acknowledgement within {ACK_SECONDS:g} s"
+            raise HandlingInterruptedError(
+                f"topic {topic}: a record was not confirmed ({reason}); "
+                "run the same command again, it goes on with what is open"
+            ) from error
+
+    async def _connected(self) -> Any:
+        if self._producer is None:
+            self._producer = AIOKafkaProducer(
+                **aiokafka_options(self._connection, client_id=CLIENT_ID), acks="all", enable_idempotence=True
+            )
+            await self._producer.start()
+        return self._producer
+
+    async def _partitions_of(self, topic: str) -> Iterator[int] | None:
+        """The topic's partitions by turns, beginning anywhere; None when there is no such topic."""
+        if topic not in self._partitions:
+            admin = await KafkaAdmin.open(self._connection, client_id=CLIENT_ID)
+            numbers = (await find_partitions(admin, [topic]))[topic]
+            if numbers is None:
+                self._partitions[topic] = None
+            else:
+                first = random.randrange(len(numbers))  # noqa: S311 - spreads load, guards nothing
+                self._partitions[topic] = itertools.cycle((*numbers[first:], *numbers[:first]))
+        return self._partitions[topic]
+
+
+class _Pace:
+    """Lets through at most so many a second, evenly."""
+
+    def __init__(self, per_second: float) -> None:
+        self._interval_seconds = 1 / per_second
+        self._next_at = 0.0
+
+    async def wait(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._next_at:
+            await asyncio.sleep(self._next_at - now)
+        self._next_at = max(now, self._next_at) + self._interval_seconds

@@ -1,0 +1,32 @@
+"""Kafka clients: their options and tokens, administration of topics, and reading records without a consumer group."""
+
+from fluxpool_transport.kafka.admin import KafkaAdmin, KafkaUnavailableError, explain
+from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
+from fluxpool_transport.kafka.consumer_stop import stop_consumer, stop_producer
+from fluxpool_transport.kafka.topic_admin import TopicError, ensure_topics, keep_topics
+from fluxpool_transport.kafka.topic_ids import TopicIds
+from fluxpool_transport.kafka.topic_scan import TopicScanError, find_ranges, scan
+from fluxpool_transport.kafka.topic_times import find_create_time_topics, set_log_append_time
+from fluxpool_transport.kafka.undecodable_records import UNDECODABLE, UndecodableRecord
+
+__all__ = [
+    "UNDECODABLE",
+    "KafkaAdmin",
+    "KafkaCredentialsError",
+    "KafkaUnavailableError",
+    "TopicError",
+    "TopicIds",
+    "TopicScanError",
+    "UndecodableRecord",
+    "aiokafka_options",
+    "ensure_topics",
+    "explain",
+    "find_create_time_topics",
+    "find_ranges",
+    "keep_topics",
+    "librdkafka_options",
+    "scan",
+    "set_log_append_time",
+    "stop_consumer",
+    "stop_producer",
+]

@@ -1,0 +1,198 @@
+"""The one place that turns a `KafkaConnection` into the options of a client library.
+
+Owns addresses, encryption and credentials. Knows nothing of topics, groups, or how a client is used: callers add those
+options to what they get here. Consumers built with the options for aiokafka pass on what they cannot decode as
+`undecodable_records` tells.
+"""
+
+import ssl
+import time
+from pathlib import Path
+from typing import Any, assert_never
+
+import structlog
+from aiokafka.client import AIOKafkaClient
+
+from fluxpool_contract.kafka import KafkaConnection, SaslMechanism
+from fluxpool_transport.kafka import undecodable_records
+from fluxpool_transport.kafka.oauth import (
+    ClientCredentialsTokenProvider,
+    FileTokenProvider,
+    TokenClient,
+    read_token_file,
+)
+
+log = structlog.get_logger(__name__)
+
+REQUEST_TIMEOUT_MS = 15_000
+"""Longest wait for one answer: a broker that takes longer is better reached anew than waited for."""
+
+METADATA_MAX_AGE_MS = 60_000
+"""New partitions and moved leaders are seen within a minute even when nothing fails."""
+
+
+class KafkaCredentialsError(Exception):
+    """A file or value that the connection needs is missing or unreadable; the message names the setting."""
+
+
+def aiokafka_options(connection: KafkaConnection, *, client_id: str) -> dict[str, Any]:
+    """Keywords that aiokafka's consumer, producer and admin client have in common.
+
+    Call it inside the running event loop. Raises `KafkaCredentialsError` when a TLS file cannot be used.
+    """
+    undecodable_records.install()
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(connection.bootstrap_servers),
+        "client_id": client_id,
+        "security_protocol": connection.security_protocol.value,
+        "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+    }
+    if connection.security_protocol.uses_tls:
+        options["ssl_context"] = _ssl_context(connection)
+    if connection.sasl_mechanism is None:
+        return options
+    options["sasl_mechanism"] = connection.sasl_mechanism.value
+    match connection.sasl_mechanism:
+        case SaslMechanism.PLAIN | SaslMechanism.SCRAM_SHA_256 | SaslMechanism.SCRAM_SHA_512:
+            options["sasl_plain_username"] = connection.sasl_username
+            options["sasl_plain_password"] = _secret(connection, "sasl_password")
+        case SaslMechanism.OAUTHBEARER:
+            options["sasl_oauth_token_provider"] = _token_provider(connection)
+        case _:
+            assert_never(connection.sasl_mechanism)
+    return options
+
+
+async def open_client(connection: KafkaConnection, *, client_id: str) -> AIOKafkaClient:
+    """A connected aiokafka client, for requests that its consumers and producers do not make; the caller closes it.
+
+    Raises aiokafka's `KafkaError` and `KafkaCredentialsError`.
+    """
+    client = AIOKafkaClient(**aiokafka_options(connection, client_id=client_id))
+    try:
+        await client.bootstrap()
+    except BaseException:
+        await client.close()
+        raise
+    return client
+
+
+def librdkafka_options(connection: KafkaConnection, *, client_id: str) -> dict[str, Any]:
+    """Configuration that librdkafka's consumer, producer and admin client have in common.
+
+    Raises `KafkaCredentialsError` when a TLS file cannot be read.
+    """
+    options: dict[str, Any] = {
+        "bootstrap.servers": ",".join(connection.bootstrap_servers),
+        "client.id": client_id,
+        "security.protocol": connection.security_protocol.value,
+        "socket.timeout.ms": REQUEST_TIMEOUT_MS,
+        "topic.metadata.refresh.interval.ms": METADATA_MAX_AGE_MS,
+    }
+    if connection.security_protocol.uses_tls:
+        options |= _librdkafka_tls(connection)
+    if connection.sasl_mechanism is None:
+        return options
+    options["sasl.mechanism"] = connection.sasl_mechanism.value
+    match connection.sasl_mechanism:
+        case SaslMechanism.PLAIN | SaslMechanism.SCRAM_SHA_256 | SaslMechanism.SCRAM_SHA_512:
+            options["sasl.username"] = connection.sasl_username
+            options["sasl.password"] = _secret(connection, "sasl_password")
+        case SaslMechanism.OAUTHBEARER:
+            options |= _librdkafka_oauth(connection)
+        case _:
+            assert_never(connection.sasl_mechanism)
+    return options
+
+
+def _ssl_context(connection: KafkaConnection) -> ssl.SSLContext:
+    authorities = _readable(connection, "tls_ca_file")
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except ssl.SSLError as error:
+        raise KafkaCredentialsError(f"tls_ca_file: {authorities} holds no PEM certificates ({error})") from error
+    certificate = _readable(connection, "tls_certificate_file")
+    if certificate is None:
+        return context
+    key = _readable(connection, "tls_key_file")
+    try:
+        # A callable, because without one OpenSSL would ask for the password of an encrypted key on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: _secret(connection, "tls_key_password") or "")
+    except (ssl.SSLError, ValueError) as error:
+        raise KafkaCredentialsError(
+            f"tls_certificate_file: {certificate} and tls_key_file {key} are not a PEM certificate with its key, "
+            f"or tls_key_password is wrong ({error})"
+        ) from error
+    return context
+
+
+def _librdkafka_tls(connection: KafkaConnection) -> dict[str, Any]:
+    files = {
+        "ssl.ca.location": _readable(connection, "tls_ca_file"),
+        "ssl.certificate.location": _readable(connection, "tls_certificate_file"),
+        "ssl.key.location": _readable(connection, "tls_key_file"),
+    }
+    options: dict[str, Any] = {name: str(path) for name, path in files.items() if path is not None}
+    password = _secret(connection, "tls_key_password")
+    return options | ({"ssl.key.password": password} if password else {})
+
+
+def _librdkafka_oauth(connection: KafkaConnection) -> dict[str, Any]:
+    path = connection.oauth_token_file
+    if path is not None:
+
+        def token_from_file(_config: str) -> tuple[str, float]:
+            token = read_token_file(path, now_seconds=time.time())
+            return token.text, token.expires_at_seconds
+
+        return {"oauth_cb": token_from_file}
+    client = TokenClient(**_token_client(connection))
+
+    # Called in a thread of librdkafka's; its own OIDC client neither encodes credentials nor trusts another CA file.
+    def token_from_endpoint(_config: str) -> tuple[str, float]:
+        token = client.fetch(now_seconds=time.time())
+        return token.text, token.expires_at_seconds
+
+    return {"oauth_cb": token_from_endpoint}
+
+
+def _token_provider(connection: KafkaConnection) -> FileTokenProvider | ClientCredentialsTokenProvider:
+    if connection.oauth_token_file is not None:
+        return FileTokenProvider(connection.oauth_token_file)
+    return ClientCredentialsTokenProvider(**_token_client(connection))
+
+
+def _token_client(connection: KafkaConnection) -> dict[str, Any]:
+    """Fields of a `TokenClient`."""
+    endpoint, client_id = connection.oauth_token_endpoint, connection.oauth_client_id
+    client_secret = connection.oauth_client_secret
+    if endpoint is None or client_id is None or client_secret is None:
+        raise KafkaCredentialsError("oauth_token_endpoint: is required together with oauth_client_id and its secret")
+    if not endpoint.startswith("https://"):
+        log.warning("oauth_endpoint_unencrypted", endpoint=endpoint, setting="kafka.oauth_token_endpoint")
+    return {
+        "endpoint": endpoint,
+        "client_id": client_id,
+        "client_secret": client_secret,
+        "scope": connection.oauth_scope,
+        "encode_credentials": connection.oauth_encode_credentials,
+        "ca_file": _readable(connection, "oauth_ca_file") or _readable(connection, "tls_ca_file"),
+    }
+
+
+def _readable(connection: KafkaConnection, setting: str) -> Path | None:
+    """The file of a setting; a missing one is found here, because both libraries complain without naming it."""
+    path: Path | None = getattr(connection, setting)
+    if path is not None:
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise KafkaCredentialsError(f"{setting}: {path} cannot be read ({error.strerror}); mount it") from error
+    return path
+
+
+def _secret(connection: KafkaConnection, setting: str) -> str | None:
+    secret = getattr(connection, setting)
+    return None if secret is None else str(secret.get_secret_value())

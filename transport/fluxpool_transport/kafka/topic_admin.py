@@ -1,0 +1,205 @@
+"""Creates the topics that are missing and widens those that are too narrow; never deletes or shrinks one.
+
+Owns the wait until a new topic can be used. Knows nothing of which topics there are: their layout is the caller's.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import NewPartitions, NewTopic
+
+from fluxpool_contract.kafka import KafkaConnection, TopicSpec
+from fluxpool_transport.kafka.admin import KafkaAdmin, explain, has_code
+
+log = structlog.get_logger(__name__)
+
+_POLL_INTERVAL_SECONDS = 0.1
+# A few milliseconds on a healthy cluster; a poll costs one small request.
+
+
+class TopicError(Exception):
+    """A topic cannot be created, read or used; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicChanges:
+    """What was done to topics, by name, and what could not be done."""
+
+    created: tuple[str, ...] = ()
+    widened: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+async def keep_topics(
+    connection: KafkaConnection, specs: Sequence[TopicSpec], *, deadline_seconds: float = 10.0
+) -> TopicChanges:
+    """Create the topics of `specs` that are missing, and give those with fewer partitions as many as they should have.
+
+    Nothing else about an existing topic changes. A compacted one is not widened: the records of a key would lie on two
+    partitions, and both stay. What is wrong with one topic does not hinder the others. Does not wait for leaders.
+    Raises `KafkaUnavailableError` when no broker answers in time, and as `KafkaAdmin.open` does.
+    """
+    admin = await KafkaAdmin.open(connection, client_id="fluxpool-topics")
+    wanted = {spec.name: spec for spec in specs}
+    request = TopicCollection(topic_names=list(wanted))
+    described = await admin.settle(admin.client.describe_topics(request, request_timeout=deadline_seconds))
+    problems: list[str] = []
+    missing: list[TopicSpec] = []
+    narrow: list[TopicSpec] = []
+    for name, answer in described.items():
+        spec = wanted[name]
+        if has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
+            missing.append(spec)
+        elif isinstance(answer, KafkaException):
+            problems.append(str(_undescribed(name, answer)))
+        elif len(answer.partitions) < spec.partitions and spec.config.get("cleanup.policy") != "compact":
+            narrow.append(spec)
+    created, refused = await _create_each(admin, missing, deadline_seconds=deadline_seconds)
+    widened, unwidened = await _widen_each(admin, narrow, deadline_seconds=deadline_seconds)
+    return TopicChanges(created=created, widened=widened, problems=(*problems, *map(str, (*refused, *unwidened))))
+
+
+async def ensure_topics(
+    connection: KafkaConnection, specs: Sequence[TopicSpec], *, deadline_seconds: float = 30.0
+) -> tuple[str, ...]:
+    """Create the topics of `specs` that are missing and wait until every partition of all of them has a leader.
+
+    A replication factor above the number of live brokers is lowered to it, which is logged. Returns the names of the
+    topics that this call created. Raises `TopicError`, or `KafkaUnavailableError` when no broker answers in time.
+    """
+    admin = await KafkaAdmin.open(connection, client_id="fluxpool-topics")
+    loop = asyncio.get_running_loop()
+    ends_at_seconds = loop.time() + deadline_seconds
+    names = [spec.name for spec in specs]
+    described = await _describe(admin, names, deadline_seconds=deadline_seconds)
+    missing = [spec for spec in specs if described[spec.name] is None]
+    created = await _create(admin, missing, deadline_seconds=max(1.0, ends_at_seconds - loop.time())) if missing else ()
+    while unled := _unled(described):
+        remaining_seconds = ends_at_seconds - loop.time()
+        if remaining_seconds <= 0:
+            raise TopicError(
+                f"after {deadline_seconds:.0f} s these partitions have no leader: {', '.join(unled)}; "
+                "check that the brokers holding them run"
+            )
+        described = await _describe(admin, names, deadline_seconds=remaining_seconds)
+        if _unled(described):
+            await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+    return created
+
+
+async def _describe(admin: KafkaAdmin, names: Sequence[str], *, deadline_seconds: float) -> dict[str, Any]:
+    """Each topic's description, None when there is no such topic."""
+    request = TopicCollection(topic_names=list(dict.fromkeys(names)))
+    answers = await admin.settle(admin.client.describe_topics(request, request_timeout=deadline_seconds))
+    for name, answer in answers.items():
+        if has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
+            answers[name] = None
+        elif isinstance(answer, KafkaException):
+            raise _undescribed(name, answer) from answer
+    return answers
+
+
+def _undescribed(name: str, refusal: KafkaException) -> TopicError:
+    return TopicError(f"topic {name}: cannot be described: {explain(refusal)}; the Kafka user needs DESCRIBE on it")
+
+
+async def _create(admin: KafkaAdmin, specs: Sequence[TopicSpec], *, deadline_seconds: float) -> tuple[str, ...]:
+    cluster = await admin.settle({"cluster": admin.client.describe_cluster(request_timeout=deadline_seconds)})
+    if isinstance(cluster["cluster"], KafkaException):
+        raise TopicError(f"the cluster cannot be described: {explain(cluster['cluster'])}") from cluster["cluster"]
+    live_brokers = max(1, len(cluster["cluster"].nodes))
+    affordable = []
+    for spec in specs:
+        if spec.replication_factor > live_brokers:
+            log.warning(
+                "topic_replication_lowered",
+                topic=spec.name,
+                wanted=spec.replication_factor,
+                live_brokers=live_brokers,
+            )
+        affordable.append(replace(spec, replication_factor=min(spec.replication_factor, live_brokers)))
+    created, refused = await _create_each(admin, affordable, deadline_seconds=deadline_seconds)
+    if refused:
+        raise refused[0]
+    return created
+
+
+async def _create_each(
+    admin: KafkaAdmin, specs: Sequence[TopicSpec], *, deadline_seconds: float
+) -> tuple[tuple[str, ...], list[TopicError]]:
+    """The names of those that were created, and why others were not."""
+    if not specs:
+        return (), []
+    requests = [
+        NewTopic(
+            spec.name,
+            num_partitions=spec.partitions,
+            replication_factor=spec.replication_factor,
+            config=dict(spec.config),
+        )
+        for spec in specs
+    ]
+    answers = await admin.settle(admin.client.create_topics(requests, request_timeout=deadline_seconds))
+    created: list[str] = []
+    refused: list[TopicError] = []
+    for name, answer in answers.items():
+        if has_code(answer, KafkaError.TOPIC_ALREADY_EXISTS):  # somebody else was quicker
+            continue
+        if isinstance(answer, KafkaException):
+            refused.append(TopicError(f"topic {name}: cannot be created: {explain(answer)}; {_remedy(answer)}"))
+            refused[-1].__cause__ = answer
+        else:
+            created.append(name)
+            log.info("topic_created", topic=name)
+    return tuple(created), refused
+
+
+async def _widen_each(
+    admin: KafkaAdmin, specs: Sequence[TopicSpec], *, deadline_seconds: float
+) -> tuple[tuple[str, ...], list[TopicError]]:
+    """The names of those that have more partitions now, and why others have not."""
+    if not specs:
+        return (), []
+    requests = [NewPartitions(spec.name, spec.partitions) for spec in specs]
+    answers = await admin.settle(admin.client.create_partitions(requests, request_timeout=deadline_seconds))
+    partitions = {spec.name: spec.partitions for spec in specs}
+    widened: list[str] = []
+    refused: list[TopicError] = []
+    for name, answer in answers.items():
+        if has_code(answer, KafkaError.INVALID_PARTITIONS):  # somebody else was quicker
+            continue
+        if isinstance(answer, KafkaException):
+            refused.append(
+                TopicError(
+                    f"topic {name}: cannot have {partitions[name]} partitions: {explain(answer)}; "
+                    "grant the Kafka user ALTER, or add them by other means"
+                )
+            )
+        else:
+            widened.append(name)
+            log.info("topic_widened", topic=name, partitions=partitions[name])
+    return tuple(widened), refused
+
+
+def _remedy(refusal: KafkaException) -> str:
+    if has_code(refusal, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
+        return "grant the Kafka user CREATE, or create the topic by other means"
+    if has_code(refusal, KafkaError.INVALID_REPLICATION_FACTOR):
+        return "ask for a smaller replication factor, or start more brokers"
+    return "correct its layout, or create it by other means"
+
+
+def _unled(described: dict[str, Any]) -> list[str]:
+    """Partitions (or whole topics that nobody sees yet) without a leader, as `topic-partition`."""
+    return [partition for name, topic in described.items() for partition in _unled_of(name, topic)]
+
+
+def _unled_of(name: str, topic: Any) -> Iterable[str]:
+    if topic is None:
+        return [name]
+    # librdkafka gives a broker without address, id -1, when there is no leader.
+    return [f"{name}-{item.id}" for item in topic.partitions if item.leader is None or item.leader.id < 0]

@@ -1,0 +1,175 @@
+"""Partition choice in service: reads the loads of consumer groups in the background and chooses by the latest.
+
+Owns when to read and what to do without an answer. `choose` never waits: as long as no load is known, because Kafka is
+away, the group is empty or its members change, partitions take turns.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, KnownFor
+from fluxpool_transport.partitioner.choice import LoadSnapshot, PartitionChoice
+from fluxpool_transport.partitioner.member_load import WorkEstimate
+
+QUICK_INTERVAL_SECONDS: Final = 0.1
+"""Between readings while tasks are sent: a fortieth of a usual generation, too short for many senders to meet on one
+idle worker."""
+IDLE_INTERVAL_SECONDS: Final = 1.0
+"""While nothing is sent; the next task still finds a snapshot that is young enough."""
+MOST_TIME_READING: Final = 0.25
+"""Share of the time that readings may take: mostly they wait for brokers, but a busy event loop has other work."""
+READ_DEADLINE_SECONDS: Final = 3.0
+STABLE: Final = "Stable"
+_NO_GROUP: Final = "no consumer group is known for this topic"
+# Members are asked for less often than offsets: a partition that moved is known soon enough, and nothing is lost by it.
+_KNOWN_FOR: Final = KnownFor(layout_seconds=1.0, log_start_seconds=60.0, members_seconds=0.5)
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Topic:
+    choice: PartitionChoice
+    estimate: WorkEstimate = field(default_factory=WorkEstimate)
+    problem: str | None = "not read yet"
+
+
+class PartitionChooser:
+    """Chooses partitions for all topics of one process: give `run()` a task, then call `choose` for each record.
+
+    All of it belongs to one event loop. Every process has a chooser of its own; they see each other's records in the
+    log, with the next reading.
+    """
+
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        groups: Mapping[str, str],
+        *,
+        source: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        quick_interval_seconds: float = QUICK_INTERVAL_SECONDS,
+    ) -> None:
+        """`groups` maps each consumer group to the topic it takes its tasks from; partitions of others take turns."""
+        self._connection = connection
+        self._groups = dict(groups)
+        self._source = source or random.Random()  # noqa: S311 - no secret
+        self._clock = clock
+        self._quick_interval_seconds = quick_interval_seconds
+        self._topics = {topic: _Topic(PartitionChoice(self._source)) for topic in groups.values()}
+        self._sent = asyncio.Event()
+        self.has_read = asyncio.Event()
+        """Set while `run` runs and has read at least once, whether it was told anything or not."""
+
+    def choose(self, topic: str, *, partitions: int, work: float = 1.0) -> int:
+        """The partition, 0 to `partitions` - 1, for a task of this size (`GenerationParameters.relative_work`)."""
+        known = self._topics.get(topic)
+        if known is None:
+            known = self._topics[topic] = _Topic(PartitionChoice(self._source), problem=_NO_GROUP)
+        self._sent.set()
+        return known.choice.choose(partitions=partitions, work=work, now=self._clock())
+
+    def acknowledged(self, topic: str, *, partition: int, offset: int, work: float) -> None:
+        """A chosen record lies there now: it counts by its size from then on, and as none of another sender."""
+        known = self._topics.get(topic)
+        if known is not None:
+            known.estimate.acknowledged(partition=partition, offset=offset, work=work)
+
+    def why_turns(self, topic: str, *, partitions: int) -> str | None:
+        """Why the partitions of a topic take turns; None while they are chosen by load."""
+        known = self._topics.get(topic)
+        if known is None:
+            return _NO_GROUP
+        if known.choice.is_by_load(partitions=partitions, now=self._clock()):
+            return None
+        return known.problem or "the snapshot is too old, or of another number of partitions"
+
+    async def run(self) -> None:
+        """Read until cancelled; nothing that goes wrong with it ends it."""
+        try:
+            while True:
+                try:
+                    await self._read_on()
+                except KafkaUnavailableError as error:
+                    self._note_failure(str(error))
+                except Exception:  # a loop that must live: without it tasks would only wait longer, but unseen
+                    logger.exception("partition_loads_failed")
+                    self._note_failure("reading failed; the log says why")
+                self.has_read.set()
+                await asyncio.sleep(IDLE_INTERVAL_SECONDS)
+        finally:
+            self.has_read.clear()
+
+    async def _read_on(self) -> None:
+        async with self.reader() as reader:
+            while True:
+                began_at = self._clock()
+                self._sent.clear()
+                await self.refresh(reader)
+                self.has_read.set()
+                await self._pause(self._clock() - began_at)
+
+    def reader(self) -> BacklogReader:
+        """What `refresh` reads by; open it with `async with`."""
+        return BacklogReader(self._connection, deadline_seconds=READ_DEADLINE_SECONDS, known_for=_KNOWN_FOR)
+
+    async def refresh(self, reader: BacklogReader) -> None:
+        """Read once; for those who send only a few records, and for `run`. Without an answer the old loads stay."""
+        began_at = self._clock()
+        for group_topic in self._groups.values():
+            self._topics[group_topic].choice.begin_reading(now=began_at)
+        try:
+            backlogs = await reader.read(self._groups)
+        except KafkaUnavailableError as error:
+            self._note_failure(str(error))
+            return
+        for backlog in backlogs.values():
+            self._use(backlog, began_at)
+
+    def _use(self, backlog: GroupBacklog, now: float) -> None:
+        topic = self._topics[backlog.topic]
+        problem = backlog.problem
+        if problem is None:
+            # While the group rebalances, who owned a partition says nothing of who will.
+            owners = topic.estimate.owners(backlog, now=now) if backlog.state == STABLE else ()
+            topic.choice.use(
+                LoadSnapshot(
+                    taken_at=now,
+                    partition_count=len(backlog.partitions),
+                    owners=owners,
+                    others_per_second=topic.estimate.others_per_second,
+                    others_work=topic.estimate.mean_work,
+                )
+            )
+            if not owners:
+                problem = f"consumer group {backlog.group} ({backlog.state}) has no member on a readable partition"
+        self._note(backlog.topic, topic, problem)
+
+    def _note_failure(self, problem: str) -> None:
+        for group_topic in self._groups.values():
+            self._note(group_topic, self._topics[group_topic], problem)
+
+    @staticmethod
+    def _note(name: str, topic: _Topic, problem: str | None) -> None:
+        if (problem is None) != (topic.problem is None):
+            logger.info("partition_choice_changed", topic=name, by_load=problem is None, problem=problem)
+        topic.problem = problem
+
+    async def _pause(self, reading_seconds: float) -> None:
+        quick_seconds = min(
+            max(self._quick_interval_seconds, reading_seconds / MOST_TIME_READING), IDLE_INTERVAL_SECONDS
+        )
+        await asyncio.sleep(quick_seconds)
+        try:
+            async with asyncio.timeout(IDLE_INTERVAL_SECONDS - quick_seconds):
+                await self._sent.wait()
+        except TimeoutError:
+            pass

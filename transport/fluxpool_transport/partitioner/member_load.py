@@ -1,0 +1,206 @@
+"""How much a consumer group's members still have to do, judged from successive readings of its backlog.
+
+Counting records says who has most to do, but with one task on every worker all look the same. Two things more are
+known: how long each has been at its task, and how large the tasks are that this process sent itself. With both, the
+member that will be free first can be told, which waits as short as one queue shared by all workers would. Pure: knows
+nothing of Kafka's protocol or of time other than what it is told.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from fluxpool_transport.lag.backlog import GroupBacklog, PartitionBacklog
+from fluxpool_transport.lag.group_offsets import GroupMember
+from fluxpool_transport.partitioner.choice import OwnerLoad
+
+MAX_KNOWN_TASKS: Final = 1000
+"""Sizes remembered of each partition; behind so many tasks an average is as good, and memory stays bounded."""
+MAX_GAP_SECONDS: Final = 5.0
+"""Between readings farther apart a member may have been idle as well as busy."""
+MEMORY_TASKS: Final = 50.0
+"""Over about so many tasks the speed is averaged: it follows another model or GPU, and not a single task."""
+LEAST_TASKS: Final = 3.0
+"""Before so many are finished, the speed is a guess."""
+OTHERS_SECONDS: Final = 10.0
+"""Over about so long the rate of other senders is averaged."""
+_MEAN_WEIGHT: Final = 0.02
+_LEAST_REST: Final = 0.1
+"""A task that takes longer than expected is nearly finished, one would think: a tenth is left ..."""
+_OVERDUE: Final = 2.0
+"""... but past twice the expected time something is wrong with it, and the longer it takes, the longer it may take."""
+
+
+@dataclass(slots=True)
+class _Partition:
+    """The tasks on one partition whose size is known, by offset."""
+
+    tasks: deque[tuple[int, float]] = field(default_factory=deque)
+    work: float = 0.0
+    next_offset: int | None = None
+    """By the last reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """How far one member had come by a reading."""
+
+    read_at: float
+    is_busy: bool
+    since: float
+    """When it began its present task, by what readings can tell."""
+
+
+class WorkEstimate:
+    """One group on one topic. The unit of work is the sender's; a task of unknown size counts as an average one."""
+
+    def __init__(self) -> None:
+        self._partitions: dict[int, _Partition] = {}
+        self._members: dict[str, _Progress] = {}
+        self._mean_work = 1.0
+        self._finished_work = 0.0
+        self._busy_seconds = 0.0
+        self._acknowledged = 0
+        self._ends: dict[int, int] = {}
+        self._read_at: float | None = None
+        self._others_per_second = 0.0
+
+    @property
+    def seconds_per_work(self) -> float | None:
+        """How long a member takes for one unit; None until some tasks were finished."""
+        return self._busy_seconds / self._finished_work if self._finished_work >= LEAST_TASKS else None
+
+    @property
+    def mean_work(self) -> float:
+        """Of a task, as far as this process sent some."""
+        return self._mean_work
+
+    @property
+    def others_per_second(self) -> float:
+        """Tasks that arrived from other senders, on average."""
+        return max(0.0, self._others_per_second)
+
+    def acknowledged(self, *, partition: int, offset: int, work: float) -> None:
+        """A task of this size lies there now."""
+        self._mean_work += _MEAN_WEIGHT * (work - self._mean_work)
+        self._acknowledged += 1
+        known = self._partitions.get(partition)
+        if known is None:
+            known = self._partitions[partition] = _Partition()
+        if len(known.tasks) < MAX_KNOWN_TASKS:
+            known.tasks.append((offset, work))
+            known.work += work
+
+    def owners(self, backlog: GroupBacklog, *, now: float) -> tuple[OwnerLoad, ...]:
+        """The load of every member that owns readable partitions; `now` is when they were read, monotonic seconds."""
+        partitions = {item.partition: item for item in backlog.readable_partitions}
+        self._count_arrivals(partitions.values(), now=now)
+        finished = {number: self._advance(item) for number, item in partitions.items()}
+        members, owners = {}, []
+        for member in backlog.members:
+            assigned = member.partitions.get(backlog.topic, ())
+            owned = [partitions[number] for number in assigned if number in partitions]
+            if not owned:
+                continue
+            progress = self._progress(member, owned, finished=finished, now=now)
+            members[member.member_id] = progress
+            work = self._work_left(owned, age_seconds=now - progress.since)
+            owners.append(OwnerLoad(work=work, records={item.partition: item.uncommitted_records for item in owned}))
+        self._members = members
+        return tuple(owners)
+
+    def _count_arrivals(self, read: Iterable[PartitionBacklog], *, now: float) -> None:
+        ends = {item.partition: item.log_end_offset for item in read}
+        arrived = sum(max(0, end - self._ends[number]) for number, end in ends.items() if number in self._ends)
+        if self._read_at is not None and now > self._read_at:
+            elapsed_seconds = now - self._read_at
+            kept = 0.5 ** (elapsed_seconds / OTHERS_SECONDS)
+            rate_per_second = (arrived - self._acknowledged) / elapsed_seconds
+            self._others_per_second = kept * self._others_per_second + (1 - kept) * rate_per_second
+        self._ends |= ends
+        self._read_at, self._acknowledged = now, 0
+
+    def _advance(self, item: PartitionBacklog) -> float:
+        """Forget what was committed since the last reading; returns how much work it was."""
+        known = self._partitions.setdefault(item.partition, _Partition())
+        before, known.next_offset = known.next_offset, item.next_offset
+        if before is None or item.next_offset < before:
+            # First seen, or set back: the offsets of a topic made again mean other records.
+            known.tasks.clear()
+            known.work = 0.0
+            return 0.0
+        finished, unknown = 0.0, item.next_offset - before
+        while known.tasks and known.tasks[0][0] < item.next_offset:
+            _, work = known.tasks.popleft()
+            known.work -= work
+            finished += work
+            unknown -= 1
+        if not known.tasks:
+            known.work = 0.0
+        return finished + max(0, unknown) * self._mean_work
+
+    def _progress(
+        self, member: GroupMember, owned: Iterable[PartitionBacklog], *, finished: Mapping[int, float], now: float
+    ) -> _Progress:
+        is_busy = any(item.uncommitted_records for item in owned)
+        before = self._members.get(member.member_id)
+        if before is None:
+            return _Progress(now, is_busy, now)
+        work = sum(finished[item.partition] for item in owned)
+        elapsed_seconds = now - before.read_at
+        if elapsed_seconds <= MAX_GAP_SECONDS:
+            # Busy at one of two readings: for half of the time between, on average.
+            self._learn(work=work, busy_seconds=elapsed_seconds * (before.is_busy + is_busy) / 2)
+        begins = work > 0 or not before.is_busy
+        return _Progress(now, is_busy, now - elapsed_seconds / 2 if begins else before.since)
+
+    def _learn(self, *, work: float, busy_seconds: float) -> None:
+        kept = 0.5 ** (work / (MEMORY_TASKS * self._mean_work))
+        self._finished_work = self._finished_work * kept + work
+        self._busy_seconds = self._busy_seconds * kept + busy_seconds
+
+    def _work_left(self, owned: Iterable[PartitionBacklog], *, age_seconds: float) -> float:
+        total, records = 0.0, 0
+        begun: list[tuple[int, int, int]] = []
+        for item in owned:
+            if not item.uncommitted_records:
+                continue
+            total += self._work_on(item)
+            records += item.uncommitted_records
+            for offset, entry in item.in_flight.items():
+                if entry.drawn:
+                    # Its images are being stored, and the member is free for the next task.
+                    total -= self._size(offset, item.partition)
+                    records -= 1
+                else:
+                    begun.append((entry.started_at, offset, item.partition))
+        if not records:
+            return 0.0
+        # Without a ledger any of them may be the one in work.
+        present = self._size(*min(begun)[1:]) if begun else total / records
+        return max(0.0, total - present) + self._rest(present, age_seconds)
+
+    def _work_on(self, item: PartitionBacklog) -> float:
+        known = self._partitions[item.partition]
+        work, count = known.work, len(known.tasks)
+        # Acknowledged after the end was read: the sender adds these itself.
+        for offset, later in reversed(known.tasks):
+            if offset < item.log_end_offset:
+                break
+            work -= later
+            count -= 1
+        return max(0.0, work) + max(0, item.uncommitted_records - count) * self._mean_work
+
+    def _size(self, offset: int, partition: int) -> float:
+        for known, work in self._partitions[partition].tasks:
+            if known >= offset:
+                return work if known == offset else self._mean_work
+        return self._mean_work
+
+    def _rest(self, work: float, age_seconds: float) -> float:
+        speed = self.seconds_per_work
+        if not speed or work <= 0:
+            return max(0.0, work)
+        done = age_seconds / speed
+        return max(work - done, _LEAST_REST * work, done - _OVERDUE * work)

@@ -1,0 +1,37 @@
+"""The object store, and what a task leaves in it."""
+
+from fluxpool_transport.storage.object_store import (
+    ConditionalWritesError,
+    ObjectStore,
+    StorageCredentialsError,
+    StorageUnavailableError,
+    open_object_store,
+)
+from fluxpool_transport.storage.task_objects import (
+    Claim,
+    Claimed,
+    CorruptObjectError,
+    IdConflictError,
+    Manifest,
+    claim_task,
+    read_manifest,
+    store_image,
+    store_manifest,
+)
+
+__all__ = [
+    "Claim",
+    "Claimed",
+    "ConditionalWritesError",
+    "CorruptObjectError",
+    "IdConflictError",
+    "Manifest",
+    "ObjectStore",
+    "StorageCredentialsError",
+    "StorageUnavailableError",
+    "claim_task",
+    "open_object_store",
+    "read_manifest",
+    "store_image",
+    "store_manifest",
+]

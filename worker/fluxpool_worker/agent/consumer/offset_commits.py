@@ -1,0 +1,239 @@
+"""What one lane commits: the progress of its partitions, and the requests that tell the group of it.
+
+Owns the commit points and ledgers of the assigned partitions, which of them the broker does not have yet, and when
+nothing may be committed at all. Knows nothing of polling, records or tasks.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.structs import OffsetAndMetadata
+from structlog.typing import FilteringBoundLogger
+
+from fluxpool_transport.process import fault_point
+from fluxpool_worker.agent.consumer.membership import has_generation
+from fluxpool_worker.agent.consumer.offsets import PartitionOffsets
+from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
+
+COMMIT_DEADLINE_SECONDS: Final = 10.0
+REVOKED_COMMIT_DEADLINE_SECONDS: Final = 2.5
+"""While the whole group waits for this member to join again."""
+COMMIT_RETRY_SECONDS: Final = 0.5
+
+_before_commit = fault_point("agent-before-commit")
+_after_commit = fault_point("agent-after-commit")
+
+
+class OffsetCommits:
+    """Progress and commits of one group membership; `run()` commits whatever changes."""
+
+    def __init__(self, *, holds: Holds, log: FilteringBoundLogger) -> None:
+        """`log` is a structlog logger that names the lane."""
+        self.progress: dict[TopicPartition, PartitionOffsets] = {}
+        """Of each assigned partition."""
+        self.unread: frozenset[TopicPartition] = frozenset()
+        """Assigned, but what the group committed for them is not known yet: nothing is begun or committed there."""
+        self.epoch = 0
+        """Counts assignments; a commit that was refused may be repeated only in a later one."""
+        self._holds = holds
+        self._hold: Hold | None = None
+        self._last_error = ""
+        self._log = log
+        self._joined = asyncio.Event()
+        self._versions = itertools.count(1)
+        self._changed_at: dict[TopicPartition, int] = {}
+        self._committed_at: dict[TopicPartition, int] = {}
+        self._changed = asyncio.Event()
+        self._settled = asyncio.Condition()
+        self._lock = asyncio.Lock()
+        self._read_back: set[TopicPartition] = set()
+
+    # Ownership
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the group has given this member an assignment that still stands."""
+        return self._joined.is_set()
+
+    def assign(self, assigned: Iterable[TopicPartition]) -> None:
+        """Begin a new assignment, all of it unread; those lost with it were forgotten before. Must not await."""
+        self.epoch += 1
+        self.unread = frozenset(assigned)
+        for partition in self.unread:
+            offsets = self.progress.setdefault(partition, PartitionOffsets())
+            offsets.reclaim()
+            if offsets.in_flight:
+                self.mark_changed(partition)
+        self._joined.set()
+        self._changed.set()
+
+    def read(self) -> None:
+        """What the group committed is known for all partitions now."""
+        self.unread = frozenset()
+        self._changed.set()
+
+    def suspend(self) -> None:
+        """Let `run()` commit nothing before the next assignment proves ownership."""
+        self._joined.clear()
+
+    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+        """These belong to somebody else."""
+        for partition in partitions:
+            self.progress.pop(partition, None)
+            self._changed_at.pop(partition, None)
+            self._committed_at.pop(partition, None)
+            self._changed.set()
+
+    def end(self) -> None:
+        """The membership is over, and so is a hold that its commits had begun."""
+        self.suspend()
+        self._end_hold()
+
+    def begin_anew(self, partition: TopicPartition, offset: int) -> None:
+        """The partition has another log: go on at that offset, and have it committed in place of what was."""
+        self.progress[partition] = PartitionOffsets(frontier=offset)
+        self.mark_changed(partition)
+
+    # Changes
+
+    def mark_changed(self, partition: TopicPartition) -> int:
+        """Have the partition's commit point and ledger committed; returns the version to wait for."""
+        version = next(self._versions)
+        self._changed_at[partition] = version
+        self._changed.set()
+        return version
+
+    def release_all(self) -> None:
+        """Mark what is in flight as given up until the next assignment, which takes that back.
+
+        Where nothing is, nothing is committed again: the topic may have been made anew since.
+        """
+        for partition, offsets in self.progress.items():
+            if offsets.in_flight:
+                offsets.release()
+                self.mark_changed(partition)
+
+    def release_for_good(self) -> None:
+        """Mark what is in flight as given up; no later rebalance takes that back."""
+        for partition, offsets in self.progress.items():
+            for offset in list(offsets.in_flight):
+                offsets.release(offset)
+                self.mark_changed(partition)
+
+    def is_committed(self, partition: TopicPartition, version: int) -> bool:
+        """Whether the broker has that version of the partition, or a later one."""
+        return self._committed_at.get(partition, 0) >= version
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that commits, changes of ownership or `notify()` bring about."""
+        async with self._settled:
+            await self._settled.wait_for(condition)
+
+    async def notify(self) -> None:
+        """Let all that wait look again."""
+        async with self._settled:
+            self._settled.notify_all()
+
+    async def wait_committed(self) -> None:
+        """Wait until the broker has all there is, but not for longer than a commit may take."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COMMIT_DEADLINE_SECONDS):
+                await self.wait_until(lambda: not self._uncommitted())
+
+    # Commits
+
+    async def run(self, consumer: AIOKafkaConsumer) -> None:
+        """Commit what changes, as long as the membership stands; never returns.
+
+        Raises `HoldExpiredError` when no commit has succeeded for too long, whatever the brokers answer.
+        """
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self.notify()
+            await self._joined.wait()
+            if not await self.commit_once(consumer, deadline_seconds=COMMIT_DEADLINE_SECONDS):
+                if self._hold is not None:
+                    self._holds.check(self._hold, f"offsets cannot be committed: {self._last_error}")
+                await asyncio.sleep(COMMIT_RETRY_SECONDS)
+                self._changed.set()
+
+    async def commit_once(self, consumer: AIOKafkaConsumer, *, deadline_seconds: float) -> bool:
+        """Commit every partition that changed; False when it has to be tried again.
+
+        The deadline includes the wait for a commit that is under way already.
+        """
+        deadline = asyncio.get_running_loop().time() + deadline_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._lock.acquire()
+        except TimeoutError:
+            return False
+        try:
+            return await self._commit_changes(consumer, deadline)
+        finally:
+            self._lock.release()
+
+    async def _commit_changes(self, consumer: AIOKafkaConsumer, deadline: float) -> bool:
+        versions = {partition: self._changed_at[partition] for partition in self._uncommitted()}
+        batch = {
+            partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata())
+            for partition in versions
+            if (commit_point := self.progress[partition].commit_point()) is not None
+        }
+        if not batch:
+            # What was held up has gone to somebody else; the hold would keep this worker from ever having more.
+            self._end_hold()
+        elif not await self._send(consumer, batch, deadline):
+            return False
+        for partition, version in versions.items():
+            if partition in self.progress:
+                self._committed_at[partition] = version
+        await self.notify()
+        return True
+
+    def _uncommitted(self) -> set[TopicPartition]:
+        return {
+            partition
+            for partition, version in self._changed_at.items()
+            if partition not in self.unread and not self.is_committed(partition, version)
+        }
+
+    async def _send(
+        self, consumer: AIOKafkaConsumer, batch: dict[TopicPartition, OffsetAndMetadata], deadline: float
+    ) -> bool:
+        epoch = self.epoch
+        _before_commit()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await consumer.commit(batch)
+                late = self._read_back & batch.keys()
+                overwritten = [tp for tp in late if (await consumer.committed(tp) or 0) != batch[tp].offset]
+        except (CommitFailedError, IllegalStateError) as error:
+            # Not the tasks' failure. Nothing may be committed again before a new assignment proves ownership.
+            self._log.info("commit_refused", error=str(error), member=has_generation(consumer))
+            if self.epoch == epoch:
+                self.suspend()
+            return False
+        except (KafkaError, TimeoutError) as error:
+            # The request may still be on its way and land late, with these offsets: read back after the next success.
+            self._read_back |= batch.keys()
+            self._hold = self._hold or self._holds.begin(HoldCause.KAFKA)
+            self._last_error = repr(error)
+            self._log.warning("commit_delayed", error=self._last_error)
+            return False
+        _after_commit()
+        self._end_hold()
+        self._read_back -= late
+        for partition in batch.keys() & self.progress.keys():
+            self.progress[partition].committed = batch[partition].offset
+        return not overwritten
+
+    def _end_hold(self) -> None:
+        self._holds.end(self._hold)
+        self._hold = None

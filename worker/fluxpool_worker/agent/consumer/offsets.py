@@ -1,0 +1,120 @@
+"""Which offset of a partition may be committed, and the ledger that goes with it. Pure: no Kafka, no clock.
+
+Records of a partition are started in the order of their offsets, but may finish in any. So everything below the
+frontier (one past the last started record) is finished, but for what is in flight, and the commit point is the lowest
+offset in flight, else the frontier. Offsets need not be contiguous: markers and compaction leave gaps.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from fluxpool_contract.kafka import LedgerEntry, encode_ledger
+
+
+@dataclass(slots=True)
+class PartitionOffsets:
+    """Progress on one assigned partition."""
+
+    frontier: int | None = None
+    """One past the highest started offset, or what was skipped to; None until the first record came."""
+    committed: int | None = None
+    """What the group has committed, as far as this worker knows; None when nothing."""
+    in_flight: dict[int, LedgerEntry | None] = field(default_factory=dict)
+    """Started and not finished; the entry is None until the task is known well enough to be recorded."""
+    inherited: dict[int, LedgerEntry] = field(default_factory=dict)
+    """What the ledger said of tasks that are not started here yet: their counts go into every commit until then."""
+    recorded: set[int] = field(default_factory=set)
+    """Those in flight whose entry was written here and not only inherited."""
+    topic_id: str | None = None
+    """Which topic the offsets are of, as far as this worker knows: another one may get its name."""
+    recommits: bool = False
+    """What the group has committed is committed again as it is, even though nothing was started yet."""
+
+    def inherit(self, entries: dict[int, LedgerEntry]) -> None:
+        """Take over what the ledger of a former owner says, with its crashes counted already."""
+        self.inherited |= {offset: replace(entry, released=True) for offset, entry in entries.items()}
+        self._forget_passed()
+
+    def accepts(self, offset: int) -> bool:
+        """Whether a record from the consumer is new: after a rebalance, finished and adopted ones come again."""
+        return self.frontier is None or offset >= self.frontier
+
+    def start(self, offset: int) -> LedgerEntry | None:
+        """Take a record, and what was inherited for it; raises `ValueError` when it was taken before."""
+        if not self.accepts(offset):
+            raise ValueError(f"offset {offset} was started before; the frontier is {self.frontier}")
+        entry = self.inherited.get(offset)
+        self.in_flight[offset] = entry
+        self.frontier = offset + 1
+        self._forget_passed()
+        return entry
+
+    def record(self, offset: int, entry: LedgerEntry) -> None:
+        """Write a task in flight into the ledger; raises `KeyError` when the offset is not in flight."""
+        if offset not in self.in_flight:
+            raise KeyError(offset)
+        self.in_flight[offset] = entry
+        self.recorded.add(offset)
+
+    def drawn(self, offset: int) -> None:
+        """The task's images exist: whatever kills the worker from now on, it is not this task."""
+        entry = self.in_flight.get(offset)
+        if entry is not None:
+            self.in_flight[offset] = replace(entry, drawn=True)
+
+    def finish(self, offset: int) -> None:
+        """The task has reached its end, stored and published; raises `KeyError` when the offset is not in flight."""
+        del self.in_flight[offset]
+        self.recorded.discard(offset)
+
+    def release(self, offset: int | None = None) -> None:
+        """Mark one task in flight as given up for good, or all until `reclaim()`; their offsets stay uncommitted."""
+        self._set_released(list(self.in_flight) if offset is None else [offset], released=True)
+        if offset is not None:
+            self.recorded.discard(offset)
+
+    def reclaim(self) -> None:
+        """Take back the release of all: the partition stayed here and its tasks go on."""
+        self._set_released(list(self.recorded), released=False)
+
+    def pass_to(self, committed: int) -> frozenset[int]:
+        """Somebody else committed that offset meanwhile: what is below it is no longer this worker's.
+
+        Returns the offsets in flight that are lost. The commit point never lies below `committed` afterwards.
+        """
+        lost = frozenset(offset for offset in self.in_flight if offset < committed)
+        for offset in lost:
+            self.finish(offset)
+        self.committed = committed
+        if self.frontier is not None:
+            self.frontier = max(self.frontier, committed)
+        return lost
+
+    def skip_to(self, offset: int) -> bool:
+        """There is nothing left to do below that offset; returns whether the commit point moves.
+
+        Not while anything is in flight: its own end moves it. Never back, nor to where the group is anyway.
+        """
+        if self.in_flight or offset <= ((self.committed or 0) if self.frontier is None else self.frontier):
+            return False
+        self.frontier = offset
+        self._forget_passed()
+        return True
+
+    def commit_point(self) -> int | None:
+        """The offset to commit: every record below it is finished. None when nothing was ever started here."""
+        at_rest = self.committed if self.frontier is None and self.recommits else self.frontier
+        return min(self.in_flight, default=at_rest)
+
+    def metadata(self) -> str:
+        """The ledger, as the text committed beside the offset."""
+        known = {offset: entry for offset, entry in self.in_flight.items() if entry is not None}
+        return encode_ledger({**self.inherited, **known}, topic_id=self.topic_id)
+
+    def _forget_passed(self) -> None:
+        self.inherited = {offset: entry for offset, entry in self.inherited.items() if self.accepts(offset)}
+
+    def _set_released(self, offsets: list[int], *, released: bool) -> None:
+        for offset in offsets:
+            entry = self.in_flight[offset]
+            if entry is not None:
+                self.in_flight[offset] = replace(entry, released=released)

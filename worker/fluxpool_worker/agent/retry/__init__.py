@@ -1,0 +1,1 @@
+"""The relay of due tasks from the retry topics to the lanes."""

@@ -1,0 +1,158 @@
+"""Where a pool's relay begins in each partition of its retry topics.
+
+Owns which answers about committed offsets are believed: a coordinator or leader that has just taken over may not know
+of the latest commits or records. A pool that has no offsets of its own yet begins where the group of earlier versions
+stood, which was shared by all pools.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
+
+from fluxpool_contract.kafka import former_scheduler_group, relayed_ahead, retry_topic_id
+from fluxpool_transport.lag import GroupOffsetsError, MemberlessOffsets, StoredOffset
+from fluxpool_worker.agent.retry.retry_partition import RetryPartition
+
+CONFIRMING_SECONDS: Final = 5.0
+"""An offset that is missing, or lies past the end of the log, is believed when it has been so for this long."""
+CONFIRMING_INTERVAL_SECONDS: Final = 1.0
+BOUNDS_SECONDS: Final = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    begin: int
+    end: int
+
+
+class RetryStart:
+    """Finds the partitions and their first offsets."""
+
+    def __init__(
+        self,
+        topics: tuple[str, ...],
+        *,
+        group: str,
+        offsets: MemberlessOffsets,
+        partitions_of: Callable[[str], Awaitable[set[int]]],
+        ask_topic_id: Callable[[str], Awaitable[str | None]],
+    ) -> None:
+        self._topics = topics
+        self._group = group
+        self._offsets = offsets
+        self._partitions_of = partitions_of
+        self._ask_topic_id = ask_topic_id
+        self.is_complete = True
+        """Whether the last `find` found every partition."""
+
+    async def find(self, reader: AIOKafkaConsumer) -> dict[TopicPartition, RetryPartition]:
+        """Every partition that can be read, with the reader assigned to all of them and sought to their starts.
+
+        Raises `GroupOffsetsError`.
+        """
+        known = await self._existing()
+        reader.assign(known)
+        stored, bounds = await self._confirmed(reader, known)
+        ids = {topic: await self._ask_topic_id(topic) for topic in self._topics}
+        former = await self._former([partition for partition in bounds if partition not in stored])
+        self.is_complete = bounds.keys() == set(known)
+        if not self.is_complete:
+            reader.assign(list(bounds))
+        found = {}
+        for partition, bound in bounds.items():
+            found[partition] = state = _state(
+                stored.get(partition), former.get(partition), bound=bound, topic_id=ids[partition.topic]
+            )
+            reader.seek(partition, state.position)
+        return found
+
+    async def is_outdated(self, partitions: Mapping[TopicPartition, RetryPartition]) -> bool:
+        """Whether a topic has other partitions by now, or was deleted and made again."""
+        if set(await self._existing()) != partitions.keys():
+            return True
+        ids = {topic: await self._ask_topic_id(topic) for topic in self._topics}
+        return any(
+            None not in (state.topic_id, ids[partition.topic]) and state.topic_id != ids[partition.topic]
+            for partition, state in partitions.items()
+        )
+
+    async def _existing(self) -> list[TopicPartition]:
+        found: list[TopicPartition] = []
+        for topic in self._topics:
+            try:
+                found += [TopicPartition(topic, number) for number in sorted(await self._partitions_of(topic))]
+            except KafkaError as error:
+                log.warning("retry_topic_unreadable", topic=topic, error=repr(error))
+        return found
+
+    async def _confirmed(
+        self, reader: AIOKafkaConsumer, partitions: list[TopicPartition]
+    ) -> tuple[dict[TopicPartition, StoredOffset], dict[TopicPartition, _Bounds]]:
+        """What the group has, and the bounds of each log that has a leader."""
+        deadline = time.monotonic() + CONFIRMING_SECONDS
+        while True:
+            stored = await self._offsets.fetch(self._group, partitions)
+            bounds = await _bounds(reader, partitions)
+            doubtful = [
+                partition
+                for partition, bound in bounds.items()
+                if bound.end > bound.begin and (partition not in stored or stored[partition].offset > bound.end)
+            ]
+            if not doubtful or time.monotonic() >= deadline:
+                return stored, bounds
+            await asyncio.sleep(CONFIRMING_INTERVAL_SECONDS)
+
+    async def _former(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, StoredOffset]:
+        by_topic: dict[str, list[TopicPartition]] = {}
+        for partition in partitions:
+            by_topic.setdefault(partition.topic, []).append(partition)
+        found: dict[TopicPartition, StoredOffset] = {}
+        for topic, wanted in by_topic.items():
+            try:
+                found |= await self._offsets.fetch(former_scheduler_group(topic), wanted)
+            except GroupOffsetsError as error:
+                if not isinstance(error.__cause__, GroupAuthorizationFailedError):
+                    raise  # to begin at the log's start would relay again what was relayed before
+        return found
+
+
+def _state(
+    stored: StoredOffset | None, former: StoredOffset | None, *, bound: _Bounds, topic_id: str | None
+) -> RetryPartition:
+    if stored is None and former is not None and former.offset <= bound.end:
+        return RetryPartition(start=max(former.offset, bound.begin), topic_id=topic_id)
+    if stored is None or stored.offset > bound.end or _is_other(retry_topic_id(stored.metadata), topic_id):
+        # Never committed, or the topic was deleted and made again since.
+        return RetryPartition(start=bound.begin, topic_id=topic_id)
+    start = max(stored.offset, bound.begin)
+    return RetryPartition(start=start, relayed=relayed_ahead(stored.metadata, stored.offset), topic_id=topic_id)
+
+
+def _is_other(known: str | None, topic_id: str | None) -> bool:
+    return known is not None and topic_id is not None and known != topic_id
+
+
+async def _bounds(reader: AIOKafkaConsumer, partitions: list[TopicPartition]) -> dict[TopicPartition, _Bounds]:
+    async def ask(partition: TopicPartition) -> _Bounds | None:
+        try:
+            async with asyncio.timeout(BOUNDS_SECONDS):
+                begins = await reader.beginning_offsets([partition])
+                ends = await reader.end_offsets([partition])
+        except (KafkaError, TimeoutError) as error:
+            # Without a leader: the others are relayed meanwhile.
+            log.warning(
+                "retry_partition_unreadable", topic=partition.topic, partition=partition.partition, error=repr(error)
+            )
+            return None
+        return _Bounds(begins[partition], ends[partition])
+
+    answers = await asyncio.gather(*map(ask, partitions))
+    return {partition: bound for partition, bound in zip(partitions, answers, strict=True) if bound is not None}

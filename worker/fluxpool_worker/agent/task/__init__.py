@@ -1,0 +1,1 @@
+"""One task from its record to its end: claim, images, retries, dead letter and result."""

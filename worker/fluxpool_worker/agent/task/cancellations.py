@@ -1,0 +1,162 @@
+"""Which tasks nobody wants any more, as the control topic says; every worker reads all of it, without a group.
+
+Owns the commands and who is told of them. Knows nothing of what canceling a task means. A command may come before its
+task: it is kept until it is old or withdrawn. A worker that has not read everything yet learns of a command late, but
+in time for a task that it works on.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
+from pydantic import ValidationError
+
+from fluxpool_contract.messages import CancelCommand, Envelope, parse_envelope, peek_request_id
+from fluxpool_contract.problems import InvalidTaskError
+from fluxpool_transport.kafka import UndecodableRecord, stop_consumer
+
+KEPT_FOR: Final = timedelta(days=8)
+"""A day longer than the task topics keep a task."""
+MAX_COMMANDS: Final = 100_000
+"""Some tens of megabytes; the oldest are forgotten first."""
+POLL_SECONDS: Final = 1.0
+REBUILD_SECONDS: Final = 30.0
+"""The topic may not exist; nothing but canceling needs it."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskName:
+    """One task among all tenants' and replays'."""
+
+    tenant: str
+    request_id: str
+    epoch: int
+
+
+@dataclass(slots=True, eq=False)
+class CancelWatch:
+    """Tells one task's worker of its cancel command."""
+
+    command: CancelCommand | None = None
+    on_cancel: Callable[[], None] = field(default=lambda: None)
+    """Called once, from the event loop, when the command comes later."""
+
+
+class Cancellations:
+    """All commands, by task."""
+
+    def __init__(self, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+        self._commands: OrderedDict[TaskName, CancelCommand] = OrderedDict()
+        self._watches: dict[TaskName, set[CancelWatch]] = {}
+
+    def __len__(self) -> int:
+        """How many commands are known."""
+        return len(self._commands)
+
+    def learn(self, record: ConsumerRecord) -> None:
+        """Take in one record of the control topic; what is no command is ignored."""
+        if isinstance(record, UndecodableRecord) and not record.has_contents:
+            log.warning("control_record_ignored", offset=record.offset, error=record.problem)
+            return
+        try:
+            envelope = parse_envelope(record.headers)
+        except InvalidTaskError as error:
+            log.warning("control_record_ignored", offset=record.offset, error=str(error))
+            return
+        if not record.value:
+            self._withdraw(record.key, envelope)
+            return
+        try:
+            command = CancelCommand.model_validate_json(record.value)
+        except ValidationError as error:
+            log.warning(
+                "control_record_ignored",
+                offset=record.offset,
+                request_id=peek_request_id(record.value),
+                problems=error.error_count(),
+            )
+            return
+        self._add(TaskName(tenant=envelope.tenant, request_id=command.request_id, epoch=envelope.epoch), command)
+
+    @contextlib.contextmanager
+    def watch(self, task: TaskName) -> Iterator[CancelWatch]:
+        """The task's command, known already or yet to come."""
+        watch = CancelWatch(command=self._commands.get(task))
+        self._watches.setdefault(task, set()).add(watch)
+        try:
+            yield watch
+        finally:
+            watches = self._watches[task]
+            watches.discard(watch)
+            if not watches:
+                del self._watches[task]
+
+    def _add(self, task: TaskName, command: CancelCommand) -> None:
+        now = self._clock()
+        if _moment(command) < now - KEPT_FOR:
+            return
+        self._commands[task] = command
+        self._commands.move_to_end(task)
+        while len(self._commands) > MAX_COMMANDS or _moment(next(iter(self._commands.values()))) < now - KEPT_FOR:
+            self._commands.popitem(last=False)
+        for watch in list(self._watches.get(task, ())):
+            if watch.command is None:
+                watch.command = command
+                watch.on_cancel()
+
+    def _withdraw(self, key: bytes | None, envelope: Envelope) -> None:
+        """For the tasks that are not begun; what was given up already stays so."""
+        request_id = (key or b"").decode(errors="replace")
+        self._commands.pop(TaskName(tenant=envelope.tenant, request_id=request_id, epoch=envelope.epoch), None)
+
+
+class ControlListener:
+    """Reads the control topic from its beginning and goes on."""
+
+    def __init__(
+        self, topic: str, *, build_consumer: Callable[[], AIOKafkaConsumer], cancellations: Cancellations
+    ) -> None:
+        self._topic = topic
+        self._build_consumer = build_consumer
+        self._cancellations = cancellations
+
+    async def run(self) -> None:
+        """Listen until cancelled, through outages; without the topic nothing can be canceled, and all else goes on."""
+        while True:
+            consumer = self._build_consumer()
+            try:
+                await consumer.start()
+                await self._listen(consumer)
+            except KafkaError as error:
+                log.warning("control_topic_away", topic=self._topic, error=repr(error))
+            except Exception:
+                # Canceling is not worth the end of an agent with tasks in flight.
+                log.exception("control_reader_failed", topic=self._topic)
+            finally:
+                await stop_consumer(consumer)
+            await asyncio.sleep(REBUILD_SECONDS)
+
+    async def _listen(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            for records in (await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000))).values():
+                for record in records:
+                    try:
+                        self._cancellations.learn(record)
+                    except Exception:
+                        # The reader would begin anew, meet the record again and learn of nothing behind it.
+                        log.exception("control_record_failed", offset=record.offset)
+
+
+def _moment(command: CancelCommand) -> datetime:
+    return command.at if command.at.tzinfo is not None else command.at.replace(tzinfo=UTC)

@@ -1,0 +1,169 @@
+"""Holds: the infrastructure is away, so the worker keeps what it has, takes no more, and goes on by itself later.
+
+Owns what stands still, since when, and for how long in all. Nobody's attempt is used up by a hold. A worker in a hold
+stays ready: Kubernetes removes pods that are not ready first, and this one holds tasks.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import structlog
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fluxpool_transport.process import retry_forever
+from fluxpool_worker.agent.task.outcome import hold_is_over
+from fluxpool_worker.agent.task.unwanted import unless
+
+LAST_TRY_SECONDS: Final = 1.0
+"""For an operation under way when it is no longer wanted; one that is not held by an outage takes milliseconds."""
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class HoldCause(StrEnum):
+    """What is away."""
+
+    OBJECT_STORE = "object-store"
+    DISK = "disk"
+    KAFKA = "kafka"
+
+
+class HoldExpiredError(Exception):
+    """The infrastructure was away for longer than the worker is told to wait; its tasks must go to somebody else."""
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """One thing that waits."""
+
+    cause: HoldCause
+    began_at: float
+
+
+class Holds(Collector):
+    """All that waits in this worker; also its metrics."""
+
+    def __init__(
+        self, *, limit_seconds: float, outage_seconds: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`outage_seconds` is for how long something must be away to count in `seconds_since_outage`."""
+        self._limit_seconds = limit_seconds
+        self._outage_seconds = outage_seconds
+        self._clock = clock
+        self._standing: set[Hold] = set()
+        self._past_seconds = dict.fromkeys(HoldCause, 0.0)
+        self._outage_ended_at: dict[HoldCause, float] = {}
+        self._clear = asyncio.Event()
+        self._clear.set()
+
+    @property
+    def causes(self) -> frozenset[HoldCause]:
+        """What is away now."""
+        return frozenset(hold.cause for hold in self._standing)
+
+    async def wait_clear(self) -> None:
+        """Return when nothing is held."""
+        await self._clear.wait()
+
+    def begin(self, cause: HoldCause) -> Hold:
+        """Something waits from now on."""
+        hold = Hold(cause, self._clock())
+        if cause not in self.causes:
+            log.warning("hold_began", cause=cause)
+        self._standing.add(hold)
+        self._clear.clear()
+        return hold
+
+    def begin_apart(self, cause: HoldCause) -> Hold:
+        """Something waits that stops nothing else: it only has the limit of holds, see `check`."""
+        return Hold(cause, self._clock())
+
+    def end(self, hold: Hold | None) -> None:
+        """It goes on; a hold that has ended, or none, is let pass."""
+        if hold is None or hold not in self._standing:
+            return
+        others = [other for other in self._standing if other.cause is hold.cause and other is not hold]
+        if not others:
+            seconds = self._clock() - self._since(hold.cause)
+            self._past_seconds[hold.cause] += seconds
+            if seconds >= self._outage_seconds:
+                self._outage_ended_at[hold.cause] = self._clock()
+            log.info("hold_ended", cause=hold.cause, seconds=round(seconds, 1))
+        elif hold.began_at < min(other.began_at for other in others):
+            # The time until the next one began is over; from there on that one counts.
+            self._past_seconds[hold.cause] += min(other.began_at for other in others) - hold.began_at
+        self._standing.discard(hold)
+        if not self._standing:
+            self._clear.set()
+
+    def note_outage(self, cause: HoldCause) -> None:
+        """There was an outage until now, although nothing had to wait for its end."""
+        self._outage_ended_at[cause] = self._clock()
+
+    def check(self, hold: Hold, reason: object) -> None:
+        """Raise `HoldExpiredError` when the hold has lasted too long."""
+        held_seconds = self._clock() - hold.began_at
+        if hold_is_over(held_seconds=held_seconds, limit_seconds=self._limit_seconds):
+            raise HoldExpiredError(
+                f"{hold.cause} was away for {held_seconds:.0f} s, longer than infra_hold_limit_seconds: {reason}"
+            )
+
+    async def through(
+        self,
+        operation: Callable[[], Awaitable[T]],
+        *,
+        cause: HoldCause,
+        retry_on: tuple[type[Exception], ...],
+        unwanted: asyncio.Event | None = None,
+    ) -> T:
+        """The operation's result, however long an outage lasts.
+
+        Raises `HoldExpiredError` past the limit, and `NoLongerWantedError` soon after `unwanted` is set.
+        """
+        hold: Hold | None = None
+
+        def on_retry(error: BaseException, _delay_seconds: float) -> None:
+            nonlocal hold
+            hold = hold or self.begin(cause)
+            self.check(hold, error)
+
+        trying = retry_forever(operation, name=cause, retry_on=retry_on, on_retry=on_retry)
+        try:
+            if unwanted is None:
+                return await trying
+            return await unless(unwanted, trying, last_try_seconds=LAST_TRY_SECONDS)
+        finally:
+            self.end(hold)
+
+    def collect(self) -> Iterator[Metric]:
+        """`fluxpool_held` and `fluxpool_hold_seconds_total`, by cause."""
+        held = GaugeMetricFamily("fluxpool_held", "Whether work stands still because of this cause.", labels=["cause"])
+        seconds = CounterMetricFamily("fluxpool_hold_seconds", "Seconds that work stood still.", labels=["cause"])
+        causes = self.causes
+        for cause in HoldCause:
+            held.add_metric([cause], float(cause in causes))
+            seconds.add_metric([cause], self.seconds(cause))
+        yield held
+        yield seconds
+
+    def seconds(self, cause: HoldCause) -> float:
+        """For how long anything was held by this cause, the present hold included."""
+        standing = self._clock() - self._since(cause) if cause in self.causes else 0.0
+        return self._past_seconds[cause] + standing
+
+    def seconds_since_outage(self, cause: HoldCause) -> float | None:
+        """How long ago the last outage by this cause ended: 0 while it lasts, None when there was none."""
+        now = self._clock()
+        if cause in self.causes and now - self._since(cause) >= self._outage_seconds:
+            return 0.0
+        ended_at = self._outage_ended_at.get(cause)
+        return None if ended_at is None else now - ended_at
+
+    def _since(self, cause: HoldCause) -> float:
+        return min(hold.began_at for hold in self._standing if hold.cause is cause)

@@ -1,0 +1,208 @@
+"""What a failure means and what is to be done about it. Pure: a table of decisions.
+
+Three budgets, counted apart. *Attempts* are the task's own failures. *Crashes* are engines and workers that died while
+they had the task: it is suspected, and so may be others. *Infrastructure time* is nobody's: a store or a broker that is
+away is waited for. A task that uses up one of the first two is dead-lettered; one that waited too long is handed back.
+
+| class | attempts | crashes | what happens |
+| --- | --- | --- | --- |
+| invalid | - | - | dead letter and failed result at once |
+| rejected | - | - | failed result, no dead letter |
+| transient | +1 | - | retry topic, or dead letter after the last attempt |
+| worker-fatal | - | +1 | another engine; retry topic, or dead letter after the last crash |
+| infra | - | - | hold, then hand back |
+| expired, canceled | - | - | their own result; handed back when it is the pod that drains |
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final, assert_never
+
+from fluxpool_contract.kafka import LedgerEntry
+from fluxpool_contract.messages import Disposition
+from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_worker.engine.protocol import FailureKind
+
+MAX_ENGINE_DEATHS_IN_A_ROW: Final = 5
+"""Deaths without a finished job in between after which the pod gives up and lets Kubernetes back off. Above the default
+of `max_crashes`: one bad prompt alone must not end a pod."""
+
+
+class Action(StrEnum):
+    """What happens to the task next."""
+
+    TRY_LOW_MEMORY = "try-low-memory"
+    """At once and here, in the way that needs the least memory; costs no attempt."""
+    TRY_AGAIN = "try-again"
+    """At once and here: there is no retry topic."""
+    RETRY_LATER = "retry-later"
+    """By way of a retry topic, perhaps on another worker."""
+    DEAD_LETTER = "dead-letter"
+    FAIL = "fail"
+    """A result without images, and nothing for operators to look at."""
+    RELEASE = "release"
+    """Handed back in good order; somebody else does it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """What a task may cost before it is given up."""
+
+    max_attempts: int
+    max_crashes: int
+    retry_tiers: int
+    """How many retry topics there are; without any, retries happen at once and here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a task has cost so far."""
+
+    attempt: int = 1
+    """Number of the attempt under way, from 1."""
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """A judged failure."""
+
+    action: Action
+    error_class: ErrorClass
+    code: ErrorCode
+    spent: Spent
+    """As the task's next attempt begins, or as it ends."""
+    disposition: Disposition = Disposition.EXHAUSTED
+    tier: int | None = None
+    """Index of the retry topic; only for `RETRY_LATER`."""
+
+
+def judge_generation(kind: FailureKind, *, spent: Spent, budgets: Budgets, low_memory: bool) -> Verdict:
+    """What a failed generation means; `low_memory`: it already ran in the way that needs the least."""
+    match kind:
+        case FailureKind.INVALID:
+            return Verdict(
+                action=Action.DEAD_LETTER,
+                error_class=ErrorClass.INVALID,
+                code=ErrorCode.INVALID_FIELD,
+                spent=spent,
+                disposition=Disposition.INVALID,
+            )
+        case FailureKind.REJECTED:
+            return Verdict(action=Action.FAIL, error_class=ErrorClass.REJECTED, code=ErrorCode.REJECTED, spent=spent)
+        case FailureKind.OUT_OF_MEMORY:
+            if not low_memory:
+                return Verdict(
+                    action=Action.TRY_LOW_MEMORY,
+                    error_class=ErrorClass.TRANSIENT,
+                    code=ErrorCode.OUT_OF_MEMORY,
+                    spent=spent,
+                )
+            return judge_attempt(ErrorCode.OUT_OF_MEMORY, spent=spent, budgets=budgets)
+        case FailureKind.NOT_FINITE:
+            return judge_attempt(ErrorCode.NOT_FINITE, spent=spent, budgets=budgets)
+        case FailureKind.ERROR:
+            return judge_attempt(ErrorCode.GENERATION_FAILED, spent=spent, budgets=budgets)
+        case FailureKind.DEVICE_LOST:
+            return judge_engine_death(spent=spent, budgets=budgets, suspected=True)
+        case FailureKind.CANCELED:
+            return Verdict(action=Action.RELEASE, error_class=ErrorClass.CANCELED, code=ErrorCode.CANCELED, spent=spent)
+        case _:
+            assert_never(kind)
+
+
+def judge_attempt(code: ErrorCode, *, spent: Spent, budgets: Budgets) -> Verdict:
+    """What a failure of the task's own means: one attempt less."""
+    if spent.attempt >= budgets.max_attempts:
+        return Verdict(action=Action.DEAD_LETTER, error_class=ErrorClass.TRANSIENT, code=code, spent=spent)
+    return Verdict(
+        action=Action.RETRY_LATER if budgets.retry_tiers else Action.TRY_AGAIN,
+        error_class=ErrorClass.TRANSIENT,
+        code=code,
+        spent=Spent(attempt=spent.attempt + 1, crashes=spent.crashes),
+        tier=_tier(spent.attempt, budgets),
+    )
+
+
+def judge_engine_death(*, spent: Spent, budgets: Budgets, suspected: bool) -> Verdict:
+    """What the engine's death means for a job that it held.
+
+    `suspected`: the job had been begun. One that was only queued is tried again at once and costs nothing.
+    """
+    if not suspected:
+        return Verdict(
+            action=Action.TRY_AGAIN, error_class=ErrorClass.WORKER_FATAL, code=ErrorCode.ENGINE_DIED, spent=spent
+        )
+    crashed = Spent(attempt=spent.attempt, crashes=spent.crashes + 1)
+    if verdict := judge_crashes(spent=crashed, budgets=budgets):
+        return verdict
+    return Verdict(
+        action=Action.RETRY_LATER if budgets.retry_tiers else Action.TRY_AGAIN,
+        error_class=ErrorClass.WORKER_FATAL,
+        code=ErrorCode.ENGINE_DIED,
+        spent=crashed,
+        tier=_tier(crashed.crashes, budgets),
+    )
+
+
+def judge_crashes(*, spent: Spent, budgets: Budgets) -> Verdict | None:
+    """Whether a task has killed too many to be begun once more; None when it may be."""
+    if spent.crashes < budgets.max_crashes:
+        return None
+    return Verdict(
+        action=Action.DEAD_LETTER,
+        error_class=ErrorClass.WORKER_FATAL,
+        code=ErrorCode.CRASH_LOOP,
+        spent=spent,
+        disposition=Disposition.CRASH_LOOP,
+    )
+
+
+def judge_canceled(*, spent: Spent) -> Verdict:
+    """Somebody asked for the task to be given up."""
+    return Verdict(action=Action.FAIL, error_class=ErrorClass.CANCELED, code=ErrorCode.CANCELED, spent=spent)
+
+
+def judge_deadline(deadline: datetime | None, *, now: datetime, needed_seconds: float, spent: Spent) -> Verdict | None:
+    """Whether the task would come too late, needing so long from now on; None when it may still be in time."""
+    if deadline is None or now + timedelta(seconds=needed_seconds) < deadline:
+        return None
+    return Verdict(action=Action.FAIL, error_class=ErrorClass.EXPIRED, code=ErrorCode.DEADLINE_EXCEEDED, spent=spent)
+
+
+def hold_is_over(*, held_seconds: float, limit_seconds: float) -> bool:
+    """Whether the infrastructure was away for so long that the worker hands its tasks back."""
+    return held_seconds >= limit_seconds
+
+
+def runs_alone(crashes: int) -> bool:
+    """Whether the engine gets this task and no other: should it die again, an innocent one must not be blamed twice."""
+    return crashes > 0
+
+
+def inherited_crashes(
+    entry: LedgerEntry, *, worker: str, worker_started_at: int, outage_ended_at: float | None = None
+) -> int:
+    """How many crashes to count for a task that the ledger of a taken-over partition names.
+
+    One more than it says, unless its owner gave it up in good order, had its images already, is this very process,
+    which lost the partition and got it back, or may have lost the group to an outage that this worker saw, too; the
+    last one's end is `outage_ended_at`. All times are in seconds since 1970.
+    """
+    own = entry.worker == worker and entry.started_at >= worker_started_at
+    cut_off = outage_ended_at is not None and entry.started_at <= outage_ended_at
+    return entry.crashes if entry.released or entry.drawn or own or cut_off else entry.crashes + 1
+
+
+def orphan_is_worth_finishing(fraction_done: float) -> bool:
+    """Whether a task whose partition went elsewhere is finished here: its new owner then finds the stored result.
+
+    Beyond a third the rest of this run is cheaper than the new owner's whole run, even if both go on for a while.
+    """
+    return fraction_done > 1 / 3
+
+
+def _tier(failures: int, budgets: Budgets) -> int | None:
+    """The first failure waits on the first topic, and so on; the last topic takes all further ones."""
+    return min(failures, budgets.retry_tiers) - 1 if budgets.retry_tiers else None

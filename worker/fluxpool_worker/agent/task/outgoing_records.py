@@ -1,0 +1,281 @@
+"""The records that answer a task: its result, its dead letter, its progress. Pure: values in, records out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.header_names import TYPE_COMPLETED, TYPE_PROGRESS
+from fluxpool_contract.kafka import TopicNames, due_headers, retry_headers
+from fluxpool_contract.messages import (
+    DeadLetter,
+    DecodedTask,
+    Disposition,
+    Envelope,
+    GenerationResult,
+    ImageDescription,
+    ProgressEvent,
+    ResultStatus,
+    TaskError,
+    cloud_event_headers,
+    first_seen,
+    render_envelope,
+)
+from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_worker.agent.task.outcome import Verdict
+from fluxpool_worker.agent.task.publisher import OutgoingRecord
+
+MAX_POINTER_KEY_BYTES: Final = 1024
+"""A key may be as large as a value; the keys of tasks are request ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """Who answers."""
+
+    worker: str
+    pool: str
+    model: str | None
+
+    @property
+    def source(self) -> str:
+        """CloudEvents source."""
+        return f"/pools/{self.pool}/workers/{self.worker}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a task ends without images."""
+
+    error_class: ErrorClass | str
+    """A plain text when it was read from what a newer release stored."""
+    code: ErrorCode | str
+    disposition: Disposition
+    message: str
+    field: str | None = None
+    stack: str | None = None
+    attempts: int = 1
+    crashes: int = 0
+
+
+def success_result(
+    decoded: DecodedTask,
+    *,
+    images: Sequence[ImageDescription],
+    signature: Signature,
+    attempt: int,
+    timings_ms: dict[str, float],
+    warnings: Sequence[str],
+    completed_at: datetime,
+) -> GenerationResult:
+    """The result of a task with images."""
+    task = decoded.task
+    return GenerationResult(
+        request_id=task.request_id,
+        image_url=images[0].url,
+        status=ResultStatus.SUCCESS,
+        images=tuple(images),
+        seed=images[0].seed,
+        width=task.width,
+        height=task.height,
+        steps=task.steps,
+        model=signature.model,
+        attempt=attempt,
+        worker=signature.worker,
+        pool=signature.pool,
+        timings={name: round(value, 1) for name, value in timings_ms.items()},
+        warnings=tuple(warnings),
+        metadata=task.metadata,
+        completed_at=completed_at,
+    )
+
+
+def failed_result(
+    request_id: str | None,
+    failure: Failure,
+    *,
+    signature: Signature,
+    completed_at: datetime,
+    metadata: dict[str, str] | None = None,
+) -> GenerationResult:
+    """The result of a task that ends without images."""
+    return GenerationResult(
+        request_id=request_id,
+        image_url=None,
+        status=_status_of(failure),
+        error=TaskError(
+            code=failure.code,
+            error_class=failure.error_class,
+            message=failure.message,
+            field=failure.field,
+            retryable=failure.error_class in {ErrorClass.TRANSIENT, ErrorClass.WORKER_FATAL},
+        ),
+        model=signature.model,
+        attempt=failure.attempts,
+        worker=signature.worker,
+        pool=signature.pool,
+        metadata=metadata or {},
+        completed_at=completed_at,
+    )
+
+
+def _status_of(failure: Failure) -> ResultStatus:
+    match failure.error_class:
+        case ErrorClass.EXPIRED:
+            return ResultStatus.EXPIRED
+        case ErrorClass.CANCELED:
+            return ResultStatus.CANCELED
+        case _:
+            return ResultStatus.FAILED
+
+
+def result_record(
+    result_value: bytes,
+    *,
+    request_id: str | None,
+    event_id: str,
+    envelope: Envelope,
+    completed_at: datetime,
+    source: str,
+    topics: TopicNames,
+) -> OutgoingRecord:
+    """The record on the results topic; the same result always has the same event id."""
+    return OutgoingRecord(
+        topic=topics.results,
+        key=request_id.encode() if request_id is not None else None,
+        value=result_value,
+        headers=[
+            *cloud_event_headers(
+                event_id=event_id, event_type=TYPE_COMPLETED, source=source, subject=request_id, time=completed_at
+            ),
+            *render_envelope(envelope),
+        ],
+    )
+
+
+def dead_letter_record(
+    record: ConsumerRecord,
+    failure: Failure,
+    *,
+    request_id: str | None,
+    signature: Signature,
+    failed_at: datetime,
+    topics: TopicNames,
+    object_key: str | None = None,
+) -> OutgoingRecord:
+    """The record on the dead-letter topic: the original's bytes, and why.
+
+    With `object_key` a pointer: the value lies in the object store, and the original's headers beside it.
+    """
+    letter = DeadLetter(
+        origin_topic=record.topic,
+        origin_partition=record.partition,
+        origin_offset=record.offset,
+        origin_timestamp_ms=record.timestamp,
+        disposition=failure.disposition,
+        error_class=failure.error_class,
+        error_code=failure.code,
+        message=failure.message,
+        stack=failure.stack or None,
+        attempts=failure.attempts,
+        crashes=failure.crashes,
+        worker=signature.worker,
+        pool=signature.pool,
+        model=signature.model,
+        failed_at=failed_at,
+        request_id=request_id,
+        object=object_key,
+    )
+    if object_key is not None:
+        key = record.key if len(record.key or b"") <= MAX_POINTER_KEY_BYTES else None
+        value, headers = None, letter.to_headers(())
+    else:
+        key, value, headers = record.key, record.value, letter.to_headers(record.headers)
+    if key is None and value is None:
+        value = b""  # the client library refuses to send a record that has neither
+    return OutgoingRecord(topic=topics.dead_letters, key=key, value=value, headers=headers)
+
+
+def retry_record(
+    record: ConsumerRecord,
+    envelope: Envelope,
+    *,
+    topic: str,
+    verdict: Verdict,
+    not_before: datetime,
+) -> OutgoingRecord:
+    """The record on a retry topic: the task, unchanged, with its counts and the time of its next attempt."""
+    return OutgoingRecord(
+        topic=topic,
+        key=record.key,
+        value=record.value,
+        headers=retry_headers(
+            record.headers,
+            envelope,
+            attempt=verdict.spent.attempt,
+            crashes=verdict.spent.crashes,
+            first_seen=first_seen(envelope, record.timestamp),
+            not_before=not_before,
+            origin=(record.topic, record.partition, record.offset),
+            error=(verdict.error_class, verdict.code),
+        ),
+    )
+
+
+def due_record(record: ConsumerRecord, *, topic: str) -> OutgoingRecord:
+    """The record that takes a task from a retry topic back to where it belongs."""
+    return OutgoingRecord(topic=topic, key=record.key, value=record.value, headers=due_headers(record.headers))
+
+
+def answer_envelope(task: Envelope) -> Envelope:
+    """What of a task's envelope its answers carry on: whose it is, which replay, and the trace."""
+    return Envelope(tenant=task.tenant, epoch=task.epoch, traceparent=task.traceparent, tracestate=task.tracestate)
+
+
+def progress_record(
+    event: ProgressEvent, *, event_id: str, envelope: Envelope, source: str, topics: TopicNames
+) -> OutgoingRecord:
+    """The record on the progress topic."""
+    return OutgoingRecord(
+        topic=topics.progress,
+        key=event.request_id.encode(),
+        value=event.to_json(),
+        headers=[
+            *cloud_event_headers(
+                event_id=event_id, event_type=TYPE_PROGRESS, source=source, subject=event.request_id, time=event.at
+            ),
+            *render_envelope(envelope),
+        ],
+    )
+
+
+def is_dead_lettered(result: GenerationResult) -> bool:
+    """Whether people should look at how this task ended: not where it was only refused, or ended as asked."""
+    rejected = result.error is not None and result.error.error_class == ErrorClass.REJECTED
+    return result.status is ResultStatus.FAILED and not rejected
+
+
+def failure_of(result: GenerationResult) -> Failure:
+    """The failure that a stored result tells of, for a dead letter that a crash may have kept from being written."""
+    error = result.error
+    if error is None:  # no worker writes that
+        return Failure(
+            error_class=ErrorClass.TRANSIENT,
+            code=ErrorCode.GENERATION_FAILED,
+            disposition=Disposition.EXHAUSTED,
+            message="the stored result says that the task failed, and not why",
+        )
+    if error.error_class == ErrorClass.INVALID:
+        disposition = Disposition.OVERSIZE if error.code == ErrorCode.TOO_LARGE else Disposition.INVALID
+    else:
+        disposition = Disposition.CRASH_LOOP if error.code == ErrorCode.CRASH_LOOP else Disposition.EXHAUSTED
+    return Failure(
+        error_class=error.error_class,
+        code=error.code,
+        disposition=disposition,
+        message=error.message,
+        field=error.field,
+        attempts=result.attempt or 1,
+    )

@@ -1,0 +1,323 @@
+"""Records that must arrive (results, dead letters) and records that may get lost (progress).
+
+Each kind has a producer of its own, so that lossy progress can never break the sequence of the idempotent one.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    CorruptRecordException,
+    InvalidTimestampError,
+    InvalidTopicError,
+    KafkaConnectionError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownError,
+    UnknownTopicOrPartitionError,
+    UnsupportedForMessageFormatError,
+)
+from aiokafka.structs import RecordMetadata
+
+from fluxpool_transport.kafka import stop_producer
+from fluxpool_transport.process import fault_point
+from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
+
+STOP_DEADLINE_SECONDS: Final = 5.0
+"""With the broker away `stop()` would wait for ever for a pending record."""
+START_DEADLINE_SECONDS: Final = 60.0
+REBUILD_SECONDS: Final = 1.0
+UNKNOWN_AFTER_SECONDS: Final = 5.0
+"""An ack takes milliseconds; past this the brokers, or the way to them, are away."""
+MAX_WAITING_PROGRESS: Final = 256
+
+_TOPIC_REFUSALS: Final = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
+"""Any record would be refused."""
+_RECORD_REFUSALS: Final = (
+    InvalidTimestampError,
+    MessageSizeTooLargeError,
+    PolicyViolationError,
+    RecordListTooLargeError,
+    UnsupportedForMessageFormatError,
+)
+"""This record is refused, and others are not."""
+_DOUBTFUL_REFUSALS: Final = (CorruptRecordException, UnknownError)
+"""Of the record too, when they repeat: aiokafka does not know INVALID_RECORD, which a compacted topic answers to a
+record without a key (KIP-467)."""
+MAX_DOUBTFUL_REFUSALS: Final = 3
+
+_before_publish = fault_point("agent-before-publish")
+_after_publish = fault_point("agent-after-publish")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutgoingRecord:
+    """One record to be sent."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordPlace:
+    """Where an acknowledged record lies."""
+
+    partition: int
+    offset: int
+    """Negative when the brokers had the record already and do not say where."""
+
+
+def by_key(_partitions: int) -> None:
+    """Leave the partition to the record's key: equal keys lie on one partition, in their order."""
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    if error := await stop_producer(producer, deadline_seconds=STOP_DEADLINE_SECONDS):
+        log.warning("producer_stop_failed", error=repr(error))
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """A producer, and how many records wait for its answer."""
+
+    producer: AIOKafkaProducer
+    unanswered: int = 0
+
+
+class RecordRefusedError(Exception):
+    """The brokers will not have this record, however often it is sent; the message says why."""
+
+
+class ReliablePublisher:
+    """Sends records and returns when the brokers have them, however long they are away."""
+
+    def __init__(self, build_producer: Callable[[], AIOKafkaProducer], *, holds: Holds) -> None:
+        self._build_producer = build_producer
+        self._holds = holds
+        self._current: _Connection | None = None
+        self._connections: set[_Connection] = set()
+        """The current one, and those that were replaced and are waited for by other records."""
+        self._lock = asyncio.Lock()
+        self.unknown = 0
+        """Records that were sent and neither acknowledged nor refused for a while: they may be in the log or not."""
+
+    async def publish(
+        self,
+        record: OutgoingRecord,
+        *,
+        refusable: bool = False,
+        choose_partition: Callable[[int], int | None] = by_key,
+    ) -> RecordPlace:
+        """Send and await the ack of all in-sync replicas; returns where the record lies.
+
+        `choose_partition` is told how many partitions the topic has, each time the record is sent.
+
+        An outcome that is unknown stays so until the brokers tell: sending the record anew would double it, and giving
+        up would lose it. After an error that retrying cannot mend, the producer's sequence is broken and every later
+        record of the partition would be refused: it is replaced and the record sent again.
+
+        Raises `HoldExpiredError` past the limit of holds, and `RecordRefusedError` when this very record is refused, by
+        the brokers or the client; with `refusable` also when any record for the topic is, which otherwise counts as an
+        outage that somebody has to mend.
+        """
+        _before_publish()
+        hold: Hold | None = None
+        doubtful = 0
+        try:
+            while True:
+                try:
+                    place = await self._send(record, choose_partition)
+                except KafkaError as error:
+                    doubtful += isinstance(error, _DOUBTFUL_REFUSALS)
+                    if (
+                        isinstance(error, _RECORD_REFUSALS)
+                        or doubtful >= MAX_DOUBTFUL_REFUSALS
+                        or (refusable and isinstance(error, _TOPIC_REFUSALS))
+                    ):
+                        raise RecordRefusedError(f"topic {record.topic}: {error!r}") from error
+                    log.warning("publish_failed", topic=record.topic, error=repr(error))
+                    hold = hold or self._holds.begin(HoldCause.KAFKA)
+                    self._holds.check(hold, repr(error))
+                    await asyncio.sleep(REBUILD_SECONDS)
+                else:
+                    _after_publish()
+                    return place
+        finally:
+            self._holds.end(hold)
+
+    async def _send(self, record: OutgoingRecord, choose_partition: Callable[[int], int | None]) -> RecordPlace:
+        connection = await self._connected()
+        connection.unanswered += 1
+        try:
+            acked = await self._hand_over(record, connection.producer, choose_partition)
+            return await self._acknowledged(acked, record)
+        except KafkaError:
+            # Also where the record was not taken: a producer whose sender has failed takes none any more.
+            if self._current is connection:
+                self._current = None
+            raise
+        finally:
+            connection.unanswered -= 1
+            await self._close_when_replaced(connection)
+
+    @staticmethod
+    async def _hand_over(
+        record: OutgoingRecord, producer: AIOKafkaProducer, choose_partition: Callable[[int], int | None]
+    ) -> "asyncio.Future[RecordMetadata]":
+        """Give the record to the client.
+
+        Raises `KafkaError`, and `RecordRefusedError` for what cannot be put into a record at all.
+        """
+        # By the producer's own metadata, because it takes no partition that is not in them.
+        partitions = await producer.partitions_for(record.topic)
+        partition = choose_partition(len(partitions))
+        try:
+            acked: asyncio.Future[RecordMetadata] = await producer.send(
+                record.topic,
+                record.value,
+                key=record.key,
+                partition=partition,
+                headers=[(name, value) for name, value in record.headers],
+            )
+        except (ValueError, TypeError, OverflowError, AssertionError) as error:
+            raise RecordRefusedError(f"topic {record.topic}: the client cannot encode the record: {error!r}") from error
+        return acked
+
+    async def _acknowledged(self, acked: "asyncio.Future[RecordMetadata]", record: OutgoingRecord) -> RecordPlace:
+        """Wait for the one answer; `asyncio.wait` leaves the record alone when this is cancelled."""
+        hold: Hold | None = None
+        try:
+            while not (await asyncio.wait({acked}, timeout=UNKNOWN_AFTER_SECONDS))[0]:
+                if hold is None:
+                    hold = self._holds.begin(HoldCause.KAFKA)
+                    self.unknown += 1
+                    log.warning("publish_outcome_unknown", topic=record.topic)
+                self._holds.check(hold, "a record was sent and not acknowledged")
+            metadata = acked.result()
+            return RecordPlace(partition=metadata.partition, offset=metadata.offset)
+        finally:
+            if hold is not None:
+                self.unknown -= 1
+                self._holds.end(hold)
+                log.info("publish_outcome_known", topic=record.topic, acknowledged=_is_acknowledged(acked))
+
+    async def partitions(self, topic: str) -> set[int]:
+        """The numbers of a topic's partitions; raises `KafkaError` when there is no such topic or no broker answers."""
+        producer = (await self._connected()).producer
+        return set(await producer.partitions_for(topic))
+
+    async def missing(self, topics: Iterable[str]) -> list[str]:
+        """Those of the topics that the brokers do not show; they may create one that is asked for.
+
+        Raises `KafkaError` when no broker answers.
+        """
+        producer = (await self._connected()).producer
+
+        async def is_missing(topic: str) -> bool:
+            try:
+                await producer.partitions_for(topic)
+            except (UnknownTopicOrPartitionError, TopicAuthorizationFailedError):
+                return True
+            return False
+
+        names = list(dict.fromkeys(topics))
+        absent = await asyncio.gather(*map(is_missing, names))
+        if any(absent) and not await producer.client.force_metadata_update():
+            # Brokers that are away show no topic either.
+            raise KafkaConnectionError("no broker answers")
+        return [name for name, is_absent in zip(names, absent, strict=True) if is_absent]
+
+    async def stop(self) -> None:
+        """Close all connections, under a deadline."""
+        async with self._lock:
+            self._current = None
+            connections, self._connections = self._connections, set()
+        await asyncio.gather(*(_stop(connection.producer) for connection in connections))
+
+    async def _connected(self) -> _Connection:
+        async with self._lock:
+            if self._current is None:
+                producer = self._build_producer()
+                try:
+                    # It asks for a producer id again and again, whatever the brokers answer.
+                    async with asyncio.timeout(START_DEADLINE_SECONDS):
+                        await producer.start()
+                except TimeoutError as error:
+                    await _stop(producer)
+                    raise KafkaConnectionError(f"no producer id within {START_DEADLINE_SECONDS:.0f} s") from error
+                except BaseException:
+                    await _stop(producer)
+                    raise
+                self._current = _Connection(producer)
+                self._connections.add(self._current)
+            return self._current
+
+    async def _close_when_replaced(self, connection: _Connection) -> None:
+        """A producer that was replaced is closed by the last record that waited for it; not sooner.
+
+        Closing it earlier would leave the other records' outcome unknown.
+        """
+        if connection is self._current or connection.unanswered or connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        await _stop(connection.producer)
+
+
+class ProgressPublisher:
+    """Sends what it can and drops the oldest when it cannot keep up; `run()` must be running meanwhile."""
+
+    def __init__(self, build_producer: Callable[[], AIOKafkaProducer]) -> None:
+        self._build_producer = build_producer
+        self._waiting: asyncio.Queue[OutgoingRecord] = asyncio.Queue(MAX_WAITING_PROGRESS)
+        self.dropped = 0
+
+    def offer(self, record: OutgoingRecord) -> None:
+        """Send soon, or never."""
+        if self._waiting.full():
+            self._waiting.get_nowait()
+            self.dropped += 1
+        self._waiting.put_nowait(record)
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            producer = self._build_producer()
+            try:
+                await producer.start()
+                while True:
+                    record = await self._waiting.get()
+                    # Not awaiting the ack: the next event is worth more than knowing the fate of this one.
+                    try:
+                        sent = await producer.send(record.topic, record.value, key=record.key, headers=record.headers)
+                    except (MessageSizeTooLargeError, ValueError, TypeError, AssertionError) as error:
+                        self.dropped += 1
+                        log.info("progress_dropped", topic=record.topic, error=repr(error))
+                    else:
+                        sent.add_done_callback(_forget)
+            except KafkaError as error:
+                log.info("progress_interrupted", error=repr(error))
+            finally:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await _stop(producer)
+            await asyncio.sleep(REBUILD_SECONDS)
+
+
+def _is_acknowledged(acked: "asyncio.Future[RecordMetadata]") -> bool:
+    return acked.done() and not acked.cancelled() and acked.exception() is None
+
+
+def _forget(sent: asyncio.Future[object]) -> None:
+    if not sent.cancelled():
+        sent.exception()

@@ -1,0 +1,178 @@
+"""A task's objects, written and read through outages of the store.
+
+Owns the waiting for a store that is away and the addresses of images; the protocol between workers that hold the same
+task is `fluxpool_transport.storage.task_objects`'.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.messages import (
+    DecodedTask,
+    Envelope,
+    GenerationResult,
+    ImageDescription,
+    first_seen,
+    result_event_id,
+)
+from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.storage import (
+    Claim,
+    Claimed,
+    ConditionalWritesError,
+    Manifest,
+    ObjectStore,
+    StorageCredentialsError,
+    StorageUnavailableError,
+    claim_task,
+    read_manifest,
+    store_image,
+    store_manifest,
+)
+from fluxpool_worker.agent.consumer.lane_choice import waited_ms
+from fluxpool_worker.agent.task.attempts import Success
+from fluxpool_worker.agent.task.holds import HoldCause, Holds
+from fluxpool_worker.agent.task.outgoing_records import Signature, success_result
+from fluxpool_worker.engine.protocol import EncodedImage
+
+T = TypeVar("T")
+
+
+class TaskStore:
+    """The object store as tasks use it; every method waits for a store that is away.
+
+    All raise `HoldExpiredError` past the limit of holds and `CorruptObjectError` for what no worker wrote.
+    """
+
+    def __init__(self, store: ObjectStore, *, settings: WorkerSettings, holds: Holds) -> None:
+        self._store = store
+        self._settings = settings
+        self._holds = holds
+        self._cause = store_cause(settings)
+
+    async def probe(self, *, on_trouble: Callable[[str], None]) -> None:
+        """Return when the store keeps the promises that tasks rest on; `on_trouble` is told why it does not yet.
+
+        Raises `ConditionalWritesError` and `StorageCredentialsError`: waiting mends neither.
+        """
+
+        async def probe() -> StorageUnavailableError | None:
+            try:
+                await self._store.probe()
+            except (ConditionalWritesError, StorageCredentialsError) as error:
+                return error
+            except StorageUnavailableError as error:
+                on_trouble(str(error))
+                raise
+            return None
+
+        if error := await self._hold(probe):
+            raise error
+
+    async def claim(
+        self,
+        record: ConsumerRecord,
+        *,
+        request_id: str,
+        envelope: Envelope,
+        digest: str,
+        value_digest: str | None = None,
+        unwanted: asyncio.Event | None = None,
+    ) -> Claimed:
+        """Bind the id to this body; raises `IdConflictError`, and `NoLongerWantedError` soon after `unwanted`."""
+        return await self._hold(
+            lambda: claim_task(
+                self._store,
+                tenant=envelope.tenant,
+                request_id=request_id,
+                epoch=envelope.epoch,
+                digest=digest,
+                value_digest=value_digest,
+                first_seen=first_seen(envelope, record.timestamp),
+            ),
+            unwanted,
+        )
+
+    async def outcome(self, claim: Claim, *, unwanted: asyncio.Event | None = None) -> Manifest | None:
+        """What the task has come to; None while it has not. Raises `NoLongerWantedError` soon after `unwanted`."""
+        return await self._hold(lambda: read_manifest(self._store, claim), unwanted)
+
+    async def keep_images(
+        self, record: ConsumerRecord, decoded: DecodedTask, claim: Claim, success: Success, *, signature: Signature
+    ) -> GenerationResult:
+        """Store the images; returns the result that describes them."""
+        generated = success.generated
+        began = time.monotonic()
+        images = [await self._keep_image(decoded, claim, image) for image in generated.images]
+        timings = {f"{name}_ms": value for name, value in generated.timings_ms.items()}
+        timings["store_ms"] = (time.monotonic() - began) * 1000
+        waited = waited_ms(record.timestamp, now_ms=time.time() * 1000)
+        if waited is not None:
+            timings["queue_ms"] = max(0.0, waited - sum(timings.values()))
+        return success_result(
+            decoded,
+            images=images,
+            signature=signature,
+            attempt=success.attempt,
+            timings_ms=timings,
+            warnings=generated.warnings,
+            completed_at=datetime.now(UTC),
+        )
+
+    async def conclude(self, claim: Claim, result: GenerationResult) -> Manifest:
+        """The manifest that decides the outcome: ours, or that of whoever was first."""
+        manifest = Manifest(
+            request_id=claim.request_id,
+            tenant=claim.tenant,
+            epoch=claim.epoch,
+            digest=claim.digest,
+            event_id=result_event_id(claim.tenant, claim.request_id, claim.epoch),
+            result=result,
+        )
+        return await self._hold(lambda: store_manifest(self._store, claim, manifest))
+
+    async def _keep_image(self, decoded: DecodedTask, claim: Claim, image: EncodedImage) -> ImageDescription:
+        stored = await self._hold(
+            lambda: store_image(
+                self._store,
+                claim,
+                index=image.index,
+                extension=decoded.task.output_format.extension,
+                payload=image.payload,
+                content_type=image.content_type,
+            )
+        )
+        return ImageDescription(
+            index=image.index,
+            url=self._image_url(decoded.task.request_id, image.index, stored.key),
+            object=stored.key,
+            width=image.width,
+            height=image.height,
+            seed=image.seed,
+            format=image.format,
+            content_type=image.content_type,
+            bytes=stored.bytes,
+            sha256=stored.sha256,
+        )
+
+    def _image_url(self, request_id: str, index: int, key: str) -> str:
+        if self._settings.gateway_url is not None:
+            return f"{self._settings.gateway_url}v1/generations/{request_id}/images/{index}"
+        if self._settings.storage.public_base_url is not None:
+            return f"{self._settings.storage.public_base_url}{key}"
+        return self._store.location(key)
+
+    async def _hold(self, operation: Callable[[], Awaitable[T]], unwanted: asyncio.Event | None = None) -> T:
+        return await self._holds.through(
+            operation, cause=self._cause, retry_on=(StorageUnavailableError,), unwanted=unwanted
+        )
+
+
+def store_cause(settings: WorkerSettings) -> HoldCause:
+    """What is away when the store is."""
+    return HoldCause.OBJECT_STORE if settings.storage.folder is None else HoldCause.DISK
