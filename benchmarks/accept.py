@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from accept_open_loop import run_open_loop
+from accept_parts.open_loop import run_open_loop
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from report import Cell, print_report
@@ -259,7 +259,7 @@ async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncI
             command = ["-m", "fluxpool_gateway"]
             environment = settings.to_environment()
         case _:
-            module = "accept_simple" if variant.way == "simple" else "accept_without_kafka"
+            module = "accept_parts.simple" if variant.way == "simple" else "accept_parts.without_kafka"
             command = ["-m", "uvicorn", "--app-dir", str(FOLDER), f"{module}:app", "--port", str(port)]
             command += ["--workers", str(variant.processes), "--no-access-log", "--log-level", "warning"]
             environment = {"ACCEPT_TOPIC": topics.tasks, "ACCEPT_BOOTSTRAP_SERVERS": bench.bootstrap_servers}

@@ -19,10 +19,10 @@ import httpx
 import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
-from fuzz_records import CODECS, FuzzedRecord, fuzzed_records
+from fuzz_parts.records import CODECS, FuzzedRecord, fuzzed_records
 from quiet_logs import quiet_logs
 from report import Cell, print_report
-from soak_ground import add_folder_option, run_folder
+from soak_parts.ground import add_folder_option, run_folder
 
 from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs

@@ -1,6 +1,6 @@
 """Sends fuzzed HTTP requests to a real gateway on a real broker, and looks whether it fails, hangs, grows or restarts.
 
-Each connection sends bytes of `fuzz_http_requests` and reads the answers. Counts answers by their status, connections
+Each connection sends bytes of `fuzz_parts.http_requests` and reads the answers. Counts answers by status, connections
 without an end, failures in the log, and the memory of the server processes before and after. At the end a plain request
 must be accepted. Exits with status 1 when any of that is not as it should be.
 """
@@ -21,7 +21,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
-from fuzz_http_requests import Ending, Exchange, make_exchange
+from fuzz_parts.http_requests import Ending, Exchange, make_exchange
 from report import Cell, print_report
 
 from fluxpool_cli.local.kafka.cluster import KafkaCluster

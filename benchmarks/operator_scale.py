@@ -21,9 +21,9 @@ import httpx
 import psutil
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
-from cluster_ground import ClusterGround, on_cluster_ground
-from operator_process import OPERATOR_USER, Operator, running_operator
-from operator_scale_world import NAMESPACE, World, build_world
+from cluster_parts.ground import ClusterGround, on_cluster_ground
+from cluster_parts.operator_process import OPERATOR_USER, Operator, running_operator
+from cluster_parts.scale_world import NAMESPACE, World, build_world
 from report import Cell, print_report
 
 from fluxpool_contract.kafka.connection import KafkaConnection

@@ -23,9 +23,9 @@ from typing import Final, assert_never
 import httpx
 from quiet_logs import quiet_logs
 from report import Cell, print_report
-from soak_count import Verdict, gather_evidence, judge
-from soak_engine import JOURNAL_VARIABLE, read_journal
-from soak_ground import add_folder_option, run_folder
+from soak_parts.count import Verdict, gather_evidence, judge
+from soak_parts.engine import JOURNAL_VARIABLE, read_journal
+from soak_parts.ground import add_folder_option, run_folder
 
 from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
@@ -38,7 +38,7 @@ from kit.tcp_proxy import TcpProxy
 from kit.waiting import WaitExpiredError, wait_until
 from kit.worker import WorkerBench, WorkerProcess, task_body, worker_bench
 
-ENGINE: Final = Path(__file__).with_name("soak_engine.py")
+ENGINE: Final = Path(__file__).parent / "soak_parts" / "engine.py"
 SHIPPED: Final = {
     name: WorkerSettings.model_fields[name].default for name in ("session_timeout_seconds", "rebalance_timeout_seconds")
 }

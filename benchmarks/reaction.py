@@ -21,12 +21,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cluster_ground import ClusterGround, on_cluster_ground
-from operator_process import running_operator
-from reaction_polling import DEPLOYMENT as POLLING
-from reaction_polling import scale_by_polling
-from reaction_watch import Reaction, ReplicaLog, reaction_to
-from reaction_world import NAMESPACE, PARTITIONS, TASKS, World, build_world
+from cluster_parts.ground import ClusterGround, on_cluster_ground
+from cluster_parts.operator_process import running_operator
+from cluster_parts.reaction_polling import DEPLOYMENT as POLLING
+from cluster_parts.reaction_polling import scale_by_polling
+from cluster_parts.reaction_watch import Reaction, ReplicaLog, reaction_to
+from cluster_parts.reaction_world import NAMESPACE, PARTITIONS, TASKS, World, build_world
 from report import Cell, print_report
 
 from fluxpool_operator.api import FluxWorkerPool, scaling_config

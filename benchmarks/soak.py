@@ -18,17 +18,17 @@ from typing import Final
 
 from quiet_logs import quiet_logs
 from report import Cell, print_report
-from soak_count import Verdict, gather_evidence, judge
-from soak_faults import GENERATION_KILLS, Fault, Scene, endless_faults
-from soak_ground import add_folder_option, run_folder
-from soak_watch import SoakWatch
+from soak_parts.count import Verdict, gather_evidence, judge
+from soak_parts.faults import GENERATION_KILLS, Fault, Scene, endless_faults
+from soak_parts.ground import add_folder_option, run_folder
+from soak_parts.watch import SoakWatch
 
 from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.kafka import produce
 from kit.worker import WorkerBench, task_body, worker_bench
 
-ENGINE: Final = Path(__file__).with_name("soak_engine.py")
+ENGINE: Final = Path(__file__).parent / "soak_parts" / "engine.py"
 GOALS: Final = "goals: lost 0, doubled 0, extra_generations_per_kill <= 1 for 100,000 tasks"
 
 

@@ -21,8 +21,8 @@ from typing import Final
 
 from quiet_logs import quiet_logs
 from report import Cell, print_report
-from waiting_senders import Sender, Way, running_senders
-from waiting_workers import Journal, Workers
+from waiting_parts.senders import Sender, Way, running_senders
+from waiting_parts.workers import Journal, Workers
 
 from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs

@@ -27,9 +27,9 @@ import httpx
 import structlog
 from confluent_kafka import Consumer, Producer, TopicPartition
 from moto.server import ThreadedMotoServer
+from overhead_parts.device import JOURNAL_VARIABLE, SECONDS_VARIABLE, TASKS_VARIABLE, read_journal
 from pydantic import SecretStr
 from report import Cell, print_report
-from worker_overhead_device import JOURNAL_VARIABLE, SECONDS_VARIABLE, TASKS_VARIABLE, read_journal
 
 from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
@@ -232,13 +232,10 @@ async def _measure(run: Run) -> dict[str, Cell]:
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *(
-                ["-m", "fluxpool_worker"]
-                if run.variant.way == "fluxpool"
-                else [str(FOLDER / "worker_overhead_serial.py")]
-            ),
+            *(["-m", "fluxpool_worker"] if run.variant.way == "fluxpool" else ["-m", "overhead_parts.serial"]),
             env={
                 **os.environ,
+                "PYTHONPATH": str(FOLDER),
                 **run.environment(),
                 **(_worker_settings(run).to_environment() if run.variant.way == "fluxpool" else {}),
             },
@@ -284,7 +281,7 @@ def _worker_settings(run: Run) -> WorkerSettings:
         worker_name="overhead",
         health_host="127.0.0.1",
         health_port=0,
-        engine_command=(sys.executable, str(FOLDER / "worker_overhead_device.py")),
+        engine_command=(sys.executable, str(FOLDER / "overhead_parts" / "device.py")),
     )
 
 

@@ -23,7 +23,7 @@ SEEN_SECONDS = 60.0
 @pytest.fixture
 def soak_watch(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("soak_watch")
+    return importlib.import_module("soak_parts.watch")
 
 
 @pytest.fixture

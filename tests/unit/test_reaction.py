@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("reaction_watch")
+    return importlib.import_module("cluster_parts.reaction_watch")
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def test_only_what_a_deployment_was_told_anew_is_a_change(watch: Any) -> N
 
 
 def test_the_planned_size_is_that_of_the_tasks_and_no_limit_decides_it(reaction: Any) -> None:
-    world = importlib.import_module("reaction_world")
+    world = importlib.import_module("cluster_parts.reaction_world")
     pool = FluxWorkerPool.parse(edited(pool_body(), {"scaling": world.SCALING}))
     size = reaction.planned_replicas(pool)
     assert size == world.TASKS / pool.spec.scaling.target_lag_per_replica == 12

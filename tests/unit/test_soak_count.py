@@ -23,7 +23,7 @@ CLEAN = {
 @pytest.fixture
 def soak_count(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("soak_count")
+    return importlib.import_module("soak_parts.count")
 
 
 def evidence(soak_count: Any, **changes: Any) -> Any:

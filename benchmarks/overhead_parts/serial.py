@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from worker_overhead_device import TASKS_VARIABLE, device_of_environment
+
+from overhead_parts.device import TASKS_VARIABLE, device_of_environment
 
 with warnings.catch_warnings():
     # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.

@@ -14,11 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, assert_never
 
-from soak_engine import JOURNAL_VARIABLE
-
 from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, is_engine
+from soak_parts.engine import JOURNAL_VARIABLE
 
 EXIT_SECONDS: Final = 120.0
 BROKER_SECONDS: Final = 120.0

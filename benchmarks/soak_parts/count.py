@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from soak_engine import read_journal
-
 from kit.kafka import TopicRecord, read_topic
 from kit.worker import WorkerBench
+from soak_parts.engine import read_journal
 
 READ_SECONDS: Final = 30.0
 RECORDS_PER_SECOND: Final = 1000
