@@ -6,7 +6,7 @@ import itertools
 import pytest
 import structlog
 
-from fluxpool_transport.process.backoff import LOG_INTERVAL_SECONDS, retry_forever
+from fluxpool_transport.process.backoff import LOG_INTERVAL_SECONDS, Backoff, retry_forever
 
 
 class DownError(Exception):
@@ -26,6 +26,26 @@ class Outage:
         if self.tries <= self._failures:
             raise self._error(f"try {self.tries}")
         return self.tries
+
+
+def test_the_bound_of_a_delay_doubles_up_to_the_maximum_and_starts_over_after_a_success() -> None:
+    backoff = Backoff(initial_seconds=0.5, maximum_seconds=5.0, jitter=0.0)
+    assert [backoff.next_seconds() for _ in range(6)] == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert backoff.failures == 6
+    backoff.reset()
+    assert backoff.next_seconds() == 0.5
+
+
+@pytest.mark.parametrize(("fraction", "delay_seconds"), [(0.0, 4.0), (0.5, 3.0), (1.0, 2.0)])
+def test_half_of_a_delay_is_random_by_default(fraction: float, delay_seconds: float) -> None:
+    backoff = Backoff(initial_seconds=4.0, maximum_seconds=4.0, random_fraction=lambda: fraction)
+    assert backoff.next_seconds() == delay_seconds
+
+
+def test_the_delay_of_a_very_long_outage_is_still_the_maximum() -> None:
+    backoff = Backoff(initial_seconds=0.2, maximum_seconds=10.0, jitter=0.0)
+    assert {backoff.next_seconds() for _ in range(5000)} >= {0.2, 10.0}
+    assert backoff.next_seconds() == 10.0
 
 
 async def test_it_returns_what_the_operation_returns() -> None:
