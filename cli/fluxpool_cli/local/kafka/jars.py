@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ENVIRONMENT_VARIABLE = "FLUXPOOL_KAFKA_LIBS"
-_CHECKOUT = Path(__file__).resolve().parents[3]
+_CHECKOUT = Path(__file__).resolve().parents[4]
 _REMEDY = (
     f"set {ENVIRONMENT_VARIABLE} to the libs folder of an unpacked Apache Kafka 4.x, "
     "or use a running Kafka with --bootstrap-servers"
