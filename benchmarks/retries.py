@@ -150,7 +150,7 @@ class Agent:
     async def _end_tasks(self) -> None:
         while True:
             self._wake.clear()
-            while (taken := self.lane.take()) is not None:
+            while (taken := self.lane.claim_next()) is not None:
                 with contextlib.suppress(PartitionLostError):
                     await self.lane.finish(taken)
             await self._wake.wait()

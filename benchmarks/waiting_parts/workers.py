@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import LedgerEntry
 from fluxpool_transport.kafka.clients import aiokafka_options
-from fluxpool_worker.agent.consumer.lane import LaneConsumer, PartitionLostError, Taken
+from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer, PartitionLostError
 from fluxpool_worker.agent.consumer.membership import own_sticky_assignor
 from fluxpool_worker.agent.task.holds import Holds
 
@@ -136,7 +136,7 @@ class _Worker:
     async def work(self) -> None:
         """One hand: take, write into the ledger, use the device, commit."""
         while True:
-            taken = self.lane.take()
+            taken = self.lane.claim_next()
             if taken is None:
                 self._wake.clear()
                 await self._wake.wait()
@@ -145,7 +145,7 @@ class _Worker:
             with contextlib.suppress(PartitionLostError):
                 await self._serve(taken)
 
-    async def _serve(self, taken: Taken) -> None:
+    async def _serve(self, taken: ClaimedRecord) -> None:
         number = int(taken.record.value)
         entry = LedgerEntry(task=str(number), worker=self._name, started_at=int(time.time()))
         # The ledger is written while the device is busy with the task before.

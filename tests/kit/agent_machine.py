@@ -59,7 +59,9 @@ class AgentMachine(RuleBasedStateMachine):
         asyncio.set_event_loop(self.loop)
         self.loop.set_exception_handler(lambda _loop, context: self.broken.append(str(context)))
         clock = SimpleNamespace(time=lambda: EPOCH_SECONDS + self.loop.time(), monotonic=self.loop.time)
-        self.patches = [patch(f"fluxpool_worker.agent.{module}.time", clock) for module in ("attempts", "lane")]
+        self.patches = [
+            patch(f"fluxpool_worker.agent.{module}.time", clock) for module in ("task.attempts", "consumer.lane")
+        ]
         for patched in self.patches:
             patched.start()
         self.logs = structlog.testing.capture_logs()
@@ -249,7 +251,7 @@ class AgentMachine(RuleBasedStateMachine):
             self.may_have_crashed(pod)
         else:
             for run in pod.runs:
-                suspected = run.is_recorded and not run.is_drawn
+                suspected = run.is_recorded and not run.is_generated
                 self.crashes_possible[request_id_of(run.record)] += suspected
                 if suspected and run.is_begun and not run.taken.lost and place_of(run) not in self.ended:
                     counted = max(run.taken.crashes, parse_envelope(run.record.headers).crashes)

@@ -13,7 +13,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_transport.storage.object_store import ObjectStore
-from fluxpool_worker.agent.consumer.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.agent.engine.slots import EngineTurns
@@ -34,12 +34,12 @@ DRAIN_SECONDS: Final = 10.0
 class Run:
     """A record on its way through one pod."""
 
-    taken: Taken
+    taken: ClaimedRecord
     is_recorded: bool = False
     """It was sent to the engine, so its ledger entry was committed before."""
     is_begun: bool = False
     """The engine has worked on it."""
-    is_drawn: bool = False
+    is_generated: bool = False
     """It has its images."""
 
     @property
@@ -90,7 +90,7 @@ class ModelEngine:
         """The present job has its image."""
         job, run = self._jobs.pop(0)
         job.free_device()
-        run.is_drawn = True
+        run.is_generated = True
         image = EncodedImage(0, 1, 16, 16, "png", "image/png", b"image")
         job.result.set_result(Generated(job.job_id, (image,), {"denoise": 1.0}))
         self._start_next()
@@ -268,7 +268,7 @@ class ModelPod:
 
     async def _run_one(self) -> None:
         turn = await self._turns.enter()
-        taken = self.lane.take() if len(self.runs) < IN_FLIGHT else None
+        taken = self.lane.claim_next() if len(self.runs) < IN_FLIGHT else None
         if taken is None:
             turn.end()
             return

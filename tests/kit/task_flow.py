@@ -20,7 +20,7 @@ from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import Envelope, format_time
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_transport.storage.object_store import open_object_store
-from fluxpool_worker.agent.consumer.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.agent.engine.slots import EngineTurns
@@ -143,16 +143,16 @@ class ScriptedLane:
     name: str = "standard"
     ends: list[str] = field(default_factory=list)
 
-    async def record(self, _taken: Taken, _entry: object) -> None:
+    async def record(self, _taken: ClaimedRecord, _entry: object) -> None:
         self.ends.append("recorded")
 
-    def drawn(self, _taken: Taken) -> None:
-        self.ends.append("drawn")
+    def mark_generated(self, _taken: ClaimedRecord) -> None:
+        self.ends.append("generated")
 
-    async def finish(self, _taken: Taken) -> None:
+    async def finish(self, _taken: ClaimedRecord) -> None:
         self.ends.append("finished")
 
-    async def release(self, _taken: Taken) -> None:
+    async def release(self, _taken: ClaimedRecord) -> None:
         self.ends.append("released")
 
 
@@ -191,7 +191,7 @@ class FlowBench:
 
     async def run(self, record: ConsumerRecord) -> None:
         """Bring the record to its end."""
-        taken = Taken(lane=cast("LaneConsumer", self.lane), record=record)
+        taken = ClaimedRecord(lane=cast("LaneConsumer", self.lane), record=record)
         await self._flow.run(taken, turn=await self._turns.enter())
 
     async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:

@@ -43,20 +43,20 @@ def test_a_record_that_was_started_is_not_accepted_again() -> None:
 
 def test_what_is_gone_from_the_log_is_passed_over_unless_something_is_in_flight() -> None:
     offsets = PartitionOffsets()
-    assert offsets.skip_to(8)
+    assert offsets.seek_past_gap(8)
     assert (offsets.commit_point(), offsets.accepts(7), offsets.accepts(8)) == (8, False, True)
-    assert not offsets.skip_to(8)
+    assert not offsets.seek_past_gap(8)
     offsets.start(9)
-    assert not offsets.skip_to(12)
+    assert not offsets.seek_past_gap(12)
     assert offsets.commit_point() == 9
 
 
 def test_nothing_is_skipped_that_the_group_has_passed_already() -> None:
     offsets = PartitionOffsets()
-    offsets.pass_to(8)
-    assert not offsets.skip_to(8)
+    offsets.advance_to_committed(8)
+    assert not offsets.seek_past_gap(8)
     assert offsets.commit_point() is None
-    assert offsets.skip_to(9)
+    assert offsets.seek_past_gap(9)
     assert offsets.commit_point() == 9
 
 
@@ -67,7 +67,7 @@ def test_the_ledger_travels_with_the_offset_and_releases_are_taken_back() -> Non
     offsets.record(7, entry("seven"))
     offsets.release()
     assert decode_ledger(offsets.metadata()) == {7: entry("seven", released=True)}
-    offsets.reclaim()
+    offsets.resume()
     assert decode_ledger(offsets.metadata()) == {7: entry("seven")}
     offsets.finish(7)
     assert offsets.metadata() == encode_ledger({})
@@ -77,7 +77,7 @@ def test_what_the_group_has_committed_can_be_committed_again_before_anything_is_
     offsets = PartitionOffsets()
     offsets.recommits = True
     assert offsets.commit_point() is None
-    offsets.pass_to(8)
+    offsets.advance_to_committed(8)
     assert offsets.commit_point() == 8
     assert offsets.accepts(3), "a topic made again begins below what was committed"
     offsets.start(9)
@@ -92,7 +92,7 @@ def test_what_was_given_up_for_good_is_not_taken_back_by_a_rebalance() -> None:
         offsets.record(offset, entry(str(offset)))
     offsets.release(7)
     offsets.release()
-    offsets.reclaim()
+    offsets.resume()
     assert decode_ledger(offsets.metadata()) == {7: entry("7", released=True), 8: entry("8")}
 
 
@@ -149,14 +149,14 @@ class PartitionMachine(RuleBasedStateMachine):
         log_start = self.log_end - 1
         if log_start > self.committed and not self.offsets.in_flight:
             self.existing = {offset for offset in self.existing if offset >= log_start}
-            self.offsets.skip_to(log_start)
+            self.offsets.seek_past_gap(log_start)
             self.position = max(self.position, log_start)
 
     @rule()
     def skip_what_nobody_can_read(self) -> None:
         if all(offset < self.position for offset in self.existing):
             self.position = self.log_end
-        self.offsets.skip_to(self.position)
+        self.offsets.seek_past_gap(self.position)
 
     @precondition(lambda self: self.offsets.in_flight)
     @rule(data=st.data())
@@ -176,7 +176,7 @@ class PartitionMachine(RuleBasedStateMachine):
     def keep_the_partition_through_a_rebalance(self) -> None:
         self.offsets.release()
         self.commit()
-        self.offsets.reclaim()
+        self.offsets.resume()
         self.position = self.committed
 
     @rule()

@@ -138,7 +138,7 @@ def test_later_attempts_never_wait_on_a_shorter_topic(max_attempts: int, tiers: 
     [
         ({}, 2),
         ({"released": True}, 1),
-        ({"drawn": True}, 1),
+        ({"generated": True}, 1),
         ({"worker": "me", "started_at": 500}, 1),
         ({"worker": "me", "started_at": 499}, 2),
     ],

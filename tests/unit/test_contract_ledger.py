@@ -1,6 +1,7 @@
 """The ledger between releases: what a newer one adds is passed over, what it says besides is read."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -8,11 +9,27 @@ from hypothesis import strategies as st
 
 from fluxpool_contract.kafka.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger, ledger_topic
 
+CORPUS = Path(__file__).parent / "corpus" / "ledger"
+SHIPPED = {
+    17: LedgerEntry(task="task-17", worker="pod-a", started_at=1_700_000_000, crashes=1, generated=True),
+    19: LedgerEntry(task="task-19", worker="pod-a", started_at=1_700_000_001, released=True),
+}
+
+
+@pytest.mark.parametrize("name", ["drawn", "generated"])
+def test_every_shipped_ledger_is_understood(name: str) -> None:
+    assert decode_ledger((CORPUS / f"{name}.json").read_text()) == SHIPPED
+
+
+def test_the_present_ledger_is_written() -> None:
+    written = encode_ledger(SHIPPED, topic_id="fgv80Pr2TvOsX3CJzj4e4w")
+    assert written == (CORPUS / "generated.json").read_text().strip()
+
 
 def test_what_a_newer_release_adds_to_a_ledger_costs_no_entry() -> None:
     entries = {
         3: LedgerEntry(task="task-3", worker="pod-a", started_at=1_700_000_000, crashes=2),
-        5: LedgerEntry(task="task-5", worker="pod-b", started_at=1_700_000_001, released=True, drawn=True),
+        5: LedgerEntry(task="task-5", worker="pod-b", started_at=1_700_000_001, released=True, generated=True),
     }
     newer = json.loads(encode_ledger(entries))
     newer["release"] = {"name": "99.1.0"}

@@ -32,7 +32,7 @@ async def test_a_hold_for_a_commit_ends_when_its_partition_has_gone_to_somebody_
     assert not await commits.commit_once(AwayConsumer(), deadline_seconds=10)
     assert holds.causes == {HoldCause.KAFKA}
 
-    commits.forget([FIRST])
+    commits.revoke([FIRST])
     commits.assign([SECOND])
     commits.read()
     assert await commits.commit_once(AwayConsumer(), deadline_seconds=10)

@@ -19,8 +19,8 @@ def partition(number: int, *, committed: int, end: int, ledger: str = "") -> Par
     )
 
 
-def begun(*offsets: int, started_at: int = 0, drawn: bool = False) -> str:
-    entry = LedgerEntry(task="t", worker="w", started_at=started_at, drawn=drawn)
+def begun(*offsets: int, started_at: int = 0, generated: bool = False) -> str:
+    entry = LedgerEntry(task="t", worker="w", started_at=started_at, generated=generated)
     return encode_ledger(dict.fromkeys(offsets, entry))
 
 
@@ -167,9 +167,9 @@ def test_the_ledger_says_which_task_is_in_work() -> None:
 
 def test_a_task_whose_images_are_drawn_leaves_its_member_free() -> None:
     estimate = WorkEstimate()
-    drawn = backlog(partition(0, committed=0, end=1, ledger=begun(0, drawn=True)))
-    assert works(estimate.owners(drawn, now=0)) == [0.0]
-    assert works(estimate.owners(drawn, now=500)) == [0.0]
+    generated = backlog(partition(0, committed=0, end=1, ledger=begun(0, generated=True)))
+    assert works(estimate.owners(generated, now=0)) == [0.0]
+    assert works(estimate.owners(generated, now=500)) == [0.0]
 
 
 def test_tasks_that_nobody_here_sent_are_those_of_others() -> None:

@@ -28,7 +28,7 @@ class Scene:
         self.commits.read()
         self.commits.progress[FIRST].topic_id = first
         self.commits.progress[SECOND].topic_id = second
-        self.watch = TopicWatch(self.commits, ask_id=self._ask, on_another_log=self._begin_anew)
+        self.watch = TopicWatch(self.commits, ask_id=self._ask, on_another_log=self._reset_partition)
 
     @property
     def known(self) -> tuple[str | None, str | None]:
@@ -50,9 +50,9 @@ class Scene:
         self.asked += 1
         return answer
 
-    def _begin_anew(self, partition: TopicPartition) -> None:
+    def _reset_partition(self, partition: TopicPartition) -> None:
         self.replaced.append(partition)
-        self.commits.begin_anew(partition, 0)
+        self.commits.reset(partition, 0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """The ledger: which tasks of a partition are in flight, as text committed beside the partition's offset.
 
-Written by the worker that owns the partition, read by its next owner after a crash and by whoever observes the group.
-Also an empty one is written: it tells that a worker committed the offset, and so had the broker keep it for long.
+The worker that owns the partition writes it. The next owner reads it after a crash; operator and gateway read it to
+observe the group. An empty ledger is written too: it tells that a worker committed the offset, which the broker then
+keeps for long. Earlier releases wrote `drawn` for `generated`; both are read.
 """
 
 import json
@@ -26,7 +27,7 @@ class LedgerEntry:
     crashes: int = 0
     released: bool = False
     """Given up in good order (drain, rebalance): a later owner must not count it as a crash."""
-    drawn: bool = False
+    generated: bool = False
     """Its images exist and are being stored or published: what kills the worker now is not this task."""
 
 
@@ -49,7 +50,7 @@ def encode_ledger(entries: dict[int, LedgerEntry], *, topic_id: str | None = Non
                         "pod": entry.worker,
                         "started_at": entry.started_at,
                         **({"released": True} if entry.released else {}),
-                        **({"drawn": True} if entry.drawn else {}),
+                        **({"generated": True} if entry.generated else {}),
                     }
                     for offset, entry in kept
                 },
@@ -67,7 +68,7 @@ def is_ledger(metadata: str | None) -> bool:
 
 
 def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
-    """The entries of committed metadata, by offset; empty for text of anybody else, which is not an error."""
+    """The entries of committed metadata, by offset; empty, and no error, when another client wrote the text."""
     try:
         return {
             int(offset): LedgerEntry(
@@ -76,7 +77,7 @@ def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
                 started_at=clamped_milliseconds(int(entry["started_at"]) * 1000) // 1000,
                 crashes=min(max(0, int(entry["crashes"])), MAX_HEADER_COUNT),
                 released=bool(entry.get("released", False)),
-                drawn=bool(entry.get("drawn", False)),
+                generated=bool(entry.get("generated", entry.get("drawn", False))),
             )
             for offset, entry in (_tasks(metadata) or {}).items()
         }
@@ -91,7 +92,7 @@ def ledger_topic(metadata: str | None) -> str | None:
 
 
 def _tasks(metadata: str | None) -> dict[str, Any] | None:
-    """What stands under `tasks`; None for text of anybody else."""
+    """The value of `tasks`; None when another client wrote the text."""
     tasks = _ledger(metadata).get("tasks")
     return tasks if isinstance(tasks, dict) else None
 

@@ -169,7 +169,7 @@ class WorkEstimate:
             total += self._work_on(item)
             records += item.uncommitted_records
             for offset, entry in item.in_flight.items():
-                if entry.drawn:
+                if entry.generated:
                     # Its images are being stored, and the member is free for the next task.
                     total -= self._size(offset, item.partition)
                     records -= 1

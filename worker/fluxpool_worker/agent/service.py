@@ -28,7 +28,7 @@ from fluxpool_worker.agent.connections import (
     build_reliable_producer,
     build_retry_reader,
 )
-from fluxpool_worker.agent.consumer.lane import LaneConsumer, Taken
+from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.consumer.lane_choice import WaitingLane, choose_lane
 from fluxpool_worker.agent.consumer.membership import keep_offsets_for
 from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits, EngineLoadError, EngineUnstableError
@@ -282,7 +282,7 @@ class WorkerAgent:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _next(self) -> tuple[Taken, EngineTurn]:
+    async def _next(self) -> tuple[ClaimedRecord, EngineTurn]:
         """The next task, and its turn with the engine. No turn is held while there is nothing to do."""
         while True:
             self._wake.clear()
@@ -292,7 +292,7 @@ class WorkerAgent:
                 continue
             turn = await self._turns.enter()
             chosen = None if self._holds.causes else self._choose()
-            taken = chosen.take() if chosen is not None else None
+            taken = chosen.claim_next() if chosen is not None else None
             if taken is not None:
                 self._turn_number += 1
                 return taken, turn
@@ -312,7 +312,7 @@ class WorkerAgent:
         )
         return self._lanes[chosen] if chosen is not None else None
 
-    async def _run_task(self, taken: Taken, turn: EngineTurn) -> None:
+    async def _run_task(self, taken: ClaimedRecord, turn: EngineTurn) -> None:
         with contextlib.ExitStack() as room, self._metrics.tasks_in_flight.track_inprogress():
             room.callback(self._room.release)
             await self._flow.run(taken, turn=turn, make_room=room.close)

@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from fluxpool_contract.kafka import LedgerEntry, decode_ledger, is_ledger, ledger_topic
 from fluxpool_worker.agent.consumer.fetch_gaps import is_another_log
-from fluxpool_worker.agent.consumer.gap_tracker import Losses
+from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.membership import committed_with_metadata
 from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
 from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
@@ -28,31 +28,31 @@ CONFIRMING_SECONDS: Final = 20.0
 """A coordinator that has just taken over may know of no commit until the other replicas follow it."""
 
 
-class TakeOver:
+class AssignmentLoader:
     """Reads what the group knows of newly assigned partitions into the lane's `OffsetCommits`."""
 
     def __init__(
         self,
         commits: OffsetCommits,
-        losses: Losses,
+        gaps: GapTracker,
         *,
         count_crashes: Callable[[LedgerEntry], int],
         on_another_log: Callable[[TopicPartition], None],
-        on_passed: Callable[[TopicPartition, frozenset[int]], None],
+        on_overtaken: Callable[[TopicPartition, frozenset[int]], None],
         on_read: Callable[[], None],
         holds: Holds,
         log: FilteringBoundLogger,
     ) -> None:
-        """`on_passed` is told of offsets in flight here that others have committed past, `on_read` when all is read.
+        """`on_overtaken` is told of offsets in flight here that others have committed past, `on_read` when all is read.
 
-        `on_another_log` is told of a topic that was made again, `losses` where each partition goes on. `count_crashes`
+        `on_another_log` is told of a topic that was made again, `gaps` where each partition goes on. `count_crashes`
         is that of `LaneConsumer`; `log` is a structlog logger that names the lane.
         """
         self._commits = commits
-        self._losses = losses
+        self._gaps = gaps
         self._count_crashes = count_crashes
         self._on_another_log = on_another_log
-        self._on_passed = on_passed
+        self._on_overtaken = on_overtaken
         self._on_read = on_read
         self._holds = holds
         self._hold: Hold | None = None
@@ -92,7 +92,7 @@ class TakeOver:
             self._on_read()
 
     async def _read_again(self, error: str) -> None:
-        self._log.warning("ledger_delayed", error=error)
+        self._log.warning("committed_offsets_unreadable", error=error)
         self._hold = self._hold or self._holds.begin_apart(HoldCause.KAFKA)
         self._holds.check(self._hold, f"committed offsets cannot be read: {error}")
         await asyncio.sleep(READ_RETRY_SECONDS)
@@ -118,7 +118,7 @@ class TakeOver:
         self, consumer: AIOKafkaConsumer, unread: frozenset[TopicPartition]
     ) -> dict[TopicPartition, int]:
         progress = self._commits.progress
-        kept = [partition for partition in unread & progress.keys() if progress[partition].frontier is not None]
+        kept = [partition for partition in unread & progress.keys() if progress[partition].next_offset is not None]
         if not kept:
             return {}
         try:
@@ -130,11 +130,11 @@ class TakeOver:
         return log_ends
 
     def _go_on(self, partition: TopicPartition, committed: OffsetAndMetadata | None, log_end: int | None) -> None:
-        if self._losses.is_settled(partition):
+        if self._gaps.has_start(partition):
             return  # its log was replaced since it was assigned, and what was read is what the group said before
         offsets = self._commits.progress[partition]
         if is_another_log(
-            frontier=offsets.frontier,
+            next_offset=offsets.next_offset,
             known_committed=offsets.committed,
             committed=committed.offset if committed is not None else None,
             log_end=log_end,
@@ -144,14 +144,14 @@ class TakeOver:
             self._on_another_log(partition)
             return
         if committed is not None:
-            self._take_over(partition, committed)
-        known = [offset for offset in (offsets.frontier, offsets.committed) if offset is not None]
-        self._losses.settle(partition, max(known, default=None))
+            self._adopt(partition, committed)
+        known = [offset for offset in (offsets.next_offset, offsets.committed) if offset is not None]
+        self._gaps.set_start(partition, max(known, default=None))
 
-    def _take_over(self, partition: TopicPartition, committed: OffsetAndMetadata) -> None:
+    def _adopt(self, partition: TopicPartition, committed: OffsetAndMetadata) -> None:
         offsets = self._commits.progress[partition]
         # A member that was thrown out and came back: others may have had the partition, and their commits stand.
-        self._on_passed(partition, offsets.pass_to(committed.offset))
+        self._on_overtaken(partition, offsets.advance_to_committed(committed.offset))
         offsets.topic_id = offsets.topic_id or ledger_topic(committed.metadata)
         if not is_ledger(committed.metadata):
             # Another client's commit: Kafka forgets it some days after the last member left. One from here is kept.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class LogReading:
+class FetchGaps:
     """Offsets that were passed over in one partition's log.
 
     Most are transaction markers, aborted records or what compaction took: only where the log now begins tells whether
@@ -16,33 +16,35 @@ class LogReading:
 
     gaps: list[range] = field(default_factory=list)
     """Passed over, and not explained yet; to be explained only once the reading is settled."""
-    is_settled: bool = False
+    has_start: bool = False
     """Whether it is known where this assignment should begin; nobody can say before what its first offset passed."""
     reached: int | None = None
     """One past the last record seen in this assignment, or the position; None before the first."""
     _first: int | None = None
-    _floor: int | None = None
+    _low_watermark: int | None = None
     _former_gaps: list[range] = field(default_factory=list)
 
     def begin(self) -> None:
         """There is a new assignment: the consumer goes back to what the group committed."""
-        if self.is_settled:
+        if self.has_start:
             self._former_gaps = self.gaps
-        self.gaps, self.is_settled, self.reached, self._first, self._floor = [], False, None, None, None
+        self.gaps, self.has_start, self.reached, self._first, self._low_watermark = [], False, None, None, None
 
-    def settle(self, floor: int | None) -> None:
-        """Everything below `floor` is done, or in flight here; None when this is the group's first look at the log.
+    def set_start(self, low_watermark: int | None) -> None:
+        """Everything below `low_watermark` is done, or in flight here; None when the group has no offset yet.
 
-        What a former assignment passed over above the floor is seen again, and explained then.
+        What a former assignment passed over above it is seen again, and explained then.
         """
-        self.is_settled = True
-        self._floor = floor
+        self.has_start = True
+        self._low_watermark = low_watermark
         seen, self.gaps = self.gaps, []
-        if floor is not None:
-            self.gaps = [range(gap.start, min(gap.stop, floor)) for gap in self._former_gaps if gap.start < floor]
+        if low_watermark is not None:
+            self.gaps = [
+                range(gap.start, min(gap.stop, low_watermark)) for gap in self._former_gaps if gap.start < low_watermark
+            ]
         self._former_gaps = []
         if self._first is not None:
-            self._pass_over(floor, self._first)
+            self._pass_over(low_watermark, self._first)
         for gap in seen:
             self._pass_over(gap.start, gap.stop)
 
@@ -54,7 +56,7 @@ class LogReading:
         """A record at that offset, or the position: then both are the same."""
         if self._first is None:
             self._first = offset
-        self._pass_over(self._floor if self.reached is None else self.reached, offset)
+        self._pass_over(self._low_watermark if self.reached is None else self.reached, offset)
         self.reached = next_offset
 
     def explain(self, asked: list[range], *, log_start: int) -> list[range]:
@@ -65,7 +67,7 @@ class LogReading:
         return [lost for lost in ranges if lost]
 
     def _pass_over(self, expected: int | None, offset: int) -> None:
-        if expected is not None and offset > (begin := max(expected, self._floor or 0)):
+        if expected is not None and offset > (begin := max(expected, self._low_watermark or 0)):
             self.gaps.append(range(begin, offset))
 
 
@@ -79,7 +81,7 @@ def lost_range(*, expected: int, seen: int, log_start: int) -> range:
 
 def is_another_log(
     *,
-    frontier: int | None,
+    next_offset: int | None,
     known_committed: int | None,
     committed: int | None,
     log_end: int | None,
@@ -88,11 +90,11 @@ def is_another_log(
 ) -> bool:
     """Whether a topic was deleted and made again, or its log cut short, since this worker last had a look at it.
 
-    `frontier` (one past what it began) and `known_committed` are what it remembers, None when nothing; `committed` is
-    what the group says now, and `log_end` what the broker says, None when it could not be asked. The topics are the ids
-    that go with the offsets it remembers and with those of the group, None where nobody said.
+    `next_offset` (one past what it began) and `known_committed` are what it remembers, None when nothing; `committed`
+    is what the group says now, and `log_end` what the broker says, None when it could not be asked. The topics are the
+    ids that go with the offsets it remembers and with those of the group, None where nobody said.
     """
     # A broker forgets a topic's commits with it, and nothing else takes them away while the group has a member.
     forgotten = committed is None and known_committed is not None
     renamed = known_topic is not None and committed_topic is not None and known_topic != committed_topic
-    return forgotten or renamed or (log_end is not None and frontier is not None and log_end < frontier)
+    return forgotten or renamed or (log_end is not None and next_offset is not None and log_end < next_offset)

@@ -12,60 +12,60 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from structlog.typing import FilteringBoundLogger
 
-from fluxpool_worker.agent.consumer.fetch_gaps import LogReading
+from fluxpool_worker.agent.consumer.fetch_gaps import FetchGaps
 
 ASK_DEADLINE_SECONDS: Final = 10.0
 ASK_RETRY_SECONDS: Final = 5.0
 
 
-class Losses:
+class GapTracker:
     """What a lane's consumer passed over."""
 
     def __init__(self, *, count_lost: Callable[[int], None], log: FilteringBoundLogger) -> None:
         """`count_lost` is told how many records went away; `log` is a structlog logger that names the lane."""
         self._count_lost = count_lost
         self._log = log
-        self._readings: dict[TopicPartition, LogReading] = {}
+        self._fetched: dict[TopicPartition, FetchGaps] = {}
         self._unanswered: set[TopicPartition] = set()
         self._gap = asyncio.Event()
 
     def assign(self, assigned: Collection[TopicPartition]) -> None:
         """Begin a new assignment. Must not await."""
-        self._readings = {partition: self._readings.get(partition, LogReading()) for partition in assigned}
+        self._fetched = {partition: self._fetched.get(partition, FetchGaps()) for partition in assigned}
         self._unanswered.clear()
-        for reading in self._readings.values():
-            reading.begin()
+        for fetched in self._fetched.values():
+            fetched.begin()
 
-    def settle(self, partition: TopicPartition, floor: int | None) -> None:
-        """It is known where the partition should go on; the contract is that of `LogReading.settle`."""
-        self._readings[partition].settle(floor)
+    def set_start(self, partition: TopicPartition, low_watermark: int | None) -> None:
+        """It is known where the partition should go on; the contract is that of `FetchGaps.set_start`."""
+        self._fetched[partition].set_start(low_watermark)
         self._gap.set()
 
-    def is_settled(self, partition: TopicPartition) -> bool:
+    def has_start(self, partition: TopicPartition) -> bool:
         """Whether it is known where the partition goes on in this assignment."""
-        return self._readings[partition].is_settled
+        return self._fetched[partition].has_start
 
-    def begin_anew(self, partition: TopicPartition) -> None:
+    def reset(self, partition: TopicPartition) -> None:
         """The partition has another log, of which nothing is known."""
-        self._readings[partition] = LogReading(is_settled=True)
+        self._fetched[partition] = FetchGaps(has_start=True)
 
     def see(self, partition: TopicPartition, offset: int, *, next_offset: int) -> int | None:
         """A record, or the position, where both offsets are the same.
 
-        Returns None, or where the reading had been when it now went back: then this is another log.
+        Returns None, or where the fetched had been when it now went back: then this is another log.
         """
-        reading = self._readings[partition]
-        if reading.goes_back(offset):
-            return reading.reached
-        reading.see(offset, next_offset=next_offset)
-        if reading.gaps:
+        fetched = self._fetched[partition]
+        if fetched.goes_back(offset):
+            return fetched.reached
+        fetched.see(offset, next_offset=next_offset)
+        if fetched.gaps:
             self._gap.set()
         return None
 
     def may_pass(self, partition: TopicPartition) -> bool:
         """Whether the position may be committed: what lies before it is explained, or could not be."""
-        reading = self._readings[partition]
-        return reading.is_settled and (not reading.gaps or partition in self._unanswered)
+        fetched = self._fetched[partition]
+        return fetched.has_start and (not fetched.gaps or partition in self._unanswered)
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
         """Explain gaps; never returns."""
@@ -73,9 +73,9 @@ class Losses:
             await self._gap.wait()
             self._gap.clear()
             asked = {
-                partition: list(reading.gaps)
-                for partition, reading in self._readings.items()
-                if reading.is_settled and reading.gaps
+                partition: list(fetched.gaps)
+                for partition, fetched in self._fetched.items()
+                if fetched.has_start and fetched.gaps
             }
             if asked and not await self._explain(consumer, asked):
                 await asyncio.sleep(ASK_RETRY_SECONDS)
@@ -89,9 +89,9 @@ class Losses:
             self._log.info("log_start_unknown", error=repr(error))
             self._unanswered |= asked.keys()
             return False
-        for partition in asked.keys() & log_starts.keys() & self._readings.keys():
+        for partition in asked.keys() & log_starts.keys() & self._fetched.keys():
             self._unanswered.discard(partition)
-            for lost in self._readings[partition].explain(asked[partition], log_start=log_starts[partition]):
+            for lost in self._fetched[partition].explain(asked[partition], log_start=log_starts[partition]):
                 self._log.error("records_lost", partition=partition.partition, first=lost.start, end=lost.stop)
                 self._count_lost(len(lost))
         return True

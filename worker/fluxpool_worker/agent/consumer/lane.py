@@ -1,8 +1,8 @@
 """One lane: a topic, its consumer group and this pod's membership in it.
 
-Owns polling, head buffers, pauses and rebalances; what is committed is its `OffsetCommits`' business, and what former
-owners left its `TakeOver`'s. Knows nothing of tasks. The consumer is polled at all times, with partitions paused that
-have heads enough, because only polling keeps the membership and notices a rebalance.
+Owns polling, head buffers, pauses and rebalances. Commits continue in `offset_commits`, what former owners committed is
+read in `assignment_loader`. Knows nothing of tasks. The consumer is polled at all times, with full partitions paused,
+because only polling keeps the membership and notices a rebalance.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_transport.kafka import stop_consumer
-from fluxpool_worker.agent.consumer.assignment_loader import TakeOver
-from fluxpool_worker.agent.consumer.gap_tracker import Losses
+from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader
+from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.lane_choice import arrived_ms
 from fluxpool_worker.agent.consumer.membership import member_id, refuse_commits_without_generation
 from fluxpool_worker.agent.consumer.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
@@ -46,7 +46,7 @@ class PartitionLostError(Exception):
 
 
 @dataclass(slots=True, eq=False)
-class Taken:
+class ClaimedRecord:
     """A record taken from the lane; the lane tells it when its partition is lost."""
 
     lane: "LaneConsumer"
@@ -54,7 +54,7 @@ class Taken:
     crashes: int = 0
     """How many engines or workers died over the task, as the ledger of former owners says."""
     lost: bool = False
-    outlives_log: bool = False
+    topic_deleted: bool = False
     """Its topic was deleted under it: nobody else will ever have it, and there is no offset left to commit."""
     on_lost: Callable[[], None] = field(default=lambda: None)
     """Called once, from the event loop, when the partition went to another member."""
@@ -113,25 +113,25 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._member: object = None
         """By what name the group knew this member when it was assigned last."""
         self._heads: dict[TopicPartition, deque[_Head]] = {}
-        self._taken: set[Taken] = set()
+        self._taken: set[ClaimedRecord] = set()
         self._intake_stopped = False
         self._leaving = False
         self._log = log.bind(lane=name)
         self._commits = OffsetCommits(holds=holds, log=self._log)
         self._count_lost = count_lost
         self._count_failure = count_failure
-        self._losses = Losses(count_lost=count_lost, log=self._log)
-        self._take_over = TakeOver(
+        self._gaps = GapTracker(count_lost=count_lost, log=self._log)
+        self._loader = AssignmentLoader(
             self._commits,
-            self._losses,
+            self._gaps,
             count_crashes=count_crashes,
-            on_another_log=self._begin_anew,
-            on_passed=self._lose_passed,
+            on_another_log=self._reset_partition,
+            on_overtaken=self._lose_overtaken,
             on_read=self._on_read,
             holds=holds,
             log=self._log,
         )
-        self._topic_watch = TopicWatch(self._commits, ask_id=ask_topic_id, on_another_log=self._begin_anew)
+        self._topic_watch = TopicWatch(self._commits, ask_id=ask_topic_id, on_another_log=self._reset_partition)
 
     # Life
 
@@ -177,8 +177,8 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         consumer.subscribe([self.topic], listener=self)
         background = [
             asyncio.create_task(self._commits.run(consumer), name=f"commit-{self.name}"),
-            asyncio.create_task(self._take_over.run(consumer), name=f"take-over-{self.name}"),
-            asyncio.create_task(self._losses.run(consumer), name=f"losses-{self.name}"),
+            asyncio.create_task(self._loader.run(consumer), name=f"load-assignment-{self.name}"),
+            asyncio.create_task(self._gaps.run(consumer), name=f"gaps-{self.name}"),
             asyncio.create_task(self._topic_watch.run(), name=f"topic-{self.name}"),
         ]
         try:
@@ -248,7 +248,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         unread = self._commits.unread
         return [heads[0] for partition, heads in self._heads.items() if heads and partition not in unread]
 
-    def take(self) -> Taken | None:
+    def claim_next(self) -> ClaimedRecord | None:
         """The record that has waited longest, now in flight; None when none waits."""
         waiting = self._waiting_heads()
         if not waiting:
@@ -257,7 +257,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         partition = TopicPartition(oldest.topic, oldest.partition)
         record = self._heads[partition].popleft().record
         inherited = self._commits.progress[partition].start(record.offset)
-        taken = Taken(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
+        taken = ClaimedRecord(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
         self._taken.add(taken)
         if self._consumer is not None:
             self._apply_pauses(self._consumer)
@@ -292,31 +292,31 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                     position = await consumer.position(partition)
                 if self._shows_another_log(partition, position, next_offset=position):
                     continue
-                if self._is_idle(partition) and self._commits.progress[partition].skip_to(position):
+                if self._is_idle(partition) and self._commits.progress[partition].seek_past_gap(position):
                     self._commits.mark_changed(partition)
 
     def _is_idle(self, partition: TopicPartition) -> bool:
         offsets = self._commits.progress[partition]
-        if partition in self._commits.unread or not self._losses.may_pass(partition):
+        if partition in self._commits.unread or not self._gaps.may_pass(partition):
             return False
         return not offsets.in_flight and not self._heads[partition]
 
     def _shows_another_log(self, partition: TopicPartition, offset: int, *, next_offset: int) -> bool:
         if not self.is_joined:
             return False
-        reached = self._losses.see(partition, offset, next_offset=next_offset)
+        reached = self._gaps.see(partition, offset, next_offset=next_offset)
         if reached is None:
             return False
         # Only a log that ends before the position makes the consumer begin at its beginning again.
         self._count_lost(len(self._heads[partition]))
-        self._begin_anew(partition, offset)
+        self._reset_partition(partition, offset)
         return True
 
     def _on_read(self) -> None:
         self._wake.set()
         self._topic_watch.look()
 
-    def _begin_anew(self, partition: TopicPartition, offset: int = 0) -> None:
+    def _reset_partition(self, partition: TopicPartition, offset: int = 0) -> None:
         """A topic was deleted and made again, or its log cut short: do all that it has now, as if for the first time.
 
         What is in flight goes on to its end, for nobody else has it any more, and is committed nowhere.
@@ -331,8 +331,8 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         )
         self._heads[partition].clear()
         self._let_outlive({partition})
-        self._commits.begin_anew(partition, offset)
-        self._losses.begin_anew(partition)
+        self._commits.reset(partition, offset)
+        self._gaps.reset(partition)
         self._topic_watch.look()
         if self._consumer is not None:
             with contextlib.suppress(IllegalStateError):  # a rebalance has just taken it away
@@ -373,9 +373,9 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             self._log.error("topic_gone", topic=self.topic, in_flight=len(self._taken))
         self._lose(self._commits.progress.keys() - set(assigned))
         self._commits.assign(assigned)
-        self._losses.assign(assigned)
+        self._gaps.assign(assigned)
         self._heads = {partition: deque() for partition in assigned}
-        self._take_over.begin()
+        self._loader.begin()
         self._duty.assigned(assigned)
         if self._consumer is not None:
             self._apply_pauses(self._consumer)
@@ -395,22 +395,22 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     def _let_outlive(self, partitions: set[TopicPartition]) -> None:
         for taken in self._taken:
-            taken.outlives_log = taken.outlives_log or taken.partition in partitions
+            taken.topic_deleted = taken.topic_deleted or taken.partition in partitions
 
     def _lose(self, partitions: set[TopicPartition]) -> None:
-        self._commits.forget(partitions)
+        self._commits.revoke(partitions)
         for partition in partitions:
             self._heads.pop(partition, None)
         self._lose_taken([taken for taken in self._taken if taken.partition in partitions])
 
-    def _lose_passed(self, partition: TopicPartition, passed: frozenset[int]) -> None:
+    def _lose_overtaken(self, partition: TopicPartition, passed: frozenset[int]) -> None:
         self._lose_taken(
             [taken for taken in self._taken if taken.partition == partition and taken.record.offset in passed]
         )
 
-    def _lose_taken(self, lost: list[Taken]) -> None:
+    def _lose_taken(self, lost: list[ClaimedRecord]) -> None:
         for taken in lost:
-            if taken.outlives_log:
+            if taken.topic_deleted:
                 continue
             self._taken.discard(taken)
             taken.lost = True
@@ -436,31 +436,31 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     # What becomes of what was taken
 
-    async def record(self, taken: Taken, entry: LedgerEntry) -> None:
+    async def record(self, taken: ClaimedRecord, entry: LedgerEntry) -> None:
         """Write the task into the ledger and wait until the broker has it.
 
         Raises `PartitionLostError` when the partition went to another member meanwhile.
         """
         if taken.lost:
             raise PartitionLostError
-        if taken.outlives_log:
+        if taken.topic_deleted:
             return
         partition = taken.partition
         self._commits.progress[partition].record(taken.record.offset, entry)
         version = self._commits.mark_changed(partition)
         await self._commits.wait_until(
-            lambda: taken.lost or taken.outlives_log or self._commits.is_committed(partition, version)
+            lambda: taken.lost or taken.topic_deleted or self._commits.is_committed(partition, version)
         )
         if taken.lost:
             raise PartitionLostError
 
-    def drawn(self, taken: Taken) -> None:
+    def mark_generated(self, taken: ClaimedRecord) -> None:
         """Note in the ledger that the task's images exist; returns at once."""
         if self._is_of_log(taken):
-            self._commits.progress[taken.partition].drawn(taken.record.offset)
+            self._commits.progress[taken.partition].mark_generated(taken.record.offset)
             self._commits.mark_changed(taken.partition)
 
-    async def finish(self, taken: Taken) -> None:
+    async def finish(self, taken: ClaimedRecord) -> None:
         """The task reached its end; its offset is committed as soon as everything before it is finished too.
 
         Returns at once: the commit follows, and a crash before it only means a redelivery that finds its result.
@@ -474,7 +474,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             self._commits.mark_changed(taken.partition)
         await self._commits.notify()
 
-    async def release(self, taken: Taken) -> None:
+    async def release(self, taken: ClaimedRecord) -> None:
         """Give a task up in good order; its offset stays uncommitted for the next owner."""
         self._taken.discard(taken)
         if self._is_of_log(taken):
@@ -483,5 +483,5 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         await self._commits.notify()
 
     @staticmethod
-    def _is_of_log(taken: Taken) -> bool:
-        return not (taken.lost or taken.outlives_log)
+    def _is_of_log(taken: ClaimedRecord) -> bool:
+        return not (taken.lost or taken.topic_deleted)

@@ -66,7 +66,7 @@ class OffsetCommits:
         self.unread = frozenset(assigned)
         for partition in self.unread:
             offsets = self.progress.setdefault(partition, PartitionOffsets())
-            offsets.reclaim()
+            offsets.resume()
             if offsets.in_flight:
                 self.mark_changed(partition)
         self._joined.set()
@@ -81,7 +81,7 @@ class OffsetCommits:
         """Let `run()` commit nothing before the next assignment proves ownership."""
         self._joined.clear()
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+    def revoke(self, partitions: Iterable[TopicPartition]) -> None:
         """These belong to somebody else."""
         for partition in partitions:
             self.progress.pop(partition, None)
@@ -94,9 +94,9 @@ class OffsetCommits:
         self.suspend()
         self._end_hold()
 
-    def begin_anew(self, partition: TopicPartition, offset: int) -> None:
+    def reset(self, partition: TopicPartition, offset: int) -> None:
         """The partition has another log: go on at that offset, and have it committed in place of what was."""
-        self.progress[partition] = PartitionOffsets(frontier=offset)
+        self.progress[partition] = PartitionOffsets(next_offset=offset)
         self.mark_changed(partition)
 
     # Changes
@@ -225,7 +225,7 @@ class OffsetCommits:
             self._read_back |= batch.keys()
             self._hold = self._hold or self._holds.begin(HoldCause.KAFKA)
             self._last_error = repr(error)
-            self._log.warning("commit_delayed", error=self._last_error)
+            self._log.warning("commit_timed_out", error=self._last_error)
             return False
         _after_commit()
         self._end_hold()

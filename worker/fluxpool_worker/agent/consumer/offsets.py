@@ -1,8 +1,8 @@
 """Which offset of a partition may be committed, and the ledger that goes with it. Pure: no Kafka, no clock.
 
-Records of a partition are started in the order of their offsets, but may finish in any. So everything below the
-frontier (one past the last started record) is finished, but for what is in flight, and the commit point is the lowest
-offset in flight, else the frontier. Offsets need not be contiguous: markers and compaction leave gaps.
+Records of a partition start in the order of their offsets and finish in any order. Everything below `next_offset` (one
+past the last started record) is finished, except for what is in flight. The commit point is the lowest offset in
+flight, else `next_offset`. Offsets need not be contiguous: markers and compaction leave gaps.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from fluxpool_contract.kafka import LedgerEntry, encode_ledger
 class PartitionOffsets:
     """Progress on one assigned partition."""
 
-    frontier: int | None = None
+    next_offset: int | None = None
     """One past the highest started offset, or what was skipped to; None until the first record came."""
     committed: int | None = None
     """What the group has committed, as far as this worker knows; None when nothing."""
@@ -32,20 +32,20 @@ class PartitionOffsets:
     def inherit(self, entries: dict[int, LedgerEntry]) -> None:
         """Take over what the ledger of a former owner says, with its crashes counted already."""
         self.inherited |= {offset: replace(entry, released=True) for offset, entry in entries.items()}
-        self._forget_passed()
+        self._drop_passed()
 
     def accepts(self, offset: int) -> bool:
         """Whether a record from the consumer is new: after a rebalance, finished and adopted ones come again."""
-        return self.frontier is None or offset >= self.frontier
+        return self.next_offset is None or offset >= self.next_offset
 
     def start(self, offset: int) -> LedgerEntry | None:
         """Take a record, and what was inherited for it; raises `ValueError` when it was taken before."""
         if not self.accepts(offset):
-            raise ValueError(f"offset {offset} was started before; the frontier is {self.frontier}")
+            raise ValueError(f"offset {offset} was started before; the next offset is {self.next_offset}")
         entry = self.inherited.get(offset)
         self.in_flight[offset] = entry
-        self.frontier = offset + 1
-        self._forget_passed()
+        self.next_offset = offset + 1
+        self._drop_passed()
         return entry
 
     def record(self, offset: int, entry: LedgerEntry) -> None:
@@ -55,11 +55,11 @@ class PartitionOffsets:
         self.in_flight[offset] = entry
         self.recorded.add(offset)
 
-    def drawn(self, offset: int) -> None:
+    def mark_generated(self, offset: int) -> None:
         """The task's images exist: whatever kills the worker from now on, it is not this task."""
         entry = self.in_flight.get(offset)
         if entry is not None:
-            self.in_flight[offset] = replace(entry, drawn=True)
+            self.in_flight[offset] = replace(entry, generated=True)
 
     def finish(self, offset: int) -> None:
         """The task has reached its end, stored and published; raises `KeyError` when the offset is not in flight."""
@@ -67,16 +67,16 @@ class PartitionOffsets:
         self.recorded.discard(offset)
 
     def release(self, offset: int | None = None) -> None:
-        """Mark one task in flight as given up for good, or all until `reclaim()`; their offsets stay uncommitted."""
+        """Mark one task in flight as given up for good, or all until `resume()`; their offsets stay uncommitted."""
         self._set_released(list(self.in_flight) if offset is None else [offset], released=True)
         if offset is not None:
             self.recorded.discard(offset)
 
-    def reclaim(self) -> None:
+    def resume(self) -> None:
         """Take back the release of all: the partition stayed here and its tasks go on."""
         self._set_released(list(self.recorded), released=False)
 
-    def pass_to(self, committed: int) -> frozenset[int]:
+    def advance_to_committed(self, committed: int) -> frozenset[int]:
         """Somebody else committed that offset meanwhile: what is below it is no longer this worker's.
 
         Returns the offsets in flight that are lost. The commit point never lies below `committed` afterwards.
@@ -85,24 +85,24 @@ class PartitionOffsets:
         for offset in lost:
             self.finish(offset)
         self.committed = committed
-        if self.frontier is not None:
-            self.frontier = max(self.frontier, committed)
+        if self.next_offset is not None:
+            self.next_offset = max(self.next_offset, committed)
         return lost
 
-    def skip_to(self, offset: int) -> bool:
+    def seek_past_gap(self, offset: int) -> bool:
         """There is nothing left to do below that offset; returns whether the commit point moves.
 
         Not while anything is in flight: its own end moves it. Never back, nor to where the group is anyway.
         """
-        if self.in_flight or offset <= ((self.committed or 0) if self.frontier is None else self.frontier):
+        if self.in_flight or offset <= ((self.committed or 0) if self.next_offset is None else self.next_offset):
             return False
-        self.frontier = offset
-        self._forget_passed()
+        self.next_offset = offset
+        self._drop_passed()
         return True
 
     def commit_point(self) -> int | None:
         """The offset to commit: every record below it is finished. None when nothing was ever started here."""
-        at_rest = self.committed if self.frontier is None and self.recommits else self.frontier
+        at_rest = self.committed if self.next_offset is None and self.recommits else self.next_offset
         return min(self.in_flight, default=at_rest)
 
     def metadata(self) -> str:
@@ -110,7 +110,7 @@ class PartitionOffsets:
         known = {offset: entry for offset, entry in self.in_flight.items() if entry is not None}
         return encode_ledger({**self.inherited, **known}, topic_id=self.topic_id)
 
-    def _forget_passed(self) -> None:
+    def _drop_passed(self) -> None:
         self.inherited = {offset: entry for offset, entry in self.inherited.items() if self.accepts(offset)}
 
     def _set_released(self, offsets: list[int], *, released: bool) -> None:

@@ -25,7 +25,7 @@ from fluxpool_contract.messages import (
     format_time,
 )
 from fluxpool_transport.process import fault_point
-from fluxpool_worker.agent.consumer.lane import PartitionLostError, Taken
+from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.agent.engine.slots import EngineTurn, EngineTurns
@@ -82,7 +82,7 @@ class GivenUp:
 class Pursuit:
     """One task on its way to images."""
 
-    taken: Taken
+    taken: ClaimedRecord
     decoded: DecodedTask
     spent: Spent
     turn: EngineTurn
@@ -150,7 +150,7 @@ class Attempts:
 
     async def generate(
         self,
-        taken: Taken,
+        taken: ClaimedRecord,
         decoded: DecodedTask,
         *,
         spent: Spent,
@@ -322,7 +322,7 @@ class Attempts:
         )
 
     @staticmethod
-    def _given_up(taken: Taken) -> Exception:
+    def _given_up(taken: ClaimedRecord) -> Exception:
         return PartitionLostError() if taken.lost else TaskReleasedError()
 
 

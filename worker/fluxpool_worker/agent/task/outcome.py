@@ -192,7 +192,7 @@ def inherited_crashes(
     """
     own = entry.worker == worker and entry.started_at >= worker_started_at
     cut_off = outage_ended_at is not None and entry.started_at <= outage_ended_at
-    return entry.crashes if entry.released or entry.drawn or own or cut_off else entry.crashes + 1
+    return entry.crashes if entry.released or entry.generated or own or cut_off else entry.crashes + 1
 
 
 def orphan_is_worth_finishing(fraction_done: float) -> bool:

@@ -31,7 +31,7 @@ from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import Claim, CorruptObjectError, IdConflictError, Manifest, ObjectStore
-from fluxpool_worker.agent.consumer.lane import PartitionLostError, Taken
+from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient
 from fluxpool_worker.agent.engine.slots import EngineTurn, EngineTurns
 from fluxpool_worker.agent.task.attempts import Attempts, GivenUp, Success, TaskReleasedError, why_pointless
@@ -140,7 +140,9 @@ class TaskFlow:
         """Give up what the engine works on at its next step."""
         self._attempts.stop_running()
 
-    async def run(self, taken: Taken, *, turn: EngineTurn, make_room: Callable[[], None] = lambda: None) -> None:
+    async def run(
+        self, taken: ClaimedRecord, *, turn: EngineTurn, make_room: Callable[[], None] = lambda: None
+    ) -> None:
         """Bring one record to its end; `turn` ends when the engine can take another job.
 
         `make_room` is called early for a record that is no task, and may be called again: it holds up no task.
@@ -171,7 +173,7 @@ class TaskFlow:
                 seconds=round(time.monotonic() - began, 3),
             )
 
-    async def _run(self, taken: Taken, turn: EngineTurn, make_room: Callable[[], None]) -> str:
+    async def _run(self, taken: ClaimedRecord, turn: EngineTurn, make_room: Callable[[], None]) -> str:
         try:
             decoded = decode_record(taken.record)
         except InvalidTaskError as error:
@@ -191,7 +193,7 @@ class TaskFlow:
         turn.end()
         return await self._end(taken, ending)
 
-    async def _end(self, taken: Taken, ending: Ending) -> str:
+    async def _end(self, taken: ClaimedRecord, ending: Ending) -> str:
         await self._endings.write(taken.record, ending, signature=self._signature)
         await taken.lane.finish(taken)
         return ending.outcome
@@ -206,7 +208,7 @@ class TaskFlow:
             ending = await self._fail(record, task, failure)
         await self._endings.write(record, ending, signature=self._signature)
 
-    async def _pursue(self, taken: Taken, decoded: DecodedTask, turn: EngineTurn) -> Ending:
+    async def _pursue(self, taken: ClaimedRecord, decoded: DecodedTask, turn: EngineTurn) -> Ending:
         """Bring a valid task to its end, or to a retry topic."""
         record, task = taken.record, _Task.of(decoded)
         spent = Spent(attempt=decoded.envelope.attempt, crashes=max(decoded.envelope.crashes, taken.crashes))
@@ -221,7 +223,7 @@ class TaskFlow:
                 )
                 _after_generate()
                 if isinstance(ended, Success):
-                    taken.lane.drawn(taken)
+                    taken.lane.mark_generated(taken)
                     result = await self._store.keep_images(record, decoded, claim, ended, signature=self._signature)
                     return await self._conclude(claim, task, result)
             except NoLongerWantedError:
@@ -241,7 +243,7 @@ class TaskFlow:
             failure = refusal
         return await self._fail(record, task, failure)
 
-    async def _end_unforeseen(self, taken: Taken, decoded: DecodedTask, error: Exception) -> Ending:
+    async def _end_unforeseen(self, taken: ClaimedRecord, decoded: DecodedTask, error: Exception) -> Ending:
         """The error costs the task an attempt; the last one ends it, if need be without the store."""
         if taken.lost:
             raise PartitionLostError
@@ -291,7 +293,7 @@ class TaskFlow:
         return replace(verdict, message=f"{verdict.message}; {error}")
 
     @contextlib.contextmanager
-    def _until_unwanted(self, taken: Taken) -> Iterator[asyncio.Event]:
+    def _until_unwanted(self, taken: ClaimedRecord) -> Iterator[asyncio.Event]:
         """An event that is set when the task is not to be begun here any more."""
         unwanted = asyncio.Event()
         if taken.lost or self._draining:

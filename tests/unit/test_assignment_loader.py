@@ -11,9 +11,9 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_worker.agent.consumer import assignment_loader as take_over
-from fluxpool_worker.agent.consumer.assignment_loader import TakeOver
-from fluxpool_worker.agent.consumer.gap_tracker import Losses
+from fluxpool_worker.agent.consumer import assignment_loader
+from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader
+from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from kit.waiting import wait_until
@@ -49,14 +49,14 @@ class Scene:
     def __init__(self, *, limit_seconds: float = 100) -> None:
         log = structlog.get_logger()
         self.commits = OffsetCommits(holds=Holds(limit_seconds=limit_seconds), log=log)
-        self.losses = Losses(count_lost=lambda _records: None, log=log)
+        self.gaps = GapTracker(count_lost=lambda _records: None, log=log)
         self.replaced: list[TopicPartition] = []
-        self.take_over = TakeOver(
+        self.loader = AssignmentLoader(
             self.commits,
-            self.losses,
+            self.gaps,
             count_crashes=lambda entry: entry.crashes,
             on_another_log=self.replaced.append,
-            on_passed=lambda _partition, _passed: None,
+            on_overtaken=lambda _partition, _passed: None,
             on_read=lambda: None,
             holds=Holds(limit_seconds=limit_seconds),
             log=log,
@@ -70,12 +70,12 @@ class Scene:
 
     def assign(self) -> None:
         self.commits.assign([PARTITION])
-        self.losses.assign([PARTITION])
-        self.take_over.begin()
+        self.gaps.assign([PARTITION])
+        self.loader.begin()
 
     @asynccontextmanager
     async def reading(self, consumer: ForgetfulConsumer) -> AsyncIterator[None]:
-        running = asyncio.create_task(self.take_over.run(consumer))
+        running = asyncio.create_task(self.loader.run(consumer))
         try:
             yield
         finally:
@@ -85,8 +85,8 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(take_over, "READ_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(take_over, "CONFIRMING_SECONDS", 0.2)
+    monkeypatch.setattr(assignment_loader, "READ_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(assignment_loader, "CONFIRMING_SECONDS", 0.2)
 
 
 async def test_a_commit_that_is_gone_for_a_moment_costs_a_moment() -> None:
@@ -135,4 +135,4 @@ async def test_commits_that_cannot_be_read_end_the_membership_at_the_limit_of_ho
 
     scene = Scene(limit_seconds=0)
     with pytest.raises(HoldExpiredError, match="committed offsets cannot be read"):
-        await scene.take_over.run(AwayCoordinator())
+        await scene.loader.run(AwayCoordinator())

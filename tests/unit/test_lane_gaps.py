@@ -11,7 +11,7 @@ from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka.ledger import LedgerEntry
-from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, LaneConsumer, Taken
+from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 
@@ -68,20 +68,20 @@ class Bench:
             self.group.append(ConsumerRecord(TOPIC, 0, offset, offset, 0, None, b"", None, -1, -1, ()))
         self.settle()
 
-    def take(self) -> Taken:
-        taken = self.lane.take()
+    def take(self) -> ClaimedRecord:
+        taken = self.lane.claim_next()
         assert taken is not None
         taken.on_lost = lambda: self.given_up.append(taken.record.offset)
         self.settle()
         return taken
 
-    def record(self, taken: Taken) -> None:
+    def record(self, taken: ClaimedRecord) -> None:
         entry = LedgerEntry(task="t", worker="pod", started_at=0, crashes=0, released=False)
         recorded = self.loop.create_task(self.lane.record(taken, entry))
         self.settle()
         recorded.result()
 
-    def finish(self, taken: Taken) -> None:
+    def finish(self, taken: ClaimedRecord) -> None:
         finished = self.loop.create_task(self.lane.finish(taken))
         self.settle()
         finished.result()
@@ -233,7 +233,7 @@ def test_a_task_of_a_log_that_was_replaced_goes_on_and_is_committed_nowhere(benc
     bench.settle()
     assert replaced(told) == [3]
     bench.record(old)
-    bench.lane.drawn(old)
+    bench.lane.mark_generated(old)
     bench.finish(old)
     assert bench.committed == 0
     bench.produce(2)

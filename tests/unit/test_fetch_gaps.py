@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_worker.agent.consumer.fetch_gaps import LogReading, is_another_log, lost_range
+from fluxpool_worker.agent.consumer.fetch_gaps import FetchGaps, is_another_log, lost_range
 
 
-def settled(floor: int | None) -> LogReading:
-    reading = LogReading()
-    reading.settle(floor)
+def settled(low_watermark: int | None) -> FetchGaps:
+    reading = FetchGaps()
+    reading.set_start(low_watermark)
     return reading
 
 
-def see_record(reading: LogReading, offset: int) -> None:
+def see_record(reading: FetchGaps, offset: int) -> None:
     reading.see(offset, next_offset=offset + 1)
 
 
@@ -45,11 +45,11 @@ def test_records_one_after_the_other_leave_no_gap() -> None:
 def test_the_first_record_is_held_against_what_the_group_committed_whichever_is_known_first() -> None:
     known_first = settled(5)
     see_record(known_first, 8)
-    seen_first = LogReading()
+    seen_first = FetchGaps()
     see_record(seen_first, 8)
     see_record(seen_first, 11)
     assert seen_first.goes_back(9)
-    seen_first.settle(5)
+    seen_first.set_start(5)
     assert known_first.gaps == [range(5, 8)]
     assert seen_first.gaps == [range(5, 8), range(9, 11)]
 
@@ -93,7 +93,7 @@ def test_an_open_gap_outlives_a_rebalance_as_far_as_it_is_not_seen_again() -> No
     see_record(reading, 4)
     see_record(reading, 9)
     reading.begin()
-    reading.settle(2)
+    reading.set_start(2)
     assert reading.gaps == [range(2)]
     see_record(reading, 4)
     assert reading.gaps == [range(2), range(2, 4)]
@@ -104,7 +104,7 @@ def test_an_assignment_that_was_never_read_leaves_the_gaps_before_it_open() -> N
     see_record(reading, 4)
     reading.begin()
     reading.begin()
-    reading.settle(5)
+    reading.set_start(5)
     assert reading.gaps == [range(4)]
 
 
@@ -118,7 +118,7 @@ def test_only_what_was_seen_in_the_same_assignment_tells_that_the_log_goes_back(
 
 
 @pytest.mark.parametrize(
-    ("frontier", "known", "committed", "log_end", "another"),
+    ("next_offset", "known", "committed", "log_end", "another"),
     [
         (None, None, None, None, False),
         (None, None, 7, None, False),
@@ -134,9 +134,9 @@ def test_only_what_was_seen_in_the_same_assignment_tells_that_the_log_goes_back(
     ],
 )
 def test_another_log_shows_by_its_end_or_by_commits_that_the_broker_forgot(
-    *, frontier: int | None, known: int | None, committed: int | None, log_end: int | None, another: bool
+    *, next_offset: int | None, known: int | None, committed: int | None, log_end: int | None, another: bool
 ) -> None:
-    found = is_another_log(frontier=frontier, known_committed=known, committed=committed, log_end=log_end)
+    found = is_another_log(next_offset=next_offset, known_committed=known, committed=committed, log_end=log_end)
     assert found is another
 
 
@@ -148,7 +148,7 @@ def test_another_log_shows_by_the_topic_that_commits_are_about(
     *, known_topic: str | None, committed_topic: str | None, another: bool
 ) -> None:
     found = is_another_log(
-        frontier=5,
+        next_offset=5,
         known_committed=5,
         committed=5,
         log_end=9,
@@ -159,26 +159,26 @@ def test_another_log_shows_by_the_topic_that_commits_are_about(
 
 
 @given(
-    floor=st.integers(0, 10),
+    low_watermark=st.integers(0, 10),
     steps=st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=12),
     settled_after=st.integers(0, 12),
     log_start=st.integers(0, 60),
 )
 def test_lost_and_seen_together_are_all_that_lies_before_the_beginning_of_the_log(
-    floor: int, steps: list[tuple[int, bool]], settled_after: int, log_start: int
+    low_watermark: int, steps: list[tuple[int, bool]], settled_after: int, log_start: int
 ) -> None:
-    reading, offset, seen = LogReading(), floor, set[int]()
+    reading, offset, seen = FetchGaps(), low_watermark, set[int]()
     for number, (skipped, is_record) in enumerate(steps):
         if number == settled_after:
-            reading.settle(floor)
+            reading.set_start(low_watermark)
         offset += skipped
         reading.see(offset, next_offset=offset + is_record)
         if is_record:
             seen.add(offset)
         offset += is_record
-    if not reading.is_settled:
-        reading.settle(floor)
+    if not reading.has_start:
+        reading.set_start(low_watermark)
     lost = [offset for gap in reading.explain(list(reading.gaps), log_start=log_start) for offset in gap]
-    expected = [passed for passed in range(floor, min(offset, log_start)) if passed not in seen]
+    expected = [passed for passed in range(low_watermark, min(offset, log_start)) if passed not in seen]
     assert sorted(lost) == expected
     assert len(lost) == len(set(lost))
