@@ -25,7 +25,7 @@ async def scale_by_polling(api: KubernetesApi, pool: FluxWorkerPool, *, bootstra
     async with BacklogHub() as hub:
         lag = LagWatch(hub, key=DEPLOYMENT, wake=lambda: None)
         connection = KafkaConnection(bootstrap_servers=(bootstrap_servers,))
-        lag.aim(connection, lane_targets(pool), expired_before={})
+        lag.configure(connection, lane_targets(pool), expired_before={})
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:

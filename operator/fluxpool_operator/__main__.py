@@ -22,8 +22,8 @@ from fluxpool_contract.settings import SettingsError
 from fluxpool_operator.backlog import BacklogHub
 from fluxpool_operator.cluster import connect
 from fluxpool_operator.handlers import watch
-from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.supervisor import Supervisor
+from fluxpool_operator.reconcile.context import OperatorContext
+from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.reconcile.sweep import Sweep
 from fluxpool_operator.settings import OperatorSettings
 from fluxpool_operator.startup import DefinitionError, check_definition
@@ -40,12 +40,12 @@ logger = structlog.stdlib.get_logger(__name__)
 class _Health:
     """What the probes are told."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, pool_tasks: PoolTasks) -> None:
+        self._pool_tasks = pool_tasks
         self.watching = asyncio.Event()
 
     def why_not_alive(self) -> str | None:
-        silent_seconds = self._supervisor.slowest_turn_seconds()
+        silent_seconds = self._pool_tasks.longest_silence_seconds()
         return f"a pool's loop is silent for {silent_seconds:.0f} s" if silent_seconds > SILENT_LOOP_SECONDS else None
 
     def why_not_ready(self) -> str | None:
@@ -63,24 +63,24 @@ async def serve(settings: OperatorSettings) -> int:
             await connect(deadline_seconds=settings.api_deadline_seconds) as cluster,
             BacklogHub(deadline_seconds=settings.kafka_deadline_seconds) as hub,
         ):
-            services = Services(settings=settings, cluster=cluster, hub=hub, folder=Path(folder))
-            supervisor = Supervisor(services)
-            health = _Health(supervisor)
+            context = OperatorContext(settings=settings, cluster=cluster, hub=hub, folder=Path(folder))
+            pool_tasks = PoolTasks(context)
+            health = _Health(pool_tasks)
             server = HealthServer(
                 host=settings.health_host,
                 port=settings.health_port,
                 why_not_alive=health.why_not_alive,
                 why_not_ready=health.why_not_ready,
-                registry=services.metrics.registry,
+                registry=context.metrics.registry,
             )
             async with server:
                 logger.info("operator_serving", health_port=server.port)
-                return await _operate(services, supervisor, health, stop)
+                return await _operate(context, pool_tasks, health, stop)
 
 
-async def _operate(services: Services, supervisor: Supervisor, health: _Health, stop: asyncio.Event) -> int:
-    settings = services.settings
-    checking = asyncio.create_task(check_definition(services.cluster), name="definition")
+async def _operate(context: OperatorContext, pool_tasks: PoolTasks, health: _Health, stop: asyncio.Event) -> int:
+    settings = context.settings
+    checking = asyncio.create_task(check_definition(context.cluster), name="definition")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait((checking, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not checking.done():
@@ -91,17 +91,17 @@ async def _operate(services: Services, supervisor: Supervisor, health: _Health, 
     except DefinitionError as error:
         logger.error("definition_refused", problem=str(error))  # noqa: TRY400 - the message says it all
         return EXIT_FAILED
-    sweep = Sweep(services.cluster, supervisor=supervisor, world=services.world, namespaces=settings.watch_namespaces)
+    sweep = Sweep(context.cluster, pool_tasks=pool_tasks, cache=context.cache, namespaces=settings.watch_namespaces)
     sweeping = asyncio.create_task(sweep.run(interval_seconds=settings.resync_interval_seconds), name="sweep")
     watching = asyncio.create_task(
-        watch(settings, supervisor=supervisor, world=services.world, stop=stop, ready=health.watching),
+        watch(settings, pool_tasks=pool_tasks, cache=context.cache, stop=stop, ready=health.watching),
         name="watch",
     )
     logger.info("operator_started", namespaces=settings.watch_namespaces or "all")
     await asyncio.wait((watching, sweeping, stopping), return_when=asyncio.FIRST_COMPLETED)
     was_told = stop.is_set()
     stop.set()
-    await supervisor.stop()
+    await pool_tasks.stop()
     sweeping.cancel()
     results = await asyncio.gather(watching, sweeping, stopping, return_exceptions=True)
     for result in results:

@@ -132,7 +132,7 @@ def _structural(node: Mapping[str, Any], *, definitions: Mapping[str, Any], path
     if "description" in found:
         found["description"] = " ".join(found["description"].split())
     if "default" in found:
-        found["default"] = _given(found["default"])
+        found["default"] = _omit_absent(found["default"])
         if found["default"] is None:
             del found["default"]
     return found
@@ -152,15 +152,15 @@ def _merged(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str
     return inner | {name: value for name, value in node.items() if name not in {"$ref", "anyOf"}}
 
 
-def _given(value: Any) -> Any:
+def _omit_absent(value: Any) -> Any:
     """A default without absent fields.
 
     Fields with a default of their own stay, because the API server checks the rules of a default before it fills it in.
     """
     if isinstance(value, Mapping):
-        return {name: _given(inner) for name, inner in value.items() if inner is not None}
+        return {name: _omit_absent(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
-        return [_given(item) for item in value]
+        return [_omit_absent(item) for item in value]
     return value
 
 

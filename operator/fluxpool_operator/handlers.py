@@ -15,8 +15,8 @@ from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 from fluxpool_operator.api import GROUP, PLURAL, VERSION
 from fluxpool_operator.children import MANAGED_BY
 from fluxpool_operator.cluster.client import in_cluster_account, is_in_cluster
-from fluxpool_operator.reconcile.supervisor import Supervisor
-from fluxpool_operator.reconcile.world import World
+from fluxpool_operator.reconcile.child_cache import ChildCache
+from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.settings import OperatorSettings
 
 _DELETED: Final = "DELETED"
@@ -55,18 +55,18 @@ class NoMemories(ResourceMemories):
         return await super().recall(raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True)
 
 
-def watching(supervisor: Supervisor, world: World, *, pod_monitors: bool) -> kopf.OperatorRegistry:
+def watching(pool_tasks: PoolTasks, cache: ChildCache, *, pod_monitors: bool) -> kopf.OperatorRegistry:
     """The handlers of one operator; `pod_monitors` are watched only where their definition is installed."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def pool_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
-        supervisor.saw_pool(_without_managers(_plain(body)), is_deleted=type == _DELETED)
+        pool_tasks.on_pool(_without_managers(_plain(body)), is_deleted=type == _DELETED)
 
     def watch_children(kind: str, group: str, version: str, plural: str) -> None:
         @kopf.on.event(group, version, plural, id=plural, registry=registry)
         async def child_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
-            world.saw_child(kind, _plain(body), is_deleted=type == _DELETED)
+            cache.on_child(kind, _plain(body), is_deleted=type == _DELETED)
 
     for kind, selector in _CHILDREN.items():
         watch_children(kind, *selector)
@@ -75,7 +75,7 @@ def watching(supervisor: Supervisor, world: World, *, pod_monitors: bool) -> kop
 
     @kopf.on.event("", "v1", "pods", registry=registry)
     async def pod_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
-        world.saw_pod(_plain(body), is_deleted=type == _DELETED)
+        cache.on_pod(_plain(body), is_deleted=type == _DELETED)
 
     @kopf.on.login(registry=registry)
     def login(settings: kopf.OperatorSettings, **_: Any) -> kopf.ConnectionInfo | None:
@@ -118,14 +118,14 @@ def kopf_settings() -> kopf.OperatorSettings:
 async def watch(
     settings: OperatorSettings,
     *,
-    supervisor: Supervisor,
-    world: World,
+    pool_tasks: PoolTasks,
+    cache: ChildCache,
     stop: asyncio.Event,
     ready: asyncio.Event,
 ) -> None:
     """Watch until `stop` is set; `ready` is set once the watches run."""
     await kopf.operator(
-        registry=watching(supervisor, world, pod_monitors=settings.pod_monitors),
+        registry=watching(pool_tasks, cache, pod_monitors=settings.pod_monitors),
         settings=kopf_settings(),
         memories=NoMemories(),
         clusterwide=not settings.watch_namespaces,

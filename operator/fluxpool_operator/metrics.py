@@ -1,4 +1,4 @@
-"""What the operator counts, as Prometheus metrics. Labels are pools and closed sets, never tasks."""
+"""Prometheus metrics of the operator. Labels are pools and closed sets, never tasks."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -6,34 +6,32 @@ _POOL = ("namespace", "pool")
 
 
 class OperatorMetrics:
-    """What `/metrics` shows."""
+    """The metrics of `/metrics`, with a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.cycle_seconds = Histogram(
             "fluxpool_pool_cycle_seconds",
-            "Seconds from the begin of a pool's observation to the end of its plan.",
+            "Seconds from the start of a reconcile to its plan.",
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16),
             registry=self.registry,
         )
-        self.turns = Counter(
-            "fluxpool_pool_turns", "Turns of pools' loops by how they ended.", ["outcome"], registry=self.registry
+        self.reconciles = Counter(
+            "fluxpool_reconciles", "Reconciles of pools by outcome.", ["outcome"], registry=self.registry
         )
-        self.pools = Gauge("fluxpool_pools", "Pools that are looked after.", registry=self.registry)
+        self.pools = Gauge("fluxpool_pools", "Pools with a running loop.", registry=self.registry)
         self.waiting_records = Gauge(
             "fluxpool_pool_waiting_records", "Tasks that wait, as last read.", _POOL, registry=self.registry
         )
         self.desired_replicas = Gauge(
-            "fluxpool_pool_desired_replicas", "Workers that there should be.", _POOL, registry=self.registry
+            "fluxpool_pool_desired_replicas", "Desired number of workers.", _POOL, registry=self.registry
         )
-        self.ready_replicas = Gauge(
-            "fluxpool_pool_ready_replicas", "Workers that can work.", _POOL, registry=self.registry
-        )
+        self.ready_replicas = Gauge("fluxpool_pool_ready_replicas", "Ready workers.", _POOL, registry=self.registry)
         self.lag_age_seconds = Gauge(
             "fluxpool_pool_lag_age_seconds", "Age of the last complete reading.", _POOL, registry=self.registry
         )
         self.expired_records = Gauge(
-            "fluxpool_pool_expired_records", "Tasks lost to retention since the pool was made.", _POOL,
+            "fluxpool_pool_expired_records", "Tasks lost to retention since the pool was created.", _POOL,
             registry=self.registry,
         )  # fmt: skip
         self.scalings = Counter(
@@ -41,8 +39,8 @@ class OperatorMetrics:
             registry=self.registry,
         )  # fmt: skip
 
-    def forget(self, namespace: str, pool: str) -> None:
-        """Show nothing more of a pool that is gone."""
+    def remove_pool(self, namespace: str, pool: str) -> None:
+        """Remove the series of a deleted pool."""
         for metric in (
             self.waiting_records,
             self.desired_replicas,

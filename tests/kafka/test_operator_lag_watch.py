@@ -57,7 +57,7 @@ async def topic(bootstrap_servers: str) -> str:
 def _aimed(hub: BacklogHub, bootstrap_servers: str, topic: str, clock: _Clock) -> LagWatch:
     watch = LagWatch(hub, key="pool", wake=lambda: None, clock=clock)
     connection = KafkaConnection(bootstrap_servers=(bootstrap_servers,))
-    watch.aim(connection, (LaneTarget(name="standard", topic=topic, consumer_group=topic),), expired_before={})
+    watch.configure(connection, (LaneTarget(name="standard", topic=topic, consumer_group=topic),), expired_before={})
     return watch
 
 

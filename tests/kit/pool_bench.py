@@ -1,6 +1,6 @@
-"""One pool's turns without a cluster, a broker or waiting: an API server in memory, a backlog as told, a clock in hand.
+"""The reconciler of one pool on an API server in memory, a scripted backlog and a clock that the test moves.
 
-Knows what the API server does with an apply as far as the operator sees it; must not know what a turn should do.
+Knows what the API server does with an apply as far as the operator sees it; must not know what a reconcile should do.
 """
 
 import copy
@@ -19,10 +19,10 @@ from fluxpool_operator.backlog.reading import LaneReading
 from fluxpool_operator.cluster import ClusterClient, ClusterError
 from fluxpool_operator.cluster.client import Body
 from fluxpool_operator.reconcile.apply.status_writer import StatusWriter
-from fluxpool_operator.reconcile.pool_loop import LEAST_SECONDS
-from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.turn import PoolTurns
-from fluxpool_operator.reconcile.world import Change, PoolKey
+from fluxpool_operator.reconcile.child_cache import Change, PoolKey
+from fluxpool_operator.reconcile.context import OperatorContext
+from fluxpool_operator.reconcile.pool_loop import MIN_INTERVAL_SECONDS
+from fluxpool_operator.reconcile.pool_reconciler import PoolReconciler
 from fluxpool_operator.settings import OperatorSettings
 from fluxpool_transport.lag.backlog import PartitionBacklog
 
@@ -123,7 +123,7 @@ class FakeHub(BacklogHub):
 
 @dataclass(kw_only=True)
 class PoolBench:
-    """The turns of one pool."""
+    """One pool and its reconciler."""
 
     body: dict[str, Any]
     folder: Path
@@ -131,7 +131,7 @@ class PoolBench:
     """Settings of the operator."""
     cluster: FakeCluster = field(default_factory=FakeCluster)
     hub: FakeHub = field(default_factory=FakeHub)
-    shared: Services | None = None
+    shared: OperatorContext | None = None
     """Of another pool of the same operator."""
     create_time: tuple[str, ...] | None = ()
     """What is found out about the topics that nobody may change."""
@@ -139,7 +139,7 @@ class PoolBench:
     woken: set[Change] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.services = self.shared or Services(
+        self.context = self.shared or OperatorContext(
             settings=OperatorSettings.from_environment(self.environment),
             cluster=self.cluster,
             hub=self.hub,
@@ -152,15 +152,15 @@ class PoolBench:
             self.cluster, self.hub = self.shared.cluster, self.shared.hub  # type: ignore[assignment]
         self.pool = FluxWorkerPool.parse(self.body)
         self.key = PoolKey(self.pool.namespace, self.pool.name)
-        self.writer = StatusWriter(self.cluster, written=FluxWorkerPoolStatus(), clock=self.services.clock)
-        self.services.world.listen(self.key, self.woken.add)
-        self.turns = PoolTurns(
+        self.writer = StatusWriter(self.cluster, written=FluxWorkerPoolStatus(), clock=self.context.clock)
+        self.context.cache.subscribe(self.key, self.woken.add)
+        self.reconciler = PoolReconciler(
             self.key,
             uid=self.pool.metadata.uid,
-            services=self.services,
+            context=self.context,
             writer=self.writer,
             wake=self.woken.add,
-            tell_rivals=lambda _: None,
+            notify_conflicting_pools=lambda _: None,
         )
 
     async def _observe_topics(self, connection: KafkaConnection, kafka: KafkaSpec) -> TopicReport:
@@ -187,19 +187,19 @@ class PoolBench:
         """A condition as last written."""
         return next(each for each in self.writer.written.conditions if each.type == type_)
 
-    async def turn(self, *changes: Change) -> float:
-        """One turn; returns the seconds until the next."""
+    async def reconcile(self, *changes: Change) -> float:
+        """Reconcile once; returns the seconds until the next time."""
         given = frozenset({*changes, *self.woken})
         self.woken.clear()
-        return await self.turns.turn(self.pool, given)
+        return await self.reconciler.reconcile(self.pool, given)
 
     async def run(self, seconds: float) -> int:
-        """Turns at the times that they ask for, as the loop makes them; returns how many there were."""
+        """Reconcile whenever it is due, as the loop does; returns how often."""
         ends_at, count = self.seconds + seconds, 0
         while self.seconds < ends_at:
-            delay = await self.turn()
+            delay = await self.reconcile()
             count += 1
-            self.seconds += LEAST_SECONDS if self.woken else max(delay, LEAST_SECONDS)
+            self.seconds += MIN_INTERVAL_SECONDS if self.woken else max(delay, MIN_INTERVAL_SECONDS)
         return count
 
 

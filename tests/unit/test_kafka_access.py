@@ -111,9 +111,9 @@ def test_all_ways_to_write_one_service_compare_equal(server: str) -> None:
 async def test_pools_of_two_namespaces_that_say_the_same_short_name_do_not_conflict(tmp_path: Path) -> None:
     first = PoolBench(body=pool_body(namespace="a"), folder=tmp_path, environment=IN_CLUSTER)
     body = edited(pool_body(namespace="b"), {".metadata.uid": "another"})
-    second = PoolBench(body=body, folder=tmp_path, environment=IN_CLUSTER, shared=first.services)
-    await first.turn()
-    await second.turn()
+    second = PoolBench(body=body, folder=tmp_path, environment=IN_CLUSTER, shared=first.context)
+    await first.reconcile()
+    await second.reconcile()
     assert (first.condition("ScalingActive").status, second.condition("ScalingActive").status) == ("True", "True")
 
 
@@ -121,9 +121,9 @@ async def test_pools_that_write_one_kafka_in_two_ways_conflict(tmp_path: Path) -
     first = PoolBench(body=pool_body(namespace="a"), folder=tmp_path, environment=IN_CLUSTER)
     edits = {".metadata.uid": "z", "kafka.bootstrapServers": ["kafka.a.svc.cluster.local:9092"]}
     body = edited(pool_body(namespace="b"), edits)
-    second = PoolBench(body=body, folder=tmp_path, environment=IN_CLUSTER, shared=first.services)
-    await first.turn()
-    await second.turn()
+    second = PoolBench(body=body, folder=tmp_path, environment=IN_CLUSTER, shared=first.context)
+    await first.reconcile()
+    await second.reconcile()
     assert second.condition("Ready").reason == "GroupConflict"
 
 

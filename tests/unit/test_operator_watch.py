@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fluxpool_operator.backlog import BacklogHub
 from fluxpool_operator.children import MANAGED_BY, POOL_LABEL
 from fluxpool_operator.handlers import NoMemories
-from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.supervisor import Supervisor
-from fluxpool_operator.reconcile.world import Change, PoolKey, World
+from fluxpool_operator.reconcile.child_cache import Change, ChildCache, PoolKey
+from fluxpool_operator.reconcile.context import OperatorContext
+from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.settings import OperatorSettings
 from kit.pool_bench import FakeCluster, FakeHub
 from kit.pools import pool_body
@@ -37,20 +37,20 @@ def pod(name: str = "standard-worker-a", **metadata: Any) -> dict[str, Any]:
 
 
 def test_a_pod_that_no_replica_set_controls_is_not_the_pools() -> None:
-    world = World()
-    world.saw_pod(pod(ownerReferences=[]), is_deleted=False)
-    assert world.pods(KEY) == ()
-    world.saw_pod(pod(), is_deleted=False)
-    assert [each.name for each in world.pods(KEY)] == ["standard-worker-a"]
+    cache = ChildCache()
+    cache.on_pod(pod(ownerReferences=[]), is_deleted=False)
+    assert cache.pods(KEY) == ()
+    cache.on_pod(pod(), is_deleted=False)
+    assert [each.name for each in cache.pods(KEY)] == ["standard-worker-a"]
 
 
 def test_the_end_of_an_earlier_child_does_not_take_away_the_one_that_has_its_name_now() -> None:
-    world, woken = World(), set[Change]()
-    world.saw_child("PodDisruptionBudget", child(uid="old", resourceVersion="1"), is_deleted=False)
-    world.saw_child("PodDisruptionBudget", child(uid="new", resourceVersion="2"), is_deleted=False)
-    world.listen(KEY, woken.add)
-    world.saw_child("PodDisruptionBudget", child(uid="old", resourceVersion="1"), is_deleted=True)
-    assert (world.children(KEY)["PodDisruptionBudget"].uid, woken) == ("new", set())
+    cache, woken = ChildCache(), set[Change]()
+    cache.on_child("PodDisruptionBudget", child(uid="old", resourceVersion="1"), is_deleted=False)
+    cache.on_child("PodDisruptionBudget", child(uid="new", resourceVersion="2"), is_deleted=False)
+    cache.subscribe(KEY, woken.add)
+    cache.on_child("PodDisruptionBudget", child(uid="old", resourceVersion="1"), is_deleted=True)
+    assert (cache.children(KEY)["PodDisruptionBudget"].uid, woken) == ("new", set())
 
 
 # Strange objects
@@ -111,12 +111,12 @@ STATUS = st.one_of(
 def test_no_pod_is_too_strange_to_be_summed_up(
     annotations: dict[str, str] | None, status: dict[str, Any] | None, labels: dict[str, str]
 ) -> None:
-    world = World()
+    cache = ChildCache()
     body = pod(annotations=annotations, labels={**labels, POOL_LABEL: KEY.name})
-    world.saw_pod({**body, "status": status}, is_deleted=False)
-    assert len(world.pods(KEY)) == 1
-    world.saw_pod({**body, "status": status}, is_deleted=True)
-    assert world.pods(KEY) == ()
+    cache.on_pod({**body, "status": status}, is_deleted=False)
+    assert len(cache.pods(KEY)) == 1
+    cache.on_pod({**body, "status": status}, is_deleted=True)
+    assert cache.pods(KEY) == ()
 
 
 FIELDS: st.SearchStrategy[Any] = st.recursive(
@@ -140,18 +140,18 @@ def test_no_deployment_is_too_strange_to_be_summed_up(
     fields: dict[str, Any] | None,
     strategy: dict[str, Any] | None,
 ) -> None:
-    world = World()
+    cache = ChildCache()
     body = child(annotations=annotations, managedFields=[{"manager": "odd", "fieldsV1": fields}, {}])
-    world.saw_child("Deployment", {**body, "spec": {"strategy": strategy}, "status": status}, is_deleted=False)
-    assert world.deployment(KEY) is not None
+    cache.on_child("Deployment", {**body, "spec": {"strategy": strategy}, "status": status}, is_deleted=False)
+    assert cache.deployment(KEY) is not None
 
 
 # Pools
 
 
-def supervised(folder: Path) -> Supervisor:
+def pool_tasks_of(folder: Path) -> PoolTasks:
     hub: BacklogHub = FakeHub()
-    return Supervisor(Services(settings=OperatorSettings(), cluster=FakeCluster(), hub=hub, folder=folder))
+    return PoolTasks(OperatorContext(settings=OperatorSettings(), cluster=FakeCluster(), hub=hub, folder=folder))
 
 
 def pool(uid: str, **metadata: Any) -> dict[str, Any]:
@@ -161,11 +161,11 @@ def pool(uid: str, **metadata: Any) -> dict[str, Any]:
 
 
 async def test_a_pool_that_was_made_again_while_nobody_watched_has_one_loop(tmp_path: Path) -> None:
-    supervisor = supervised(tmp_path)
-    supervisor.saw_pool(pool("old"), is_deleted=False)
-    supervisor.saw_pool(pool("new"), is_deleted=False)
-    assert supervisor.pool_uids == {"new"}
-    await supervisor.stop()
+    pool_tasks = pool_tasks_of(tmp_path)
+    pool_tasks.on_pool(pool("old"), is_deleted=False)
+    pool_tasks.on_pool(pool("new"), is_deleted=False)
+    assert pool_tasks.pool_uids == {"new"}
+    await pool_tasks.stop()
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ async def test_a_pool_that_was_made_again_while_nobody_watched_has_one_loop(tmp_
 async def test_no_pool_is_too_strange_to_be_looked_after_beside_others(
     tmp_path: Path, metadata: dict[str, Any]
 ) -> None:
-    supervisor = supervised(tmp_path)
-    supervisor.saw_pool(pool("odd", name="odd", **metadata), is_deleted=False)
-    supervisor.saw_pool(pool("plain"), is_deleted=False)
+    pool_tasks = pool_tasks_of(tmp_path)
+    pool_tasks.on_pool(pool("odd", name="odd", **metadata), is_deleted=False)
+    pool_tasks.on_pool(pool("plain"), is_deleted=False)
     for uid in ("odd", "plain"):
-        supervisor.saw_pool(pool(uid, name="odd" if uid == "odd" else "standard", **metadata), is_deleted=False)
-    assert supervisor.pool_uids == {"odd", "plain"}
-    await supervisor.stop()
+        pool_tasks.on_pool(pool(uid, name="odd" if uid == "odd" else "standard", **metadata), is_deleted=False)
+    assert pool_tasks.pool_uids == {"odd", "plain"}
+    await pool_tasks.stop()
 
 
 # kopf

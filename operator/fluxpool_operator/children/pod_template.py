@@ -35,7 +35,7 @@ def pod_template(
     container = {
         "name": CONTAINER_NAME,
         "image": worker.image,
-        **_given(imagePullPolicy=worker.image_pull_policy),
+        **_omit_empty(imagePullPolicy=worker.image_pull_policy),
         "env": container_environment(pool),
         "ports": [{"name": PORT_NAME, "containerPort": HEALTH_PORT, "protocol": "TCP"}],
         "resources": _resources(worker),
@@ -66,19 +66,19 @@ def pod_template(
         "containers": [container],
         "volumes": [volume.to_volume() for volume in volumes],
         **_placement(pool),
-        **_given(
+        **_omit_empty(
             imagePullSecrets=[secret.to_manifest() for secret in worker.image_pull_secrets],
             priorityClassName=worker.priority_class_name,
             runtimeClassName=worker.runtime_class_name,
             schedulerName=worker.scheduler_name,
         ),
     }
-    metadata = {"labels": {**worker.pod_labels, **child_labels(pool)}, **_given(annotations=annotations)}
+    metadata = {"labels": {**worker.pod_labels, **child_labels(pool)}, **_omit_empty(annotations=annotations)}
     return {"metadata": metadata, "spec": spec}
 
 
-def _given(**fields: Any) -> dict[str, Any]:
-    """The fields that have a value: an applied empty one would own it."""
+def _omit_empty(**fields: Any) -> dict[str, Any]:
+    """The fields that have a value. Server-side apply would take ownership of an empty one."""
     return {name: value for name, value in fields.items() if value}
 
 
@@ -88,7 +88,7 @@ def _resources(worker: WorkerSpec) -> dict[str, Any]:
     if worker.gpu.count:
         # Kubernetes takes the request of an extended resource from its limit.
         limits[worker.gpu.resource_name] = str(worker.gpu.count)
-    return _given(limits=limits, requests=requests)
+    return _omit_empty(limits=limits, requests=requests)
 
 
 def _probes(worker: WorkerSpec) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _placement(pool: FluxWorkerPool) -> dict[str, Any]:
     gpu = {"key": worker.gpu.resource_name, "operator": TolerationOperator.EXISTS.value, "effect": "NoSchedule"}
     if worker.gpu.count and gpu not in tolerations:
         tolerations.append(gpu)
-    return _given(
+    return _omit_empty(
         nodeSelector=worker.node_selector,
         affinity=worker.affinity.to_manifest() if worker.affinity else None,
         tolerations=tolerations,

@@ -89,7 +89,7 @@ class ClusterClient:
         self._deadline_seconds = deadline_seconds
         # In turn, and a request's time begins with its turn: when a thousand pools start at once those behind would
         # all be given up, and asked anew, before they were ever sent.
-        self._turns = asyncio.Semaphore(_CONNECTIONS)
+        self._request_slots = asyncio.Semaphore(_CONNECTIONS)
 
     async def __aenter__(self) -> Self:
         """Nothing is opened before the first request."""
@@ -155,7 +155,7 @@ class ClusterClient:
                 body=None if body is None else dict(body),
                 auth_settings=["BearerToken"],
             )
-            async with self._turns:
+            async with self._request_slots:
                 response = await self._client.call_api(*serialized, _request_timeout=self._deadline_seconds)
                 content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

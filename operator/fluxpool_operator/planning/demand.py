@@ -79,7 +79,7 @@ def _limits(snapshot: Snapshot) -> tuple[tuple[Constraint, int | None, str], ...
     that load are capacity already: they count among the current ones.
     """
     quota, capacity = snapshot.quota_replicas, snapshot.capacity_replicas
-    gated, homeless = snapshot.gated_replicas, snapshot.unschedulable_replicas
+    gated, unschedulable = snapshot.gated_replicas, snapshot.unschedulable_replicas
     waiting, stopping = snapshot.waiting_for_gpu_replicas, snapshot.terminating_replicas
     current = snapshot.current_replicas
     return (
@@ -100,8 +100,8 @@ def _limits(snapshot: Snapshot) -> tuple[tuple[Constraint, int | None, str], ...
         ),
         (
             Constraint.CAPACITY,
-            current if homeless else None,
-            f"No node has room for {replicas_text(homeless)} of {current}, so none is added.",
+            current if unschedulable else None,
+            f"No node has room for {replicas_text(unschedulable)} of {current}, so none is added.",
         ),
         (
             Constraint.CAPACITY,

@@ -49,19 +49,19 @@ class GroupClaims:
         self._claims[claim.uid] = claim
         for group in claim.groups:
             self._holders.setdefault(group, set()).add(claim.uid)
-        return concerned | self._rivals(claim)
+        return concerned | self._conflicting(claim)
 
     def remove(self, uid: str) -> frozenset[str]:
         """Forget a pool's claim; returns the uids of other pools that this may concern."""
         claim = self._claims.pop(uid, None)
         if claim is None:
             return frozenset()
-        rivals = self._rivals(claim)
+        conflicting = self._conflicting(claim)
         for group in claim.groups:
             self._holders[group].discard(uid)
             if not self._holders[group]:
                 del self._holders[group]
-        return rivals
+        return conflicting
 
     def conflict(self, uid: str) -> GroupConflict | None:
         """The pool that keeps this one from its groups; None when there is none."""
@@ -74,6 +74,6 @@ class GroupClaims:
                 return GroupConflict(group=group, holder=first.name)
         return None
 
-    def _rivals(self, claim: GroupClaim) -> frozenset[str]:
+    def _conflicting(self, claim: GroupClaim) -> frozenset[str]:
         held = (self._holders.get(group, ()) for group in claim.groups)
         return frozenset(uid for holders in held for uid in holders if uid != claim.uid)

@@ -16,47 +16,49 @@ from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.cluster import ClusterUnreachableError
 from fluxpool_operator.cluster.client import Body
 from fluxpool_operator.reconcile.apply.status_writer import PoolGoneError, StatusWriter
+from fluxpool_operator.reconcile.child_cache import Change, pool_key
+from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.invalid_pool import invalid_pool, invalid_status, read_status
-from fluxpool_operator.reconcile.services import Services
-from fluxpool_operator.reconcile.turn import PoolTurns
-from fluxpool_operator.reconcile.world import Change, pool_key
+from fluxpool_operator.reconcile.pool_reconciler import PoolReconciler
 
 log = structlog.get_logger(__name__)
 
 FIRST_BACKOFF_SECONDS: Final = 0.5
 LONGEST_BACKOFF_SECONDS: Final = 5.0
 """An outage of the API server is over for a pool at most so long after it is over for everybody."""
-GATHER_SECONDS: Final = 0.1
+COALESCE_SECONDS: Final = 0.1
 """Changes of children come in flocks: a turn waits for the others of its flock."""
-LEAST_SECONDS: Final = 0.05
+MIN_INTERVAL_SECONDS: Final = 0.05
 """Between two turns of a pool, so that no condition can make its loop spin."""
 INVALID_POOL_SECONDS: Final = 60.0
-TURN_DEADLINE_SECONDS: Final = 120.0
+RECONCILE_DEADLINE_SECONDS: Final = 120.0
 """Every request has a deadline of its own; this ends a turn that hangs all the same."""
 
 
 class PoolLoop:
-    """One pool's loop, from the first sight of the pool to its end."""
+    """One pool's loop, from the first observation of the pool to its end."""
 
-    def __init__(self, body: Body, *, services: Services, tell_rivals: Callable[[frozenset[str]], None]) -> None:
+    def __init__(
+        self, body: Body, *, context: OperatorContext, notify_conflicting_pools: Callable[[frozenset[str]], None]
+    ) -> None:
         self._text = json.dumps(body)
         self._told = _told(body)
         self.key = pool_key(body)
-        self.alive_at_seconds = services.clock()
+        self.alive_at_seconds = context.clock()
         """When the loop last came around, successful or refused."""
-        self._services = services
+        self._context = context
         self._changes: set[Change] = {Change.SPEC}
         self._woken = asyncio.Event()
         self._failures = 0
         self._pool: FluxWorkerPool | None = None
-        self._writer = StatusWriter(services.cluster, written=read_status(body), clock=services.clock)
-        self._turns = PoolTurns(
+        self._writer = StatusWriter(context.cluster, written=read_status(body), clock=context.clock)
+        self._reconciler = PoolReconciler(
             self.key,
             uid=body["metadata"]["uid"],
-            services=services,
+            context=context,
             writer=self._writer,
             wake=self.wake,
-            tell_rivals=tell_rivals,
+            notify_conflicting_pools=notify_conflicting_pools,
         )
         self._log = log.bind(pool=str(self.key))
 
@@ -66,7 +68,7 @@ class PoolLoop:
         body: Body = json.loads(self._text)
         return body
 
-    def saw(self, body: Body) -> None:
+    def on_pool(self, body: Body) -> None:
         """The pool as it is now; our own writes to its status are no reason to wake."""
         before, self._told, self._text = self._told, _told(body), json.dumps(body)
         if before != self._told:
@@ -80,23 +82,23 @@ class PoolLoop:
 
     async def run(self) -> None:
         """Turn until cancelled; raises `PoolGoneError` when the pool turns out not to exist."""
-        self._services.world.listen(self.key, self.wake)
+        self._context.cache.subscribe(self.key, self.wake)
         try:
             while True:
-                delay_seconds = await self._guarded_turn()
+                delay_seconds = await self._reconcile_guarded()
                 await self._sleep(delay_seconds)
         finally:
-            self._services.world.ignore(self.key, self.wake)
-            self._turns.close()
+            self._context.cache.unsubscribe(self.key, self.wake)
+            self._reconciler.close()
 
-    async def _guarded_turn(self) -> float:
+    async def _reconcile_guarded(self) -> float:
         """One turn; returns the seconds to the next one if nothing happens."""
         changes, self._changes = frozenset(self._changes), set()
         self._woken.clear()
         outcome, delay_seconds = "done", 0.0
         try:
-            async with asyncio.timeout(TURN_DEADLINE_SECONDS):
-                delay_seconds = await self._turn(changes)
+            async with asyncio.timeout(RECONCILE_DEADLINE_SECONDS):
+                delay_seconds = await self._reconcile(changes)
             self._failures = 0
         except (PoolGoneError, asyncio.CancelledError):
             raise
@@ -106,26 +108,26 @@ class PoolLoop:
             self._changes |= changes
             delay_seconds = self._backoff_seconds()
             self._log.warning(
-                "pool_turn_failed",
+                "reconcile_failed",
                 error=str(error) or repr(error),
                 retry_in_seconds=round(delay_seconds, 1),
                 exc_info=not is_outage,
             )
-        self.alive_at_seconds = self._services.clock()
-        self._services.metrics.turns.labels(outcome=outcome).inc()
+        self.alive_at_seconds = self._context.clock()
+        self._context.metrics.reconciles.labels(outcome=outcome).inc()
         return delay_seconds
 
-    async def _turn(self, changes: frozenset[Change]) -> float:
+    async def _reconcile(self, changes: frozenset[Change]) -> float:
         try:
             self._pool = self._pool or FluxWorkerPool.parse(self.body)
-            return await self._turns.turn(self._pool, changes)
+            return await self._reconciler.reconcile(self._pool, changes)
         except InvalidPoolError as error:
             return await self._refuse(error)
 
     async def _refuse(self, error: InvalidPoolError) -> float:
         """Say what is wrong with the pool; everything stays as it is until it is changed."""
         pool = self._pool or invalid_pool(self.body)
-        status = invalid_status(self._writer.written, pool, error, now=self._services.utc_now())
+        status = invalid_status(self._writer.written, pool, error, now=self._context.utc_now())
         await self._writer.write(pool, status)
         return INVALID_POOL_SECONDS
 
@@ -140,14 +142,14 @@ class PoolLoop:
             await asyncio.sleep(seconds)
             return
         # Whatever says that a turn is due or changed something, there is time for others between two turns.
-        await asyncio.sleep(LEAST_SECONDS)
+        await asyncio.sleep(MIN_INTERVAL_SECONDS)
         try:
-            async with asyncio.timeout(max(0.0, seconds - LEAST_SECONDS)):
+            async with asyncio.timeout(max(0.0, seconds - MIN_INTERVAL_SECONDS)):
                 await self._woken.wait()
         except TimeoutError:
             return
         if self._changes <= {Change.CHILDREN}:
-            await asyncio.sleep(GATHER_SECONDS)
+            await asyncio.sleep(COALESCE_SECONDS)
 
 
 def _told(body: Body) -> tuple[object, ...]:

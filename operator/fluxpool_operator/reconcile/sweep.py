@@ -13,8 +13,8 @@ from fluxpool_operator.api import PLURAL
 from fluxpool_operator.children import MANAGED_BY
 from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath
 from fluxpool_operator.cluster.objects import POOLS_PATH, listing_path
-from fluxpool_operator.reconcile.supervisor import Supervisor
-from fluxpool_operator.reconcile.world import World
+from fluxpool_operator.reconcile.child_cache import ChildCache
+from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 
 log = structlog.get_logger(__name__)
 
@@ -30,12 +30,12 @@ class Sweep:
     """Compares what is known with what is there."""
 
     def __init__(
-        self, cluster: ClusterClient, *, supervisor: Supervisor, world: World, namespaces: tuple[str, ...]
+        self, cluster: ClusterClient, *, pool_tasks: PoolTasks, cache: ChildCache, namespaces: tuple[str, ...]
     ) -> None:
         """`namespaces` are those that are watched; all when empty."""
         self._cluster = cluster
-        self._supervisor = supervisor
-        self._world = world
+        self._pool_tasks = pool_tasks
+        self._cache = cache
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
 
     async def run(self, *, interval_seconds: float) -> None:
@@ -49,14 +49,14 @@ class Sweep:
 
     async def sweep(self) -> None:
         """Forget what is not there. Only what was known before the list began can be missing from it."""
-        pools, pods, deployments = self._supervisor.pool_uids, self._world.pod_uids(), self._world.deployment_uids()
+        pools, pods, deployments = self._pool_tasks.pool_uids, self._cache.pod_uids(), self._cache.deployment_uids()
         managed = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
         for uid in await self._missing(dict.fromkeys(pools), _POOLS, selector=None):
-            self._supervisor.lost_pool(uid)
+            self._pool_tasks.remove_pool(uid)
         for uid, key in (await self._missing(pods, KindPath.POD, selector=managed)).items():
-            self._world.lost_pod(key, uid)
+            self._cache.remove_pod(key, uid)
         for uid, key in (await self._missing(deployments, KindPath.DEPLOYMENT, selector=managed)).items():
-            self._world.lost_deployment(key, uid)
+            self._cache.remove_deployment(key, uid)
 
     async def _missing(self, known: dict[str, T], path: str, *, selector: str | None) -> dict[str, T]:
         """Of what is known by uid, the rest that is not there; takes away from `known`."""

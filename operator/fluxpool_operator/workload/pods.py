@@ -113,18 +113,18 @@ def summarize_pod(body: Mapping[str, Any]) -> PodSummary:
     return PodSummary(
         name=metadata["name"],
         uid=metadata["uid"],
-        pool=_shared(labels.get(POOL_LABEL)),
+        pool=_intern(labels.get(POOL_LABEL)),
         stage=_stage(metadata, status, conditions, waiting_reason=waiting.get("reason", "")),
         phase=_phase(status.get("phase")),
-        node=_shared(spec.get("nodeName") or None),
+        node=_intern(spec.get("nodeName") or None),
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         deletion_cost=_deletion_cost(metadata.get("annotations") or {}),
-        template_hash=_shared(labels.get(_TEMPLATE_HASH_LABEL)),
-        owner_uid=_shared(controller_uid(metadata)),
+        template_hash=_intern(labels.get(_TEMPLATE_HASH_LABEL)),
+        owner_uid=_intern(controller_uid(metadata)),
         ready_since=_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         restarts=max((one.get("restartCount", 0) for one in status.get("containerStatuses") or ()), default=0),
         unschedulable_message=scheduled.get("message") if unscheduled else None,
-        waiting_reason=_shared(waiting.get("reason")),
+        waiting_reason=_intern(waiting.get("reason")),
         waiting_message=waiting.get("message"),
         last_exit=_last_exit(status),
     )
@@ -221,7 +221,7 @@ def _deletion_cost(annotations: Mapping[str, str]) -> int:
     return cost if cost in _INT32 else 0
 
 
-def _shared(text: str | None) -> str | None:
+def _intern(text: str | None) -> str | None:
     """The one copy of a text that many pods have: each decoded object brings its own."""
     return None if text is None else sys.intern(text)
 

@@ -13,7 +13,7 @@ from fluxpool_operator.backlog import LaneObservation, planning_lanes
 from fluxpool_operator.cluster import ClusterError, KindPath
 from fluxpool_operator.planning import Constraint, Plan, Snapshot, plan
 from fluxpool_operator.pool_scaling import restored_state
-from fluxpool_operator.reconcile.services import Services
+from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.workload import (
     DELETION_COST_ANNOTATION,
     DeploymentSummary,
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sight:
+class Observation:
     """What a turn saw before it did anything."""
 
     lanes: tuple[LaneObservation, ...]
@@ -48,23 +48,23 @@ class Sight:
 class Scaler:
     """The number of one pool's replicas."""
 
-    def __init__(self, *, written: FluxWorkerPoolStatus, services: Services) -> None:
+    def __init__(self, *, written: FluxWorkerPoolStatus, context: OperatorContext) -> None:
         """`written` is the status as an earlier process left it: what it remembers counts on."""
-        self._services = services
-        self._state = restored_state(written, services.utc_now())
+        self._context = context
+        self._state = restored_state(written, context.utc_now())
         self._planned_at: float | None = None
 
-    def plan(self, pool: FluxWorkerPool, sight: Sight) -> Plan:
+    def plan(self, pool: FluxWorkerPool, observation: Observation) -> Plan:
         """Plan anew; raises `InvalidPoolError` when the limits contradict each other."""
-        now = self._services.clock()
+        now = self._context.clock()
         elapsed = 0.0 if self._planned_at is None else now - self._planned_at
-        counts = count_pods(sight.pods)
+        counts = count_pods(observation.pods)
         snapshot = Snapshot(
-            lanes=planning_lanes(sight.lanes),
-            current_replicas=sight.current_replicas,
+            lanes=planning_lanes(observation.lanes),
+            current_replicas=observation.current_replicas,
             elapsed_seconds=elapsed,
             state=self._state,
-            quota_replicas=_quota(sight.deployment),
+            quota_replicas=_quota(observation.deployment),
             loading_replicas=counts.loading,
             gated_replicas=counts.gated,
             unschedulable_replicas=counts.unschedulable,
@@ -79,24 +79,26 @@ class Scaler:
         self,
         pool: FluxWorkerPool,
         made: Plan,
-        sight: Sight,
+        observation: Observation,
         *,
         wanted: int,
-        look_again: Callable[[], Awaitable[Sight]],
+        observe_again: Callable[[], Awaitable[Observation]],
     ) -> int:
         """Mark the pods that may go, and return how many may stay: more than wanted when only busy ones are left.
 
         A person's own number, and a lowered maximum, are obeyed at once: idle pods are marked to go first, and a busy
         one that goes all the same finishes its task within its grace.
         """
-        step = plan_scale_in(sight.pods, busy=sight.busy_pods, current=sight.current_replicas, wanted=wanted)
+        step = plan_scale_in(
+            observation.pods, busy=observation.busy_pods, current=observation.current_replicas, wanted=wanted
+        )
         await self._mark(pool, step.costs)
         if not pool.spec.scaling.mode.follows_plan or made.constraint is Constraint.MAXIMUM:
             return wanted
-        if step.replicas >= sight.current_replicas:
+        if step.replicas >= observation.current_replicas:
             return step.replicas
-        again = await look_again()
-        if again.busy_pods <= sight.busy_pods:
+        again = await observe_again()
+        if again.busy_pods <= observation.busy_pods:
             return step.replicas
         marked = _with_costs(again.pods, step)
         step = plan_scale_in(marked, busy=again.busy_pods, current=again.current_replicas, wanted=wanted)
@@ -107,7 +109,7 @@ class Scaler:
         for name, cost in costs.items():
             patch = {"metadata": {"annotations": {DELETION_COST_ANNOTATION: str(cost) if cost else None}}}
             try:
-                await self._services.cluster.merge_patch(KindPath.POD.object(pool.namespace, name), patch)
+                await self._context.cluster.merge_patch(KindPath.POD.object(pool.namespace, name), patch)
             except ClusterError as error:
                 if error.status != 404:
                     raise

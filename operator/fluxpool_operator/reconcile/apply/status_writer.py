@@ -57,14 +57,14 @@ class StatusWriter:
             raise
         before, self.written, self._written_at = self.written, status, self._clock()
         for event in narrate(before, status):
-            await self._tell(pool, type=event.type, reason=event.reason.value, message=event.message)
+            await self._post_event(pool, type=event.type, reason=event.reason.value, message=event.message)
         return True
 
-    async def _tell(self, pool: FluxWorkerPool, *, type: str, reason: str, message: str) -> None:  # noqa: A002
+    async def _post_event(self, pool: FluxWorkerPool, *, type: str, reason: str, message: str) -> None:  # noqa: A002
         """Post an event. One that is refused is logged: the status says the same."""
         body = pool_event(pool, type=type, reason=reason, message=message, now=datetime.now(UTC))
         log.info("pool_event", type=type, reason=reason, message=message)
         try:
             await self._cluster.create(KindPath.EVENT.collection(pool.namespace), body)
         except (ClusterError, ClusterUnreachableError) as error:
-            log.warning("pool_event_not_posted", reason=reason, error=str(error))
+            log.warning("event_not_posted", reason=reason, error=str(error))

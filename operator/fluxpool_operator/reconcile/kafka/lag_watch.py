@@ -63,7 +63,7 @@ class LagWatch:
         self._burst_until = float("-inf")
         self._is_growing = False
 
-    def aim(
+    def configure(
         self, connection: KafkaConnection | None, targets: tuple[LaneTarget, ...], *, expired_before: dict[str, int]
     ) -> None:
         """Say what is to be read; None when there is no way to connect. Without a change nothing is forgotten."""

@@ -29,11 +29,11 @@ class Change(StrEnum):
 
     SPEC = "spec"
     CHILDREN = "children"
-    CHILD_GONE = "child-gone"
+    CHILD_DELETED = "child-deleted"
     """A child was deleted."""
     RECORDS = "records"
     """New tasks in a topic that had none."""
-    RIVAL = "rival"
+    GROUP_CONFLICT = "group-conflict"
     """Another pool's groups changed."""
     TOPICS = "topics"
     """The pool's topics were looked after."""
@@ -51,7 +51,7 @@ class PoolKey:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _PoolChildren:
     """The children of one pool."""
 
     deployment: DeploymentSummary | None = None
@@ -60,24 +60,24 @@ class _Seen:
     pods: dict[str, PodSummary] = field(default_factory=dict)
 
 
-_NOTHING: Final = _Seen()
+_NOTHING: Final = _PoolChildren()
 
 
-class World:
+class ChildCache:
     """The children of all pools, and the loops that want to know of changes."""
 
     def __init__(self) -> None:
-        self._children: dict[PoolKey, _Seen] = {}
-        self._listeners: dict[PoolKey, Wake] = {}
+        self._children: dict[PoolKey, _PoolChildren] = {}
+        self._subscribers: dict[PoolKey, Wake] = {}
 
-    def listen(self, key: PoolKey, wake: Wake) -> None:
+    def subscribe(self, key: PoolKey, wake: Wake) -> None:
         """Call `wake` whenever a child of the pool changes."""
-        self._listeners[key] = wake
+        self._subscribers[key] = wake
 
-    def ignore(self, key: PoolKey, wake: Wake) -> None:
+    def unsubscribe(self, key: PoolKey, wake: Wake) -> None:
         """Undo `listen`, unless somebody else listens by now."""
-        if self._listeners.get(key) == wake:
-            del self._listeners[key]
+        if self._subscribers.get(key) == wake:
+            del self._subscribers[key]
 
     def deployment(self, key: PoolKey) -> DeploymentSummary | None:
         """The pool's Deployment; None when none was seen."""
@@ -99,42 +99,42 @@ class World:
         """Every Deployment that is known, by uid."""
         return {seen.deployment.uid: key for key, seen in self._children.items() if seen.deployment is not None}
 
-    def saw_pod(self, body: Mapping[str, Any], *, is_deleted: bool) -> None:
+    def on_pod(self, body: Mapping[str, Any], *, is_deleted: bool) -> None:
         """A pod appeared, changed or went; one that no ReplicaSet controls is not the pool's, whatever its labels."""
         key = _pool_of(body)
         if key is None:
             return
         summary = summarize_pod(body)
         if is_deleted or summary.owner_uid is None:
-            self.lost_pod(key, summary.uid)
+            self.remove_pod(key, summary.uid)
             return
-        pods = self._children.setdefault(key, _Seen()).pods
+        pods = self._children.setdefault(key, _PoolChildren()).pods
         if pods.get(summary.uid) != summary:
             pods[summary.uid] = summary
             self._wake(key, Change.CHILDREN)
 
-    def lost_pod(self, key: PoolKey, uid: str) -> None:
+    def remove_pod(self, key: PoolKey, uid: str) -> None:
         """A pod is not there any more."""
         seen = self._children.get(key)
         if seen is not None and seen.pods.pop(uid, None) is not None:
             self._tidy(key)
             self._wake(key, Change.CHILDREN)
 
-    def saw_child(self, kind: str, body: Mapping[str, Any], *, is_deleted: bool) -> None:
+    def on_child(self, kind: str, body: Mapping[str, Any], *, is_deleted: bool) -> None:
         """A child appeared, changed or went. A copy under another name is not the pool's, whatever its labels."""
         key = _pool_of(body)
         if key is None or body["metadata"]["name"] != child_name_of(key.name):
             return
         if is_deleted:
-            self.lost_child(key, kind, body["metadata"]["uid"])
-        elif self.remember_child(key, kind, body):
+            self.remove_child(key, kind, body["metadata"]["uid"])
+        elif self.store_child(key, kind, body):
             self._wake(key, Change.CHILDREN)
 
-    def lost_deployment(self, key: PoolKey, uid: str) -> None:
+    def remove_deployment(self, key: PoolKey, uid: str) -> None:
         """A Deployment is not there any more."""
-        self.lost_child(key, DEPLOYMENT, uid)
+        self.remove_child(key, DEPLOYMENT, uid)
 
-    def lost_child(self, key: PoolKey, kind: str, uid: str) -> None:
+    def remove_child(self, key: PoolKey, kind: str, uid: str) -> None:
         """A child is not there any more; one that took its name since stays."""
         seen = self._children.get(key)
         known = None if seen is None else seen.children.get(kind)
@@ -144,12 +144,12 @@ class World:
         if kind == DEPLOYMENT:
             seen.deployment = None
         self._tidy(key)
-        self._wake(key, Change.CHILD_GONE)
+        self._wake(key, Change.CHILD_DELETED)
 
-    def remember_child(self, key: PoolKey, kind: str, body: Mapping[str, Any]) -> bool:
+    def store_child(self, key: PoolKey, kind: str, body: Mapping[str, Any]) -> bool:
         """Note a child as it was read or written, unless something newer is known; returns whether it is news."""
         summary = summarize_child(body)
-        seen = self._children.setdefault(key, _Seen())
+        seen = self._children.setdefault(key, _PoolChildren())
         known = seen.children.get(kind)
         if known is not None and summary.is_older_than(known):
             return False
@@ -167,7 +167,7 @@ class World:
             del self._children[key]
 
     def _wake(self, key: PoolKey, change: Change) -> None:
-        if (wake := self._listeners.get(key)) is not None:
+        if (wake := self._subscribers.get(key)) is not None:
             wake(change)
 
 

@@ -16,7 +16,7 @@ import structlog
 from fluxpool_operator.children import FIELD_MANAGER, Children
 from fluxpool_operator.cluster import ClusterClient, ClusterError, child_path
 from fluxpool_operator.cluster.client import Body
-from fluxpool_operator.reconcile.world import DEPLOYMENT
+from fluxpool_operator.reconcile.child_cache import DEPLOYMENT
 from fluxpool_operator.workload import ChildSummary, summarize_child
 
 log = structlog.get_logger(__name__)
@@ -60,7 +60,7 @@ class _Refused:
     retry_at_seconds: float
 
 
-class ChildrenKeeper:
+class ServerSideApply:
     """The children of one pool."""
 
     def __init__(
@@ -80,7 +80,7 @@ class ChildrenKeeper:
         self._refused: _Refused | None = None
         self._repair_at = math.inf
 
-    def children_changed(self, observed: Mapping[str, ChildSummary]) -> None:
+    def on_children_changed(self, observed: Mapping[str, ChildSummary]) -> None:
         """The watch showed a change: what is gone is applied anew, and what was refused is tried at once."""
         for kind in self._applied.keys() - observed.keys():
             del self._applied[kind]
@@ -92,12 +92,12 @@ class ChildrenKeeper:
         retry_at = math.inf if self._refused is None else self._refused.retry_at_seconds
         return max(0.0, min(retry_at, self._repair_at) - self._clock())
 
-    async def keep(
-        self, children: Children, *, observed: Mapping[str, ChildSummary], unwanted: Mapping[str, str]
+    async def reconcile(
+        self, children: Children, *, observed: Mapping[str, ChildSummary], obsolete: Mapping[str, str]
     ) -> tuple[Body, ...]:
         """Apply what differs; returns the objects that were applied, in that order.
 
-        `observed` are the children as last seen, by kind; `unwanted` are the paths of children, by kind, that are not
+        `observed` are the children as last seen, by kind; `obsolete` are the paths of children, by kind, that are not
         to be there. Raises `ForeignChildError`, `ChildRefusedError` and `ClusterUnreachableError`; what was applied by
         then stays.
         """
@@ -105,7 +105,7 @@ class ChildrenKeeper:
         if last is not None and last.children == children and self._clock() < last.retry_at_seconds:
             raise last.error
         try:
-            applied = await self._keep(children, observed=observed, unwanted=unwanted)
+            applied = await self._reconcile(children, observed=observed, obsolete=obsolete)
         except (ForeignChildError, ChildRefusedError) as error:
             delay = min(LONGEST_RETRY_SECONDS, last.delay_seconds * 2) if last else FIRST_RETRY_SECONDS
             self._refused = _Refused(
@@ -115,8 +115,8 @@ class ChildrenKeeper:
         self._refused = None
         return applied
 
-    async def _keep(
-        self, children: Children, *, observed: Mapping[str, ChildSummary], unwanted: Mapping[str, str]
+    async def _reconcile(
+        self, children: Children, *, observed: Mapping[str, ChildSummary], obsolete: Mapping[str, str]
     ) -> tuple[Body, ...]:
         applied = []
         self._repair_at = math.inf
@@ -124,7 +124,7 @@ class ChildrenKeeper:
             kind = manifest["kind"]
             if await self._differs(manifest, observed=observed.get(kind)):
                 applied.append(await self._apply(kind, manifest))
-        for kind, path in unwanted.items():
+        for kind, path in obsolete.items():
             await self._remove(kind, path)
         return tuple(applied)
 
@@ -137,14 +137,14 @@ class ChildrenKeeper:
         if last.manifest != manifest:
             return True
         if observed is not None and _is_changed(last.stored, observed, manifest=manifest):
-            log.info("child_changed_by_others", kind=kind, path=path)
+            log.info("child_drifted", kind=kind, path=path)
             return self._may_repair(last)
         # The sweep notices a Deployment whose end the watch missed; nobody else looks for the other children.
         if self._clock() < last.look_at_seconds or (kind == DEPLOYMENT and observed is not None):
             return False
         found = await self._find_own(kind, path)
         if found is None or _is_changed(last.stored, summarize_child(found), manifest=manifest):
-            log.info("child_changed_by_others", kind=kind, path=path)
+            log.info("child_drifted", kind=kind, path=path)
             return True
         self._applied[kind] = replace(last, look_at_seconds=self._next_look())
         return False

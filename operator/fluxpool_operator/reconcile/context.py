@@ -11,8 +11,8 @@ from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.backlog import BacklogHub, TopicReport, observe_topics
 from fluxpool_operator.cluster import ClusterClient
 from fluxpool_operator.metrics import OperatorMetrics
+from fluxpool_operator.reconcile.child_cache import ChildCache
 from fluxpool_operator.reconcile.claims import GroupClaims
-from fluxpool_operator.reconcile.world import World
 from fluxpool_operator.settings import OperatorSettings
 
 
@@ -21,7 +21,7 @@ def _utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Services:
+class OperatorContext:
     """One of each for the process."""
 
     settings: OperatorSettings
@@ -29,7 +29,7 @@ class Services:
     hub: BacklogHub
     folder: Path
     """Private to this process; certificates of pools lie below it."""
-    world: World = field(default_factory=World)
+    cache: ChildCache = field(default_factory=ChildCache)
     claims: GroupClaims = field(default_factory=GroupClaims)
     metrics: OperatorMetrics = field(default_factory=OperatorMetrics)
     observe_topics: Callable[[KafkaConnection, KafkaSpec], Coroutine[None, None, TopicReport]] = observe_topics

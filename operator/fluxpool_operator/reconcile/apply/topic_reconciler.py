@@ -15,7 +15,7 @@ from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.assessment import PoolProblem
 from fluxpool_operator.backlog import TopicReport, manage_topics
-from fluxpool_operator.reconcile.services import Services
+from fluxpool_operator.reconcile.context import OperatorContext
 
 log = structlog.get_logger(__name__)
 
@@ -25,13 +25,13 @@ SETTLE_SECONDS: Final = 30.0
 """After topics were created: until their partitions have leaders and every broker knows them."""
 
 
-class TopicKeeper:
+class TopicReconciler:
     """The topics of one pool."""
 
-    def __init__(self, *, services: Services, wake: Callable[[], None]) -> None:
+    def __init__(self, *, context: OperatorContext, wake: Callable[[], None]) -> None:
         """`wake` is called when the topics were looked after."""
-        self._observe = services.observe_topics
-        self._clock = services.clock
+        self._observe = context.observe_topics
+        self._clock = context.clock
         self._wake = wake
         self._order: _Order | None = None
         """What was looked after last."""
@@ -49,7 +49,7 @@ class TopicKeeper:
         is_first = self._task is not None and self._order is None
         return is_first or self._clock() < self._settling_until
 
-    def keep(self, pool: FluxWorkerPool, connection: KafkaConnection | None) -> tuple[PoolProblem, ...]:
+    def reconcile(self, pool: FluxWorkerPool, connection: KafkaConnection | None) -> tuple[PoolProblem, ...]:
         """Look after the topics when the spec changed or the time has come; returns what stood in the way last.
 
         Topics of a pool that is paused, or does not want them managed, are looked at and nothing more.
@@ -110,6 +110,6 @@ def _report_of(task: asyncio.Task[TopicReport], order: _Order) -> TopicReport:
     error = None if task.cancelled() else task.exception()
     if error is None and not task.cancelled():
         return task.result()
-    log.warning("topics_not_looked_after", error=repr(error))
+    log.warning("topics_reconcile_failed", error=repr(error))
     problems = (f"topics could not be looked after: {error!r}",) if order.changes else ()
     return TopicReport(problems=problems, create_time=None)

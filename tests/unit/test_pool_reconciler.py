@@ -1,4 +1,4 @@
-"""A pool's turns: what they ask the API server for, what never stops scaling, and what is repaired."""
+"""How a pool is reconciled: the requests to the API server, what never stops scaling, and what is repaired."""
 
 import copy
 from pathlib import Path
@@ -10,8 +10,8 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.backlog import TopicReport
 from fluxpool_operator.cluster import ClusterError
-from fluxpool_operator.reconcile.apply import topic_keeper
-from fluxpool_operator.reconcile.world import Change
+from fluxpool_operator.reconcile.apply import topic_reconciler
+from fluxpool_operator.reconcile.child_cache import Change
 from kit.pool_bench import PoolBench
 from kit.pools import MINIMAL_SPEC, SASL_PLAIN, edited, pool_body
 from kit.waiting import wait_until
@@ -138,7 +138,7 @@ def _topics(monkeypatch: pytest.MonkeyPatch, report: TopicReport) -> list[KafkaS
         asked.append(kafka)
         return report
 
-    monkeypatch.setattr(topic_keeper, "manage_topics", manage_topics)
+    monkeypatch.setattr(topic_reconciler, "manage_topics", manage_topics)
     return asked
 
 
@@ -148,7 +148,7 @@ async def test_trouble_with_topic_administration_does_not_stop_scaling(
     _topics(monkeypatch, TopicReport(problems=("topic flux-dlq: grant ALTER",)))
     pool = bench(tmp_path, kafka__manageTopics=True, scaling__maxReplicas=3)
     pool.hub.pending = 5
-    await pool.turn(Change.SPEC)
+    await pool.reconcile(Change.SPEC)
     await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the topics' report")
     await pool.run(20)
     assert pool.replicas == 3
@@ -163,7 +163,7 @@ async def test_trouble_with_topic_administration_does_not_stop_the_fallback(
     fallback = {"policy": "Fallback", "replicas": 3}
     pool = bench(tmp_path, kafka__manageTopics=True, scaling__onLagUnavailable=fallback)
     pool.hub.pending = None
-    await pool.turn(Change.SPEC)
+    await pool.reconcile(Change.SPEC)
     await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the topics' report")
     await pool.run(120)
     assert pool.replicas == 3
@@ -182,9 +182,9 @@ async def test_a_paused_pool_changes_nothing(tmp_path: Path, monkeypatch: pytest
 async def test_topics_that_keep_the_producers_time_are_named_with_the_remedy(tmp_path: Path) -> None:
     pool = bench(tmp_path)
     pool.create_time = ("flux-generation-tasks", "flux-generation-retry-15s")
-    await pool.turn(Change.SPEC)
+    await pool.reconcile(Change.SPEC)
     await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the look at the topics")
-    await pool.turn()
+    await pool.reconcile()
     told = pool.condition("LogAppendTime")
     assert (told.status, told.reason) == ("False", "CreateTime")
     for words in ("topic flux-generation-tasks", "message.timestamp.type=LogAppendTime", "flux-generation-retry-15s"):
@@ -215,9 +215,9 @@ async def test_a_deleted_child_is_made_again_as_soon_as_the_watch_tells(
     pool = await _settled(tmp_path)
     path = f"{collection}/standard-worker"
     gone = pool.cluster.objects.pop(path)
-    pool.services.world.saw_child(kind, gone, is_deleted=True)
-    assert pool.woken == {Change.CHILD_GONE}
-    await pool.turn()
+    pool.context.cache.on_child(kind, gone, is_deleted=True)
+    assert pool.woken == {Change.CHILD_DELETED}
+    await pool.reconcile()
     assert path in pool.cluster.objects
 
 
@@ -225,7 +225,7 @@ async def test_a_changed_label_of_the_deployment_is_repaired_as_soon_as_the_watc
     pool = await _settled(tmp_path)
     path = pool.deployment_path
     label = "app.kubernetes.io/component"
-    pool.services.world.saw_child(
+    pool.context.cache.on_child(
         "Deployment", pool.cluster.put(path, {"metadata": {"labels": {label: "mine"}}}), is_deleted=False
     )
     await pool.run(5)
@@ -237,8 +237,8 @@ async def test_a_label_that_somebody_changes_again_and_again_is_repaired_at_a_pa
     before, began = len(pool.cluster.requests), pool.seconds
     for _ in range(100):
         strange = pool.cluster.put(pool.deployment_path, {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}})
-        pool.services.world.saw_child("Deployment", strange, is_deleted=False)
-        await pool.turn()
+        pool.context.cache.on_child("Deployment", strange, is_deleted=False)
+        await pool.reconcile()
         pool.seconds += 0.1
     assert pool.seconds - began < 11
     assert len(pool.cluster.requests) - before <= 3
@@ -247,18 +247,18 @@ async def test_a_label_that_somebody_changes_again_and_again_is_repaired_at_a_pa
 async def test_what_a_controller_writes_to_a_status_wakes_nobody(tmp_path: Path) -> None:
     pool = await _settled(tmp_path)
     budget = pool.cluster.put(f"{BUDGETS}/standard-worker", {"status": {"currentHealthy": 3}})
-    pool.services.world.saw_child("PodDisruptionBudget", budget, is_deleted=False)
+    pool.context.cache.on_child("PodDisruptionBudget", budget, is_deleted=False)
     assert pool.woken == set()
 
 
 async def test_a_late_word_of_an_earlier_state_is_no_change(tmp_path: Path) -> None:
     pool = bench(tmp_path)
-    await pool.turn(Change.SPEC)
+    await pool.reconcile(Change.SPEC)
     early = copy.deepcopy(pool.cluster.objects[pool.deployment_path])
     pool.hub.pending = 5
     await pool.run(20)
     writes = len(pool.cluster.writes())
-    pool.services.world.saw_child("Deployment", early, is_deleted=False)
+    pool.context.cache.on_child("Deployment", early, is_deleted=False)
     await pool.run(20)
     assert (pool.replicas, len(pool.cluster.writes())) == (6, writes)
 
@@ -268,6 +268,6 @@ async def test_a_copy_of_the_deployment_under_another_name_is_not_taken_for_the_
     copied = copy.deepcopy(pool.cluster.objects[pool.deployment_path])
     copied["metadata"] |= {"name": "mine", "uid": "copied", "resourceVersion": "9999"}
     copied["spec"]["replicas"] = 5
-    pool.services.world.saw_child("Deployment", copied, is_deleted=False)
-    deployment = pool.services.world.deployment(pool.key)
+    pool.context.cache.on_child("Deployment", copied, is_deleted=False)
+    deployment = pool.context.cache.deployment(pool.key)
     assert (pool.woken, deployment and deployment.spec_replicas) == (set(), 0)
