@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
@@ -20,6 +21,12 @@ from kit.tiny import tiny_checkpoint
 
 __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
 
+
+# Machines are shared: how long an example takes says nothing about the code.
+settings.register_profile(
+    "shared-machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("shared-machine")
 
 # Kernels run on the CPU by Triton's own interpreter; Triton decides so when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
