@@ -1,7 +1,7 @@
 """The custom resource definition, generated from the models.
 
 `python -m fluxpool_operator.crd FOLDER` writes it, `--check` compares and exits 1 when it differs.
-Owns the translation of pydantic's JSON Schema into the structural schemas of Kubernetes; must not know any field.
+Owns the translation of pydantic's JSON Schema into the structural schemas of Kubernetes; must not know a field by name.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ _DROPPED: Final = frozenset({"title", "$defs", "additionalProperties"})
 
 _READY: Final = '.status.conditions[?(@.type=="Ready")]'
 _COLUMNS: Final = (
-    ("Ready", "string", f"{_READY}.status", "Whether the pool does what it should.", 0),
-    ("Desired", "integer", ".status.desiredReplicas", "Pods that there should be.", 0),
-    ("Pods", "integer", ".status.readyReplicas", "Pods that can work.", 0),
+    ("Ready", "string", f"{_READY}.status", "Status of the Ready condition.", 0),
+    ("Desired", "integer", ".status.desiredReplicas", "Desired number of pods.", 0),
+    ("Pods", "integer", ".status.readyReplicas", "Number of ready pods.", 0),
     ("Lag", "integer", ".status.lag", "Tasks that wait.", 0),
     ("Oldest", "integer", ".status.oldestAgeSeconds", "Age of the oldest task that waits, in seconds.", 0),
-    ("Age", "date", ".metadata.creationTimestamp", "Since the pool was made.", 0),
-    ("Mode", "string", ".spec.scaling.mode", "Who decides the number of workers.", 1),
-    ("Min", "integer", ".spec.scaling.minReplicas", "Workers kept without any work.", 1),
-    ("Max", "integer", ".spec.scaling.maxReplicas", "The most workers.", 1),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since the pool was created.", 0),
+    ("Mode", "string", ".spec.scaling.mode", "What sets the number of workers.", 1),
+    ("Min", "integer", ".spec.scaling.minReplicas", "Minimum number of workers.", 1),
+    ("Max", "integer", ".spec.scaling.maxReplicas", "Maximum number of workers.", 1),
     ("InFlight", "integer", ".status.inFlight", "Tasks that workers have taken.", 1),
-    ("Limit", "string", ".status.plan.constraint", "What decided the number of workers.", 1),
+    ("Limit", "string", ".status.plan.constraint", "Constraint that determined the number of workers.", 1),
     ("Group", "string", ".spec.kafka.consumerGroup", "Consumer group of the first lane.", 1),
-    ("Message", "string", f"{_READY}.message", "Why the pool is ready or not.", 1),
+    ("Message", "string", f"{_READY}.message", "Message of the Ready condition.", 1),
 )
 _SELECTABLE: Final = (".spec.kafka.consumerGroup", ".spec.model.id", ".spec.paused", ".spec.scaling.mode")
 
@@ -55,7 +55,7 @@ def open_api_schema() -> dict[str, Any]:
 
 
 def custom_resource_definition() -> dict[str, Any]:
-    """The whole definition; equal models give equal definitions."""
+    """The complete definition; equal models give equal definitions."""
     schema = open_api_schema()
     version = {
         "name": VERSION,
@@ -97,7 +97,7 @@ def custom_resource_definition() -> dict[str, Any]:
 
 
 def schema_hash(schema: Mapping[str, Any]) -> str:
-    """Short name of a schema's content, whatever the order of its keys."""
+    """Hash of a schema's content, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(schema, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -139,7 +139,7 @@ def _structural(node: Mapping[str, Any], *, definitions: Mapping[str, Any], path
 
 
 def _merged(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """The node with references resolved and `anyOf: [X, null]` read as X; what is said at the field itself wins."""
+    """The node with references resolved and `anyOf: [X, null]` read as X; keywords at the field itself win."""
     if "$ref" in node:
         inner = _merged(definitions[node["$ref"].removeprefix("#/$defs/")], definitions)
     elif "anyOf" in node and "x-kubernetes-int-or-string" not in node:

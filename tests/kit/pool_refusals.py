@@ -33,12 +33,12 @@ RULE_REFUSALS: Final = (
     Refusal(
         name="a name too long for pods",
         edits={".metadata.name": "p" * 40},
-        message="metadata.name: names of pods are made from it; use at most 39 characters and no dot",
+        message="metadata.name: is part of pod names; use at most 39 characters and no dot",
     ),
     Refusal(
         name="a name with a dot",
         edits={".metadata.name": "flux.eu"},
-        message="metadata.name: names of pods are made from it; use at most 39 characters and no dot",
+        message="metadata.name: is part of pod names; use at most 39 characters and no dot",
     ),
     Refusal(
         name="replicas of an active pool",
@@ -63,25 +63,25 @@ RULE_REFUSALS: Final = (
         name="another group",
         before={},
         edits={"kafka.consumerGroup": "other"},
-        message="consumerGroup: cannot change, its offsets would be lost; make another pool instead",
+        message="consumerGroup: is immutable, its offsets would be lost; create another pool instead",
     ),
     Refusal(
         name="another topic in a lane",
         before=_lanes(("standard", "a", None)),
         edits=_lanes(("standard", "b", None)),
-        message="topic: cannot change, its offsets belong to the group; add another lane instead",
+        message="topic: is immutable, the committed offsets belong to it; add another lane instead",
     ),
     Refusal(
         name="another group of a lane",
         before=_lanes(("standard", "a", None), ("vip", "b", "x")),
         edits=_lanes(("standard", "a", None), ("vip", "b", "y")),
-        message="consumerGroup: of a lane cannot change, its offsets would be lost; add another lane instead",
+        message="consumerGroup: is immutable, its offsets would be lost; add another lane instead",
     ),
     Refusal(
         name="a group given to a lane later",
         before=_lanes(("standard", "a", None), ("vip", "b", None)),
         edits=_lanes(("standard", "a", None), ("vip", "b", "y")),
-        message="consumerGroup: of a lane cannot change, its offsets would be lost; add another lane instead",
+        message="consumerGroup: is immutable, its offsets would be lost; add another lane instead",
     ),
     Refusal(
         name="another first lane",
@@ -92,32 +92,32 @@ RULE_REFUSALS: Final = (
     Refusal(
         name="two lanes of one topic",
         edits=_lanes(("a", "t", None), ("b", "t", None)),
-        message="lanes: every lane needs a topic of its own, or each task would be done twice",
+        message="lanes: every lane needs its own topic, or each task would be processed twice",
     ),
     Refusal(
         name="two lanes of one group",
         edits=_lanes(("a", "t", None), ("b", "u", None), ("c", "v", "flux-worker-group-b")),
-        message="lanes: every lane needs a consumer group of its own; change one of the consumerGroup fields",
+        message="lanes: every lane needs its own consumer group; change one of the consumerGroup fields",
     ),
     Refusal(
         name="a lane of the results",
         edits=_lanes(("a", "flux-generation-results", None)),
-        message="lanes: a topic that workers write to cannot be a lane; choose another topic",
+        message="lanes: a topic that workers produce to cannot be a lane; choose another topic",
     ),
     Refusal(
         name="a lane of a retry topic",
         edits=_lanes(("a", "flux-generation-retry-2m", None)),
-        message="lanes: a topic that workers write to cannot be a lane; choose another topic",
+        message="lanes: a topic that workers produce to cannot be a lane; choose another topic",
     ),
     Refusal(
         name="results and dead letters in one topic",
         edits={"kafka.topics": {"results": "all", "deadLetters": "all"}},
-        message="topics: every topic needs a name of its own, or records of one are taken for those of another",
+        message="topics: every topic needs its own name, or records of one are read as those of another",
     ),
     Refusal(
         name="retries in the control topic",
         edits={"kafka.topics": {"retry": ["again-2m", "flux-generation-control"]}},
-        message="topics: every topic needs a name of its own, or records of one are taken for those of another",
+        message="topics: every topic needs its own name, or records of one are read as those of another",
     ),
     Refusal(
         name="a mechanism without SASL",
@@ -160,12 +160,12 @@ RULE_REFUSALS: Final = (
     Refusal(
         name="a scope nobody is asked for",
         edits={"kafka.security": OAUTH_TOKEN, "kafka.security.oauth.scope": "kafka"},
-        message="scope: is sent to a tokenEndpoint; give one or remove scope",
+        message="scope: requires tokenEndpoint; set tokenEndpoint or remove scope",
     ),
     Refusal(
         name="authorities of an endpoint nobody asks",
         edits={"kafka.security": OAUTH_TOKEN, "kafka.security.oauth.caSecretRef": {"name": "ca"}},
-        message="caSecretRef: is for a tokenEndpoint; give one or remove caSecretRef",
+        message="caSecretRef: requires tokenEndpoint; set tokenEndpoint or remove caSecretRef",
     ),
     Refusal(
         name="authorities without TLS",
@@ -181,7 +181,7 @@ RULE_REFUSALS: Final = (
     Refusal(
         name="a minimum above the maximum",
         edits={"scaling.minReplicas": 7},
-        message="minReplicas: must not be above maxReplicas; lower the one or raise the other",
+        message="minReplicas: must not exceed maxReplicas; lower minReplicas or raise maxReplicas",
     ),
     Refusal(
         name="a fallback without a number",
@@ -191,23 +191,23 @@ RULE_REFUSALS: Final = (
     Refusal(
         name="a fallback above the maximum",
         edits={"scaling.onLagUnavailable": {"policy": "Fallback", "replicas": 7}},
-        message="onLagUnavailable.replicas: must not be above maxReplicas; lower the one or raise the other",
+        message="onLagUnavailable.replicas: must not exceed maxReplicas; lower it or raise maxReplicas",
     ),
     Refusal(
         name="readings that are always stale",
         edits={"scaling.pollIntervalSeconds": 16},
         message="onLagUnavailable.staleAfterSeconds: must be at least twice pollIntervalSeconds,"
-        " or one late reading makes the backlog stale",
+        " or one late reading makes the lag stale",
     ),
     Refusal(
         name="no cache",
         edits={"model.cache": {}},
-        message="cache: give exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
+        message="cache: set exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
     ),
     Refusal(
         name="two caches",
         edits={"model.cache": {"emptyDir": {}, "image": {"reference": "flux:1"}}},
-        message="cache: give exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
+        message="cache: set exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
     ),
     Refusal(
         name="a relative folder of the node",
@@ -272,23 +272,22 @@ RULE_REFUSALS: Final = (
     Refusal(
         name="the GPU asked for twice",
         edits={"worker.resources": {"limits": {"nvidia.com/gpu": 1}}},
-        message="resources: the GPU is asked for by gpu.resourceName and gpu.count; remove it here",
+        message="resources: gpu.resourceName and gpu.count request the GPU; remove it here",
     ),
     Refusal(
         name="a label of the operator's",
         edits={"worker.podLabels": {"fluxpool.dev/pool": "other"}},
-        message="podLabels: labels that begin with app.kubernetes.io/ or fluxpool.dev/ are the operator's;"
-        " choose others",
+        message="podLabels: labels that begin with app.kubernetes.io/ or fluxpool.dev/ are reserved; choose others",
     ),
     Refusal(
         name="an annotation of the operator's",
         edits={"worker.podAnnotations": {"fluxpool.dev/secrets-checksum": "x"}},
-        message="podAnnotations: annotations that begin with fluxpool.dev/ are the operator's; choose others",
+        message="podAnnotations: annotations that begin with fluxpool.dev/ are reserved; choose others",
     ),
     Refusal(
         name="annotations of somebody else's account",
         edits={"worker.serviceAccountName": "mine", "worker.serviceAccountAnnotations": {"a": "b"}},
-        message="serviceAccountAnnotations: are for the account that is made; annotate the one you named yourself",
+        message="serviceAccountAnnotations: cannot be used with serviceAccountName; annotate that account instead",
     ),
 )
 """At least one for every rule."""

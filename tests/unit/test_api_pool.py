@@ -74,6 +74,23 @@ def test_fields_of_a_newer_definition_do_not_stop_an_older_operator() -> None:
     assert FluxWorkerPool.parse(body) == FluxWorkerPool.parse(pool_body())
 
 
+def test_a_status_of_another_version_leaves_the_pool_readable() -> None:
+    """Conditions and plans with unknown words are dropped, the others kept."""
+    known = {"status": "True", "message": "m", "lastTransitionTime": "2026-05-04T12:00:00Z"}
+    status = {
+        "lag": 3,
+        "conditions": [
+            known | {"type": "Ready", "reason": "Ready"},
+            known | {"type": "OffsetsKept", "reason": "OffsetsStay"},
+            known | {"type": "OffsetsRetained", "reason": "OffsetsStay"},
+        ],
+        "plan": {"need": 1, "replicas": 1, "constraint": "novel", "reason": "r"},
+    }
+    parsed = FluxWorkerPool.parse(edited(pool_body(), {".status": status})).status
+    assert [condition.type for condition in parsed.conditions] == ["Ready"]
+    assert (parsed.lag, parsed.plan) == (3, None)
+
+
 def test_a_quantity_is_a_number_or_a_text() -> None:
     for quantity in (0, 2, "2Gi", "1.5", "500m", "1e9"):
         FluxWorkerPool.parse(edited(pool_body(), {"worker.sharedMemorySize": quantity}))

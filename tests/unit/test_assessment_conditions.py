@@ -357,12 +357,12 @@ def asleep(since: timedelta, *, pods: tuple[Any, ...] = (), **lane_fields: Any) 
     ("seen", "status", "reason"),
     [
         (asleep(timedelta(days=5)), FALSE, Reason.OFFSETS_MAY_EXPIRE),
-        (asleep(timedelta(days=4, hours=23)), TRUE, Reason.OFFSETS_STAY),
-        (asleep(timedelta(days=5), is_foreign=False), TRUE, Reason.OFFSETS_STAY),
-        (asleep(timedelta(days=5), member_count=1), TRUE, Reason.OFFSETS_STAY),
-        (asleep(timedelta(days=5), pods=(pod("a", PodStage.TERMINATING),)), TRUE, Reason.OFFSETS_STAY),
-        (replace(asleep(timedelta(days=5)), deployment=deployment(1, ready=0)), TRUE, Reason.OFFSETS_STAY),
-        (view(0, deployment=None, pods=(), lanes=(lane(is_foreign=True, member_count=0),)), TRUE, Reason.OFFSETS_STAY),
+        (asleep(timedelta(days=4, hours=23)), TRUE, Reason.OFFSETS_SAFE),
+        (asleep(timedelta(days=5), is_foreign=False), TRUE, Reason.OFFSETS_SAFE),
+        (asleep(timedelta(days=5), member_count=1), TRUE, Reason.OFFSETS_SAFE),
+        (asleep(timedelta(days=5), pods=(pod("a", PodStage.TERMINATING),)), TRUE, Reason.OFFSETS_SAFE),
+        (replace(asleep(timedelta(days=5)), deployment=deployment(1, ready=0)), TRUE, Reason.OFFSETS_SAFE),
+        (view(0, deployment=None, pods=(), lanes=(lane(is_foreign=True, member_count=0),)), TRUE, Reason.OFFSETS_SAFE),
         (
             view(
                 0,
@@ -374,14 +374,14 @@ def asleep(since: timedelta, *, pods: tuple[Any, ...] = (), **lane_fields: Any) 
             FALSE,
             Reason.OFFSETS_MAY_EXPIRE,
         ),
-        (asleep(timedelta(days=5), partitions=0, age_seconds=math.inf), TRUE, Reason.OFFSETS_STAY),
+        (asleep(timedelta(days=5), partitions=0, age_seconds=math.inf), TRUE, Reason.OFFSETS_SAFE),
         (view(0, lanes=(lane(partitions=0, age_seconds=math.inf),)), UNKNOWN, Reason.LAG_UNAVAILABLE),
     ],
 )
 def test_offsets_of_another_client_are_warned_of_before_a_sleeping_pool_loses_them(
     seen: PoolView, status: ConditionStatus, reason: Reason
 ) -> None:
-    condition = said(seen, ConditionType.OFFSETS_KEPT)
+    condition = said(seen, ConditionType.OFFSETS_RETAINED)
     assert (condition.status, condition.reason) == (status, reason)
     if status is FALSE:
         assert "group-standard (lane standard) were" in condition.message

@@ -1,4 +1,4 @@
-"""Conditions of a pool: their types and reasons, and how a list of them changes."""
+"""Condition types and reasons of a pool, and the update of a list of conditions."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -10,32 +10,32 @@ from pydantic import Field, WithJsonSchema
 from fluxpool_operator.api.schema import ApiModel
 
 MAX_MESSAGE_CHARACTERS: Final = 4096
-"""Of a condition; Kubernetes itself allows 32768, which nobody reads."""
+"""Limit of a condition's message; Kubernetes allows 32768, too long to read."""
 
 
 class ConditionType(StrEnum):
-    """What can be said about a pool."""
+    """Types of a pool's conditions."""
 
     READY = "Ready"
-    """The pool does what it should: its spec is valid, its children exist and as many pods are ready as planned."""
+    """The spec is valid, the children exist and as many pods are ready as desired."""
     SCALING_ACTIVE = "ScalingActive"
-    """The plan decides the number of workers."""
+    """The scaling plan sets the number of workers."""
     SCALING_LIMITED = "ScalingLimited"
-    """The work asks for more workers than there may or can be."""
+    """The lag requires more workers than a limit allows."""
     LAG_AVAILABLE = "LagAvailable"
-    """The backlog is known and fresh."""
+    """The lag of every lane was read recently."""
     TOPICS_READY = "TopicsReady"
-    """The lanes' topics exist, with partitions for as many workers as there may be."""
+    """The lanes' topics exist and have at least maxReplicas partitions together."""
     TASKS_EXPIRED = "TasksExpired"
-    """Tasks were deleted by the topic's retention before a worker took them."""
-    OFFSETS_KEPT = "OffsetsKept"
-    """The brokers keep what the groups have committed for as long as the pool may sleep."""
+    """Topic retention deleted tasks before a worker consumed them."""
+    OFFSETS_RETAINED = "OffsetsRetained"
+    """The brokers retain the committed offsets while the pool is scaled to zero."""
     LOG_APPEND_TIME = "LogAppendTime"
-    """Records of tasks carry the brokers' time, so that no producer's clock makes retention delete one too early."""
+    """Tasks carry the broker's timestamp, so that a wrong producer clock cannot make retention delete them early."""
 
 
 class ConditionStatus(StrEnum):
-    """Whether a condition holds."""
+    """Status of a condition."""
 
     TRUE = "True"
     FALSE = "False"
@@ -43,7 +43,7 @@ class ConditionStatus(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why something is so; conditions, events and metrics use the same words."""
+    """Reasons of conditions, events and metrics."""
 
     ACTIVATED = "Activated"
     ADDRESS_NOT_ALLOWED = "AddressNotAllowed"
@@ -66,7 +66,7 @@ class Reason(StrEnum):
     MODEL_LOAD_FAILED = "ModelLoadFailed"
     NO_OFFSETS_EXPIRED = "NoOffsetsExpired"
     OFFSETS_MAY_EXPIRE = "OffsetsMayExpire"
-    OFFSETS_STAY = "OffsetsStay"
+    OFFSETS_SAFE = "OffsetsSafe"
     PARTITIONS_FEWER_THAN_REPLICAS = "PartitionsFewerThanReplicas"
     PARTITION_LIMIT = "PartitionLimit"
     PAUSED = "Paused"
@@ -99,22 +99,22 @@ class Reason(StrEnum):
 
 
 class Condition(ApiModel):
-    """One statement about the pool."""
+    """Condition of the pool."""
 
-    # Plain text in the definition: one that is older than the operator must not refuse a new word.
+    # A plain string in the definition: an older definition must accept the values of a newer operator.
     type: Annotated[ConditionType, WithJsonSchema({"type": "string", "maxLength": 316})]
-    """What is said: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired, OffsetsKept or
-    LogAppendTime."""
+    """Type of condition: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired, OffsetsRetained
+    or LogAppendTime."""
     status: ConditionStatus
-    """Whether it holds."""
+    """Status of the condition, one of True, False, Unknown."""
     reason: Annotated[Reason, WithJsonSchema({"type": "string", "maxLength": 1024})]
-    """Why, in one word for programs."""
+    """Reason for the condition's last transition, in CamelCase."""
     message: Annotated[str, Field(max_length=MAX_MESSAGE_CHARACTERS)]
-    """Why, in sentences for people."""
+    """Human-readable message: cause and remedy."""
     last_transition_time: datetime
-    """When status last changed."""
+    """Last time the condition transitioned from one status to another."""
     observed_generation: int | None = None
-    """The generation of the pool that this is about."""
+    """Generation of the pool that the condition was set upon."""
 
 
 def with_condition(
@@ -127,14 +127,14 @@ def with_condition(
     observed_generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
-    """The conditions with one of them said anew, in the order of `ConditionType`.
+    """The conditions with one of them set, in the order of `ConditionType`.
 
-    The time of transition, in whole seconds, moves only when `status` does. A message that is too long is cut.
+    The transition time, in whole seconds, changes only with `status`. A message that is too long is truncated.
     """
     known = {condition.type: condition for condition in conditions}
     before, message = known.get(type), message[:MAX_MESSAGE_CHARACTERS]
-    said = (status, reason, message, observed_generation)
-    if before is None or (before.status, before.reason, before.message, before.observed_generation) != said:
+    new = (status, reason, message, observed_generation)
+    if before is None or (before.status, before.reason, before.message, before.observed_generation) != new:
         known[type] = Condition(
             type=type,
             status=status,
@@ -145,4 +145,4 @@ def with_condition(
             else now.replace(microsecond=0),
             observed_generation=observed_generation,
         )
-    return tuple(known[each] for each in ConditionType if each in known)
+    return tuple(known[type_] for type_ in ConditionType if type_ in known)

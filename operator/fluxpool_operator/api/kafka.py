@@ -32,30 +32,31 @@ _SHARED_TOPICS: Final = "([self.results, self.progress, self.control, self.deadL
 
 
 class ServiceAccountToken(ApiModel):
-    """The token of the pod's own service account, renewed by Kubernetes."""
+    """Service account token projected into the pod and rotated by Kubernetes."""
 
     audience: Annotated[str, Field(min_length=1, max_length=253)]
-    """Whom the token is for, as the brokers check it."""
+    """Audience of the token, as the brokers expect it."""
     expiration_seconds: Annotated[int, Field(ge=600, le=86_400)] = 3600
-    """How long one token is valid."""
+    """Requested duration of validity of the token."""
 
 
 class OauthSpec(ApiModel):
-    """How tokens for OAUTHBEARER are had: from an OAuth server, or from Kubernetes itself."""
+    """Source of OAUTHBEARER tokens: an OAuth server or a Kubernetes service account."""
 
     token_endpoint: HttpUrl | None = None
-    """Address of the OAuth server's token endpoint (client-credentials grant)."""
+    """URL of the OAuth token endpoint (client-credentials grant)."""
     client_secret_ref: ClientSecretRef | None = None
-    """The client's id and secret for that endpoint."""
+    """Secret with the OAuth client ID and client secret."""
     scope: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """Scope to ask for."""
+    """OAuth scope requested from tokenEndpoint."""
     ca_secret_ref: CaSecretRef | None = None
-    """The authorities to trust for that endpoint, beside the system's; those of security.caSecretRef when absent."""
+    """Secret with the CA certificates trusted for tokenEndpoint, in addition to the system's. Defaults to
+    security.caSecretRef."""
     encode_credentials: bool = True
-    """Form-encode the client's id and secret, as RFC 6749 section 2.3.1 demands; false for servers that take them as
-    they are."""
+    """Form-encode the client ID and secret as RFC 6749 section 2.3.1 requires. Set to false for servers that expect
+    them unencoded."""
     service_account_token: ServiceAccountToken | None = None
-    """Use a token of the pod's service account instead."""
+    """Service account token used instead of an OAuth server."""
 
     rules: ClassVar = (
         Rule(
@@ -65,32 +66,32 @@ class OauthSpec(ApiModel):
         ),
         Rule(
             "!has(self.scope) || has(self.tokenEndpoint)",
-            "scope: is sent to a tokenEndpoint; give one or remove scope",
+            "scope: requires tokenEndpoint; set tokenEndpoint or remove scope",
             ".scope",
         ),
         Rule(
             "!has(self.caSecretRef) || has(self.tokenEndpoint)",
-            "caSecretRef: is for a tokenEndpoint; give one or remove caSecretRef",
+            "caSecretRef: requires tokenEndpoint; set tokenEndpoint or remove caSecretRef",
             ".caSecretRef",
         ),
     )
 
 
 class SecuritySpec(ApiModel):
-    """How connections to Kafka are encrypted and who the worker is there."""
+    """Encryption and authentication of Kafka connections."""
 
     protocol: SecurityProtocol = SecurityProtocol.PLAINTEXT
-    """Kafka's security.protocol."""
+    """Kafka security.protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
     sasl_mechanism: SaslMechanism | None = None
-    """How the worker proves who it is; required with the SASL protocols."""
+    """Kafka sasl.mechanism: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER. Required with the SASL protocols."""
     credentials_secret_ref: CredentialsSecretRef | None = None
-    """User name and password for PLAIN and SCRAM."""
+    """Secret with the user name and password for PLAIN and SCRAM."""
     oauth: OauthSpec | None = None
-    """Where tokens for OAUTHBEARER come from."""
+    """OAUTHBEARER configuration."""
     ca_secret_ref: CaSecretRef | None = None
-    """The authorities to trust; those of the worker's image when absent."""
+    """Secret with the CA certificates trusted for the brokers. Defaults to those of the worker image."""
     client_certificate_secret_ref: CertificateSecretRef | None = None
-    """The worker's own certificate, for mutual TLS."""
+    """Secret with the client certificate for mutual TLS authentication."""
 
     rules: ClassVar = (
         Rule(
@@ -117,88 +118,90 @@ class SecuritySpec(ApiModel):
 
 
 class LaneSpec(ApiModel):
-    """One topic that the pool serves, in a consumer group of its own."""
+    """Topic that the pool consumes, with its own consumer group."""
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
-    """What the lane is called in status, metrics and the name of its group."""
+    """Name of the lane in the status, in metrics and in the default name of its consumer group."""
     topic: Annotated[
         TopicField,
-        Rule("self == oldSelf", "topic: cannot change, its offsets belong to the group; add another lane instead"),
+        Rule("self == oldSelf", "topic: is immutable, the committed offsets belong to it; add another lane instead"),
     ]
-    """The topic with the tasks."""
+    """Topic with the tasks. Immutable."""
     consumer_group: GroupField | None = None
-    """Its group; when absent kafka.consumerGroup for the first lane, and the same with -NAME for every other."""
+    """Consumer group of the lane. Defaults to kafka.consumerGroup for the first lane, kafka.consumerGroup-NAME for the
+    others. Immutable."""
     preference: Annotated[int, Field(ge=0, le=100)] = 0
-    """Lanes with a higher one are served first; the others keep a share."""
+    """Priority of the lane. Lanes with a higher preference are served first; the others keep a share."""
 
     rules: ClassVar = (
         Rule(
             "has(self.consumerGroup) == has(oldSelf.consumerGroup)"
             " && (!has(self.consumerGroup) || self.consumerGroup == oldSelf.consumerGroup)",
-            "consumerGroup: of a lane cannot change, its offsets would be lost; add another lane instead",
+            "consumerGroup: is immutable, its offsets would be lost; add another lane instead",
             ".consumerGroup",
         ),
     )
 
 
 class TopicsSpec(ApiModel):
-    """Names of the topics that every lane shares."""
+    """Names of the topics shared by all lanes."""
 
     results: TopicField = _NAMES.results
-    """Where every task gets its one answer."""
+    """Results topic: one result for each task."""
     progress: TopicField = _NAMES.progress
-    """Where the steps of running tasks are told."""
+    """Progress topic: steps of running tasks."""
     retry: Annotated[tuple[TopicField, ...], Field(min_length=1, max_length=8, json_schema_extra=SET)] = _NAMES.retry
-    """Where tasks wait for their next attempt, shortest delay first."""
+    """Retry topics, one for each delay, shortest first."""
     control: TopicField = _NAMES.control
-    """Where tasks are cancelled."""
+    """Control topic: cancellations of tasks."""
     dead_letters: TopicField = _NAMES.dead_letters
-    """Where tasks go that cannot be done."""
+    """Dead-letter topic."""
 
     rules: ClassVar = (
         Rule(
             f"{_SHARED_TOPICS}.all(topic, {_SHARED_TOPICS}.exists_one(other, other == topic))",
-            "topics: every topic needs a name of its own, or records of one are taken for those of another",
+            "topics: every topic needs its own name, or records of one are read as those of another",
         ),
     )
 
 
 class TopicLayoutSpec(ApiModel):
-    """How topics are created when manageTopics is true; existing ones only ever get more partitions."""
+    """Partitions and replication factor of managed topics. Partitions of existing topics are only ever added."""
 
     task_partitions: Annotated[int, Field(ge=1, le=10_000)] = 6
-    """Of each lane's topic; a little above the most workers expected, because a worker without a partition idles."""
+    """Number of partitions of each lane's topic. A worker without a partition is idle: use slightly more than the
+    expected maximum of workers."""
     event_partitions: Annotated[int, Field(ge=1, le=10_000)] = 3
-    """Of the topics for results, progress, retries and dead letters."""
+    """Number of partitions of the results, progress, retry and dead-letter topics."""
     replication_factor: Annotated[int, Field(ge=1, le=32)] = 3
-    """On how many brokers each topic lies."""
+    """Replication factor of created topics."""
 
 
 class KafkaSpec(ApiModel):
-    """Where the tasks come from and the answers go."""
+    """Kafka cluster, consumer groups and topics of a pool."""
 
     bootstrap_servers: Annotated[tuple[BootstrapServer, ...], Field(min_length=1, max_length=32, json_schema_extra=SET)]
-    """Addresses of some brokers, host:port; the others are found through them."""
+    """Bootstrap servers of the Kafka cluster, host:port."""
     security: SecuritySpec = SecuritySpec()
-    """Encryption and credentials."""
+    """Encryption and authentication of Kafka connections."""
     consumer_group: Annotated[
         GroupField,
-        Rule("self == oldSelf", "consumerGroup: cannot change, its offsets would be lost; make another pool instead"),
+        Rule("self == oldSelf", "consumerGroup: is immutable, its offsets would be lost; create another pool instead"),
     ] = DEFAULT_CONSUMER_GROUP
-    """Group of the first lane; every further lane has a group of this name with -NAME. Cannot change."""
+    """Consumer group of the first lane, and prefix of the consumer groups of the other lanes. Immutable."""
     lanes: Annotated[tuple[LaneSpec, ...], Field(min_length=1, max_length=8, json_schema_extra=map_by("name"))] = (
         LaneSpec(name=STANDARD_LANE.name, topic=STANDARD_LANE.topic),
     )
-    """The topics that the pool serves. The first lane keeps its place."""
+    """Lanes: topics that the pool consumes. The first lane cannot be moved or removed."""
     topics: TopicsSpec = TopicsSpec()
-    """Names of the other topics."""
+    """Names of the topics shared by all lanes."""
     manage_topics: bool = False
-    """Create the topics that are missing, add partitions to those that have fewer than topicLayout says, and set
+    """Whether the operator creates missing topics, adds partitions up to topicLayout, and sets
     message.timestamp.type=LogAppendTime."""
     topic_layout: TopicLayoutSpec = TopicLayoutSpec()
-    """How topics are created when manageTopics is true."""
+    """Partitions and replication factor of the topics when manageTopics is true."""
     offset_retention_days: Annotated[int, Field(ge=1, le=3650)] = 365
-    """How long Kafka keeps the offsets of a pool that sleeps at zero."""
+    """How long the committed offsets of a pool that is scaled to zero are retained."""
 
     rules: ClassVar = (
         Rule(
@@ -208,18 +211,18 @@ class KafkaSpec(ApiModel):
         ),
         Rule(
             "self.lanes.all(lane, self.lanes.exists_one(other, other.topic == lane.topic))",
-            "lanes: every lane needs a topic of its own, or each task would be done twice",
+            "lanes: every lane needs its own topic, or each task would be processed twice",
             ".lanes",
         ),
         Rule(
             f"{_GROUP_OF}.all(group, {_GROUP_OF}.exists_one(other, other == group))",
-            "lanes: every lane needs a consumer group of its own; change one of the consumerGroup fields",
+            "lanes: every lane needs its own consumer group; change one of the consumerGroup fields",
             ".lanes",
         ),
         Rule(
             "!self.lanes.exists(lane, lane.topic in [self.topics.results, self.topics.progress, self.topics.control,"
             " self.topics.deadLetters] || lane.topic in self.topics.retry)",
-            "lanes: a topic that workers write to cannot be a lane; choose another topic",
+            "lanes: a topic that workers produce to cannot be a lane; choose another topic",
             ".lanes",
         ),
     )

@@ -1,6 +1,6 @@
-"""The parts of Kubernetes' own pod API that a pool passes on, fully typed so that a misspelt field is told.
+"""Parts of the Kubernetes pod API that a pool copies into its pod template, typed so that unknown fields are rejected.
 
-Owns their fields as far as a worker pod has a use for them; values go through unchanged.
+Owns the fields that a worker pod can use; values are copied unchanged. Descriptions are those of Kubernetes, shortened.
 """
 
 from enum import StrEnum
@@ -23,7 +23,7 @@ from fluxpool_operator.api.schema import (
 
 
 class SelectorOperator(StrEnum):
-    """How a label is compared."""
+    """Operators of a label selector requirement."""
 
     IN = "In"
     NOT_IN = "NotIn"
@@ -32,7 +32,7 @@ class SelectorOperator(StrEnum):
 
 
 class NodeSelectorOperator(StrEnum):
-    """How a label of a node is compared."""
+    """Operators of a node selector requirement."""
 
     IN = "In"
     NOT_IN = "NotIn"
@@ -43,14 +43,14 @@ class NodeSelectorOperator(StrEnum):
 
 
 class TolerationOperator(StrEnum):
-    """How the value of a taint is compared."""
+    """Operators of a toleration."""
 
     EQUAL = "Equal"
     EXISTS = "Exists"
 
 
 class TaintEffect(StrEnum):
-    """What a taint does to pods that do not tolerate it."""
+    """Effect of a taint on pods that do not tolerate it."""
 
     NO_SCHEDULE = "NoSchedule"
     PREFER_NO_SCHEDULE = "PreferNoSchedule"
@@ -58,21 +58,21 @@ class TaintEffect(StrEnum):
 
 
 class UnsatisfiableAction(StrEnum):
-    """What happens to a pod that would break a spread."""
+    """How to deal with a pod that does not satisfy a spread constraint."""
 
     DO_NOT_SCHEDULE = "DoNotSchedule"
     SCHEDULE_ANYWAY = "ScheduleAnyway"
 
 
 class NodeInclusion(StrEnum):
-    """Whether a spread respects something about nodes."""
+    """Whether a spread constraint honors the node affinity or the node taints."""
 
     HONOR = "Honor"
     IGNORE = "Ignore"
 
 
 class PullPolicy(StrEnum):
-    """When an image is pulled."""
+    """Image pull policy."""
 
     ALWAYS = "Always"
     IF_NOT_PRESENT = "IfNotPresent"
@@ -86,192 +86,192 @@ LabelKeys = Annotated[tuple[QualifiedName, ...], Field(max_length=16, json_schem
 
 
 class LabelRequirement(ApiModel):
-    """One comparison of a label."""
+    """A label selector requirement: a key, an operator and values."""
 
     key: QualifiedName
-    """The label's name."""
+    """Label key that the selector applies to."""
     operator: SelectorOperator
-    """How the label is compared with the values."""
+    """Relationship of the key to the values: In, NotIn, Exists or DoesNotExist."""
     values: SelectorValues | None = None
-    """The values of In and NotIn."""
+    """Values for In and NotIn. Must be empty for Exists and DoesNotExist."""
 
 
 class LabelSelector(ApiModel):
-    """Objects by their labels; all conditions must hold."""
+    """Label query over objects. The results of matchLabels and matchExpressions are ANDed."""
 
     match_labels: Labels | None = None
-    """Labels that must have exactly these values."""
+    """Map of label keys to required values."""
     match_expressions: (
         Annotated[tuple[LabelRequirement, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None
     ) = None
-    """Further comparisons of labels."""
+    """List of label selector requirements. The requirements are ANDed."""
 
 
 class NodeRequirement(ApiModel):
-    """One comparison of a node's label or field."""
+    """A node selector requirement: a key, an operator and values."""
 
     key: QualifiedName
-    """The name of the label or field."""
+    """Label key or field that the selector applies to."""
     operator: NodeSelectorOperator
-    """How it is compared with the values."""
+    """Relationship of the key to the values: In, NotIn, Exists, DoesNotExist, Gt or Lt."""
     values: SelectorValues | None = None
-    """The values of In, NotIn, Gt and Lt."""
+    """Values for In and NotIn; one integer for Gt and Lt. Must be empty for Exists and DoesNotExist."""
 
 
 NodeRequirements = Annotated[tuple[NodeRequirement, ...], Field(max_length=16, json_schema_extra=ATOMIC)]
 
 
 class NodeSelectorTerm(ApiModel):
-    """Nodes for which all of these hold."""
+    """Node selector term. Its requirements are ANDed."""
 
     match_expressions: NodeRequirements | None = None
-    """Comparisons of the node's labels."""
+    """Node selector requirements by node labels."""
     match_fields: NodeRequirements | None = None
-    """Comparisons of the node's fields, such as metadata.name."""
+    """Node selector requirements by node fields, such as metadata.name."""
 
 
 class NodeSelector(ApiModel):
-    """Nodes for which at least one term holds."""
+    """Node selector. Its terms are ORed."""
 
     node_selector_terms: Annotated[
         tuple[NodeSelectorTerm, ...], Field(min_length=1, max_length=16, json_schema_extra=ATOMIC)
     ]
-    """The alternatives."""
+    """List of node selector terms. The terms are ORed."""
 
 
 class PreferredNodes(ApiModel):
-    """A preference for nodes and how much it counts."""
+    """Preferred scheduling term with its weight."""
 
     weight: Weight
-    """Added to a node's score, 1 to 100."""
+    """Weight of the preference, in the range 1-100."""
     preference: NodeSelectorTerm
-    """The nodes preferred."""
+    """Node selector term associated with the weight."""
 
 
 class NodeAffinity(ApiModel):
-    """On which nodes a pod may or should run."""
+    """Node affinity scheduling rules."""
 
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
-    """Nodes a pod may run on; others never."""
+    """Required scheduling constraints. Pods are not scheduled onto nodes that do not meet them."""
     preferred_during_scheduling_ignored_during_execution: (
         Annotated[tuple[PreferredNodes, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None
     ) = None
-    """Nodes a pod should rather run on."""
+    """Preferred scheduling constraints. The scheduler prefers nodes that meet them."""
 
 
 class PodAffinityTerm(ApiModel):
-    """Other pods, and what being near them means."""
+    """Set of pods that the worker pod is co-located with, or kept apart from."""
 
     topology_key: QualifiedName
-    """Label of nodes: two nodes with the same value are near each other."""
+    """Node label key. Nodes with the same value belong to the same topology domain."""
     label_selector: LabelSelector | None = None
-    """The pods meant."""
+    """Label query over the pods."""
     namespaces: Annotated[tuple[ObjectName, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None = None
-    """Namespaces of these pods; the pool's own when absent."""
+    """Namespaces that the term applies to. Defaults to the namespace of the pool."""
     namespace_selector: LabelSelector | None = None
-    """Namespaces of these pods by label."""
+    """Label query over the namespaces that the term applies to."""
     match_label_keys: LabelKeys | None = None
-    """Labels in which those pods must be like the new one."""
+    """Pod label keys. Only pods with the same values as the incoming pod are considered."""
     mismatch_label_keys: LabelKeys | None = None
-    """Labels in which those pods must differ from the new one."""
+    """Pod label keys. Only pods with other values than the incoming pod are considered."""
 
 
 class WeightedPodAffinityTerm(ApiModel):
-    """A preference about other pods and how much it counts."""
+    """Preferred pod affinity term with its weight."""
 
     weight: Weight
-    """Added to a node's score, 1 to 100."""
+    """Weight of the term, in the range 1-100."""
     pod_affinity_term: PodAffinityTerm
-    """The pods meant."""
+    """Pod affinity term associated with the weight."""
 
 
 class PodAffinity(ApiModel):
-    """Which other pods a pod must or should be near to; as anti-affinity, away from."""
+    """Pod affinity or anti-affinity scheduling rules."""
 
     required_during_scheduling_ignored_during_execution: (
         Annotated[tuple[PodAffinityTerm, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None
     ) = None
-    """Must hold."""
+    """Required scheduling constraints."""
     preferred_during_scheduling_ignored_during_execution: (
         Annotated[tuple[WeightedPodAffinityTerm, ...], Field(max_length=16, json_schema_extra=ATOMIC)] | None
     ) = None
-    """Should hold."""
+    """Preferred scheduling constraints."""
 
 
 class Affinity(ApiModel):
-    """Where pods may and should run."""
+    """Scheduling constraints of the pods."""
 
     node_affinity: NodeAffinity | None = None
-    """By the labels of nodes."""
+    """Node affinity scheduling rules."""
     pod_affinity: PodAffinity | None = None
-    """Near which other pods."""
+    """Pod affinity scheduling rules: co-locate the worker with other pods."""
     pod_anti_affinity: PodAffinity | None = None
-    """Away from which other pods."""
+    """Pod anti-affinity scheduling rules: keep the worker apart from other pods."""
 
 
 class Toleration(ApiModel):
-    """A taint of nodes that does not keep pods away."""
+    """Toleration of any taint that matches key, value and effect."""
 
     key: QualifiedName | None = None
-    """The taint's name; every taint when absent, with operator Exists."""
+    """Taint key that the toleration applies to. Absent, with operator Exists, it matches all taints."""
     operator: TolerationOperator | None = None
-    """How the taint's value is compared; Equal when absent."""
+    """Relationship of the key to the value: Equal or Exists. Defaults to Equal."""
     value: LabelValue | None = None
-    """The taint's value, for Equal."""
+    """Taint value that the toleration matches. Must be empty with operator Exists."""
     effect: TaintEffect | None = None
-    """The taint's effect; all effects when absent."""
+    """Taint effect to match. Absent, it matches all effects."""
     toleration_seconds: Annotated[int, Field(ge=0, le=2_592_000)] | None = None
-    """How long a pod stays on a node that gets a NoExecute taint; for ever when absent."""
+    """How long a NoExecute taint is tolerated. Absent, it is tolerated forever."""
 
 
 class TopologySpreadConstraint(ApiModel):
-    """How evenly pods are spread over nodes or zones."""
+    """How matching pods are spread among a topology."""
 
     max_skew: Annotated[int, Field(ge=1, le=1000)]
-    """Largest difference in pods between two places."""
+    """Degree to which pods may be unevenly distributed."""
     topology_key: QualifiedName
-    """Label of nodes that names the place."""
+    """Node label key. Nodes with the same value belong to the same topology domain."""
     when_unsatisfiable: UnsatisfiableAction
-    """What happens to a pod that would break this."""
+    """How to deal with a pod that does not satisfy the constraint: DoNotSchedule or ScheduleAnyway."""
     label_selector: LabelSelector | None = None
-    """The pods counted; this pool's when absent."""
+    """Label query over the pods that are counted. Defaults to the pods of this pool."""
     min_domains: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Count at least so many places, there or not."""
+    """Minimum number of eligible domains."""
     node_affinity_policy: NodeInclusion | None = None
-    """Whether nodes that affinity excludes count; Honor when absent."""
+    """How nodeAffinity and nodeSelector are treated when the skew is calculated. Defaults to Honor."""
     node_taints_policy: NodeInclusion | None = None
-    """Whether nodes with taints that are not tolerated count; Ignore when absent."""
+    """How node taints are treated when the skew is calculated. Defaults to Ignore."""
     match_label_keys: LabelKeys | None = None
-    """Labels in which the counted pods must be like the new one."""
+    """Pod label keys. Only pods with the same values as the incoming pod are counted."""
 
 
 class KeySelector(ApiModel):
-    """One entry of a Secret or ConfigMap of the pool's namespace."""
+    """Key of a Secret or ConfigMap in the pool's namespace."""
 
     name: ObjectName
     """Name of the Secret or ConfigMap."""
     key: SecretEntry
-    """Entry in it."""
+    """Key to select."""
     optional: bool | None = None
-    """Start without the variable when there is no such entry."""
+    """Whether the object or its key may be absent."""
 
 
 class PodFieldSelector(ApiModel):
-    """A field of the pod itself."""
+    """Field of the pod."""
 
     field_path: Annotated[str, Field(min_length=1, max_length=317)]
-    """Such as metadata.name, spec.nodeName or status.hostIP."""
+    """Path of the field to select, such as metadata.name, spec.nodeName or status.hostIP."""
 
 
 class EnvironmentSource(ApiModel):
-    """Where the value of a variable comes from."""
+    """Source of an environment variable's value."""
 
     secret_key_ref: KeySelector | None = None
-    """An entry of a Secret."""
+    """Selects a key of a Secret."""
     config_map_key_ref: KeySelector | None = None
-    """An entry of a ConfigMap."""
+    """Selects a key of a ConfigMap."""
     field_ref: PodFieldSelector | None = None
-    """A field of the pod."""
+    """Selects a field of the pod."""
 
     rules: ClassVar = (
         Rule(
@@ -282,14 +282,14 @@ class EnvironmentSource(ApiModel):
 
 
 class EnvironmentVariable(ApiModel):
-    """A further variable of the worker's environment."""
+    """Environment variable of the worker container."""
 
     name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """The variable."""
+    """Name of the environment variable."""
     value: Annotated[str, Field(max_length=4096)] | None = None
-    """Its value; $(OTHER) is replaced by the value of OTHER, if that comes before."""
+    """Value of the variable. References $(VAR_NAME) to previously defined variables are expanded."""
     value_from: EnvironmentSource | None = None
-    """Where its value comes from instead."""
+    """Source of the value. Cannot be used together with value."""
 
     rules: ClassVar = (
         Rule(
@@ -300,19 +300,19 @@ class EnvironmentVariable(ApiModel):
 
 
 class LocalObjectReference(ApiModel):
-    """An object of the pool's namespace."""
+    """Reference to an object in the pool's namespace."""
 
     name: ObjectName
-    """Its name."""
+    """Name of the object."""
 
 
 class ResourceRequirements(ApiModel):
-    """What a pod asks of a node; the GPU is asked for by `worker.gpu`."""
+    """Compute resources of the worker container; `worker.gpu` requests the GPU."""
 
     limits: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
-    """The most a pod may use, by resource: cpu, memory, ephemeral-storage."""
+    """Maximum amount of compute resources allowed: cpu, memory, ephemeral-storage."""
     requests: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
-    """What is set aside for a pod, by resource."""
+    """Minimum amount of compute resources required."""
 
 
 ImagePullSecrets = Annotated[tuple[LocalObjectReference, ...], Field(max_length=16, json_schema_extra=map_by("name"))]

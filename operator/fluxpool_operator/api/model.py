@@ -1,4 +1,4 @@
-"""`spec.model`: which checkpoint is served and where its files are kept."""
+"""`spec.model`: the checkpoint and the cache of its files."""
 
 from typing import Annotated, ClassVar
 
@@ -11,56 +11,57 @@ from fluxpool_operator.api.secrets import TokenSecretRef
 
 
 class EmptyDirCache(ApiModel):
-    """A folder of the node that lives as long as the pod: every new pod downloads the checkpoint."""
+    """emptyDir volume with the lifetime of the pod: every new pod downloads the checkpoint."""
 
     size_limit: Quantity | None = None
-    """The most it may hold."""
+    """Total amount of local storage required for this volume."""
 
 
 class PersistentVolumeClaimCache(ApiModel):
-    """A claim of the pool's namespace, mounted by every pod at once."""
+    """PersistentVolumeClaim mounted by all pods of the pool."""
 
     claim_name: ObjectName
-    """Name of the claim; its volume must allow many readers."""
+    """Name of a PersistentVolumeClaim in the pool's namespace with access mode ReadWriteMany, or ReadOnlyMany with
+    readOnly."""
     read_only: bool = False
-    """Never write to it nor ask the hub: the files are there."""
+    """Mount the volume read-only and never download: it already holds the checkpoint."""
 
 
 class HostPathCache(ApiModel):
-    """A folder of the node that outlives pods. Only where the operator allows it; refused by restricted PodSecurity."""
+    """Directory of the node. The operator must allow it; the restricted Pod Security Standard forbids it."""
 
     path: Annotated[str, Field(max_length=1024), Matching(r"/[^:]+", "path: must be absolute, such as /var/lib/models")]
-    """The folder on the node, writable for the worker's user."""
+    """Path of the directory on the node, writable for worker.runAsUser."""
     read_only: bool = False
-    """Never write to it nor ask the hub: the files are there."""
+    """Mount the volume read-only and never download: it already holds the checkpoint."""
 
 
 class ImageCache(ApiModel):
-    """An image whose files are mounted; always read-only."""
+    """Image volume with the checkpoint; always read-only."""
 
     reference: Annotated[str, Field(min_length=1, max_length=1024)]
-    """The image, best by digest."""
+    """Image reference, preferably by digest."""
     pull_policy: PullPolicy | None = None
-    """When it is pulled; Kubernetes decides by the tag when absent."""
+    """Image pull policy. Defaults to Always for the tag latest, otherwise to IfNotPresent."""
 
 
 class CacheSpec(ApiModel):
-    """Where checkpoint files are kept, mounted at /models. Exactly one kind."""
+    """Volume of the checkpoint files, mounted at /models. Exactly one of its fields must be set."""
 
     empty_dir: EmptyDirCache | None = None
-    """A folder that lives as long as the pod."""
+    """emptyDir volume with the lifetime of the pod."""
     persistent_volume_claim: PersistentVolumeClaimCache | None = None
-    """A claim of the pool's namespace."""
+    """PersistentVolumeClaim mounted by all pods of the pool."""
     host_path: HostPathCache | None = None
-    """A folder of the node."""
+    """Directory of the node."""
     image: ImageCache | None = None
-    """An image with the files."""
+    """Image volume with the checkpoint."""
 
     rules: ClassVar = (
         Rule(
             "[has(self.emptyDir), has(self.persistentVolumeClaim), has(self.hostPath), has(self.image)]"
             ".filter(given, given).size() == 1",
-            "cache: give exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
+            "cache: set exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
         ),
     )
 
@@ -73,19 +74,19 @@ class CacheSpec(ApiModel):
 
 
 class ModelSpec(ApiModel):
-    """The checkpoint that the pool serves."""
+    """Checkpoint that the workers load."""
 
     id: Annotated[str, Field(min_length=1, max_length=1024)] = ModelSettings.model_fields["id"].default
-    """A model id of the hub, or the path of a diffusers folder in the pod, such as /models/flux."""
+    """Model ID on the Hugging Face Hub, or path of a diffusers folder in the pod, such as /models/flux."""
     revision: Annotated[str, Field(min_length=1, max_length=255)] | None = None
-    """Branch, tag or, best, commit of the hub's repository."""
+    """Branch, tag or commit hash of the Hub repository. A commit hash is recommended."""
     dtype: DType = DType.FLOAT16
-    """Number format of the transformer."""
+    """Data type of the transformer."""
     encoder_dtype: DType = DType.BFLOAT16
-    """Number format of the text encoders and the VAE; float16 overflows in T5."""
+    """Data type of the text encoders and the VAE. float16 overflows in T5."""
     device: ModelDevice = ModelDevice.AUTO
-    """Where it runs; cuda makes a pod without a GPU fail instead of being slow."""
+    """Device that runs the model. With cuda, a pod without a GPU fails instead of running on the CPU."""
     token_secret_ref: TokenSecretRef | None = None
-    """The hub's token, for models whose access is gated."""
+    """Secret with the Hugging Face token for gated models."""
     cache: CacheSpec = CacheSpec(empty_dir=EmptyDirCache())
-    """Where the files are kept."""
+    """Volume of the checkpoint files, mounted at /models."""

@@ -1,4 +1,4 @@
-"""The FluxWorkerPool itself: metadata, spec and status, and what is said when it cannot be read."""
+"""The FluxWorkerPool resource: metadata, spec and status, and the error for one that does not validate."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Self
@@ -24,11 +24,11 @@ KIND: Final = "FluxWorkerPool"
 PLURAL: Final = "fluxworkerpools"
 
 MAX_NAME_CHARACTERS: Final = 39
-"""Names of pods are the pool's with 24 more characters, and a host's name has at most 63."""
+"""A pod name is the pool's name and 24 more characters, and a host name has at most 63."""
 
 
 class InvalidPoolError(ValueError):
-    """A pool that cannot be acted on; the message names every field at fault."""
+    """A pool that does not validate; the message names every invalid field."""
 
     def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
         self.problems = problems
@@ -36,54 +36,54 @@ class InvalidPoolError(ValueError):
 
 
 class RetrySpec(ApiModel):
-    """What happens to tasks that fail."""
+    """Retry policy of failed tasks."""
 
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
-    """How often a task is tried before it is dead-lettered."""
+    """Maximum number of attempts before a task is sent to the dead-letter topic."""
 
 
 class DisruptionSpec(ApiModel):
-    """How many workers may be away at once by evictions, such as the drain of a node."""
+    """PodDisruptionBudget of the workers."""
 
     max_unavailable: CountOrPercentage = 1
-    """A number or a percentage; 0 forbids evictions."""
+    """Number or percentage of workers that may be unavailable after an eviction. 0 prevents all voluntary evictions."""
 
 
 class PodMonitorSpec(ApiModel):
-    """The PodMonitor of the Prometheus operator."""
+    """PodMonitor of the Prometheus Operator for the workers."""
 
     interval_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
-    """How often metrics are fetched."""
+    """Interval at which Prometheus scrapes the metrics."""
     labels: Labels = Field(default_factory=dict)
-    """Labels by which Prometheus finds it."""
+    """Labels of the PodMonitor, matched by podMonitorSelector of the Prometheus resource."""
 
 
 class FluxWorkerPoolSpec(ApiModel):
-    """What the pool should be."""
+    """Desired state of the pool."""
 
     replicas: Replicas = 1
-    """Workers of a pool in mode Manual or Shadow; the target of kubectl scale. Has no effect in mode Active."""
+    """Number of workers in mode Manual and Shadow, set by kubectl scale. Has no effect in mode Active."""
     paused: bool = False
-    """Leave everything as it is; the backlog is still shown."""
+    """Whether reconciliation is paused: nothing is scaled or applied; the status is still updated."""
     model: ModelSpec = ModelSpec()
-    """The checkpoint that the pool serves."""
+    """Checkpoint that the workers load."""
     kafka: KafkaSpec
-    """Where the tasks come from and the answers go."""
+    """Kafka cluster, consumer groups and topics."""
     scaling: ScalingSpec
-    """How many workers there are."""
+    """Scaling of the number of workers."""
     retry: RetrySpec = RetrySpec()
-    """What happens to tasks that fail."""
+    """Retry policy of failed tasks."""
     storage: StorageSpec
-    """Where images go."""
+    """Storage of the generated images."""
     worker: WorkerSpec
-    """The pods."""
+    """Pod template of the workers."""
     disruption: DisruptionSpec = DisruptionSpec()
-    """How many workers may be evicted at once."""
+    """PodDisruptionBudget of the workers."""
     pod_monitor: PodMonitorSpec | None = None
-    """Make a PodMonitor for the workers; needs the Prometheus operator."""
+    """PodMonitor for the workers. Requires the Prometheus Operator."""
 
     rules: ClassVar = (
-        # Leaving Manual for Active may take spec.replicas along, as an edited manifest does.
+        # A change from Manual to Active may change spec.replicas too, as an edited manifest does.
         Rule(
             "self.scaling.mode != 'Active' || oldSelf.scaling.mode != 'Active' || self.replicas == oldSelf.replicas",
             "replicas: has no effect in mode Active; change scaling.minReplicas and maxReplicas,"
@@ -94,31 +94,31 @@ class FluxWorkerPoolSpec(ApiModel):
 
 
 class ObjectMeta(ApiModel):
-    """The metadata that the operator reads."""
+    """Fields of the metadata that the operator reads."""
 
     name: str
     namespace: str
     uid: str
     generation: int = 1
     creation_timestamp: str = ""
-    """As Kubernetes writes it, which sorts by time; empty for an object that was never stored."""
+    """Timestamp as Kubernetes writes it, which sorts by time; empty for an object that was never stored."""
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
 
 
 class FluxWorkerPool(ApiModel):
-    """Workers that make images with a FLUX model from the tasks of Kafka topics."""
+    """A pool of GPU workers that consume image tasks from Kafka and run a FLUX model."""
 
     metadata: ObjectMeta
     spec: FluxWorkerPoolSpec
-    """What the pool should be."""
+    """Desired state of the pool."""
     status: FluxWorkerPoolStatus = FluxWorkerPoolStatus()
-    """What the operator last saw and decided."""
+    """Observed state of the pool, as of the last reconciliation."""
 
     rules: ClassVar = (
         Rule(
             f"self.metadata.name.size() <= {MAX_NAME_CHARACTERS} && !self.metadata.name.contains('.')",
-            f"metadata.name: names of pods are made from it; use at most {MAX_NAME_CHARACTERS} characters and no dot",
+            f"metadata.name: is part of pod names; use at most {MAX_NAME_CHARACTERS} characters and no dot",
         ),
     )
 
@@ -138,12 +138,12 @@ class FluxWorkerPool(ApiModel):
 
     @property
     def namespace(self) -> str:
-        """Where the pool and its children live."""
+        """Namespace of the pool and its children."""
         return self.metadata.namespace
 
 
 def scaling_config(spec: FluxWorkerPoolSpec) -> ScalingConfig:
-    """The limits of a pool as the plan reads them; raises `InvalidPoolError`."""
+    """The scaling limits of a pool as `planning` takes them; raises `InvalidPoolError`."""
     scaling, unavailable = spec.scaling, spec.scaling.on_lag_unavailable
     try:
         return ScalingConfig(

@@ -1,4 +1,4 @@
-"""`spec.scaling`: how many workers there are and how fast that changes."""
+"""`spec.scaling`: the number of workers and how fast it changes."""
 
 from enum import StrEnum
 from typing import Annotated, ClassVar
@@ -12,7 +12,7 @@ WindowSeconds = Annotated[int, Field(ge=0, le=3600)]
 
 
 class ScalingMode(StrEnum):
-    """Who decides the number of workers."""
+    """What sets the number of workers."""
 
     ACTIVE = "Active"
     SHADOW = "Shadow"
@@ -20,32 +20,32 @@ class ScalingMode(StrEnum):
 
     @property
     def follows_plan(self) -> bool:
-        """Whether the plan's number is the pool's number; otherwise spec.replicas is."""
+        """Whether the scaling plan sets the number of workers; otherwise spec.replicas does."""
         return self is ScalingMode.ACTIVE
 
 
 class ScalingPolicy(StrEnum):
-    """From what the number of workers is computed."""
+    """Metric that the number of workers is computed from."""
 
     LAG = "Lag"
 
 
 class LagUnavailablePolicy(StrEnum):
-    """What happens while the backlog cannot be read."""
+    """Behavior while the lag cannot be read."""
 
     HOLD = "Hold"
     FALLBACK = "Fallback"
 
 
 class LagUnavailableSpec(ApiModel):
-    """What happens while Kafka does not tell the backlog. Workers are never taken away for it."""
+    """Behavior while the lag cannot be read from Kafka. It never removes workers."""
 
     policy: LagUnavailablePolicy = LagUnavailablePolicy.HOLD
-    """Hold keeps the number of workers; Fallback raises it to replicas."""
+    """Hold keeps the current number of workers; Fallback raises it to replicas."""
     replicas: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """The number of workers of Fallback, when there are fewer."""
+    """Minimum number of workers with policy Fallback."""
     stale_after_seconds: Annotated[int, Field(ge=5, le=3600)] = 30
-    """A backlog older than this takes no workers away."""
+    """Age at which a lag reading is stale. No workers are removed on a stale reading."""
 
     rules: ClassVar = (
         Rule(
@@ -57,69 +57,70 @@ class LagUnavailableSpec(ApiModel):
 
 
 class ScaleUpSpec(ApiModel):
-    """How fast workers are added."""
+    """Scaling policy for scaling up."""
 
     stabilization_window_seconds: WindowSeconds = 0
-    """The demand must have lasted this long; every worker added at once saves the group a rebalance."""
+    """How long a higher number must have been required before workers are added. Adding workers together saves
+    rebalances."""
     max_step_pods: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """The most workers added within periodSeconds; no limit when absent. minReplicas is reached at once."""
+    """Maximum number of workers added within periodSeconds. Unlimited when absent, and below minReplicas."""
     period_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
-    """The period of maxStepPods."""
+    """Period of maxStepPods."""
 
 
 class ScaleDownSpec(ApiModel):
-    """How fast workers are taken away."""
+    """Scaling policy for scaling down."""
 
     stabilization_window_seconds: WindowSeconds = 30
-    """Fewer workers must have sufficed for this long."""
+    """How long a lower number must have been sufficient before workers are removed."""
     max_step_pods: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """The most workers taken away within periodSeconds; no limit when absent. Those above maxReplicas go at once."""
+    """Maximum number of workers removed within periodSeconds. Unlimited when absent, and above maxReplicas."""
     period_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
-    """The period of maxStepPods."""
+    """Period of maxStepPods."""
 
 
 class ScalingSpec(ApiModel):
-    """How many workers there are."""
+    """Scaling of the number of workers."""
 
     mode: ScalingMode = ScalingMode.ACTIVE
-    """Active: the plan decides. Shadow: the plan is made and shown, spec.replicas decides. Manual: spec.replicas
-    decides, so that kubectl scale or a HorizontalPodAutoscaler can set it."""
+    """Active: the scaling plan sets the number of workers. Shadow: the plan is only shown in the status; spec.replicas
+    sets the number. Manual: spec.replicas sets it, for kubectl scale or a HorizontalPodAutoscaler."""
     policy: ScalingPolicy = ScalingPolicy.LAG
-    """Lag: one worker per targetLagPerReplica unfinished tasks."""
+    """Scaling policy. Lag: one worker for each targetLagPerReplica tasks of lag."""
     min_replicas: Replicas = 0
-    """Workers kept without any work; 0 lets the pool sleep."""
+    """Minimum number of workers. 0 allows scale to zero."""
     max_replicas: Annotated[int, Field(ge=1, le=1000)]
-    """The most workers; not more than there are partitions can work at once."""
+    """Maximum number of workers. Workers beyond the number of partitions are idle."""
     target_lag_per_replica: Annotated[int, Field(ge=1, le=1_000_000)] = 5
-    """Unfinished tasks that one worker should have before it."""
+    """Target lag for each worker."""
     activation_lag: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """A pool at zero wakes for more unfinished tasks than this."""
+    """Lag above which a pool with zero workers is activated."""
     poll_interval_seconds: Annotated[int, Field(ge=1, le=300)] = 5
-    """How often the backlog is read."""
+    """Interval at which the lag is read."""
     idle_grace_period_seconds: Annotated[int, Field(ge=0, le=604_800)] = 300
-    """Time without any work before the pool goes down to minReplicas."""
+    """How long a pool must have had no lag before it is scaled down to minReplicas."""
     scale_up: ScaleUpSpec = ScaleUpSpec()
-    """How fast workers are added."""
+    """Scaling policy for scaling up."""
     scale_down: ScaleDownSpec = ScaleDownSpec()
-    """How fast workers are taken away."""
+    """Scaling policy for scaling down."""
     on_lag_unavailable: LagUnavailableSpec = LagUnavailableSpec()
-    """What happens while the backlog cannot be read."""
+    """Behavior while the lag cannot be read."""
 
     rules: ClassVar = (
         Rule(
             "self.minReplicas <= self.maxReplicas",
-            "minReplicas: must not be above maxReplicas; lower the one or raise the other",
+            "minReplicas: must not exceed maxReplicas; lower minReplicas or raise maxReplicas",
             ".minReplicas",
         ),
         Rule(
             "!has(self.onLagUnavailable.replicas) || self.onLagUnavailable.replicas <= self.maxReplicas",
-            "onLagUnavailable.replicas: must not be above maxReplicas; lower the one or raise the other",
+            "onLagUnavailable.replicas: must not exceed maxReplicas; lower it or raise maxReplicas",
             ".onLagUnavailable.replicas",
         ),
         Rule(
             "self.onLagUnavailable.staleAfterSeconds >= 2 * self.pollIntervalSeconds",
             "onLagUnavailable.staleAfterSeconds: must be at least twice pollIntervalSeconds,"
-            " or one late reading makes the backlog stale",
+            " or one late reading makes the lag stale",
             ".onLagUnavailable.staleAfterSeconds",
         ),
     )

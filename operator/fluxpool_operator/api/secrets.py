@@ -1,67 +1,67 @@
-"""References to entries of Secrets in the pool's namespace. Values of secrets never appear in a pool."""
+"""References to keys of Secrets in the pool's namespace. Values of secrets never appear in a pool."""
 
 from fluxpool_operator.api.schema import ApiModel, ObjectName, SecretEntry
 
 
 class CaSecretRef(ApiModel):
-    """A Secret with the certificates of the authorities to trust."""
+    """Reference to a Secret with CA certificates."""
 
     name: ObjectName
     """Name of the Secret."""
     key: SecretEntry = "ca.crt"
-    """Entry with the certificates, PEM."""
+    """Key of the CA certificates in PEM format."""
 
 
 class TokenSecretRef(ApiModel):
-    """A Secret with a token."""
+    """Reference to a Secret with a token."""
 
     name: ObjectName
     """Name of the Secret."""
     key: SecretEntry = "token"
-    """Entry with the token."""
+    """Key of the token."""
 
 
 class CredentialsSecretRef(ApiModel):
-    """A Secret with a user name and a password."""
+    """Reference to a Secret with a user name and a password."""
 
     name: ObjectName
     """Name of the Secret."""
     username_key: SecretEntry = "username"
-    """Entry with the user's name."""
-    password_key: SecretEntry = "password"  # noqa: S105 - the entry's name
-    """Entry with the password."""
+    """Key of the user name."""
+    password_key: SecretEntry = "password"  # noqa: S105 - the key's name
+    """Key of the password."""
 
 
 class ClientSecretRef(ApiModel):
-    """A Secret with the credentials of an OAuth client."""
+    """Reference to a Secret with OAuth client credentials."""
 
     name: ObjectName
     """Name of the Secret."""
     client_id_key: SecretEntry = "client-id"
-    """Entry with the client's id."""
-    client_secret_key: SecretEntry = "client-secret"  # noqa: S105 - the entry's name
-    """Entry with the client's secret."""
+    """Key of the client ID."""
+    client_secret_key: SecretEntry = "client-secret"  # noqa: S105 - the key's name
+    """Key of the client secret."""
 
 
 class CertificateSecretRef(ApiModel):
-    """A Secret with a client certificate, such as one of type kubernetes.io/tls."""
+    """Reference to a Secret with a client certificate, such as one of type kubernetes.io/tls."""
 
     name: ObjectName
     """Name of the Secret."""
     certificate_key: SecretEntry = "tls.crt"
-    """Entry with the certificate chain, PEM."""
+    """Key of the certificate chain in PEM format."""
     private_key_key: SecretEntry = "tls.key"
-    """Entry with the private key, PEM."""
+    """Key of the private key in PEM format."""
     password_key: SecretEntry | None = None
-    """Entry with the password of the private key, if it has one."""
+    """Key of the private key's password. Absent for an unencrypted key."""
 
 
 class AccessKeySecretRef(ApiModel):
-    """A Secret with the access key of an object store."""
+    """Reference to a Secret with the access key of an object store."""
 
     name: ObjectName
     """Name of the Secret."""
     access_key_id_key: SecretEntry = "access-key-id"
-    """Entry with the access key's id."""
-    secret_access_key_key: SecretEntry = "secret-access-key"  # noqa: S105 - the entry's name
-    """Entry with the secret access key."""
+    """Key of the access key ID."""
+    secret_access_key_key: SecretEntry = "secret-access-key"  # noqa: S105 - the key's name
+    """Key of the secret access key."""

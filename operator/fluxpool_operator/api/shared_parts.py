@@ -1,6 +1,6 @@
-"""Parts that pools have in common, kept once: a thousand pools of one template differ in little more than their names.
+"""Interning of equal parts of specs: a thousand pools of one template differ in little more than their names.
 
-Owns which parts are known. Parts never change, so that nobody can tell a shared one from its own.
+Owns the table of known parts. Parts are frozen, so sharing cannot be observed.
 """
 
 from typing import TypeVar
@@ -14,11 +14,8 @@ _known: "WeakValueDictionary[tuple[type[BaseModel], int], BaseModel]" = WeakValu
 
 
 def share_parts(model: Model) -> Model:
-    """An equal model that is made of the parts of others, as far as these are alive and equal.
-
-    For frozen models; a pool's spec takes some 25 KB without.
-    """
-    shared = {name: _shared(value) for name, value in model.__dict__.items()}
+    """An equal model made of interned parts. For frozen models; a pool's spec takes about 25 KB otherwise."""
+    shared = {name: _intern(value) for name, value in model.__dict__.items()}
     if any(shared[name] is not value for name, value in model.__dict__.items()):
         model = model.model_copy(update=shared)
     # The text itself would be as large as what it saves.
@@ -26,10 +23,10 @@ def share_parts(model: Model) -> Model:
     return known if isinstance(known, type(model)) and known == model else model
 
 
-def _shared(value: object) -> object:
+def _intern(value: object) -> object:
     if isinstance(value, BaseModel):
         return share_parts(value)
     if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in value):
-        items = tuple(_shared(item) for item in value)
+        items = tuple(_intern(item) for item in value)
         return value if all(new is old for new, old in zip(items, value, strict=True)) else items
     return value

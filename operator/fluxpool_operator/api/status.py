@@ -1,29 +1,32 @@
-"""`status`: what the operator last saw and decided. Also the only memory that outlives the operator's process.
+"""`status`: the observed state of a pool. Also the only state that outlives the operator process.
 
-No field has a default in the definition: an absent one says that nothing is known.
+No field has a default in the definition: an absent field is unknown.
 """
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, WithJsonSchema
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WithJsonSchema, field_validator
 
-from fluxpool_operator.api.conditions import Condition
+from fluxpool_operator.api.conditions import Condition, ConditionType, Reason
 from fluxpool_operator.api.schema import ApiModel, map_by
 from fluxpool_operator.planning import Constraint
+
+_TYPES = frozenset(ConditionType)
+_REASONS = frozenset(Reason)
 
 Count = Annotated[int, Field(ge=0)]
 
 
 class LaneStatus(ApiModel):
-    """The backlog of one lane."""
+    """Backlog of one lane."""
 
     name: Annotated[str, Field(max_length=63)]
-    """The lane."""
+    """Name of the lane."""
     consumer_group: Annotated[str, Field(max_length=320)]
-    """Its group."""
+    """Consumer group of the lane."""
     partitions: Count | None = None
-    """Partitions of its topic."""
+    """Number of partitions of the lane's topic."""
     lag: Count | None = None
     """Tasks that wait; two significant digits."""
     in_flight: Count | None = None
@@ -35,43 +38,43 @@ class LaneStatus(ApiModel):
 
 
 class PlanStatus(ApiModel):
-    """The number of workers that was decided, and why."""
+    """Last scaling plan."""
 
     need: Count
-    """Workers that the backlog asks for, before any limit."""
+    """Number of workers that the lag requires, before any limit."""
     replicas: Count | None = None
-    """Workers that the plan decides on; they are the pool's in mode Active, and only shown in Shadow and Manual."""
+    """Planned number of workers: applied in mode Active, only shown in Shadow and Manual."""
     # Plain text in the definition: one that is older than the operator must not refuse a new word.
     constraint: Annotated[Constraint, WithJsonSchema({"type": "string", "maxLength": 32})]
-    """What decided the number: lag, partitions, minimum, maximum, quota, capacity, stale, fallback, hold, rate, idle or
-    paused."""
+    """Constraint that determined the number: lag, partitions, minimum, maximum, quota, capacity, stale, fallback, hold,
+    rate, idle or paused."""
     reason: Annotated[str, Field(max_length=1024)]
-    """The decision in sentences."""
+    """Human-readable explanation of the plan."""
     eta_seconds: Count | None = None
-    """When the backlog will be done if it goes on to shrink as it does now, in steps; absent while it does not."""
+    """Estimated time until the lag is zero, in coarse steps. Absent while the lag does not shrink."""
 
 
 class FluxWorkerPoolStatus(ApiModel):
-    """What the operator last saw and decided."""
+    """Observed state of the pool, as of the last reconciliation."""
 
     observed_generation: int | None = None
-    """The generation of the spec that this status is about."""
+    """Most recent generation that the operator has reconciled."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16, json_schema_extra=map_by("type"))] = Field(
         default_factory=tuple
     )
-    """Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired, OffsetsKept."""
+    """Latest available observations of the pool's state."""
     replicas: Count | None = None
-    """Pods that exist and are not being stopped."""
+    """Number of non-terminating pods."""
     ready_replicas: Count | None = None
-    """Pods that can work."""
+    """Number of ready pods."""
     updated_replicas: Count | None = None
-    """Pods of the current template."""
+    """Number of pods with the current pod template."""
     terminating_replicas: Count | None = None
-    """Pods that finish their task and still hold their GPU."""
+    """Number of terminating pods. They finish their task and still occupy their GPU."""
     desired_replicas: Count | None = None
-    """Pods that there should be."""
+    """Desired number of pods."""
     selector: Annotated[str, Field(max_length=512)] | None = None
-    """Labels of the pods, for the scale subresource."""
+    """Label selector of the pods, for the scale subresource."""
     lag: Count | None = None
     """Tasks that wait, over all lanes; two significant digits."""
     in_flight: Count | None = None
@@ -79,16 +82,33 @@ class FluxWorkerPoolStatus(ApiModel):
     oldest_age_seconds: Count | None = None
     """Age of the oldest task that waits, in steps."""
     lag_observed_time: datetime | None = None
-    """When the backlog told here was read; a later reading that found the same is not written."""
+    """When the reported lag was read. Not updated by a later reading with the same values."""
     lanes: Annotated[tuple[LaneStatus, ...], Field(max_length=8, json_schema_extra=map_by("name"))] = Field(
         default_factory=tuple
     )
-    """The backlog by lane."""
+    """Backlog of each lane."""
     plan: PlanStatus | None = None
-    """The number of workers that was decided, and why."""
+    """Last scaling plan."""
     last_scale_time: datetime | None = None
-    """When the number of workers was last changed."""
+    """Last time the number of workers was changed."""
     last_active_time: datetime | None = None
-    """When there was last any work. While there is some, the time of the last change of the status."""
+    """Last time the pool had lag. While it has lag, the time of the last status update."""
     template_hash: Annotated[str, Field(max_length=64)] | None = None
-    """Identifies the pod template last applied."""
+    """Hash of the pod template that was last applied."""
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _drop_unknown(cls, conditions: Any) -> Any:
+        # An older or newer operator wrote other types and reasons; they must not make the pool invalid.
+        if not isinstance(conditions, list):
+            return conditions
+        return [each for each in conditions if each.get("type") in _TYPES and each.get("reason") in _REASONS]
+
+    @field_validator("plan", mode="wrap")
+    @classmethod
+    def _drop_other_plan(cls, plan: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+        # Likewise. Nothing is lost: each reconciliation computes the plan again.
+        try:
+            return parse(plan)
+        except ValidationError:
+            return None

@@ -1,4 +1,4 @@
-"""`spec.storage`: where images go and under which address people find them."""
+"""`spec.storage`: where images are stored and the URLs of the stored images."""
 
 from typing import Annotated, ClassVar
 
@@ -10,14 +10,14 @@ from fluxpool_operator.api.secrets import AccessKeySecretRef, CaSecretRef
 
 
 class StorageClaim(ApiModel):
-    """A claim of the pool's namespace that images are written to."""
+    """PersistentVolumeClaim that images are written to."""
 
     claim_name: ObjectName
-    """Name of the claim; its volume must allow many writers."""
+    """Name of a PersistentVolumeClaim in the pool's namespace with access mode ReadWriteMany."""
 
 
 class StorageSpec(ApiModel):
-    """Where images go and under which address people find them."""
+    """Storage of the generated images."""
 
     url: Annotated[
         str,
@@ -27,21 +27,22 @@ class StorageSpec(ApiModel):
             "url: must be s3://bucket/prefix/ or file:///folder/",
         ),
     ]
-    """The bucket and prefix, or the folder at which persistentVolumeClaim is mounted."""
+    """S3 bucket and prefix, or directory at which persistentVolumeClaim is mounted: s3://bucket/prefix/ or
+    file:///folder/."""
     public_base_url: HttpUrl | None = None
-    """Address under which the objects themselves are public."""
+    """Public base URL of the stored objects."""
     gateway_url: HttpUrl | None = None
-    """Address of the gateway; when set, images are found there."""
+    """URL of the gateway. When set, results link to the images there."""
     endpoint_url: HttpUrl | None = None
-    """Of an S3-compatible service other than AWS."""
+    """Endpoint URL of an S3-compatible service other than AWS."""
     region: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """Region of the bucket."""
+    """AWS region of the bucket."""
     credentials_secret_ref: AccessKeySecretRef | None = None
-    """Access key of the bucket; the service account's web identity when absent."""
+    """Secret with the access key of the bucket. Defaults to the web identity of the service account."""
     ca_secret_ref: CaSecretRef | None = None
-    """The authorities to trust for endpointUrl, beside the system's."""
+    """Secret with the CA certificates trusted for endpointUrl, in addition to the system's."""
     persistent_volume_claim: StorageClaim | None = None
-    """Volume of a file:/// address."""
+    """PersistentVolumeClaim mounted at a file:/// url."""
 
     rules: ClassVar = (
         Rule(

@@ -1,4 +1,4 @@
-"""`spec.worker`: the pods; where they run, what they ask for and how long they may take."""
+"""`spec.worker`: the pod template of the workers: image, scheduling, resources and time limits."""
 
 from typing import Annotated, ClassVar, Final
 
@@ -24,7 +24,7 @@ RESERVED_VARIABLES: Final = (
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
 )
-"""Set for every worker beside its settings: the folders that can be written to, and the token."""
+"""Set for every worker beside its settings: the writable folders and the token."""
 
 Annotations = Annotated[
     dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32, json_schema_extra=EMPTY_MAP)
@@ -34,64 +34,64 @@ _RESERVED_LIST: Final = ", ".join(f"'{name}'" for name in RESERVED_VARIABLES)
 
 
 class GpuSpec(ApiModel):
-    """The GPU of a worker. Its taint of the same name is tolerated."""
+    """GPU of a worker. The taint of the same name is tolerated."""
 
     resource_name: QualifiedName = "nvidia.com/gpu"
-    """What the device plugin calls it: nvidia.com/gpu, nvidia.com/gpu.shared, nvidia.com/mig-3g.40gb, ..."""
+    """Resource name of the device plugin: nvidia.com/gpu, nvidia.com/gpu.shared, nvidia.com/mig-3g.40gb, ..."""
     count: Annotated[int, Field(ge=0, le=1024)] = 1
-    """How many units of it; a worker uses one GPU. 0 runs on the CPU."""
+    """Number of units requested. A worker uses one GPU; with 0 it runs on the CPU."""
 
 
 class WorkerSpec(ApiModel):
-    """The pods of the pool."""
+    """Pod template of the workers."""
 
     image: Annotated[str, Field(min_length=1, max_length=1024)]
-    """The worker's image."""
+    """Worker image."""
     image_pull_policy: PullPolicy | None = None
-    """When the image is pulled; Kubernetes decides by the tag when absent."""
+    """Image pull policy. Defaults to Always for the tag latest, otherwise to IfNotPresent."""
     image_pull_secrets: ImagePullSecrets = ()
-    """Credentials of the image's registry."""
+    """References to Secrets in the pool's namespace used for pulling the image."""
     gpu: GpuSpec = GpuSpec()
-    """The GPU of each worker."""
+    """GPU of each worker."""
     resources: ResourceRequirements = ResourceRequirements()
-    """Processor, memory and disk of each worker."""
+    """CPU, memory and ephemeral storage of each worker."""
     node_selector: Labels = Field(default_factory=dict)
-    """Labels of the nodes that workers may run on, such as nvidia.com/gpu.product."""
+    """Node labels that must match for a worker to be scheduled, such as nvidia.com/gpu.product."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32, json_schema_extra=ATOMIC)] = ()
-    """Further taints that do not keep workers away."""
+    """Tolerations of the pods, in addition to that of the GPU's taint."""
     affinity: Affinity | None = None
-    """Where workers may and should run."""
+    """Scheduling constraints of the pods."""
     topology_spread_constraints: Annotated[
         tuple[TopologySpreadConstraint, ...],
         Field(max_length=8, json_schema_extra=map_by("topologyKey", "whenUnsatisfiable")),
     ] = ()
-    """How evenly workers are spread; over nodes as far as possible when empty."""
+    """How pods are spread across topology domains. Defaults to spreading across nodes with ScheduleAnyway."""
     priority_class_name: ObjectName | None = None
-    """Priority of the pods."""
+    """PriorityClass of the pods."""
     runtime_class_name: ObjectName | None = None
-    """Container runtime of the pods, such as nvidia."""
+    """RuntimeClass of the pods, such as nvidia."""
     scheduler_name: ObjectName | None = None
-    """Scheduler of the pods; the cluster's own when absent."""
+    """Scheduler that dispatches the pods. Defaults to the default scheduler."""
     service_account_name: ObjectName | None = None
-    """An existing service account; one without any rights is made for the pool when absent."""
+    """Existing ServiceAccount of the pods. Absent, the operator creates one without permissions."""
     service_account_annotations: Annotations = Field(default_factory=dict)
-    """Annotations of the service account that is made, such as the role of a cloud's web identity."""
+    """Annotations of the ServiceAccount that the operator creates, such as the IAM role of a web identity."""
     run_as_user: Annotated[int, Field(ge=1, le=2_147_483_647)] = 65_532
-    """User and group of the worker's processes."""
+    """UID and GID of the worker processes."""
     shared_memory_size: Quantity = "2Gi"
-    """Size of /dev/shm; counts as memory of the pod."""
+    """Size of /dev/shm. Counts against the memory limit of the pod."""
     startup_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] = 1800
-    """A worker that has not loaded its model and joined its groups by then is started again."""
+    """Time for a worker to load its model and join its consumer groups before its container is restarted."""
     termination_grace_period_seconds: Annotated[int, Field(ge=30, le=86_400)] = 285
-    """Time to finish or hand back the running task when a pod is stopped."""
+    """Time for a stopping worker to finish or hand back its task before it is killed."""
     task_hard_limit_seconds: Annotated[int, Field(ge=1, le=86_400)] = 900
-    """A generation that takes longer is ended and counts as a crash."""
+    """Maximum duration of one generation. The engine process of a longer one is killed, which counts as a crash."""
     env: Annotated[tuple[EnvironmentVariable, ...], Field(max_length=64, json_schema_extra=map_by("name"))] = ()
-    """Further variables, after those of the operator's; the worker's own settings cannot be set here."""
+    """Environment variables of the worker, after those set by the operator. Worker settings cannot be set here."""
     pod_labels: Labels = Field(default_factory=dict)
-    """Further labels of the pods."""
+    """Labels added to the pods."""
     pod_annotations: Annotations = Field(default_factory=dict)
-    """Further annotations of the pods."""
+    """Annotations added to the pods."""
 
     rules: ClassVar = (
         Rule(
@@ -107,22 +107,22 @@ class WorkerSpec(ApiModel):
         Rule(
             "!(has(self.resources.limits) && self.gpu.resourceName in self.resources.limits)"
             " && !(has(self.resources.requests) && self.gpu.resourceName in self.resources.requests)",
-            "resources: the GPU is asked for by gpu.resourceName and gpu.count; remove it here",
+            "resources: gpu.resourceName and gpu.count request the GPU; remove it here",
             ".resources",
         ),
         Rule(
             "!self.podLabels.exists(name, name.startsWith('app.kubernetes.io/') || name.startsWith('fluxpool.dev/'))",
-            "podLabels: labels that begin with app.kubernetes.io/ or fluxpool.dev/ are the operator's; choose others",
+            "podLabels: labels that begin with app.kubernetes.io/ or fluxpool.dev/ are reserved; choose others",
             ".podLabels",
         ),
         Rule(
             "!self.podAnnotations.exists(name, name.startsWith('fluxpool.dev/'))",
-            "podAnnotations: annotations that begin with fluxpool.dev/ are the operator's; choose others",
+            "podAnnotations: annotations that begin with fluxpool.dev/ are reserved; choose others",
             ".podAnnotations",
         ),
         Rule(
             "!has(self.serviceAccountName) || self.serviceAccountAnnotations.size() == 0",
-            "serviceAccountAnnotations: are for the account that is made; annotate the one you named yourself",
+            "serviceAccountAnnotations: cannot be used with serviceAccountName; annotate that account instead",
             ".serviceAccountAnnotations",
         ),
     )

@@ -42,8 +42,8 @@ def verdict(view: PoolView, type_: ConditionType) -> Verdict:
             return _topics_ready(view)
         case ConditionType.TASKS_EXPIRED:
             return _tasks_expired(view)
-        case ConditionType.OFFSETS_KEPT:
-            return _offsets_kept(view)
+        case ConditionType.OFFSETS_RETAINED:
+            return _offsets_retained(view)
         case ConditionType.LOG_APPEND_TIME:
             return _log_append_time(view)
         case _:
@@ -192,7 +192,7 @@ def _tasks_expired(view: PoolView) -> Verdict:
     return _false(Reason.NO_OFFSETS_EXPIRED, "No task was deleted by the topic's retention before a worker took it.")
 
 
-def _offsets_kept(view: PoolView) -> Verdict:
+def _offsets_retained(view: PoolView) -> Verdict:
     lanes = [lane for lane in view.lanes if lane.has_foreign_commits and lane.member_count == 0]
     if lanes and view.asleep_for >= _NEAR_EXPIRY:
         groups = ", ".join(f"{lane.target.consumer_group} (lane {lane.target.name})" for lane in lanes)
@@ -205,7 +205,7 @@ def _offsets_kept(view: PoolView) -> Verdict:
         )
     if not any(lane.partitions for lane in view.lanes):
         return _unknown(Reason.LAG_UNAVAILABLE, "The offsets were never read.")
-    return _true(Reason.OFFSETS_STAY, "No committed offset is about to be forgotten by the brokers.")
+    return _true(Reason.OFFSETS_SAFE, "No committed offset is about to be forgotten by the brokers.")
 
 
 def _log_append_time(view: PoolView) -> Verdict:

@@ -131,7 +131,7 @@ def _topics(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterat
 
 
 def _offsets(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _turned(before, after, ConditionType.OFFSETS_KEPT)
+    now = _turned(before, after, ConditionType.OFFSETS_RETAINED)
     if now is not None and now.status is ConditionStatus.FALSE:
         yield _warning(now.reason, now.message)
 
