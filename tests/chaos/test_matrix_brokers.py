@@ -102,7 +102,7 @@ async def test_results_that_too_few_replicas_would_have_are_waited_for_and_not_c
         missing = next(broker for broker in three_brokers.brokers if broker is not leader)
         await missing.kill()
         await wait_until(
-            lambda: all(worker.events("hold_began") for worker in bench.workers),
+            lambda: all(worker.events("outage_started") for worker in bench.workers),
             deadline_seconds=EVENT_SECONDS,
             what="both workers to hold",
         )

@@ -68,7 +68,7 @@ async def start_two(bench: WorkerBench, storage: StorageSettings) -> None:
 async def wait_everybody_holds(bench: WorkerBench) -> None:
     """Wait until both workers say that they wait for their store."""
     await wait_until(
-        lambda: all(worker.events("hold_began") for worker in bench.workers),
+        lambda: all(worker.events("outage_started") for worker in bench.workers),
         deadline_seconds=EVENT_SECONDS,
         what="both workers to hold",
     )

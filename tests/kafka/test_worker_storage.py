@@ -156,7 +156,7 @@ async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench:
     assert {(result["status"], result["attempt"]) for result in results} == {("success", 1)}
     assert await bench.records(bench.topics.dead_letters) == []
     assert worker.events("generation_failed") == []
-    [ended] = worker.events("hold_ended")
+    [ended] = worker.events("outage_ended")
     assert (ended["cause"], ended["seconds"] > 0) == ("object-store", True)
 
 

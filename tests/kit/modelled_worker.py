@@ -16,7 +16,7 @@ from fluxpool_transport.storage.object_store import ObjectStore
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
-from fluxpool_worker.agent.engine.slots import EngineTurns
+from fluxpool_worker.agent.engine.slots import EngineSlots
 from fluxpool_worker.agent.task.cancellations import Cancellations
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outcome import inherited_crashes
@@ -188,7 +188,7 @@ class ModelPod:
         """Whether something it sent to its group may not have arrived, or it may not know what became of it."""
         self.consumers: list[ModelConsumer] = []
         self._around = around
-        self._turns = EngineTurns(jobs=ENGINE_JOBS)
+        self._slots = EngineSlots(jobs=ENGINE_JOBS)
         holds = Holds(limit_seconds=float("inf"), clock=around.loop.time)
         self.lane = LaneConsumer(
             name="standard",
@@ -205,7 +205,7 @@ class ModelPod:
             worker_name=name,
             store=cast("ObjectStore", ModelStore(around.objects, self.store)),
             engine=cast("EngineClient", self.engine),
-            turns=self._turns,
+            slots=self._slots,
             publisher=cast("ReliablePublisher", publisher),
             progress=cast("ProgressPublisher", publisher),
             holds=holds,
@@ -267,16 +267,16 @@ class ModelPod:
         return self.consumers[-1]
 
     async def _run_one(self) -> None:
-        turn = await self._turns.enter()
+        slot = await self._slots.acquire()
         taken = self.lane.claim_next() if len(self.runs) < IN_FLIGHT else None
         if taken is None:
-            turn.end()
+            slot.release()
             return
         run = Run(taken)
         _current_run.set(run)
         self.runs.add(run)
         try:
-            await self._flow.run(taken, turn=turn)
+            await self._flow.run(taken, slot=slot)
         finally:
             self.runs.discard(run)
 

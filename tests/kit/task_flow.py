@@ -23,7 +23,7 @@ from fluxpool_transport.storage.object_store import open_object_store
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
-from fluxpool_worker.agent.engine.slots import EngineTurns
+from fluxpool_worker.agent.engine.slots import EngineSlots
 from fluxpool_worker.agent.task.cancellations import Cancellations
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outgoing_records import Failure
@@ -174,13 +174,13 @@ class FlowBench:
         self.cancellations = Cancellations()
         self.outcomes: list[str] = []
         self.refused_topics: list[str] = []
-        self._turns = EngineTurns(jobs=2)
+        self._slots = EngineSlots(jobs=2)
         self._flow = TaskFlow(
             settings=self.settings,
             worker_name="worker-1",
             store=open_object_store(self.settings.storage),
             engine=cast("EngineClient", self.engine),
-            turns=self._turns,
+            slots=self._slots,
             publisher=cast("ReliablePublisher", self.topics),
             progress=cast("ProgressPublisher", self.topics),
             holds=Holds(limit_seconds=1),
@@ -192,7 +192,7 @@ class FlowBench:
     async def run(self, record: ConsumerRecord) -> None:
         """Bring the record to its end."""
         taken = ClaimedRecord(lane=cast("LaneConsumer", self.lane), record=record)
-        await self._flow.run(taken, turn=await self._turns.enter())
+        await self._flow.run(taken, slot=await self._slots.acquire())
 
     async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:
         """End a record that cannot leave its retry topic."""

@@ -1,12 +1,12 @@
-"""Holds, turns and interest lost: what a worker waits for, for how long, and in which order."""
+"""Holds, slots and interest lost: what a worker waits for, for how long, and in which order."""
 
 import asyncio
 
 import pytest
 
-from fluxpool_worker.agent.engine.slots import EngineTurns
+from fluxpool_worker.agent.engine.slots import EngineSlots
 from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
-from fluxpool_worker.agent.task.unwanted import NoLongerWantedError, unless
+from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 
 
 class Away(Exception):  # noqa: N818 - reads as what it is
@@ -87,14 +87,14 @@ async def test_a_hold_past_its_limit_says_which_setting_it_is() -> None:
 async def test_a_held_operation_that_nobody_wants_any_more_is_given_up() -> None:
     clock = Clock()
     holds = Holds(limit_seconds=1e9, clock=clock)
-    unwanted = asyncio.Event()
+    abandoned = asyncio.Event()
     service = Service(clock, failures=1_000_000)
     held = asyncio.ensure_future(
-        holds.through(service, cause=HoldCause.OBJECT_STORE, retry_on=(Away,), unwanted=unwanted)
+        holds.through(service, cause=HoldCause.OBJECT_STORE, retry_on=(Away,), abandoned=abandoned)
     )
     await service.called.wait()
-    unwanted.set()
-    with pytest.raises(NoLongerWantedError):
+    abandoned.set()
+    with pytest.raises(AbandonedError):
         await held
     assert holds.causes == frozenset()
 
@@ -151,10 +151,10 @@ async def test_what_is_done_before_interest_is_lost_has_its_result() -> None:
     async def work() -> int:
         return 7
 
-    unwanted = asyncio.Event()
-    assert await unless(unwanted, work()) == 7
-    unwanted.set()
-    assert await unless(unwanted, work(), last_try_seconds=60) == 7
+    abandoned = asyncio.Event()
+    assert await run_until(abandoned, work()) == 7
+    abandoned.set()
+    assert await run_until(abandoned, work(), last_try_seconds=60) == 7
 
 
 async def test_work_that_nobody_wants_is_cancelled() -> None:
@@ -166,10 +166,10 @@ async def test_work_that_nobody_wants_is_cancelled() -> None:
         finally:
             ended.set()
 
-    unwanted = asyncio.Event()
-    unwanted.set()
-    with pytest.raises(NoLongerWantedError):
-        await unless(unwanted, work())
+    abandoned = asyncio.Event()
+    abandoned.set()
+    with pytest.raises(AbandonedError):
+        await run_until(abandoned, work())
     async with asyncio.timeout(10):
         await ended.wait()
 
@@ -181,44 +181,44 @@ async def settle() -> None:
 
 
 async def test_only_so_many_tasks_have_a_turn_at_a_time() -> None:
-    turns = EngineTurns(jobs=2)
-    first, second = await turns.enter(), await turns.enter()
-    third = asyncio.ensure_future(turns.enter())
+    slots = EngineSlots(jobs=2)
+    first, second = await slots.acquire(), await slots.acquire()
+    third = asyncio.ensure_future(slots.acquire())
     await settle()
     assert not third.done()
-    first.end()
-    first.end()
+    first.release()
+    first.release()
     await settle()
     assert third.done()
-    fourth = asyncio.ensure_future(turns.enter())
+    fourth = asyncio.ensure_future(slots.acquire())
     await settle()
     assert not fourth.done()
-    second.end()
+    second.release()
     await fourth
 
 
 async def test_one_that_is_alone_goes_first_and_has_nobody_beside_it() -> None:
-    turns = EngineTurns(jobs=2)
-    running = await turns.enter()
-    later = [asyncio.ensure_future(turns.enter(alone=True))]
+    slots = EngineSlots(jobs=2)
+    running = await slots.acquire()
+    later = [asyncio.ensure_future(slots.acquire(alone=True))]
     await settle()
-    others = [asyncio.ensure_future(turns.enter()) for _ in range(2)]
+    others = [asyncio.ensure_future(slots.acquire()) for _ in range(2)]
     await settle()
     assert not any(task.done() for task in [*later, *others])
-    running.end()
+    running.release()
     await settle()
     assert [task.done() for task in [*later, *others]] == [True, False, False]
-    (await later[0]).end()
+    (await later[0]).release()
     await settle()
     assert all(task.done() for task in others)
 
 
 async def test_one_that_gives_up_waiting_to_be_alone_lets_the_others_pass() -> None:
-    turns = EngineTurns(jobs=2)
-    running = await turns.enter()
-    waiting = asyncio.ensure_future(turns.enter(alone=True))
+    slots = EngineSlots(jobs=2)
+    running = await slots.acquire()
+    waiting = asyncio.ensure_future(slots.acquire(alone=True))
     await settle()
     waiting.cancel()
     await settle()
-    await turns.enter()
-    running.end()
+    await slots.acquire()
+    running.release()

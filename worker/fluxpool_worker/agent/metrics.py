@@ -1,6 +1,10 @@
-"""What the worker counts, as Prometheus metrics."""
+"""The worker's Prometheus metrics; `HealthServer` serves them at `/metrics`."""
+
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from fluxpool_transport.kafka import UNDECODABLE
 from fluxpool_worker.agent.engine.client import EngineClient
@@ -9,12 +13,13 @@ from fluxpool_worker.agent.task.publisher import ReliablePublisher
 
 
 class WorkerMetrics:
-    """What `/metrics` shows; labels are bounded."""
+    """All metrics of one worker; labels are bounded."""
 
     def __init__(self, *, engine: EngineClient, publisher: ReliablePublisher, holds: Holds) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(holds)
         self.registry.register(UNDECODABLE)
+        self.registry.register(_EngineCounters(engine))
         self.tasks = Counter(
             "fluxpool_tasks", "Tasks by how they left this worker.", ["outcome"], registry=self.registry
         )
@@ -26,26 +31,26 @@ class WorkerMetrics:
             registry=self.registry,
         )
         self.tasks_in_flight = Gauge("fluxpool_tasks_in_flight", "Tasks under way.", registry=self.registry)
-        self.retries_handed_on = Counter(
-            "fluxpool_retries_handed_on",
-            "Tasks taken back from a retry topic when they were due.",
+        self.retries_relayed = Counter(
+            "fluxpool_retries_relayed",
+            "Due retries returned to a lane's topic.",
             ["topic"],
             registry=self.registry,
         )
         self.relays_retries = Gauge(
             "fluxpool_retry_relay",
-            "1 while this worker relays the due retries of its pool, which one worker of a pool does at a time.",
+            "1 while this worker relays the due retries of its pool; one worker of a pool does so at a time.",
             registry=self.registry,
         )
         self.records_lost = Counter(
             "fluxpool_records_lost",
-            "Records that retention or somebody deleted before any worker had done them.",
+            "Records that retention or an administrator deleted before a worker finished them.",
             ["lane"],
             registry=self.registry,
         )
         self.records_refused = Counter(
             "fluxpool_records_refused",
-            "Results and dead letters that their topic refuses, also the shortest: look at its max.message.bytes.",
+            "Results and dead letters that their topic refuses even when shortened: check its max.message.bytes.",
             ["topic"],
             registry=self.registry,
         )
@@ -55,17 +60,9 @@ class WorkerMetrics:
             ["lane"],
             registry=self.registry,
         )
-        Gauge("fluxpool_engine_restarts", "Engines that died and were replaced.", registry=self.registry).set_function(
-            lambda: engine.restarts
-        )
         Gauge(
-            "fluxpool_engine_stalls",
-            "Generations without a denoising step for longer than the soft limit.",
-            registry=self.registry,
-        ).set_function(lambda: engine.stalls)
-        Gauge(
-            "fluxpool_publishes_unknown",
-            "Records that were sent and neither acknowledged nor refused yet.",
+            "fluxpool_records_unacknowledged",
+            "Records that were sent some time ago and neither acknowledged nor refused.",
             registry=self.registry,
         ).set_function(lambda: publisher.unknown)
 
@@ -73,3 +70,20 @@ class WorkerMetrics:
         """A task left this worker."""
         self.tasks.labels(outcome).inc()
         self.task_seconds.labels(outcome).observe(seconds)
+
+
+class _EngineCounters(Collector):
+    """Counts that the engine's client keeps itself, read at each scrape."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "fluxpool_engine_restarts", "Engines that died and were replaced.", value=self._engine.restarts
+        )
+        yield CounterMetricFamily(
+            "fluxpool_engine_stalls",
+            "Generations without a denoising step for longer than step_soft_limit_seconds.",
+            value=self._engine.stalls,
+        )

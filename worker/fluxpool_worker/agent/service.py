@@ -32,7 +32,7 @@ from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.consumer.lane_choice import WaitingLane, choose_lane
 from fluxpool_worker.agent.consumer.membership import keep_offsets_for
 from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits, EngineLoadError, EngineUnstableError
-from fluxpool_worker.agent.engine.slots import EngineTurn, EngineTurns
+from fluxpool_worker.agent.engine.slots import EngineSlot, EngineSlots
 from fluxpool_worker.agent.metrics import WorkerMetrics
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 from fluxpool_worker.agent.retry.retry_relay import RetryRelay
@@ -40,8 +40,8 @@ from fluxpool_worker.agent.task.cancellations import Cancellations, ControlListe
 from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
 from fluxpool_worker.agent.task.outcome import inherited_crashes
 from fluxpool_worker.agent.task.publisher import ProgressPublisher, ReliablePublisher
+from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 from fluxpool_worker.agent.task.task_flow import TaskFlow
-from fluxpool_worker.agent.task.unwanted import NoLongerWantedError, unless
 from fluxpool_worker.engine.protocol import Device, EngineSpec
 
 ENGINE_JOBS: Final = 2
@@ -74,9 +74,9 @@ class WorkerAgent:
         """What the start waits for, other than the model."""
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns = EngineTurns(jobs=ENGINE_JOBS)
+        self._slots = EngineSlots(jobs=ENGINE_JOBS)
         self._room = asyncio.Semaphore(TASKS_IN_FLIGHT)
-        self._turn_number = 0
+        self._tasks_taken = 0
         self._holds = Holds(
             limit_seconds=settings.infra_hold_limit_seconds,
             # A shorter one throws nobody out of a group.
@@ -115,7 +115,7 @@ class WorkerAgent:
             worker_name=worker_name,
             store=open_object_store(settings.storage),
             engine=self._engine,
-            turns=self._turns,
+            slots=self._slots,
             publisher=self._publisher,
             progress=self._progress,
             holds=self._holds,
@@ -159,7 +159,7 @@ class WorkerAgent:
             publisher=self._publisher,
             choice=self._choice,
             dead_letter=self._flow.give_up_due,
-            on_relayed=lambda topic: self._metrics.retries_handed_on.labels(topic).inc(),
+            on_relayed=lambda topic: self._metrics.retries_relayed.labels(topic).inc(),
         )
         self._metrics.relays_retries.set_function(lambda: duty.is_held)
 
@@ -229,12 +229,12 @@ class WorkerAgent:
 
     async def _serve(self, group: asyncio.TaskGroup) -> None:
         try:
-            await unless(self._stop, self._check_topics())
-            await unless(self._stop, self._flow.probe_store(on_trouble=self._note_start_trouble))
+            await run_until(self._stop, self._check_topics())
+            await run_until(self._stop, self._flow.probe_store(on_trouble=self._note_start_trouble))
             self._start_trouble = None
             # The model first: a member that cannot work yet would only hold partitions back from others.
-            self._flow.set_model((await unless(self._stop, self._engine.wait_ready())).model)
-        except NoLongerWantedError:
+            self._flow.set_model((await run_until(self._stop, self._engine.wait_ready())).model)
+        except AbandonedError:
             return
         except (MissingTopicsError, StorageUnavailableError, HoldExpiredError) as error:
             self._failure = error
@@ -277,26 +277,26 @@ class WorkerAgent:
     async def _dispatch(self, group: asyncio.TaskGroup) -> None:
         while True:
             await self._room.acquire()
-            taken, turn = await self._next()
-            task = group.create_task(self._until_failure(self._run_task(taken, turn)))
+            taken, slot = await self._next()
+            task = group.create_task(self._until_failure(self._run_task(taken, slot)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _next(self) -> tuple[ClaimedRecord, EngineTurn]:
-        """The next task, and its turn with the engine. No turn is held while there is nothing to do."""
+    async def _next(self) -> tuple[ClaimedRecord, EngineSlot]:
+        """The next task, and its slot with the engine. No slot is held while there is nothing to do."""
         while True:
             self._wake.clear()
             await self._holds.wait_clear()
             if self._choose() is None:
                 await self._wake.wait()
                 continue
-            turn = await self._turns.enter()
+            slot = await self._slots.acquire()
             chosen = None if self._holds.causes else self._choose()
             taken = chosen.claim_next() if chosen is not None else None
             if taken is not None:
-                self._turn_number += 1
-                return taken, turn
-            turn.end()
+                self._tasks_taken += 1
+                return taken, slot
+            slot.release()
 
     def _choose(self) -> LaneConsumer | None:
         waiting = [
@@ -306,16 +306,16 @@ class WorkerAgent:
         ]
         chosen = choose_lane(
             waiting,
-            turn=self._turn_number + 1,
+            turn=self._tasks_taken + 1,
             now_ms=time.time() * 1000,
             wait_limit_seconds=self._settings.lane_wait_limit_seconds,
         )
         return self._lanes[chosen] if chosen is not None else None
 
-    async def _run_task(self, taken: ClaimedRecord, turn: EngineTurn) -> None:
+    async def _run_task(self, taken: ClaimedRecord, slot: EngineSlot) -> None:
         with contextlib.ExitStack() as room, self._metrics.tasks_in_flight.track_inprogress():
             room.callback(self._room.release)
-            await self._flow.run(taken, turn=turn, make_room=room.close)
+            await self._flow.run(taken, slot=slot, make_room=room.close)
 
     # Drain
 

@@ -27,12 +27,12 @@ EXIT_AGENT_GONE: Final = 3
 """Exit status when the socket or the parent vanished."""
 
 
-def leave(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
     """End the process at once: no waiting for threads, for a hung kernel, or for torch's own teardown."""
     os._exit(status)
 
 
-class Outbox:
+class SendQueue:
     """Sends messages in the order they were put, from a thread of its own.
 
     So the device never waits for an agent that is slow to read: a finished image is larger than a socket's buffer.
@@ -42,7 +42,7 @@ class Outbox:
         """Start sending over `sock`."""
         self._socket = sock
         self._frames: queue.Queue[list[bytes]] = queue.Queue()
-        threading.Thread(target=self._send_all, name="outbox", daemon=True).start()
+        threading.Thread(target=self._send_all, name="send_queue", daemon=True).start()
 
     def put(self, message: FromEngine) -> None:
         """Send the message after all that were put before it; returns at once."""
@@ -61,7 +61,7 @@ class Outbox:
                     self._socket.sendall(piece)
             except OSError as error:
                 log.warning("agent_gone", reason=str(error))
-                leave(EXIT_AGENT_GONE)
+                exit_now(EXIT_AGENT_GONE)
             self._frames.task_done()
 
 

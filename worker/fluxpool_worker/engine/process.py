@@ -39,7 +39,7 @@ from fluxpool_worker.engine.generator import (
 )
 from fluxpool_worker.engine.images import encode_image
 from fluxpool_worker.engine.jobs import CancelOutcome, JobQueue
-from fluxpool_worker.engine.link import EXIT_AGENT_GONE, Outbox, leave, received
+from fluxpool_worker.engine.link import EXIT_AGENT_GONE, SendQueue, exit_now, received
 from fluxpool_worker.engine.logs import configure_logging
 from fluxpool_worker.engine.protocol import (
     Cancel,
@@ -89,7 +89,7 @@ def run_engine(load: Load, argv: Sequence[str] | None = None) -> NoReturn:
     try:
         die_with_parent(arguments.parent_pid)
     except ParentGoneError:
-        leave(EXIT_AGENT_GONE)
+        exit_now(EXIT_AGENT_GONE)
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     configure_logging()
@@ -116,50 +116,50 @@ def serve(sock: socket.socket, load: Load, *, mark: StartMark) -> NoReturn:
 
     Must be called from the main thread, which becomes the one that owns the device.
     """
-    outbox = Outbox(sock)
+    send_queue = SendQueue(sock)
     jobs = JobQueue()
     specs: queue.SimpleQueue[EngineSpec] = queue.SimpleQueue()
     threading.Thread(
         target=_receive,
-        kwargs={"sock": sock, "outbox": outbox, "jobs": jobs, "specs": specs},
+        kwargs={"sock": sock, "send_queue": send_queue, "jobs": jobs, "specs": specs},
         name="reader",
         daemon=True,
     ).start()
     spec = specs.get()
-    generator = _load(spec, load, outbox)
+    generator = _load(spec, load, send_queue)
     with ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="encode") as encoders:
         while True:
             job = jobs.take()
             # Should this job kill the process, the agent must know that it was this one.
             mark.set(job.job_id)
             try:
-                rendering = _draw(job, generator=generator, jobs=jobs, outbox=outbox)
+                rendering = _draw(job, generator=generator, jobs=jobs, send_queue=send_queue)
             except DeviceLostError:
                 break
             if rendering is not None:
-                encoders.submit(_encode, job, rendering=rendering, model=generator.model, outbox=outbox)
+                encoders.submit(_encode, job, rendering=rendering, model=generator.model, send_queue=send_queue)
     # Pictures drawn before are encoded and told by now. The next job must not be begun: it would fail like this one.
-    outbox.flush(timeout_seconds=LAST_WORDS_SECONDS)
-    leave(EXIT_DEVICE_LOST)
+    send_queue.flush(timeout_seconds=LAST_WORDS_SECONDS)
+    exit_now(EXIT_DEVICE_LOST)
 
 
-def _load(spec: EngineSpec, load: Load, outbox: Outbox) -> Generator:
+def _load(spec: EngineSpec, load: Load, send_queue: SendQueue) -> Generator:
     started = time.monotonic()
     try:
         generator = load(spec)
     except Exception as error:
         log.exception("load_failed", model=spec.model)
-        outbox.put(LoadFailed(message=_describe(error), stack=_stack()))
-        outbox.flush(timeout_seconds=LAST_WORDS_SECONDS)
-        leave(EXIT_LOAD_FAILED)
+        send_queue.put(LoadFailed(message=_describe(error), stack=_stack()))
+        send_queue.flush(timeout_seconds=LAST_WORDS_SECONDS)
+        exit_now(EXIT_LOAD_FAILED)
     load_seconds = time.monotonic() - started
     log.info("model_ready", model=generator.model, device=generator.device, load_seconds=round(load_seconds, 3))
-    outbox.put(Ready(model=generator.model, device=generator.device, load_seconds=load_seconds))
+    send_queue.put(Ready(model=generator.model, device=generator.device, load_seconds=load_seconds))
     return generator
 
 
 def _receive(
-    *, sock: socket.socket, outbox: Outbox, jobs: JobQueue, specs: "queue.SimpleQueue[EngineSpec]"
+    *, sock: socket.socket, send_queue: SendQueue, jobs: JobQueue, specs: "queue.SimpleQueue[EngineSpec]"
 ) -> NoReturn:
     """Take what the agent sends until it is gone; the reader's whole life."""
     try:
@@ -170,56 +170,56 @@ def _receive(
                 case Generate():
                     jobs.put(message)
                 case Cancel():
-                    _cancel(message.job_id, jobs=jobs, outbox=outbox)
+                    _cancel(message.job_id, jobs=jobs, send_queue=send_queue)
                 case Shutdown():
                     log.info("shutdown_asked")
-                    outbox.flush(timeout_seconds=LAST_WORDS_SECONDS)
-                    leave(0)
+                    send_queue.flush(timeout_seconds=LAST_WORDS_SECONDS)
+                    exit_now(0)
                 case Ready() | LoadFailed() | Started() | Step() | DeviceFree() | Generated() | Failed():
                     raise TypeError(f"{type(message).__name__} is a message of engines, not of agents")
                 case _:
                     assert_never(message)
     except Exception:
         log.exception("protocol_broken")
-        leave(EXIT_PROTOCOL)
-    leave(EXIT_AGENT_GONE)
+        exit_now(EXIT_PROTOCOL)
+    exit_now(EXIT_AGENT_GONE)
 
 
-def _cancel(job_id: int, *, jobs: JobQueue, outbox: Outbox) -> None:
+def _cancel(job_id: int, *, jobs: JobQueue, send_queue: SendQueue) -> None:
     outcome = jobs.cancel(job_id)
     log.info("cancel_asked", job_id=job_id, outcome=outcome.value)
     if outcome is CancelOutcome.DROPPED:
-        outbox.put(Failed(job_id=job_id, kind=FailureKind.CANCELED, message="canceled while it was waiting"))
+        send_queue.put(Failed(job_id=job_id, kind=FailureKind.CANCELED, message="canceled while it was waiting"))
 
 
-def _draw(job: Generate, *, generator: Generator, jobs: JobQueue, outbox: Outbox) -> Rendering | None:
+def _draw(job: Generate, *, generator: Generator, jobs: JobQueue, send_queue: SendQueue) -> Rendering | None:
     """Run one job on the device; None when it failed, which has been reported then.
 
     Raises `DeviceLostError`, reported too, when no further job can be run.
     """
 
     def on_step(step: int, total_steps: int) -> None:
-        outbox.put(Step(job_id=job.job_id, step=step, total_steps=total_steps))
+        send_queue.put(Step(job_id=job.job_id, step=step, total_steps=total_steps))
         step_done()
 
-    outbox.put(Started(job_id=job.job_id))
+    send_queue.put(Started(job_id=job.job_id))
     try:
         job_started()
         rendering = generator.generate(job.inputs, on_step=on_step, is_canceled=jobs.is_running_canceled)
     except DeviceLostError as error:
-        outbox.put(_failure(job.job_id, error))
+        send_queue.put(_failure(job.job_id, error))
         raise
     except Exception as error:  # noqa: BLE001 - the engine must outlive any job; the failure is sent and logged
         failure = _failure(job.job_id, error)
         jobs.finish()
-        outbox.put(failure)
+        send_queue.put(failure)
         return None
     jobs.finish()
-    outbox.put(DeviceFree(job_id=job.job_id))
+    send_queue.put(DeviceFree(job_id=job.job_id))
     return rendering
 
 
-def _encode(job: Generate, *, rendering: Rendering, model: str, outbox: Outbox) -> None:
+def _encode(job: Generate, *, rendering: Rendering, model: str, send_queue: SendQueue) -> None:
     """Encode a job's images and send them; in a thread of the pool."""
     started = time.monotonic()
     try:
@@ -231,9 +231,9 @@ def _encode(job: Generate, *, rendering: Rendering, model: str, outbox: Outbox) 
         before_generated()
         # Logged before it is sent: an agent may store and die at once, and this process dies with it.
         log.info("job_done", job_id=job.job_id, images=len(images), warnings=len(rendering.warnings))
-        outbox.put(Generated(job_id=job.job_id, images=images, timings_ms=timings_ms, warnings=rendering.warnings))
+        send_queue.put(Generated(job_id=job.job_id, images=images, timings_ms=timings_ms, warnings=rendering.warnings))
     except Exception as error:  # noqa: BLE001 - a pool's thread has nobody to raise to; the failure is sent and logged
-        outbox.put(_failure(job.job_id, error))
+        send_queue.put(_failure(job.job_id, error))
 
 
 def _failure(job_id: int, error: Exception) -> Failed:

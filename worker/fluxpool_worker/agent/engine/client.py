@@ -158,7 +158,7 @@ class EngineClient:
                 log.error("engine_protocol_broken", pid=process.pid, error=str(error))  # noqa: TRY400 - no bug of ours
             finally:
                 watchdog.cancel()
-                await self._bury(process, mark)
+                await self._reap(process, mark)
             if self._is_stopping():
                 return
             if self._hung_loads >= MAX_HUNG_LOADS:
@@ -364,7 +364,7 @@ class EngineClient:
             case _:
                 assert_never(message)
 
-    async def _bury(self, process: asyncio.subprocess.Process, mark: StartMark) -> None:
+    async def _reap(self, process: asyncio.subprocess.Process, mark: StartMark) -> None:
         self._ready_event.clear()
         self._device_lost_at = self._load_started_at = None
         writer, self._writer = self._writer, None

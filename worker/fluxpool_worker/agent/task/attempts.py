@@ -28,7 +28,7 @@ from fluxpool_transport.process import fault_point
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
-from fluxpool_worker.agent.engine.slots import EngineTurn, EngineTurns
+from fluxpool_worker.agent.engine.slots import EngineSlot, EngineSlots
 from fluxpool_worker.agent.engine.step_times import StepTimes
 from fluxpool_worker.agent.task.cancellations import CancelWatch
 from fluxpool_worker.agent.task.outcome import (
@@ -44,7 +44,7 @@ from fluxpool_worker.agent.task.outcome import (
     orphan_is_worth_finishing,
     runs_alone,
 )
-from fluxpool_worker.agent.task.unwanted import NoLongerWantedError, unless
+from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 from fluxpool_worker.engine.protocol import FailureKind, Generated, GenerationInputs
 
 PROGRESS_SECONDS: Final = 0.5
@@ -68,7 +68,7 @@ class Success:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GivenUp:
+class Failed:
     """No images from here: the verdict is to retry later, to dead-letter or to fail."""
 
     verdict: Verdict
@@ -79,38 +79,38 @@ class GivenUp:
 
 
 @dataclass(slots=True, eq=False)
-class Pursuit:
+class AttemptContext:
     """One task on its way to images."""
 
     taken: ClaimedRecord
     decoded: DecodedTask
     spent: Spent
-    turn: EngineTurn
-    unwanted: asyncio.Event
+    slot: EngineSlot
+    abandoned: asyncio.Event
     """Set when the pod drains, the partition is lost or the task is canceled; counts until the device begins."""
     canceling: CancelWatch
     low_memory: bool = False
     job: EngineJob | None = None
     """The one with the engine now."""
 
-    def why_pointless(self, *, needed_seconds: float = 0.0) -> GivenUp | None:
+    def expired_or_canceled(self, *, needed_seconds: float = 0.0) -> Failed | None:
         """As the function of that name."""
-        return why_pointless(
+        return expired_or_canceled(
             self.decoded.envelope, self.canceling.command, spent=self.spent, needed_seconds=needed_seconds
         )
 
 
-def why_pointless(
+def expired_or_canceled(
     envelope: Envelope, command: CancelCommand | None, *, spent: Spent, needed_seconds: float = 0.0
-) -> GivenUp | None:
+) -> Failed | None:
     """The task's end without images when it was canceled, or would come too late, needing so long from now on."""
     if command is not None:
-        return GivenUp(verdict=judge_canceled(spent=spent), attempt=spent.attempt, message=_canceled_by(command))
+        return Failed(verdict=judge_canceled(spent=spent), attempt=spent.attempt, message=_canceled_by(command))
     deadline = envelope.deadline
     verdict = judge_deadline(deadline, now=datetime.now(UTC), needed_seconds=needed_seconds, spent=spent)
     if verdict is None or deadline is None:
         return None
-    return GivenUp(verdict=verdict, attempt=spent.attempt, message=_too_late(deadline, needed_seconds=needed_seconds))
+    return Failed(verdict=verdict, attempt=spent.attempt, message=_too_late(deadline, needed_seconds=needed_seconds))
 
 
 class Attempts:
@@ -120,14 +120,14 @@ class Attempts:
         self,
         engine: EngineClient,
         *,
-        turns: EngineTurns,
+        slots: EngineSlots,
         budgets: Budgets,
         worker: str,
         report: Callable[[ProgressEvent, Envelope], None],
     ) -> None:
         """`worker` is this worker's name in the ledger."""
         self._engine = engine
-        self._turns = turns
+        self._slots = slots
         self._budgets = budgets
         self._worker = worker
         self._report_event = report
@@ -154,125 +154,127 @@ class Attempts:
         decoded: DecodedTask,
         *,
         spent: Spent,
-        turn: EngineTurn,
-        unwanted: asyncio.Event,
+        slot: EngineSlot,
+        abandoned: asyncio.Event,
         canceling: CancelWatch,
-    ) -> Success | GivenUp:
+    ) -> Success | Failed:
         """The task's images, or why there are none.
 
-        `turn` ends when the device is done with the task. Raises `TaskReleasedError` when the pod drains and
+        `slot` ends when the device is done with the task. Raises `TaskReleasedError` when the pod drains and
         `PartitionLostError` when the task is somebody else's and not worth finishing here.
         """
         if verdict := judge_crashes(spent=spent, budgets=self._budgets):
-            return GivenUp(verdict=verdict, attempt=spent.attempt, message=_crashed_too_often(spent.crashes))
-        pursuit = Pursuit(taken=taken, decoded=decoded, spent=spent, turn=turn, unwanted=unwanted, canceling=canceling)
-        canceling.on_cancel = unwanted.set
+            return Failed(verdict=verdict, attempt=spent.attempt, message=_crashed_too_often(spent.crashes))
+        context = AttemptContext(
+            taken=taken, decoded=decoded, spent=spent, slot=slot, abandoned=abandoned, canceling=canceling
+        )
+        canceling.on_cancel = abandoned.set
         try:
             while True:
-                ended = await self._attempt(pursuit)
+                ended = await self._attempt(context)
                 if isinstance(ended, Success):
                     # Drawn, but too late to be of use; a cancel command comes too late itself now.
-                    return why_pointless(decoded.envelope, None, spent=pursuit.spent) or ended
+                    return expired_or_canceled(decoded.envelope, None, spent=context.spent) or ended
                 if ended is not None:
                     return ended
-        except NoLongerWantedError:
-            return self._end_unwanted(pursuit)
+        except AbandonedError:
+            return self._end_abandoned(context)
         finally:
             canceling.on_cancel = lambda: None
-            pursuit.turn.end()
+            context.slot.release()
 
-    def _end_unwanted(self, pursuit: Pursuit) -> GivenUp:
+    def _end_abandoned(self, context: AttemptContext) -> Failed:
         """The end of a task that was stopped, or whatever tells that it is not this worker's to end."""
-        if not pursuit.taken.lost and (ended := pursuit.why_pointless()):
+        if not context.taken.lost and (ended := context.expired_or_canceled()):
             return ended
-        raise self._given_up(pursuit.taken)
+        raise self._stop_reason(context.taken)
 
-    async def _attempt(self, pursuit: Pursuit) -> Success | GivenUp | None:
+    async def _attempt(self, context: AttemptContext) -> Success | Failed | None:
         """One try; None when another one is due at once."""
-        if pursuit.taken.lost or self._draining:
-            raise self._given_up(pursuit.taken)
-        await self._take_turn(pursuit)
-        if pointless := pursuit.why_pointless(needed_seconds=self._least_seconds(pursuit.decoded.task)):
+        if context.taken.lost or self._draining:
+            raise self._stop_reason(context.taken)
+        await self._take_slot(context)
+        if pointless := context.expired_or_canceled(needed_seconds=self._least_seconds(context.decoded.task)):
             return pointless
         try:
-            return Success(await self._try(pursuit), pursuit.spent.attempt)
+            return Success(await self._try(context), context.spent.attempt)
         except GenerationError as error:
             verdict = judge_generation(
-                error.kind, spent=pursuit.spent, budgets=self._budgets, low_memory=pursuit.low_memory
+                error.kind, spent=context.spent, budgets=self._budgets, low_memory=context.low_memory
             )
             message, stack, crashed = str(error), error.stack, error.kind is FailureKind.DEVICE_LOST
         except EngineDiedError as error:
-            verdict = judge_engine_death(spent=pursuit.spent, budgets=self._budgets, suspected=error.job_started)
+            verdict = judge_engine_death(spent=context.spent, budgets=self._budgets, suspected=error.job_started)
             message, stack, crashed = str(error), "", error.job_started
         log.warning(
             "generation_failed",
-            request_id=pursuit.decoded.task.request_id,
+            request_id=context.decoded.task.request_id,
             code=verdict.code,
             action=verdict.action,
-            attempt=pursuit.spent.attempt,
+            attempt=context.spent.attempt,
             crashes=verdict.spent.crashes,
             error=message,
         )
-        failed_attempt, pursuit.spent = pursuit.spent.attempt, verdict.spent
+        failed_attempt, context.spent = context.spent.attempt, verdict.spent
         match verdict.action:
             case Action.TRY_LOW_MEMORY:
-                pursuit.low_memory = True
+                context.low_memory = True
             case Action.TRY_AGAIN:
-                self._report(pursuit, ProgressType.RETRYING)
+                self._report(context, ProgressType.RETRYING)
             case Action.RELEASE:
-                return self._end_unwanted(pursuit)
+                return self._end_abandoned(context)
             case Action.RETRY_LATER | Action.DEAD_LETTER | Action.FAIL:
                 if crashed and verdict.action is Action.DEAD_LETTER:
                     message = f"{_crashed_too_often(verdict.spent.crashes)}; the last time: {message}"
-                return GivenUp(verdict=verdict, attempt=failed_attempt, message=message, stack=stack)
+                return Failed(verdict=verdict, attempt=failed_attempt, message=message, stack=stack)
             case _:
                 assert_never(verdict.action)
         return None
 
-    async def _take_turn(self, pursuit: Pursuit) -> None:
-        alone = runs_alone(pursuit.spent.crashes)
-        if pursuit.turn.is_over or (alone and not pursuit.turn.alone):
-            pursuit.turn.end()
-            pursuit.turn = await unless(pursuit.unwanted, self._turns.enter(alone=alone))
+    async def _take_slot(self, context: AttemptContext) -> None:
+        alone = runs_alone(context.spent.crashes)
+        if context.slot.is_released or (alone and not context.slot.alone):
+            context.slot.release()
+            context.slot = await run_until(context.abandoned, self._slots.acquire(alone=alone))
 
-    async def _try(self, pursuit: Pursuit) -> Generated:
-        taken = pursuit.taken
-        await unless(pursuit.unwanted, taken.lane.record(taken, self._entry(pursuit)))
+    async def _try(self, context: AttemptContext) -> Generated:
+        taken = context.taken
+        await run_until(context.abandoned, taken.lane.record(taken, self._entry(context)))
         _after_record()
         last_report = 0.0
 
         def on_step(step: int, total_steps: int) -> None:
             nonlocal last_report
-            if step < total_steps and pursuit.job is not None and pursuit.why_pointless():
-                self._engine.cancel(pursuit.job)
+            if step < total_steps and context.job is not None and context.expired_or_canceled():
+                self._engine.cancel(context.job)
             now = time.monotonic()
             if now - last_report >= PROGRESS_SECONDS or step == total_steps:
                 last_report = now
-                self._report(pursuit, ProgressType.STEP, step=step, total_steps=total_steps)
+                self._report(context, ProgressType.STEP, step=step, total_steps=total_steps)
 
         submitting = self._engine.submit(
-            _inputs(pursuit.decoded, low_memory=pursuit.low_memory),
-            on_started=lambda: self._report(pursuit, ProgressType.STARTED),
+            _inputs(context.decoded, low_memory=context.low_memory),
+            on_started=lambda: self._report(context, ProgressType.STARTED),
             on_step=on_step,
-            on_device_free=pursuit.turn.end,
+            on_device_free=context.slot.release,
         )
-        pursuit.job = job = await unless(pursuit.unwanted, submitting)
+        context.job = job = await run_until(context.abandoned, submitting)
         self._jobs.add(job)
 
         def on_lost() -> None:
-            pursuit.unwanted.set()
+            context.abandoned.set()
             if job.started_at is None or not orphan_is_worth_finishing(job.fraction_done()):
                 self._engine.cancel(job)
 
         def on_cancel() -> None:
-            pursuit.unwanted.set()
+            context.abandoned.set()
             self._engine.cancel(job)
 
-        pursuit.canceling.on_cancel = on_cancel
-        if pursuit.canceling.command is not None:
+        context.canceling.on_cancel = on_cancel
+        if context.canceling.command is not None:
             on_cancel()
         taken.on_lost = on_lost
-        task = pursuit.decoded.task
+        task = context.decoded.task
         # A job that stands ready in the engine begins while its lane waits for the one before it.
         taken.remaining_seconds = lambda: job.remaining_seconds(
             now=time.monotonic(), whole_seconds=self._least_seconds(task) or None
@@ -285,8 +287,8 @@ class Attempts:
             generated = await asyncio.shield(job.result)
         finally:
             self._jobs.discard(job)
-            pursuit.job = None
-            taken.on_lost = pursuit.canceling.on_cancel = pursuit.unwanted.set
+            context.job = None
+            taken.on_lost = context.canceling.on_cancel = context.abandoned.set
         self._step_times.learn(
             pixels=task.width * task.height,
             steps=_passes(task),
@@ -298,31 +300,31 @@ class Attempts:
         """What the task takes on the device at least; 0 when nothing of its size was drawn before."""
         return self._step_times.least_seconds(pixels=task.width * task.height, steps=_passes(task))
 
-    def _entry(self, pursuit: Pursuit) -> LedgerEntry:
+    def _entry(self, context: AttemptContext) -> LedgerEntry:
         return LedgerEntry(
-            task=pursuit.decoded.task.request_id,
+            task=context.decoded.task.request_id,
             worker=self._worker,
             started_at=int(time.time()),
-            crashes=pursuit.spent.crashes,
+            crashes=context.spent.crashes,
         )
 
     def _report(
-        self, pursuit: Pursuit, kind: ProgressType, *, step: int | None = None, total_steps: int | None = None
+        self, context: AttemptContext, kind: ProgressType, *, step: int | None = None, total_steps: int | None = None
     ) -> None:
         self._report_event(
             ProgressEvent(
-                request_id=pursuit.decoded.task.request_id,
+                request_id=context.decoded.task.request_id,
                 type=kind,
-                attempt=pursuit.spent.attempt,
+                attempt=context.spent.attempt,
                 step=step,
                 total_steps=total_steps,
                 at=datetime.now(UTC),
             ),
-            pursuit.decoded.envelope,
+            context.decoded.envelope,
         )
 
     @staticmethod
-    def _given_up(taken: ClaimedRecord) -> Exception:
+    def _stop_reason(taken: ClaimedRecord) -> Exception:
         return PartitionLostError() if taken.lost else TaskReleasedError()
 
 

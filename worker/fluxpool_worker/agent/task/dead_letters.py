@@ -17,7 +17,7 @@ from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.kafka import MAX_DEAD_LETTER_BYTES, TopicNames
 from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 from fluxpool_worker.agent.task.holds import HoldCause, Holds
-from fluxpool_worker.agent.task.outgoing_records import Failure, Signature, dead_letter_record
+from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity, dead_letter_record
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, RecordRefusedError, ReliablePublisher
 
 RECORD_OVERHEAD_BYTES: Final = 1024
@@ -48,7 +48,7 @@ class DeadLetterWriter:
         self._topics = topics
 
     async def write(
-        self, record: ConsumerRecord, failure: Failure, *, request_id: str | None, signature: Signature
+        self, record: ConsumerRecord, failure: Failure, *, request_id: str | None, identity: WorkerIdentity
     ) -> bool:
         """Return when the dead letter is acknowledged, False when the topic refuses the shortest one, too.
 
@@ -68,7 +68,7 @@ class DeadLetterWriter:
                 record,
                 why,
                 request_id=request_id,
-                signature=signature,
+                identity=identity,
                 failed_at=datetime.now(UTC),
                 topics=self._topics,
                 object_key=object_key,

@@ -14,7 +14,7 @@ from fluxpool_contract.kafka import MAX_MESSAGE_BYTES, TopicNames
 from fluxpool_transport.process import fault_point
 from fluxpool_worker.agent.task.dead_letters import DeadLetterWriter, record_bytes
 from fluxpool_worker.agent.task.endings import Ending, shorter_results
-from fluxpool_worker.agent.task.outgoing_records import Signature, answer_envelope, result_record
+from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity, result_record
 from fluxpool_worker.agent.task.publisher import RecordRefusedError, ReliablePublisher
 
 _after_result = fault_point("agent-after-result")
@@ -39,29 +39,29 @@ class EndingWriter:
         self._topics = topics
         self._on_refused = on_refused
 
-    async def write(self, record: ConsumerRecord, ending: Ending, *, signature: Signature) -> None:
+    async def write(self, record: ConsumerRecord, ending: Ending, *, identity: WorkerIdentity) -> None:
         """Return when all of it is acknowledged or refused for good; raises `HoldExpiredError`."""
         if ending.dead_letter is not None:
             kept = await self._dead_letters.write(
-                record, ending.dead_letter, request_id=ending.request_id, signature=signature
+                record, ending.dead_letter, request_id=ending.request_id, identity=identity
             )
             if not kept:
                 self._on_refused(self._topics.dead_letters)
         if ending.result is not None:
-            if not await self._publish_result(ending, signature):
+            if not await self._publish_result(ending, identity):
                 self._on_refused(self._topics.results)
             _after_result()
 
-    async def _publish_result(self, ending: Ending, signature: Signature) -> bool:
+    async def _publish_result(self, ending: Ending, identity: WorkerIdentity) -> bool:
         assert ending.result is not None  # noqa: S101 - the caller has looked
         for result in shorter_results(ending.result):
             outgoing = result_record(
                 result.to_json(),
                 request_id=ending.request_id,
                 event_id=ending.event_id,
-                envelope=answer_envelope(ending.envelope),
+                envelope=ending.envelope,
                 completed_at=result.completed_at or datetime.now(UTC),
-                source=signature.source,
+                source=identity.source,
                 topics=self._topics,
             )
             if record_bytes(outgoing) > MAX_MESSAGE_BYTES:

@@ -23,9 +23,15 @@ from fluxpool_contract.messages import (
 )
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
 from fluxpool_transport.storage import Manifest
-from fluxpool_worker.agent.task.attempts import GivenUp
+from fluxpool_worker.agent.task.attempts import Failed
 from fluxpool_worker.agent.task.dead_letters import SHORT_TEXT_BYTES
-from fluxpool_worker.agent.task.outgoing_records import Failure, Signature, failed_result, failure_of, is_dead_lettered
+from fluxpool_worker.agent.task.outgoing_records import (
+    Failure,
+    WorkerIdentity,
+    failed_result,
+    failure_of,
+    is_dead_lettered,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +72,12 @@ def unconcluded(
     envelope: Envelope,
     failure: Failure,
     *,
-    signature: Signature,
+    identity: WorkerIdentity,
     completed_at: datetime,
     metadata: dict[str, str] | None = None,
 ) -> Ending:
     """The task's own objects stand in its way: no manifest can be written, and people have to look at them."""
-    result = failed_result(request_id, failure, signature=signature, completed_at=completed_at, metadata=metadata)
+    result = failed_result(request_id, failure, identity=identity, completed_at=completed_at, metadata=metadata)
     return Ending(
         outcome=result.status.value,
         request_id=request_id,
@@ -82,12 +88,12 @@ def unconcluded(
     )
 
 
-def anonymous(record: ConsumerRecord, failure: Failure, *, signature: Signature, completed_at: datetime) -> Ending:
+def anonymous(record: ConsumerRecord, failure: Failure, *, identity: WorkerIdentity, completed_at: datetime) -> Ending:
     """Nobody can tell whose task it is: the result names none."""
     return Ending(
         outcome="invalid",
         dead_letter=failure,
-        result=failed_result(None, failure, signature=signature, completed_at=completed_at),
+        result=failed_result(None, failure, identity=identity, completed_at=completed_at),
         event_id=record_event_id(record.topic, record.partition, record.offset),
     )
 
@@ -115,7 +121,7 @@ def refused(error: InvalidTaskError) -> Failure:
     )
 
 
-def given_up(ended: GivenUp, *, and_besides: str | None = None) -> Failure:
+def given_up(ended: Failed, *, and_besides: str | None = None) -> Failure:
     """Why a task gets no images from here."""
     verdict = ended.verdict
     return Failure(

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from fluxpool_transport.process import retry_forever
 from fluxpool_worker.agent.task.outcome import hold_is_over
-from fluxpool_worker.agent.task.unwanted import unless
+from fluxpool_worker.agent.task.run_until import run_until
 
 LAST_TRY_SECONDS: Final = 1.0
 """For an operation under way when it is no longer wanted; one that is not held by an outage takes milliseconds."""
@@ -75,7 +75,7 @@ class Holds(Collector):
         """Something waits from now on."""
         hold = Hold(cause, self._clock())
         if cause not in self.causes:
-            log.warning("hold_began", cause=cause)
+            log.warning("outage_started", cause=cause)
         self._standing.add(hold)
         self._clear.clear()
         return hold
@@ -94,7 +94,7 @@ class Holds(Collector):
             self._past_seconds[hold.cause] += seconds
             if seconds >= self._outage_seconds:
                 self._outage_ended_at[hold.cause] = self._clock()
-            log.info("hold_ended", cause=hold.cause, seconds=round(seconds, 1))
+            log.info("outage_ended", cause=hold.cause, seconds=round(seconds, 1))
         elif hold.began_at < min(other.began_at for other in others):
             # The time until the next one began is over; from there on that one counts.
             self._past_seconds[hold.cause] += min(other.began_at for other in others) - hold.began_at
@@ -120,11 +120,11 @@ class Holds(Collector):
         *,
         cause: HoldCause,
         retry_on: tuple[type[Exception], ...],
-        unwanted: asyncio.Event | None = None,
+        abandoned: asyncio.Event | None = None,
     ) -> T:
         """The operation's result, however long an outage lasts.
 
-        Raises `HoldExpiredError` past the limit, and `NoLongerWantedError` soon after `unwanted` is set.
+        Raises `HoldExpiredError` past the limit, and `AbandonedError` soon after `abandoned` is set.
         """
         hold: Hold | None = None
 
@@ -135,9 +135,9 @@ class Holds(Collector):
 
         trying = retry_forever(operation, name=cause, retry_on=retry_on, on_retry=on_retry)
         try:
-            if unwanted is None:
+            if abandoned is None:
                 return await trying
-            return await unless(unwanted, trying, last_try_seconds=LAST_TRY_SECONDS)
+            return await run_until(abandoned, trying, last_try_seconds=LAST_TRY_SECONDS)
         finally:
             self.end(hold)
 

@@ -32,7 +32,7 @@ MAX_POINTER_KEY_BYTES: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signature:
+class WorkerIdentity:
     """Who answers."""
 
     worker: str
@@ -64,7 +64,7 @@ def success_result(
     decoded: DecodedTask,
     *,
     images: Sequence[ImageDescription],
-    signature: Signature,
+    identity: WorkerIdentity,
     attempt: int,
     timings_ms: dict[str, float],
     warnings: Sequence[str],
@@ -81,10 +81,10 @@ def success_result(
         width=task.width,
         height=task.height,
         steps=task.steps,
-        model=signature.model,
+        model=identity.model,
         attempt=attempt,
-        worker=signature.worker,
-        pool=signature.pool,
+        worker=identity.worker,
+        pool=identity.pool,
         timings={name: round(value, 1) for name, value in timings_ms.items()},
         warnings=tuple(warnings),
         metadata=task.metadata,
@@ -96,7 +96,7 @@ def failed_result(
     request_id: str | None,
     failure: Failure,
     *,
-    signature: Signature,
+    identity: WorkerIdentity,
     completed_at: datetime,
     metadata: dict[str, str] | None = None,
 ) -> GenerationResult:
@@ -112,10 +112,10 @@ def failed_result(
             field=failure.field,
             retryable=failure.error_class in {ErrorClass.TRANSIENT, ErrorClass.WORKER_FATAL},
         ),
-        model=signature.model,
+        model=identity.model,
         attempt=failure.attempts,
-        worker=signature.worker,
-        pool=signature.pool,
+        worker=identity.worker,
+        pool=identity.pool,
         metadata=metadata or {},
         completed_at=completed_at,
     )
@@ -150,7 +150,7 @@ def result_record(
             *cloud_event_headers(
                 event_id=event_id, event_type=TYPE_COMPLETED, source=source, subject=request_id, time=completed_at
             ),
-            *render_envelope(envelope),
+            *outgoing_headers(envelope),
         ],
     )
 
@@ -160,7 +160,7 @@ def dead_letter_record(
     failure: Failure,
     *,
     request_id: str | None,
-    signature: Signature,
+    identity: WorkerIdentity,
     failed_at: datetime,
     topics: TopicNames,
     object_key: str | None = None,
@@ -181,9 +181,9 @@ def dead_letter_record(
         stack=failure.stack or None,
         attempts=failure.attempts,
         crashes=failure.crashes,
-        worker=signature.worker,
-        pool=signature.pool,
-        model=signature.model,
+        worker=identity.worker,
+        pool=identity.pool,
+        model=identity.model,
         failed_at=failed_at,
         request_id=request_id,
         object=object_key,
@@ -229,9 +229,11 @@ def due_record(record: ConsumerRecord, *, topic: str) -> OutgoingRecord:
     return OutgoingRecord(topic=topic, key=record.key, value=record.value, headers=due_headers(record.headers))
 
 
-def answer_envelope(task: Envelope) -> Envelope:
-    """What of a task's envelope its answers carry on: whose it is, which replay, and the trace."""
-    return Envelope(tenant=task.tenant, epoch=task.epoch, traceparent=task.traceparent, tracestate=task.tracestate)
+def outgoing_headers(task: Envelope) -> list[tuple[str, bytes]]:
+    """The headers of a task that its result and its progress carry on: tenant, replay and trace."""
+    return render_envelope(
+        Envelope(tenant=task.tenant, epoch=task.epoch, traceparent=task.traceparent, tracestate=task.tracestate)
+    )
 
 
 def progress_record(
@@ -246,7 +248,7 @@ def progress_record(
             *cloud_event_headers(
                 event_id=event_id, event_type=TYPE_PROGRESS, source=source, subject=event.request_id, time=event.at
             ),
-            *render_envelope(envelope),
+            *outgoing_headers(envelope),
         ],
     )
 

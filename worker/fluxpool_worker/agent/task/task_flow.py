@@ -33,8 +33,8 @@ from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import Claim, CorruptObjectError, IdConflictError, Manifest, ObjectStore
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient
-from fluxpool_worker.agent.engine.slots import EngineTurn, EngineTurns
-from fluxpool_worker.agent.task.attempts import Attempts, GivenUp, Success, TaskReleasedError, why_pointless
+from fluxpool_worker.agent.engine.slots import EngineSlot, EngineSlots
+from fluxpool_worker.agent.task.attempts import Attempts, Failed, Success, TaskReleasedError, expired_or_canceled
 from fluxpool_worker.agent.task.cancellations import Cancellations, CancelWatch, TaskName
 from fluxpool_worker.agent.task.dead_letters import DeadLetterWriter
 from fluxpool_worker.agent.task.ending_writer import EndingWriter
@@ -54,16 +54,15 @@ from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from fluxpool_worker.agent.task.outcome import Action, Budgets, Spent, judge_attempt, judge_deadline
 from fluxpool_worker.agent.task.outgoing_records import (
     Failure,
-    Signature,
-    answer_envelope,
+    WorkerIdentity,
     failed_result,
     progress_record,
     retry_record,
 )
 from fluxpool_worker.agent.task.publisher import ProgressPublisher, RecordRefusedError, ReliablePublisher
+from fluxpool_worker.agent.task.run_until import AbandonedError
 from fluxpool_worker.agent.task.task_records import decode_record
 from fluxpool_worker.agent.task.task_store import TaskStore, store_cause
-from fluxpool_worker.agent.task.unwanted import NoLongerWantedError
 
 _after_generate = fault_point("agent-after-generate")
 _after_manifest = fault_point("agent-after-manifest")
@@ -86,7 +85,7 @@ class TaskFlow:
         worker_name: str,
         store: ObjectStore,
         engine: EngineClient,
-        turns: EngineTurns,
+        slots: EngineSlots,
         publisher: ReliablePublisher,
         progress: ProgressPublisher,
         holds: Holds,
@@ -115,9 +114,9 @@ class TaskFlow:
         )
         self._cancellations = cancellations
         self._on_end = on_end
-        self._attempts = Attempts(engine, turns=turns, budgets=self._budgets, worker=worker_name, report=self._report)
-        self._signature = Signature(worker=worker_name, pool=settings.pool, model=None)
-        self._unwanted: set[asyncio.Event] = set()
+        self._attempts = Attempts(engine, slots=slots, budgets=self._budgets, worker=worker_name, report=self._report)
+        self._identity = WorkerIdentity(worker=worker_name, pool=settings.pool, model=None)
+        self._abandoned: set[asyncio.Event] = set()
         self._draining = False
         self._refusals = asyncio.Semaphore(REFUSALS_IN_FLIGHT)
 
@@ -127,23 +126,23 @@ class TaskFlow:
 
     def set_model(self, model: str) -> None:
         """Name the loaded model in answers."""
-        self._signature = Signature(worker=self._signature.worker, pool=self._signature.pool, model=model)
+        self._identity = WorkerIdentity(worker=self._identity.worker, pool=self._identity.pool, model=model)
 
     def drain(self) -> None:
         """Give up what the engine has not begun; what it works on, and what has images, may finish."""
         self._draining = True
         self._attempts.drain()
-        for unwanted in self._unwanted:
-            unwanted.set()
+        for abandoned in self._abandoned:
+            abandoned.set()
 
     def stop_running(self) -> None:
         """Give up what the engine works on at its next step."""
         self._attempts.stop_running()
 
     async def run(
-        self, taken: ClaimedRecord, *, turn: EngineTurn, make_room: Callable[[], None] = lambda: None
+        self, taken: ClaimedRecord, *, slot: EngineSlot, make_room: Callable[[], None] = lambda: None
     ) -> None:
-        """Bring one record to its end; `turn` ends when the engine can take another job.
+        """Bring one record to its end; `slot` ends when the engine can take another job.
 
         `make_room` is called early for a record that is no task, and may be called again: it holds up no task.
         Raises `HoldExpiredError` when the infrastructure was away for too long; the task is released then.
@@ -151,7 +150,7 @@ class TaskFlow:
         began = time.monotonic()
         outcome = "error"
         try:
-            outcome = await self._run(taken, turn, make_room)
+            outcome = await self._run(taken, slot, make_room)
         except PartitionLostError:
             outcome = "lost"
         except TaskReleasedError:
@@ -162,7 +161,7 @@ class TaskFlow:
             await taken.lane.release(taken)
             raise
         finally:
-            turn.end()
+            slot.release()
             self._on_end(outcome, time.monotonic() - began)
             log.info(
                 "task_ended",
@@ -173,28 +172,28 @@ class TaskFlow:
                 seconds=round(time.monotonic() - began, 3),
             )
 
-    async def _run(self, taken: ClaimedRecord, turn: EngineTurn, make_room: Callable[[], None]) -> str:
+    async def _run(self, taken: ClaimedRecord, slot: EngineSlot, make_room: Callable[[], None]) -> str:
         try:
             decoded = decode_record(taken.record)
         except InvalidTaskError as error:
-            turn.end()
+            slot.release()
             async with self._refusals:
                 make_room()
                 return await self._end(taken, await self._refuse(taken.record, error))
         try:
-            ending = await self._pursue(taken, decoded, turn)
+            ending = await self._pursue(taken, decoded, slot)
         except (PartitionLostError, TaskReleasedError, HoldExpiredError):
             raise
         except Exception as error:
             # It would end every worker that takes the task, and count against those in flight beside it.
             log.exception("task_failed_unexpectedly", request_id=decoded.task.request_id)
-            turn.end()
+            slot.release()
             ending = await self._end_unforeseen(taken, decoded, error)
-        turn.end()
+        slot.release()
         return await self._end(taken, ending)
 
     async def _end(self, taken: ClaimedRecord, ending: Ending) -> str:
-        await self._endings.write(taken.record, ending, signature=self._signature)
+        await self._endings.write(taken.record, ending, identity=self._identity)
         await taken.lane.finish(taken)
         return ending.outcome
 
@@ -206,32 +205,32 @@ class TaskFlow:
             ending = await self._refuse(record, error)
         else:
             ending = await self._fail(record, task, failure)
-        await self._endings.write(record, ending, signature=self._signature)
+        await self._endings.write(record, ending, identity=self._identity)
 
-    async def _pursue(self, taken: ClaimedRecord, decoded: DecodedTask, turn: EngineTurn) -> Ending:
+    async def _pursue(self, taken: ClaimedRecord, decoded: DecodedTask, slot: EngineSlot) -> Ending:
         """Bring a valid task to its end, or to a retry topic."""
         record, task = taken.record, _Task.of(decoded)
         spent = Spent(attempt=decoded.envelope.attempt, crashes=max(decoded.envelope.crashes, taken.crashes))
         name = TaskName(tenant=task.envelope.tenant, request_id=task.request_id, epoch=task.envelope.epoch)
-        with self._until_unwanted(taken) as unwanted, self._cancellations.watch(name) as canceling:
+        with self._abandonment(taken) as abandoned, self._cancellations.watch(name) as canceling:
             try:
-                claim, manifest = await self._claim(record, task, unwanted)
+                claim, manifest = await self._claim(record, task, abandoned)
                 if manifest is not None:
                     return concluded(manifest, task.envelope)
                 ended = await self._attempts.generate(
-                    taken, decoded, spent=spent, turn=turn, unwanted=unwanted, canceling=canceling
+                    taken, decoded, spent=spent, slot=slot, abandoned=abandoned, canceling=canceling
                 )
                 _after_generate()
                 if isinstance(ended, Success):
                     taken.lane.mark_generated(taken)
-                    result = await self._store.keep_images(record, decoded, claim, ended, signature=self._signature)
+                    result = await self._store.keep_images(record, decoded, claim, ended, identity=self._identity)
                     return await self._conclude(claim, task, result)
-            except NoLongerWantedError:
+            except AbandonedError:
                 raise (PartitionLostError if taken.lost else TaskReleasedError) from None
             except IdConflictError as error:
                 return conflicting(task.request_id, str(error))
             except CorruptObjectError as error:
-                turn.end()
+                slot.release()
                 ended = self._judge_corrupt(task.envelope, error, spent=spent, canceling=canceling)
         if taken.lost:
             raise PartitionLostError
@@ -250,7 +249,7 @@ class TaskFlow:
         task = _Task.of(decoded)
         spent = Spent(attempt=decoded.envelope.attempt, crashes=max(decoded.envelope.crashes, taken.crashes))
         verdict = judge_attempt(ErrorCode.GENERATION_FAILED, spent=spent, budgets=self._budgets)
-        ended = GivenUp(
+        ended = Failed(
             verdict=verdict, attempt=spent.attempt, message=f"the worker met an error: {type(error).__name__}"
         )
         failure: Failure | None = given_up(ended)
@@ -262,13 +261,13 @@ class TaskFlow:
             task.request_id,
             task.envelope,
             failure,
-            signature=self._signature,
+            identity=self._identity,
             completed_at=datetime.now(UTC),
             metadata=task.metadata,
         )
 
     async def _claim(
-        self, record: ConsumerRecord, task: "_Task", unwanted: asyncio.Event
+        self, record: ConsumerRecord, task: "_Task", abandoned: asyncio.Event
     ) -> tuple[Claim, Manifest | None]:
         claimed = await self._store.claim(
             record,
@@ -276,48 +275,48 @@ class TaskFlow:
             envelope=task.envelope,
             digest=task.digest,
             value_digest=task.value_digest,
-            unwanted=unwanted,
+            abandoned=abandoned,
         )
         if claimed.fresh:
             return claimed.claim, None
-        return claimed.claim, await self._store.outcome(claimed.claim, unwanted=unwanted)
+        return claimed.claim, await self._store.outcome(claimed.claim, abandoned=abandoned)
 
     def _judge_corrupt(
         self, envelope: Envelope, error: CorruptObjectError, *, spent: Spent, canceling: CancelWatch
-    ) -> GivenUp:
+    ) -> Failed:
         """What becomes of a task whose own objects stand in its way: another try, unless nobody waits for it."""
-        verdict = why_pointless(envelope, canceling.command, spent=spent)
+        verdict = expired_or_canceled(envelope, canceling.command, spent=spent)
         if verdict is None:
             attempt = judge_attempt(ErrorCode.CORRUPT_OBJECT, spent=spent, budgets=self._budgets)
-            return GivenUp(verdict=attempt, attempt=spent.attempt, message=str(error))
+            return Failed(verdict=attempt, attempt=spent.attempt, message=str(error))
         return replace(verdict, message=f"{verdict.message}; {error}")
 
     @contextlib.contextmanager
-    def _until_unwanted(self, taken: ClaimedRecord) -> Iterator[asyncio.Event]:
+    def _abandonment(self, taken: ClaimedRecord) -> Iterator[asyncio.Event]:
         """An event that is set when the task is not to be begun here any more."""
-        unwanted = asyncio.Event()
+        abandoned = asyncio.Event()
         if taken.lost or self._draining:
-            unwanted.set()
-        taken.on_lost = unwanted.set
-        self._unwanted.add(unwanted)
+            abandoned.set()
+        taken.on_lost = abandoned.set
+        self._abandoned.add(abandoned)
         try:
-            yield unwanted
+            yield abandoned
         finally:
-            self._unwanted.discard(unwanted)
+            self._abandoned.discard(abandoned)
 
     def _report(self, event: ProgressEvent, envelope: Envelope) -> None:
-        signed = event.model_copy(update={"worker": self._signature.worker, "pool": self._signature.pool})
+        signed = event.model_copy(update={"worker": self._identity.worker, "pool": self._identity.pool})
         self._progress.offer(
             progress_record(
                 signed,
                 event_id=f"{event.request_id}/{event.attempt}/{event.type}/{event.step or 0}",
-                envelope=answer_envelope(envelope),
-                source=self._signature.source,
+                envelope=envelope,
+                source=self._identity.source,
                 topics=self._topics,
             )
         )
 
-    async def _retry_later(self, record: ConsumerRecord, task: "_Task", ended: GivenUp) -> Failure | None:
+    async def _retry_later(self, record: ConsumerRecord, task: "_Task", ended: Failed) -> Failure | None:
         """Send the task to its retry topic; returns why that cannot be, None when it is there."""
         verdict = ended.verdict
         tier = verdict.tier or 0
@@ -356,7 +355,7 @@ class TaskFlow:
         failure = refused(error)
         request_id = error.request_id or (id_of_key(record) if not record.value else None)
         if request_id is None:
-            return anonymous(record, failure, signature=self._signature, completed_at=datetime.now(UTC))
+            return anonymous(record, failure, identity=self._identity, completed_at=datetime.now(UTC))
         try:
             envelope = parse_envelope(record.headers)
         except InvalidTaskError:
@@ -378,7 +377,7 @@ class TaskFlow:
             result = failed_result(
                 task.request_id,
                 failure,
-                signature=self._signature,
+                identity=self._identity,
                 completed_at=datetime.now(UTC),
                 metadata=task.metadata,
             )
@@ -390,7 +389,7 @@ class TaskFlow:
                 task.request_id,
                 task.envelope,
                 failure if str(corrupt) in failure.message else and_besides(failure, corrupt),
-                signature=self._signature,
+                identity=self._identity,
                 completed_at=datetime.now(UTC),
                 metadata=task.metadata,
             )

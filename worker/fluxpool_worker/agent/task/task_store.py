@@ -37,7 +37,7 @@ from fluxpool_transport.storage import (
 from fluxpool_worker.agent.consumer.lane_choice import waited_ms
 from fluxpool_worker.agent.task.attempts import Success
 from fluxpool_worker.agent.task.holds import HoldCause, Holds
-from fluxpool_worker.agent.task.outgoing_records import Signature, success_result
+from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity, success_result
 from fluxpool_worker.engine.protocol import EncodedImage
 
 T = TypeVar("T")
@@ -82,9 +82,9 @@ class TaskStore:
         envelope: Envelope,
         digest: str,
         value_digest: str | None = None,
-        unwanted: asyncio.Event | None = None,
+        abandoned: asyncio.Event | None = None,
     ) -> Claimed:
-        """Bind the id to this body; raises `IdConflictError`, and `NoLongerWantedError` soon after `unwanted`."""
+        """Bind the id to this body; raises `IdConflictError`, and `AbandonedError` soon after `abandoned`."""
         return await self._hold(
             lambda: claim_task(
                 self._store,
@@ -95,15 +95,15 @@ class TaskStore:
                 value_digest=value_digest,
                 first_seen=first_seen(envelope, record.timestamp),
             ),
-            unwanted,
+            abandoned,
         )
 
-    async def outcome(self, claim: Claim, *, unwanted: asyncio.Event | None = None) -> Manifest | None:
-        """What the task has come to; None while it has not. Raises `NoLongerWantedError` soon after `unwanted`."""
-        return await self._hold(lambda: read_manifest(self._store, claim), unwanted)
+    async def outcome(self, claim: Claim, *, abandoned: asyncio.Event | None = None) -> Manifest | None:
+        """What the task has come to; None while it has not. Raises `AbandonedError` soon after `abandoned`."""
+        return await self._hold(lambda: read_manifest(self._store, claim), abandoned)
 
     async def keep_images(
-        self, record: ConsumerRecord, decoded: DecodedTask, claim: Claim, success: Success, *, signature: Signature
+        self, record: ConsumerRecord, decoded: DecodedTask, claim: Claim, success: Success, *, identity: WorkerIdentity
     ) -> GenerationResult:
         """Store the images; returns the result that describes them."""
         generated = success.generated
@@ -117,7 +117,7 @@ class TaskStore:
         return success_result(
             decoded,
             images=images,
-            signature=signature,
+            identity=identity,
             attempt=success.attempt,
             timings_ms=timings,
             warnings=generated.warnings,
@@ -167,9 +167,9 @@ class TaskStore:
             return f"{self._settings.storage.public_base_url}{key}"
         return self._store.location(key)
 
-    async def _hold(self, operation: Callable[[], Awaitable[T]], unwanted: asyncio.Event | None = None) -> T:
+    async def _hold(self, operation: Callable[[], Awaitable[T]], abandoned: asyncio.Event | None = None) -> T:
         return await self._holds.through(
-            operation, cause=self._cause, retry_on=(StorageUnavailableError,), unwanted=unwanted
+            operation, cause=self._cause, retry_on=(StorageUnavailableError,), abandoned=abandoned
         )
 
 

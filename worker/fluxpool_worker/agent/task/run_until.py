@@ -7,23 +7,23 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class NoLongerWantedError(Exception):
+class AbandonedError(Exception):
     """The caller lost interest before there was a result."""
 
 
-async def unless(unwanted: asyncio.Event, work: Coroutine[Any, Any, T], *, last_try_seconds: float = 0.0) -> T:
-    """The result of `work`, which is cancelled when it is not there soon after `unwanted` is set.
+async def run_until(abandoned: asyncio.Event, work: Coroutine[Any, Any, T], *, last_try_seconds: float = 0.0) -> T:
+    """The result of `work`, which is cancelled when it is not there soon after `abandoned` is set.
 
-    Raises `NoLongerWantedError` then, and whatever `work` raises.
+    Raises `AbandonedError` then, and whatever `work` raises.
     """
     working = asyncio.ensure_future(work)
-    waiting = asyncio.ensure_future(unwanted.wait())
+    waiting = asyncio.ensure_future(abandoned.wait())
     try:
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             await asyncio.wait({working}, timeout=last_try_seconds)
         if not working.done():
-            raise NoLongerWantedError
+            raise AbandonedError
         return working.result()
     finally:
         waiting.cancel()
