@@ -20,9 +20,9 @@ from typing import Any, Self
 import httpx
 
 from fluxpool_cli.local.loopback import HOST, free_port
-from fluxpool_cli.local.server_process import ServerProcess
 from kit.control_plane_credentials import ClientLogin, Credentials
 from kit.kubernetes_api import ApiError, KubernetesApi
+from kit.pausable_process import PausableProcess
 
 __all__ = ["CommandError", "Component", "ControlPlane", "ControlPlaneError", "running_control_plane"]
 
@@ -60,7 +60,7 @@ class CommandError(Exception):
 class ControlPlane:
     """One control plane with a data folder of its own; `async with` starts, waits until ready, and stops.
 
-    Bound to no event loop: it may be started in one loop and stopped in another. See `ServerProcess` for the one rule
+    Bound to no event loop: it may be started in one loop and stopped in another. See `PausableProcess` for the one rule
     about threads. Ports stay the same for the lifetime of the handle, so clients find a restarted API server again.
     """
 
@@ -82,7 +82,7 @@ class ControlPlane:
         self.admin = self.credentials.admin_login(self.server)
         self.admin_kubeconfig = self.credentials.write_kubeconfig("admin", self.admin)
         self._processes = {
-            component: ServerProcess(
+            component: PausableProcess(
                 component,
                 [str(binaries / component), *self._flags(component), *self._extra_flags.get(component, ())],
                 log_path=self.data_dir / "logs" / f"{component}.log",
@@ -96,7 +96,7 @@ class ControlPlane:
         """The API server's address, `https://127.0.0.1:<port>`."""
         return f"https://{HOST}:{self._ports[Component.API_SERVER]}"
 
-    def process(self, component: Component) -> ServerProcess:
+    def process(self, component: Component) -> PausableProcess:
         """Return the handle of one program, to look at its pid and log, or to pause it."""
         return self._processes[component]
 

@@ -244,9 +244,8 @@ class LocalStack:
             return
         self._report("writing the tiny model")
         log_path = self.data_dir.logs / "tiny-model.log"
-        child = await ChildProcess.spawn(
-            "tiny-model", tiny_model_command(self.data_dir.tiny_model), environment=os.environ, log_path=log_path
-        )
+        child = ChildProcess("tiny-model", tiny_model_command(self.data_dir.tiny_model), log_path=log_path)
+        child.spawn()
         try:
             async with asyncio.timeout(_MODEL_DEADLINE_SECONDS):
                 status = await child.wait()
@@ -255,33 +254,28 @@ class LocalStack:
                 f"the tiny model was not written in {_MODEL_DEADLINE_SECONDS:.0f} s; see {log_path}"
             ) from None
         finally:
-            child.kill()
+            child.send_kill()
         if status:
             raise StackError(f"the tiny model was not written; the last lines of {log_path}:\n{child.log_tail()}")
 
     async def _start_gateway(self) -> None:
         self._report("starting the gateway")
-        self._gateway = child = await ChildProcess.spawn(
+        self._gateway = child = ChildProcess(
             "gateway",
             _GATEWAY_COMMAND,
             environment=self.parts.gateway_environment(),
             log_path=self.data_dir.logs / "gateway.log",
+            error=StackError,
         )
+        child.spawn()
         self._save()
         try:
             async with asyncio.timeout(_GATEWAY_READY_SECONDS), httpx.AsyncClient(trust_env=False) as http:
                 while not await _is_ready(http, f"{self.parts.gateway_url}/readyz"):
-                    if child.exit_status is not None:
-                        raise StackError(
-                            f"the gateway ended with status {child.exit_status}; "
-                            f"the last lines of {child.log_path}:\n{child.log_tail()}"
-                        )
+                    child.check_alive()
                     await asyncio.sleep(_POLL_INTERVAL_SECONDS)
         except TimeoutError:
-            raise StackError(
-                f"the gateway was not ready within {_GATEWAY_READY_SECONDS:.0f} s; "
-                f"the last lines of {child.log_path}:\n{child.log_tail()}"
-            ) from None
+            raise child.error(f"was not ready within {_GATEWAY_READY_SECONDS:.0f} s") from None
         self._report(f"gateway is ready at {self.parts.gateway_url}")
 
     async def _keep_gateway(self) -> None:

@@ -7,16 +7,17 @@ can serve is the cluster's question.
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.kafka.settings import PLAIN_LISTENER
 from fluxpool_cli.local.loopback import HOST, is_free
-from fluxpool_cli.local.server_process import ServerProcess
 
 # Quickest to start and small: a broker for a handful of clients never needs the second compiler or parallel collection.
 DEFAULT_JVM_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-LOG_CONFIG = Path(__file__).with_name("kafka_log4j2.properties")
+LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
 _POLL_INTERVAL_SECONDS = 0.02
 
 
@@ -52,8 +53,28 @@ def jvm_environment(environment: Mapping[str, str] = os.environ) -> dict[str, st
     return {**environment, "LC_ALL": "C.UTF-8"}
 
 
-class KafkaBroker(ServerProcess):
+class KafkaBroker(ChildProcess):
     """A handle on one broker; made by `KafkaCluster`."""
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM, which a paused process takes only once it is resumed."""
+        super().terminate()
+        if self.pid is not None:
+            self.resume()
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self.pid
+        if pid is None:
+            raise self.error("does not run")
+        os.kill(pid, number)
 
     def __init__(
         self, *, node_id: int, folder: Path, command: Sequence[str], ports: Mapping[str, int], log_path: Path

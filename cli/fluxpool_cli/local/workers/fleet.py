@@ -102,7 +102,7 @@ class WorkerFleet:
         for _ in range(replicas - len(serving)):
             if time.monotonic() < self._spawn_not_before_seconds:
                 break
-            await self._spawn()
+            self._spawn()
         # Those that are not ready yet have nothing to give back; among the others the newest goes first.
         serving.reverse()
         for worker in sorted(serving, key=lambda worker: worker.state is WorkerState.READY)[
@@ -127,19 +127,20 @@ class WorkerFleet:
     def kill(self) -> None:
         """SIGKILL all workers; what they had in work is taken up by others."""
         for worker in self._workers.values():
-            worker.child.kill()
+            worker.child.send_kill()
 
-    async def _spawn(self) -> None:
+    def _spawn(self) -> None:
         self._numbers += 1
         name = f"worker-{self._numbers}"
         try:
             port = free_port()
-            child = await ChildProcess.spawn(
+            child = ChildProcess(
                 name,
                 WORKER_COMMAND,
                 environment=self._environment(name, port),
                 log_path=self._log_dir / f"{name}.log",
             )
+            child.spawn()
         except OSError as error:
             # A full disk, or no process or port left: that passes, and the stack must outlive it.
             self._numbers -= 1
@@ -159,7 +160,7 @@ class WorkerFleet:
         for worker in self._workers.values():
             if time.monotonic() > worker.kill_at_seconds and worker.child.exit_status is None:
                 self._report(f"{worker.child.name} did not end within its grace and is killed")
-                worker.child.kill()
+                worker.child.send_kill()
 
     def _reap(self) -> None:
         for name, worker in list(self._workers.items()):

@@ -1,0 +1,30 @@
+"""Child processes that a test may pause."""
+
+import os
+import signal
+
+from fluxpool_cli.local.child_process import ChildProcess
+
+
+class PausableProcess(ChildProcess):
+    """A child process that can be paused: its connections stay open and nothing answers."""
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM, which a paused process takes only once it is resumed."""
+        super().terminate()
+        if self.pid is not None:
+            self.resume()
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self.pid
+        if pid is None:
+            raise self.error("does not run")
+        os.kill(pid, number)
