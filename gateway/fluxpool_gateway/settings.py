@@ -1,4 +1,4 @@
-"""Everything the gateway is told, as `FLUXPOOL_*` variables."""
+"""Settings of the gateway, read from `FLUXPOOL_*` variables."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -26,7 +26,7 @@ class GatewaySettings(EnvironmentSettings):
     """Where the workers store images; the gateway only reads."""
     topics: TopicNames = TopicNames()
     consumer_group: GroupId = DEFAULT_CONSUMER_GROUP
-    """The workers' group on the standard topic; a new task goes to a partition of its least loaded member."""
+    """The workers' group on the standard topic; a new task is produced to a partition of its least loaded member."""
     lanes: Annotated[tuple[Lane, ...], Field(max_length=8)] = ()
     """The workers' lanes when they differ from a standard one and a vip one; only topics and groups are looked at."""
     database_file: Path

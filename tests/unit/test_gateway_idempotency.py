@@ -19,11 +19,11 @@ from fluxpool_gateway.store.reservations import (
     Operation,
     Outcome,
     Purge,
+    RecordState,
     ReservationFile,
     ReservationsUnavailableError,
     Reserve,
     Settle,
-    Standing,
     Verdict,
 )
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
@@ -301,7 +301,7 @@ async def test_a_record_that_is_lost_with_its_topic_is_written_again(
     file.apply(
         [
             Reserve(request_id="key", digest=digest, until_ms=1),
-            Settle(request_id="key", digest=digest, standing=Standing.ACCEPTED),
+            Settle(request_id="key", digest=digest, standing=RecordState.ACCEPTED),
         ],
         now_ms=1,
     )
@@ -325,7 +325,7 @@ def reserve(digest: str, *, until_ms: int = 10_000, again: bool = False) -> Rese
     return Reserve(request_id="r", digest=digest, until_ms=until_ms, again=again)
 
 
-def settle(digest: str, standing: Standing | None) -> Settle:
+def settle(digest: str, standing: RecordState | None) -> Settle:
     return Settle(request_id="r", digest=digest, standing=standing)
 
 
@@ -337,15 +337,15 @@ def settle(digest: str, standing: Standing | None) -> Settle:
         ([reserve("a")], "b", Verdict.OTHER_IN_PROGRESS),
         ([reserve("a", until_ms=999)], "a", Verdict.GRANTED_AGAIN),
         ([reserve("a", until_ms=999)], "b", Verdict.OTHER),
-        ([reserve("a"), settle("a", Standing.ACCEPTED)], "a", Verdict.ACCEPTED),
-        ([reserve("a"), settle("a", Standing.ACCEPTED)], "b", Verdict.OTHER),
-        ([reserve("a"), settle("a", Standing.UNKNOWN)], "a", Verdict.GRANTED_AGAIN),
-        ([reserve("a"), settle("a", Standing.UNKNOWN)], "b", Verdict.OTHER),
+        ([reserve("a"), settle("a", RecordState.ACCEPTED)], "a", Verdict.ACCEPTED),
+        ([reserve("a"), settle("a", RecordState.ACCEPTED)], "b", Verdict.OTHER),
+        ([reserve("a"), settle("a", RecordState.UNKNOWN)], "a", Verdict.GRANTED_AGAIN),
+        ([reserve("a"), settle("a", RecordState.UNKNOWN)], "b", Verdict.OTHER),
         ([reserve("a"), settle("a", None)], "b", Verdict.GRANTED),
         ([reserve("a"), settle("b", None)], "b", Verdict.OTHER_IN_PROGRESS),
-        ([reserve("a"), settle("b", Standing.ACCEPTED)], "b", Verdict.OTHER_IN_PROGRESS),
-        ([reserve("a"), settle("a", Standing.ACCEPTED), settle("a", Standing.UNKNOWN)], "a", Verdict.ACCEPTED),
-        ([reserve("a"), settle("a", Standing.ACCEPTED), settle("a", None)], "a", Verdict.ACCEPTED),
+        ([reserve("a"), settle("b", RecordState.ACCEPTED)], "b", Verdict.OTHER_IN_PROGRESS),
+        ([reserve("a"), settle("a", RecordState.ACCEPTED), settle("a", RecordState.UNKNOWN)], "a", Verdict.ACCEPTED),
+        ([reserve("a"), settle("a", RecordState.ACCEPTED), settle("a", None)], "a", Verdict.ACCEPTED),
     ],
 )  # fmt: skip
 def test_what_a_reservation_comes_to(tmp_path: Path, before: list[Operation], wanted: str, verdict: Verdict) -> None:
@@ -357,10 +357,10 @@ def test_what_a_reservation_comes_to(tmp_path: Path, before: list[Operation], wa
 
 def test_rows_are_purged_when_the_store_has_them_or_nobody_asks_any_more(tmp_path: Path) -> None:
     file = ReservationFile(tmp_path / "f")
-    file.apply([reserve("a"), settle("a", Standing.ACCEPTED)], now_ms=1000)
+    file.apply([reserve("a"), settle("a", RecordState.ACCEPTED)], now_ms=1000)
     assert verdicts(file, Purge(accepted_before_ms=1000), reserve("a"))[-1] is Verdict.ACCEPTED
     assert verdicts(file, Purge(accepted_before_ms=1001), reserve("b"))[-1] is Verdict.GRANTED
-    file.apply([settle("b", Standing.UNKNOWN)], now_ms=1000)
+    file.apply([settle("b", RecordState.UNKNOWN)], now_ms=1000)
     assert verdicts(file, Purge(accepted_before_ms=0), reserve("a"), now_ms=86_401_000)[-1] is Verdict.OTHER
     assert verdicts(file, Purge(accepted_before_ms=0), reserve("a"), now_ms=86_401_001)[-1] is Verdict.GRANTED
     file.close()
@@ -409,13 +409,13 @@ def test_a_file_of_another_release_is_made_again(tmp_path: Path) -> None:
     file.close()
 
 
-SETTLED = st.sampled_from([Standing.ACCEPTED, Standing.UNKNOWN, None])
+SETTLED = st.sampled_from([RecordState.ACCEPTED, RecordState.UNKNOWN, None])
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), SETTLED), max_size=30))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_one_id_is_never_granted_to_two_bodies_of_which_one_may_be_written(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, Standing | None]]
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, RecordState | None]]
 ) -> None:
     file = ReservationFile(tmp_path_factory.mktemp("reservations") / "f")
     perhaps_written: set[str] = set()
@@ -423,7 +423,7 @@ def test_one_id_is_never_granted_to_two_bodies_of_which_one_may_be_written(
         (verdict,) = verdicts(file, reserve(digest))
         if verdict in {Verdict.GRANTED, Verdict.GRANTED_AGAIN}:
             assert perhaps_written <= {digest}
-            known = standing if verdict is Verdict.GRANTED else standing or Standing.UNKNOWN
+            known = standing if verdict is Verdict.GRANTED else standing or RecordState.UNKNOWN
             file.apply([settle(digest, known)], now_ms=1000)
             if known is not None:
                 perhaps_written.add(digest)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DatabaseError
 
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, report_damage, take_damage_report
 from fluxpool_gateway.store.database import identity_of, open_writer
+from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of, is_record_fault
 from fluxpool_gateway.store.migration import DatabaseFileError, migrate
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.tables import metadata
@@ -21,11 +22,10 @@ from fluxpool_gateway.store.task_store import (
     MAX_QUARANTINED_RECORDS,
     Heartbeat,
     LogPosition,
-    Place,
     QuarantinedRecord,
+    RecordRef,
     TaskStoreWriter,
 )
-from fluxpool_gateway.store.trouble import DamagedStoreError, DatabaseTrouble, is_record_fault, trouble_of
 
 TOPIC = "tasks"
 
@@ -73,7 +73,7 @@ def moving(request_id: str, *, total_steps: int | None, attempt: int = 1) -> Pro
     )
 
 
-def placed(changes: Sequence[Change]) -> list[tuple[Place, Change]]:
+def placed(changes: Sequence[Change]) -> list[tuple[RecordRef, Change]]:
     return [((TOPIC, 0, offset), change) for offset, change in enumerate(changes)]
 
 
@@ -157,7 +157,7 @@ def test_the_rows_of_passed_over_records_are_bounded_and_their_count_is_not(
     assert reader.quarantine().count == MAX_QUARANTINED_RECORDS + 5
 
 
-def test_trouble_of_the_database_is_no_fault_of_a_record_and_saves_nothing(
+def test_a_fault_of_the_database_is_none_of_a_record_and_saves_nothing(
     file: Path, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     with closing(sqlite3.connect(file)) as connection:
@@ -177,26 +177,24 @@ def sqlite_error(kind: type[sqlite3.Error], code: int | None) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "trouble"),
+    ("error", "fault"),
     [
-        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT), DatabaseTrouble.DAMAGED),
-        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT_INDEX), DatabaseTrouble.DAMAGED),
-        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_NOTADB), DatabaseTrouble.DAMAGED),
-        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_IOERR_SHORT_READ), DatabaseTrouble.DAMAGED),
-        (sqlite_error(sqlite3.OperationalError, None), DatabaseTrouble.DAMAGED),
-        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_ERROR), DatabaseTrouble.UNBUILT),
-        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_FULL), DatabaseTrouble.PASSING),
-        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_BUSY), DatabaseTrouble.PASSING),
-        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_IOERR_WRITE), DatabaseTrouble.PASSING),
-        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_CANTOPEN), DatabaseTrouble.REFUSED),
-        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_READONLY_DBMOVED), DatabaseTrouble.REFUSED),
-        (DamagedStoreError("text"), DatabaseTrouble.DAMAGED),
+        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT), DatabaseFault.DAMAGED),
+        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_CORRUPT_INDEX), DatabaseFault.DAMAGED),
+        (sqlite_error(sqlite3.DatabaseError, sqlite3.SQLITE_NOTADB), DatabaseFault.DAMAGED),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_IOERR_SHORT_READ), DatabaseFault.DAMAGED),
+        (sqlite_error(sqlite3.OperationalError, None), DatabaseFault.DAMAGED),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_ERROR), DatabaseFault.NO_SCHEMA),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_FULL), DatabaseFault.TRANSIENT),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_BUSY), DatabaseFault.TRANSIENT),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_IOERR_WRITE), DatabaseFault.TRANSIENT),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_CANTOPEN), DatabaseFault.INACCESSIBLE),
+        (sqlite_error(sqlite3.OperationalError, sqlite3.SQLITE_READONLY_DBMOVED), DatabaseFault.INACCESSIBLE),
+        (DamagedStoreError("text"), DatabaseFault.DAMAGED),
     ],
 )
-def test_the_databases_trouble_is_told_apart_and_never_a_records_fault(
-    error: Exception, trouble: DatabaseTrouble
-) -> None:
-    assert trouble_of(error) is trouble
+def test_faults_of_the_database_are_classified_and_are_never_a_records(error: Exception, fault: DatabaseFault) -> None:
+    assert fault_of(error) is fault
     assert not is_record_fault(error)
 
 

@@ -18,7 +18,7 @@ from fluxpool_contract.bounds import cut_text
 from fluxpool_gateway.http.openapi import add_submission
 from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
-from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id, find_header
+from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id_of, find_header
 from fluxpool_gateway.http.routes import Services, router
 from fluxpool_gateway.http.submission import PATH, Receive, Scope, Send, Submission
 from fluxpool_gateway.projection import metrics
@@ -47,7 +47,7 @@ class GatewayApplication(FastAPI):
     submission: Submission
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one connection or exchange."""
+        """Serve one ASGI scope."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
         elif scope["path"] == PATH:
@@ -179,12 +179,12 @@ async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[
 
 def _with_correlation_id(scope: Scope, send: Send) -> Send:
     """A `send` that adds the `x-request-id`; keeps it in the scope for problem documents."""
-    exchange = correlation_id(find_header(scope["headers"], CORRELATION_ID_HEADER))
-    scope["fluxpool.correlation_id"] = exchange
+    correlation_id = correlation_id_of(find_header(scope["headers"], CORRELATION_ID_HEADER))
+    scope["fluxpool.correlation_id"] = correlation_id
 
     async def send_with_id(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (CORRELATION_ID_HEADER, exchange.encode())]
+            message["headers"] = [*message.get("headers", ()), (CORRELATION_ID_HEADER, correlation_id.encode())]
         await send(message)
 
     return send_with_id

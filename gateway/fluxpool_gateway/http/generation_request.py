@@ -19,7 +19,7 @@ MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
 
 
 class Priority(StrEnum):
-    """Which of the two task topics a request goes to."""
+    """The task topic of a request."""
 
     STANDARD = "standard"
     VIP = "vip"

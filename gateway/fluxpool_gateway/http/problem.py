@@ -17,7 +17,7 @@ from fluxpool_contract.problems import FieldProblem
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:fluxpool:problem:"
 MAX_DETAIL_BYTES: Final = 1024
-"""Stands twice in a document; `errors` names each problem anyway."""
+"""The text appears twice in a document; `errors` names each problem anyway."""
 MAX_INSTANCE_BYTES: Final = 512
 
 
@@ -70,7 +70,7 @@ _TITLES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One refusal, complete but for the ids of the exchange it answers."""
+    """One refusal, complete but for the ids of the request it answers."""
 
     status: HTTPStatus
     code: ProblemCode

@@ -1,8 +1,8 @@
 """The HTTP/1.1 protocol of one connection: uvicorn's, with bounds on what a client may send and how long it may take.
 
-uvicorn's protocol keeps whatever a head holds, waits for the rest of a request for ever, ends an exchange when the
-client has closed its sending side, and drops the body of a request that offers an upgrade. Owns the limits and the
-refusals of what is no complete request; knows no route.
+uvicorn's protocol bounds neither the size of a head nor the time of a request, drops a request whose client has closed
+its sending side, and drops the body of a request that offers an upgrade. Owns the limits and the answers to incomplete
+requests; knows no route. Complete requests continue in `http.app`.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES, body_too_large
 from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode
-from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id, find_header
+from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id_of, find_header
 
 MAX_TARGET_BYTES: Final = 16 * 1024
 MAX_HEAD_BYTES: Final = 32 * 1024
@@ -50,7 +50,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     max_connections = 2048
-    """Of this process; `server_process` sets it from the settings."""
+    """Of this process; `server` sets it from the settings."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._running: RequestResponseCycle | None = None
-        """The exchange that the application is answering; `self.cycle` is the one parsed last."""
+        """The request that the application is answering; `self.cycle` is the one parsed last."""
         self._receiving = self._in_head = self._in_body = False
         self._upgrade_offered = False
         self._head_bytes = self._body_bytes = 0
@@ -74,7 +74,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._refused = False
         """Nothing more is parsed."""
         self._refusal: bytes | None = None
-        """To be sent once the exchanges before it are answered."""
+        """To be sent once the requests before it are answered."""
 
     # What the transport calls
 
@@ -89,7 +89,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the exchange that is being answered; it may be an earlier one than the one parsed last."""
+        """Cancel the request that is being answered; it may be an earlier one than the one parsed last."""
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -120,7 +120,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Answer what was asked before the client closed its sending side; true keeps the connection open for that."""
         if self._refused:
-            # What is still to be sent goes out before the transport closes.
+            # The transport sends what is buffered before it closes.
             return self._refusal is not None
         if self._receiving:
             self._refuse(_incomplete(), more_may_come=False)
@@ -150,7 +150,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _check_reading(self, now: float) -> None:
-        """Give up on a client that takes nothing of what it was sent; one that is only slow goes on."""
+        """Abort a client that reads nothing of its response; a slow reader is left alone."""
         unsent_bytes = self.transport.get_write_buffer_size()
         if unsent_bytes != self._unsent_bytes:
             self._unsent_bytes = unsent_bytes
@@ -211,7 +211,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An exchange is over: begin the next, or send the refusal that waited for it."""
+        """A response is complete: begin the next, or send the refusal that waited for it."""
         super().on_response_complete()
         if self._refusal is not None and self._idle() and not self.transport.is_closing():
             answer, self._refusal = self._refusal, None
@@ -271,7 +271,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._deadline = math.inf
 
     def _refuse(self, problem: Problem, *, more_may_come: bool = True) -> None:
-        """Answer the request being received with a problem, in its turn, and close the connection."""
+        """Answer the request being received with a problem, after those before it, and close the connection."""
         answer = self._render(problem)
         self._refused = True
         self._deadline = math.inf
@@ -290,7 +290,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._write_last(answer, more_may_come=more_may_come)
 
     def _abandon(self, cycle: RequestResponseCycle) -> None:
-        """Let the application see the end of the connection; what it says to this exchange is not sent."""
+        """Let the application see the end of the connection; its response to this request is not sent."""
         cycle.disconnected = True
         cycle.waiting_for_100_continue = False
         cycle.message_event.set()
@@ -311,14 +311,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _render(self, problem: Problem) -> bytes:
         """The whole answer of a refusal that no route makes."""
         headers = self.headers if self._receiving else ()
-        exchange = correlation_id(find_header(headers, CORRELATION_ID_HEADER))
+        correlation_id = correlation_id_of(find_header(headers, CORRELATION_ID_HEADER))
         path = unquote(self.url.partition(b"?")[0]) if self._receiving and self.url else None
-        body = problem.render(correlation_id=exchange, instance=path)
+        body = problem.render(correlation_id=correlation_id, instance=path)
         fields: Iterable[tuple[bytes, bytes]] = (
             *self.server_state.default_headers,
             (b"content-type", MEDIA_TYPE.encode()),
             (b"content-length", b"%d" % len(body)),
-            (CORRELATION_ID_HEADER, exchange.encode()),
+            (CORRELATION_ID_HEADER, correlation_id.encode()),
             *((name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers),
             *(() if any(name == "connection" for name, _ in problem.headers) else ((b"connection", b"close"),)),
         )

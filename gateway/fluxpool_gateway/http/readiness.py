@@ -82,7 +82,7 @@ class BrokerWatch:
             except KafkaException as error:
                 failure = f"{topic}: {error.args[0].str()}"
         if failure != self._failure:
-            logger.info("broker_answer_changed", failure=failure)
+            logger.info("broker_readiness_changed", failure=failure)
         self._failure = failure
         self._answered_at = loop.time()
 

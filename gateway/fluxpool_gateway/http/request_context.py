@@ -1,4 +1,4 @@
-"""What every answer carries whatever its route: the `x-request-id` of the exchange and the address clients reach us by.
+"""What every answer carries whatever its route: the `x-request-id` and the address clients reach us by.
 
 Knows ASGI's raw headers and nothing of tasks.
 """
@@ -14,7 +14,7 @@ CORRELATION_ID_HEADER = b"x-request-id"
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")
 
 
-def correlation_id(offered: bytes | None) -> str:
+def correlation_id_of(offered: bytes | None) -> str:
     """The caller's own `x-request-id` when it has the form of an id, else a new one."""
     if offered is not None:
         text = offered.decode("latin-1")

@@ -23,7 +23,7 @@ from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 IMAGE_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
 _IMAGE_INDEXES: Final = frozenset(map(str, range(MAX_IMAGES)))
 _MEDIA_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
-"""Nothing else is served as what it calls itself: a result record may be anybody's."""
+"""Other content types are not passed on: any producer may write a result record."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _OBJECT_KEY: Final = re.compile(r"[A-Za-z0-9._~/-]{1,1024}")
 """Keys as workers make them (`object_prefix`)."""
@@ -56,9 +56,9 @@ _READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get(PATH + "/{request_id}", response_model=TaskView, responses=_READ_PROBLEMS, summary="How a task stands")
+@router.get(PATH + "/{request_id}", response_model=TaskView, responses=_READ_PROBLEMS, summary="The state of a task")
 async def get_generation(request_id: RequestIdInPath, request: Request, services: WithServices) -> Response:
-    """200 whatever became of the task; `status` says it."""
+    """200 for every known task, also a failed one; `status` holds its state."""
     found = await services.lookup.find(request_id)
     base = base_url(
         public_url=services.public_url,
@@ -121,7 +121,7 @@ async def get_image(
 
 
 async def _stored(objects: ObjectStore, key: str) -> bytes | None:
-    """The object; None when there is none, also for a key that no worker makes: anybody may write a result record."""
+    """The object; None when it does not exist, also for a key that no worker makes: results are any producer's."""
     if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(key.split("/")):
         return None
     try:
@@ -139,7 +139,7 @@ async def _stored(objects: ObjectStore, key: str) -> bytes | None:
 
 @router.get("/healthz", summary="Whether the process is alive")
 async def get_health() -> dict[str, str]:
-    """Answers as long as the event loop turns; asks nobody else."""
+    """Answers as long as the event loop runs; depends on nothing else."""
     return {"status": "alive"}
 
 

@@ -28,7 +28,7 @@ from fluxpool_gateway.http.generation_request import (
     render_task,
 )
 from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
-from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, base_url, correlation_id
+from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, base_url, correlation_id_of
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from fluxpool_gateway.tasks.recent_tasks import RecentTasks
@@ -67,11 +67,11 @@ class _RequestHeaders:
 
 _READ: Final = {field.replace("_", "-").encode(): field for field in _RequestHeaders.__slots__}
 _GIVEN_ONCE: Final = frozenset({"content_encoding", "content_type", "idempotency_key"})
-"""Which of two would count is anybody's guess, and a proxy may guess otherwise."""
+"""With two values a proxy may have acted on the other one."""
 
 
 class _ClientGoneError(Exception):
-    """The connection ended before the request did; nobody waits for an answer."""
+    """The client closed the connection before its request was complete; it reads no answer."""
 
 
 class RecordSink(Protocol):
@@ -120,15 +120,15 @@ class Submission:
         except _ClientGoneError:
             return
         except ProblemError as error:
-            await _send_problem(send, error.problem, exchange=correlation_id(headers.x_request_id))
+            await _send_problem(send, error.problem, correlation_id=correlation_id_of(headers.x_request_id))
             return
-        except Exception:  # whatever happens here, the client is owed an answer
+        except Exception:  # any failure must be answered, or the client waits for ever
             logger.exception("submission_failed")
-            await _send_problem(send, _internal(), exchange=correlation_id(headers.x_request_id))
+            await _send_problem(send, _internal(), correlation_id=correlation_id_of(headers.x_request_id))
             return
         base = base_url(public_url=self._public_url, scheme=scope["scheme"], host=headers.host)
-        exchange = request_id if headers.x_request_id is None else correlation_id(headers.x_request_id)
-        await _send_accepted(send, request_id=request_id, base=base, exchange=exchange)
+        correlation_id = request_id if headers.x_request_id is None else correlation_id_of(headers.x_request_id)
+        await _send_accepted(send, request_id=request_id, base=base, correlation_id=correlation_id)
 
     async def _submit(self, headers: _RequestHeaders, receive: Receive) -> str:
         """Check the request, produce its record, await the acknowledgement; returns the task's id."""
@@ -142,7 +142,7 @@ class Submission:
             try:
                 await self._produce(headers, request, request_id=request_id, value=value)
             except UnwrittenError as error:
-                raise error.told from error
+                raise error.answer from error
             return request_id
         request_id = idempotent_request_id(DEFAULT_TENANT, check_idempotency_key(headers.idempotency_key))
         value = render_task(request, request_id)
@@ -175,8 +175,8 @@ class Submission:
             )
         except DeliveryError as error:
             if error.failure is DeliveryFailure.QUEUE_FULL:
-                told = ProblemError(_unavailable(f"{error}; nothing was accepted, try again"))
-                raise UnwrittenError(told) from error
+                answer = ProblemError(_unavailable(f"{error}; nothing was accepted, try again"))
+                raise UnwrittenError(answer) from error
             reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
             raise ProblemError(_unavailable(reason)) from error
         self._chooser.acknowledged(topic, partition=partition, offset=offset, work=work)
@@ -282,7 +282,7 @@ def _is_plain(value: bytes) -> bool:
     return len(value) <= _MAX_TRACE_BYTES and value.isascii()
 
 
-async def _send_accepted(send: Send, *, request_id: str, base: str, exchange: str) -> None:
+async def _send_accepted(send: Send, *, request_id: str, base: str, correlation_id: str) -> None:
     status_url = f"{base}v1/generations/{request_id}".encode()
     body = b'{"request_id":"%s","status":"queued","status_url":"%s"}' % (request_id.encode(), status_url)
     await send(
@@ -294,15 +294,15 @@ async def _send_accepted(send: Send, *, request_id: str, base: str, exchange: st
                 (b"content-length", b"%d" % len(body)),
                 (b"location", status_url),
                 (b"retry-after", b"%d" % RETRY_AFTER_SECONDS),
-                (CORRELATION_ID_HEADER, exchange.encode()),
+                (CORRELATION_ID_HEADER, correlation_id.encode()),
             ],
         }
     )
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_problem(send: Send, problem: Problem, *, exchange: str) -> None:
-    body = problem.render(correlation_id=exchange, instance=PATH)
+async def _send_problem(send: Send, problem: Problem, *, correlation_id: str) -> None:
+    body = problem.render(correlation_id=correlation_id, instance=PATH)
     extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers]
     await send(
         {
@@ -311,7 +311,7 @@ async def _send_problem(send: Send, problem: Problem, *, exchange: str) -> None:
             "headers": [
                 (b"content-type", MEDIA_TYPE.encode()),
                 (b"content-length", b"%d" % len(body)),
-                (CORRELATION_ID_HEADER, exchange.encode()),
+                (CORRELATION_ID_HEADER, correlation_id.encode()),
                 *extra,
             ],
         }

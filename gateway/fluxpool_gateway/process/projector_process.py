@@ -21,9 +21,9 @@ from fluxpool_gateway.projection.projector import Projector
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, take_damage_report
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_writer
+from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of
 from fluxpool_gateway.store.migration import DatabaseFileError, migrate
 from fluxpool_gateway.store.task_store import TaskStoreWriter
-from fluxpool_gateway.store.trouble import DamagedStoreError, DatabaseTrouble, trouble_of
 
 LOCK_SUFFIX: Final = ".projector-lock"
 FIRST_PAUSE_SECONDS: Final = 0.5
@@ -98,7 +98,7 @@ class _StoreKeeper:
                 if time.monotonic() - started_at > STEADY_SECONDS:
                     self._pause_seconds = FIRST_PAUSE_SECONDS
                 reason = str(error.orig) if isinstance(error, DatabaseError) else str(error)
-                self._recover(trouble_of(error), reason)
+                self._recover(fault_of(error), reason)
             except OSError as error:
                 if not self._is_ready:
                     raise
@@ -126,18 +126,18 @@ class _StoreKeeper:
         finally:
             engine.dispose()
 
-    def _recover(self, trouble: DatabaseTrouble, reason: str) -> None:
-        if not self._is_ready and (self._is_strange or trouble is DatabaseTrouble.REFUSED):
+    def _recover(self, fault: DatabaseFault, reason: str) -> None:
+        if not self._is_ready and (self._is_strange or fault is DatabaseFault.INACCESSIBLE):
             raise DatabaseFileError(
                 f"database_file: {self._file} cannot be used as a database ({reason}); let the gateway's user write "
                 "it and its folder, or delete the file: it is built again from Kafka"
             )
-        match trouble:
-            case DatabaseTrouble.DAMAGED | DatabaseTrouble.UNBUILT:
+        match fault:
+            case DatabaseFault.DAMAGED | DatabaseFault.NO_SCHEMA:
                 self._rebuild(reason)
-            case DatabaseTrouble.REFUSED:
+            case DatabaseFault.INACCESSIBLE:
                 self._wait(f"let the gateway's user write {self._file.parent} and all in it", reason)
-            case DatabaseTrouble.PASSING:
+            case DatabaseFault.TRANSIENT:
                 self._wait(f"see that the disk of {self._file.parent} is well and has free space", reason)
             case unknown:
                 assert_never(unknown)
@@ -168,7 +168,7 @@ class _StoreKeeper:
             database_file=str(self._file),
             reason=reason,
             remedy=remedy,
-            again_in_seconds=self._pause_seconds,
+            retry_in_seconds=self._pause_seconds,
         )
         self._pause()
 
@@ -215,7 +215,7 @@ def _sole_projector(file: Path, *, stopping: threading.Event, standing_by: Calla
             except BlockingIOError:
                 if not stood_by:
                     stood_by = True
-                    logger.info("projector_stands_by", database_file=str(file))
+                    logger.info("projector_standby", database_file=str(file))
                     standing_by()
             stopping.wait(_LOCK_INTERVAL_SECONDS)
         yield stood_by

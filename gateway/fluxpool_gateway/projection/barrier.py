@@ -76,7 +76,7 @@ class ProjectionBarrier:
             reason = "timed out" if isinstance(error, TimeoutError) else str(error)
             if not outcome.cancelled():
                 outcome.set_exception(BarrierNotReachedError(reason))
-                # Whoever asked may have gone away; an exception that nobody takes would be logged as lost.
+                # All waiters may have been cancelled; mark the exception as retrieved, or asyncio logs it as lost.
                 outcome.exception()
         else:
             if not outcome.cancelled():

@@ -1,7 +1,7 @@
 """From records of the task, results and progress topics to changes of the task store. Pure.
 
-A bad task changes nothing: a worker answers it, and the answer is projected. Nobody answers a bad result or progress
-event, so those are refused with the reason.
+An invalid task changes nothing: a worker answers it with a result, and that is projected. An invalid result or progress
+event gets no answer, so it is refused with the reason, and `projector` quarantines it.
 """
 
 from typing import Final
@@ -47,7 +47,7 @@ def task_topics(topics: TopicNames) -> tuple[str, ...]:
 
 
 class UnreadableRecordError(Exception):
-    """A record that cannot be projected although nobody else will tell of it; the message says what is wrong."""
+    """An invalid record that no other part reports; the message says what is wrong with it."""
 
 
 def read_change(
@@ -74,7 +74,7 @@ def read_change(
 
 
 def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Priority) -> TaskSeen | None:
-    """What a worker's decoding would let pass, without the digest, which costs as much as all the rest."""
+    """What a worker would accept, without the digest, which costs as much as all other checks."""
     task = parse_task(value)
     envelope = parse_envelope(headers, request_id=task.request_id)
     return TaskSeen(

@@ -23,9 +23,9 @@ from fluxpool_gateway.store.task_state import Change
 from fluxpool_gateway.store.task_store import (
     Heartbeat,
     LogPosition,
-    Place,
     Position,
     QuarantinedRecord,
+    RecordRef,
     TaskStoreWriter,
 )
 from fluxpool_transport.kafka import KafkaAdmin, KafkaUnavailableError, UndecodableRecord
@@ -51,7 +51,7 @@ class Projector:
         store: TaskStoreWriter,
         rebuilt_because: str | None = None,
     ) -> None:
-        """`rebuilt_because` says why the store begins anew, when it does."""
+        """`rebuilt_because` is the reason for a rebuild from Kafka; None otherwise."""
         self._connection = connection
         self._topics = topics
         self._store = store
@@ -80,7 +80,7 @@ class Projector:
                     await self._assign()
                     await self._project(await self._source.fetch())
                 except KafkaError as error:
-                    self._warn("brokers_not_readable", reason=repr(error))
+                    self._warn("fetch_failed", reason=repr(error))
                     await asyncio.sleep(RECONNECT_SECONDS)
                 await self._beat()
         finally:
@@ -93,7 +93,7 @@ class Projector:
         if not fetched.next_offsets:
             return
         now_ms = _now_ms()
-        changes: list[tuple[Place, Change]] = []
+        changes: list[tuple[RecordRef, Change]] = []
         unreadable: list[QuarantinedRecord] = []
         for record in fetched.records:
             place = (record.topic, record.partition, record.offset)
@@ -113,7 +113,11 @@ class Projector:
             known = self._positions.get(position)
             if known is not None and now.offset < known.offset:
                 self._warn(
-                    "log_was_cut", topic=position[0], partition=position[1], read_to=known.offset, goes_on_at=now.offset
+                    "log_truncated",
+                    topic=position[0],
+                    partition=position[1],
+                    next_offset=known.offset,
+                    reset_to=now.offset,
                 )
         refused = await self._in_thread(
             lambda: self._store.apply(changes, positions, passed_over=unreadable, now_ms=now_ms)
@@ -150,7 +154,7 @@ class Projector:
         for topic, layout in layouts.items():
             known = {position.topic_id for (name, _), position in self._positions.items() if name == topic}
             if known and layout.topic_id is not None and known != {layout.topic_id}:
-                logger.warning("topic_made_again", topic=topic, topic_id=layout.topic_id)
+                logger.warning("topic_recreated", topic=topic, topic_id=layout.topic_id)
                 await self._in_thread(lambda topic=topic: self._store.forget_positions(topic))  # type: ignore[misc]
                 self._positions = {place: read for place, read in self._positions.items() if place[0] != topic}
         offsets: dict[Position, int | None] = {}
@@ -172,7 +176,7 @@ class Projector:
         logger.info("partitions_assigned", partitions=len(offsets))
 
     async def _watch_layouts(self) -> None:
-        """Ask every second what stands behind the topics' names."""
+        """Poll ids and partitions of the projected topics every second."""
         admin: KafkaAdmin | None = None
         while True:
             try:
@@ -180,11 +184,11 @@ class Projector:
                 answers = await read_layouts(admin, projected_topics(self._topics))
             except KafkaUnavailableError as error:
                 admin = None
-                self._warn("brokers_not_reachable", reason=str(error))
+                self._warn("brokers_unreachable", reason=str(error))
             else:
                 for topic, answer in answers.items():
                     if isinstance(answer, str):
-                        self._warn("topic_not_readable", topic=topic, reason=answer)
+                        self._warn("topic_unreadable", topic=topic, reason=answer)
                 # A topic that does not answer now keeps its last layout: it comes back as it was, or with another id.
                 found = {topic: answer for topic, answer in answers.items() if isinstance(answer, TopicLayout)}
                 self._layouts = self._layouts | found
@@ -226,7 +230,7 @@ class Projector:
             logger.warning(event, **values)
 
 
-def _quarantined(place: Place, reason: str, now_ms: int) -> QuarantinedRecord:
+def _quarantined(place: RecordRef, reason: str, now_ms: int) -> QuarantinedRecord:
     topic, partition, offset = place
     return QuarantinedRecord(topic=topic, partition=partition, offset=offset, reason=reason, at_ms=now_ms)
 

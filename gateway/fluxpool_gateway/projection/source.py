@@ -35,7 +35,7 @@ class Fetched:
 
     records: list[ConsumerRecord] = field(default_factory=list)
     next_offsets: dict[Position, int] = field(default_factory=dict)
-    """Where the reading goes on in each partition that moved; behind a last record may be transaction markers."""
+    """The next offset of each partition that advanced; transaction markers may follow its last record."""
 
 
 class ProjectionSource:
@@ -125,7 +125,7 @@ class ProjectionSource:
 
 
 async def _position(consumer: AIOKafkaConsumer, partition: TopicPartition, *, known: int) -> int:
-    """Where the reading stands; `known` while that is being asked of a broker."""
+    """The consumer's position; `known` while a broker is still asked for it."""
     try:
         async with asyncio.timeout(BATCH_SECONDS):
             return int(await consumer.position(partition))

@@ -1,7 +1,7 @@
 """A damaged store: how a reader tells the projector, and how the projector puts the file out of the way.
 
 The store is a projection of Kafka, so what is damaged is never repaired, only built again. The damaged file is kept
-beside the new one, for whoever wants to look at it; one such file at most, since rebuilding must not fill the disk.
+beside the new one, for inspection; one such file at most, since rebuilding must not fill the disk.
 """
 
 import os
@@ -46,7 +46,7 @@ def take_damage_report(file: Path) -> bool:
 def move_aside(file: Path) -> Path | None:
     """Give a damaged store another name, and remove the one that was moved before; returns the new path.
 
-    None when there is no such file. The write-ahead log goes first: should this process die in between, the next one
+    None when there is no such file. The write-ahead log is renamed first: if this process dies in between, the next one
     finds a store that is still damaged, never a new one with an old log. Raises `OSError`.
     """
     if not file.parent.exists():

@@ -22,7 +22,7 @@ A number is not given to another file while a connection holds this one open.
 
 
 def identity_of(file: Path) -> StoreIdentity | None:
-    """Which files the path stands for now; None when there is none."""
+    """Identity of the files at this path now; None when there is none."""
     try:
         found = os.stat(file)  # noqa: PTH116 - before every read, where pathlib would take half the time
     except OSError:

@@ -9,7 +9,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Engine, text
 
-from fluxpool_gateway.store.trouble import DamagedStoreError
+from fluxpool_gateway.store.database_faults import DamagedStoreError
 
 _MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
 

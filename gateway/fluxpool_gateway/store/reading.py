@@ -1,6 +1,6 @@
 """Reading the task store from a server process, while the projector writes it and may replace it.
 
-Owns which file stands behind the path at the moment, and the word to the projector that it is damaged.
+Owns the check that the path still names the opened file, and the report of damage to the projector.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from sqlalchemy.exc import DatabaseError
 
 from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader
+from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of
 from fluxpool_gateway.store.tables import tasks
 from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.store.task_store import (
@@ -24,7 +25,6 @@ from fluxpool_gateway.store.task_store import (
     read_quarantine,
     to_state,
 )
-from fluxpool_gateway.store.trouble import DamagedStoreError, DatabaseTrouble, trouble_of
 
 T = TypeVar("T")
 
@@ -85,19 +85,19 @@ class TaskStoreReader:
 
     def _unavailable(self, error: DatabaseError | DamagedStoreError, identity: StoreIdentity) -> StoreUnavailableError:
         reason = error.orig if isinstance(error, DatabaseError) else error
-        match trouble_of(error):
-            case DatabaseTrouble.DAMAGED:
+        match fault_of(error):
+            case DatabaseFault.DAMAGED:
                 report_damage(self._file, identity)
                 return StoreUnavailableError(
                     f"the store is being rebuilt from Kafka: {self._file} is damaged ({reason})"
                 )
-            case DatabaseTrouble.UNBUILT:
+            case DatabaseFault.NO_SCHEMA:
                 return StoreUnavailableError(f"the store {self._file} is being built from Kafka ({reason})")
-            case DatabaseTrouble.REFUSED:
+            case DatabaseFault.INACCESSIBLE:
                 return StoreUnavailableError(
                     f"the store {self._file} cannot be opened ({reason}); let the gateway's user read and write it"
                 )
-            case DatabaseTrouble.PASSING:
+            case DatabaseFault.TRANSIENT:
                 return StoreUnavailableError(
                     f"the store {self._file} cannot be read ({reason}); see that its disk is well and has free space"
                 )

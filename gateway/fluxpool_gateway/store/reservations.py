@@ -1,4 +1,4 @@
-"""Which body holds which idempotency key: a small SQLite file that all server processes of a gateway share.
+"""Idempotency reservations: a small SQLite file, shared by all server processes, that says which body holds which key.
 
 A key is reserved before its record is written, so that of two bodies one is refused while neither is in Kafka yet. Owns
 the file and its statements. Rows whose task the task store knows are redundant and are purged. Blocks: callers use a
@@ -21,7 +21,7 @@ from fluxpool_gateway.store.database import COMPANIONS
 FILE_SUFFIX: Final = ".reservations"
 LOCK_SUFFIX: Final = ".lock"
 UNKNOWN_KEPT_SECONDS: Final = 24 * 3600
-"""A body whose outcome nobody knows holds its key so long; clients stop repeating earlier."""
+"""A body whose outcome is unknown holds its key so long; clients stop repeating earlier."""
 PURGED_AT_ONCE: Final = 2000
 """Rows of one purge, so that it holds up a submission for some milliseconds at most."""
 _SCHEMA_VERSION: Final = 1
@@ -30,7 +30,7 @@ _BUSY_SECONDS: Final = 5.0
 logger = structlog.stdlib.get_logger(__name__)
 
 
-class Standing(StrEnum):
+class RecordState(StrEnum):
     """What is known of the record of a reservation."""
 
     WRITING = "writing"
@@ -44,7 +44,7 @@ class Verdict(StrEnum):
     GRANTED = "granted"
     """The id was free. Write the record, then settle."""
     GRANTED_AGAIN = "granted_again"
-    """The same body holds it, but nobody knows its outcome. Write the record, then settle."""
+    """The same body holds it, but its outcome is unknown. Write the record, then settle."""
     ACCEPTED = "accepted"
     """The same body was accepted."""
     SAME_IN_PROGRESS = "same_in_progress"
@@ -71,7 +71,7 @@ class Settle:
 
     request_id: str
     digest: str
-    standing: Standing | None
+    standing: RecordState | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ Operation = Reserve | Settle | Purge
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of a `Reserve`; for the other operations there is nothing to tell."""
+    """Of a `Reserve`; the other operations have no outcome."""
 
     verdict: Verdict
     settled_at_ms: int = 0
@@ -119,7 +119,7 @@ class ReservationFile:
                     # Its subclass says what may pass, as a full disk does; the class itself, that this is no database.
                     if type(error) is not sqlite3.DatabaseError:
                         raise
-                    logger.warning("reservations_made_again", file=str(self._file), reason=str(error))
+                    logger.warning("reservations_recreated", file=str(self._file), reason=str(error))
                     self._remove()
                     return self._apply(operations, now_ms)
         except (sqlite3.Error, OSError) as error:
@@ -205,15 +205,15 @@ def _reserve(connection: sqlite3.Connection, wanted: Reserve, now_ms: int) -> Ou
     if row is not None:
         digest, standing, at_ms = row
         same = digest == wanted.digest
-        if standing == Standing.WRITING and at_ms > now_ms:
+        if standing == RecordState.WRITING and at_ms > now_ms:
             return Outcome(Verdict.SAME_IN_PROGRESS if same else Verdict.OTHER_IN_PROGRESS)
         if not same:
             return Outcome(Verdict.OTHER)
-        if standing == Standing.ACCEPTED and not wanted.again:
+        if standing == RecordState.ACCEPTED and not wanted.again:
             return Outcome(Verdict.ACCEPTED, settled_at_ms=at_ms)
     connection.execute(
         "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?)",
-        [wanted.request_id, wanted.digest, Standing.WRITING.value, wanted.until_ms],
+        [wanted.request_id, wanted.digest, RecordState.WRITING.value, wanted.until_ms],
     )
     return Outcome(Verdict.GRANTED if row is None else Verdict.GRANTED_AGAIN)
 
@@ -223,21 +223,21 @@ def _settle(connection: sqlite3.Connection, settled: Settle, now_ms: int) -> Non
     if settled.standing is None:
         connection.execute(
             "DELETE FROM reservation WHERE request_id = ? AND digest = ? AND standing = ?",
-            [settled.request_id, settled.digest, Standing.WRITING.value],
+            [settled.request_id, settled.digest, RecordState.WRITING.value],
         )
     else:
         connection.execute(
             "UPDATE reservation SET standing = ?, at_ms = ? WHERE request_id = ? AND digest = ? AND standing != ?",
-            [settled.standing.value, now_ms, settled.request_id, settled.digest, Standing.ACCEPTED.value],
+            [settled.standing.value, now_ms, settled.request_id, settled.digest, RecordState.ACCEPTED.value],
         )
 
 
 def _purge(connection: sqlite3.Connection, purge: Purge, now_ms: int) -> None:
     unknown_before_ms = now_ms - UNKNOWN_KEPT_SECONDS * 1000
     for standing, before_ms in (
-        (Standing.ACCEPTED, purge.accepted_before_ms),
-        (Standing.UNKNOWN, unknown_before_ms),
-        (Standing.WRITING, unknown_before_ms),
+        (RecordState.ACCEPTED, purge.accepted_before_ms),
+        (RecordState.UNKNOWN, unknown_before_ms),
+        (RecordState.WRITING, unknown_before_ms),
     ):
         connection.execute(
             "DELETE FROM reservation WHERE request_id IN (SELECT request_id FROM reservation"

@@ -14,13 +14,13 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import RowMapping
 
+from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
 from fluxpool_gateway.store.tables import projected_offsets, projector_heartbeat, quarantined_records, tasks
 from fluxpool_gateway.store.task_state import Change, TaskState, TaskStatus, fold
-from fluxpool_gateway.store.trouble import DamagedStoreError, is_record_fault
 
 Position = tuple[str, int]
 """Topic and partition."""
-Place = tuple[str, int, int]
+RecordRef = tuple[str, int, int]
 """Topic, partition and offset of one record."""
 
 MAX_QUARANTINED_RECORDS: Final = 1000
@@ -101,7 +101,7 @@ class TaskStoreWriter:
 
     def apply(
         self,
-        changes: Sequence[tuple[Place, Change]],
+        changes: Sequence[tuple[RecordRef, Change]],
         positions: Mapping[Position, LogPosition],
         *,
         passed_over: Sequence[QuarantinedRecord] = (),
@@ -160,9 +160,9 @@ class TaskStoreWriter:
 
 
 def _apply_all(
-    connection: Connection, changes: Sequence[tuple[Place, Change]], *, now_ms: int
+    connection: Connection, changes: Sequence[tuple[RecordRef, Change]], *, now_ms: int
 ) -> list[QuarantinedRecord]:
-    """Apply records in one go; when one of them is at fault, halve until it stands alone, and leave it out."""
+    """Apply records in one go; when one of them is at fault, bisect until it is found, and leave it out."""
     if not changes:
         return []
     try:
@@ -259,7 +259,7 @@ def read_quarantine(connection: Connection) -> Quarantine:
 
 
 def to_state(row: RowMapping) -> TaskState:
-    """A row as it was saved; raises `DamagedStoreError` when nobody can have saved it so."""
+    """A row as it was saved; raises `DamagedStoreError` when no projector can have written it."""
     values = {name: row[name] for name in _FIELDS}
     if not (isinstance(values["version"], int) and isinstance(values["attempts"], int)):
         raise DamagedStoreError(f"task {values['request_id']!r:.140} has no version")

@@ -24,11 +24,11 @@ from fluxpool_gateway.store.reservations import (
     Operation,
     Outcome,
     Purge,
+    RecordState,
     ReservationFile,
     ReservationsUnavailableError,
     Reserve,
     Settle,
-    Standing,
     Verdict,
 )
 from fluxpool_gateway.store.task_state import TaskState
@@ -61,11 +61,11 @@ class TaskStore(Protocol):
 
 
 class UnwrittenError(Exception):
-    """Raised by a writer when there certainly is no record; `told` is what the client is told."""
+    """Raised by a writer when there certainly is no record; `answer` is the answer to the client."""
 
-    def __init__(self, told: ProblemError) -> None:
-        self.told = told
-        super().__init__(str(told))
+    def __init__(self, answer: ProblemError) -> None:
+        self.answer = answer
+        super().__init__(str(answer))
 
 
 class Reservations:
@@ -153,7 +153,7 @@ class Idempotency:
         except BaseException as error:
             unknown = ProblemError(_unavailable("the outcome is unknown"))
             running.set_exception(error if isinstance(error, ProblemError) else unknown)
-            # Perhaps nobody waits for it.
+            # Nothing may await it: mark the exception as retrieved, or asyncio logs it as lost.
             running.exception()
             raise
         else:
@@ -181,22 +181,22 @@ class Idempotency:
         verdict = await self._reserve(request_id, digest)
         if verdict is Verdict.ACCEPTED:
             return
-        unwritten = None if verdict is Verdict.GRANTED else Standing.UNKNOWN
-        settled: Standing | None = unwritten
+        unwritten = None if verdict is Verdict.GRANTED else RecordState.UNKNOWN
+        settled: RecordState | None = unwritten
         try:
             if verdict is Verdict.GRANTED:
                 state = await self._find_certainly(request_id, state)
             if _is_stored(state, digest):
-                settled = Standing.ACCEPTED
+                settled = RecordState.ACCEPTED
             elif state is not None and verdict is Verdict.GRANTED:
                 raise ProblemError(_conflict("was used for a request that is no longer stored"))
             else:
-                settled = Standing.UNKNOWN
+                settled = RecordState.UNKNOWN
                 await write()
-                settled = Standing.ACCEPTED
+                settled = RecordState.ACCEPTED
         except UnwrittenError as error:
             settled = unwritten
-            raise error.told from error
+            raise error.answer from error
         finally:
             self._reservations.apply(Settle(request_id=request_id, digest=digest, standing=settled))
 
@@ -211,7 +211,7 @@ class Idempotency:
             try:
                 held = await self._reservations.apply(wanted)
             except ReservationsUnavailableError as error:
-                logger.warning("reservations_not_usable", reason=str(error))
+                logger.warning("reservations_unusable", reason=str(error))
                 raise ProblemError(_unavailable("the key cannot be reserved; nothing was accepted")) from error
             match held.verdict:
                 case Verdict.GRANTED | Verdict.GRANTED_AGAIN:
@@ -296,7 +296,7 @@ def _conflict(reason: str) -> Problem:
 
 
 def _unreadable(error: StoreUnavailableError) -> Problem:
-    logger.warning("task_store_not_readable", reason=str(error))
+    logger.warning("task_store_unreadable", reason=str(error))
     return _unavailable("the task store cannot be read; nothing was accepted")
 
 

@@ -105,7 +105,7 @@ class TaskTopicEnds:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _partitions(self) -> list[Position]:
-        """Asked anew each time: a task may lie in a partition that was not there a moment ago."""
+        """Read for every round: a task may lie in a partition that was just added."""
         positions: list[Position] = []
         for topic in self._topics:
             metadata = self._admin.client.list_topics(topic, _REQUEST_SECONDS).topics[topic]
@@ -138,7 +138,7 @@ class TaskLookup:
         except BarrierNotReachedError as error:
             raise ProblemError(_unknown(f"whether there is a task {request_id} is not known yet ({error})")) from error
         except StoreUnavailableError as error:
-            logger.warning("task_store_not_readable", reason=str(error))
+            logger.warning("task_store_unreadable", reason=str(error))
             raise ProblemError(_unknown("the task store cannot be read, or is being rebuilt")) from error
         if found is None:
             raise ProblemError(_not_found(request_id))

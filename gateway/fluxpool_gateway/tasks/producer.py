@@ -26,7 +26,7 @@ _POLL_SECONDS: Final = 0.5
 _EXPIRY_INTERVAL_SECONDS: Final = 0.05
 _LOG_INTERVAL_SECONDS: Final = 10.0
 # After these the sequence numbers of an idempotent producer are out of step, and every later record of the partition
-# fails until the producer is made anew.
+# fails until the producer is replaced.
 _BREAKS_SEQUENCE: Final = frozenset(
     {
         KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
@@ -111,7 +111,7 @@ class TaskProducer:
         self._stopping.set()
         if self._expiry is not None:
             self._expiry.cancel()
-        # Without this the library waits on exit for records that nobody waits for any more.
+        # Without this the library waits on exit for records whose requests are answered already.
         self._producer.purge()
         for thread in self._threads:
             # It ends within its poll interval; bounded all the same, because shutdown must not hang on a library.

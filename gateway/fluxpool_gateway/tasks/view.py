@@ -49,7 +49,7 @@ class ErrorView(_View):
 
 
 class TaskView(_View):
-    """One task and how it stands."""
+    """The state of one task."""
 
     request_id: str
     status: TaskStatus
@@ -111,7 +111,7 @@ def read_result(state: TaskState) -> GenerationResult | None:
     try:
         return GenerationResult.model_validate_json(state.result)
     except ValidationError as error:
-        logger.warning("result_not_readable", request_id=state.request_id, problems=error.error_count())
+        logger.warning("result_unreadable", request_id=state.request_id, problems=error.error_count())
         return None
 
 

@@ -1,4 +1,4 @@
-"""Whose fault an error is: the record's, which is passed over, or the database's, which is another matter.
+"""Classifies SQLite errors: a fault of one record, which is quarantined, or of the database.
 
 Pure. Decides by SQLite's result codes (https://sqlite.org/rescode.html); knows nothing of what follows.
 """
@@ -28,34 +28,34 @@ class DamagedStoreError(Exception):
     """What was read from the store is not what was ever written there."""
 
 
-class DatabaseTrouble(StrEnum):
-    """What is wrong with a database that did not answer."""
+class DatabaseFault(StrEnum):
+    """What is wrong with a database that failed a statement."""
 
     DAMAGED = "damaged"
     """Only building it again helps."""
-    UNBUILT = "unbuilt"
-    """Tables or columns are missing: the projector is about to make them, or somebody emptied the file."""
-    REFUSED = "refused"
-    """It may not be opened or written; somebody must change that."""
-    PASSING = "passing"
+    NO_SCHEMA = "no_schema"
+    """Tables or columns are missing: the projector is about to create them, or the file was emptied."""
+    INACCESSIBLE = "inaccessible"
+    """It may not be opened or written: permissions must change."""
+    TRANSIENT = "transient"
     """Locked, a full disk, a failing disk: the same statement may succeed later."""
 
 
-def trouble_of(error: Exception) -> DatabaseTrouble:
+def fault_of(error: Exception) -> DatabaseFault:
     """What an error of a statement says of the database; the statement itself is taken to be right."""
     if isinstance(error, DamagedStoreError):
-        return DatabaseTrouble.DAMAGED
+        return DatabaseFault.DAMAGED
     cause = error.orig if isinstance(error, StatementError) else error
     code = getattr(cause, "sqlite_errorcode", None)
     if code is None:
         # Raised by Python's driver, for text that is no UTF-8 in a column that only ever got valid text.
-        return DatabaseTrouble.DAMAGED if isinstance(cause, sqlite3.OperationalError) else DatabaseTrouble.PASSING
+        return DatabaseFault.DAMAGED if isinstance(cause, sqlite3.OperationalError) else DatabaseFault.TRANSIENT
     primary = code & _PRIMARY_CODE
     if primary in _DAMAGE or code in _DAMAGE_EXTENDED:
-        return DatabaseTrouble.DAMAGED
+        return DatabaseFault.DAMAGED
     if primary == sqlite3.SQLITE_ERROR:
-        return DatabaseTrouble.UNBUILT
-    return DatabaseTrouble.REFUSED if primary in _REFUSAL else DatabaseTrouble.PASSING
+        return DatabaseFault.NO_SCHEMA
+    return DatabaseFault.INACCESSIBLE if primary in _REFUSAL else DatabaseFault.TRANSIENT
 
 
 def is_record_fault(error: Exception) -> bool:
