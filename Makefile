@@ -11,7 +11,7 @@ export UV_COMPILE_BYTECODE := 1
 EXTRAS := operator worker gateway cli
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
-.PHONY: help setup control-plane demo demo-cluster test e2e lint format schemas lock bench clean
+.PHONY: help setup control-plane demo demo-cluster test test-all e2e lint format schemas lock bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -40,8 +40,11 @@ demo: setup ## Send 24 prompts through real Kafka into a FLUX pipeline on this m
 demo-cluster: setup control-plane ## The same on a real Kubernetes control plane with two pools (root on Linux; TASKS=24 each, KEEP=1 leaves it up)
 	PYTHONPATH=hack $(BIN)/python -m demo_cluster $(if $(TASKS),--tasks "$(TASKS)") $(if $(KEEP),--keep)
 
-test: setup ## Run all tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built
+test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built
 	$(BIN)/pytest
+
+test-all: setup control-plane ## Run every test, also those of the kit and of foreign software whose inputs did not change
+	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all
 
 control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
 	@hack/control-plane/build

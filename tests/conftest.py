@@ -17,6 +17,7 @@ from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.engine import stand_in_engine, start_engine
 from kit.kafka import KafkaFactory, running_kafka
+from kit.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
 from kit.tiny import tiny_checkpoint
 
 __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
@@ -30,6 +31,20 @@ settings.load_profile("shared-machine")
 
 # Kernels run on the CPU by Triton's own interpreter; Triton decides so when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let everything be asked for."""
+    parser.addoption(OPTION, action="store_true", help=f"run tests marked {MARKER} also when their inputs are the same")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Skip what tests the kit and foreign software, and passed with the same inputs."""
+    named = frozenset(
+        (config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args
+    )
+    plugin = UnchangedTests(root=ROOT, stamps=stamps_folder(), run_all=config.getoption(OPTION), named=named)
+    config.pluginmanager.register(plugin)
 
 
 @pytest.fixture(autouse=True)

@@ -41,7 +41,7 @@ from kit.kafka import (
 from kit.tcp_proxy import Direction
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.on_change]
 
 DEADLINE_SECONDS = 60.0
 """For what takes milliseconds on a machine of one's own."""

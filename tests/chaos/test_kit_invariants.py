@@ -12,7 +12,7 @@ from kit.kafka import produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, worker_bench
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.on_change]
 
 DEADLINE_SECONDS = 60.0
 

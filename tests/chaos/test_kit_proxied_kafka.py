@@ -14,7 +14,7 @@ from kit.kafka import KafkaFactory, create_topics, read_topic, unique_name
 from kit.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.on_change]
 
 SILENCE_SECONDS = 1.0
 

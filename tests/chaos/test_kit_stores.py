@@ -14,6 +14,8 @@ from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
 from kit.disk import SmallDisk, small_disk
 from kit.kafka import unique_name
 
+pytestmark = pytest.mark.on_change
+
 CONTENT_TYPE = "text/plain"
 
 

@@ -10,6 +10,8 @@ from fluxpool_cli.local.loopback import HOST, free_port
 from kit.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
+pytestmark = pytest.mark.on_change
+
 ANSWER_SECONDS = 20.0
 """A loopback answer takes no time; this is for a machine that is busy with everything else."""
 SILENCE_SECONDS = 0.3

@@ -29,7 +29,7 @@ from kit.manifests import (
 )
 from kit.waiting import WaitExpiredError, wait_until, wait_until_blocking
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.on_change]
 
 CHART = """\
 apiVersion: v2

@@ -11,6 +11,8 @@ import pytest
 
 from kit.control_plane_binaries import BUILD_SCRIPT, PROGRAMS, BinariesMissingError, control_plane_binaries
 
+pytestmark = pytest.mark.on_change
+
 # Stands in for Go, whose real build takes minutes: notes each call, takes its time, and writes what it was asked for.
 GO = """\
 #!/bin/sh

@@ -13,7 +13,7 @@ from kit.manifests import container_status, create_deployment, create_pod, deplo
 from kit.node_bench import POD_IP, SERVER, Bench, is_alive, python_image
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.on_change]
 
 STATE_VOLUME: Body = {"name": "state", "emptyDir": {}}
 STATE_MOUNT: Body = {"name": "state", "mountPath": "/state"}

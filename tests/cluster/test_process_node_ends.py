@@ -29,7 +29,7 @@ from kit.node_bench import POLITE, SLEEP, STUBBORN, Bench, is_alive
 from kit.process_node import NodePolicy, StopScope
 from kit.waiting import wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.on_change]
 
 
 async def child_of(bench: Bench, name: str) -> int:

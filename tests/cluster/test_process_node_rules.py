@@ -13,6 +13,8 @@ from kit.process_node.environment import ProcessImage, command_line, expand, ser
 from kit.process_node.status import ContainerRecord, ContainerState, Running, Terminated, Waiting, pod_phase
 from kit.process_node.termination import Termination
 
+pytestmark = pytest.mark.on_change
+
 IMAGE = ProcessImage(entrypoint=("entry",), cmd=("default",), environment={"OF_IMAGE": "x"})
 ENDED = Terminated(exit_code=0, reason="Completed", started_at=0, finished_at=1)
 BROKEN = Terminated(exit_code=1, reason="Error", started_at=0, finished_at=1)

@@ -38,7 +38,7 @@ from kit.kafka import (
 )
 from kit.waiting import WaitExpiredError, wait_until, wait_until_blocking
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.on_change("cli/fluxpool_cli/local/kafka")]
 
 
 @pytest.fixture(scope="module")

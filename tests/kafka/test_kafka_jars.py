@@ -10,6 +10,8 @@ import pytest
 
 from fluxpool_cli.local.kafka.jars import KafkaJarsError, cached_libs, provide_kafka_libs
 
+pytestmark = pytest.mark.on_change("cli/fluxpool_cli/local/kafka")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

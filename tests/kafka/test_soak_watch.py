@@ -14,7 +14,7 @@ from kit.kafka import produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.on_change("benchmarks")]
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SEEN_SECONDS = 60.0

@@ -12,6 +12,8 @@ from fluxpool_operator.api import FluxWorkerPool
 from kit.pools import edited, pool_body
 from kit.waiting import wait_until
 
+pytestmark = pytest.mark.on_change("benchmarks")
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.on_change("benchmarks")
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CLEAN = {
     "lost": 0,
