@@ -17,7 +17,7 @@ from pydantic import BaseModel, SecretStr
 
 from fluxpool_contract.kafka.topics import DAY_MS, HOUR_MS, TopicNames, topic_specs
 from fluxpool_contract.schemas import MESSAGES
-from fluxpool_contract.settings.environment import PREFIX, EnvironmentSettings
+from fluxpool_contract.settings.environment import ENVIRONMENT_PREFIX, EnvironmentSettings
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_operator.access import access_rules
@@ -150,7 +150,7 @@ def _json_default(value: object) -> str:
 
 def _variables(model: type[EnvironmentSettings]) -> dict[str, list[str]]:
     """Variable to the cells beside it."""
-    return {"_".join((PREFIX, *path)).upper(): cells for path, *cells in _walk(model, ())}
+    return {"_".join((ENVIRONMENT_PREFIX, *path)).upper(): cells for path, *cells in _walk(model, ())}
 
 
 def _walk(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, str, str]]:

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.feedback import Comparison, Rating
-from fluxpool_contract.messages.handling_note import HandlingNote
 from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.resolution import Resolution
 from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_contract.messages.task import GenerationTask
 
@@ -25,7 +25,7 @@ MESSAGES: Final[dict[str, type[BaseModel]]] = {
     "progress-event": ProgressEvent,
     "cancel-command": CancelCommand,
     "dead-letter": DeadLetter,
-    "handling-note": HandlingNote,
+    "resolution": Resolution,
     "rating": Rating,
     "comparison": Comparison,
 }

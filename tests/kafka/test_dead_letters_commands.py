@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from fluxpool_cli.dlq.commands import app
 from fluxpool_contract.kafka.connection import KafkaConnection
-from fluxpool_contract.messages.dead_letter import PREFIX, DeadLetter, Disposition
-from fluxpool_contract.messages.handling_note import HandlingNote, is_note
+from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
+from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_transport.dlq.prepare import ReplayChoices
 from fluxpool_transport.dlq.reading import DeadLetterFilter, read_dead_letters
-from fluxpool_transport.dlq.replay import DeadLetterDesk
+from fluxpool_transport.dlq.replay import DeadLetterReplayer
 from kit.command import Ended, fluxpool, fluxpool_on_terminal
 from kit.kafka import TopicRecord, create_topics, produce, read_topic, unique_name
 
@@ -98,9 +98,9 @@ class DeadLetterBench:
     async def sent(self) -> list[TopicRecord]:
         return await read_topic(self.bootstrap_servers, self.tasks)
 
-    async def notes(self) -> list[HandlingNote]:
+    async def notes(self) -> list[Resolution]:
         records = await read_topic(self.bootstrap_servers, self.dead_letters)
-        return [HandlingNote.model_validate_json(item.value or b"") for item in records if is_note(item.headers)]
+        return [Resolution.model_validate_json(item.value or b"") for item in records if is_resolution(item.headers)]
 
     async def states(self) -> dict[str, str]:
         listed = await self.run("list", "--all", "-o", "json")
@@ -263,7 +263,7 @@ async def test_a_replay_sends_the_original_bytes_and_headers_once_and_notes_it(b
         "fluxpool-replay-of": f"{bench.dead_letters}/{place}".encode(),
         "fluxpool-first-seen": b"2026-03-31T23:33:20.000Z",
     }
-    assert not any(name.startswith(PREFIX) for name, _ in record.headers)
+    assert not any(name.startswith(DEAD_LETTER_PREFIX) for name, _ in record.headers)
     [sent] = first.document["sent"]
     assert (sent["place"], sent["partition"], sent["offset"]) == (place, record.partition, record.offset)
     [note] = await bench.notes()
@@ -388,9 +388,9 @@ async def test_a_replay_keeps_to_its_rate_and_spreads_over_partitions(bench: Dea
         await bench.put(task(f"r-{number}"), request_id=f"r-{number}")
     entries = DeadLetterFilter().select(await read_dead_letters(bench.connection, bench.dead_letters))
 
-    async with DeadLetterDesk(bench.connection, bench.dead_letters) as desk:
+    async with DeadLetterReplayer(bench.connection, bench.dead_letters) as replayer:
         began = time.monotonic()
-        sent = [outcome async for outcome in desk.replay(entries, ReplayChoices(), per_second=5)]
+        sent = [outcome async for outcome in replayer.replay(entries, ReplayChoices(), per_second=5)]
         seconds = time.monotonic() - began
 
     assert len(sent) == 4

@@ -19,9 +19,9 @@ from fluxpool_contract.kafka.retries import due_headers, retry_group, retry_head
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter, Disposition
-from fluxpool_contract.messages.handling_note import HandlingAction, HandlingNote
 from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.resolution import Resolution, ResolutionAction
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_transport.kafka.clients import aiokafka_options
@@ -172,8 +172,14 @@ async def test_a_life_through_retry_dead_letter_and_replay_is_one_timeline(bench
     await bench.result(ResultStatus.FAILED, worker="worker-2")
     replay: Headers = [("fluxpool-epoch", b"1"), ("fluxpool-replay-of", f"{topics.dead_letters}/0/0".encode())]
     await bench.put(topics.tasks, task("r-1"), headers=replay, at=0)
-    note = HandlingNote(
-        partition=0, offset=0, action=HandlingAction.REPLAYED, at=datetime.now(UTC), by="ops", request_id="r-1", epoch=1
+    note = Resolution(
+        partition=0,
+        offset=0,
+        action=ResolutionAction.REPLAYED,
+        at=datetime.now(UTC),
+        by="ops",
+        request_id="r-1",
+        epoch=1,
     )
     await bench.put(topics.dead_letters, note.to_json(), headers=note.to_headers(source="/test"))
     await bench.result(ResultStatus.SUCCESS, worker="worker-3", epoch=1)
@@ -288,7 +294,7 @@ async def test_a_discard_and_a_replay_under_a_new_id_belong_to_the_old_one_too(b
     )
     await bench.put(dead_letters, task("old"), headers=letter.to_headers([]))
     common = {"partition": 0, "offset": 0, "at": datetime.now(UTC)}
-    fresh = HandlingNote(**common, action=HandlingAction.REPLAYED, request_id="fresh", epoch=1)
+    fresh = Resolution(**common, action=ResolutionAction.REPLAYED, request_id="fresh", epoch=1)
     await bench.put(dead_letters, fresh.to_json(), headers=fresh.to_headers(source="/test"))
 
     old = (await bench.trace("old", "--json")).document

@@ -160,7 +160,7 @@ async def test_the_dead_letters_around_a_damaged_one_are_listed(kafka: KafkaClus
 
     entries = await read_dead_letters(connection, topic)
 
-    assert [entry.place.offset for entry in entries] == [0, 1, 2]
+    assert [entry.ref.offset for entry in entries] == [0, 1, 2]
     assert entries[1].problem == "the record cannot be decoded: its CRC is wrong"
 
 

@@ -15,7 +15,7 @@ from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole
 from fluxpool_cli.trace.reading import Trace
 from fluxpool_cli.trace.view import COLUMNS, closing_lines, trace_document, trace_rows
 from fluxpool_contract.header_names import ATTEMPT, EPOCH, FIRST_SEEN
-from fluxpool_contract.messages.dead_letter import PREFIX
+from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX
 from fluxpool_transport.dlq.reading import DeadLetterFilter, entry_of
 
 ID = "a-1"
@@ -49,9 +49,9 @@ ODD = st.sampled_from(
         "x" * 3000,
     ]
 )
-NAMES = st.sampled_from([PREFIX + name for name in FIELDS] + [ATTEMPT, EPOCH, FIRST_SEEN, "ce_id"]) | st.text(
-    max_size=9
-)
+NAMES = st.sampled_from(
+    [DEAD_LETTER_PREFIX + name for name in FIELDS] + [ATTEMPT, EPOCH, FIRST_SEEN, "ce_id"]
+) | st.text(max_size=9)
 HEADERS = st.lists(
     st.tuples(NAMES, st.none() | st.binary(max_size=20) | ODD.map(str.encode) | st.just(ID.encode())), max_size=8
 )
@@ -115,19 +115,19 @@ def shown(document: Any) -> str:
 def test_any_records_of_the_dead_letter_topic_are_listed_summed_up_and_shown(
     found: list[tuple[Any, bytes | None, int]], whole: bool
 ) -> None:
-    whole_letter = [(PREFIX + name, text.encode()) for name, text in LETTER.items()] if whole else []
+    whole_letter = [(DEAD_LETTER_PREFIX + name, text.encode()) for name, text in LETTER.items()] if whole else []
     records = [
         record(headers=[*whole_letter, *headers], value=value, timestamp=timestamp, offset=offset)
         for offset, (headers, value, timestamp) in enumerate(found)
     ]
-    entries = DeadLetterFilter(with_handled=True).select(map(entry_of, records))
+    entries = DeadLetterFilter(include_resolved=True).select(map(entry_of, records))
     assert len(entries) == len(records)
     for columns, rows in (view.list_table(entries), view.summary_table(view.summarize(entries))):
         assert len(table_lines(columns, rows, width=None)[0]) == len(rows) + 1
     assert json.loads(shown([view.entry_document(entry) for entry in entries]))
     assert json.loads(shown([summary.document() for summary in view.summarize(entries)]))
     for entry in entries:
-        document = view.record_document(entry, records[entry.place.offset], command="replay")
+        document = view.record_document(entry, records[entry.ref.offset], command="replay")
         assert list(view.record_parts(document))
 
 
@@ -152,7 +152,11 @@ def test_a_record_time_in_microseconds_is_shown_as_the_nearest_date() -> None:
 def test_a_letter_whose_time_has_no_zone_is_listed_beside_an_ordinary_one() -> None:
     with_zone = {**LETTER, "failed-at": "2026-04-05T11:00:00Z", "origin-offset": "2"}
     records = [
-        record(headers=[(PREFIX + name, text.encode()) for name, text in letter.items()], value=b"{}", timestamp=1)
+        record(
+            headers=[(DEAD_LETTER_PREFIX + name, text.encode()) for name, text in letter.items()],
+            value=b"{}",
+            timestamp=1,
+        )
         for letter in (with_zone, LETTER)
     ]
     entries = DeadLetterFilter().select(map(entry_of, records))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fluxpool_contract.header_names import TYPE_COMPLETED
-from fluxpool_contract.messages.dead_letter import MAX_MESSAGE_BYTES, MAX_STACK_BYTES, DeadLetter, Disposition
+from fluxpool_contract.messages.dead_letter import MAX_ERROR_TEXT_BYTES, MAX_STACK_BYTES, DeadLetter, Disposition
 from fluxpool_contract.messages.headers import (
     MAX_HEADER_COUNT,
     Envelope,
@@ -203,7 +203,7 @@ def test_headers_of_an_earlier_dead_letter_are_replaced() -> None:
 @given(st.text(min_size=1, max_size=4000), st.text(min_size=1, max_size=12_000))
 def test_message_and_stack_are_bounded_in_bytes_and_stay_text(message: str, stack: str) -> None:
     headers = dict(_dead_letter(message=message, stack=stack).to_headers([]))
-    assert len(headers["fluxpool-dlq-message"]) <= MAX_MESSAGE_BYTES
+    assert len(headers["fluxpool-dlq-message"]) <= MAX_ERROR_TEXT_BYTES
     assert len(headers["fluxpool-dlq-stack"]) <= MAX_STACK_BYTES
     headers["fluxpool-dlq-message"].decode()
     headers["fluxpool-dlq-stack"].decode()
@@ -212,7 +212,7 @@ def test_message_and_stack_are_bounded_in_bytes_and_stay_text(message: str, stac
 def test_of_a_long_message_the_beginning_stays_and_of_a_long_stack_the_end() -> None:
     headers = dict(_dead_letter(message="first" + "夜" * 5000, stack="夜" * 5000 + "last").to_headers([]))
     assert headers["fluxpool-dlq-message"].startswith(b"first")
-    assert len(headers["fluxpool-dlq-message"]) > MAX_MESSAGE_BYTES - 3
+    assert len(headers["fluxpool-dlq-message"]) > MAX_ERROR_TEXT_BYTES - 3
     assert headers["fluxpool-dlq-stack"].endswith(b"last")
     assert len(headers["fluxpool-dlq-stack"]) > MAX_STACK_BYTES - 3
 

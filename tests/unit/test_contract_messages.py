@@ -15,9 +15,9 @@ from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.feedback import ComparedImage, Comparison, Preference, Rating
-from fluxpool_contract.messages.handling_note import HandlingNote
 from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.messages.task import GenerationTask, OutputFormat
 from fluxpool_contract.schemas import differing_files, main, render_schemas
@@ -32,7 +32,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "progress-event": ProgressEvent,
     "cancel-command": CancelCommand,
     "dead-letter": DeadLetter,
-    "handling-note": HandlingNote,
+    "resolution": Resolution,
+    "handling-note": Resolution,
     "rating": Rating,
     "comparison": Comparison,
 }
@@ -49,6 +50,12 @@ def test_every_shipped_record_is_understood(path: Path) -> None:
 
 def test_the_corpus_has_a_record_of_every_message() -> None:
     assert {_model_of(path) for path in CORPUS.glob("*.json")} == set(MODELS.values())
+
+
+@pytest.mark.parametrize("header", ["fluxpool-dlq-resolution", "fluxpool-dlq-note"])
+def test_a_resolution_is_known_by_its_header_and_by_that_of_release_0_1(header: str) -> None:
+    assert is_resolution([("ce_id", b"1"), (header, b"replayed")])
+    assert not is_resolution([("ce_id", b"1"), ("fluxpool-dlq-message", b"replayed")])
 
 
 def test_the_plain_task_works_without_any_header() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.messages.dead_letter import PREFIX, DeadLetter, Disposition
+from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
 from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_transport.dlq.prepare import (
@@ -20,7 +20,7 @@ from fluxpool_transport.dlq.prepare import (
     patch_value,
     prepare_replay,
 )
-from fluxpool_transport.dlq.reading import Place, entry_of
+from fluxpool_transport.dlq.reading import RecordRef, entry_of
 
 NOW = datetime(2026, 4, 5, 12, tzinfo=UTC)
 BODY = b'{"request_id": "r-1",  "prompt": "a fox"}'
@@ -121,7 +121,7 @@ def test_budgets_begin_anew_and_the_envelope_is_kept() -> None:
     assert envelope.first_seen == datetime(2026, 4, 4, 23, 59, tzinfo=UTC)
     assert found.topic == "tasks-vip"
     assert (found.value, found.key) == (BODY, b"r-1")
-    assert not any(name.startswith(PREFIX) for name, _ in found.headers)
+    assert not any(name.startswith(DEAD_LETTER_PREFIX) for name, _ in found.headers)
 
 
 def test_each_replay_raises_the_epoch_even_when_its_header_is_dropped() -> None:
@@ -166,13 +166,13 @@ def test_a_foreign_record_is_refused() -> None:
 
 def test_one_new_id_serves_one_letter() -> None:
     choices = ReplayChoices(patch={"request_id": "fresh"})
-    assert check_choices(choices, letters=1) is None
-    assert "cannot serve 2 tasks" in str(check_choices(choices, letters=2))
-    assert check_choices(replace(choices, patch={"steps": 4}), letters=2) is None
+    assert check_choices(choices, count=1) is None
+    assert "cannot serve 2 tasks" in str(check_choices(choices, count=2))
+    assert check_choices(replace(choices, patch={"steps": 4}), count=2) is None
 
 
 @pytest.mark.parametrize("text", ["", "2", "2/", "/17", "2/-1", "a/b", "2/17/3", "2/1_0"])
 def test_a_malformed_place_is_refused_with_the_form(text: str) -> None:
     with pytest.raises(ValueError, match="partition/offset on the dead-letter topic, such as 2/17"):
-        Place.parse(text)
-    assert str(Place.parse("2/17")) == "2/17"
+        RecordRef.parse(text)
+    assert str(RecordRef.parse("2/17")) == "2/17"

@@ -24,8 +24,8 @@ from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import Disposition
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.feedback import Comparison, Rating
-from fluxpool_contract.messages.handling_note import HandlingNote
 from fluxpool_contract.messages.progress import ProgressEvent
+from fluxpool_contract.messages.resolution import Resolution
 from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_contract.settings.environment import EnvironmentSettings, SettingsError
@@ -210,7 +210,7 @@ JSON_EXAMPLES: Mapping[str, Callable[[str], object]] = {
     "progress": ProgressEvent.model_validate_json,
     "cancel": CancelCommand.model_validate_json,
     "rating": Rating.model_validate_json,
-    "handling-note": HandlingNote.model_validate_json,
+    "resolution": Resolution.model_validate_json,
     "comparison": Comparison.model_validate_json,
     "lanes": TypeAdapter(tuple[Lane, ...]).validate_json,
 }
@@ -384,11 +384,11 @@ def test_every_header_is_documented_and_no_other() -> None:
     constants = {
         value
         for name, value in vars(headers).items()
-        if name.isupper() and isinstance(value, str) and not name.startswith(("TYPE_", "DEFAULT_", "_", "PREFIX"))
+        if name.isupper() and isinstance(value, str) and not name.startswith(("TYPE_", "DEFAULT_", "_", "HEADER_"))
     }
     documented = set(re.findall(r"`([a-z_-]+)`", "".join(_first_cells("Headers of a task"))))
     assert documented == constants
-    assert f"`{dead_letter.PREFIX}`" in text_of("docs/messages.md")
+    assert f"`{dead_letter.DEAD_LETTER_PREFIX}`" in text_of("docs/messages.md")
 
 
 def _first_cells(heading: str) -> list[str]:

@@ -33,15 +33,15 @@ from fluxpool_cli.terminal import (
     write_paragraph,
     write_table,
 )
-from fluxpool_contract.messages import PREFIX
+from fluxpool_contract.messages import DEAD_LETTER_PREFIX
 from fluxpool_contract.problems import ErrorClass
 from fluxpool_transport.dlq import (
     DEFAULT_MAX_REPLAYS,
     FOREIGN,
-    DeadLetterDesk,
     DeadLetterEntry,
     DeadLetterFilter,
-    Place,
+    DeadLetterReplayer,
+    RecordRef,
     RefusedReplay,
     ReplayChoices,
     check_choices,
@@ -114,7 +114,7 @@ def summary(
         request_id=request_id,
         since=since,
         until=until,
-        with_handled=True,
+        include_resolved=True,
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
     summaries = view.summarize(run_on(source.target, source.select()))
@@ -135,7 +135,7 @@ def list_letters(
     request_id: IdOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    with_handled: AllOption = False,
+    include_resolved: AllOption = False,
     limit: Annotated[int, typer.Option(min=1, help="Show the newest so many.")] = 50,
     topic: TopicOption = None,
     bootstrap_servers: BootstrapOption = None,
@@ -152,7 +152,7 @@ def list_letters(
         request_id=request_id,
         since=since,
         until=until,
-        with_handled=with_handled,
+        include_resolved=include_resolved,
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
     entries = run_on(source.target, source.select())
@@ -186,7 +186,7 @@ def show(
     """Show everything about one dead letter: headers, original bytes, stack, and the command that replays it."""
     by_place = "/" in letter
     wanted = DeadLetterFilter(
-        places=_places([letter]) if by_place else (), request_ids=() if by_place else (letter,), with_handled=True
+        refs=_refs([letter]) if by_place else (), request_ids=() if by_place else (letter,), include_resolved=True
     )
     source = _source(bootstrap_servers, data_dir, topic, wanted)
 
@@ -315,7 +315,7 @@ def discard(
     source = _source(bootstrap_servers, data_dir, topic, wanted)
     entries = run_on(source.target, _discard(source, reason=reason.strip(), yes=yes))
     if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
-        write_json({"topic": source.topic, "dry_run": not yes, "letters": [str(entry.place) for entry in entries]})
+        write_json({"topic": source.topic, "dry_run": not yes, "letters": [str(entry.ref) for entry in entries]})
         return
     letters = "1 letter" if len(entries) == 1 else f"{len(entries)} letters"
     write_line(f"{letters} {'discarded' if yes else 'would be discarded'}")
@@ -328,12 +328,14 @@ async def _replay(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What was refused and what was sent, or would be when there is no rate."""
     entries = await source.select()
-    problem = check_choices(choices, letters=len(entries))
+    problem = check_choices(choices, count=len(entries))
     if problem is not None:
         raise typer.BadParameter(str(problem), param_hint="--patch")
     refused, done = [], []
-    async with DeadLetterDesk(source.target.kafka, source.topic, by=_user()) as desk:
-        outcomes = desk.plan(entries, choices) if rate is None else desk.replay(entries, choices, per_second=rate)
+    async with DeadLetterReplayer(source.target.kafka, source.topic, by=_user()) as replayer:
+        outcomes = (
+            replayer.plan(entries, choices) if rate is None else replayer.replay(entries, choices, per_second=rate)
+        )
         with counting_bar("checking" if rate is None else "sending", total=len(entries)) as bar:
             async with aclosing(outcomes):
                 async for outcome in outcomes:
@@ -350,8 +352,8 @@ async def _discard(source: _Source, *, reason: str, yes: bool) -> tuple[DeadLett
     entries = await source.select()
     if yes:
         with counting_bar("discarding", total=len(entries)) as bar:
-            async with DeadLetterDesk(source.target.kafka, source.topic, by=_user()) as desk:
-                async for _ in desk.discard(entries, reason=reason):
+            async with DeadLetterReplayer(source.target.kafka, source.topic, by=_user()) as replayer:
+                async for _ in replayer.discard(entries, reason=reason):
                     bar.advance(1)
     return entries
 
@@ -376,7 +378,7 @@ def _filter(
     request_id: Sequence[str] | None,
     since: str | None,
     until: str | None,
-    with_handled: bool = False,
+    include_resolved: bool = False,
 ) -> DeadLetterFilter:
     now = datetime.now(UTC)
     begin = None if since is None else parse_moment(since, now=now, option="--since")
@@ -384,14 +386,14 @@ def _filter(
     if begin is not None and end is not None and begin >= end:
         raise typer.BadParameter(f"{until} is not after --since {since}; swap them", param_hint="--until")
     return DeadLetterFilter(
-        places=_places(places),
+        refs=_refs(places),
         request_ids=tuple(request_id or ()),
         error_classes=_classes(error_class or ()),
         error_codes=tuple(code or ()),
         pools=tuple(pool or ()),
         since=begin,
         until=end,
-        with_handled=with_handled,
+        include_resolved=include_resolved,
     )
 
 
@@ -403,9 +405,9 @@ def _classes(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _places(texts: Sequence[str]) -> tuple[Place, ...]:
+def _refs(texts: Sequence[str]) -> tuple[RecordRef, ...]:
     try:
-        return tuple(map(Place.parse, texts))
+        return tuple(map(RecordRef.parse, texts))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -424,7 +426,7 @@ def _patch(text: str | None) -> dict[str, Any] | None:
 
 def _droppable(names: Sequence[str]) -> frozenset[str]:
     for name in names:
-        if name.startswith(PREFIX):
+        if name.startswith(DEAD_LETTER_PREFIX):
             raise typer.BadParameter(
                 f"{name} says why the task failed and is never sent along", param_hint="--drop-header"
             )

@@ -9,7 +9,7 @@ from typing import Any
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_cli.moments import utc_text
-from fluxpool_contract.messages import PREFIX, DeadLetter, HandlingNote, format_time
+from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, Resolution, format_time
 from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay
 
 _MESSAGE_CHARACTERS = 100
@@ -52,7 +52,7 @@ class CauseSummary:
             "handled": len(self.entries) - self.open_letters,
             "first_failed_at": format_time(self.entries[0].failed_at),
             "last_failed_at": format_time(self.entries[-1].failed_at),
-            "example": str(self.entries[-1].place),
+            "example": str(self.entries[-1].ref),
         }
 
     def row(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class CauseSummary:
             str(len(self.entries) - self.open_letters),
             utc_text(self.entries[0].failed_at),
             utc_text(self.entries[-1].failed_at),
-            str(self.entries[-1].place),
+            str(self.entries[-1].ref),
         )
 
 
@@ -73,7 +73,7 @@ def summarize(entries: Iterable[DeadLetterEntry]) -> tuple[CauseSummary, ...]:
     """Entries (oldest first) by class, code and pool; the most open ones first."""
     causes: dict[tuple[str, str, str | None], list[DeadLetterEntry]] = {}
     for entry in entries:
-        letter = entry.letter
+        letter = entry.dead_letter
         cause = (
             (entry.error_class, "-", None)
             if letter is None
@@ -98,10 +98,10 @@ def list_table(entries: Iterable[DeadLetterEntry]) -> tuple[Sequence[str], list[
 
 
 def _list_row(entry: DeadLetterEntry) -> tuple[str, ...]:
-    letter = entry.letter
+    letter = entry.dead_letter
     message = _one_line(letter.message if letter is not None else f"no dead letter of a worker's: {entry.problem}")
     return (
-        str(entry.place),
+        str(entry.ref),
         utc_text(entry.failed_at),
         entry.request_id or "-",
         entry.error_class,
@@ -114,14 +114,14 @@ def _list_row(entry: DeadLetterEntry) -> tuple[str, ...]:
 
 def state_of(entry: DeadLetterEntry) -> str:
     """`open`, or what was done."""
-    return "open" if entry.note is None else str(entry.note.action)
+    return "open" if entry.resolution is None else str(entry.resolution.action)
 
 
 def entry_document(entry: DeadLetterEntry) -> dict[str, Any]:
     """An entry for machines."""
-    letter = entry.letter
+    letter = entry.dead_letter
     return {
-        "place": str(entry.place),
+        "place": str(entry.ref),
         "state": state_of(entry),
         "request_id": entry.request_id,
         "failed_at": format_time(entry.failed_at),
@@ -130,13 +130,13 @@ def entry_document(entry: DeadLetterEntry) -> dict[str, Any]:
         "copies": [str(place) for place in entry.copies],
         "letter": None if letter is None else letter.model_dump(mode="json", exclude_none=True),
         "problem": entry.problem or None,
-        "note": None if entry.note is None else entry.note.model_dump(mode="json", exclude_none=True),
+        "note": None if entry.resolution is None else entry.resolution.model_dump(mode="json", exclude_none=True),
     }
 
 
 def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: str) -> dict[str, Any]:
     """One entry with everything that lies in Kafka about it."""
-    letter = None if entry.letter is None else DeadLetter.from_headers(record.headers)
+    letter = None if entry.dead_letter is None else DeadLetter.from_headers(record.headers)
     text, hexadecimal = value_text(record.value or b"")
     return {
         **entry_document(entry),
@@ -145,7 +145,7 @@ def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: 
         "headers": [
             [name, (raw or b"").decode(errors="backslashreplace")]
             for name, raw in record.headers
-            if not name.startswith(PREFIX)
+            if not name.startswith(DEAD_LETTER_PREFIX)
         ],
         "value": text,
         "value_hex": hexadecimal,
@@ -189,7 +189,7 @@ def value_text(value: bytes) -> tuple[str | None, str | None]:
 
 def replay_command(entry: DeadLetterEntry, options: Sequence[str]) -> str:
     """What to type to send this letter's task again."""
-    return shlex.join(["fluxpool", "dlq", "replay", str(entry.place), *options, "--yes"])
+    return shlex.join(["fluxpool", "dlq", "replay", str(entry.ref), *options, "--yes"])
 
 
 def outcome_document(outcome: PreparedReplay | RefusedReplay | SentReplay) -> dict[str, Any]:
@@ -197,20 +197,20 @@ def outcome_document(outcome: PreparedReplay | RefusedReplay | SentReplay) -> di
     match outcome:
         case RefusedReplay():
             return {
-                "place": str(outcome.entry.place),
+                "place": str(outcome.entry.ref),
                 "request_id": outcome.entry.request_id,
                 "problems": [{"field": item.field, "message": item.message} for item in outcome.problems],
             }
         case PreparedReplay():
             return _replay_document(outcome, None)
         case SentReplay():
-            return _replay_document(outcome.prepared, outcome.note)
+            return _replay_document(outcome.prepared, outcome.resolution)
 
 
-def _replay_document(prepared: PreparedReplay, note: HandlingNote | None) -> dict[str, Any]:
+def _replay_document(prepared: PreparedReplay, note: Resolution | None) -> dict[str, Any]:
     sent = {} if note is None else {"partition": note.replayed_partition, "offset": note.replayed_offset}
     return {
-        "place": str(prepared.entry.place),
+        "place": str(prepared.entry.ref),
         "request_id": prepared.request_id,
         "epoch": prepared.epoch,
         "topic": prepared.topic,
@@ -221,7 +221,7 @@ def _replay_document(prepared: PreparedReplay, note: HandlingNote | None) -> dic
 def refusal_line(refused: RefusedReplay) -> str:
     """Why a letter is not sent, for people."""
     reasons = "; ".join(map(str, refused.problems))
-    return f"not sent: {refused.entry.place} {refused.entry.request_id or '-'}: {reasons}"
+    return f"not sent: {refused.entry.ref} {refused.entry.request_id or '-'}: {reasons}"
 
 
 def _one_line(text: str) -> str:

@@ -8,7 +8,7 @@ from aiokafka.errors import AuthenticationFailedError, BrokerResponseError, Kafk
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.kafka_target import KafkaTarget
-from fluxpool_transport.dlq import HandlingInterruptedError
+from fluxpool_transport.dlq import ResolutionInterruptedError
 from fluxpool_transport.kafka import KafkaCredentialsError, KafkaUnavailableError, TopicScanError
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ def run_on(target: KafkaTarget, work: Coroutine[Any, Any, T]) -> T:
         raise CommandError(
             ExitCode.UNREACHABLE, f"Kafka at {target.servers} does not answer ({error}); check --bootstrap-servers"
         ) from None
-    except HandlingInterruptedError as error:
+    except ResolutionInterruptedError as error:
         raise CommandError(ExitCode.UNREACHABLE, str(error)) from None
     except (TopicScanError, KafkaCredentialsError) as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None

@@ -15,7 +15,7 @@ from fluxpool_cli.local.options import StackOptions
 from fluxpool_contract.folder_address import folder_address
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_contract.settings import (
-    PREFIX,
+    ENVIRONMENT_PREFIX,
     STANDARD_LANE,
     VIP_LANE,
     Lane,
@@ -104,4 +104,4 @@ def group_of(lane: Lane) -> str:
 
 def _inherited() -> dict[str, str]:
     """This process's environment without settings that were meant for other parts, or for the command line."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(f"{PREFIX}_")}
+    return {name: value for name, value in os.environ.items() if not name.startswith(f"{ENVIRONMENT_PREFIX}_")}

@@ -16,21 +16,21 @@ from pydantic import ValidationError
 from fluxpool_contract import header_names
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import (
+    DEAD_LETTER_PREFIX,
     MAX_NUMBER_DIGITS,
-    PREFIX,
     CancelCommand,
     GenerationResult,
-    HandlingNote,
     ProgressEvent,
     ProgressType,
+    Resolution,
     ResultStatus,
     format_time,
-    is_note,
+    is_resolution,
     peek_request_id,
 )
-from fluxpool_transport.dlq import Place, entry_of
+from fluxpool_transport.dlq import RecordRef, entry_of
 
-_LETTER_ID: Final = PREFIX + "request-id"
+_LETTER_ID: Final = DEAD_LETTER_PREFIX + "request-id"
 
 
 class TopicRole(StrEnum):
@@ -123,7 +123,7 @@ class TaskEvents:
 
     request_id: str
     found: list[TraceEvent] = field(default_factory=list)
-    _letters: set[tuple[str, Place]] = field(default_factory=set)
+    _letters: set[tuple[str, RecordRef]] = field(default_factory=set)
 
     def add(self, record: ConsumerRecord, role: TopicRole) -> None:
         """Take note of a record, if it is about the task; one that cannot be read is an event that says so."""
@@ -141,7 +141,7 @@ class TaskEvents:
         )
 
     def _event(self, record: ConsumerRecord, role: TopicRole) -> TraceEvent | None:
-        if role is TopicRole.DEAD_LETTERS and is_note(record.headers):
+        if role is TopicRole.DEAD_LETTERS and is_resolution(record.headers):
             # A note follows its letter in the same partition, and may name the new id that a patch gave.
             return self._note(record)
         if not is_about(record, self.request_id):
@@ -158,17 +158,17 @@ class TaskEvents:
             case TopicRole.RESULTS:
                 return _result(record)
             case TopicRole.DEAD_LETTERS:
-                self._letters.add((record.topic, Place(record.partition, record.offset)))
+                self._letters.add((record.topic, RecordRef(record.partition, record.offset)))
                 return _dead_letter(record)
             case _:
                 assert_never(role)
 
     def _note(self, record: ConsumerRecord) -> TraceEvent | None:
         try:
-            note = HandlingNote.model_validate_json(record.value or b"")
+            note = Resolution.model_validate_json(record.value or b"")
         except ValidationError:
             return None
-        letter = (record.topic, Place(note.partition, note.offset))
+        letter = (record.topic, RecordRef(note.partition, note.offset))
         if note.request_id != self.request_id and letter not in self._letters:
             return None
         words = [str(note.action), f"{record.topic} {letter[1]}"]
@@ -254,7 +254,7 @@ def _progress(record: ConsumerRecord) -> TraceEvent | None:
 
 
 def _dead_letter(record: ConsumerRecord) -> TraceEvent:
-    letter = entry_of(record).letter
+    letter = entry_of(record).dead_letter
     if letter is None:
         return _event_of(record, EventKind.DEAD_LETTER, detail="written by no worker")
     origin = f"{letter.origin_topic} {letter.origin_partition}/{letter.origin_offset}"

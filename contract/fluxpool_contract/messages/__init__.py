@@ -1,7 +1,7 @@
 """The messages on the topics: tasks, results, progress, commands, dead letters, and their record headers."""
 
 from fluxpool_contract.messages.control import CancelCommand
-from fluxpool_contract.messages.dead_letter import PREFIX, DeadLetter, Disposition
+from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
 from fluxpool_contract.messages.decoding import DecodedTask, decode_task, parse_task, peek_request_id
 from fluxpool_contract.messages.derived import (
     claim_key,
@@ -16,7 +16,6 @@ from fluxpool_contract.messages.derived import (
     result_event_id,
     task_digest,
 )
-from fluxpool_contract.messages.handling_note import HandlingAction, HandlingNote, is_note
 from fluxpool_contract.messages.headers import (
     DEFAULT_TENANT,
     MAX_NUMBER_DIGITS,
@@ -30,6 +29,7 @@ from fluxpool_contract.messages.headers import (
     render_envelope,
 )
 from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
+from fluxpool_contract.messages.resolution import Resolution, ResolutionAction, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus, TaskError
 from fluxpool_contract.messages.task import (
     MAX_IMAGES,
@@ -43,12 +43,12 @@ from fluxpool_contract.messages.task import (
 )
 
 __all__ = [
+    "DEAD_LETTER_PREFIX",
     "DEFAULT_TENANT",
     "MAX_IMAGES",
     "MAX_NUMBER_DIGITS",
     "MAX_STEPS",
     "MAX_TASK_BYTES",
-    "PREFIX",
     "REQUEST_ID",
     "CancelCommand",
     "DeadLetter",
@@ -58,13 +58,13 @@ __all__ = [
     "GenerationParameters",
     "GenerationResult",
     "GenerationTask",
-    "HandlingAction",
-    "HandlingNote",
     "ImageDescription",
     "OutputFormat",
     "ProgressEvent",
     "ProgressType",
     "RawHeaders",
+    "Resolution",
+    "ResolutionAction",
     "ResultStatus",
     "TaskError",
     "check_request_id",
@@ -77,7 +77,7 @@ __all__ = [
     "format_time",
     "idempotent_request_id",
     "image_key",
-    "is_note",
+    "is_resolution",
     "manifest_key",
     "new_request_id",
     "object_prefix",

@@ -24,8 +24,8 @@ from fluxpool_contract.bounds import (
 from fluxpool_contract.messages.headers import RawHeaders, encode_headers, format_time
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 
-PREFIX: Final = "fluxpool-dlq-"
-MAX_MESSAGE_BYTES: Final = 1024
+DEAD_LETTER_PREFIX: Final = "fluxpool-dlq-"
+MAX_ERROR_TEXT_BYTES: Final = 1024
 MAX_STACK_BYTES: Final = 8 * 1024
 MAX_HEADER_BYTES: Final = 16 * 1024
 """Room that the added headers take at most; the dead-letter topic's `max.message.bytes` exceeds the tasks' by more."""
@@ -73,7 +73,7 @@ class DeadLetter(BaseModel):
 
     def to_headers(self, original: RawHeaders) -> list[tuple[str, bytes]]:
         """Headers of the dead letter: the original's, less those of an earlier dead letter, and this one's."""
-        kept = [(name, value or b"") for name, value in original if not name.startswith(PREFIX)]
+        kept = [(name, value or b"") for name, value in original if not name.startswith(DEAD_LETTER_PREFIX)]
         added: list[tuple[str, str]] = []
         for field, value in self:
             match value:
@@ -85,7 +85,7 @@ class DeadLetter(BaseModel):
                     text = _bounded(field, value)
                 case _:
                     text = str(value)
-            added.append((PREFIX + field.replace("_", "-"), text))
+            added.append((DEAD_LETTER_PREFIX + field.replace("_", "-"), text))
         return kept + encode_headers(added)
 
     @classmethod
@@ -95,9 +95,9 @@ class DeadLetter(BaseModel):
         Raises pydantic's `ValidationError` when a record of another origin lies on the topic.
         """
         fields = {
-            name.removeprefix(PREFIX).replace("-", "_"): value.decode(errors="replace")
+            name.removeprefix(DEAD_LETTER_PREFIX).replace("-", "_"): value.decode(errors="replace")
             for name, value in headers
-            if name.startswith(PREFIX) and value is not None
+            if name.startswith(DEAD_LETTER_PREFIX) and value is not None
         }
         return cls.model_validate(fields)
 
@@ -105,7 +105,7 @@ class DeadLetter(BaseModel):
 def _bounded(field: str, text: str) -> str:
     match field:
         case "message":
-            return cut_text(text, MAX_MESSAGE_BYTES)
+            return cut_text(text, MAX_ERROR_TEXT_BYTES)
         case "stack":
             return cut_text_start(text, MAX_STACK_BYTES)
         case _:

@@ -27,11 +27,11 @@ from fluxpool_contract.header_names import (
     ERROR_CLASS,
     ERROR_CODE,
     FIRST_SEEN,
+    HEADER_PREFIX,
     NOT_BEFORE,
     ORIGIN_OFFSET,
     ORIGIN_PARTITION,
     ORIGIN_TOPIC,
-    PREFIX,
     PRIORITY,
     REPLAY_OF,
     TENANT,
@@ -139,7 +139,7 @@ def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Env
         field, parse = _PARSERS.get(name, _UNKNOWN)
         if parse is None or raw is None:
             continue
-        is_own = name.startswith(PREFIX)
+        is_own = name.startswith(HEADER_PREFIX)
         if not is_own and len(raw) > MAX_INFORMATION_BYTES:
             continue
         try:

@@ -1,6 +1,6 @@
 """Settings of the parts as environment variables."""
 
-from fluxpool_contract.settings.environment import PREFIX, EnvironmentSettings, SettingsError
+from fluxpool_contract.settings.environment import ENVIRONMENT_PREFIX, EnvironmentSettings, SettingsError
 from fluxpool_contract.settings.worker import (
     DEFAULT_CONSUMER_GROUP,
     STANDARD_LANE,
@@ -20,8 +20,8 @@ from fluxpool_contract.settings.worker_exit import EXIT_MODEL_LOAD_FAILED
 
 __all__ = [
     "DEFAULT_CONSUMER_GROUP",
+    "ENVIRONMENT_PREFIX",
     "EXIT_MODEL_LOAD_FAILED",
-    "PREFIX",
     "STANDARD_LANE",
     "VIP_LANE",
     "DType",

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from fluxpool_contract.problems import FieldProblem, explain
 from fluxpool_contract.text_rules import check_name
 
-PREFIX = "FLUXPOOL"
+ENVIRONMENT_PREFIX = "FLUXPOOL"
 NOT_SETTINGS = frozenset({"FLUXPOOL_API_KEY", "FLUXPOOL_FAULT", "FLUXPOOL_KAFKA_LIBS", "FLUXPOOL_URL"})
 """Variables of the command line and of tests, which may lie in anybody's environment."""
 
@@ -102,13 +102,13 @@ def _variables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _variables(kind, here)
         else:
-            yield "_".join((PREFIX, *here)).upper(), here, kind
+            yield "_".join((ENVIRONMENT_PREFIX, *here)).upper(), here, kind
 
 
 def _unknown(environment: Mapping[str, str], *, known: set[str]) -> list[str]:
     problems = []
     for name in sorted(environment):
-        if not name.startswith(PREFIX + "_") or name in known or name in NOT_SETTINGS:
+        if not name.startswith(ENVIRONMENT_PREFIX + "_") or name in known or name in NOT_SETTINGS:
             continue
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else "remove it"
@@ -127,10 +127,10 @@ def _named(problem: FieldProblem, names: Mapping[str, tuple[tuple[str, ...], Any
     """The variable that a problem is about, and its text; a path inside a structure stays beside the name."""
     parts = problem.path or (problem.field,)
     for length in range(len(parts), 0, -1):
-        name = "_".join((PREFIX, *parts[:length])).upper()
+        name = "_".join((ENVIRONMENT_PREFIX, *parts[:length])).upper()
         if name in names:
             return name, ": ".join((name, *filter(None, [".".join(parts[length:])]), problem.message))
-    name = "_".join((PREFIX, *filter(None, parts))).upper()
+    name = "_".join((ENVIRONMENT_PREFIX, *filter(None, parts))).upper()
     return name, f"{name}: {problem.message}"
 
 

@@ -11,24 +11,24 @@ from fluxpool_transport.dlq.reading import (
     FOREIGN,
     DeadLetterEntry,
     DeadLetterFilter,
-    Place,
+    RecordRef,
     entry_of,
     read_dead_letters,
     read_records,
 )
-from fluxpool_transport.dlq.replay import DeadLetterDesk, HandlingInterruptedError, SentReplay
+from fluxpool_transport.dlq.replay import DeadLetterReplayer, ResolutionInterruptedError, SentReplay
 
 __all__ = [
     "DEFAULT_MAX_REPLAYS",
     "FOREIGN",
-    "DeadLetterDesk",
     "DeadLetterEntry",
     "DeadLetterFilter",
-    "HandlingInterruptedError",
-    "Place",
+    "DeadLetterReplayer",
     "PreparedReplay",
+    "RecordRef",
     "RefusedReplay",
     "ReplayChoices",
+    "ResolutionInterruptedError",
     "SentReplay",
     "check_choices",
     "entry_of",

@@ -1,7 +1,7 @@
 """From a dead letter to the task that is sent again, or to the reasons why it would only fail again. Pure.
 
-Owns what a replay changes: the epoch, the headers about the failure, and what a patch says. The same letter with the
-same choices always gives the same record, so that sending it twice is harmless.
+Owns what a replay changes: the epoch, the headers about the failure, and what a patch says. The same dead letter with
+the same choices always gives the same record, so that sending it twice is harmless.
 """
 
 import json
@@ -14,7 +14,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import (
-    PREFIX,
+    DEAD_LETTER_PREFIX,
     DeadLetter,
     DecodedTask,
     RawHeaders,
@@ -40,15 +40,15 @@ _OF_THE_FAILURE: Final = frozenset(
         header_names.ORIGIN_OFFSET,
     }
 )
-"""Budgets begin anew, and a retry's delay is over."""
+"""A replayed task has new budgets and no delay of a retry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayChoices:
-    """How letters are sent again."""
+    """How tasks are sent again."""
 
     patch: dict[str, Any] | None = None
-    """JSON merge patch (RFC 7396) for the task; the letter keeps its own bytes."""
+    """JSON merge patch (RFC 7396) for the task; the dead letter keeps its own bytes."""
     drop_headers: frozenset[str] = field(default=frozenset())
     """Headers of the original that are left out."""
     to_topic: str | None = None
@@ -56,7 +56,7 @@ class ReplayChoices:
     retry_topics: frozenset[str] = field(default=frozenset())
     """Where workers write the header that says where a task belongs; on other topics anybody may have written it."""
     max_replays: int = DEFAULT_MAX_REPLAYS
-    """A task that was replayed as often is refused."""
+    """Refuse a task that was replayed this often."""
     ignore_max_replays: bool = False
 
 
@@ -75,18 +75,18 @@ class PreparedReplay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedReplay:
-    """A letter that would fail again, or may not be sent."""
+    """A dead letter whose task would fail again, or may not be sent."""
 
     entry: DeadLetterEntry
     problems: tuple[FieldProblem, ...]
     """Never empty; the field is one of the task, or a header."""
 
 
-def check_choices(choices: ReplayChoices, *, letters: int) -> FieldProblem | None:
-    """Why these choices cannot be applied to so many letters, or None."""
-    if choices.patch is not None and REQUEST_ID_FIELD in choices.patch and letters > 1:
+def check_choices(choices: ReplayChoices, *, count: int) -> FieldProblem | None:
+    """Why these choices cannot be applied to `count` dead letters, or None."""
+    if choices.patch is not None and REQUEST_ID_FIELD in choices.patch and count > 1:
         return FieldProblem(
-            REQUEST_ID_FIELD, f"one new id cannot serve {letters} tasks; choose a single dead letter, or leave it out"
+            REQUEST_ID_FIELD, f"one new id cannot serve {count} tasks; choose a single dead letter, or leave it out"
         )
     return None
 
@@ -94,32 +94,32 @@ def check_choices(choices: ReplayChoices, *, letters: int) -> FieldProblem | Non
 def prepare_replay(
     entry: DeadLetterEntry, record: ConsumerRecord, choices: ReplayChoices, *, topic: str, now: datetime
 ) -> PreparedReplay | RefusedReplay:
-    """The record that sends a letter's task again, checked as a worker would check it.
+    """The record that sends the task of a dead letter again, checked as a worker would check it.
 
-    `record` is the letter as it lies on `topic`, the dead-letter topic. Never raises for what is in the letter.
+    `record` is the dead letter as it lies on `topic`, the dead-letter topic. Never raises for what is in it.
     """
-    if entry.letter is None:
+    if entry.dead_letter is None:
         return RefusedReplay(
             entry=entry,
             problems=(FieldProblem("", f"is no dead letter of a worker's ({entry.problem}); copy it by other means"),),
         )
-    if entry.letter.object is not None and choices.patch is None:
-        stored = f"was too large to be kept; it lies in the object store under {entry.letter.object}"
+    if entry.dead_letter.object is not None and choices.patch is None:
+        stored = f"was too large to be kept; it lies in the object store under {entry.dead_letter.object}"
         return RefusedReplay(
             entry=entry, problems=(FieldProblem("", f"{stored}; patch in all fields of a smaller task"),)
         )
     kept = [
         (name, raw or b"")
         for name, raw in record.headers
-        if not name.startswith(PREFIX) and name not in choices.drop_headers
+        if not name.startswith(DEAD_LETTER_PREFIX) and name not in choices.drop_headers
     ]
     value = record.value or b"" if choices.patch is None else patch_value(record.value, choices.patch)
-    problems = _forbidden(entry, entry.letter, choices)
+    problems = _forbidden(entry, entry.dead_letter, choices)
     try:
         decoded = decode_task(value, kept)
     except InvalidTaskError as error:
         return RefusedReplay(entry=entry, problems=(*problems, *error.problems))
-    target = choices.to_topic or entry.letter.origin_topic
+    target = choices.to_topic or entry.dead_letter.origin_topic
     if target in choices.retry_topics:
         target = decoded.envelope.origin_topic or target
     if target == topic:
@@ -172,7 +172,7 @@ def refuse_missing_topic(prepared: PreparedReplay, existing: Collection[str]) ->
     return RefusedReplay(entry=prepared.entry, problems=(problem,))
 
 
-def _forbidden(entry: DeadLetterEntry, letter: DeadLetter, choices: ReplayChoices) -> list[FieldProblem]:
+def _forbidden(entry: DeadLetterEntry, dead_letter: DeadLetter, choices: ReplayChoices) -> list[FieldProblem]:
     problems = []
     if entry.epoch >= choices.max_replays and not choices.ignore_max_replays:
         times = "once" if entry.epoch == 1 else f"{entry.epoch} times"
@@ -183,9 +183,11 @@ def _forbidden(entry: DeadLetterEntry, letter: DeadLetter, choices: ReplayChoice
                 "find the cause first, then force it",
             )
         )
-    if letter.error_code == ErrorCode.ID_CONFLICT and REQUEST_ID_FIELD not in (choices.patch or {}):
+    if dead_letter.error_code == ErrorCode.ID_CONFLICT and REQUEST_ID_FIELD not in (choices.patch or {}):
         problems.append(
-            FieldProblem(REQUEST_ID_FIELD, f"{letter.request_id} belongs to another task; patch in a new request_id")
+            FieldProblem(
+                REQUEST_ID_FIELD, f"{dead_letter.request_id} belongs to another task; patch in a new request_id"
+            )
         )
     return problems
 
@@ -198,20 +200,20 @@ def _key(key: bytes | None, request_id: str, *, patched: bool) -> bytes | None:
 def _replay_headers(
     kept: RawHeaders, entry: DeadLetterEntry, decoded: DecodedTask, *, epoch: int, topic: str
 ) -> list[tuple[str, bytes]]:
-    letter = entry.letter
-    if letter is None:
-        raise ValueError(f"{entry.place} holds no dead letter")
+    dead_letter = entry.dead_letter
+    if dead_letter is None:
+        raise ValueError(f"{entry.ref} holds no dead letter")
     replaced = _OF_THE_FAILURE | {header_names.EPOCH, header_names.REPLAY_OF, header_names.FIRST_SEEN}
     # The day in the object key stays that of the first sending, however late the replay is.
-    entered_ms = letter.origin_timestamp_ms
+    entered_ms = dead_letter.origin_timestamp_ms
     if entered_ms < 0:
-        entered_ms = round(letter.failed_at.astimezone(UTC).timestamp() * 1000)
+        entered_ms = round(dead_letter.failed_at.astimezone(UTC).timestamp() * 1000)
     return [
         *((name, raw or b"") for name, raw in kept if name not in replaced),
         *encode_headers(
             [
                 (header_names.EPOCH, str(epoch)),
-                (header_names.REPLAY_OF, f"{topic}/{entry.place}"),
+                (header_names.REPLAY_OF, f"{topic}/{entry.ref}"),
                 (header_names.FIRST_SEEN, format_time(first_seen(decoded.envelope, entered_ms))),
             ]
         ),

@@ -1,7 +1,7 @@
-"""What lies on the dead-letter topic: the letters, which of them were dealt with, and which of them a filter means.
+"""Reads the dead-letter topic: dead letters, their resolutions, and which of them a filter selects.
 
-Owns reading and selecting. Knows nothing of what is then done with them, nor of who shows them. A letter that a crash
-made a worker write twice is one entry; records of anybody else are entries with a problem in place of a letter.
+Owns reading and selecting. Knows nothing of what is then done with them, nor of how they are shown. A dead letter that
+a worker wrote twice because of a crash is one entry; a foreign record is an entry with a problem and no dead letter.
 """
 
 import re
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.header_names import EPOCH
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_contract.messages import MAX_NUMBER_DIGITS, DeadLetter, HandlingNote, RawHeaders, is_note
+from fluxpool_contract.messages import MAX_NUMBER_DIGITS, DeadLetter, RawHeaders, Resolution, is_resolution
 from fluxpool_contract.problems import explain
 from fluxpool_transport.kafka.topic_scan import Progress, ScanRange, TopicScanError, find_ranges, scan
 from fluxpool_transport.kafka.undecodable_records import UndecodableRecord
@@ -25,12 +25,12 @@ from fluxpool_transport.kafka.undecodable_records import UndecodableRecord
 FOREIGN: Final = "foreign"
 """Class of a record that no worker wrote."""
 
-_PLACE: Final = re.compile(r"(\d{1,9})/(\d{1,18})")
+_REF: Final = re.compile(r"(\d{1,9})/(\d{1,18})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where a record lies on the dead-letter topic; written `partition/offset`."""
+class RecordRef:
+    """Partition and offset of a record on the dead-letter topic; written `partition/offset`."""
 
     partition: int
     offset: int
@@ -40,8 +40,8 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The place in a text such as `2/17`; raises `ValueError` with the form."""
-        found = _PLACE.fullmatch(text)
+        """The reference in a text such as `2/17`; raises `ValueError` with the form."""
+        found = _REF.fullmatch(text)
         if found is None:
             raise ValueError(f"{text!r} must be partition/offset on the dead-letter topic, such as 2/17")
         return cls(int(found[1]), int(found[2]))
@@ -51,86 +51,86 @@ class Place:
 class DeadLetterEntry:
     """One dead letter without its value, which is read when it is needed."""
 
-    place: Place
+    ref: RecordRef
     stored_at: datetime
     """The record's own timestamp."""
     value_bytes: int
-    letter: DeadLetter | None
-    """Without its stack; None for a record that is no dead letter of a worker's."""
+    dead_letter: DeadLetter | None
+    """Without its stack; None for a foreign record."""
     problem: str = ""
-    """Why there is no letter."""
+    """Why there is no dead letter."""
     epoch: int = 0
     """How often its task had been replayed when it failed."""
-    copies: tuple[Place, ...] = ()
+    copies: tuple[RecordRef, ...] = ()
     """Further records about the same failure of the same record."""
-    note: HandlingNote | None = None
+    resolution: Resolution | None = None
     """What was done about it; None while it is open."""
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing was done about it yet."""
-        return self.note is None
+        """Whether it has no resolution yet."""
+        return self.resolution is None
 
     @property
     def failed_at(self) -> datetime:
-        """When the task was given up."""
-        return self.letter.failed_at if self.letter is not None else self.stored_at
+        """When the task failed for good."""
+        return self.dead_letter.failed_at if self.dead_letter is not None else self.stored_at
 
     @property
     def error_class(self) -> str:
-        """The letter's, or `foreign` where there is none."""
-        return str(self.letter.error_class) if self.letter is not None else FOREIGN
+        """That of the dead letter, or `foreign` without one."""
+        return str(self.dead_letter.error_class) if self.dead_letter is not None else FOREIGN
 
     @property
     def request_id(self) -> str | None:
         """The task's id as far as it could be read."""
-        return self.letter.request_id if self.letter is not None else None
+        return self.dead_letter.request_id if self.dead_letter is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterFilter:
-    """Which letters are meant; an empty field means all, several fields must all fit."""
+    """Selects dead letters; an empty field selects all, several fields must all match."""
 
-    places: Collection[Place] = ()
+    refs: Collection[RecordRef] = ()
     request_ids: Collection[str] = ()
     error_classes: Collection[str] = ()
     error_codes: Collection[str] = ()
     pools: Collection[str] = ()
     since: datetime | None = None
     until: datetime | None = None
-    with_handled: bool = False
+    include_resolved: bool = False
 
     def matches(self, entry: DeadLetterEntry) -> bool:
-        """Whether an entry is meant; what a record of anybody else does not have fits no filter."""
-        letter = entry.letter
+        """Whether the filter selects an entry; a filter by a field that a foreign record lacks does not."""
+        dead_letter = entry.dead_letter
         return (
-            (self.with_handled or entry.is_open)
-            and (not self.places or not {entry.place, *entry.copies}.isdisjoint(self.places))
+            (self.include_resolved or entry.is_open)
+            and (not self.refs or not {entry.ref, *entry.copies}.isdisjoint(self.refs))
             and (not self.request_ids or entry.request_id in self.request_ids)
             and (not self.error_classes or entry.error_class in self.error_classes)
-            and (not self.error_codes or (letter is not None and letter.error_code in self.error_codes))
-            and (not self.pools or (letter is not None and letter.pool in self.pools))
+            and (not self.error_codes or (dead_letter is not None and dead_letter.error_code in self.error_codes))
+            and (not self.pools or (dead_letter is not None and dead_letter.pool in self.pools))
             and (self.since is None or entry.failed_at >= self.since)
             and (self.until is None or entry.failed_at < self.until)
         )
 
     def select(self, entries: Iterable[DeadLetterEntry]) -> tuple[DeadLetterEntry, ...]:
-        """The entries that are meant, oldest failure first."""
-        return tuple(sorted(filter(self.matches, entries), key=lambda entry: (entry.failed_at, entry.place)))
+        """The selected entries, oldest failure first."""
+        return tuple(sorted(filter(self.matches, entries), key=lambda entry: (entry.failed_at, entry.ref)))
 
 
 @dataclass(slots=True)
-class _Index:
-    """Entries by what they are about, in the order of reading."""
+class _Entries:
+    """Entries by the failure that they report, in the order of reading."""
 
     entries: dict[tuple[object, ...], DeadLetterEntry] = field(default_factory=dict)
-    notes: dict[Place, HandlingNote] = field(default_factory=dict)
+    resolutions: dict[RecordRef, Resolution] = field(default_factory=dict)
 
     def add(self, record: ConsumerRecord) -> None:
-        if is_note(record.headers):
-            note = _parse_note(record)
-            if note is not None:
-                self.notes[Place(note.partition, note.offset)] = note
+        if is_resolution(record.headers):
+            resolution = _parse_resolution(record)
+            if resolution is not None:
+                self.resolutions[RecordRef(resolution.partition, resolution.offset)] = resolution
             return
         entry = entry_of(record)
         about = _about(entry)
@@ -138,34 +138,34 @@ class _Index:
         if first is None:
             self.entries[about] = entry
         else:
-            self.entries[about] = replace(first, copies=(*first.copies, entry.place))
+            self.entries[about] = replace(first, copies=(*first.copies, entry.ref))
 
-    def settled(self) -> tuple[DeadLetterEntry, ...]:
-        """Every entry with its note, by place."""
+    def resolved(self) -> tuple[DeadLetterEntry, ...]:
+        """Every entry with its resolution, by reference."""
         entries = [
-            replace(entry, note=next((self.notes[at] for at in (entry.place, *entry.copies) if at in self.notes), None))
+            replace(entry, resolution=next(filter(None, map(self.resolutions.get, (entry.ref, *entry.copies))), None))
             for entry in self.entries.values()
         ]
-        return tuple(sorted(entries, key=lambda entry: entry.place))
+        return tuple(sorted(entries, key=lambda entry: entry.ref))
 
 
 def entry_of(record: ConsumerRecord) -> DeadLetterEntry:
     """What a record of the dead-letter topic says; any record is an entry."""
-    letter, problem = None, ""
+    dead_letter, problem = None, ""
     try:
-        letter = DeadLetter.from_headers(record.headers).model_copy(update={"stack": None})
+        dead_letter = DeadLetter.from_headers(record.headers).model_copy(update={"stack": None})
     except ValidationError as error:
         problem = "; ".join(f"fluxpool-dlq-{item.field.replace('_', '-')}: {item.message}" for item in explain(error))
     except (ValueError, TypeError, ArithmeticError, LookupError) as error:
-        # Anybody may write here, and one odd record must not end the listing of all others.
+        # Any producer may write here, and one odd record must not end the listing of all others.
         problem = f"cannot be read ({type(error).__name__}: {error})"
     if isinstance(record, UndecodableRecord) and not record.has_contents:
         problem = f"the record cannot be decoded: {record.problem}"
     return DeadLetterEntry(
-        place=Place(record.partition, record.offset),
+        ref=RecordRef(record.partition, record.offset),
         stored_at=moment_at(record.timestamp),
         value_bytes=len(record.value or b""),
-        letter=letter,
+        dead_letter=dead_letter,
         problem=problem,
         epoch=_epoch(record.headers),
     )
@@ -174,17 +174,17 @@ def entry_of(record: ConsumerRecord) -> DeadLetterEntry:
 async def read_dead_letters(
     connection: KafkaConnection, topic: str, *, since: datetime | None = None, on_progress: Progress | None = None
 ) -> tuple[DeadLetterEntry, ...]:
-    """Every entry that lies on the topic now, by place; with `since`, those written from then on.
+    """Every entry that lies on the topic now, by reference; with `since`, those written from then on.
 
     Raises `TopicScanError` when there is no such topic or it cannot be read, `KafkaUnavailableError`, `KafkaError`.
     """
-    index = _Index()
+    found = _Entries()
     ranges = await ranges_of(connection, topic, since=since)
     async with aclosing(scan(connection, ranges, on_progress=on_progress)) as batches:
         async for records in batches:
             for record in records:
-                index.add(record)
-    return index.settled()
+                found.add(record)
+    return found.resolved()
 
 
 async def ranges_of(connection: KafkaConnection, topic: str, *, since: datetime | None = None) -> tuple[ScanRange, ...]:
@@ -203,11 +203,11 @@ async def read_records(
     Only the span between the first and the last of a partition is read, and nothing is held. Raises as
     `read_dead_letters` does.
     """
-    wanted: Mapping[Place, DeadLetterEntry] = {entry.place: entry for entry in entries}
+    wanted: Mapping[RecordRef, DeadLetterEntry] = {entry.ref: entry for entry in entries}
     spans: dict[int, tuple[int, int]] = {}
-    for place in wanted:
-        low, high = spans.get(place.partition, (place.offset, place.offset))
-        spans[place.partition] = min(low, place.offset), max(high, place.offset)
+    for ref in wanted:
+        low, high = spans.get(ref.partition, (ref.offset, ref.offset))
+        spans[ref.partition] = min(low, ref.offset), max(high, ref.offset)
     ranges = [
         replace(item, start=max(item.start, low), end=min(item.end, high + 1))
         for item in await ranges_of(connection, topic)
@@ -217,31 +217,31 @@ async def read_records(
     async with aclosing(scan(connection, ranges)) as batches:
         async for records in batches:
             for record in records:
-                entry = wanted.get(Place(record.partition, record.offset))
+                entry = wanted.get(RecordRef(record.partition, record.offset))
                 if entry is not None:
                     yield entry, record
 
 
 def _about(entry: DeadLetterEntry) -> tuple[object, ...]:
-    """Equal for records about the same failure; the timestamp tells a topic that was made anew from the old one."""
-    letter = entry.letter
-    if letter is None:
-        return (entry.place,)
+    """Equal for records about the same failure; the timestamp tells a topic that was recreated from the old one."""
+    dead_letter = entry.dead_letter
+    if dead_letter is None:
+        return (entry.ref,)
     return (
-        letter.origin_topic,
-        letter.origin_partition,
-        letter.origin_offset,
-        letter.origin_timestamp_ms,
-        letter.error_code,
+        dead_letter.origin_topic,
+        dead_letter.origin_partition,
+        dead_letter.origin_offset,
+        dead_letter.origin_timestamp_ms,
+        dead_letter.error_code,
         entry.value_bytes,
     )
 
 
-def _parse_note(record: ConsumerRecord) -> HandlingNote | None:
+def _parse_resolution(record: ConsumerRecord) -> Resolution | None:
     try:
-        return HandlingNote.model_validate_json(record.value or b"")
+        return Resolution.model_validate_json(record.value or b"")
     except ValidationError:
-        return None  # of a later release, or of somebody else: it settles nothing
+        return None  # foreign, or of a later release: the dead letter stays open
 
 
 def _epoch(headers: RawHeaders) -> int:

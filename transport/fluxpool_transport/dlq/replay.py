@@ -1,8 +1,8 @@
-"""Dealing with dead letters: sending their tasks again and discarding them, with a note for each.
+"""Resolves dead letters: sends their tasks again or discards them, and writes a resolution for each.
 
-Owns the order that makes a crash harmless: the task is sent and acknowledged, then the note, then the next letter. So a
-second run goes on where the first one ended and sends at most one task again, as the very same record with the very
-same epoch, which the object store answers with what the first copy left. Knows nothing of filters or of who asks.
+Owns the order that makes a crash harmless: the task is sent and acknowledged, then its resolution, then the next one.
+So a second run continues where the first ended and sends at most one task again, as the very same record with the same
+epoch, which the object store answers with what the first copy left. Knows nothing of filters or of who asks.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_contract.messages import HandlingAction, HandlingNote
+from fluxpool_contract.messages import Resolution, ResolutionAction
 from fluxpool_transport.dlq.prepare import (
     PreparedReplay,
     RefusedReplay,
@@ -36,7 +36,7 @@ from fluxpool_transport.process.faults import fault_point
 
 CLIENT_ID: Final = "fluxpool-dead-letters"
 SOURCE: Final = "/fluxpool/dead-letters"
-"""CloudEvents source of notes."""
+"""CloudEvents source of resolutions."""
 ACK_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 5.0
 """With the broker away `stop()` would wait for ever for a pending record."""
@@ -46,8 +46,8 @@ _after_send = fault_point("replay-after-send")
 log = structlog.get_logger(__name__)
 
 
-class HandlingInterruptedError(Exception):
-    """Kafka did not confirm a record; what was confirmed before is noted, and the same command goes on from there."""
+class ResolutionInterruptedError(Exception):
+    """Kafka did not confirm a record; earlier resolutions are written, and the same command continues from there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +55,14 @@ class SentReplay:
     """A task that was sent again, and where it lies now."""
 
     prepared: PreparedReplay
-    note: HandlingNote
+    resolution: Resolution
 
 
-class DeadLetterDesk:
-    """Deals with letters of one topic: `async with DeadLetterDesk(connection, topic, by="ops") as desk`."""
+class DeadLetterReplayer:
+    """Resolves dead letters of one topic: `async with DeadLetterReplayer(connection, topic, by="ops") as replayer`."""
 
     def __init__(self, connection: KafkaConnection, topic: str, *, by: str | None = None) -> None:
-        """`topic` is the dead-letter topic, `by` the name in the notes."""
+        """`topic` is the dead-letter topic, `by` the name in the resolutions."""
         self._connection = connection
         self._topic = topic
         self._by = by
@@ -87,7 +87,7 @@ class DeadLetterDesk:
     async def plan(
         self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices
     ) -> AsyncGenerator[PreparedReplay | RefusedReplay, None]:
-        """What a replay of these letters would send and refuse; writes nothing.
+        """What a replay of these dead letters would send and refuse; writes nothing.
 
         Raises as `read_dead_letters` does.
         """
@@ -102,9 +102,9 @@ class DeadLetterDesk:
     async def replay(
         self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices, *, per_second: float
     ) -> AsyncGenerator[SentReplay | RefusedReplay, None]:
-        """Send these letters' tasks again, one after the other, and note each; a refused one is left as it is.
+        """Send the tasks of these dead letters again, one after the other; a refused dead letter stays open.
 
-        Raises `HandlingInterruptedError`, and as `read_dead_letters` does.
+        Raises `ResolutionInterruptedError`, and as `read_dead_letters` does.
         """
         pace = _Pace(per_second)
         async with aclosing(self.plan(entries, choices)) as planned:
@@ -117,41 +117,41 @@ class DeadLetterDesk:
 
     async def discard(
         self, entries: Sequence[DeadLetterEntry], *, reason: str
-    ) -> AsyncGenerator[tuple[DeadLetterEntry, HandlingNote], None]:
-        """Note for each letter that nothing will be done about it; the letter itself stays until it expires.
+    ) -> AsyncGenerator[tuple[DeadLetterEntry, Resolution], None]:
+        """Resolve each dead letter without sending its task; it stays on the topic until it expires.
 
-        Raises `HandlingInterruptedError`.
+        Raises `ResolutionInterruptedError`.
         """
         for entry in entries:
-            note = HandlingNote(
-                partition=entry.place.partition,
-                offset=entry.place.offset,
-                action=HandlingAction.DISCARDED,
+            resolution = Resolution(
+                partition=entry.ref.partition,
+                offset=entry.ref.offset,
+                action=ResolutionAction.DISCARDED,
                 at=datetime.now(UTC),
                 by=self._by,
                 reason=reason,
                 request_id=entry.request_id,
             )
-            await self._write(note)
-            yield entry, note
+            await self._write(resolution)
+            yield entry, resolution
 
     async def _replay_one(self, prepared: PreparedReplay, choices: ReplayChoices) -> SentReplay:
         partitions = await self._partitions_of(prepared.topic)
         if partitions is None:
-            raise ValueError(f"topic {prepared.topic} does not exist, which planning should have told")
+            raise ValueError(f"topic {prepared.topic} does not exist, although the plan found it")
         sent = await self._send(
             prepared.topic,
             prepared.value,
             key=prepared.key,
             headers=prepared.headers,
-            # By turns: hashing the key would pile tasks up on some workers.
+            # Round robin: hashing the key would pile tasks up on some workers.
             partition=next(partitions),
         )
         _after_send()
-        note = HandlingNote(
-            partition=prepared.entry.place.partition,
-            offset=prepared.entry.place.offset,
-            action=HandlingAction.REPLAYED,
+        resolution = Resolution(
+            partition=prepared.entry.ref.partition,
+            offset=prepared.entry.ref.offset,
+            action=ResolutionAction.REPLAYED,
             at=datetime.now(UTC),
             by=self._by,
             request_id=prepared.request_id,
@@ -161,17 +161,17 @@ class DeadLetterDesk:
             replayed_offset=sent.offset,
             patch=choices.patch,
         )
-        await self._write(note)
-        return SentReplay(prepared=prepared, note=note)
+        await self._write(resolution)
+        return SentReplay(prepared=prepared, resolution=resolution)
 
-    async def _write(self, note: HandlingNote) -> None:
+    async def _write(self, resolution: Resolution) -> None:
         await self._send(
             self._topic,
-            note.to_json(),
-            key=note.request_id.encode() if note.request_id is not None else None,
-            headers=note.to_headers(source=SOURCE),
-            # Behind the letter it speaks of: retention then takes the letter first.
-            partition=note.partition,
+            resolution.to_json(),
+            key=resolution.request_id.encode() if resolution.request_id is not None else None,
+            headers=resolution.to_headers(source=SOURCE),
+            # Behind its dead letter: retention then removes the dead letter first.
+            partition=resolution.partition,
         )
 
     async def _send(
@@ -183,9 +183,9 @@ class DeadLetterDesk:
                 return await producer.send_and_wait(topic, value, key=key, headers=headers, partition=partition)
         except (KafkaError, TimeoutError) as error:
             reason = str(error) or f"no acknowledgement within {ACK_SECONDS:g} s"
-            raise HandlingInterruptedError(
+            raise ResolutionInterruptedError(
                 f"topic {topic}: a record was not confirmed ({reason}); "
-                "run the same command again, it goes on with what is open"
+                "run the same command again, it continues with what is open"
             ) from error
 
     async def _connected(self) -> Any:
@@ -197,7 +197,7 @@ class DeadLetterDesk:
         return self._producer
 
     async def _partitions_of(self, topic: str) -> Iterator[int] | None:
-        """The topic's partitions by turns, beginning anywhere; None when there is no such topic."""
+        """The topic's partitions, round robin from a random one; None when there is no such topic."""
         if topic not in self._partitions:
             admin = await KafkaAdmin.open(self._connection, client_id=CLIENT_ID)
             numbers = (await find_partitions(admin, [topic]))[topic]

@@ -1,7 +1,7 @@
-"""The note that a dead letter was dealt with: it lies on the dead-letter topic itself, behind the letter it speaks of.
+"""The resolution of a dead letter: a record on the dead-letter topic, in the same partition behind the dead letter.
 
-In the same partition and later, so that retention removes the letter first and never lets a handled one come back; a
-consumer group's offsets could not say this, because Kafka forgets those of an idle group after a week.
+There retention removes the dead letter first, so that a resolved one never comes back; a consumer group's offsets could
+not say this, because Kafka forgets those of an idle group after a week.
 """
 
 from enum import StrEnum
@@ -10,38 +10,40 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from fluxpool_contract.bounds import Count, ErrorMessage, Name, Offset, RecordTime
-from fluxpool_contract.messages.dead_letter import PREFIX
+from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX
 from fluxpool_contract.messages.headers import RawHeaders, cloud_event_headers, encode_headers
 
-NOTE: Final = PREFIX + "note"
-"""Header that tells a note from a dead letter; its value is the action."""
-TYPE_HANDLED: Final = "dev.fluxpool.dead-letter.handled.v1"
+RESOLUTION: Final = DEAD_LETTER_PREFIX + "resolution"
+"""Header that tells a resolution from a dead letter; its value is the action."""
+_HEADERS: Final = frozenset({RESOLUTION, DEAD_LETTER_PREFIX + "note"})
+"""Release 0.1 wrote the second."""
+TYPE_RESOLVED: Final = "dev.fluxpool.dead-letter.resolved.v1"
 
 
-class HandlingAction(StrEnum):
+class ResolutionAction(StrEnum):
     """What was done about a dead letter."""
 
     REPLAYED = "replayed"
     DISCARDED = "discarded"
 
 
-class HandlingNote(BaseModel):
-    """One note; the last one about a dead letter counts."""
+class Resolution(BaseModel):
+    """What was done about one dead letter; its last resolution counts."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     partition: Count
-    """Of the dead letter, and of this note."""
+    """Of the dead letter and of this record."""
     offset: Offset
     """Of the dead letter."""
-    action: HandlingAction | Name
+    action: ResolutionAction | Name
     """What was done."""
     at: RecordTime
     """UTC when it has no zone."""
     by: Name | None = None
     """Who did it."""
     reason: ErrorMessage | None = None
-    """Why; always there when the letter was discarded."""
+    """Why; required when the dead letter was discarded."""
     request_id: Name | None = None
     """Of the replayed task, else of the dead letter as far as it could be read."""
     epoch: Count | None = None
@@ -62,15 +64,15 @@ class HandlingNote(BaseModel):
         return [
             *cloud_event_headers(
                 event_id=f"{self.partition}/{self.offset}/{self.action}",
-                event_type=TYPE_HANDLED,
+                event_type=TYPE_RESOLVED,
                 source=source,
                 subject=self.request_id,
                 time=self.at,
             ),
-            *encode_headers([(NOTE, str(self.action))]),
+            *encode_headers([(RESOLUTION, str(self.action))]),
         ]
 
 
-def is_note(headers: RawHeaders) -> bool:
-    """Whether a record of the dead-letter topic is a note."""
-    return any(name == NOTE for name, _ in headers)
+def is_resolution(headers: RawHeaders) -> bool:
+    """Whether a record of the dead-letter topic is a resolution, rather than a dead letter."""
+    return any(name in _HEADERS for name, _ in headers)
