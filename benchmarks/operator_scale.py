@@ -225,11 +225,11 @@ async def _read_ours(hub: BacklogHub, connection: KafkaConnection, targets: Sequ
     began = time.perf_counter()
     readings = await asyncio.gather(*(hub.read(connection, [target]) for target in targets))
     seconds = time.perf_counter() - began
-    wrong = [reading for (reading,) in readings if not reading.is_whole]
+    wrong = [reading for (reading,) in readings if not reading.is_complete]
     if wrong:
         raise RuntimeError(f"{len(wrong)} of {len(targets)} backlogs were not read, such as {wrong[0]}")
     waiting = {
-        sum(item.waiting_records for item in reading.partitions if isinstance(item, PartitionBacklog))
+        sum(item.pending_records for item in reading.partitions if isinstance(item, PartitionBacklog))
         for (reading,) in readings
     }
     if waiting != {tasks}:

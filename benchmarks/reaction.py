@@ -31,7 +31,8 @@ from report import Cell, print_report
 
 from fluxpool_operator.api import FluxWorkerPool, scaling_config
 from fluxpool_operator.children import child_name
-from fluxpool_operator.planning import LaneBacklog, PartitionBacklog, Snapshot, plan
+from fluxpool_operator.planning import Snapshot, plan
+from kit.lanes import lane_of
 from kit.waiting import WaitExpiredError, wait_until
 
 REST_SECONDS: Final = 120.0
@@ -130,10 +131,7 @@ async def _wait_for_rest(world: World, replicas: ReplicaLog, names: Mapping[str,
 
 def planned_replicas(pool: FluxWorkerPool) -> int:
     """What the pool's plan asks for when it sees the whole burst and nothing else."""
-    partitions = tuple(
-        PartitionBacklog(partition=number, waiting_records=TASKS // PARTITIONS) for number in range(PARTITIONS)
-    )
-    lane = LaneBacklog(name=pool.spec.kafka.lanes[0].name, partitions=partitions)
+    lane = lane_of(*[TASKS // PARTITIONS] * PARTITIONS)
     snapshot = Snapshot(lanes=(lane,), current_replicas=0, elapsed_seconds=0.0)
     return plan(snapshot, scaling_config(pool.spec)).replicas
 

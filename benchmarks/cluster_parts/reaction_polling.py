@@ -8,7 +8,7 @@ from typing import Final
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, scaling_config
-from fluxpool_operator.backlog import BacklogHub, planning_lanes
+from fluxpool_operator.backlog import BacklogHub
 from fluxpool_operator.planning import PlanState, Snapshot, plan
 from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch, lane_targets
 from kit.kubernetes_api import Body, KubernetesApi
@@ -30,7 +30,7 @@ async def scale_by_polling(api: KubernetesApi, pool: FluxWorkerPool, *, bootstra
         due = loop.time()
         while True:
             await lag.read(is_burst=False)
-            lanes = planning_lanes(lag.observe())
+            lanes = lag.observe()
             made = plan(
                 Snapshot(lanes=lanes, current_replicas=replicas, elapsed_seconds=elapsed_seconds, state=state), config
             )

@@ -64,7 +64,7 @@ async def count(
             submitted[pool.name],
             results=results,
             image_folder=images,
-            uncommitted_records={backlog.group: backlog.uncommitted_records_at_least},
+            lag_records={backlog.group: backlog.lag_records_at_least},
         )
         audits.append(found)
         problems += found.problems

@@ -84,7 +84,7 @@ class Observer:
         plan = status.get("plan", {})
         return PoolMoment(
             name=pool.name,
-            lag_records=backlog.uncommitted_records if backlog is not None else None,
+            lag_records=backlog.lag_records if backlog is not None else None,
             planned=status.get("desiredReplicas"),
             ready=sum(is_ready(one) for one in pods),
             pods=len(pods),

@@ -20,8 +20,8 @@ class OperatorMetrics:
             "fluxpool_reconciles", "Reconciles of pools by outcome.", ["outcome"], registry=self.registry
         )
         self.pools = Gauge("fluxpool_pools", "Pools with a running loop.", registry=self.registry)
-        self.waiting_records = Gauge(
-            "fluxpool_pool_waiting_records", "Tasks that wait, as last read.", _POOL, registry=self.registry
+        self.pending_records = Gauge(
+            "fluxpool_pool_pending_records", "Tasks that wait, as last read.", _POOL, registry=self.registry
         )
         self.desired_replicas = Gauge(
             "fluxpool_pool_desired_replicas", "Desired number of workers.", _POOL, registry=self.registry
@@ -42,7 +42,7 @@ class OperatorMetrics:
     def remove_pool(self, namespace: str, pool: str) -> None:
         """Remove the series of a deleted pool."""
         for metric in (
-            self.waiting_records,
+            self.pending_records,
             self.desired_replicas,
             self.ready_replicas,
             self.lag_age_seconds,

@@ -35,9 +35,9 @@ RECORDS = {0: 9, 1: 5, 2: 3}
 COMMITTED = {0: 4, 1: 0, 2: 3}
 IN_FLIGHT = {0: (4, 5), 1: (0,), 2: ()}
 TRUTH = {
-    0: KnownPartition(waiting_records=3, in_flight=((4, "task-4"), (5, "task-5"))),
-    1: KnownPartition(waiting_records=4, in_flight=((0, "task-0"),)),
-    2: KnownPartition(waiting_records=0, in_flight=()),
+    0: KnownPartition(pending_records=3, in_flight=((4, "task-4"), (5, "task-5"))),
+    1: KnownPartition(pending_records=4, in_flight=((0, "task-0"),)),
+    2: KnownPartition(pending_records=0, in_flight=()),
 }
 
 # So that a coordinator has a good deal to load before it can answer.

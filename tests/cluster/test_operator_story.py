@@ -2,8 +2,9 @@
 
 import pytest
 
-from fluxpool_operator.planning import LaneBacklog, PartitionBacklog, ScalingConfig, Snapshot, plan
+from fluxpool_operator.planning import ScalingConfig, Snapshot, plan
 from kit.kubernetes_api import ApiError, Body
+from kit.lanes import lane_of
 from kit.manifests import condition, pods_of, wait_gone
 from kit.operator_bench import OperatorBench
 from kit.waiting import wait_until
@@ -35,9 +36,7 @@ async def test_two_pools_rise_in_one_jump_work_all_tasks_off_and_sleep_again(flu
         await fluxpool.wait_replicas(0, name=name, deadline_seconds=90)
         await fluxpool.wait_no_pods(name)
 
-    lanes = (
-        LaneBacklog(name="standard", partitions=tuple(PartitionBacklog(n, TASKS // PARTITIONS) for n in range(6))),
-    )
+    lanes = (lane_of(*[TASKS // PARTITIONS] * PARTITIONS),)
     planned = plan(
         Snapshot(lanes=lanes, current_replicas=0, elapsed_seconds=0.0),
         ScalingConfig(max_replicas=MAX_REPLICAS, target_lag_per_replica=10),

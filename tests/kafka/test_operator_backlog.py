@@ -138,7 +138,7 @@ async def test_tasks_wait_unless_the_ledger_says_that_a_pod_has_begun_them(
     ledger = encode_ledger({2: LedgerEntry(task="t-2", worker="pod-a", started_at=1_700_000_000)})
     await _commit(bootstrap_servers, pool.target, {0: (2, ledger), 1: (3, "")})
     lane = await pool.read_whole()
-    assert [item.waiting_records for item in lane.partitions] == [2, 0]
+    assert [item.pending_records for item in lane.partitions] == [2, 0]
     assert [(task.partition, task.offset, task.worker) for task in lane.in_flight] == [(0, 2, "pod-a")]
 
 
@@ -147,18 +147,18 @@ async def test_a_group_that_never_committed_has_all_retained_records_to_do(
 ) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 5})
     await _delete_records(bootstrap_servers, pool.target.topic, before=2)
-    lane = await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 3, what="three records")
+    lane = await pool.read_until(lambda lane: _is_whole(lane) and lane.pending_records == 3, what="three records")
     assert (lane.expired_records_total, lane.member_count) == (0, 0)
 
 
 async def test_records_that_retention_took_are_counted_as_lost_once(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 9})
     await _commit(bootstrap_servers, pool.target, {0: (2, "")})
-    assert (await pool.read_whole()).waiting_records == 7
+    assert (await pool.read_whole()).pending_records == 7
     await _delete_records(bootstrap_servers, pool.target.topic, before=6)
     # Where logs start is asked for again after some seconds.
     lane = await pool.read_until(lambda lane: lane.expired_records_total > 0, what="the loss")
-    assert (lane.expired_records_total, lane.waiting_records, lane.partitions[0].expired_records) == (4, 3, 4)
+    assert (lane.expired_records_total, lane.pending_records, lane.partitions[0].expired_records) == (4, 3, 4)
     assert (await pool.read_whole()).expired_records_total == 4
 
 
@@ -167,7 +167,7 @@ async def test_a_topic_made_again_is_held_and_then_counted_from_its_start_and_fl
 ) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 9}, partitions=1)
     await _commit(bootstrap_servers, pool.target, {0: (9, "")})
-    assert (await pool.read_whole()).waiting_records == 0
+    assert (await pool.read_whole()).pending_records == 0
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     await asyncio.wrap_future(admin.delete_topics([pool.target.topic])[pool.target.topic])
 
@@ -181,22 +181,22 @@ async def test_a_topic_made_again_is_held_and_then_counted_from_its_start_and_fl
     # A broker forgets a deleted topic's offsets; a mirrored or restored one may still have them.
     await _commit(bootstrap_servers, pool.target, {0: (9, "")})
     held = await pool.read_until(lambda lane: "past the end" in (lane.problem or ""), what="a commit past the end")
-    assert held.waiting_records == 0
+    assert held.pending_records == 0
     pool.now_seconds = CONFIRMING_SECONDS + 1
     lane = await pool.read_until(_is_whole, what="the confirmation")
-    assert (lane.waiting_records, lane.partitions[0].is_recreated, lane.expired_records_total) == (3, True, 0)
+    assert (lane.pending_records, lane.partitions[0].is_recreated, lane.expired_records_total) == (3, True, 0)
 
 
 async def test_markers_of_transactions_at_the_tail_are_no_backlog(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 1}, partitions=1)
     await _produce_in_transaction(bootstrap_servers, pool.target.topic, count=2)
     # Three records at 0-2, the marker at 3: the last record's reader commits 3, and the end is 4.
-    await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 4, what="the marker")
+    await pool.read_until(lambda lane: _is_whole(lane) and lane.pending_records == 4, what="the marker")
     await _commit(bootstrap_servers, pool.target, {0: (3, "")})
-    await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 0, what="an empty lane")
+    await pool.read_until(lambda lane: _is_whole(lane) and lane.pending_records == 0, what="an empty lane")
     await produce(bootstrap_servers, pool.target.topic, [(None, b"x")], partition=0)
     lane = await pool.read_until(lambda lane: lane.oldest_age_seconds is not None, what="the next record")
-    assert lane.waiting_records == 1
+    assert lane.pending_records == 1
 
 
 async def test_the_oldest_age_is_that_of_the_first_record_nobody_has_begun(
@@ -209,7 +209,7 @@ async def test_the_oldest_age_is_that_of_the_first_record_nobody_has_begun(
     lane = await pool.read_until(lambda lane: lane.oldest_age_seconds is not None, what="an age")
     assert lane.oldest_age_seconds is not None
     assert 300 <= lane.oldest_age_seconds < 500
-    assert lane.waiting_records == 1
+    assert lane.pending_records == 1
 
 
 async def _retry_at(bootstrap_servers: str, topic: str, records: list[tuple[str | None, float]]) -> None:
@@ -275,7 +275,7 @@ async def test_a_retry_topic_that_cannot_be_read_ages_the_lane_and_is_told(
 ) -> None:
     missing = _tier(unique_name("retry"), "ours", group=unique_name("group"))
     pool = await _pool(hub, bootstrap_servers, records={0: 2}, retry_tiers=(missing,))
-    lane = await pool.read_until(lambda lane: lane.waiting_records == 2, what="the lane")
+    lane = await pool.read_until(lambda lane: lane.pending_records == 2, what="the lane")
     assert (lane.due_retries, lane.age_seconds) == (0, math.inf)
     assert missing.topic in (lane.problem or "")
 
@@ -304,7 +304,7 @@ async def test_pools_that_ask_together_get_their_own_answers_and_their_own_probl
     for pool in pools:
         await pool.read_whole()
     lanes = await asyncio.gather(*(pool.read() for pool in (*pools, lost)))
-    assert [lane.waiting_records for lane in lanes] == [1, 2, 3, 0]
+    assert [lane.pending_records for lane in lanes] == [1, 2, 3, 0]
     assert [lane.problem is None for lane in lanes] == [True, True, True, False]
     assert "no-such-topic" in (lanes[3].problem or "")
 
@@ -316,7 +316,7 @@ async def test_a_reading_whose_asker_has_gone_serves_the_others(hub: BacklogHub,
     other = asyncio.create_task(pool.read())
     await asyncio.sleep(0)
     gone.cancel()
-    assert (await other).waiting_records == 2
+    assert (await other).pending_records == 2
 
 
 async def test_a_broker_that_is_away_makes_the_backlog_old_and_its_return_makes_it_new(
@@ -326,14 +326,14 @@ async def test_a_broker_that_is_away_makes_the_backlog_old_and_its_return_makes_
     (broker,) = cluster.brokers
     async with BacklogHub(deadline_seconds=3) as hub:
         pool = await _pool(hub, cluster.bootstrap_servers, records={0: 2})
-        assert (await pool.read_whole()).waiting_records == 2
+        assert (await pool.read_whole()).pending_records == 2
         await broker.kill()
         pool.now_seconds = 10.0
         lane = await pool.read()
-        assert (lane.waiting_records, lane.age_seconds, lane.problem is None) == (2, 10.0, False)
+        assert (lane.pending_records, lane.age_seconds, lane.problem is None) == (2, 10.0, False)
         await broker.start()
         lane = await pool.read_whole()
-        assert lane.waiting_records == 2
+        assert lane.pending_records == 2
 
 
 async def test_a_connection_that_nobody_uses_is_closed_and_made_anew_when_needed(bootstrap_servers: str) -> None:
@@ -343,9 +343,9 @@ async def test_a_connection_that_nobody_uses_is_closed_and_made_anew_when_needed
         with structlog.testing.capture_logs() as logs:
             # Another address of the same broker is another connection.
             other = _Pool(hub, bootstrap_servers.replace("127.0.0.1", "localhost"), first.target)
-            assert (await other.read_whole()).waiting_records == 2
+            assert (await other.read_whole()).pending_records == 2
         assert "backlog_connection_closed" in [entry["event"] for entry in logs]
-        assert (await first.read_whole()).waiting_records == 2
+        assert (await first.read_whole()).pending_records == 2
 
 
 async def test_a_cluster_that_comes_back_under_another_address_is_found_again(kafka_factory: KafkaFactory) -> None:
@@ -355,7 +355,7 @@ async def test_a_cluster_that_comes_back_under_another_address_is_found_again(ka
     async with BacklogHub(deadline_seconds=3) as hub:
         before = await _pool(hub, first.bootstrap_servers, records={0: 2})
         pool = _Pool(hub, both, before.target)
-        assert (await pool.read_whole()).waiting_records == 2
+        assert (await pool.read_whole()).pending_records == 2
         watching, woken = asyncio.Event(), asyncio.Event()
         hub.wake_when_grown("pool", _connection(both), {(pool.target.topic, 1): 0}, woken.set)
         hub.wake_when_grown("other", _connection(both), {(pool.target.topic, 0): 0}, watching.set)
@@ -366,7 +366,7 @@ async def test_a_cluster_that_comes_back_under_another_address_is_found_again(ka
         await second.wait_ready()
         await create_topics(second.bootstrap_servers, {pool.target.topic: 2})
         await produce(second.bootstrap_servers, pool.target.topic, [(None, b"x")] * 3, partition=0)
-        await pool.read_until(lambda lane: _is_whole(lane) and lane.waiting_records == 3, what="the other address")
+        await pool.read_until(lambda lane: _is_whole(lane) and lane.pending_records == 3, what="the other address")
         await produce(second.bootstrap_servers, pool.target.topic, [(None, b"x")], partition=1)
         async with asyncio.timeout(DEADLINE_SECONDS):
             await woken.wait()

@@ -62,7 +62,7 @@ def _aimed(hub: BacklogHub, bootstrap_servers: str, topic: str, clock: _Clock) -
 
 
 def _waiting(watch: LagWatch) -> int:
-    return sum(lane.waiting_records for lane in watch.observe())
+    return sum(lane.pending_records for lane in watch.observe())
 
 
 async def test_who_waits_until_a_reading_is_due_finds_it_due(bootstrap_servers: str, topic: str) -> None:

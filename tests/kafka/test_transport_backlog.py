@@ -56,7 +56,7 @@ async def _topic(bootstrap_servers: str, *, records: dict[int, int], partitions:
 
 def _offsets(backlog: GroupBacklog) -> list[tuple[int | None, int, int, int]]:
     return [
-        (item.committed_offset, item.log_start_offset, item.log_end_offset, item.uncommitted_records)
+        (item.committed_offset, item.log_start_offset, item.log_end_offset, item.lag_records)
         for item in backlog.readable_partitions
     ]
 
@@ -76,7 +76,7 @@ async def test_a_group_with_commits_waits_for_the_rest(reader: BacklogReader, bo
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, '{"ledger": 1}'), 1: (3, "")})
     backlog = await _readable(reader, group=group, topic=topic)
     assert _offsets(backlog) == [(2, 0, 5, 3), (3, 0, 3, 0)]
-    assert (backlog.uncommitted_records, backlog.is_stale, backlog.problem) == (3, False, None)
+    assert (backlog.lag_records, backlog.is_stale, backlog.problem) == (3, False, None)
     assert [item.metadata for item in backlog.readable_partitions] == ['{"ledger": 1}', ""]
     assert (backlog.member_count, backlog.state) == (0, "Empty")
 
@@ -93,20 +93,20 @@ async def test_tasks_in_a_ledger_are_in_flight_and_do_not_wait(reader: BacklogRe
     backlog = await _readable(reader, group=group, topic=topic)
     partition = backlog.readable_partitions[0]
     assert partition.in_flight == {2: entry()}
-    assert (partition.uncommitted_records, partition.waiting_records) == (3, 2)
+    assert (partition.lag_records, partition.pending_records) == (3, 2)
 
 
 async def test_a_group_that_never_was_waits_for_everything(reader: BacklogReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 4}), unique_name("group")
     backlog = await _readable(reader, group=group, topic=topic)
     assert _offsets(backlog) == [(None, 0, 4, 4), (None, 0, 0, 0)]
-    assert (backlog.uncommitted_records, backlog.member_count, backlog.state) == (4, 0, "Dead")
+    assert (backlog.lag_records, backlog.member_count, backlog.state) == (4, 0, "Dead")
 
 
 async def test_an_empty_topic_has_an_empty_backlog(reader: BacklogReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={}, partitions=3), unique_name("group")
     backlog = await _readable(reader, group=group, topic=topic)
-    assert (backlog.problem, backlog.uncommitted_records, len(backlog.partitions)) == (None, 0, 3), backlog.partitions
+    assert (backlog.problem, backlog.lag_records, len(backlog.partitions)) == (None, 0, 3), backlog.partitions
 
 
 async def test_an_unknown_topic_is_a_problem_and_not_an_empty_one(
@@ -115,9 +115,9 @@ async def test_an_unknown_topic_is_a_problem_and_not_an_empty_one(
     topic, group, lost = await _topic(bootstrap_servers, records={0: 1}), unique_name("group"), unique_name("group")
     await _readable(reader, group=group, topic=topic)
     backlogs = await reader.read({lost: "no-such-topic", group: topic})
-    assert (backlogs[lost].uncommitted_records, backlogs[lost].is_stale) == (None, True)
+    assert (backlogs[lost].lag_records, backlogs[lost].is_stale) == (None, True)
     assert "no-such-topic" in (backlogs[lost].problem or "")
-    assert backlogs[group].uncommitted_records == 1
+    assert backlogs[group].lag_records == 1
 
 
 async def test_members_are_counted(reader: BacklogReader, bootstrap_servers: str) -> None:
@@ -146,14 +146,14 @@ async def test_records_deleted_unread_have_expired_and_wait_no_longer(
     for future in admin.delete_records([AdminPartition(topic, 0, 6)]).values():
         await asyncio.wrap_future(future)
     (first, _) = (await _readable(reader, group=group, topic=topic)).readable_partitions
-    assert (first.uncommitted_records, first.expired_records, first.next_offset) == (3, 4, 6)
+    assert (first.lag_records, first.expired_records, first.next_offset) == (3, 4, 6)
 
 
 async def test_a_topic_made_again_is_read_from_its_start(reader: BacklogReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 3}), unique_name("group")
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (70, "")})
     (first, _) = (await _readable(reader, group=group, topic=topic)).readable_partitions
-    assert (first.is_recreated, first.uncommitted_records, first.expired_records) == (True, 3, 0)
+    assert (first.is_recreated, first.lag_records, first.expired_records) == (True, 3, 0)
 
 
 async def test_records_of_an_open_transaction_do_not_wait_yet(reader: BacklogReader, bootstrap_servers: str) -> None:
@@ -166,13 +166,13 @@ async def test_records_of_an_open_transaction_do_not_wait_yet(reader: BacklogRea
     try:
         async with producer.transaction():
             await producer.send_and_wait(topic, b"y", partition=0)
-            assert (await _readable(reader, group=group, topic=topic)).uncommitted_records == 1
+            assert (await _readable(reader, group=group, topic=topic)).lag_records == 1
     finally:
         await producer.stop()
 
     async def committed() -> bool:
         # The marker that commits the transaction takes an offset of its own, and is written a moment later.
-        return (await reader.read({group: topic}))[group].uncommitted_records == 3
+        return (await reader.read({group: topic}))[group].lag_records == 3
 
     await wait_until(committed, deadline_seconds=15, what="the committed record and its marker")
 
@@ -182,7 +182,7 @@ async def test_many_groups_are_read_at_once(reader: BacklogReader, bootstrap_ser
     groups = [unique_name("group") for _ in range(60)]
     await _readable(reader, group=groups[0], topic=topic)
     backlogs = await reader.read(dict.fromkeys(groups, topic))
-    assert {backlogs[group].uncommitted_records for group in groups} == {4}
+    assert {backlogs[group].lag_records for group in groups} == {4}
 
 
 async def test_no_groups_are_no_questions(reader: BacklogReader) -> None:
@@ -202,7 +202,7 @@ async def test_a_broker_that_dies_is_an_error_and_its_return_is_noticed(kafka_fa
     topic, group = await _topic(cluster.bootstrap_servers, records={0: 2}), unique_name("group")
     (broker,) = cluster.brokers
     async with BacklogReader(_connection(cluster.bootstrap_servers), deadline_seconds=3) as reader:
-        assert (await _readable(reader, group=group, topic=topic)).uncommitted_records == 2
+        assert (await _readable(reader, group=group, topic=topic)).lag_records == 2
         broker.pause()
         try:
             with pytest.raises(KafkaUnavailableError):
@@ -212,7 +212,7 @@ async def test_a_broker_that_dies_is_an_error_and_its_return_is_noticed(kafka_fa
 
         async def back() -> bool:
             try:
-                return (await reader.read({group: topic}))[group].uncommitted_records == 2
+                return (await reader.read({group: topic}))[group].lag_records == 2
             except KafkaUnavailableError:
                 return False
 
@@ -237,7 +237,7 @@ async def test_partitions_of_a_dead_broker_are_stale_and_the_others_are_read(kaf
 
         async def whole() -> bool:
             backlog = await read()
-            return backlog is not None and backlog.uncommitted_records == 60
+            return backlog is not None and backlog.lag_records == 60
 
         async def partly() -> bool:
             backlog = await read()
@@ -251,7 +251,7 @@ async def test_partitions_of_a_dead_broker_are_stale_and_the_others_are_read(kaf
         await broker.start()
         await wait_until(whole, deadline_seconds=60, what="the whole backlog again")
     # What was said in between may be incomplete, but is never wrong.
-    assert {backlog.uncommitted_records for backlog in seen} == {None, 60}
+    assert {backlog.lag_records for backlog in seen} == {None, 60}
 
 
 async def test_reading_outside_the_context_says_how() -> None:
@@ -270,4 +270,4 @@ def test_one_unreadable_partition_makes_the_sum_unknown() -> None:
         member_count=1,
         state="Stable",
     )
-    assert (backlog.uncommitted_records, backlog.uncommitted_records_at_least, backlog.is_stale) == (None, 3, True)
+    assert (backlog.lag_records, backlog.lag_records_at_least, backlog.is_stale) == (None, 3, True)

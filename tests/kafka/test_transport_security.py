@@ -159,7 +159,7 @@ async def test_aiokafka_and_librdkafka_both_get_in(login: KafkaConnection) -> No
     async with BacklogReader(login) as reader:
 
         async def one_waits() -> bool:
-            return (await reader.read({"secure-group": topic}))["secure-group"].uncommitted_records == 1
+            return (await reader.read({"secure-group": topic}))["secure-group"].lag_records == 1
 
         await wait_until(one_waits, deadline_seconds=15, what="a backlog of one record")
 

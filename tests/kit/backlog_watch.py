@@ -32,7 +32,7 @@ PAUSE_SECONDS: Final = 0.05
 class KnownPartition:
     """What is so in one partition, or what an observer says of it."""
 
-    waiting_records: int
+    pending_records: int
     in_flight: tuple[tuple[int, str], ...]
     """Offset and task, by offset."""
 
@@ -181,7 +181,7 @@ class BacklogWatch:
 def _said_by_reader(backlog: GroupBacklog) -> dict[int, KnownPartition]:
     return {
         item.partition: KnownPartition(
-            waiting_records=item.waiting_records,
+            pending_records=item.pending_records,
             in_flight=tuple((offset, entry.task) for offset, entry in sorted(item.in_flight.items())),
         )
         for item in backlog.readable_partitions
@@ -191,7 +191,7 @@ def _said_by_reader(backlog: GroupBacklog) -> dict[int, KnownPartition]:
 def _said_by_lane(lane: LaneObservation) -> dict[int, KnownPartition]:
     return {
         item.partition: KnownPartition(
-            waiting_records=item.waiting_records,
+            pending_records=item.pending_records,
             in_flight=tuple((task.offset, task.task) for task in item.in_flight),
         )
         for item in lane.partitions

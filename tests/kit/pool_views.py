@@ -77,7 +77,7 @@ def lane(
     read = tuple(
         PartitionObservation(
             partition=number,
-            waiting_records=waiting if number == 0 else 0,
+            pending_records=waiting if number == 0 else 0,
             in_flight=tasks if number == 0 else (),
             is_foreign_commit=is_foreign and number == 0,
         )
@@ -93,11 +93,11 @@ def lane(
 
 def decision(replicas: int, *, constraint: Constraint = Constraint.LAG, need: int | None = None, **fields: Any) -> Plan:
     """A plan with this outcome."""
-    said: dict[str, Any] = {"reason": f"{replicas} for the backlog.", "work_records": 0, "state": PlanState()}
+    said: dict[str, Any] = {"reason": f"{replicas} for the backlog.", "lag_records": 0, "state": PlanState()}
     return Plan(
         replicas=replicas,
         constraint=constraint,
-        need_replicas=replicas if need is None else need,
+        required_replicas=replicas if need is None else need,
         **(said | fields),
     )
 

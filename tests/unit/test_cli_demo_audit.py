@@ -47,7 +47,7 @@ def store(
 
 
 def judge(folder: Path, *results: GenerationResult, lag: Mapping[str, int] | None = None) -> Audit:
-    return audit({"a": BODY}, results=results, image_folder=folder, uncommitted_records=lag or {})
+    return audit({"a": BODY}, results=results, image_folder=folder, lag_records=lag or {})
 
 
 def test_one_result_with_its_image_is_a_success(tmp_path: Path) -> None:

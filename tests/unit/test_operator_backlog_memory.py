@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
-from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog, RetryTier, planning_lanes
+from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog, RetryTier
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
 from fluxpool_operator.backlog.reading import Head, LaneReading
 from fluxpool_transport.lag.backlog import PartitionBacklog, StalePartition
@@ -62,7 +62,7 @@ def seen(backlog: PoolBacklog, *, now: float = 0.0) -> LaneObservation:
     ids=["lag", "caught up", "never committed", "expired", "made again"],
 )
 def test_waiting_records_are_those_between_the_commit_and_the_end(item: PartitionBacklog, waiting: int) -> None:
-    assert seen(pool(reading(item))).waiting_records == waiting
+    assert seen(pool(reading(item))).pending_records == waiting
 
 
 def test_tasks_of_the_ledger_are_in_flight_with_their_pod_and_do_not_wait() -> None:
@@ -70,7 +70,7 @@ def test_tasks_of_the_ledger_are_in_flight_with_their_pod_and_do_not_wait() -> N
     lane = seen(pool(reading(partition(committed=3, end=6, metadata=ledger))))
     (task,) = lane.in_flight
     assert (task.offset, task.task, task.worker, task.started_at_seconds, task.crashes) == (3, "t-3", "pod-a", 17, 1)
-    assert lane.waiting_records == 2
+    assert lane.pending_records == 2
 
 
 def test_a_commit_past_the_end_is_flagged() -> None:
@@ -80,17 +80,17 @@ def test_a_commit_past_the_end_is_flagged() -> None:
 
 def test_offsets_before_the_first_record_do_not_wait() -> None:
     marker = Head(offset=3, end_offset=4, record_offset=None)
-    assert seen(pool(reading(partition(committed=3, end=4), heads={0: marker}))).waiting_records == 0
+    assert seen(pool(reading(partition(committed=3, end=4), heads={0: marker}))).pending_records == 0
     later = Head(offset=3, end_offset=9, record_offset=5, timestamp_ms=1)
-    assert seen(pool(reading(partition(committed=3, end=9), heads={0: later}))).waiting_records == 4
+    assert seen(pool(reading(partition(committed=3, end=9), heads={0: later}))).pending_records == 4
 
 
 def test_a_head_found_once_is_remembered_until_the_commit_moves() -> None:
     marker = Head(offset=3, end_offset=4, record_offset=None)
     first = reading(partition(committed=3, end=4), heads={0: marker})
-    assert seen(pool(first, reading(partition(committed=3, end=4)))).waiting_records == 0
-    assert seen(pool(first, reading(partition(committed=3, end=6)))).waiting_records == 2
-    assert seen(pool(first, reading(partition(committed=4, end=6)))).waiting_records == 2
+    assert seen(pool(first, reading(partition(committed=3, end=4)))).pending_records == 0
+    assert seen(pool(first, reading(partition(committed=3, end=6)))).pending_records == 2
+    assert seen(pool(first, reading(partition(committed=4, end=6)))).pending_records == 2
 
 
 def test_the_oldest_age_is_that_of_the_oldest_head() -> None:
@@ -117,19 +117,19 @@ def test_a_lane_that_was_never_read_is_infinitely_old() -> None:
 def test_a_partition_that_cannot_be_read_keeps_its_last_value_and_grows_old() -> None:
     backlog = pool(reading(partition(0, end=4), partition(1, end=2)), reading(stale(0), partition(1, end=3)))
     lane = seen(backlog, now=9.0)
-    assert (lane.waiting_records, lane.age_seconds) == (7, 10.0)
+    assert (lane.pending_records, lane.age_seconds) == (7, 10.0)
     assert lane.problem == "partition 0: leader moves"
 
 
 def test_a_partition_that_was_never_read_makes_the_lane_infinitely_old() -> None:
     lane = seen(pool(reading(partition(0, end=4), stale(1))))
-    assert (lane.waiting_records, lane.age_seconds) == (4, math.inf)
+    assert (lane.pending_records, lane.age_seconds) == (4, math.inf)
 
 
 def test_an_unreachable_broker_changes_nothing_but_the_age() -> None:
     backlog = pool(reading(partition(end=4)), LaneReading(target=LANE, problem="no broker answers"))
     lane = seen(backlog)
-    assert (lane.waiting_records, lane.age_seconds, lane.problem) == (4, 1.0, "no broker answers")
+    assert (lane.pending_records, lane.age_seconds, lane.problem) == (4, 1.0, "no broker answers")
 
 
 def test_a_good_reading_ends_the_problem() -> None:
@@ -147,7 +147,7 @@ def test_due_retries_that_cannot_be_read_stay_as_they_were_and_grow_old() -> Non
 def test_retry_topics_that_were_never_read_make_the_lane_infinitely_old() -> None:
     backlog = PoolBacklog([RETRYING], {})
     backlog.update([reading(partition(end=4), target=RETRYING, due_retries=None)], 0.0)
-    assert (seen(backlog).waiting_records, seen(backlog).age_seconds) == (4, math.inf)
+    assert (seen(backlog).pending_records, seen(backlog).age_seconds) == (4, math.inf)
 
 
 def test_readings_of_foreign_lanes_are_ignored() -> None:
@@ -171,40 +171,40 @@ surprising = pytest.mark.parametrize(
 @surprising
 def test_a_surprise_is_held_until_it_is_confirmed(known: LaneReading, surprise: LaneReading, believed: int) -> None:
     backlog = pool(known)
-    before = seen(backlog).waiting_records
+    before = seen(backlog).pending_records
     for now in (1.0, 5.0, CONFIRMING_SECONDS):
         backlog.update([surprise], now)
         lane = seen(backlog, now=now)
-        assert (lane.waiting_records, lane.age_seconds) == (before, now)
+        assert (lane.pending_records, lane.age_seconds) == (before, now)
         assert lane.problem is not None
     backlog.update([surprise], CONFIRMING_SECONDS + 1.0)
     lane = seen(backlog, now=CONFIRMING_SECONDS + 1.0)
-    assert (lane.waiting_records, lane.age_seconds, lane.problem) == (believed, 0.0, None)
+    assert (lane.pending_records, lane.age_seconds, lane.problem) == (believed, 0.0, None)
 
 
 @surprising
 def test_one_answer_as_before_ends_the_doubt(known: LaneReading, surprise: LaneReading, believed: int) -> None:
     backlog = pool(known)
-    before = seen(backlog).waiting_records
+    before = seen(backlog).pending_records
     for now in (1.0, 15.0):
         backlog.update([surprise], now)
     backlog.update([known], 20.0)
     backlog.update([surprise], 25.0)
-    assert (seen(backlog).waiting_records, before != believed) == (before, True)
+    assert (seen(backlog).pending_records, before != believed) == (before, True)
 
 
 def test_an_answer_with_errors_confirms_no_missing_partition() -> None:
     backlog = pool(reading(partition(0, end=4), partition(1, end=2)))
     for now in (1.0, 50.0, 100.0):
         backlog.update([reading(stale(0))], now)
-    assert seen(backlog, now=100.0).waiting_records == 6
+    assert seen(backlog, now=100.0).pending_records == 6
 
 
 def test_a_topic_that_is_gone_keeps_its_last_values() -> None:
     backlog = pool(reading(partition(end=4)))
     for now in (1.0, 50.0, 100.0):
         backlog.update([LaneReading(target=LANE, problem="unknown topic")], now)
-    assert (seen(backlog, now=100.0).waiting_records, seen(backlog, now=100.0).age_seconds) == (4, 100.0)
+    assert (seen(backlog, now=100.0).pending_records, seen(backlog, now=100.0).age_seconds) == (4, 100.0)
 
 
 # Losses
@@ -262,7 +262,14 @@ def test_a_lane_that_was_never_read_has_no_ends_to_watch() -> None:
 # For the plan
 
 
-def test_due_retries_are_spread_over_the_partitions_of_the_plan() -> None:
+def test_due_retries_are_lag_of_every_partition() -> None:
     backlog = pool(reading(partition(0, end=1), partition(1), partition(2), due_retries=4))
-    (lane,) = planning_lanes(backlog.observe(0.0, WALL))
-    assert [item.waiting_records for item in lane.partitions] == [3, 1, 1]
+    (lane,) = backlog.observe(0.0, WALL)
+    assert (lane.lag_records, lane.partitions_with_lag) == (5, 3)
+
+
+@pytest.mark.parametrize(("due", "partitions"), [(0, 1), (1, 2), (2, 3), (3, 3)])
+def test_due_retries_give_lag_to_idle_partitions(due: int, partitions: int) -> None:
+    backlog = pool(reading(partition(0), partition(1, end=1), partition(2), due_retries=due))
+    (lane,) = backlog.observe(0.0, WALL)
+    assert lane.partitions_with_lag == partitions

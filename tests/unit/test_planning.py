@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
+from fluxpool_operator.backlog import LaneObservation
 from fluxpool_operator.planning import (
     Constraint,
-    LaneBacklog,
-    PartitionBacklog,
     Plan,
     PlanState,
     ScalingConfig,
     Snapshot,
     plan,
 )
+from kit.lanes import lane_of
 
 CONFIG = ScalingConfig(
     min_replicas=0,
@@ -26,25 +26,18 @@ CONFIG = ScalingConfig(
 )
 
 
-def lane(*waiting: int, in_flight: int = 0, name: str = "standard", age_seconds: float = 0) -> LaneBacklog:
-    """A lane with this many waiting tasks by partition; those in flight lie on the first."""
-    return LaneBacklog(
-        name=name,
-        partitions=tuple(
-            PartitionBacklog(number, records, in_flight if number == 0 else 0) for number, records in enumerate(waiting)
-        ),
-        age_seconds=age_seconds,
-    )
+def lane(*pending: int, in_flight: int = 0, name: str = "standard", age_seconds: float = 0) -> LaneObservation:
+    """A lane with this many pending tasks by partition; those in flight lie on the first."""
+    return lane_of(*pending, in_flight=[in_flight], name=name, age_seconds=age_seconds)
 
 
 def decide(
-    *lanes: LaneBacklog,
+    *lanes: LaneObservation,
     current: int = 0,
     elapsed_seconds: float = 1,
     state: PlanState | None = None,
     config: ScalingConfig = CONFIG,
     quota: int | None = None,
-    capacity: int | None = None,
 ) -> Plan:
     snapshot = Snapshot(
         lanes=lanes,
@@ -52,7 +45,6 @@ def decide(
         elapsed_seconds=elapsed_seconds,
         state=state or PlanState(),
         quota_replicas=quota,
-        capacity_replicas=capacity,
     )
     return plan(snapshot, config)
 
@@ -75,7 +67,7 @@ def decide(
     ],
 )
 def test_a_pool_at_zero_jumps_to_the_size_of_its_backlog(
-    lanes: list[LaneBacklog], replicas: int, constraint: Constraint
+    lanes: list[LaneObservation], replicas: int, constraint: Constraint
 ) -> None:
     decision = decide(*lanes)
     assert (decision.replicas, decision.constraint) == (replicas, constraint)
@@ -84,7 +76,7 @@ def test_a_pool_at_zero_jumps_to_the_size_of_its_backlog(
 def test_tasks_in_flight_count_as_work() -> None:
     decision = decide(lane(0, in_flight=1), current=1, elapsed_seconds=1000)
     assert decision.replicas == 1
-    assert decision.work_records == 1
+    assert decision.lag_records == 1
     assert decision.state.idle_seconds == 0
 
 
@@ -101,16 +93,11 @@ def test_the_minimum_is_kept_without_any_work() -> None:
     assert (decision.replicas, decision.constraint) == (2, Constraint.MINIMUM)
 
 
-@pytest.mark.parametrize(
-    ("quota", "capacity", "constraint"), [(3, None, Constraint.QUOTA), (4, 3, Constraint.CAPACITY)]
-)
-def test_quota_and_capacity_forbid_new_replicas_and_end_none(
-    quota: int | None, capacity: int | None, constraint: Constraint
-) -> None:
+def test_a_quota_forbids_new_replicas_and_ends_none() -> None:
     backlog = lane(9, 9, 9, 9, 9, 9)
-    decision = decide(backlog, quota=quota, capacity=capacity)
-    assert (decision.replicas, decision.constraint) == (3, constraint)
-    assert decide(backlog, current=5, quota=quota, capacity=capacity).replicas == 5
+    decision = decide(backlog, quota=3)
+    assert (decision.replicas, decision.constraint) == (3, Constraint.QUOTA)
+    assert decide(backlog, current=5, quota=3).replicas == 5
 
 
 def test_a_pool_without_work_sleeps_only_after_its_idle_grace() -> None:
@@ -147,7 +134,7 @@ def test_a_scale_in_goes_no_lower_than_the_most_that_was_needed_during_the_cool_
 
 
 def test_no_replica_with_a_task_in_flight_is_taken_away() -> None:
-    in_flight = LaneBacklog(name="standard", partitions=tuple(PartitionBacklog(number, 0, 1) for number in range(3)))
+    in_flight = lane_of(0, 0, 0, in_flight=[1, 1, 1])
     decision = decide(in_flight, current=5, elapsed_seconds=1000)
     assert decision.replicas == 3
     held = decide(in_flight, current=3, elapsed_seconds=1000, state=decision.state)
@@ -199,7 +186,7 @@ def test_a_paused_pool_is_left_alone() -> None:
         ([lane(0)], 3, "The pool stays at 3 replicas until that has lasted 60 s (now 1 s)."),
     ],
 )
-def test_the_reason_is_a_sentence_with_the_numbers(lanes: list[LaneBacklog], current: int, words: str) -> None:
+def test_the_reason_is_a_sentence_with_the_numbers(lanes: list[LaneObservation], current: int, words: str) -> None:
     assert words in decide(*lanes, current=current).reason
 
 

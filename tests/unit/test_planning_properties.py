@@ -6,17 +6,17 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxpool_operator.backlog import LaneObservation
 from fluxpool_operator.planning import (
     Constraint,
-    LaneBacklog,
     Pace,
-    PartitionBacklog,
     PlanState,
     ReplicaChange,
     ScalingConfig,
     Snapshot,
     plan,
 )
+from kit.lanes import lane_of
 
 _counts = st.integers(0, 40) | st.sampled_from([0, 1, 10_000])
 _seconds = st.sampled_from([0.0, 0.5, 1.0, 5.0, 10.0, 29.9, 30.0, 100.0])
@@ -58,13 +58,12 @@ def _configs(draw: st.DrawFn, *, at_once: bool = False) -> ScalingConfig:
 def _snapshots(draw: st.DrawFn, *, stale: bool | None = None) -> Snapshot:
     ages = {None: _seconds, True: st.sampled_from([10.1, float("inf")]), False: st.sampled_from([0.0, 10.0])}[stale]
     lanes = tuple(
-        LaneBacklog(
+        lane_of(
+            *draw(st.lists(_counts, min_size=1, max_size=6)),
+            in_flight=draw(st.lists(st.integers(0, 2), max_size=1)),
             name=f"lane-{number}",
-            partitions=tuple(
-                PartitionBacklog(partition, draw(_counts), draw(st.integers(0, 2)))
-                for partition in range(draw(st.integers(1, 6)))
-            ),
             age_seconds=draw(ages),
+            due_retries=draw(st.integers(0, 8)),
         )
         for number in range(draw(st.integers(1, 3)))
     )
@@ -75,15 +74,13 @@ def _snapshots(draw: st.DrawFn, *, stale: bool | None = None) -> Snapshot:
         state=PlanState(
             idle_seconds=draw(_seconds),
             surplus_seconds=draw(_seconds),
-            surplus_need=draw(st.integers(0, 12)),
+            surplus_replicas=draw(st.integers(0, 12)),
             shortage_seconds=draw(_seconds),
-            shortage_need=draw(st.integers(0, 12)),
+            shortage_replicas=draw(st.integers(0, 12)),
             silent_seconds=draw(_seconds),
             pace=draw(_paces),
         ),
         quota_replicas=draw(st.none() | st.integers(0, 12)),
-        capacity_replicas=draw(st.none() | st.integers(0, 12)),
-        loading_replicas=draw(st.integers(0, 2)),
         gated_replicas=draw(st.sampled_from([0, 0, 1])),
         unschedulable_replicas=draw(st.sampled_from([0, 0, 2])),
         waiting_for_gpu_replicas=draw(st.sampled_from([0, 0, 1])),
@@ -91,12 +88,15 @@ def _snapshots(draw: st.DrawFn, *, stale: bool | None = None) -> Snapshot:
     )
 
 
+def _observed(snapshot: Snapshot) -> list[LaneObservation]:
+    return [lane for lane in snapshot.lanes if isinstance(lane, LaneObservation)]
+
+
 def _housed(snapshot: Snapshot) -> Snapshot:
     """The same with a place for every replica."""
     return replace(
         snapshot,
         quota_replicas=None,
-        capacity_replicas=None,
         gated_replicas=0,
         unschedulable_replicas=0,
         waiting_for_gpu_replicas=0,
@@ -113,13 +113,13 @@ def test_the_number_of_replicas_lies_between_minimum_and_maximum(snapshot: Snaps
 @given(_snapshots(), _configs(), st.data())
 def test_more_work_never_means_fewer_replicas(snapshot: Snapshot, config: ScalingConfig, data: st.DataObject) -> None:
     where = data.draw(st.integers(0, len(snapshot.lanes) - 1))
-    lane = snapshot.lanes[where]
+    lane = _observed(snapshot)[where]
     index = data.draw(st.integers(0, len(lane.partitions) - 1))
     partition = lane.partitions[index]
     fuller = replace(
         partition,
-        waiting_records=partition.waiting_records + data.draw(st.integers(0, 20)),
-        in_flight_records=partition.in_flight_records + data.draw(st.integers(0, 2)),
+        pending_records=partition.pending_records + data.draw(st.integers(0, 20)),
+        in_flight=partition.in_flight + lane_of(0, in_flight=[data.draw(st.integers(0, 2))]).in_flight,
     )
     partitions = (*lane.partitions[:index], fuller, *lane.partitions[index + 1 :])
     lanes = (*snapshot.lanes[:where], replace(lane, partitions=partitions), *snapshot.lanes[where + 1 :])
@@ -131,7 +131,8 @@ def test_the_order_of_partitions_and_lanes_does_not_matter(
     snapshot: Snapshot, config: ScalingConfig, random: Random
 ) -> None:
     lanes = [
-        replace(lane, partitions=tuple(random.sample(lane.partitions, len(lane.partitions)))) for lane in snapshot.lanes
+        replace(lane, partitions=tuple(random.sample(lane.partitions, len(lane.partitions))))
+        for lane in _observed(snapshot)
     ]
     random.shuffle(lanes)
     shuffled, ordered = plan(replace(snapshot, lanes=tuple(lanes)), config), plan(snapshot, config)
@@ -147,12 +148,15 @@ def test_a_stale_backlog_never_lowers_and_never_sends_to_zero(snapshot: Snapshot
     decision = plan(snapshot, config)
     assert decision.replicas >= min(snapshot.current_replicas, config.max_replicas)
     before, after = snapshot.state, decision.state
-    assert (after.idle_seconds, after.surplus_seconds, after.surplus_need) == (
+    assert (after.idle_seconds, after.surplus_seconds, after.surplus_replicas) == (
         before.idle_seconds,
         before.surplus_seconds,
-        before.surplus_need,
+        before.surplus_replicas,
     )
-    assert (after.shortage_seconds, after.shortage_need) == (before.shortage_seconds, before.shortage_need)
+    assert (after.shortage_seconds, after.shortage_replicas) == (
+        before.shortage_seconds,
+        before.shortage_replicas,
+    )
 
 
 @given(_snapshots(), _configs())
@@ -166,9 +170,9 @@ def test_planning_again_at_the_same_moment_changes_nothing(snapshot: Snapshot, c
 def test_an_unlimited_backlog_gets_exactly_what_it_asks_for(snapshot: Snapshot, config: ScalingConfig) -> None:
     free = replace(_housed(snapshot), current_replicas=0)
     decision = plan(free, config)
-    assert decision.replicas == min(max(decision.need_replicas, config.min_replicas), config.max_replicas)
-    with_work = sum(lane.partitions_with_work for lane in free.lanes)
-    assert decision.need_replicas <= with_work
+    assert decision.replicas == min(max(decision.required_replicas, config.min_replicas), config.max_replicas)
+    with_work = sum(lane.partitions_with_lag for lane in free.lanes)
+    assert decision.required_replicas <= with_work
 
 
 @given(_snapshots(stale=False), _configs(at_once=True))
@@ -177,9 +181,9 @@ def test_without_work_a_pool_reaches_its_minimum_and_with_work_it_stays_awake(
 ) -> None:
     moment = replace(_housed(snapshot), elapsed_seconds=config.idle_grace_seconds + 1)
     decision = plan(moment, config)
-    if decision.work_records == 0:
+    if decision.lag_records == 0:
         assert decision.replicas == config.min_replicas
-    elif decision.work_records > config.activation_lag_records:
+    elif decision.lag_records > config.activation_lag_records:
         assert decision.replicas >= 1
 
 

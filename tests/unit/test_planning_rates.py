@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
+from fluxpool_operator.backlog import LaneObservation
 from fluxpool_operator.planning import (
     Constraint,
-    LaneBacklog,
     Pace,
-    PartitionBacklog,
     Plan,
     PlanState,
     ReplicaChange,
@@ -17,22 +16,17 @@ from fluxpool_operator.planning import (
     Snapshot,
     plan,
 )
+from kit.lanes import lane_of
 
 CONFIG = ScalingConfig(
     max_replicas=10, target_lag_per_replica=1, idle_grace_seconds=60, cool_down_seconds=30, stale_after_seconds=20
 )
 
 
-def _lane(records: int, *, in_flight: int = 0, age_seconds: float = 0) -> LaneBacklog:
+def _lane(records: int, *, in_flight: int = 0, age_seconds: float = 0) -> LaneObservation:
     """Waiting tasks over ten partitions, those in flight one on each."""
-    return LaneBacklog(
-        name="standard",
-        partitions=tuple(
-            PartitionBacklog(number, records // 10 + (number < records % 10), int(number < in_flight))
-            for number in range(10)
-        ),
-        age_seconds=age_seconds,
-    )
+    pending = [records // 10 + (number < records % 10) for number in range(10)]
+    return lane_of(*pending, in_flight=[int(number < in_flight) for number in range(10)], age_seconds=age_seconds)
 
 
 class _Pool:
@@ -43,7 +37,7 @@ class _Pool:
         self.replicas = replicas
         self.state = PlanState()
 
-    def look(self, lane: LaneBacklog, *, elapsed_seconds: float = 1, **seen: int) -> Plan:
+    def look(self, lane: LaneObservation, *, elapsed_seconds: float = 1, **seen: int) -> Plan:
         snapshot = Snapshot(
             lanes=(lane,),
             current_replicas=self.replicas,
@@ -206,7 +200,7 @@ def test_replicas_that_load_are_capacity_that_comes() -> None:
     pool = _Pool()
     assert pool.look(_lane(4)).replicas == 4
     for _ in range(60):  # two minutes of loading: nothing is committed, nothing more is started, none is taken away
-        assert pool.look(_lane(4), elapsed_seconds=2, loading_replicas=4).replicas == 4
+        assert pool.look(_lane(4), elapsed_seconds=2).replicas == 4
 
 
 def test_replicas_being_stopped_are_no_capacity() -> None:
@@ -221,30 +215,24 @@ def test_a_steady_load_never_changes_the_size() -> None:
 
 @pytest.mark.parametrize("records", range(50, 60))
 def test_a_backlog_just_above_the_partitions_wants_no_replica_too_many(records: int) -> None:
-    partitions = tuple(PartitionBacklog(number, records // 10 + (number < records % 10)) for number in range(10))
-    lane = LaneBacklog(name="standard", partitions=partitions)
     made = plan(
-        Snapshot(lanes=(lane,), current_replicas=0, elapsed_seconds=1),
+        Snapshot(lanes=(_lane(records),), current_replicas=0, elapsed_seconds=1),
         ScalingConfig(max_replicas=99, target_lag_per_replica=5),
     )
     assert made.replicas == 10
 
 
 def test_a_pool_just_below_its_size_is_not_left_there() -> None:
-    lane = LaneBacklog(name="standard", partitions=tuple(PartitionBacklog(number, 99) for number in range(24)))
+    lane = lane_of(*[99] * 24)
     config = ScalingConfig(max_replicas=24)
     assert plan(Snapshot(lanes=(lane,), current_replicas=22, elapsed_seconds=1), config).replicas == 24
 
 
 def test_a_hot_partition_gets_one_replica_and_is_named() -> None:
-    lane = LaneBacklog(name="standard", partitions=(PartitionBacklog(0, 500), *map(_empty, range(1, 24))))
+    lane = lane_of(500, *[0] * 23)
     made = plan(Snapshot(lanes=(lane,), current_replicas=0, elapsed_seconds=1), ScalingConfig(max_replicas=24))
     assert (made.replicas, made.constraint) == (1, Constraint.PARTITIONS)
     assert "They lie on 1 partition, so more than 1 replica would idle." in made.reason
-
-
-def _empty(number: int) -> PartitionBacklog:
-    return PartitionBacklog(number, 0)
 
 
 def test_twenty_minutes_without_kafka_hold_and_pass_without_overshoot() -> None:

@@ -230,7 +230,7 @@ def _show_status(state: StackState) -> None:
     ]
     write_table(("PART", "STATE", "PID", "LOG"), processes, optional=("PID",))
     lanes = [
-        (lane.name, lane.topic, lane.group, "?" if lane.age_seconds is None else str(lane.waiting_records))
+        (lane.name, lane.topic, lane.group, "?" if lane.age_seconds is None else str(lane.lag_records))
         for lane in state.lanes
     ]
     write_line()

@@ -77,7 +77,7 @@ class LaneState(BaseModel):
     name: str
     topic: str
     group: str
-    waiting_records: int
+    lag_records: int
     """Tasks not committed, those in work included."""
     age_seconds: float | None
     """Since it was read; null when it never was."""

@@ -97,7 +97,7 @@ async def _observe(target: KafkaTarget, results: ResultsTopic, reader: BacklogRe
     if stack is not None and stack.workers_problem is not None:
         plan = f"workers cannot start: {stack.workers_problem}"
     return Overview(
-        lag_records={name: backlogs[group].uncommitted_records_at_least for name, (group, _) in lanes.items()},
+        lag_records={name: backlogs[group].lag_records_at_least for name, (group, _) in lanes.items()},
         workers=dict(workers),
         results=dict(results.counts()),
         recent=[result_line(result) for result in results.recent()],

@@ -79,7 +79,7 @@ def _scaling_limited(view: PoolView) -> Verdict:
 
 def _shortage(view: PoolView) -> Reason | None:
     """Why workers that are needed and were asked for do not run, None when all do or will."""
-    if view.plan.need_replicas <= _placed(view):
+    if view.plan.required_replicas <= _placed(view):
         return None
     if view.counts.gated or (view.deployment is not None and view.deployment.is_over_quota):
         return Reason.QUOTA_EXCEEDED
@@ -96,8 +96,8 @@ def _limit(view: PoolView) -> Reason | None:
     plan, maximum = view.plan, view.pool.spec.scaling.max_replicas
     if plan.constraint is Constraint.PARTITIONS:
         # More partitions alone would not help a pool at its maximum.
-        return Reason.AT_MAX_REPLICAS if plan.need_replicas >= maximum else Reason.PARTITION_LIMIT
-    if plan.need_replicas <= plan.replicas:
+        return Reason.AT_MAX_REPLICAS if plan.required_replicas >= maximum else Reason.PARTITION_LIMIT
+    if plan.required_replicas <= plan.replicas:
         return None
     return Reason.PAUSED if view.pool.spec.paused else _LIMIT_REASONS.get(plan.constraint)
 
@@ -105,7 +105,7 @@ def _limit(view: PoolView) -> Reason | None:
 def _limit_text(view: PoolView, reason: Reason) -> str:
     scaling = view.pool.spec.scaling
     # No more than the maximum, so that the words stand still under a backlog that grows.
-    asked = min(view.plan.need_replicas, scaling.max_replicas)
+    asked = min(view.plan.required_replicas, scaling.max_replicas)
     match reason:
         case Reason.AT_MAX_REPLICAS:
             return f"The work asks for more than scaling.maxReplicas ({scaling.max_replicas}) workers."

@@ -39,7 +39,7 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
         lag_observed_time=_observed_time(view),
         lanes=lanes,
         plan=PlanStatus(
-            need=view.plan.need_replicas,
+            need=view.plan.required_replicas,
             replicas=view.plan.replicas,
             constraint=view.plan.constraint,
             reason=view.plan.reason[:MAX_REASON_CHARACTERS],
@@ -87,12 +87,12 @@ def _known(lanes: Sequence[LaneObservation]) -> list[LaneObservation]:
 
 def _lag(lanes: Sequence[LaneObservation]) -> int | None:
     known = _known(lanes)
-    return coarse_count(sum(lane.waiting_records + lane.due_retries for lane in known)) if known else None
+    return coarse_count(sum(lane.pending_records for lane in known)) if known else None
 
 
 def _in_flight(lanes: Sequence[LaneObservation]) -> int | None:
     known = _known(lanes)
-    return sum(len(lane.in_flight) for lane in known) if known else None
+    return sum(lane.in_flight_records for lane in known) if known else None
 
 
 def _oldest(lanes: Sequence[LaneObservation]) -> int | None:

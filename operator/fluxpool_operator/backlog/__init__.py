@@ -9,7 +9,6 @@ from fluxpool_operator.backlog.observation import (
     PartitionObservation,
     RetryTier,
 )
-from fluxpool_operator.backlog.planning_input import planning_lanes
 from fluxpool_operator.backlog.targets import lane_targets_of
 from fluxpool_operator.backlog.topics import TopicReport, manage_topics, observe_topics, wanted_topics
 
@@ -25,6 +24,5 @@ __all__ = [
     "lane_targets_of",
     "manage_topics",
     "observe_topics",
-    "planning_lanes",
     "wanted_topics",
 ]

@@ -119,7 +119,7 @@ class ClusterReader:
             (target, item.partition): HeadQuestion(target.topic, item.partition, head_offset(item), item.log_end_offset)
             for target, reading in readings.items()
             for item in reading.partitions
-            if isinstance(item, PartitionBacklog) and item.waiting_records > 0
+            if isinstance(item, PartitionBacklog) and item.pending_records > 0
         }
         found = await self._heads.look_up(set(questions.values()))
         heads: dict[LaneTarget, dict[int, Head]] = {}

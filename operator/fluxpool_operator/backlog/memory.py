@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from fluxpool_operator.backlog.observation import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
-from fluxpool_operator.backlog.reading import Head, LaneReading, head_of, waiting_records
+from fluxpool_operator.backlog.reading import Head, LaneReading, head_of, pending_records
 from fluxpool_transport.lag import PartitionBacklog, StalePartition
 
 CONFIRMING_ANSWERS: Final = 2
@@ -51,9 +51,9 @@ class PoolBacklog:
         }
 
     @property
-    def unfinished_records(self) -> int:
+    def lag_records(self) -> int:
         """Records of all lanes that wait or are in work, as last read."""
-        return sum(lane.unfinished_records for lane in self._lanes.values())
+        return sum(lane.lag_records for lane in self._lanes.values())
 
     def observe(self, now_seconds: float, wall_seconds: float) -> tuple[LaneObservation, ...]:
         """What is known at a moment, lane by lane; `wall_seconds` is the same moment since 1970, UTC."""
@@ -84,7 +84,7 @@ class _Lane:
                 self._expired_at_first += partition.count_expired()
             else:
                 self._expired_since += partition.count_expired()
-        if reading.is_whole:
+        if reading.is_complete:
             problems += self._doubt_missing({item.partition for item in reading.partitions}, now_seconds)
         if reading.member_count is not None:
             self._member_count = reading.member_count
@@ -95,7 +95,7 @@ class _Lane:
 
     def observe(self, now_seconds: float, wall_seconds: float) -> LaneObservation:
         known = [item for _, item in sorted(self._partitions.items())]
-        stamps = [item.head.timestamp_ms for item in known if item.head is not None and item.waiting_records > 0]
+        stamps = [item.head.timestamp_ms for item in known if item.head is not None and item.pending_records > 0]
         oldest_ms = min((stamp for stamp in stamps if stamp is not None), default=None)
         return LaneObservation(
             target=self._target,
@@ -116,12 +116,12 @@ class _Lane:
         return max(ages)
 
     @property
-    def unfinished_records(self) -> int:
-        return sum(item.unfinished_records for item in self._partitions.values())
+    def lag_records(self) -> int:
+        return sum(item.lag_records for item in self._partitions.values())
 
     def idle_ends(self) -> dict[int, int]:
         """The end of every partition; empty when something waits in one of them."""
-        if any(item.waiting_records > 0 for item in self._partitions.values()):
+        if any(item.pending_records > 0 for item in self._partitions.values()):
             return {}
         known = ((number, item.backlog) for number, item in self._partitions.items())
         return {number: backlog.log_end_offset for number, backlog in known if backlog is not None}
@@ -180,14 +180,14 @@ class _Partition:
         return None
 
     @property
-    def waiting_records(self) -> int:
+    def pending_records(self) -> int:
         """Records that nobody has begun, as last read."""
-        return 0 if self.observation is None else self.observation.waiting_records
+        return 0 if self.observation is None else self.observation.pending_records
 
     @property
-    def unfinished_records(self) -> int:
+    def lag_records(self) -> int:
         """Those, and the ones in work."""
-        return 0 if self.observation is None else self.waiting_records + len(self.observation.in_flight)
+        return 0 if self.observation is None else self.pending_records + len(self.observation.in_flight)
 
     def count_expired(self) -> int:
         """Records that retention took since the last count, before anybody did."""
@@ -220,7 +220,7 @@ class _Partition:
 def _observation(backlog: PartitionBacklog, head: Head | None) -> PartitionObservation:
     return PartitionObservation(
         partition=backlog.partition,
-        waiting_records=waiting_records(backlog, head),
+        pending_records=pending_records(backlog, head),
         in_flight=tuple(
             InFlightTask(
                 partition=backlog.partition,

@@ -1,43 +1,44 @@
-"""What is known of a pool's backlog at one moment: values only, no I/O.
+"""What is known of the backlog at one moment: the input of the plan and of the status. Pure values.
 
-Owns the words in which readings reach the plan and the status. Must not know how offsets are read.
+Made by `memory` from the readings of `cluster_reader`. Must not know how offsets are read.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryTier:
-    """One retry topic as one pool sees it: its records wait there for a fixed time before a worker relays them."""
+    """A retry topic as one pool sees it: records wait there for a fixed delay until a worker relays them."""
 
     topic: str
     group: str
-    """The group in which the pool keeps its offsets of retry topics."""
+    """Group of the pool's offsets on retry topics."""
     delay_seconds: float
     origins: tuple[str, ...]
-    """The lane topics of the pool: other records on the topic are other pools'."""
+    """Lane topics of the pool; records of other origins belong to other pools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneTarget:
-    """One lane to be read: its topic as its consumer group sees it."""
+    """A lane to read: a topic and its consumer group."""
 
     name: str
     topic: str
     consumer_group: str
     retry_tiers: tuple[RetryTier, ...] = ()
-    """Retry topics whose due records are this lane's work too: those of the pool, at its first lane."""
+    """Retry topics whose due records count for this lane: all of the pool's at its first lane."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InFlightTask:
-    """A task that a worker has begun, as its partition's ledger says."""
+    """A task that a worker has started, from the ledger of its partition."""
 
     partition: int
     offset: int
     task: str
     worker: str
-    """Name of the pod."""
+    """Pod name."""
     started_at_seconds: int
     """Since 1970, UTC."""
     crashes: int
@@ -48,47 +49,73 @@ class PartitionObservation:
     """One partition as last read."""
 
     partition: int
-    waiting_records: int
-    """Consumable records that nobody has begun."""
+    pending_records: int
+    """Consumable records that no worker has started."""
     in_flight: tuple[InFlightTask, ...] = ()
     expired_records: int = 0
-    """Records between the committed offset and the log's start: deleted before anybody took them."""
+    """Records between the committed offset and the log start offset: deleted before they were consumed."""
     is_recreated: bool = False
-    """The commit lies past the end: the topic was deleted and made again."""
+    """The committed offset is past the log end offset: the topic was deleted and recreated."""
     is_foreign_commit: bool = False
-    """Another client than a worker committed the offset: Kafka forgets it some days after the last member left."""
+    """Another client committed the offset: Kafka expires it some days after the last member left."""
+
+    @property
+    def lag_records(self) -> int:
+        """Records that are not committed: pending and in flight."""
+        return self.pending_records + len(self.in_flight)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LaneObservation:
-    """One lane: each partition as last read, how long ago that was, and what is wrong now."""
+    """One lane: each partition as last read, the age of the reading, and its problem. Satisfies `planning.LaneLag`."""
 
     target: LaneTarget
     partitions: tuple[PartitionObservation, ...]
     """By number; empty when the topic was never read."""
     age_seconds: float
-    """Since every partition and all retry topics were last read; infinite when some never were."""
+    """Since all partitions and retry topics were last read; infinite when one never was."""
     oldest_age_seconds: float | None = None
-    """Age of the oldest record that waits; None when none waits or its time is not known."""
+    """Age of the oldest pending record; None when none is pending or its timestamp is not known."""
     expired_records_total: int = 0
-    """Tasks lost to retention since the pool was made."""
+    """Tasks deleted by retention since the pool was created."""
     member_count: int | None = None
     due_retries: int = 0
-    """The pool's own records on retry topics that are due and that no worker has relayed, as last read."""
+    """The pool's records on retry topics that are due and not relayed yet, as last read."""
     problem: str | None = None
-    """Why the latest reading lacked something; None when it was whole."""
+    """Why the last reading was incomplete; None when it was complete."""
 
     @property
-    def waiting_records(self) -> int:
-        """Of all partitions."""
-        return sum(partition.waiting_records for partition in self.partitions)
+    def name(self) -> str:
+        """Name of the lane."""
+        return self.target.name
+
+    @cached_property
+    def pending_records(self) -> int:
+        """Tasks that no worker has started, due retries included; 0 while the topic was never read."""
+        return sum(item.pending_records for item in self.partitions) + (self.due_retries if self.partitions else 0)
+
+    @cached_property
+    def in_flight(self) -> tuple[InFlightTask, ...]:
+        """Tasks in flight in all partitions."""
+        return tuple(task for partition in self.partitions for task in partition.in_flight)
+
+    @property
+    def in_flight_records(self) -> int:
+        """Number of tasks in flight."""
+        return len(self.in_flight)
+
+    @property
+    def lag_records(self) -> int:
+        """Tasks that are not committed: pending and in flight."""
+        return self.pending_records + self.in_flight_records
+
+    @property
+    def partitions_with_lag(self) -> int:
+        """Partitions with a task, once the due retries are relayed: workers relay to idle partitions first."""
+        busy = sum(1 for item in self.partitions if item.lag_records > 0)
+        return min(len(self.partitions), busy + self.due_retries)
 
     @property
     def has_foreign_commits(self) -> bool:
         """Whether another client than a worker committed an offset of any partition."""
         return any(partition.is_foreign_commit for partition in self.partitions)
-
-    @property
-    def in_flight(self) -> tuple[InFlightTask, ...]:
-        """Of all partitions."""
-        return tuple(task for partition in self.partitions for task in partition.in_flight)

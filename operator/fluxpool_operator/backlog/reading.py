@@ -1,6 +1,6 @@
-"""One reading of a lane as it came from Kafka, and what is first in line there. Values and their arithmetic, no I/O.
+"""One answer of Kafka for a lane, and the first pending record of a partition. Values and their arithmetic, no I/O.
 
-Must not know of earlier readings: what a gap in this one means is decided by the pool's memory.
+Made by `cluster_reader`; `memory` decides what a gap in one means. Must not know of earlier readings.
 """
 
 from collections.abc import Mapping
@@ -12,44 +12,44 @@ from fluxpool_transport.lag import PartitionBacklog, StalePartition
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What a read-committed reader finds at an offset: the first record from there on, if there is any.
+    """What a read-committed consumer finds at an offset: the first record from there on, if any.
 
-    Offsets without a record are transaction markers, aborted records, or gaps that compaction left.
+    Offsets without a record are transaction markers, aborted records, or gaps left by compaction.
     """
 
     offset: int
     """Where the search began."""
     end_offset: int
-    """Where it ended: the log's end as known then."""
+    """Where it ended: the log end offset as known then."""
     record_offset: int | None
-    """Of the first record; None when nothing between the two can be consumed."""
+    """Offset of the first record; None when nothing between the two can be consumed."""
     timestamp_ms: int | None = None
-    """Of that record, since 1970, UTC."""
+    """Timestamp of that record, since 1970, UTC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneReading:
-    """What Kafka said about one lane; whatever it did not say is marked and never zero."""
+    """Kafka's answer for one lane. What is missing is marked and never zero."""
 
     target: LaneTarget
     partitions: tuple[PartitionBacklog | StalePartition, ...] = ()
     """By number; empty when the topic could not be read."""
     heads: Mapping[int, Head] = field(default_factory=dict)
-    """By partition, of those where something waits and the answer came in time."""
+    """By partition, where records are pending and the answer came in time."""
     member_count: int | None = None
     due_retries: int | None = None
     """None when a tier could not be read."""
     problem: str | None = None
-    """Why the whole topic or group could not be read, or its retry tiers."""
+    """Why the topic, the group or the retry tiers could not be read."""
 
     @property
-    def is_whole(self) -> bool:
-        """Whether every partition that the topic has was read."""
+    def is_complete(self) -> bool:
+        """Whether every partition of the topic was read."""
         return bool(self.partitions) and all(isinstance(item, PartitionBacklog) for item in self.partitions)
 
 
 def head_offset(partition: PartitionBacklog) -> int:
-    """The lowest offset that nobody has begun; the log's end when there is none."""
+    """The lowest offset that no worker has started; the log end offset when there is none."""
     in_flight = partition.in_flight
     offset = partition.next_offset
     while offset in in_flight:
@@ -58,16 +58,16 @@ def head_offset(partition: PartitionBacklog) -> int:
 
 
 def head_of(partition: PartitionBacklog, head: Head | None) -> Head | None:
-    """The head, when it is about where the partition stands; one looked up for another offset says nothing."""
+    """The head if it belongs to the present offset of the partition; one found for another offset is useless."""
     if head is None or head.offset != head_offset(partition) or head.end_offset > partition.log_end_offset:
         return None
     return head
 
 
-def waiting_records(partition: PartitionBacklog, head: Head | None) -> int:
-    """Records that nobody has begun, without the offsets before the first of them that hold no record."""
+def pending_records(partition: PartitionBacklog, head: Head | None) -> int:
+    """Records that no worker has started, without the offsets before the first of them that hold no record."""
     head = head_of(partition, head)
     if head is None:
-        return partition.waiting_records
+        return partition.pending_records
     first = head.end_offset if head.record_offset is None else head.record_offset
-    return max(0, partition.waiting_records - (first - head.offset))
+    return max(0, partition.pending_records - (first - head.offset))

@@ -9,8 +9,7 @@ from fluxpool_operator.planning.lag_policy import plan
 from fluxpool_operator.planning.pace import Pace, ReplicaChange
 from fluxpool_operator.planning.snapshot import (
     Constraint,
-    LaneBacklog,
-    PartitionBacklog,
+    LaneLag,
     Plan,
     PlanState,
     ScalingConfig,
@@ -20,9 +19,8 @@ from fluxpool_operator.planning.snapshot import (
 __all__ = [
     "Constraint",
     "Drain",
-    "LaneBacklog",
+    "LaneLag",
     "Pace",
-    "PartitionBacklog",
     "Plan",
     "PlanState",
     "ReplicaChange",

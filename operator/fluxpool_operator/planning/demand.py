@@ -5,7 +5,7 @@ Owns the caps that hold at every moment. Must not know what was decided before.
 
 from dataclasses import dataclass
 
-from fluxpool_operator.planning.snapshot import Constraint, LaneBacklog, ScalingConfig, Snapshot
+from fluxpool_operator.planning.snapshot import Constraint, LaneLag, ScalingConfig, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Demand:
     replicas: int
     constraint: Constraint
     reason: str
-    work_records: int
+    lag_records: int
     in_flight_records: int
 
 
@@ -28,22 +28,22 @@ class Choice:
     reason: str
 
 
-def demand_of(lanes: tuple[LaneBacklog, ...], *, current_replicas: int, config: ScalingConfig) -> Demand:
+def demand_of(lanes: tuple[LaneLag, ...], *, current_replicas: int, config: ScalingConfig) -> Demand:
     """The replicas that the unfinished tasks can keep busy."""
     target = config.target_lag_per_replica
-    work = sum(lane.work_records for lane in lanes)
-    in_flight = sum(partition.in_flight_records for lane in lanes for partition in lane.partitions)
+    work = sum(lane.lag_records for lane in lanes)
+    in_flight = sum(lane.in_flight_records for lane in lanes)
     if work == 0:
         return Demand(0, Constraint.IDLE, "No task is waiting or in flight.", 0, 0)
     if current_replicas == 0 and work <= config.activation_lag_records:
         reason = f"{tasks_text(work)} unfinished, not more than the {config.activation_lag_records} that wake the pool."
         return Demand(0, Constraint.IDLE, reason, work, in_flight)
     # Capped in records, so that the sum over lanes is rounded up once: two lanes with one task each need one replica.
-    useful = sum(min(lane.work_records, lane.partitions_with_work * target) for lane in lanes)
+    useful = sum(min(lane.lag_records, lane.partitions_with_lag * target) for lane in lanes)
     asked, useful_replicas = -(-work // target), -(-useful // target)
     reason = f"{tasks_text(work)} unfinished; at {target} per replica that asks for {replicas_text(asked)}."
     if useful_replicas < asked:
-        partitions = sum(lane.partitions_with_work for lane in lanes)
+        partitions = sum(lane.partitions_with_lag for lane in lanes)
         reason += (
             f" They lie on {partitions} partition{_plural(partitions)}, "
             f"so more than {replicas_text(useful_replicas)} would idle."
@@ -75,10 +75,9 @@ def within_limits(choice: Choice, *, demand: Demand, snapshot: Snapshot, config:
 def _limits(snapshot: Snapshot) -> tuple[tuple[Constraint, int | None, str], ...]:
     """What keeps replicas from being added: the constraint, the limit in replicas and a sentence.
 
-    A replica that finds no place is not helped by another one, so as long as there is one the size stands. Replicas
-    that load are capacity already: they count among the current ones.
+    A replica that cannot be scheduled is not helped by another one, so while there is one no replica is added.
     """
-    quota, capacity = snapshot.quota_replicas, snapshot.capacity_replicas
+    quota = snapshot.quota_replicas
     gated, unschedulable = snapshot.gated_replicas, snapshot.unschedulable_replicas
     waiting, stopping = snapshot.waiting_for_gpu_replicas, snapshot.terminating_replicas
     current = snapshot.current_replicas
@@ -92,11 +91,6 @@ def _limits(snapshot: Snapshot) -> tuple[tuple[Constraint, int | None, str], ...
             Constraint.QUOTA,
             current if gated else None,
             f"{replicas_text(gated)} of {current} {_be(gated)} held back before scheduling, so none is added.",
-        ),
-        (
-            Constraint.CAPACITY,
-            capacity,
-            f"Only {replicas_text(capacity or 0)} can run, because there is room for no more.",
         ),
         (
             Constraint.CAPACITY,

@@ -16,27 +16,27 @@ class Drain:
     """A backlog that did not grow: how many tasks there were at the beginning, and how long ago that was."""
 
     from_records: float
-    work_records: int
+    lag_records: int
     """As last seen."""
     seconds: float = 0.0
 
     @property
     def eta_seconds(self) -> float | None:
         """Until nothing is left; null when the backlog did not shrink."""
-        done = self.from_records - self.work_records
-        return self.work_records * self.seconds / done if done > 0 and self.seconds > 0 else None
+        done = self.from_records - self.lag_records
+        return self.lag_records * self.seconds / done if done > 0 and self.seconds > 0 else None
 
 
-def drained(before: Drain | None, *, work_records: int, elapsed_seconds: float) -> Drain | None:
+def drained(before: Drain | None, *, lag_records: int, elapsed_seconds: float) -> Drain | None:
     """The drain after one more look; null when there is no work."""
-    if work_records == 0:
+    if lag_records == 0:
         return None
-    if before is None or work_records > before.from_records:
-        return Drain(from_records=work_records, work_records=work_records)
+    if before is None or lag_records > before.from_records:
+        return Drain(from_records=lag_records, lag_records=lag_records)
     seconds = before.seconds + max(0.0, elapsed_seconds)
     from_records = before.from_records
     if seconds > WINDOW_SECONDS:
         # The older part is forgotten at its own pace, so that the rate changes smoothly.
-        done = (from_records - work_records) * WINDOW_SECONDS / seconds
-        from_records, seconds = work_records + done, WINDOW_SECONDS
-    return Drain(from_records=from_records, work_records=work_records, seconds=seconds)
+        done = (from_records - lag_records) * WINDOW_SECONDS / seconds
+        from_records, seconds = lag_records + done, WINDOW_SECONDS
+    return Drain(from_records=from_records, lag_records=lag_records, seconds=seconds)

@@ -70,7 +70,7 @@ def _looked_again(snapshot: Snapshot, demand: Demand, config: ScalingConfig) -> 
     if _is_stale(snapshot, config):
         silent_seconds = snapshot.state.silent_seconds + elapsed
         return replace(snapshot.state, pace=pace, silent_seconds=silent_seconds, drain=None)
-    drain = drained(snapshot.state.drain, work_records=demand.work_records, elapsed_seconds=elapsed)
+    drain = drained(snapshot.state.drain, lag_records=demand.lag_records, elapsed_seconds=elapsed)
     return replace(snapshot.state, pace=pace, silent_seconds=0.0, drain=drain)
 
 
@@ -117,7 +117,7 @@ def _hold_stale(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, de
 
 def _memory(snapshot: Snapshot, demand: Demand) -> PlanState:
     """What is remembered in any case: nothing of a surplus or a shortage."""
-    idle = snapshot.state.idle_seconds + max(0.0, snapshot.elapsed_seconds) if demand.work_records == 0 else 0.0
+    idle = snapshot.state.idle_seconds + max(0.0, snapshot.elapsed_seconds) if demand.lag_records == 0 else 0.0
     return PlanState(idle_seconds=idle, pace=snapshot.state.pace, drain=snapshot.state.drain)
 
 
@@ -129,21 +129,21 @@ def _scale_out(
     window = config.scale_up_window_seconds
     if window == 0:
         return _paced_out(wanted, snapshot=snapshot, config=config), after
-    if before.shortage_need == 0:
+    if before.shortage_replicas == 0:
         lasted, need = 0.0, wanted.replicas
     else:
         lasted = before.shortage_seconds + max(0.0, snapshot.elapsed_seconds)
-        need = min(before.shortage_need, wanted.replicas)
+        need = min(before.shortage_replicas, wanted.replicas)
     held = max(snapshot.current_replicas, config.min_replicas)
     if lasted < window:
         reason = (
             f"{wanted.reason} The pool stays at {replicas_text(held)} until that has lasted {window:g} s "
             f"(now {lasted:.0f} s)."
         )
-        return Choice(held, Constraint.HOLD, reason), replace(after, shortage_seconds=lasted, shortage_need=need)
+        return Choice(held, Constraint.HOLD, reason), replace(after, shortage_seconds=lasted, shortage_replicas=need)
     choice = _paced_out(replace(wanted, replicas=max(held, need)), snapshot=snapshot, config=config)
     if choice.constraint is Constraint.RATE:
-        return choice, replace(after, shortage_seconds=lasted, shortage_need=need)
+        return choice, replace(after, shortage_seconds=lasted, shortage_replicas=need)
     return choice, after
 
 
@@ -166,17 +166,17 @@ def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, dema
     after, before = _memory(snapshot, demand), snapshot.state
     # A need from when there were more replicas than now, because somebody else took some, says nothing of these.
     surplus_seconds, need = (
-        (before.surplus_seconds + elapsed, before.surplus_need) if before.surplus_need < current else (0.0, 0)
+        (before.surplus_seconds + elapsed, before.surplus_replicas) if before.surplus_replicas < current else (0.0, 0)
     )
-    state = replace(after, surplus_seconds=surplus_seconds, surplus_need=max(need, wanted.replicas))
+    state = replace(after, surplus_seconds=surplus_seconds, surplus_replicas=max(need, wanted.replicas))
     step, period = config.scale_down_step_replicas, config.scale_down_period_seconds
     left = snapshot.state.pace.may_take(step=step, period_seconds=period)
     floor = 0 if left is None else current - left
-    is_idle = demand.work_records == 0 and state.idle_seconds >= config.idle_grace_seconds
+    is_idle = demand.lag_records == 0 and state.idle_seconds >= config.idle_grace_seconds
     # Even without a cool-down some time must have been watched: a second look at the same moment changes nothing.
     cooling = state.surplus_seconds < config.cool_down_seconds or state.surplus_seconds == 0
     busy = demand.in_flight_records
-    target = wanted.replicas if is_idle else min(current, max(1, state.surplus_need, busy))
+    target = wanted.replicas if is_idle else min(current, max(1, state.surplus_replicas, busy))
     if target == current or (cooling and not is_idle):
         return Choice(current, Constraint.HOLD, _why_held(state, snapshot, config, demand, cooling=cooling)), state
     lasted = (
@@ -195,10 +195,10 @@ def _why_held(state: PlanState, snapshot: Snapshot, config: ScalingConfig, deman
     if cooling:
         grace = (
             f"until that has lasted {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
-            if demand.work_records == 0
+            if demand.lag_records == 0
             else f"until fewer would have done for {config.cool_down_seconds:g} s (now {state.surplus_seconds:.0f} s)"
         )
-    elif demand.work_records == 0:
+    elif demand.lag_records == 0:
         grace = f"until there was no work for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
     else:
         grace = f"while {tasks_text(busy)} in flight" if busy >= current else "because so many were needed a moment ago"
@@ -210,8 +210,8 @@ def _plan(choice: Choice, *, demand: Demand, state: PlanState) -> Plan:
         replicas=choice.replicas,
         constraint=choice.constraint,
         reason=choice.reason,
-        need_replicas=demand.replicas,
-        work_records=demand.work_records,
+        required_replicas=demand.replicas,
+        lag_records=demand.lag_records,
         state=state,
         eta_seconds=state.drain.eta_seconds if state.drain else None,
     )

@@ -6,6 +6,7 @@ Owns the values and their units; must not know how a backlog is read, how time p
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from fluxpool_operator.planning.drain import Drain
 from fluxpool_operator.planning.pace import Pace
@@ -37,39 +38,28 @@ class Constraint(StrEnum):
     PAUSED = "paused"
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionBacklog:
-    """Tasks of one partition that are not committed yet."""
-
-    partition: int
-    waiting_records: int
-    in_flight_records: int = 0
-    """Already taken by a replica; never counted in `waiting_records` as well."""
+class LaneLag(Protocol):
+    """What the plan reads of one lane: a topic and its consumer group."""
 
     @property
-    def work_records(self) -> int:
-        """All that is not finished."""
-        return self.waiting_records + self.in_flight_records
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneBacklog:
-    """One topic as its consumer group left it."""
-
-    name: str
-    partitions: tuple[PartitionBacklog, ...]
-    age_seconds: float = 0.0
-    """Since this was read, infinite when it never was."""
+    def name(self) -> str:
+        """The lane, in sentences."""
 
     @property
-    def work_records(self) -> int:
-        """Unfinished tasks of the lane."""
-        return sum(partition.work_records for partition in self.partitions)
+    def lag_records(self) -> int:
+        """Tasks that are not committed: pending and in flight."""
 
     @property
-    def partitions_with_work(self) -> int:
-        """How many replicas can have something to do here at once."""
-        return sum(1 for partition in self.partitions if partition.work_records > 0)
+    def in_flight_records(self) -> int:
+        """Tasks that workers have started."""
+
+    @property
+    def partitions_with_lag(self) -> int:
+        """How many replicas can have a task of this lane at once."""
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since the lag was read; infinite when it never was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +70,11 @@ class PlanState:
     """Observed time without any work, up to now."""
     surplus_seconds: float = 0.0
     """Observed time during which fewer replicas than there are would have done."""
-    surplus_need: int = 0
+    surplus_replicas: int = 0
     """The most replicas that were needed in that time."""
     shortage_seconds: float = 0.0
     """Observed time during which more replicas than there are were needed."""
-    shortage_need: int = 0
+    shortage_replicas: int = 0
     """The fewest replicas that were needed in that time; 0 when there is no shortage."""
     silent_seconds: float = 0.0
     """Time during which the backlog was stale, up to now."""
@@ -98,17 +88,13 @@ class PlanState:
 class Snapshot:
     """One observation of a pool."""
 
-    lanes: tuple[LaneBacklog, ...]
+    lanes: tuple[LaneLag, ...]
     current_replicas: int
     elapsed_seconds: float
     """Since the snapshot of the plan that left `state`; 0 for the first."""
     state: PlanState = field(default_factory=PlanState)
     quota_replicas: int | None = None
     """The most replicas that will be admitted; null when nothing limits them."""
-    capacity_replicas: int | None = None
-    """The most replicas that find a place to run; null when that is not known to be short."""
-    loading_replicas: int = 0
-    """Of the current ones: on the way to work, and so capacity that is coming."""
     gated_replicas: int = 0
     """Of the current ones: held back before scheduling, by a quota for example. While there are any, none is added."""
     unschedulable_replicas: int = 0
@@ -191,9 +177,9 @@ class Plan:
     constraint: Constraint
     reason: str
     """Full sentences for a person."""
-    need_replicas: int
+    required_replicas: int
     """What the backlog asks for before any limit but its own partitions."""
-    work_records: int
+    lag_records: int
     """Tasks waiting or in flight, as last read."""
     state: PlanState
     """To be put into the next snapshot."""

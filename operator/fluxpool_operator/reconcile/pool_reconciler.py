@@ -212,7 +212,7 @@ class PoolReconciler:
         metrics, labels = self._context.metrics, {"namespace": self._key.namespace, "pool": self._key.name}
         metrics.desired_replicas.labels(**labels).set(replicas)
         metrics.ready_replicas.labels(**labels).set(observation.deployment.ready if observation.deployment else 0)
-        metrics.waiting_records.labels(**labels).set(sum(lane.waiting_records for lane in observation.lanes))
+        metrics.pending_records.labels(**labels).set(sum(lane.pending_records for lane in observation.lanes))
         metrics.expired_records.labels(**labels).set(sum(lane.expired_records_total for lane in observation.lanes))
         metrics.lag_age_seconds.labels(**labels).set(max((lane.age_seconds for lane in observation.lanes), default=0.0))
 

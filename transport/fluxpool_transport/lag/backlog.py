@@ -50,7 +50,7 @@ class PartitionBacklog:
         return max(self.committed_offset, self.log_start_offset)
 
     @property
-    def uncommitted_records(self) -> int:
+    def lag_records(self) -> int:
         """Records not yet committed, those in work included."""
         return max(0, self.log_end_offset - self.next_offset)
 
@@ -64,9 +64,9 @@ class PartitionBacklog:
         }
 
     @property
-    def waiting_records(self) -> int:
+    def pending_records(self) -> int:
         """Records that nobody has begun."""
-        return self.uncommitted_records - len(self.in_flight)
+        return self.lag_records - len(self.in_flight)
 
     @property
     def is_foreign_commit(self) -> bool:
@@ -108,7 +108,7 @@ class GroupBacklog:
 
     @property
     def is_stale(self) -> bool:
-        """Whether anything that `uncommitted_records` needs is missing."""
+        """Whether anything that `lag_records` needs is missing."""
         return not self.partitions or any(isinstance(item, StalePartition) for item in self.partitions)
 
     @property
@@ -117,14 +117,14 @@ class GroupBacklog:
         return tuple(item for item in self.partitions if isinstance(item, PartitionBacklog))
 
     @property
-    def uncommitted_records(self) -> int | None:
+    def lag_records(self) -> int | None:
         """Records not yet committed in all partitions; None when some could not be read."""
-        return None if self.is_stale else self.uncommitted_records_at_least
+        return None if self.is_stale else self.lag_records_at_least
 
     @property
-    def uncommitted_records_at_least(self) -> int:
+    def lag_records_at_least(self) -> int:
         """The same in the partitions that were read: enough to start workers by, never to stop one."""
-        return sum(item.uncommitted_records for item in self.readable_partitions)
+        return sum(item.lag_records for item in self.readable_partitions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,7 +106,7 @@ class WorkEstimate:
             progress = self._progress(member, owned, finished=finished, now=now)
             members[member.member_id] = progress
             work = self._work_left(owned, age_seconds=now - progress.since)
-            owners.append(OwnerLoad(work=work, records={item.partition: item.uncommitted_records for item in owned}))
+            owners.append(OwnerLoad(work=work, records={item.partition: item.lag_records for item in owned}))
         self._members = members
         return tuple(owners)
 
@@ -143,7 +143,7 @@ class WorkEstimate:
     def _progress(
         self, member: GroupMember, owned: Iterable[PartitionBacklog], *, finished: Mapping[int, float], now: float
     ) -> _Progress:
-        is_busy = any(item.uncommitted_records for item in owned)
+        is_busy = any(item.lag_records for item in owned)
         before = self._members.get(member.member_id)
         if before is None:
             return _Progress(now, is_busy, now)
@@ -164,10 +164,10 @@ class WorkEstimate:
         total, records = 0.0, 0
         begun: list[tuple[int, int, int]] = []
         for item in owned:
-            if not item.uncommitted_records:
+            if not item.lag_records:
                 continue
             total += self._work_on(item)
-            records += item.uncommitted_records
+            records += item.lag_records
             for offset, entry in item.in_flight.items():
                 if entry.generated:
                     # Its images are being stored, and the member is free for the next task.
@@ -190,7 +190,7 @@ class WorkEstimate:
                 break
             work -= later
             count -= 1
-        return max(0.0, work) + max(0, item.uncommitted_records - count) * self._mean_work
+        return max(0.0, work) + max(0, item.lag_records - count) * self._mean_work
 
     def _size(self, offset: int, partition: int) -> float:
         for known, work in self._partitions[partition].tasks:

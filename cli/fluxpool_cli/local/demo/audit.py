@@ -51,7 +51,7 @@ def audit(
     *,
     results: Sequence[GenerationResult],
     image_folder: Path,
-    uncommitted_records: Mapping[str, int],
+    lag_records: Mapping[str, int],
 ) -> Audit:
     """Compare the submitted tasks (by `request_id`) with results, files and each group's uncommitted records."""
     found = _Findings()
@@ -62,7 +62,7 @@ def audit(
     files = _images_by_task(image_folder)
     for request_id, body in submitted.items():
         _judge(request_id, body, by_id[request_id], files.get(request_id, []), image_folder=image_folder, found=found)
-    for group, records in uncommitted_records.items():
+    for group, records in lag_records.items():
         if records:
             found.problems.append(f"group {group} has {records} uncommitted records")
     return Audit(

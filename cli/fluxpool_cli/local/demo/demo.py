@@ -229,7 +229,7 @@ class _Story:
             self._progress.submitted,
             results=results.records,
             image_folder=self._stack.data_dir.images,
-            uncommitted_records={name: group.uncommitted_records_at_least for name, group in groups.items()},
+            lag_records={name: group.lag_records_at_least for name, group in groups.items()},
         )
         if any(group.is_stale for group in groups.values()):
             self._progress.problems.append("the offsets of some partitions could not be read")
@@ -287,7 +287,7 @@ class _Story:
     def _lag(self) -> int:
         """Uncommitted tasks as the scaler last read them; counts as some while that is old."""
         return sum(
-            lane.waiting_records if lane.age_seconds is not None and lane.age_seconds < 5 else 1
+            lane.lag_records if lane.age_seconds is not None and lane.age_seconds < 5 else 1
             for lane in self._stack.state().lanes
         )
 
@@ -297,7 +297,7 @@ class _Story:
         self._progress.peak_workers = max(self._progress.peak_workers, fleet.running)
         self._display.update(
             Overview(
-                lag_records={lane.name: lane.waiting_records for lane in state.lanes},
+                lag_records={lane.name: lane.lag_records for lane in state.lanes},
                 workers={worker_state.value: fleet.count(worker_state) for worker_state in WorkerState},
                 results=dict(status_counts(self._results.records, self._progress.submitted)),
                 recent=[result_line(result) for result in self._results.recent()],

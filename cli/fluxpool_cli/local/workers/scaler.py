@@ -13,7 +13,7 @@ import httpx
 from fluxpool_cli.local.state_file import LaneState, PlanSummary
 from fluxpool_cli.local.workers.fleet import WorkerFleet
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, planning_lanes
+from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog
 from fluxpool_operator.planning import Plan, PlanState, ScalingConfig, Snapshot, plan
 
 INTERVAL_SECONDS = 0.5
@@ -68,7 +68,7 @@ class Scaler:
                 name=lane.target.name,
                 topic=lane.target.topic,
                 group=lane.target.consumer_group,
-                waiting_records=lane.waiting_records + len(lane.in_flight) + lane.due_retries,
+                lag_records=lane.lag_records,
                 age_seconds=round(lane.age_seconds, 1) if math.isfinite(lane.age_seconds) else None,
             )
             for lane in self._observe()
@@ -85,7 +85,7 @@ class Scaler:
 
     def _decide(self) -> Plan:
         now = time.monotonic()
-        lanes = planning_lanes(self._observe())
+        lanes = self._observe()
         elapsed_seconds = 0.0 if self._planned_at_seconds is None else now - self._planned_at_seconds
         snapshot = Snapshot(
             lanes=lanes, current_replicas=self._fleet.replicas, elapsed_seconds=elapsed_seconds, state=self._state

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus, scaling_config
-from fluxpool_operator.backlog import LaneObservation, planning_lanes
+from fluxpool_operator.backlog import LaneObservation
 from fluxpool_operator.cluster import ClusterError, KindPath
 from fluxpool_operator.planning import Constraint, Plan, Snapshot, plan
 from fluxpool_operator.pool_scaling import restored_state
@@ -60,12 +60,11 @@ class Scaler:
         elapsed = 0.0 if self._planned_at is None else now - self._planned_at
         counts = count_pods(observation.pods)
         snapshot = Snapshot(
-            lanes=planning_lanes(observation.lanes),
+            lanes=observation.lanes,
             current_replicas=observation.current_replicas,
             elapsed_seconds=elapsed,
             state=self._state,
             quota_replicas=_quota(observation.deployment),
-            loading_replicas=counts.loading,
             gated_replicas=counts.gated,
             unschedulable_replicas=counts.unschedulable,
             waiting_for_gpu_replicas=counts.waiting_for_gpu,

@@ -93,9 +93,9 @@ class LagWatch:
         if self._connection is None:
             return
         began_at = self._clock()
-        was_idle = self._backlog.unfinished_records == 0
+        was_idle = self._backlog.lag_records == 0
         await self._read_once(self._connection)
-        if is_burst or (was_idle and self._backlog.unfinished_records > 0):
+        if is_burst or (was_idle and self._backlog.lag_records > 0):
             self._burst_until = began_at + BURST_SECONDS
         self._is_growing = began_at < self._burst_until and await self._grows(
             self._connection, ends_at=began_at + SETTLE_SECONDS
@@ -119,12 +119,12 @@ class LagWatch:
     async def _grows(self, connection: KafkaConnection, *, ends_at: float) -> bool:
         """Read until the backlog stands still or the time is over; whether it grew to the last."""
         while True:
-            before = self._backlog.unfinished_records
+            before = self._backlog.lag_records
             if self._clock() >= ends_at:
                 return True
             await asyncio.sleep(SETTLE_INTERVAL_SECONDS)
             await self._read_once(connection)
-            if self._backlog.unfinished_records == before:
+            if self._backlog.lag_records == before:
                 return False
 
     async def _read_once(self, connection: KafkaConnection) -> None:

@@ -1,0 +1,37 @@
+"""Lanes as the operator observes them, from numbers for each partition."""
+
+from collections.abc import Sequence
+
+from fluxpool_operator.backlog import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
+
+
+def lane_of(
+    *pending: int, in_flight: Sequence[int] = (), name: str = "standard", age_seconds: float = 0.0, due_retries: int = 0
+) -> LaneObservation:
+    """A lane with so many pending records, and tasks in flight, on each partition."""
+    numbers = [*in_flight, *[0] * (len(pending) - len(in_flight))]
+    partitions = tuple(
+        PartitionObservation(
+            partition=partition,
+            pending_records=records,
+            in_flight=tuple(_task(partition, offset) for offset in range(numbers[partition])),
+        )
+        for partition, records in enumerate(pending)
+    )
+    return LaneObservation(
+        target=LaneTarget(name=name, topic=f"tasks-{name}", consumer_group=f"group-{name}"),
+        partitions=partitions,
+        age_seconds=age_seconds,
+        due_retries=due_retries,
+    )
+
+
+def _task(partition: int, offset: int) -> InFlightTask:
+    return InFlightTask(
+        partition=partition,
+        offset=offset,
+        task=f"t-{partition}-{offset}",
+        worker=f"pod-{partition}",
+        started_at_seconds=0,
+        crashes=0,
+    )
