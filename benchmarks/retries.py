@@ -35,8 +35,8 @@ from fluxpool_contract.settings.worker import Lane, ModelSettings, StorageSettin
 from fluxpool_transport.kafka.topic_admin import ensure_topics
 from fluxpool_transport.kafka.topic_scan import find_ranges, scan
 from fluxpool_transport.lag.memberless_offsets import MemberlessOffsets
-from fluxpool_transport.partitioner.idle_aware import ChoiceOnDemand
-from fluxpool_transport.partitioner.load_aware import PartitionChooser
+from fluxpool_transport.partitioner.idle_aware import IdleAwarePartitioner
+from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_worker.agent.connections import build_consumer, build_reliable_producer, build_retry_reader
 from fluxpool_worker.agent.consumer.lane import LaneConsumer, PartitionLostError
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
@@ -89,8 +89,8 @@ class Agent:
         self._publisher = ReliablePublisher(
             partial(build_reliable_producer, settings, client_id=name), holds=self._holds
         )
-        self._chooser = PartitionChooser(settings.kafka, {settings.consumer_group: settings.topics.tasks})
-        self._choice = ChoiceOnDemand(self._chooser)
+        self._partitioner = LoadAwarePartitioner(settings.kafka, {settings.consumer_group: settings.topics.tasks})
+        self._choice = IdleAwarePartitioner(self._partitioner)
         self._wake, self._retry_wake = asyncio.Event(), asyncio.Event()
         self.lane = self._member(settings.topics.tasks, settings.consumer_group, self._wake, duty=self.duty)
         self._retry_lane = self._member(settings.topics.retry[0], settings.retry_group, self._retry_wake)

@@ -1,4 +1,4 @@
-"""How long tasks wait for a device at 80 % load when their partition is chosen by load, by turns, or by the key's hash.
+"""How long tasks wait for a device at 80 % load with partitions chosen by load, round robin, or by the key's hash.
 
 Broker, group members, ledger, commits, producer and partition choice are the real ones; a device merely takes time, and
 times are scaled down so that a run takes minutes. The three ways run side by side, each with a topic and workers of its

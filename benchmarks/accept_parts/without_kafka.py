@@ -12,7 +12,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.http.submission import PATH, Receive, Scope, Send, Submission
 from fluxpool_gateway.tasks.recent_tasks import RecentTasks
-from fluxpool_transport.partitioner.load_aware import PartitionChooser
+from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
 
 class _NoKafka:
@@ -39,7 +39,7 @@ async def _write(_request_id: str, _digest: str, write: Callable[[], Awaitable[N
 _submission = Submission(
     producer=_NoKafka(),
     # Never run: the partitions take turns.
-    chooser=PartitionChooser(KafkaConnection(bootstrap_servers=("localhost:9092",)), {}),
+    partitioner=LoadAwarePartitioner(KafkaConnection(bootstrap_servers=("localhost:9092",)), {}),
     partition_counts=lambda _topic: 6,
     recent=RecentTasks(time.monotonic),
     once=_write,

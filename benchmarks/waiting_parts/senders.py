@@ -14,7 +14,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.messages.derived import new_request_id
 from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_transport.kafka.clients import librdkafka_options
-from fluxpool_transport.partitioner.load_aware import PartitionChooser
+from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
 SEND_SECONDS: Final = 60.0
 """A machine that stands still for a while makes waits longer; it must not end the run."""
@@ -33,13 +33,13 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """One sending process, as far as the broker can tell: a producer and a chooser of its own."""
+    """One sending process, as far as the broker can tell: a producer and a partitioner of its own."""
 
     way: Way
     topic: str
     partitions: int
     producer: TaskProducer
-    chooser: PartitionChooser
+    partitioner: LoadAwarePartitioner
 
     async def send(self, number: int, work: float) -> None:
         """Send one task and wait for the acknowledgement; raises `DeliveryError`."""
@@ -47,7 +47,7 @@ class Sender:
             case Way.KEY_HASH:
                 partition = _BY_HASH
             case Way.BY_LOAD | Way.ROUND_ROBIN:
-                partition = self.chooser.choose(self.topic, partitions=self.partitions, work=work)
+                partition = self.partitioner.choose(self.topic, partitions=self.partitions, work=work)
             case _:
                 assert_never(self.way)
         offset = await self.producer.send(
@@ -57,14 +57,14 @@ class Sender:
             value=str(number).encode(),
             headers=[],
         )
-        self.chooser.acknowledged(self.topic, partition=partition, offset=offset, work=work)
+        self.partitioner.acknowledged(self.topic, partition=partition, offset=offset, work=work)
 
 
 @asynccontextmanager
 async def running_senders(
     connection: KafkaConnection, way: Way, *, topic: str, group: str, partitions: int, count: int
 ) -> AsyncIterator[Sequence[Sender]]:
-    """Senders that are ready: their choosers know the loads when they choose by them."""
+    """Senders that are ready: their partitioners know the loads when they choose by them."""
     # Without a group to look at the partitions take turns.
     groups = {group: topic} if way is Way.BY_LOAD else {}
     senders = [
@@ -73,17 +73,17 @@ async def running_senders(
             topic,
             partitions,
             TaskProducer(librdkafka_options(connection, client_id="waiting"), deadline_seconds=SEND_SECONDS),
-            PartitionChooser(connection, groups),
+            LoadAwarePartitioner(connection, groups),
         )
         for _ in range(count)
     ]
     for sender in senders:
         sender.producer.start()
-    reading = [asyncio.create_task(sender.chooser.run()) for sender in senders if groups]
+    reading = [asyncio.create_task(sender.partitioner.run()) for sender in senders if groups]
     try:
         async with asyncio.timeout(LOADS_KNOWN_SECONDS):
             while groups and any(  # noqa: ASYNC110 - nobody tells when
-                sender.chooser.why_turns(topic, partitions=partitions) for sender in senders
+                sender.partitioner.round_robin_reason(topic, partitions=partitions) for sender in senders
             ):
                 await asyncio.sleep(0.1)
         yield senders

@@ -33,7 +33,7 @@ from fluxpool_gateway.http import (
 )
 from fluxpool_gateway.tasks import DeliveryError, TaskProducer
 from fluxpool_transport.kafka import explain, librdkafka_options
-from fluxpool_transport.partitioner import PartitionChooser
+from fluxpool_transport.partitioner import LoadAwarePartitioner
 
 EVENT_SOURCE: Final = "/fluxpool/submit"
 SEND_SECONDS: Final = 10.0
@@ -69,15 +69,15 @@ async def submit_to_kafka(
 async def _send(target: KafkaTarget, request: GenerationRequest, *, request_id: str, value: bytes) -> dict[str, Any]:
     topic = target.topics.tasks if request.priority is Priority.STANDARD else target.topics.tasks_vip
     groups = {group: served for group, served in target.groups().items() if served == topic}
-    chooser = PartitionChooser(target.kafka, groups)
+    partitioner = LoadAwarePartitioner(target.kafka, groups)
     producer = TaskProducer(librdkafka_options(target.kafka, client_id="fluxpool-cli"), deadline_seconds=SEND_SECONDS)
     producer.start()
     try:
         partitions = await _partitions(producer, target, topic)
-        async with chooser.reader() as reader:
+        async with partitioner.reader() as reader:
             # Without an answer the partition is drawn by lot, which is no reason to refuse the task.
-            await chooser.refresh(reader)
-        partition = chooser.choose(topic, partitions=partitions, work=request.relative_work)
+            await partitioner.refresh(reader)
+        partition = partitioner.choose(topic, partitions=partitions, work=request.relative_work)
         moment = datetime.now(UTC)
         offset = await producer.send(
             topic=topic,

@@ -32,7 +32,7 @@ from fluxpool_gateway.tasks.lookup import AsyncTaskStore, TaskLookup, TaskTopicE
 from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_gateway.tasks.recent_tasks import RecentTasks
 from fluxpool_transport.kafka import KafkaAdmin, librdkafka_options
-from fluxpool_transport.partitioner import PartitionChooser
+from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import open_object_store
 
 CLIENT_ID: Final = "fluxpool-gateway"
@@ -122,7 +122,7 @@ async def _running(
     reservations = Reservations(ReservationFile(file.with_name(file.name + FILE_SUFFIX)))
     ends = TaskTopicEnds(admin, settings.topics)
     recent = RecentTasks(loop.time)
-    chooser = PartitionChooser(settings.kafka, settings.groups())
+    partitioner = LoadAwarePartitioner(settings.kafka, settings.groups())
     watch = BrokerWatch(producer, task_topics(settings.topics))
     producer.start()
     try:
@@ -143,7 +143,7 @@ async def _running(
             )
             app.submission = Submission(
                 producer=producer,
-                chooser=chooser,
+                partitioner=partitioner,
                 partition_counts=watch.partition_count,
                 recent=recent,
                 once=idempotency.once,
@@ -152,7 +152,7 @@ async def _running(
             )
             parts = {
                 "broker_watch": watch.run,
-                "partition_chooser": chooser.run,
+                "partitioner": partitioner.run,
                 "reservations": idempotency.purge,
             }
             background = [group.create_task(run_or_fail(run, on_failure, name=name)) for name, run in parts.items()]

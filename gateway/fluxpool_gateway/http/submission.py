@@ -32,7 +32,7 @@ from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, base_ur
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from fluxpool_gateway.tasks.recent_tasks import RecentTasks
-from fluxpool_transport.partitioner import PartitionChooser
+from fluxpool_transport.partitioner import LoadAwarePartitioner
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -90,7 +90,7 @@ class Submission:
         self,
         *,
         producer: RecordSink,
-        chooser: PartitionChooser,
+        partitioner: LoadAwarePartitioner,
         partition_counts: PartitionCounts,
         recent: RecentTasks,
         once: Once,
@@ -102,7 +102,7 @@ class Submission:
         `once` writes the record of a request with a key, as `Idempotency.once` does.
         """
         self._producer = producer
-        self._chooser = chooser
+        self._partitioner = partitioner
         self._partition_counts = partition_counts
         self._recent = recent
         self._once = once
@@ -164,7 +164,7 @@ class Submission:
             raise UnwrittenError(ProblemError(problem))
         accepted_at = datetime.fromtimestamp(time.time(), UTC)
         work = request.relative_work
-        partition = self._chooser.choose(topic, partitions=partitions, work=work)
+        partition = self._partitioner.choose(topic, partitions=partitions, work=work)
         try:
             offset = await self._producer.send(
                 topic=topic,
@@ -179,7 +179,7 @@ class Submission:
                 raise UnwrittenError(answer) from error
             reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
             raise ProblemError(_unavailable(reason)) from error
-        self._chooser.acknowledged(topic, partition=partition, offset=offset, work=work)
+        self._partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
         self._recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value)
 
 

@@ -1,6 +1,6 @@
-"""The partition of a new record, by the load of the consumer-group members."""
+"""Partitioners for tasks: each new record goes to the consumer-group member that will be free first."""
 
-from fluxpool_transport.partitioner.idle_aware import AHEAD_SECONDS, ChoiceOnDemand
-from fluxpool_transport.partitioner.load_aware import PartitionChooser
+from fluxpool_transport.partitioner.idle_aware import AHEAD_SECONDS, IdleAwarePartitioner
+from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
-__all__ = ["AHEAD_SECONDS", "ChoiceOnDemand", "PartitionChooser"]
+__all__ = ["AHEAD_SECONDS", "IdleAwarePartitioner", "LoadAwarePartitioner"]

@@ -1,7 +1,7 @@
-"""Partition choice in service: reads the loads of consumer groups in the background and chooses by the latest.
+"""A partitioner that reads the lag of consumer groups in the background and chooses by the latest reading.
 
-Owns when to read and what to do without an answer. `choose` never waits: as long as no load is known, because Kafka is
-away, the group is empty or its members change, partitions take turns.
+Owns when to read and what to do without an answer. `choose` never waits: while no load is known, because Kafka is
+unreachable or the group is empty or rebalances, partitions are chosen round robin.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ import structlog
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, KnownFor
-from fluxpool_transport.partitioner.choice import LoadSnapshot, PartitionChoice
 from fluxpool_transport.partitioner.member_load import WorkEstimate
+from fluxpool_transport.partitioner.topic_partitioner import LoadSnapshot, TopicPartitioner
 
 QUICK_INTERVAL_SECONDS: Final = 0.1
 """Between readings while tasks are sent: a fortieth of a usual generation, too short for many senders to meet on one
@@ -37,16 +37,16 @@ logger = structlog.stdlib.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Topic:
-    choice: PartitionChoice
+    choice: TopicPartitioner
     estimate: WorkEstimate = field(default_factory=WorkEstimate)
     problem: str | None = "not read yet"
 
 
-class PartitionChooser:
+class LoadAwarePartitioner:
     """Chooses partitions for all topics of one process: give `run()` a task, then call `choose` for each record.
 
-    All of it belongs to one event loop. Every process has a chooser of its own; they see each other's records in the
-    log, with the next reading.
+    Not thread-safe: all of it belongs to one event loop. Each process has its own; it sees the records of others with
+    its next reading.
     """
 
     def __init__(
@@ -58,33 +58,33 @@ class PartitionChooser:
         clock: Callable[[], float] = time.monotonic,
         quick_interval_seconds: float = QUICK_INTERVAL_SECONDS,
     ) -> None:
-        """`groups` maps each consumer group to the topic it takes its tasks from; partitions of others take turns."""
+        """`groups` maps each consumer group to the topic it takes its tasks from; other topics are round robin."""
         self._connection = connection
         self._groups = dict(groups)
         self._source = source or random.Random()  # noqa: S311 - no secret
         self._clock = clock
         self._quick_interval_seconds = quick_interval_seconds
-        self._topics = {topic: _Topic(PartitionChoice(self._source)) for topic in groups.values()}
+        self._topics = {topic: _Topic(TopicPartitioner(self._source)) for topic in groups.values()}
         self._sent = asyncio.Event()
         self.has_read = asyncio.Event()
-        """Set while `run` runs and has read at least once, whether it was told anything or not."""
+        """Set while `run` runs and has read at least once, successfully or not."""
 
     def choose(self, topic: str, *, partitions: int, work: float = 1.0) -> int:
         """The partition, 0 to `partitions` - 1, for a task of this size (`GenerationParameters.relative_work`)."""
         known = self._topics.get(topic)
         if known is None:
-            known = self._topics[topic] = _Topic(PartitionChoice(self._source), problem=_NO_GROUP)
+            known = self._topics[topic] = _Topic(TopicPartitioner(self._source), problem=_NO_GROUP)
         self._sent.set()
         return known.choice.choose(partitions=partitions, work=work, now=self._clock())
 
     def acknowledged(self, topic: str, *, partition: int, offset: int, work: float) -> None:
-        """A chosen record lies there now: it counts by its size from then on, and as none of another sender."""
+        """A chosen record was written there: it counts by its size, and not as another sender's."""
         known = self._topics.get(topic)
         if known is not None:
             known.estimate.acknowledged(partition=partition, offset=offset, work=work)
 
-    def why_turns(self, topic: str, *, partitions: int) -> str | None:
-        """Why the partitions of a topic take turns; None while they are chosen by load."""
+    def round_robin_reason(self, topic: str, *, partitions: int) -> str | None:
+        """Why the partitions of a topic are chosen round robin; None while they are chosen by load."""
         known = self._topics.get(topic)
         if known is None:
             return _NO_GROUP
@@ -93,14 +93,14 @@ class PartitionChooser:
         return known.problem or "the snapshot is too old, or of another number of partitions"
 
     async def run(self) -> None:
-        """Read until cancelled; nothing that goes wrong with it ends it."""
+        """Read until cancelled; errors are logged and do not end it."""
         try:
             while True:
                 try:
                     await self._read_on()
                 except KafkaUnavailableError as error:
                     self._note_failure(str(error))
-                except Exception:  # a loop that must live: without it tasks would only wait longer, but unseen
+                except Exception:  # the loop must live: without it every choice is round robin
                     logger.exception("partition_loads_failed")
                     self._note_failure("reading failed; the log says why")
                 self.has_read.set()
@@ -118,11 +118,11 @@ class PartitionChooser:
                 await self._pause(self._clock() - began_at)
 
     def reader(self) -> BacklogReader:
-        """What `refresh` reads by; open it with `async with`."""
+        """The reader for `refresh`; open it with `async with`."""
         return BacklogReader(self._connection, deadline_seconds=READ_DEADLINE_SECONDS, known_for=_KNOWN_FOR)
 
     async def refresh(self, reader: BacklogReader) -> None:
-        """Read once; for those who send only a few records, and for `run`. Without an answer the old loads stay."""
+        """Read once; without an answer the loads stay as they are. For `run`, and for senders of a few records."""
         began_at = self._clock()
         for group_topic in self._groups.values():
             self._topics[group_topic].choice.begin_reading(now=began_at)
@@ -138,7 +138,7 @@ class PartitionChooser:
         topic = self._topics[backlog.topic]
         problem = backlog.problem
         if problem is None:
-            # While the group rebalances, who owned a partition says nothing of who will.
+            # During a rebalance the old assignment says nothing about the next one.
             owners = topic.estimate.owners(backlog, now=now) if backlog.state == STABLE else ()
             topic.choice.use(
                 LoadSnapshot(
@@ -160,7 +160,7 @@ class PartitionChooser:
     @staticmethod
     def _note(name: str, topic: _Topic, problem: str | None) -> None:
         if (problem is None) != (topic.problem is None):
-            logger.info("partition_choice_changed", topic=name, by_load=problem is None, problem=problem)
+            logger.info("partitioner_mode_changed", topic=name, by_load=problem is None, problem=problem)
         topic.problem = problem
 
     async def _pause(self, reading_seconds: float) -> None:

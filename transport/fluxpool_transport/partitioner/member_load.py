@@ -1,9 +1,9 @@
-"""How much a consumer group's members still have to do, judged from successive readings of its backlog.
+"""Estimates the work that each member of a consumer group still has to do, from successive readings of its lag.
 
-Counting records says who has most to do, but with one task on every worker all look the same. Two things more are
-known: how long each has been at its task, and how large the tasks are that this process sent itself. With both, the
-member that will be free first can be told, which waits as short as one queue shared by all workers would. Pure: knows
-nothing of Kafka's protocol or of time other than what it is told.
+The lag alone says which member has most to do, but with one task on every worker all look the same. Two more things are
+known: how long each member has been at its task, and how large the tasks are that this process sent itself. With both
+the estimate finds the member that will be free first, and tasks wait as short as in one queue shared by all workers.
+Pure: time is an argument.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ from typing import Final
 
 from fluxpool_transport.lag.backlog import GroupBacklog, PartitionBacklog
 from fluxpool_transport.lag.group_offsets import GroupMember
-from fluxpool_transport.partitioner.choice import OwnerLoad
+from fluxpool_transport.partitioner.topic_partitioner import OwnerLoad
 
 MAX_KNOWN_TASKS: Final = 1000
 """Sizes remembered of each partition; behind so many tasks an average is as good, and memory stays bounded."""

@@ -17,7 +17,7 @@ from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.kafka import TopicIds
 from fluxpool_transport.lag import MemberlessOffsets
-from fluxpool_transport.partitioner import ChoiceOnDemand, PartitionChooser
+from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
 from fluxpool_transport.process import HealthServer
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
 from fluxpool_worker.agent.connections import (
@@ -143,8 +143,8 @@ class WorkerAgent:
             )
             for lane in settings.lanes
         ]
-        self._choice = ChoiceOnDemand(
-            PartitionChooser(settings.kafka, {settings.group_of(lane): lane.topic for lane in settings.lanes})
+        self._choice = IdleAwarePartitioner(
+            LoadAwarePartitioner(settings.kafka, {settings.group_of(lane): lane.topic for lane in settings.lanes})
         )
         self._relay = RetryRelay(
             settings,

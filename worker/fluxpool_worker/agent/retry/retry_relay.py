@@ -24,7 +24,7 @@ from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.kafka import KafkaCredentialsError, UndecodableRecord, stop_consumer
 from fluxpool_transport.lag import GroupOffsetsError, MemberlessOffsets, StoredOffset
-from fluxpool_transport.partitioner import AHEAD_SECONDS, ChoiceOnDemand
+from fluxpool_transport.partitioner import AHEAD_SECONDS, IdleAwarePartitioner
 from fluxpool_transport.process import fault_point
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 from fluxpool_worker.agent.retry.retry_partition import PendingRetry, RetryPartition
@@ -70,7 +70,7 @@ class RetryRelay:
         offsets: MemberlessOffsets,
         ask_topic_id: Callable[[str], Awaitable[str | None]],
         publisher: ReliablePublisher,
-        choice: ChoiceOnDemand,
+        choice: IdleAwarePartitioner,
         dead_letter: Callable[[ConsumerRecord, Failure], Awaitable[None]],
         on_relayed: Callable[[str], None],
     ) -> None:
@@ -284,18 +284,18 @@ class RetryRelay:
 
     async def _send_back(self, record: ConsumerRecord, topic: str) -> None:
         await self._choice.ready()
-        chooser = self._choice.chooser
+        partitioner = self._choice.partitioner
         place = None
         try:
             place = await self._publisher.publish(
                 due_record(record, topic=topic),
                 refusable=True,
-                choose_partition=lambda partitions: chooser.choose(topic, partitions=partitions, work=AVERAGE_WORK),
+                choose_partition=lambda partitions: partitioner.choose(topic, partitions=partitions, work=AVERAGE_WORK),
             )
         except RecordRefusedError as error:
             await self._dead_letter(record, _refused(topic, error))
         if place is not None and place.offset >= 0:
-            chooser.acknowledged(topic, partition=place.partition, offset=place.offset, work=AVERAGE_WORK)
+            partitioner.acknowledged(topic, partition=place.partition, offset=place.offset, work=AVERAGE_WORK)
         self._on_relayed(record.topic)
         log.info(
             "retry_handed_on",

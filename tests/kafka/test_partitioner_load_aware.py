@@ -14,8 +14,8 @@ from aiokafka.structs import OffsetAndMetadata
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.lag.backlog import BacklogReader
-from fluxpool_transport.partitioner.choice import SETTLING_SECONDS
-from fluxpool_transport.partitioner.load_aware import PartitionChooser
+from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
+from fluxpool_transport.partitioner.topic_partitioner import SETTLING_SECONDS
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
@@ -54,27 +54,27 @@ async def _poll(consumer: AIOKafkaConsumer) -> None:
 
 
 @asynccontextmanager
-async def _running(chooser: PartitionChooser) -> AsyncIterator[PartitionChooser]:
-    reading = asyncio.create_task(chooser.run())
+async def _running(partitioner: LoadAwarePartitioner) -> AsyncIterator[LoadAwarePartitioner]:
+    reading = asyncio.create_task(partitioner.run())
     try:
-        yield chooser
+        yield partitioner
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
 
 
-def _chooser(
+def _partitioner(
     bootstrap_servers: str, groups: dict[str, str], *, clock: Callable[[], float] = time.monotonic
-) -> PartitionChooser:
+) -> LoadAwarePartitioner:
     source = random.Random(3)  # noqa: S311 - no secret
-    return PartitionChooser(_connection(bootstrap_servers), groups, source=source, clock=clock)
+    return LoadAwarePartitioner(_connection(bootstrap_servers), groups, source=source, clock=clock)
 
 
-async def _by_load(chooser: PartitionChooser, topic: str) -> None:
+async def _by_load(partitioner: LoadAwarePartitioner, topic: str) -> None:
     await wait_until(
-        lambda: chooser.why_turns(topic, partitions=PARTITIONS) is None,
+        lambda: partitioner.round_robin_reason(topic, partitions=PARTITIONS) is None,
         deadline_seconds=30,
-        what=f"loads that are known ({chooser.why_turns(topic, partitions=PARTITIONS)})",
+        what=f"loads that are known ({partitioner.round_robin_reason(topic, partitions=PARTITIONS)})",
     )
 
 
@@ -90,8 +90,8 @@ def _owned(member: AIOKafkaConsumer) -> set[int]:
     return {partition.partition for partition in member.assignment()}
 
 
-def _draw(chooser: PartitionChooser, topic: str, count: int) -> list[int]:
-    return [chooser.choose(topic, partitions=PARTITIONS) for _ in range(count)]
+def _draw(partitioner: LoadAwarePartitioner, topic: str, count: int) -> list[int]:
+    return [partitioner.choose(topic, partitions=PARTITIONS) for _ in range(count)]
 
 
 async def test_tasks_go_to_the_member_with_nothing_to_do_until_work_is_level(bootstrap_servers: str) -> None:
@@ -105,24 +105,24 @@ async def test_tasks_go_to_the_member_with_nothing_to_do_until_work_is_level(boo
         busy, idle = map(_owned, members)
         await produce(bootstrap_servers, topic, [(None, b"x")] * 6, partition=min(busy))
         now = 100.0
-        chooser = _chooser(bootstrap_servers, {group: topic}, clock=lambda: now)
-        async with chooser.reader() as reader:
-            await _refreshed(chooser, reader, topic)
-            drawn = _draw(chooser, topic, 6)
+        partitioner = _partitioner(bootstrap_servers, {group: topic}, clock=lambda: now)
+        async with partitioner.reader() as reader:
+            await _refreshed(partitioner, reader, topic)
+            drawn = _draw(partitioner, topic, 6)
             assert set(drawn) == idle
             assert set(Counter(drawn).values()) == {3}
             # Level now; the busy member's other partition is the emptier one.
-            assert set(_draw(chooser, topic, 2)) & busy == busy - {min(busy)}
+            assert set(_draw(partitioner, topic, 2)) & busy == busy - {min(busy)}
             # What was drawn was never sent: with the next reading it is forgotten, and the idle member is idle again.
             now += 2 * SETTLING_SECONDS
-            await chooser.refresh(reader)
-            assert chooser.choose(topic, partitions=PARTITIONS) in idle
+            await partitioner.refresh(reader)
+            assert partitioner.choose(topic, partitions=PARTITIONS) in idle
 
 
-async def _refreshed(chooser: PartitionChooser, reader: BacklogReader, topic: str) -> None:
+async def _refreshed(partitioner: LoadAwarePartitioner, reader: BacklogReader, topic: str) -> None:
     async def known() -> bool:
-        await chooser.refresh(reader)
-        return chooser.why_turns(topic, partitions=PARTITIONS) is None
+        await partitioner.refresh(reader)
+        return partitioner.round_robin_reason(topic, partitions=PARTITIONS) is None
 
     await wait_until(known, deadline_seconds=30, what="loads that are known")
 
@@ -138,13 +138,13 @@ async def test_what_a_member_committed_is_no_longer_its_work(bootstrap_servers: 
         on_first, on_second = min(_owned(first)), min(_owned(second))
         await produce(bootstrap_servers, topic, [(None, b"x")] * 8, partition=on_first)
         await produce(bootstrap_servers, topic, [(None, b"x")] * 4, partition=on_second)
-        chooser = _chooser(bootstrap_servers, {group: topic})
-        async with chooser.reader() as reader:
-            await _refreshed(chooser, reader, topic)
-            assert chooser.choose(topic, partitions=PARTITIONS) in _owned(second)
+        partitioner = _partitioner(bootstrap_servers, {group: topic})
+        async with partitioner.reader() as reader:
+            await _refreshed(partitioner, reader, topic)
+            assert partitioner.choose(topic, partitions=PARTITIONS) in _owned(second)
             await first.commit({TopicPartition(topic, on_first): OffsetAndMetadata(8, "")})
-            await chooser.refresh(reader)
-            assert chooser.choose(topic, partitions=PARTITIONS) in _owned(first)
+            await partitioner.refresh(reader)
+            assert partitioner.choose(topic, partitions=PARTITIONS) in _owned(first)
 
 
 async def test_partitions_follow_their_owner_when_a_member_joins(bootstrap_servers: str) -> None:
@@ -154,17 +154,17 @@ async def test_partitions_follow_their_owner_when_a_member_joins(bootstrap_serve
         first = await stack.enter_async_context(_member(bootstrap_servers, topic=topic, group=group))
         await _settled([first])
         await produce(bootstrap_servers, topic, [(None, b"x")] * 20, partition=0)
-        chooser = await stack.enter_async_context(_running(_chooser(bootstrap_servers, {group: topic})))
-        await _by_load(chooser, topic)
+        partitioner = await stack.enter_async_context(_running(_partitioner(bootstrap_servers, {group: topic})))
+        await _by_load(partitioner, topic)
         # One owner has everything: its emptiest partitions.
-        assert 0 not in _draw(chooser, topic, 12)
+        assert 0 not in _draw(partitioner, topic, 12)
         second = await stack.enter_async_context(_member(bootstrap_servers, topic=topic, group=group))
         await _settled([first, second])
         busy, idle = sorted((_owned(first), _owned(second)), key=lambda owned: 0 not in owned)
 
         async def to_the_idle_one() -> bool:
-            await _by_load(chooser, topic)
-            return set(_draw(chooser, topic, 4)) == idle
+            await _by_load(partitioner, topic)
+            return set(_draw(partitioner, topic, 4)) == idle
 
         # The busy member's second partition is as empty as the idle one's, and yet not chosen.
         await wait_until(to_the_idle_one, deadline_seconds=30, what=f"tasks on {idle} only, none on {busy}")
@@ -174,28 +174,28 @@ async def test_a_group_without_members_leaves_turns(bootstrap_servers: str) -> N
     topic, group = unique_name("tasks"), unique_name("group")
     await create_topics(bootstrap_servers, {topic: PARTITIONS})
     await produce(bootstrap_servers, topic, [(None, b"x")] * 9, partition=2)
-    chooser = _chooser(bootstrap_servers, {group: topic})
+    partitioner = _partitioner(bootstrap_servers, {group: topic})
 
     def why() -> str:
-        return chooser.why_turns(topic, partitions=PARTITIONS) or ""
+        return partitioner.round_robin_reason(topic, partitions=PARTITIONS) or ""
 
-    async with _running(chooser):
+    async with _running(partitioner):
         await wait_until(lambda: "no member" in why(), deadline_seconds=30, what="an empty group, noticed")
         assert group in why()
-        assert set(Counter(_draw(chooser, topic, 2 * PARTITIONS)).values()) == {2}
+        assert set(Counter(_draw(partitioner, topic, 2 * PARTITIONS)).values()) == {2}
         async with _member(bootstrap_servers, topic=topic, group=group):
-            await _by_load(chooser, topic)
-            assert 2 not in _draw(chooser, topic, 9)
+            await _by_load(partitioner, topic)
+            assert 2 not in _draw(partitioner, topic, 9)
         await wait_until(lambda: "no member" in why(), deadline_seconds=30, what="the member's leaving, noticed")
-        assert set(Counter(_draw(chooser, topic, 2 * PARTITIONS)).values()) == {2}
+        assert set(Counter(_draw(partitioner, topic, 2 * PARTITIONS)).values()) == {2}
 
 
 async def test_topics_without_a_known_group_take_turns(bootstrap_servers: str) -> None:
-    chooser = _chooser(bootstrap_servers, {})
-    assert set(_draw(chooser, "other", PARTITIONS)) == set(range(PARTITIONS))
-    assert "no consumer group" in (chooser.why_turns("other", partitions=PARTITIONS) or "")
-    async with _running(chooser):
-        assert set(_draw(chooser, "other", PARTITIONS)) == set(range(PARTITIONS))
+    partitioner = _partitioner(bootstrap_servers, {})
+    assert set(_draw(partitioner, "other", PARTITIONS)) == set(range(PARTITIONS))
+    assert "no consumer group" in (partitioner.round_robin_reason("other", partitions=PARTITIONS) or "")
+    async with _running(partitioner):
+        assert set(_draw(partitioner, "other", PARTITIONS)) == set(range(PARTITIONS))
 
 
 async def test_a_broker_that_is_away_never_delays_a_choice_and_leaves_turns(kafka_factory: KafkaFactory) -> None:
@@ -204,34 +204,34 @@ async def test_a_broker_that_is_away_never_delays_a_choice_and_leaves_turns(kafk
     await create_topics(cluster.bootstrap_servers, {topic: PARTITIONS})
     async with _member(cluster.bootstrap_servers, topic=topic, group=group) as member:
         await _settled([member])
-        async with _running(_chooser(cluster.bootstrap_servers, {group: topic})) as chooser:
-            await _by_load(chooser, topic)
+        async with _running(_partitioner(cluster.bootstrap_servers, {group: topic})) as partitioner:
+            await _by_load(partitioner, topic)
             longest_seconds = 0.0
 
             def stale() -> bool:
                 nonlocal longest_seconds
                 began = time.perf_counter()
-                _draw(chooser, topic, 1)
+                _draw(partitioner, topic, 1)
                 longest_seconds = max(longest_seconds, time.perf_counter() - began)
-                return chooser.why_turns(topic, partitions=PARTITIONS) is not None
+                return partitioner.round_robin_reason(topic, partitions=PARTITIONS) is not None
 
             cluster.brokers[0].pause()
             try:
                 await wait_until(stale, deadline_seconds=20, what="loads too old to choose by")
-                assert set(Counter(_draw(chooser, topic, 3 * PARTITIONS)).values()) == {3}
+                assert set(Counter(_draw(partitioner, topic, 3 * PARTITIONS)).values()) == {3}
             finally:
                 cluster.brokers[0].resume()
             # A reading under its deadline takes 3 s; a choice in memory takes microseconds, on a busy machine some ms.
             assert longest_seconds < 0.5
-            await _by_load(chooser, topic)
+            await _by_load(partitioner, topic)
 
 
 async def test_without_any_broker_the_partitions_take_turns_and_the_reason_is_known() -> None:
-    chooser = _chooser("127.0.0.1:1", {"group": "tasks"})
-    async with _running(chooser):
+    partitioner = _partitioner("127.0.0.1:1", {"group": "tasks"})
+    async with _running(partitioner):
         await wait_until(
-            lambda: "127.0.0.1:1" in (chooser.why_turns("tasks", partitions=PARTITIONS) or ""),
+            lambda: "127.0.0.1:1" in (partitioner.round_robin_reason("tasks", partitions=PARTITIONS) or ""),
             deadline_seconds=30,
             what="the broker's absence, noticed",
         )
-        assert set(_draw(chooser, "tasks", PARTITIONS)) == set(range(PARTITIONS))
+        assert set(_draw(partitioner, "tasks", PARTITIONS)) == set(range(PARTITIONS))

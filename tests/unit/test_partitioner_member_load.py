@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_transport.lag.backlog import GroupBacklog, PartitionBacklog, StalePartition
 from fluxpool_transport.lag.group_offsets import GroupMember
-from fluxpool_transport.partitioner.choice import OwnerLoad
 from fluxpool_transport.partitioner.member_load import MAX_KNOWN_TASKS, WorkEstimate
+from fluxpool_transport.partitioner.topic_partitioner import OwnerLoad
 
 TOPIC = "tasks"
 

@@ -1,8 +1,8 @@
-"""Which partition a new task goes to: one of the consumer-group member that will be free first.
+"""The partition of a new task on one topic: one of the consumer-group member that will be free first.
 
 Kafka binds a record to its partition's owner however busy that owner is, so this choice decides how long a task waits
-while other workers are idle. Pure: knows nothing of how loads are read (`partition_choice_watch`) or judged
-(`partition_choice_work`); time and randomness are arguments.
+while other workers are idle. Pure: knows nothing of how loads are read (`load_aware`) or estimated (`member_load`);
+time and randomness are arguments.
 """
 
 import random
@@ -13,23 +13,23 @@ from heapq import heapify, heapreplace
 from typing import Final
 
 MAX_SNAPSHOT_AGE_SECONDS: Final = 2.0
-"""Older loads say little about who is idle now, and every task sent by them would go to the same few owners."""
+"""Older loads say little about which member is idle now, and would send every task to the same few owners."""
 SETTLING_SECONDS: Final = 0.05
 """From a choice until its record shows in the log: the producer's linger and the broker's round trip. What was sent
 later than that before a reading may be missing in it, and is added. To add a record that is in it does little harm: its
 owner has just got work, and another one is the better choice."""
 MAX_SENT: Final = 10_000
-"""Records remembered as sent; with more on their way every owner has plenty to do."""
+"""Records remembered as sent; with more in flight every owner is busy anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnerLoad:
-    """One member of the consumer group with what lies on its partitions."""
+    """One member of the consumer group with the lag of its partitions."""
 
     work: float
-    """What it has to do before it would begin one more task; any unit, the same for all owners and for `choose`."""
+    """Pending and running work before it would begin one more task; in the unit that `choose` uses."""
     records: Mapping[int, int]
-    """Its partitions, not none, each with the number of uncommitted records."""
+    """The lag of each of its partitions, in records; never empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,33 +41,34 @@ class LoadSnapshot:
     partition_count: int
     """Of the topic; partitions without an owner, or unreadable, are in no `OwnerLoad` and get nothing."""
     owners: tuple[OwnerLoad, ...]
-    """Empty while the group has no members, or is just dealing its partitions out."""
+    """Empty while the group has no members or rebalances."""
     others_per_second: float = 0.0
-    """Tasks that other senders put into the topic; they look at the same loads and choose as this one does."""
+    """Tasks that other senders put into the topic; they choose by the same loads."""
     others_work: float = 1.0
     """Of one such task, on average."""
 
 
-class PartitionChoice:
-    """Chooses for one topic; logarithmic in owners and partitions, so that every request can afford it.
+class TopicPartitioner:
+    """Chooses partitions of one topic, in logarithmic time.
 
-    The owner with the least work comes first, then its partition with the fewest records; equal ones are drawn at
-    random, since many producers that took the first one each would all take the same. What was sent since the snapshot
-    is added to it, and so is what others will have sent: senders that all took the best owner they know of would meet
-    on it, so this one takes any of those that all of them need together. Without owners, or with a snapshot that is too
-    old or of another number of partitions, the partitions take turns.
+    The owner with the least work comes first, then its partition with the smallest lag; ties are broken at random, or
+    many producers would all take the same one. What was sent since the snapshot is added to it, and so is what other
+    senders will have sent: if each took the best owner it knows of, all would meet on it, so this one takes any of
+    those that all of them need together. Without owners, or with a snapshot that is too old or of another number of
+    partitions, the partitions are chosen round robin.
     """
 
     def __init__(self, source: random.Random) -> None:
-        """`source` breaks ties and draws the first turn."""
+        """`source` breaks ties and chooses the first partition."""
         self._source = source
-        self._turn: int | None = None
+        self._next: int | None = None
+        """Of the round robin."""
         self._least: _LeastLoaded | None = None
         self._sent: deque[tuple[float, int, float]] = deque(maxlen=MAX_SENT)
         """When, to which partition, how much work."""
 
     def begin_reading(self, *, now: float) -> None:
-        """Loads are read from `now` on: what was sent a moment ago may be missing in the snapshot that comes of it."""
+        """A reading of loads begins at `now`: what was sent just before may be missing in its snapshot."""
         while self._sent and self._sent[0][0] < now - SETTLING_SECONDS:
             self._sent.popleft()
 
@@ -76,13 +77,13 @@ class PartitionChoice:
         self._least = _LeastLoaded(snapshot, sent=self._sent, source=self._source) if snapshot.owners else None
 
     def is_by_load(self, *, partitions: int, now: float) -> bool:
-        """Whether the next choice of a topic with so many partitions looks at loads, rather than taking turns."""
+        """Whether the next choice of a topic with so many partitions goes by load rather than round robin."""
         return self._usable(partitions=partitions, now=now) is not None
 
     def choose(self, *, partitions: int, work: float, now: float) -> int:
         """The partition, 0 to `partitions` - 1, of the next task, which takes `work`; `now` is monotonic seconds."""
         least = self._usable(partitions=partitions, now=now)
-        chosen = self._take_turn(partitions) if least is None else least.take(work, now=now)
+        chosen = self._round_robin(partitions) if least is None else least.take(work, now=now)
         self._sent.append((now, chosen, work))
         return chosen
 
@@ -92,11 +93,11 @@ class PartitionChoice:
             return None
         return least
 
-    def _take_turn(self, partitions: int) -> int:
-        # The random start keeps many producers from walking in step.
-        turn = self._source.randrange(partitions) if self._turn is None else self._turn % partitions
-        self._turn = turn + 1
-        return turn
+    def _round_robin(self, partitions: int) -> int:
+        # From a random partition on, so that many producers do not walk in step.
+        chosen = self._source.randrange(partitions) if self._next is None else self._next % partitions
+        self._next = chosen + 1
+        return chosen
 
 
 class _LeastLoaded:

@@ -9,8 +9,8 @@ from aiokafka import AIOKafkaConsumer
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
-from fluxpool_transport.partitioner.idle_aware import ChoiceOnDemand
-from fluxpool_transport.partitioner.load_aware import PartitionChooser
+from fluxpool_transport.partitioner.idle_aware import IdleAwarePartitioner
+from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until
 
@@ -20,9 +20,11 @@ PARTITIONS = 2
 
 
 @asynccontextmanager
-async def _running(servers: str, groups: dict[str, str], *, linger_seconds: float) -> AsyncIterator[ChoiceOnDemand]:
+async def _running(
+    servers: str, groups: dict[str, str], *, linger_seconds: float
+) -> AsyncIterator[IdleAwarePartitioner]:
     connection = KafkaConnection(bootstrap_servers=(servers,))
-    choice = ChoiceOnDemand(PartitionChooser(connection, groups), linger_seconds=linger_seconds)
+    choice = IdleAwarePartitioner(LoadAwarePartitioner(connection, groups), linger_seconds=linger_seconds)
     running = asyncio.create_task(choice.run())
     try:
         yield choice
@@ -51,17 +53,17 @@ async def test_loads_are_read_when_a_record_is_expected_and_no_longer_when_none_
         _member(bootstrap_servers, topic=topic, group=group),
         _running(bootstrap_servers, {group: topic}, linger_seconds=1.5) as choice,
     ):
-        assert choice.chooser.why_turns(topic, partitions=PARTITIONS) == "not read yet"
+        assert choice.partitioner.round_robin_reason(topic, partitions=PARTITIONS) == "not read yet"
 
         async def by_load() -> bool:
             await choice.ready()
-            return choice.chooser.why_turns(topic, partitions=PARTITIONS) is None
+            return choice.partitioner.round_robin_reason(topic, partitions=PARTITIONS) is None
 
         for _ in range(2):
             assert not choice.is_reading
             await wait_until(by_load, deadline_seconds=30, what="loads to choose by")
             await wait_until(lambda: not choice.is_reading, deadline_seconds=30, what="the rest")
-            assert not choice.chooser.has_read.is_set()
+            assert not choice.partitioner.has_read.is_set()
 
 
 async def test_a_record_keeps_waiting_for_its_first_reading_and_finds_the_loads(bootstrap_servers: str) -> None:
@@ -72,8 +74,8 @@ async def test_a_record_keeps_waiting_for_its_first_reading_and_finds_the_loads(
         _running(bootstrap_servers, {group: topic}, linger_seconds=60) as choice,
     ):
         await asyncio.gather(choice.ready(), choice.ready())
-        assert choice.chooser.has_read.is_set()
-        assert choice.chooser.why_turns(topic, partitions=PARTITIONS) != "not read yet"
+        assert choice.partitioner.has_read.is_set()
+        assert choice.partitioner.round_robin_reason(topic, partitions=PARTITIONS) != "not read yet"
 
 
 async def test_without_brokers_nobody_waits_long_and_partitions_take_turns() -> None:
@@ -81,5 +83,5 @@ async def test_without_brokers_nobody_waits_long_and_partitions_take_turns() -> 
         async with asyncio.timeout(30):
             for _ in range(20):
                 await choice.ready()
-        drawn = [choice.chooser.choose("tasks", partitions=PARTITIONS) for _ in range(PARTITIONS)]
+        drawn = [choice.partitioner.choose("tasks", partitions=PARTITIONS) for _ in range(PARTITIONS)]
         assert set(drawn) == set(range(PARTITIONS))

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_transport.partitioner.choice import (
+from fluxpool_transport.partitioner.topic_partitioner import (
     MAX_SNAPSHOT_AGE_SECONDS,
     SETTLING_SECONDS,
     LoadSnapshot,
     OwnerLoad,
-    PartitionChoice,
+    TopicPartitioner,
 )
 
 NOW = 1000.0
@@ -28,18 +28,18 @@ def snapshot(*loads: Load, partitions: int | None = None, taken_at: float = NOW)
     )
 
 
-def new_choice(seed: int = 0) -> PartitionChoice:
-    return PartitionChoice(random.Random(seed))  # noqa: S311 - no secret
+def new_choice(seed: int = 0) -> TopicPartitioner:
+    return TopicPartitioner(random.Random(seed))  # noqa: S311 - no secret
 
 
-def choice_by(*loads: Load, seed: int = 0, partitions: int | None = None, taken_at: float = NOW) -> PartitionChoice:
+def choice_by(*loads: Load, seed: int = 0, partitions: int | None = None, taken_at: float = NOW) -> TopicPartitioner:
     choice = new_choice(seed)
     choice.begin_reading(now=taken_at)
     choice.use(snapshot(*loads, partitions=partitions, taken_at=taken_at))
     return choice
 
 
-def chosen(choice: PartitionChoice, count: int, *, partitions: int, now: float = NOW, work: float = 1.0) -> list[int]:
+def chosen(choice: TopicPartitioner, count: int, *, partitions: int, now: float = NOW, work: float = 1.0) -> list[int]:
     return [choice.choose(partitions=partitions, work=work, now=now) for _ in range(count)]
 
 
@@ -85,7 +85,7 @@ def test_equal_owners_are_drawn_at_random() -> None:
         pytest.param(choice_by((0.0, {0: 0, 1: 0}), partitions=2), id="partitions were added since"),
     ],
 )
-def test_without_usable_loads_the_partitions_take_turns(choice: PartitionChoice) -> None:
+def test_without_usable_loads_the_partitions_take_turns(choice: TopicPartitioner) -> None:
     assert not choice.is_by_load(partitions=4, now=NOW)
     turns = chosen(choice, 12, partitions=4)
     assert turns == [(turns[0] + step) % 4 for step in range(12)]
