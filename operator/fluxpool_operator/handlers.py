@@ -1,8 +1,8 @@
-"""What kopf watches, and to whom it tells what it saw. The only place that knows kopf.
+"""kopf event handlers; feed the cache and the reconcilers. The only module that knows kopf.
 
-`on.event` alone: kopf's daemons and timers put a finalizer on every pool, which hangs deletion when the operator is
-away, and end for good on one refused patch (https://github.com/nolar/kopf). The watches are narrowed on the server to
-what the operator made itself.
+`on.event` alone: kopf's daemons and timers put a finalizer on every pool, which blocks its deletion while the operator
+is away, and end for good on one refused patch (https://github.com/nolar/kopf). Label selectors narrow the watches to
+what the operator created. Continues in `reconcile`.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import kopf
-from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from fluxpool_operator.api import GROUP, PLURAL, VERSION
 from fluxpool_operator.children import MANAGED_BY
@@ -28,40 +27,22 @@ _CHILDREN: Final = {
 """Children of pools by kind, with group, version and plural."""
 _POD_MONITOR: Final = ("PodMonitor", "monitoring.coreos.com", "v1", "podmonitors")
 _CHUNK_OBJECTS: Final = 100
-"""Of a list. All of a chunk are in memory as they came, some 30 KB each, while they are looked at."""
+"""Objects of a list that are in memory at once, some 30 KB each."""
 _IDLE_SECONDS: Final = 0.5
-"""kopf has a task for each object, which keeps its last event for so long: many while thousands of pods start."""
+"""kopf has a task for each object, which keeps the last event for so long: many while thousands of pods start."""
 _WATCH_SECONDS: Final = 300
-"""The server ends a watch after this long and it is opened again; one that went silent is noticed so."""
+"""The server ends a watch after this time and kopf opens the next: bounds how long a dead one goes unnoticed."""
 _ERROR_BACKOFFS: Final = (0.5, 1, 2, 3, 5, 5, 5, 5)
-"""At most 5 s: after an outage the watches are back within 10 s."""
+"""At most 5 s, so that the watches are back within 10 s of an outage."""
 
 
-class NoMemories(ResourceMemories):
-    """Keeps nothing of any object: kopf remembers 1 KB of each for daemons, indices and memos, which nobody has.
-
-    `kopf.operator` takes memories, but kopf exports no class for them: its next minor version is let in once the
-    test of this class has passed with it.
-    """
-
-    async def recall(
-        self,
-        raw_body: kopf.RawBody,
-        *,
-        memobase: Any = None,
-        noticed_by_listing: bool = False,
-        ephemeral: bool = True,  # noqa: ARG002 - the shape of kopf's
-    ) -> ResourceMemory:
-        return await super().recall(raw_body, memobase=memobase, noticed_by_listing=noticed_by_listing, ephemeral=True)
-
-
-def watching(pool_tasks: PoolTasks, cache: ChildCache, *, pod_monitors: bool) -> kopf.OperatorRegistry:
+def build_registry(pool_tasks: PoolTasks, cache: ChildCache, *, pod_monitors: bool) -> kopf.OperatorRegistry:
     """The handlers of one operator; `pod_monitors` are watched only where their definition is installed."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def pool_event(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
-        pool_tasks.on_pool(_without_managers(_plain(body)), is_deleted=type == _DELETED)
+        pool_tasks.on_pool(_plain(body), is_deleted=type == _DELETED)
 
     def watch_children(kind: str, group: str, version: str, plural: str) -> None:
         @kopf.on.event(group, version, plural, id=plural, registry=registry)
@@ -87,17 +68,17 @@ def watching(pool_tasks: PoolTasks, cache: ChildCache, *, pod_monitors: bool) ->
 
 
 def _service_account() -> kopf.ConnectionInfo:
-    """The pod's own account. kopf's login asks for `kubernetes.default.svc`, which needs a name service."""
+    """The pod's service account. kopf's own login connects to `kubernetes.default.svc`, which needs DNS."""
     account = in_cluster_account()
     return kopf.ConnectionInfo(server=account.server, ca_path=str(account.ca_path), token=account.token)
 
 
 def kopf_settings() -> kopf.OperatorSettings:
-    """How kopf watches."""
+    """Settings of kopf: what it watches and how it retries."""
     settings = kopf.OperatorSettings()
-    # What is served is checked at the start; scanning would need rights on definitions and namespaces.
+    # `startup` checks what is served; scanning would need rights on definitions and namespaces.
     settings.scanning.disabled = True
-    # Events are posted by the loops, once and where they belong.
+    # `reconcile.apply.status_writer` posts the events.
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.networking.error_backoffs = _ERROR_BACKOFFS
@@ -125,9 +106,8 @@ async def watch(
 ) -> None:
     """Watch until `stop` is set; `ready` is set once the watches run."""
     await kopf.operator(
-        registry=watching(pool_tasks, cache, pod_monitors=settings.pod_monitors),
+        registry=build_registry(pool_tasks, cache, pod_monitors=settings.pod_monitors),
         settings=kopf_settings(),
-        memories=NoMemories(),
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         standalone=True,
@@ -137,11 +117,5 @@ async def watch(
 
 
 def _plain(body: kopf.Body) -> Mapping[str, Any]:
-    """The object as it came, without kopf's views of it."""
+    """The object itself, without kopf's views of it."""
     return dict(body)
-
-
-def _without_managers(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An object that is kept, without who wrote which of its fields: half of its size, and asked of no pool."""
-    metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-    return {**body, "metadata": metadata}

@@ -21,7 +21,7 @@ class OperatorMetrics:
         )
         self.pools = Gauge("fluxpool_pools", "Pools with a running loop.", registry=self.registry)
         self.pending_records = Gauge(
-            "fluxpool_pool_pending_records", "Tasks that wait, as last read.", _POOL, registry=self.registry
+            "fluxpool_pool_pending_records", "Tasks not begun, as last read.", _POOL, registry=self.registry
         )
         self.desired_replicas = Gauge(
             "fluxpool_pool_desired_replicas", "Desired number of workers.", _POOL, registry=self.registry
@@ -30,7 +30,7 @@ class OperatorMetrics:
         self.lag_age_seconds = Gauge(
             "fluxpool_pool_lag_age_seconds", "Age of the last complete reading.", _POOL, registry=self.registry
         )
-        self.expired_records = Gauge(
+        self.expired_records = Counter(
             "fluxpool_pool_expired_records", "Tasks lost to retention since the pool was created.", _POOL,
             registry=self.registry,
         )  # fmt: skip
@@ -47,6 +47,6 @@ class OperatorMetrics:
             self.ready_replicas,
             self.lag_age_seconds,
             self.expired_records,
+            self.scalings,
         ):
             metric.remove_by_labels({"namespace": namespace, "pool": pool})
-        self.scalings.remove_by_labels({"namespace": namespace, "pool": pool})

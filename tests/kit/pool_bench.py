@@ -104,6 +104,8 @@ class FakeHub(BacklogHub):
     def __init__(self) -> None:
         super().__init__()
         self.pending: int | None = 0
+        self.expired = 0
+        """Records at the start of each partition that retention deleted."""
         self.connections: list[KafkaConnection] = []
         """Of each reading."""
         self.forgotten: list[str] = []
@@ -112,7 +114,7 @@ class FakeHub(BacklogHub):
         self.connections.append(connection)
         if self.pending is None:
             return tuple(LaneReading(target=target, problem="no answer came") for target in targets)
-        return tuple(_reading(target, self.pending) for target in targets)
+        return tuple(_reading(target, self.pending, self.expired) for target in targets)
 
     def wake_when_grown(self, key: str, connection: KafkaConnection, ends: object, wake: object) -> None:
         del key, connection, ends, wake
@@ -203,15 +205,18 @@ class PoolBench:
         return count
 
 
-def _reading(target: LaneTarget, pending: int) -> LaneReading:
-    partition = PartitionBacklog(
-        partition=0, committed_offset=0, log_start_offset=0, log_end_offset=pending, metadata=""
+def _reading(target: LaneTarget, pending: int, expired: int) -> LaneReading:
+    partitions = tuple(
+        PartitionBacklog(
+            partition=number,
+            committed_offset=0,
+            log_start_offset=expired,
+            log_end_offset=expired + pending,
+            metadata="",
+        )
+        for number in range(6)
     )
-    others = tuple(
-        PartitionBacklog(partition=number, committed_offset=0, log_start_offset=0, log_end_offset=pending, metadata="")
-        for number in range(1, 6)
-    )
-    return LaneReading(target=target, partitions=(partition, *others), member_count=0, due_retries=0)
+    return LaneReading(target=target, partitions=partitions, member_count=0, due_retries=0)
 
 
 def _merged(before: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:

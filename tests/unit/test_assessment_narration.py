@@ -10,7 +10,7 @@ from fluxpool_contract.problems import FieldProblem
 from fluxpool_operator.api import FluxWorkerPoolStatus, InvalidPoolError, Reason
 from fluxpool_operator.assessment import PoolEvent, PoolProblem, PoolView, assess, narrate
 from fluxpool_operator.planning import Constraint
-from fluxpool_operator.reconcile.invalid_pool import invalid_status
+from fluxpool_operator.reconcile.apply.status_writer import invalid_status
 from fluxpool_operator.workload import ContainerExit, PodStage
 from kit.pool_views import NOON, decision, deployment, lane, later, pod, pods, pool, view
 

@@ -1,17 +1,14 @@
-"""What the watches tell: to which pool it belongs, what is kept of it, and that no strange object ends anything."""
+"""Watch events: to which pool an object belongs, what is cached of it, and that no odd object ends anything."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
-import kopf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_operator.backlog import BacklogHub
 from fluxpool_operator.children import MANAGED_BY, POOL_LABEL
-from fluxpool_operator.handlers import NoMemories
 from fluxpool_operator.reconcile.child_cache import Change, ChildCache, PoolKey
 from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
@@ -188,19 +185,3 @@ async def test_no_pool_is_too_strange_to_be_looked_after_beside_others(
         pool_tasks.on_pool(pool(uid, name="odd" if uid == "odd" else "standard", **metadata), is_deleted=False)
     assert pool_tasks.pool_uids == {"odd", "plain"}
     await pool_tasks.stop()
-
-
-# kopf
-
-
-async def test_kopf_keeps_nothing_of_an_object() -> None:
-    memories = NoMemories()
-    body: Any = pod()
-    await memories.recall(body, noticed_by_listing=True)
-    assert list(memories.iter_all_memories()) == []
-
-
-def test_kopf_still_takes_memories_and_calls_them_as_this_operator_answers() -> None:
-    assert "memories" in inspect.signature(kopf.operator).parameters
-    base: Any = NoMemories.__base__
-    assert inspect.signature(base.recall).parameters.keys() == inspect.signature(NoMemories.recall).parameters.keys()

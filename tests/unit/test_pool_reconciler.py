@@ -191,6 +191,17 @@ async def test_topics_that_keep_the_producers_time_are_named_with_the_remedy(tmp
         assert words in told.message
 
 
+async def test_expired_records_are_counted_once(tmp_path: Path) -> None:
+    pool = bench(tmp_path)
+    await pool.run(10)
+    pool.hub.expired = 2
+    await pool.run(30)
+    pool.hub.expired = 3
+    await pool.run(30)
+    labels = {"namespace": pool.key.namespace, "pool": pool.key.name}
+    assert pool.context.metrics.registry.get_sample_value("fluxpool_pool_expired_records_total", labels) == 6 * 3
+
+
 # Repairs
 
 

@@ -1,12 +1,18 @@
-"""Where objects live in the Kubernetes API."""
+"""Paths of objects in the Kubernetes API, and Event objects about pools."""
 
+import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from fluxpool_operator.api import API_VERSION, PLURAL
+from fluxpool_operator.api import API_VERSION, KIND, PLURAL, FluxWorkerPool
+from fluxpool_operator.cluster.client import Body
 
 POOLS_PATH: Final = f"/apis/{API_VERSION}"
+_COMPONENT: Final = "fluxpool-operator"
+_MAX_EVENT_MESSAGE_BYTES: Final = 1024
+"""The API server refuses longer ones."""
 
 
 class KindPath(StrEnum):
@@ -52,3 +58,28 @@ def pool_path(namespace: str, name: str, *, subresource: str = "") -> str:
 def listing_path(path: str, *, namespace: str | None) -> str:
     """A collection's path for one namespace, or for all of the cluster."""
     return path.format(namespace) if namespace else path.replace("/namespaces/{}", "")
+
+
+def pool_event(pool: FluxWorkerPool, *, type: str, reason: str, message: str, now: datetime) -> Body:  # noqa: A002
+    """An Event object about a pool; `type` is Normal or Warning."""
+    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{pool.name}.{uuid.uuid4().hex[:16]}", "namespace": pool.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": pool.name,
+            "namespace": pool.namespace,
+            "uid": pool.metadata.uid,
+        },
+        "type": type,
+        "reason": reason,
+        "message": message.encode()[:_MAX_EVENT_MESSAGE_BYTES].decode(errors="ignore"),
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+        "source": {"component": _COMPONENT},
+        "reportingComponent": _COMPONENT,
+    }

@@ -1,6 +1,7 @@
-"""What the watches said: pools, their Deployments and their pods, and whom to wake when that changes.
+"""An informer's cache: the newest known state of all pools' children, in small summaries, and who is woken by changes.
 
-Owns the newest state of each object, kept small. Must not know what follows from it.
+Fed by watch events (`handlers`), by what applies return (`apply.child_applier`) and by `sweep`. Must not know what
+follows from a change; that is decided in `pool_reconciler`.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,23 +26,23 @@ DEPLOYMENT: Final = "Deployment"
 
 
 class Change(StrEnum):
-    """Why a pool is looked at before its time."""
+    """Why a pool is reconciled before its interval is over."""
 
     SPEC = "spec"
     CHILDREN = "children"
     CHILD_DELETED = "child-deleted"
     """A child was deleted."""
     RECORDS = "records"
-    """New tasks in a topic that had none."""
+    """New records in the topics of an idle pool."""
     GROUP_CONFLICT = "group-conflict"
-    """Another pool's groups changed."""
+    """Another pool claimed or released one of the pool's consumer groups."""
     TOPICS = "topics"
-    """The pool's topics were looked after."""
+    """The pool's topics were read or changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolKey:
-    """A pool by its place; what its children's labels tell."""
+    """A pool by namespace and name, as the labels of its children say."""
 
     namespace: str
     name: str
@@ -60,11 +61,11 @@ class _PoolChildren:
     pods: dict[str, PodSummary] = field(default_factory=dict)
 
 
-_NOTHING: Final = _PoolChildren()
+_NO_CHILDREN: Final = _PoolChildren()
 
 
 class ChildCache:
-    """The children of all pools, and the loops that want to know of changes."""
+    """The children of all pools, and the loops that changes wake."""
 
     def __init__(self) -> None:
         self._children: dict[PoolKey, _PoolChildren] = {}
@@ -75,32 +76,32 @@ class ChildCache:
         self._subscribers[key] = wake
 
     def unsubscribe(self, key: PoolKey, wake: Wake) -> None:
-        """Undo `listen`, unless somebody else listens by now."""
+        """Undo `subscribe`, unless the next pool of that name has subscribed by now."""
         if self._subscribers.get(key) == wake:
             del self._subscribers[key]
 
     def deployment(self, key: PoolKey) -> DeploymentSummary | None:
-        """The pool's Deployment; None when none was seen."""
-        return self._children.get(key, _NOTHING).deployment
+        """The pool's Deployment; None when none is known."""
+        return self._children.get(key, _NO_CHILDREN).deployment
 
     def children(self, key: PoolKey) -> Mapping[str, ChildSummary]:
-        """The pool's children by kind, as far as they were seen."""
-        return self._children.get(key, _NOTHING).children
+        """The pool's known children by kind."""
+        return self._children.get(key, _NO_CHILDREN).children
 
     def pods(self, key: PoolKey) -> tuple[PodSummary, ...]:
         """The pool's pods, in no order."""
-        return tuple(self._children.get(key, _NOTHING).pods.values())
+        return tuple(self._children.get(key, _NO_CHILDREN).pods.values())
 
     def pod_uids(self) -> dict[str, PoolKey]:
-        """Every pod that is known, by uid."""
-        return {uid: key for key, seen in self._children.items() for uid in seen.pods}
+        """Every known pod, by uid."""
+        return {uid: key for key, entry in self._children.items() for uid in entry.pods}
 
     def deployment_uids(self) -> dict[str, PoolKey]:
-        """Every Deployment that is known, by uid."""
-        return {seen.deployment.uid: key for key, seen in self._children.items() if seen.deployment is not None}
+        """Every known Deployment, by uid."""
+        return {entry.deployment.uid: key for key, entry in self._children.items() if entry.deployment is not None}
 
     def on_pod(self, body: Mapping[str, Any], *, is_deleted: bool) -> None:
-        """A pod appeared, changed or went; one that no ReplicaSet controls is not the pool's, whatever its labels."""
+        """A pod was created, changed or deleted; without a controlling ReplicaSet it is not the pool's."""
         key = _pool_of(body)
         if key is None:
             return
@@ -114,14 +115,14 @@ class ChildCache:
             self._wake(key, Change.CHILDREN)
 
     def remove_pod(self, key: PoolKey, uid: str) -> None:
-        """A pod is not there any more."""
-        seen = self._children.get(key)
-        if seen is not None and seen.pods.pop(uid, None) is not None:
-            self._tidy(key)
+        """A pod was deleted."""
+        entry = self._children.get(key)
+        if entry is not None and entry.pods.pop(uid, None) is not None:
+            self._drop_empty(key)
             self._wake(key, Change.CHILDREN)
 
     def on_child(self, kind: str, body: Mapping[str, Any], *, is_deleted: bool) -> None:
-        """A child appeared, changed or went. A copy under another name is not the pool's, whatever its labels."""
+        """A child was created, changed or deleted; a copy under another name is not the pool's."""
         key = _pool_of(body)
         if key is None or body["metadata"]["name"] != child_name_of(key.name):
             return
@@ -130,40 +131,37 @@ class ChildCache:
         elif self.store_child(key, kind, body):
             self._wake(key, Change.CHILDREN)
 
-    def remove_deployment(self, key: PoolKey, uid: str) -> None:
-        """A Deployment is not there any more."""
-        self.remove_child(key, DEPLOYMENT, uid)
-
     def remove_child(self, key: PoolKey, kind: str, uid: str) -> None:
-        """A child is not there any more; one that took its name since stays."""
-        seen = self._children.get(key)
-        known = None if seen is None else seen.children.get(kind)
-        if seen is None or known is None or known.uid != uid:
+        """A child was deleted; one of the same kind with another uid is its successor and stays."""
+        entry = self._children.get(key, _NO_CHILDREN)
+        known = entry.children.get(kind)
+        if known is None or known.uid != uid:
             return
-        del seen.children[kind]
+        del entry.children[kind]
         if kind == DEPLOYMENT:
-            seen.deployment = None
-        self._tidy(key)
+            entry.deployment = None
+        self._drop_empty(key)
         self._wake(key, Change.CHILD_DELETED)
 
     def store_child(self, key: PoolKey, kind: str, body: Mapping[str, Any]) -> bool:
-        """Note a child as it was read or written, unless something newer is known; returns whether it is news."""
+        """Store a child as it was read or written, unless a newer one is known; returns whether it changed."""
         summary = summarize_child(body)
-        seen = self._children.setdefault(key, _PoolChildren())
-        known = seen.children.get(kind)
+        entry = self._children.setdefault(key, _PoolChildren())
+        known = entry.children.get(kind)
+        # The answer to an apply overtakes the watch, whose older events then arrive and must not bring back the past.
         if known is not None and summary.is_older_than(known):
             return False
-        seen.children[kind] = summary
-        # Of what controllers write to a status only the Deployment's counts.
-        is_news = known is None or replace(known, resource_version=summary.resource_version) != summary
+        entry.children[kind] = summary
+        # Only the Deployment's status matters; those of other children must not wake the loop.
+        is_changed = known is None or replace(known, resource_version=summary.resource_version) != summary
         if kind == DEPLOYMENT:
-            before, seen.deployment = seen.deployment, summarize_deployment(body)
-            is_news = is_news or before != seen.deployment
-        return is_news
+            before, entry.deployment = entry.deployment, summarize_deployment(body)
+            is_changed = is_changed or before != entry.deployment
+        return is_changed
 
-    def _tidy(self, key: PoolKey) -> None:
-        seen = self._children[key]
-        if not seen.pods and not seen.children:
+    def _drop_empty(self, key: PoolKey) -> None:
+        entry = self._children[key]
+        if not entry.pods and not entry.children:
             del self._children[key]
 
     def _wake(self, key: PoolKey, change: Change) -> None:
@@ -178,5 +176,5 @@ def _pool_of(body: Mapping[str, Any]) -> PoolKey | None:
 
 
 def pool_key(body: Body) -> PoolKey:
-    """The place of a pool."""
+    """Namespace and name of a pool."""
     return PoolKey(body["metadata"]["namespace"], body["metadata"]["name"])

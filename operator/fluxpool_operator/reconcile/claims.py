@@ -1,6 +1,6 @@
-"""Which pool reads which consumer group: of two that name the same one, the older pool keeps it.
+"""Which pool owns which consumer group: of two pools that name the same one, the older.
 
-Pure: claims in, claims out. Must not know how pools are seen or what the later one is told.
+Pure. `pool_reconciler` puts the claims and reports the conflicts.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupClaim:
-    """The groups that one pool reads."""
+    """The consumer groups of one pool."""
 
     uid: str
     name: str
@@ -16,17 +16,17 @@ class GroupClaim:
     created: str
     """The pool's creation time as Kubernetes writes it, which sorts by time."""
     groups: frozenset[tuple[str, str]]
-    """Each bootstrap server with each group: two addresses of one cluster that never meet in a list look like two."""
+    """Each bootstrap server with each group: pools conflict when they share a server and a group."""
 
     @property
     def precedence(self) -> tuple[str, str]:
-        """Sorts claims: the oldest pool first, any fixed order among equals."""
+        """Sort key: the oldest pool first, then any fixed order."""
         return (self.created, self.uid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupConflict:
-    """Another pool that reads one of the same groups and came first."""
+    """An older pool that names one of the same groups."""
 
     group: str
     holder: str
@@ -34,25 +34,25 @@ class GroupConflict:
 
 
 class GroupClaims:
-    """The claims of all pools that are looked after."""
+    """The claims of all pools."""
 
     def __init__(self) -> None:
         self._claims: dict[str, GroupClaim] = {}
         self._holders: dict[tuple[str, str], set[str]] = {}
 
     def put(self, claim: GroupClaim) -> frozenset[str]:
-        """Add or change a pool's claim; returns the uids of other pools that this may concern."""
+        """Add or change a pool's claim; returns the uids of the pools that this may affect."""
         known = self._claims.get(claim.uid)
         if known == claim:
             return frozenset()
-        concerned = self.remove(claim.uid)
+        affected = self.remove(claim.uid)
         self._claims[claim.uid] = claim
         for group in claim.groups:
             self._holders.setdefault(group, set()).add(claim.uid)
-        return concerned | self._conflicting(claim)
+        return affected | self._conflicting(claim)
 
     def remove(self, uid: str) -> frozenset[str]:
-        """Forget a pool's claim; returns the uids of other pools that this may concern."""
+        """Remove a pool's claim; returns the uids of the pools that this may affect."""
         claim = self._claims.pop(uid, None)
         if claim is None:
             return frozenset()
@@ -64,7 +64,7 @@ class GroupClaims:
         return conflicting
 
     def conflict(self, uid: str) -> GroupConflict | None:
-        """The pool that keeps this one from its groups; None when there is none."""
+        """The first of the pool's groups that an older pool owns; None without a conflict."""
         claim = self._claims.get(uid)
         if claim is None:
             return None

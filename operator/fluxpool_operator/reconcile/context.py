@@ -1,4 +1,4 @@
-"""What the loops of all pools share."""
+"""Dependencies that the loops of all pools share: settings, clients, caches, metrics, clocks."""
 
 import time
 from collections.abc import Callable, Coroutine
@@ -28,7 +28,7 @@ class OperatorContext:
     cluster: ClusterClient
     hub: BacklogHub
     folder: Path
-    """Private to this process; certificates of pools lie below it."""
+    """Private to this process; holds the pools' certificates."""
     cache: ChildCache = field(default_factory=ChildCache)
     claims: GroupClaims = field(default_factory=GroupClaims)
     metrics: OperatorMetrics = field(default_factory=OperatorMetrics)

@@ -1,12 +1,10 @@
-"""The loop of one pool: observe -> plan -> apply, at the pool's pace and whenever something happens.
+"""The loop of one pool: reconcile at the pool's interval and whenever something changes.
 
-Owns the order of a turn and what keeps the loop alive: every error of a turn ends that turn only. Must not decide
-anything itself.
+Owns when `pool_reconciler` runs and what keeps the loop alive: an error ends one reconcile, never the loop.
+`pool_tasks` starts and cancels it.
 """
 
 import asyncio
-import json
-import random
 from collections.abc import Callable
 from typing import Final
 
@@ -15,42 +13,48 @@ import structlog
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.cluster import ClusterUnreachableError
 from fluxpool_operator.cluster.client import Body
-from fluxpool_operator.reconcile.apply.status_writer import PoolGoneError, StatusWriter
+from fluxpool_operator.reconcile.apply.status_writer import (
+    PoolGoneError,
+    StatusWriter,
+    invalid_pool,
+    invalid_status,
+    read_status,
+)
 from fluxpool_operator.reconcile.child_cache import Change, pool_key
 from fluxpool_operator.reconcile.context import OperatorContext
-from fluxpool_operator.reconcile.invalid_pool import invalid_pool, invalid_status, read_status
 from fluxpool_operator.reconcile.pool_reconciler import PoolReconciler
+from fluxpool_transport.process import Backoff
 
 log = structlog.get_logger(__name__)
 
 FIRST_BACKOFF_SECONDS: Final = 0.5
 LONGEST_BACKOFF_SECONDS: Final = 5.0
-"""An outage of the API server is over for a pool at most so long after it is over for everybody."""
+"""So soon after an outage of the API server every pool is reconciled again."""
 COALESCE_SECONDS: Final = 0.1
-"""Changes of children come in flocks: a turn waits for the others of its flock."""
+"""Events of children come in bursts; one reconcile answers all of a burst."""
 MIN_INTERVAL_SECONDS: Final = 0.05
-"""Between two turns of a pool, so that no condition can make its loop spin."""
+"""Between two reconciles of a pool, so that no condition makes its loop spin."""
 INVALID_POOL_SECONDS: Final = 60.0
 RECONCILE_DEADLINE_SECONDS: Final = 120.0
-"""Every request has a deadline of its own; this ends a turn that hangs all the same."""
+"""Every request has a deadline of its own; this one ends a reconcile that hangs all the same."""
 
 
 class PoolLoop:
-    """One pool's loop, from the first observation of the pool to its end."""
+    """One pool's loop, from the first event of the pool to its deletion."""
 
     def __init__(
         self, body: Body, *, context: OperatorContext, notify_conflicting_pools: Callable[[frozenset[str]], None]
     ) -> None:
-        self._text = json.dumps(body)
-        self._told = _told(body)
         self.key = pool_key(body)
         self.alive_at_seconds = context.clock()
-        """When the loop last came around, successful or refused."""
+        """When a reconcile last ended, with or without an error."""
         self._context = context
+        self._pool: FluxWorkerPool | Body = body
+        """The body only until it is parsed: it takes far more memory."""
+        self._desired = _desired_state(body)
         self._changes: set[Change] = {Change.SPEC}
         self._woken = asyncio.Event()
-        self._failures = 0
-        self._pool: FluxWorkerPool | None = None
+        self._backoff = Backoff(initial_seconds=FIRST_BACKOFF_SECONDS, maximum_seconds=LONGEST_BACKOFF_SECONDS)
         self._writer = StatusWriter(context.cluster, written=read_status(body), clock=context.clock)
         self._reconciler = PoolReconciler(
             self.key,
@@ -62,26 +66,20 @@ class PoolLoop:
         )
         self._log = log.bind(pool=str(self.key))
 
-    @property
-    def body(self) -> Body:
-        """The pool as it was last seen; kept as text, which takes a tenth of what its many small objects do."""
-        body: Body = json.loads(self._text)
-        return body
-
     def on_pool(self, body: Body) -> None:
-        """The pool as it is now; our own writes to its status are no reason to wake."""
-        before, self._told, self._text = self._told, _told(body), json.dumps(body)
-        if before != self._told:
-            self._pool = None
+        """The pool changed. Writes to its status, our own among them, do not wake the loop."""
+        before, self._desired = self._desired, _desired_state(body)
+        if before != self._desired:
+            self._pool = body
             self.wake(Change.SPEC)
 
     def wake(self, change: Change) -> None:
-        """Make the next turn come soon."""
+        """Reconcile soon."""
         self._changes.add(change)
         self._woken.set()
 
     async def run(self) -> None:
-        """Turn until cancelled; raises `PoolGoneError` when the pool turns out not to exist."""
+        """Reconcile until cancelled; raises `PoolGoneError` when the pool turns out to be deleted."""
         self._context.cache.subscribe(self.key, self.wake)
         try:
             while True:
@@ -92,21 +90,23 @@ class PoolLoop:
             self._reconciler.close()
 
     async def _reconcile_guarded(self) -> float:
-        """One turn; returns the seconds to the next one if nothing happens."""
+        """Reconcile once; returns the seconds until the next time if nothing changes."""
+        # Cleared before anything is read: an event that arrives during this reconcile causes the next one.
         changes, self._changes = frozenset(self._changes), set()
         self._woken.clear()
         outcome, delay_seconds = "done", 0.0
         try:
             async with asyncio.timeout(RECONCILE_DEADLINE_SECONDS):
                 delay_seconds = await self._reconcile(changes)
-            self._failures = 0
+            self._backoff.reset()
         except (PoolGoneError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - the top of the loop: it must live
             is_outage = isinstance(error, ClusterUnreachableError)
             outcome = "unreachable" if is_outage else "failed"
+            # The next reconcile must still act on what woke this one.
             self._changes |= changes
-            delay_seconds = self._backoff_seconds()
+            delay_seconds = self._backoff.next_seconds()
             self._log.warning(
                 "reconcile_failed",
                 error=str(error) or repr(error),
@@ -118,30 +118,24 @@ class PoolLoop:
         return delay_seconds
 
     async def _reconcile(self, changes: frozenset[Change]) -> float:
+        pool = self._pool
         try:
-            self._pool = self._pool or FluxWorkerPool.parse(self.body)
-            return await self._reconciler.reconcile(self._pool, changes)
+            if isinstance(pool, dict):
+                pool = self._pool = FluxWorkerPool.parse(pool)
+            return await self._reconciler.reconcile(pool, changes)
         except InvalidPoolError as error:
-            return await self._refuse(error)
-
-    async def _refuse(self, error: InvalidPoolError) -> float:
-        """Say what is wrong with the pool; everything stays as it is until it is changed."""
-        pool = self._pool or invalid_pool(self.body)
-        status = invalid_status(self._writer.written, pool, error, now=self._context.utc_now())
-        await self._writer.write(pool, status)
-        return INVALID_POOL_SECONDS
-
-    def _backoff_seconds(self) -> float:
-        self._failures += 1
-        longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** (self._failures - 1))
-        return random.uniform(longest / 2, longest)  # noqa: S311 - spreads retries
+            # Not `self._pool`: it may have changed meanwhile, and the error is about this one.
+            refused = invalid_pool(pool) if isinstance(pool, dict) else pool
+            status = invalid_status(self._writer.written, refused, error, now=self._context.utc_now())
+            await self._writer.write(refused, status)
+            return INVALID_POOL_SECONDS
 
     async def _sleep(self, seconds: float) -> None:
-        """Until the time is over or somebody wakes the loop; while it fails, waking it must not make it fail faster."""
-        if self._failures:
+        """Wait until the time is over or the loop is woken."""
+        if self._backoff.failures:
+            # Events must not shorten the backoff.
             await asyncio.sleep(seconds)
             return
-        # Whatever says that a turn is due or changed something, there is time for others between two turns.
         await asyncio.sleep(MIN_INTERVAL_SECONDS)
         try:
             async with asyncio.timeout(max(0.0, seconds - MIN_INTERVAL_SECONDS)):
@@ -152,7 +146,7 @@ class PoolLoop:
             await asyncio.sleep(COALESCE_SECONDS)
 
 
-def _told(body: Body) -> tuple[object, ...]:
-    """What others tell the operator by a pool."""
+def _desired_state(body: Body) -> tuple[object, ...]:
+    """What users set on a pool: changes with the spec and the metadata, not with the status."""
     metadata = body["metadata"]
     return metadata.get("generation"), metadata.get("labels"), metadata.get("annotations")

@@ -1,22 +1,21 @@
-"""One turn of a pool: look at its Secrets, its backlog and its children, plan, apply, and say what is so.
+"""Reconciles one pool: reads Secrets, lag and children, plans, applies and reports.
 
-Owns the order of these steps and what each needs from the one before. Decides nothing itself: the plan, the victims,
-the width of a rollout and every word of the status come from the pure rooms.
+Owns the order of these steps and what each needs of the one before. Decides nothing itself: plan, victims, rollout and
+status come from the pure rooms. `pool_loop` calls it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
-from fluxpool_operator.backlog import LaneObservation, LaneTarget
+from fluxpool_operator.backlog import LaneTarget
 from fluxpool_operator.children import child_name, required_secret_keys
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.planning import Plan
-from fluxpool_operator.pool_scaling import desired_replicas
 from fluxpool_operator.reconcile.apply.child_applier import ChildApplier
-from fluxpool_operator.reconcile.apply.scaler import Observation, Scaler
+from fluxpool_operator.reconcile.apply.scaler import Observation, Scaler, desired_replicas
 from fluxpool_operator.reconcile.apply.status_writer import StatusWriter
 from fluxpool_operator.reconcile.apply.topic_reconciler import TopicReconciler
 from fluxpool_operator.reconcile.child_cache import DEPLOYMENT, Change, PoolKey
@@ -29,21 +28,22 @@ from fluxpool_operator.reconcile.kafka.pool_secrets import SecretsReader, Secret
 from fluxpool_operator.workload import controller_uid
 
 _READ_AT_ONCE: Final = frozenset({Change.RECORDS, Change.SPEC, Change.TOPICS})
-"""Changes after which the backlog is read before its time."""
+"""Changes after which the lag is read before its interval is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ReadTarget:
-    """Where the lag watch looks, and what that came from."""
+    """What the lag watch reads, and from what that was derived."""
 
     pool: FluxWorkerPool
     secrets: SecretValues
+    lanes: tuple[LaneTarget, ...]
     access: KafkaAccess
     claim: GroupClaim
 
 
 class PoolReconciler:
-    """The turns of one pool, and what they remember from one to the next."""
+    """Reconciles one pool, and remembers what the next reconcile needs of the last one."""
 
     def __init__(
         self,
@@ -59,7 +59,8 @@ class PoolReconciler:
         self._context = context
         self._writer = writer
         self._notify_conflicting_pools = notify_conflicting_pools
-        # By uid: a pool of the same name that ends later must not take away what the next one uses.
+        # Lag watch and secrets folder are keyed by uid, not by name: a deleted pool may be closed after its successor
+        # of the same name has started, and must not take away what that one uses.
         self._lag = LagWatch(context.hub, key=uid, wake=lambda: wake(Change.RECORDS), clock=context.clock)
         self._secrets = SecretsReader(
             context.cluster,
@@ -70,30 +71,29 @@ class PoolReconciler:
         self._kafka = KafkaAccessFinder(context.folder / uid, settings=context.settings)
         self._topics = TopicReconciler(context=context, wake=lambda: wake(Change.TOPICS))
         self._scaler = Scaler(written=writer.written, context=context)
-        self._applier: ChildApplier | None = None
-        self._targets: tuple[FluxWorkerPool, tuple[LaneTarget, ...]] | None = None
+        self._applier = ChildApplier(key, owner_uid=uid, context=context)
         self._target: _ReadTarget | None = None
-        self._has_looked_up = False
+        self._deployment_was_sought = False
+        self._expired_records = 0
 
     def close(self) -> None:
-        """Let go of everything but the children."""
+        """Release everything but the children."""
         self._lag.close()
         self._topics.close()
         self._kafka.close()
 
     async def reconcile(self, pool: FluxWorkerPool, changes: frozenset[Change]) -> float:
-        """Observe, plan, apply, tell; returns the seconds until the next turn is due.
+        """Observe, plan, apply, report; returns the seconds until the next reconcile is due.
 
         Raises `InvalidPoolError` for a pool that contradicts itself, `PoolGoneError`, and what the cluster client does.
         """
         started_at = self._context.clock()
-        applier = self._applier = self._applier or ChildApplier(pool, context=self._context)
         if Change.CHILD_DELETED in changes:
-            applier.on_child_deleted(pool)
+            self._applier.on_child_deleted()
         secrets = await self._secrets.read(required_secret_keys(pool.spec))
-        target = await self._configure_lag_watch(pool, secrets)
+        target = await self._read_target(pool, secrets)
         topic_problems = self._topics.reconcile(pool, target.access.connection)
-        if changes & _READ_AT_ONCE or self._lag.seconds_until_due(self._interval(pool)) <= 0:
+        if changes & _READ_AT_ONCE or self._lag.seconds_until_due(_interval(pool)) <= 0:
             await self._lag.read(is_burst=Change.RECORDS in changes)
         observation = await self._observe(pool)
         problems = (
@@ -109,25 +109,36 @@ class PoolReconciler:
                 pool, plan, observation, wanted=replicas, observe_again=lambda: self._observe_again(pool)
             )
             checksum = _checksum(secrets, observation)
-            problems += await applier.apply(pool, replicas=replicas, secrets_checksum=checksum, observation=observation)
+            problems += await self._applier.apply(
+                pool, replicas=replicas, secrets_checksum=checksum, observation=observation
+            )
             observation = replace(observation, deployment=self._context.cache.deployment(self._key))
-        await self._report(
-            pool,
-            observation=observation,
-            plan=plan,
-            replicas=replicas,
-            problems=problems,
-            template_hash=applier.template_hash,
-        )
+        await self._report(pool, observation=observation, plan=plan, replicas=replicas, problems=problems)
         self._lag.wake_when_grown()
-        due = max(0.0, self._lag.seconds_until_due(self._interval(pool)))
-        return min(due, applier.seconds_until_due(), self._secrets.seconds_until_due())
+        due = max(0.0, self._lag.seconds_until_due(_interval(pool)))
+        return min(due, self._applier.seconds_until_due(), self._secrets.seconds_until_due())
 
-    def _targets_of(self, pool: FluxWorkerPool) -> tuple[LaneTarget, ...]:
-        """What the pool reads; kept until the pool changes, because it takes long to find out."""
-        if self._targets is None or self._targets[0] is not pool:
-            self._targets = (pool, lane_targets(pool))
-        return self._targets[1]
+    async def _read_target(self, pool: FluxWorkerPool, secrets: SecretValues) -> _ReadTarget:
+        """Connect the lag watch to the pool's Kafka; without its credentials nothing can be read."""
+        last = self._target
+        if last is not None and last.pool is pool and last.secrets == secrets and last.access.is_final:
+            return last
+        # Deriving the lanes takes long enough to do it once for each change of the pool.
+        lanes = last.lanes if last is not None and last.pool is pool else lane_targets(pool)
+        access = await self._kafka.find(pool, secrets)
+        expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
+        self._lag.configure(access.connection, lanes, expired_before=expired)
+        groups = frozenset(
+            (comparable_server(server), group)
+            for server in access.servers
+            for lane in lanes
+            for group in (lane.consumer_group, *(tier.group for tier in lane.retry_tiers))
+        )
+        claim = GroupClaim(
+            uid=pool.metadata.uid, name=str(self._key), created=pool.metadata.creation_timestamp, groups=groups
+        )
+        self._target = _ReadTarget(pool=pool, secrets=secrets, lanes=lanes, access=access, claim=claim)
+        return self._target
 
     def _claim(self, claim: GroupClaim) -> tuple[PoolProblem, ...]:
         self._notify_conflicting_pools(self._context.claims.put(claim))
@@ -140,43 +151,21 @@ class PoolReconciler:
         )
         return (PoolProblem(reason=Reason.GROUP_CONFLICT, message=message),)
 
-    async def _configure_lag_watch(self, pool: FluxWorkerPool, secrets: SecretValues) -> _ReadTarget:
-        """Point the lag watch at the pool's Kafka; without its credentials nothing can be read."""
-        targets, target = self._targets_of(pool), self._target
-        if target is None or target.pool is not pool or target.secrets != secrets or not target.access.is_final:
-            access = await self._kafka.find(pool, secrets)
-            expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
-            self._lag.configure(access.connection, targets, expired_before=expired)
-            groups = frozenset(
-                (comparable_server(server), group)
-                for server in access.servers
-                for target in targets
-                for group in (target.consumer_group, *(tier.group for tier in target.retry_tiers))
-            )
-            claim = GroupClaim(
-                uid=pool.metadata.uid,
-                name=str(self._key),
-                created=pool.metadata.creation_timestamp,
-                groups=groups,
-            )
-            target = self._target = _ReadTarget(pool=pool, secrets=secrets, access=access, claim=claim)
-        return target
-
     async def _observe(self, pool: FluxWorkerPool) -> Observation:
         cache = self._context.cache
-        if cache.deployment(self._key) is None and not self._has_looked_up:
-            # The watch may not have come around yet: a Deployment that nobody looked for must not count as zero.
+        # A new operator may plan before its watch has listed the Deployments: absent from the cache is not yet 0.
+        if cache.deployment(self._key) is None and not self._deployment_was_sought:
             path = KindPath.DEPLOYMENT.object(self._key.namespace, child_name(pool))
             found = await self._context.cluster.find(path)
             if found is not None and controller_uid(found["metadata"]) == pool.metadata.uid:
                 cache.store_child(self._key, DEPLOYMENT, found)
-        self._has_looked_up = True
+        self._deployment_was_sought = True
         return Observation(
             lanes=self._lag.observe(), deployment=cache.deployment(self._key), pods=cache.pods(self._key)
         )
 
     async def _observe_again(self, pool: FluxWorkerPool) -> Observation:
-        """The backlog read anew, with the pods as they are by now."""
+        """A fresh reading of the lag, with the pods as they are by now."""
         await self._lag.read(is_burst=False)
         return await self._observe(pool)
 
@@ -188,8 +177,8 @@ class PoolReconciler:
         plan: Plan,
         replicas: int,
         problems: tuple[PoolProblem, ...],
-        template_hash: str | None,
     ) -> None:
+        """Write the status, and export the pool's metrics."""
         view = PoolView(
             pool=pool.model_copy(update={"status": self._writer.written}),
             now=self._context.utc_now(),
@@ -198,36 +187,35 @@ class PoolReconciler:
             desired_replicas=replicas,
             deployment=observation.deployment,
             pods=observation.pods,
-            template_hash=template_hash,
+            template_hash=self._applier.template_hash,
             problems=problems,
             topics_are_settling=self._topics.is_settling and pool.spec.kafka.manage_topics,
             create_time_topics=self._topics.create_time,
-            topic_partitions=_partition_counts(observation.lanes),
+            topic_partitions={lane.target.name: len(lane.partitions) for lane in observation.lanes if lane.partitions},
         )
-        status = assess(view)
-        await self._writer.write(pool, status)
-        self._export(observation, replicas)
-
-    def _export(self, observation: Observation, replicas: int) -> None:
+        await self._writer.write(pool, assess(view))
         metrics, labels = self._context.metrics, {"namespace": self._key.namespace, "pool": self._key.name}
         metrics.desired_replicas.labels(**labels).set(replicas)
         metrics.ready_replicas.labels(**labels).set(observation.deployment.ready if observation.deployment else 0)
         metrics.pending_records.labels(**labels).set(sum(lane.pending_records for lane in observation.lanes))
-        metrics.expired_records.labels(**labels).set(sum(lane.expired_records_total for lane in observation.lanes))
         metrics.lag_age_seconds.labels(**labels).set(max((lane.age_seconds for lane in observation.lanes), default=0.0))
+        # The status remembers the sum across operators, a counter only grows.
+        before, self._expired_records = self._expired_records, sum(it.expired_records_total for it in observation.lanes)
+        metrics.expired_records.labels(**labels).inc(max(0, self._expired_records - before))
 
-    def _interval(self, pool: FluxWorkerPool) -> float:
-        return float(pool.spec.scaling.poll_interval_seconds)
+
+def _interval(pool: FluxWorkerPool) -> float:
+    return float(pool.spec.scaling.poll_interval_seconds)
 
 
 def _missing(pool: FluxWorkerPool, secrets: SecretValues, observation: Observation) -> tuple[PoolProblem, ...]:
-    """What is said of missing Secrets. Workers that run have what they were started with; others wait for them."""
+    """The problem of missing Secrets. Running workers keep what they were started with; new pods wait."""
     if not secrets.missing:
         return ()
     names = ", ".join(map(str, secrets.missing))
     message = f"missing Secret entries (name/key): {names}; create them in the pool's namespace"
     stops_reading = bool(kafka_keys(pool) & set(secrets.missing))
-    # Nothing is known of the work then, and the first worker could not do any.
+    # Without a lag and without workers there is nothing to scale by, and the first worker could not start.
     stops_scaling = stops_reading and observation.deployment is None
     remark = "nothing is created until then" if stops_scaling else "new pods wait until then"
     problem = PoolProblem(
@@ -240,11 +228,7 @@ def _missing(pool: FluxWorkerPool, secrets: SecretValues, observation: Observati
 
 
 def _checksum(secrets: SecretValues, observation: Observation) -> str:
-    """Of the Secrets; while an entry is missing, of the pods that run: others could not start in their place."""
+    """Of the Secrets; while an entry is missing, of the running pods, whose replacements could not start."""
     if secrets.missing and observation.deployment is not None:
         return observation.deployment.secrets_checksum
     return secrets.checksum
-
-
-def _partition_counts(lanes: tuple[LaneObservation, ...]) -> Mapping[str, int]:
-    return {lane.target.name: len(lane.partitions) for lane in lanes if lane.partitions}

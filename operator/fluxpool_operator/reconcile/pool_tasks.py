@@ -1,11 +1,11 @@
-"""One task per pool: started when the pool is seen, ended when it goes, started again should it ever end by itself.
+"""One asyncio task per pool, from its creation to its deletion.
 
-Owns the tasks. Must not know what a turn of a loop does.
+Owns the tasks. Must not know what a loop (`pool_loop`) does.
 """
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -17,92 +17,77 @@ from fluxpool_operator.reconcile.pool_loop import PoolLoop
 
 log = structlog.get_logger(__name__)
 
-RESTART_SECONDS: Final = 5.0
-"""Before a loop that broke is started again; its own errors are caught within, so this should not happen."""
-
 
 class PoolTasks:
-    """The loops of all pools."""
+    """The loops of all pools, by the pools' uids."""
 
     def __init__(self, context: OperatorContext) -> None:
         self._context = context
-        self._loops: dict[str, PoolLoop] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, tuple[PoolLoop, asyncio.Task[None]]] = {}
 
     @property
     def pool_uids(self) -> frozenset[str]:
         """The pools that have a loop."""
-        return frozenset(self._loops)
+        return frozenset(self._running)
 
     def on_pool(self, body: Mapping[str, Any], *, is_deleted: bool) -> None:
-        """A pool appeared, changed or went."""
+        """A pool was created, changed or deleted."""
         plain: Body = dict(body)
         uid = plain["metadata"]["uid"]
-        # A pool that waits for its children to be deleted first must not get them back.
+        # With foreground deletion a pool exists until its children are deleted; they must not be created again.
         if is_deleted or plain["metadata"].get("deletionTimestamp"):
             self.remove_pool(uid)
             return
-        loop = self._loops.get(uid)
-        if loop is not None:
-            loop.on_pool(plain)
+        if uid in self._running:
+            self._running[uid][0].on_pool(plain)
             return
         key = pool_key(plain)
-        # A name has one pool: the end of an earlier one went by while nobody watched.
-        for earlier in [other for other, loop in self._loops.items() if loop.key == key]:
+        # A name has one pool at a time: the watch missed the deletion of the earlier one.
+        for earlier in [other for other, (loop, _) in self._running.items() if loop.key == key]:
             self.remove_pool(earlier)
         log.info("pool_added", pool=str(key), uid=uid)
-        self._start(uid, plain)
+        loop = PoolLoop(plain, context=self._context, notify_conflicting_pools=self.notify_conflicting_pools)
+        task = asyncio.create_task(loop.run(), name=f"pool {key}")
+        task.add_done_callback(lambda ended: self._on_ended(uid, ended))
+        self._running[uid] = loop, task
+        self._context.metrics.pools.set(len(self._running))
 
     def remove_pool(self, uid: str) -> None:
-        """A pool is not there any more; its children go by their owner references."""
-        loop, task = self._loops.pop(uid, None), self._tasks.pop(uid, None)
-        if loop is None or task is None:
+        """A pool was deleted; Kubernetes deletes its children by their owner references."""
+        if uid not in self._running:
             return
+        loop, task = self._running.pop(uid)
         log.info("pool_removed", pool=str(loop.key), uid=uid)
         task.cancel()
         self._context.metrics.remove_pool(loop.key.namespace, loop.key.name)
-        self._context.metrics.pools.set(len(self._loops))
+        self._context.metrics.pools.set(len(self._running))
         self.notify_conflicting_pools(self._context.claims.remove(uid))
 
     def notify_conflicting_pools(self, uids: frozenset[str]) -> None:
-        """Wake the loops of pools whose consumer groups another pool took or gave up."""
-        for uid in uids:
-            if (loop := self._loops.get(uid)) is not None:
-                loop.wake(Change.GROUP_CONFLICT)
+        """Wake the pools whose consumer groups another pool claimed or released."""
+        for uid in uids & self._running.keys():
+            self._running[uid][0].wake(Change.GROUP_CONFLICT)
 
     def longest_silence_seconds(self) -> float:
-        """Since the longest-waiting loop last finished a turn without an error in our own code; 0 without pools."""
+        """Since the end of the last reconcile of the loop that is silent the longest; 0 without pools."""
         now = self._context.clock()
-        return max((now - loop.alive_at_seconds for loop in self._loops.values()), default=0.0)
+        return max((now - loop.alive_at_seconds for loop, _ in self._running.values()), default=0.0)
 
     async def stop(self) -> None:
         """End every loop; the children stay as they are."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
-        self._loops.clear()
+        tasks = [task for _, task in self._running.values()]
+        self._running.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, uid: str, body: Body) -> None:
-        loop = PoolLoop(body, context=self._context, notify_conflicting_pools=self.notify_conflicting_pools)
-        self._loops[uid] = loop
-        self._context.metrics.pools.set(len(self._loops))
-        task = asyncio.create_task(loop.run(), name=f"pool {loop.key}")
-        self._tasks[uid] = task
-        task.add_done_callback(lambda ended: self._ended(uid, ended))
-
-    def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self._tasks.get(uid) is not task:
+    def _on_ended(self, uid: str, task: asyncio.Task[None]) -> None:
+        # The uid may have a new task by now: a pool that a sweep removed wrongly comes back with its next event.
+        if task.cancelled() or uid not in self._running or self._running[uid][1] is not task:
             return
-        loop = self._loops[uid]
         error = task.exception()
         if isinstance(error, PoolGoneError):
             self.remove_pool(uid)
             return
-        log.error("pool_loop_ended", pool=str(loop.key), error=repr(error), restart_in_seconds=RESTART_SECONDS)
-        asyncio.get_running_loop().call_later(RESTART_SECONDS, self._restart, uid, task)
-
-    def _restart(self, uid: str, ended: asyncio.Task[None]) -> None:
-        if self._tasks.get(uid) is ended:
-            self._start(uid, self._loops[uid].body)
+        # A loop catches its errors, so this is a defect. Its silence fails the liveness probe.
+        log.error("pool_loop_ended", pool=str(self._running[uid][0].key), error=repr(error))

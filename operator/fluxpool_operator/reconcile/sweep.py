@@ -1,6 +1,6 @@
-"""Mends what a watch missed: an object that was deleted while nobody watched is never announced as gone.
+"""Finds deletions that the watches missed: kopf announces no object that was deleted while a watch was away.
 
-Lists names and uids only, in pages, so that ten thousand pods cost little.
+Lists metadata only, in pages, so that ten thousand pods cost little.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from fluxpool_operator.api import PLURAL
 from fluxpool_operator.children import MANAGED_BY
 from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath
 from fluxpool_operator.cluster.objects import POOLS_PATH, listing_path
-from fluxpool_operator.reconcile.child_cache import ChildCache
+from fluxpool_operator.reconcile.child_cache import DEPLOYMENT, ChildCache
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 
 log = structlog.get_logger(__name__)
@@ -27,19 +27,19 @@ _POOLS: Final = f"{POOLS_PATH}/namespaces/{{}}/{PLURAL}"
 
 
 class Sweep:
-    """Compares what is known with what is there."""
+    """Compares the known uids with those in the API server."""
 
     def __init__(
         self, cluster: ClusterClient, *, pool_tasks: PoolTasks, cache: ChildCache, namespaces: tuple[str, ...]
     ) -> None:
-        """`namespaces` are those that are watched; all when empty."""
+        """`namespaces` are the watched ones; all when empty."""
         self._cluster = cluster
         self._pool_tasks = pool_tasks
         self._cache = cache
         self._namespaces: tuple[str | None, ...] = namespaces or (None,)
 
     async def run(self, *, interval_seconds: float) -> None:
-        """Sweep for ever; an error ends one sweep only."""
+        """Sweep at an interval until cancelled; an error ends one sweep only."""
         while True:
             await asyncio.sleep(interval_seconds)
             try:
@@ -48,7 +48,8 @@ class Sweep:
                 log.warning("sweep_failed", error=str(error))
 
     async def sweep(self) -> None:
-        """Forget what is not there. Only what was known before the list began can be missing from it."""
+        """Remove what is known and not there."""
+        # Known uids first, then the lists: an object that is created during a list is in neither and stays.
         pools, pods, deployments = self._pool_tasks.pool_uids, self._cache.pod_uids(), self._cache.deployment_uids()
         managed = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
         for uid in await self._missing(dict.fromkeys(pools), _POOLS, selector=None):
@@ -56,10 +57,10 @@ class Sweep:
         for uid, key in (await self._missing(pods, KindPath.POD, selector=managed)).items():
             self._cache.remove_pod(key, uid)
         for uid, key in (await self._missing(deployments, KindPath.DEPLOYMENT, selector=managed)).items():
-            self._cache.remove_deployment(key, uid)
+            self._cache.remove_child(key, DEPLOYMENT, uid)
 
     async def _missing(self, known: dict[str, T], path: str, *, selector: str | None) -> dict[str, T]:
-        """Of what is known by uid, the rest that is not there; takes away from `known`."""
+        """Remove what is there from `known`, and return the rest."""
         async for uid in self._uids(path, selector=selector):
             known.pop(uid, None)
         return known

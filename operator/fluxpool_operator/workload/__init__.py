@@ -1,21 +1,27 @@
-"""What runs: pods and the Deployment read from objects of the Kubernetes API, and what to do with them.
+"""Summaries of pods, Deployments and other children, and what a scale-in and a rollout do with them.
 
 Pure: values in, values out. Must not know how objects are watched or written, nor how many workers a backlog needs.
 """
 
 from fluxpool_operator.workload.child import ChildSummary, summarize_child
-from fluxpool_operator.workload.counts import PodCounts, count_pods
-from fluxpool_operator.workload.deployment import ControllerCondition, DeploymentSummary, summarize_deployment
+from fluxpool_operator.workload.deployment import (
+    ControllerCondition,
+    DeploymentSummary,
+    is_rolling_out,
+    rollout_width,
+    summarize_deployment,
+)
 from fluxpool_operator.workload.pods import (
     DELETION_COST_ANNOTATION,
     ContainerExit,
+    PodCounts,
     PodPhase,
     PodStage,
     PodSummary,
     controller_uid,
+    count_pods,
     summarize_pod,
 )
-from fluxpool_operator.workload.rollout import is_rolling_out, rollout_width
 from fluxpool_operator.workload.scale_in import VICTIM_COST, ScaleIn, plan_scale_in
 
 __all__ = [

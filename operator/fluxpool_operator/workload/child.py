@@ -1,6 +1,6 @@
-"""A child of a pool as the watch shows it: enough to see that somebody changed or replaced it.
+"""A child of a pool as the watch shows it: enough to detect that others changed or replaced it.
 
-Owns how a body of the Kubernetes API is read; must not know what is done about it.
+Owns how a child's body is read. `reconcile.apply.server_side_apply` compares it with the last apply.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
-"""As large as the object itself, and never ours."""
+"""As large as the object itself, and never written by the operator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,14 +17,14 @@ class ChildSummary:
 
     uid: str
     version: str
-    """The generation where the kind has one, else the resource version: moves when somebody changes the object."""
+    """The generation where the kind has one, else the resource version: changes with the object."""
     resource_version: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
     owner_uids: frozenset[str]
 
     def has_metadata_of(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether labels, annotations and owner of a manifest are still there; a generation does not move with them."""
+        """Whether labels, annotations and owner of a manifest are still set; they do not change the generation."""
         metadata = manifest["metadata"]
         return (
             metadata.get("labels", {}).items() <= self.labels.items()
@@ -33,7 +33,7 @@ class ChildSummary:
         )
 
     def is_older_than(self, other: "ChildSummary") -> bool:
-        """Whether the other was stored later. Resource versions of one API server are numbers that only rise."""
+        """Whether the other was stored later: resource versions of one API server are increasing integers."""
         try:
             return int(self.resource_version) < int(other.resource_version)
         except ValueError:
@@ -41,7 +41,7 @@ class ChildSummary:
 
 
 def summarize_child(body: Mapping[str, Any]) -> ChildSummary:
-    """Read a child as the API server hands it out."""
+    """Read a child's body."""
     metadata = body["metadata"]
     annotations = metadata.get("annotations") or {}
     return ChildSummary(

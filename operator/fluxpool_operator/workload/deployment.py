@@ -1,24 +1,24 @@
-"""The Deployment of a pool in a few values: what it was told, what its controller says, and who else writes to it.
+"""The Deployment of a pool in a few values: its spec, its status, other field managers, and the width of a rollout.
 
-Owns how a body of the Kubernetes API is read; must not know what is done about it.
+Owns how a Deployment's body is read. `child_cache` keeps the summary, `assessment` reports it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fluxpool_operator.api import ConditionStatus
 from fluxpool_operator.children import FIELD_MANAGER, SECRETS_CHECKSUM_ANNOTATION, TEMPLATE_HASH_ANNOTATION
-from fluxpool_operator.workload.pods import controller_uid
+from fluxpool_operator.workload.pods import PodSummary, controller_uid, count_pods, spans_templates
 
 _EXPECTED_MANAGERS: Final = frozenset({FIELD_MANAGER, "kube-controller-manager"})
 _RESTARTED_AT: Final = "metadata.annotations.kubectl.kubernetes.io/restartedAt"
-"""Written by `kubectl rollout restart`: a normal act, and nothing that anybody is to remove."""
+"""Written by `kubectl rollout restart`: expected, not a foreign change."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerCondition:
-    """What the Deployment controller says of its own work."""
+    """A condition that the Deployment controller wrote."""
 
     status: ConditionStatus
     reason: str
@@ -34,31 +34,31 @@ class DeploymentSummary:
     """Of the pool that controls it."""
     generation: int
     observed_generation: int
-    """The generation that everything of the status is about."""
+    """The generation that the status describes."""
     spec_replicas: int
     replicas: int = 0
-    """Pods that exist and are not being stopped."""
+    """Pods that exist and are not terminating."""
     ready: int = 0
     updated: int = 0
     """Pods of the current template."""
     unavailable: int = 0
     terminating: int | None = None
-    """None where Kubernetes does not tell; pods that have ended are left out."""
+    """None where Kubernetes does not report it; without finished pods."""
     template_hash: str | None = None
-    """As our last apply wrote it."""
+    """As the last apply wrote it."""
     secrets_checksum: str = ""
     """Of the Secrets that the pod template was rendered with; empty for none."""
     max_unavailable: int | str | None = None
-    """How many pods a rollout may take away at once."""
+    """Of the rolling update."""
     replica_failure: tuple[str, str] | None = None
-    """Reason and message when pods cannot be made."""
+    """Reason and message of condition ReplicaFailure: pods cannot be created."""
     progressing: ControllerCondition | None = None
     foreign_template_managers: tuple[str, ...] = ()
-    """Who else owns fields of the pod template: what they wrote survives every apply of ours."""
+    """Other managers of fields of the pod template: their values survive every apply."""
     foreign_template_fields: tuple[str, ...] = ()
     """These fields, such as `metadata.annotations.example.com/inject`."""
     replicas_managers: tuple[str, ...] = ()
-    """Who else owns the number of replicas."""
+    """Other managers of `spec.replicas`."""
 
     @property
     def is_observed(self) -> bool:
@@ -72,7 +72,7 @@ class DeploymentSummary:
 
 
 def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
-    """Read a Deployment as the API server hands it out."""
+    """Read a Deployment's body."""
     metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     failure, progressing = conditions.get("ReplicaFailure"), conditions.get("Progressing")
@@ -105,6 +105,24 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
     )
 
 
+def is_rolling_out(deployment: DeploymentSummary, pods: Sequence[PodSummary]) -> bool:
+    """Whether pods of an older template are among the replicas."""
+    return deployment.updated < deployment.replicas or spans_templates(pods)
+
+
+def rollout_width(deployment: DeploymentSummary, pods: Sequence[PodSummary]) -> int:
+    """The `maxUnavailable` of the Deployment.
+
+    Normally 1. Pods without a GPU use that up and would block a rollout (8 wanted, 5 GPUs: stuck with one new pod that
+    finds no room), so they are added. Pods that load, or wait for the GPU of a terminating pod, are not: each replaced
+    pod is one of them for a while, and adding it would take away the next, and so all at once.
+    """
+    if not is_rolling_out(deployment, pods):
+        return 1
+    counts = count_pods(pods)
+    return 1 + counts.unschedulable + counts.gated
+
+
 def _condition_status(text: str | None) -> ConditionStatus:
     return ConditionStatus(text) if text in set(ConditionStatus) else ConditionStatus.UNKNOWN
 
@@ -114,13 +132,13 @@ def _template_annotations(spec: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _replicas_managers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """`kubectl scale` and autoscalers write through a subresource, and own what they wrote all the same."""
+    """`kubectl scale` and autoscalers write through a subresource, and own the field all the same."""
     owned = _foreign_specs(metadata, of_subresources=True)
     return tuple(sorted({manager for manager, spec in owned if "f:replicas" in spec}))
 
 
 def _foreign_template_fields(metadata: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Fields of the pod template by the managers that nobody expects to own them."""
+    """Fields of the pod template by unexpected managers."""
     fields: dict[str, set[str]] = {}
     for manager, spec in _foreign_specs(metadata, of_subresources=False):
         paths = set(_leaves(spec.get("f:template") or {}))
@@ -130,7 +148,7 @@ def _foreign_template_fields(metadata: Mapping[str, Any]) -> dict[str, set[str]]
 
 
 def _foreign_specs(metadata: Mapping[str, Any], *, of_subresources: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What managers that nobody expects own of the spec, in the words of `managedFields`."""
+    """What unexpected managers own of the spec, as `managedFields` writes it."""
     for entry in metadata.get("managedFields") or ():
         manager = entry.get("manager", "")
         if manager not in _EXPECTED_MANAGERS and (of_subresources or not entry.get("subresource")):

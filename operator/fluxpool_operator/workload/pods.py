@@ -1,11 +1,12 @@
-"""A pod in a few values: what it is doing, what keeps it from working, and what decides when it is taken away.
+"""Pods in a few values: their stage, why they do not work, and what the ReplicaSet sorts them by at a scale-in.
 
-Owns how a body of the Kubernetes API is read; must not know what is done about it.
+Owns how a pod's body is read and how pods are counted. What follows is decided by `scale_in` and `deployment` and told
+by `assessment`.
 """
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -17,14 +18,14 @@ DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
 _TEMPLATE_HASH_LABEL: Final = "pod-template-hash"
 _BACK_OFF: Final = "CrashLoopBackOff"
 MAX_EXIT_MESSAGE_CHARACTERS: Final = 1024
-"""Of a termination message, which is kept for every pod; the kubelet hands out four times as much."""
+"""Of a termination message, which is kept for every pod; the kubelet allows four times as much."""
 _LOG_STARTS: Final = ("{", "Traceback (")
-"""How lines begin that tell a log from a message: entries are JSON."""
+"""Beginnings of lines of a log, whose entries are JSON, rather than of a message."""
 _INT32: Final = range(-(2**31), 2**31)
 
 
 class PodPhase(StrEnum):
-    """Where a pod is in its life, as the node says; the ReplicaSet controller goes by it."""
+    """`status.phase`; the ReplicaSet controller sorts by it."""
 
     PENDING = "Pending"
     UNKNOWN = "Unknown"
@@ -41,14 +42,14 @@ class PodStage(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     """The scheduler found no node for it."""
     STARTING = "Starting"
-    """New, pulling its image or loading its model; also when its container does so once more."""
+    """Pulling its image or loading its model, for the first time or again."""
     READY = "Ready"
     NOT_READY = "NotReady"
-    """Its container started and cannot work, or ends again and again."""
+    """Its container started and is not ready, or crashes repeatedly."""
     TERMINATING = "Terminating"
-    """Being stopped; still holds its GPU."""
+    """Terminating; still holds its GPU."""
     FINISHED = "Finished"
-    """Its containers have ended for good; holds no GPU."""
+    """Its containers have ended; holds no GPU."""
 
     @property
     def is_active(self) -> bool:
@@ -58,14 +59,14 @@ class PodStage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ContainerExit:
-    """How a container ended last."""
+    """The last termination of a container."""
 
     code: int
     reason: str
     message: str = ""
     """The termination message; empty when the container left none."""
     count: int = 1
-    """How often the container has ended by now."""
+    """How often the container has terminated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class PodSummary:
     name: str
     uid: str
     pool: str | None
-    """Name of the pool that it is labelled with."""
+    """Of the pool label."""
     stage: PodStage
     phase: PodPhase
     node: str | None
@@ -88,11 +89,11 @@ class PodSummary:
     ready_since: datetime | None = None
     """None while it is not ready."""
     restarts: int = 0
-    """Of the container that was restarted most often."""
+    """Of the container with most restarts."""
     unschedulable_message: str | None = None
-    """The scheduler's words, also about a gate; None once it has a node."""
+    """From the scheduler, also about a gate; None once it has a node."""
     waiting_reason: str | None = None
-    """Why a container does not run, such as ErrImagePull; `ContainerCreating` is nothing bad."""
+    """Why a container does not run, such as ErrImagePull; `ContainerCreating` is normal."""
     waiting_message: str | None = None
     last_exit: ContainerExit | None = None
 
@@ -102,8 +103,30 @@ class PodSummary:
         return self.stage.is_active
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodCounts:
+    """Pods by stage. All but `terminating` and `finished` are replicas; none is counted twice."""
+
+    ready: int = 0
+    not_ready: int = 0
+    loading: int = 0
+    """On a node or about to be, and not started yet."""
+    gated: int = 0
+    unschedulable: int = 0
+    """No node has room, and no terminating pod of the pool will release some."""
+    waiting_for_gpu: int = 0
+    """No node has room yet: a terminating pod of the pool still holds its GPU."""
+    terminating: int = 0
+    finished: int = 0
+
+    @property
+    def active(self) -> int:
+        """Pods that the ReplicaSets count as replicas."""
+        return self.ready + self.not_ready + self.loading + self.gated + self.unschedulable + self.waiting_for_gpu
+
+
 def summarize_pod(body: Mapping[str, Any]) -> PodSummary:
-    """Read a pod as the API server hands it out."""
+    """Read a pod's body."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels = metadata.get("labels") or {}
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
@@ -113,21 +136,47 @@ def summarize_pod(body: Mapping[str, Any]) -> PodSummary:
     return PodSummary(
         name=metadata["name"],
         uid=metadata["uid"],
-        pool=_intern(labels.get(POOL_LABEL)),
+        pool=labels.get(POOL_LABEL),
         stage=_stage(metadata, status, conditions, waiting_reason=waiting.get("reason", "")),
         phase=_phase(status.get("phase")),
-        node=_intern(spec.get("nodeName") or None),
+        node=spec.get("nodeName") or None,
         created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
         deletion_cost=_deletion_cost(metadata.get("annotations") or {}),
-        template_hash=_intern(labels.get(_TEMPLATE_HASH_LABEL)),
-        owner_uid=_intern(controller_uid(metadata)),
+        template_hash=labels.get(_TEMPLATE_HASH_LABEL),
+        owner_uid=controller_uid(metadata),
         ready_since=_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         restarts=max((one.get("restartCount", 0) for one in status.get("containerStatuses") or ()), default=0),
         unschedulable_message=scheduled.get("message") if unscheduled else None,
-        waiting_reason=_intern(waiting.get("reason")),
+        waiting_reason=waiting.get("reason"),
         waiting_message=waiting.get("message"),
         last_exit=_last_exit(status),
     )
+
+
+def count_pods(pods: Iterable[PodSummary]) -> PodCounts:
+    """Count pods of one pool.
+
+    A Deployment creates the replacement of a pod at once, while its predecessor finishes a task and holds the GPU. So
+    as many unschedulable pods as there are terminating ones count as waiting for a GPU.
+    """
+    stages = Counter(pod.stage for pod in pods)
+    without_node, terminating = stages[PodStage.UNSCHEDULABLE], stages[PodStage.TERMINATING]
+    waiting = min(without_node, terminating)
+    return PodCounts(
+        ready=stages[PodStage.READY],
+        not_ready=stages[PodStage.NOT_READY],
+        loading=stages[PodStage.STARTING],
+        gated=stages[PodStage.GATED],
+        unschedulable=without_node - waiting,
+        waiting_for_gpu=waiting,
+        terminating=terminating,
+        finished=stages[PodStage.FINISHED],
+    )
+
+
+def spans_templates(pods: Sequence[PodSummary]) -> bool:
+    """Whether the replicas have more than one template."""
+    return len({pod.template_hash for pod in pods if pod.is_active}) > 1
 
 
 def controller_uid(metadata: Mapping[str, Any]) -> str | None:
@@ -149,7 +198,7 @@ def _stage(
     *,
     waiting_reason: str,
 ) -> PodStage:
-    # Before deletion: a pod whose containers have ended waits to be removed and has given its GPU back.
+    # Before `deletionTimestamp`: a finished pod that waits for its deletion has released its GPU.
     if status.get("phase") in (PodPhase.SUCCEEDED, PodPhase.FAILED):
         return PodStage.FINISHED
     if metadata.get("deletionTimestamp"):
@@ -164,7 +213,7 @@ def _stage(
     started = any(one.get("started") for one in status.get("containerStatuses") or ())
     if status.get("phase") == PodPhase.RUNNING and (started or waiting_reason == _BACK_OFF):
         return PodStage.NOT_READY
-    # A node that fell silent says nothing about its pods any more.
+    # The kubelet of a lost node no longer reports.
     return PodStage.NOT_READY if status.get("phase") == PodPhase.UNKNOWN else PodStage.STARTING
 
 
@@ -180,12 +229,12 @@ def _last_exit(status: Mapping[str, Any]) -> ContainerExit | None:
     for which in ("state", "lastState"):
         for container in status.get("containerStatuses") or ():
             if ended := (container.get(which) or {}).get("terminated"):
-                # One that runs was restarted as often as it ended; one that waits or has ended, once more than that.
+                # A running container terminated as often as it restarted; any other one once more.
                 runs = "running" in (container.get("state") or {})
                 return ContainerExit(
                     code=ended.get("exitCode", 0),
                     reason=ended.get("reason") or "",
-                    message=sys.intern(_exit_words(ended.get("message") or "")),
+                    message=_exit_words(ended.get("message") or ""),
                     count=container.get("restartCount", 0) + (not runs),
                 )
     return None
@@ -194,8 +243,8 @@ def _last_exit(status: Mapping[str, Any]) -> ContainerExit | None:
 def _exit_words(message: str) -> str:
     """A termination message on one line.
 
-    Where the container left none it is the end of its log, of which the last entry is taken without its time: what a
-    condition says must not change with every end.
+    Without a message it is the end of the log, of which the last entry is taken without its time: the text of a
+    condition must not change with every crash.
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if any(line.startswith(_LOG_STARTS) for line in lines):
@@ -213,17 +262,12 @@ def _logged_words(line: str) -> str:
 
 
 def _deletion_cost(annotations: Mapping[str, str]) -> int:
-    """The cost as the ReplicaSet controller reads it: what is no 32-bit number counts as 0."""
+    """As the ReplicaSet controller reads it: a value that is no 32-bit integer counts as 0."""
     try:
         cost = int(annotations.get(DELETION_COST_ANNOTATION, "0"))
     except ValueError:
         return 0
     return cost if cost in _INT32 else 0
-
-
-def _intern(text: str | None) -> str | None:
-    """The one copy of a text that many pods have: each decoded object brings its own."""
-    return None if text is None else sys.intern(text)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -1,8 +1,8 @@
-"""Which pods a scale-in takes, and how far it may go without taking one that has a task.
+"""Which pods a scale-in takes, and how far it can go without taking a busy one.
 
-A Deployment cannot be told which pods to remove: its ReplicaSet sorts them by rules of its own (`ActivePodsWithRanks`
-in pkg/controller/controller_utils.go of Kubernetes) and takes the first ones. Of these rules only the fourth, the
-deletion cost, can be written to: a pod that is not ready goes before every ready one, whatever its cost.
+A Deployment does not let its user choose: its ReplicaSet sorts the pods (`ActivePodsWithRanks` in
+pkg/controller/controller_utils.go of Kubernetes) and deletes the first ones. Only the fourth of its criteria, the
+deletion cost, can be set: a pod that is not ready is deleted before every ready one, whatever its cost.
 """
 
 import math
@@ -12,37 +12,36 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from fluxpool_operator.workload.pods import PodPhase, PodStage, PodSummary
-from fluxpool_operator.workload.rollout import spans_templates
+from fluxpool_operator.workload.pods import PodPhase, PodStage, PodSummary, spans_templates
 
 VICTIM_COST: Final = -100
-"""Deletion cost of the pods that may go; below what people write by hand, and 0 is the cost of every other pod."""
+"""Deletion cost of victims; below what users set by hand. Other pods have 0."""
 
 _PHASE_ORDER: Final = {PodPhase.PENDING: 0, PodPhase.UNKNOWN: 1, PodPhase.RUNNING: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleIn:
-    """What to write: first the costs, then the number of replicas."""
+    """What to write: the costs first, then the replicas."""
 
     replicas: int
     costs: Mapping[str, int]
-    """By name of the pod: only those to be changed; 0 takes the annotation away."""
+    """By pod name, only those that change; 0 removes the annotation."""
     reason: str | None = None
-    """Why more replicas stay than wanted, in a sentence; None when none do."""
+    """Why more replicas stay than wanted, as a sentence; None when none do."""
 
 
 def plan_scale_in(pods: Sequence[PodSummary], *, busy: frozenset[str], current: int, wanted: int) -> ScaleIn:
     """Go from `current` to `wanted` replicas as far as no pod in `busy` (by name) is taken.
 
-    Without a scale-in only marks that an earlier one left are cleared, so that they hit nobody later.
+    Without a scale-in it only clears the costs that an earlier one left.
     """
     active = [pod for pod in pods if pod.is_active]
     if wanted >= current:
         return ScaleIn(replicas=wanted, costs=_cleared(active))
     busy_count = sum(pod.name in busy for pod in active)
     if spans_templates(active) and (wanted > 0 or busy_count):
-        # The Deployment divides a scale-in between its ReplicaSets by their sizes; which pods go cannot be foreseen.
+        # The Deployment divides a scale-in between its ReplicaSets by their sizes; its victims are unknown.
         mixed = "A rollout is running, and a scale-in would take pods of both templates, busy ones among them."
         return ScaleIn(replicas=current, costs=_cleared(active), reason=mixed)
     order = victim_order(active, costs={pod.name: 0 if pod.name in busy else VICTIM_COST for pod in active})
@@ -57,11 +56,11 @@ def plan_scale_in(pods: Sequence[PodSummary], *, busy: frozenset[str], current: 
 
 
 def victim_order(pods: Sequence[PodSummary], *, costs: Mapping[str, int]) -> list[PodSummary]:
-    """The order in which the ReplicaSet takes pods away, given these deletion costs by name; first victim first.
+    """The order in which the ReplicaSet deletes pods with these deletion costs by name; first victim first.
 
-    Where all else is equal Kubernetes compares ages by their binary logarithm and then goes by uid, which amounts to
-    chance among pods of similar age. Here the younger goes first. That never decides between a busy pod and an idle
-    one of equal readiness, because their costs differ.
+    Where all else is equal Kubernetes compares the binary logarithms of ages and then uids: chance among pods of
+    similar age. Here the younger is first. That never decides between a busy and an idle pod of equal readiness,
+    because their costs differ.
     """
     per_node = Counter(pod.node for pod in pods)
 
@@ -82,6 +81,6 @@ def victim_order(pods: Sequence[PodSummary], *, costs: Mapping[str, int]) -> lis
 
 
 def _cleared(pods: Sequence[PodSummary], *, victims: frozenset[str] | set[str] = frozenset()) -> Mapping[str, int]:
-    """Changes that leave the victims marked and nobody else below 0. A positive cost protects and may stay."""
+    """Changes that leave only the victims below 0. A positive cost protects a pod and stays."""
     wanted = {pod.name: VICTIM_COST if pod.name in victims else max(0, pod.deletion_cost) for pod in pods}
     return MappingProxyType({pod.name: wanted[pod.name] for pod in pods if wanted[pod.name] != pod.deletion_cost})

@@ -1,4 +1,7 @@
-"""Makes a pool's children what the plan says: rendered, applied where they differ, and problems put into words."""
+"""Renders a pool's children and applies those that differ; turns refusals into problems of the status.
+
+What differs is decided in `server_side_apply`, what a child looks like in `children`.
+"""
 
 import structlog
 
@@ -20,13 +23,14 @@ _applied = fault_point("operator-applied")
 
 
 class ChildApplier:
-    """The children of one pool, kept as its plan says."""
+    """Applies the children of one pool."""
 
-    def __init__(self, pool: FluxWorkerPool, *, context: OperatorContext) -> None:
+    def __init__(self, key: PoolKey, *, owner_uid: str, context: OperatorContext) -> None:
+        self._key = key
         self._context = context
         self._server_side_apply = ServerSideApply(
             context.cluster,
-            owner_uid=pool.metadata.uid,
+            owner_uid=owner_uid,
             resync_interval_seconds=context.settings.resync_interval_seconds,
             clock=context.clock,
         )
@@ -34,39 +38,40 @@ class ChildApplier:
 
     @property
     def template_hash(self) -> str | None:
-        """Of the template that was last rendered; None before that."""
+        """Of the template that was rendered last; None before that."""
         return self._rendered[1].template_hash if self._rendered else None
 
-    def on_child_deleted(self, pool: FluxWorkerPool) -> None:
-        """A child was deleted: make it anew."""
-        self._server_side_apply.on_children_changed(self._context.cache.children(PoolKey(pool.namespace, pool.name)))
+    def on_child_deleted(self) -> None:
+        """A child was deleted: the next `apply` creates it again."""
+        self._server_side_apply.on_children_changed(self._context.cache.children(self._key))
 
     def seconds_until_due(self) -> float:
-        """Until something that was put off is to be tried; infinite when nothing was."""
+        """Until a postponed apply is due; infinite when there is none."""
         return self._server_side_apply.seconds_until_due()
 
     async def apply(
         self, pool: FluxWorkerPool, *, replicas: int, secrets_checksum: str, observation: Observation
     ) -> tuple[PoolProblem, ...]:
-        """Apply what differs; returns what stands in the way.
+        """Apply what differs; returns the problems.
 
         Raises `InvalidPoolError` for a pool that cannot be rendered, and `ClusterUnreachableError`.
         """
-        key, cache = PoolKey(pool.namespace, pool.name), self._context.cache
+        cache = self._context.cache
         children = self._render(pool, replicas=replicas, secrets_checksum=secrets_checksum, observation=observation)
         _decided()
         try:
             applied = await self._server_side_apply.reconcile(
-                children, observed=cache.children(key), obsolete=self._obsolete(pool, children)
+                children, observed=cache.children(self._key), obsolete=self._obsolete(pool, children)
             )
         except ForeignChildError as error:
             return (PoolProblem(reason=Reason.FOREIGN_CHILD, message=str(error)),)
         except ChildRefusedError as error:
             return (PoolProblem(reason=Reason.CHILD_FAILED, message=str(error)),)
         for stored in applied:
-            cache.store_child(key, stored["kind"], stored)
+            # Not left to the watch: the next reconcile must count the replicas that were just applied.
+            cache.store_child(self._key, stored["kind"], stored)
             if stored["kind"] == DEPLOYMENT:
-                self._note_scaling(pool, before=observation.current_replicas, after=replicas)
+                self._count_scaling(pool, before=observation.current_replicas, after=replicas)
         _applied()
         return ()
 
@@ -87,7 +92,7 @@ class ChildApplier:
         return self._rendered[1]
 
     def _obsolete(self, pool: FluxWorkerPool, children: Children) -> dict[str, str]:
-        """Children that an earlier spec asked for, with the paths at which they would be."""
+        """Paths, by kind, of children that only an earlier spec asked for."""
         obsolete = {}
         if children.service_account is None:
             obsolete["ServiceAccount"] = KindPath.SERVICE_ACCOUNT
@@ -95,7 +100,7 @@ class ChildApplier:
             obsolete["PodMonitor"] = KindPath.POD_MONITOR
         return {kind: path.object(pool.namespace, child_name(pool)) for kind, path in obsolete.items()}
 
-    def _note_scaling(self, pool: FluxWorkerPool, *, before: int, after: int) -> None:
+    def _count_scaling(self, pool: FluxWorkerPool, *, before: int, after: int) -> None:
         if before == after:
             return
         direction = "up" if after > before else "down"

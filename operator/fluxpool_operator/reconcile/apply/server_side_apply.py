@@ -1,7 +1,7 @@
-"""Keeps the children of one pool as they are rendered: by server-side apply, when and only when something differs.
+"""Applies the children of one pool with server-side apply, only when something differs.
 
-Owns what was applied last, the look before the first apply (a forced apply takes over whatever bears the name), and the
-pace of repairs and of attempts that were refused. Must not know what a child should look like.
+Owns what was applied last, the drift check, the ownership check before the first apply (a forced apply takes over any
+object of that name), and the delays of repairs and retries. Must not know what a child looks like.
 """
 
 import math
@@ -18,20 +18,21 @@ from fluxpool_operator.cluster import ClusterClient, ClusterError, child_path
 from fluxpool_operator.cluster.client import Body
 from fluxpool_operator.reconcile.child_cache import DEPLOYMENT
 from fluxpool_operator.workload import ChildSummary, summarize_child
+from fluxpool_transport.process import Backoff
 
 log = structlog.get_logger(__name__)
 
 JITTER: Final = 0.3
-"""A look comes sooner by up to this share of the interval: pools made together do not look together for ever."""
+"""A check comes sooner by up to this share of the interval, so that pools created together spread."""
 REPAIR_SECONDS: Final = 5.0
-"""Between two applies of one manifest: a controller that undoes ours each time must not make a loop of both."""
+"""Between two applies of one manifest: against a controller that reverts each of them."""
 FIRST_RETRY_SECONDS: Final = 2.0
 LONGEST_RETRY_SECONDS: Final = 15.0
-"""Between attempts at what was refused; a change of the manifest or of a watched child is tried at once."""
+"""Between retries of a refused apply; a change of the manifest or of a watched child is tried at once."""
 
 
 class ForeignChildError(Exception):
-    """An object of a child's name belongs to somebody else; the message names it and the remedy."""
+    """An object with a child's name has another owner; the message names it and the remedy."""
 
 
 class ChildRefusedError(Exception):
@@ -40,23 +41,21 @@ class ChildRefusedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Applied:
-    """A child as the last apply, or the look at it since, left it."""
+    """A child after the last apply, or the last check since."""
 
     manifest: Mapping[str, Any]
     stored: ChildSummary
     at_seconds: float
-    """When it was applied."""
-    look_at_seconds: float
-    """When it is to be looked at again."""
+    check_at_seconds: float
+    """When it is read again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Refused:
-    """An attempt that failed, and when the same is tried again."""
+    """A refused apply, and when the same children are tried again."""
 
     children: Children
     error: ForeignChildError | ChildRefusedError
-    delay_seconds: float
     retry_at_seconds: float
 
 
@@ -76,19 +75,20 @@ class ServerSideApply:
         self._resync_interval_seconds = resync_interval_seconds
         self._clock = clock
         self._applied: dict[str, _Applied] = {}
-        self._look_for_absent_at: dict[str, float] = {}
+        self._check_absent_at: dict[str, float] = {}
         self._refused: _Refused | None = None
+        self._backoff = Backoff(initial_seconds=FIRST_RETRY_SECONDS, maximum_seconds=LONGEST_RETRY_SECONDS)
         self._repair_at = math.inf
 
     def on_children_changed(self, observed: Mapping[str, ChildSummary]) -> None:
-        """The watch showed a change: what is gone is applied anew, and what was refused is tried at once."""
+        """A child was deleted: it is applied again, and what was refused is tried at once."""
         for kind in self._applied.keys() - observed.keys():
             del self._applied[kind]
         if self._refused is not None:
             self._refused = replace(self._refused, retry_at_seconds=self._clock())
 
     def seconds_until_due(self) -> float:
-        """Until a repair or another attempt that is waited for; infinite when there is none."""
+        """Until the next repair or retry; infinite when there is none."""
         retry_at = math.inf if self._refused is None else self._refused.retry_at_seconds
         return max(0.0, min(retry_at, self._repair_at) - self._clock())
 
@@ -97,9 +97,8 @@ class ServerSideApply:
     ) -> tuple[Body, ...]:
         """Apply what differs; returns the objects that were applied, in that order.
 
-        `observed` are the children as last seen, by kind; `obsolete` are the paths of children, by kind, that are not
-        to be there. Raises `ForeignChildError`, `ChildRefusedError` and `ClusterUnreachableError`; what was applied by
-        then stays.
+        `observed` are the cached children by kind; `obsolete` are the paths, by kind, of children to delete. Raises
+        `ForeignChildError`, `ChildRefusedError` and `ClusterUnreachableError`; what was applied by then stays.
         """
         last = self._refused
         if last is not None and last.children == children and self._clock() < last.retry_at_seconds:
@@ -107,12 +106,11 @@ class ServerSideApply:
         try:
             applied = await self._reconcile(children, observed=observed, obsolete=obsolete)
         except (ForeignChildError, ChildRefusedError) as error:
-            delay = min(LONGEST_RETRY_SECONDS, last.delay_seconds * 2) if last else FIRST_RETRY_SECONDS
-            self._refused = _Refused(
-                children=children, error=error, delay_seconds=delay, retry_at_seconds=self._clock() + delay
-            )
+            retry_at = self._clock() + self._backoff.next_seconds()
+            self._refused = _Refused(children=children, error=error, retry_at_seconds=retry_at)
             raise
         self._refused = None
+        self._backoff.reset()
         return applied
 
     async def _reconcile(
@@ -139,14 +137,14 @@ class ServerSideApply:
         if observed is not None and _is_changed(last.stored, observed, manifest=manifest):
             log.info("child_drifted", kind=kind, path=path)
             return self._may_repair(last)
-        # The sweep notices a Deployment whose end the watch missed; nobody else looks for the other children.
-        if self._clock() < last.look_at_seconds or (kind == DEPLOYMENT and observed is not None):
+        # The sweep finds a Deployment whose deletion the watch missed; the other children are read here.
+        if self._clock() < last.check_at_seconds or (kind == DEPLOYMENT and observed is not None):
             return False
         found = await self._find_own(kind, path)
         if found is None or _is_changed(last.stored, summarize_child(found), manifest=manifest):
             log.info("child_drifted", kind=kind, path=path)
             return True
-        self._applied[kind] = replace(last, look_at_seconds=self._next_look())
+        self._applied[kind] = replace(last, check_at_seconds=self._next_check())
         return False
 
     def _may_repair(self, last: _Applied) -> bool:
@@ -156,8 +154,8 @@ class ServerSideApply:
         self._repair_at = min(self._repair_at, repair_at)
         return False
 
-    def _next_look(self) -> float:
-        share = random.uniform(1 - JITTER, 1)  # noqa: S311 - spreads looks
+    def _next_check(self) -> float:
+        share = random.uniform(1 - JITTER, 1)  # noqa: S311 - spreads checks
         return self._clock() + self._resync_interval_seconds * share
 
     async def _apply(self, kind: str, manifest: Mapping[str, Any]) -> Body:
@@ -168,17 +166,17 @@ class ServerSideApply:
             raise ChildRefusedError(f"{kind} {path.rpartition('/')[2]}: {error.message or error}") from error
         summary = summarize_child(stored)
         self._applied[kind] = _Applied(
-            manifest=manifest, stored=summary, at_seconds=self._clock(), look_at_seconds=self._next_look()
+            manifest=manifest, stored=summary, at_seconds=self._clock(), check_at_seconds=self._next_check()
         )
         log.info("child_applied", kind=kind, name=path.rpartition("/")[2], version=summary.version)
         return stored
 
     async def _find_own(self, kind: str, path: str) -> Body | None:
-        """The child as it is there; raises `ForeignChildError` when it is not this pool's."""
+        """The child in the API server; raises `ForeignChildError` when it is not this pool's."""
         found = await self._cluster.find(path)
         if found is not None and not self._is_own(found):
             owners = found["metadata"].get("ownerReferences", ())
-            whose = ", ".join(f"{owner['kind']} {owner['name']}" for owner in owners) or "nobody"
+            whose = ", ".join(f"{owner['kind']} {owner['name']}" for owner in owners) or "no owner"
             raise ForeignChildError(
                 f"{kind} {found['metadata']['name']} exists and belongs to {whose}, not to this pool; "
                 "it is left alone: delete or rename it, or name the pool differently"
@@ -189,8 +187,8 @@ class ServerSideApply:
         return any(owner["uid"] == self._owner_uid for owner in found["metadata"].get("ownerReferences", ()))
 
     async def _remove(self, kind: str, path: str) -> None:
-        """Delete a child that is not wanted, if it is there and ours; one of others is none of our business."""
-        if kind not in self._applied and self._clock() < self._look_for_absent_at.get(kind, 0.0):
+        """Delete an obsolete child if it exists and is this pool's."""
+        if kind not in self._applied and self._clock() < self._check_absent_at.get(kind, 0.0):
             return
         try:
             found = await self._cluster.find(path)
@@ -200,13 +198,14 @@ class ServerSideApply:
         except ClusterError as error:
             raise ChildRefusedError(f"{kind} {path.rpartition('/')[2]}: {error.message or error}") from error
         self._applied.pop(kind, None)
-        self._look_for_absent_at[kind] = self._next_look()
+        self._check_absent_at[kind] = self._next_check()
 
 
 def _is_changed(stored: ChildSummary, seen: ChildSummary, *, manifest: Mapping[str, Any]) -> bool:
-    """Whether somebody changed what was stored; a watch that still shows an earlier state is no change."""
+    """Whether others changed or replaced what the last apply stored."""
     if stored.uid != seen.uid:
         return True
+    # The answer to an apply overtakes the watch: an event of an earlier state is late, not a drift.
     if seen.is_older_than(stored):
         return False
     return stored.version != seen.version or not seen.has_metadata_of(manifest)

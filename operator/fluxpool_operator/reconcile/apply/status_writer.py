@@ -1,19 +1,29 @@
-"""Writes one pool's status and tells its events: only what differs, and not more often than somebody could read.
+"""Writes one pool's status and posts its events, when something changed and at a bounded rate.
 
-Owns what was written last. Must not know what a status means.
+Owns what was written last. What a status says is `assessment`'s; only that of an invalid pool is made here.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
+from pydantic import ValidationError
 
-from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus
+from fluxpool_operator.api import (
+    ConditionStatus,
+    ConditionType,
+    FluxWorkerPool,
+    FluxWorkerPoolStatus,
+    InvalidPoolError,
+    Reason,
+    with_condition,
+)
+from fluxpool_operator.api.pool import ObjectMeta
 from fluxpool_operator.assessment import narrate, status_patch, worth_writing
 from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath, pool_path
-from fluxpool_operator.cluster.events import pool_event
+from fluxpool_operator.cluster.objects import pool_event
 
 log = structlog.get_logger(__name__)
 
@@ -21,11 +31,11 @@ NEVER: Final = float("-inf")
 
 
 class PoolGoneError(Exception):
-    """The pool does not exist any more."""
+    """The pool was deleted."""
 
 
 class StatusWriter:
-    """The status of one pool as it stands in the API server."""
+    """The status of one pool in the API server."""
 
     def __init__(
         self,
@@ -38,16 +48,16 @@ class StatusWriter:
         self._clock = clock
         self._written_at = NEVER
         self.written = written
-        """What is there now; the only memory that outlives this process."""
+        """As last written; the only memory that outlives this process."""
 
-    async def write(self, pool: FluxWorkerPool, status: FluxWorkerPoolStatus) -> bool:
-        """Write the status if it is worth it, and tell what changed as events; returns whether it was written.
+    async def write(self, pool: FluxWorkerPool, status: FluxWorkerPoolStatus) -> None:
+        """Write the status if it is worth a request, and post what changed as events.
 
         Raises `PoolGoneError` and what the cluster client raises.
         """
         since = self._clock() - self._written_at
         if not worth_writing(self.written, status, seconds_since_write=since):
-            return False
+            return
         path = pool_path(pool.namespace, pool.name, subresource="status")
         try:
             await self._cluster.merge_patch(path, {"status": status_patch(self.written, status)})
@@ -58,13 +68,49 @@ class StatusWriter:
         before, self.written, self._written_at = self.written, status, self._clock()
         for event in narrate(before, status):
             await self._post_event(pool, type=event.type, reason=event.reason.value, message=event.message)
-        return True
 
     async def _post_event(self, pool: FluxWorkerPool, *, type: str, reason: str, message: str) -> None:  # noqa: A002
-        """Post an event. One that is refused is logged: the status says the same."""
+        """Post an event. One that is refused is only logged: the status says the same."""
         body = pool_event(pool, type=type, reason=reason, message=message, now=datetime.now(UTC))
         log.info("pool_event", type=type, reason=reason, message=message)
         try:
             await self._cluster.create(KindPath.EVENT.collection(pool.namespace), body)
         except (ClusterError, ClusterUnreachableError) as error:
             log.warning("event_not_posted", reason=reason, error=str(error))
+
+
+def read_status(body: Mapping[str, Any]) -> FluxWorkerPoolStatus:
+    """The status of a pool's body; empty when a newer operator wrote one that this one cannot read."""
+    try:
+        return FluxWorkerPoolStatus.model_validate(body.get("status") or {})
+    except ValidationError:
+        return FluxWorkerPoolStatus()
+
+
+def invalid_pool(body: Mapping[str, Any]) -> FluxWorkerPool:
+    """A pool whose spec cannot be read: metadata and status only."""
+    metadata = ObjectMeta.model_validate(dict(body["metadata"]))
+    known: dict[str, Any] = {"metadata": metadata, "status": read_status(body)}
+    return FluxWorkerPool.model_construct(**known)
+
+
+def invalid_status(
+    written: FluxWorkerPoolStatus, pool: FluxWorkerPool, error: InvalidPoolError, *, now: datetime
+) -> FluxWorkerPoolStatus:
+    """The written status with the error in its conditions; everything else stays."""
+    generation = pool.metadata.generation
+    conditions = written.conditions
+    for type_, message in (
+        (ConditionType.READY, str(error)),
+        (ConditionType.SCALING_ACTIVE, f"Nothing is changed until the pool is valid: {error}"),
+    ):
+        conditions = with_condition(
+            conditions,
+            type=type_,
+            status=ConditionStatus.FALSE,
+            reason=Reason.INVALID_SPEC,
+            message=message,
+            observed_generation=generation,
+            now=now,
+        )
+    return written.model_copy(update={"conditions": conditions, "observed_generation": generation})

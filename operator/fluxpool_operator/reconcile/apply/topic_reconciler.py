@@ -1,6 +1,6 @@
-"""When a pool's topics are created and looked after, if it asks for that. What is done to them is `backlog.topics`.
+"""When a pool's topics are created, configured or only observed. What is done to them is `backlog.topics`.
 
-The work runs beside the turns: slow or refused topic administration must not hold up scaling.
+The work runs in a task beside the loop: slow or refused topic administration must not hold up scaling.
 """
 
 import asyncio
@@ -29,30 +29,30 @@ class TopicReconciler:
     """The topics of one pool."""
 
     def __init__(self, *, context: OperatorContext, wake: Callable[[], None]) -> None:
-        """`wake` is called when the topics were looked after."""
+        """`wake` is called when a report of the topics brings something new."""
         self._observe = context.observe_topics
         self._clock = context.clock
         self._wake = wake
         self._order: _Order | None = None
-        """What was looked after last."""
+        """Of the last report."""
         self._task_order: _Order | None = None
         self._task: asyncio.Task[TopicReport] | None = None
         self._next_at = 0.0
         self._settling_until = 0.0
         self._problems: tuple[PoolProblem, ...] = ()
         self.create_time: tuple[str, ...] | None = None
-        """Topics with tasks whose records carry the producer's time; None when that is not known."""
+        """Task topics with `message.timestamp.type=CreateTime`; None when unknown."""
 
     @property
     def is_settling(self) -> bool:
-        """Whether topics are being created for the first time, or were created a moment ago."""
+        """Whether topics are being created for the first time, or were created moments ago."""
         is_first = self._task is not None and self._order is None
         return is_first or self._clock() < self._settling_until
 
     def reconcile(self, pool: FluxWorkerPool, connection: KafkaConnection | None) -> tuple[PoolProblem, ...]:
-        """Look after the topics when the spec changed or the time has come; returns what stood in the way last.
+        """Start the work when the spec changed or the interval is over; returns the problems of the last report.
 
-        Topics of a pool that is paused, or does not want them managed, are looked at and nothing more.
+        Topics of a pool that is paused, or does not manage them, are only observed.
         """
         spec = pool.spec
         if connection is None:
@@ -70,37 +70,37 @@ class TopicReconciler:
         return self._problems if order.changes else ()
 
     def close(self) -> None:
-        """End what is under way."""
+        """Cancel the work that is under way."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
 
     def _finished(self, order: "_Order", task: asyncio.Task[TopicReport]) -> None:
         if task is not self._task:
-            # Cancelled, and maybe replaced; looking at the outcome keeps asyncio from complaining.
+            # `close` cancelled it, and another may run by now. Retrieving the error keeps asyncio from logging it.
             if not task.cancelled():
                 task.exception()
             return
         is_first = self._order is None
         self._task, self._order = None, order
         report = _report_of(task, order)
-        # Another pool of the same topics may have created them a moment ago.
+        # Also after the first report without a creation: another pool may have created the same topics moments ago.
         if order.changes and (report.created or is_first):
             self._settling_until = self._clock() + SETTLE_SECONDS
         problems = tuple(
             PoolProblem(reason=Reason.TOPICS_FAILED, message=problem, stops_scaling=False)
             for problem in report.problems
         )
-        is_news = (problems, report.create_time) != (self._problems, self.create_time)
+        is_new = (problems, report.create_time) != (self._problems, self.create_time)
         self._problems, self.create_time = problems, report.create_time
         self._next_at = self._clock() + (RETRY_SECONDS if report.problems else INTERVAL_SECONDS)
-        if is_first or is_news:
+        if is_first or is_new:
             self._wake()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
-    """What is looked after, and whether it may be changed."""
+    """The topics to work on, and whether they may be changed."""
 
     kafka: KafkaSpec
     changes: bool
@@ -111,5 +111,5 @@ def _report_of(task: asyncio.Task[TopicReport], order: _Order) -> TopicReport:
     if error is None and not task.cancelled():
         return task.result()
     log.warning("topics_reconcile_failed", error=repr(error))
-    problems = (f"topics could not be looked after: {error!r}",) if order.changes else ()
+    problems = (f"topics could not be managed: {error!r}",) if order.changes else ()
     return TopicReport(problems=problems, create_time=None)
