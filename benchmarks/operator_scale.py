@@ -28,7 +28,7 @@ from report import Cell, print_report
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneTarget
-from fluxpool_transport.lag.backlog import PartitionBacklog
+from fluxpool_transport.lag.lag_reader import PartitionLag
 from kit.control_plane import ControlPlane
 
 JVM_OPTIONS: Final = ("-Xmx2g", "-XX:+UseSerialGC")
@@ -229,7 +229,7 @@ async def _read_ours(hub: BacklogHub, connection: KafkaConnection, targets: Sequ
     if wrong:
         raise RuntimeError(f"{len(wrong)} of {len(targets)} backlogs were not read, such as {wrong[0]}")
     waiting = {
-        sum(item.pending_records for item in reading.partitions if isinstance(item, PartitionBacklog))
+        sum(item.pending_records for item in reading.partitions if isinstance(item, PartitionLag))
         for (reading,) in readings
     }
     if waiting != {tasks}:

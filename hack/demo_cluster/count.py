@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from demo_cluster.pools import BUCKET, POOLS, DemoPool
 from fluxpool_cli.local.demo.audit import IMAGE_SUFFIXES, Audit, audit
 from fluxpool_contract.messages.result import GenerationResult
-from fluxpool_transport.lag.backlog import GroupBacklog
+from fluxpool_transport.lag.lag_reader import GroupLag
 from kit.s3 import S3Service
 
 Submitted = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -47,7 +47,7 @@ async def count(
     submitted: Submitted,
     *,
     result_values: Mapping[str, Sequence[bytes]],
-    backlogs: Mapping[str, GroupBacklog],
+    backlogs: Mapping[str, GroupLag],
     store: S3Service,
     folder: Path,
 ) -> Count:
@@ -99,7 +99,7 @@ def _ends(values: Sequence[bytes]) -> tuple[list[GenerationResult], int]:
     return results, unreadable
 
 
-def _records(backlog: GroupBacklog) -> int:
+def _records(backlog: GroupLag) -> int:
     """Records that lie in the group's topic."""
     return sum(one.log_end_offset - one.log_start_offset for one in backlog.readable_partitions)
 

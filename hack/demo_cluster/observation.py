@@ -15,7 +15,7 @@ from fluxpool_cli.kafka.results_topic import ResultsTopic
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.children import POOL_LABEL
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
-from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog
+from fluxpool_transport.lag.lag_reader import GroupLag, LagReader
 from kit.kubernetes_api import Body
 from kit.manifests import is_ready
 from kit.operator_bench import OperatorBench
@@ -29,7 +29,7 @@ class Observer:
     def __init__(self, bench: OperatorBench) -> None:
         self._bench = bench
         connection = KafkaConnection.model_validate({"bootstrap_servers": [bench.bootstrap_servers]})
-        self._reader = BacklogReader(connection)
+        self._reader = LagReader(connection)
         self.results = {pool.name: ResultsTopic(connection, pool.topics.results) for pool in POOLS}
         """The results topic of each pool, as far as it was read."""
         self._open = AsyncExitStack()
@@ -49,7 +49,7 @@ class Observer:
         """Disconnect."""
         await self._open.aclose()
 
-    async def backlogs(self) -> dict[str, GroupBacklog]:
+    async def backlogs(self) -> dict[str, GroupLag]:
         """Each pool's group on its topic, by the pool's name; raises `KafkaUnavailableError`."""
         found = await self._reader.read(_GROUPS)
         return {pool.name: found[pool.group] for pool in POOLS}
@@ -77,9 +77,7 @@ class Observer:
             )
         )
 
-    def _pool_moment(
-        self, pool: DemoPool, *, status: Body, pods: list[Body], backlog: GroupBacklog | None
-    ) -> PoolMoment:
+    def _pool_moment(self, pool: DemoPool, *, status: Body, pods: list[Body], backlog: GroupLag | None) -> PoolMoment:
         ends: Counter[str] = self.results[pool.name].counts()
         plan = status.get("plan", {})
         return PoolMoment(

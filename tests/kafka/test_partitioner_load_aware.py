@@ -13,7 +13,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
-from fluxpool_transport.lag.backlog import BacklogReader
+from fluxpool_transport.lag.lag_reader import LagReader
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.partitioner.topic_partitioner import SETTLING_SECONDS
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
@@ -119,7 +119,7 @@ async def test_tasks_go_to_the_member_with_nothing_to_do_until_work_is_level(boo
             assert partitioner.choose(topic, partitions=PARTITIONS) in idle
 
 
-async def _refreshed(partitioner: LoadAwarePartitioner, reader: BacklogReader, topic: str) -> None:
+async def _refreshed(partitioner: LoadAwarePartitioner, reader: LagReader, topic: str) -> None:
     async def known() -> bool:
         await partitioner.refresh(reader)
         return partitioner.round_robin_reason(topic, partitions=PARTITIONS) is None

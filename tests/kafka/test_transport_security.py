@@ -25,7 +25,7 @@ from fluxpool_contract.kafka.topics import TopicSpec
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options
 from fluxpool_transport.kafka.topic_admin import ensure_topics
-from fluxpool_transport.lag.backlog import BacklogReader
+from fluxpool_transport.lag.lag_reader import LagReader
 from kit.kafka import create_topics, running_kafka, sasl_plain_listener, scram_listener, tls_listener, unique_name
 from kit.waiting import wait_until
 
@@ -156,7 +156,7 @@ async def test_aiokafka_and_librdkafka_both_get_in(login: KafkaConnection) -> No
             assert (await consumer.getone()).value == b"payload"
     finally:
         await consumer.stop()
-    async with BacklogReader(login) as reader:
+    async with LagReader(login) as reader:
 
         async def one_waits() -> bool:
             return (await reader.read({"secure-group": topic}))["secure-group"].lag_records == 1

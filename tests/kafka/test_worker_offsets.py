@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import is_ledger
-from fluxpool_transport.lag.backlog import BacklogReader
+from fluxpool_transport.lag.lag_reader import LagReader
 from kit.kafka import committed_offsets, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
@@ -35,7 +35,7 @@ async def commit_as_another_client(bench: WorkerBench, offset: int) -> None:
 
 
 async def is_foreign(bench: WorkerBench) -> bool:
-    async with BacklogReader(KafkaConnection(bootstrap_servers=(bench.bootstrap_servers,))) as reader:
+    async with LagReader(KafkaConnection(bootstrap_servers=(bench.bootstrap_servers,))) as reader:
         [partition] = (await reader.read({bench.group: bench.topics.tasks}))[bench.group].readable_partitions
     return partition.is_foreign_commit
 

@@ -19,7 +19,7 @@ from typing import Final, Self
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
-from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, StalePartition
+from fluxpool_transport.lag.lag_reader import GroupLag, LagReader, StalePartition
 from kit.waiting import wait_until
 
 DEADLINE_SECONDS: Final = 5.0
@@ -132,10 +132,10 @@ class BacklogWatch:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), PAUSE_SECONDS)
 
-    def _new_backlog_reader(self) -> BacklogReader:
-        return BacklogReader(self._connection, deadline_seconds=DEADLINE_SECONDS)
+    def _new_backlog_reader(self) -> LagReader:
+        return LagReader(self._connection, deadline_seconds=DEADLINE_SECONDS)
 
-    async def _look(self, observer: Observer, reader: BacklogReader) -> None:
+    async def _look(self, observer: Observer, reader: LagReader) -> None:
         group = self._target.consumer_group
         backlog = (await reader.read({group: self._target.topic}))[group]
         self._check(observer, _said_by_reader(backlog))
@@ -178,7 +178,7 @@ class BacklogWatch:
         self.broken.append(f"{observer.name}: {what}")
 
 
-def _said_by_reader(backlog: GroupBacklog) -> dict[int, KnownPartition]:
+def _said_by_reader(backlog: GroupLag) -> dict[int, KnownPartition]:
     return {
         item.partition: KnownPartition(
             pending_records=item.pending_records,
@@ -198,5 +198,5 @@ def _said_by_lane(lane: LaneObservation) -> dict[int, KnownPartition]:
     }
 
 
-def _reasons(backlog: GroupBacklog) -> Iterable[str]:
+def _reasons(backlog: GroupLag) -> Iterable[str]:
     return (item.reason for item in backlog.partitions if isinstance(item, StalePartition))

@@ -24,7 +24,7 @@ from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.pool_loop import MIN_INTERVAL_SECONDS
 from fluxpool_operator.reconcile.pool_reconciler import PoolReconciler
 from fluxpool_operator.settings import OperatorSettings
-from fluxpool_transport.lag.backlog import PartitionBacklog
+from fluxpool_transport.lag.lag_reader import PartitionLag
 
 NOON: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog, RetryTier
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
 from fluxpool_operator.backlog.reading import Head, LaneReading
-from fluxpool_transport.lag.backlog import PartitionBacklog, StalePartition
+from fluxpool_transport.lag.lag_reader import PartitionLag, StalePartition
 
 LANE = LaneTarget(name="standard", topic="tasks", consumer_group="group")
 RETRYING = replace(
@@ -20,8 +20,8 @@ WALL = 1_700_000_000.0
 
 def partition(
     number: int = 0, *, committed: int | None = 0, start: int = 0, end: int = 0, metadata: str = ""
-) -> PartitionBacklog:
-    return PartitionBacklog(
+) -> PartitionLag:
+    return PartitionLag(
         partition=number, committed_offset=committed, log_start_offset=start, log_end_offset=end, metadata=metadata
     )
 
@@ -30,7 +30,7 @@ def stale(number: int = 0) -> StalePartition:
     return StalePartition(partition=number, reason="leader moves")
 
 
-def reading(*partitions: PartitionBacklog | StalePartition, **fields: object) -> LaneReading:
+def reading(*partitions: PartitionLag | StalePartition, **fields: object) -> LaneReading:
     return replace(LaneReading(target=LANE, partitions=partitions), **fields)  # type: ignore[arg-type]
 
 
@@ -61,7 +61,7 @@ def seen(backlog: PoolBacklog, *, now: float = 0.0) -> LaneObservation:
     ],
     ids=["lag", "caught up", "never committed", "expired", "made again"],
 )
-def test_waiting_records_are_those_between_the_commit_and_the_end(item: PartitionBacklog, waiting: int) -> None:
+def test_waiting_records_are_those_between_the_commit_and_the_end(item: PartitionLag, waiting: int) -> None:
     assert seen(pool(reading(item))).pending_records == waiting
 
 

@@ -1,20 +1,20 @@
-"""How much each worker is judged to have to do, from successive readings of the backlog."""
+"""How much each worker is judged to have to do, from successive readings of the lag."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
-from fluxpool_transport.lag.backlog import GroupBacklog, PartitionBacklog, StalePartition
 from fluxpool_transport.lag.group_offsets import GroupMember
+from fluxpool_transport.lag.lag_reader import GroupLag, PartitionLag, StalePartition
 from fluxpool_transport.partitioner.member_load import MAX_KNOWN_TASKS, WorkEstimate
 from fluxpool_transport.partitioner.topic_partitioner import OwnerLoad
 
 TOPIC = "tasks"
 
 
-def partition(number: int, *, committed: int, end: int, ledger: str = "") -> PartitionBacklog:
-    return PartitionBacklog(
+def partition(number: int, *, committed: int, end: int, ledger: str = "") -> PartitionLag:
+    return PartitionLag(
         partition=number, committed_offset=committed, log_start_offset=0, log_end_offset=end, metadata=ledger
     )
 
@@ -24,15 +24,13 @@ def begun(*offsets: int, started_at: int = 0, generated: bool = False) -> str:
     return encode_ledger(dict.fromkeys(offsets, entry))
 
 
-def backlog(
-    *partitions: PartitionBacklog | StalePartition, owned: dict[str, tuple[int, ...]] | None = None
-) -> GroupBacklog:
+def lag(*partitions: PartitionLag | StalePartition, owned: dict[str, tuple[int, ...]] | None = None) -> GroupLag:
     """Each partition with a member of its own, unless told otherwise."""
     dealt = owned or {f"m{item.partition}": (item.partition,) for item in partitions}
     members = tuple(
         GroupMember(member_id=name, client_id=name, partitions={TOPIC: numbers}) for name, numbers in dealt.items()
     )
-    return GroupBacklog(
+    return GroupLag(
         group="g",
         topic=TOPIC,
         partitions=partitions,
@@ -55,26 +53,26 @@ def learned(*, seconds_per_task: float = 4.0, tasks: int = 20) -> tuple[WorkEsti
     now = 0.0
     for done in range(tasks + 1):
         now = done * seconds_per_task
-        estimate.owners(backlog(partition(0, committed=done, end=tasks + 1)), now=now)
+        estimate.owners(lag(partition(0, committed=done, end=tasks + 1)), now=now)
     return estimate, now
 
 
 def test_before_anything_is_known_every_record_counts_as_one() -> None:
     estimate = WorkEstimate()
-    owners = estimate.owners(backlog(partition(0, committed=3, end=5), partition(1, committed=7, end=7)), now=0)
+    owners = estimate.owners(lag(partition(0, committed=3, end=5), partition(1, committed=7, end=7)), now=0)
     assert works(owners) == [2.0, 0.0]
     assert [dict(owner.records) for owner in owners] == [{0: 2}, {1: 0}]
     assert estimate.seconds_per_work is None
 
 
 def test_a_member_has_the_work_of_all_its_partitions() -> None:
-    read = backlog(partition(0, committed=0, end=2), partition(1, committed=0, end=3), owned={"a": (0, 1), "b": ()})
+    read = lag(partition(0, committed=0, end=2), partition(1, committed=0, end=3), owned={"a": (0, 1), "b": ()})
     (owner,) = WorkEstimate().owners(read, now=0)
     assert (round(owner.work, 3), dict(owner.records)) == (5.0, {0: 2, 1: 3})
 
 
 def test_partitions_that_could_not_be_read_are_left_out() -> None:
-    read = backlog(
+    read = lag(
         partition(0, committed=0, end=1),
         StalePartition(partition=1, reason="leader moves"),
         StalePartition(partition=2, reason="leader moves"),
@@ -86,10 +84,10 @@ def test_partitions_that_could_not_be_read_are_left_out() -> None:
 
 def test_tasks_of_known_size_count_by_it() -> None:
     estimate = WorkEstimate()
-    estimate.owners(backlog(partition(0, committed=0, end=0), partition(1, committed=0, end=0)), now=0)
+    estimate.owners(lag(partition(0, committed=0, end=0), partition(1, committed=0, end=0)), now=0)
     for offset, work in enumerate([4.0, 0.5]):
         estimate.acknowledged(partition=0, offset=offset, work=work)
-    owners = estimate.owners(backlog(partition(0, committed=0, end=2), partition(1, committed=0, end=2)), now=1)
+    owners = estimate.owners(lag(partition(0, committed=0, end=2), partition(1, committed=0, end=2)), now=1)
     known, unknown = works(owners)
     assert known == 4.5
     # The average moved a little, towards what was sent.
@@ -98,27 +96,27 @@ def test_tasks_of_known_size_count_by_it() -> None:
 
 def test_a_task_acknowledged_after_the_end_was_read_is_left_to_the_sender() -> None:
     estimate = WorkEstimate()
-    estimate.owners(backlog(partition(0, committed=0, end=0)), now=0)
+    estimate.owners(lag(partition(0, committed=0, end=0)), now=0)
     estimate.acknowledged(partition=0, offset=0, work=2.0)
     estimate.acknowledged(partition=0, offset=1, work=3.0)
-    assert works(estimate.owners(backlog(partition(0, committed=0, end=1)), now=1)) == [2.0]
+    assert works(estimate.owners(lag(partition(0, committed=0, end=1)), now=1)) == [2.0]
 
 
 def test_finished_tasks_are_forgotten() -> None:
     estimate = WorkEstimate()
-    estimate.owners(backlog(partition(0, committed=0, end=0)), now=0)
+    estimate.owners(lag(partition(0, committed=0, end=0)), now=0)
     for offset, work in enumerate([0.5, 0.6, 4.0]):
         estimate.acknowledged(partition=0, offset=offset, work=work)
-    assert works(estimate.owners(backlog(partition(0, committed=2, end=3)), now=1)) == [4.0]
-    assert works(estimate.owners(backlog(partition(0, committed=3, end=3)), now=2)) == [0.0]
+    assert works(estimate.owners(lag(partition(0, committed=2, end=3)), now=1)) == [4.0]
+    assert works(estimate.owners(lag(partition(0, committed=3, end=3)), now=2)) == [0.0]
 
 
 def test_a_topic_made_again_has_other_tasks_at_the_same_offsets() -> None:
     estimate = WorkEstimate()
-    estimate.owners(backlog(partition(0, committed=5, end=5)), now=0)
+    estimate.owners(lag(partition(0, committed=5, end=5)), now=0)
     estimate.acknowledged(partition=0, offset=5, work=8.0)
-    assert works(estimate.owners(backlog(partition(0, committed=5, end=6)), now=1)) == [8.0]
-    (work,) = works(estimate.owners(backlog(partition(0, committed=0, end=1)), now=2))
+    assert works(estimate.owners(lag(partition(0, committed=5, end=6)), now=1)) == [8.0]
+    (work,) = works(estimate.owners(lag(partition(0, committed=0, end=1)), now=2))
     assert work < 2
 
 
@@ -129,7 +127,7 @@ def test_the_speed_is_learned_from_members_that_are_busy_all_the_time() -> None:
 
 def test_idle_time_does_not_make_a_member_slow() -> None:
     estimate, now = learned(seconds_per_task=4.0)
-    idle = backlog(partition(0, committed=21, end=21))
+    idle = lag(partition(0, committed=21, end=21))
     for second in range(1, 60):
         estimate.owners(idle, now=now + second)
     assert estimate.seconds_per_work == pytest.approx(4.0, rel=0.1)
@@ -146,9 +144,9 @@ def test_idle_time_does_not_make_a_member_slow() -> None:
 )
 def test_the_task_in_work_counts_with_what_is_left_of_it(elapsed_seconds: float, expected: float) -> None:
     estimate, now = learned(seconds_per_task=4.0)
-    estimate.owners(backlog(partition(0, committed=21, end=21)), now=now + 4)
+    estimate.owners(lag(partition(0, committed=21, end=21)), now=now + 4)
     begin = now + 5
-    one = backlog(partition(0, committed=21, end=22))
+    one = lag(partition(0, committed=21, end=22))
     estimate.owners(one, now=begin)
     (work,) = works(estimate.owners(one, now=begin + elapsed_seconds - 1))
     assert work == pytest.approx(expected, abs=0.2)
@@ -156,18 +154,18 @@ def test_the_task_in_work_counts_with_what_is_left_of_it(elapsed_seconds: float,
 
 def test_the_ledger_says_which_task_is_in_work() -> None:
     estimate, now = learned(seconds_per_task=4.0)
-    estimate.owners(backlog(partition(0, committed=21, end=21)), now=now + 4)
+    estimate.owners(lag(partition(0, committed=21, end=21)), now=now + 4)
     estimate.acknowledged(partition=0, offset=21, work=6.0)
     estimate.acknowledged(partition=0, offset=22, work=1.0)
-    estimate.owners(backlog(partition(0, committed=21, end=23, ledger=begun(21))), now=now + 5)
+    estimate.owners(lag(partition(0, committed=21, end=23, ledger=begun(21))), now=now + 5)
     # Begun at now + 4.5; after 4 seconds about one unit is done, of six and one.
-    (work,) = works(estimate.owners(backlog(partition(0, committed=21, end=23, ledger=begun(21))), now=now + 8.5))
+    (work,) = works(estimate.owners(lag(partition(0, committed=21, end=23, ledger=begun(21))), now=now + 8.5))
     assert work == pytest.approx(6.0, abs=0.2)
 
 
 def test_a_task_whose_images_are_drawn_leaves_its_member_free() -> None:
     estimate = WorkEstimate()
-    generated = backlog(partition(0, committed=0, end=1, ledger=begun(0, generated=True)))
+    generated = lag(partition(0, committed=0, end=1, ledger=begun(0, generated=True)))
     assert works(estimate.owners(generated, now=0)) == [0.0]
     assert works(estimate.owners(generated, now=500)) == [0.0]
 
@@ -175,7 +173,7 @@ def test_a_task_whose_images_are_drawn_leaves_its_member_free() -> None:
 def test_tasks_that_nobody_here_sent_are_those_of_others() -> None:
     estimate = WorkEstimate()
     for second in range(60):
-        estimate.owners(backlog(partition(0, committed=3 * second, end=3 * second)), now=second)
+        estimate.owners(lag(partition(0, committed=3 * second, end=3 * second)), now=second)
         estimate.acknowledged(partition=0, offset=3 * second, work=1.0)
     assert estimate.others_per_second == pytest.approx(2.0, rel=0.1)
 
@@ -183,17 +181,17 @@ def test_tasks_that_nobody_here_sent_are_those_of_others() -> None:
 def test_the_only_sender_sees_no_others() -> None:
     estimate = WorkEstimate()
     for second in range(60):
-        estimate.owners(backlog(partition(0, committed=second, end=second)), now=second)
+        estimate.owners(lag(partition(0, committed=second, end=second)), now=second)
         estimate.acknowledged(partition=0, offset=second, work=1.0)
     assert estimate.others_per_second == 0
 
 
 def test_memory_is_bounded() -> None:
     estimate = WorkEstimate()
-    estimate.owners(backlog(partition(0, committed=0, end=0)), now=0)
+    estimate.owners(lag(partition(0, committed=0, end=0)), now=0)
     for offset in range(2 * MAX_KNOWN_TASKS):
         estimate.acknowledged(partition=0, offset=offset, work=1.0)
-    (work,) = works(estimate.owners(backlog(partition(0, committed=0, end=2 * MAX_KNOWN_TASKS)), now=1))
+    (work,) = works(estimate.owners(lag(partition(0, committed=0, end=2 * MAX_KNOWN_TASKS)), now=1))
     assert work == pytest.approx(2 * MAX_KNOWN_TASKS)
 
 
@@ -211,6 +209,6 @@ def test_work_is_never_negative_and_nothing_to_do_is_no_work(
             estimate.acknowledged(partition=0, offset=offset, work=size)
         end += arrived
         committed = min(end, committed + finished)
-        (owner,) = estimate.owners(backlog(partition(0, committed=committed, end=end)), now=now)
+        (owner,) = estimate.owners(lag(partition(0, committed=committed, end=end)), now=now)
         assert owner.work >= 0
         assert (owner.work == 0) == (committed == end)

@@ -16,7 +16,7 @@ from fluxpool_cli.reading_bar import Bar
 from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole, TraceEvent
 from fluxpool_contract.kafka import retry_group
 from fluxpool_transport.kafka import TopicScanError, find_ranges, scan
-from fluxpool_transport.lag import BacklogReader, GroupBacklog, PartitionBacklog, StalePartition
+from fluxpool_transport.lag import GroupLag, LagReader, PartitionLag, StalePartition
 
 CLOCKS_APART: Final = timedelta(hours=1)
 """More than the clocks of gateways and producers differ; records older than an id by this are not about it."""
@@ -147,7 +147,7 @@ async def _whereabouts(
     relaying = [
         (retry_group(group), topic) for topic in target.topics.retry if topic in topics for group in target.groups()
     ]
-    async with BacklogReader(target.kafka) as reader:
+    async with LagReader(target.kafka) as reader:
         serving_backlogs = await _read(reader, [item for item in serving if roles[item[1]] is TopicRole.TASKS])
         relaying_backlogs = await _read(reader, relaying)
     backlogs = serving_backlogs + [
@@ -156,9 +156,9 @@ async def _whereabouts(
     return tuple(_standing(event, backlog) for event in work for backlog in backlogs if backlog.topic == event.topic)
 
 
-async def _read(reader: BacklogReader, pairs: Sequence[tuple[str, str]]) -> list[GroupBacklog]:
+async def _read(reader: LagReader, pairs: Sequence[tuple[str, str]]) -> list[GroupLag]:
     """The backlog of each group on its topic; one call reads a group on one topic."""
-    found: list[GroupBacklog] = []
+    found: list[GroupLag] = []
     remaining = list(pairs)
     while remaining:
         asked = dict(remaining)
@@ -167,7 +167,7 @@ async def _read(reader: BacklogReader, pairs: Sequence[tuple[str, str]]) -> list
     return found
 
 
-def _of_pools(backlogs: Sequence[GroupBacklog], topic: str) -> Sequence[GroupBacklog]:
+def _of_pools(backlogs: Sequence[GroupLag], topic: str) -> Sequence[GroupLag]:
     """The groups that have offsets on the topic; the first one when none has."""
     found = [backlog for backlog in backlogs if backlog.topic == topic]
     active = [
@@ -179,7 +179,7 @@ def _of_pools(backlogs: Sequence[GroupBacklog], topic: str) -> Sequence[GroupBac
 _WORK: Final = frozenset({EventKind.SENT, EventKind.BACK, EventKind.REPLAYED, EventKind.RETRY})
 
 
-def _standing(event: TraceEvent, backlog: GroupBacklog) -> Whereabouts:
+def _standing(event: TraceEvent, backlog: GroupLag) -> Whereabouts:
     def found(standing: Standing, **known: Any) -> Whereabouts:
         return Whereabouts(
             topic=event.topic,
@@ -195,7 +195,7 @@ def _standing(event: TraceEvent, backlog: GroupBacklog) -> Whereabouts:
             return found(Standing.UNKNOWN, problem=backlog.problem or "the group's offsets could not be read")
         case StalePartition(reason=reason):
             return found(Standing.UNKNOWN, problem=reason)
-        case PartitionBacklog() as partition:
+        case PartitionLag() as partition:
             entry = partition.in_flight.get(event.offset)
             if entry is not None:
                 started_at = datetime.fromtimestamp(entry.started_at, UTC)

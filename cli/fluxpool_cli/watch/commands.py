@@ -24,7 +24,7 @@ from fluxpool_cli.terminal import (
 )
 from fluxpool_cli.watch.overview import Overview, OverviewDisplay
 from fluxpool_contract.messages import GenerationResult
-from fluxpool_transport.lag import BacklogReader
+from fluxpool_transport.lag import LagReader
 
 _NEWEST_RECORDS = 10_000
 """Of the results topic: some seconds to read, some megabytes to remember."""
@@ -63,7 +63,7 @@ async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, as_format: 
     topic = target.topics.results
     async with (
         ResultsTopic(target.kafka, topic, newest_records=_NEWEST_RECORDS) as results,
-        BacklogReader(target.kafka) as reader,
+        LagReader(target.kafka) as reader,
     ):
         await results.read_to_end()
         if results.passed_over:
@@ -85,7 +85,7 @@ async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, as_format: 
                 display.update(await _observe(target, results, reader, data_dir))
 
 
-async def _observe(target: KafkaTarget, results: ResultsTopic, reader: BacklogReader, data_dir: Path) -> Overview:
+async def _observe(target: KafkaTarget, results: ResultsTopic, reader: LagReader, data_dir: Path) -> Overview:
     lanes = target.lane_groups()
     backlogs = await reader.read(dict(lanes.values()))
     # Workers are known of a stack of this machine only, and it may be on another Kafka than the one that is asked.

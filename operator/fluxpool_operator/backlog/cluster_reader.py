@@ -20,7 +20,7 @@ from fluxpool_operator.backlog.reading import Head, LaneReading, head_offset
 from fluxpool_operator.backlog.retries.due_retries import DueRetries, read_groups
 from fluxpool_operator.backlog.retries.retry_scan import RetryScan
 from fluxpool_transport.kafka import KafkaCredentialsError, KafkaUnavailableError
-from fluxpool_transport.lag import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog
+from fluxpool_transport.lag import GroupLag, KnownFor, LagReader, PartitionLag
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +50,7 @@ class ClusterReader:
         self._on_lost = on_lost
         self._requests: list[_Request] = []
         self._serving: asyncio.Task[None] | None = None
-        self._open: tuple[AsyncExitStack, BacklogReader] | None = None
+        self._open: tuple[AsyncExitStack, LagReader] | None = None
         self._heads = HeadProbe(connection, tasks)
         self._retries = RetryScan(connection, tasks)
         self._due_retries = DueRetries(self._retries)
@@ -119,7 +119,7 @@ class ClusterReader:
             (target, item.partition): HeadQuestion(target.topic, item.partition, head_offset(item), item.log_end_offset)
             for target, reading in readings.items()
             for item in reading.partitions
-            if isinstance(item, PartitionBacklog) and item.pending_records > 0
+            if isinstance(item, PartitionLag) and item.pending_records > 0
         }
         found = await self._heads.look_up(set(questions.values()))
         heads: dict[LaneTarget, dict[int, Head]] = {}
@@ -128,11 +128,11 @@ class ClusterReader:
                 heads.setdefault(target, {})[number] = found[question]
         return {target: replace(reading, heads=heads.get(target, {})) for target, reading in readings.items()}
 
-    async def _reader(self) -> BacklogReader:
+    async def _reader(self) -> LagReader:
         if self._open is None:
             stack = AsyncExitStack()
             reader = await stack.enter_async_context(
-                BacklogReader(self._connection, deadline_seconds=self._deadline_seconds, known_for=_KNOWN_FOR)
+                LagReader(self._connection, deadline_seconds=self._deadline_seconds, known_for=_KNOWN_FOR)
             )
             self._open = stack, reader
         return self._open[1]
@@ -152,11 +152,11 @@ class ClusterReader:
 
 def _is_lost(readings: Iterable[LaneReading]) -> bool:
     """Whether there are partitions, and none of them could be read."""
-    found = [isinstance(item, PartitionBacklog) for reading in readings for item in reading.partitions]
+    found = [isinstance(item, PartitionLag) for reading in readings for item in reading.partitions]
     return bool(found) and not any(found)
 
 
-def _lane_reading(target: LaneTarget, backlog: GroupBacklog, due: Mapping[RetryTier, int | str]) -> LaneReading:
+def _lane_reading(target: LaneTarget, backlog: GroupLag, due: Mapping[RetryTier, int | str]) -> LaneReading:
     counts = [due[tier] for tier in target.retry_tiers]
     unread = [count for count in counts if isinstance(count, str)]
     problem = backlog.problem

@@ -17,7 +17,7 @@ from typing import Final
 
 from fluxpool_operator.backlog.observation import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
 from fluxpool_operator.backlog.reading import Head, LaneReading, head_of, pending_records
-from fluxpool_transport.lag import PartitionBacklog, StalePartition
+from fluxpool_transport.lag import PartitionLag, StalePartition
 
 CONFIRMING_ANSWERS: Final = 2
 CONFIRMING_SECONDS: Final = 20.0
@@ -155,7 +155,7 @@ class _Doubt:
 
 class _Partition:
     def __init__(self) -> None:
-        self.backlog: PartitionBacklog | None = None
+        self.backlog: PartitionLag | None = None
         self.head: Head | None = None
         self.observation: PartitionObservation | None = None
         """What the two above come to; made once for each news, because most readings bring none."""
@@ -163,7 +163,7 @@ class _Partition:
         self._read_at_seconds: float | None = None
         self._expired_until: int | None = None
 
-    def update(self, item: PartitionBacklog | StalePartition, head: Head | None, now_seconds: float) -> str | None:
+    def update(self, item: PartitionLag | StalePartition, head: Head | None, now_seconds: float) -> str | None:
         """Take in a good answer; anything else changes nothing and is named."""
         if isinstance(item, StalePartition):
             return item.reason
@@ -204,7 +204,7 @@ class _Partition:
     def age_seconds(self, now_seconds: float) -> float:
         return math.inf if self._read_at_seconds is None else now_seconds - self._read_at_seconds
 
-    def _surprise(self, item: PartitionBacklog) -> str | None:
+    def _surprise(self, item: PartitionLag) -> str | None:
         known = self.backlog
         if known is None or known.committed_offset is None:
             return None
@@ -217,7 +217,7 @@ class _Partition:
         return None
 
 
-def _observation(backlog: PartitionBacklog, head: Head | None) -> PartitionObservation:
+def _observation(backlog: PartitionLag, head: Head | None) -> PartitionObservation:
     return PartitionObservation(
         partition=backlog.partition,
         pending_records=pending_records(backlog, head),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fluxpool_operator.backlog.observation import LaneTarget
-from fluxpool_transport.lag import PartitionBacklog, StalePartition
+from fluxpool_transport.lag import PartitionLag, StalePartition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class LaneReading:
     """Kafka's answer for one lane. What is missing is marked and never zero."""
 
     target: LaneTarget
-    partitions: tuple[PartitionBacklog | StalePartition, ...] = ()
+    partitions: tuple[PartitionLag | StalePartition, ...] = ()
     """By number; empty when the topic could not be read."""
     heads: Mapping[int, Head] = field(default_factory=dict)
     """By partition, where records are pending and the answer came in time."""
@@ -45,10 +45,10 @@ class LaneReading:
     @property
     def is_complete(self) -> bool:
         """Whether every partition of the topic was read."""
-        return bool(self.partitions) and all(isinstance(item, PartitionBacklog) for item in self.partitions)
+        return bool(self.partitions) and all(isinstance(item, PartitionLag) for item in self.partitions)
 
 
-def head_offset(partition: PartitionBacklog) -> int:
+def head_offset(partition: PartitionLag) -> int:
     """The lowest offset that no worker has started; the log end offset when there is none."""
     in_flight = partition.in_flight
     offset = partition.next_offset
@@ -57,14 +57,14 @@ def head_offset(partition: PartitionBacklog) -> int:
     return offset
 
 
-def head_of(partition: PartitionBacklog, head: Head | None) -> Head | None:
+def head_of(partition: PartitionLag, head: Head | None) -> Head | None:
     """The head if it belongs to the present offset of the partition; one found for another offset is useless."""
     if head is None or head.offset != head_offset(partition) or head.end_offset > partition.log_end_offset:
         return None
     return head
 
 
-def pending_records(partition: PartitionBacklog, head: Head | None) -> int:
+def pending_records(partition: PartitionLag, head: Head | None) -> int:
     """Records that no worker has started, without the offsets before the first of them that hold no record."""
     head = head_of(partition, head)
     if head is None:

@@ -1,18 +1,18 @@
 """The lag of consumer groups: committed offsets, group members and the ends of logs."""
 
-from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, KnownFor, PartitionBacklog, StalePartition
+from fluxpool_transport.lag.lag_reader import GroupLag, KnownFor, LagReader, PartitionLag, StalePartition
 from fluxpool_transport.lag.log_bounds import LogBounds, PartitionKey
 from fluxpool_transport.lag.memberless_offsets import GroupOffsetsError, MemberlessOffsets, StoredOffset
 
 __all__ = [
-    "BacklogReader",
-    "GroupBacklog",
+    "GroupLag",
     "GroupOffsetsError",
     "KnownFor",
+    "LagReader",
     "LogBounds",
     "MemberlessOffsets",
-    "PartitionBacklog",
     "PartitionKey",
+    "PartitionLag",
     "StalePartition",
     "StoredOffset",
 ]

@@ -33,12 +33,12 @@ class CommittedOffset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMember:
-    """One member of a consumer group and the partitions that were dealt to it."""
+    """One member of a consumer group and its assignment."""
 
     member_id: str
     client_id: str
     partitions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Topic -> numbers; empty while the group rebalances, and for members of another kind than consumers."""
+    """Partition numbers by topic; empty while the group rebalances, and for members that are no consumers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class GroupOffsetsReader:
     """Asks coordinators; connects at the first question and stays connected until `close`."""
 
     def __init__(self, connection: KafkaConnection, *, client_id: str, members_seconds: float = 0.0) -> None:
-        """`members_seconds`: a group is described again when what is known of its members is older than this."""
+        """A group is described again when its members are known for longer than `members_seconds`."""
         self._connection = connection
         self._client_id = client_id
         self._members_seconds = members_seconds
@@ -79,8 +79,8 @@ class GroupOffsetsReader:
     ) -> dict[str, GroupOffsets]:
         """The offsets of each group (`groups` maps group to topic and partition numbers); all are asked at once.
 
-        Raises aiokafka's `KafkaConnectionError` when no broker can be reached; whatever goes wrong with one group, or
-        takes longer than `timeout_seconds`, is its own `problem`.
+        Raises aiokafka's `KafkaConnectionError` when no broker can be reached; an error of one group, or an
+        answer later than `timeout_seconds`, is its own `problem`.
         """
         client = await self._connected()
         if self._metadata_is_suspect:
@@ -114,7 +114,7 @@ class GroupOffsetsReader:
             if fetched.error_code:
                 raise for_code(fetched.error_code)
         except (KafkaError, TimeoutError) as error:
-            # The coordinator may have moved; ask anew next time.
+            # The coordinator may have moved; look it up again next time.
             self._coordinators.pop(group, None)
             self._membership.pop(group, None)
             self._metadata_is_suspect = True
@@ -141,7 +141,7 @@ class GroupOffsetsReader:
         fetching = asyncio.ensure_future(
             client.send(coordinator, OffsetFetchRequest(group, [(topic, list(partitions))]))
         )
-        # Both are over before an error is told: left alone, the other one might connect after the client was closed.
+        # Both end before an error is raised: the other one might connect after the client was closed.
         await asyncio.gather(describing, fetching, return_exceptions=True)
         return describing.result(), fetching.result()
 
@@ -175,7 +175,7 @@ def _committed(offset: int, metadata: str | None, error_code: int) -> CommittedO
 
 
 def _assigned(assignment: bytes | None) -> dict[str, tuple[int, ...]]:
-    # Empty until the leader has dealt the partitions out. What cannot be read belongs to a foreign group protocol.
+    # Empty until the leader has assigned the partitions. What cannot be read belongs to a foreign group protocol.
     if not assignment:
         return {}
     try:

@@ -1,6 +1,6 @@
-"""The partitions of many topics and the bounds of their logs, read again and again at little cost.
+"""Partitions of many topics and the start and end of their logs, cached so that reading often costs little.
 
-Owns what of the answers is remembered and for how long, and what is wrong with one. Knows nothing of consumer groups.
+Owns the cache and the words for answers that are missing. Knows nothing of consumer groups.
 Ends are last stable offsets, where a read-committed reader's view ends.
 """
 
@@ -21,7 +21,7 @@ PartitionKey = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class LogBounds:
-    """One partition's bounds: the first record that is still there, and where the next stable one will be."""
+    """Log start offset and last stable offset of one partition."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class LogBoundsReader:
     """Asks about topics; a text in place of an answer says why there is none.
 
     Partitions of a topic and starts of logs seldom change, and for a thousand topics they cost as much as the ends do:
-    they are asked again when they are older than `layout_seconds` and `start_seconds`, or contradict what is seen.
+    they are asked again when they are older than `layout_seconds` and `start_seconds`, or contradict an end.
     """
 
     def __init__(self, *, layout_seconds: float = 0.0, start_seconds: float = 0.0) -> None:
@@ -80,7 +80,7 @@ class LogBoundsReader:
             _offsets(admin, wanted, OffsetSpec.latest(), timeout_seconds=timeout_seconds),
         )
         self._remember(starts, now)
-        # A remembered start past the end belongs to a topic that was deleted and made again.
+        # A cached start past the end belongs to a topic that was deleted and created again.
         wrong = [key for key, end in ends.items() if isinstance(end, int) and self._start_is_past(key, end)]
         if wrong:
             again = await _offsets(admin, wrong, OffsetSpec.earliest(), timeout_seconds=timeout_seconds)

@@ -15,7 +15,7 @@ import structlog
 
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
-from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, KnownFor
+from fluxpool_transport.lag.lag_reader import GroupLag, KnownFor, LagReader
 from fluxpool_transport.partitioner.member_load import WorkEstimate
 from fluxpool_transport.partitioner.topic_partitioner import LoadSnapshot, TopicPartitioner
 
@@ -117,41 +117,41 @@ class LoadAwarePartitioner:
                 self.has_read.set()
                 await self._pause(self._clock() - began_at)
 
-    def reader(self) -> BacklogReader:
+    def reader(self) -> LagReader:
         """The reader for `refresh`; open it with `async with`."""
-        return BacklogReader(self._connection, deadline_seconds=READ_DEADLINE_SECONDS, known_for=_KNOWN_FOR)
+        return LagReader(self._connection, deadline_seconds=READ_DEADLINE_SECONDS, known_for=_KNOWN_FOR)
 
-    async def refresh(self, reader: BacklogReader) -> None:
+    async def refresh(self, reader: LagReader) -> None:
         """Read once; without an answer the loads stay as they are. For `run`, and for senders of a few records."""
         began_at = self._clock()
         for group_topic in self._groups.values():
             self._topics[group_topic].choice.begin_reading(now=began_at)
         try:
-            backlogs = await reader.read(self._groups)
+            lags = await reader.read(self._groups)
         except KafkaUnavailableError as error:
             self._note_failure(str(error))
             return
-        for backlog in backlogs.values():
-            self._use(backlog, began_at)
+        for lag in lags.values():
+            self._use(lag, began_at)
 
-    def _use(self, backlog: GroupBacklog, now: float) -> None:
-        topic = self._topics[backlog.topic]
-        problem = backlog.problem
+    def _use(self, lag: GroupLag, now: float) -> None:
+        topic = self._topics[lag.topic]
+        problem = lag.problem
         if problem is None:
             # During a rebalance the old assignment says nothing about the next one.
-            owners = topic.estimate.owners(backlog, now=now) if backlog.state == STABLE else ()
+            owners = topic.estimate.owners(lag, now=now) if lag.state == STABLE else ()
             topic.choice.use(
                 LoadSnapshot(
                     taken_at=now,
-                    partition_count=len(backlog.partitions),
+                    partition_count=len(lag.partitions),
                     owners=owners,
                     others_per_second=topic.estimate.others_per_second,
                     others_work=topic.estimate.mean_work,
                 )
             )
             if not owners:
-                problem = f"consumer group {backlog.group} ({backlog.state}) has no member on a readable partition"
-        self._note(backlog.topic, topic, problem)
+                problem = f"consumer group {lag.group} ({lag.state}) has no member on a readable partition"
+        self._note(lag.topic, topic, problem)
 
     def _note_failure(self, problem: str) -> None:
         for group_topic in self._groups.values():

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from fluxpool_transport.lag.backlog import GroupBacklog, PartitionBacklog
 from fluxpool_transport.lag.group_offsets import GroupMember
+from fluxpool_transport.lag.lag_reader import GroupLag, PartitionLag
 from fluxpool_transport.partitioner.topic_partitioner import OwnerLoad
 
 MAX_KNOWN_TASKS: Final = 1000
@@ -92,14 +92,14 @@ class WorkEstimate:
             known.tasks.append((offset, work))
             known.work += work
 
-    def owners(self, backlog: GroupBacklog, *, now: float) -> tuple[OwnerLoad, ...]:
+    def owners(self, lag: GroupLag, *, now: float) -> tuple[OwnerLoad, ...]:
         """The load of every member that owns readable partitions; `now` is when they were read, monotonic seconds."""
-        partitions = {item.partition: item for item in backlog.readable_partitions}
+        partitions = {item.partition: item for item in lag.readable_partitions}
         self._count_arrivals(partitions.values(), now=now)
         finished = {number: self._advance(item) for number, item in partitions.items()}
         members, owners = {}, []
-        for member in backlog.members:
-            assigned = member.partitions.get(backlog.topic, ())
+        for member in lag.members:
+            assigned = member.partitions.get(lag.topic, ())
             owned = [partitions[number] for number in assigned if number in partitions]
             if not owned:
                 continue
@@ -110,7 +110,7 @@ class WorkEstimate:
         self._members = members
         return tuple(owners)
 
-    def _count_arrivals(self, read: Iterable[PartitionBacklog], *, now: float) -> None:
+    def _count_arrivals(self, read: Iterable[PartitionLag], *, now: float) -> None:
         ends = {item.partition: item.log_end_offset for item in read}
         arrived = sum(max(0, end - self._ends[number]) for number, end in ends.items() if number in self._ends)
         if self._read_at is not None and now > self._read_at:
@@ -121,7 +121,7 @@ class WorkEstimate:
         self._ends |= ends
         self._read_at, self._acknowledged = now, 0
 
-    def _advance(self, item: PartitionBacklog) -> float:
+    def _advance(self, item: PartitionLag) -> float:
         """Forget what was committed since the last reading; returns how much work it was."""
         known = self._partitions.setdefault(item.partition, _Partition())
         before, known.next_offset = known.next_offset, item.next_offset
@@ -141,7 +141,7 @@ class WorkEstimate:
         return finished + max(0, unknown) * self._mean_work
 
     def _progress(
-        self, member: GroupMember, owned: Iterable[PartitionBacklog], *, finished: Mapping[int, float], now: float
+        self, member: GroupMember, owned: Iterable[PartitionLag], *, finished: Mapping[int, float], now: float
     ) -> _Progress:
         is_busy = any(item.lag_records for item in owned)
         before = self._members.get(member.member_id)
@@ -160,7 +160,7 @@ class WorkEstimate:
         self._finished_work = self._finished_work * kept + work
         self._busy_seconds = self._busy_seconds * kept + busy_seconds
 
-    def _work_left(self, owned: Iterable[PartitionBacklog], *, age_seconds: float) -> float:
+    def _work_left(self, owned: Iterable[PartitionLag], *, age_seconds: float) -> float:
         total, records = 0.0, 0
         begun: list[tuple[int, int, int]] = []
         for item in owned:
@@ -181,7 +181,7 @@ class WorkEstimate:
         present = self._size(*min(begun)[1:]) if begun else total / records
         return max(0.0, total - present) + self._rest(present, age_seconds)
 
-    def _work_on(self, item: PartitionBacklog) -> float:
+    def _work_on(self, item: PartitionLag) -> float:
         known = self._partitions[item.partition]
         work, count = known.work, len(known.tasks)
         # Acknowledged after the end was read: the sender adds these itself.

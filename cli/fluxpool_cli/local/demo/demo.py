@@ -25,7 +25,7 @@ from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, re
 from fluxpool_cli.watch.commands import result_line
 from fluxpool_cli.watch.overview import Overview, OverviewDisplay
 from fluxpool_contract.kafka import TopicNames
-from fluxpool_transport.lag import BacklogReader
+from fluxpool_transport.lag import LagReader
 
 TINY_DEADLINE_SECONDS = 300.0
 MODEL_DEADLINE_SECONDS = 3600.0
@@ -220,7 +220,7 @@ class _Story:
         """Read everything once more from its source and judge it."""
         async with (
             ResultsTopic(self._stack.parts.connection, TopicNames().results) as results,
-            BacklogReader(self._stack.parts.connection) as reader,
+            LagReader(self._stack.parts.connection) as reader,
         ):
             await results.read_to_end()
             groups = await reader.read({group_of(lane): lane.topic for lane in LANES})

@@ -11,7 +11,7 @@ from fluxpool_contract.kafka import former_scheduler_group, relayed_ahead
 from fluxpool_operator.backlog.observation import RetryTier
 from fluxpool_operator.backlog.retries.retry_log import RetryLog
 from fluxpool_operator.backlog.retries.retry_scan import RetryScan
-from fluxpool_transport.lag import BacklogReader, GroupBacklog, LogBounds, PartitionBacklog, StalePartition
+from fluxpool_transport.lag import GroupLag, LagReader, LogBounds, PartitionLag, StalePartition
 
 _GroupOnTopic = tuple[str, str]
 
@@ -22,8 +22,8 @@ class DueRetries:
     def __init__(self, scan: RetryScan) -> None:
         self._scan = scan
 
-    async def count(self, reader: BacklogReader, tiers: Iterable[RetryTier]) -> dict[RetryTier, int | str]:
-        """The due records of each tier, or why they are not known; raises as `BacklogReader.read` does."""
+    async def count(self, reader: LagReader, tiers: Iterable[RetryTier]) -> dict[RetryTier, int | str]:
+        """The due records of each tier, or why they are not known; raises as `LagReader.read` does."""
         wanted = list(dict.fromkeys(tiers))
         if not wanted:
             return {}
@@ -69,8 +69,8 @@ class DueRetries:
         self,
         tier: RetryTier,
         due: dict[int, list[int]] | str,
-        backlogs: Mapping[_GroupOnTopic, GroupBacklog],
-        former: Mapping[str, GroupBacklog],
+        backlogs: Mapping[_GroupOnTopic, GroupLag],
+        former: Mapping[str, GroupLag],
     ) -> int | str:
         backlog = backlogs[tier.group, tier.topic]
         if isinstance(due, str) or not backlog.partitions:
@@ -90,14 +90,14 @@ class DueRetries:
         return count
 
     @staticmethod
-    def _forget_relayed(known: RetryLog | None, own: PartitionBacklog, tier: RetryTier) -> None:
+    def _forget_relayed(known: RetryLog | None, own: PartitionLag, tier: RetryTier) -> None:
         if known is not None and own.committed_offset is not None and not own.is_recreated:
             known.forget_before(own.committed_offset, tier.origins)
 
     @staticmethod
     async def _former(
-        reader: BacklogReader, tiers: Iterable[RetryTier], backlogs: Mapping[_GroupOnTopic, GroupBacklog]
-    ) -> dict[str, GroupBacklog]:
+        reader: LagReader, tiers: Iterable[RetryTier], backlogs: Mapping[_GroupOnTopic, GroupLag]
+    ) -> dict[str, GroupLag]:
         """The groups of earlier versions, where a pool has no offsets of its own yet."""
         topics = {
             tier.topic
@@ -112,9 +112,9 @@ def _as_count(due: dict[int, list[int]] | str) -> int | str:
     return due if isinstance(due, str) else 0
 
 
-async def read_groups(reader: BacklogReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupBacklog]:
+async def read_groups(reader: LagReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupLag]:
     """The backlog of each group on its topic. One call, unless a group is asked about on several topics."""
-    backlogs: dict[_GroupOnTopic, GroupBacklog] = {}
+    backlogs: dict[_GroupOnTopic, GroupLag] = {}
     remaining = set(groups)
     while remaining:
         topics = dict(remaining)

@@ -1,4 +1,4 @@
-"""Reading backlogs from the real broker."""
+"""Reading lags from the real broker."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.clients import aiokafka_options
-from fluxpool_transport.lag.backlog import BacklogReader, GroupBacklog, PartitionBacklog, StalePartition
+from fluxpool_transport.lag.lag_reader import GroupLag, LagReader, PartitionLag, StalePartition
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until
 
@@ -27,8 +27,8 @@ def _connection(bootstrap_servers: str) -> KafkaConnection:
 
 
 @pytest.fixture
-async def reader(kafka: KafkaCluster) -> AsyncIterator[BacklogReader]:
-    async with BacklogReader(_connection(kafka.bootstrap_servers)) as opened:
+async def reader(kafka: KafkaCluster) -> AsyncIterator[LagReader]:
+    async with LagReader(_connection(kafka.bootstrap_servers)) as opened:
         yield opened
 
 
@@ -47,41 +47,41 @@ async def _commit(bootstrap_servers: str, *, group: str, topic: str, offsets: di
 
 
 async def _topic(bootstrap_servers: str, *, records: dict[int, int], partitions: int = 2) -> str:
-    topic = unique_name("backlog")
+    topic = unique_name("lag")
     await create_topics(bootstrap_servers, {topic: partitions})
     for number, count in records.items():
         await produce(bootstrap_servers, topic, [(None, b"x")] * count, partition=number)
     return topic
 
 
-def _offsets(backlog: GroupBacklog) -> list[tuple[int | None, int, int, int]]:
+def _offsets(lag: GroupLag) -> list[tuple[int | None, int, int, int]]:
     return [
         (item.committed_offset, item.log_start_offset, item.log_end_offset, item.lag_records)
-        for item in backlog.readable_partitions
+        for item in lag.readable_partitions
     ]
 
 
-async def _readable(reader: BacklogReader, *, group: str, topic: str) -> GroupBacklog:
-    """The backlog once nothing is stale: right after its creation a topic's partitions may still be."""
+async def _readable(reader: LagReader, *, group: str, topic: str) -> GroupLag:
+    """The lag once nothing is stale: right after its creation a topic's partitions may still be."""
 
-    async def read() -> list[GroupBacklog]:
-        backlog = (await reader.read({group: topic}))[group]
-        return [] if backlog.is_stale else [backlog]
+    async def read() -> list[GroupLag]:
+        lag = (await reader.read({group: topic}))[group]
+        return [] if lag.is_stale else [lag]
 
-    return (await wait_until(read, deadline_seconds=15, what=f"a readable backlog of {topic}"))[0]
+    return (await wait_until(read, deadline_seconds=15, what=f"a readable lag of {topic}"))[0]
 
 
-async def test_a_group_with_commits_waits_for_the_rest(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_a_group_with_commits_waits_for_the_rest(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 5, 1: 3}), unique_name("group")
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, '{"ledger": 1}'), 1: (3, "")})
-    backlog = await _readable(reader, group=group, topic=topic)
-    assert _offsets(backlog) == [(2, 0, 5, 3), (3, 0, 3, 0)]
-    assert (backlog.lag_records, backlog.is_stale, backlog.problem) == (3, False, None)
-    assert [item.metadata for item in backlog.readable_partitions] == ['{"ledger": 1}', ""]
-    assert (backlog.member_count, backlog.state) == (0, "Empty")
+    lag = await _readable(reader, group=group, topic=topic)
+    assert _offsets(lag) == [(2, 0, 5, 3), (3, 0, 3, 0)]
+    assert (lag.lag_records, lag.is_stale, lag.problem) == (3, False, None)
+    assert [item.metadata for item in lag.readable_partitions] == ['{"ledger": 1}', ""]
+    assert (lag.member_count, lag.state) == (0, "Empty")
 
 
-async def test_tasks_in_a_ledger_are_in_flight_and_do_not_wait(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_tasks_in_a_ledger_are_in_flight_and_do_not_wait(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 5}), unique_name("group")
 
     def entry(*, released: bool = False) -> LedgerEntry:
@@ -90,37 +90,35 @@ async def test_tasks_in_a_ledger_are_in_flight_and_do_not_wait(reader: BacklogRe
     # Offset 1 is older than the commit, 3 was given up, 9 does not exist.
     ledger = encode_ledger({1: entry(), 2: entry(), 3: entry(released=True), 9: entry()})
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, ledger)})
-    backlog = await _readable(reader, group=group, topic=topic)
-    partition = backlog.readable_partitions[0]
+    lag = await _readable(reader, group=group, topic=topic)
+    partition = lag.readable_partitions[0]
     assert partition.in_flight == {2: entry()}
     assert (partition.lag_records, partition.pending_records) == (3, 2)
 
 
-async def test_a_group_that_never_was_waits_for_everything(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_a_group_that_never_was_waits_for_everything(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 4}), unique_name("group")
-    backlog = await _readable(reader, group=group, topic=topic)
-    assert _offsets(backlog) == [(None, 0, 4, 4), (None, 0, 0, 0)]
-    assert (backlog.lag_records, backlog.member_count, backlog.state) == (4, 0, "Dead")
+    lag = await _readable(reader, group=group, topic=topic)
+    assert _offsets(lag) == [(None, 0, 4, 4), (None, 0, 0, 0)]
+    assert (lag.lag_records, lag.member_count, lag.state) == (4, 0, "Dead")
 
 
-async def test_an_empty_topic_has_an_empty_backlog(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_an_empty_topic_has_an_empty_backlog(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={}, partitions=3), unique_name("group")
-    backlog = await _readable(reader, group=group, topic=topic)
-    assert (backlog.problem, backlog.lag_records, len(backlog.partitions)) == (None, 0, 3), backlog.partitions
+    lag = await _readable(reader, group=group, topic=topic)
+    assert (lag.problem, lag.lag_records, len(lag.partitions)) == (None, 0, 3), lag.partitions
 
 
-async def test_an_unknown_topic_is_a_problem_and_not_an_empty_one(
-    reader: BacklogReader, bootstrap_servers: str
-) -> None:
+async def test_an_unknown_topic_is_a_problem_and_not_an_empty_one(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group, lost = await _topic(bootstrap_servers, records={0: 1}), unique_name("group"), unique_name("group")
     await _readable(reader, group=group, topic=topic)
-    backlogs = await reader.read({lost: "no-such-topic", group: topic})
-    assert (backlogs[lost].lag_records, backlogs[lost].is_stale) == (None, True)
-    assert "no-such-topic" in (backlogs[lost].problem or "")
-    assert backlogs[group].lag_records == 1
+    lags = await reader.read({lost: "no-such-topic", group: topic})
+    assert (lags[lost].lag_records, lags[lost].is_stale) == (None, True)
+    assert "no-such-topic" in (lags[lost].problem or "")
+    assert lags[group].lag_records == 1
 
 
-async def test_members_are_counted(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_members_are_counted(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={}), unique_name("group")
     consumer = AIOKafkaConsumer(
         topic, group_id=group, **aiokafka_options(_connection(bootstrap_servers), client_id="test")
@@ -129,8 +127,8 @@ async def test_members_are_counted(reader: BacklogReader, bootstrap_servers: str
     try:
 
         async def stable() -> bool:
-            backlog = (await reader.read({group: topic}))[group]
-            return (backlog.member_count, backlog.state) == (1, "Stable")
+            lag = (await reader.read({group: topic}))[group]
+            return (lag.member_count, lag.state) == (1, "Stable")
 
         await wait_until(stable, deadline_seconds=20, what="one member of a stable group")
     finally:
@@ -138,7 +136,7 @@ async def test_members_are_counted(reader: BacklogReader, bootstrap_servers: str
 
 
 async def test_records_deleted_unread_have_expired_and_wait_no_longer(
-    reader: BacklogReader, bootstrap_servers: str
+    reader: LagReader, bootstrap_servers: str
 ) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 9}), unique_name("group")
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, "")})
@@ -149,14 +147,14 @@ async def test_records_deleted_unread_have_expired_and_wait_no_longer(
     assert (first.lag_records, first.expired_records, first.next_offset) == (3, 4, 6)
 
 
-async def test_a_topic_made_again_is_read_from_its_start(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_a_topic_made_again_is_read_from_its_start(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 3}), unique_name("group")
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (70, "")})
     (first, _) = (await _readable(reader, group=group, topic=topic)).readable_partitions
     assert (first.is_recreated, first.lag_records, first.expired_records) == (True, 3, 0)
 
 
-async def test_records_of_an_open_transaction_do_not_wait_yet(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_records_of_an_open_transaction_do_not_wait_yet(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 1}), unique_name("group")
     producer = AIOKafkaProducer(
         transactional_id=unique_name("transaction"),
@@ -177,22 +175,22 @@ async def test_records_of_an_open_transaction_do_not_wait_yet(reader: BacklogRea
     await wait_until(committed, deadline_seconds=15, what="the committed record and its marker")
 
 
-async def test_many_groups_are_read_at_once(reader: BacklogReader, bootstrap_servers: str) -> None:
+async def test_many_groups_are_read_at_once(reader: LagReader, bootstrap_servers: str) -> None:
     topic = await _topic(bootstrap_servers, records={0: 2, 1: 2})
     groups = [unique_name("group") for _ in range(60)]
     await _readable(reader, group=groups[0], topic=topic)
-    backlogs = await reader.read(dict.fromkeys(groups, topic))
-    assert {backlogs[group].lag_records for group in groups} == {4}
+    lags = await reader.read(dict.fromkeys(groups, topic))
+    assert {lags[group].lag_records for group in groups} == {4}
 
 
-async def test_no_groups_are_no_questions(reader: BacklogReader) -> None:
+async def test_no_groups_are_no_questions(reader: LagReader) -> None:
     assert await reader.read({}) == {}
 
 
 async def test_no_broker_is_an_error_and_never_an_empty_backlog() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    async with BacklogReader(_connection(f"127.0.0.1:{port}"), deadline_seconds=1) as reader:
+    async with LagReader(_connection(f"127.0.0.1:{port}"), deadline_seconds=1) as reader:
         with pytest.raises(KafkaUnavailableError, match=rf"127\.0\.0\.1:{port}"):
             await reader.read({"group": "topic"})
 
@@ -201,7 +199,7 @@ async def test_a_broker_that_dies_is_an_error_and_its_return_is_noticed(kafka_fa
     cluster = await kafka_factory()
     topic, group = await _topic(cluster.bootstrap_servers, records={0: 2}), unique_name("group")
     (broker,) = cluster.brokers
-    async with BacklogReader(_connection(cluster.bootstrap_servers), deadline_seconds=3) as reader:
+    async with LagReader(_connection(cluster.bootstrap_servers), deadline_seconds=3) as reader:
         assert (await _readable(reader, group=group, topic=topic)).lag_records == 2
         broker.pause()
         try:
@@ -216,19 +214,19 @@ async def test_a_broker_that_dies_is_an_error_and_its_return_is_noticed(kafka_fa
             except KafkaUnavailableError:
                 return False
 
-        await wait_until(back, deadline_seconds=30, what="the backlog after the broker's return")
+        await wait_until(back, deadline_seconds=30, what="the lag after the broker's return")
 
 
 async def test_partitions_of_a_dead_broker_are_stale_and_the_others_are_read(kafka_factory: KafkaFactory) -> None:
     cluster = await kafka_factory(brokers=3)
-    topic, group = unique_name("backlog"), unique_name("group")
+    topic, group = unique_name("lag"), unique_name("group")
     await create_topics(cluster.bootstrap_servers, {topic: 6}, replication_factor=1)
     await produce(cluster.bootstrap_servers, topic, [(None, b"x")] * 60)
-    seen: list[GroupBacklog] = []
+    seen: list[GroupLag] = []
 
-    async with BacklogReader(_connection(cluster.bootstrap_servers), deadline_seconds=4) as reader:
+    async with LagReader(_connection(cluster.bootstrap_servers), deadline_seconds=4) as reader:
 
-        async def read() -> GroupBacklog | None:
+        async def read() -> GroupLag | None:
             try:
                 seen.append((await reader.read({group: topic}))[group])
             except KafkaUnavailableError:
@@ -236,38 +234,38 @@ async def test_partitions_of_a_dead_broker_are_stale_and_the_others_are_read(kaf
             return seen[-1]
 
         async def whole() -> bool:
-            backlog = await read()
-            return backlog is not None and backlog.lag_records == 60
+            lag = await read()
+            return lag is not None and lag.lag_records == 60
 
         async def partly() -> bool:
-            backlog = await read()
-            stale = [] if backlog is None else [p for p in backlog.partitions if isinstance(p, StalePartition)]
-            return backlog is not None and backlog.problem is None and 0 < len(stale) < 6
+            lag = await read()
+            stale = [] if lag is None else [p for p in lag.partitions if isinstance(p, StalePartition)]
+            return lag is not None and lag.problem is None and 0 < len(stale) < 6
 
-        await wait_until(whole, deadline_seconds=30, what="the whole backlog")
+        await wait_until(whole, deadline_seconds=30, what="the whole lag")
         broker = cluster.brokers[2]
         await broker.kill()
-        await wait_until(partly, deadline_seconds=60, what="a backlog without the dead broker's partitions")
+        await wait_until(partly, deadline_seconds=60, what="a lag without the dead broker's partitions")
         await broker.start()
-        await wait_until(whole, deadline_seconds=60, what="the whole backlog again")
+        await wait_until(whole, deadline_seconds=60, what="the whole lag again")
     # What was said in between may be incomplete, but is never wrong.
-    assert {backlog.lag_records for backlog in seen} == {None, 60}
+    assert {lag.lag_records for lag in seen} == {None, 60}
 
 
 async def test_reading_outside_the_context_says_how() -> None:
     with pytest.raises(RuntimeError, match="async with"):
-        await BacklogReader(_connection("localhost:9092")).read({"group": "topic"})
+        await LagReader(_connection("localhost:9092")).read({"group": "topic"})
 
 
 def test_one_unreadable_partition_makes_the_sum_unknown() -> None:
-    backlog = GroupBacklog(
+    lag = GroupLag(
         group="g",
         topic="t",
         partitions=(
-            PartitionBacklog(partition=0, committed_offset=1, log_start_offset=0, log_end_offset=4, metadata=""),
+            PartitionLag(partition=0, committed_offset=1, log_start_offset=0, log_end_offset=4, metadata=""),
             StalePartition(partition=1, reason="leader moves"),
         ),
         member_count=1,
         state="Stable",
     )
-    assert (backlog.lag_records, backlog.lag_records_at_least, backlog.is_stale) == (None, 3, True)
+    assert (lag.lag_records, lag.lag_records_at_least, lag.is_stale) == (None, 3, True)

@@ -1,7 +1,7 @@
-"""How far consumer groups are behind: committed offsets against the ends of their topics' partitions.
+"""The lag of consumer groups: the ends of their topics' partitions minus the committed offsets.
 
-Owns reading and the arithmetic of one moment. Knows nothing of what the numbers lead to. What cannot be read is marked
-as stale and never counted as zero: a scaler that mistakes silence for an empty topic stops workers that have work.
+Owns reading and the arithmetic of one moment. Knows nothing of what the numbers are used for. A partition that cannot
+be read is stale and never counted as zero: a scaler that takes silence for an empty topic stops workers that have work.
 """
 
 import asyncio
@@ -19,44 +19,44 @@ from fluxpool_transport.lag.log_bounds import LogBounds, LogBoundsReader
 
 T = TypeVar("T")
 
-_CLIENT_ID = "fluxpool-backlog"
+_CLIENT_ID = "fluxpool-lag"
 _ROUNDS = 3.5
-"""Topics, groups and log offsets are asked one after the other, and some time is left to put them together."""
+"""Topics, groups and log offsets are read one after the other, and some time is left to combine them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionBacklog:
-    """One partition as one group sees it; all offsets as of one reading."""
+class PartitionLag:
+    """The lag of one group on one partition; all offsets are of one reading."""
 
     partition: int
     committed_offset: int | None
-    """Next record the group takes; None when it never committed here and so begins at the log's start."""
+    """The group's next record; None when it never committed here and so begins at the log's start."""
     log_start_offset: int
     log_end_offset: int
     """Last stable offset: where a read-committed reader's view ends."""
     metadata: str
-    """Text stored beside the committed offset; empty when there is none."""
+    """Of the committed offset; empty without one."""
 
     @property
     def is_recreated(self) -> bool:
-        """Whether the commit lies past the end: the topic was deleted and made again since."""
+        """Whether the commit is past the end: the topic was deleted and created again since."""
         return self.committed_offset is not None and self.committed_offset > self.log_end_offset
 
     @property
     def next_offset(self) -> int:
-        """Where the group's next record lies: a commit that is out of range restarts at the log's start."""
+        """Offset of the group's next record; a commit that is out of range restarts at the log's start."""
         if self.committed_offset is None or self.is_recreated:
             return self.log_start_offset
         return max(self.committed_offset, self.log_start_offset)
 
     @property
     def lag_records(self) -> int:
-        """Records not yet committed, those in work included."""
+        """Log end minus next offset, so with the records in flight."""
         return max(0, self.log_end_offset - self.next_offset)
 
     @property
     def in_flight(self) -> dict[int, LedgerEntry]:
-        """Tasks that a worker says it is working on, by offset; empty when the group's members keep no ledger."""
+        """Tasks that a worker has begun, by offset, from its ledger; empty for groups that keep none."""
         return {
             offset: entry
             for offset, entry in decode_ledger(self.metadata).items()
@@ -65,12 +65,12 @@ class PartitionBacklog:
 
     @property
     def pending_records(self) -> int:
-        """Records that nobody has begun."""
+        """Lag minus the records in flight: no worker has begun them."""
         return self.lag_records - len(self.in_flight)
 
     @property
     def is_foreign_commit(self) -> bool:
-        """Whether another client than a worker committed the offset: nobody asked the broker to keep it for long."""
+        """Whether a client other than a worker committed the offset, with the broker's default retention."""
         return self.committed_offset is not None and not is_ledger(self.metadata)
 
     @property
@@ -90,19 +90,19 @@ class StalePartition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupBacklog:
+class GroupLag:
     """One consumer group on one topic."""
 
     group: str
     topic: str
-    partitions: tuple[PartitionBacklog | StalePartition, ...]
+    partitions: tuple[PartitionLag | StalePartition, ...]
     """By number; empty when the topic could not be read."""
     member_count: int | None
     """None when the group could not be described."""
     state: str | None
-    """The coordinator's word: Stable, Empty, Dead (no such group), PreparingRebalance or CompletingRebalance."""
+    """Stable, Empty, Dead (no such group), PreparingRebalance or CompletingRebalance."""
     members: tuple[GroupMember, ...] = ()
-    """Who is in the group, with the partitions of each; empty when it could not be described."""
+    """The group's members with their assignments; empty when it could not be described."""
     problem: str | None = None
     """Why the whole topic or group could not be read."""
 
@@ -112,35 +112,35 @@ class GroupBacklog:
         return not self.partitions or any(isinstance(item, StalePartition) for item in self.partitions)
 
     @property
-    def readable_partitions(self) -> tuple[PartitionBacklog, ...]:
+    def readable_partitions(self) -> tuple[PartitionLag, ...]:
         """The partitions that were read."""
-        return tuple(item for item in self.partitions if isinstance(item, PartitionBacklog))
+        return tuple(item for item in self.partitions if isinstance(item, PartitionLag))
 
     @property
     def lag_records(self) -> int | None:
-        """Records not yet committed in all partitions; None when some could not be read."""
+        """Sum over all partitions; None when some could not be read."""
         return None if self.is_stale else self.lag_records_at_least
 
     @property
     def lag_records_at_least(self) -> int:
-        """The same in the partitions that were read: enough to start workers by, never to stop one."""
+        """Sum over the partitions that were read: enough to start workers, never to stop one."""
         return sum(item.lag_records for item in self.readable_partitions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownFor:
-    """For how many seconds an answer about what seldom changes is taken as known; 0 asks each time."""
+    """How many seconds an answer that seldom changes is cached; 0 asks each time."""
 
     layout_seconds: float = 0.0
     """How many partitions a topic has."""
     log_start_seconds: float = 0.0
-    """Where a partition's log starts. While it is older, lost records are still taken for waiting ones."""
+    """Where a partition's log starts. Until it is read again, deleted records still count as lag."""
     members_seconds: float = 0.0
-    """Who is in a group."""
+    """The members of a group."""
 
 
-class BacklogReader:
-    """Reads the backlog of many groups at once: `async with BacklogReader(connection) as reader`."""
+class LagReader:
+    """Reads the lag of many groups at once: `async with LagReader(connection) as reader`."""
 
     def __init__(
         self, connection: KafkaConnection, *, deadline_seconds: float = 10.0, known_for: KnownFor | None = None
@@ -166,16 +166,16 @@ class BacklogReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._is_open = False
         self._admin = None
         await self._group_offsets.close()
 
-    async def read(self, groups: Mapping[str, str]) -> dict[str, GroupBacklog]:
-        """The backlog of each consumer group on its topic (`groups` maps group to topic).
+    async def read(self, groups: Mapping[str, str]) -> dict[str, GroupLag]:
+        """The lag of each consumer group on its topic (`groups` maps group to topic).
 
-        What one group or partition lacks is stale in its own entry. Raises `KafkaUnavailableError` when no broker
-        answers before the deadline, `RuntimeError` outside `async with`. One call at a time.
+        A group or partition that cannot be read is stale in its own entry. Raises `KafkaUnavailableError` when no
+        broker answers before the deadline, `RuntimeError` outside `async with`. One call at a time.
         """
         return await self._answered(lambda admin: self._read(admin, groups))
 
@@ -188,9 +188,9 @@ class BacklogReader:
 
     async def _answered(self, question: Callable[[KafkaAdmin], Awaitable[T]]) -> T:
         if not self._is_open:
-            raise RuntimeError("BacklogReader: use it inside `async with BacklogReader(...)`")
+            raise RuntimeError("LagReader: use it inside `async with LagReader(...)`")
         admin = self._admin or await KafkaAdmin.open(self._connection, client_id=_CLIENT_ID)
-        # Only a client that answered is kept: librdkafka asks a dead controller until its metadata are a minute old.
+        # Only a client that answered is reused: librdkafka asks a dead controller until its metadata are a minute old.
         self._admin = None
         try:
             async with asyncio.timeout(self._deadline_seconds):
@@ -216,7 +216,7 @@ class BacklogReader:
             for topic, layout in layouts.items()
         }
 
-    async def _read(self, admin: KafkaAdmin, groups: Mapping[str, str]) -> dict[str, GroupBacklog]:
+    async def _read(self, admin: KafkaAdmin, groups: Mapping[str, str]) -> dict[str, GroupLag]:
         if not groups:
             return {}
         # Each round ends early enough that what others answered is still reported before the deadline.
@@ -230,26 +230,24 @@ class BacklogReader:
         )
         keys = [(topic, number) for topic, numbers in partitions.items() for number in numbers]
         logs = await self._log_bounds.bounds(admin, keys, timeout_seconds=round_seconds)
-        backlogs = {}
+        found = {}
         for group, topic in groups.items():
             layout, offsets = layouts[topic], committed[group]
-            backlogs[group] = GroupBacklog(
+            found[group] = GroupLag(
                 group=group,
                 topic=topic,
                 partitions=tuple(
-                    _partition_backlog(number, offsets, log=logs[topic, number]) for number in partitions.get(topic, ())
+                    _partition_lag(number, offsets, log=logs[topic, number]) for number in partitions.get(topic, ())
                 ),
                 member_count=offsets.member_count,
                 state=offsets.state,
                 members=offsets.members,
                 problem=layout if isinstance(layout, str) else offsets.problem,
             )
-        return backlogs
+        return found
 
 
-def _partition_backlog(
-    number: int, offsets: GroupOffsets, *, log: LogBounds | str
-) -> PartitionBacklog | StalePartition:
+def _partition_lag(number: int, offsets: GroupOffsets, *, log: LogBounds | str) -> PartitionLag | StalePartition:
     if isinstance(log, str):
         return StalePartition(partition=number, reason=log)
     match offsets.offsets.get(number):
@@ -258,7 +256,7 @@ def _partition_backlog(
         case str(reason):
             return StalePartition(partition=number, reason=reason)
         case CommittedOffset(offset, metadata):
-            return PartitionBacklog(
+            return PartitionLag(
                 partition=number,
                 committed_offset=offset,
                 log_start_offset=log.start,
