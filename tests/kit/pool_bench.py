@@ -207,7 +207,7 @@ class PoolBench:
 
 def _reading(target: LaneTarget, pending: int, expired: int) -> LaneReading:
     partitions = tuple(
-        PartitionBacklog(
+        PartitionLag(
             partition=number,
             committed_offset=0,
             log_start_offset=expired,
