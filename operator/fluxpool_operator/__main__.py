@@ -27,7 +27,8 @@ from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.reconcile.sweep import Sweep
 from fluxpool_operator.settings import OperatorSettings
 from fluxpool_operator.startup import DefinitionError, check_definition
-from fluxpool_transport.process import HealthServer, configure_logging
+from fluxpool_transport.health_server import HealthServer
+from fluxpool_transport.process import configure_logging
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2

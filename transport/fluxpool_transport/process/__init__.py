@@ -1,14 +1,12 @@
-"""What every process does alike: logging, probes and metrics, backoff, fault points, ending with its parent."""
+"""What every process does alike: logging, backoff, fault points, ending with its parent."""
 
 from fluxpool_transport.process.backoff import Backoff, retry_forever
 from fluxpool_transport.process.faults import fault_point
-from fluxpool_transport.process.health_server import HealthServer
 from fluxpool_transport.process.logging_setup import configure_logging
 from fluxpool_transport.process.parent_death import ParentGoneError, bound_command, die_with_parent
 
 __all__ = [
     "Backoff",
-    "HealthServer",
     "ParentGoneError",
     "bound_command",
     "configure_logging",

@@ -15,10 +15,10 @@ from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.health_server import HealthServer
 from fluxpool_transport.kafka import TopicIds
 from fluxpool_transport.lag import MemberlessOffsets
 from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
-from fluxpool_transport.process import HealthServer
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
 from fluxpool_worker.agent.connections import (
     POLL_FENCE_SECONDS,
