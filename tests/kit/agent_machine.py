@@ -14,7 +14,6 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Final
 from unittest.mock import patch
 
@@ -28,6 +27,7 @@ from fluxpool_contract.kafka.ledger import decode_ledger
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane_choice import LOG_APPEND_TIME
 from fluxpool_worker.agent.task.outgoing_records import due_record
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
@@ -58,17 +58,14 @@ class AgentMachine(RuleBasedStateMachine):
         self.loop = SteppedLoop()
         asyncio.set_event_loop(self.loop)
         self.loop.set_exception_handler(lambda _loop, context: self.broken.append(str(context)))
-        clock = SimpleNamespace(time=lambda: EPOCH_SECONDS + self.loop.time(), monotonic=self.loop.time)
-        self.patches = [
-            patch(f"fluxpool_worker.agent.{module}.time", clock) for module in ("task.attempts", "consumer.lane")
-        ]
-        for patched in self.patches:
-            patched.start()
+        clock = Clock(monotonic=self.loop.time, time=lambda: EPOCH_SECONDS + self.loop.time())
+        self.patched = patch("fluxpool_worker.agent.consumer.lane.time", clock)
+        self.patched.start()
         self.logs = structlog.testing.capture_logs()
         self.logged = self.logs.__enter__()
         self.broken: list[str] = []
         self.group = ModelGroup(TOPIC, partitions=PARTITIONS, on_commit=self.see_commit, on_removed=self.see_removed)
-        self.around = Surroundings(self.loop, SETTINGS, self.group, self.see_published)
+        self.around = Surroundings(self.loop, SETTINGS, self.group, self.see_published, clock)
         self.pods: dict[str, ModelPod] = {}
         self.dead: list[ModelPod] = []
         self.records = 0
@@ -386,8 +383,7 @@ class AgentMachine(RuleBasedStateMachine):
         self.loop.close()
         asyncio.set_event_loop(None)
         self.logs.__exit__(None, None, None)
-        for patched in self.patches:
-            patched.stop()
+        self.patched.stop()
 
     # Looks
 

@@ -13,6 +13,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_transport.storage.object_store import ObjectStore
+from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
@@ -20,7 +21,9 @@ from fluxpool_worker.agent.engine.slots import EngineSlots
 from fluxpool_worker.agent.task.cancellations import Cancellations
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outcome import inherited_crashes
-from fluxpool_worker.agent.task.publisher import OutgoingRecord, ProgressPublisher, ReliablePublisher
+from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity
+from fluxpool_worker.agent.task.progress import ProgressPublisher
+from fluxpool_worker.agent.task.publisher import OutgoingRecord, ReliablePublisher
 from fluxpool_worker.agent.task.task_flow import TaskFlow
 from fluxpool_worker.engine.protocol import EncodedImage, FailureKind, Generated, GenerationInputs
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
@@ -168,7 +171,18 @@ class Surroundings:
     settings: WorkerSettings
     group: ModelGroup
     on_published: OnPublished
+    clock: Clock
     objects: dict[str, bytes] = field(default_factory=dict)
+
+
+class _NoMetrics:
+    """Counts nothing."""
+
+    def count_end(self, outcome: str, seconds: float) -> None:
+        """A record left the worker."""
+
+    def count_refused(self, topic: str) -> None:
+        """A topic refused a record."""
 
 
 class ModelPod:
@@ -201,8 +215,8 @@ class ModelPod:
         )
         publisher = ModelPublisher(self.producer, around.on_published)
         self._flow = TaskFlow(
-            settings=around.settings,
-            worker_name=name,
+            around.settings,
+            identity=WorkerIdentity(worker=name, pool=around.settings.pool),
             store=cast("ObjectStore", ModelStore(around.objects, self.store)),
             engine=cast("EngineClient", self.engine),
             slots=self._slots,
@@ -210,7 +224,8 @@ class ModelPod:
             progress=cast("ProgressPublisher", publisher),
             holds=holds,
             cancellations=Cancellations(),
-            on_end=lambda _outcome, _seconds: None,
+            metrics=_NoMetrics(),
+            clock=around.clock,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._membership = self._spawn(self.lane.run())

@@ -20,16 +20,17 @@ from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import Envelope, format_time
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_transport.storage.object_store import open_object_store
+from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.agent.engine.slots import EngineSlots
 from fluxpool_worker.agent.task.cancellations import Cancellations
 from fluxpool_worker.agent.task.holds import Holds
-from fluxpool_worker.agent.task.outgoing_records import Failure
+from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
+from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import (
     OutgoingRecord,
-    ProgressPublisher,
     RecordPlace,
     RecordRefusedError,
     ReliablePublisher,
@@ -159,7 +160,7 @@ class ScriptedLane:
 class FlowBench:
     """One worker's `TaskFlow`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, hold_limit_seconds: float = 60) -> None:
         self.folder = folder
         self.settings = WorkerSettings.model_validate(
             {
@@ -176,17 +177,17 @@ class FlowBench:
         self.refused_topics: list[str] = []
         self._slots = EngineSlots(jobs=2)
         self._flow = TaskFlow(
-            settings=self.settings,
-            worker_name="worker-1",
+            self.settings,
+            identity=WorkerIdentity(worker="worker-1", pool=self.settings.pool),
             store=open_object_store(self.settings.storage),
             engine=cast("EngineClient", self.engine),
             slots=self._slots,
             publisher=cast("ReliablePublisher", self.topics),
             progress=cast("ProgressPublisher", self.topics),
-            holds=Holds(limit_seconds=1),
+            holds=Holds(limit_seconds=hold_limit_seconds),
             cancellations=self.cancellations,
-            on_end=lambda outcome, _seconds: self.outcomes.append(outcome),
-            on_refused=self.refused_topics.append,
+            metrics=self,
+            clock=Clock(),
         )
 
     async def run(self, record: ConsumerRecord) -> None:
@@ -194,9 +195,17 @@ class FlowBench:
         taken = ClaimedRecord(lane=cast("LaneConsumer", self.lane), record=record)
         await self._flow.run(taken, slot=await self._slots.acquire())
 
-    async def give_up_due(self, record: ConsumerRecord, failure: Failure) -> None:
+    async def fail(self, record: ConsumerRecord, failure: Failure) -> None:
         """End a record that cannot leave its retry topic."""
-        await self._flow.give_up_due(record, failure)
+        await self._flow.fail(record, failure)
+
+    def count_end(self, outcome: str, _seconds: float) -> None:
+        """Note how a record left the worker."""
+        self.outcomes.append(outcome)
+
+    def count_refused(self, topic: str) -> None:
+        """Note a topic that refused even the shortest record."""
+        self.refused_topics.append(topic)
 
     def cancel(self) -> None:
         """A cancel command for the task is known."""

@@ -13,9 +13,12 @@ from fluxpool_contract.messages import derived
 from fluxpool_contract.messages.dead_letter import Disposition
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.problems import ErrorClass
-from fluxpool_transport.storage.task_objects import Claim, Manifest
+from fluxpool_transport.storage.task_objects import Claim, Claimed, Manifest
+from fluxpool_worker.agent.task import ending_writer
+from fluxpool_worker.agent.task.holds import HoldExpiredError
 from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
+from fluxpool_worker.agent.task.task_records import TaskRecord
 from fluxpool_worker.agent.task.task_store import TaskStore
 from kit.task_flow import (
     MAX_ATTEMPTS,
@@ -218,6 +221,67 @@ async def test_an_unforeseen_error_costs_the_task_an_attempt_and_not_the_worker(
     assert bench.lane.ends.count("finished") == 2
 
 
+@pytest.fixture
+def quick_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending_writer, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(ending_writer, "MAX_RETRY_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("quick_tries")
+@pytest.mark.parametrize("topic", ["retry", "dead_letters", "results"])
+@pytest.mark.parametrize("value", [VALUE, b"no json"])
+async def test_an_unexpected_error_while_an_ending_is_written_repeats_that_write_alone(
+    bench: FlowBench, topic: str, value: bytes
+) -> None:
+    name = bench.settings.topics.retry[0] if topic == "retry" else getattr(bench.settings.topics, topic)
+    errors = [RuntimeError("nobody expected this"), RuntimeError("nor this")]
+
+    def fail_twice(record: OutgoingRecord) -> bool:
+        if record.topic == name and errors:
+            raise errors.pop()
+        return False
+
+    bench.topics.refuses = fail_twice
+    headers = [] if topic == "retry" else [attempt(MAX_ATTEMPTS)]
+    await bench.run(task_record(value, headers=headers))
+    is_retried = topic == "retry" and value == VALUE
+    assert errors == [] or (topic == "retry" and not is_retried)
+    assert len(bench.retries) == is_retried
+    assert len(bench.results) == len(bench.dead_letters) == (not is_retried)
+    assert bench.lane.ends[-1] == "finished"
+
+
+@pytest.mark.usefixtures("quick_tries")
+async def test_an_unexpected_error_of_the_store_does_not_end_a_refused_record_without_it(
+    bench: FlowBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [RuntimeError("nobody expected this")]
+    claim = TaskStore.claim
+
+    async def fail_once(store: TaskStore, task: TaskRecord, **named: Any) -> Claimed:
+        if errors:
+            raise errors.pop()
+        return await claim(store, task, **named)
+
+    monkeypatch.setattr(TaskStore, "claim", fail_once)
+    lay_out(bench, manifest="good", claim="own")
+    await bench.run(task_record(json.dumps(TASK | {"steps": -1}).encode()))
+    assert bench.results == []
+    assert bench.outcomes == ["id-conflict"]
+
+
+async def test_an_ending_that_can_never_be_written_releases_its_record_at_the_limit_of_holds(tmp_path: Path) -> None:
+    bench = FlowBench(tmp_path, hold_limit_seconds=0)
+
+    def fail(_record: OutgoingRecord) -> bool:
+        raise RuntimeError("nobody expected this")
+
+    bench.topics.refuses = fail
+    with pytest.raises(HoldExpiredError, match="an ending could not be written: RuntimeError"):
+        await bench.run(task_record(b"no json"))
+    assert bench.lane.ends == ["released"]
+
+
 async def test_a_stored_failure_without_a_reason_is_answered_all_the_same(bench: FlowBench) -> None:
     lay_out(bench, manifest="absent", claim="own")
     failed = GenerationResult(request_id=REQUEST_ID, image_url=None, status=ResultStatus.FAILED)
@@ -280,7 +344,7 @@ async def test_a_record_that_cannot_leave_its_retry_topic_ends_with_a_result(ben
     failure = Failure(
         error_class=ErrorClass.INFRA, code="refused-by-topic", disposition=Disposition.EXHAUSTED, message="no topic"
     )
-    await bench.give_up_due(task_record(value), failure)
+    await bench.fail(task_record(value), failure)
     assert [result["status"] for result in bench.results] == ["failed"]
     assert len(bench.dead_letters) == 1
 

@@ -7,16 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_contract.kafka.ledger import LedgerEntry
+from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import Disposition
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.agent.task.outcome import (
     Action,
     Budgets,
     Spent,
+    expired_or_canceled,
     hold_is_over,
     inherited_crashes,
     judge_attempt,
-    judge_canceled,
     judge_crashes,
     judge_deadline,
     judge_engine_death,
@@ -185,7 +186,11 @@ def test_a_task_expires_when_it_cannot_be_in_time(
 
 
 def test_a_canceled_task_ends_as_such_and_costs_nothing() -> None:
-    verdict = judge_canceled(spent=Spent(attempt=2, crashes=1))
+    command = CancelCommand(request_id="r", at=NOON, requested_by="ops", reason="a test")
+    failed = expired_or_canceled(NOON, command, now=NOON, spent=Spent(attempt=2, crashes=1))
+    assert failed is not None
+    assert (failed.attempt, failed.message) == (2, "canceled by ops: a test")
+    verdict = failed.verdict
     assert (verdict.action, verdict.error_class, verdict.spent) == (
         Action.FAIL,
         ErrorClass.CANCELED,

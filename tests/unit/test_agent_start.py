@@ -12,7 +12,9 @@ from fluxpool_transport.storage.object_store import (
     StorageCredentialsError,
     StorageUnavailableError,
 )
+from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
+from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity
 from fluxpool_worker.agent.task.task_store import TaskStore
 from fluxpool_worker.agent.termination import MAX_MESSAGE_BYTES, write_termination_message
 
@@ -34,7 +36,9 @@ class ScriptedStore:
 
 def task_store(*errors: StorageUnavailableError, limit_seconds: float = 100) -> tuple[TaskStore, Holds]:
     holds = Holds(limit_seconds=limit_seconds)
-    return TaskStore(cast("ObjectStore", ScriptedStore(*errors)), settings=SETTINGS, holds=holds), holds
+    identity = WorkerIdentity(worker="w", pool="p")
+    store = cast("ObjectStore", ScriptedStore(*errors))
+    return TaskStore(store, settings=SETTINGS, identity=identity, holds=holds, clock=Clock()), holds
 
 
 @pytest.mark.parametrize("error", [ConditionalWritesError("ignores"), StorageCredentialsError("wrong key")])

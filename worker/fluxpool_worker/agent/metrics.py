@@ -71,6 +71,10 @@ class WorkerMetrics:
         self.tasks.labels(outcome).inc()
         self.task_seconds.labels(outcome).observe(seconds)
 
+    def count_refused(self, topic: str) -> None:
+        """A topic refused even the shortest record."""
+        self.records_refused.labels(topic).inc()
+
 
 class _EngineCounters(Collector):
     """Counts that the engine's client keeps itself, read at each scrape."""

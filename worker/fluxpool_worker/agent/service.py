@@ -20,6 +20,7 @@ from fluxpool_transport.kafka import TopicIds
 from fluxpool_transport.lag import MemberlessOffsets
 from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
+from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.connections import (
     POLL_FENCE_SECONDS,
     build_consumer,
@@ -39,7 +40,9 @@ from fluxpool_worker.agent.retry.retry_relay import RetryRelay
 from fluxpool_worker.agent.task.cancellations import Cancellations, ControlListener
 from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
 from fluxpool_worker.agent.task.outcome import inherited_crashes
-from fluxpool_worker.agent.task.publisher import ProgressPublisher, ReliablePublisher
+from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity
+from fluxpool_worker.agent.task.progress import ProgressPublisher
+from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 from fluxpool_worker.agent.task.task_flow import TaskFlow
 from fluxpool_worker.engine.protocol import Device, EngineSpec
@@ -110,9 +113,10 @@ class WorkerAgent:
             build_consumer=partial(build_control_reader, settings, client_id=self._client_id),
             cancellations=self._cancellations,
         )
+        self._identity = WorkerIdentity(worker=worker_name, pool=settings.pool)
         self._flow = TaskFlow(
-            settings=settings,
-            worker_name=worker_name,
+            settings,
+            identity=self._identity,
             store=open_object_store(settings.storage),
             engine=self._engine,
             slots=self._slots,
@@ -120,8 +124,8 @@ class WorkerAgent:
             progress=self._progress,
             holds=self._holds,
             cancellations=self._cancellations,
-            on_end=self._metrics.count_end,
-            on_refused=lambda topic: self._metrics.records_refused.labels(topic).inc(),
+            metrics=self._metrics,
+            clock=Clock(),
         )
         self._topic_ids = TopicIds(settings.kafka, client_id=self._client_id)
         duty = RelayDuty()
@@ -158,7 +162,7 @@ class WorkerAgent:
             ask_topic_id=self._topic_ids.ask,
             publisher=self._publisher,
             choice=self._choice,
-            dead_letter=self._flow.give_up_due,
+            dead_letter=self._flow.fail,
             on_relayed=lambda topic: self._metrics.retries_relayed.labels(topic).inc(),
         )
         self._metrics.relays_retries.set_function(lambda: duty.is_held)
@@ -230,10 +234,10 @@ class WorkerAgent:
     async def _serve(self, group: asyncio.TaskGroup) -> None:
         try:
             await run_until(self._stop, self._check_topics())
-            await run_until(self._stop, self._flow.probe_store(on_trouble=self._note_start_trouble))
+            await run_until(self._stop, self._flow.store.probe(on_trouble=self._note_start_trouble))
             self._start_trouble = None
             # The model first: a member that cannot work yet would only hold partitions back from others.
-            self._flow.set_model((await run_until(self._stop, self._engine.wait_ready())).model)
+            self._identity.model = (await run_until(self._stop, self._engine.wait_ready())).model
         except AbandonedError:
             return
         except (MissingTopicsError, StorageUnavailableError, HoldExpiredError) as error:

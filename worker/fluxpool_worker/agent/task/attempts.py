@@ -1,30 +1,20 @@
-"""Getting images out of the engine: the tries that are made here, progress, and giving up in good order.
+"""Attempts of a task on this worker's engine, with progress, cancellation and release.
 
-Owns what is done at once about a generation's failure; knows the engine but neither the store nor topics. What is to be
-done later or elsewhere is its caller's.
+Owns what happens at once after a failed generation; knows the engine but neither the store nor topics. `task_flow` goes
+on with the images, `ending_writer` with a failure.
 """
 
 import asyncio
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from typing import Final, assert_never
 
 import structlog
 
 from fluxpool_contract.kafka import LedgerEntry
-from fluxpool_contract.messages import (
-    CancelCommand,
-    DecodedTask,
-    Envelope,
-    GenerationTask,
-    ProgressEvent,
-    ProgressType,
-    derive_seed,
-    format_time,
-)
+from fluxpool_contract.messages import DecodedTask, GenerationTask, ProgressType, derive_seed
 from fluxpool_transport.process import fault_point
+from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
@@ -34,16 +24,17 @@ from fluxpool_worker.agent.task.cancellations import CancelWatch
 from fluxpool_worker.agent.task.outcome import (
     Action,
     Budgets,
+    Failed,
     Spent,
-    Verdict,
-    judge_canceled,
+    crashed_too_often,
+    expired_or_canceled,
     judge_crashes,
-    judge_deadline,
     judge_engine_death,
     judge_generation,
     orphan_is_worth_finishing,
     runs_alone,
 )
+from fluxpool_worker.agent.task.progress import ProgressReporter
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 from fluxpool_worker.engine.protocol import FailureKind, Generated, GenerationInputs
 
@@ -56,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 
 class TaskReleasedError(Exception):
-    """The task is given up in good order; its offset stays uncommitted and somebody else does it."""
+    """The task is released: its offset stays uncommitted and another worker gets it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,50 +58,21 @@ class Success:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """No images from here: the verdict is to retry later, to dead-letter or to fail."""
-
-    verdict: Verdict
-    attempt: int
-    """Number of the attempt that failed."""
-    message: str
-    stack: str = ""
-
-
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class AttemptContext:
     """One task on its way to images."""
 
-    taken: ClaimedRecord
+    claimed: ClaimedRecord
     decoded: DecodedTask
     spent: Spent
     slot: EngineSlot
+    """Released when the device is done with the task."""
     abandoned: asyncio.Event
     """Set when the pod drains, the partition is lost or the task is canceled; counts until the device begins."""
     canceling: CancelWatch
     low_memory: bool = False
     job: EngineJob | None = None
     """The one with the engine now."""
-
-    def expired_or_canceled(self, *, needed_seconds: float = 0.0) -> Failed | None:
-        """As the function of that name."""
-        return expired_or_canceled(
-            self.decoded.envelope, self.canceling.command, spent=self.spent, needed_seconds=needed_seconds
-        )
-
-
-def expired_or_canceled(
-    envelope: Envelope, command: CancelCommand | None, *, spent: Spent, needed_seconds: float = 0.0
-) -> Failed | None:
-    """The task's end without images when it was canceled, or would come too late, needing so long from now on."""
-    if command is not None:
-        return Failed(verdict=judge_canceled(spent=spent), attempt=spent.attempt, message=_canceled_by(command))
-    deadline = envelope.deadline
-    verdict = judge_deadline(deadline, now=datetime.now(UTC), needed_seconds=needed_seconds, spent=spent)
-    if verdict is None or deadline is None:
-        return None
-    return Failed(verdict=verdict, attempt=spent.attempt, message=_too_late(deadline, needed_seconds=needed_seconds))
 
 
 class Attempts:
@@ -123,79 +85,82 @@ class Attempts:
         slots: EngineSlots,
         budgets: Budgets,
         worker: str,
-        report: Callable[[ProgressEvent, Envelope], None],
+        progress: ProgressReporter,
+        clock: Clock,
     ) -> None:
         """`worker` is this worker's name in the ledger."""
         self._engine = engine
         self._slots = slots
         self._budgets = budgets
         self._worker = worker
-        self._report_event = report
+        self._progress = progress
+        self._clock = clock
         self._step_times = StepTimes()
         self._jobs: set[EngineJob] = set()
         self._draining = False
 
     def drain(self) -> None:
-        """Give up what the engine has not begun; what it works on may finish."""
+        """Cancel what the engine has not begun; what it works on may finish."""
         self._draining = True
         for job in self._jobs:
             if job.started_at is None:
                 self._engine.cancel(job)
 
     def stop_running(self) -> None:
-        """Give up everything at its next step."""
+        """Cancel every job at its next step."""
         self._draining = True
         for job in self._jobs:
             self._engine.cancel(job)
 
-    async def generate(
-        self,
-        taken: ClaimedRecord,
-        decoded: DecodedTask,
-        *,
-        spent: Spent,
-        slot: EngineSlot,
-        abandoned: asyncio.Event,
-        canceling: CancelWatch,
-    ) -> Success | Failed:
+    async def generate(self, context: AttemptContext) -> Success | Failed:
         """The task's images, or why there are none.
 
-        `slot` ends when the device is done with the task. Raises `TaskReleasedError` when the pod drains and
-        `PartitionLostError` when the task is somebody else's and not worth finishing here.
+        Raises `TaskReleasedError` when the pod drains and `PartitionLostError` when another member owns the partition
+        and the task is not worth finishing here.
         """
+        spent = context.spent
         if verdict := judge_crashes(spent=spent, budgets=self._budgets):
-            return Failed(verdict=verdict, attempt=spent.attempt, message=_crashed_too_often(spent.crashes))
-        context = AttemptContext(
-            taken=taken, decoded=decoded, spent=spent, slot=slot, abandoned=abandoned, canceling=canceling
-        )
-        canceling.on_cancel = abandoned.set
+            return Failed(verdict=verdict, attempt=spent.attempt, message=crashed_too_often(spent.crashes))
+        context.canceling.on_cancel = context.abandoned.set
         try:
             while True:
                 ended = await self._attempt(context)
                 if isinstance(ended, Success):
-                    # Drawn, but too late to be of use; a cancel command comes too late itself now.
-                    return expired_or_canceled(decoded.envelope, None, spent=context.spent) or ended
+                    # Generated, but too late to be of use; a cancel command comes too late itself now.
+                    late = expired_or_canceled(
+                        context.decoded.envelope.deadline, None, now=self._clock.now(), spent=context.spent
+                    )
+                    return late or ended
                 if ended is not None:
                     return ended
         except AbandonedError:
-            return self._end_abandoned(context)
+            return self._abandon(context)
         finally:
-            canceling.on_cancel = lambda: None
+            context.canceling.on_cancel = lambda: None
             context.slot.release()
 
-    def _end_abandoned(self, context: AttemptContext) -> Failed:
-        """The end of a task that was stopped, or whatever tells that it is not this worker's to end."""
-        if not context.taken.lost and (ended := context.expired_or_canceled()):
+    def _expired_or_canceled(self, context: AttemptContext, *, needed_seconds: float = 0.0) -> Failed | None:
+        return expired_or_canceled(
+            context.decoded.envelope.deadline,
+            context.canceling.command,
+            now=self._clock.now(),
+            spent=context.spent,
+            needed_seconds=needed_seconds,
+        )
+
+    def _abandon(self, context: AttemptContext) -> Failed:
+        """The failure of a task that was stopped; raises when another worker is to end it."""
+        if not context.claimed.lost and (ended := self._expired_or_canceled(context)):
             return ended
-        raise self._stop_reason(context.taken)
+        raise PartitionLostError if context.claimed.lost else TaskReleasedError
 
     async def _attempt(self, context: AttemptContext) -> Success | Failed | None:
         """One try; None when another one is due at once."""
-        if context.taken.lost or self._draining:
-            raise self._stop_reason(context.taken)
+        if context.claimed.lost or self._draining:
+            raise PartitionLostError if context.claimed.lost else TaskReleasedError
         await self._take_slot(context)
-        if pointless := context.expired_or_canceled(needed_seconds=self._least_seconds(context.decoded.task)):
-            return pointless
+        if ended := self._expired_or_canceled(context, needed_seconds=self._least_seconds(context.decoded.task)):
+            return ended
         try:
             return Success(await self._try(context), context.spent.attempt)
         except GenerationError as error:
@@ -220,12 +185,12 @@ class Attempts:
             case Action.TRY_LOW_MEMORY:
                 context.low_memory = True
             case Action.TRY_AGAIN:
-                self._report(context, ProgressType.RETRYING)
+                self._progress.report(context.decoded, ProgressType.RETRYING, attempt=verdict.spent.attempt)
             case Action.RELEASE:
-                return self._end_abandoned(context)
+                return self._abandon(context)
             case Action.RETRY_LATER | Action.DEAD_LETTER | Action.FAIL:
                 if crashed and verdict.action is Action.DEAD_LETTER:
-                    message = f"{_crashed_too_often(verdict.spent.crashes)}; the last time: {message}"
+                    message = f"{crashed_too_often(verdict.spent.crashes)}; the last time: {message}"
                 return Failed(verdict=verdict, attempt=failed_attempt, message=message, stack=stack)
             case _:
                 assert_never(verdict.action)
@@ -234,27 +199,29 @@ class Attempts:
     async def _take_slot(self, context: AttemptContext) -> None:
         alone = runs_alone(context.spent.crashes)
         if context.slot.is_released or (alone and not context.slot.alone):
+            # Released first: a task that waits for the whole engine and holds a slot would wait for itself.
             context.slot.release()
             context.slot = await run_until(context.abandoned, self._slots.acquire(alone=alone))
 
     async def _try(self, context: AttemptContext) -> Generated:
-        taken = context.taken
-        await run_until(context.abandoned, taken.lane.record(taken, self._entry(context)))
+        claimed, decoded, task = context.claimed, context.decoded, context.decoded.task
+        await run_until(context.abandoned, claimed.lane.record(claimed, self._entry(context)))
         _after_record()
+        report = partial(self._progress.report, decoded, attempt=context.spent.attempt)
         last_report = 0.0
 
         def on_step(step: int, total_steps: int) -> None:
             nonlocal last_report
-            if step < total_steps and context.job is not None and context.expired_or_canceled():
+            if step < total_steps and context.job is not None and self._expired_or_canceled(context):
                 self._engine.cancel(context.job)
-            now = time.monotonic()
+            now = self._clock.monotonic()
             if now - last_report >= PROGRESS_SECONDS or step == total_steps:
                 last_report = now
-                self._report(context, ProgressType.STEP, step=step, total_steps=total_steps)
+                report(ProgressType.STEP, step=step, total_steps=total_steps)
 
         submitting = self._engine.submit(
-            _inputs(context.decoded, low_memory=context.low_memory),
-            on_started=lambda: self._report(context, ProgressType.STARTED),
+            _inputs(decoded, low_memory=context.low_memory),
+            on_started=lambda: report(ProgressType.STARTED),
             on_step=on_step,
             on_device_free=context.slot.release,
         )
@@ -270,25 +237,26 @@ class Attempts:
             context.abandoned.set()
             self._engine.cancel(job)
 
-        context.canceling.on_cancel = on_cancel
+        # From here on events reach the job. One that came while the job was being submitted only set `abandoned`, which
+        # is not awaited any more: each is checked again below, after its callback is in place.
+        context.canceling.on_cancel, claimed.on_lost = on_cancel, on_lost
+        # A job that is queued in the engine begins while its lane waits for the one before it.
+        claimed.remaining_seconds = lambda: job.remaining_seconds(
+            now=self._clock.monotonic(), whole_seconds=self._least_seconds(task) or None
+        )
         if context.canceling.command is not None:
             on_cancel()
-        taken.on_lost = on_lost
-        task = context.decoded.task
-        # A job that stands ready in the engine begins while its lane waits for the one before it.
-        taken.remaining_seconds = lambda: job.remaining_seconds(
-            now=time.monotonic(), whole_seconds=self._least_seconds(task) or None
-        )
-        if taken.lost:
+        if claimed.lost:
             on_lost()
         if self._draining and job.started_at is None:
             self._engine.cancel(job)
         try:
+            # The engine sets the result, also after this task was cancelled: it must not meet a cancelled future.
             generated = await asyncio.shield(job.result)
         finally:
             self._jobs.discard(job)
             context.job = None
-            taken.on_lost = context.canceling.on_cancel = context.abandoned.set
+            claimed.on_lost = context.canceling.on_cancel = context.abandoned.set
         self._step_times.learn(
             pixels=task.width * task.height,
             steps=_passes(task),
@@ -297,51 +265,16 @@ class Attempts:
         return generated
 
     def _least_seconds(self, task: GenerationTask) -> float:
-        """What the task takes on the device at least; 0 when nothing of its size was drawn before."""
+        """What the task takes on the device at least; 0 when nothing of its size was generated before."""
         return self._step_times.least_seconds(pixels=task.width * task.height, steps=_passes(task))
 
     def _entry(self, context: AttemptContext) -> LedgerEntry:
         return LedgerEntry(
             task=context.decoded.task.request_id,
             worker=self._worker,
-            started_at=int(time.time()),
+            started_at=int(self._clock.time()),
             crashes=context.spent.crashes,
         )
-
-    def _report(
-        self, context: AttemptContext, kind: ProgressType, *, step: int | None = None, total_steps: int | None = None
-    ) -> None:
-        self._report_event(
-            ProgressEvent(
-                request_id=context.decoded.task.request_id,
-                type=kind,
-                attempt=context.spent.attempt,
-                step=step,
-                total_steps=total_steps,
-                at=datetime.now(UTC),
-            ),
-            context.decoded.envelope,
-        )
-
-    @staticmethod
-    def _stop_reason(taken: ClaimedRecord) -> Exception:
-        return PartitionLostError() if taken.lost else TaskReleasedError()
-
-
-def _crashed_too_often(crashes: int) -> str:
-    return f"{crashes} engines or workers died while they worked on this task"
-
-
-def _canceled_by(command: CancelCommand) -> str:
-    by = f" by {command.requested_by}" if command.requested_by else ""
-    return f"canceled{by}: {command.reason}" if command.reason else f"canceled{by}"
-
-
-def _too_late(deadline: datetime, *, needed_seconds: float) -> str:
-    when = format_time(deadline)
-    if needed_seconds == 0:
-        return f"the deadline, {when}, has passed"
-    return f"the deadline, {when}, would have passed: the images take {needed_seconds:.1f} s at the least"
 
 
 def _passes(task: GenerationTask) -> int:

@@ -1,75 +1,255 @@
-"""Writes endings: dead letter, then result, each acknowledged before the next.
+"""Writes how a record ends: retry, dead letter, result, each acknowledged before the next; then its offset.
 
-Owns that a record which a topic refuses is replaced by a shorter one, and never waited for. Decides nothing about
-tasks.
+The order keeps the promises: after a crash between two writes the record is redelivered, and its manifest says what to
+write. Owns that a shorter record replaces one that a topic refuses, and that neither an outage nor an unexpected error
+loses an ending. `endings` decides what is written.
 """
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+import base64
+import json
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 import structlog
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.kafka import MAX_MESSAGE_BYTES, TopicNames
-from fluxpool_transport.process import fault_point
-from fluxpool_worker.agent.task.dead_letters import DeadLetterWriter, record_bytes
-from fluxpool_worker.agent.task.endings import Ending, shorter_results
-from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity, result_record
-from fluxpool_worker.agent.task.publisher import RecordRefusedError, ReliablePublisher
+from fluxpool_contract.bounds import cut_text
+from fluxpool_contract.kafka import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
+from fluxpool_contract.messages import DecodedTask, GenerationResult, ProgressType
+from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.process import Backoff, fault_point
+from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest
+from fluxpool_worker.agent.clock import Clock
+from fluxpool_worker.agent.task.endings import (
+    SHORT_TEXT_BYTES,
+    Ending,
+    Retry,
+    ending_of,
+    failure_from,
+    result_of,
+    retry_of,
+    shorter_results,
+)
+from fluxpool_worker.agent.task.holds import Hold, HoldCause, HoldExpiredError, Holds
+from fluxpool_worker.agent.task.outcome import Action, Failed
+from fluxpool_worker.agent.task.outgoing_records import (
+    Failure,
+    WorkerIdentity,
+    dead_letter_record,
+    record_bytes,
+    result_record,
+    retry_record,
+)
+from fluxpool_worker.agent.task.progress import ProgressReporter
+from fluxpool_worker.agent.task.publisher import OutgoingRecord, RecordRefusedError, ReliablePublisher
+from fluxpool_worker.agent.task.task_records import TaskRecord
+from fluxpool_worker.agent.task.task_store import TaskStore
 
+_after_retry = fault_point("agent-after-retry")
 _after_result = fault_point("agent-after-result")
 
+RETRY_SECONDS: Final = 1.0
+MAX_RETRY_SECONDS: Final = 30.0
+"""Between the tries of a write that fails with an unexpected error."""
+
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class EndingMetrics(Protocol):
+    """Counts what endings report."""
+
+    def count_refused(self, topic: str) -> None:
+        """A topic refused even the shortest record."""
+
+
+async def _no_offset() -> None:
+    """The offset is the caller's."""
 
 
 class EndingWriter:
-    """Publishes what is said about a worker's tasks."""
+    """Writes the endings of one worker's tasks."""
 
     def __init__(
         self,
+        settings: WorkerSettings,
         *,
-        dead_letters: DeadLetterWriter,
+        identity: WorkerIdentity,
+        store: TaskStore,
         publisher: ReliablePublisher,
-        topics: TopicNames,
-        on_refused: Callable[[str], None] = lambda _topic: None,
+        progress: ProgressReporter,
+        holds: Holds,
+        metrics: EndingMetrics,
+        clock: Clock,
     ) -> None:
-        """`on_refused` is told of each topic that would not take the shortest record either."""
-        self._dead_letters = dead_letters
+        self._topics = settings.topics
+        self._retry_delays_seconds = settings.retry_delays_seconds
+        self._identity = identity
+        self._store = store
         self._publisher = publisher
-        self._topics = topics
-        self._on_refused = on_refused
+        self._progress = progress
+        self._holds = holds
+        self._metrics = metrics
+        self._clock = clock
 
-    async def write(self, record: ConsumerRecord, ending: Ending, *, identity: WorkerIdentity) -> None:
-        """Return when all of it is acknowledged or refused for good; raises `HoldExpiredError`."""
+    async def finish(
+        self,
+        task: TaskRecord,
+        found: Manifest | IdConflictError | Failed | Failure,
+        *,
+        commit: Callable[[], Awaitable[None]] = _no_offset,
+        ask_store: bool = True,
+    ) -> str:
+        """Write the ending of a task and call `commit`; returns the outcome.
+
+        Without `ask_store` a failure ends the task whatever the store holds of it. Raises `HoldExpiredError`.
+        """
+        ending = await self._safely(partial(self._ending, task, found, ask_store=ask_store))
+        if ending.retry is not None and (refusal := await self._write_retry(task, ending.retry)):
+            ending = await self._safely(partial(self._terminal, task, refusal, ask_store=ask_store))
         if ending.dead_letter is not None:
-            kept = await self._dead_letters.write(
-                record, ending.dead_letter, request_id=ending.request_id, identity=identity
-            )
-            if not kept:
-                self._on_refused(self._topics.dead_letters)
+            await self._write_dead_letter(task, ending.dead_letter)
         if ending.result is not None:
-            if not await self._publish_result(ending, identity):
-                self._on_refused(self._topics.results)
+            await self._write_result(task, ending.result)
             _after_result()
+        await commit()
+        return ending.outcome
 
-    async def _publish_result(self, ending: Ending, identity: WorkerIdentity) -> bool:
-        assert ending.result is not None  # noqa: S101 - the caller has looked
-        for result in shorter_results(ending.result):
+    # What is written
+
+    async def _ending(
+        self, task: TaskRecord, found: Manifest | IdConflictError | Failed | Failure, *, ask_store: bool
+    ) -> Ending:
+        match found:
+            case Manifest() | IdConflictError():
+                return ending_of(task, found, identity=self._identity, now=self._clock.now())
+            case Failed(verdict=verdict) if verdict.action is Action.RETRY_LATER:
+                retry = retry_of(
+                    found,
+                    deadline=task.envelope.deadline,
+                    now=self._clock.now(),
+                    delays_seconds=self._retry_delays_seconds,
+                    topics=self._topics.retry,
+                    jitter=random.random(),  # noqa: S311 - it spreads load, nobody is kept out by it
+                )
+                if isinstance(retry, Retry):
+                    return Ending(outcome="retry", retry=retry)
+                return await self._terminal(task, retry, ask_store=ask_store)
+            case Failed():
+                return await self._terminal(task, failure_from(found), ask_store=ask_store)
+            case Failure():
+                return await self._terminal(task, found, ask_store=ask_store)
+
+    async def _terminal(self, task: TaskRecord, failure: Failure, *, ask_store: bool) -> Ending:
+        """The end of a task without images, unless the store knows another end of it."""
+        now = self._clock.now()
+        stored: Manifest | IdConflictError | CorruptObjectError | None = None
+        if ask_store and task.request_id is not None:
+            stored = await self._store.settle(task, result_of(task, failure, identity=self._identity, now=now))
+        return ending_of(task, stored, failure=failure, identity=self._identity, now=now)
+
+    # How it is written
+
+    async def _write_retry(self, task: TaskRecord, retry: Retry) -> Failure | None:
+        """Send the task to its retry topic; returns why it fails instead, None when it is there."""
+        outgoing = retry_record(
+            task.record, task.envelope, topic=retry.topic, verdict=retry.verdict, not_before=retry.not_before
+        )
+        try:
+            await self._safely(partial(self._publisher.publish, outgoing, refusable=True))
+        except RecordRefusedError as error:
+            return failure_from(retry.failed, besides=f"and it could not be kept for another try: {error}")
+        _after_retry()
+        attempt = retry.verdict.spent.attempt
+        if isinstance(task.content, DecodedTask):
+            self._progress.report(task.content, ProgressType.RETRYING, attempt=attempt)
+        log.info("task_retried_later", request_id=task.request_id, topic=retry.topic, attempt=attempt)
+        return None
+
+    async def _write_dead_letter(self, task: TaskRecord, failure: Failure) -> None:
+        """Publish the record and why it failed; where it does not fit, a pointer to its bytes in the object store."""
+        log.warning(
+            "task_dead_lettered",
+            request_id=task.request_id,
+            code=failure.code,
+            disposition=failure.disposition,
+            partition=task.record.partition,
+            offset=task.record.offset,
+        )
+        render = partial(
+            dead_letter_record,
+            task.record,
+            request_id=task.request_id,
+            identity=self._identity,
+            failed_at=self._clock.now(),
+            topics=self._topics,
+        )
+        whole = render(failure)
+        if record_bytes(whole) <= MAX_DEAD_LETTER_BYTES and await self._is_taken(whole, refusable=True):
+            return
+        key = await self._safely(partial(self._keep_original, task.record))
+        short = replace(failure, message=cut_text(failure.message, SHORT_TEXT_BYTES), stack=None)
+        for pointer in (render(failure, object_key=key), replace(render(short, object_key=key), key=None, value=b"")):
+            if await self._is_taken(pointer):
+                return
+        self._metrics.count_refused(self._topics.dead_letters)
+
+    async def _write_result(self, task: TaskRecord, result: GenerationResult) -> None:
+        for shorter in shorter_results(result):
             outgoing = result_record(
-                result.to_json(),
-                request_id=ending.request_id,
-                event_id=ending.event_id,
-                envelope=ending.envelope,
-                completed_at=result.completed_at or datetime.now(UTC),
-                source=identity.source,
+                shorter.to_json(),
+                request_id=task.request_id,
+                event_id=task.event_id,
+                envelope=task.envelope,
+                completed_at=shorter.completed_at or self._clock.now(),
+                source=self._identity.source,
                 topics=self._topics,
             )
-            if record_bytes(outgoing) > MAX_MESSAGE_BYTES:
-                continue
+            if record_bytes(outgoing) <= MAX_MESSAGE_BYTES and await self._is_taken(outgoing):
+                return
+        self._metrics.count_refused(self._topics.results)
+
+    async def _is_taken(self, outgoing: OutgoingRecord, *, refusable: bool = False) -> bool:
+        """Publish; returns whether the topic took the record."""
+        try:
+            await self._safely(partial(self._publisher.publish, outgoing, refusable=refusable))
+        except RecordRefusedError as error:
+            log.warning("record_refused", topic=outgoing.topic, error=str(error))
+            return False
+        return True
+
+    async def _keep_original(self, record: ConsumerRecord) -> str:
+        """Store the record's value and, beside it, its headers; returns the key of the value."""
+        key = original_key(record)
+        headers = [
+            [name, None if value is None else base64.b64encode(value).decode()] for name, value in record.headers
+        ]
+        await self._store.put(f"{key}.headers.json", json.dumps(headers).encode(), content_type="application/json")
+        await self._store.put(key, record.value or b"", content_type="application/octet-stream")
+        return key
+
+    async def _safely(self, write: Callable[[], Awaitable[T]]) -> T:
+        """What `write` returns; after an unexpected error it is called again, up to the limit of holds.
+
+        Other tasks go on meanwhile. To raise would end the agent, and each worker that gets the record after it.
+        """
+        hold: Hold | None = None
+        backoff = Backoff(initial_seconds=RETRY_SECONDS, maximum_seconds=MAX_RETRY_SECONDS)
+        while True:
             try:
-                await self._publisher.publish(outgoing)
-            except RecordRefusedError as error:
-                log.error("result_refused", request_id=ending.request_id, error=str(error))  # noqa: TRY400 - no bug
-            else:
-                return True
-        return False
+                return await write()
+            except (HoldExpiredError, RecordRefusedError):
+                raise
+            except Exception as error:
+                log.exception("ending_failed")
+                hold = hold or self._holds.begin_apart(HoldCause.KAFKA)
+                self._holds.check(hold, f"an ending could not be written: {error!r}")
+            await backoff.sleep()
+
+
+def original_key(record: ConsumerRecord) -> str:
+    """Where the value of a record lies that is too large; with its timestamp, for a topic may be created again."""
+    return f"_dead-letters/{record.topic}/{record.partition}/{record.offset}-{max(0, record.timestamp)}"

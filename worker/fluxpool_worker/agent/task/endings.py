@@ -1,30 +1,20 @@
-"""How a record leaves a worker: what is written about it, once that is decided. Pure.
+"""How a record leaves a worker: what is written about it. Pure; `ending_writer` writes it.
 
-Every record ends with one `Ending`. Exactly one terminal result belongs to each task: the one that its manifest holds,
-or, where no manifest can be had, the one that is made here. Only a record that uses another task's id has none: that
-task's result answers for the id.
+Each task has exactly one terminal result: the one in its manifest or, where no manifest can be written, the one made
+here. Only a record with another task's id has none: that task's result answers for the id.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from aiokafka.structs import ConsumerRecord
-
 from fluxpool_contract.bounds import cut_text
-from fluxpool_contract.messages import (
-    REQUEST_ID,
-    Disposition,
-    Envelope,
-    GenerationResult,
-    record_event_id,
-    result_event_id,
-)
+from fluxpool_contract.kafka import due_at
+from fluxpool_contract.messages import Disposition, GenerationResult
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
-from fluxpool_transport.storage import Manifest
-from fluxpool_worker.agent.task.attempts import Failed
-from fluxpool_worker.agent.task.dead_letters import SHORT_TEXT_BYTES
+from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest
+from fluxpool_worker.agent.task.outcome import Failed, Verdict, judge_deadline
 from fluxpool_worker.agent.task.outgoing_records import (
     Failure,
     WorkerIdentity,
@@ -32,125 +22,115 @@ from fluxpool_worker.agent.task.outgoing_records import (
     failure_of,
     is_dead_lettered,
 )
+from fluxpool_worker.agent.task.task_records import TaskRecord
+
+SHORT_TEXT_BYTES: Final = 200
+"""Of a message, where the whole one is refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """A record on a retry topic."""
+
+    topic: str
+    verdict: Verdict
+    not_before: datetime
+    failed: Failed
+    """Ends the task when the topic refuses the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """What is written about a record, in the order of the fields; then its offset is finished."""
+    """What is written about a record, in the order of the fields; then its offset is committed."""
 
     outcome: str
     """For metrics and the log."""
-    request_id: str | None = None
+    retry: Retry | None = None
     dead_letter: Failure | None = None
     result: GenerationResult | None = None
-    """None: the task goes on by way of a retry topic, or the id is another task's."""
-    event_id: str = ""
-    """Of the result."""
-    envelope: Envelope = field(default_factory=Envelope)
-    """Of the task."""
+    """None: the task is retried, or the id is another task's."""
 
 
-RETRIED: Final = Ending(outcome="retry")
-"""The task is in a retry topic already: its record there was the only thing to write."""
-
-
-def concluded(manifest: Manifest, envelope: Envelope, failure: Failure | None = None, *, outcome: str = "") -> Ending:
-    """The task has a manifest: it decides, whoever wrote it. `failure` is what this worker knows of it besides."""
-    result = manifest.result
-    return Ending(
-        outcome=outcome or result.status.value,
-        request_id=manifest.request_id,
-        dead_letter=(failure or failure_of(result)) if is_dead_lettered(result) else None,
-        result=result,
-        event_id=manifest.event_id,
-        envelope=envelope,
-    )
-
-
-def unconcluded(
-    request_id: str,
-    envelope: Envelope,
-    failure: Failure,
+def retry_of(
+    failed: Failed,
     *,
+    deadline: datetime | None,
+    now: datetime,
+    delays_seconds: Sequence[float],
+    topics: Sequence[str],
+    jitter: float,
+) -> Retry | Failure:
+    """The next attempt by way of a retry topic; a failure when the task's deadline passes before it is due."""
+    tier = failed.verdict.tier or 0
+    not_before = due_at(now, delays_seconds[tier], jitter=jitter)
+    if late := judge_deadline(deadline, now=not_before, needed_seconds=0, spent=failed.verdict.spent):
+        return failure_from(
+            replace(failed, verdict=late), besides="and the deadline will have passed before another try"
+        )
+    return Retry(topic=topics[tier], verdict=failed.verdict, not_before=not_before, failed=failed)
+
+
+def ending_of(
+    task: TaskRecord,
+    stored: Manifest | IdConflictError | CorruptObjectError | None,
+    *,
+    failure: Failure | None = None,
     identity: WorkerIdentity,
-    completed_at: datetime,
-    metadata: dict[str, str] | None = None,
+    now: datetime,
 ) -> Ending:
-    """The task's own objects stand in its way: no manifest can be written, and people have to look at them."""
-    result = failed_result(request_id, failure, identity=identity, completed_at=completed_at, metadata=metadata)
-    return Ending(
-        outcome=result.status.value,
-        request_id=request_id,
-        dead_letter=failure,
-        result=result,
-        event_id=result_event_id(envelope.tenant, request_id, envelope.epoch),
-        envelope=envelope,
+    """The terminal ending of a task, by what the store holds of it; None: the store was not asked.
+
+    A manifest decides, whichever worker wrote it. `failure` is why this worker has no images, and is needed where there
+    is no manifest.
+    """
+    if isinstance(stored, IdConflictError):
+        message = str(stored) if failure is None else f"{stored}; besides, {failure.message}"
+        return Ending(outcome="id-conflict", dead_letter=_id_conflict(message))
+    if isinstance(stored, Manifest):
+        result = stored.result
+        is_ours = failure is not None and result == result_of(task, failure, identity=identity, now=now)
+        dead_letter = (failure if is_ours else failure_of(result)) if is_dead_lettered(result) else None
+    else:
+        assert failure is not None  # noqa: S101 - a task without manifest and failure has not ended
+        if stored is not None and str(stored) not in failure.message:
+            failure = replace(failure, message=f"{failure.message}; {stored}")
+        # Also for one that was canceled: its objects need attention.
+        dead_letter, result = failure, result_of(task, failure, identity=identity, now=now)
+    outcome = "invalid" if isinstance(task.content, InvalidTaskError) else result.status.value
+    return Ending(outcome=outcome, dead_letter=dead_letter, result=result)
+
+
+def result_of(task: TaskRecord, failure: Failure, *, identity: WorkerIdentity, now: datetime) -> GenerationResult:
+    """The result of a task without images."""
+    return failed_result(task.request_id, failure, identity=identity, completed_at=now, metadata=task.metadata)
+
+
+def failure_from(failed: Failed, *, besides: str = "") -> Failure:
+    """Why a task gets no images from this worker, for its dead letter and result."""
+    verdict = failed.verdict
+    return Failure(
+        error_class=verdict.error_class,
+        code=verdict.code,
+        disposition=verdict.disposition,
+        message=f"{failed.message}; {besides}" if besides else failed.message,
+        stack=failed.stack,
+        attempts=failed.attempt,
+        crashes=verdict.spent.crashes,
     )
 
 
-def anonymous(record: ConsumerRecord, failure: Failure, *, identity: WorkerIdentity, completed_at: datetime) -> Ending:
-    """Nobody can tell whose task it is: the result names none."""
-    return Ending(
-        outcome="invalid",
-        dead_letter=failure,
-        result=failed_result(None, failure, identity=identity, completed_at=completed_at),
-        event_id=record_event_id(record.topic, record.partition, record.offset),
-    )
-
-
-def conflicting(request_id: str, message: str) -> Ending:
-    """The id belongs to another task: that one's result is the answer to it."""
-    failure = Failure(
+def _id_conflict(message: str) -> Failure:
+    return Failure(
         error_class=ErrorClass.INVALID,
         code=ErrorCode.ID_CONFLICT,
         disposition=Disposition.INVALID,
         message=message,
         field="request_id",
     )
-    return Ending(outcome="id-conflict", request_id=request_id, dead_letter=failure)
-
-
-def refused(error: InvalidTaskError) -> Failure:
-    """Why a record is no task."""
-    return Failure(
-        error_class=ErrorClass.INVALID,
-        code=error.code,
-        disposition=Disposition.OVERSIZE if error.code is ErrorCode.TOO_LARGE else Disposition.INVALID,
-        message=str(error),
-        field=error.problems[0].field or None,
-    )
-
-
-def given_up(ended: Failed, *, and_besides: str | None = None) -> Failure:
-    """Why a task gets no images from here."""
-    verdict = ended.verdict
-    return Failure(
-        error_class=verdict.error_class,
-        code=verdict.code,
-        disposition=verdict.disposition,
-        message=ended.message if and_besides is None else f"{ended.message}; {and_besides}",
-        stack=ended.stack,
-        attempts=ended.attempt,
-        crashes=verdict.spent.crashes,
-    )
-
-
-def and_besides(failure: Failure, more: object) -> Failure:
-    """The same failure with something more to say."""
-    return replace(failure, message=f"{failure.message}; {more}")
-
-
-def id_of_key(record: ConsumerRecord) -> str | None:
-    """The key of a record whose value names no task: those of tasks are their ids."""
-    try:
-        key = (record.key or b"").decode()
-    except UnicodeDecodeError:
-        return None
-    return key if REQUEST_ID.fullmatch(key) else None
 
 
 def shorter_results(result: GenerationResult) -> Iterator[GenerationResult]:
-    """The result, and what to send instead when a topic refuses it, shorter each time; the last has what must be there.
+    """The result, then shorter ones to send when a topic refuses it; the last has only the required fields.
 
     A topic that others laid out may take less than ours. What is left out is in the manifest.
     """

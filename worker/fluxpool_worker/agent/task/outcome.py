@@ -1,8 +1,8 @@
-"""What a failure means and what is to be done about it. Pure: a table of decisions.
+"""What a failure means and what the worker does about it. Pure: a table of decisions.
 
-Three budgets, counted apart. *Attempts* are the task's own failures. *Crashes* are engines and workers that died while
-they had the task: it is suspected, and so may be others. *Infrastructure time* is nobody's: a store or a broker that is
-away is waited for. A task that uses up one of the first two is dead-lettered; one that waited too long is handed back.
+A task has two budgets. *Attempts* are its own failures. *Crashes* are engines and workers that died while they had the
+task. A task that uses up one of them is dead-lettered. An outage of the store or the brokers costs neither: the worker
+waits, and releases the task when the outage lasts too long.
 
 | class | attempts | crashes | what happens |
 | --- | --- | --- | --- |
@@ -10,8 +10,8 @@ away is waited for. A task that uses up one of the first two is dead-lettered; o
 | rejected | - | - | failed result, no dead letter |
 | transient | +1 | - | retry topic, or dead letter after the last attempt |
 | worker-fatal | - | +1 | another engine; retry topic, or dead letter after the last crash |
-| infra | - | - | hold, then hand back |
-| expired, canceled | - | - | their own result; handed back when it is the pod that drains |
+| infra | - | - | hold, then release |
+| expired, canceled | - | - | their own result; released when the pod drains |
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Final, assert_never
 
 from fluxpool_contract.kafka import LedgerEntry
-from fluxpool_contract.messages import Disposition
+from fluxpool_contract.messages import CancelCommand, Disposition, format_time
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.engine.protocol import FailureKind
 
@@ -42,7 +42,7 @@ class Action(StrEnum):
     FAIL = "fail"
     """A result without images, and nothing for operators to look at."""
     RELEASE = "release"
-    """Handed back in good order; somebody else does it."""
+    """Uncommitted; another worker gets it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +76,17 @@ class Verdict:
     disposition: Disposition = Disposition.EXHAUSTED
     tier: int | None = None
     """Index of the retry topic; only for `RETRY_LATER`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """No images from this worker: the verdict is to retry later, to dead-letter or to fail."""
+
+    verdict: Verdict
+    attempt: int
+    """Number of the attempt that failed."""
+    message: str
+    stack: str = ""
 
 
 def judge_generation(kind: FailureKind, *, spent: Spent, budgets: Budgets, low_memory: bool) -> Verdict:
@@ -159,16 +170,42 @@ def judge_crashes(*, spent: Spent, budgets: Budgets) -> Verdict | None:
     )
 
 
-def judge_canceled(*, spent: Spent) -> Verdict:
-    """Somebody asked for the task to be given up."""
-    return Verdict(action=Action.FAIL, error_class=ErrorClass.CANCELED, code=ErrorCode.CANCELED, spent=spent)
-
-
 def judge_deadline(deadline: datetime | None, *, now: datetime, needed_seconds: float, spent: Spent) -> Verdict | None:
-    """Whether the task would come too late, needing so long from now on; None when it may still be in time."""
+    """Whether the task ends after its deadline, needing so long from now on; None when it may still be in time."""
     if deadline is None or now + timedelta(seconds=needed_seconds) < deadline:
         return None
     return Verdict(action=Action.FAIL, error_class=ErrorClass.EXPIRED, code=ErrorCode.DEADLINE_EXCEEDED, spent=spent)
+
+
+def expired_or_canceled(
+    deadline: datetime | None,
+    command: CancelCommand | None,
+    *,
+    now: datetime,
+    spent: Spent,
+    needed_seconds: float = 0.0,
+) -> Failed | None:
+    """The failure of a task that was canceled or ends after its deadline, needing so long from now on."""
+    if command is not None:
+        verdict = Verdict(action=Action.FAIL, error_class=ErrorClass.CANCELED, code=ErrorCode.CANCELED, spent=spent)
+        by = f" by {command.requested_by}" if command.requested_by else ""
+        why = f": {command.reason}" if command.reason else ""
+        return Failed(verdict=verdict, attempt=spent.attempt, message=f"canceled{by}{why}")
+    late = judge_deadline(deadline, now=now, needed_seconds=needed_seconds, spent=spent)
+    if late is None or deadline is None:
+        return None
+    message = f"the deadline, {format_time(deadline)}, has passed"
+    if needed_seconds > 0:
+        message = (
+            f"the deadline, {format_time(deadline)}, would have passed: "
+            f"the images take {needed_seconds:.1f} s at the least"
+        )
+    return Failed(verdict=late, attempt=spent.attempt, message=message)
+
+
+def crashed_too_often(crashes: int) -> str:
+    """The message of a task in a crash loop."""
+    return f"{crashes} engines or workers died while they worked on this task"
 
 
 def hold_is_over(*, held_seconds: float, limit_seconds: float) -> bool:

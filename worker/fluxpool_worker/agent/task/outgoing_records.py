@@ -1,4 +1,4 @@
-"""The records that answer a task: its result, its dead letter, its progress. Pure: values in, records out."""
+"""Records that a worker publishes about a task: result, dead letter, retry, progress. Pure: values in, records out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,17 +27,20 @@ from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.agent.task.outcome import Verdict
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
 
+RECORD_OVERHEAD_BYTES: Final = 1024
+"""What Kafka adds to a record and its batch; a few bytes for each header and under 100 for the rest."""
 MAX_POINTER_KEY_BYTES: Final = 1024
 """A key may be as large as a value; the keys of tasks are request ids."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class WorkerIdentity:
-    """Who answers."""
+    """What results and dead letters say of the worker."""
 
     worker: str
     pool: str
-    model: str | None
+    model: str | None = None
+    """Set once, when the engine has loaded it."""
 
     @property
     def source(self) -> str:
@@ -169,7 +172,7 @@ def dead_letter_record(
 
     With `object_key` a pointer: the value lies in the object store, and the original's headers beside it.
     """
-    letter = DeadLetter(
+    dead_letter = DeadLetter(
         origin_topic=record.topic,
         origin_partition=record.partition,
         origin_offset=record.offset,
@@ -190,9 +193,9 @@ def dead_letter_record(
     )
     if object_key is not None:
         key = record.key if len(record.key or b"") <= MAX_POINTER_KEY_BYTES else None
-        value, headers = None, letter.to_headers(())
+        value, headers = None, dead_letter.to_headers(())
     else:
-        key, value, headers = record.key, record.value, letter.to_headers(record.headers)
+        key, value, headers = record.key, record.value, dead_letter.to_headers(record.headers)
     if key is None and value is None:
         value = b""  # the client library refuses to send a record that has neither
     return OutgoingRecord(topic=topics.dead_letters, key=key, value=value, headers=headers)
@@ -225,7 +228,7 @@ def retry_record(
 
 
 def due_record(record: ConsumerRecord, *, topic: str) -> OutgoingRecord:
-    """The record that takes a task from a retry topic back to where it belongs."""
+    """The record that returns a task from a retry topic to its lane."""
     return OutgoingRecord(topic=topic, key=record.key, value=record.value, headers=due_headers(record.headers))
 
 
@@ -236,10 +239,9 @@ def outgoing_headers(task: Envelope) -> list[tuple[str, bytes]]:
     )
 
 
-def progress_record(
-    event: ProgressEvent, *, event_id: str, envelope: Envelope, source: str, topics: TopicNames
-) -> OutgoingRecord:
+def progress_record(event: ProgressEvent, *, envelope: Envelope, source: str, topics: TopicNames) -> OutgoingRecord:
     """The record on the progress topic."""
+    event_id = f"{event.request_id}/{event.attempt}/{event.type}/{event.step or 0}"
     return OutgoingRecord(
         topic=topics.progress,
         key=event.request_id.encode(),
@@ -253,16 +255,22 @@ def progress_record(
     )
 
 
+def record_bytes(record: OutgoingRecord) -> int:
+    """Upper bound of what the record takes on a topic."""
+    headers = sum(len(name.encode(errors="replace")) + len(value) + 10 for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers + RECORD_OVERHEAD_BYTES
+
+
 def is_dead_lettered(result: GenerationResult) -> bool:
-    """Whether people should look at how this task ended: not where it was only refused, or ended as asked."""
+    """Whether the task gets a dead letter: it failed, and was not rejected by the model, expired or canceled."""
     rejected = result.error is not None and result.error.error_class == ErrorClass.REJECTED
     return result.status is ResultStatus.FAILED and not rejected
 
 
 def failure_of(result: GenerationResult) -> Failure:
-    """The failure that a stored result tells of, for a dead letter that a crash may have kept from being written."""
+    """The failure in a stored result: a worker may have crashed between its manifest and its dead letter."""
     error = result.error
-    if error is None:  # no worker writes that
+    if error is None:  # no worker writes such a result
         return Failure(
             error_class=ErrorClass.TRANSIENT,
             code=ErrorCode.GENERATION_FAILED,

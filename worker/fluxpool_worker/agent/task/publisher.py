@@ -4,7 +4,6 @@ Each kind has a producer of its own, so that lossy progress can never break the 
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -37,7 +36,6 @@ START_DEADLINE_SECONDS: Final = 60.0
 REBUILD_SECONDS: Final = 1.0
 UNKNOWN_AFTER_SECONDS: Final = 5.0
 """An ack takes milliseconds; past this the brokers, or the way to them, are away."""
-MAX_WAITING_PROGRESS: Final = 256
 
 _TOPIC_REFUSALS: Final = (InvalidTopicError, TopicAuthorizationFailedError, UnknownTopicOrPartitionError)
 """Any record would be refused."""
@@ -83,7 +81,8 @@ def by_key(_partitions: int) -> None:
     """Leave the partition to the record's key: equal keys lie on one partition, in their order."""
 
 
-async def _stop(producer: AIOKafkaProducer) -> None:
+async def close_producer(producer: AIOKafkaProducer) -> None:
+    """Stop a producer, under a deadline."""
     if error := await stop_producer(producer, deadline_seconds=STOP_DEADLINE_SECONDS):
         log.warning("producer_stop_failed", error=repr(error))
 
@@ -244,7 +243,7 @@ class ReliablePublisher:
         async with self._lock:
             self._current = None
             connections, self._connections = self._connections, set()
-        await asyncio.gather(*(_stop(connection.producer) for connection in connections))
+        await asyncio.gather(*(close_producer(connection.producer) for connection in connections))
 
     async def _connected(self) -> _Connection:
         async with self._lock:
@@ -255,10 +254,10 @@ class ReliablePublisher:
                     async with asyncio.timeout(START_DEADLINE_SECONDS):
                         await producer.start()
                 except TimeoutError as error:
-                    await _stop(producer)
+                    await close_producer(producer)
                     raise KafkaConnectionError(f"no producer id within {START_DEADLINE_SECONDS:.0f} s") from error
                 except BaseException:
-                    await _stop(producer)
+                    await close_producer(producer)
                     raise
                 self._current = _Connection(producer)
                 self._connections.add(self._current)
@@ -272,52 +271,8 @@ class ReliablePublisher:
         if connection is self._current or connection.unanswered or connection not in self._connections:
             return
         self._connections.discard(connection)
-        await _stop(connection.producer)
-
-
-class ProgressPublisher:
-    """Sends what it can and drops the oldest when it cannot keep up; `run()` must be running meanwhile."""
-
-    def __init__(self, build_producer: Callable[[], AIOKafkaProducer]) -> None:
-        self._build_producer = build_producer
-        self._waiting: asyncio.Queue[OutgoingRecord] = asyncio.Queue(MAX_WAITING_PROGRESS)
-        self.dropped = 0
-
-    def offer(self, record: OutgoingRecord) -> None:
-        """Send soon, or never."""
-        if self._waiting.full():
-            self._waiting.get_nowait()
-            self.dropped += 1
-        self._waiting.put_nowait(record)
-
-    async def run(self) -> None:
-        """Send until cancelled."""
-        while True:
-            producer = self._build_producer()
-            try:
-                await producer.start()
-                while True:
-                    record = await self._waiting.get()
-                    # Not awaiting the ack: the next event is worth more than knowing the fate of this one.
-                    try:
-                        sent = await producer.send(record.topic, record.value, key=record.key, headers=record.headers)
-                    except (MessageSizeTooLargeError, ValueError, TypeError, AssertionError) as error:
-                        self.dropped += 1
-                        log.info("progress_dropped", topic=record.topic, error=repr(error))
-                    else:
-                        sent.add_done_callback(_forget)
-            except KafkaError as error:
-                log.info("progress_interrupted", error=repr(error))
-            finally:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await _stop(producer)
-            await asyncio.sleep(REBUILD_SECONDS)
+        await close_producer(connection.producer)
 
 
 def _is_acknowledged(acked: "asyncio.Future[RecordMetadata]") -> bool:
     return acked.done() and not acked.cancelled() and acked.exception() is None
-
-
-def _forget(sent: asyncio.Future[object]) -> None:
-    if not sent.cancelled():
-        sent.exception()

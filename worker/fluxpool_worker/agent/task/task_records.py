@@ -1,13 +1,80 @@
-"""From a consumer's record to a task, or to the reason why not. Pure."""
+"""From a consumer's record to a task, or to the reason why it is none. Pure; `task_flow` goes on with both."""
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
 
 import structlog
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_contract.messages import DecodedTask, decode_task, peek_request_id
-from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
+from fluxpool_contract.messages import (
+    REQUEST_ID,
+    DecodedTask,
+    Disposition,
+    Envelope,
+    decode_task,
+    parse_envelope,
+    peek_request_id,
+    record_event_id,
+    result_event_id,
+)
+from fluxpool_contract.problems import ErrorClass, ErrorCode, FieldProblem, InvalidTaskError
 from fluxpool_transport.kafka import UndecodableRecord
+from fluxpool_worker.agent.task.outgoing_records import Failure
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """A record of a task topic, and what of it an ending needs."""
+
+    record: ConsumerRecord
+    request_id: str | None
+    """None when the record names no task."""
+    envelope: Envelope
+    digest: str
+    value_digest: str | None = None
+    content: DecodedTask | InvalidTaskError
+
+    @property
+    def event_id(self) -> str:
+        """Of the task's result."""
+        if self.request_id is None:
+            return record_event_id(self.record.topic, self.record.partition, self.record.offset)
+        return result_event_id(self.envelope.tenant, self.request_id, self.envelope.epoch)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The labels that its result carries on."""
+        return self.content.task.metadata if isinstance(self.content, DecodedTask) else {}
+
+
+def read_task(record: ConsumerRecord) -> TaskRecord:
+    """The task in a record, or why there is none; never raises."""
+    try:
+        decoded = decode_record(record)
+    except InvalidTaskError as error:
+        return _refused(record, error)
+    return TaskRecord(
+        record=record,
+        request_id=decoded.task.request_id,
+        envelope=decoded.envelope,
+        digest=decoded.digest,
+        value_digest=decoded.value_digest,
+        content=decoded,
+    )
+
+
+def refusal(error: InvalidTaskError) -> Failure:
+    """Why a record is no task, for its dead letter and result."""
+    return Failure(
+        error_class=ErrorClass.INVALID,
+        code=error.code,
+        disposition=Disposition.OVERSIZE if error.code is ErrorCode.TOO_LARGE else Disposition.INVALID,
+        message=str(error),
+        field=error.problems[0].field or None,
+    )
 
 
 def decode_record(record: ConsumerRecord) -> DecodedTask:
@@ -27,6 +94,27 @@ def decode_record(record: ConsumerRecord) -> DecodedTask:
             raise InvalidTaskError(ErrorCode.UNDECODABLE, [problem], request_id=None) from error
     request_id = peek_request_id(record.value or b"") if record.has_contents else None
     raise InvalidTaskError(ErrorCode.UNDECODABLE, [FieldProblem("", _explain(record))], request_id=request_id)
+
+
+def _refused(record: ConsumerRecord, error: InvalidTaskError) -> TaskRecord:
+    request_id = error.request_id or (_id_of_key(record) if not record.value else None)
+    envelope = Envelope()
+    if request_id is not None:
+        with contextlib.suppress(InvalidTaskError):
+            envelope = parse_envelope(record.headers)
+    return TaskRecord(
+        record=record,
+        request_id=request_id,
+        envelope=envelope,
+        digest="raw:" + hashlib.sha256(record.value or b"").hexdigest(),
+        content=error,
+    )
+
+
+def _id_of_key(record: ConsumerRecord) -> str | None:
+    """The key of a record whose value names no task: tasks have their ids as keys."""
+    key = (record.key or b"").decode(errors="replace")
+    return key if REQUEST_ID.fullmatch(key) else None
 
 
 def _explain(record: UndecodableRecord) -> str:

@@ -1,30 +1,30 @@
-"""A task's objects, written and read through outages of the store.
+"""A task's objects: claim, images, manifest; every call outlasts an outage of the store.
 
-Owns the waiting for a store that is away and the addresses of images; the protocol between workers that hold the same
-task is `fluxpool_transport.storage.task_objects`'.
+Owns the retries and the addresses of images. The protocol between workers that have the same task is
+`fluxpool_transport.storage.task_objects`.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TypeVar
 
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.messages import (
     DecodedTask,
-    Envelope,
     GenerationResult,
     ImageDescription,
     first_seen,
     result_event_id,
 )
 from fluxpool_contract.settings import WorkerSettings
+from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import (
     Claim,
     Claimed,
     ConditionalWritesError,
+    CorruptObjectError,
+    IdConflictError,
     Manifest,
     ObjectStore,
     StorageCredentialsError,
@@ -34,11 +34,15 @@ from fluxpool_transport.storage import (
     store_image,
     store_manifest,
 )
+from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane_choice import waited_ms
 from fluxpool_worker.agent.task.attempts import Success
 from fluxpool_worker.agent.task.holds import HoldCause, Holds
 from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity, success_result
+from fluxpool_worker.agent.task.task_records import TaskRecord
 from fluxpool_worker.engine.protocol import EncodedImage
+
+_after_manifest = fault_point("agent-after-manifest")
 
 T = TypeVar("T")
 
@@ -49,11 +53,15 @@ class TaskStore:
     All raise `HoldExpiredError` past the limit of holds and `CorruptObjectError` for what no worker wrote.
     """
 
-    def __init__(self, store: ObjectStore, *, settings: WorkerSettings, holds: Holds) -> None:
+    def __init__(
+        self, store: ObjectStore, *, settings: WorkerSettings, identity: WorkerIdentity, holds: Holds, clock: Clock
+    ) -> None:
         self._store = store
         self._settings = settings
+        self._identity = identity
         self._holds = holds
-        self._cause = store_cause(settings)
+        self._clock = clock
+        self._cause = HoldCause.OBJECT_STORE if settings.storage.folder is None else HoldCause.DISK
 
     async def probe(self, *, on_trouble: Callable[[str], None]) -> None:
         """Return when the store keeps the promises that tasks rest on; `on_trouble` is told why it does not yet.
@@ -74,58 +82,64 @@ class TaskStore:
         if error := await self._hold(probe):
             raise error
 
-    async def claim(
-        self,
-        record: ConsumerRecord,
-        *,
-        request_id: str,
-        envelope: Envelope,
-        digest: str,
-        value_digest: str | None = None,
-        abandoned: asyncio.Event | None = None,
-    ) -> Claimed:
-        """Bind the id to this body; raises `IdConflictError`, and `AbandonedError` soon after `abandoned`."""
+    async def claim(self, task: TaskRecord, *, abandoned: asyncio.Event | None = None) -> Claimed:
+        """Bind the id to this body; raises `IdConflictError`, and `AbandonedError` soon after `abandoned` is set."""
+        assert task.request_id is not None  # noqa: S101 - what names no task has no objects
+        request_id = task.request_id
         return await self._hold(
             lambda: claim_task(
                 self._store,
-                tenant=envelope.tenant,
+                tenant=task.envelope.tenant,
                 request_id=request_id,
-                epoch=envelope.epoch,
-                digest=digest,
-                value_digest=value_digest,
-                first_seen=first_seen(envelope, record.timestamp),
+                epoch=task.envelope.epoch,
+                digest=task.digest,
+                value_digest=task.value_digest,
+                first_seen=first_seen(task.envelope, task.record.timestamp),
             ),
             abandoned,
         )
 
+    async def settle(
+        self, task: TaskRecord, result: GenerationResult
+    ) -> Manifest | IdConflictError | CorruptObjectError:
+        """The manifest of the task, with `result` unless there is one already; else why there can be none."""
+        try:
+            return await self.conclude((await self.claim(task)).claim, result)
+        except (IdConflictError, CorruptObjectError) as error:
+            return error
+
+    async def put(self, key: str, payload: bytes, *, content_type: str) -> None:
+        """Store an object of another kind, unless it is there."""
+        await self._hold(lambda: self._store.put_if_absent(key, payload, content_type=content_type))
+
     async def outcome(self, claim: Claim, *, abandoned: asyncio.Event | None = None) -> Manifest | None:
-        """What the task has come to; None while it has not. Raises `AbandonedError` soon after `abandoned`."""
+        """The task's manifest; None while there is none. Raises `AbandonedError` soon after `abandoned` is set."""
         return await self._hold(lambda: read_manifest(self._store, claim), abandoned)
 
     async def keep_images(
-        self, record: ConsumerRecord, decoded: DecodedTask, claim: Claim, success: Success, *, identity: WorkerIdentity
+        self, record: ConsumerRecord, decoded: DecodedTask, claim: Claim, success: Success
     ) -> GenerationResult:
         """Store the images; returns the result that describes them."""
         generated = success.generated
-        began = time.monotonic()
+        began = self._clock.monotonic()
         images = [await self._keep_image(decoded, claim, image) for image in generated.images]
         timings = {f"{name}_ms": value for name, value in generated.timings_ms.items()}
-        timings["store_ms"] = (time.monotonic() - began) * 1000
-        waited = waited_ms(record.timestamp, now_ms=time.time() * 1000)
+        timings["store_ms"] = (self._clock.monotonic() - began) * 1000
+        waited = waited_ms(record.timestamp, now_ms=self._clock.time() * 1000)
         if waited is not None:
             timings["queue_ms"] = max(0.0, waited - sum(timings.values()))
         return success_result(
             decoded,
             images=images,
-            identity=identity,
+            identity=self._identity,
             attempt=success.attempt,
             timings_ms=timings,
             warnings=generated.warnings,
-            completed_at=datetime.now(UTC),
+            completed_at=self._clock.now(),
         )
 
     async def conclude(self, claim: Claim, result: GenerationResult) -> Manifest:
-        """The manifest that decides the outcome: ours, or that of whoever was first."""
+        """Store the manifest; returns the one that decides, ours or that of the worker that was first."""
         manifest = Manifest(
             request_id=claim.request_id,
             tenant=claim.tenant,
@@ -134,7 +148,9 @@ class TaskStore:
             event_id=result_event_id(claim.tenant, claim.request_id, claim.epoch),
             result=result,
         )
-        return await self._hold(lambda: store_manifest(self._store, claim, manifest))
+        stored = await self._hold(lambda: store_manifest(self._store, claim, manifest))
+        _after_manifest()
+        return stored
 
     async def _keep_image(self, decoded: DecodedTask, claim: Claim, image: EncodedImage) -> ImageDescription:
         stored = await self._hold(
@@ -171,8 +187,3 @@ class TaskStore:
         return await self._holds.through(
             operation, cause=self._cause, retry_on=(StorageUnavailableError,), abandoned=abandoned
         )
-
-
-def store_cause(settings: WorkerSettings) -> HoldCause:
-    """What is away when the store is."""
-    return HoldCause.OBJECT_STORE if settings.storage.folder is None else HoldCause.DISK

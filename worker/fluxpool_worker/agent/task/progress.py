@@ -1,0 +1,101 @@
+"""Progress events: sent when possible, dropped when not; a task never waits for them.
+
+They have a producer of their own, so that a lost event cannot break the sequence of the idempotent one.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+
+from fluxpool_contract.kafka import TopicNames
+from fluxpool_contract.messages import DecodedTask, ProgressEvent, ProgressType
+from fluxpool_transport.process import Backoff
+from fluxpool_worker.agent.clock import Clock
+from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity, progress_record
+from fluxpool_worker.agent.task.publisher import OutgoingRecord, close_producer
+
+MAX_WAITING: Final = 256
+
+log = structlog.get_logger(__name__)
+
+
+class ProgressReporter:
+    """Makes the progress events of one worker's tasks."""
+
+    def __init__(
+        self, publisher: "ProgressPublisher", *, identity: WorkerIdentity, topics: TopicNames, clock: Clock
+    ) -> None:
+        self._publisher = publisher
+        self._identity = identity
+        self._topics = topics
+        self._clock = clock
+
+    def report(
+        self,
+        decoded: DecodedTask,
+        kind: ProgressType,
+        *,
+        attempt: int,
+        step: int | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        """Offer one event."""
+        event = ProgressEvent(
+            request_id=decoded.task.request_id,
+            type=kind,
+            attempt=attempt,
+            step=step,
+            total_steps=total_steps,
+            at=self._clock.now(),
+            worker=self._identity.worker,
+            pool=self._identity.pool,
+        )
+        self._publisher.offer(
+            progress_record(event, envelope=decoded.envelope, source=self._identity.source, topics=self._topics)
+        )
+
+
+class ProgressPublisher:
+    """Sends what it can and drops the oldest when it cannot keep up; `run()` must be running meanwhile."""
+
+    def __init__(self, build_producer: Callable[[], AIOKafkaProducer]) -> None:
+        self._build_producer = build_producer
+        self._waiting: asyncio.Queue[OutgoingRecord] = asyncio.Queue(MAX_WAITING)
+
+    def offer(self, record: OutgoingRecord) -> None:
+        """Send soon, or never."""
+        if self._waiting.full():
+            self._waiting.get_nowait()
+        self._waiting.put_nowait(record)
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        backoff = Backoff(initial_seconds=1, maximum_seconds=10)
+        while True:
+            producer = self._build_producer()
+            try:
+                await producer.start()
+                backoff.reset()
+                while True:
+                    await self._send(producer, await self._waiting.get())
+            except KafkaError as error:
+                log.info("progress_interrupted", error=repr(error))
+            finally:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await close_producer(producer)
+            await backoff.sleep()
+
+    async def _send(self, producer: AIOKafkaProducer, record: OutgoingRecord) -> None:
+        try:
+            sent = await producer.send(record.topic, record.value, key=record.key, headers=record.headers)
+        except (MessageSizeTooLargeError, ValueError, TypeError, AssertionError) as error:
+            log.info("progress_dropped", topic=record.topic, error=repr(error))
+        else:
+            # Its ack is not awaited: the next event matters more than the fate of this one. Reading the exception keeps
+            # asyncio from logging that nobody did.
+            sent.add_done_callback(lambda done: done.cancelled() or done.exception())
