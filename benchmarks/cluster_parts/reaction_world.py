@@ -103,7 +103,7 @@ class World:
         namespace = f"namespaces/{NAMESPACE}"
         found = await self.api.get(f"/apis/fluxpool.dev/v1alpha1/{namespace}/fluxworkerpools/{POOL}")
         status = found.get("status", {})
-        numbers = [status.get(name) for name in ("lag", "desiredReplicas", "replicas")]
+        numbers = [status.get(name) for name in ("pending", "desiredReplicas", "replicas")]
         return numbers == [0, 0, 0] and not (await self.api.get(f"/api/v1/{namespace}/pods"))["items"]
 
 

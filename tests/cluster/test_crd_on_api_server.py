@@ -228,10 +228,10 @@ async def test_scale_and_columns_show_the_status(control_plane: ControlPlane, na
         "readyReplicas": 2,
         "desiredReplicas": 6,
         "selector": selector_text(FluxWorkerPool.parse(pool)),
-        "lag": 120,
+        "pending": 120,
         "inFlight": 2,
         "oldestAgeSeconds": 45,
-        "plan": {"need": 9, "constraint": "maximum", "reason": "The maximum is 6."},
+        "plan": {"requiredReplicas": 9, "constraint": "maximum", "reason": "The maximum is 6."},
         "novel": 1,
     }
     await control_plane.kubectl(
@@ -259,12 +259,12 @@ async def test_scale_and_columns_show_the_status(control_plane: ControlPlane, na
 
 async def test_a_status_alone_cannot_change_the_spec(control_plane: ControlPlane, namespace: str) -> None:
     name = (await _new_pool(control_plane, namespace))["metadata"]["name"]
-    patch = json.dumps({"spec": {"paused": True}, "status": {"lag": 3}})
+    patch = json.dumps({"spec": {"paused": True}, "status": {"pending": 3}})
     await control_plane.kubectl(
         "patch", "-n", namespace, f"fwp/{name}", "--subresource=status", "--type=merge", "-p", patch
     )
     shown = json.loads(await control_plane.kubectl("get", "-n", namespace, f"fwp/{name}", "-o", "json"))
-    assert (shown["spec"]["paused"], shown["status"], shown["metadata"]["generation"]) == (False, {"lag": 3}, 1)
+    assert (shown["spec"]["paused"], shown["status"], shown["metadata"]["generation"]) == (False, {"pending": 3}, 1)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ async def test_a_person_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool
         )
         await fluxpool.wait_replicas(3)
         await fluxpool.produce(40)
-        await fluxpool.wait_pool("the lag seen", lambda pool: pool["status"].get("lag") == 40)
-        pool = await fluxpool.wait_pool("the plan shown", lambda pool: pool["status"]["plan"]["need"] == 4)
+        await fluxpool.wait_pool("the pending tasks seen", lambda pool: pool["status"].get("pending") == 40)
+        pool = await fluxpool.wait_pool("the plan shown", lambda pool: pool["status"]["plan"]["requiredReplicas"] == 4)
         assert pool["status"]["desiredReplicas"] == 3
         scale = await fluxpool.bench.api.get(f"{fluxpool.path('standard')}/scale")
         assert scale["spec"]["replicas"] == 3
@@ -57,7 +57,7 @@ async def test_a_shadow_pool_says_what_it_would_do_and_a_paused_one_is_left_alon
         await fluxpool.wait_replicas(1)
         await fluxpool.produce(30)
         await fluxpool.wait_condition("ScalingActive", "False", reason="ShadowMode")
-        pool = await fluxpool.wait_pool("the plan shown", lambda pool: pool["status"]["plan"]["need"] == 3)
+        pool = await fluxpool.wait_pool("the plan shown", lambda pool: pool["status"]["plan"]["requiredReplicas"] == 3)
         assert (await fluxpool.deployment())["spec"]["replicas"] == 1
 
         await fluxpool.patch("standard", {"paused": True})
@@ -117,14 +117,14 @@ async def test_short_of_gpus_nothing_runs_away_and_a_new_node_heals(fluxpool: Op
         await fluxpool.apply(fluxpool.pool(scaling__maxReplicas=8, **nodes.placement))
         await fluxpool.produce(80)
         await fluxpool.wait_condition("ScalingLimited", "True", reason="CapacityShort")
-        assert (await fluxpool.get())["status"]["plan"]["need"] == 8
+        assert (await fluxpool.get())["status"]["plan"]["requiredReplicas"] == 8
         ready = await fluxpool.wait_condition("Ready", "False", reason="PodsUnschedulable")
         assert "Insufficient nvidia.com/gpu" in ready["message"]
         asked = (await fluxpool.deployment())["spec"]["replicas"]
         assert 5 <= asked <= 8
         # More work asks for no more pods than there is room for.
         await fluxpool.produce(40, start=80)
-        await fluxpool.wait_pool("the new lag", lambda pool: pool["status"]["lag"] == 120)
+        await fluxpool.wait_pool("the new pending tasks", lambda pool: pool["status"]["pending"] == 120)
         assert (await fluxpool.deployment())["spec"]["replicas"] <= asked
 
         # An image change goes through although not every pod finds a place.

@@ -51,7 +51,7 @@ async def test_two_pools_rise_in_one_jump_work_all_tasks_off_and_sleep_again(flu
         assert told.count("ScaledUp") + told.count("Activated") >= 1, told
         assert "ScaledToZero" in told, told
         status = (await fluxpool.get(name))["status"]
-        assert (status["replicas"], status["desiredReplicas"], status["lag"]) == (0, 0, 0)
+        assert (status["replicas"], status["desiredReplicas"], status["pending"]) == (0, 0, 0)
         assert condition({"status": status}, "Ready")["status"] == "True"
         assert len(fluxpool.stored_images(name)) == TASKS
         assert await fluxpool.lag(name) == 0

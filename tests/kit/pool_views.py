@@ -91,13 +91,15 @@ def lane(
     )
 
 
-def decision(replicas: int, *, constraint: Constraint = Constraint.LAG, need: int | None = None, **fields: Any) -> Plan:
+def decision(
+    replicas: int, *, constraint: Constraint = Constraint.LAG, required: int | None = None, **fields: Any
+) -> Plan:
     """A plan with this outcome."""
-    said: dict[str, Any] = {"reason": f"{replicas} for the backlog.", "lag_records": 0, "state": PlanState()}
+    said: dict[str, Any] = {"reason": f"{replicas} for the lag.", "lag_records": 0, "state": PlanState()}
     return Plan(
         replicas=replicas,
         constraint=constraint,
-        required_replicas=replicas if need is None else need,
+        required_replicas=replicas if required is None else required,
         **(said | fields),
     )
 

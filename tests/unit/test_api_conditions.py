@@ -72,10 +72,10 @@ def test_a_status_is_written_as_kubernetes_spells_it() -> None:
         observed_generation=3,
         conditions=_said((), status=ConditionStatus.TRUE, now=NOON),
         desired_replicas=2,
-        lag=12,
+        pending=12,
         oldest_age_seconds=30,
-        lanes=(LaneStatus(name="standard", consumer_group="flux-worker-group", lag=12),),
-        plan=PlanStatus(need=3, constraint=Constraint.PARTITIONS, reason="Two partitions."),
+        lanes=(LaneStatus(name="standard", consumer_group="flux-worker-group", pending=12),),
+        plan=PlanStatus(required_replicas=3, constraint=Constraint.PARTITIONS, reason="Two partitions."),
         last_scale_time=NOON,
     )
     written = status.to_manifest()
@@ -92,10 +92,10 @@ def test_a_status_is_written_as_kubernetes_spells_it() -> None:
             }
         ],
         "desiredReplicas": 2,
-        "lag": 12,
+        "pending": 12,
         "oldestAgeSeconds": 30,
-        "lanes": [{"name": "standard", "consumerGroup": "flux-worker-group", "lag": 12}],
-        "plan": {"need": 3, "constraint": "partitions", "reason": "Two partitions."},
+        "lanes": [{"name": "standard", "consumerGroup": "flux-worker-group", "pending": 12}],
+        "plan": {"requiredReplicas": 3, "constraint": "partitions", "reason": "Two partitions."},
         "lastScaleTime": "2026-05-04T12:00:00Z",
     }
     assert FluxWorkerPoolStatus.model_validate(written) == status

@@ -79,6 +79,7 @@ def test_a_status_of_another_version_leaves_the_pool_readable() -> None:
     known = {"status": "True", "message": "m", "lastTransitionTime": "2026-05-04T12:00:00Z"}
     status = {
         "lag": 3,
+        "inFlight": 2,
         "conditions": [
             known | {"type": "Ready", "reason": "Ready"},
             known | {"type": "OffsetsKept", "reason": "OffsetsStay"},
@@ -88,7 +89,7 @@ def test_a_status_of_another_version_leaves_the_pool_readable() -> None:
     }
     parsed = FluxWorkerPool.parse(edited(pool_body(), {".status": status})).status
     assert [condition.type for condition in parsed.conditions] == ["Ready"]
-    assert (parsed.lag, parsed.plan) == (3, None)
+    assert (parsed.pending, parsed.in_flight, parsed.plan) == (None, 2, None)
 
 
 def test_a_quantity_is_a_number_or_a_text() -> None:

@@ -44,7 +44,7 @@ HOMELESS = (
     [
         (view(3), TRUE, Reason.READY, "3 workers are ready."),
         (view(1), TRUE, Reason.READY, "1 worker is ready."),
-        (view(0), TRUE, Reason.READY, "The pool sleeps"),
+        (view(0), TRUE, Reason.READY, "The pool is scaled to zero"),
         (
             view(2, problems=(PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/token"),)),
             FALSE,
@@ -63,13 +63,13 @@ HOMELESS = (
             Reason.GROUP_CONFLICT,
             "pool b reads it. no right.",
         ),
-        (view(2, deployment=None, pods=()), FALSE, Reason.CHILD_FAILED, "The Deployment is not there"),
+        (view(2, deployment=None, pods=()), FALSE, Reason.CHILD_FAILED, "The Deployment does not exist"),
         (view(0, deployment=None, pods=(), pool=pool(paused=True)), FALSE, Reason.PAUSED, "set paused to false"),
         (
             short((), replica_failure=("FailedCreate", QUOTA)),
             FALSE,
             Reason.QUOTA_EXCEEDED,
-            f"Kubernetes refuses to make pods: {QUOTA}.",
+            f"Kubernetes refuses to create pods: {QUOTA}.",
         ),
         (
             short((), replica_failure=("FailedCreate", "violates PodSecurity restricted: hostPath volumes")),
@@ -81,7 +81,7 @@ HOMELESS = (
             short((stuck("a", "CrashLoopBackOff", restarts=4, last_exit=ContainerExit(137, "OOMKilled")),)),
             FALSE,
             Reason.WORKER_CRASH_LOOPING,
-            "1 of 3 workers are ready. a: the worker ends again and again (exit code 137, OOMKilled)",
+            "1 of 3 workers are ready. a: the worker crashes repeatedly (exit code 137, OOMKilled)",
         ),
         (
             short((pod("a", PodStage.STARTING, restarts=2, last_exit=ContainerExit(1, "Error")),)),
@@ -138,21 +138,21 @@ HOMELESS = (
             "no such device",
         ),
         (short((stuck("a", "ContainerCreating"),)), FALSE, Reason.WORKERS_LOADING, "1 of 3 workers are ready."),
-        (short(HOMELESS), FALSE, Reason.PODS_UNSCHEDULABLE, f"No node has room for 2: {NO_GPU}"),
+        (short(HOMELESS), FALSE, Reason.PODS_UNSCHEDULABLE, f"2 unschedulable: {NO_GPU}"),
         (
             short((*HOMELESS, pod("x", PodStage.TERMINATING), pod("y", PodStage.TERMINATING))),
             FALSE,
             Reason.WAITING_FOR_GPU,
-            "2 waiting until workers that are being stopped (2)",
+            "2 waiting for the GPUs of 2 terminating workers",
         ),
         (
             short((pod("a", PodStage.GATED, unschedulable_message="Scheduling is blocked"),)),
             FALSE,
             Reason.PODS_GATED,
-            "1 held back: Scheduling is blocked.",
+            "1 gated: Scheduling is blocked.",
         ),
-        (short((pod("a", PodStage.NOT_READY),)), FALSE, Reason.WORKERS_NOT_READY, "1 running and not ready"),
-        (short(()), FALSE, Reason.WORKERS_LOADING, "The others are being made."),
+        (short((pod("a", PodStage.NOT_READY),)), FALSE, Reason.WORKERS_NOT_READY, "1 running but not ready"),
+        (short(()), FALSE, Reason.WORKERS_LOADING, "The other pods are being created."),
         (
             short(
                 (pod("a", PodStage.STARTING),),
@@ -166,10 +166,10 @@ HOMELESS = (
             view(3, deployment=deployment(3, updated=1)),
             FALSE,
             Reason.ROLLING_OUT,
-            "1 of 3 workers have the newest template.",
+            "1 of 3 workers have the current template.",
         ),
-        (view(3, template_hash="newer"), FALSE, Reason.ROLLING_OUT, "newest template"),
-        (view(3, deployment=deployment(3, observed_generation=6)), FALSE, Reason.ROLLING_OUT, "newest template"),
+        (view(3, template_hash="newer"), FALSE, Reason.ROLLING_OUT, "current template"),
+        (view(3, deployment=deployment(3, observed_generation=6)), FALSE, Reason.ROLLING_OUT, "current template"),
         (view(3, template_hash="newer", pool=pool(paused=True)), TRUE, Reason.READY, "3 workers are ready."),
         (
             view(
@@ -180,7 +180,7 @@ HOMELESS = (
             ),
             TRUE,
             Reason.FOREIGN_FIELDS,
-            "has fields of kubectl, mesh, which stay until they are removed there: a, b, c, d, e and 2 more.",
+            "has fields of kubectl, mesh; remove them there: a, b, c, d, e and 2 more.",
         ),
     ],
 )
@@ -234,22 +234,26 @@ def test_scaling_is_active_when_the_plan_decides(seen: PoolView, status: Conditi
     ("seen", "status", "reason"),
     [
         (view(), FALSE, Reason.WITHIN_LIMITS),
-        (view(6, plan=decision(6, constraint=Constraint.MAXIMUM, need=9)), TRUE, Reason.AT_MAX_REPLICAS),
-        (view(6, plan=decision(6, constraint=Constraint.MAXIMUM, need=0)), FALSE, Reason.WITHIN_LIMITS),
+        (view(6, plan=decision(6, constraint=Constraint.MAXIMUM, required=9)), TRUE, Reason.AT_MAX_REPLICAS),
+        (view(6, plan=decision(6, constraint=Constraint.MAXIMUM, required=0)), FALSE, Reason.WITHIN_LIMITS),
         (view(2, plan=decision(2, constraint=Constraint.PARTITIONS)), TRUE, Reason.PARTITION_LIMIT),
-        (view(2, plan=decision(2, constraint=Constraint.QUOTA, need=4)), TRUE, Reason.QUOTA_EXCEEDED),
-        (view(2, plan=decision(2, constraint=Constraint.CAPACITY, need=4)), TRUE, Reason.CAPACITY_SHORT),
-        (view(2, plan=decision(2, constraint=Constraint.RATE, need=4)), TRUE, Reason.RATE_LIMITED),
-        (view(2, plan=decision(2, constraint=Constraint.RATE, need=0)), FALSE, Reason.WITHIN_LIMITS),
-        (view(2, plan=decision(2, constraint=Constraint.HOLD, need=0)), FALSE, Reason.WITHIN_LIMITS),
+        (view(2, plan=decision(2, constraint=Constraint.QUOTA, required=4)), TRUE, Reason.QUOTA_EXCEEDED),
+        (view(2, plan=decision(2, constraint=Constraint.CAPACITY, required=4)), TRUE, Reason.CAPACITY_SHORT),
+        (view(2, plan=decision(2, constraint=Constraint.RATE, required=4)), TRUE, Reason.RATE_LIMITED),
+        (view(2, plan=decision(2, constraint=Constraint.RATE, required=0)), FALSE, Reason.WITHIN_LIMITS),
+        (view(2, plan=decision(2, constraint=Constraint.HOLD, required=0)), FALSE, Reason.WITHIN_LIMITS),
         (short(HOMELESS), TRUE, Reason.CAPACITY_SHORT),
-        (replace(short(HOMELESS), plan=decision(3, constraint=Constraint.HOLD, need=1)), FALSE, Reason.WITHIN_LIMITS),
+        (
+            replace(short(HOMELESS), plan=decision(3, constraint=Constraint.HOLD, required=1)),
+            FALSE,
+            Reason.WITHIN_LIMITS,
+        ),
         (short((pod("a", PodStage.GATED),)), TRUE, Reason.QUOTA_EXCEEDED),
         (short((), replica_failure=("FailedCreate", QUOTA)), TRUE, Reason.QUOTA_EXCEEDED),
         (view(6, plan=decision(6, constraint=Constraint.PARTITIONS)), TRUE, Reason.AT_MAX_REPLICAS),
         (short((pod("a", PodStage.STARTING),)), FALSE, Reason.WITHIN_LIMITS),
         (
-            view(2, pool=pool(paused=True), plan=decision(2, constraint=Constraint.PAUSED, need=5)),
+            view(2, pool=pool(paused=True), plan=decision(2, constraint=Constraint.PAUSED, required=5)),
             TRUE,
             Reason.PAUSED,
         ),
@@ -262,22 +266,26 @@ def test_scaling_is_limited_when_work_asks_for_more(seen: PoolView, status: Cond
 
 
 def test_a_shortage_is_told_in_numbers_that_stand_still_under_a_growing_backlog() -> None:
-    crowded = replace(short(HOMELESS), plan=decision(3, need=90, constraint=Constraint.MAXIMUM))
+    crowded = replace(short(HOMELESS), plan=decision(3, required=90, constraint=Constraint.MAXIMUM))
     condition = said(crowded, ConditionType.SCALING_LIMITED)
-    assert condition.message == "The work asks for 6 workers, and nodes have room for 1; add GPU nodes."
+    assert condition.message == "The lag requires 6 workers, and nodes have room for 1; add GPU nodes."
 
 
 @pytest.mark.parametrize(
     ("lanes", "status", "words"),
     [
-        ((lane(),), TRUE, "The backlog of every lane is read."),
+        ((lane(),), TRUE, "The lag of every lane is read."),
         ((lane(age_seconds=30),), TRUE, "every lane"),
         (
             (lane(age_seconds=47, problem="no broker answers"),),
             FALSE,
             "Lane standard was not read for 45 s: no broker answers.",
         ),
-        ((lane(), lane(name="vip", age_seconds=9000)), FALSE, "Lane vip was not read for 2 h: no answer came."),
+        (
+            (lane(), lane(name="vip", age_seconds=9000)),
+            FALSE,
+            "Lane vip was not read for 2 h: the brokers did not respond.",
+        ),
         ((lane(partitions=0, age_seconds=math.inf),), FALSE, "Lane standard was never read"),
         ((), FALSE, "No lane was read yet."),
     ],

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_operator.api import ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
-from fluxpool_operator.assessment import PoolProblem, PoolView, assess, narrate, status_patch, worth_writing
+from fluxpool_operator.assessment import PoolProblem, PoolView, assess, events_of, status_patch, worth_writing
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import ContainerExit, PodStage
 from kit.pool_views import decision, deployment, lane, later, pod, pool, view
@@ -69,7 +69,7 @@ def _views(draw: st.DrawFn) -> PoolView:
     plan = decision(
         draw(st.integers(0, 6)),
         constraint=draw(st.sampled_from(Constraint)),
-        need=draw(st.integers(0, 20)),
+        required=draw(st.integers(0, 20)),
         reason=draw(st.sampled_from(["So.", "x" * 3000])),
         eta_seconds=draw(st.none() | st.floats(0, 1e6)),
     )
@@ -107,7 +107,7 @@ def test_a_second_look_at_the_same_moment_says_writes_and_tells_nothing_new(seen
     again = assess(later(seen, settled))
     assert again == settled
     assert not worth_writing(settled, again, seconds_since_write=math.inf)
-    assert narrate(settled, again) == ()
+    assert events_of(settled, again) == ()
 
 
 @given(_views())
@@ -123,7 +123,7 @@ def test_ready_is_never_said_of_fewer_workers_than_there_should_be_nor_with_a_pr
 def test_what_is_told_is_what_turned(one: PoolView, other: PoolView) -> None:
     before = assess(one)
     after = assess(later(other, before, 5))
-    events = narrate(before, after)
+    events = events_of(before, after)
     assert all(event.message for event in events)
     scaled = {Reason.ACTIVATED, Reason.SCALED_UP, Reason.SCALED_DOWN, Reason.SCALED_TO_ZERO}
     told = [event for event in events if event.reason in scaled]

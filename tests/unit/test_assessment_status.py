@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fluxpool_operator.api import FluxWorkerPoolStatus, LaneStatus, PlanStatus
 from fluxpool_operator.assessment import PoolView, assess, status_patch, worth_writing
-from fluxpool_operator.assessment.coarse import coarse_count, coarse_seconds, duration_text
+from fluxpool_operator.assessment.view import coarse_count, coarse_seconds, duration_text
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
 from kit.pool_views import GENERATION, NOON, TEMPLATE, decision, deployment, lane, later, pod, pods, pool, view
@@ -21,7 +21,9 @@ def test_a_status_tells_what_was_seen_and_decided() -> None:
     seen = view(
         4,
         lanes=(lane(1234, in_flight=3, due_retries=20, oldest_age_seconds=47.3), lane(5, name="vip")),
-        plan=decision(4, constraint=Constraint.MAXIMUM, need=9, eta_seconds=331.0, reason="Many. The maximum is 4."),
+        plan=decision(
+            4, constraint=Constraint.MAXIMUM, required=9, eta_seconds=331.0, reason="Many. The maximum is 4."
+        ),
         deployment=deployment(5, ready=3, updated=4),
         pods=pods(3, pod("x", PodStage.TERMINATING)),
     )
@@ -34,7 +36,7 @@ def test_a_status_tells_what_was_seen_and_decided() -> None:
         "terminating_replicas": 1,
         "desired_replicas": 4,
         "selector": "app.kubernetes.io/name=fluxpool-worker,fluxpool.dev/pool=standard",
-        "lag": 1300,
+        "pending": 1300,
         "in_flight": 3,
         "oldest_age_seconds": 45,
         "lag_observed_time": NOON - timedelta(seconds=1),
@@ -43,13 +45,17 @@ def test_a_status_tells_what_was_seen_and_decided() -> None:
         "template_hash": TEMPLATE,
     }
     assert status.plan == PlanStatus(
-        need=9, replicas=4, constraint=Constraint.MAXIMUM, reason="Many. The maximum is 4.", eta_seconds=300
+        required_replicas=9,
+        replicas=4,
+        constraint=Constraint.MAXIMUM,
+        reason="Many. The maximum is 4.",
+        eta_seconds=300,
     )
     assert status.lanes[0] == LaneStatus(
         name="standard",
         consumer_group="group-standard",
         partitions=6,
-        lag=1300,
+        pending=1300,
         in_flight=3,
         oldest_age_seconds=45,
         expired=0,
@@ -59,7 +65,13 @@ def test_a_status_tells_what_was_seen_and_decided() -> None:
 def test_what_is_not_known_is_absent() -> None:
     unread = lane(partitions=0, age_seconds=math.inf, problem="no broker answers")
     status = assess(view(0, lanes=(unread,), deployment=None, pods=(), template_hash=None))
-    absent = (status.lag, status.in_flight, status.oldest_age_seconds, status.lag_observed_time, status.template_hash)
+    absent = (
+        status.pending,
+        status.in_flight,
+        status.oldest_age_seconds,
+        status.lag_observed_time,
+        status.template_hash,
+    )
     assert absent == (None,) * 5
     assert status.lanes == (LaneStatus(name="standard", consumer_group="group-standard"),)
     assert (status.replicas, status.ready_replicas) == (0, 0)
@@ -201,10 +213,10 @@ _statuses = st.builds(
     FluxWorkerPoolStatus,
     conditions=st.sampled_from([(), assess(view()).conditions, assess(view(0)).conditions]),
     replicas=_counts,
-    lag=_counts,
+    pending=_counts,
     oldest_age_seconds=_counts,
     lanes=st.sampled_from([(), assess(view()).lanes]),
-    plan=st.none() | st.builds(PlanStatus, need=st.integers(0, 3), constraint=st.just(Constraint.LAG),
+    plan=st.none() | st.builds(PlanStatus, required_replicas=st.integers(0, 3), constraint=st.just(Constraint.LAG),
                                reason=st.just("So."), eta_seconds=_counts),
     last_scale_time=st.sampled_from([None, NOON]),
 )  # fmt: skip

@@ -143,7 +143,7 @@ def test_columns_and_selectable_fields_point_to_fields() -> None:
     for selectable in version["selectableFields"]:
         assert NODES[selectable["jsonPath"].removeprefix(".")]["type"] in {"string", "boolean"}
     first = [column["name"] for column in version["additionalPrinterColumns"] if column["priority"] == 0]
-    assert first == ["Ready", "Desired", "Pods", "Lag", "Oldest", "Age"]
+    assert first == ["Ready", "Desired", "Pods", "Pending", "Oldest", "Age"]
 
 
 def test_scale_reads_fields_that_are_there() -> None:

@@ -179,11 +179,11 @@ def test_a_paused_pool_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("lanes", "current", "words"),
     [
-        ([lane(4, 4, 4, 4, 4, 4)], 0, "24 tasks are unfinished; at 5 per replica that asks for 5 replicas."),
-        ([lane(1)], 0, "1 task is unfinished; at 5 per replica that asks for 1 replica."),
-        ([lane(40)], 0, "They lie on 1 partition, so more than 1 replica would idle."),
+        ([lane(4, 4, 4, 4, 4, 4)], 0, "The lag is 24; at 5 per replica it requires 5 replicas."),
+        ([lane(1)], 0, "The lag is 1; at 5 per replica it requires 1 replica."),
+        ([lane(40)], 0, "The tasks are on 1 partition, so more than 1 replica would be idle."),
         ([lane(*[9] * 9)], 0, "The maximum is 6 replicas."),
-        ([lane(0)], 3, "The pool stays at 3 replicas until that has lasted 60 s (now 1 s)."),
+        ([lane(0)], 3, "The pool stays at 3 replicas until this has lasted 60 s (now 1 s)."),
     ],
 )
 def test_the_reason_is_a_sentence_with_the_numbers(lanes: list[LaneObservation], current: int, words: str) -> None:

@@ -54,7 +54,7 @@ def test_replicas_are_added_only_after_the_demand_has_lasted() -> None:
     pool = _Pool(scale_up_window_seconds=10)
     first = pool.look(_lane(4))
     assert (first.replicas, first.constraint) == (0, Constraint.HOLD)
-    assert "stays at 0 replicas until that has lasted 10 s (now 0 s)" in first.reason
+    assert "stays at 0 replicas until this has lasted 10 s (now 0 s)" in first.reason
     assert pool.look(_lane(6), elapsed_seconds=9).replicas == 0
     assert pool.look(_lane(9), elapsed_seconds=1).replicas == 4  # what was needed all the time
     assert pool.look(_lane(9), elapsed_seconds=10).replicas == 4
@@ -136,7 +136,7 @@ def test_a_silent_kafka_raises_to_the_fallback_and_never_lowers() -> None:
     pool = _Pool(fallback_replicas=3)
     raised = pool.look(silent)
     assert (raised.replicas, raised.constraint) == (3, Constraint.FALLBACK)
-    assert "was not read within the last 20 s, and for that case the pool is to have 3 replicas" in raised.reason
+    assert "was not read within the last 20 s, so the fallback of 3 replicas applies" in raised.reason
     many = _Pool(replicas=5, fallback_replicas=3).look(silent)
     assert (many.replicas, many.constraint) == (5, Constraint.STALE)
     assert _Pool(fallback_replicas=3).look(_lane(0)).replicas == 0
@@ -170,12 +170,12 @@ def test_after_a_silence_the_fallback_goes_as_a_surplus_does() -> None:
 @pytest.mark.parametrize(
     ("seen", "constraint", "words"),
     [
-        ({"unschedulable_replicas": 2}, Constraint.CAPACITY, "No node has room for 2 replicas of 5, so none is added."),
-        ({"gated_replicas": 1}, Constraint.QUOTA, "1 replica of 5 is held back before scheduling, so none is added."),
+        ({"unschedulable_replicas": 2}, Constraint.CAPACITY, "2 replicas of 5 are unschedulable, so none is added."),
+        ({"gated_replicas": 1}, Constraint.QUOTA, "1 replica of 5 is gated, so none is added."),
         (
             {"waiting_for_gpu_replicas": 1, "terminating_replicas": 2},
             Constraint.CAPACITY,
-            "1 replica of 5 waits for the GPUs of 2 that are being stopped, so none is added.",
+            "1 replica of 5 waits for the GPUs of 2 replicas that are terminating, so none is added.",
         ),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_hot_partition_gets_one_replica_and_is_named() -> None:
     lane = lane_of(500, *[0] * 23)
     made = plan(Snapshot(lanes=(lane,), current_replicas=0, elapsed_seconds=1), ScalingConfig(max_replicas=24))
     assert (made.replicas, made.constraint) == (1, Constraint.PARTITIONS)
-    assert "They lie on 1 partition, so more than 1 replica would idle." in made.reason
+    assert "The tasks are on 1 partition, so more than 1 replica would be idle." in made.reason
 
 
 def test_twenty_minutes_without_kafka_hold_and_pass_without_overshoot() -> None:

@@ -23,12 +23,15 @@ def test_a_new_pool_has_no_memory() -> None:
 
 def test_watched_idle_time_counts_on_after_a_restart_and_the_time_between_does_not() -> None:
     status = FluxWorkerPoolStatus(
-        lag=0, in_flight=0, last_active_time=NOON - timedelta(minutes=9), lag_observed_time=NOON - timedelta(minutes=5)
+        pending=0,
+        in_flight=0,
+        last_active_time=NOON - timedelta(minutes=9),
+        lag_observed_time=NOON - timedelta(minutes=5),
     )
     assert restored_state(status, NOON).idle_seconds == 240
 
 
-@pytest.mark.parametrize("numbers", [{"lag": 3, "in_flight": 0}, {"lag": 0, "in_flight": 1}, {"lag": 0}])
+@pytest.mark.parametrize("numbers", [{"pending": 3, "in_flight": 0}, {"pending": 0, "in_flight": 1}, {"pending": 0}])
 def test_work_or_silence_restores_no_idle_time(numbers: dict[str, int]) -> None:
     status = FluxWorkerPoolStatus(last_active_time=NOON - timedelta(hours=1), lag_observed_time=NOON, **numbers)
     assert restored_state(status, NOON).idle_seconds == 0
@@ -37,7 +40,7 @@ def test_work_or_silence_restores_no_idle_time(numbers: dict[str, int]) -> None:
 def test_a_clock_that_went_back_restores_nothing_below_zero() -> None:
     ahead = NOON + timedelta(hours=1)
     status = FluxWorkerPoolStatus(
-        lag=0, in_flight=0, last_active_time=ahead, lag_observed_time=ahead, last_scale_time=ahead
+        pending=0, in_flight=0, last_active_time=ahead, lag_observed_time=ahead, last_scale_time=ahead
     )
     state = restored_state(status, NOON)
     assert state.idle_seconds == 0

@@ -27,20 +27,20 @@ class LaneStatus(ApiModel):
     """Consumer group of the lane."""
     partitions: Count | None = None
     """Number of partitions of the lane's topic."""
-    lag: Count | None = None
-    """Tasks that wait; two significant digits."""
+    pending: Count | None = None
+    """Tasks that no worker has started, due retries included; rounded to two significant digits."""
     in_flight: Count | None = None
-    """Tasks that workers have taken and not finished."""
+    """Tasks that workers have started and not finished."""
     oldest_age_seconds: Count | None = None
-    """Age of the oldest task that waits, in steps."""
+    """Age of the oldest pending task, in coarse steps."""
     expired: Count | None = None
-    """Tasks lost to the topic's retention since the pool was made."""
+    """Tasks deleted by topic retention before they were consumed, since the pool was created."""
 
 
 class PlanStatus(ApiModel):
     """Last scaling plan."""
 
-    need: Count
+    required_replicas: Count
     """Number of workers that the lag requires, before any limit."""
     replicas: Count | None = None
     """Planned number of workers: applied in mode Active, only shown in Shadow and Manual."""
@@ -75,12 +75,12 @@ class FluxWorkerPoolStatus(ApiModel):
     """Desired number of pods."""
     selector: Annotated[str, Field(max_length=512)] | None = None
     """Label selector of the pods, for the scale subresource."""
-    lag: Count | None = None
-    """Tasks that wait, over all lanes; two significant digits."""
+    pending: Count | None = None
+    """Tasks of all lanes that no worker has started; rounded to two significant digits."""
     in_flight: Count | None = None
-    """Tasks that workers have taken and not finished."""
+    """Tasks that workers have started and not finished."""
     oldest_age_seconds: Count | None = None
-    """Age of the oldest task that waits, in steps."""
+    """Age of the oldest pending task, in coarse steps."""
     lag_observed_time: datetime | None = None
     """When the reported lag was read. Not updated by a later reading with the same values."""
     lanes: Annotated[tuple[LaneStatus, ...], Field(max_length=8, json_schema_extra=map_by("name"))] = Field(

@@ -1,19 +1,19 @@
-"""What is said of a pool: its status from what was seen and decided, when that is worth writing, and its events.
+"""The assessment of a pool: its status and conditions, when they are worth a write, and its events.
 
-Pure: values in, values out. Must not know how a status is written, nor decide how many workers there are.
+Pure: values in, values out. `reconcile` writes the status and posts the events. Must not decide how many workers there
+are.
 """
 
-from fluxpool_operator.assessment.narration import PoolEvent, narrate
-from fluxpool_operator.assessment.status import assess
+from fluxpool_operator.assessment.events import PoolEvent, events_of
+from fluxpool_operator.assessment.status import assess, status_patch, worth_writing
 from fluxpool_operator.assessment.view import PoolProblem, PoolView
-from fluxpool_operator.assessment.writing import status_patch, worth_writing
 
 __all__ = [
     "PoolEvent",
     "PoolProblem",
     "PoolView",
     "assess",
-    "narrate",
+    "events_of",
     "status_patch",
     "worth_writing",
 ]

@@ -1,23 +1,25 @@
-"""Every condition of a pool but `Ready`, each with its cause."""
+"""The conditions of a pool except `Ready`: status, reason and message.
+
+`readiness` owns `Ready`; `status` puts them together.
+"""
 
 from datetime import timedelta
 from typing import Final, assert_never
 
 from fluxpool_contract.kafka import explain_create_time
 from fluxpool_operator.api import ConditionStatus, ConditionType, Reason, ScalingMode
-from fluxpool_operator.assessment.coarse import duration_text
 from fluxpool_operator.assessment.readiness import readiness
-from fluxpool_operator.assessment.view import PoolView, Verdict
+from fluxpool_operator.assessment.view import PoolView, Verdict, duration_text
 from fluxpool_operator.backlog.observation import LaneObservation
 from fluxpool_operator.planning import Constraint
 
 _UNKNOWN_TOPIC: Final = "UNKNOWN_TOPIC_OR_PART"
-"""Kafka's name, which a reading's problem carries, for a topic that is not there or may not be seen."""
+"""Kafka's error name, part of a reading's problem, for a topic that does not exist or may not be described."""
 _NO_LEADER: Final = "LEADER"
-"""In the names of Kafka's errors about a partition whose leader is not elected, or not known, yet."""
+"""Part of the names of Kafka's errors about a partition whose leader is not elected or not known yet."""
 _SETTLE: Final = timedelta(seconds=30)
 _NEAR_EXPIRY: Final = timedelta(days=5)
-"""Two days before Kafka's own offsets.retention.minutes are over; the brokers' setting itself may not be readable."""
+"""Two days before the default offsets.retention.minutes; the setting of the brokers may not be readable."""
 _LIMIT_REASONS: Final = {
     Constraint.MAXIMUM: Reason.AT_MAX_REPLICAS,
     Constraint.PARTITIONS: Reason.PARTITION_LIMIT,
@@ -28,7 +30,7 @@ _LIMIT_REASONS: Final = {
 
 
 def verdict(view: PoolView, type_: ConditionType) -> Verdict:
-    """What a condition is to say."""
+    """Status, reason and message of a condition."""
     match type_:
         case ConditionType.READY:
             return readiness(view)
@@ -51,34 +53,37 @@ def verdict(view: PoolView, type_: ConditionType) -> Verdict:
 
 
 def _scaling_active(view: PoolView) -> Verdict:
-    # Numbers stay out of the messages: `plan` has them, and a condition is to stand still.
+    # No numbers in the messages: `plan` has them, and a condition must not change with each reading.
     mode = view.pool.spec.scaling.mode
     if view.pool.spec.paused:
-        return _false(Reason.PAUSED, "The pool is paused: everything stays as it is until paused is false.")
+        return _false(Reason.PAUSED, "Reconciliation is paused; set spec.paused to false to resume it.")
     if mode is ScalingMode.MANUAL:
-        return _false(Reason.MANUAL_MODE, "spec.replicas decides; set scaling.mode to Active to follow the plan.")
+        return _false(
+            Reason.MANUAL_MODE,
+            "spec.replicas sets the size; set scaling.mode to Active to follow the plan.",
+        )
     if mode is ScalingMode.SHADOW:
         return _false(Reason.SHADOW_MODE, "The plan is only shown; set scaling.mode to Active to follow it.")
     if view.obstacle is not None:
-        return _false(view.obstacle.reason, "Nothing is changed until the problem that Ready tells is solved.")
+        return _false(view.obstacle.reason, "Scaling is stopped until the problem reported by Ready is solved.")
     if view.plan.constraint is Constraint.FALLBACK:
-        return _false(Reason.FALLBACK_APPLIED, "The backlog is not known, so onLagUnavailable.replicas decides.")
+        return _false(Reason.FALLBACK_APPLIED, "The lag cannot be read: onLagUnavailable.replicas is the minimum.")
     if not view.lag_is_known:
-        return _false(Reason.LAG_UNAVAILABLE, "The backlog is not known, so no worker is taken away.")
-    return _true(Reason.PLAN_APPLIED, "The plan decides; status.plan explains it.")
+        return _false(Reason.LAG_UNAVAILABLE, "The lag cannot be read: no worker is removed.")
+    return _true(Reason.PLAN_APPLIED, "The plan sets the number of workers; see status.plan.")
 
 
 def _scaling_limited(view: PoolView) -> Verdict:
     if not view.lag_is_known:
-        return _unknown(Reason.LAG_UNAVAILABLE, "The backlog is not known.")
+        return _unknown(Reason.LAG_UNAVAILABLE, "The lag is not known.")
     reason = _shortage(view) or _limit(view)
     if reason is not None:
         return _true(reason, _limit_text(view, reason))
-    return _false(Reason.WITHIN_LIMITS, "The work asks for no more workers than there may be.")
+    return _false(Reason.WITHIN_LIMITS, "The lag requires no more workers than the limits allow.")
 
 
 def _shortage(view: PoolView) -> Reason | None:
-    """Why workers that are needed and were asked for do not run, None when all do or will."""
+    """Why required workers that were requested do not run; None when all run or will."""
     if view.plan.required_replicas <= _placed(view):
         return None
     if view.counts.gated or (view.deployment is not None and view.deployment.is_over_quota):
@@ -87,12 +92,12 @@ def _shortage(view: PoolView) -> Reason | None:
 
 
 def _placed(view: PoolView) -> int:
-    """Workers that run or will."""
+    """Workers that run or will run."""
     return view.counts.active - view.counts.unschedulable - view.counts.gated
 
 
 def _limit(view: PoolView) -> Reason | None:
-    """Why no more workers are asked for than there are, None when no more are needed."""
+    """Why no more workers are requested; None when no more are required."""
     plan, maximum = view.plan, view.pool.spec.scaling.max_replicas
     if plan.constraint is Constraint.PARTITIONS:
         # More partitions alone would not help a pool at its maximum.
@@ -104,34 +109,34 @@ def _limit(view: PoolView) -> Reason | None:
 
 def _limit_text(view: PoolView, reason: Reason) -> str:
     scaling = view.pool.spec.scaling
-    # No more than the maximum, so that the words stand still under a backlog that grows.
-    asked = min(view.plan.required_replicas, scaling.max_replicas)
+    # At most the maximum, so that the message does not change while the lag grows.
+    required = min(view.plan.required_replicas, scaling.max_replicas)
     match reason:
         case Reason.AT_MAX_REPLICAS:
-            return f"The work asks for more than scaling.maxReplicas ({scaling.max_replicas}) workers."
+            return f"The lag requires more than scaling.maxReplicas ({scaling.max_replicas}) workers."
         case Reason.PARTITION_LIMIT:
             return (
-                "The work asks for more workers than there are partitions with tasks;"
-                " spread tasks over more partitions, or add some."
+                "The lag requires more workers than there are partitions with tasks;"
+                " distribute the tasks over more partitions or add partitions."
             )
         case Reason.QUOTA_EXCEEDED:
-            return f"The work asks for {asked} workers, and the quota admits {_placed(view)}."
+            return f"The lag requires {required} workers, and the quota admits {_placed(view)}; raise the quota."
         case Reason.CAPACITY_SHORT:
-            return f"The work asks for {asked} workers, and nodes have room for {_placed(view)}; add GPU nodes."
+            return f"The lag requires {required} workers, and nodes have room for {_placed(view)}; add GPU nodes."
         case Reason.RATE_LIMITED:
-            return f"scaling.scaleUp.maxStepPods ({scaling.scale_up.max_step_pods}) lets workers be added step by step."
+            return f"scaling.scaleUp.maxStepPods ({scaling.scale_up.max_step_pods}) limits how many are added at once."
         case _:
-            return "The work asks for more workers, and the pool is paused."
+            return "The lag requires more workers, and the pool is paused; set spec.paused to false."
 
 
 def _lag_available(view: PoolView) -> Verdict:
     if view.lag_is_known:
-        return _true(Reason.LAG_READ, "The backlog of every lane is read.")
+        return _true(Reason.LAG_READ, "The lag of every lane is read.")
     if all(_is_settling(view, lane) for lane in view.stale_lanes) and view.stale_lanes:
         return _unknown(Reason.LAG_UNAVAILABLE, "The topics are new and cannot be read yet.")
     for problem in view.problems:
         if problem.stops_reading:
-            return _false(problem.reason, f"Kafka is not asked for the backlog: {problem.message}.")
+            return _false(problem.reason, f"The lag is not read: {problem.message}.")
     reason = Reason.FALLBACK_APPLIED if view.plan.constraint is Constraint.FALLBACK else Reason.LAG_UNAVAILABLE
     return _false(reason, " ".join(_silence(lane) for lane in view.stale_lanes) or "No lane was read yet.")
 
@@ -144,13 +149,13 @@ def _is_settling(view: PoolView, lane: LaneObservation) -> bool:
 
 
 def _silence(lane: LaneObservation) -> str:
-    """Since when a lane is not read, and why."""
+    """How long a lane was not read, and why."""
     since = "was never read" if not lane.partitions else f"was not read for {_ago(lane)}"
-    return f"Lane {lane.target.name} {since}: {lane.problem or 'no answer came'}."
+    return f"Lane {lane.name} {since}: {lane.problem or 'the brokers did not respond'}."
 
 
 def _ago(lane: LaneObservation) -> str:
-    return "long" if lane.age_seconds == float("inf") else duration_text(lane.age_seconds)
+    return "a long time" if lane.age_seconds == float("inf") else duration_text(lane.age_seconds)
 
 
 def _topics_ready(view: PoolView) -> Verdict:
@@ -162,8 +167,8 @@ def _topics_ready(view: PoolView) -> Verdict:
     if missing and not view.topics_are_settling:
         return _false(
             Reason.TOPICS_MISSING,
-            f"kafka.lanes: {', '.join(missing)} cannot be found; create what is missing or set kafka.manageTopics,"
-            " and let the Kafka user DESCRIBE it.",
+            f"kafka.lanes: {', '.join(missing)} cannot be found; create the topics or set kafka.manageTopics,"
+            " and grant the Kafka user DESCRIBE on them.",
         )
     if unread or not view.lanes:
         return _unknown(Reason.LAG_UNAVAILABLE, "The topics could not be read yet.")
@@ -172,8 +177,8 @@ def _topics_ready(view: PoolView) -> Verdict:
     if partitions < maximum:
         return _false(
             Reason.PARTITIONS_FEWER_THAN_REPLICAS,
-            f"The topics have {partitions} partitions for up to {maximum} workers, and a worker without one idles;"
-            " add partitions or lower scaling.maxReplicas.",
+            f"The topics have {partitions} partitions for up to {maximum} workers, and a worker without a partition is"
+            " idle; add partitions or lower scaling.maxReplicas.",
         )
     return _true(Reason.TOPICS_FOUND, f"The topics have {partitions} partitions for up to {maximum} workers.")
 
@@ -184,12 +189,12 @@ def _tasks_expired(view: PoolView) -> Verdict:
         counts = ", ".join(f"{count} of lane {name}" for name, count in expired.items())
         return _true(
             Reason.RETENTION_PASSED,
-            f"Tasks that the topic's retention deleted before a worker took them, since the pool was made: {counts}."
+            f"Topic retention deleted tasks before a worker consumed them, since the pool was created: {counts}."
             " Raise the topic's retention.ms or scaling.maxReplicas.",
         )
     if not any(lane.partitions for lane in view.lanes):
-        return _unknown(Reason.LAG_UNAVAILABLE, "The backlog was never read.")
-    return _false(Reason.NO_OFFSETS_EXPIRED, "No task was deleted by the topic's retention before a worker took it.")
+        return _unknown(Reason.LAG_UNAVAILABLE, "The lag was never read.")
+    return _false(Reason.NO_OFFSETS_EXPIRED, "Topic retention deleted no task before a worker consumed it.")
 
 
 def _offsets_retained(view: PoolView) -> Verdict:
@@ -198,14 +203,15 @@ def _offsets_retained(view: PoolView) -> Verdict:
         groups = ", ".join(f"{lane.target.consumer_group} (lane {lane.target.name})" for lane in lanes)
         return _false(
             Reason.OFFSETS_MAY_EXPIRE,
-            f"Offsets of consumer group {groups} were committed by another client than a worker, and the pool has had"
-            f" none for {_NEAR_EXPIRY.days} days. Kafka forgets such offsets offsets.retention.minutes (7 days unless"
-            " set) after the last member left, and then all tasks that are still in the topic are done again."
-            " Set scaling.minReplicas to 1 until a worker is ready: it has them kept.",
+            f"Offsets of consumer group {groups} were committed by a client that is not a worker, and the pool has had"
+            f" no worker for {_NEAR_EXPIRY.days} days. Kafka deletes such offsets offsets.retention.minutes (7 days by"
+            " default) after the last member left; all tasks that are still in the topic are then processed again."
+            " Set scaling.minReplicas to 1 until a worker is ready: it commits the offsets again so that they are"
+            " retained.",
         )
     if not any(lane.partitions for lane in view.lanes):
         return _unknown(Reason.LAG_UNAVAILABLE, "The offsets were never read.")
-    return _true(Reason.OFFSETS_SAFE, "No committed offset is about to be forgotten by the brokers.")
+    return _true(Reason.OFFSETS_SAFE, "No committed offset is about to expire.")
 
 
 def _log_append_time(view: PoolView) -> Verdict:
@@ -213,14 +219,12 @@ def _log_append_time(view: PoolView) -> Verdict:
     if topics is None:
         return _unknown(
             Reason.TOPICS_UNREADABLE,
-            "The configuration of the topics is not known; let the Kafka user DESCRIBE_CONFIGS them.",
+            "The configuration of the topics cannot be read; grant the Kafka user DESCRIBE_CONFIGS.",
         )
     if topics:
-        likewise = f" Likewise: {', '.join(topics[1:])}." if topics[1:] else ""
-        return _false(
-            Reason.CREATE_TIME, f"{explain_create_time(topics[0])}.{likewise} kafka.manageTopics does it too."
-        )
-    return _true(Reason.LOG_APPEND_TIME, "No topic with tasks is known to keep the times of its producers.")
+        likewise = f" The same applies to: {', '.join(topics[1:])}." if topics[1:] else ""
+        return _false(Reason.CREATE_TIME, f"{explain_create_time(topics[0])}.{likewise} kafka.manageTopics sets it.")
+    return _true(Reason.LOG_APPEND_TIME, "No task topic is known to use the timestamps of producers.")
 
 
 def _true(reason: Reason, message: str) -> Verdict:

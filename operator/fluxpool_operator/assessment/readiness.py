@@ -1,6 +1,6 @@
-"""The condition `Ready`: whether the pool does what it should, else the first thing that keeps it from that.
+"""The condition `Ready`: whether as many workers are ready as desired, and otherwise the first cause.
 
-Owns the order of causes: what a person must mend comes before what passes by itself.
+Owns the order of causes: those that need a remedy come before those that resolve themselves.
 """
 
 from collections import Counter
@@ -24,16 +24,16 @@ _IMAGE_REASONS: Final = frozenset(
     }
 )
 _CRASH_REASON: Final = "CrashLoopBackOff"
-_CRASH_ENDS: Final = 2
-"""One end may be chance: the worker ends itself when its engine fails again and again."""
+_CRASH_EXITS: Final = 2
+"""One exit may be chance: the worker exits when its engine fails repeatedly."""
 _FIELDS_SHOWN: Final = 5
 _DEADLINE_REASON: Final = "ProgressDeadlineExceeded"
 _HARMLESS_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
-"""Every other reason to wait, such as CreateContainerConfigError, is a fault."""
+"""Every other waiting reason, such as CreateContainerConfigError, is a fault."""
 
 
 def readiness(view: PoolView) -> Verdict:
-    """What `Ready` says."""
+    """Status, reason and message of `Ready`."""
     return _problems(view) or _deployment_fault(view) or _workers(view) or _ready(view)
 
 
@@ -48,18 +48,18 @@ def _deployment_fault(view: PoolView) -> Verdict | None:
     if deployment is None:
         if view.pool.spec.paused:
             return _not_ready(Reason.PAUSED, "The pool is paused and has no Deployment yet; set paused to false.")
-        return _not_ready(Reason.CHILD_FAILED, "The Deployment is not there; it is being made again.")
+        return _not_ready(Reason.CHILD_FAILED, "The Deployment does not exist; it is being created.")
     if deployment.replica_failure is not None:
         reason, message = deployment.replica_failure
         return _not_ready(
             Reason.QUOTA_EXCEEDED if deployment.is_over_quota else Reason.CHILD_FAILED,
-            f"Kubernetes refuses to make pods: {_sentence(message or reason)}",
+            f"Kubernetes refuses to create pods: {_sentence(message or reason)}",
         )
     return None
 
 
 def _workers(view: PoolView) -> Verdict | None:
-    """What keeps workers from being ready, None when as many are as there should be."""
+    """Why fewer workers are ready than desired; None when as many are."""
     deployment = view.deployment
     if deployment is None or view.desired_replicas == 0:
         return None
@@ -72,12 +72,12 @@ def _workers(view: PoolView) -> Verdict | None:
         return _not_ready(reason, f"{tally} {cause}")
     if is_rolling_out(deployment, view.pods) or not _counts_are_about_the_template(view):
         updated = min(deployment.updated, deployment.replicas)
-        return _not_ready(Reason.ROLLING_OUT, f"{updated} of {deployment.replicas} workers have the newest template.")
+        return _not_ready(Reason.ROLLING_OUT, f"{updated} of {deployment.replicas} workers have the current template.")
     return None
 
 
 def _counts_are_about_the_template(view: PoolView) -> bool:
-    """Whether the Deployment's numbers can be believed to be of the template that the pool asks for."""
+    """Whether the Deployment's status is about the pod template of the pool."""
     deployment, before = view.deployment, view.pool.status
     if deployment is None or view.pool.spec.paused:
         return True
@@ -85,18 +85,18 @@ def _counts_are_about_the_template(view: PoolView) -> bool:
         return False
     if deployment.is_observed:
         return True
-    # Another number of workers alone makes nobody unready until Kubernetes has looked at it.
+    # A new number of workers alone does not end readiness before Kubernetes has observed it.
     was_ready = any(
-        each.type is ConditionType.READY
-        and each.status is ConditionStatus.TRUE
-        and each.observed_generation == view.pool.metadata.generation
-        for each in before.conditions
+        condition.type is ConditionType.READY
+        and condition.status is ConditionStatus.TRUE
+        and condition.observed_generation == view.pool.metadata.generation
+        for condition in before.conditions
     )
     return was_ready and before.template_hash == deployment.template_hash
 
 
 def _pod_fault(view: PoolView) -> tuple[Reason, str] | None:
-    """What is wrong with pods and will not pass by itself."""
+    """A fault of pods that does not resolve itself."""
     pods = sorted((pod for pod in view.pods if pod.is_active), key=lambda pod: pod.name)
     if unloadable := _model_fault(pods):
         return Reason.MODEL_LOAD_FAILED, unloadable
@@ -104,7 +104,7 @@ def _pod_fault(view: PoolView) -> tuple[Reason, str] | None:
     if crashing:
         ends = Counter(_end_of(pod) for pod in crashing)
         return Reason.WORKER_CRASH_LOOPING, (
-            f"{_names(crashing)}: the worker ends again and again ({', '.join(sorted(ends))});"
+            f"{_names(crashing)}: the worker crashes repeatedly ({', '.join(sorted(ends))});"
             " see kubectl logs --previous."
         )
     unpulled = [pod for pod in pods if pod.waiting_reason in _IMAGE_REASONS]
@@ -118,20 +118,20 @@ def _pod_fault(view: PoolView) -> tuple[Reason, str] | None:
 
 
 def _model_fault(pods: Sequence[PodSummary]) -> str | None:
-    """Why the model cannot be loaded, once two attempts ended with the same words; None until then."""
+    """Why the model cannot be loaded, once two attempts ended with the same message; None until then."""
     failed: dict[str, list[PodSummary]] = {}
     for pod in pods:
         if pod.stage is not PodStage.READY and pod.last_exit and pod.last_exit.code == EXIT_MODEL_LOAD_FAILED:
             failed.setdefault(pod.last_exit.message, []).append(pod)
     for message, those in failed.items():
-        if sum(pod.last_exit.count for pod in those if pod.last_exit) >= _CRASH_ENDS:
+        if sum(pod.last_exit.count for pod in those if pod.last_exit) >= _CRASH_EXITS:
             why = _sentence(message or "see kubectl logs --previous")
             return f"{_names(those)}: the model cannot be loaded: {why}"
     return None
 
 
 def _is_crashing(pod: PodSummary) -> bool:
-    """Also between two crashes, so that the reason does not change with each."""
+    """Also between two crashes, so that the reason does not change with each of them."""
     if pod.waiting_reason == _CRASH_REASON:
         return True
     ended = pod.last_exit
@@ -139,34 +139,34 @@ def _is_crashing(pod: PodSummary) -> bool:
         pod.stage is not PodStage.READY
         and ended is not None
         and ended.code != 0
-        and max(pod.restarts, ended.count) >= _CRASH_ENDS
+        and max(pod.restarts, ended.count) >= _CRASH_EXITS
     )
 
 
 def _pod_wait(view: PoolView) -> tuple[Reason, str]:
-    """What pods wait for, the scarcest first."""
+    """What pods wait for, the scarcest resource first."""
     counts = view.counts
     if counts.unschedulable:
-        said = _scheduler_words(view.pods, PodStage.UNSCHEDULABLE)
-        return Reason.PODS_UNSCHEDULABLE, f"No node has room for {counts.unschedulable}: {said}"
+        message = _scheduler_message(view.pods, PodStage.UNSCHEDULABLE)
+        return Reason.PODS_UNSCHEDULABLE, f"{counts.unschedulable} unschedulable: {message}"
     if counts.gated:
-        return Reason.PODS_GATED, f"{counts.gated} held back: {_scheduler_words(view.pods, PodStage.GATED)}"
+        return Reason.PODS_GATED, f"{counts.gated} gated: {_scheduler_message(view.pods, PodStage.GATED)}"
     if counts.waiting_for_gpu:
         return Reason.WAITING_FOR_GPU, (
-            f"{counts.waiting_for_gpu} waiting until workers that are being stopped ({counts.terminating})"
-            " have finished their tasks and given back their GPUs."
+            f"{counts.waiting_for_gpu} waiting for the GPUs of {counts.terminating} terminating workers,"
+            " which finish their tasks first."
         )
     if counts.loading:
         return Reason.WORKERS_LOADING, f"{counts.loading} starting."
     if counts.not_ready:
-        return Reason.WORKERS_NOT_READY, f"{counts.not_ready} running and not ready; see kubectl describe and logs."
-    return Reason.WORKERS_LOADING, "The others are being made."
+        return Reason.WORKERS_NOT_READY, f"{counts.not_ready} running but not ready; see kubectl describe and logs."
+    return Reason.WORKERS_LOADING, "The other pods are being created."
 
 
 def _ready(view: PoolView) -> Verdict:
     deployment = view.deployment
     if view.desired_replicas == 0:
-        text = "The pool sleeps: no worker is needed."
+        text = "The pool is scaled to zero: no worker is required."
     else:
         ready = deployment.ready if deployment else 0
         text = f"{ready} {'worker is' if ready == 1 else 'workers are'} ready."
@@ -177,7 +177,7 @@ def _ready(view: PoolView) -> Verdict:
         return Verdict(
             status=ConditionStatus.TRUE,
             reason=Reason.FOREIGN_FIELDS,
-            message=f"{text} The pod template also has fields of {managers}, which stay until they are removed there:"
+            message=f"{text} The pod template has fields of {managers}; remove them there:"
             f" {', '.join(fields[:_FIELDS_SHOWN])}{more}.",
         )
     return Verdict(status=ConditionStatus.TRUE, reason=Reason.READY, message=text)
@@ -201,10 +201,10 @@ def _waiting_text(pods: list[PodSummary]) -> str:
     return _sentence(f"{first.name}{more}: {first.waiting_reason}: {first.waiting_message or 'no message'}")
 
 
-def _scheduler_words(pods: Iterable[PodSummary], stage: PodStage) -> str:
-    """What the scheduler says most often about such pods."""
-    said = Counter(pod.unschedulable_message or "no message" for pod in pods if pod.stage is stage)
-    return _sentence(min(said, key=lambda words: (-said[words], words), default="no message"))
+def _scheduler_message(pods: Iterable[PodSummary], stage: PodStage) -> str:
+    """The most frequent message of the scheduler about such pods."""
+    messages = Counter(pod.unschedulable_message or "no message" for pod in pods if pod.stage is stage)
+    return _sentence(min(messages, key=lambda message: (-messages[message], message), default="no message"))
 
 
 def _names(pods: list[PodSummary]) -> str:

@@ -1,22 +1,34 @@
-"""The status of a pool from what a turn saw and decided.
+"""The status of a pool from one reconciliation, and when it is worth a write.
 
-Numbers are coarse, so that a status stands still while nothing happens that matters. What is not known is absent.
+Numbers are rounded, so that an idle pool's status does not change. What is unknown is absent.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from fluxpool_operator.api import ConditionType, FluxWorkerPoolStatus, LaneStatus, PlanStatus, with_condition
 from fluxpool_operator.api.conditions import Condition
-from fluxpool_operator.assessment.coarse import coarse_count, coarse_seconds
 from fluxpool_operator.assessment.conditions import verdict
-from fluxpool_operator.assessment.view import PoolView
+from fluxpool_operator.assessment.view import PoolView, coarse_count, coarse_seconds
 from fluxpool_operator.backlog.observation import LaneObservation
 from fluxpool_operator.children import selector_text
 
 MAX_REASON_CHARACTERS: Final = 1024
+WRITE_INTERVAL_SECONDS: Final = 10.0
+"""Minimum time between two writes when only numbers differ: the writes of all pools add up in etcd."""
+
+_COUNTS: Final = (
+    "observed_generation",
+    "replicas",
+    "ready_replicas",
+    "updated_replicas",
+    "terminating_replicas",
+    "desired_replicas",
+    "selector",
+    "template_hash",
+)
 
 
 def assess(view: PoolView) -> FluxWorkerPoolStatus:
@@ -33,13 +45,13 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
         terminating_replicas=view.counts.terminating,
         desired_replicas=view.desired_replicas,
         selector=selector_text(pool),
-        lag=_lag(view.lanes),
+        pending=_pending(view.lanes),
         in_flight=_in_flight(view.lanes),
         oldest_age_seconds=_oldest(view.lanes),
         lag_observed_time=_observed_time(view),
         lanes=lanes,
         plan=PlanStatus(
-            need=view.plan.required_replicas,
+            required_replicas=view.plan.required_replicas,
             replicas=view.plan.replicas,
             constraint=view.plan.constraint,
             reason=view.plan.reason[:MAX_REASON_CHARACTERS],
@@ -49,6 +61,23 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
         last_active_time=_last_active_time(view),
         template_hash=view.template_hash or pool.status.template_hash,
     )
+
+
+def worth_writing(written: FluxWorkerPoolStatus, new: FluxWorkerPoolStatus, *, seconds_since_write: float) -> bool:
+    """Whether to write now: at once for a changed condition or count of pods, later for other numbers."""
+    if written == new:
+        return False
+    if _urgent(written) != _urgent(new):
+        return True
+    # A later reading of the same lag is not written: thousands of idle pools must not load etcd.
+    times = {"lag_observed_time": new.lag_observed_time, "last_active_time": new.last_active_time}
+    is_later_reading = written.model_copy(update=times) == new
+    return not is_later_reading and seconds_since_write >= WRITE_INTERVAL_SECONDS
+
+
+def status_patch(written: FluxWorkerPoolStatus, new: FluxWorkerPoolStatus) -> dict[str, Any]:
+    """A merge patch that turns one status into the other; null removes a field."""
+    return _merge(written.to_manifest(), new.to_manifest())
 
 
 def _conditions(view: PoolView) -> tuple[Condition, ...]:
@@ -73,7 +102,7 @@ def _lane_status(lane: LaneObservation) -> LaneStatus:
         name=lane.target.name,
         consumer_group=lane.target.consumer_group,
         partitions=len(lane.partitions) if is_known else None,
-        lag=_lag((lane,)),
+        pending=_pending((lane,)),
         in_flight=_in_flight((lane,)),
         oldest_age_seconds=_oldest((lane,)),
         # Losses that an earlier process told stay told while Kafka cannot be read.
@@ -85,7 +114,7 @@ def _known(lanes: Sequence[LaneObservation]) -> list[LaneObservation]:
     return [lane for lane in lanes if lane.partitions]
 
 
-def _lag(lanes: Sequence[LaneObservation]) -> int | None:
+def _pending(lanes: Sequence[LaneObservation]) -> int | None:
     known = _known(lanes)
     return coarse_count(sum(lane.pending_records for lane in known)) if known else None
 
@@ -117,9 +146,22 @@ def _last_scale_time(view: PoolView) -> datetime | None:
 
 def _last_active_time(view: PoolView) -> datetime | None:
     before = view.pool.status
-    was_active = bool(before.lag or before.in_flight)
-    is_active = bool(_lag(view.lanes) or _in_flight(view.lanes))
+    was_active = bool(before.pending or before.in_flight)
+    is_active = bool(_pending(view.lanes) or _in_flight(view.lanes))
     # Without work now, but there was some: the last of it went since then.
     if is_active or (was_active and view.lag_is_known):
         return view.now.replace(microsecond=0)
     return before.last_active_time
+
+
+def _urgent(status: FluxWorkerPoolStatus) -> tuple[object, ...]:
+    conditions = tuple((item.type, item.status, item.reason, item.observed_generation) for item in status.conditions)
+    return (conditions, *(getattr(status, name) for name in _COUNTS))
+
+
+def _merge(written: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    patch: dict[str, Any] = dict.fromkeys(written.keys() - new.keys())
+    for name, value in new.items():
+        before = written.get(name)
+        patch[name] = _merge(before, value) if isinstance(value, Mapping) and isinstance(before, Mapping) else value
+    return patch

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import Final
 
 from fluxpool_operator.api import ConditionStatus, FluxWorkerPool, Reason
 from fluxpool_operator.backlog.observation import LaneObservation
 from fluxpool_operator.planning import Plan
 from fluxpool_operator.workload import DeploymentSummary, PodCounts, PodSummary, count_pods
+
+_AGE_STEPS: Final = ((60, 5), (300, 15), (3600, 60), (86_400, 600))
+"""Below so many seconds, steps of so many; an hour above the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +97,25 @@ class PoolView:
     def lag_is_known(self) -> bool:
         """Whether every lane was read lately."""
         return bool(self.lanes) and not self.stale_lanes
+
+
+def coarse_count(count: int) -> int:
+    """Two significant digits, rounded half up; what is not zero stays so."""
+    if count < 100:
+        return count
+    unit = int(10 ** (len(str(count)) - 2))
+    return (count + unit // 2) // unit * unit
+
+
+def coarse_seconds(seconds: float) -> int:
+    """Whole steps, rounded down: finer for what is young."""
+    step = next((step for below, step in _AGE_STEPS if seconds < below), 3600)
+    return int(max(0.0, seconds) // step) * step
+
+
+def duration_text(seconds: float) -> str:
+    """`45 s`, `10 min`, `3 h`, from a coarse number of seconds."""
+    whole = coarse_seconds(seconds)
+    if whole < 300:
+        return f"{whole} s"
+    return f"{whole // 60} min" if whole < 7200 else f"{whole // 3600} h"

@@ -1,6 +1,6 @@
-"""What a backlog asks for, and what of it the limits allow; both with a sentence why.
+"""The replicas that a lag requires, and the limits on them, each with a reason.
 
-Owns the caps that hold at every moment. Must not know what was decided before.
+Owns the limits that apply at every moment. `lag_policy` owns windows, rates and history.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from fluxpool_operator.planning.snapshot import Constraint, LaneLag, ScalingConf
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the backlog asks for, before limits and history."""
+    """What the lag requires, before limits and history."""
 
     replicas: int
     constraint: Constraint
@@ -21,7 +21,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A number of replicas and what decided it."""
+    """A number of replicas and the constraint that determined it."""
 
     replicas: int
     constraint: Constraint
@@ -29,36 +29,36 @@ class Choice:
 
 
 def demand_of(lanes: tuple[LaneLag, ...], *, current_replicas: int, config: ScalingConfig) -> Demand:
-    """The replicas that the unfinished tasks can keep busy."""
+    """The replicas that the lag can keep busy."""
     target = config.target_lag_per_replica
-    work = sum(lane.lag_records for lane in lanes)
+    lag = sum(lane.lag_records for lane in lanes)
     in_flight = sum(lane.in_flight_records for lane in lanes)
-    if work == 0:
-        return Demand(0, Constraint.IDLE, "No task is waiting or in flight.", 0, 0)
-    if current_replicas == 0 and work <= config.activation_lag_records:
-        reason = f"{tasks_text(work)} unfinished, not more than the {config.activation_lag_records} that wake the pool."
-        return Demand(0, Constraint.IDLE, reason, work, in_flight)
+    if lag == 0:
+        return Demand(0, Constraint.IDLE, "The lag is 0.", 0, 0)
+    if current_replicas == 0 and lag <= config.activation_lag_records:
+        reason = f"The lag is {lag}, not above the activation lag of {config.activation_lag_records}."
+        return Demand(0, Constraint.IDLE, reason, lag, in_flight)
     # Capped in records, so that the sum over lanes is rounded up once: two lanes with one task each need one replica.
     useful = sum(min(lane.lag_records, lane.partitions_with_lag * target) for lane in lanes)
-    asked, useful_replicas = -(-work // target), -(-useful // target)
-    reason = f"{tasks_text(work)} unfinished; at {target} per replica that asks for {replicas_text(asked)}."
-    if useful_replicas < asked:
+    required, useful_replicas = -(-lag // target), -(-useful // target)
+    reason = f"The lag is {lag}; at {target} per replica it requires {replicas_text(required)}."
+    if useful_replicas < required:
         partitions = sum(lane.partitions_with_lag for lane in lanes)
         reason += (
-            f" They lie on {partitions} partition{_plural(partitions)}, "
-            f"so more than {replicas_text(useful_replicas)} would idle."
+            f" The tasks are on {partitions} partition{_plural(partitions)}, "
+            f"so more than {replicas_text(useful_replicas)} would be idle."
         )
-        return Demand(useful_replicas, Constraint.PARTITIONS, reason, work, in_flight)
-    return Demand(asked, Constraint.LAG, reason, work, in_flight)
+        return Demand(useful_replicas, Constraint.PARTITIONS, reason, lag, in_flight)
+    return Demand(required, Constraint.LAG, reason, lag, in_flight)
 
 
 def unlimited(demand: Demand) -> Choice:
-    """What the backlog asks for."""
+    """What the lag requires."""
     return Choice(demand.replicas, demand.constraint, demand.reason)
 
 
 def within_limits(choice: Choice, *, demand: Demand, snapshot: Snapshot, config: ScalingConfig) -> Choice:
-    """The choice under every cap; quota and capacity forbid new replicas but do not end running ones."""
+    """The choice under every limit; quota and capacity prevent new replicas but do not end running ones."""
     current = snapshot.current_replicas
     for constraint, limit, why in _limits(snapshot):
         if limit is not None and choice.replicas > max(limit, current):
@@ -73,7 +73,7 @@ def within_limits(choice: Choice, *, demand: Demand, snapshot: Snapshot, config:
 
 
 def _limits(snapshot: Snapshot) -> tuple[tuple[Constraint, int | None, str], ...]:
-    """What keeps replicas from being added: the constraint, the limit in replicas and a sentence.
+    """What prevents new replicas: the constraint, the limit in replicas and a sentence.
 
     A replica that cannot be scheduled is not helped by another one, so while there is one no replica is added.
     """
@@ -85,24 +85,24 @@ def _limits(snapshot: Snapshot) -> tuple[tuple[Constraint, int | None, str], ...
         (
             Constraint.QUOTA,
             quota,
-            f"Only {replicas_text(quota or 0)} can run, because the quota admits no more.",
+            f"The quota admits only {replicas_text(quota or 0)}.",
         ),
         (
             Constraint.QUOTA,
             current if gated else None,
-            f"{replicas_text(gated)} of {current} {_be(gated)} held back before scheduling, so none is added.",
+            f"{replicas_text(gated)} of {current} {_be(gated)} gated, so none is added.",
         ),
         (
             Constraint.CAPACITY,
             current if unschedulable else None,
-            f"No node has room for {replicas_text(unschedulable)} of {current}, so none is added.",
+            f"{replicas_text(unschedulable)} of {current} {_be(unschedulable)} unschedulable, so none is added.",
         ),
         (
             Constraint.CAPACITY,
             current if waiting else None,
             (
                 f"{replicas_text(waiting)} of {current} {'waits' if waiting == 1 else 'wait'} for the GPUs of "
-                f"{stopping} that {_be(stopping)} being stopped, so none is added."
+                f"{replicas_text(stopping)} that {_be(stopping)} terminating, so none is added."
             ),
         ),
     )

@@ -1,8 +1,8 @@
-"""The `Lag` policy: one replica per so many unfinished tasks.
+"""The `Lag` policy: one replica for each `target_lag_per_replica` tasks of lag.
 
-The wanted size is taken in one step unless a person set a smaller one, because every membership change costs the
-consumer group a rebalance. Limits cap the number of replicas, never the measured lag, so the result is exact: no
-tolerance band in which a pool stays small.
+The required size is reached in one step unless a smaller step is configured, because every change of membership costs
+the consumer group a rebalance. Limits cap the number of replicas, never the lag, so the result is exact: there is no
+tolerance band. `demand` owns the arithmetic of one moment.
 """
 
 import math
@@ -29,17 +29,17 @@ def plan(snapshot: Snapshot, config: ScalingConfig) -> Plan:
     """
     demand = demand_of(snapshot.lanes, current_replicas=snapshot.current_replicas, config=config)
     if config.paused:
-        # What was remembered before a pause says nothing about the time after it.
+        # The history before a pause does not apply to the time after it.
         reason = f"Scaling is paused: the pool stays at {replicas_text(snapshot.current_replicas)}. {demand.reason}"
         choice = Choice(snapshot.current_replicas, Constraint.PAUSED, reason)
         return _plan(choice, demand=demand, state=PlanState())
-    snapshot = replace(snapshot, state=_looked_again(snapshot, demand, config))
-    # Replicas above the maximum go at once, whatever the backlog; every grace is about those that are allowed.
+    snapshot = replace(snapshot, state=_with_elapsed(snapshot, demand, config))
+    # Replicas above the maximum are removed at once; windows and grace periods apply to those below.
     excess = snapshot.current_replicas > config.max_replicas
     observed = replace(snapshot, current_replicas=min(snapshot.current_replicas, config.max_replicas))
     wanted = within_limits(unlimited(demand), demand=demand, snapshot=observed, config=config)
     if _is_stale(snapshot, config):
-        # The memory stands still: time that nobody watched counts neither as idle nor as busy.
+        # The history is not advanced: time without a reading counts neither as idle nor as busy.
         choice, state = _hold_stale(wanted, snapshot=observed, config=config, demand=demand), snapshot.state
     elif wanted.replicas > observed.current_replicas:
         choice, state = _scale_out(wanted, snapshot=observed, config=config, demand=demand)
@@ -53,8 +53,8 @@ def plan(snapshot: Snapshot, config: ScalingConfig) -> Plan:
     return _plan(choice, demand=demand, state=state)
 
 
-def _looked_again(snapshot: Snapshot, demand: Demand, config: ScalingConfig) -> PlanState:
-    """The memory with what this look adds in any case: changes of size, silence, how the backlog drains."""
+def _with_elapsed(snapshot: Snapshot, demand: Demand, config: ScalingConfig) -> PlanState:
+    """The state after the elapsed time: changes of size, time without a reading, how the lag drains."""
     elapsed = max(0.0, snapshot.elapsed_seconds)
     periods = [
         period
@@ -79,36 +79,34 @@ def _is_stale(snapshot: Snapshot, config: ScalingConfig) -> bool:
 
 
 def _stale_lanes(snapshot: Snapshot, config: ScalingConfig) -> list[str]:
-    """Names of the lanes whose backlog is too old to take replicas away."""
+    """Names of the lanes whose reading is too old to remove replicas."""
     return [lane.name for lane in snapshot.lanes if lane.age_seconds > config.stale_after_seconds]
 
 
 def _is_silent(snapshot: Snapshot, config: ScalingConfig) -> bool:
-    """Whether a stale backlog was silent for long enough: what was never read may be about to be, after a start."""
+    """Whether the lag was stale for long enough: after a start a lane may just not be read yet."""
     return snapshot.state.silent_seconds >= config.stale_after_seconds or any(
         config.stale_after_seconds < lane.age_seconds < math.inf for lane in snapshot.lanes
     )
 
 
 def _hold_stale(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: Demand) -> Choice:
-    """At least as many as now: more if the old numbers ask for it, or a person set a number for this case.
+    """At least the current number: more if the last reading requires it or a fallback is configured.
 
-    A demand that has to last for a while cannot be seen to last.
+    With a stabilization window none is added: whether the demand lasts cannot be observed.
     """
     current = snapshot.current_replicas
     lanes = ", ".join(_stale_lanes(snapshot, config))
-    unread = (
-        f"The backlog{f' of {lanes}' if lanes else ''} was not read within the last {config.stale_after_seconds:g} s"
-    )
+    unread = f"The lag{f' of {lanes}' if lanes else ''} was not read within the last {config.stale_after_seconds:g} s"
     fallback = config.fallback_replicas if config.fallback_replicas and _is_silent(snapshot, config) else 0
     if fallback > max(wanted.replicas, current):
-        reason = f"{unread}, and for that case the pool is to have {replicas_text(fallback)}."
+        reason = f"{unread}, so the fallback of {replicas_text(fallback)} applies."
         limited = within_limits(
             Choice(fallback, Constraint.FALLBACK, reason), demand=demand, snapshot=snapshot, config=config
         )
         return _paced_out(limited, snapshot=snapshot, config=config)
     held = max(current, config.min_replicas)
-    reason = f"{unread}, so no replica is taken away. As last read: {wanted.reason}"
+    reason = f"{unread}, so no replica is removed. As last read: {wanted.reason}"
     if wanted.replicas <= held or config.scale_up_window_seconds > 0:
         return Choice(held, Constraint.STALE, reason)
     raised = _paced_out(wanted, snapshot=snapshot, config=config)
@@ -116,7 +114,7 @@ def _hold_stale(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, de
 
 
 def _memory(snapshot: Snapshot, demand: Demand) -> PlanState:
-    """What is remembered in any case: nothing of a surplus or a shortage."""
+    """The state without a surplus or a shortage."""
     idle = snapshot.state.idle_seconds + max(0.0, snapshot.elapsed_seconds) if demand.lag_records == 0 else 0.0
     return PlanState(idle_seconds=idle, pace=snapshot.state.pace, drain=snapshot.state.drain)
 
@@ -124,7 +122,7 @@ def _memory(snapshot: Snapshot, demand: Demand) -> PlanState:
 def _scale_out(
     wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: Demand
 ) -> tuple[Choice, PlanState]:
-    """More replicas than now, once the demand has lasted, and as many as one step may add."""
+    """More replicas than now, after the stabilization window, and as many as one step may add."""
     after, before = _memory(snapshot, demand), snapshot.state
     window = config.scale_up_window_seconds
     if window == 0:
@@ -137,7 +135,7 @@ def _scale_out(
     held = max(snapshot.current_replicas, config.min_replicas)
     if lasted < window:
         reason = (
-            f"{wanted.reason} The pool stays at {replicas_text(held)} until that has lasted {window:g} s "
+            f"{wanted.reason} The pool stays at {replicas_text(held)} until this has lasted {window:g} s "
             f"(now {lasted:.0f} s)."
         )
         return Choice(held, Constraint.HOLD, reason), replace(after, shortage_seconds=lasted, shortage_replicas=need)
@@ -148,7 +146,7 @@ def _scale_out(
 
 
 def _paced_out(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig) -> Choice:
-    """As many of the wanted replicas as this period may still add, and the minimum at once."""
+    """As many of the wanted replicas as may still be added in this period, but at least the minimum."""
     step, period = config.scale_up_step_replicas, config.scale_up_period_seconds
     left = snapshot.state.pace.may_add(step=step, period_seconds=period)
     if left is None:
@@ -161,10 +159,10 @@ def _paced_out(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig) -> 
 
 
 def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, demand: Demand) -> tuple[Choice, PlanState]:
-    """Fewer replicas than now, once a grace has passed, as many as one step may take, and as far as none is busy."""
+    """Fewer replicas than now, after the grace period, as many as one step may remove, and never a busy one."""
     current, elapsed = snapshot.current_replicas, max(0.0, snapshot.elapsed_seconds)
     after, before = _memory(snapshot, demand), snapshot.state
-    # A need from when there were more replicas than now, because somebody else took some, says nothing of these.
+    # A number from when there were more replicas than now, because another client removed some, no longer applies.
     surplus_seconds, need = (
         (before.surplus_seconds + elapsed, before.surplus_replicas) if before.surplus_replicas < current else (0.0, 0)
     )
@@ -173,19 +171,19 @@ def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, dema
     left = snapshot.state.pace.may_take(step=step, period_seconds=period)
     floor = 0 if left is None else current - left
     is_idle = demand.lag_records == 0 and state.idle_seconds >= config.idle_grace_seconds
-    # Even without a cool-down some time must have been watched: a second look at the same moment changes nothing.
+    # Even without a cool-down some time must have passed: planning again at the same moment changes nothing.
     cooling = state.surplus_seconds < config.cool_down_seconds or state.surplus_seconds == 0
     busy = demand.in_flight_records
     target = wanted.replicas if is_idle else min(current, max(1, state.surplus_replicas, busy))
     if target == current or (cooling and not is_idle):
         return Choice(current, Constraint.HOLD, _why_held(state, snapshot, config, demand, cooling=cooling)), state
     lasted = (
-        f"It has been so for {state.idle_seconds:.0f} s, and the grace is {config.idle_grace_seconds:g} s."
+        f"There was no lag for {state.idle_seconds:.0f} s; the idle grace is {config.idle_grace_seconds:g} s."
         if is_idle
-        else f"{replicas_text(target)} would have done for {state.surplus_seconds:.0f} s."
+        else f"{replicas_text(target)} have sufficed for {state.surplus_seconds:.0f} s."
     )
     if target < floor:
-        reason = f"{wanted.reason} {lasted} No more than {step} may be taken away within {period:g} s."
+        reason = f"{wanted.reason} {lasted} No more than {step} may be removed within {period:g} s."
         return Choice(floor, Constraint.RATE, reason), state
     return Choice(target, wanted.constraint, f"{wanted.reason} {lasted}"), after
 
@@ -194,14 +192,14 @@ def _why_held(state: PlanState, snapshot: Snapshot, config: ScalingConfig, deman
     busy, current = demand.in_flight_records, snapshot.current_replicas
     if cooling:
         grace = (
-            f"until that has lasted {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
+            f"until there was no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
             if demand.lag_records == 0
-            else f"until fewer would have done for {config.cool_down_seconds:g} s (now {state.surplus_seconds:.0f} s)"
+            else f"until fewer have sufficed for {config.cool_down_seconds:g} s (now {state.surplus_seconds:.0f} s)"
         )
     elif demand.lag_records == 0:
-        grace = f"until there was no work for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
+        grace = f"until there was no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
     else:
-        grace = f"while {tasks_text(busy)} in flight" if busy >= current else "because so many were needed a moment ago"
+        grace = f"while {tasks_text(busy)} in flight" if busy >= current else "because as many were required recently"
     return f"{demand.reason} The pool stays at {replicas_text(current)} {grace}."
 
 

@@ -143,7 +143,7 @@ def restored_state(status: FluxWorkerPoolStatus, now: datetime) -> PlanState:
     Only observed time counts as idle: until the last reading of a backlog without work.
     """
     idle_seconds = 0.0
-    if status.lag == 0 and status.in_flight == 0 and status.last_active_time and status.lag_observed_time:
+    if status.pending == 0 and status.in_flight == 0 and status.last_active_time and status.lag_observed_time:
         watched_until = min(now, status.lag_observed_time)
         idle_seconds = max(0.0, (watched_until - status.last_active_time).total_seconds())
     changes: tuple[ReplicaChange, ...] = ()

@@ -21,7 +21,7 @@ from fluxpool_operator.api import (
     with_condition,
 )
 from fluxpool_operator.api.pool import ObjectMeta
-from fluxpool_operator.assessment import narrate, status_patch, worth_writing
+from fluxpool_operator.assessment import events_of, status_patch, worth_writing
 from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath, pool_path
 from fluxpool_operator.cluster.objects import pool_event
 
@@ -66,7 +66,7 @@ class StatusWriter:
                 raise PoolGoneError from error
             raise
         before, self.written, self._written_at = self.written, status, self._clock()
-        for event in narrate(before, status):
+        for event in events_of(before, status):
             await self._post_event(pool, type=event.type, reason=event.reason.value, message=event.message)
 
     async def _post_event(self, pool: FluxWorkerPool, *, type: str, reason: str, message: str) -> None:  # noqa: A002

@@ -1,6 +1,6 @@
-"""What happened between two statuses, as events for people. Transitions only: what lasts is told once.
+"""Kubernetes events of a pool: one for each transition between two statuses.
 
-Owns the words of events. Must not know how they are posted.
+Owns the messages. `reconcile.apply.status_writer` posts them.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _PASSING: Final = frozenset(
         Reason.WORKERS_NOT_READY,
     }
 )
-"""Reasons of a pool that is not ready and on its way: every scale-up passes there, and its own event tells it."""
+"""Reasons of a pool that becomes ready by itself: every scale-up passes through them and has an event of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ class PoolEvent:
     message: str
 
 
-def narrate(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> tuple[PoolEvent, ...]:
-    """The events that lead from one status to the other; none when nothing turned."""
+def events_of(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> tuple[PoolEvent, ...]:
+    """The events of the transition; none when no condition, number of workers or template changed."""
     return (
         *_readiness(before, after),
         *_pausing(before, after),
@@ -56,7 +56,7 @@ def _readiness(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Ite
     if now.reason is Reason.FOREIGN_FIELDS:
         yield _warning(now.reason, now.message)
     elif now.status is ConditionStatus.TRUE:
-        # A pool that wakes and sleeps tells so by its scalings; ready is news after something was wrong.
+        # Scaling from and to zero has events of its own; Ready is reported only after a fault.
         if was is None or was.status is not ConditionStatus.TRUE:
             yield _normal(Reason.READY, now.message)
     elif now.reason not in _PASSING:
@@ -72,7 +72,7 @@ def _pausing(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Itera
         if not was_paused:
             yield _normal(Reason.PAUSED, now.message)
     elif was_paused:
-        yield _normal(Reason.RESUMED, "The pool is not paused any more.")
+        yield _normal(Reason.RESUMED, "Reconciliation is resumed.")
 
 
 def _scaling(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
@@ -82,30 +82,30 @@ def _scaling(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Itera
     by_plan = _is(after, ConditionType.SCALING_ACTIVE, ConditionStatus.TRUE)
     why = f" {after.plan.reason}" if after.plan and by_plan else ""
     if now == 0:
-        yield _normal(Reason.SCALED_TO_ZERO, f"From {_workers(was)} to none.{why}")
+        yield _normal(Reason.SCALED_TO_ZERO, f"Scaled from {_workers(was)} to zero.{why}")
     elif was == 0:
-        yield _normal(Reason.ACTIVATED, f"From no worker to {now}.{why}")
+        yield _normal(Reason.ACTIVATED, f"Scaled from zero to {_workers(now)}.{why}")
     else:
         reason = Reason.SCALED_UP if now > was else Reason.SCALED_DOWN
-        yield _normal(reason, f"From {_workers(was)} to {now}.{why}")
+        yield _normal(reason, f"Scaled from {was} to {_workers(now)}.{why}")
 
 
 def _limits(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _turned(before, after, ConditionType.SCALING_LIMITED)
+    now = _changed(before, after, ConditionType.SCALING_LIMITED)
     if now is None or now.status is not ConditionStatus.TRUE:
         return
-    # Limits of the pool's own choice, or of how the tasks lie, are no fault.
+    # Limits of the pool's own spec, or of the distribution of tasks, are no fault.
     own = now.reason in (Reason.AT_MAX_REPLICAS, Reason.PARTITION_LIMIT, Reason.RATE_LIMITED, Reason.PAUSED)
     yield (_normal if own else _warning)(now.reason, now.message)
 
 
 def _lag(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _turned(before, after, ConditionType.LAG_AVAILABLE)
+    now = _changed(before, after, ConditionType.LAG_AVAILABLE)
     if now is None:
         return
     ready = _condition(after, ConditionType.READY)
     if now.status is ConditionStatus.FALSE:
-        # What `Ready` gives as its reason too was told already.
+        # Already reported when `Ready` has the same reason.
         if ready is None or ready.reason is not now.reason:
             yield _warning(now.reason, now.message)
     elif _is(before, ConditionType.LAG_AVAILABLE, ConditionStatus.FALSE):
@@ -119,42 +119,42 @@ def _expiry(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterat
         if more > 0:
             yield _warning(
                 Reason.RETENTION_PASSED,
-                f"The topic's retention deleted {more} {'task' if more == 1 else 'tasks'} of lane {lane.name}"
-                " before a worker took them.",
+                f"Topic retention deleted {more} {'task' if more == 1 else 'tasks'} of lane {lane.name} before a worker"
+                " consumed them; raise the topic's retention.ms or scaling.maxReplicas.",
             )
 
 
 def _topics(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _turned(before, after, ConditionType.TOPICS_READY)
+    now = _changed(before, after, ConditionType.TOPICS_READY)
     if now is not None and now.status is ConditionStatus.FALSE and now.reason is not Reason.TOPICS_FAILED:
         yield _warning(now.reason, now.message)
 
 
 def _offsets(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _turned(before, after, ConditionType.OFFSETS_RETAINED)
+    now = _changed(before, after, ConditionType.OFFSETS_RETAINED)
     if now is not None and now.status is ConditionStatus.FALSE:
         yield _warning(now.reason, now.message)
 
 
 def _times(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _turned(before, after, ConditionType.LOG_APPEND_TIME)
+    now = _changed(before, after, ConditionType.LOG_APPEND_TIME)
     if now is not None and now.status is ConditionStatus.FALSE:
         yield _warning(now.reason, now.message)
 
 
 def _rollout(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
     if before.replicas and before.template_hash not in (None, after.template_hash):
-        yield _normal(Reason.ROLLOUT_STARTED, "The pod template changed; workers are replaced one after the other.")
+        yield _normal(Reason.ROLLOUT_STARTED, "The pod template changed; workers are replaced one by one.")
     elif _is_outdated(before) and not _is_outdated(after):
-        yield _normal(Reason.ROLLOUT_COMPLETE, "Every worker has the newest template.")
+        yield _normal(Reason.ROLLOUT_COMPLETE, "All workers have the current template.")
 
 
 def _is_outdated(status: FluxWorkerPoolStatus) -> bool:
     return (status.updated_replicas or 0) < (status.replicas or 0)
 
 
-def _turned(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus, type_: ConditionType) -> Condition | None:
-    """The condition as it is now, if its status or reason is another one than before."""
+def _changed(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus, type_: ConditionType) -> Condition | None:
+    """The condition, if its status or reason changed."""
     was, now = _condition(before, type_), _condition(after, type_)
     if now is None or (was is not None and (was.status, was.reason) == (now.status, now.reason)):
         return None

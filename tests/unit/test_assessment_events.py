@@ -8,7 +8,7 @@ import pytest
 
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_operator.api import FluxWorkerPoolStatus, InvalidPoolError, Reason
-from fluxpool_operator.assessment import PoolEvent, PoolProblem, PoolView, assess, narrate
+from fluxpool_operator.assessment import PoolEvent, PoolProblem, PoolView, assess, events_of
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.reconcile.apply.status_writer import invalid_status
 from fluxpool_operator.workload import ContainerExit, PodStage
@@ -18,7 +18,7 @@ from kit.pool_views import NOON, decision, deployment, lane, later, pod, pods, p
 def events(before: PoolView, **fields: Any) -> tuple[PoolEvent, ...]:
     """What is told when a pool becomes so."""
     status = assess(before)
-    return narrate(status, assess(later(before, status, 5, **fields)))
+    return events_of(status, assess(later(before, status, 5, **fields)))
 
 
 def told(before: PoolView, **fields: Any) -> list[tuple[str, Reason]]:
@@ -44,11 +44,11 @@ PROBLEM = PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/toke
         (view(3, lanes=(lane(age_seconds=99),)), {"lanes": (lane(),)}, [("Normal", Reason.LAG_RESTORED)]),
         (
             BUSY,
-            {"plan": decision(3, constraint=Constraint.MAXIMUM, need=9)},
+            {"plan": decision(3, constraint=Constraint.MAXIMUM, required=9)},
             [("Normal", Reason.AT_MAX_REPLICAS)],
         ),
-        (BUSY, {"plan": decision(3, constraint=Constraint.CAPACITY, need=9)}, [("Warning", Reason.CAPACITY_SHORT)]),
-        (view(3, plan=decision(3, constraint=Constraint.MAXIMUM, need=9)), {"plan": decision(3)}, []),
+        (BUSY, {"plan": decision(3, constraint=Constraint.CAPACITY, required=9)}, [("Warning", Reason.CAPACITY_SHORT)]),
+        (view(3, plan=decision(3, constraint=Constraint.MAXIMUM, required=9)), {"plan": decision(3)}, []),
         (BUSY, {"template_hash": "newer"}, [("Normal", Reason.ROLLOUT_STARTED)]),
         (SLEEPING, {"template_hash": "newer"}, []),
         (
@@ -97,30 +97,30 @@ def test_each_turn_of_things_is_told_once(
         fields = fields | {"pool": fields["pool"].model_copy(update={"status": written})}
     after = later(before, written, 5, **fields)
     status = assess(after)
-    assert [(event.type, event.reason) for event in narrate(written, status)] == expected
-    assert narrate(status, assess(later(after, status, 5))) == ()
+    assert [(event.type, event.reason) for event in events_of(written, status)] == expected
+    assert events_of(status, assess(later(after, status, 5))) == ()
 
 
 def test_offsets_that_kafka_is_about_to_forget_are_told_once() -> None:
     slept = view(0, lanes=(lane(is_foreign=True, member_count=0),))
     status = assess(slept).model_copy(update={"last_scale_time": NOON})
     after = later(slept, status, 5 * 86_400)
-    (event,) = narrate(status, assess(after))
+    (event,) = events_of(status, assess(after))
     assert (event.type, event.reason) == ("Warning", Reason.OFFSETS_MAY_EXPIRE)
-    assert narrate(assess(after), assess(later(after, assess(after), 5))) == ()
+    assert events_of(assess(after), assess(later(after, assess(after), 5))) == ()
 
 
 def test_a_scaling_is_told_with_its_numbers_and_the_plans_reason() -> None:
     (event,) = events(SLEEPING, desired_replicas=3, plan=decision(3, reason="12 tasks are unfinished."))
-    assert event.message == "From no worker to 3. 12 tasks are unfinished."
+    assert event.message == "Scaled from zero to 3 workers. 12 tasks are unfinished."
     (event,) = events(view(1), desired_replicas=0, plan=decision(0, reason="No task is waiting."))
-    assert event.message == "From 1 worker to none. No task is waiting."
+    assert event.message == "Scaled from 1 worker to zero. No task is waiting."
 
 
 def test_a_persons_number_is_told_without_the_plans_reason() -> None:
     manual = view(1, pool=pool(scaling__mode="Manual"))
     (event,) = events(manual, desired_replicas=2)
-    assert event.message == "From 1 worker to 2."
+    assert event.message == "Scaled from 1 to 2 workers."
 
 
 def test_lost_tasks_are_told_by_how_many_more_there_are() -> None:
@@ -130,19 +130,19 @@ def test_lost_tasks_are_told_by_how_many_more_there_are() -> None:
 
 def test_a_first_status_tells_what_matters_alone() -> None:
     new = FluxWorkerPoolStatus()
-    assert [event.reason for event in narrate(new, assess(SLEEPING))] == [Reason.READY]
+    assert [event.reason for event in events_of(new, assess(SLEEPING))] == [Reason.READY]
     unread = view(0, lanes=(lane(partitions=0, age_seconds=math.inf, problem="no broker answers"),))
-    assert Reason.LAG_UNAVAILABLE in [event.reason for event in narrate(new, assess(unread))]
+    assert Reason.LAG_UNAVAILABLE in [event.reason for event in events_of(new, assess(unread))]
 
 
 def test_a_pool_that_cannot_be_read_is_told_by_its_fields_alone() -> None:
     error = InvalidPoolError((FieldProblem(field="spec.scaling", message="min_replicas: 7 is above"),))
     paused = assess(view(3, pool=pool(paused=True)))
     refused = invalid_status(paused, pool(), error, now=NOON)
-    (event,) = narrate(paused, refused)
+    (event,) = events_of(paused, refused)
     assert (event.type, event.reason) == ("Warning", Reason.INVALID_SPEC)
     assert "spec.scaling: min_replicas: 7 is above" in event.message
-    assert narrate(refused, invalid_status(refused, pool(), error, now=NOON)) == ()
+    assert events_of(refused, invalid_status(refused, pool(), error, now=NOON)) == ()
 
 
 def test_a_crash_loop_is_told_once_however_often_it_turns() -> None:
@@ -151,7 +151,7 @@ def test_a_crash_loop_is_told_once_however_often_it_turns() -> None:
     again = pod("a", PodStage.STARTING, restarts=3)
     crashed = assess(replace(first, pods=pods(2, replace(waiting, last_exit=CRASH))))
     running = assess(later(first, crashed, 5, pods=pods(2, replace(again, last_exit=CRASH))))
-    assert narrate(crashed, running) == ()
+    assert events_of(crashed, running) == ()
 
 
 def test_no_event_for_a_pool_whose_words_alone_changed() -> None:
