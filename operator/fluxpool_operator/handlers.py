@@ -6,6 +6,7 @@ what the operator created. Continues in `reconcile`.
 """
 
 import asyncio
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import kopf
 
 from fluxpool_operator.api import GROUP, PLURAL, VERSION
 from fluxpool_operator.children import MANAGED_BY
-from fluxpool_operator.cluster.client import in_cluster_account, is_in_cluster
+from fluxpool_operator.cluster.client import ACCOUNT_FOLDER, is_in_cluster
 from fluxpool_operator.reconcile.child_cache import ChildCache
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.settings import OperatorSettings
@@ -69,8 +70,13 @@ def build_registry(pool_tasks: PoolTasks, cache: ChildCache, *, pod_monitors: bo
 
 def _service_account() -> kopf.ConnectionInfo:
     """The pod's service account. kopf's own login connects to `kubernetes.default.svc`, which needs DNS."""
-    account = in_cluster_account()
-    return kopf.ConnectionInfo(server=account.server, ca_path=str(account.ca_path), token=account.token)
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    return kopf.ConnectionInfo(
+        server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
+        ca_path=str(ACCOUNT_FOLDER / "ca.crt"),
+        # Read at each login: the kubelet replaces it every hour.
+        token=(ACCOUNT_FOLDER / "token").read_text().strip(),
+    )
 
 
 def kopf_settings() -> kopf.OperatorSettings:

@@ -1,8 +1,8 @@
-"""`python -m fluxpool_operator.self_check`: can the operator work here? `helm test` asks so with its account.
+"""`python -m fluxpool_operator.self_check`: whether the operator can work here. `helm test` runs it.
 
-Three kinds of checks, one line each: the definition of pools is served, every right of `access` is given in every
-namespace, and brokers can be reached if addresses are given. Reads the operator's own settings, changes nothing, and
-exits 1 when a check fails, after a line that says what to do; 2 when the settings are wrong.
+One line for each check: the CRD is served, the account has every right of `access` in every namespace, and the given
+brokers can be reached. Reads the operator's own settings and changes nothing. Exits 1 when a check fails, whose line
+names the remedy, and 2 when the settings are invalid.
 """
 
 import argparse
@@ -10,37 +10,36 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
-from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException, NotFoundException
-from kubernetes.aio.config.config_exception import ConfigException
+from kubernetes.aio.config import ConfigException
 from pydantic import TypeAdapter, ValidationError
 
 from fluxpool_contract.settings import SettingsError
 from fluxpool_contract.text_rules import BrokerAddress
 from fluxpool_operator.access import AccessRule, access_rules
 from fluxpool_operator.api import GROUP, PLURAL, VERSION
+from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, connect
 from fluxpool_operator.settings import OperatorSettings
+from fluxpool_operator.startup import definition_problem
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
 CONNECT_DEADLINE_SECONDS: Final = 10.0
-"""Long enough for a name service that first asks every search domain of a pod."""
-_APPLY_DEFINITION: Final = "kubectl apply --server-side --force-conflicts -f crds/"
+"""Long enough for DNS, which tries every search domain of a pod first."""
+_ACCESS_REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     subject: str
     problem: str = ""
-    """What is wrong and what to do; empty when all is well."""
+    """What is wrong and its remedy; empty when the check passed."""
 
     def __str__(self) -> str:
         return f"FAILED  {self.subject}: {self.problem}" if self.problem else f"ok      {self.subject}"
@@ -74,71 +73,51 @@ async def _report(settings: OperatorSettings, brokers: Sequence[tuple[str, int]]
 
 async def _checks(settings: OperatorSettings, brokers: Sequence[tuple[str, int]]) -> AsyncIterator[Check]:
     try:
-        async with _kubernetes() as connection:
-            yield await check_definition(connection, settings)
+        async with await connect(deadline_seconds=settings.api_deadline_seconds) as cluster:
+            subject = f"{PLURAL}.{GROUP} is served as {VERSION}"
+            yield Check(subject=subject, problem=await definition_problem(cluster) or "")
             for namespace in settings.watch_namespaces or (None,):
                 for rule in access_rules(pod_monitors=settings.pod_monitors):
-                    yield await check_access(connection, rule, settings=settings, namespace=namespace)
-    except (ConfigException, ApiException, aiohttp.ClientError, TimeoutError) as error:
-        reason = _first_line(error)
+                    yield await check_access(cluster, rule, namespace=namespace)
+    except (ConfigException, ClusterError, ClusterUnreachableError) as error:
         yield Check(
             subject="the Kubernetes API answers",
-            problem=f"{reason}; look at the network policies of this namespace and at the pod's service account",
+            problem=f"{_first_line(error)}; check the network policies of this namespace and the pod's service account",
         )
     for host, port in brokers:
         yield await check_broker(host, port)
 
 
-async def check_definition(connection: client.ApiClient, settings: OperatorSettings) -> Check:
-    """Whether the API server knows pools, in the version that this operator speaks."""
-    subject = f"{PLURAL}.{GROUP} is served as {VERSION}"
-    found: set[str] = set()
-    with suppress(NotFoundException):
-        resources = await client.CustomObjectsApi(connection).get_api_resources(
-            GROUP, VERSION, _request_timeout=settings.api_deadline_seconds
-        )
-        found = {resource.name for resource in resources.resources}
-    missing = {PLURAL, f"{PLURAL}/status", f"{PLURAL}/scale"} - found
-    if not missing:
-        return Check(subject=subject)
-    return Check(subject=subject, problem=f"{', '.join(sorted(missing))} is not; run `{_APPLY_DEFINITION}`")
-
-
-async def check_access(
-    connection: client.ApiClient, rule: AccessRule, *, settings: OperatorSettings, namespace: str | None
-) -> Check:
+async def check_access(cluster: ClusterClient, rule: AccessRule, *, namespace: str | None) -> Check:
     """Whether this account has the verbs of a rule in a namespace, or in all of them."""
     place = f"namespace {namespace}" if namespace else "every namespace"
-    reviews = client.AuthorizationV1Api(connection)
 
-    async def allowed(verb: str) -> bool:
-        attributes = client.V1ResourceAttributes(
-            group=rule.group,
-            resource=rule.resource,
-            subresource=rule.subresource or None,
-            verb=verb,
-            namespace=namespace,
-        )
-        review = client.V1SelfSubjectAccessReview(
-            spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes)
-        )
-        answer = await reviews.create_self_subject_access_review(review, _request_timeout=settings.api_deadline_seconds)
-        return answer.status is not None and answer.status.allowed
+    async def is_allowed(verb: str) -> bool:
+        attributes = {
+            "group": rule.group,
+            "resource": rule.resource,
+            "subresource": rule.subresource,
+            "verb": verb,
+            "namespace": namespace or "",
+        }
+        review = {"kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": attributes}}
+        answer = await cluster.create(_ACCESS_REVIEWS, {"apiVersion": "authorization.k8s.io/v1", **review})
+        return bool(answer.get("status", {}).get("allowed"))
 
-    answers = await asyncio.gather(*(allowed(verb) for verb in rule.verbs))
-    refused = [verb for verb, is_allowed in zip(rule.verbs, answers, strict=True) if not is_allowed]
+    answers = await asyncio.gather(*map(is_allowed, rule.verbs))
+    refused = [verb for verb, allowed in zip(rule.verbs, answers, strict=True) if not allowed]
     subject = f"{place}: {', '.join(rule.verbs)} {rule.qualified}"
     if not refused:
         return Check(subject=subject)
     return Check(
         subject=subject,
         problem=f"{', '.join(refused)} is not allowed; it is needed {rule.why}. Install the chart with "
-        "rbac.create=true and the namespace in watch.namespaces, or give this right to the account",
+        "rbac.create=true and the namespace in watch.namespaces, or grant the account this right",
     )
 
 
 async def check_broker(host: str, port: int) -> Check:
-    """Whether a TCP connection can be opened; says nothing of encryption and credentials."""
+    """Whether a TCP connection can be opened; tests neither encryption nor credentials."""
     subject = f"Kafka listens on {host}:{port}"
     try:
         async with asyncio.timeout(CONNECT_DEADLINE_SECONDS):
@@ -166,21 +145,7 @@ def _broker(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-@asynccontextmanager
-async def _kubernetes() -> AsyncIterator[client.ApiClient]:
-    """A client with the pod's account; outside a cluster that of the kubeconfig."""
-    configuration = client.Configuration()
-    if "KUBERNETES_SERVICE_HOST" in os.environ:
-        config.load_incluster_config(client_configuration=configuration)
-    else:
-        await config.load_kube_config(client_configuration=configuration)
-    async with client.ApiClient(configuration) as connection:
-        yield connection
-
-
 def _first_line(error: Exception) -> str:
-    if isinstance(error, ApiException):
-        return f"{error.status} {error.reason}"
     return str(error).split("\n", 1)[0] or type(error).__name__
 
 

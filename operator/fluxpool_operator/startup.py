@@ -1,4 +1,4 @@
-"""Checks before anything is watched that the definition of pools is served and knows every field of this operator."""
+"""Checks, before anything is watched, that the CRD is served and has every field of this operator."""
 
 import asyncio
 import time
@@ -14,25 +14,25 @@ from fluxpool_operator.crd import custom_resource_definition
 log = structlog.get_logger(__name__)
 
 WAIT_SECONDS: Final = 30.0
-"""For a definition that is applied beside the operator; then the pod ends, and Kubernetes starts it again."""
+"""For a CRD that is applied beside the operator; after that the pod ends, and Kubernetes restarts it."""
 _POLL_SECONDS: Final = 1.0
 _REMEDY: Final = "kubectl apply --server-side --force-conflicts -f crds/"
 
 
 class DefinitionError(Exception):
-    """Pools are not served as this operator needs them; the message says what is missing and the remedy."""
+    """The CRD is missing or outdated; the message names what is missing and the remedy."""
 
 
 async def check_definition(cluster: ClusterClient, *, wait_seconds: float = WAIT_SECONDS) -> None:
     """Return once the API server serves pools with every field that this operator knows.
 
-    Raises `DefinitionError` when it does not within `wait_seconds`. Needs no right but to be logged in: the namespaced
-    operator may not read the definition itself, but the schema is served to everybody.
+    Raises `DefinitionError` when it does not within `wait_seconds`. A namespaced operator may not read the CRD itself,
+    but every account may read the schema.
     """
     ends_at = time.monotonic() + wait_seconds
     while True:
         try:
-            problem = await _problem(cluster)
+            problem = await definition_problem(cluster)
         except (ClusterError, ClusterUnreachableError) as error:
             problem = f"the Kubernetes API cannot be asked: {error}"
         if problem is None:
@@ -43,13 +43,14 @@ async def check_definition(cluster: ClusterClient, *, wait_seconds: float = WAIT
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _problem(cluster: ClusterClient) -> str | None:
+async def definition_problem(cluster: ClusterClient) -> str | None:
+    """What the served CRD lacks, with the remedy; None when nothing."""
     try:
         served = await cluster.get(f"/apis/{API_VERSION}")
         document = await cluster.get(f"/openapi/v3/apis/{API_VERSION}")
     except ClusterError as error:
         if error.status == 404:
-            return f"{PLURAL} of {API_VERSION} are not served; apply the definition: {_REMEDY}"
+            return f"{PLURAL} of {API_VERSION} are not served; apply the CRD: {_REMEDY}"
         raise
     if PLURAL not in {resource["name"] for resource in served.get("resources", ())}:
         return f"{PLURAL} of {API_VERSION} are not served yet"
@@ -59,7 +60,7 @@ async def _problem(cluster: ClusterClient) -> str | None:
     missing = sorted(_missing_fields(_own_schema(), schema))
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        return f"the definition of {KIND} is older than this operator: it lacks {shown}; apply the new one: {_REMEDY}"
+        return f"the CRD of {KIND} is older than this operator: it lacks {shown}; apply the new one: {_REMEDY}"
     return None
 
 
@@ -77,7 +78,7 @@ def _own_schema() -> Mapping[str, Any]:
 
 
 def _missing_fields(own: Mapping[str, Any], served: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Paths of fields that only our schema has. What kind of value they take is the definition's own business."""
+    """Paths of fields that only our schema has; types and rules are not compared."""
     others = served.get("properties", {})
     for name, schema in own.get("properties", {}).items():
         below = f"{path}.{name}" if path else name

@@ -1,6 +1,6 @@
-"""The operator's side of the Kubernetes API: one client for plain objects, and what is asked of it.
+"""The Kubernetes API: a client for plain objects, their paths, and Event objects.
 
-Owns requests and their errors. Must not know what a pool should be, nor when anything is asked.
+Owns requests and their errors. `reconcile` decides when and what is requested.
 """
 
 from fluxpool_operator.cluster.client import ClusterClient, ClusterError, ClusterUnreachableError, connect

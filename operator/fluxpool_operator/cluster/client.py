@@ -1,14 +1,13 @@
-"""Requests to the Kubernetes API for plain objects, each under a deadline.
+"""Requests to the Kubernetes API for plain objects, each with a deadline.
 
-By the official client's transport, which knows kubeconfigs, service account tokens and their renewal. Its typed models
-stay out: they refuse objects that lack what a newer server leaves out, and cost more than the requests themselves.
+Uses the official client's transport, which handles kubeconfigs, service account tokens and their renewal, without its
+typed models: they refuse objects of newer servers and cost more than the requests themselves.
 """
 
 import asyncio
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -23,12 +22,12 @@ APPLY: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
 _CONNECTIONS: Final = 8
-"""Requests at once; more would only queue up in the server's own fairness. Each TLS connection takes a quarter MB."""
-_ACCOUNT_FOLDER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Concurrent requests; more would only queue in the server's priority and fairness. A TLS connection takes 0.25 MB."""
+ACCOUNT_FOLDER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class ClusterError(Exception):
-    """The API server refused a request; the message repeats what it said."""
+    """The API server refused a request; carries its message."""
 
     def __init__(self, *, request: str, status: int, reason: str, message: str) -> None:
         super().__init__(f"{request}: {message or reason} ({status})")
@@ -40,31 +39,12 @@ class ClusterError(Exception):
 
 
 class ClusterUnreachableError(Exception):
-    """The API server did not answer, or could not serve."""
+    """The API server did not answer, or answered 429 or 5xx."""
 
 
 def is_in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process runs in a pod with a service account's token."""
-    return bool(environment.get("KUBERNETES_SERVICE_HOST")) and (_ACCOUNT_FOLDER / "token").exists()
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceAccount:
-    """How a pod reaches the API server as itself."""
-
-    server: str
-    ca_path: Path
-    token: str = field(repr=False)
-
-
-def in_cluster_account(environment: Mapping[str, str] = os.environ) -> ServiceAccount:
-    """The account of the pod that this process runs in, its token read anew: the node replaces it every hour."""
-    host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
-    return ServiceAccount(
-        server=f"https://{f'[{host}]' if ':' in host else host}:{port}",
-        ca_path=_ACCOUNT_FOLDER / "ca.crt",
-        token=(_ACCOUNT_FOLDER / "token").read_text().strip(),
-    )
+    return bool(environment.get("KUBERNETES_SERVICE_HOST")) and (ACCOUNT_FOLDER / "token").exists()
 
 
 async def connect(*, deadline_seconds: float) -> "ClusterClient":
@@ -87,12 +67,12 @@ class ClusterClient:
     def __init__(self, client: ApiClient, *, deadline_seconds: float) -> None:
         self._client = client
         self._deadline_seconds = deadline_seconds
-        # In turn, and a request's time begins with its turn: when a thousand pools start at once those behind would
-        # all be given up, and asked anew, before they were ever sent.
+        # A request's deadline starts when it gets a slot. When a thousand pools start at once, those at the end of the
+        # queue would otherwise time out, and be repeated, before they were ever sent.
         self._request_slots = asyncio.Semaphore(_CONNECTIONS)
 
     async def __aenter__(self) -> Self:
-        """Nothing is opened before the first request."""
+        """The first request opens a connection."""
         return self
 
     async def __aexit__(
@@ -106,7 +86,7 @@ class ClusterClient:
         return await self._request("GET", path, query=query, accept=accept)
 
     async def find(self, path: str) -> Body | None:
-        """The same, None when there is no such object."""
+        """Read an object; None when it does not exist."""
         try:
             return await self.get(path)
         except ClusterError as error:
@@ -115,12 +95,12 @@ class ClusterClient:
             raise
 
     async def apply(self, path: str, manifest: Mapping[str, Any], *, field_manager: str) -> Body:
-        """Server-side apply, taking fields over from others; returns the object as stored."""
+        """Server-side apply with `force`; returns the stored object."""
         query = {"fieldManager": field_manager, "force": "true"}
         return await self._request("PATCH", path, query=query, body=manifest, content_type=APPLY)
 
     async def merge_patch(self, path: str, patch: Mapping[str, Any]) -> Body:
-        """JSON merge patch (RFC 7396); returns the object as stored."""
+        """JSON merge patch (RFC 7396); returns the stored object."""
         return await self._request("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def create(self, path: str, body: Mapping[str, Any]) -> Body:
@@ -128,7 +108,7 @@ class ClusterClient:
         return await self._request("POST", path, body=body)
 
     async def delete(self, path: str, *, uid: str) -> None:
-        """Delete the object of that uid; another one of the same name, or none, is no error."""
+        """Delete the object with that uid; no error when it is gone or was replaced."""
         try:
             await self._request("DELETE", path, body={"preconditions": {"uid": uid}})
         except ClusterError as error:
