@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
 
 async def _measure(options: argparse.Namespace, world: World, bootstrap_servers: str) -> dict[str, list[Reaction]]:
     """The reactions of each way, run by run."""
-    names = {"fluxpool": child_name(world.pool), "polling": POLLING}
+    names = {"fluxpool": child_name(world.pool.name), "polling": POLLING}
     moments = random.Random(options.seed)  # noqa: S311 - the same moments for the same seed
     measured: dict[str, list[Reaction]] = {way: [] for way in names}
     replicas = ReplicaLog(world.api, namespace=NAMESPACE)

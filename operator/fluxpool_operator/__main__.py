@@ -1,7 +1,7 @@
 """The operator's process: `python -m fluxpool_operator`, settings from `FLUXPOOL_*` variables.
 
-Owns the start, the end and the health endpoints. Exit status: 0 after SIGTERM, 1 when it cannot go on, 2 when the
-settings are wrong.
+Owns start, shutdown and the health endpoints; `handlers` watches, `reconcile` acts. Exit status: 0 after SIGTERM, 1
+after a failure, 2 for invalid settings.
 """
 
 import argparse
@@ -33,24 +33,9 @@ from fluxpool_transport.process import configure_logging
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
 SILENT_LOOP_SECONDS: Final = 300.0
-"""A loop turns at least every minute, each turn ends after two: one that is silent for longer does not come back."""
+"""A pool is reconciled at least every minute, for at most two: a loop that is silent for longer is dead."""
 
 logger = structlog.stdlib.get_logger(__name__)
-
-
-class _Health:
-    """What the probes are told."""
-
-    def __init__(self, pool_tasks: PoolTasks) -> None:
-        self._pool_tasks = pool_tasks
-        self.watching = asyncio.Event()
-
-    def why_not_alive(self) -> str | None:
-        silent_seconds = self._pool_tasks.longest_silence_seconds()
-        return f"a pool's loop is silent for {silent_seconds:.0f} s" if silent_seconds > SILENT_LOOP_SECONDS else None
-
-    def why_not_ready(self) -> str | None:
-        return None if self.watching.is_set() else "the watches do not run yet"
 
 
 async def serve(settings: OperatorSettings) -> int:
@@ -66,20 +51,27 @@ async def serve(settings: OperatorSettings) -> int:
         ):
             context = OperatorContext(settings=settings, cluster=cluster, hub=hub, folder=Path(folder))
             pool_tasks = PoolTasks(context)
-            health = _Health(pool_tasks)
+            watching = asyncio.Event()
             server = HealthServer(
                 host=settings.health_host,
                 port=settings.health_port,
-                why_not_alive=health.why_not_alive,
-                why_not_ready=health.why_not_ready,
+                why_not_alive=lambda: _why_not_alive(pool_tasks),
+                why_not_ready=lambda: None if watching.is_set() else "the watches do not run yet",
                 registry=context.metrics.registry,
             )
             async with server:
                 logger.info("operator_serving", health_port=server.port)
-                return await _operate(context, pool_tasks, health, stop)
+                return await _operate(context, pool_tasks, watching=watching, stop=stop)
 
 
-async def _operate(context: OperatorContext, pool_tasks: PoolTasks, health: _Health, stop: asyncio.Event) -> int:
+def _why_not_alive(pool_tasks: PoolTasks) -> str | None:
+    silent_seconds = pool_tasks.longest_silence_seconds()
+    return f"a pool's loop is silent for {silent_seconds:.0f} s" if silent_seconds > SILENT_LOOP_SECONDS else None
+
+
+async def _operate(
+    context: OperatorContext, pool_tasks: PoolTasks, *, watching: asyncio.Event, stop: asyncio.Event
+) -> int:
     settings = context.settings
     checking = asyncio.create_task(check_definition(context.cluster), name="definition")
     stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -94,29 +86,28 @@ async def _operate(context: OperatorContext, pool_tasks: PoolTasks, health: _Hea
         return EXIT_FAILED
     sweep = Sweep(context.cluster, pool_tasks=pool_tasks, cache=context.cache, namespaces=settings.watch_namespaces)
     sweeping = asyncio.create_task(sweep.run(interval_seconds=settings.resync_interval_seconds), name="sweep")
-    watching = asyncio.create_task(
-        watch(settings, pool_tasks=pool_tasks, cache=context.cache, stop=stop, ready=health.watching),
-        name="watch",
+    watch_task = asyncio.create_task(
+        watch(settings, pool_tasks=pool_tasks, cache=context.cache, stop=stop, ready=watching), name="watch"
     )
     logger.info("operator_started", namespaces=settings.watch_namespaces or "all")
-    await asyncio.wait((watching, sweeping, stopping), return_when=asyncio.FIRST_COMPLETED)
-    was_told = stop.is_set()
+    await asyncio.wait((watch_task, sweeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+    is_shutdown = stop.is_set()
     stop.set()
     await pool_tasks.stop()
     sweeping.cancel()
-    results = await asyncio.gather(watching, sweeping, stopping, return_exceptions=True)
+    results = await asyncio.gather(watch_task, sweeping, stopping, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception):
             logger.error("operator_failed", error=repr(result))
-    logger.info("operator_stopped", was_told=was_told)
-    return 0 if was_told else EXIT_FAILED
+    logger.info("operator_stopped", is_shutdown=is_shutdown)
+    return 0 if is_shutdown else EXIT_FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the operator as the settings in the environment say."""
     argparse.ArgumentParser(
         prog="fluxpool-operator",
-        description="Watches FluxWorkerPools and keeps their workers as many as the backlog needs. "
+        description="Watches FluxWorkerPools and scales their workers with the lag of their consumer groups. "
         "Settings are FLUXPOOL_* variables, see docs/settings.md.",
     ).parse_args(arguments)
     configure_logging(service="operator")
@@ -125,8 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SettingsError as error:
         sys.stderr.write(f"fluxpool-operator: {error}\n")
         sys.exit(EXIT_CONFIGURATION)
-    # What was imported stays. Left to the collector it would be a reason to look rarely, and objects of the API that
-    # went long ago would pile up between its looks.
+    # Imported modules stay for ever. Outside the collector's generations they do not delay full collections, between
+    # which dead API objects would pile up.
     gc.freeze()
     try:
         sys.exit(asyncio.run(serve(settings)))
@@ -136,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.stderr.write(
             f"fluxpool-operator: health_host, health_port: {settings.health_host}:{settings.health_port} cannot be "
-            f"listened on ({error.strerror or error}); choose another with FLUXPOOL_HEALTH_PORT\n"
+            f"bound ({error.strerror or error}); choose another with FLUXPOOL_HEALTH_PORT\n"
         )
         sys.exit(EXIT_FAILED)
 

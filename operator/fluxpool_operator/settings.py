@@ -1,6 +1,6 @@
-"""Everything the operator is told, as `FLUXPOOL_*` variables; the chart renders them.
+"""Settings of the operator, as `FLUXPOOL_*` variables that the chart renders.
 
-Owns the operator's own settings. What a pool should be is said in its spec, never here.
+What a pool should be is in its spec, never here.
 """
 
 from typing import Annotated
@@ -20,28 +20,28 @@ class OperatorSettings(EnvironmentSettings):
     """Settings of one operator process."""
 
     namespace: Namespace | None = None
-    """The operator's own namespace, when it runs in a cluster: short broker names of other pools are looked up in
-    theirs."""
+    """Namespace of the operator's pod. When set, short broker names are resolved in each pool's namespace."""
     allowed_brokers: tuple[BrokerPattern, ...] = ()
-    """Brokers that the operator may connect to, such as `*.kafka.svc:9092`; all when empty. `*` stands for letters,
+    """Brokers that the operator may connect to, such as `*.kafka.svc:9092`; all when empty. `*` matches letters,
     digits, `.`, `_` and `-`. Short names of pools are compared as `NAME.NAMESPACE.svc`."""
     allowed_token_endpoints: tuple[EndpointPattern, ...] = ()
-    """Token endpoints that it may connect to, such as `https://sso.example.com/*`; all when empty."""
+    """Token endpoints that the operator may connect to, such as `https://sso.example.com/*`; all when empty."""
     watch_namespaces: tuple[Namespace, ...] = ()
-    """Namespaces whose pools are looked after; all of the cluster when empty."""
+    """Namespaces to watch; all of the cluster when empty."""
     host_path_allowed: bool = False
-    """Whether a pool may mount a folder of its nodes as model cache; such pods pass no restricted namespace."""
+    """Whether pools may use a hostPath model cache. Namespaces that enforce the baseline or restricted Pod Security
+    Standard reject such pods."""
     pod_monitors: bool = False
-    """Whether PodMonitors are made for pools that ask for one; needs the Prometheus operator's definitions."""
+    """Whether to create PodMonitors for pools that ask for one; requires the Prometheus operator's CRDs."""
     health_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Address of the health and metrics server; in a pod the pod's own."""
+    """Address of the health and metrics server; in a pod its IP."""
     health_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """Port of the health and metrics server; 0 takes any free one."""
     secret_interval_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
-    """How often the Secrets that pools refer to are read again; a change makes new pods."""
+    """Interval for reading the Secrets that pools refer to; a change rolls the pods."""
     resync_interval_seconds: Annotated[float, Field(ge=1, le=3600)] = 300.0
-    """How often each pool's children are looked at even though no event said that they changed."""
+    """Interval for checking each pool's children, and for the sweep, without an event."""
     api_deadline_seconds: Annotated[float, Field(ge=1, le=300)] = 15.0
-    """Longest wait for one answer of the Kubernetes API."""
+    """Deadline of a request to the Kubernetes API."""
     kafka_deadline_seconds: Annotated[float, Field(ge=1, le=300)] = 10.0
-    """Longest wait for one reading of the backlog."""
+    """Deadline of a reading of the lag."""

@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 
 from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.children import SecretKey
-from fluxpool_operator.reconcile.kafka.allowed_addresses import is_endpoint_refused, refused_brokers
-from fluxpool_operator.reconcile.kafka.broker_names import BrokerNameError, comparable_server, resolve_servers
+from fluxpool_operator.reconcile.kafka.broker_addresses import (
+    BrokerNameError,
+    comparable_server,
+    is_endpoint_refused,
+    refused_brokers,
+    resolve_servers,
+)
 from fluxpool_operator.reconcile.kafka.kafka_access import KafkaAccess, KafkaAccessFinder
 from fluxpool_operator.reconcile.kafka.pool_secrets import SecretFiles, SecretValues
 from fluxpool_operator.settings import OperatorSettings

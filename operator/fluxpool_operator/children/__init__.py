@@ -1,4 +1,4 @@
-"""The children of a pool, rendered as plain manifests. Pure: values in, values out, nothing is read or applied."""
+"""Renders the children of a pool as plain manifests. Pure; `reconcile.apply` applies them."""
 
 from fluxpool_operator.children.identity import (
     FIELD_MANAGER,
@@ -7,7 +7,6 @@ from fluxpool_operator.children.identity import (
     SECRETS_CHECKSUM_ANNOTATION,
     TEMPLATE_HASH_ANNOTATION,
     child_name,
-    child_name_of,
     manifest_hash,
     selector_labels,
     selector_text,
@@ -34,7 +33,6 @@ __all__ = [
     "SecretKey",
     "authorities",
     "child_name",
-    "child_name_of",
     "kafka_connection",
     "kafka_secret_files",
     "lanes",

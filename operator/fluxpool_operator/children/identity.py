@@ -1,4 +1,4 @@
-"""What a pool's children are called: names, labels, annotations and the reference to their owner."""
+"""Metadata of a pool's children: names, labels, annotations and owner references."""
 
 import hashlib
 import json
@@ -8,25 +8,20 @@ from typing import Any, Final
 from fluxpool_operator.api import API_VERSION, GROUP, KIND, FluxWorkerPool
 
 FIELD_MANAGER: Final = "fluxpool-operator"
-"""Under which the operator applies children."""
+"""Field manager of the operator's applies."""
 
 MANAGED_BY: Final = {"app.kubernetes.io/managed-by": FIELD_MANAGER}
-"""Label of everything that the operator makes; watches ask for it."""
+"""Label of everything that the operator creates; the watches select by it."""
 
 POOL_LABEL: Final = f"{GROUP}/pool"
 TEMPLATE_HASH_ANNOTATION: Final = f"{GROUP}/template-hash"
 """On the Deployment: identifies the pod template."""
 SECRETS_CHECKSUM_ANNOTATION: Final = f"{GROUP}/secrets-checksum"
-"""On pods: new secrets make new pods."""
+"""On pods: a changed Secret makes new pods."""
 
 
-def child_name(pool: FluxWorkerPool) -> str:
-    """The name that the Deployment, its service account, budget and monitor share."""
-    return child_name_of(pool.name)
-
-
-def child_name_of(pool_name: str) -> str:
-    """The same by the name of the pool."""
+def child_name(pool_name: str) -> str:
+    """The name that a pool's Deployment, service account, budget and monitor share."""
     return f"{pool_name}-worker"
 
 
@@ -36,7 +31,7 @@ def selector_labels(pool: FluxWorkerPool) -> dict[str, str]:
 
 
 def selector_text(pool: FluxWorkerPool) -> str:
-    """The same as text, for `status.selector`."""
+    """The label selector as text, for `status.selector`."""
     return ",".join(f"{name}={value}" for name, value in sorted(selector_labels(pool).items()))
 
 
@@ -52,7 +47,7 @@ def child_labels(pool: FluxWorkerPool) -> dict[str, str]:
 
 
 def child_metadata(pool: FluxWorkerPool, *, annotations: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Metadata of a child: in the pool's namespace, deleted with the pool."""
+    """Metadata of a child in the pool's namespace; the garbage collector deletes it with the pool."""
     owner = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -62,14 +57,19 @@ def child_metadata(pool: FluxWorkerPool, *, annotations: Mapping[str, str] | Non
         "blockOwnerDeletion": True,
     }
     return {
-        "name": child_name(pool),
+        "name": child_name(pool.name),
         "namespace": pool.namespace,
         "labels": child_labels(pool),
-        **({"annotations": dict(annotations)} if annotations else {}),
+        **omit_empty(annotations=dict(annotations or {})),
         "ownerReferences": [owner],
     }
 
 
 def manifest_hash(manifest: Mapping[str, Any]) -> str:
-    """Short name of a manifest's content, whatever the order of its keys."""
+    """Short hash of a manifest, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def omit_empty(**fields: Any) -> dict[str, Any]:
+    """The fields that have a value. Server-side apply would take ownership of an empty one."""
+    return {name: value for name, value in fields.items() if value}

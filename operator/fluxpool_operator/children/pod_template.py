@@ -1,4 +1,4 @@
-"""The pod template of a worker: placement, security, probes, resources. Meets the restricted Pod Security Standard."""
+"""The pod template of a worker. Conforms to the restricted Pod Security Standard."""
 
 from typing import Any, Final
 
@@ -9,6 +9,7 @@ from fluxpool_operator.children.identity import (
     SECRETS_CHECKSUM_ANNOTATION,
     child_labels,
     child_name,
+    omit_empty,
     selector_labels,
 )
 from fluxpool_operator.children.volumes import worker_volumes
@@ -20,7 +21,7 @@ PORT_NAME: Final = "http"
 STARTUP_PERIOD_SECONDS: Final = 5
 LIVENESS_PERIOD_SECONDS: Final = 10
 LIVENESS_FAILURES: Final = 6
-"""A minute of silence: the probe shares the worker's event loop, which a busy processor can hold up."""
+"""A minute: the probe shares the worker's event loop, which a busy processor can delay."""
 READINESS_PERIOD_SECONDS: Final = 5
 
 
@@ -35,13 +36,13 @@ def pod_template(
     container = {
         "name": CONTAINER_NAME,
         "image": worker.image,
-        **_omit_empty(imagePullPolicy=worker.image_pull_policy),
+        **omit_empty(imagePullPolicy=worker.image_pull_policy),
         "env": container_environment(pool),
         "ports": [{"name": PORT_NAME, "containerPort": HEALTH_PORT, "protocol": "TCP"}],
         "resources": _resources(worker),
         "volumeMounts": [volume.to_mount() for volume in volumes],
         **_probes(worker),
-        # One that is killed, or fails before it can say why, leaves the end of its log.
+        # A container that is killed or fails early writes no message: the end of its log is taken.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -51,9 +52,9 @@ def pod_template(
     }
     spec = {
         "automountServiceAccountToken": False,
-        # Variables that Kubernetes adds for every Service would fill the environment and may look like settings.
+        # Kubernetes would add variables for every Service, some of which look like settings.
         "enableServiceLinks": False,
-        "serviceAccountName": worker.service_account_name or child_name(pool),
+        "serviceAccountName": worker.service_account_name or child_name(pool.name),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": worker.run_as_user,
@@ -66,20 +67,15 @@ def pod_template(
         "containers": [container],
         "volumes": [volume.to_volume() for volume in volumes],
         **_placement(pool),
-        **_omit_empty(
+        **omit_empty(
             imagePullSecrets=[secret.to_manifest() for secret in worker.image_pull_secrets],
             priorityClassName=worker.priority_class_name,
             runtimeClassName=worker.runtime_class_name,
             schedulerName=worker.scheduler_name,
         ),
     }
-    metadata = {"labels": {**worker.pod_labels, **child_labels(pool)}, **_omit_empty(annotations=annotations)}
+    metadata = {"labels": {**worker.pod_labels, **child_labels(pool)}, **omit_empty(annotations=annotations)}
     return {"metadata": metadata, "spec": spec}
-
-
-def _omit_empty(**fields: Any) -> dict[str, Any]:
-    """The fields that have a value. Server-side apply would take ownership of an empty one."""
-    return {name: value for name, value in fields.items() if value}
 
 
 def _resources(worker: WorkerSpec) -> dict[str, Any]:
@@ -88,11 +84,11 @@ def _resources(worker: WorkerSpec) -> dict[str, Any]:
     if worker.gpu.count:
         # Kubernetes takes the request of an extended resource from its limit.
         limits[worker.gpu.resource_name] = str(worker.gpu.count)
-    return _omit_empty(limits=limits, requests=requests)
+    return omit_empty(limits=limits, requests=requests)
 
 
 def _probes(worker: WorkerSpec) -> dict[str, Any]:
-    """Probes without a `host`: they go to the pod's own address, where the worker listens."""
+    """Probes without a `host` use the pod's IP, where the worker listens."""
 
     def get(path: str) -> dict[str, Any]:
         return {"httpGet": {"path": path, "port": PORT_NAME, "scheme": "HTTP"}, "timeoutSeconds": 5}
@@ -119,7 +115,7 @@ def _placement(pool: FluxWorkerPool) -> dict[str, Any]:
     gpu = {"key": worker.gpu.resource_name, "operator": TolerationOperator.EXISTS.value, "effect": "NoSchedule"}
     if worker.gpu.count and gpu not in tolerations:
         tolerations.append(gpu)
-    return _omit_empty(
+    return omit_empty(
         nodeSelector=worker.node_selector,
         affinity=worker.affinity.to_manifest() if worker.affinity else None,
         tolerations=tolerations,
@@ -129,9 +125,9 @@ def _placement(pool: FluxWorkerPool) -> dict[str, Any]:
 
 def _spread(pool: FluxWorkerPool) -> list[dict[str, Any]]:
     selector = {"labelSelector": {"matchLabels": selector_labels(pool)}}
-    given = pool.spec.worker.topology_spread_constraints
-    if not given:
+    constraints = pool.spec.worker.topology_spread_constraints
+    if not constraints:
         return [
             {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway", **selector}
         ]
-    return [{**selector, **constraint.to_manifest()} for constraint in given]
+    return [{**selector, **constraint.to_manifest()} for constraint in constraints]

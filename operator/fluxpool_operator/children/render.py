@@ -1,4 +1,4 @@
-"""All children of a pool as plain manifests, ready for server-side apply."""
+"""All children of a pool as manifests for server-side apply."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,27 +13,27 @@ from fluxpool_operator.children.identity import (
 from fluxpool_operator.children.pod_template import PORT_NAME, pod_template
 
 PROGRESS_MARGIN_SECONDS: Final = 600
-"""Above the time that a worker may take to start: to be scheduled and to pull an image of several gigabytes."""
+"""Added to the start-up limit of a worker: for scheduling and pulling an image of several gigabytes."""
 REVISIONS_KEPT: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Children:
-    """What a pool consists of; absent children are not wanted and to be deleted if there."""
+    """The children that the spec asks for; others are obsolete."""
 
     deployment: dict[str, Any]
     pod_disruption_budget: dict[str, Any]
     service_account: dict[str, Any] | None
-    """Absent when the pool names an account of its own."""
+    """None when the pool names a service account."""
     pod_monitor: dict[str, Any] | None
 
     @property
     def template_hash(self) -> str:
-        """Identifies the pod template: equal ones make no new pods."""
+        """Identifies the pod template; a new one makes new pods."""
         return str(self.deployment["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION])
 
     def in_order(self) -> tuple[dict[str, Any], ...]:
-        """The manifests in the order in which they are applied: what pods need comes before them."""
+        """The manifests in the order of their applies: what pods need comes before the Deployment."""
         manifests = (self.service_account, self.pod_disruption_budget, self.pod_monitor, self.deployment)
         return tuple(manifest for manifest in manifests if manifest is not None)
 
@@ -48,9 +48,8 @@ def render_children(
 ) -> Children:
     """The children of a pool. Equal arguments give equal manifests, whatever the version of the operator.
 
-    `max_unavailable` is how many pods a rollout may take away at once; more than one while GPUs are short, because no
-    replacement fits beside its predecessor. Raises `InvalidPoolError` for a pool that cannot be rendered and
-    `ValueError` for numbers out of range.
+    `max_unavailable` is the Deployment's, see `workload.rollout_width`. Raises `InvalidPoolError` for a pool that
+    cannot be rendered and `ValueError` for numbers out of range.
     """
     if replicas < 0 or max_unavailable < 1:
         raise ValueError(f"replicas must be at least 0 and max_unavailable 1, got {replicas} and {max_unavailable}")
@@ -75,7 +74,7 @@ def _deployment(
             "revisionHistoryLimit": REVISIONS_KEPT,
             "progressDeadlineSeconds": pool.spec.worker.startup_timeout_seconds + PROGRESS_MARGIN_SECONDS,
             "selector": {"matchLabels": selector_labels(pool)},
-            # No surge: there is hardly ever a spare GPU, and a second pod would wait for the first one's.
+            # No surge: a replacement would wait for the GPU of its predecessor.
             "strategy": {
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 0, "maxUnavailable": max_unavailable},
@@ -102,7 +101,7 @@ def _pod_disruption_budget(pool: FluxWorkerPool) -> dict[str, Any]:
         "spec": {
             "maxUnavailable": pool.spec.disruption.max_unavailable,
             "selector": {"matchLabels": selector_labels(pool)},
-            # A pod that still loads its model holds no task and must not hold up the drain of a node.
+            # A pod that loads its model holds no task and must not block the drain of a node.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     }

@@ -1,4 +1,4 @@
-"""Which entries of Secrets a pool needs, and how their change is noticed. Reads no Secret itself."""
+"""Which entries of Secrets a pool needs, and the checksum that reveals their change. Reads no Secret."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -19,12 +19,12 @@ class SecretKey:
 
 
 def secret_variables(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
-    """Variables of the worker whose values are entries of Secrets."""
+    """The worker's variables whose values come from Secrets."""
     return dict(_variables(spec))
 
 
 def kafka_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
-    """Entries of Secrets that the Kafka connection reads from files, by the file's name in their folder."""
+    """Entries that the Kafka connection reads from files, by file name."""
     security = spec.kafka.security
     files = {}
     if ca := security.ca_secret_ref:
@@ -38,13 +38,13 @@ def kafka_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
 
 
 def storage_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
-    """Entries of Secrets that the object store's client reads from files, by the file's name in their folder."""
+    """Entries that the object store client reads from files, by file name."""
     ca = spec.storage.ca_secret_ref
     return {"ca.crt": SecretKey(ca.name, ca.key)} if ca else {}
 
 
 def authorities(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
-    """Entries of Secrets with the certificates of authorities, by the field that names them."""
+    """Entries with CA certificates, by the field that refers to them."""
     security = spec.kafka.security
     references = {
         "spec.kafka.security.caSecretRef": security.ca_secret_ref,
@@ -55,7 +55,7 @@ def authorities(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
 
 
 def required_secret_keys(spec: FluxWorkerPoolSpec) -> tuple[SecretKey, ...]:
-    """Every entry without which pods cannot start, those of `worker.env` included; sorted, each once."""
+    """Every entry without which pods cannot start, `worker.env` included; sorted and unique."""
     keys = {
         *secret_variables(spec).values(),
         *kafka_secret_files(spec).values(),
@@ -69,15 +69,12 @@ def required_secret_keys(spec: FluxWorkerPoolSpec) -> tuple[SecretKey, ...]:
 
 
 def secrets_checksum(values: Mapping[SecretKey, bytes]) -> str:
-    """A name for these contents that tells nothing about them: put it on pods, so that new secrets make new pods.
-
-    Empty for no entries.
-    """
+    """Identifies the contents without revealing them; empty for no entries. As a pod annotation it rolls the pods."""
     if not values:
         return ""
     digest = hashlib.sha256()
     for key in sorted(values):
-        # Each part is hashed by itself, so that no two ways of cutting the same bytes look alike.
+        # Each part is hashed by itself: the same bytes cut differently must not give the same checksum.
         for part in (key.name.encode(), key.key.encode(), values[key]):
             digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Volumes of a worker pod and where they are mounted. The root file system is read-only: all writing happens here."""
+"""Volumes of a worker pod and their mounts. The root file system is read-only, so these are all it can write to."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +21,7 @@ OWNER_AND_GROUP_READ: Final = 0o440
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountedVolume:
-    """A volume of the pod and its place in the container."""
+    """A volume of the pod and its mount in the container."""
 
     name: str
     source: dict[str, Any]
@@ -29,18 +29,18 @@ class MountedVolume:
     read_only: bool = False
 
     def to_volume(self) -> dict[str, Any]:
-        """The entry of the pod."""
+        """The entry in the pod's `volumes`."""
         return {"name": self.name, **self.source}
 
     def to_mount(self) -> dict[str, Any]:
-        """The entry of the container."""
+        """The entry in the container's `volumeMounts`."""
         return {"name": self.name, "mountPath": self.path, **({"readOnly": True} if self.read_only else {})}
 
 
 def worker_volumes(spec: FluxWorkerPoolSpec, *, host_path_allowed: bool) -> tuple[MountedVolume, ...]:
     """All volumes of a worker.
 
-    Raises `InvalidPoolError` for a host path that the operator does not allow, and for folders that collide.
+    Raises `InvalidPoolError` for a host path that the operator does not allow, and for paths that collide.
     """
     shared_memory = {"medium": "Memory", "sizeLimit": str(spec.worker.shared_memory_size)}
     volumes = [
@@ -81,7 +81,7 @@ def _cache_source(cache: CacheSpec, *, host_path_allowed: bool) -> dict[str, Any
         if not host_path_allowed:
             message = "this operator does not allow folders of nodes; use another kind of cache, or allow them there"
             raise InvalidPoolError((FieldProblem(field="spec.model.cache.hostPath", message=message),))
-        # A folder that the kubelet creates belongs to root, and the worker could not write to it.
+        # Not DirectoryOrCreate: the kubelet would create it for root, and the worker could not write to it.
         return {"hostPath": {"path": host_path.path, "type": "Directory"}}
     size_limit = cache.empty_dir.size_limit if cache.empty_dir else None
     return {"emptyDir": {} if size_limit is None else {"sizeLimit": str(size_limit)}}

@@ -1,7 +1,7 @@
 """A pool as the settings of its workers, and these as the environment of a container.
 
-The settings are built with the very class that the worker parses them with, so both agree or the pool is refused here.
-Secrets take part as placeholders and leave as references; their values are never seen.
+The settings are validated by the worker's own class, so that a pool that workers would refuse is refused here. Secrets
+are placeholders in the settings and `secretKeyRef`s in the environment.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from fluxpool_operator.children.secret_keys import SecretKey, kafka_secret_files
 
 HEALTH_PORT: Final = 8080
 DRAIN_MARGIN_SECONDS: Final = 15
-"""Between the end of the worker's own grace and SIGKILL: to hand the task back, commit and leave the group."""
+"""Between the end of the worker's drain and SIGKILL: to release the task, commit and leave the group."""
 
 MODELS_PATH: Final = "/models"
 SCRATCH_PATH: Final = "/var/cache/fluxpool"
@@ -35,10 +35,10 @@ _POD_FIELDS: Final = {"FLUXPOOL_HEALTH_HOST": "status.podIP", "FLUXPOOL_WORKER_N
 
 
 def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None = None) -> WorkerSettings:
-    """What the pool's workers are told; raises `InvalidPoolError`, naming what contradicts.
+    """The settings of the pool's workers; raises `InvalidPoolError` with the fields that contradict each other.
 
-    `secrets` are values by variable (see `secret_variables`); without them placeholders stand in. The worker's name
-    and the address of its probes are each pod's own and left out.
+    `secrets` are values by variable (see `secret_variables`), by default placeholders. The worker's name and the
+    address of its probes are left out: they differ by pod.
     """
     spec = pool.spec
     values = dict.fromkeys(secret_variables(spec), _PLACEHOLDER) if secrets is None else dict(secrets)
@@ -70,7 +70,7 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
 
 
 def kafka_connection(kafka: KafkaSpec, secrets: Mapping[str, str], *, files: Path) -> KafkaConnection:
-    """The connection that a pool describes, with secrets by the name of the worker's variable and files in `files`.
+    """The Kafka connection of a pool, with secrets by the worker's variable and certificates in the folder `files`.
 
     Raises `InvalidPoolError`.
     """
@@ -105,7 +105,7 @@ def kafka_connection(kafka: KafkaSpec, secrets: Mapping[str, str], *, files: Pat
 
 
 def lanes(kafka: KafkaSpec) -> tuple[Lane, ...]:
-    """The lanes as workers and observers name them."""
+    """The lanes as the contract models them."""
     return tuple(
         Lane(name=lane.name, topic=lane.topic, consumer_group=lane.consumer_group, preference=lane.preference)
         for lane in kafka.lanes
@@ -113,7 +113,7 @@ def lanes(kafka: KafkaSpec) -> tuple[Lane, ...]:
 
 
 def topic_names(kafka: KafkaSpec) -> TopicNames:
-    """The topics beside those of the lanes."""
+    """The topics other than those of the lanes."""
     topics = kafka.topics
     return TopicNames(
         results=topics.results,
@@ -125,9 +125,9 @@ def topic_names(kafka: KafkaSpec) -> TopicNames:
 
 
 def container_environment(pool: FluxWorkerPool) -> list[dict[str, Any]]:
-    """`env` of the worker's container: the operator's by name, then the pool's in its order.
+    """`env` of the worker's container: the operator's variables by name, then the pool's in their order.
 
-    Variables can only refer to those before them. Raises `InvalidPoolError`.
+    A variable can refer only to those before it. Raises `InvalidPoolError`.
     """
     spec = pool.spec
     settings = worker_settings(pool)
@@ -138,7 +138,7 @@ def container_environment(pool: FluxWorkerPool) -> list[dict[str, Any]]:
         "TORCHINDUCTOR_CACHE_DIR": f"{SCRATCH_PATH}/inductor",
         "TRITON_CACHE_DIR": f"{SCRATCH_PATH}/triton",
     }
-    # Written even where it equals the worker's default: it belongs to the pod's own grace, whatever image runs.
+    # Set even when it equals the worker's default: it must fit the pod's grace period, whatever image runs.
     drain = {_DRAIN_VARIABLE: str(settings.drain_grace_seconds)}
     values = {**settings.to_environment(), **drain, **scratch}
     variables: dict[str, dict[str, Any]] = {
@@ -156,7 +156,7 @@ def container_environment(pool: FluxWorkerPool) -> list[dict[str, Any]]:
 
 
 def kafka_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
-    """Sources of the projected volume with the files of the Kafka connection; empty when it needs none."""
+    """Sources of the projected volume with the files of the Kafka connection; may be empty."""
     sources = _projected(kafka_secret_files(spec))
     oauth = spec.kafka.security.oauth
     if oauth and (token := oauth.service_account_token):
@@ -173,7 +173,7 @@ def kafka_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
 
 
 def storage_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
-    """Sources of the projected volume with the files of the object store; empty when it needs none."""
+    """Sources of the projected volume with the files of the object store; may be empty."""
     return _projected(storage_secret_files(spec))
 
 
@@ -197,7 +197,7 @@ def _storage(spec: FluxWorkerPoolSpec, secrets: Mapping[str, str]) -> StorageSet
 
 @contextmanager
 def _refused_as(field: str) -> Iterator[None]:
-    """Tell what a model of the contract refuses, with the place in the pool that it comes from."""
+    """Turn a validation error of the contract into one that names the field of the pool."""
     try:
         yield
     except ValidationError as error:
@@ -210,5 +210,5 @@ def _key_selector(key: SecretKey) -> dict[str, str]:
 
 
 def _literal(value: str) -> str:
-    """The value so that the kubelet, which replaces `$(NAME)` and reads `$$` as `$`, hands out the value itself."""
+    """The value escaped for the kubelet, which expands `$(NAME)` and reads `$$` as `$`."""
     return value.replace("$", "$$")

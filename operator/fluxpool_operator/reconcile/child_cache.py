@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from fluxpool_operator.children import POOL_LABEL, child_name_of
+from fluxpool_operator.children import POOL_LABEL, child_name
 from fluxpool_operator.cluster.client import Body
 from fluxpool_operator.workload import (
     ChildSummary,
@@ -124,7 +124,7 @@ class ChildCache:
     def on_child(self, kind: str, body: Mapping[str, Any], *, is_deleted: bool) -> None:
         """A child was created, changed or deleted; a copy under another name is not the pool's."""
         key = _pool_of(body)
-        if key is None or body["metadata"]["name"] != child_name_of(key.name):
+        if key is None or body["metadata"]["name"] != child_name(key.name):
             return
         if is_deleted:
             self.remove_child(key, kind, body["metadata"]["uid"])

@@ -21,7 +21,7 @@ from fluxpool_operator.reconcile.apply.topic_reconciler import TopicReconciler
 from fluxpool_operator.reconcile.child_cache import DEPLOYMENT, Change, PoolKey
 from fluxpool_operator.reconcile.claims import GroupClaim
 from fluxpool_operator.reconcile.context import OperatorContext
-from fluxpool_operator.reconcile.kafka.broker_names import comparable_server
+from fluxpool_operator.reconcile.kafka.broker_addresses import comparable_server
 from fluxpool_operator.reconcile.kafka.kafka_access import KafkaAccess, KafkaAccessFinder, kafka_keys
 from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch, lane_targets
 from fluxpool_operator.reconcile.kafka.pool_secrets import SecretsReader, SecretValues
@@ -155,7 +155,7 @@ class PoolReconciler:
         cache = self._context.cache
         # A new operator may plan before its watch has listed the Deployments: absent from the cache is not yet 0.
         if cache.deployment(self._key) is None and not self._deployment_was_sought:
-            path = KindPath.DEPLOYMENT.object(self._key.namespace, child_name(pool))
+            path = KindPath.DEPLOYMENT.object(self._key.namespace, child_name(pool.name))
             found = await self._context.cluster.find(path)
             if found is not None and controller_uid(found["metadata"]) == pool.metadata.uid:
                 cache.store_child(self._key, DEPLOYMENT, found)

@@ -1,1 +1,1 @@
-"""What a plan changes: children, topics, replicas and the status."""
+"""What a reconcile writes: replicas, children, topics and the status."""

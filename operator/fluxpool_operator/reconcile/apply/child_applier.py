@@ -98,7 +98,7 @@ class ChildApplier:
             obsolete["ServiceAccount"] = KindPath.SERVICE_ACCOUNT
         if children.pod_monitor is None and self._context.settings.pod_monitors:
             obsolete["PodMonitor"] = KindPath.POD_MONITOR
-        return {kind: path.object(pool.namespace, child_name(pool)) for kind, path in obsolete.items()}
+        return {kind: path.object(pool.namespace, child_name(pool.name)) for kind, path in obsolete.items()}
 
     def _count_scaling(self, pool: FluxWorkerPool, *, before: int, after: int) -> None:
         if before == after:

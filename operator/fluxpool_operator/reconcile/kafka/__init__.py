@@ -1,1 +1,1 @@
-"""One pool's connection to Kafka: addresses, Secrets, and its lag."""
+"""One pool's Kafka: addresses, Secrets, the connection, and when its lag is read."""

@@ -1,6 +1,6 @@
-"""How the operator reaches one pool's Kafka: the addresses, the credentials and what forbids to use them.
+"""The operator's connection to one pool's Kafka: addresses, credentials, and the problems that prevent it.
 
-Owns the files of the connection. Must not know what is read, nor what a pool does without it.
+Owns the certificate files of the connection. `lag_watch` reads through it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,26 +17,31 @@ from fluxpool_operator.children import (
     secret_variables,
     worker_settings,
 )
-from fluxpool_operator.reconcile.kafka.allowed_addresses import is_endpoint_refused, refused_brokers
-from fluxpool_operator.reconcile.kafka.broker_names import BrokerNameError, name_exists, resolve_servers
+from fluxpool_operator.reconcile.kafka.broker_addresses import (
+    BrokerNameError,
+    is_endpoint_refused,
+    name_exists,
+    refused_brokers,
+    resolve_servers,
+)
 from fluxpool_operator.reconcile.kafka.pool_secrets import SecretFiles, SecretValues, check_authorities
 from fluxpool_operator.settings import OperatorSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaAccess:
-    """The way to a pool's Kafka, or what bars it."""
+    """The connection to a pool's Kafka, or the problems that prevent it."""
 
     servers: tuple[str, ...]
     """The bootstrap servers as the pool's pods resolve them."""
     connection: KafkaConnection | None
     problems: tuple[PoolProblem, ...] = ()
     is_final: bool = True
-    """Whether the same pool and Secrets would give the same again; not while the name service is silent."""
+    """Whether the same pool and Secrets give the same result; not while DNS does not answer."""
 
 
 class KafkaAccessFinder:
-    """Finds the way to one pool's Kafka."""
+    """Finds the connection to one pool's Kafka."""
 
     def __init__(
         self,
@@ -45,19 +50,19 @@ class KafkaAccessFinder:
         settings: OperatorSettings,
         exists: Callable[[str], Awaitable[bool]] = name_exists,
     ) -> None:
-        """`folder` is for this pool alone; `exists` asks the name service."""
+        """`folder` is for this pool alone; `exists` asks DNS."""
         self._files = SecretFiles(folder)
         self._settings = settings
         self._exists = exists
 
     async def find(self, pool: FluxWorkerPool, secrets: SecretValues) -> KafkaAccess:
-        """The access with these Secrets; what a person has to mend is in its problems."""
+        """The access with these Secrets; its problems name what a person has to correct."""
         servers = written = pool.spec.kafka.bootstrap_servers
         if self._settings.namespace is not None:
             try:
                 servers = await resolve_servers(written, namespace=pool.namespace, exists=self._exists)
             except BrokerNameError as error:
-                problem = _barred(Reason.LAG_UNAVAILABLE, f"kafka.bootstrapServers: {error}")
+                problem = _prevented(Reason.LAG_UNAVAILABLE, f"kafka.bootstrapServers: {error}")
                 return KafkaAccess(servers=written, connection=None, problems=(problem,), is_final=False)
         if problems := self._refused(pool, servers):
             return KafkaAccess(servers=servers, connection=None, problems=problems)
@@ -71,7 +76,7 @@ class KafkaAccessFinder:
         self._files.remove()
 
     def _refused(self, pool: FluxWorkerPool, servers: tuple[str, ...]) -> tuple[PoolProblem, ...]:
-        """What the settings of this operator forbid to connect to."""
+        """Addresses that the operator's settings do not allow."""
         problems = []
         if refused := refused_brokers(servers, allowed=self._settings.allowed_brokers):
             problems.append(_not_allowed("kafka.bootstrapServers", ", ".join(refused), "allowedBrokers"))
@@ -107,7 +112,7 @@ class KafkaAccessFinder:
 
 
 def kafka_keys(pool: FluxWorkerPool) -> set[SecretKey]:
-    """Entries of Secrets without which the pool's Kafka cannot be reached."""
+    """Entries of Secrets that the connection to the pool's Kafka needs."""
     variables = secret_variables(pool.spec).items()
     return {key for name, key in variables if name.startswith("FLUXPOOL_KAFKA_")} | set(
         kafka_secret_files(pool.spec).values()
@@ -115,12 +120,12 @@ def kafka_keys(pool: FluxWorkerPool) -> set[SecretKey]:
 
 
 def _not_allowed(field: str, address: str, value: str) -> PoolProblem:
-    return _barred(
+    return _prevented(
         Reason.ADDRESS_NOT_ALLOWED,
-        f"{field}: this operator may not connect to {address}; use an address that it may, or have the one who runs the"
-        f" operator add it to the chart's {value}",
+        f"{field}: this operator may not connect to {address}; use an allowed address, or have the "
+        f"operator's administrator add it to the chart's {value}",
     )
 
 
-def _barred(reason: Reason, message: str) -> PoolProblem:
+def _prevented(reason: Reason, message: str) -> PoolProblem:
     return PoolProblem(reason=reason, message=message, stops_scaling=False, stops_reading=True)

@@ -1,6 +1,6 @@
-"""The backlog of one pool, read at its pace: the connection to its Kafka, the last good values, the wake-up when idle.
+"""When the lag of one pool is read: at its interval, in quick succession during a burst, and when an idle topic grows.
 
-Owns when Kafka is asked. Must not know what the numbers lead to.
+Owns the last good readings. `backlog` reads Kafka, `apply.scaler` plans by what is observed.
 """
 
 import asyncio
@@ -17,28 +17,28 @@ from fluxpool_operator.children import worker_settings
 SETTLE_INTERVAL_SECONDS: Final = 0.1
 """Between two readings of a burst that is being produced: longer than a producer lingers."""
 SETTLE_SECONDS: Final = 0.6
-"""The longest wait for a burst to end: one jump to the whole size saves a rebalance, but must not cost a second."""
+"""The longest wait for the end of a burst: scaling once to the whole size saves a rebalance."""
 GROWING_INTERVAL_SECONDS: Final = 0.5
 """Between readings of a burst that did not end within that."""
 BURST_SECONDS: Final = 10.0
-"""What still grows after so long is no burst but traffic, which is read at the pool's pace."""
+"""What grows for longer is steady traffic, which is read at the pool's interval."""
 JITTER: Final = 0.05
-"""An interval is shorter by up to this share, each time anew: so that the readings of many pools spread."""
+"""Each interval is shorter by up to this random share, so that the readings of many pools spread."""
 TICK_SECONDS: Final = 0.05
-"""A reading is due at a multiple of this, the last one within the interval: of a thousand pools ten are then read by
-the same requests, which halves what they cost. With larger ticks a pool that wakes would wait for many others."""
+"""Readings are due at multiples of this: of a thousand pools ten then share requests, which halves their cost. With
+larger ticks a pool that wakes up would wait for many others."""
 
 
 def lane_targets(pool: FluxWorkerPool) -> tuple[LaneTarget, ...]:
-    """The lanes of a pool with their groups as its workers name them; raises `InvalidPoolError`.
+    """The lanes of a pool with the groups that its workers join; raises `InvalidPoolError`.
 
-    What waits in the pool's retry topics is counted at the first lane.
+    The pool's retry topics count for the first lane.
     """
     return lane_targets_of(worker_settings(pool))
 
 
 class LagWatch:
-    """One pool's eyes on Kafka."""
+    """Reads the lag of one pool."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class LagWatch:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`key` tells the pool from others; `wake` is called when an idle topic gets a record."""
+        """`key` identifies the pool; `wake` is called when an idle topic gets a record."""
         self._hub = hub
         self._key = key
         self._wake = wake
@@ -66,7 +66,7 @@ class LagWatch:
     def configure(
         self, connection: KafkaConnection | None, targets: tuple[LaneTarget, ...], *, expired_before: dict[str, int]
     ) -> None:
-        """Say what is to be read; None when there is no way to connect. Without a change nothing is forgotten."""
+        """Set what is read; None without a connection. Readings of unchanged targets are kept."""
         if targets != self._targets:
             self._backlog = PoolBacklog(targets, expired_before)
         if (connection, targets) != (self._connection, self._targets):
@@ -86,9 +86,9 @@ class LagWatch:
         return due_at - self._clock()
 
     async def read(self, *, is_burst: bool) -> None:
-        """Read the backlog; the first tasks after a rest are read until no more come, whether or not they woke us.
+        """Read the lag; the first records after an idle time are read until no more arrive.
 
-        `is_burst` says that they did.
+        `is_burst` says that such records caused this reading.
         """
         if self._connection is None:
             return
@@ -102,22 +102,22 @@ class LagWatch:
         )
 
     def observe(self) -> tuple[LaneObservation, ...]:
-        """What is known now, with its age."""
+        """The last readings, with their age."""
         return self._backlog.observe(self._clock(), self._wall_clock())
 
     def wake_when_grown(self) -> None:
-        """Ask to be woken when a topic without waiting tasks gets one."""
+        """Register for a wake-up when a topic without pending tasks gets one."""
         if self._connection is None:
             return
         if ends := self._backlog.idle_ends():
             self._hub.wake_when_grown(self._key, self._connection, ends, self._wake)
 
     def close(self) -> None:
-        """Stop being woken."""
+        """End the registration."""
         self._hub.forget(self._key)
 
     async def _grows(self, connection: KafkaConnection, *, ends_at: float) -> bool:
-        """Read until the backlog stands still or the time is over; whether it grew to the last."""
+        """Read until the lag no longer grows or the time is over; returns whether it still grew."""
         while True:
             before = self._backlog.lag_records
             if self._clock() >= ends_at:
