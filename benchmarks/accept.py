@@ -27,13 +27,13 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from report import Cell, print_report
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_transport.kafka.topic_admin import ensure_topics
+from kit.kafka_cluster import KafkaCluster
 
 CONNECTIONS: Final = (64, 128)
 WARM_UP_SECONDS: Final = 3

@@ -24,13 +24,13 @@ from quiet_logs import quiet_logs
 from report import Cell, print_report
 from soak_parts.ground import add_folder_option, run_folder
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.command import fluxpool
 from kit.foreign_producer import RawProducer
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, worker_bench
 

@@ -24,9 +24,9 @@ import httpx
 from fuzz_parts.http_requests import Ending, Exchange, make_exchange
 from report import Cell, print_report
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 CONNECTIONS: Final = 50

@@ -27,12 +27,12 @@ from soak_parts.count import Verdict, gather_evidence, judge
 from soak_parts.engine import JOURNAL_VARIABLE, read_journal
 from soak_parts.ground import add_folder_option, run_folder
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.settings.worker import WorkerSettings
 from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
 from kit.kafka import produce
+from kit.kafka_cluster import KafkaCluster
 from kit.offset_watch import OffsetWatch
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import WaitExpiredError, wait_until

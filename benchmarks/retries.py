@@ -24,7 +24,6 @@ from aiokafka import AIOKafkaConsumer
 from quiet_logs import quiet_logs
 from report import Cell, print_report
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.header_names import NOT_BEFORE, ORIGIN_TOPIC
 from fluxpool_contract.kafka.connection import KafkaConnection
@@ -43,6 +42,7 @@ from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 from fluxpool_worker.agent.retry.retry_relay import RetryRelay
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, ReliablePublisher
+from kit.kafka_cluster import KafkaCluster
 
 WAYS: Final = ("relay", "group")
 DELAY_SECONDS: Final = 2.0

@@ -24,11 +24,11 @@ from report import Cell, print_report
 from waiting_parts.senders import Sender, Way, running_senders
 from waiting_parts.workers import Journal, Workers
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicSpec
 from fluxpool_transport.kafka.topic_admin import ensure_topics
+from kit.kafka_cluster import KafkaCluster
 
 JVM_OPTIONS: Final = ("-Xmx1g", "-XX:+UseSerialGC")
 SIZES: Final = ((0.5, 0.25), (1.0, 0.5), (1.5, 0.25))

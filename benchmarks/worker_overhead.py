@@ -31,12 +31,12 @@ from overhead_parts.device import JOURNAL_VARIABLE, SECONDS_VARIABLE, TASKS_VARI
 from pydantic import SecretStr
 from report import Cell, print_report
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.settings.worker import Lane, StorageSettings, WorkerSettings
 from fluxpool_transport.kafka.topic_admin import ensure_topics
+from kit.kafka_cluster import KafkaCluster
 
 FOLDER: Final = Path(__file__).parent
 # The broker as in production: the local mode's default would leave out the JIT's second stage for a quicker start.

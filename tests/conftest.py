@@ -13,10 +13,10 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.engine import stand_in_engine, start_engine
 from kit.kafka import KafkaFactory, running_kafka
+from kit.kafka_cluster import KafkaCluster
 from kit.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
 from kit.tiny import tiny_checkpoint
 

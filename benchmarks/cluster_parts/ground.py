@@ -13,10 +13,10 @@ from pathlib import Path
 from quiet_logs import quiet_logs
 
 from fluxpool_cli.local.kafka.broker import DEFAULT_JVM_OPTIONS
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.control_plane import ControlPlane
 from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
+from kit.kafka_cluster import KafkaCluster
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, assert_never
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, is_engine
 from soak_parts.engine import JOURNAL_VARIABLE

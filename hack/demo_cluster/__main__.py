@@ -19,7 +19,7 @@ import structlog
 from demo_cluster.cluster import DemoCluster, DemoError, running_cluster
 from demo_cluster.pools import NAMESPACE, POOLS
 from demo_cluster.story import Story
-from fluxpool_cli.local.kafka.broker import KafkaError
+from fluxpool_cli.local.kafka.broker import KafkaStartError
 from fluxpool_cli.local.kafka.jars import KafkaJarsError
 from fluxpool_cli.terminal import say
 from fluxpool_cli.watch.overview import OverviewDisplay
@@ -38,7 +38,7 @@ _FAULTS: Final = (
     ControlPlaneError,
     DemoError,
     IsolationUnavailableError,
-    KafkaError,
+    KafkaStartError,
     KafkaJarsError,
     WaitExpiredError,
 )

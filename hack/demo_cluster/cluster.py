@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from demo_cluster.pools import BUCKET, NAMESPACE, TINY_MODEL
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from fluxpool_cli.local.kafka.local_kafka import LocalKafka
 from fluxpool_cli.model import tiny_model_command
 from fluxpool_transport.process.parent_death import bound_command
 from kit.control_plane import ControlPlane
@@ -59,7 +59,7 @@ async def running_cluster(folder: Path, *, gpus: int, report: Callable[[str], No
     check_isolation()
     libs = await asyncio.to_thread(provide_kafka_libs)
     async with AsyncExitStack() as parts:
-        kafka = KafkaCluster(folder / "kafka", libs=libs)
+        kafka = LocalKafka(folder / "kafka", libs=libs)
         control_plane = ControlPlane(folder / "control-plane", binaries=binaries)
         store = parts.enter_context(running_s3())
         store.create_bucket(BUCKET)
@@ -71,7 +71,7 @@ async def running_cluster(folder: Path, *, gpus: int, report: Callable[[str], No
         try:
             async with asyncio.TaskGroup() as starting:
                 starting.create_task(control_plane.start(deadline_seconds=_START_SECONDS))
-                starting.create_task(_start_kafka(kafka))
+                starting.create_task(kafka.start(deadline_seconds=_START_SECONDS))
                 starting.create_task(_write_model(models / TINY_MODEL))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -94,11 +94,6 @@ async def running_cluster(folder: Path, *, gpus: int, report: Callable[[str], No
             s3=store,
         )
         yield DemoCluster(bench=bench, binaries=binaries, models=models, folder=folder)
-
-
-async def _start_kafka(kafka: KafkaCluster) -> None:
-    await kafka.start(deadline_seconds=_START_SECONDS)
-    await kafka.wait_ready(deadline_seconds=_START_SECONDS)
 
 
 async def _write_model(folder: Path) -> None:

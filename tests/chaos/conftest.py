@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
-from fluxpool_cli.local.kafka.settings import ListenerSpec
 from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
 from kit.kafka import running_kafka
+from kit.kafka_cluster import KafkaCluster
+from kit.kafka_settings import ListenerSpec
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 from kafka import KafkaAdminClient
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_transport.kafka.consumer_stop import stop_consumer
 from fluxpool_worker.agent.consumer.membership import (
     committed_with_metadata,
@@ -38,6 +37,7 @@ from kit.kafka import (
     read_topic,
     unique_name,
 )
+from kit.kafka_cluster import KafkaCluster
 from kit.tcp_proxy import Direction
 from kit.waiting import wait_until
 

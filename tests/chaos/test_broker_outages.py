@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fluxpool_cli.local.kafka.broker import KafkaBroker
 from kit.kafka import KafkaFactory, produce
+from kit.kafka_cluster import ClusterBroker
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench
 
@@ -30,7 +30,7 @@ HOLD_LIMIT_SECONDS = 12.0
 
 
 @pytest.fixture
-async def bench(kafka_factory: KafkaFactory, tmp_path: Path) -> AsyncIterator[tuple[WorkerBench, KafkaBroker]]:
+async def bench(kafka_factory: KafkaFactory, tmp_path: Path) -> AsyncIterator[tuple[WorkerBench, ClusterBroker]]:
     """Two workers on a broker of their own, with a stand-in for the model."""
     cluster = await kafka_factory()
     async with worker_bench(cluster.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench:
@@ -90,7 +90,7 @@ async def wait_for_first_result(bench: WorkerBench, known: int) -> None:
 
 
 async def test_a_killed_broker_that_comes_back_costs_nothing_but_time(
-    bench: tuple[WorkerBench, KafkaBroker],
+    bench: tuple[WorkerBench, ClusterBroker],
 ) -> None:
     workers, broker = bench
     names = await begin_work(workers)
@@ -104,7 +104,7 @@ async def test_a_killed_broker_that_comes_back_costs_nothing_but_time(
 
 
 async def test_a_stopped_broker_that_goes_on_costs_nothing_but_time(
-    bench: tuple[WorkerBench, KafkaBroker],
+    bench: tuple[WorkerBench, ClusterBroker],
 ) -> None:
     workers, broker = bench
     names = await begin_work(workers)
@@ -116,7 +116,7 @@ async def test_a_stopped_broker_that_goes_on_costs_nothing_but_time(
     await assert_nothing_lost_or_doubled(workers, names)
 
 
-async def test_a_worker_whose_broker_is_gone_still_ends_on_sigterm(bench: tuple[WorkerBench, KafkaBroker]) -> None:
+async def test_a_worker_whose_broker_is_gone_still_ends_on_sigterm(bench: tuple[WorkerBench, ClusterBroker]) -> None:
     workers, broker = bench
     names = await begin_work(workers)
     await broker.kill()

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from fluxpool_cli.local.kafka.broker import KafkaBroker
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.chaos_invariants import PromiseWatch
 from kit.chaos_kafka import coordinator_of, leader_of
 from kit.kafka import running_kafka
+from kit.kafka_cluster import ClusterBroker, KafkaCluster
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, worker_bench
 
@@ -49,10 +48,10 @@ async def work_under_way(bench: WorkerBench) -> AsyncIterator[PromiseWatch]:
     assert [worker.process.poll() for worker in bench.workers] == [None, None]
 
 
-async def leader_after(cluster: KafkaCluster, topic: str, former: KafkaBroker) -> KafkaBroker:
+async def leader_after(cluster: KafkaCluster, topic: str, former: ClusterBroker) -> ClusterBroker:
     """The broker that leads partition 0 now that the former leader is dead."""
 
-    async def found() -> KafkaBroker | None:
+    async def found() -> ClusterBroker | None:
         leader = await leader_of(cluster, topic, 0)
         return leader if leader is not former else None
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
-from fluxpool_cli.local.kafka.settings import ListenerSpec
 from fluxpool_contract.kafka.connection import KafkaConnection
 from kit.chaos_invariants import PromiseWatch
 from kit.chaos_kafka import ProxiedKafka, proxied_listener, proxies_of
 from kit.kafka import running_kafka
+from kit.kafka_cluster import KafkaCluster
+from kit.kafka_settings import ListenerSpec
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
 from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, wait_for_step, worker_bench

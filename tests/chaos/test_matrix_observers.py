@@ -11,13 +11,12 @@ from aiokafka.structs import OffsetAndMetadata
 from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka.broker import KafkaBroker
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_operator.backlog import LaneTarget
 from kit.backlog_watch import BacklogWatch, KnownPartition
 from kit.chaos_kafka import coordinator_of
 from kit.kafka import create_topics, produce, running_kafka, unique_name
+from kit.kafka_cluster import ClusterBroker, KafkaCluster
 from kit.waiting import wait_until
 
 # An observer that is gone before its client has its first metadata leaves aiokafka's connection for them open.
@@ -149,7 +148,7 @@ async def kill_and_give_back(cluster: KafkaCluster, group: str) -> None:
     )
 
 
-async def coordinates(cluster: KafkaCluster, group: str, broker: KafkaBroker) -> bool:
+async def coordinates(cluster: KafkaCluster, group: str, broker: ClusterBroker) -> bool:
     return await coordinator_of(cluster, group) is broker
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
-from fluxpool_cli.local.kafka.settings import ListenerSpec
 from fluxpool_contract.kafka.connection import KafkaConnection
 from kit.chaos_invariants import PromiseWatch
 from kit.chaos_kafka import ProxiedKafka, proxies_of
+from kit.kafka_cluster import KafkaCluster
+from kit.kafka_settings import ListenerSpec
 from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.control_plane import ControlPlane, running_control_plane
 from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
 from kit.kafka import unique_name
+from kit.kafka_cluster import KafkaCluster
 from kit.kubernetes_api import ApiError, KubernetesApi
 from kit.kubernetes_node import NodeSpec
 from kit.manifests import wait_exists

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_gateway.settings import GatewaySettings
 from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, start_gateway
 from kit.kafka import KafkaFactory, read_topic
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import create_topics, produce, unique_name
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

@@ -14,9 +14,9 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import create_topics, produce
+from kit.kafka_cluster import KafkaCluster
 from kit.odd_batches import RawName
 from kit.waiting import wait_until
 

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.header_names import TYPE_REQUESTED
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.derived import idempotent_request_id
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import KafkaFactory, TopicRecord, read_topic
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

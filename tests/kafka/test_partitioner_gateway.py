@@ -7,11 +7,11 @@ import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.gateway_process import gateway_settings, gateway_topics, running_gateway
 from kit.kafka import produce, read_topic, unique_name
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

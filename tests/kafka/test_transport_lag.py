@@ -10,13 +10,13 @@ from aiokafka.structs import OffsetAndMetadata
 from confluent_kafka import TopicPartition as AdminPartition
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.lag.lag_reader import GroupLag, LagReader, PartitionLag, StalePartition
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

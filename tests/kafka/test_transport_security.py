@@ -17,9 +17,6 @@ from aiokafka.errors import KafkaConnectionError
 from cryptography.hazmat.primitives import serialization
 from pydantic import SecretStr
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
-from fluxpool_cli.local.kafka.settings import ListenerSpec, ScramMechanism, ScramUser
-from fluxpool_cli.local.kafka.settings import SecurityProtocol as ListenerProtocol
 from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
 from fluxpool_contract.kafka.topics import TopicSpec
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
@@ -27,6 +24,8 @@ from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_opt
 from fluxpool_transport.kafka.topic_admin import ensure_topics
 from fluxpool_transport.lag.lag_reader import LagReader
 from kit.kafka import create_topics, running_kafka, sasl_plain_listener, scram_listener, tls_listener, unique_name
+from kit.kafka_cluster import KafkaCluster
+from kit.kafka_settings import ListenerSpec, ScramUser
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -60,7 +59,7 @@ def _oauth_listener() -> ListenerSpec:
     module = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule"
     return ListenerSpec(
         name="OAUTH",
-        protocol=ListenerProtocol.SASL_PLAINTEXT,
+        protocol=SecurityProtocol.SASL_PLAINTEXT,
         properties={
             "sasl.enabled.mechanisms": "OAUTHBEARER",
             "oauthbearer.sasl.jaas.config": f'{module} required unsecuredLoginStringClaim_sub="broker";',
@@ -98,8 +97,8 @@ def secure(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             _oauth_listener(),
         ],
         scram_users=[
-            ScramUser(name="worker", password=PASSWORD, mechanism=ScramMechanism.SHA_256),
-            ScramUser(name="worker", password=PASSWORD, mechanism=ScramMechanism.SHA_512),
+            ScramUser(name="worker", password=PASSWORD, mechanism=SaslMechanism.SCRAM_SHA_256),
+            ScramUser(name="worker", password=PASSWORD, mechanism=SaslMechanism.SCRAM_SHA_512),
         ],
     ) as cluster:
         yield SecureKafka(cluster, paths["ca"], paths["certificate"], paths["key"], folder / "token")

@@ -9,7 +9,6 @@ import structlog
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, TopicSpec, topic_specs
 from fluxpool_transport.kafka import topic_ids
@@ -18,6 +17,7 @@ from fluxpool_transport.kafka.topic_admin import TopicError, ensure_topics
 from fluxpool_transport.kafka.topic_ids import TopicIds
 from fluxpool_transport.kafka.topic_times import find_create_time_topics
 from kit.kafka import create_topics, produce, read_topic, unique_name
+from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka

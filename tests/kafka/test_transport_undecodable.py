@@ -10,7 +10,6 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from confluent_kafka import Producer
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
 from fluxpool_operator.backlog.reading import Head
@@ -20,6 +19,7 @@ from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.kafka.undecodable_records import UndecodableRecord
 from kit.kafka import create_topics, produce, unique_name
+from kit.kafka_cluster import KafkaCluster
 from kit.odd_batches import RawName, damage_on_disk
 from kit.waiting import wait_until
 

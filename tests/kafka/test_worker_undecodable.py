@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
 from kit.kafka import produce
+from kit.kafka_cluster import KafkaCluster
 from kit.odd_batches import RawName, damage_on_disk
 from kit.worker import task_body, worker_bench
 

@@ -14,11 +14,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.kafka.broker import KafkaBroker
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
-from fluxpool_cli.local.kafka.settings import ListenerSpec, SecurityProtocol
 from fluxpool_cli.local.loopback import free_port
+from fluxpool_contract.kafka import SecurityProtocol
 from kit.kafka import KafkaFactory
+from kit.kafka_cluster import ClusterBroker, KafkaCluster
+from kit.kafka_settings import ListenerSpec
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
 
@@ -75,12 +75,12 @@ async def proxied_kafka(
         yield kafka
 
 
-async def coordinator_of(cluster: KafkaCluster, group: str) -> KafkaBroker:
+async def coordinator_of(cluster: KafkaCluster, group: str) -> ClusterBroker:
     """The broker that coordinates a group."""
     running = [broker.address for broker in cluster.brokers if broker.pid is not None]
     admin = AIOKafkaAdminClient(bootstrap_servers=running)
 
-    async def found() -> KafkaBroker | None:
+    async def found() -> ClusterBroker | None:
         try:
             await admin.start()
             node_id = await admin.find_coordinator(group)
@@ -96,11 +96,11 @@ async def coordinator_of(cluster: KafkaCluster, group: str) -> KafkaBroker:
     return broker
 
 
-async def leader_of(cluster: KafkaCluster, topic: str, partition: int) -> KafkaBroker:
+async def leader_of(cluster: KafkaCluster, topic: str, partition: int) -> ClusterBroker:
     """The broker that leads a partition."""
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
 
-    async def found() -> KafkaBroker | None:
+    async def found() -> ClusterBroker | None:
         known = (await asyncio.to_thread(admin.list_topics, topic, timeout=_REQUEST_SECONDS)).topics[topic]
         leader = known.partitions[partition].leader
         return next((broker for broker in cluster.brokers if broker.node_id == leader and broker.pid), None)

@@ -18,8 +18,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
-from fluxpool_cli.local.kafka.settings import ListenerSpec, SecurityProtocol
+from fluxpool_contract.kafka import SecurityProtocol
+from kit.kafka_cluster import KafkaCluster
+from kit.kafka_settings import ListenerSpec
 from kit.waiting import wait_until
 
 with warnings.catch_warnings():

@@ -15,11 +15,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from kit.command import Ended, fluxpool
 from kit.foreign_producer import ForeignRecord, write
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
 from kit.kafka import unique_name
+from kit.kafka_cluster import KafkaCluster
 from kit.strangers import StrangeRecord, strangers
 from kit.waiting import wait_until
 from kit.worker import LOOK_SECONDS, WorkerBench, WorkerProcess, task_body, worker_bench

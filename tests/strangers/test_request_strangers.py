@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
 from fluxpool_contract.kafka.topics import TopicNames
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import read_topic
+from kit.kafka_cluster import KafkaCluster
 from kit.strangers import StrangeRequest, strangers
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]

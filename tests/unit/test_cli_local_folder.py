@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.local.data_dir import DataDir, DataDirError
 from fluxpool_cli.local.kafka.layout import ClusterLayout
-from fluxpool_cli.local.kafka.settings import render_properties
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
 from fluxpool_cli.local.workers.fleet import failure_in
 from fluxpool_cli.main import run
 from fluxpool_contract.folder_address import folder_address, folder_of
 from fluxpool_contract.settings.worker import StorageSettings
+from kit.kafka_settings import render_properties
 
 NAMES = ["my demo", "zdjęcia", "50%20 #1?", "a+b;c,d", "q'u\"o", "co:lon", "-dash", "back\\slash", "[x] &$()", " b "]
 
@@ -99,7 +99,7 @@ def test_a_kept_port_that_cannot_be_one_is_chosen_again(content: str, tmp_path: 
 def test_ports_of_a_kafka_that_cannot_be_ports_are_damage(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"cluster_id": "x", "ports": {"1": {"PLAINTEXT": 99999}}}')
     with pytest.raises(Exception, match=r"cluster\.json is damaged"):
-        ClusterLayout.of(tmp_path, brokers=1, listeners=[], own_listeners=[])
+        ClusterLayout.of(tmp_path)
 
 
 @pytest.mark.parametrize("command", ["up", "demo"])

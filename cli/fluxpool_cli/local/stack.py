@@ -18,9 +18,9 @@ from fluxpool_cli.exit_codes import CommandError
 from fluxpool_cli.kafka.kafka_target import find_target
 from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.data_dir import DataDir, private_files
-from fluxpool_cli.local.kafka.broker import KafkaError, KafkaStartError
-from fluxpool_cli.local.kafka.cluster import KafkaCluster
+from fluxpool_cli.local.kafka.broker import KafkaStartError
 from fluxpool_cli.local.kafka.jars import KafkaJarsError, provide_kafka_libs
+from fluxpool_cli.local.kafka.local_kafka import LocalKafka
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack_parts import DRAIN_GRACE_SECONDS, PartSettings
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
@@ -63,7 +63,7 @@ class LocalStack:
         self._phase = Phase.STARTING
         self._unsaved = False
         self._folder = ExitStack()
-        self._kafka: KafkaCluster | None = None
+        self._kafka: LocalKafka | None = None
         self._parts: PartSettings | None = None
         self._gateway: ChildProcess | None = None
         self._fleet: WorkerFleet | None = None
@@ -88,9 +88,8 @@ class LocalStack:
         parts = list(self._fleet.records()) if self._fleet else []
         if self._gateway is not None and self._gateway.exit_status is None:
             parts.append(self._gateway.record())
-        for broker in self._kafka.brokers if self._kafka else ():
-            if broker.pid is not None:
-                parts.append(ProcessRecord.of(f"kafka-{broker.node_id}", broker.pid, log=broker.log_path))
+        if self._kafka is not None and self._kafka.broker.pid is not None:
+            parts.append(self._kafka.broker.record())
         return StackState(
             phase=self._phase,
             data_dir=self.data_dir.path,
@@ -175,7 +174,7 @@ class LocalStack:
             if self._gateway is not None:
                 await self._gateway.stop(grace_seconds=_GATEWAY_GRACE_SECONDS)
                 self._report("gateway ended")
-            if self._kafka is not None and self._kafka.brokers:
+            if self._kafka is not None:
                 await self._kafka.stop()
                 self._report("kafka ended")
         finally:
@@ -230,11 +229,10 @@ class LocalStack:
         try:
             libs = await asyncio.to_thread(provide_kafka_libs)
             self._report("starting kafka")
-            self._kafka = KafkaCluster(self.data_dir.kafka, libs=libs)
-            await self._kafka.start()
+            self._kafka = LocalKafka(self.data_dir.kafka, libs=libs)
+            await self._kafka.start(deadline_seconds=_KAFKA_READY_SECONDS)
             self._save()
-            await self._kafka.wait_ready(deadline_seconds=_KAFKA_READY_SECONDS)
-        except (KafkaError, KafkaJarsError) as error:
+        except (KafkaStartError, KafkaJarsError) as error:
             raise StackError(f"kafka: {error}") from error
         self._report(f"kafka is ready at {self._kafka.bootstrap_servers}")
         return self._kafka.bootstrap_servers
@@ -289,14 +287,13 @@ class LocalStack:
         while self._kafka is not None:
             await asyncio.sleep(_RESTART_DELAY_SECONDS)
             try:
-                for broker in self._kafka.brokers:
-                    broker.check_alive()
+                self._kafka.broker.check_alive()
             except KafkaStartError as error:
-                self._report(f"kafka: {str(error).partition(';')[0]}; it is started again")
+                self._report(f"{str(error).partition(';')[0]}; it is started again")
                 try:
                     await self._kafka.start()
-                except KafkaError as again:
-                    raise StackError(f"kafka: {again}") from again
+                except KafkaStartError as again:
+                    raise StackError(str(again)) from again
 
 
 async def supervise(

@@ -1,18 +1,17 @@
-"""What a Kafka data folder remembers between runs: cluster id, number of brokers, ports, and whether it is formatted.
+"""What a Kafka data folder remembers between runs: cluster id, ports, and whether it is formatted.
 
 Owns `cluster.json` and the choice of ports. Knows nothing of processes.
 """
 
 import base64
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fluxpool_cli.local.kafka.broker import KafkaError
-from fluxpool_cli.local.kafka.settings import ListenerSpec
+from fluxpool_cli.local.kafka.broker import CONTROLLER_LISTENER, PLAIN_LISTENER, KafkaStartError
 from fluxpool_cli.local.loopback import NoFreePortError, free_port
 
 
@@ -24,36 +23,36 @@ class ClusterLayout(BaseModel):
     formatted: bool = False
 
     @classmethod
-    def of(cls, folder: Path, *, brokers: int, listeners: Iterable[ListenerSpec], own_listeners: Iterable[str]) -> Self:
-        """Return the kept layout, or a new one; ports still missing are chosen, fixed ones taken as told.
+    def of(cls, folder: Path, *, brokers: int = 1, listeners: Sequence[str] = ()) -> Self:
+        """Return the stored layout, or a new one; chooses the ports that are still missing.
 
-        Raises `KafkaError` when the folder holds another number of brokers, its file is damaged or no port is free.
+        `listeners` are those beside the plain and the controller's. Raises `KafkaStartError` when the folder holds
+        another number of brokers, its file is damaged or no port is free.
         """
-        layout = cls._kept(folder) or cls(
+        layout = cls._stored(folder) or cls(
             cluster_id=base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode(),
             ports={node_id: {} for node_id in range(1, brokers + 1)},
         )
         if len(layout.ports) != brokers:
-            raise KafkaError(
+            raise KafkaStartError(
                 f"{folder} holds a Kafka of {len(layout.ports)} broker(s), not {brokers}: use another data folder"
             )
-        fixed = {spec.name: spec.port for spec in listeners}
-        names = [*own_listeners, *fixed]
-        taken = {port for kept in layout.ports.values() for port in kept.values()}
-        for node_id, kept in layout.ports.items():
-            layout.ports[node_id] = {name: fixed.get(name) or kept.get(name) or _choose(taken) for name in names}
+        names = (PLAIN_LISTENER, CONTROLLER_LISTENER, *listeners)
+        taken = {port for stored in layout.ports.values() for port in stored.values()}
+        for node_id, stored in layout.ports.items():
+            layout.ports[node_id] = {name: stored.get(name) or _choose(taken) for name in names}
         return layout
 
     @classmethod
-    def _kept(cls, folder: Path) -> Self | None:
+    def _stored(cls, folder: Path) -> Self | None:
         path = folder / "cluster.json"
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise KafkaError(
-                f"{path} is damaged ({error.error_count()} faults): remove {folder} to start anew"
+            raise KafkaStartError(
+                f"{path} is damaged ({error.error_count()} faults): remove {folder} to start with an empty Kafka"
             ) from error
 
     def save(self, folder: Path) -> None:
@@ -68,6 +67,6 @@ def _choose(taken: set[int]) -> int:
     try:
         port = free_port(taken=taken)
     except NoFreePortError as error:
-        raise KafkaError(str(error)) from error
+        raise KafkaStartError(str(error)) from error
     taken.add(port)
     return port

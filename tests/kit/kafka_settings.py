@@ -1,18 +1,16 @@
-"""What a local broker is configured with: listeners, users and `server.properties`, as plain values.
+"""How brokers of tests are configured beyond a plain one: listeners, users, replicas, and any other property.
 
-Owns the settings that make a loopback cluster small and quick. Starts nothing and touches no file.
+Plain values; starts nothing and touches no file.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from fluxpool_cli.local.kafka.broker import CONTROLLER_LISTENER, PLAIN_LISTENER, plain_properties
 from fluxpool_cli.local.loopback import HOST
+from fluxpool_contract.kafka import SaslMechanism, SecurityProtocol
 
-# Brokers and our own admin calls talk through this one, so that it is always there and needs no login.
-PLAIN_LISTENER = "PLAINTEXT"
-CONTROLLER_LISTENER = "CONTROLLER"
 # Every partition has to be led and loaded before each group can be served, and readiness asks them one by one: far
 # fewer than Kafka's 50.
 OFFSETS_PARTITIONS = 3
@@ -33,29 +31,13 @@ _OWNED_SETTINGS = frozenset(
 )
 
 
-class SecurityProtocol(StrEnum):
-    """How clients of a listener connect."""
-
-    PLAINTEXT = "PLAINTEXT"
-    SSL = "SSL"
-    SASL_PLAINTEXT = "SASL_PLAINTEXT"
-    SASL_SSL = "SASL_SSL"
-
-
-class ScramMechanism(StrEnum):
-    """The two SCRAM mechanisms that Kafka knows."""
-
-    SHA_256 = "SCRAM-SHA-256"
-    SHA_512 = "SCRAM-SHA-512"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScramUser:
     """A login that is written into the cluster's metadata when it is formatted."""
 
     name: str
     password: str = field(repr=False)
-    mechanism: ScramMechanism = ScramMechanism.SHA_512
+    mechanism: SaslMechanism = SaslMechanism.SCRAM_SHA_512
 
     def __post_init__(self) -> None:
         """Refuse what the format tool's `key=value,...` notation cannot carry."""
@@ -73,13 +55,12 @@ class ListenerSpec:
     """One more address of every broker, beside the plain one.
 
     `properties` are the listener's own settings without prefix, such as `ssl.keystore.type` or
-    `plain.sasl.jaas.config`. Without `port`, a free port is chosen once for each broker and kept. `advertised_ports`
-    maps node id -> the loopback port that clients are told to use instead, for what stands between them and the broker.
+    `plain.sasl.jaas.config`. `advertised_ports` maps node id -> the loopback port at which clients find the broker
+    instead of its own, such as a proxy's.
     """
 
     name: str
     protocol: SecurityProtocol
-    port: int | None = None
     advertised_ports: Mapping[int, int] = field(default_factory=dict)
     properties: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -89,8 +70,6 @@ class ListenerSpec:
             raise ValueError(f"listener name {self.name!r}: use capital letters, digits and _, such as SASL")
         if self.name in {PLAIN_LISTENER, CONTROLLER_LISTENER}:
             raise ValueError(f"listener name {self.name!r} is taken by the cluster itself: choose another one")
-        if self.port is not None and not 1 <= self.port <= 65535:
-            raise ValueError(f"listener {self.name}: port {self.port} is not between 1 and 65535")
         for node_id, port in self.advertised_ports.items():
             if not 1 <= port <= 65535:
                 raise ValueError(
@@ -99,13 +78,11 @@ class ListenerSpec:
 
 
 def check_listeners(listeners: Sequence[ListenerSpec], *, brokers: int) -> None:
-    """Raise `ValueError` for a name used twice, a fixed port for several brokers, or a broker that is not there."""
+    """Raise `ValueError` for a name used twice or a broker that is not there."""
     names = [listener.name for listener in listeners]
     if len(set(names)) != len(names):
         raise ValueError(f"listeners {', '.join(names)}: each name may be used once")
     for listener in listeners:
-        if listener.port is not None and brokers > 1:
-            raise ValueError(f"listener {listener.name}: {brokers} brokers cannot share port {listener.port}; omit it")
         strangers = sorted(listener.advertised_ports.keys() - set(range(1, brokers + 1)))
         if strangers:
             raise ValueError(
@@ -125,7 +102,6 @@ def broker_properties(
     node_id: int,
     ports: Mapping[int, Mapping[str, int]],
     listeners: Sequence[ListenerSpec],
-    log_dir: str,
     extra_properties: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the settings of one broker; `ports` maps each broker's node id to listener name -> port.
@@ -138,13 +114,7 @@ def broker_properties(
     protocols = {PLAIN_LISTENER: SecurityProtocol.PLAINTEXT} | {spec.name: spec.protocol for spec in listeners}
     advertised = {spec.name: spec.advertised_ports[node_id] for spec in listeners if node_id in spec.advertised_ports}
     voters = ",".join(f"{node}@{HOST}:{node_ports[CONTROLLER_LISTENER]}" for node, node_ports in sorted(ports.items()))
-    small_and_quick = {
-        "auto.create.topics.enable": "false",
-        # A broker that was SIGKILLed may only register again once its old session is over: 4.5 s with these, 12 s with
-        # the defaults.
-        "broker.session.timeout.ms": "2000",
-        "broker.heartbeat.interval.ms": "500",
-        "group.initial.rebalance.delay.ms": "0",
+    replication = {
         "default.replication.factor": replicas,
         "min.insync.replicas": in_sync,
         "offsets.topic.replication.factor": replicas,
@@ -161,12 +131,8 @@ def broker_properties(
         for key, value in spec.properties.items()
     }
     layout = {
-        "process.roles": "broker,controller",
         "node.id": node_id,
-        "log.dirs": log_dir,
         "controller.quorum.voters": voters,
-        "controller.listener.names": CONTROLLER_LISTENER,
-        "inter.broker.listener.name": PLAIN_LISTENER,
         "listeners": _addresses([*protocols, CONTROLLER_LISTENER], own_ports),
         "advertised.listeners": _addresses(protocols, dict(own_ports) | advertised),
         "listener.security.protocol.map": ",".join(
@@ -176,7 +142,7 @@ def broker_properties(
         # The readiness check computes which group lands on which partition.
         "offsets.topic.num.partitions": OFFSETS_PARTITIONS,
     }
-    merged = small_and_quick | of_listeners | dict(extra_properties) | layout
+    merged = plain_properties(own_ports) | replication | of_listeners | dict(extra_properties) | layout
     return {key: str(value) for key, value in merged.items()}
 
 
