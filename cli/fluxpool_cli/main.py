@@ -20,21 +20,12 @@ import structlog
 import typer
 
 from fluxpool_cli import model
-from fluxpool_cli.arguments import check_arguments
 from fluxpool_cli.dlq import commands as dlq
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.commands import app as local_app
+from fluxpool_cli.options import check_arguments, with_option_groups
 from fluxpool_cli.submit.commands import submit
-from fluxpool_cli.terminal import (
-    JsonOption,
-    OutputFormat,
-    OutputOption,
-    chosen_format,
-    say,
-    say_paragraph,
-    write_json,
-    write_line,
-)
+from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line
 from fluxpool_cli.trace.commands import trace
 from fluxpool_cli.watch.commands import watch
 
@@ -55,9 +46,10 @@ app.command()(trace)
 
 
 @app.command()
-def version(*, output: OutputOption = OutputFormat.TABLE, as_json: JsonOption = False) -> None:
+@with_option_groups
+def version(*, output: OutputOptions) -> None:
     """Print the version."""
-    if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
+    if output.json:
         write_json({"version": importlib.metadata.version("fluxpool")})
     else:
         _print_version(asked=True)

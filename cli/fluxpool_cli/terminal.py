@@ -12,6 +12,8 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
@@ -26,6 +28,9 @@ _NARROWEST_LAST_COLUMN: Final = 24
 """Below this many cells words of an ordinary length no longer fit; the last column then gets lines of its own."""
 
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Short for --output json.")]
+
+
 class OutputFormat(StrEnum):
     """Form of a command's result on standard output."""
 
@@ -33,15 +38,24 @@ class OutputFormat(StrEnum):
     JSON = "json"
 
 
-OutputOption = Annotated[
-    OutputFormat, typer.Option("--output", "-o", help="Form of the result on standard output.", show_default=True)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Short for --output json.")]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """`--output` and `--json`."""
+
+    output: Annotated[
+        OutputFormat, typer.Option("--output", "-o", help="Form of the result on standard output.", show_default=True)
+    ] = OutputFormat.TABLE
+    as_json: JsonOption = False
+
+    @property
+    def json(self) -> bool:
+        """Whether the result is a JSON document."""
+        return self.as_json or self.output is OutputFormat.JSON
 
 
-def chosen_format(output: OutputFormat, *, as_json: bool) -> OutputFormat:
-    """The format of `--output` and `--json` together."""
-    return OutputFormat.JSON if as_json else output
+def utc_text(moment: datetime) -> str:
+    """A moment for a table, UTC to the millisecond."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03d}"
 
 
 def visible(text: str) -> str:

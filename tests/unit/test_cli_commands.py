@@ -10,9 +10,8 @@ import httpx
 import pytest
 
 from fluxpool_cli.exit_codes import ExitCode
-from fluxpool_cli.local.discovery import default_gateway_url
 from fluxpool_cli.submit.gateway_answers import Generation
-from fluxpool_cli.submit.gateway_client import refusal
+from fluxpool_cli.submit.gateway_client import default_gateway_url, refusal
 
 FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
 

@@ -10,8 +10,7 @@ from aiokafka.errors import (
 )
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.kafka.kafka_run import run_on
-from fluxpool_cli.kafka.kafka_target import KafkaTarget
+from fluxpool_cli.kafka.target import KafkaTarget, run_on
 from fluxpool_contract.kafka.connection import KafkaConnection
 
 TARGET = KafkaTarget(kafka=KafkaConnection(bootstrap_servers=("kafka:9092",)))

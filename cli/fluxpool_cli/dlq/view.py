@@ -8,7 +8,7 @@ from typing import Any
 
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_cli.moments import utc_text
+from fluxpool_cli.terminal import utc_text
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, Resolution, format_time
 from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import ValidationError
 
-from fluxpool_cli.arguments import finite, printable_path
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.data_dir import DEFAULT_NAME, AlreadyRunningError, DataDir, DataDirError
 from fluxpool_cli.local.demo.demo import DemoOptions, run_demo
@@ -18,17 +17,8 @@ from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.state_file import StackState
 from fluxpool_cli.local.workers.model_check import ModelError, checked_model
 from fluxpool_cli.local.workers.scaler import worker_count
-from fluxpool_cli.terminal import (
-    JsonOption,
-    OutputFormat,
-    OutputOption,
-    chosen_format,
-    say,
-    say_paragraph,
-    write_json,
-    write_line,
-    write_table,
-)
+from fluxpool_cli.options import finite, printable_path, with_option_groups
+from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line, write_table
 from fluxpool_cli.watch.overview import OverviewDisplay
 from fluxpool_contract.problems import explain
 
@@ -50,6 +40,7 @@ MaxWorkersOption = Annotated[
 
 
 @app.command()
+@with_option_groups
 def up(
     context: typer.Context,
     *,
@@ -64,14 +55,12 @@ def up(
     idle_grace: Annotated[float, typer.Option(help="Seconds without work before all workers go.")] = 20.0,
     gateway_port: Annotated[int | None, typer.Option(help="Port of the gateway; chosen once and kept.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the stack is ready.")] = False,
-    output: OutputOption = OutputFormat.TABLE,
-    as_json: JsonOption = False,
+    output: OutputOptions,
 ) -> None:
     """Start the stack; Ctrl-C ends it, or `local down` when detached.
 
     A second `up` says what runs, and is refused when it asks for something else. Exits 130 after Ctrl-C.
     """
-    as_format = chosen_format(output, as_json=as_json)
     options = _options(
         data_dir=data_dir.resolve(),
         bootstrap_servers=bootstrap_servers,
@@ -87,14 +76,14 @@ def up(
         state = wait_for_other(folder)
         _refuse_changes(context, options, state)
         say(f"a stack already runs in {folder.path}; it is left as it is")
-        _show_addresses(state, as_format)
+        _show_addresses(state, output)
         return
     if detach:
-        _show_addresses(_guarded(lambda: start_detached(options, report=say)), as_format)
+        _show_addresses(_guarded(lambda: start_detached(options, report=say)), output)
         return
 
     async def serve(stack: LocalStack) -> None:
-        _show_addresses(stack.state(), as_format)
+        _show_addresses(stack.state(), output)
         say("Ctrl-C ends it")
         await asyncio.Event().wait()
 
@@ -102,24 +91,19 @@ def up(
 
 
 @app.command()
-def status(
-    *,
-    data_dir: DataDirOption = Path(DEFAULT_NAME),
-    output: OutputOption = OutputFormat.TABLE,
-    as_json: JsonOption = False,
-) -> None:
+@with_option_groups
+def status(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOptions) -> None:
     """Show the parts of the stack, the lag and the last plan; exits 3 when nothing runs, 1 when something is broken."""
     folder = DataDir.at(data_dir)
-    as_format = chosen_format(output, as_json=as_json)
     state = StackState.load(folder.state)
     if state is None or not state.alive():
-        if as_format is OutputFormat.JSON:
+        if output.json:
             write_json({"running": False, "data_dir": str(folder.path)})
         raise CommandError(
             ExitCode.UNREACHABLE,
             f"nothing runs in {folder.path}; start it with `fluxpool local up --data-dir {data_dir}`",
         )
-    if as_format is OutputFormat.JSON:
+    if output.json:
         write_json({"running": state.supervisor.is_alive(), **state.model_dump(mode="json")})
     else:
         _show_status(state)
@@ -209,7 +193,7 @@ def _refuse_changes(context: typer.Context, options: StackOptions, state: StackS
         )
 
 
-def _show_addresses(state: StackState, as_format: OutputFormat) -> None:
+def _show_addresses(state: StackState, output: OutputOptions) -> None:
     addresses = {
         "gateway_url": state.gateway_url,
         "bootstrap_servers": state.bootstrap_servers,
@@ -217,7 +201,7 @@ def _show_addresses(state: StackState, as_format: OutputFormat) -> None:
         "model": state.model,
         "pid": state.supervisor.pid,
     }
-    if as_format is OutputFormat.JSON:
+    if output.json:
         write_json(addresses)
         return
     write_table(("", ""), [(name, str(value)) for name, value in addresses.items()])

@@ -15,7 +15,7 @@ import httpx
 import typer
 
 from fluxpool_cli.exit_codes import CommandError
-from fluxpool_cli.kafka.kafka_target import find_target
+from fluxpool_cli.kafka.target import find_target
 from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.data_dir import DataDir, private_files
 from fluxpool_cli.local.kafka.broker import KafkaStartError

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fluxpool_cli.local.data_dir import DEFAULT_NAME, DataDir
+
 _START_TIME_TOLERANCE_SECONDS = 0.5
 """The system counts in hundredths of a second; a pid does not come round again within half of one."""
 _POLL_INTERVAL_SECONDS = 0.05
@@ -143,3 +145,17 @@ def wait_until_gone(processes: Iterable[ProcessRecord], *, deadline_seconds: flo
         time.sleep(_POLL_INTERVAL_SECONDS)
         remaining = tuple(process for process in remaining if process.is_alive())
     return remaining
+
+
+def running_stack(data_dir: Path | None = None) -> StackState | None:
+    """The stack that is ready in a data folder, by default `.fluxpool` here; null when none is."""
+    state = StackState.load(DataDir.at(data_dir or Path(DEFAULT_NAME)).state)
+    if state is None or state.phase is not Phase.READY or not state.supervisor.is_alive():
+        return None
+    return state
+
+
+def why_workers_cannot_start(data_dir: Path | None = None) -> str | None:
+    """What every worker of the running stack fails with; null while they work, or when no stack runs."""
+    state = running_stack(data_dir)
+    return None if state is None else state.workers_problem

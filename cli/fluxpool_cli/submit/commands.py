@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fluxpool_cli.arguments import finite, printable_path
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.kafka.kafka_target import DataDirOption, KafkaTarget, find_target
-from fluxpool_cli.local.data_dir import DEFAULT_NAME
-from fluxpool_cli.local.discovery import default_gateway_url, why_workers_cannot_start
+from fluxpool_cli.kafka.target import DEFAULT_DATA_DIR, DataDirOption, KafkaTarget, find_target, run_on
+from fluxpool_cli.local.state_file import why_workers_cannot_start
+from fluxpool_cli.options import finite, printable_path
 from fluxpool_cli.submit.gateway_answers import Generation
-from fluxpool_cli.submit.gateway_client import GatewayClient
+from fluxpool_cli.submit.gateway_client import GatewayClient, default_gateway_url
 from fluxpool_cli.submit.image_files import check_folder, save_images
+from fluxpool_cli.submit.kafka_submission import submit_to_kafka
 from fluxpool_cli.submit.polling import Deadline, wait_until_finished
-from fluxpool_cli.terminal import JsonOption, OutputFormat, chosen_format, say, write_json, write_line
+from fluxpool_cli.terminal import JsonOption, OutputFormat, say, write_json, write_line
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
@@ -62,7 +62,7 @@ def submit(
     output: Annotated[OutputFormat, typer.Option("--output", help="Form of the result.")] = OutputFormat.TABLE,
     as_json: JsonOption = False,
     url: UrlOption = None,
-    data_dir: DataDirOption = Path(DEFAULT_NAME),
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
     bootstrap_servers: Annotated[
         str | None,
         typer.Option(help="Kafka, as host:port[,host:port]: write the task to its topic, without a gateway."),
@@ -94,7 +94,7 @@ def submit(
     if size is not None:
         fields["width"], fields["height"] = parse_size(size)
     body = {name: value for name, value in fields.items() if value is not None}
-    as_format = chosen_format(output, as_json=as_json)
+    as_format = OutputFormat.JSON if as_json else output
     # Before the task is sent, not after it was drawn.
     if output_dir is not None and str(output_dir) in set(OutputFormat) and not output_dir.exists():
         raise typer.BadParameter(
@@ -135,10 +135,6 @@ def submit(
 
 
 def _submit_to_kafka(target: KafkaTarget, body: dict[str, Any], *, idempotency_key: str | None) -> Generation:
-    # Imported here: Kafka's clients take a tenth of a second, which the usual way need not wait for.
-    from fluxpool_cli.kafka.kafka_run import run_on  # noqa: PLC0415
-    from fluxpool_cli.submit.kafka_submission import submit_to_kafka  # noqa: PLC0415
-
     return Generation(run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key)))
 
 

@@ -8,12 +8,14 @@ import os
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 import httpx
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.local.state_file import running_stack
 from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
 
 URL_VARIABLE: Final = "FLUXPOOL_URL"
@@ -27,6 +29,12 @@ _MAX_RETRY_AFTER_SECONDS: Final = 30.0
 _MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
 _LAST_PORT: Final = 65_535
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def default_gateway_url(data_dir: Path | None = None) -> str:
+    """The address of the local stack's gateway, else where a gateway listens by default."""
+    state = running_stack(data_dir)
+    return state.gateway_url if state is not None and state.gateway_url else DEFAULT_URL
 
 
 class GatewayAwayError(CommandError):

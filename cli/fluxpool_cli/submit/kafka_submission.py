@@ -13,7 +13,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaException
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.kafka.kafka_target import KafkaTarget
+from fluxpool_cli.kafka.target import KafkaTarget
 from fluxpool_contract.header_names import TYPE_REQUESTED
 from fluxpool_contract.messages import (
     DEFAULT_TENANT,

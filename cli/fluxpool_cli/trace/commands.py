@@ -6,25 +6,16 @@ from typing import Annotated
 import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.kafka.kafka_run import run_on
-from fluxpool_cli.kafka.kafka_target import DEFAULT_DATA_DIR, BootstrapOption, DataDirOption, KafkaTarget, find_target
-from fluxpool_cli.moments import parse_moment, utc_text
+from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target, run_on
+from fluxpool_cli.options import parse_moment, with_option_groups
 from fluxpool_cli.reading_bar import reading_bar
-from fluxpool_cli.terminal import (
-    JsonOption,
-    OutputFormat,
-    OutputOption,
-    chosen_format,
-    say,
-    write_json,
-    write_line,
-    write_table,
-)
+from fluxpool_cli.terminal import OutputOptions, say, utc_text, write_json, write_line, write_table
 from fluxpool_cli.trace.reading import Trace, read_trace, reading_start
 from fluxpool_cli.trace.view import COLUMNS, OPTIONAL_COLUMNS, closing_lines, trace_document, trace_rows
 from fluxpool_contract.messages import check_request_id
 
 
+@with_option_groups
 def trace(
     request_id: Annotated[str, typer.Argument(help="The task's id.")],
     *,
@@ -35,10 +26,8 @@ def trace(
             "when the gateway made the id; for any other id all there is."
         ),
     ] = None,
-    bootstrap_servers: BootstrapOption = None,
-    data_dir: DataDirOption = DEFAULT_DATA_DIR,
-    output: OutputOption = OutputFormat.TABLE,
-    as_json: JsonOption = False,
+    kafka: TargetOptions,
+    output: OutputOptions,
 ) -> None:
     """Show a task's life across topics, offsets, attempts and workers, in order of time.
 
@@ -49,14 +38,14 @@ def trace(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="REQUEST_ID") from None
     start = reading_start(request_id) if since is None else parse_moment(since, now=datetime.now(UTC), option="--since")
-    target = find_target(bootstrap_servers, data_dir)
+    target = find_target(kafka.bootstrap_servers, kafka.data_dir)
     found = run_on(target, _read(target, request_id, start))
     for topic in found.missing_topics:
         say(f"topic {topic} does not exist, so nothing was read from it")
     if not found.events:
         where = "all that the topics hold" if start is None else f"what was written since {utc_text(start)} UTC"
         raise CommandError(ExitCode.FAILED, f"nothing about {request_id} in {where}; check the id, --since and topics")
-    if chosen_format(output, as_json=as_json) is OutputFormat.JSON:
+    if output.json:
         write_json(trace_document(found))
         return
     write_table(COLUMNS, trace_rows(found.events), optional=OPTIONAL_COLUMNS)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-from fluxpool_cli.kafka.kafka_target import KafkaTarget
+from fluxpool_cli.kafka.target import KafkaTarget
 from fluxpool_cli.reading_bar import Bar
 from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole, TraceEvent
 from fluxpool_contract.kafka import retry_group

@@ -5,7 +5,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from fluxpool_cli.moments import utc_text
+from fluxpool_cli.terminal import utc_text
 from fluxpool_cli.trace.events import EventKind, TraceEvent
 from fluxpool_cli.trace.reading import Standing, Trace, Whereabouts
 from fluxpool_contract.messages import ResultStatus

@@ -8,20 +8,11 @@ from typing import Annotated
 
 import typer
 
-from fluxpool_cli.kafka.kafka_run import run_on
-from fluxpool_cli.kafka.kafka_target import DEFAULT_DATA_DIR, BootstrapOption, DataDirOption, KafkaTarget, find_target
 from fluxpool_cli.kafka.results_topic import ResultsTopic
-from fluxpool_cli.local.discovery import running_stack
-from fluxpool_cli.terminal import (
-    JsonOption,
-    OutputFormat,
-    OutputOption,
-    chosen_format,
-    say,
-    write_json,
-    write_line,
-    write_table,
-)
+from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target, run_on
+from fluxpool_cli.local.state_file import running_stack
+from fluxpool_cli.options import with_option_groups
+from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
 from fluxpool_cli.watch.overview import Overview, OverviewDisplay
 from fluxpool_contract.messages import GenerationResult
 from fluxpool_transport.lag import LagReader
@@ -31,26 +22,24 @@ _NEWEST_RECORDS = 10_000
 _INTERVAL_SECONDS = 1.0
 
 
+@with_option_groups
 def watch(
     *,
-    bootstrap_servers: BootstrapOption = None,
-    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    kafka: TargetOptions,
     once: Annotated[bool, typer.Option("--once", help="Show one moment and end.")] = False,
-    output: OutputOption = OutputFormat.TABLE,
-    as_json: JsonOption = False,
+    output: OutputOptions,
 ) -> None:
     """Show lag by lane, workers and the newest results; Ctrl-C ends it.
 
     Topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
     FLUXPOOL_LANES variables.
     """
-    as_format = chosen_format(output, as_json=as_json)
-    if as_format is OutputFormat.JSON and not once:
+    if output.json and not once:
         raise typer.BadParameter("needs --once: one moment is one document", param_hint="--output json")
-    target = find_target(bootstrap_servers, data_dir)
+    target = find_target(kafka.bootstrap_servers, kafka.data_dir)
     # Ctrl-C is how the live view ends.
     with contextlib.suppress(KeyboardInterrupt):
-        run_on(target, _watch(target, data_dir=data_dir, once=once, as_format=as_format))
+        run_on(target, _watch(target, data_dir=kafka.data_dir, once=once, output=output))
 
 
 def result_line(result: GenerationResult) -> str:
@@ -59,7 +48,7 @@ def result_line(result: GenerationResult) -> str:
     return f"{result.status} {result.request_id} by {result.worker or '?'} {where}"
 
 
-async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, as_format: OutputFormat) -> None:
+async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, output: OutputOptions) -> None:
     topic = target.topics.results
     async with (
         ResultsTopic(target.kafka, topic, newest_records=_NEWEST_RECORDS) as results,
@@ -70,7 +59,7 @@ async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, as_format: 
             say(f"{topic} has {results.passed_over} older records, which are not counted")
         moment = await _observe(target, results, reader, data_dir)
         if once:
-            if as_format is OutputFormat.JSON:
+            if output.json:
                 write_json(moment.document())
             else:
                 write_table(("", ""), moment.rows())

@@ -4,18 +4,21 @@ Owns that order. In a worker's environment the commands work as they are: they r
 `FLUXPOOL_TOPICS_*`, `FLUXPOOL_CONSUMER_GROUP` and `FLUXPOOL_LANES`, and nothing else of it.
 """
 
+import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
+from aiokafka.errors import AuthenticationFailedError, BrokerResponseError, KafkaError
 
-from fluxpool_cli.arguments import printable_path
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.data_dir import DEFAULT_NAME
-from fluxpool_cli.local.discovery import running_stack
+from fluxpool_cli.local.state_file import running_stack
+from fluxpool_cli.options import printable_path
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_contract.settings import (
     DEFAULT_CONSUMER_GROUP,
@@ -27,6 +30,10 @@ from fluxpool_contract.settings import (
     SettingsError,
     serving_groups,
 )
+from fluxpool_transport.dlq import ResolutionInterruptedError
+from fluxpool_transport.kafka import KafkaCredentialsError, KafkaUnavailableError, TopicScanError
+
+T = TypeVar("T")
 
 _SERVERS = "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS"
 _READ = ("FLUXPOOL_KAFKA_", "FLUXPOOL_TOPICS_", "FLUXPOOL_CONSUMER_GROUP", "FLUXPOOL_LANES")
@@ -42,6 +49,14 @@ BootstrapOption = Annotated[
 ]
 DataDirOption = Annotated[Path, typer.Option(help="Folder of the local stack.", callback=printable_path)]
 DEFAULT_DATA_DIR = Path(DEFAULT_NAME)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOptions:
+    """`--bootstrap-servers` and `--data-dir`."""
+
+    bootstrap_servers: BootstrapOption = None
+    data_dir: DataDirOption = DEFAULT_DATA_DIR
 
 
 class KafkaTarget(EnvironmentSettings):
@@ -94,4 +109,22 @@ def find_target(
         if bootstrap_servers is not None and str(error).startswith(_SERVERS):
             message = _POSITION.sub("", str(error).partition(": ")[2])
             raise typer.BadParameter(message, param_hint="--bootstrap-servers") from None
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+
+
+def run_on(target: KafkaTarget, work: Coroutine[Any, Any, T]) -> T:
+    """Run work with Kafka; whatever goes wrong raises `CommandError` with the exit code and the remedy."""
+    try:
+        return asyncio.run(work)
+    except (BrokerResponseError, AuthenticationFailedError) as error:
+        raise CommandError(
+            ExitCode.UNREACHABLE, f"Kafka at {target.servers} refuses it ({error}); check the Kafka user and its rights"
+        ) from None
+    except (KafkaError, KafkaUnavailableError) as error:
+        raise CommandError(
+            ExitCode.UNREACHABLE, f"Kafka at {target.servers} does not answer ({error}); check --bootstrap-servers"
+        ) from None
+    except ResolutionInterruptedError as error:
+        raise CommandError(ExitCode.UNREACHABLE, str(error)) from None
+    except (TopicScanError, KafkaCredentialsError) as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
