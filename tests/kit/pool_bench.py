@@ -48,7 +48,7 @@ class FakeCluster(ClusterClient):
         ]
 
     def put(self, path: str, body: Mapping[str, Any]) -> Body:
-        """Store an object as somebody else would."""
+        """Store an object as another client would."""
         return self._store(path, body)
 
     async def get(self, path: str, *, query: Mapping[str, str] | None = None, accept: str = "") -> Body:
@@ -99,7 +99,7 @@ class FakeCluster(ClusterClient):
 
 
 class FakeHub(BacklogHub):
-    """A Kafka whose backlog is told: `pending` records in each lane, or None for one that does not answer."""
+    """A Kafka whose backlog is scripted: `pending` records in each lane, or None for one that does not answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class PoolBench:
     shared: OperatorContext | None = None
     """Of another pool of the same operator."""
     create_time: tuple[str, ...] | None = ()
-    """What is found out about the topics that nobody may change."""
+    """Reported for topics that are only observed."""
     seconds: float = 1000.0
     woken: set[Change] = field(default_factory=set)
 
@@ -176,7 +176,7 @@ class PoolBench:
 
     @property
     def replicas(self) -> int | None:
-        """What the Deployment was last told; None when there is none."""
+        """`spec.replicas` of the Deployment; None without one."""
         found = self.cluster.objects.get(self.deployment_path)
         return None if found is None else int(found["spec"]["replicas"])
 
@@ -187,7 +187,7 @@ class PoolBench:
 
     def condition(self, type_: str) -> Condition:
         """A condition as last written."""
-        return next(each for each in self.writer.written.conditions if each.type == type_)
+        return next(found for found in self.writer.written.conditions if found.type == type_)
 
     async def reconcile(self, *changes: Change) -> float:
         """Reconcile once; returns the seconds until the next time."""

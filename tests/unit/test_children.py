@@ -1,6 +1,6 @@
-"""The children of a pool: golden files for whole manifests, properties for what must hold for every pool.
+"""The children of a pool: golden files for whole manifests, properties for every pool.
 
-A golden file that changes is a rollout of somebody's GPUs: `UPDATE_GOLDEN=1 pytest tests/unit/test_children.py`
+A golden file that changes rolls the pods of every pool: `UPDATE_GOLDEN=1 pytest tests/unit/test_children.py`
 writes them again, and the difference is to be reviewed as such.
 """
 
@@ -20,7 +20,6 @@ from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.children import (
     Children,
     SecretKey,
-    manifest_hash,
     render_children,
     required_secret_keys,
     secret_variables,
@@ -28,6 +27,7 @@ from fluxpool_operator.children import (
     selector_text,
     worker_settings,
 )
+from fluxpool_operator.children.identity import manifest_hash
 from kit.pools import (
     ACCEPTED,
     FULL_SPEC,
@@ -128,7 +128,7 @@ _edits = st.fixed_dictionaries(
 
 
 @given(_edits, _text)
-def test_the_worker_reads_the_settings_that_the_pool_means(edits: dict[str, Any], secret: str) -> None:
+def test_the_worker_reads_the_settings_of_the_pool(edits: dict[str, Any], secret: str) -> None:
     pool = _pool(edits)
     keys = secret_variables(pool.spec)
     secrets = {key: f"{secret}{number}" for number, key in enumerate(sorted(set(keys.values())))}
@@ -143,7 +143,7 @@ def test_the_worker_reads_the_settings_that_the_pool_means(edits: dict[str, Any]
 
 
 @given(_edits)
-def test_no_secret_is_written_and_none_is_forgotten(edits: dict[str, Any]) -> None:
+def test_no_secret_is_written_and_none_is_missing(edits: dict[str, Any]) -> None:
     pool = _pool(edits)
     children = render_children(pool, replicas=1)
     assert "by-reference" not in json.dumps(children.in_order())
@@ -188,7 +188,7 @@ def test_settings_that_contradict_each_other_are_refused_without_the_server_too(
 # Secrets
 
 
-def test_every_secret_that_a_pod_waits_for_is_known() -> None:
+def test_every_secret_that_a_pod_needs_is_required() -> None:
     assert [str(key) for key in required_secret_keys(_pool(spec=FULL_SPEC).spec)] == [
         "bucket/access-key-id",
         "bucket/secret-access-key",
@@ -228,7 +228,7 @@ def test_certificates_are_mounted_where_the_settings_look_for_them() -> None:
     }
 
 
-def test_the_authorities_of_the_token_endpoint_are_mounted_beside_those_of_kafka() -> None:
+def test_the_ca_of_the_token_endpoint_is_mounted_beside_that_of_kafka() -> None:
     edits = {
         "kafka.security": OAUTH_PRIVATE_ENDPOINT,
         "kafka.security.protocol": "SASL_SSL",
@@ -296,7 +296,7 @@ def test_other_secrets_make_other_pods() -> None:
     ],
     ids=lambda edits: next(iter(edits)),
 )
-def test_what_is_no_matter_of_pods_makes_no_new_pods(edits: dict[str, Any]) -> None:
+def test_a_change_that_does_not_affect_pods_makes_no_new_pods(edits: dict[str, Any]) -> None:
     same = render_children(_pool(), replicas=1)
     assert render_children(_pool(edits), replicas=4, max_unavailable=3).template_hash == same.template_hash
 
@@ -306,7 +306,7 @@ def test_what_is_no_matter_of_pods_makes_no_new_pods(edits: dict[str, Any]) -> N
     [{"worker.image": "new"}, {"model.revision": "x"}, {"worker.gpu.count": 2}, {"worker.podLabels": {"a": "b"}}],
     ids=lambda edits: next(iter(edits)),
 )
-def test_what_is_a_matter_of_pods_makes_new_ones(edits: dict[str, Any]) -> None:
+def test_a_change_that_affects_pods_makes_new_ones(edits: dict[str, Any]) -> None:
     assert render_children(_pool(edits), replicas=1).template_hash != render_children(_pool(), replicas=1).template_hash
 
 
@@ -388,7 +388,7 @@ def test_probes_ask_the_address_that_the_worker_listens_on() -> None:
     assert startup["periodSeconds"] * startup["failureThreshold"] == 65
 
 
-def test_a_worker_that_ends_without_a_word_leaves_the_end_of_its_log() -> None:
+def test_a_worker_that_ends_without_a_message_leaves_the_end_of_its_log() -> None:
     assert _container(_template())["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
@@ -410,26 +410,26 @@ def test_the_gpus_taint_is_tolerated_once() -> None:
     ]
 
 
-def test_a_folder_of_the_node_needs_the_operators_leave() -> None:
+def test_a_host_path_needs_the_operators_permission() -> None:
     with pytest.raises(InvalidPoolError, match=r"spec\.model\.cache\.hostPath: this operator does not allow"):
         _template(HOST_PATH)
     volumes = {volume["name"]: volume for volume in _template(HOST_PATH, host_path_allowed=True)["spec"]["volumes"]}
     assert volumes["models"]["hostPath"] == {"path": "/var/lib/models", "type": "Directory"}
 
 
-def test_a_named_service_account_is_used_and_not_made() -> None:
+def test_a_named_service_account_is_used_and_not_created() -> None:
     children = render_children(_pool({"worker.serviceAccountName": "mine"}), replicas=1)
     assert children.service_account is None
     assert children.deployment["spec"]["template"]["spec"]["serviceAccountName"] == "mine"
 
 
-def test_a_made_service_account_has_no_token() -> None:
+def test_a_created_service_account_mounts_no_token() -> None:
     account = render_children(_pool(), replicas=1).service_account
     assert account is not None
     assert account["automountServiceAccountToken"] is False
 
 
-def test_a_monitor_is_made_on_demand() -> None:
+def test_a_monitor_is_created_on_demand() -> None:
     assert render_children(_pool(), replicas=1).pod_monitor is None
     monitor = render_children(_pool({"podMonitor": {"labels": {"release": "x"}}}), replicas=1).pod_monitor
     assert monitor is not None
@@ -466,6 +466,6 @@ def test_an_edit_of_the_labels_cannot_take_pods_from_the_pool() -> None:
     assert (labels["fluxpool.dev/pool"], labels["team"]) == ("standard", "x")
 
 
-def test_a_field_taken_away_is_gone_from_the_manifest() -> None:
+def test_a_removed_field_is_absent_from_the_manifest() -> None:
     full = _pool({"worker.priorityClassName": REMOVED}, spec=FULL_SPEC)
     assert "priorityClassName" not in render_children(full, replicas=1).deployment["spec"]["template"]["spec"]

@@ -73,7 +73,7 @@ def test_every_field_is_explained(path: str) -> None:
     assert text.endswith(".")
 
 
-def test_nothing_is_let_through_unseen() -> None:
+def test_no_unknown_field_is_preserved() -> None:
     for path, node in {"": SCHEMA, **NODES}.items():
         assert not {key for key in node if key.startswith("x-kubernetes-preserve")}, path
         if node.get("type") == "object" and path != "metadata":
@@ -101,7 +101,7 @@ def test_everything_is_bounded() -> None:
     assert unbounded == []
 
 
-def test_every_list_says_how_appliers_share_it() -> None:
+def test_every_list_declares_its_list_type() -> None:
     for path, node in NODES.items():
         if node.get("type") != "array":
             continue

@@ -1,4 +1,4 @@
-"""Whom the operator connects to for a pool: names as the pool's pods resolve them, and addresses that are allowed."""
+"""The connection to a pool's Kafka: addresses as its pods resolve them, allowed addresses, certificates and Secrets."""
 
 import base64
 from collections.abc import Awaitable, Callable, Mapping
@@ -30,7 +30,7 @@ IN_CLUSTER = {"FLUXPOOL_NAMESPACE": "fluxpool-system"}
 
 
 def names(*known: str) -> Callable[[str], Awaitable[bool]]:
-    """A name service with these names."""
+    """A DNS with these names."""
 
     async def exists(name: str) -> bool:
         return name in known
@@ -76,7 +76,7 @@ async def access(
         ("[2001:db8::1]:9092", (), "[2001:db8::1]:9092"),
     ],
 )
-async def test_a_name_means_what_it_means_to_the_pods_of_its_pool(
+async def test_a_broker_name_resolves_as_in_the_pods_of_its_pool(
     written: str, known: tuple[str, ...], resolved: str
 ) -> None:
     assert await resolve_servers([written], namespace="images", exists=names(*known)) == (resolved,)
@@ -95,7 +95,7 @@ async def test_in_its_own_namespace_the_operator_takes_the_name_as_written(tmp_p
     assert found.servers == ("kafka.images.svc:9092",)
 
 
-async def test_a_silent_name_service_is_said_and_asked_again(tmp_path: Path) -> None:
+async def test_dns_that_does_not_answer_is_reported_and_asked_again(tmp_path: Path) -> None:
     async def silent(name: str) -> bool:
         raise BrokerNameError(f"{name} cannot be looked up: no answer")
 
@@ -113,7 +113,7 @@ def test_all_ways_to_write_one_service_compare_equal(server: str) -> None:
     assert comparable_server(server) == "kafka.images:9092"
 
 
-async def test_pools_of_two_namespaces_that_say_the_same_short_name_do_not_conflict(tmp_path: Path) -> None:
+async def test_pools_of_two_namespaces_with_the_same_short_name_do_not_conflict(tmp_path: Path) -> None:
     first = PoolBench(body=pool_body(namespace="a"), folder=tmp_path, environment=IN_CLUSTER)
     body = edited(pool_body(namespace="b"), {".metadata.uid": "another"})
     second = PoolBench(body=body, folder=tmp_path, environment=IN_CLUSTER, shared=first.context)
@@ -184,7 +184,7 @@ def test_no_host_but_those_below_the_pattern_is_allowed(text: str) -> None:
         assert not set("/@:?#\\ ") & set(text[: -len(":9092")])
 
 
-async def test_a_broker_that_is_not_allowed_is_never_connected_to_and_the_pool_says_so(tmp_path: Path) -> None:
+async def test_a_broker_that_is_not_allowed_is_never_connected_to_and_the_status_names_it(tmp_path: Path) -> None:
     environment = {**IN_CLUSTER, "FLUXPOOL_ALLOWED_BROKERS": "*.streams.svc:9092"}
     bench = PoolBench(body=pool_body(namespace="images"), folder=tmp_path, environment=environment)
     bench.hub.pending = 5
@@ -214,7 +214,7 @@ def _certificates() -> tuple[FluxWorkerPool, SecretValues]:
     return pool(kafka__security=security), SecretValues(values=values, missing=())
 
 
-def test_the_end_of_an_earlier_pool_of_the_name_does_not_take_the_certificates_of_the_next(tmp_path: Path) -> None:
+def test_closing_an_earlier_pool_does_not_remove_the_certificates_of_the_next(tmp_path: Path) -> None:
     found, secrets = _certificates()
     old, new = SecretFiles(tmp_path / "pool"), SecretFiles(tmp_path / "pool")
     old.write(found, secrets)
@@ -245,7 +245,7 @@ OAUTH_SECRETS = {
 }
 
 
-async def test_the_operator_asks_the_token_endpoint_as_the_pool_says(tmp_path: Path) -> None:
+async def test_the_operator_requests_tokens_as_the_pool_configures(tmp_path: Path) -> None:
     secrets = SecretValues(values=OAUTH_SECRETS, missing=())
     found = await access(pool(kafka__security=OAUTH_PRIVATE_ENDPOINT), tmp_path, secrets=secrets)
     assert found.problems == ()
@@ -255,7 +255,7 @@ async def test_the_operator_asks_the_token_endpoint_as_the_pool_says(tmp_path: P
     assert found.connection.oauth_ca_file.read_bytes() == AUTHORITY
 
 
-async def test_without_the_authorities_of_the_token_endpoint_kafka_is_not_reached(tmp_path: Path) -> None:
+async def test_without_the_ca_of_the_token_endpoint_there_is_no_connection(tmp_path: Path) -> None:
     missing = SecretKey("oauth-ca", "ca.crt")
     values = {key: value for key, value in OAUTH_SECRETS.items() if key != missing}
     secrets = SecretValues(values=values, missing=(missing,))
@@ -267,7 +267,7 @@ async def test_without_the_authorities_of_the_token_endpoint_kafka_is_not_reache
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r", b"\nx"])
-async def test_a_password_with_a_line_end_is_said_without_the_password(tmp_path: Path, line_end: bytes) -> None:
+async def test_a_password_with_a_line_end_is_reported_without_its_value(tmp_path: Path, line_end: bytes) -> None:
     values = {SecretKey("kafka-user", "username"): b"flux", SecretKey("kafka-user", "password"): b"hush" + line_end}
     found = await access(pool(kafka__security=SASL_PLAIN), tmp_path, secrets=SecretValues(values=values, missing=()))
     assert found.connection is None
@@ -277,7 +277,7 @@ async def test_a_password_with_a_line_end_is_said_without_the_password(tmp_path:
     assert "hush" not in problem.message
 
 
-async def test_a_key_of_the_bucket_with_a_line_end_is_said_and_the_backlog_still_read(tmp_path: Path) -> None:
+async def test_a_storage_key_with_a_line_end_is_reported_and_the_lag_still_read(tmp_path: Path) -> None:
     values = {SecretKey("bucket", "access-key-id"): b"AKIA", SecretKey("bucket", "secret-access-key"): b"hush\n"}
     found = await access(
         pool(storage__credentialsSecretRef={"name": "bucket"}),
@@ -306,7 +306,7 @@ async def test_a_key_of_the_bucket_with_a_line_end_is_said_and_the_backlog_still
     ids=["one", "a commented bundle", "a byte order mark", "UTF-16", "cut off", "damaged", "no PEM", "empty"],
 )
 @pytest.mark.parametrize("field", ["kafka.security", "kafka.security.oauth", "storage"])
-async def test_authorities_that_are_no_certificates_are_named_by_field_and_entry(
+async def test_a_ca_entry_without_certificates_is_named_by_field_and_entry(
     tmp_path: Path, field: str, content: bytes, is_refused: bool
 ) -> None:
     security = {**OAUTH_PRIVATE_ENDPOINT, "protocol": "SASL_SSL"}
@@ -317,7 +317,7 @@ async def test_authorities_that_are_no_certificates_are_named_by_field_and_entry
     assert all(f"spec.{field}.caSecretRef: the entry ca/ca.crt" in problem.message for problem in found.problems)
 
 
-async def test_a_pool_says_that_a_secret_cannot_be_used_until_it_is_mended(tmp_path: Path) -> None:
+async def test_an_unusable_secret_is_reported_until_it_is_corrected(tmp_path: Path) -> None:
     body = edited(pool_body(namespace="images"), {"kafka.security": SASL_PLAIN})
     bench = PoolBench(body=body, folder=tmp_path)
     path = "/api/v1/namespaces/images/secrets/kafka-user"

@@ -30,18 +30,18 @@ def pod(name: str = "standard-worker-a", **metadata: Any) -> dict[str, Any]:
     return child(name, **{"ownerReferences": owner, **metadata})
 
 
-# Whose it is
+# Ownership
 
 
-def test_a_pod_that_no_replica_set_controls_is_not_the_pools() -> None:
+def test_a_pod_without_a_controlling_replica_set_is_ignored() -> None:
     cache = ChildCache()
     cache.on_pod(pod(ownerReferences=[]), is_deleted=False)
     assert cache.pods(KEY) == ()
     cache.on_pod(pod(), is_deleted=False)
-    assert [each.name for each in cache.pods(KEY)] == ["standard-worker-a"]
+    assert [found.name for found in cache.pods(KEY)] == ["standard-worker-a"]
 
 
-def test_the_end_of_an_earlier_child_does_not_take_away_the_one_that_has_its_name_now() -> None:
+def test_the_deletion_of_a_child_does_not_remove_its_successor_of_the_same_name() -> None:
     cache, woken = ChildCache(), set[Change]()
     cache.on_child("PodDisruptionBudget", child(uid="old", resourceVersion="1"), is_deleted=False)
     cache.on_child("PodDisruptionBudget", child(uid="new", resourceVersion="2"), is_deleted=False)
@@ -50,7 +50,7 @@ def test_the_end_of_an_earlier_child_does_not_take_away_the_one_that_has_its_nam
     assert (cache.children(KEY)["PodDisruptionBudget"].uid, woken) == ("new", set())
 
 
-# Strange objects
+# Odd objects
 
 TEXT = st.text(max_size=20)
 ANNOTATIONS = st.one_of(
@@ -105,7 +105,7 @@ STATUS = st.one_of(
 
 
 @given(annotations=ANNOTATIONS, status=STATUS, labels=st.dictionaries(TEXT, TEXT, max_size=3))
-def test_no_pod_is_too_strange_to_be_summed_up(
+def test_no_odd_pod_fails_to_be_summarized(
     annotations: dict[str, str] | None, status: dict[str, Any] | None, labels: dict[str, str]
 ) -> None:
     cache = ChildCache()
@@ -131,7 +131,7 @@ FIELDS: st.SearchStrategy[Any] = st.recursive(
     fields=st.one_of(st.none(), FIELDS),
     strategy=st.one_of(st.none(), st.just({}), st.just({"rollingUpdate": None})),
 )
-def test_no_deployment_is_too_strange_to_be_summed_up(
+def test_no_odd_deployment_fails_to_be_summarized(
     annotations: dict[str, str] | None,
     status: dict[str, Any] | None,
     fields: dict[str, Any] | None,
@@ -157,7 +157,7 @@ def pool(uid: str, **metadata: Any) -> dict[str, Any]:
     return body
 
 
-async def test_a_pool_that_was_made_again_while_nobody_watched_has_one_loop(tmp_path: Path) -> None:
+async def test_a_pool_that_was_recreated_while_the_watch_was_away_has_one_loop(tmp_path: Path) -> None:
     pool_tasks = pool_tasks_of(tmp_path)
     pool_tasks.on_pool(pool("old"), is_deleted=False)
     pool_tasks.on_pool(pool("new"), is_deleted=False)
@@ -175,9 +175,7 @@ async def test_a_pool_that_was_made_again_while_nobody_watched_has_one_loop(tmp_
         {"ownerReferences": [{}], "finalizers": [""]},
     ],
 )
-async def test_no_pool_is_too_strange_to_be_looked_after_beside_others(
-    tmp_path: Path, metadata: dict[str, Any]
-) -> None:
+async def test_an_odd_pool_has_a_loop_and_disturbs_no_other(tmp_path: Path, metadata: dict[str, Any]) -> None:
     pool_tasks = pool_tasks_of(tmp_path)
     pool_tasks.on_pool(pool("odd", name="odd", **metadata), is_deleted=False)
     pool_tasks.on_pool(pool("plain"), is_deleted=False)

@@ -185,10 +185,10 @@ async def test_topics_that_keep_the_producers_time_are_named_with_the_remedy(tmp
     await pool.reconcile(Change.SPEC)
     await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the look at the topics")
     await pool.reconcile()
-    told = pool.condition("LogAppendTime")
-    assert (told.status, told.reason) == ("False", "CreateTime")
+    condition = pool.condition("LogAppendTime")
+    assert (condition.status, condition.reason) == ("False", "CreateTime")
     for words in ("topic flux-generation-tasks", "message.timestamp.type=LogAppendTime", "flux-generation-retry-15s"):
-        assert words in told.message
+        assert words in condition.message
 
 
 async def test_expired_records_are_counted_once(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ ACCOUNTS = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts"
 
 
 async def _settled(folder: Path, **edits: Any) -> PoolBench:
-    """A pool whose children are made, as long ago as a repair waits after an apply."""
+    """A pool whose children were applied long enough ago for a repair."""
     pool = bench(folder, **edits)
     await pool.run(30)
     return pool
@@ -220,9 +220,7 @@ async def _settled(folder: Path, **edits: Any) -> PoolBench:
     ("kind", "collection"),
     [("PodDisruptionBudget", BUDGETS), ("ServiceAccount", ACCOUNTS)],
 )
-async def test_a_deleted_child_is_made_again_as_soon_as_the_watch_tells(
-    tmp_path: Path, kind: str, collection: str
-) -> None:
+async def test_a_deleted_child_is_created_again_at_the_watch_event(tmp_path: Path, kind: str, collection: str) -> None:
     pool = await _settled(tmp_path)
     path = f"{collection}/standard-worker"
     gone = pool.cluster.objects.pop(path)
@@ -232,7 +230,7 @@ async def test_a_deleted_child_is_made_again_as_soon_as_the_watch_tells(
     assert path in pool.cluster.objects
 
 
-async def test_a_changed_label_of_the_deployment_is_repaired_as_soon_as_the_watch_tells(tmp_path: Path) -> None:
+async def test_a_changed_label_of_the_deployment_is_repaired_at_the_watch_event(tmp_path: Path) -> None:
     pool = await _settled(tmp_path)
     path = pool.deployment_path
     label = "app.kubernetes.io/component"
@@ -243,7 +241,7 @@ async def test_a_changed_label_of_the_deployment_is_repaired_as_soon_as_the_watc
     assert pool.cluster.objects[path]["metadata"]["labels"][label] == "worker"
 
 
-async def test_a_label_that_somebody_changes_again_and_again_is_repaired_at_a_pace(tmp_path: Path) -> None:
+async def test_a_label_that_is_changed_again_and_again_is_repaired_at_a_bounded_rate(tmp_path: Path) -> None:
     pool = await _settled(tmp_path)
     before, began = len(pool.cluster.requests), pool.seconds
     for _ in range(100):
@@ -255,14 +253,14 @@ async def test_a_label_that_somebody_changes_again_and_again_is_repaired_at_a_pa
     assert len(pool.cluster.requests) - before <= 3
 
 
-async def test_what_a_controller_writes_to_a_status_wakes_nobody(tmp_path: Path) -> None:
+async def test_a_status_that_a_controller_writes_does_not_wake_the_loop(tmp_path: Path) -> None:
     pool = await _settled(tmp_path)
     budget = pool.cluster.put(f"{BUDGETS}/standard-worker", {"status": {"currentHealthy": 3}})
     pool.context.cache.on_child("PodDisruptionBudget", budget, is_deleted=False)
     assert pool.woken == set()
 
 
-async def test_a_late_word_of_an_earlier_state_is_no_change(tmp_path: Path) -> None:
+async def test_a_late_event_of_an_earlier_state_is_no_drift(tmp_path: Path) -> None:
     pool = bench(tmp_path)
     await pool.reconcile(Change.SPEC)
     early = copy.deepcopy(pool.cluster.objects[pool.deployment_path])
@@ -274,7 +272,7 @@ async def test_a_late_word_of_an_earlier_state_is_no_change(tmp_path: Path) -> N
     assert (pool.replicas, len(pool.cluster.writes())) == (6, writes)
 
 
-async def test_a_copy_of_the_deployment_under_another_name_is_not_taken_for_the_pools(tmp_path: Path) -> None:
+async def test_a_copy_of_the_deployment_under_another_name_is_ignored(tmp_path: Path) -> None:
     pool = await _settled(tmp_path)
     copied = copy.deepcopy(pool.cluster.objects[pool.deployment_path])
     copied["metadata"] |= {"name": "mine", "uid": "copied", "resourceVersion": "9999"}

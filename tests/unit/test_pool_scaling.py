@@ -1,4 +1,4 @@
-"""Whose number counts, and what a plan remembers after a restart."""
+"""Which number of replicas is applied, and what a plan remembers after a restart."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -13,7 +13,7 @@ NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(("mode", "replicas"), [("Active", 4), ("Shadow", 1), ("Manual", 1)])
-def test_the_plan_counts_in_mode_active_alone(mode: str, replicas: int) -> None:
+def test_the_plan_is_applied_only_in_mode_active(mode: str, replicas: int) -> None:
     assert desired_replicas(pool(scaling__mode=mode), decision(4)) == replicas
 
 
@@ -21,7 +21,7 @@ def test_a_new_pool_has_no_memory() -> None:
     assert restored_state(FluxWorkerPoolStatus(), NOON) == PlanState()
 
 
-def test_watched_idle_time_counts_on_after_a_restart_and_the_time_between_does_not() -> None:
+def test_observed_idle_time_survives_a_restart_and_the_time_between_does_not_count() -> None:
     status = FluxWorkerPoolStatus(
         pending=0,
         in_flight=0,

@@ -78,13 +78,13 @@ def test_a_deployment_with_its_numbers() -> None:
     assert not summarize_deployment(BODY).is_observed
 
 
-def test_a_deployment_that_nobody_has_looked_at_yet() -> None:
+def test_a_deployment_that_its_controller_has_not_observed() -> None:
     summary = summarize_deployment({"metadata": {"name": "a", "uid": "d"}, "spec": {}})
     assert (summary.spec_replicas, summary.observed_generation, summary.is_observed) == (1, 0, False)
     assert (summary.owner_uid, summary.terminating, summary.replica_failure, summary.progressing) == (None,) * 4
 
 
-def test_pods_that_cannot_be_made_are_told_with_the_servers_words() -> None:
+def test_pods_that_cannot_be_created_are_reported_with_the_servers_message() -> None:
     words = 'pods "standard-worker-" is forbidden: violates PodSecurity "restricted:latest"'
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": words}
     body = {**BODY, "status": {**BODY["status"], "conditions": [failure]}}
@@ -104,7 +104,7 @@ def test_pods_that_cannot_be_made_are_told_with_the_servers_words() -> None:
         ([_entry("kubectl", {"f:paused": {}})], (), ()),
     ],
 )
-def test_others_who_write_to_it_are_named(
+def test_other_field_managers_are_named(
     entries: list[dict[str, Any]], template: tuple[str, ...], replicas: tuple[str, ...]
 ) -> None:
     summary = summarize_deployment(_managed(*entries))
@@ -157,11 +157,11 @@ STEADY = DeploymentSummary(
         (1, {"old_terminating": 3, "ready": 5, "unschedulable": 3}),
     ],
 )
-def test_a_rollout_is_as_wide_as_gpus_are_missing_and_one_more(width: int, pods: dict[str, int]) -> None:
+def test_a_rollout_is_one_wider_than_the_missing_gpus(width: int, pods: dict[str, int]) -> None:
     assert rollout_width(STEADY, _pods(**pods)) == width
 
 
-def test_the_deployments_own_count_tells_of_a_rollout_before_its_pods_do() -> None:
+def test_the_deployments_status_shows_a_rollout_before_its_pods_do() -> None:
     begun = dataclasses.replace(STEADY, updated=0)
     pods = _pods(ready=5, unschedulable=3)
     assert is_rolling_out(begun, pods)
@@ -188,7 +188,7 @@ def test_foreign_fields_of_the_template_are_named_by_their_paths() -> None:
 @pytest.mark.parametrize(
     ("message", "is_over"), [('pods "a" is forbidden: exceeded quota: few', True), ("violates PodSecurity", False)]
 )
-def test_a_quota_is_told_from_other_refusals(message: str, is_over: bool) -> None:
+def test_a_quota_is_distinguished_from_other_refusals(message: str, is_over: bool) -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": message}
     refused = {**BODY, "status": {**BODY["status"], "conditions": [failure]}}
     assert summarize_deployment(refused).is_over_quota is is_over

@@ -13,7 +13,7 @@ NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
 def _body(*, node: str | None = "gpu-1", deleted: bool = False, **status: Any) -> dict[str, Any]:
-    """A worker's pod as the API server hands it out."""
+    """A worker's pod as the API server returns it."""
     metadata = {
         "name": "standard-worker-5c9f7d-x2x7k",
         "namespace": "images",
@@ -98,7 +98,7 @@ def test_the_stage_of_a_pod(stage: PodStage, body: dict[str, Any]) -> None:
     assert summarize_pod(body).stage is stage
 
 
-def test_a_ready_pod_with_all_that_decides_when_it_goes() -> None:
+def test_a_ready_pod_with_all_that_the_replica_set_sorts_by() -> None:
     body = _body(
         phase="Running",
         conditions=[_condition("PodScheduled", "True"), _condition("Ready", "True")],
@@ -115,13 +115,13 @@ def test_a_ready_pod_with_all_that_decides_when_it_goes() -> None:
     assert (pod.unschedulable_message, pod.waiting_reason, pod.waiting_message) == (None, None, None)
 
 
-def test_the_schedulers_words_are_kept_until_the_pod_has_a_node() -> None:
+def test_the_schedulers_message_is_kept_until_the_pod_has_a_node() -> None:
     refused = [_condition("PodScheduled", "False", "Unschedulable", NO_GPU)]
     assert summarize_pod(_body(node=None, phase="Pending", conditions=refused)).unschedulable_message == NO_GPU
     assert summarize_pod(_body(phase="Pending", conditions=[])).unschedulable_message is None
 
 
-def test_a_container_that_waits_says_why_and_the_first_to_run_speaks_first() -> None:
+def test_the_first_waiting_container_gives_the_reason() -> None:
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "fluxpool-worker:dve"'}}
     body = _body(phase="Pending", containerStatuses=[_container(waiting)])
     pod = summarize_pod(body)
@@ -140,7 +140,7 @@ def test_a_deletion_cost_is_read_as_the_controller_reads_it(text: str, cost: int
     assert summarize_pod(body).deletion_cost == cost
 
 
-def test_a_pod_that_will_get_the_gpu_of_one_that_stops_is_no_shortage() -> None:
+def test_a_pod_that_waits_for_the_gpu_of_a_terminating_one_is_no_shortage() -> None:
     refused = [_condition("PodScheduled", "False", "Unschedulable", NO_GPU)]
     pending = summarize_pod(_body(node=None, phase="Pending", conditions=refused))
     stopping = summarize_pod(_body(deleted=True, phase="Running"))
@@ -189,7 +189,7 @@ def test_the_last_end_of_a_container_has_its_message_and_its_number(
     ],
     ids=["an entry", "an error", "a traceback", "half an entry", "a list", "no event", "too deep", "a message"],
 )
-def test_the_end_of_a_log_is_told_by_its_last_entry_without_the_time(message: str, words: str) -> None:
+def test_the_end_of_a_log_is_its_last_entry_without_the_time(message: str, words: str) -> None:
     state = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": message}}
     body = _body(phase="Running", containerStatuses=[_container(state, restartCount=0)])
     assert summarize_pod(body).last_exit == ContainerExit(137, "OOMKilled", words, 1)

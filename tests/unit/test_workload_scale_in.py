@@ -111,7 +111,7 @@ def _pools(draw: st.DrawFn) -> list[PodSummary]:
 
 
 @given(_pools(), st.data())
-def test_kubernetes_takes_no_busy_pod_and_as_many_idle_ones_as_it_can(
+def test_kubernetes_deletes_no_busy_pod_and_as_many_idle_ones_as_it_can(
     pods: list[PodSummary], data: st.DataObject
 ) -> None:
     with_node = [pod.name for pod in pods if pod.node]
@@ -135,7 +135,7 @@ def test_kubernetes_takes_no_busy_pod_and_as_many_idle_ones_as_it_can(
 
 
 @given(_pools(), st.integers(0, 9), st.integers(0, 9))
-def test_written_once_the_marks_need_no_second_writing(pods: list[PodSummary], current: int, wanted: int) -> None:
+def test_costs_are_written_once(pods: list[PodSummary], current: int, wanted: int) -> None:
     busy = frozenset(pod.name for pod in pods[::2])
     first = plan_scale_in(pods, busy=busy, current=current, wanted=wanted)
     again = plan_scale_in(_marked(pods, dict(first.costs)), busy=busy, current=current, wanted=wanted)
@@ -148,13 +148,13 @@ def test_written_once_the_marks_need_no_second_writing(pods: list[PodSummary], c
         ([_pod("a"), _pod("b"), _pod("c")], {"a"}, 1, 1, {"b": VICTIM_COST, "c": VICTIM_COST}),
         ([_pod("a"), _pod("b"), _pod("c")], {"a", "b"}, 1, 2, {"c": VICTIM_COST}),
         ([_pod("a"), _pod("b"), _pod("c")], {"a", "b", "c"}, 0, 3, {}),
-        # Not ready goes before ready, whatever the costs: a worker that cannot answer its probe and has a task.
+        # Not ready before ready, whatever the costs: a busy worker that does not answer its probe.
         ([_pod("a", PodStage.NOT_READY), _pod("b"), _pod("c")], {"a"}, 1, 3, {}),
         ([_pod("a"), _pod("b", PodStage.UNSCHEDULABLE), _pod("c")], {"a", "c"}, 2, 2, {"b": VICTIM_COST}),
         ([_pod("a"), _pod("b", PodStage.TERMINATING), _pod("c")], {"a", "b"}, 1, 1, {"c": VICTIM_COST}),
-        # A mark of last time on a pod that has a task now.
+        # A cost of an earlier scale-in on a pod that is busy now.
         ([_pod("a", cost=VICTIM_COST), _pod("b"), _pod("c")], {"a"}, 2, 2, {"a": 0, "b": VICTIM_COST}),
-        # Somebody wishes to keep this one; it goes last of the idle ones and still before a busy one.
+        # A user protects this one: the last of the idle pods, but still before a busy one.
         ([_pod("a"), _pod("b", cost=50), _pod("c", age_seconds=1)], {"a"}, 2, 2, {"c": VICTIM_COST}),
     ],
 )
@@ -166,17 +166,17 @@ def test_a_scale_in_goes_as_far_as_idle_pods_reach(
     assert (decision.reason is None) == (replicas == wanted)
 
 
-def test_a_held_scale_in_says_who_is_in_its_way() -> None:
+def test_a_held_scale_in_names_the_pod_that_blocks_it() -> None:
     decision = plan_scale_in([_pod("a"), _pod("b")], busy=frozenset({"a", "b"}), current=2, wanted=1)
     assert decision.reason == "2 of 2 pods have a task, and the next one to go would be a."
 
 
-def test_a_scale_up_clears_the_marks_of_an_unfinished_scale_in() -> None:
+def test_a_scale_up_clears_the_costs_of_an_unfinished_scale_in() -> None:
     decision = plan_scale_in([_pod("a", cost=VICTIM_COST), _pod("b", cost=9)], busy=frozenset(), current=2, wanted=4)
     assert (decision.replicas, decision.costs) == (4, {"a": 0})
 
 
-def test_replicas_that_have_no_pod_yet_go_first() -> None:
+def test_replicas_without_a_pod_are_removed_first() -> None:
     decision = plan_scale_in([_pod("a"), _pod("b")], busy=frozenset({"a", "b"}), current=5, wanted=1)
     assert decision.replicas == 2
 

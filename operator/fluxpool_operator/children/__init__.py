@@ -7,8 +7,6 @@ from fluxpool_operator.children.identity import (
     SECRETS_CHECKSUM_ANNOTATION,
     TEMPLATE_HASH_ANNOTATION,
     child_name,
-    manifest_hash,
-    selector_labels,
     selector_text,
 )
 from fluxpool_operator.children.render import Children, render_children
@@ -19,9 +17,8 @@ from fluxpool_operator.children.secret_keys import (
     required_secret_keys,
     secret_variables,
     secrets_checksum,
-    storage_secret_files,
 )
-from fluxpool_operator.children.worker_settings import kafka_connection, lanes, topic_names, worker_settings
+from fluxpool_operator.children.worker_settings import kafka_connection, topic_names, worker_settings
 
 __all__ = [
     "FIELD_MANAGER",
@@ -35,15 +32,11 @@ __all__ = [
     "child_name",
     "kafka_connection",
     "kafka_secret_files",
-    "lanes",
-    "manifest_hash",
     "render_children",
     "required_secret_keys",
     "secret_variables",
     "secrets_checksum",
-    "selector_labels",
     "selector_text",
-    "storage_secret_files",
     "topic_names",
     "worker_settings",
 ]

@@ -4,8 +4,7 @@ Lists metadata only, in pages, so that ten thousand pods cost little.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -49,7 +48,7 @@ class Sweep:
 
     async def sweep(self) -> None:
         """Remove what is known and not there."""
-        # Known uids first, then the lists: an object that is created during a list is in neither and stays.
+        # Known uids first, then the lists: what is created meanwhile is not among them and cannot seem deleted.
         pools, pods, deployments = self._pool_tasks.pool_uids, self._cache.pod_uids(), self._cache.deployment_uids()
         managed = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
         for uid in await self._missing(dict.fromkeys(pools), _POOLS, selector=None):
@@ -61,11 +60,6 @@ class Sweep:
 
     async def _missing(self, known: dict[str, T], path: str, *, selector: str | None) -> dict[str, T]:
         """Remove what is there from `known`, and return the rest."""
-        async for uid in self._uids(path, selector=selector):
-            known.pop(uid, None)
-        return known
-
-    async def _uids(self, path: str, *, selector: str | None) -> AsyncIterator[str]:
         for namespace in self._namespaces:
             query = {"limit": str(_PAGE_OBJECTS), **({"labelSelector": selector} if selector else {})}
             while True:
@@ -73,11 +67,8 @@ class Sweep:
                     listing_path(path, namespace=namespace), query=query, accept=METADATA_ONLY
                 )
                 for item in page.get("items", ()):
-                    yield _uid(item)
+                    known.pop(item["metadata"]["uid"], None)
                 if not (token := page.get("metadata", {}).get("continue")):
                     break
-                query = {**query, "continue": token}
-
-
-def _uid(item: dict[str, Any]) -> str:
-    return str(item["metadata"]["uid"])
+                query["continue"] = token
+        return known
