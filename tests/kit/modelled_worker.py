@@ -159,7 +159,7 @@ class ModelPublisher:
         run = _current_run.get()
         await self._link.call(lambda: self._on_published(record, run))
 
-    def offer(self, record: OutgoingRecord) -> None:
+    def report(self, *_event: object, **_fields: object) -> None:
         """Progress is lossy: here it is always lost."""
 
 

@@ -20,7 +20,6 @@ from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import Envelope, format_time
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_transport.storage.object_store import open_object_store
-from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
@@ -133,7 +132,7 @@ class ScriptedTopics:
         self.records.append(record)
         return RecordPlace(partition=0, offset=len(self.records) - 1)
 
-    def offer(self, record: OutgoingRecord) -> None:
+    def report(self, *_event: object, **_fields: object) -> None:
         """Progress is not looked at."""
 
 
@@ -187,7 +186,6 @@ class FlowBench:
             holds=Holds(limit_seconds=hold_limit_seconds),
             cancellations=self.cancellations,
             metrics=self,
-            clock=Clock(),
         )
 
     async def run(self, record: ConsumerRecord) -> None:

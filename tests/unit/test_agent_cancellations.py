@@ -8,7 +8,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_transport.kafka.undecodable_records import lost_records
-from fluxpool_worker.agent.engine.step_times import MAX_SIZES, RECENT, StepTimes
+from fluxpool_worker.agent.engine.job import MAX_SIZES, RECENT, StepTimes
 from fluxpool_worker.agent.task.cancellations import KEPT_FOR, Cancellations, TaskName
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)

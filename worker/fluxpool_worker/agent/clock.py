@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,3 +18,6 @@ class Clock:
     def now(self) -> datetime:
         """The time of day, UTC."""
         return datetime.fromtimestamp(self.time(), UTC)
+
+
+SYSTEM_CLOCK: Final = Clock()

@@ -1,8 +1,10 @@
-"""Ends the process when its event loop does not run any more, before the consumer group gives up on the member.
+"""Ends the process when its event loop is blocked, before the consumer group's session of the member expires.
 
-A blocked loop sends no heartbeats, answers no probe and handles no signal, so nothing that runs on it can help: a
-thread of its own looks. Owns when a loop counts as blocked and how the process ends; knows nothing of Kafka. It cannot
-see a call into C that keeps the interpreter's lock, because that stops this thread as well: the liveness probe can.
+A blocked loop sends no heartbeats, answers no probe and handles no signal, so a thread watches it. It cannot see a call
+into C that keeps the interpreter's lock, because that stops this thread too: the liveness probe can.
+
+`faulthandler.dump_traceback_later(exit=True)` would see that too, but it also counts time in which the process did not
+run: a worker that wakes up after SIGSTOP or with its machine would end, and it is to join its group again.
 """
 
 import asyncio
@@ -18,19 +20,19 @@ from typing import Final
 import structlog
 
 EXIT_LOOP_BLOCKED: Final = 7
-"""Of the whole worker; those below are of other failures and of the engine."""
+"""Exit code of the worker; lower ones are other failures and the engine's."""
 LOOKS_PER_LIMIT: Final = 10
 LOG_SECONDS: Final = 1.0
-"""A loop may be blocked by the very pipe that the log goes to: its last line is tried, not waited for."""
+"""The log's pipe may be what blocks the loop: wait no longer for its last line."""
 
 log = structlog.get_logger(__name__)
 
 
 class BlockedTime:
-    """Adds up how long a loop has not run, by looks at the number of its signs of life.
+    """Adds up how long a loop has not run, from looks at its count of signs of life.
 
-    Only time in which this process ran counts. A look that comes late says that nothing here ran, neither the looking
-    thread nor the loop: the process was stopped, its machine suspended, or too busy for both.
+    Only time in which this process ran counts. A late look means that neither thread nor loop ran: the process was
+    stopped, its machine suspended, or too busy for both.
     """
 
     def __init__(self, *, look_seconds: float) -> None:
@@ -95,7 +97,7 @@ class _Watch:
         )
         last_word.start()
         last_word.join(LOG_SECONDS)
-        # No commit, no goodbye: whatever would say it is blocked. What was in flight is redelivered.
+        # Without commit and LeaveGroup: they need the loop. What was in flight is redelivered.
         os._exit(EXIT_LOOP_BLOCKED)
 
 

@@ -20,7 +20,6 @@ from fluxpool_transport.kafka import TopicIds
 from fluxpool_transport.lag import MemberlessOffsets
 from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
-from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.connections import (
     POLL_FENCE_SECONDS,
     build_consumer,
@@ -105,7 +104,12 @@ class WorkerAgent:
         self._publisher = ReliablePublisher(
             partial(build_reliable_producer, settings, client_id=self._client_id), holds=self._holds
         )
-        self._progress = ProgressPublisher(partial(build_progress_producer, settings, client_id=self._client_id))
+        self._identity = WorkerIdentity(worker=worker_name, pool=settings.pool)
+        self._progress = ProgressPublisher(
+            partial(build_progress_producer, settings, client_id=self._client_id),
+            identity=self._identity,
+            topics=settings.topics,
+        )
         self._metrics = WorkerMetrics(engine=self._engine, publisher=self._publisher, holds=self._holds)
         self._cancellations = Cancellations()
         self._control = ControlListener(
@@ -113,7 +117,6 @@ class WorkerAgent:
             build_consumer=partial(build_control_reader, settings, client_id=self._client_id),
             cancellations=self._cancellations,
         )
-        self._identity = WorkerIdentity(worker=worker_name, pool=settings.pool)
         self._flow = TaskFlow(
             settings,
             identity=self._identity,
@@ -125,7 +128,6 @@ class WorkerAgent:
             holds=self._holds,
             cancellations=self._cancellations,
             metrics=self._metrics,
-            clock=Clock(),
         )
         self._topic_ids = TopicIds(settings.kafka, client_id=self._client_id)
         duty = RelayDuty()

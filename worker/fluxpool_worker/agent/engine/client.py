@@ -1,7 +1,7 @@
-"""The agent's end of the engine: starts the child process, sends it jobs, notices its death and starts another.
+"""The agent's end of the engine: starts the child process, sends it jobs, and restarts it when it dies or hangs.
 
-Knows nothing of Kafka or tasks. The engine is a child with one end of a socket pair; it dies with this process, and
-this process goes on without it.
+Knows nothing of Kafka or tasks. The engine has the other end of a socket pair (`fluxpool_worker.engine.link`) and dies
+with this process; this process survives it. `task.attempts` submits jobs and decides what a failure means.
 """
 
 import asyncio
@@ -10,13 +10,14 @@ import itertools
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
 import structlog
 
+from fluxpool_transport.process import Backoff
+from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.agent.task.outcome import MAX_ENGINE_DEATHS_IN_A_ROW
 from fluxpool_worker.engine.protocol import (
@@ -45,15 +46,16 @@ from fluxpool_worker.engine.start_mark import StartMark
 
 DEFAULT_COMMAND: Final = (sys.executable, "-m", "fluxpool_worker.engine")
 RESTART_SECONDS: Final = 0.5
+MAX_RESTART_SECONDS: Final = 5.0
 SHUTDOWN_SECONDS: Final = 5.0
 KILLED_SECONDS: Final = 30.0
-"""A process that waits in the kernel, for a driver or a network file system, outlives its SIGKILL."""
+"""A process in an uninterruptible wait, for a driver or a network file system, outlives its SIGKILL."""
 LAST_WORDS_SECONDS: Final = 1.0
 """From the end of an engine until its end of the socket is closed, unless another process has inherited it."""
 WATCHDOG_SECONDS: Final = 1.0
 AGENT_ONLY_VARIABLES: Final = ("FLUXPOOL_KAFKA_", "FLUXPOOL_STORAGE_", "AWS_")
 MAX_HUNG_LOADS: Final = 2
-"""The second time it is not the moment but the way to the model."""
+"""A second hung load means that the model cannot be read, not that this moment is bad."""
 LOST_DEVICE_SECONDS: Final = 10.0
 """How long an engine that lost its device may take to end by itself: a driver may keep it."""
 
@@ -102,8 +104,11 @@ class EngineLimits:
 class EngineClient:
     """Keeps one engine alive and gives it jobs; `run()` must be running meanwhile."""
 
-    def __init__(self, spec: EngineSpec, *, command: Sequence[str] = (), limits: EngineLimits) -> None:
+    def __init__(
+        self, spec: EngineSpec, *, command: Sequence[str] = (), limits: EngineLimits, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._spec = spec
+        self._monotonic = clock.monotonic
         self._limits = limits
         self._command = tuple(command) or DEFAULT_COMMAND
         self._ids = itertools.count(1)
@@ -114,6 +119,7 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False
         self._deaths_in_a_row = 0
+        self._backoff = Backoff(initial_seconds=RESTART_SECONDS, maximum_seconds=MAX_RESTART_SECONDS)
         self._device_lost_at: float | None = None
         self._device_free_at = 0.0
         """Monotonic time of the last sign that the device can begin a job."""
@@ -125,7 +131,7 @@ class EngineClient:
 
     @property
     def is_ready(self) -> bool:
-        """Whether an engine stands by with its model loaded."""
+        """Whether an engine has loaded its model."""
         return self._ready_event.is_set()
 
     @property
@@ -134,7 +140,7 @@ class EngineClient:
         return self._process.pid if self._process is not None else None
 
     async def wait_ready(self) -> Ready:
-        """What the engine has loaded, as soon as it has."""
+        """Wait until the engine has loaded the model; returns what it loaded."""
         await self._ready_event.wait()
         assert self._ready is not None  # noqa: S101 - set before the event
         return self._ready
@@ -175,7 +181,7 @@ class EngineClient:
                     f"the engine died {self._deaths_in_a_row} times without finishing a job; last exit code "
                     f"{process.returncode}"
                 )
-            await asyncio.sleep(RESTART_SECONDS)
+            await self._backoff.sleep()
 
     async def submit(
         self,
@@ -191,6 +197,7 @@ class EngineClient:
         process ended first.
         """
         await self._ready_event.wait()
+        # No await until `_send`: the engine that is ready could be reaped meanwhile, and nothing would end the job.
         job = EngineJob(
             job_id=next(self._ids),
             inputs=inputs,
@@ -198,7 +205,7 @@ class EngineClient:
             on_step=on_step,
             on_device_free=on_device_free,
             result=asyncio.get_running_loop().create_future(),
-            sent_at=time.monotonic(),
+            sent_at=self._monotonic(),
         )
         self._jobs[job.job_id] = job
         self._send(Generate(job.job_id, inputs))
@@ -258,7 +265,7 @@ class EngineClient:
             theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._process = process
-        self._load_started_at = time.monotonic()
+        self._load_started_at = self._monotonic()
         self._send(self._spec)
         log.info("engine_started", pid=process.pid, model=self._spec.model)
         return process, reader
@@ -266,7 +273,7 @@ class EngineClient:
     async def _kill_when_stuck(self, process: asyncio.subprocess.Process) -> None:
         while process.returncode is None:
             await asyncio.sleep(WATCHDOG_SECONDS)
-            now = time.monotonic()
+            now = self._monotonic()
             self._report_stalls(now)
             reason = self._why_stuck(now)
             if reason is not None:
@@ -275,7 +282,7 @@ class EngineClient:
                 log.error("engine_stuck", pid=process.pid, reason=reason)
                 process.kill()
                 break
-        # Whoever receives from the engine waits for the end of the socket, which a dead engine may leave open.
+        # A process that the dead engine started may hold its end of the socket open: end `_receive` from here.
         await asyncio.sleep(LAST_WORDS_SECONDS)
         if self._writer is not None:
             self._writer.transport.abort()
@@ -328,7 +335,7 @@ class EngineClient:
                 log.error("engine_load_failed", error=message.message, stack=message.stack)
                 raise EngineLoadError(message.message)
             case Started() | Step() | DeviceFree() | Generated() | Failed():
-                # A job that is unknown was already failed by its engine's burial.
+                # An unknown job failed already, when its engine was reaped.
                 if job := self._jobs.get(message.job_id):
                     self._handle_job(job, message)
             case EngineSpec() | Generate() | Cancel() | Shutdown():
@@ -337,27 +344,28 @@ class EngineClient:
                 assert_never(message)
 
     def _handle_job(self, job: EngineJob, message: Started | Step | DeviceFree | Generated | Failed) -> None:
-        self._device_free_at = time.monotonic()
+        self._device_free_at = self._monotonic()
         match message:
             case Started():
-                job.started_at = job.last_sign_at = time.monotonic()
+                job.started_at = job.last_sign_at = self._monotonic()
                 job.on_started()
             case Step():
                 job.step, job.total_steps = message.step, message.total_steps
-                job.last_sign_at, job.is_stalled = time.monotonic(), False
+                job.last_sign_at, job.is_stalled = self._monotonic(), False
                 job.on_step(message.step, message.total_steps)
             case DeviceFree():
                 job.free_device()
             case Generated():
                 _check_images(message, job.inputs)
                 self._deaths_in_a_row = 0
+                self._backoff.reset()
                 del self._jobs[job.job_id]
                 job.free_device()
                 if not job.result.done():
                     job.result.set_result(message)
             case Failed():
                 if message.kind is FailureKind.DEVICE_LOST:
-                    self._device_lost_at = time.monotonic()
+                    self._device_lost_at = self._monotonic()
                     self._ready_event.clear()
                 del self._jobs[job.job_id]
                 self._fail(job, GenerationError(message.kind, message.message, message.stack))
@@ -365,6 +373,7 @@ class EngineClient:
                 assert_never(message)
 
     async def _reap(self, process: asyncio.subprocess.Process, mark: StartMark) -> None:
+        """End the process, then fail its jobs."""
         self._ready_event.clear()
         self._device_lost_at = self._load_started_at = None
         writer, self._writer = self._writer, None
@@ -373,15 +382,17 @@ class EngineClient:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
         if process.returncode is None:
-            # Its end of the socket is closed, so it is of no use any more, whatever it still does.
+            # Its end of the socket is closed, so it is useless, whatever it still does.
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
         has_ended = await _ended(process)
+        # Read after its end: a living engine may begin a job at any moment, and a job that was begun counts as a crash.
+        # The job's `Started` message does not tell: it may be lost in the socket.
         last_started = mark.last_started()
         mark.close()
+        # `submit` waits for the next `Ready`, so no job of the next engine is among these.
         jobs, self._jobs = self._jobs, {}
         for job in jobs.values():
-            # Not by its `Started`: that may have been waiting for this process to read, and is lost then.
             started = job.job_id <= last_started
             self._fail(job, EngineDiedError(f"the engine ended with code {process.returncode}", job_started=started))
         if not has_ended:
@@ -395,7 +406,7 @@ class EngineClient:
         job.free_device()
         if not job.result.done():
             job.result.set_exception(error)
-            # A job abandoned by its owner must not be reported as an exception that nobody retrieved.
+            # Retrieved here, because the task of an abandoned job does not: asyncio would log it.
             job.result.exception()
 
 
@@ -409,7 +420,7 @@ async def _ended(process: asyncio.subprocess.Process) -> bool:
 
 
 def _check_images(generated: Generated, inputs: GenerationInputs) -> None:
-    """Raise `ProtocolError` unless these are the images that were asked for: the engine's word becomes a result."""
+    """Raise `ProtocolError` unless these are the images that were asked for: they become a result unchecked."""
     wanted = [
         (index, inputs.seed + index, inputs.width, inputs.height, inputs.output_format, f"image/{inputs.output_format}")
         for index in range(inputs.n)
@@ -423,5 +434,5 @@ def _check_images(generated: Generated, inputs: GenerationInputs) -> None:
 
 
 def _engine_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an engine is told: not the credentials of Kafka and the object store, which it has no use for."""
+    """The engine's environment: without the credentials of Kafka and the object store, which it does not need."""
     return {name: value for name, value in environment.items() if not name.startswith(AGENT_ONLY_VARIABLES)}

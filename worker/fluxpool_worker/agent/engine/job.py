@@ -1,10 +1,16 @@
-"""One job with the engine, as the agent sees it: its progress, its estimates and its end. Sends nothing."""
+"""One job with the engine, as the agent sees it, and how long jobs take. Sends nothing and has no clock."""
 
 import asyncio
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from fluxpool_worker.engine.protocol import Generated, GenerationInputs
+
+RECENT: Final = 16
+MAX_SIZES: Final = 64
+"""Sizes of images that are remembered, least recently used out first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,3 +61,26 @@ class EngineJob:
     def fraction_done(self) -> float:
         """0 to 1, by denoising steps."""
         return self.step / self.total_steps if self.total_steps else 0.0
+
+
+class StepTimes:
+    """Seconds a denoising step takes on this device, by the number of pixels: it scales by no simple rule."""
+
+    def __init__(self) -> None:
+        self._seconds: OrderedDict[int, deque[float]] = OrderedDict()
+
+    def learn(self, *, pixels: int, steps: int, seconds: float) -> None:
+        """A generation of so many steps, all its images together, took that long."""
+        recent = self._seconds.setdefault(pixels, deque(maxlen=RECENT))
+        self._seconds.move_to_end(pixels)
+        recent.append(seconds / max(1, steps))
+        if len(self._seconds) > MAX_SIZES:
+            self._seconds.popitem(last=False)
+
+    def least_seconds(self, *, pixels: int, steps: int) -> float:
+        """What a generation takes if it goes as fast as the fastest lately; 0 for a size that was not seen.
+
+        The fastest and not the mean: a task is refused for what cannot be, not for what may be.
+        """
+        recent = self._seconds.get(pixels)
+        return min(recent) * steps if recent else 0.0

@@ -1,6 +1,8 @@
-"""Who may have a job with the engine: a few tasks at a time, or one alone that is suspected of having killed one.
+"""Slots of the engine: a few jobs at a time, or one alone that is suspected of having killed an engine.
 
-Knows neither tasks nor the engine. A task must not hold a slot while it waits for another.
+Knows neither tasks nor the engine. `service` acquires a slot before it claims a record; `task.attempts` releases it
+when the device is free, so that the next job begins while this one's images are stored. A task must not hold a slot
+while it waits for another.
 """
 
 import asyncio
@@ -9,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, eq=False)
 class EngineSlot:
-    """The right to have one job with the engine."""
+    """The right to have one job on the engine."""
 
     slots: "EngineSlots"
     alone: bool
     is_released: bool = False
 
     def release(self) -> None:
-        """Give the slot back; any further call does nothing."""
+        """Free the slot; any further call does nothing."""
         if not self.is_released:
             self.is_released = True
             self.slots._release(self)  # noqa: SLF001 - the other half of this module
@@ -33,13 +35,15 @@ class EngineSlots:
         self._changed = asyncio.Event()
 
     async def acquire(self, *, alone: bool = False) -> EngineSlot:
-        """Wait for a slot; one that is alone goes before all others that wait, and nobody else has one beside it."""
+        """Wait for a slot; one that is `alone` precedes all others that wait, and has the whole engine."""
         self._alone_waiting += alone
         try:
             while not self._admits(alone=alone):
                 self._changed.clear()
                 await self._changed.wait()
         finally:
+            # Cancelled or admitted, it holds up the others no more: wake them. Nothing is awaited between the check in
+            # `_admits` and the count below, so no other task takes the same slot.
             self._alone_waiting -= alone
             self._changed.set()
         self._running += 1

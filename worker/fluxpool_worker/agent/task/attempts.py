@@ -17,9 +17,8 @@ from fluxpool_transport.process import fault_point
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
-from fluxpool_worker.agent.engine.job import EngineJob
+from fluxpool_worker.agent.engine.job import EngineJob, StepTimes
 from fluxpool_worker.agent.engine.slots import EngineSlot, EngineSlots
-from fluxpool_worker.agent.engine.step_times import StepTimes
 from fluxpool_worker.agent.task.cancellations import CancelWatch
 from fluxpool_worker.agent.task.outcome import (
     Action,
@@ -34,7 +33,7 @@ from fluxpool_worker.agent.task.outcome import (
     orphan_is_worth_finishing,
     runs_alone,
 )
-from fluxpool_worker.agent.task.progress import ProgressReporter
+from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 from fluxpool_worker.engine.protocol import FailureKind, Generated, GenerationInputs
 
@@ -85,7 +84,7 @@ class Attempts:
         slots: EngineSlots,
         budgets: Budgets,
         worker: str,
-        progress: ProgressReporter,
+        progress: ProgressPublisher,
         clock: Clock,
     ) -> None:
         """`worker` is this worker's name in the ledger."""

@@ -1,11 +1,10 @@
-"""Which tasks nobody wants any more, as the control topic says; every worker reads all of it, without a group.
+"""Cancel commands of the control topic; every worker reads the whole topic, without a group.
 
-Owns the commands and who is told of them. Knows nothing of what canceling a task means. A command may come before its
-task: it is kept until it is old or withdrawn. A worker that has not read everything yet learns of a command late, but
-in time for a task that it works on.
+Owns the commands and the tasks that watch for them; `attempts` cancels. A command may precede its task: it is kept
+until it is withdrawn or `KEPT_FOR` old. A worker that is still reading the topic learns of a command late, but in time
+for a task that it works on.
 """
 
-import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -22,13 +21,14 @@ from pydantic import ValidationError
 from fluxpool_contract.messages import CancelCommand, Envelope, parse_envelope, peek_request_id
 from fluxpool_contract.problems import InvalidTaskError
 from fluxpool_transport.kafka import UndecodableRecord, stop_consumer
+from fluxpool_transport.process import Backoff
 
 KEPT_FOR: Final = timedelta(days=8)
 """A day longer than the task topics keep a task."""
 MAX_COMMANDS: Final = 100_000
-"""Some tens of megabytes; the oldest are forgotten first."""
+"""Some tens of megabytes; the oldest are dropped first."""
 POLL_SECONDS: Final = 1.0
-REBUILD_SECONDS: Final = 30.0
+MAX_REBUILD_SECONDS: Final = 30.0
 """The topic may not exist; nothing but canceling needs it."""
 
 log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ class TaskName:
 
 @dataclass(slots=True, eq=False)
 class CancelWatch:
-    """Tells one task's worker of its cancel command."""
+    """Watches for one task's cancel command."""
 
     command: CancelCommand | None = None
     on_cancel: Callable[[], None] = field(default=lambda: None)
@@ -116,7 +116,7 @@ class Cancellations:
                 watch.on_cancel()
 
     def _withdraw(self, key: bytes | None, envelope: Envelope) -> None:
-        """For the tasks that are not begun; what was given up already stays so."""
+        """Tasks that have not begun run after all; what was canceled stays canceled."""
         request_id = (key or b"").decode(errors="replace")
         self._commands.pop(TaskName(tenant=envelope.tenant, request_id=request_id, epoch=envelope.epoch), None)
 
@@ -132,20 +132,22 @@ class ControlListener:
         self._cancellations = cancellations
 
     async def run(self) -> None:
-        """Listen until cancelled, through outages; without the topic nothing can be canceled, and all else goes on."""
+        """Listen until cancelled, through outages; without the topic nothing can be canceled, and all else works."""
+        backoff = Backoff(initial_seconds=1, maximum_seconds=MAX_REBUILD_SECONDS)
         while True:
             consumer = self._build_consumer()
             try:
                 await consumer.start()
+                backoff.reset()
                 await self._listen(consumer)
             except KafkaError as error:
                 log.warning("control_topic_away", topic=self._topic, error=repr(error))
             except Exception:
-                # Canceling is not worth the end of an agent with tasks in flight.
+                # To raise would end an agent with tasks in flight, and canceling is not worth that.
                 log.exception("control_reader_failed", topic=self._topic)
             finally:
                 await stop_consumer(consumer)
-            await asyncio.sleep(REBUILD_SECONDS)
+            await backoff.sleep()
 
     async def _listen(self, consumer: AIOKafkaConsumer) -> None:
         while True:
@@ -154,7 +156,7 @@ class ControlListener:
                     try:
                         self._cancellations.learn(record)
                     except Exception:
-                        # The reader would begin anew, meet the record again and learn of nothing behind it.
+                        # The reader would start over, meet the record again and never read what follows it.
                         log.exception("control_record_failed", offset=record.offset)
 
 

@@ -43,7 +43,7 @@ from fluxpool_worker.agent.task.outgoing_records import (
     result_record,
     retry_record,
 )
-from fluxpool_worker.agent.task.progress import ProgressReporter
+from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, RecordRefusedError, ReliablePublisher
 from fluxpool_worker.agent.task.task_records import TaskRecord
 from fluxpool_worker.agent.task.task_store import TaskStore
@@ -59,8 +59,11 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class EndingMetrics(Protocol):
-    """Counts what endings report."""
+class TaskMetrics(Protocol):
+    """Counts how tasks leave the worker; `WorkerMetrics` does."""
+
+    def count_end(self, outcome: str, seconds: float) -> None:
+        """A record left the worker."""
 
     def count_refused(self, topic: str) -> None:
         """A topic refused even the shortest record."""
@@ -80,9 +83,9 @@ class EndingWriter:
         identity: WorkerIdentity,
         store: TaskStore,
         publisher: ReliablePublisher,
-        progress: ProgressReporter,
+        progress: ProgressPublisher,
         holds: Holds,
-        metrics: EndingMetrics,
+        metrics: TaskMetrics,
         clock: Clock,
     ) -> None:
         self._topics = settings.topics
@@ -199,14 +202,9 @@ class EndingWriter:
 
     async def _write_result(self, task: TaskRecord, result: GenerationResult) -> None:
         for shorter in shorter_results(result):
+            completed_at = shorter.completed_at or self._clock.now()
             outgoing = result_record(
-                shorter.to_json(),
-                request_id=task.request_id,
-                event_id=task.event_id,
-                envelope=task.envelope,
-                completed_at=shorter.completed_at or self._clock.now(),
-                source=self._identity.source,
-                topics=self._topics,
+                shorter, task, completed_at=completed_at, source=self._identity.source, topics=self._topics
             )
             if record_bytes(outgoing) <= MAX_MESSAGE_BYTES and await self._is_taken(outgoing):
                 return

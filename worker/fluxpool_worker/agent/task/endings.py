@@ -105,6 +105,17 @@ def result_of(task: TaskRecord, failure: Failure, *, identity: WorkerIdentity, n
     return failed_result(task.request_id, failure, identity=identity, completed_at=now, metadata=task.metadata)
 
 
+def refusal(error: InvalidTaskError) -> Failure:
+    """Why a record is no task, for its dead letter and result."""
+    return Failure(
+        error_class=ErrorClass.INVALID,
+        code=error.code,
+        disposition=Disposition.OVERSIZE if error.code is ErrorCode.TOO_LARGE else Disposition.INVALID,
+        message=str(error),
+        field=error.problems[0].field or None,
+    )
+
+
 def failure_from(failed: Failed, *, besides: str = "") -> Failure:
     """Why a task gets no images from this worker, for its dead letter and result."""
     verdict = failed.verdict

@@ -1,7 +1,7 @@
-"""Holds: the infrastructure is away, so the worker keeps what it has, takes no more, and goes on by itself later.
+"""Holds: during an outage of the infrastructure the worker keeps its tasks, takes no more, and resumes afterwards.
 
-Owns what stands still, since when, and for how long in all. Nobody's attempt is used up by a hold. A worker in a hold
-stays ready: Kubernetes removes pods that are not ready first, and this one holds tasks.
+Owns what is away, since when, and for how long in all. A hold costs no task an attempt. A worker in a hold stays ready:
+Kubernetes removes pods that are not ready first, and this one has tasks.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class HoldCause(StrEnum):
 
 
 class HoldExpiredError(Exception):
-    """The infrastructure was away for longer than the worker is told to wait; its tasks must go to somebody else."""
+    """An outage outlasted `infra_hold_limit_seconds`; the worker releases its tasks and ends."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +57,8 @@ class Holds(Collector):
         self._outage_seconds = outage_seconds
         self._clock = clock
         self._standing: set[Hold] = set()
+        self._since: dict[HoldCause, float] = {}
+        """When what is away now went away."""
         self._past_seconds = dict.fromkeys(HoldCause, 0.0)
         self._outage_ended_at: dict[HoldCause, float] = {}
         self._clear = asyncio.Event()
@@ -65,7 +67,7 @@ class Holds(Collector):
     @property
     def causes(self) -> frozenset[HoldCause]:
         """What is away now."""
-        return frozenset(hold.cause for hold in self._standing)
+        return frozenset(self._since)
 
     async def wait_clear(self) -> None:
         """Return when nothing is held."""
@@ -74,7 +76,8 @@ class Holds(Collector):
     def begin(self, cause: HoldCause) -> Hold:
         """Something waits from now on."""
         hold = Hold(cause, self._clock())
-        if cause not in self.causes:
+        if cause not in self._since:
+            self._since[cause] = hold.began_at
             log.warning("outage_started", cause=cause)
         self._standing.add(hold)
         self._clear.clear()
@@ -85,20 +88,18 @@ class Holds(Collector):
         return Hold(cause, self._clock())
 
     def end(self, hold: Hold | None) -> None:
-        """It goes on; a hold that has ended, or none, is let pass."""
+        """It goes on; a hold that has ended, or none, is ignored."""
         if hold is None or hold not in self._standing:
             return
-        others = [other for other in self._standing if other.cause is hold.cause and other is not hold]
-        if not others:
-            seconds = self._clock() - self._since(hold.cause)
-            self._past_seconds[hold.cause] += seconds
-            if seconds >= self._outage_seconds:
-                self._outage_ended_at[hold.cause] = self._clock()
-            log.info("outage_ended", cause=hold.cause, seconds=round(seconds, 1))
-        elif hold.began_at < min(other.began_at for other in others):
-            # The time until the next one began is over; from there on that one counts.
-            self._past_seconds[hold.cause] += min(other.began_at for other in others) - hold.began_at
         self._standing.discard(hold)
+        if any(other.cause is hold.cause for other in self._standing):
+            return
+        now = self._clock()
+        seconds = now - self._since.pop(hold.cause)
+        self._past_seconds[hold.cause] += seconds
+        if seconds >= self._outage_seconds:
+            self._outage_ended_at[hold.cause] = now
+        log.info("outage_ended", cause=hold.cause, seconds=round(seconds, 1))
         if not self._standing:
             self._clear.set()
 
@@ -143,8 +144,8 @@ class Holds(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """`fluxpool_held` and `fluxpool_hold_seconds_total`, by cause."""
-        held = GaugeMetricFamily("fluxpool_held", "Whether work stands still because of this cause.", labels=["cause"])
-        seconds = CounterMetricFamily("fluxpool_hold_seconds", "Seconds that work stood still.", labels=["cause"])
+        held = GaugeMetricFamily("fluxpool_held", "1 while work waits because of this cause.", labels=["cause"])
+        seconds = CounterMetricFamily("fluxpool_hold_seconds", "Seconds that work waited.", labels=["cause"])
         causes = self.causes
         for cause in HoldCause:
             held.add_metric([cause], float(cause in causes))
@@ -153,17 +154,14 @@ class Holds(Collector):
         yield seconds
 
     def seconds(self, cause: HoldCause) -> float:
-        """For how long anything was held by this cause, the present hold included."""
-        standing = self._clock() - self._since(cause) if cause in self.causes else 0.0
-        return self._past_seconds[cause] + standing
+        """For how long this cause has held work, the present outage included."""
+        now = self._clock()
+        return self._past_seconds[cause] + now - self._since.get(cause, now)
 
     def seconds_since_outage(self, cause: HoldCause) -> float | None:
         """How long ago the last outage by this cause ended: 0 while it lasts, None when there was none."""
         now = self._clock()
-        if cause in self.causes and now - self._since(cause) >= self._outage_seconds:
+        if now - self._since.get(cause, now) >= self._outage_seconds and cause in self._since:
             return 0.0
         ended_at = self._outage_ended_at.get(cause)
         return None if ended_at is None else now - ended_at
-
-    def _since(self, cause: HoldCause) -> float:
-        return min(hold.began_at for hold in self._standing if hold.cause is cause)

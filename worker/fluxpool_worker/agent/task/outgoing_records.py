@@ -26,6 +26,7 @@ from fluxpool_contract.messages import (
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.agent.task.outcome import Verdict
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
+from fluxpool_worker.agent.task.task_records import TaskRecord
 
 RECORD_OVERHEAD_BYTES: Final = 1024
 """What Kafka adds to a record and its batch; a few bytes for each header and under 100 for the rest."""
@@ -135,25 +136,22 @@ def _status_of(failure: Failure) -> ResultStatus:
 
 
 def result_record(
-    result_value: bytes,
-    *,
-    request_id: str | None,
-    event_id: str,
-    envelope: Envelope,
-    completed_at: datetime,
-    source: str,
-    topics: TopicNames,
+    result: GenerationResult, task: TaskRecord, *, completed_at: datetime, source: str, topics: TopicNames
 ) -> OutgoingRecord:
     """The record on the results topic; the same result always has the same event id."""
     return OutgoingRecord(
         topic=topics.results,
-        key=request_id.encode() if request_id is not None else None,
-        value=result_value,
+        key=None if task.request_id is None else task.request_id.encode(),
+        value=result.to_json(),
         headers=[
             *cloud_event_headers(
-                event_id=event_id, event_type=TYPE_COMPLETED, source=source, subject=request_id, time=completed_at
+                event_id=task.event_id,
+                event_type=TYPE_COMPLETED,
+                source=source,
+                subject=task.request_id,
+                time=completed_at,
             ),
-            *outgoing_headers(envelope),
+            *outgoing_headers(task.envelope),
         ],
     )
 

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import DecodedTask, ProgressEvent, ProgressType
 from fluxpool_transport.process import Backoff
-from fluxpool_worker.agent.clock import Clock
+from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity, progress_record
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, close_producer
 
@@ -24,16 +24,22 @@ MAX_WAITING: Final = 256
 log = structlog.get_logger(__name__)
 
 
-class ProgressReporter:
-    """Makes the progress events of one worker's tasks."""
+class ProgressPublisher:
+    """Sends what it can and drops the oldest when it cannot keep up; `run()` must be running meanwhile."""
 
     def __init__(
-        self, publisher: "ProgressPublisher", *, identity: WorkerIdentity, topics: TopicNames, clock: Clock
+        self,
+        build_producer: Callable[[], AIOKafkaProducer],
+        *,
+        identity: WorkerIdentity,
+        topics: TopicNames,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self._publisher = publisher
+        self._build_producer = build_producer
         self._identity = identity
         self._topics = topics
         self._clock = clock
+        self._waiting: asyncio.Queue[OutgoingRecord] = asyncio.Queue(MAX_WAITING)
 
     def report(
         self,
@@ -44,7 +50,7 @@ class ProgressReporter:
         step: int | None = None,
         total_steps: int | None = None,
     ) -> None:
-        """Offer one event."""
+        """Send an event soon, or never."""
         event = ProgressEvent(
             request_id=decoded.task.request_id,
             type=kind,
@@ -55,23 +61,11 @@ class ProgressReporter:
             worker=self._identity.worker,
             pool=self._identity.pool,
         )
-        self._publisher.offer(
-            progress_record(event, envelope=decoded.envelope, source=self._identity.source, topics=self._topics)
-        )
-
-
-class ProgressPublisher:
-    """Sends what it can and drops the oldest when it cannot keep up; `run()` must be running meanwhile."""
-
-    def __init__(self, build_producer: Callable[[], AIOKafkaProducer]) -> None:
-        self._build_producer = build_producer
-        self._waiting: asyncio.Queue[OutgoingRecord] = asyncio.Queue(MAX_WAITING)
-
-    def offer(self, record: OutgoingRecord) -> None:
-        """Send soon, or never."""
         if self._waiting.full():
             self._waiting.get_nowait()
-        self._waiting.put_nowait(record)
+        self._waiting.put_nowait(
+            progress_record(event, envelope=decoded.envelope, source=self._identity.source, topics=self._topics)
+        )
 
     async def run(self) -> None:
         """Send until cancelled."""

@@ -1,6 +1,6 @@
-"""Records that must arrive (results, dead letters) and records that may get lost (progress).
+"""Publishes records that must arrive: results, dead letters, retries. `progress` sends those that may get lost.
 
-Each kind has a producer of its own, so that lossy progress can never break the sequence of the idempotent one.
+Owns the idempotent producer and its replacement after a fatal error; knows nothing of what the records mean.
 """
 
 import asyncio
@@ -27,13 +27,14 @@ from aiokafka.errors import (
 from aiokafka.structs import RecordMetadata
 
 from fluxpool_transport.kafka import stop_producer
-from fluxpool_transport.process import fault_point
+from fluxpool_transport.process import Backoff, fault_point
 from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
 
 STOP_DEADLINE_SECONDS: Final = 5.0
-"""With the broker away `stop()` would wait for ever for a pending record."""
+"""With the brokers away `stop()` waits for a pending record without limit."""
 START_DEADLINE_SECONDS: Final = 60.0
 REBUILD_SECONDS: Final = 1.0
+MAX_REBUILD_SECONDS: Final = 10.0
 UNKNOWN_AFTER_SECONDS: Final = 5.0
 """An ack takes milliseconds; past this the brokers, or the way to them, are away."""
 
@@ -96,11 +97,11 @@ class _Connection:
 
 
 class RecordRefusedError(Exception):
-    """The brokers will not have this record, however often it is sent; the message says why."""
+    """The brokers refuse this record, however often it is sent; the message says why."""
 
 
 class ReliablePublisher:
-    """Sends records and returns when the brokers have them, however long they are away."""
+    """Sends records and returns when the brokers have them, also after an outage."""
 
     def __init__(self, build_producer: Callable[[], AIOKafkaProducer], *, holds: Holds) -> None:
         self._build_producer = build_producer
@@ -110,7 +111,7 @@ class ReliablePublisher:
         """The current one, and those that were replaced and are waited for by other records."""
         self._lock = asyncio.Lock()
         self.unknown = 0
-        """Records that were sent and neither acknowledged nor refused for a while: they may be in the log or not."""
+        """Records sent some time ago and neither acknowledged nor refused: they may be in the log or not."""
 
     async def publish(
         self,
@@ -121,19 +122,20 @@ class ReliablePublisher:
     ) -> RecordPlace:
         """Send and await the ack of all in-sync replicas; returns where the record lies.
 
-        `choose_partition` is told how many partitions the topic has, each time the record is sent.
+        `choose_partition` gets the number of the topic's partitions, each time the record is sent.
 
-        An outcome that is unknown stays so until the brokers tell: sending the record anew would double it, and giving
-        up would lose it. After an error that retrying cannot mend, the producer's sequence is broken and every later
-        record of the partition would be refused: it is replaced and the record sent again.
+        Waits while the outcome is unknown: to send the record again could duplicate it, to stop waiting could lose it.
+        After an error that retrying cannot mend, the producer's sequence is broken and the brokers would refuse every
+        later record of the partition: the producer is replaced and the record sent again.
 
-        Raises `HoldExpiredError` past the limit of holds, and `RecordRefusedError` when this very record is refused, by
-        the brokers or the client; with `refusable` also when any record for the topic is, which otherwise counts as an
-        outage that somebody has to mend.
+        Raises `HoldExpiredError` past the limit of holds, and `RecordRefusedError` when the brokers or the client
+        refuse this record; with `refusable` also when they refuse any record for the topic, which otherwise counts as
+        an outage.
         """
         _before_publish()
         hold: Hold | None = None
         doubtful = 0
+        backoff = Backoff(initial_seconds=REBUILD_SECONDS, maximum_seconds=MAX_REBUILD_SECONDS)
         try:
             while True:
                 try:
@@ -149,7 +151,7 @@ class ReliablePublisher:
                     log.warning("publish_failed", topic=record.topic, error=repr(error))
                     hold = hold or self._holds.begin(HoldCause.KAFKA)
                     self._holds.check(hold, repr(error))
-                    await asyncio.sleep(REBUILD_SECONDS)
+                    await backoff.sleep()
                 else:
                     _after_publish()
                     return place
@@ -158,16 +160,19 @@ class ReliablePublisher:
 
     async def _send(self, record: OutgoingRecord, choose_partition: Callable[[int], int | None]) -> RecordPlace:
         connection = await self._connected()
+        # No await between the two: another record's failure could close the connection before this one is counted.
         connection.unanswered += 1
         try:
             acked = await self._hand_over(record, connection.producer, choose_partition)
             return await self._acknowledged(acked, record)
         except KafkaError:
-            # Also where the record was not taken: a producer whose sender has failed takes none any more.
+            # Also when the client did not take the record: a producer whose sender failed takes no record any more.
+            # Another record may have replaced the connection meanwhile; the new one must stay.
             if self._current is connection:
                 self._current = None
             raise
         finally:
+            # Counted down first: of two last records each would see the other and leave the connection open.
             connection.unanswered -= 1
             await self._close_when_replaced(connection)
 
@@ -195,9 +200,10 @@ class ReliablePublisher:
         return acked
 
     async def _acknowledged(self, acked: "asyncio.Future[RecordMetadata]", record: OutgoingRecord) -> RecordPlace:
-        """Wait for the one answer; `asyncio.wait` leaves the record alone when this is cancelled."""
+        """Wait for the answer of the brokers."""
         hold: Hold | None = None
         try:
+            # Not `wait_for`: cancelling the client's future would not take the record back, only hide its answer.
             while not (await asyncio.wait({acked}, timeout=UNKNOWN_AFTER_SECONDS))[0]:
                 if hold is None:
                     hold = self._holds.begin(HoldCause.KAFKA)
@@ -264,10 +270,7 @@ class ReliablePublisher:
             return self._current
 
     async def _close_when_replaced(self, connection: _Connection) -> None:
-        """A producer that was replaced is closed by the last record that waited for it; not sooner.
-
-        Closing it earlier would leave the other records' outcome unknown.
-        """
+        """Close a replaced producer once no record waits for it: sooner, their outcome would stay unknown."""
         if connection is self._current or connection.unanswered or connection not in self._connections:
             return
         self._connections.discard(connection)

@@ -1,4 +1,4 @@
-"""Waiting for something only as long as it is wanted; knows nothing of what is waited for."""
+"""Awaits a coroutine until an event is set."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,18 +8,19 @@ T = TypeVar("T")
 
 
 class AbandonedError(Exception):
-    """The caller lost interest before there was a result."""
+    """The event was set before there was a result."""
 
 
-async def run_until(abandoned: asyncio.Event, work: Coroutine[Any, Any, T], *, last_try_seconds: float = 0.0) -> T:
-    """The result of `work`, which is cancelled when it is not there soon after `abandoned` is set.
+async def run_until(event: asyncio.Event, work: Coroutine[Any, Any, T], *, last_try_seconds: float = 0.0) -> T:
+    """The result of `work`, which is cancelled `last_try_seconds` after `event` is set.
 
     Raises `AbandonedError` then, and whatever `work` raises.
     """
     working = asyncio.ensure_future(work)
-    waiting = asyncio.ensure_future(abandoned.wait())
+    waiting = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        # A result that is there counts, also when the event was set at the same moment.
         if not working.done():
             await asyncio.wait({working}, timeout=last_try_seconds)
         if not working.done():

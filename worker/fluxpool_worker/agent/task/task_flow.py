@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 from aiokafka.structs import ConsumerRecord
@@ -19,20 +19,21 @@ from fluxpool_contract.problems import ErrorCode
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest, ObjectStore
-from fluxpool_worker.agent.clock import Clock
+from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient
 from fluxpool_worker.agent.engine.slots import EngineSlot, EngineSlots
 from fluxpool_worker.agent.task.attempts import AttemptContext, Attempts, Success, TaskReleasedError
 from fluxpool_worker.agent.task.cancellations import Cancellations, CancelWatch, TaskName
-from fluxpool_worker.agent.task.ending_writer import EndingMetrics, EndingWriter
+from fluxpool_worker.agent.task.ending_writer import EndingWriter, TaskMetrics
+from fluxpool_worker.agent.task.endings import refusal
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from fluxpool_worker.agent.task.outcome import Budgets, Failed, Spent, expired_or_canceled, judge_attempt
 from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
-from fluxpool_worker.agent.task.progress import ProgressPublisher, ProgressReporter
+from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError
-from fluxpool_worker.agent.task.task_records import TaskRecord, read_task, refusal
+from fluxpool_worker.agent.task.task_records import TaskRecord, read_task
 from fluxpool_worker.agent.task.task_store import TaskStore
 
 _after_generate = fault_point("agent-after-generate")
@@ -42,13 +43,6 @@ REFUSALS_IN_FLIGHT: Final = 32
 that writes garbage delays the tasks behind it by about a millisecond a record."""
 
 log = structlog.get_logger(__name__)
-
-
-class TaskMetrics(EndingMetrics, Protocol):
-    """Counts how tasks leave the worker."""
-
-    def count_end(self, outcome: str, seconds: float) -> None:
-        """A record left the worker."""
 
 
 class TaskFlow:
@@ -67,7 +61,7 @@ class TaskFlow:
         holds: Holds,
         cancellations: Cancellations,
         metrics: TaskMetrics,
-        clock: Clock,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._budgets = Budgets(
             max_attempts=settings.max_attempts,
@@ -77,17 +71,16 @@ class TaskFlow:
         self._cancellations = cancellations
         self._metrics = metrics
         self._clock = clock
-        reporter = ProgressReporter(progress, identity=identity, topics=settings.topics, clock=clock)
         self.store = TaskStore(store, settings=settings, identity=identity, holds=holds, clock=clock)
         self._attempts = Attempts(
-            engine, slots=slots, budgets=self._budgets, worker=identity.worker, progress=reporter, clock=clock
+            engine, slots=slots, budgets=self._budgets, worker=identity.worker, progress=progress, clock=clock
         )
         self._endings = EndingWriter(
             settings,
             identity=identity,
             store=self.store,
             publisher=publisher,
-            progress=reporter,
+            progress=progress,
             holds=holds,
             metrics=metrics,
             clock=clock,

@@ -10,7 +10,6 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract.messages import (
     REQUEST_ID,
     DecodedTask,
-    Disposition,
     Envelope,
     decode_task,
     parse_envelope,
@@ -18,9 +17,8 @@ from fluxpool_contract.messages import (
     record_event_id,
     result_event_id,
 )
-from fluxpool_contract.problems import ErrorClass, ErrorCode, FieldProblem, InvalidTaskError
+from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
 from fluxpool_transport.kafka import UndecodableRecord
-from fluxpool_worker.agent.task.outgoing_records import Failure
 
 log = structlog.get_logger(__name__)
 
@@ -63,17 +61,6 @@ def read_task(record: ConsumerRecord) -> TaskRecord:
         digest=decoded.digest,
         value_digest=decoded.value_digest,
         content=decoded,
-    )
-
-
-def refusal(error: InvalidTaskError) -> Failure:
-    """Why a record is no task, for its dead letter and result."""
-    return Failure(
-        error_class=ErrorClass.INVALID,
-        code=error.code,
-        disposition=Disposition.OVERSIZE if error.code is ErrorCode.TOO_LARGE else Disposition.INVALID,
-        message=str(error),
-        field=error.problems[0].field or None,
     )
 
 
