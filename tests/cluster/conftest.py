@@ -138,6 +138,6 @@ async def fluxpool(
         made = OperatorBench(bench=bench, bootstrap_servers=kafka.bootstrap_servers, s3=object_store)
         await made.create_bucket_secret()
         yield made
-        # Before the node goes, so that no pod of this test waits for one that never comes back.
+        # Before the node is deleted, so that no pod of this test waits for one that never comes back.
         await made.clean_up()
     await bench.api.delete(f"/api/v1/nodes/{bench.node.name}")

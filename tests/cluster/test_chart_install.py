@@ -56,7 +56,7 @@ class Release:
         path = self.control_plane.data_dir / f"{self.name}-values.json"
         gateway = {"gateway": on_node | values["gateway"]} if "gateway" in values else {}
         path.write_text(json.dumps(on_node | values | gateway))
-        # The definition is everybody's in a cluster that tests share.
+        # All tests of a cluster share the CRD.
         place = (
             "--namespace",
             self.namespace,

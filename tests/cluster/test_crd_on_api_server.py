@@ -55,7 +55,7 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
 
     async def served() -> bool:
-        # `kubectl wait` fails on a definition that nobody has looked at yet.
+        # `kubectl wait` fails on a CRD without conditions.
         try:
             await control_plane.kubectl("get", "fluxworkerpools", "-n", "default")
         except CommandError:

@@ -66,7 +66,7 @@ async def test_a_changed_secret_rolls_the_pods_and_a_missing_one_is_named(fluxpo
         await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, model=token, **nodes.placement))
         missing = await fluxpool.wait_condition("Ready", "False", reason="SecretNotFound")
         assert "hub/token" in missing["message"]
-        # Scaling goes on: the pod waits for its Secret, as with any Deployment.
+        # Scaling continues: the pod waits for its Secret, as with any Deployment.
         await fluxpool.wait_replicas(1)
         await fluxpool.bench.api.create(secret, {"metadata": {"name": "hub"}, "stringData": {"token": "first"}})
         await fluxpool.wait_condition("Ready", "True")
@@ -83,7 +83,7 @@ async def test_a_changed_secret_rolls_the_pods_and_a_missing_one_is_named(fluxpo
         assert "second" not in json.dumps([await fluxpool.get(), await fluxpool.deployment(), await fluxpool.events()])
 
 
-async def test_what_refuses_pods_is_said_in_ready_with_its_own_words(fluxpool: OperatorBench) -> None:
+async def test_what_rejects_pods_is_reported_in_ready_with_its_message(fluxpool: OperatorBench) -> None:
     await fluxpool.restrict()
     await fluxpool.install(hostPathAllowed=True)
     for name in ("policy", "quota", "image", "standard"):
@@ -112,7 +112,7 @@ async def test_what_refuses_pods_is_said_in_ready_with_its_own_words(fluxpool: O
         assert len(await fluxpool.pods("quota")) == 2
 
 
-async def test_two_pools_of_one_group_and_objects_of_others_are_told_apart(fluxpool: OperatorBench) -> None:
+async def test_two_pools_of_one_group_and_foreign_objects_are_reported(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     await fluxpool.topics("taken")
@@ -201,7 +201,7 @@ async def test_children_that_others_delete_or_relabel_are_repaired_within_15_sec
             await wait_until(relabelled, deadline_seconds=15, what=f"the label of {path}")
 
 
-async def test_a_restarted_rollout_goes_through_and_is_no_remark(fluxpool: OperatorBench) -> None:
+async def test_a_restarted_rollout_completes_and_is_not_reported(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
@@ -223,7 +223,7 @@ async def test_a_restarted_rollout_goes_through_and_is_no_remark(fluxpool: Opera
         assert [event for event in await fluxpool.events() if event[0] == "Warning"] == []
 
 
-async def test_topics_are_made_when_asked_and_a_pool_that_cannot_be_read_says_why(fluxpool: OperatorBench) -> None:
+async def test_topics_are_created_on_demand_and_an_invalid_pool_reports_why(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     fluxpool.groups["fresh"] = f"{fluxpool.groups['standard']}-fresh"

@@ -20,7 +20,7 @@ SCALE_INS = 20
 
 
 @pytest.mark.parametrize("point", ["operator-decided", "operator-applied"])
-async def test_an_operator_killed_around_its_write_converges_without_a_double(
+async def test_an_operator_killed_around_its_apply_converges_without_a_duplicate(
     fluxpool: OperatorBench, point: str
 ) -> None:
     await fluxpool.install(wait=False, extraEnv=[{"name": "FLUXPOOL_FAULT", "value": f"{point}:kill:2"}])
@@ -40,7 +40,7 @@ async def test_an_operator_killed_around_its_write_converges_without_a_double(
         assert await fluxpool.replica_sets() == 1
 
 
-async def test_an_operator_killed_twice_in_a_row_goes_on_where_it_was(fluxpool: OperatorBench) -> None:
+async def test_an_operator_killed_twice_in_a_row_continues(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
@@ -56,7 +56,7 @@ async def test_an_operator_killed_twice_in_a_row_goes_on_where_it_was(fluxpool: 
         assert await fluxpool.replica_sets() == 1
 
 
-async def test_loops_live_through_an_outage_of_the_api_server(fluxpool: OperatorBench) -> None:
+async def test_loops_survive_an_outage_of_the_api_server(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     control_plane = fluxpool.bench.control_plane
@@ -89,7 +89,7 @@ async def test_loops_live_through_an_outage_of_the_api_server(fluxpool: Operator
         await fluxpool.wait_replicas(5, deadline_seconds=30)
 
 
-async def test_a_pool_deleted_in_mid_task_loses_nothing(fluxpool: OperatorBench) -> None:
+async def test_a_pool_deleted_during_a_task_loses_nothing(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, scaling__maxReplicas=1))
@@ -133,20 +133,20 @@ async def test_a_node_lost_with_a_busy_worker_loses_nothing(
     await fluxpool.wait_condition("Ready", "True", deadline_seconds=90)
 
 
-async def test_scaling_in_twenty_times_takes_no_busy_worker_and_loses_no_task(fluxpool: OperatorBench) -> None:
+async def test_twenty_scale_ins_take_no_busy_worker_and_lose_no_task(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard", partitions=3)
     await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=3, scaling__maxReplicas=3))
     await fluxpool.wait_pods(3, deadline_seconds=180)
     ids: list[str] = []
-    for turn in range(SCALE_INS):
+    for number in range(SCALE_INS):
         # One task keeps one worker busy, whichever it is, and the others have nothing to do.
-        ids += await fluxpool.produce(1, seconds=4, start=turn, partition=turn % 3)
+        ids += await fluxpool.produce(1, seconds=4, start=number, partition=number % 3)
         busy = await fluxpool.wait_busy()
         pods = await fluxpool.pod_names()
         await fluxpool.patch("standard", {"replicas": 2})
         gone = await fluxpool.wait_leaving(pods)
-        assert not busy & gone, f"turn {turn}: {busy} worked, {gone} were told to go"
+        assert not busy & gone, f"scale-in {number}: {busy} were busy, {gone} were deleted"
         await fluxpool.patch("standard", {"replicas": 3})
         await fluxpool.wait_pods(3, deadline_seconds=180)
     await fluxpool.wait_results(ids)

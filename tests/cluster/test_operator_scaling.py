@@ -49,7 +49,7 @@ async def test_an_autoscaler_drives_a_manual_pool_through_the_scale_subresource(
         await fluxpool.wait_replicas(2, deadline_seconds=90)
 
 
-async def test_a_shadow_pool_says_what_it_would_do_and_a_paused_one_is_left_alone(fluxpool: OperatorBench) -> None:
+async def test_a_shadow_pool_reports_its_plan_and_a_paused_one_is_left_unchanged(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
@@ -63,7 +63,7 @@ async def test_a_shadow_pool_says_what_it_would_do_and_a_paused_one_is_left_alon
         await fluxpool.patch("standard", {"paused": True})
         await fluxpool.wait_condition("ScalingActive", "False", reason="Paused")
         await fluxpool.patch("standard", {"replicas": None, "scaling": {"mode": "Active"}})
-        # Somebody else's hand is not undone while the pool is paused.
+        # Changes by others are not reverted while the pool is paused.
         await fluxpool.bench.api.patch(fluxpool.deployment_path(), {"spec": {"replicas": 2}})
         pool = await fluxpool.wait_pool(
             "the new spec seen", lambda pool: pool["status"]["observedGeneration"] == pool["metadata"]["generation"]
@@ -75,7 +75,7 @@ async def test_a_shadow_pool_says_what_it_would_do_and_a_paused_one_is_left_alon
         await fluxpool.wait_condition("ScalingActive", "True")
 
 
-async def test_replicas_hold_while_kafka_is_away_and_go_on_when_it_is_back(
+async def test_replicas_hold_while_kafka_is_away_and_follow_the_lag_afterwards(
     fluxpool: OperatorBench, kafka_factory: KafkaFactory
 ) -> None:
     kafka = await kafka_factory()
@@ -110,7 +110,7 @@ async def test_replicas_hold_while_kafka_is_away_and_go_on_when_it_is_back(
         await own.wait_replicas(6)
 
 
-async def test_short_of_gpus_nothing_runs_away_and_a_new_node_heals(fluxpool: OperatorBench) -> None:
+async def test_without_enough_gpus_replicas_do_not_grow_and_a_new_node_helps(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard", partitions=8)
     async with fluxpool.fake_workers(gpus=5) as nodes:
@@ -127,7 +127,7 @@ async def test_short_of_gpus_nothing_runs_away_and_a_new_node_heals(fluxpool: Op
         await fluxpool.wait_pool("the new pending tasks", lambda pool: pool["status"]["pending"] == 120)
         assert (await fluxpool.deployment())["spec"]["replicas"] <= asked
 
-        # An image change goes through although not every pod finds a place.
+        # A new image is rolled out although not every pod can be scheduled.
         old = {pod["metadata"]["uid"] for pod in await fluxpool.pods() if is_ready(pod)}
         await fluxpool.patch("standard", {"worker": {"image": "fluxpool-worker:next"}})
 

@@ -16,7 +16,7 @@ PARTITIONS = 6
 MAX_REPLICAS = 2
 
 
-async def test_two_pools_rise_in_one_jump_work_all_tasks_off_and_sleep_again(fluxpool: OperatorBench) -> None:
+async def test_two_pools_scale_out_at_once_finish_all_tasks_and_scale_to_zero(fluxpool: OperatorBench) -> None:
     await fluxpool.restrict()
     await fluxpool.install()
     for name in ("standard", "vip"):

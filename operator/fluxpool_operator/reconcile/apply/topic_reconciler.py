@@ -33,9 +33,9 @@ class TopicReconciler:
         self._observe = context.observe_topics
         self._clock = context.clock
         self._wake = wake
-        self._order: _Order | None = None
-        """Of the last report."""
-        self._task_order: _Order | None = None
+        self._reported: _Desired | None = None
+        """What the last report is about."""
+        self._in_progress: _Desired | None = None
         self._task: asyncio.Task[TopicReport] | None = None
         self._next_at = 0.0
         self._settling_until = 0.0
@@ -46,7 +46,7 @@ class TopicReconciler:
     @property
     def is_settling(self) -> bool:
         """Whether topics are being created for the first time, or were created moments ago."""
-        is_first = self._task is not None and self._order is None
+        is_first = self._task is not None and self._reported is None
         return is_first or self._clock() < self._settling_until
 
     def reconcile(self, pool: FluxWorkerPool, connection: KafkaConnection | None) -> tuple[PoolProblem, ...]:
@@ -57,17 +57,17 @@ class TopicReconciler:
         spec = pool.spec
         if connection is None:
             self.close()
-            self._order, self._problems, self.create_time = None, (), None
+            self._reported, self._problems, self.create_time = None, (), None
             return ()
-        order = _Order(kafka=spec.kafka, changes=spec.kafka.manage_topics and not spec.paused)
-        if self._task_order != order:
+        desired = _Desired(kafka=spec.kafka, changes=spec.kafka.manage_topics and not spec.paused)
+        if self._in_progress != desired:
             self.close()
-        if self._task is None and (order != self._order or self._clock() >= self._next_at):
-            work = manage_topics if order.changes else self._observe
-            self._task_order = order
+        if self._task is None and (desired != self._reported or self._clock() >= self._next_at):
+            work = manage_topics if desired.changes else self._observe
+            self._in_progress = desired
             self._task = asyncio.create_task(work(connection, spec.kafka), name=f"topics {pool.name}")
-            self._task.add_done_callback(lambda ended: self._finished(order, ended))
-        return self._problems if order.changes else ()
+            self._task.add_done_callback(lambda ended: self._finished(desired, ended))
+        return self._problems if desired.changes else ()
 
     def close(self) -> None:
         """Cancel the work that is under way."""
@@ -75,17 +75,17 @@ class TopicReconciler:
         if task is not None:
             task.cancel()
 
-    def _finished(self, order: "_Order", task: asyncio.Task[TopicReport]) -> None:
+    def _finished(self, desired: "_Desired", task: asyncio.Task[TopicReport]) -> None:
         if task is not self._task:
             # `close` cancelled it, and another may run by now. Retrieving the error keeps asyncio from logging it.
             if not task.cancelled():
                 task.exception()
             return
-        is_first = self._order is None
-        self._task, self._order = None, order
-        report = _report_of(task, order)
+        is_first = self._reported is None
+        self._task, self._reported = None, desired
+        report = _report_of(task, desired)
         # Also after the first report without a creation: another pool may have created the same topics moments ago.
-        if order.changes and (report.created or is_first):
+        if desired.changes and (report.created or is_first):
             self._settling_until = self._clock() + SETTLE_SECONDS
         problems = tuple(
             PoolProblem(reason=Reason.TOPICS_FAILED, message=problem, stops_scaling=False)
@@ -99,17 +99,17 @@ class TopicReconciler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Order:
-    """The topics to work on, and whether they may be changed."""
+class _Desired:
+    """The topics of a spec, and whether they may be changed."""
 
     kafka: KafkaSpec
     changes: bool
 
 
-def _report_of(task: asyncio.Task[TopicReport], order: _Order) -> TopicReport:
+def _report_of(task: asyncio.Task[TopicReport], desired: _Desired) -> TopicReport:
     error = None if task.cancelled() else task.exception()
     if error is None and not task.cancelled():
         return task.result()
     log.warning("topics_reconcile_failed", error=repr(error))
-    problems = (f"topics could not be managed: {error!r}",) if order.changes else ()
+    problems = (f"topics could not be managed: {error!r}",) if desired.changes else ()
     return TopicReport(problems=problems, create_time=None)
