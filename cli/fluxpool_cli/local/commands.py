@@ -221,6 +221,11 @@ def _show_status(state: StackState) -> None:
     write_table(("LANE", "TOPIC", "GROUP", "LAG"), lanes, optional=("GROUP",))
     write_line()
     write_line(f"gateway {state.gateway_url}")
+    for lane in state.lanes:
+        if lane.expired_records:
+            write_line(
+                f"expired {lane.expired_records} of lane {lane.name}: deleted by topic retention, never consumed"
+            )
     if state.crashed_workers:
         write_line(f"crashed {worker_count(state.crashed_workers)} since the start")
     if state.plan is not None:

@@ -15,7 +15,7 @@ import httpx
 import typer
 
 from fluxpool_cli.exit_codes import CommandError
-from fluxpool_cli.kafka.target import find_target
+from fluxpool_cli.kafka.target import KafkaTarget, find_target
 from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.data_dir import DataDir, private_files
 from fluxpool_cli.local.kafka.broker import KafkaStartError
@@ -25,9 +25,9 @@ from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack_parts import DRAIN_GRACE_SECONDS, PartSettings
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
 from fluxpool_cli.local.workers.fleet import WorkerFleet
-from fluxpool_cli.local.workers.scaler import Scaler
+from fluxpool_cli.local.workers.scaler import FleetScaler
 from fluxpool_cli.model import tiny_model_command
-from fluxpool_contract.kafka import KafkaConnection, TopicNames, explain_create_time, topic_specs
+from fluxpool_contract.kafka import explain_create_time, topic_specs
 from fluxpool_operator.backlog import lane_targets_of
 from fluxpool_transport.kafka import (
     KafkaCredentialsError,
@@ -67,7 +67,7 @@ class LocalStack:
         self._parts: PartSettings | None = None
         self._gateway: ChildProcess | None = None
         self._fleet: WorkerFleet | None = None
-        self._scaler: Scaler | None = None
+        self._scaler: FleetScaler | None = None
 
     @property
     def parts(self) -> PartSettings:
@@ -93,7 +93,7 @@ class LocalStack:
         return StackState(
             phase=self._phase,
             data_dir=self.data_dir.path,
-            bootstrap_servers=",".join(self._parts.connection.bootstrap_servers) if self._parts else None,
+            bootstrap_servers=",".join(self._parts.target.kafka.bootstrap_servers) if self._parts else None,
             gateway_url=self._parts.gateway_url if self._parts else None,
             model=self._parts.model if self._parts else None,
             supervisor=ProcessRecord.of("supervisor", os.getpid()),
@@ -116,12 +116,12 @@ class LocalStack:
         port = self.data_dir.gateway_port(self._options.gateway_port)
         try:
             async with asyncio.TaskGroup() as starting:
-                kafka = starting.create_task(self._provide_kafka())
+                target = starting.create_task(self._provide_kafka())
                 starting.create_task(self._provide_model())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         self._parts = PartSettings(
-            data_dir=self.data_dir, connection=kafka.result(), gateway_port=port, options=self._options
+            data_dir=self.data_dir, target=target.result(), gateway_port=port, options=self._options
         )
         await self._start_gateway()
         self._fleet = WorkerFleet(
@@ -130,8 +130,7 @@ class LocalStack:
             drain_grace_seconds=DRAIN_GRACE_SECONDS,
             report=self._report,
         )
-        self._scaler = Scaler(
-            connection=self.parts.connection,
+        self._scaler = FleetScaler(
             targets=lane_targets_of(self.parts.worker_settings()),
             config=self._options.scaling(),
             fleet=self._fleet,
@@ -151,7 +150,7 @@ class LocalStack:
         try:
             async with asyncio.TaskGroup() as group:
                 loops = [
-                    group.create_task(self._scaler.run()),
+                    group.create_task(self._scaler.run(self.parts.target.kafka)),
                     group.create_task(self._keep_gateway()),
                     group.create_task(self._keep_kafka()),
                 ]
@@ -205,24 +204,28 @@ class LocalStack:
         else:
             self._unsaved = False
 
-    async def _provide_kafka(self) -> KafkaConnection:
-        """A Kafka with all topics: the one whose address was given, else one of the stack's own."""
-        if self._options.bootstrap_servers is None:
-            connection = KafkaConnection(bootstrap_servers=(await self._start_kafka(),))
-        else:
-            # With the credentials of the environment, which never travel on a command line.
-            try:
-                connection = find_target(self._options.bootstrap_servers, self.data_dir.path).kafka
-            except (CommandError, typer.BadParameter) as error:
-                raise StackError(f"kafka: {error}") from error
-        specs = topic_specs(TopicNames(), replication_factor=1 if self._kafka else 3)
+    async def _provide_kafka(self) -> KafkaTarget:
+        """A Kafka with all topics: the one whose address was given, else one of the stack's own.
+
+        Topics have the names of `FLUXPOOL_TOPICS_*`, as for the other commands.
+        """
+        servers = self._options.bootstrap_servers
+        # Credentials come from the environment, never from a command line; the stack's own broker has none.
+        read = "FLUXPOOL_TOPICS_" if servers is None else ""
+        environment = {name: text for name, text in os.environ.items() if name.startswith(read)}
         try:
-            await ensure_topics(connection, specs)
-            for topic in await find_create_time_topics(connection, [spec.name for spec in specs]):
+            target = find_target(servers or await self._start_kafka(), self.data_dir.path, environment)
+        except (CommandError, typer.BadParameter) as error:
+            raise StackError(f"kafka: {error}") from error
+        # A factor above the number of brokers is lowered to it.
+        specs = topic_specs(target.topics, replication_factor=1 if servers is None else 3)
+        try:
+            await ensure_topics(target.kafka, specs)
+            for topic in await find_create_time_topics(target.kafka, [spec.name for spec in specs]):
                 self._report(f"warning: {explain_create_time(topic)}")
         except (TopicError, KafkaUnavailableError, KafkaCredentialsError) as error:
             raise StackError(f"topics: {error}") from error
-        return connection
+        return target
 
     async def _start_kafka(self) -> str:
         """Start the stack's own broker; returns its address."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fluxpool_cli.kafka.target import KafkaTarget
 from fluxpool_cli.local.data_dir import DataDir
 from fluxpool_cli.local.loopback import HOST
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_contract.folder_address import folder_address
-from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.settings import (
+    DEFAULT_CONSUMER_GROUP,
     ENVIRONMENT_PREFIX,
     STANDARD_LANE,
     VIP_LANE,
@@ -25,11 +27,6 @@ from fluxpool_contract.settings import (
 )
 from fluxpool_gateway.settings import GatewaySettings
 
-# The preferred lane first; the group of the standard lane is named, because it is the one without a suffix.
-LANES = (
-    VIP_LANE.model_copy(update={"consumer_group": "flux-worker-group-vip"}),
-    STANDARD_LANE.model_copy(update={"consumer_group": "flux-worker-group"}),
-)
 DRAIN_GRACE_SECONDS = 30.0
 """A tiny image takes a fraction of a second; a large one is taken up again by the next worker."""
 
@@ -39,7 +36,7 @@ class PartSettings:
     """The settings that gateway and workers share."""
 
     data_dir: DataDir
-    connection: KafkaConnection
+    target: KafkaTarget
     gateway_port: int
     options: StackOptions
 
@@ -56,7 +53,8 @@ class PartSettings:
     def gateway_environment(self) -> Mapping[str, str]:
         """Of the gateway process."""
         settings = GatewaySettings(
-            kafka=self.connection,
+            kafka=self.target.kafka,
+            topics=self.target.topics,
             storage=self._storage(),
             database_file=self.data_dir.database,
             listen_host=HOST,
@@ -74,10 +72,11 @@ class PartSettings:
     def worker_settings(self, **of_one_worker: Any) -> WorkerSettings:
         """What all workers share, with what one of them has of its own."""
         return WorkerSettings(
-            kafka=self.connection,
+            kafka=self.target.kafka,
+            topics=self.target.topics,
             storage=self._storage(),
             model=ModelSettings(id=self.model, offline=Path(self.model).is_dir()),
-            lanes=LANES,
+            lanes=lanes_of(self.target.topics),
             pool="local",
             gateway_url=self.gateway_url,
             health_host=HOST,
@@ -97,9 +96,12 @@ def model_of(options: StackOptions, data_dir: DataDir) -> str:
     return str(folder.resolve()) if folder.is_dir() else options.model
 
 
-def group_of(lane: Lane) -> str:
-    """The consumer group of one of `LANES`."""
-    return lane.consumer_group or lane.name
+def lanes_of(topics: TopicNames) -> tuple[Lane, ...]:
+    """The lanes that the stack's workers serve, the preferred one first."""
+    # Both groups are named: without a name the first lane, here the vip one, would have the group without a suffix.
+    vip = {"topic": topics.tasks_vip, "consumer_group": f"{DEFAULT_CONSUMER_GROUP}-{VIP_LANE.name}"}
+    standard = {"topic": topics.tasks, "consumer_group": DEFAULT_CONSUMER_GROUP}
+    return VIP_LANE.model_copy(update=vip), STANDARD_LANE.model_copy(update=standard)
 
 
 def _inherited() -> dict[str, str]:

@@ -72,7 +72,7 @@ class ProcessRecord(BaseModel):
 
 
 class LaneState(BaseModel):
-    """Backlog of one lane as last read."""
+    """The lag of one lane as last read."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -81,6 +81,8 @@ class LaneState(BaseModel):
     group: str
     lag_records: int
     """Tasks not committed, those in work included."""
+    expired_records: int = 0
+    """Tasks that topic retention deleted before a worker consumed them."""
     age_seconds: float | None
     """Since it was read; null when it never was."""
 

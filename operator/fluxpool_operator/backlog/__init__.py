@@ -9,6 +9,7 @@ from fluxpool_operator.backlog.observation import (
     PartitionObservation,
     RetryTier,
 )
+from fluxpool_operator.backlog.reading import LaneReading
 from fluxpool_operator.backlog.targets import lane_targets_of
 from fluxpool_operator.backlog.topics import TopicReport, manage_topics, observe_topics, wanted_topics
 
@@ -16,6 +17,7 @@ __all__ = [
     "BacklogHub",
     "InFlightTask",
     "LaneObservation",
+    "LaneReading",
     "LaneTarget",
     "PartitionObservation",
     "PoolBacklog",

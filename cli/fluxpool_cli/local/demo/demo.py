@@ -19,12 +19,10 @@ from fluxpool_cli.local.data_dir import DataDir, DataDirError
 from fluxpool_cli.local.demo.audit import IMAGE_SUFFIXES, Audit, audit, status_counts
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
-from fluxpool_cli.local.stack_parts import LANES, group_of
 from fluxpool_cli.local.workers.fleet import WorkerState
 from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
 from fluxpool_cli.watch.commands import result_line
 from fluxpool_cli.watch.overview import Overview, OverviewDisplay
-from fluxpool_contract.kafka import TopicNames
 from fluxpool_transport.lag import LagReader
 
 TINY_DEADLINE_SECONDS = 300.0
@@ -160,7 +158,7 @@ async def _supervised(
 
     async def story(stack: LocalStack) -> bool:
         remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - began_at))
-        async with ResultsTopic(stack.parts.connection, TopicNames().results) as results:
+        async with ResultsTopic(stack.parts.target.kafka, stack.parts.target.topics.results) as results:
             teller = _Story(
                 stack, options=options, results=results, display=display, progress=progress, began_at=began_at
             )
@@ -219,11 +217,12 @@ class _Story:
     async def count(self) -> None:
         """Read everything once more from its source and judge it."""
         async with (
-            ResultsTopic(self._stack.parts.connection, TopicNames().results) as results,
-            LagReader(self._stack.parts.connection) as reader,
+            ResultsTopic(self._stack.parts.target.kafka, self._stack.parts.target.topics.results) as results,
+            LagReader(self._stack.parts.target.kafka) as reader,
         ):
             await results.read_to_end()
-            groups = await reader.read({group_of(lane): lane.topic for lane in LANES})
+            settings = self._stack.parts.worker_settings()
+            groups = await reader.read({settings.group_of(lane): lane.topic for lane in settings.lanes})
         self._progress.audit = await asyncio.to_thread(
             audit,
             self._progress.submitted,

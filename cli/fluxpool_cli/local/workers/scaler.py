@@ -1,19 +1,19 @@
-"""The scaling loop of a local stack: read the backlog, plan as the operator does, bring the worker processes there.
+"""The scaling loop of a local stack: reads the lag, plans, and brings the number of worker processes to the plan.
 
-Owns the rhythm. Reading the backlog, remembering it and planning are the operator's own code.
+Owns the rhythm. Reading the lag, remembering it, counting expired tasks and planning are the operator's own code.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import httpx
 
 from fluxpool_cli.local.state_file import LaneState, PlanSummary
 from fluxpool_cli.local.workers.fleet import WorkerFleet
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog
+from fluxpool_operator.backlog import BacklogHub, LaneReading, LaneTarget, PoolBacklog
 from fluxpool_operator.planning import Plan, PlanState, ScalingConfig, Snapshot, plan
 
 INTERVAL_SECONDS = 0.5
@@ -21,13 +21,12 @@ _READ_DEADLINE_SECONDS = 5.0
 _PROBE_DEADLINE_SECONDS = 2.0
 
 
-class Scaler:
+class FleetScaler:
     """Keeps a fleet at the planned size for as long as `run` runs."""
 
     def __init__(
         self,
         *,
-        connection: KafkaConnection,
         targets: tuple[LaneTarget, ...],
         config: ScalingConfig,
         fleet: WorkerFleet,
@@ -35,47 +34,43 @@ class Scaler:
         on_round: Callable[[], None],
     ) -> None:
         """`report` gets a sentence about every changed plan, `on_round` is called after each round."""
-        self._connection = connection
         self._config = config
         self._fleet = fleet
         self._report = report
         self._on_round = on_round
         self._targets = targets
         self._backlog = PoolBacklog(targets, {})
+        self._expired = dict.fromkeys((target.name for target in targets), 0)
         self._state = PlanState()
         self._planned_at_seconds: float | None = None
         self.plan: Plan | None = None
         """The last one."""
 
-    async def run(self) -> None:
-        """Never returns."""
+    async def run(self, connection: KafkaConnection) -> None:
+        """Read, plan and reconcile until cancelled."""
         async with (
             BacklogHub(deadline_seconds=_READ_DEADLINE_SECONDS) as hub,
             httpx.AsyncClient(timeout=_PROBE_DEADLINE_SECONDS, trust_env=False) as http,
         ):
             while True:
-                # What cannot be read makes the lanes old, and the plan says so.
-                self._backlog.update(await hub.read(self._connection, self._targets), time.monotonic())
-                decision = self._decide()
+                decision = self.decide(await hub.read(connection, self._targets), now_seconds=time.monotonic())
                 await self._fleet.reconcile(decision.replicas, http=http)
                 self._on_round()
                 await asyncio.sleep(INTERVAL_SECONDS)
 
     def lane_states(self) -> tuple[LaneState, ...]:
-        """The backlog of each lane as last read."""
+        """The lag of each lane as last read."""
         return tuple(
             LaneState(
                 name=lane.target.name,
                 topic=lane.target.topic,
                 group=lane.target.consumer_group,
                 lag_records=lane.lag_records,
+                expired_records=lane.expired_records_total,
                 age_seconds=round(lane.age_seconds, 1) if math.isfinite(lane.age_seconds) else None,
             )
-            for lane in self._observe()
+            for lane in self._backlog.observe(time.monotonic(), time.time())
         )
-
-    def _observe(self) -> tuple[LaneObservation, ...]:
-        return self._backlog.observe(time.monotonic(), time.time())
 
     def summary(self) -> PlanSummary | None:
         """The last plan, for people."""
@@ -83,10 +78,13 @@ class Scaler:
             return None
         return PlanSummary(replicas=self.plan.replicas, constraint=self.plan.constraint, reason=self.plan.reason)
 
-    def _decide(self) -> Plan:
-        now = time.monotonic()
-        lanes = self._observe()
-        elapsed_seconds = 0.0 if self._planned_at_seconds is None else now - self._planned_at_seconds
+    def decide(self, readings: Iterable[LaneReading], *, now_seconds: float) -> Plan:
+        """Plan by new readings; `now_seconds` is monotonic. The plan knows the age of lanes that were not read."""
+        self._backlog.update(readings, now_seconds)
+        lanes = self._backlog.observe(now_seconds, time.time())
+        for lane in lanes:
+            self._report_expired(lane.target.name, lane.expired_records_total)
+        elapsed_seconds = 0.0 if self._planned_at_seconds is None else now_seconds - self._planned_at_seconds
         snapshot = Snapshot(
             lanes=lanes, current_replicas=self._fleet.replicas, elapsed_seconds=elapsed_seconds, state=self._state
         )
@@ -94,8 +92,16 @@ class Scaler:
         before = self.plan
         if before is None or (before.replicas, before.constraint) != (decision.replicas, decision.constraint):
             self._report(f"plan: {worker_count(decision.replicas)} ({decision.constraint}). {decision.reason}")
-        self._state, self._planned_at_seconds, self.plan = decision.state, now, decision
+        self._state, self._planned_at_seconds, self.plan = decision.state, now_seconds, decision
         return decision
+
+    def _report_expired(self, lane: str, total: int) -> None:
+        more, self._expired[lane] = total - self._expired[lane], total
+        if more > 0:
+            self._report(
+                f"topic retention deleted {more} {'task' if more == 1 else 'tasks'} of lane {lane} before a worker "
+                "consumed them; raise the topic's retention.ms or --max-workers"
+            )
 
 
 def worker_count(count: int) -> str:
