@@ -1,4 +1,4 @@
-"""A broker that is gone for half a minute: nothing is restarted by hand, nothing is lost, nothing is done twice."""
+"""A broker that is gone for longer than a session: nothing is restarted by hand, nothing is lost, nothing is done twice."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ import pytest
 from kit.kafka import KafkaFactory, produce
 from kit.kafka_cluster import ClusterBroker
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench
+from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
 log = logging.getLogger(__name__)
 
-OUTAGE_SECONDS = 30
+OUTAGE_SECONDS = SESSION_TIMEOUT_SECONDS + 4
 FIRST_RESULT_SECONDS = 30
 """From the broker being ready again to the first result."""
 

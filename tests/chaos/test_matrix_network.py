@@ -19,7 +19,7 @@ from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, wait
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
-SILENCE_SECONDS = SESSION_TIMEOUT_SECONDS * 3
+SILENCE_SECONDS = SESSION_TIMEOUT_SECONDS * 1.5
 """Long enough for the broker to throw everybody out."""
 EVENT_SECONDS = 90.0
 
