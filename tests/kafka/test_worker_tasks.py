@@ -1,5 +1,6 @@
 """One real worker, the real broker and the tiny pipeline: what becomes of all kinds of records."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from fluxpool_contract.messages.derived import derive_seed
 from fluxpool_worker.image_parameters import read_parameters
 from kit.kafka import TopicRecord, produce
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.worker import LOOK_SECONDS, WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 
@@ -42,7 +43,10 @@ async def results_of(bench: WorkerBench, request_id: str, *, count: int) -> list
     async def found() -> list[TopicRecord]:
         records = await bench.records(bench.topics.results)
         matching = [record for record in records if json.loads(record.value or b"{}")["request_id"] == request_id]
-        return matching if len(matching) >= count else []
+        if len(matching) >= count:
+            return matching
+        await asyncio.sleep(LOOK_SECONDS)
+        return []
 
     return await wait_until(found, deadline_seconds=480, what=f"{count} results of {request_id}")
 

@@ -5,6 +5,7 @@ its groups.
 """
 
 import asyncio
+import threading
 import time
 import uuid
 import warnings
@@ -35,6 +36,8 @@ ScriptClientError: type[Exception] = _KafkaPythonError
 
 _REQUEST_SECONDS = 10.0
 _UNSERVED_PAUSE_SECONDS = 0.2
+_SILENCE_SECONDS = 5.0
+"""A client whose leader lost its place and got it back was seen to fetch no more; a new one does."""
 _UNSERVED = frozenset(
     getattr(KafkaError, name)
     for name in (
@@ -131,31 +134,118 @@ async def create_topics(
 async def read_topic(
     bootstrap_servers: str, topic: str, *, isolation_level: str = "read_uncommitted", deadline_seconds: float = 60
 ) -> list[TopicRecord]:
-    """Return all records up to the end at the time of the call, by partition and offset; joins no group.
+    """Return all records up to the end at the time of the call: `TopicReader.records` of a client for this once."""
+    reader = TopicReader(bootstrap_servers, isolation_level=isolation_level)
+    try:
+        return await reader.records(topic, deadline_seconds=deadline_seconds)
+    finally:
+        await asyncio.to_thread(reader.close)
 
-    Brokers that do not serve the topic yet are asked again. Raises `LookupError` when there is no such topic,
-    `TimeoutError` when the end is not reached in time, `confluent_kafka.KafkaException` when it is not served by then.
+
+class TopicReader:
+    """Reads topics up to their ends with one client, again and again; a read fetches only what came since the last one.
+
+    Joins no group. For topics that are neither compacted nor deleted and created again: what was read is kept, but for
+    records that the log's beginning has passed.
     """
-    settings = {
-        "bootstrap.servers": bootstrap_servers,
-        # librdkafka wants one; only a subscription or a commit would make use of it.
-        "group.id": "unused",
-        "enable.auto.commit": False,
-        "enable.partition.eof": True,
-        "fetch.wait.max.ms": 100,
-        "isolation.level": isolation_level,
-    }
 
-    deadline = time.monotonic() + deadline_seconds
+    def __init__(self, bootstrap_servers: str, *, isolation_level: str = "read_uncommitted") -> None:
+        self._settings = {
+            "bootstrap.servers": bootstrap_servers,
+            # librdkafka wants one; only a subscription or a commit would make use of it.
+            "group.id": "unused",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 100,
+            "isolation.level": isolation_level,
+            # Brokers of tests come back at once, and that they go away is no news.
+            "reconnect.backoff.max.ms": 1000,
+            "log_level": 0,
+        }
+        self._consumer: Any = None
+        self._held: dict[tuple[str, int], list[TopicRecord]] = {}
+        self._next: dict[tuple[str, int], int] = {}
+        # A wait that expires leaves its read behind in a thread.
+        self._reading = threading.Lock()
 
-    def read() -> list[TopicRecord]:
-        consumer = Consumer(settings)
-        try:
-            return _records_up_to_end(consumer, topic, deadline=deadline)
-        finally:
-            consumer.close()
+    async def records(self, topic: str, *, deadline_seconds: float = 60) -> list[TopicRecord]:
+        """Return all records up to the end at the time of the call, by partition and offset.
 
-    return await _again_until_served(deadline_seconds)(asyncio.to_thread, read)
+        Brokers that do not serve the topic yet are asked again. Raises `LookupError` when there is no such topic,
+        `TimeoutError` when the end is not reached in time, `confluent_kafka.KafkaException` when it is not served by
+        then.
+        """
+        deadline = time.monotonic() + deadline_seconds
+
+        def read() -> list[TopicRecord]:
+            with self._reading:
+                try:
+                    return self._read(topic, deadline=deadline)
+                except BaseException:
+                    # After a fault the next read begins with connections of its own.
+                    self._close()
+                    raise
+
+        return await _again_until_served(deadline_seconds)(asyncio.to_thread, read)
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._reading:
+            self._close()
+
+    def _close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _read(self, topic: str, *, deadline: float) -> list[TopicRecord]:
+        if self._consumer is None:
+            self._consumer = Consumer(self._settings)
+        partitions = self._consumer.list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic].partitions
+        if not partitions:
+            raise LookupError(f"topic {topic!r} does not exist")
+        ends: dict[int, int] = {}
+        for number in partitions:
+            place = topic, number
+            bounds = self._consumer.get_watermark_offsets(TopicPartition(*place), timeout=_REQUEST_SECONDS)
+            if bounds is None:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - the library's public name
+            start, end = bounds
+            self._held[place] = [record for record in self._held.get(place, []) if record.offset >= start]
+            self._next[place] = max(start, self._next.get(place, start))
+            if self._next[place] < end:
+                ends[number] = end
+        self._read_on(topic, ends, deadline=deadline)
+        return [record for number in sorted(partitions) for record in self._held[topic, number]]
+
+    def _read_on(self, topic: str, ends: Mapping[int, int], *, deadline: float) -> None:
+        """Read these partitions from where they were read to before up to these ends."""
+        self._consumer.assign([TopicPartition(topic, number, self._next[topic, number]) for number in ends])
+        unread = set(ends)
+        silent_at = time.monotonic() + _SILENCE_SECONDS
+        while unread:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"the end of {topic!r} was not reached on partitions {sorted(unread)}")
+            if time.monotonic() >= silent_at:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - the library's public name
+            for message in self._consumer.consume(num_messages=500, timeout=0.2):
+                silent_at = time.monotonic() + _SILENCE_SECONDS
+                number = message.partition()
+                if number not in unread:
+                    continue
+                # Transaction markers and compaction leave tails without records: the end itself tells.
+                if message.error() is None:
+                    self._held[topic, number].append(_as_topic_record(message))
+                    self._next[topic, number] = message.offset() + 1
+                elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's public name
+                    self._next[topic, number] = message.offset()
+                    unread.discard(number)
+                else:
+                    raise KafkaException(message.error())
+                if self._next[topic, number] >= ends[number]:
+                    unread.discard(number)
+        # An assigned partition would be fetched on and on.
+        self._consumer.unassign()
 
 
 def _again_until_served(seconds: float) -> AsyncRetrying:
@@ -172,34 +262,6 @@ def _is_unserved(error: BaseException) -> bool:
     if isinstance(error, KafkaException):
         return error.args[0].code() in _UNSERVED
     return isinstance(error, CoordinatorLoadInProgressError | CoordinatorNotAvailableError | NotCoordinatorError)
-
-
-def _records_up_to_end(consumer: Any, topic: str, *, deadline: float) -> list[TopicRecord]:
-    partitions = consumer.list_topics(topic, timeout=_REQUEST_SECONDS).topics[topic].partitions
-    if not partitions:
-        raise LookupError(f"topic {topic!r} does not exist")
-    bounds = {
-        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=_REQUEST_SECONDS)
-        for number in partitions
-    }
-    consumer.assign([TopicPartition(topic, number, start) for number, (start, _) in bounds.items()])
-    unread = {number for number, (start, end) in bounds.items() if start < end}
-    records: list[TopicRecord] = []
-    while unread:
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"the end of {topic!r} was not reached on partitions {sorted(unread)}")
-        for message in consumer.consume(num_messages=500, timeout=0.2):
-            end = bounds[message.partition()][1]
-            if message.error() is not None:
-                # Transaction markers and compaction leave tails without records: the end itself tells.
-                if message.error().code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's public name
-                    raise KafkaException(message.error())
-                unread.discard(message.partition())
-            elif message.offset() < end:
-                records.append(_as_topic_record(message))
-            if message.offset() >= end - 1:
-                unread.discard(message.partition())
-    return sorted(records, key=lambda record: (record.partition, record.offset))
 
 
 def _as_topic_record(message: Any) -> TopicRecord:

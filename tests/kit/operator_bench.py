@@ -399,6 +399,7 @@ class OperatorBench(PoolTasks):
 
     async def clean_up(self) -> None:
         """Remove the release and the pools, as far as they are still there; pods go with the node."""
+        await asyncio.to_thread(self.reader.close)
         with contextlib.suppress(CommandError):
             await self.uninstall()
         await self.bench.control_plane.kubectl(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from fluxpool_contract.kafka.ledger import decode_ledger
-from kit.kafka import committed_offsets, create_topics, produce, read_topic, unique_name
+from kit.kafka import TopicReader, committed_offsets, create_topics, produce, unique_name
 from kit.s3 import S3Service
 from kit.waiting import wait_until
 
@@ -25,6 +25,11 @@ class PoolTasks:
     bootstrap_servers: str
     s3: S3Service
     groups: dict[str, str] = field(default_factory=dict)
+    reader: TopicReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        """One reader for all looks at the topics."""
+        self.reader = TopicReader(self.bootstrap_servers)
 
     async def describe(self, name: str) -> str:
         """What a person would want to see of a pool when a wait for it expired."""
@@ -67,7 +72,7 @@ class PoolTasks:
 
     async def results(self, name: str = "standard") -> list[dict[str, Any]]:
         """Every record of a pool's results topic."""
-        records = await read_topic(self.bootstrap_servers, f"{self.groups[name]}-results")
+        records = await self.reader.records(f"{self.groups[name]}-results")
         results: list[dict[str, Any]] = [json.loads(record.value or b"null") for record in records]
         return results
 
@@ -99,7 +104,7 @@ class PoolTasks:
     async def lag(self, name: str = "standard") -> int:
         """Records of a pool's task topic that its group did not commit."""
         prefix = self.groups[name]
-        records = await read_topic(self.bootstrap_servers, f"{prefix}-tasks")
+        records = await self.reader.records(f"{prefix}-tasks")
         committed = await committed_offsets(self.bootstrap_servers, prefix)
         return sum(
             1

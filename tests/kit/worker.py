@@ -23,14 +23,14 @@ from fluxpool_cli.local.loopback import free_port
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.settings.worker import Lane, ModelDevice, ModelSettings, StorageSettings, WorkerSettings
-from kit.kafka import TopicRecord, committed_offsets, create_topics, read_topic, unique_name
+from kit.kafka import TopicReader, TopicRecord, committed_offsets, create_topics, unique_name
 from kit.waiting import wait_until
 
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 SESSION_TIMEOUT_SECONDS = 6.0
 """The broker's own minimum (`group.min.session.timeout.ms`)."""
-LOOK_SECONDS = 0.2
-"""Between two looks at a topic: each opens connections of its own, and the workers need the cores."""
+LOOK_SECONDS = 0.1
+"""Between two looks at a topic or a group: the workers need the cores."""
 READY_SECONDS = 180.0
 """The engine imports torch and diffusers, which takes long on a busy machine."""
 UNHURRIED: Mapping[str, Any] = MappingProxyType(
@@ -111,6 +111,11 @@ class WorkerBench:
     engine_command: tuple[str, ...] = ()
     retry_delays: tuple[str, ...] = ()
     workers: list[WorkerProcess] = field(default_factory=list)
+    reader: TopicReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        """One reader for all looks at the topics."""
+        self.reader = TopicReader(self.bootstrap_servers)
 
     def settings(self, name: str, **changes: Any) -> WorkerSettings:
         """Settings of one worker."""
@@ -169,7 +174,7 @@ class WorkerBench:
 
     async def records(self, topic: str) -> list[TopicRecord]:
         """Everything on a topic."""
-        return await read_topic(self.bootstrap_servers, topic)
+        return await self.reader.records(topic)
 
     async def results(self) -> list[dict[str, Any]]:
         """Every record of the results topic, as JSON."""
@@ -262,6 +267,7 @@ async def worker_bench(
         engines = [int(line["pid"]) for worker in bench.workers for line in worker.events("engine_started")]
         for worker in bench.workers:
             worker.end()
+        await asyncio.to_thread(bench.reader.close)
         await wait_until(
             lambda: not [pid for pid in engines if is_engine(pid)],
             deadline_seconds=10,
