@@ -40,11 +40,11 @@ demo: setup ## Send 24 prompts through real Kafka into a FLUX pipeline on this m
 demo-cluster: setup control-plane ## The same on a real Kubernetes control plane with two pools (root on Linux; TASKS=24 each, KEEP=1 leaves it up)
 	PYTHONPATH=hack $(BIN)/python -m demo_cluster $(if $(TASKS),--tasks "$(TASKS)") $(if $(KEEP),--keep)
 
-test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built
-	$(BIN)/pytest
+test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built (JOBS=2 side by side)
+	$(BIN)/pytest $(JOBS:%=-n%)
 
 test-all: setup control-plane ## Run every test, also those of the kit and of foreign software whose inputs did not change
-	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all
+	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all $(JOBS:%=-n%)
 
 control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
 	@hack/control-plane/build

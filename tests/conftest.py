@@ -47,6 +47,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(plugin)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep each file in one process when several run the tests."""
+    # Only those who ask for several processes need the package.
+    from kit.schedule import FileScheduling  # noqa: PLC0415
+
+    return FileScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _keep_logging() -> Iterator[None]:
     """What a program configures when a test calls its main function is not the next test's."""

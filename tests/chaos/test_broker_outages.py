@@ -1,4 +1,4 @@
-"""A broker that is gone for longer than a session: nothing is restarted by hand, nothing is lost, nothing is done twice."""
+"""A broker that is gone for longer than a session: nothing is restarted, nothing is lost, nothing is done twice."""
 
 import asyncio
 import json

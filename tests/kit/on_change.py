@@ -42,7 +42,7 @@ class UnchangedTests:
             return
         for item in items:
             marked = item.get_closest_marker(MARKER) and item.path not in self._named
-            if marked and item.nodeid in self._passed(self._stamp(item)):
+            if marked and item.name in self._passed(self._stamp(item)):
                 item.add_marker(pytest.mark.skip(reason=REASON))
 
     @pytest.hookimpl(wrapper=True)
@@ -65,7 +65,7 @@ class UnchangedTests:
         self._stamps.mkdir(parents=True, exist_ok=True)
         # One short append for each test: runs side by side do not tear each other's lines.
         with self._stamp(item).open("a") as stamp:
-            stamp.write(f"{item.nodeid}\n")
+            stamp.write(f"{item.name}\n")
         for old in self._stamps.iterdir():
             if old.stat().st_mtime < time.time() - STAMPS_KEPT_SECONDS:
                 old.unlink(missing_ok=True)
