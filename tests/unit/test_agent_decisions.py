@@ -28,7 +28,7 @@ from fluxpool_worker.agent.task.outgoing_records import (
 )
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
-SIGNATURE = WorkerIdentity(worker="w", pool="p", model="m")
+IDENTITY = WorkerIdentity(worker="w", pool="p", model="m")
 
 
 def test_the_preferred_lane_goes_first_and_the_oldest_has_every_fifth_turn() -> None:
@@ -89,12 +89,12 @@ def test_a_dead_letter_holds_the_original_untouched_and_says_why() -> None:
         disposition=Disposition.INVALID,
         message="the body is not valid JSON",
     )
-    letter = dead_letter_record(
-        record, failure, request_id=None, identity=SIGNATURE, failed_at=NOON, topics=TopicNames()
+    dead_letter = dead_letter_record(
+        record, failure, request_id=None, identity=IDENTITY, failed_at=NOON, topics=TopicNames()
     )
-    assert (letter.topic, letter.key, letter.value) == ("flux-dlq", b"\xff", b"\x00garbage")
-    assert letter.headers[0] == ("own", b"\x01")
-    read = DeadLetter.from_headers(letter.headers)
+    assert (dead_letter.topic, dead_letter.key, dead_letter.value) == ("flux-dlq", b"\xff", b"\x00garbage")
+    assert dead_letter.headers[0] == ("own", b"\x01")
+    read = DeadLetter.from_headers(dead_letter.headers)
     assert (read.origin_topic, read.origin_partition, read.origin_offset) == ("tasks", 3, 41)
     assert (read.message, read.error_code, read.attempts) == ("the body is not valid JSON", "undecodable", 1)
 
@@ -107,7 +107,7 @@ def test_a_failed_result_says_whether_another_try_may_help(error_class: ErrorCla
     failure = Failure(
         error_class=error_class, code=ErrorCode.NOT_FINITE, disposition=Disposition.EXHAUSTED, message="m", attempts=3
     )
-    result = failed_result("r", failure, identity=SIGNATURE, completed_at=NOON)
+    result = failed_result("r", failure, identity=IDENTITY, completed_at=NOON)
     assert (result.status, result.image_url, result.attempt) == ("failed", None, 3)
     assert result.error is not None
     assert result.error.retryable is retryable
@@ -126,7 +126,7 @@ def test_a_stored_failure_is_dead_lettered_again_as_it_was(
     error_class: ErrorClass, code: ErrorCode, disposition: Disposition
 ) -> None:
     failure = Failure(error_class=error_class, code=code, disposition=disposition, message="m", attempts=2)
-    stored = failed_result("r", failure, identity=SIGNATURE, completed_at=NOON)
+    stored = failed_result("r", failure, identity=IDENTITY, completed_at=NOON)
     assert is_dead_lettered(stored)
     assert failure_of(stored) == failure
 
@@ -135,7 +135,7 @@ def test_a_rejected_task_is_nothing_for_people_to_look_at() -> None:
     failure = Failure(
         error_class=ErrorClass.REJECTED, code=ErrorCode.REJECTED, disposition=Disposition.EXHAUSTED, message="no"
     )
-    assert not is_dead_lettered(failed_result("r", failure, identity=SIGNATURE, completed_at=NOON))
+    assert not is_dead_lettered(failed_result("r", failure, identity=IDENTITY, completed_at=NOON))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_rejected_task_is_nothing_for_people_to_look_at() -> None:
 )
 def test_the_status_tells_expired_and_canceled_from_failed(error_class: ErrorClass | str, status: str) -> None:
     failure = Failure(error_class=error_class, code="x", disposition=Disposition.EXHAUSTED, message="m")
-    result = failed_result("r", failure, identity=SIGNATURE, completed_at=NOON)
+    result = failed_result("r", failure, identity=IDENTITY, completed_at=NOON)
     assert (result.status, result.image_url) == (status, None)
     assert is_dead_lettered(result) is (status == "failed")
 

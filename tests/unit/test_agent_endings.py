@@ -1,4 +1,4 @@
-"""Whatever a worker finds of a task: it ends with one result, a dead letter where people must look, and its offset."""
+"""Every task ends with one result, a dead letter where it failed, and its offset, whatever the store holds of it."""
 
 import hashlib
 import json
@@ -108,7 +108,7 @@ async def test_every_task_ends_with_one_result(bench: FlowBench, manifest: str, 
     if claim == "other":
         # The id is another task's, whose result answers for it.
         assert bench.results == []
-        assert [letter.error_code for letter in bench.dead_letters] == ["id-conflict"]
+        assert [dead_letter.error_code for dead_letter in bench.dead_letters] == ["id-conflict"]
         return
     [result] = bench.results
     assert result["request_id"] == REQUEST_ID
@@ -122,10 +122,10 @@ async def test_every_task_ends_with_one_result(bench: FlowBench, manifest: str, 
         code = "corrupt-object"
     assert (result["status"], result["error"]["code"]) == (status, code)
     if is_corrupt or status == "failed":
-        [letter] = bench.dead_letters
-        assert letter.error_code == code
-        assert letter.request_id == REQUEST_ID
-        assert not is_corrupt or "move it away" in letter.message
+        [dead_letter] = bench.dead_letters
+        assert dead_letter.error_code == code
+        assert dead_letter.request_id == REQUEST_ID
+        assert not is_corrupt or "move it away" in dead_letter.message
     else:
         assert bench.dead_letters == []
 
@@ -147,7 +147,7 @@ async def test_an_invalid_task_ends_with_a_result_unless_its_id_is_anothers(
 ) -> None:
     lay_out(bench, manifest="absent", claim=claim)
     await bench.run(task_record(json.dumps(TASK | {"steps": -1}).encode()))
-    assert [letter.error_code for letter in bench.dead_letters] == [code]
+    assert [dead_letter.error_code for dead_letter in bench.dead_letters] == [code]
     assert [result["error"]["code"] for result in bench.results] == ([] if claim == "other" else [code])
     assert bench.lane.ends == ["finished"]
 
@@ -160,7 +160,7 @@ async def test_a_record_without_a_value_is_answered_by_its_key(
 ) -> None:
     await bench.run(task_record(None, key=key))
     assert [result["request_id"] for result in bench.results] == [request_id]
-    assert [letter.request_id for letter in bench.dead_letters] == [request_id]
+    assert [dead_letter.request_id for dead_letter in bench.dead_letters] == [request_id]
 
 
 async def test_a_deletion_of_a_task_that_was_taken_leaves_it_its_own_result(bench: FlowBench) -> None:
@@ -207,7 +207,7 @@ async def test_an_unforeseen_error_costs_the_task_an_attempt_and_not_the_worker(
     bench: FlowBench, monkeypatch: pytest.MonkeyPatch, part: type
 ) -> None:
     async def fail(*_arguments: object, **_named: object) -> None:
-        raise RuntimeError("nobody thought of this")
+        raise RuntimeError("unexpected")
 
     monkeypatch.setattr(part, "submit" if part is ScriptedEngine else "claim", fail)
     await bench.run(task_record())
@@ -217,7 +217,7 @@ async def test_an_unforeseen_error_costs_the_task_an_attempt_and_not_the_worker(
     assert [(result["status"], result["error"]["code"]) for result in bench.results] == [
         ("failed", "generation-failed")
     ]
-    assert [letter.message for letter in bench.dead_letters] == ["the worker met an error: RuntimeError"]
+    assert [dead_letter.message for dead_letter in bench.dead_letters] == ["the worker met an error: RuntimeError"]
     assert bench.lane.ends.count("finished") == 2
 
 
@@ -234,7 +234,7 @@ async def test_an_unexpected_error_while_an_ending_is_written_repeats_that_write
     bench: FlowBench, topic: str, value: bytes
 ) -> None:
     name = bench.settings.topics.retry[0] if topic == "retry" else getattr(bench.settings.topics, topic)
-    errors = [RuntimeError("nobody expected this"), RuntimeError("nor this")]
+    errors = [RuntimeError("unexpected"), RuntimeError("unexpected again")]
 
     def fail_twice(record: OutgoingRecord) -> bool:
         if record.topic == name and errors:
@@ -255,7 +255,7 @@ async def test_an_unexpected_error_while_an_ending_is_written_repeats_that_write
 async def test_an_unexpected_error_of_the_store_does_not_end_a_refused_record_without_it(
     bench: FlowBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = [RuntimeError("nobody expected this")]
+    errors = [RuntimeError("unexpected")]
     claim = TaskStore.claim
 
     async def fail_once(store: TaskStore, task: TaskRecord, **named: Any) -> Claimed:
@@ -274,7 +274,7 @@ async def test_an_ending_that_can_never_be_written_releases_its_record_at_the_li
     bench = FlowBench(tmp_path, hold_limit_seconds=0)
 
     def fail(_record: OutgoingRecord) -> bool:
-        raise RuntimeError("nobody expected this")
+        raise RuntimeError("unexpected")
 
     bench.topics.refuses = fail
     with pytest.raises(HoldExpiredError, match="an ending could not be written: RuntimeError"):
@@ -334,9 +334,9 @@ async def test_a_topic_that_refuses_the_shortest_record_holds_nothing_up(bench: 
 async def test_a_dead_letter_whose_original_is_refused_points_to_the_store(bench: FlowBench) -> None:
     bench.topics.refuses = size_limit(2_000, bench.settings.topics.dead_letters)
     await bench.run(task_record(b"x" * 5_000))
-    [letter] = bench.dead_letters
-    assert letter.object is not None
-    assert (bench.folder / letter.object).read_bytes() == b"x" * 5_000
+    [dead_letter] = bench.dead_letters
+    assert dead_letter.object is not None
+    assert (bench.folder / dead_letter.object).read_bytes() == b"x" * 5_000
 
 
 @pytest.mark.parametrize("value", [VALUE, b"no json"])

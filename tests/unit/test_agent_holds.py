@@ -1,4 +1,4 @@
-"""Holds, slots and interest lost: what a worker waits for, for how long, and in which order."""
+"""Holds, engine slots and abandoned operations: what a worker waits for, for how long, and in which order."""
 
 import asyncio
 
@@ -84,7 +84,7 @@ async def test_a_hold_past_its_limit_says_which_setting_it_is() -> None:
     assert holds.causes == frozenset()
 
 
-async def test_a_held_operation_that_nobody_wants_any_more_is_given_up() -> None:
+async def test_a_held_operation_ends_when_it_is_abandoned() -> None:
     clock = Clock()
     holds = Holds(limit_seconds=1e9, clock=clock)
     abandoned = asyncio.Event()
@@ -147,7 +147,7 @@ def test_an_outage_that_nothing_waited_for_is_remembered_when_it_is_noted() -> N
     assert (holds.causes, holds.seconds(HoldCause.KAFKA)) == (frozenset(), 0)
 
 
-async def test_what_is_done_before_interest_is_lost_has_its_result() -> None:
+async def test_what_is_done_when_it_is_abandoned_has_its_result() -> None:
     async def work() -> int:
         return 7
 
@@ -157,7 +157,7 @@ async def test_what_is_done_before_interest_is_lost_has_its_result() -> None:
     assert await run_until(abandoned, work(), last_try_seconds=60) == 7
 
 
-async def test_work_that_nobody_wants_is_cancelled() -> None:
+async def test_abandoned_work_is_cancelled() -> None:
     ended = asyncio.Event()
 
     async def work() -> None:
@@ -174,7 +174,7 @@ async def test_work_that_nobody_wants_is_cancelled() -> None:
         await ended.wait()
 
 
-async def settle() -> None:
+async def run_ready() -> None:
     """Let everything run that can."""
     for _ in range(20):
         await asyncio.sleep(0)
@@ -184,14 +184,14 @@ async def test_only_so_many_tasks_have_a_turn_at_a_time() -> None:
     slots = EngineSlots(jobs=2)
     first, second = await slots.acquire(), await slots.acquire()
     third = asyncio.ensure_future(slots.acquire())
-    await settle()
+    await run_ready()
     assert not third.done()
     first.release()
     first.release()
-    await settle()
+    await run_ready()
     assert third.done()
     fourth = asyncio.ensure_future(slots.acquire())
-    await settle()
+    await run_ready()
     assert not fourth.done()
     second.release()
     await fourth
@@ -201,15 +201,15 @@ async def test_one_that_is_alone_goes_first_and_has_nobody_beside_it() -> None:
     slots = EngineSlots(jobs=2)
     running = await slots.acquire()
     later = [asyncio.ensure_future(slots.acquire(alone=True))]
-    await settle()
+    await run_ready()
     others = [asyncio.ensure_future(slots.acquire()) for _ in range(2)]
-    await settle()
+    await run_ready()
     assert not any(task.done() for task in [*later, *others])
     running.release()
-    await settle()
+    await run_ready()
     assert [task.done() for task in [*later, *others]] == [True, False, False]
     (await later[0]).release()
-    await settle()
+    await run_ready()
     assert all(task.done() for task in others)
 
 
@@ -217,8 +217,8 @@ async def test_one_that_gives_up_waiting_to_be_alone_lets_the_others_pass() -> N
     slots = EngineSlots(jobs=2)
     running = await slots.acquire()
     waiting = asyncio.ensure_future(slots.acquire(alone=True))
-    await settle()
+    await run_ready()
     waiting.cancel()
-    await settle()
+    await run_ready()
     await slots.acquire()
     running.release()

@@ -1,4 +1,4 @@
-"""A blocked event loop ends its process; a process that was stopped, or is merely busy, goes on."""
+"""A blocked event loop ends its process; a process that was stopped, or is merely busy, continues."""
 
 import json
 import os

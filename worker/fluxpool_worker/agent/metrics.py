@@ -1,6 +1,7 @@
 """The worker's Prometheus metrics; `HealthServer` serves them at `/metrics`."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -17,12 +18,10 @@ class WorkerMetrics:
 
     def __init__(self, *, engine: EngineClient, publisher: ReliablePublisher, holds: Holds) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(holds)
-        self.registry.register(UNDECODABLE)
-        self.registry.register(_EngineCounters(engine))
-        self.tasks = Counter(
-            "fluxpool_tasks", "Tasks by how they left this worker.", ["outcome"], registry=self.registry
-        )
+        for collector in (holds, UNDECODABLE, _EngineCounters(engine)):
+            self.registry.register(collector)
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        self.tasks = counter("fluxpool_tasks", "Tasks by how they left this worker.", ["outcome"])
         self.task_seconds = Histogram(
             "fluxpool_task_seconds",
             "Seconds from taking a record to its end, by outcome.",
@@ -30,40 +29,28 @@ class WorkerMetrics:
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160),
             registry=self.registry,
         )
-        self.tasks_in_flight = Gauge("fluxpool_tasks_in_flight", "Tasks under way.", registry=self.registry)
-        self.retries_relayed = Counter(
-            "fluxpool_retries_relayed",
-            "Due retries returned to a lane's topic.",
-            ["topic"],
-            registry=self.registry,
-        )
-        self.relays_retries = Gauge(
+        self.tasks_in_flight = gauge("fluxpool_tasks_in_flight", "Tasks under way.")
+        self.retries_relayed = counter("fluxpool_retries_relayed", "Due retries returned to a lane's topic.", ["topic"])
+        self.relays_retries = gauge(
             "fluxpool_retry_relay",
             "1 while this worker relays the due retries of its pool; one worker of a pool does so at a time.",
-            registry=self.registry,
         )
-        self.records_lost = Counter(
+        self.records_lost = counter(
             "fluxpool_records_lost",
             "Records that retention or an administrator deleted before a worker finished them.",
             ["lane"],
-            registry=self.registry,
         )
-        self.records_refused = Counter(
+        self.records_refused = counter(
             "fluxpool_records_refused",
             "Results and dead letters that their topic refuses even when shortened: check its max.message.bytes.",
             ["topic"],
-            registry=self.registry,
         )
-        self.lane_failures = Counter(
-            "fluxpool_lane_failures",
-            "Consumers of a lane that failed and were replaced.",
-            ["lane"],
-            registry=self.registry,
+        self.lane_failures = counter(
+            "fluxpool_lane_failures", "Consumers of a lane that failed and were replaced.", ["lane"]
         )
-        Gauge(
+        gauge(
             "fluxpool_records_unacknowledged",
             "Records that were sent some time ago and neither acknowledged nor refused.",
-            registry=self.registry,
         ).set_function(lambda: publisher.unknown)
 
     def count_end(self, outcome: str, seconds: float) -> None:

@@ -47,7 +47,7 @@ from fluxpool_worker.agent.task.task_flow import TaskFlow
 from fluxpool_worker.engine.protocol import Device, EngineSpec
 
 ENGINE_JOBS: Final = 2
-"""One on the device, one that stands ready, so that the device never waits for Kafka or the store."""
+"""One on the device, one that is queued there, so that the device never waits for Kafka or the store."""
 TASKS_IN_FLIGHT: Final = 4
 """Those, and two being stored and published: what a crash may cost besides the image under way."""
 STOP_RUNNING_SECONDS: Final = 10.0
@@ -81,7 +81,7 @@ class WorkerAgent:
         self._tasks_taken = 0
         self._holds = Holds(
             limit_seconds=settings.infra_hold_limit_seconds,
-            # A shorter one throws nobody out of a group.
+            # A shorter outage removes no member from a group.
             outage_seconds=settings.session_timeout_seconds,
         )
         self._engine = EngineClient(

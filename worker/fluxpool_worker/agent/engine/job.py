@@ -78,7 +78,7 @@ class StepTimes:
             self._seconds.popitem(last=False)
 
     def least_seconds(self, *, pixels: int, steps: int) -> float:
-        """What a generation takes if it goes as fast as the fastest lately; 0 for a size that was not seen.
+        """What a generation takes at the speed of the fastest lately; 0 for a size that was not seen.
 
         The fastest and not the mean: a task is refused for what cannot be, not for what may be.
         """

@@ -1,7 +1,7 @@
 """Attempts of a task on this worker's engine, with progress, cancellation and release.
 
-Owns what happens at once after a failed generation; knows the engine but neither the store nor topics. `task_flow` goes
-on with the images, `ending_writer` with a failure.
+Owns what happens at once after a failed generation; knows the engine but neither the store nor topics. `task_flow`
+stores the images, `ending_writer` writes a failure.
 """
 
 import asyncio

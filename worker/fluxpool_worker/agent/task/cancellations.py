@@ -122,7 +122,7 @@ class Cancellations:
 
 
 class ControlListener:
-    """Reads the control topic from its beginning and goes on."""
+    """Reads the control topic from its beginning on."""
 
     def __init__(
         self, topic: str, *, build_consumer: Callable[[], AIOKafkaConsumer], cancellations: Cancellations

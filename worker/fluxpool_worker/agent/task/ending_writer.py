@@ -21,7 +21,7 @@ from fluxpool_contract.kafka import MAX_DEAD_LETTER_BYTES, MAX_MESSAGE_BYTES
 from fluxpool_contract.messages import DecodedTask, GenerationResult, ProgressType
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.process import Backoff, fault_point
-from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest
+from fluxpool_transport.storage import IdConflictError, Manifest
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.task.endings import (
     SHORT_TEXT_BYTES,
@@ -34,7 +34,7 @@ from fluxpool_worker.agent.task.endings import (
     shorter_results,
 )
 from fluxpool_worker.agent.task.holds import Hold, HoldCause, HoldExpiredError, Holds
-from fluxpool_worker.agent.task.outcome import Action, Failed
+from fluxpool_worker.agent.task.outcome import Failed
 from fluxpool_worker.agent.task.outgoing_records import (
     Failure,
     WorkerIdentity,
@@ -112,7 +112,7 @@ class EndingWriter:
         """
         ending = await self._safely(partial(self._ending, task, found, ask_store=ask_store))
         if ending.retry is not None and (refusal := await self._write_retry(task, ending.retry)):
-            ending = await self._safely(partial(self._terminal, task, refusal, ask_store=ask_store))
+            ending = await self._safely(partial(self._ending, task, refusal, ask_store=ask_store))
         if ending.dead_letter is not None:
             await self._write_dead_letter(task, ending.dead_letter)
         if ending.result is not None:
@@ -121,40 +121,32 @@ class EndingWriter:
         await commit()
         return ending.outcome
 
-    # What is written
-
     async def _ending(
         self, task: TaskRecord, found: Manifest | IdConflictError | Failed | Failure, *, ask_store: bool
     ) -> Ending:
-        match found:
-            case Manifest() | IdConflictError():
-                return ending_of(task, found, identity=self._identity, now=self._clock.now())
-            case Failed(verdict=verdict) if verdict.action is Action.RETRY_LATER:
-                retry = retry_of(
-                    found,
-                    deadline=task.envelope.deadline,
-                    now=self._clock.now(),
-                    delays_seconds=self._retry_delays_seconds,
-                    topics=self._topics.retry,
-                    jitter=random.random(),  # noqa: S311 - it spreads load, nobody is kept out by it
-                )
-                if isinstance(retry, Retry):
-                    return Ending(outcome="retry", retry=retry)
-                return await self._terminal(task, retry, ask_store=ask_store)
-            case Failed():
-                return await self._terminal(task, failure_from(found), ask_store=ask_store)
-            case Failure():
-                return await self._terminal(task, found, ask_store=ask_store)
-
-    async def _terminal(self, task: TaskRecord, failure: Failure, *, ask_store: bool) -> Ending:
-        """The end of a task without images, unless the store knows another end of it."""
+        """By way of a retry topic if the verdict says so; else the terminal one, for which a failure asks the store."""
         now = self._clock.now()
-        stored: Manifest | IdConflictError | CorruptObjectError | None = None
+        if isinstance(found, Failed):
+            retry = retry_of(
+                found,
+                deadline=task.envelope.deadline,
+                now=now,
+                delays_seconds=self._retry_delays_seconds,
+                topics=self._topics.retry,
+                jitter=random.random(),  # noqa: S311 - it spreads load and protects nothing
+            )
+            if isinstance(retry, Retry):
+                return Ending(outcome="retry", retry=retry)
+            found = retry
+        if not isinstance(found, Failure):
+            return ending_of(task, found, identity=self._identity, now=now)
+        stored = None
         if ask_store and task.request_id is not None:
-            stored = await self._store.settle(task, result_of(task, failure, identity=self._identity, now=now))
-        return ending_of(task, stored, failure=failure, identity=self._identity, now=now)
-
-    # How it is written
+            # The manifest decides: this failure's, unless another worker has written one.
+            stored = await self._store.claim_and_conclude(
+                task, result_of(task, found, identity=self._identity, now=now)
+            )
+        return ending_of(task, stored, failure=found, identity=self._identity, now=now)
 
     async def _write_retry(self, task: TaskRecord, retry: Retry) -> Failure | None:
         """Send the task to its retry topic; returns why it fails instead, None when it is there."""

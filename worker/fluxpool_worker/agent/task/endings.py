@@ -14,7 +14,7 @@ from fluxpool_contract.kafka import due_at
 from fluxpool_contract.messages import Disposition, GenerationResult
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest
-from fluxpool_worker.agent.task.outcome import Failed, Verdict, judge_deadline
+from fluxpool_worker.agent.task.outcome import Action, Failed, Verdict, judge_deadline
 from fluxpool_worker.agent.task.outgoing_records import (
     Failure,
     WorkerIdentity,
@@ -60,7 +60,9 @@ def retry_of(
     topics: Sequence[str],
     jitter: float,
 ) -> Retry | Failure:
-    """The next attempt by way of a retry topic; a failure when the task's deadline passes before it is due."""
+    """The next attempt by way of a retry topic, if there is one; a failure also when the deadline is before it."""
+    if failed.verdict.action is not Action.RETRY_LATER:
+        return failure_from(failed)
     tier = failed.verdict.tier or 0
     not_before = due_at(now, delays_seconds[tier], jitter=jitter)
     if late := judge_deadline(deadline, now=not_before, needed_seconds=0, spent=failed.verdict.spent):

@@ -88,7 +88,7 @@ class Holds(Collector):
         return Hold(cause, self._clock())
 
     def end(self, hold: Hold | None) -> None:
-        """It goes on; a hold that has ended, or none, is ignored."""
+        """What waited resumes; a hold that has ended, or none, is ignored."""
         if hold is None or hold not in self._standing:
             return
         self._standing.discard(hold)

@@ -14,7 +14,7 @@ waits, and releases the task when the outage lasts too long.
 | expired, canceled | - | - | their own result; released when the pod drains |
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, assert_never
@@ -64,13 +64,14 @@ class Spent:
     crashes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """A judged failure."""
 
     action: Action
     error_class: ErrorClass
     code: ErrorCode
+    _: KW_ONLY
     spent: Spent
     """As the task's next attempt begins, or as it ends."""
     disposition: Disposition = Disposition.EXHAUSTED
@@ -93,23 +94,13 @@ def judge_generation(kind: FailureKind, *, spent: Spent, budgets: Budgets, low_m
     """What a failed generation means; `low_memory`: it already ran in the way that needs the least."""
     match kind:
         case FailureKind.INVALID:
-            return Verdict(
-                action=Action.DEAD_LETTER,
-                error_class=ErrorClass.INVALID,
-                code=ErrorCode.INVALID_FIELD,
-                spent=spent,
-                disposition=Disposition.INVALID,
-            )
+            invalid = Verdict(Action.DEAD_LETTER, ErrorClass.INVALID, ErrorCode.INVALID_FIELD, spent=spent)
+            return replace(invalid, disposition=Disposition.INVALID)
         case FailureKind.REJECTED:
-            return Verdict(action=Action.FAIL, error_class=ErrorClass.REJECTED, code=ErrorCode.REJECTED, spent=spent)
+            return Verdict(Action.FAIL, ErrorClass.REJECTED, ErrorCode.REJECTED, spent=spent)
+        case FailureKind.OUT_OF_MEMORY if not low_memory:
+            return Verdict(Action.TRY_LOW_MEMORY, ErrorClass.TRANSIENT, ErrorCode.OUT_OF_MEMORY, spent=spent)
         case FailureKind.OUT_OF_MEMORY:
-            if not low_memory:
-                return Verdict(
-                    action=Action.TRY_LOW_MEMORY,
-                    error_class=ErrorClass.TRANSIENT,
-                    code=ErrorCode.OUT_OF_MEMORY,
-                    spent=spent,
-                )
             return judge_attempt(ErrorCode.OUT_OF_MEMORY, spent=spent, budgets=budgets)
         case FailureKind.NOT_FINITE:
             return judge_attempt(ErrorCode.NOT_FINITE, spent=spent, budgets=budgets)
@@ -118,7 +109,7 @@ def judge_generation(kind: FailureKind, *, spent: Spent, budgets: Budgets, low_m
         case FailureKind.DEVICE_LOST:
             return judge_engine_death(spent=spent, budgets=budgets, suspected=True)
         case FailureKind.CANCELED:
-            return Verdict(action=Action.RELEASE, error_class=ErrorClass.CANCELED, code=ErrorCode.CANCELED, spent=spent)
+            return Verdict(Action.RELEASE, ErrorClass.CANCELED, ErrorCode.CANCELED, spent=spent)
         case _:
             assert_never(kind)
 
@@ -126,11 +117,11 @@ def judge_generation(kind: FailureKind, *, spent: Spent, budgets: Budgets, low_m
 def judge_attempt(code: ErrorCode, *, spent: Spent, budgets: Budgets) -> Verdict:
     """What a failure of the task's own means: one attempt less."""
     if spent.attempt >= budgets.max_attempts:
-        return Verdict(action=Action.DEAD_LETTER, error_class=ErrorClass.TRANSIENT, code=code, spent=spent)
+        return Verdict(Action.DEAD_LETTER, ErrorClass.TRANSIENT, code, spent=spent)
     return Verdict(
-        action=Action.RETRY_LATER if budgets.retry_tiers else Action.TRY_AGAIN,
-        error_class=ErrorClass.TRANSIENT,
-        code=code,
+        Action.RETRY_LATER if budgets.retry_tiers else Action.TRY_AGAIN,
+        ErrorClass.TRANSIENT,
+        code,
         spent=Spent(attempt=spent.attempt + 1, crashes=spent.crashes),
         tier=_tier(spent.attempt, budgets),
     )
@@ -142,16 +133,14 @@ def judge_engine_death(*, spent: Spent, budgets: Budgets, suspected: bool) -> Ve
     `suspected`: the job had been begun. One that was only queued is tried again at once and costs nothing.
     """
     if not suspected:
-        return Verdict(
-            action=Action.TRY_AGAIN, error_class=ErrorClass.WORKER_FATAL, code=ErrorCode.ENGINE_DIED, spent=spent
-        )
+        return Verdict(Action.TRY_AGAIN, ErrorClass.WORKER_FATAL, ErrorCode.ENGINE_DIED, spent=spent)
     crashed = Spent(attempt=spent.attempt, crashes=spent.crashes + 1)
     if verdict := judge_crashes(spent=crashed, budgets=budgets):
         return verdict
     return Verdict(
-        action=Action.RETRY_LATER if budgets.retry_tiers else Action.TRY_AGAIN,
-        error_class=ErrorClass.WORKER_FATAL,
-        code=ErrorCode.ENGINE_DIED,
+        Action.RETRY_LATER if budgets.retry_tiers else Action.TRY_AGAIN,
+        ErrorClass.WORKER_FATAL,
+        ErrorCode.ENGINE_DIED,
         spent=crashed,
         tier=_tier(crashed.crashes, budgets),
     )
@@ -162,9 +151,9 @@ def judge_crashes(*, spent: Spent, budgets: Budgets) -> Verdict | None:
     if spent.crashes < budgets.max_crashes:
         return None
     return Verdict(
-        action=Action.DEAD_LETTER,
-        error_class=ErrorClass.WORKER_FATAL,
-        code=ErrorCode.CRASH_LOOP,
+        Action.DEAD_LETTER,
+        ErrorClass.WORKER_FATAL,
+        ErrorCode.CRASH_LOOP,
         spent=spent,
         disposition=Disposition.CRASH_LOOP,
     )
@@ -174,7 +163,7 @@ def judge_deadline(deadline: datetime | None, *, now: datetime, needed_seconds: 
     """Whether the task ends after its deadline, needing so long from now on; None when it may still be in time."""
     if deadline is None or now + timedelta(seconds=needed_seconds) < deadline:
         return None
-    return Verdict(action=Action.FAIL, error_class=ErrorClass.EXPIRED, code=ErrorCode.DEADLINE_EXCEEDED, spent=spent)
+    return Verdict(Action.FAIL, ErrorClass.EXPIRED, ErrorCode.DEADLINE_EXCEEDED, spent=spent)
 
 
 def expired_or_canceled(
@@ -187,7 +176,7 @@ def expired_or_canceled(
 ) -> Failed | None:
     """The failure of a task that was canceled or ends after its deadline, needing so long from now on."""
     if command is not None:
-        verdict = Verdict(action=Action.FAIL, error_class=ErrorClass.CANCELED, code=ErrorCode.CANCELED, spent=spent)
+        verdict = Verdict(Action.FAIL, ErrorClass.CANCELED, ErrorCode.CANCELED, spent=spent)
         by = f" by {command.requested_by}" if command.requested_by else ""
         why = f": {command.reason}" if command.reason else ""
         return Failed(verdict=verdict, attempt=spent.attempt, message=f"canceled{by}{why}")

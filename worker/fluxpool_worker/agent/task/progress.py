@@ -90,6 +90,6 @@ class ProgressPublisher:
         except (MessageSizeTooLargeError, ValueError, TypeError, AssertionError) as error:
             log.info("progress_dropped", topic=record.topic, error=repr(error))
         else:
-            # Its ack is not awaited: the next event matters more than the fate of this one. Reading the exception keeps
-            # asyncio from logging that nobody did.
+            # Its ack is not awaited: the next event matters more than the fate of this one. Its exception is
+            # read, or asyncio would log it.
             sent.add_done_callback(lambda done: done.cancelled() or done.exception())

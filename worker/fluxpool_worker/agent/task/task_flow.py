@@ -1,8 +1,8 @@
 """The way of one task through this worker, from its record to the commit of its offset.
 
 Claim the id, record the start in the ledger, generate (`attempts`), store images and manifest (`task_store`), write how
-it ends (`ending_writer`). A crash between any two steps leads to a redelivery, which finds what is stored and goes on
-from there.
+it ends (`ending_writer`). A crash between any two steps leads to a redelivery, which finds what is stored and
+continues from there.
 """
 
 import asyncio

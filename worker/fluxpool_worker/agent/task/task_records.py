@@ -1,4 +1,4 @@
-"""From a consumer's record to a task, or to the reason why it is none. Pure; `task_flow` goes on with both."""
+"""From a consumer's record to a task, or to the reason why it is none. Pure; `task_flow` handles both."""
 
 import contextlib
 import hashlib

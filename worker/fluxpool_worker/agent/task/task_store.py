@@ -64,7 +64,7 @@ class TaskStore:
         self._cause = HoldCause.OBJECT_STORE if settings.storage.folder is None else HoldCause.DISK
 
     async def probe(self, *, on_trouble: Callable[[str], None]) -> None:
-        """Return when the store keeps the promises that tasks rest on; `on_trouble` is told why it does not yet.
+        """Return when the store keeps the promises that tasks rest on; `on_trouble` gets the reason while it does not.
 
         Raises `ConditionalWritesError` and `StorageCredentialsError`: waiting mends neither.
         """
@@ -99,7 +99,7 @@ class TaskStore:
             abandoned,
         )
 
-    async def settle(
+    async def claim_and_conclude(
         self, task: TaskRecord, result: GenerationResult
     ) -> Manifest | IdConflictError | CorruptObjectError:
         """The manifest of the task, with `result` unless there is one already; else why there can be none."""
