@@ -442,10 +442,6 @@ class ModelConsumer:
         self.asked_for_starts += 1
         return await self._leaders.call(lambda: {partition: self._group.starts[partition] for partition in partitions})
 
-    async def end_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where the logs end."""
-        return await self._leaders.call(lambda: {partition: self._group.ends[partition] for partition in partitions})
-
     async def committed(self, partition: TopicPartition) -> int | None:
         """The group's offset; None when there is none."""
         return await self.link.call(

@@ -1,8 +1,7 @@
 """What a lane makes of the answers about a newly assigned partition, without a broker; with one it is tests/kafka."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from typing import Self
 
 import pytest
@@ -11,22 +10,21 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_worker.agent.consumer import assignment_loader
-from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
+from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader, TopicReplacedError
 from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
-from kit.waiting import wait_until
 
 PARTITION = TopicPartition("tasks", 0)
 
 
-class ForgetfulConsumer:
-    """Its coordinator answers with these offsets, one after the other; None is an answer without a commit."""
+class OneAnswerConsumer:
+    """Its coordinator answers with this commit of every partition."""
 
-    def __init__(self, *answers: int | None) -> None:
-        self._answers = list(answers)
-        self.asked = 0
+    def __init__(self, committed: OffsetAndMetadata) -> None:
+        self._committed = committed
+        self.sought: list[int] = []
 
     @property
     def _coordinator(self) -> Self:
@@ -35,104 +33,124 @@ class ForgetfulConsumer:
     async def fetch_committed_offsets(
         self, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        answer = self._answers[min(self.asked, len(self._answers) - 1)]
-        self.asked += 1
-        return {} if answer is None else {partition: OffsetAndMetadata(answer, "") for partition in partitions}
+        return dict.fromkeys(partitions, self._committed)
 
-    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(partitions, 100)
+    def seek(self, _partition: TopicPartition, offset: int) -> None:
+        self.sought.append(offset)
+
+
+class Lane:
+    """Takes the loader's reports."""
+
+    def __init__(self) -> None:
+        self.loaded = asyncio.Event()
+
+    def on_assignment_loaded(self) -> None:
+        self.loaded.set()
+
+    def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:
+        pass
+
+    def on_restarted(self, partition: TopicPartition) -> None:
+        pass
+
+    def crashes_of(self, entry: LedgerEntry) -> int:
+        return entry.crashes
 
 
 class Scene:
-    """A lane that has done everything before offset 7, and committed it."""
+    """A lane with a new assignment, in whose topic offset 6 was the last that was done when `next_offset` is 7."""
 
-    def __init__(self, *, limit_seconds: float = 100) -> None:
+    def __init__(self, topic_id: str | None, *, next_offset: int | None = None, limit_seconds: float = 100) -> None:
+        """`topic_id` is what the brokers answer."""
         log = structlog.get_logger()
+        self._topic_id = topic_id
         self.commits = OffsetCommits(holds=Holds(limit_seconds=limit_seconds), log=log)
-        self.gaps = GapTracker(count_lost=lambda _records: None, log=log)
-        self.replaced: list[TopicPartition] = []
+        self.lane = Lane()
+        gaps = GapTracker(count_lost=lambda _records: None, log=log)
         self.loader = AssignmentLoader(
             self.commits,
-            self.gaps,
-            count_crashes=lambda entry: entry.crashes,
-            on_another_log=self.replaced.append,
-            on_overtaken=lambda _partition, _passed: None,
-            on_read=lambda: None,
+            gaps,
+            lane=self.lane,
+            topic="tasks",
+            ask_topic_id=self._ask_topic_id,
             holds=Holds(limit_seconds=limit_seconds),
             log=log,
         )
-        self.assign()
-        self.commits.read()
-        self.commits.progress[PARTITION].start(6)
-        self.commits.progress[PARTITION].finish(6)
-        self.commits.progress[PARTITION].committed = 7
-        self.assign()
-
-    def assign(self) -> None:
         self.commits.assign([PARTITION])
-        self.gaps.assign([PARTITION])
+        self.commits.progress[PARTITION].next_offset = next_offset
+        gaps.assign([PARTITION])
         self.loader.begin()
 
-    @asynccontextmanager
-    async def reading(self, consumer: ForgetfulConsumer) -> AsyncIterator[None]:
+    @property
+    def commit_point(self) -> int | None:
+        return self.commits.progress[PARTITION].commit_point()
+
+    async def load(self, consumer: OneAnswerConsumer) -> None:
+        """Return when the assignment is loaded; raises what the loader raises."""
         running = asyncio.create_task(self.loader.run(consumer))
-        try:
-            yield
-        finally:
-            running.cancel()
-            await asyncio.wait({running})
+        loaded = asyncio.create_task(self.lane.loaded.wait())
+        await asyncio.wait({running, loaded}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            loaded.cancel()
+            running.result()
+        running.cancel()
+        await asyncio.wait({running})
+
+    async def _ask_topic_id(self) -> str | None:
+        return self._topic_id
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignment_loader, "READ_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(assignment_loader, "CONFIRMING_SECONDS", 0.2)
+def commit_about(topic_id: str | None, offset: int = 5) -> OffsetAndMetadata:
+    return OffsetAndMetadata(offset, encode_ledger({}, topic_id=topic_id))
 
 
-async def test_a_commit_that_is_gone_for_a_moment_costs_a_moment() -> None:
-    scene = Scene()
-    consumer = ForgetfulConsumer(None, None, 7)
-    async with scene.reading(consumer):
-        await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the partition to be read")
-    assert (consumer.asked, scene.replaced) == (3, [])
-    assert scene.commits.progress[PARTITION].commit_point() == 7
+@pytest.mark.parametrize(
+    ("known", "committed_about", "sought", "named"),
+    [
+        ("present", "present", [], "present"),
+        ("present", None, [], "present"),
+        (None, "former", [], "former"),
+        (None, None, [], None),
+        ("present", "former", [0], "present"),
+    ],
+)
+async def test_a_commit_is_used_unless_its_ledger_names_another_topic(
+    *, known: str | None, committed_about: str | None, sought: list[int], named: str | None
+) -> None:
+    scene, consumer = Scene(known), OneAnswerConsumer(commit_about(committed_about))
+    await scene.load(consumer)
+    assert consumer.sought == sought
+    assert scene.commits.progress[PARTITION].committed == (None if sought else 5)
+    assert scene.commits.topic_id == named
+    assert not scene.commits.unread
 
 
-async def test_a_commit_that_stays_gone_is_that_of_a_topic_that_was_made_again() -> None:
-    scene = Scene()
-    async with scene.reading(ForgetfulConsumer(None)):
-        await wait_until(lambda: scene.replaced == [PARTITION], deadline_seconds=10, what="the new log to be noticed")
-        assert not scene.commits.unread
+async def test_progress_in_the_present_topic_outlives_a_commit_of_the_former_one() -> None:
+    scene, consumer = Scene("present", next_offset=7), OneAnswerConsumer(commit_about("former", 50))
+    await scene.load(consumer)
+    assert (consumer.sought, scene.commit_point) == ([7], 7)
 
 
-async def test_every_doubt_is_given_its_time() -> None:
-    scene = Scene()
-    async with scene.reading(ForgetfulConsumer(*[None] * 5, 7, *[None] * 5, 7)):
-        await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the first reading")
-        await asyncio.sleep(0.2)
-        scene.assign()
-        await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the second reading")
-    assert scene.replaced == []
+async def test_a_ledger_of_another_topic_is_believed_when_the_brokers_know_that_topic_now() -> None:
+    scene = Scene("present")
+    scene.commits.topic_id = "former"
+    with pytest.raises(TopicReplacedError, match=r"id former before, present now"):
+        await scene.load(OneAnswerConsumer(commit_about("present")))
+    assert scene.commits.unread, "nothing is committed on what is not loaded"
 
 
-async def test_a_doubt_that_was_believed_gives_the_next_one_its_time_too() -> None:
-    scene = Scene()
-    consumer = ForgetfulConsumer(None)
-    async with scene.reading(consumer):
-        await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the first doubt to be believed")
-        known = consumer.asked
-        scene.assign()
-        await wait_until(lambda: not scene.commits.unread, deadline_seconds=10, what="the second doubt to be believed")
-    assert consumer.asked > known + 2, "it asked again before it believed"
+async def test_the_error_of_a_replaced_topic_says_what_to_do() -> None:
+    assert "its next start begins with the first record" in str(TopicReplacedError("tasks", "was deleted"))
 
 
 async def test_commits_that_cannot_be_read_end_the_membership_at_the_limit_of_holds() -> None:
-    class AwayCoordinator(ForgetfulConsumer):
+    class AwayCoordinator(OneAnswerConsumer):
         async def fetch_committed_offsets(
             self, _partitions: Iterable[TopicPartition]
         ) -> dict[TopicPartition, OffsetAndMetadata]:
             raise KafkaConnectionError
 
-    scene = Scene(limit_seconds=0)
+    scene = Scene(None, limit_seconds=0)
     with pytest.raises(HoldExpiredError, match="committed offsets cannot be read"):
-        await scene.loader.run(AwayCoordinator())
+        await scene.loader.run(AwayCoordinator(commit_about(None)))

@@ -1,4 +1,4 @@
-"""A lane whose log loses records, or is replaced: over a modelled Kafka, where every moment can be chosen."""
+"""A lane whose log loses records or whose topic is replaced: a modelled Kafka, where every moment can be chosen."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,9 +8,10 @@ import pytest
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
-from fluxpool_contract.kafka.ledger import LedgerEntry
+from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger, ledger_topic
+from fluxpool_worker.agent.consumer.assignment_loader import TOPIC_CHECK_SECONDS, TopicReplacedError
 from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
@@ -38,19 +39,41 @@ class Bench:
             on_commit=lambda _commit, _partition, committed: self.commits.append(committed.offset),
             on_removed=lambda _consumer: None,
         )
+        self.topic_id: str | None = None
+        self.holds = Holds(limit_seconds=hold_limit_seconds, clock=loop.time)
+        self.start()
+
+    def start(self) -> None:
+        """Start a worker."""
         self.lane = LaneConsumer(
             name="standard",
             topic=TOPIC,
             build_consumer=self.build_consumer,
             revoke_wait_seconds=0,
             wake=asyncio.Event(),
-            holds=Holds(limit_seconds=hold_limit_seconds, clock=loop.time),
+            holds=self.holds,
             count_crashes=lambda entry: entry.crashes,
             count_lost=self.lost.append,
             count_failure=self.count_failure,
+            ask_topic_id=self.ask_topic_id,
         )
-        self.running = loop.create_task(self.lane.run())
+        self.running = self.loop.create_task(self.lane.run())
         self.settle()
+
+    def stop(self) -> None:
+        """Kill the worker, and let its session expire."""
+        self.running.cancel()
+        self.settle()
+        self.group.remove(self.consumers[-1])
+
+    def restart(self, *, topic_id: str | None) -> None:
+        """Start another worker in place of the present one, while the topic has that id."""
+        self.stop()
+        self.topic_id = topic_id
+        self.start()
+
+    async def ask_topic_id(self) -> str | None:
+        return self.topic_id
 
     def count_failure(self) -> None:
         self.failures += 1
@@ -68,30 +91,30 @@ class Bench:
             self.group.append(ConsumerRecord(TOPIC, 0, offset, offset, 0, None, b"", None, -1, -1, ()))
         self.settle()
 
-    def take(self) -> ClaimedRecord:
-        taken = self.lane.claim_next()
-        assert taken is not None
-        taken.on_lost = lambda: self.given_up.append(taken.record.offset)
+    def claim(self) -> ClaimedRecord:
+        claimed = self.lane.claim_next()
+        assert claimed is not None
+        claimed.on_lost = lambda: self.given_up.append(claimed.record.offset)
         self.settle()
-        return taken
+        return claimed
 
-    def record(self, taken: ClaimedRecord) -> None:
+    def record(self, claimed: ClaimedRecord) -> None:
         entry = LedgerEntry(task="t", worker="pod", started_at=0, crashes=0, released=False)
-        recorded = self.loop.create_task(self.lane.record(taken, entry))
+        recorded = self.loop.create_task(self.lane.record(claimed, entry))
         self.settle()
         recorded.result()
 
-    def finish(self, taken: ClaimedRecord) -> None:
-        finished = self.loop.create_task(self.lane.finish(taken))
+    def finish(self, claimed: ClaimedRecord) -> None:
+        finished = self.loop.create_task(self.lane.finish(claimed))
         self.settle()
         finished.result()
 
     def do_next(self, count: int = 1) -> list[int]:
         done = []
         for _ in range(count):
-            taken = self.take()
-            self.finish(taken)
-            done.append(taken.record.offset)
+            claimed = self.claim()
+            self.finish(claimed)
+            done.append(claimed.record.offset)
         return done
 
     def lose_in_front(self, count: int) -> None:
@@ -130,10 +153,6 @@ def bench(told: list[Any], request: pytest.FixtureRequest) -> Iterator[Bench]:
 
 def losses(told: list[Any]) -> list[range]:
     return [range(line["first"], line["end"]) for line in told if line["event"] == "records_lost"]
-
-
-def replaced(told: list[Any]) -> list[int]:
-    return [line["done_before"] for line in told if line["event"] == "log_replaced"]
 
 
 def test_records_deleted_behind_full_heads_are_told_once_with_the_exact_range(bench: Bench, told: list[Any]) -> None:
@@ -209,66 +228,112 @@ def test_a_loss_that_was_noticed_before_a_rebalance_is_told_once(bench: Bench, t
 
 def test_records_lost_across_a_rebalance_are_told(bench: Bench, told: list[Any]) -> None:
     bench.produce(12)
-    taken = [bench.take() for _ in range(2)]
-    bench.record(taken[0])
+    claimed = [bench.claim() for _ in range(2)]
+    bench.record(claimed[0])
     bench.link.become(LinkState.SLOW)
     bench.group.delete_before(PARTITION, 10)
     bench.link.become(LinkState.UP)
     bench.group.rebalance()
     bench.settle(LONG_SECONDS)
-    for one in taken:
+    for one in claimed:
         bench.finish(one)
     assert bench.do_next(2) == [10, 11]
     assert losses(told) == [range(2, 10)]
     assert bench.committed == 12
 
 
-def test_a_task_of_a_log_that_was_replaced_goes_on_and_is_committed_nowhere(bench: Bench, told: list[Any]) -> None:
+def test_a_log_that_goes_back_ends_the_lane_and_is_read_from_its_beginning_by_the_next(bench: Bench) -> None:
     bench.produce(4)
-    bench.do_next(3)
-    old = bench.take()
+    bench.do_next(2)
+    old = bench.claim()
     bench.record(old)
-    assert bench.committed == 3
     bench.group.make_again(PARTITION)
     bench.settle()
-    assert replaced(told) == [3]
-    bench.record(old)
-    bench.lane.mark_generated(old)
-    bench.finish(old)
-    assert bench.committed == 0
-    bench.produce(2)
-    assert bench.do_next(2) == [0, 1]
-    assert bench.committed == 2
-    assert bench.given_up == []
-    assert bench.commits[-3:] == [0, 1, 2]
+    with pytest.raises(TopicReplacedError, match="topic tasks went back to offset 0 in partition 0"):
+        bench.running.result()
+    assert (bench.given_up, bench.committed) == ([2], 0)
+    bench.produce(5)
+    bench.start()
+    assert bench.do_next(5) == [0, 1, 2, 3, 4]
+    assert bench.committed == 5
 
 
-def test_waiting_records_of_a_log_that_was_replaced_count_as_lost(bench: Bench, told: list[Any]) -> None:
-    bench.produce(2)
-    bench.do_next(1)
-    bench.group.make_again(PARTITION)
-    bench.settle()
-    assert bench.lost == [1]
-    assert replaced(told) == [1]
+def test_a_topic_with_another_id_ends_the_lane_at_the_next_assignment_or_within_a_minute(bench: Bench) -> None:
+    bench.restart(topic_id="former")
     bench.produce(1)
-    assert bench.do_next() == [0]
+    bench.do_next()
+    bench.topic_id = "present"
+    bench.settle(TOPIC_CHECK_SECONDS - 10)
+    assert not bench.running.done()
+    bench.settle(10)
+    with pytest.raises(TopicReplacedError, match=r"deleted and created again \(id former before, present now\)"):
+        bench.running.result()
+    bench.start()
+    bench.topic_id = "later"
+    bench.group.rebalance()
+    bench.settle()
+    with pytest.raises(TopicReplacedError):
+        bench.running.result()
+
+
+def test_a_topic_whose_id_is_unknown_for_a_while_is_the_same_topic(bench: Bench) -> None:
+    bench.restart(topic_id="present")
+    bench.produce(1)
+    bench.do_next()
+    for topic_id in (None, "present"):
+        bench.topic_id = topic_id
+        bench.settle(2 * TOPIC_CHECK_SECONDS)
+    assert not bench.running.done()
+    assert ledger_topic(bench.group.committed[PARTITION].metadata) == "present"
+
+
+def test_a_commit_of_a_former_topic_is_not_used_and_the_present_one_is_done_from_its_first_record(
+    bench: Bench, told: list[Any]
+) -> None:
+    bench.stop()
+    bench.group.committed[PARTITION] = OffsetAndMetadata(2, encode_ledger({}, topic_id="former"))
+    bench.restart(topic_id="present")
+    bench.settle()
+    committed = bench.group.committed[PARTITION]
+    assert (committed.offset, ledger_topic(committed.metadata)) == (0, "present")
+    bench.produce(5)
+    assert bench.do_next(5) == [0, 1, 2, 3, 4]
+    assert bench.committed == 5
     assert losses(told) == []
 
 
-def test_a_log_that_has_outgrown_the_former_one_is_done_from_its_beginning(bench: Bench, told: list[Any]) -> None:
-    bench.produce(2)
-    bench.do_next(2)
-    bench.link.become(LinkState.SLOW)
-    bench.group.make_again(PARTITION)
-    for offset in range(5):
-        bench.group.append(ConsumerRecord(TOPIC, 0, offset, offset, 0, None, b"", None, -1, -1, ()))
-    bench.group.rebalance()
-    bench.link.become(LinkState.UP)
-    bench.group.rebalance()
-    bench.settle(LONG_SECONDS)
-    assert replaced(told) == [2]
+def test_a_commit_of_a_former_topic_is_not_used_where_the_present_one_has_more_records(bench: Bench) -> None:
+    bench.stop()
+    bench.produce(5)
+    bench.group.committed[PARTITION] = OffsetAndMetadata(2, encode_ledger({}, topic_id="former"))
+    bench.restart(topic_id="present")
     assert bench.do_next(5) == [0, 1, 2, 3, 4]
     assert bench.committed == 5
+
+
+def test_a_late_commit_of_a_member_of_the_former_topic_costs_no_record_of_the_present_one(bench: Bench) -> None:
+    bench.restart(topic_id="present")
+    bench.produce(5)
+    assert bench.do_next(2) == [0, 1]
+    in_flight = bench.claim()
+    bench.group.committed[PARTITION] = OffsetAndMetadata(4, encode_ledger({}, topic_id="former"))
+    bench.group.rebalance()
+    bench.settle()
+    assert bench.committed == 2
+    bench.finish(in_flight)
+    assert bench.do_next(2) == [3, 4]
+    assert (bench.committed, bench.given_up) == (5, [])
+
+
+def test_a_ledger_of_a_later_topic_ends_the_lane_that_still_knew_the_former_one(bench: Bench) -> None:
+    bench.restart(topic_id="former")
+    bench.topic_id = "present"
+    bench.group.committed[PARTITION] = OffsetAndMetadata(3, encode_ledger({}, topic_id="present"))
+    bench.group.rebalance()
+    bench.settle()
+    with pytest.raises(TopicReplacedError):
+        bench.running.result()
+    assert bench.committed == 3
 
 
 def test_a_member_that_has_nothing_in_flight_writes_no_old_offset_into_another_log(bench: Bench) -> None:
@@ -281,46 +346,37 @@ def test_a_member_that_has_nothing_in_flight_writes_no_old_offset_into_another_l
     leaving = bench.loop.create_task(bench.lane.leave())
     bench.settle(LONG_SECONDS)
     assert leaving.done()
-    assert bench.commits == [1, 2, 3]
+    assert bench.commits == [1, 2, 3, 0]
+    assert isinstance(bench.running.exception(), TopicReplacedError)
 
 
-def test_what_is_in_flight_when_the_topic_goes_away_goes_on_to_its_end(bench: Bench, told: list[Any]) -> None:
-    bench.produce(3)
-    taken = bench.take()
-    bench.record(taken)
-    known = list(bench.commits)
-    del bench.group.log[PARTITION]
+def test_commits_that_a_coordinator_does_not_know_of_cost_a_living_worker_no_progress(bench: Bench) -> None:
+    bench.produce(4)
+    bench.do_next(2)
+    committed = bench.group.committed.pop(PARTITION)
     bench.group.rebalance()
-    bench.settle()
-    assert [line["in_flight"] for line in told if line["event"] == "topic_gone"] == [1]
-    assert bench.given_up == []
-    bench.finish(taken)
-    assert bench.commits[len(known) :] in ([], [0])
-    bench.group.log[PARTITION] = []
-    bench.group.make_again(PARTITION)
-    bench.group.rebalance()
-    bench.produce(2)
-    assert bench.do_next(2) == [0, 1]
-    assert bench.committed == 2
+    bench.settle(LONG_SECONDS)
+    bench.group.committed[PARTITION] = committed
+    assert bench.do_next(2) == [2, 3]
+    assert bench.committed == 4
+    assert not bench.running.done()
 
 
-def test_a_log_replaced_through_a_rebalance_with_a_late_commit_of_the_former_one_is_done_too(
+def test_a_topic_that_is_missing_is_logged_with_the_remedy_and_done_when_it_is_back(
     bench: Bench, told: list[Any]
 ) -> None:
-    bench.produce(4)
-    bench.do_next(3)
-    old = bench.take()
-    bench.record(old)
-    past_the_end = bench.group.committed[PARTITION]
-    bench.group.make_again(PARTITION)
-    bench.group.committed[PARTITION] = past_the_end
+    bench.produce(3)
+    bench.record(bench.claim())
+    log = bench.group.log.pop(PARTITION)
     bench.group.rebalance()
-    bench.produce(2)
-    assert replaced(told) == [3]
-    bench.finish(old)
-    assert bench.do_next(2) == [0, 1]
-    assert bench.committed == 2
-    assert bench.given_up == []
+    bench.settle()
+    assert [line["remedy"] for line in told if line["event"] == "topic_missing"] == ["create the topic"]
+    assert bench.given_up == [0]
+    bench.group.log[PARTITION] = log
+    bench.group.rebalance()
+    bench.settle()
+    assert bench.do_next(3) == [0, 1, 2]
+    assert bench.committed == 3
 
 
 def test_a_fault_within_a_consumer_costs_the_lane_a_new_consumer_and_nothing_else(

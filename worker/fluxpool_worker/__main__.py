@@ -11,6 +11,7 @@ from fluxpool_contract.settings import EXIT_MODEL_LOAD_FAILED, SettingsError, Wo
 from fluxpool_transport.process import configure_logging
 from fluxpool_transport.storage import StorageUnavailableError
 from fluxpool_worker.agent.connections import blocked_limit_seconds
+from fluxpool_worker.agent.consumer.assignment_loader import TopicReplacedError
 from fluxpool_worker.agent.engine.client import EngineLoadError, EngineUnstableError
 from fluxpool_worker.agent.loop_watchdog import ending_when_blocked
 from fluxpool_worker.agent.service import MissingTopicsError, WorkerAgent
@@ -41,6 +42,7 @@ def main() -> int:
         MissingTopicsError,
         # A store as it is configured; one that is away is waited for.
         StorageUnavailableError,
+        TopicReplacedError,
     ) as error:
         write_termination_message(str(error))
         log.error("worker_failed", error=str(error))  # noqa: TRY400 - likewise

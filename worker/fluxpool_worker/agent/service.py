@@ -28,6 +28,7 @@ from fluxpool_worker.agent.connections import (
     build_reliable_producer,
     build_retry_reader,
 )
+from fluxpool_worker.agent.consumer.assignment_loader import TopicReplacedError
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.consumer.lane_choice import WaitingLane, choose_lane
 from fluxpool_worker.agent.consumer.membership import keep_offsets_for
@@ -182,8 +183,8 @@ class WorkerAgent:
         """Serve until SIGTERM or SIGINT, then drain.
 
         Raises `EngineLoadError`, `EngineUnstableError`, `MissingTopicsError`, `StorageUnavailableError` (of a
-        store that is configured wrongly), `HoldExpiredError`, or an `ExceptionGroup` of whatever else keeps the pod
-        from working; Kubernetes starts it again.
+        store that is configured wrongly), `HoldExpiredError`, `TopicReplacedError`, or an `ExceptionGroup` of whatever
+        else keeps the pod from working; Kubernetes starts it again.
         """
         keep_offsets_for(timedelta(days=self._settings.offset_retention_days))
         loop = asyncio.get_running_loop()
@@ -228,7 +229,7 @@ class WorkerAgent:
         """Run to the end; a failure that this pod cannot mend makes it drain in good order and end with it."""
         try:
             await work
-        except (EngineLoadError, EngineUnstableError, HoldExpiredError) as error:
+        except (EngineLoadError, EngineUnstableError, HoldExpiredError, TopicReplacedError) as error:
             log.error("agent_failing", error=str(error))  # noqa: TRY400 - it is raised again at the end
             self._failure = self._failure or error
             self._stop.set()

@@ -1,20 +1,22 @@
-"""What a lane takes over with each assignment: committed offsets and the ledger of former owners.
+"""Loads each new assignment: committed offsets, the ledgers beside them, and which topic both are about.
 
-Owns reading them and saying what they mean. Nothing is begun or committed on a partition before it has been read.
+Owns the requests and what their answers mean. Nothing is started or committed on a partition before its load. Offsets
+continue in `offset_commits`, gaps of the log in `gap_tracker`, records in `lane`. A topic that was deleted and created
+again ends the worker; each ledger names its topic by id, so that the next start uses no offset of the former one.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
 from fluxpool_contract.kafka import LedgerEntry, decode_ledger, is_ledger, ledger_topic
-from fluxpool_worker.agent.consumer.fetch_gaps import is_another_log
 from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.membership import committed_with_metadata
 from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
@@ -22,10 +24,35 @@ from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
 
 READ_DEADLINE_SECONDS: Final = 10.0
 READ_RETRY_SECONDS: Final = 0.5
-LOG_END_DEADLINE_SECONDS: Final = 2.0
-"""Everything waits for it, and a partition without a leader has no answer: then its log is taken for the same one."""
-CONFIRMING_SECONDS: Final = 20.0
-"""A coordinator that has just taken over may know of no commit until the other replicas follow it."""
+TOPIC_CHECK_SECONDS: Final = 60.0
+"""As old as the clients' own metadata may be; one small request."""
+
+
+class TopicReplacedError(Exception):
+    """The lane's topic was deleted and created again, or its log was truncated; the worker must start again."""
+
+    def __init__(self, topic: str, what: str) -> None:
+        super().__init__(
+            f"topic {topic} {what}; this worker ends, and its next start begins with the first record of the present "
+            f"log. Nothing else is needed where workers are restarted, as in Kubernetes; otherwise start it again"
+        )
+
+
+class AssignmentEvents(Protocol):
+    """What the loader reports to its lane, from the event loop."""
+
+    def on_assignment_loaded(self) -> None:
+        """Records of all assigned partitions may be started."""
+
+    def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:
+        """Another member committed past these offsets, which are in flight here."""
+
+    def on_restarted(self, partition: TopicPartition) -> None:
+        """The partition is read again from another offset; what was fetched so far does not count."""
+
+    def crashes_of(self, entry: LedgerEntry) -> int:
+        """How many crashes an entry of a former owner's ledger stands for."""
+        ...
 
 
 class AssignmentLoader:
@@ -36,38 +63,33 @@ class AssignmentLoader:
         commits: OffsetCommits,
         gaps: GapTracker,
         *,
-        count_crashes: Callable[[LedgerEntry], int],
-        on_another_log: Callable[[TopicPartition], None],
-        on_overtaken: Callable[[TopicPartition, frozenset[int]], None],
-        on_read: Callable[[], None],
+        lane: AssignmentEvents,
+        topic: str,
+        ask_topic_id: Callable[[], Awaitable[str | None]],
         holds: Holds,
         log: FilteringBoundLogger,
     ) -> None:
-        """`on_overtaken` is told of offsets in flight here that others have committed past, `on_read` when all is read.
-
-        `on_another_log` is told of a topic that was made again, `gaps` where each partition goes on. `count_crashes`
-        is that of `LaneConsumer`; `log` is a structlog logger that names the lane.
-        """
+        """`ask_topic_id` returns the id of the topic that has the name now, None when it is unknown."""
         self._commits = commits
         self._gaps = gaps
-        self._count_crashes = count_crashes
-        self._on_another_log = on_another_log
-        self._on_overtaken = on_overtaken
-        self._on_read = on_read
+        self._lane = lane
+        self._topic = topic
+        self._ask_topic_id = ask_topic_id
         self._holds = holds
         self._hold: Hold | None = None
         self._log = log
         self._assigned = asyncio.Event()
-        self._doubted_since: float | None = None
+        self._loaded = asyncio.Event()
 
     def begin(self) -> None:
-        """There is a new assignment to read; returns at once."""
+        """Load a new assignment; returns at once."""
         self._assigned.set()
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
-        """After each assignment, learn what former owners left behind; never returns.
+        """Load each assignment; never returns.
 
-        Raises `HoldExpiredError` when that could not be read for too long: others may be able to.
+        Raises `TopicReplacedError`, and `HoldExpiredError` when commits could not be read for too long: other workers
+        may be able to.
         """
         while True:
             await self._assigned.wait()
@@ -77,82 +99,78 @@ class AssignmentLoader:
                 async with asyncio.timeout(READ_DEADLINE_SECONDS):
                     committed = await committed_with_metadata(consumer, unread)
             except (KafkaError, TimeoutError) as error:
-                await self._read_again(repr(error))
+                await self._retry(repr(error))
                 continue
-            if self._is_doubtful(unread, committed):
-                await self._read_again("what the group had committed is gone; held until Kafka confirms it")
-                continue
-            log_ends = await self._log_ends(consumer, unread)
+            # The id comes before any offset is used: an offset of a former topic would skip records of this one. A
+            # ledger with another id may be right, and this worker's knowledge old, so it asks again.
+            if self._commits.topic_id is None or any(map(self._is_of_former_topic, committed.values())):
+                await self._check_topic()
+            # A rebalance during the requests has set the event again; these answers are about its predecessor.
             if epoch != self._commits.epoch:
-                continue  # assigned anew meanwhile, which has set the event
+                continue
             for partition in unread & self._commits.progress.keys():
-                self._go_on(partition, committed.get(partition), log_ends.get(partition))
+                self._load(consumer, partition, committed.get(partition))
             self._hold = None
             self._commits.read()
-            self._on_read()
+            self._lane.on_assignment_loaded()
+            self._loaded.set()
 
-    async def _read_again(self, error: str) -> None:
+    async def watch_topic(self) -> None:
+        """Check the topic's id after each load and once a minute; never returns. Raises `TopicReplacedError`."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._loaded.wait(), TOPIC_CHECK_SECONDS)
+            self._loaded.clear()
+            await self._check_topic()
+
+    async def _check_topic(self) -> None:
+        known, present = self._commits.topic_id, await self._ask_topic_id()
+        if known is not None and present not in (None, known):
+            raise TopicReplacedError(self._topic, f"was deleted and created again (id {known} before, {present} now)")
+        self._commits.topic_id = known or present
+
+    def _is_of_former_topic(self, committed: OffsetAndMetadata) -> bool:
+        topic_id = ledger_topic(committed.metadata)
+        return topic_id is not None and self._commits.topic_id not in (None, topic_id)
+
+    async def _retry(self, error: str) -> None:
         self._log.warning("committed_offsets_unreadable", error=error)
         self._hold = self._hold or self._holds.begin_apart(HoldCause.KAFKA)
         self._holds.check(self._hold, f"committed offsets cannot be read: {error}")
         await asyncio.sleep(READ_RETRY_SECONDS)
         self._assigned.set()
 
-    def _is_doubtful(
-        self, unread: frozenset[TopicPartition], committed: Mapping[TopicPartition, OffsetAndMetadata]
-    ) -> bool:
-        """Whether a commit is missing that this worker knows of, and has not been so for long."""
-        progress = self._commits.progress
-        known = {partition for partition in unread & progress.keys() if progress[partition].committed is not None}
-        if known <= committed.keys():
-            self._doubted_since = None
-            return False
-        now = asyncio.get_running_loop().time()
-        since = now if self._doubted_since is None else self._doubted_since
-        is_doubtful = now - since < CONFIRMING_SECONDS
-        # What is believed is no doubt any more: the next one begins anew.
-        self._doubted_since = since if is_doubtful else None
-        return is_doubtful
-
-    async def _log_ends(
-        self, consumer: AIOKafkaConsumer, unread: frozenset[TopicPartition]
-    ) -> dict[TopicPartition, int]:
-        progress = self._commits.progress
-        kept = [partition for partition in unread & progress.keys() if progress[partition].next_offset is not None]
-        if not kept:
-            return {}
-        try:
-            async with asyncio.timeout(LOG_END_DEADLINE_SECONDS):
-                log_ends: dict[TopicPartition, int] = await consumer.end_offsets(kept)
-        except (KafkaError, TimeoutError) as error:
-            self._log.info("log_end_unknown", error=repr(error))
-            return {}
-        return log_ends
-
-    def _go_on(self, partition: TopicPartition, committed: OffsetAndMetadata | None, log_end: int | None) -> None:
-        if self._gaps.has_start(partition):
-            return  # its log was replaced since it was assigned, and what was read is what the group said before
+    def _load(self, consumer: AIOKafkaConsumer, partition: TopicPartition, committed: OffsetAndMetadata | None) -> None:
         offsets = self._commits.progress[partition]
-        if is_another_log(
-            next_offset=offsets.next_offset,
-            known_committed=offsets.committed,
-            committed=committed.offset if committed is not None else None,
-            log_end=log_end,
-            known_topic=offsets.topic_id,
-            committed_topic=ledger_topic(committed.metadata) if committed is not None else None,
-        ):
-            self._on_another_log(partition)
-            return
-        if committed is not None:
+        if committed is not None and self._is_of_former_topic(committed):
+            self._restart(consumer, partition, ignored=committed)
+        elif committed is not None:
             self._adopt(partition, committed)
         known = [offset for offset in (offsets.next_offset, offsets.committed) if offset is not None]
         self._gaps.set_start(partition, max(known, default=None))
 
+    def _restart(self, consumer: AIOKafkaConsumer, partition: TopicPartition, *, ignored: OffsetAndMetadata) -> None:
+        """The commit is about a former topic: begin at the first record, or where this member was in the new topic."""
+        offsets = self._commits.progress[partition]
+        if offsets.next_offset is None:
+            offsets.next_offset = 0
+        self._commits.mark_changed(partition)
+        self._log.warning(
+            "former_topic_commit_ignored",
+            partition=partition.partition,
+            offset=ignored.offset,
+            start=offsets.commit_point(),
+        )
+        # The consumer itself began at the ignored offset.
+        self._lane.on_restarted(partition)
+        with contextlib.suppress(IllegalStateError):  # a rebalance has just taken the partition away
+            consumer.seek(partition, offsets.commit_point())
+
     def _adopt(self, partition: TopicPartition, committed: OffsetAndMetadata) -> None:
         offsets = self._commits.progress[partition]
-        # A member that was thrown out and came back: others may have had the partition, and their commits stand.
-        self._on_overtaken(partition, offsets.advance_to_committed(committed.offset))
-        offsets.topic_id = offsets.topic_id or ledger_topic(committed.metadata)
+        # After this member was thrown out and came back, others may have owned the partition: their commits count.
+        self._lane.on_overtaken(partition, offsets.advance_to_committed(committed.offset))
+        self._commits.topic_id = self._commits.topic_id or ledger_topic(committed.metadata)
         if not is_ledger(committed.metadata):
             # Another client's commit: Kafka forgets it some days after the last member left. One from here is kept.
             offsets.recommits = True
@@ -160,7 +178,7 @@ class AssignmentLoader:
         entries = {
             offset: entry for offset, entry in decode_ledger(committed.metadata).items() if offsets.accepts(offset)
         }
-        counted = {offset: replace(entry, crashes=self._count_crashes(entry)) for offset, entry in entries.items()}
+        counted = {offset: replace(entry, crashes=self._lane.crashes_of(entry)) for offset, entry in entries.items()}
         offsets.inherit(counted)
         for offset, entry in counted.items():
             if entry.crashes:

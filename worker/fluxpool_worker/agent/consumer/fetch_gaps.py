@@ -77,24 +77,3 @@ def lost_range(*, expected: int, seen: int, log_start: int) -> range:
     Retention, or somebody who deletes records, takes them; an upper bound, for markers have offsets too.
     """
     return range(expected, max(expected, min(seen, log_start)))
-
-
-def is_another_log(
-    *,
-    next_offset: int | None,
-    known_committed: int | None,
-    committed: int | None,
-    log_end: int | None,
-    known_topic: str | None = None,
-    committed_topic: str | None = None,
-) -> bool:
-    """Whether a topic was deleted and made again, or its log cut short, since this worker last had a look at it.
-
-    `next_offset` (one past what it began) and `known_committed` are what it remembers, None when nothing; `committed`
-    is what the group says now, and `log_end` what the broker says, None when it could not be asked. The topics are the
-    ids that go with the offsets it remembers and with those of the group, None where nobody said.
-    """
-    # A broker forgets a topic's commits with it, and nothing else takes them away while the group has a member.
-    forgotten = committed is None and known_committed is not None
-    renamed = known_topic is not None and committed_topic is not None and known_topic != committed_topic
-    return forgotten or renamed or (log_end is not None and next_offset is not None and log_end < next_offset)

@@ -41,26 +41,20 @@ class GapTracker:
         self._fetched[partition].set_start(low_watermark)
         self._gap.set()
 
-    def has_start(self, partition: TopicPartition) -> bool:
-        """Whether it is known where the partition goes on in this assignment."""
-        return self._fetched[partition].has_start
-
     def reset(self, partition: TopicPartition) -> None:
-        """The partition has another log, of which nothing is known."""
-        self._fetched[partition] = FetchGaps(has_start=True)
+        """Forget what was seen of the partition in this assignment and before."""
+        self._fetched[partition] = FetchGaps()
 
-    def see(self, partition: TopicPartition, offset: int, *, next_offset: int) -> int | None:
-        """A record, or the position, where both offsets are the same.
+    def goes_back(self, partition: TopicPartition, offset: int) -> bool:
+        """Whether a record or position at that offset shows that the log is not the one that was read so far."""
+        return self._fetched[partition].goes_back(offset)
 
-        Returns None, or where the fetched had been when it now went back: then this is another log.
-        """
+    def see(self, partition: TopicPartition, offset: int, *, next_offset: int) -> None:
+        """A record, or the position, where both offsets are the same."""
         fetched = self._fetched[partition]
-        if fetched.goes_back(offset):
-            return fetched.reached
         fetched.see(offset, next_offset=next_offset)
         if fetched.gaps:
             self._gap.set()
-        return None
 
     def may_pass(self, partition: TopicPartition) -> bool:
         """Whether the position may be committed: what lies before it is explained, or could not be."""

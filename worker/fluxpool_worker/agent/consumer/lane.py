@@ -15,17 +15,16 @@ from typing import Final
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_transport.kafka import stop_consumer
-from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader
+from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader, TopicReplacedError
 from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.lane_choice import arrived_ms
 from fluxpool_worker.agent.consumer.membership import member_id, refuse_commits_without_generation
 from fluxpool_worker.agent.consumer.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
-from fluxpool_worker.agent.consumer.topic_watch import TopicWatch, unknown_id
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
 
@@ -41,21 +40,24 @@ STABLE_SECONDS: Final = 60.0
 log = structlog.get_logger(__name__)
 
 
+async def unknown_id() -> str | None:
+    """The topic's id where it cannot be asked."""
+    return None
+
+
 class PartitionLostError(Exception):
     """The partition now belongs to somebody else; its offsets must not be committed from here."""
 
 
 @dataclass(slots=True, eq=False)
 class ClaimedRecord:
-    """A record taken from the lane; the lane tells it when its partition is lost."""
+    """A record claimed from the lane; the lane tells it when its partition is lost."""
 
     lane: "LaneConsumer"
     record: ConsumerRecord
     crashes: int = 0
     """How many engines or workers died over the task, as the ledger of former owners says."""
     lost: bool = False
-    topic_deleted: bool = False
-    """Its topic was deleted under it: nobody else will ever have it, and there is no offset left to commit."""
     on_lost: Callable[[], None] = field(default=lambda: None)
     """Called once, from the event loop, when the partition went to another member."""
     remaining_seconds: Callable[[], float | None] = field(default=lambda: None)
@@ -69,7 +71,7 @@ class ClaimedRecord:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A record that waits to be taken."""
+    """A record that waits to be claimed."""
 
     record: ConsumerRecord
     arrived_ms: float
@@ -113,40 +115,38 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._member: object = None
         """By what name the group knew this member when it was assigned last."""
         self._heads: dict[TopicPartition, deque[_Head]] = {}
-        self._taken: set[ClaimedRecord] = set()
+        self._in_flight: set[ClaimedRecord] = set()
         self._intake_stopped = False
         self._leaving = False
         self._log = log.bind(lane=name)
         self._commits = OffsetCommits(holds=holds, log=self._log)
-        self._count_lost = count_lost
+        self._crashes_of = count_crashes
         self._count_failure = count_failure
         self._gaps = GapTracker(count_lost=count_lost, log=self._log)
         self._loader = AssignmentLoader(
             self._commits,
             self._gaps,
-            count_crashes=count_crashes,
-            on_another_log=self._reset_partition,
-            on_overtaken=self._lose_overtaken,
-            on_read=self._on_read,
+            lane=self,
+            topic=topic,
+            ask_topic_id=ask_topic_id,
             holds=holds,
             log=self._log,
         )
-        self._topic_watch = TopicWatch(self._commits, ask_id=ask_topic_id, on_another_log=self._reset_partition)
 
     # Life
 
     async def run(self) -> None:
         """Be a member until `leave()`; a consumer that failed, in whatever way, is replaced by a new one.
 
-        Raises `HoldExpiredError` when offsets can be neither read nor committed, or one consumer after the other fails,
-        for too long.
+        Raises `TopicReplacedError`, and `HoldExpiredError` when offsets can be neither read nor committed, or one
+        consumer after the other fails, for too long.
         """
         clock, failing, failure = asyncio.get_running_loop().time, None, ""
         while not self._leaving:
             began_at = clock()
             try:
                 await self._serve()
-            except HoldExpiredError:
+            except (HoldExpiredError, TopicReplacedError):
                 raise
             except KafkaError as error:
                 failure = repr(error)
@@ -179,7 +179,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             asyncio.create_task(self._commits.run(consumer), name=f"commit-{self.name}"),
             asyncio.create_task(self._loader.run(consumer), name=f"load-assignment-{self.name}"),
             asyncio.create_task(self._gaps.run(consumer), name=f"gaps-{self.name}"),
-            asyncio.create_task(self._topic_watch.run(), name=f"topic-{self.name}"),
+            asyncio.create_task(self._loader.watch_topic(), name=f"watch-topic-{self.name}"),
         ]
         try:
             while not self._leaving:
@@ -191,7 +191,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 batches = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=HEADS_PER_PARTITION)
                 self.last_poll = time.monotonic()
                 for partition, records in batches.items():
-                    self._receive(partition, records)
+                    await self._receive(consumer, partition, records)
                 await self._look_at_positions(consumer)
         finally:
             for task in background:
@@ -214,15 +214,16 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             self._apply_pauses(self._consumer)
 
     async def leave_when_done(self) -> None:
-        """As `leave()`, once nothing that was taken here is in flight any more; call `stop_intake()` before."""
-        await self._commits.wait_until(lambda: not self._taken)
+        """As `leave()`, once nothing that was claimed here is in flight any more; call `stop_intake()` before."""
+        await self._commits.wait_until(lambda: not self._in_flight)
         await self.leave()
 
     async def leave(self) -> None:
         """Commit what is finished, mark the rest as released, and make `run()` leave the group."""
         await self._duty.revoked()  # a round under way commits first, or the successor repeats it
         if self._consumer is not None:
-            await self._look_at_positions(self._consumer)
+            with contextlib.suppress(TopicReplacedError):  # the next owner begins where the commit was set back to
+                await self._look_at_positions(self._consumer)
         self._commits.release_for_good()
         await self._commits.wait_committed()
         self._leaving = True
@@ -257,26 +258,45 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         partition = TopicPartition(oldest.topic, oldest.partition)
         record = self._heads[partition].popleft().record
         inherited = self._commits.progress[partition].start(record.offset)
-        taken = ClaimedRecord(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
-        self._taken.add(taken)
+        claimed = ClaimedRecord(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
+        self._in_flight.add(claimed)
         if self._consumer is not None:
             self._apply_pauses(self._consumer)
-        return taken
+        return claimed
 
-    def _receive(self, partition: TopicPartition, records: list[ConsumerRecord]) -> None:
-        offsets = self._commits.progress.get(partition)
-        if offsets is None:
+    async def _receive(
+        self, consumer: AIOKafkaConsumer, partition: TopicPartition, records: list[ConsumerRecord]
+    ) -> None:
+        if partition not in self._commits.progress:
             return
-        heads = self._heads[partition]
         seen_ms = time.time() * 1000
         for record in records:
-            if self._shows_another_log(partition, record.offset, next_offset=record.offset + 1):
-                return  # from its beginning on they come again
-            if offsets.accepts(record.offset) and not (heads and record.offset <= heads[-1].record.offset):
+            await self._see(consumer, partition, record.offset, next_offset=record.offset + 1)
+            heads = self._heads[partition]
+            is_new = self._commits.progress[partition].accepts(record.offset)
+            if is_new and not (heads and record.offset <= heads[-1].record.offset):
                 arrived = arrived_ms(record.timestamp, record.timestamp_type, seen_ms=seen_ms)
                 heads.append(_Head(record, arrived))
-        if heads:
+        if self._heads[partition]:
             self._wake.set()
+
+    async def _see(
+        self, consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int, *, next_offset: int
+    ) -> None:
+        """Take note of a record or position; raises `TopicReplacedError` when the log ends before what was read."""
+        if not self.is_joined:
+            return  # the consumer may have its next assignment before the listener is called
+        if self._gaps.goes_back(partition, offset):
+            # Set the commit back while still a member: with the commit of the longer log, the next start would skip
+            # what is written to this one until then.
+            self._lose_claimed(lambda claimed: claimed.partition == partition)
+            self.on_restarted(partition)
+            self._commits.reset(partition, offset)
+            await self._commits.commit_once(consumer, deadline_seconds=REVOKED_COMMIT_DEADLINE_SECONDS)
+            raise TopicReplacedError(
+                self.topic, f"went back to offset {offset} in partition {partition.partition}: its log is another one"
+            )
+        self._gaps.see(partition, offset, next_offset=next_offset)
 
     async def _look_at_positions(self, consumer: AIOKafkaConsumer) -> None:
         """See what was passed over; and where all that was read is finished, the commit point is the position.
@@ -290,8 +310,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 # Known at once, with no turn of the loop in which a record might come, or left to the next look.
                 async with asyncio.timeout(0):
                     position = await consumer.position(partition)
-                if self._shows_another_log(partition, position, next_offset=position):
-                    continue
+                await self._see(consumer, partition, position, next_offset=position)
                 if self._is_idle(partition) and self._commits.progress[partition].seek_past_gap(position):
                     self._commits.mark_changed(partition)
 
@@ -301,42 +320,24 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             return False
         return not offsets.in_flight and not self._heads[partition]
 
-    def _shows_another_log(self, partition: TopicPartition, offset: int, *, next_offset: int) -> bool:
-        if not self.is_joined:
-            return False
-        reached = self._gaps.see(partition, offset, next_offset=next_offset)
-        if reached is None:
-            return False
-        # Only a log that ends before the position makes the consumer begin at its beginning again.
-        self._count_lost(len(self._heads[partition]))
-        self._reset_partition(partition, offset)
-        return True
+    # What the assignment loader reports
 
-    def _on_read(self) -> None:
+    def on_assignment_loaded(self) -> None:
+        """Records of all assigned partitions may be started."""
         self._wake.set()
-        self._topic_watch.look()
 
-    def _reset_partition(self, partition: TopicPartition, offset: int = 0) -> None:
-        """A topic was deleted and made again, or its log cut short: do all that it has now, as if for the first time.
+    def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:
+        """Another member committed past these offsets, which are in flight here."""
+        self._lose_claimed(lambda claimed: claimed.partition == partition and claimed.record.offset in offsets)
 
-        What is in flight goes on to its end, for nobody else has it any more, and is committed nowhere.
-        """
-        offsets = self._commits.progress[partition]
-        self._log.error(
-            "log_replaced",
-            partition=partition.partition,
-            done_before=offsets.commit_point(),
-            in_flight=sorted(offsets.in_flight),
-            goes_on_at=offset,
-        )
+    def on_restarted(self, partition: TopicPartition) -> None:
+        """The partition is read again from another offset; what was fetched so far does not count."""
         self._heads[partition].clear()
-        self._let_outlive({partition})
-        self._commits.reset(partition, offset)
         self._gaps.reset(partition)
-        self._topic_watch.look()
-        if self._consumer is not None:
-            with contextlib.suppress(IllegalStateError):  # a rebalance has just taken it away
-                self._consumer.seek(partition, offset)
+
+    def crashes_of(self, entry: LedgerEntry) -> int:
+        """How many crashes an entry of a former owner's ledger stands for."""
+        return self._crashes_of(entry)
 
     def _apply_pauses(self, consumer: AIOKafkaConsumer) -> None:
         assigned = consumer.assignment()
@@ -368,9 +369,14 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """After a join. Must not await: the heartbeat task is not running yet."""
         self._note_lost_membership()
-        if self._consumer is not None and self._commits.progress and self._is_topic_gone(self._consumer):
-            self._let_outlive(set(self._commits.progress))
-            self._log.error("topic_gone", topic=self.topic, in_flight=len(self._taken))
+        if (
+            self._consumer is not None
+            and self._commits.progress
+            and not self._consumer.partitions_for_topic(self.topic)
+        ):
+            self._log.error(
+                "topic_missing", topic=self.topic, in_flight=len(self._in_flight), remedy="create the topic"
+            )
         self._lose(self._commits.progress.keys() - set(assigned))
         self._commits.assign(assigned)
         self._gaps.assign(assigned)
@@ -390,31 +396,17 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             self._holds.note_outage(HoldCause.KAFKA)
         self._member = member
 
-    def _is_topic_gone(self, consumer: AIOKafkaConsumer) -> bool:
-        return not consumer.partitions_for_topic(self.topic)
-
-    def _let_outlive(self, partitions: set[TopicPartition]) -> None:
-        for taken in self._taken:
-            taken.topic_deleted = taken.topic_deleted or taken.partition in partitions
-
     def _lose(self, partitions: set[TopicPartition]) -> None:
         self._commits.revoke(partitions)
         for partition in partitions:
             self._heads.pop(partition, None)
-        self._lose_taken([taken for taken in self._taken if taken.partition in partitions])
+        self._lose_claimed(lambda claimed: claimed.partition in partitions)
 
-    def _lose_overtaken(self, partition: TopicPartition, passed: frozenset[int]) -> None:
-        self._lose_taken(
-            [taken for taken in self._taken if taken.partition == partition and taken.record.offset in passed]
-        )
-
-    def _lose_taken(self, lost: list[ClaimedRecord]) -> None:
-        for taken in lost:
-            if taken.topic_deleted:
-                continue
-            self._taken.discard(taken)
-            taken.lost = True
-            taken.on_lost()
+    def _lose_claimed(self, is_lost: Callable[[ClaimedRecord], bool]) -> None:
+        for claimed in filter(is_lost, tuple(self._in_flight)):
+            self._in_flight.discard(claimed)
+            claimed.lost = True
+            claimed.on_lost()
 
     async def _wait_for_nearly_finished(self) -> None:
         """Give work that would end within the bound the time to do so; the rest is adopted or lost."""
@@ -423,65 +415,56 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._revoke_wait_seconds):
                 await self._commits.wait_until(lambda: not self._nearly_finished(deadline - time.monotonic()))
-        if self._taken:
+        if self._in_flight:
             self._log.info(
                 "rebalance_in_mid_task",
-                in_flight=sorted((taken.record.partition, taken.record.offset) for taken in self._taken),
+                in_flight=sorted((claimed.record.partition, claimed.record.offset) for claimed in self._in_flight),
                 waited_seconds=round(time.monotonic() - began, 3),
             )
 
     def _nearly_finished(self, within_seconds: float) -> bool:
-        estimates = [taken.remaining_seconds() for taken in self._taken]
+        estimates = [claimed.remaining_seconds() for claimed in self._in_flight]
         return any(estimate is not None and estimate <= within_seconds for estimate in estimates)
 
-    # What becomes of what was taken
+    # What becomes of what was claimed
 
-    async def record(self, taken: ClaimedRecord, entry: LedgerEntry) -> None:
+    async def record(self, claimed: ClaimedRecord, entry: LedgerEntry) -> None:
         """Write the task into the ledger and wait until the broker has it.
 
         Raises `PartitionLostError` when the partition went to another member meanwhile.
         """
-        if taken.lost:
+        if claimed.lost:
             raise PartitionLostError
-        if taken.topic_deleted:
-            return
-        partition = taken.partition
-        self._commits.progress[partition].record(taken.record.offset, entry)
+        partition = claimed.partition
+        self._commits.progress[partition].record(claimed.record.offset, entry)
         version = self._commits.mark_changed(partition)
-        await self._commits.wait_until(
-            lambda: taken.lost or taken.topic_deleted or self._commits.is_committed(partition, version)
-        )
-        if taken.lost:
+        await self._commits.wait_until(lambda: claimed.lost or self._commits.is_committed(partition, version))
+        if claimed.lost:
             raise PartitionLostError
 
-    def mark_generated(self, taken: ClaimedRecord) -> None:
+    def mark_generated(self, claimed: ClaimedRecord) -> None:
         """Note in the ledger that the task's images exist; returns at once."""
-        if self._is_of_log(taken):
-            self._commits.progress[taken.partition].mark_generated(taken.record.offset)
-            self._commits.mark_changed(taken.partition)
+        if not claimed.lost:
+            self._commits.progress[claimed.partition].mark_generated(claimed.record.offset)
+            self._commits.mark_changed(claimed.partition)
 
-    async def finish(self, taken: ClaimedRecord) -> None:
+    async def finish(self, claimed: ClaimedRecord) -> None:
         """The task reached its end; its offset is committed as soon as everything before it is finished too.
 
         Returns at once: the commit follows, and a crash before it only means a redelivery that finds its result.
         Raises `PartitionLostError` when the partition went to another member meanwhile.
         """
-        self._taken.discard(taken)
-        if taken.lost:
+        self._in_flight.discard(claimed)
+        if claimed.lost:
             raise PartitionLostError
-        if self._is_of_log(taken):
-            self._commits.progress[taken.partition].finish(taken.record.offset)
-            self._commits.mark_changed(taken.partition)
+        self._commits.progress[claimed.partition].finish(claimed.record.offset)
+        self._commits.mark_changed(claimed.partition)
         await self._commits.notify()
 
-    async def release(self, taken: ClaimedRecord) -> None:
+    async def release(self, claimed: ClaimedRecord) -> None:
         """Give a task up in good order; its offset stays uncommitted for the next owner."""
-        self._taken.discard(taken)
-        if self._is_of_log(taken):
-            self._commits.progress[taken.partition].release(taken.record.offset)
-            self._commits.mark_changed(taken.partition)
+        self._in_flight.discard(claimed)
+        if not claimed.lost:
+            self._commits.progress[claimed.partition].release(claimed.record.offset)
+            self._commits.mark_changed(claimed.partition)
         await self._commits.notify()
-
-    @staticmethod
-    def _is_of_log(taken: ClaimedRecord) -> bool:
-        return not (taken.lost or taken.topic_deleted)

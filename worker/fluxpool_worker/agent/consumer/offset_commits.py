@@ -38,6 +38,8 @@ class OffsetCommits:
         """Of each assigned partition."""
         self.unread: frozenset[TopicPartition] = frozenset()
         """Assigned, but what the group committed for them is not known yet: nothing is begun or committed there."""
+        self.topic_id: str | None = None
+        """Id of the topic that the offsets are about, None when unknown; another topic may get its name."""
         self.epoch = 0
         """Counts assignments; a commit that was refused may be repeated only in a later one."""
         self._holds = holds
@@ -95,7 +97,7 @@ class OffsetCommits:
         self._end_hold()
 
     def reset(self, partition: TopicPartition, offset: int) -> None:
-        """The partition has another log: go on at that offset, and have it committed in place of what was."""
+        """Forget all progress on the partition, and commit that offset in its place."""
         self.progress[partition] = PartitionOffsets(next_offset=offset)
         self.mark_changed(partition)
 
@@ -182,7 +184,7 @@ class OffsetCommits:
     async def _commit_changes(self, consumer: AIOKafkaConsumer, deadline: float) -> bool:
         versions = {partition: self._changed_at[partition] for partition in self._uncommitted()}
         batch = {
-            partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata())
+            partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata(topic_id=self.topic_id))
             for partition in versions
             if (commit_point := self.progress[partition].commit_point()) is not None
         }

@@ -24,8 +24,6 @@ class PartitionOffsets:
     """What the ledger said of tasks that are not started here yet: their counts go into every commit until then."""
     recorded: set[int] = field(default_factory=set)
     """Those in flight whose entry was written here and not only inherited."""
-    topic_id: str | None = None
-    """Which topic the offsets are of, as far as this worker knows: another one may get its name."""
     recommits: bool = False
     """What the group has committed is committed again as it is, even though nothing was started yet."""
 
@@ -105,10 +103,10 @@ class PartitionOffsets:
         at_rest = self.committed if self.next_offset is None and self.recommits else self.next_offset
         return min(self.in_flight, default=at_rest)
 
-    def metadata(self) -> str:
-        """The ledger, as the text committed beside the offset."""
+    def metadata(self, *, topic_id: str | None = None) -> str:
+        """The ledger, as the text committed beside the offset; it names the topic when its id is known."""
         known = {offset: entry for offset, entry in self.in_flight.items() if entry is not None}
-        return encode_ledger({**self.inherited, **known}, topic_id=self.topic_id)
+        return encode_ledger({**self.inherited, **known}, topic_id=topic_id)
 
     def _drop_passed(self) -> None:
         self.inherited = {offset: entry for offset, entry in self.inherited.items() if self.accepts(offset)}
