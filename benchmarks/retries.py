@@ -14,13 +14,15 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.structs import ConsumerRecord
 from quiet_logs import quiet_logs
 from report import Cell, print_report
 
@@ -37,10 +39,12 @@ from fluxpool_transport.lag.memberless_offsets import MemberlessOffsets
 from fluxpool_transport.partitioner.idle_aware import IdleAwarePartitioner
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_worker.agent.connections import build_consumer, build_reliable_producer, build_retry_reader
+from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import LaneConsumer, PartitionLostError
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
-from fluxpool_worker.agent.retry.retry_relay import RetryRelay
+from fluxpool_worker.agent.retry.retry_relay import RelayEvents, RetryRelay
 from fluxpool_worker.agent.task.holds import Holds
+from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, ReliablePublisher
 from kit.kafka_cluster import KafkaCluster
 
@@ -74,9 +78,29 @@ def patient_consumer(settings: WorkerSettings, *, client_id: str, group: str) ->
     return consumer
 
 
-async def never(*_: object) -> None:
-    """For what does not happen here."""
-    raise AssertionError
+class NothingUndeliverable(RelayEvents):
+    """Every record can be relayed here."""
+
+    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
+        """Fail."""
+        raise AssertionError(record, failure)
+
+
+@dataclass(frozen=True, slots=True)
+class _Events(LaneEvents):
+    wake: asyncio.Event
+    duty: RelayDuty | None
+
+    def on_record_waiting(self) -> None:
+        self.wake.set()
+
+    def on_assigned(self, partitions: Collection[TopicPartition]) -> None:
+        if self.duty is not None:
+            self.duty.assigned(partitions)
+
+    async def on_revoked(self) -> None:
+        if self.duty is not None:
+            await self.duty.revoked()
 
 
 class Agent:
@@ -102,13 +126,12 @@ class Agent:
             ask_topic_id=self._no_id,
             publisher=self._publisher,
             choice=self._choice,
-            dead_letter=never,
-            on_relayed=lambda _topic: None,
+            events=NothingUndeliverable(),
         )
         self._tasks: list[asyncio.Task[None]] = []
 
     @staticmethod
-    async def _no_id(_topic: str) -> None:
+    async def _no_id(_topic: str = "") -> None:
         return None
 
     def _member(self, topic: str, group: str, wake: asyncio.Event, *, duty: RelayDuty | None = None) -> LaneConsumer:
@@ -116,11 +139,10 @@ class Agent:
             name=topic,
             topic=topic,
             build_consumer=partial(patient_consumer, self._settings, client_id=self._name, group=group),
-            revoke_wait_seconds=1,
-            wake=wake,
+            ask_topic_id=self._no_id,
+            events=_Events(wake, duty),
             holds=self._holds,
-            count_crashes=lambda _entry: 0,
-            duty=duty,
+            revoke_wait_seconds=1,
         )
 
     @property

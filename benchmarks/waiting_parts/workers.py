@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import LedgerEntry
 from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer, PartitionLostError
 from fluxpool_worker.agent.consumer.membership import own_sticky_assignor
 from fluxpool_worker.agent.task.holds import Holds
@@ -92,7 +93,11 @@ class Workers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-class _Worker:
+async def _unknown_id() -> None:
+    """Nobody replaces the topic here."""
+
+
+class _Worker(LaneEvents):
     def __init__(self, connection: KafkaConnection, *, name: str, topic: str, group: str, journal: Journal) -> None:
         self._name = name
         self._journal = journal
@@ -103,11 +108,15 @@ class _Worker:
             name=name,
             topic=topic,
             build_consumer=self._builder(connection, group),
-            revoke_wait_seconds=0,
-            wake=self._wake,
+            ask_topic_id=_unknown_id,
+            events=self,
             holds=Holds(limit_seconds=60),
-            count_crashes=lambda entry: entry.crashes,
+            revoke_wait_seconds=0,
         )
+
+    def on_record_waiting(self) -> None:
+        """Let a hand look."""
+        self._wake.set()
 
     def _builder(self, connection: KafkaConnection, group: str) -> Callable[[], AIOKafkaConsumer]:
         def build() -> AIOKafkaConsumer:

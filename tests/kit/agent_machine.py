@@ -15,7 +15,6 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Final
-from unittest.mock import patch
 
 import structlog
 from aiokafka import TopicPartition
@@ -59,8 +58,6 @@ class AgentMachine(RuleBasedStateMachine):
         asyncio.set_event_loop(self.loop)
         self.loop.set_exception_handler(lambda _loop, context: self.broken.append(str(context)))
         clock = Clock(monotonic=self.loop.time, time=lambda: EPOCH_SECONDS + self.loop.time())
-        self.patched = patch("fluxpool_worker.agent.consumer.lane.time", clock)
-        self.patched.start()
         self.logs = structlog.testing.capture_logs()
         self.logged = self.logs.__enter__()
         self.broken: list[str] = []
@@ -382,7 +379,6 @@ class AgentMachine(RuleBasedStateMachine):
         self.loop.close()
         asyncio.set_event_loop(None)
         self.logs.__exit__(None, None, None)
-        self.patched.stop()
 
     # Looks
 

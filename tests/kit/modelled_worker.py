@@ -11,9 +11,11 @@ from typing import Any, Final, cast
 
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_contract.kafka.ledger import LedgerEntry
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_transport.storage.object_store import ObjectStore
 from fluxpool_worker.agent.clock import Clock
+from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
 from fluxpool_worker.agent.engine.job import EngineJob
@@ -163,6 +165,22 @@ class ModelPublisher:
         """Progress is lossy: here it is always lost."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLaneEvents(LaneEvents):
+    """Counts crashes as the worker does, and ignores all else."""
+
+    worker: str
+    started_at: int
+
+    def crashes_of(self, entry: LedgerEntry) -> int:
+        """By the rule of the worker."""
+        return inherited_crashes(entry, worker=self.worker, worker_started_at=self.started_at)
+
+
+async def _unknown_id() -> None:
+    """The topic's id is never known."""
+
+
 @dataclass(slots=True)
 class Surroundings:
     """What all pods share."""
@@ -208,10 +226,11 @@ class ModelPod:
             name="standard",
             topic=around.settings.lanes[0].topic,
             build_consumer=self._build_consumer,
-            revoke_wait_seconds=around.settings.revoke_wait_seconds,
-            wake=asyncio.Event(),
+            ask_topic_id=_unknown_id,
+            events=ModelLaneEvents(worker=name, started_at=started_at),
             holds=holds,
-            count_crashes=lambda entry: inherited_crashes(entry, worker=name, worker_started_at=started_at),
+            revoke_wait_seconds=around.settings.revoke_wait_seconds,
+            clock=around.clock,
         )
         publisher = ModelPublisher(self.producer, around.on_published)
         self._flow = TaskFlow(

@@ -12,6 +12,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader, TopicReplacedError
+from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
@@ -39,13 +40,13 @@ class OneAnswerConsumer:
         self.sought.append(offset)
 
 
-class Lane:
+class Lane(LaneEvents):
     """Takes the loader's reports."""
 
     def __init__(self) -> None:
         self.loaded = asyncio.Event()
 
-    def on_assignment_loaded(self) -> None:
+    def on_record_waiting(self) -> None:
         self.loaded.set()
 
     def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:
@@ -67,11 +68,12 @@ class Scene:
         self._topic_id = topic_id
         self.commits = OffsetCommits(holds=Holds(limit_seconds=limit_seconds), log=log)
         self.lane = Lane()
-        gaps = GapTracker(count_lost=lambda _records: None, log=log)
+        gaps = GapTracker(events=self.lane, log=log)
         self.loader = AssignmentLoader(
             self.commits,
             gaps,
             lane=self.lane,
+            events=self.lane,
             topic="tasks",
             ask_topic_id=self._ask_topic_id,
             holds=Holds(limit_seconds=limit_seconds),

@@ -12,7 +12,9 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger, ledger_topic
 from fluxpool_worker.agent.consumer.assignment_loader import TOPIC_CHECK_SECONDS, TopicReplacedError
-from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, ClaimedRecord, LaneConsumer
+from fluxpool_worker.agent.consumer.events import LaneEvents
+from fluxpool_worker.agent.consumer.heads import HEADS_PER_PARTITION
+from fluxpool_worker.agent.consumer.lane import STABLE_SECONDS, ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 
@@ -22,7 +24,7 @@ LONG_SECONDS = 20.0
 """Longer than any deadline of the lane."""
 
 
-class Bench:
+class Bench(LaneEvents):
     """One lane, alone in its group on one partition."""
 
     def __init__(self, loop: SteppedLoop, *, hold_limit_seconds: float = float("inf")) -> None:
@@ -49,13 +51,10 @@ class Bench:
             name="standard",
             topic=TOPIC,
             build_consumer=self.build_consumer,
-            revoke_wait_seconds=0,
-            wake=asyncio.Event(),
-            holds=self.holds,
-            count_crashes=lambda entry: entry.crashes,
-            count_lost=self.lost.append,
-            count_failure=self.count_failure,
             ask_topic_id=self.ask_topic_id,
+            events=self,
+            holds=self.holds,
+            revoke_wait_seconds=0,
         )
         self.running = self.loop.create_task(self.lane.run())
         self.settle()
@@ -75,8 +74,14 @@ class Bench:
     async def ask_topic_id(self) -> str | None:
         return self.topic_id
 
-    def count_failure(self) -> None:
+    def on_records_lost(self, count: int) -> None:
+        self.lost.append(count)
+
+    def on_consumer_failed(self) -> None:
         self.failures += 1
+
+    def crashes_of(self, entry: LedgerEntry) -> int:
+        return entry.crashes
 
     def build_consumer(self) -> Any:
         self.consumers.append(ModelConsumer(self.group, self.link, leaders=self.leaders))

@@ -5,13 +5,16 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
 import structlog
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
+from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_contract.settings import WorkerSettings
@@ -29,6 +32,7 @@ from fluxpool_worker.agent.connections import (
     build_retry_reader,
 )
 from fluxpool_worker.agent.consumer.assignment_loader import TopicReplacedError
+from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.consumer.lane_choice import WaitingLane, choose_lane
 from fluxpool_worker.agent.consumer.membership import keep_offsets_for
@@ -36,11 +40,11 @@ from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits, Engi
 from fluxpool_worker.agent.engine.slots import EngineSlot, EngineSlots
 from fluxpool_worker.agent.metrics import WorkerMetrics
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
-from fluxpool_worker.agent.retry.retry_relay import RetryRelay
+from fluxpool_worker.agent.retry.retry_relay import RelayEvents, RetryRelay
 from fluxpool_worker.agent.task.cancellations import Cancellations, ControlListener
 from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError, Holds
 from fluxpool_worker.agent.task.outcome import inherited_crashes
-from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity
+from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
@@ -60,6 +64,49 @@ log = structlog.get_logger(__name__)
 
 class MissingTopicsError(Exception):
     """Topics that the worker cannot do without do not exist; the message names them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LaneEvents(LaneEvents):
+    """Passes on what one lane reports."""
+
+    lane: str
+    wake: asyncio.Event
+    metrics: WorkerMetrics
+    duty: RelayDuty | None
+    count_crashes: Callable[[LedgerEntry], int]
+
+    def on_record_waiting(self) -> None:
+        self.wake.set()
+
+    def on_records_lost(self, count: int) -> None:
+        self.metrics.records_lost.labels(self.lane).inc(count)
+
+    def on_consumer_failed(self) -> None:
+        self.metrics.lane_failures.labels(self.lane).inc()
+
+    def on_assigned(self, partitions: Collection[TopicPartition]) -> None:
+        if self.duty is not None:
+            self.duty.assigned(partitions)
+
+    async def on_revoked(self) -> None:
+        if self.duty is not None:
+            await self.duty.revoked()
+
+    def crashes_of(self, entry: LedgerEntry) -> int:
+        return self.count_crashes(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class _RelayEvents(RelayEvents):
+    flow: TaskFlow
+    metrics: WorkerMetrics
+
+    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
+        await self.flow.fail(record, failure)
+
+    def on_relayed(self, retry_topic: str) -> None:
+        self.metrics.retries_relayed.labels(retry_topic).inc()
 
 
 class WorkerAgent:
@@ -139,14 +186,16 @@ class WorkerAgent:
                 build_consumer=partial(
                     build_consumer, settings, client_id=self._client_id, group=settings.group_of(lane)
                 ),
-                revoke_wait_seconds=settings.revoke_wait_seconds,
-                wake=self._wake,
-                holds=self._holds,
-                count_crashes=self._count_crashes,
-                count_lost=self._metrics.records_lost.labels(lane.name).inc,
-                count_failure=self._metrics.lane_failures.labels(lane.name).inc,
                 ask_topic_id=partial(self._topic_ids.ask, lane.topic),
-                duty=duty if lane == settings.lanes[0] else None,
+                events=_LaneEvents(
+                    lane=lane.name,
+                    wake=self._wake,
+                    metrics=self._metrics,
+                    duty=duty if lane == settings.lanes[0] else None,
+                    count_crashes=self._count_crashes,
+                ),
+                holds=self._holds,
+                revoke_wait_seconds=settings.revoke_wait_seconds,
             )
             for lane in settings.lanes
         ]
@@ -165,8 +214,7 @@ class WorkerAgent:
             ask_topic_id=self._topic_ids.ask,
             publisher=self._publisher,
             choice=self._choice,
-            dead_letter=self._flow.fail,
-            on_relayed=lambda topic: self._metrics.retries_relayed.labels(topic).inc(),
+            events=_RelayEvents(self._flow, self._metrics),
         )
         self._metrics.relays_retries.set_function(lambda: duty.is_held)
 

@@ -16,14 +16,15 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
-from fluxpool_contract.kafka import LedgerEntry, decode_ledger, is_ledger, ledger_topic
+from fluxpool_contract.kafka import decode_ledger, is_ledger, ledger_topic
+from fluxpool_transport.process import Backoff
+from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
 from fluxpool_worker.agent.consumer.membership import committed_with_metadata
 from fluxpool_worker.agent.consumer.offset_commits import OffsetCommits
 from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
 
 READ_DEADLINE_SECONDS: Final = 10.0
-READ_RETRY_SECONDS: Final = 0.5
 TOPIC_CHECK_SECONDS: Final = 60.0
 """As old as the clients' own metadata may be; one small request."""
 
@@ -41,18 +42,11 @@ class TopicReplacedError(Exception):
 class AssignmentEvents(Protocol):
     """What the loader reports to its lane, from the event loop."""
 
-    def on_assignment_loaded(self) -> None:
-        """Records of all assigned partitions may be started."""
-
     def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:
         """Another member committed past these offsets, which are in flight here."""
 
     def on_restarted(self, partition: TopicPartition) -> None:
         """The partition is read again from another offset; what was fetched so far does not count."""
-
-    def crashes_of(self, entry: LedgerEntry) -> int:
-        """How many crashes an entry of a former owner's ledger stands for."""
-        ...
 
 
 class AssignmentLoader:
@@ -64,6 +58,7 @@ class AssignmentLoader:
         gaps: GapTracker,
         *,
         lane: AssignmentEvents,
+        events: LaneEvents,
         topic: str,
         ask_topic_id: Callable[[], Awaitable[str | None]],
         holds: Holds,
@@ -73,10 +68,12 @@ class AssignmentLoader:
         self._commits = commits
         self._gaps = gaps
         self._lane = lane
+        self._events = events
         self._topic = topic
         self._ask_topic_id = ask_topic_id
         self._holds = holds
         self._hold: Hold | None = None
+        self._backoff = Backoff(initial_seconds=0.25, maximum_seconds=1.0)
         self._log = log
         self._assigned = asyncio.Event()
         self._loaded = asyncio.Event()
@@ -111,8 +108,9 @@ class AssignmentLoader:
             for partition in unread & self._commits.progress.keys():
                 self._load(consumer, partition, committed.get(partition))
             self._hold = None
+            self._backoff.reset()
             self._commits.read()
-            self._lane.on_assignment_loaded()
+            self._events.on_record_waiting()
             self._loaded.set()
 
     async def watch_topic(self) -> None:
@@ -137,7 +135,7 @@ class AssignmentLoader:
         self._log.warning("committed_offsets_unreadable", error=error)
         self._hold = self._hold or self._holds.begin_apart(HoldCause.KAFKA)
         self._holds.check(self._hold, f"committed offsets cannot be read: {error}")
-        await asyncio.sleep(READ_RETRY_SECONDS)
+        await self._backoff.sleep()
         self._assigned.set()
 
     def _load(self, consumer: AIOKafkaConsumer, partition: TopicPartition, committed: OffsetAndMetadata | None) -> None:
@@ -178,7 +176,7 @@ class AssignmentLoader:
         entries = {
             offset: entry for offset, entry in decode_ledger(committed.metadata).items() if offsets.accepts(offset)
         }
-        counted = {offset: replace(entry, crashes=self._lane.crashes_of(entry)) for offset, entry in entries.items()}
+        counted = {offset: replace(entry, crashes=self._events.crashes_of(entry)) for offset, entry in entries.items()}
         offsets.inherit(counted)
         for offset, entry in counted.items():
             if entry.crashes:

@@ -1,29 +1,105 @@
-"""Records of a lane that nobody will ever do: found where the consumer passes over offsets, and said once, loudly.
+"""Gaps in the log of a lane: offsets that its consumer passed over, and which of their records are lost.
 
-Owns what was seen of each assigned partition's log, and the requests that explain it: none is sent without a gap, and
-none keeps the lane from polling. The consumer itself goes on at the beginning of the log in silence.
+`FetchGaps` (pure) knows what was seen of one partition within one assignment. `GapTracker` asks where the log begins,
+only where there is a gap and without keeping the lane from polling, and logs each lost range once. The consumer itself
+continues at the beginning of the log in silence.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from structlog.typing import FilteringBoundLogger
 
-from fluxpool_worker.agent.consumer.fetch_gaps import FetchGaps
+from fluxpool_transport.process import Backoff
+from fluxpool_worker.agent.consumer.events import LaneEvents
 
 ASK_DEADLINE_SECONDS: Final = 10.0
-ASK_RETRY_SECONDS: Final = 5.0
+
+
+@dataclass(slots=True)
+class FetchGaps:
+    """Offsets that were passed over in one partition's log.
+
+    Most are transaction markers, aborted records or what compaction took: only where the log now begins tells whether
+    records are lost.
+    """
+
+    gaps: list[range] = field(default_factory=list)
+    """Passed over, and not explained yet; to be explained only once the start is known."""
+    has_start: bool = False
+    """Whether the offset where this assignment should begin is known; until then its first offset shows no gap."""
+    reached: int | None = None
+    """One past the last record seen in this assignment, or the position; None before the first."""
+    _first: int | None = None
+    _low_watermark: int | None = None
+    _former_gaps: list[range] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Begin a new assignment: the consumer returns to what the group committed."""
+        if self.has_start:
+            self._former_gaps = self.gaps
+        self.gaps, self.has_start, self.reached, self._first, self._low_watermark = [], False, None, None, None
+
+    def set_start(self, low_watermark: int | None) -> None:
+        """Everything below `low_watermark` is done, or in flight here; None when the group has no offset yet.
+
+        What a former assignment passed over above it is seen again, and explained then.
+        """
+        self.has_start = True
+        self._low_watermark = low_watermark
+        seen, self.gaps = self.gaps, []
+        if low_watermark is not None:
+            self.gaps = [
+                range(gap.start, min(gap.stop, low_watermark)) for gap in self._former_gaps if gap.start < low_watermark
+            ]
+        self._former_gaps = []
+        if self._first is not None:
+            self._pass_over(low_watermark, self._first)
+        for gap in seen:
+            self._pass_over(gap.start, gap.stop)
+
+    def goes_back(self, offset: int) -> bool:
+        """Whether a record or position at that offset is one that a log which only grows could not show."""
+        return self.reached is not None and offset < self.reached
+
+    def see(self, offset: int, *, next_offset: int) -> None:
+        """A record at that offset, or the position: then both are the same."""
+        if self._first is None:
+            self._first = offset
+        self._pass_over(self._low_watermark if self.reached is None else self.reached, offset)
+        self.reached = next_offset
+
+    def explain(self, asked: list[range], *, log_start: int) -> list[range]:
+        """The offsets within gaps that are gone from the log, of those that are still open; they are closed now."""
+        known = [gap for gap in asked if gap in self.gaps]
+        self.gaps = [gap for gap in self.gaps if gap not in known]
+        ranges = (lost_range(expected=gap.start, seen=gap.stop, log_start=log_start) for gap in known)
+        return [lost for lost in ranges if lost]
+
+    def _pass_over(self, expected: int | None, offset: int) -> None:
+        if expected is not None and offset > (begin := max(expected, self._low_watermark or 0)):
+            self.gaps.append(range(begin, offset))
+
+
+def lost_range(*, expected: int, seen: int, log_start: int) -> range:
+    """Offsets that were never seen and are gone from the log; empty as a rule.
+
+    Retention or a DeleteRecords request removes them. An upper bound: markers have offsets too.
+    """
+    return range(expected, max(expected, min(seen, log_start)))
 
 
 class GapTracker:
     """What a lane's consumer passed over."""
 
-    def __init__(self, *, count_lost: Callable[[int], None], log: FilteringBoundLogger) -> None:
-        """`count_lost` is told how many records went away; `log` is a structlog logger that names the lane."""
-        self._count_lost = count_lost
+    def __init__(self, *, events: LaneEvents, log: FilteringBoundLogger) -> None:
+        """`log` names the lane."""
+        self._events = events
+        self._backoff = Backoff(initial_seconds=1.0, maximum_seconds=5.0)
         self._log = log
         self._fetched: dict[TopicPartition, FetchGaps] = {}
         self._unanswered: set[TopicPartition] = set()
@@ -37,7 +113,7 @@ class GapTracker:
             fetched.begin()
 
     def set_start(self, partition: TopicPartition, low_watermark: int | None) -> None:
-        """It is known where the partition should go on; the contract is that of `FetchGaps.set_start`."""
+        """Say where the partition should begin; the contract is that of `FetchGaps.set_start`."""
         self._fetched[partition].set_start(low_watermark)
         self._gap.set()
 
@@ -71,9 +147,11 @@ class GapTracker:
                 for partition, fetched in self._fetched.items()
                 if fetched.has_start and fetched.gaps
             }
-            if asked and not await self._explain(consumer, asked):
-                await asyncio.sleep(ASK_RETRY_SECONDS)
-                self._gap.set()
+            if not asked or await self._explain(consumer, asked):
+                self._backoff.reset()
+                continue
+            await self._backoff.sleep()
+            self._gap.set()
 
     async def _explain(self, consumer: AIOKafkaConsumer, asked: dict[TopicPartition, list[range]]) -> bool:
         try:
@@ -87,5 +165,5 @@ class GapTracker:
             self._unanswered.discard(partition)
             for lost in self._fetched[partition].explain(asked[partition], log_start=log_starts[partition]):
                 self._log.error("records_lost", partition=partition.partition, first=lost.start, end=lost.stop)
-                self._count_lost(len(lost))
+                self._events.on_records_lost(len(lost))
         return True

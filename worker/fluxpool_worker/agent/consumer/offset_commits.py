@@ -15,7 +15,7 @@ from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
-from fluxpool_transport.process import fault_point
+from fluxpool_transport.process import Backoff, fault_point
 from fluxpool_worker.agent.consumer.membership import has_generation
 from fluxpool_worker.agent.consumer.offsets import PartitionOffsets
 from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
@@ -23,7 +23,6 @@ from fluxpool_worker.agent.task.holds import Hold, HoldCause, Holds
 COMMIT_DEADLINE_SECONDS: Final = 10.0
 REVOKED_COMMIT_DEADLINE_SECONDS: Final = 2.5
 """While the whole group waits for this member to join again."""
-COMMIT_RETRY_SECONDS: Final = 0.5
 
 _before_commit = fault_point("agent-before-commit")
 _after_commit = fault_point("agent-after-commit")
@@ -45,6 +44,7 @@ class OffsetCommits:
         self._holds = holds
         self._hold: Hold | None = None
         self._last_error = ""
+        self._backoff = Backoff(initial_seconds=0.25, maximum_seconds=1.0)
         self._log = log
         self._joined = asyncio.Event()
         self._versions = itertools.count(1)
@@ -159,11 +159,13 @@ class OffsetCommits:
             self._changed.clear()
             await self.notify()
             await self._joined.wait()
-            if not await self.commit_once(consumer, deadline_seconds=COMMIT_DEADLINE_SECONDS):
-                if self._hold is not None:
-                    self._holds.check(self._hold, f"offsets cannot be committed: {self._last_error}")
-                await asyncio.sleep(COMMIT_RETRY_SECONDS)
-                self._changed.set()
+            if await self.commit_once(consumer, deadline_seconds=COMMIT_DEADLINE_SECONDS):
+                self._backoff.reset()
+                continue
+            if self._hold is not None:
+                self._holds.check(self._hold, f"offsets cannot be committed: {self._last_error}")
+            await self._backoff.sleep()
+            self._changed.set()
 
     async def commit_once(self, consumer: AIOKafkaConsumer, *, deadline_seconds: float) -> bool:
         """Commit every partition that changed; False when it has to be tried again.

@@ -9,7 +9,6 @@ it twice, and the second copy finds what the first one left. Knows nothing of wh
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -25,12 +24,14 @@ from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.kafka import KafkaCredentialsError, UndecodableRecord, stop_consumer
 from fluxpool_transport.lag import GroupOffsetsError, MemberlessOffsets, StoredOffset
 from fluxpool_transport.partitioner import AHEAD_SECONDS, IdleAwarePartitioner
-from fluxpool_transport.process import fault_point
+from fluxpool_transport.process import Backoff, fault_point
+from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 from fluxpool_worker.agent.retry.retry_partition import PendingRetry, RetryPartition
 from fluxpool_worker.agent.retry.retry_start import RetryStart
 from fluxpool_worker.agent.task.outgoing_records import Failure, due_record
 from fluxpool_worker.agent.task.publisher import RecordRefusedError, ReliablePublisher
+from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 
 POLL_SECONDS: Final = 0.5
 POLL_RECORDS: Final = 128
@@ -46,8 +47,8 @@ INCOMPLETE_SECONDS: Final = 10.0
 """The same while some partition could not be read."""
 STRAY_SPREAD_SECONDS: Final = 2.0
 """Pools look at a record that names no origin at different moments, so that one of them takes it before the others."""
-FIRST_PAUSE_SECONDS: Final = 1.0
-LONGEST_PAUSE_SECONDS: Final = 30.0
+STABLE_SECONDS: Final = 30.0
+"""A relay that lasted this long did not fail from the start."""
 AVERAGE_WORK: Final = 1.0
 """How large a task is, is in its body."""
 
@@ -56,6 +57,16 @@ _INTERRUPTIONS: Final = (KafkaError, GroupOffsetsError, KafkaCredentialsError, O
 _after_republish = fault_point("retry-after-republish")
 
 log = structlog.get_logger(__name__)
+
+
+class RelayEvents:
+    """What the relay reports; the defaults ignore it."""
+
+    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
+        """A record cannot be relayed, ever; returns when that is answered."""
+
+    def on_relayed(self, retry_topic: str) -> None:
+        """A record of that topic was relayed."""
 
 
 class RetryRelay:
@@ -71,10 +82,10 @@ class RetryRelay:
         ask_topic_id: Callable[[str], Awaitable[str | None]],
         publisher: ReliablePublisher,
         choice: IdleAwarePartitioner,
-        dead_letter: Callable[[ConsumerRecord, Failure], Awaitable[None]],
-        on_relayed: Callable[[str], None],
+        events: RelayEvents,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`build_reader` makes a consumer without a group; `on_relayed` is told the retry topic of each task."""
+        """`build_reader` makes a consumer without a group."""
         self._delays = dict(zip(settings.topics.retry, settings.retry_delays_seconds, strict=True))
         self._origins = frozenset(lane.topic for lane in settings.lanes)
         self._home_topic = settings.lanes[0].topic
@@ -91,8 +102,8 @@ class RetryRelay:
         )
         self._publisher = publisher
         self._choice = choice
-        self._dead_letter = dead_letter
-        self._on_relayed = on_relayed
+        self._events = events
+        self._clock = clock
         self._partitions: dict[TopicPartition, RetryPartition] = {}
         self._stopping = asyncio.Event()
         self._committed_at = self._kept_at = 0.0
@@ -103,28 +114,23 @@ class RetryRelay:
 
     async def run(self) -> None:
         """Relay until `stop()`, whenever this agent has the duty; raises `HoldExpiredError`."""
-        pause_seconds = FIRST_PAUSE_SECONDS
+        backoff = Backoff(initial_seconds=1.0, maximum_seconds=30.0)
+        if not self._delays:
+            await self._stopping.wait()
         while not self._stopping.is_set():
-            if not self._duty.is_held or not self._delays:
-                await self._wait_for_duty()
-                continue
-            began_at = time.monotonic()
+            try:
+                await run_until(self._stopping, self._duty.wait_held())
+            except AbandonedError:
+                return
+            began_at = self._clock.monotonic()
             try:
                 await self._serve()
             except _INTERRUPTIONS as error:
-                if time.monotonic() - began_at > LONGEST_PAUSE_SECONDS:
-                    pause_seconds = FIRST_PAUSE_SECONDS
-                log.warning("retry_relay_interrupted", error=repr(error), pause_seconds=pause_seconds)
-                await self._wait_stopping(pause_seconds)
-                pause_seconds = min(LONGEST_PAUSE_SECONDS, pause_seconds * 2)
-
-    async def _wait_for_duty(self) -> None:
-        waiting = {asyncio.create_task(self._duty.wait_held()), asyncio.create_task(self._stopping.wait())}
-        try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waiting:
-                task.cancel()
+                if self._clock.monotonic() - began_at > STABLE_SECONDS:
+                    backoff.reset()
+                delay_seconds = backoff.next_seconds()
+                log.warning("retry_relay_interrupted", error=repr(error), delay_seconds=delay_seconds)
+                await self._wait_stopping(delay_seconds)
 
     async def _wait_stopping(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -149,15 +155,15 @@ class RetryRelay:
             async with self._duty.round():
                 if self._duty.may_work and term == self._duty.term:
                     await self._commit()
-            refresh_at = time.monotonic() + (REFRESH_SECONDS if self._start.is_complete else INCOMPLETE_SECONDS)
+            refresh_at = self._clock.monotonic() + (REFRESH_SECONDS if self._start.is_complete else INCOMPLETE_SECONDS)
             while self._duty.is_held and not self._stopping.is_set():
                 if term != self._duty.term:
                     term = self._duty.term
                     await self._catch_up(list(self._partitions))
-                if time.monotonic() >= refresh_at:
+                if self._clock.monotonic() >= refresh_at:
                     if await self._start.is_outdated(self._partitions):
                         return
-                    refresh_at = time.monotonic() + REFRESH_SECONDS
+                    refresh_at = self._clock.monotonic() + REFRESH_SECONDS
                 if not await self._poll(reader):
                     return
                 async with self._duty.round():
@@ -201,13 +207,13 @@ class RetryRelay:
         due = [at for state in self._partitions.values() if (at := state.next_due_seconds()) is not None]
         if not due:
             return POLL_SECONDS
-        seconds = min(due) - time.time()
+        seconds = min(due) - self._clock.time()
         if seconds <= AHEAD_SECONDS:
             self._choice.expect()
         return max(0.0, min(POLL_SECONDS, seconds))
 
     def _pending(self, record: ConsumerRecord) -> PendingRetry | None:
-        now = time.time()
+        now = self._clock.time()
         if is_lost := isinstance(record, UndecodableRecord) and not record.has_contents:
             origin, due = None, now
         else:
@@ -244,7 +250,7 @@ class RetryRelay:
                 if item.is_stray and self._is_still(term):
                     await self._relay_stray(partition, offset, item)
             _after_republish()
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if self._is_still(term) and (is_due or now - self._committed_at >= COMMIT_SECONDS):
             if now - self._kept_at >= KEEP_SECONDS:
                 for state in self._partitions.values():
@@ -257,7 +263,7 @@ class RetryRelay:
         return self._duty.may_work and term == self._duty.term
 
     def _due(self) -> list[tuple[TopicPartition, int, PendingRetry]]:
-        now = time.time()
+        now = self._clock.time()
         found = [
             (partition, offset, item)
             for partition, state in self._partitions.items()
@@ -276,7 +282,7 @@ class RetryRelay:
         stored = (await self._offsets.fetch(group, [partition])).get(partition)
         if stored is None or stored.offset <= offset:
             if item.is_undecodable:
-                await self._dead_letter(item.record, _undecodable(item.record))
+                await self._events.on_undeliverable(item.record, _undecodable(item.record))
             else:
                 await self._send_back(item.record, self._home_topic)
             await self._offsets.commit(group, {partition: StoredOffset(offset + 1)})
@@ -293,10 +299,10 @@ class RetryRelay:
                 choose_partition=lambda partitions: partitioner.choose(topic, partitions=partitions, work=AVERAGE_WORK),
             )
         except RecordRefusedError as error:
-            await self._dead_letter(record, _refused(topic, error))
+            await self._events.on_undeliverable(record, _refused(topic, error))
         if place is not None and place.offset >= 0:
             partitioner.acknowledged(topic, partition=place.partition, offset=place.offset, work=AVERAGE_WORK)
-        self._on_relayed(record.topic)
+        self._events.on_relayed(record.topic)
         log.info(
             "retry_handed_on",
             retry_topic=record.topic,

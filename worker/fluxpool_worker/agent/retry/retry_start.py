@@ -6,7 +6,6 @@ stood, which was shared by all pools.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -97,7 +96,8 @@ class RetryStart:
         self, reader: AIOKafkaConsumer, partitions: list[TopicPartition]
     ) -> tuple[dict[TopicPartition, StoredOffset], dict[TopicPartition, _Bounds]]:
         """What the group has, and the bounds of each log that has a leader."""
-        deadline = time.monotonic() + CONFIRMING_SECONDS
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + CONFIRMING_SECONDS
         while True:
             stored = await self._offsets.fetch(self._group, partitions)
             bounds = await _bounds(reader, partitions)
@@ -106,7 +106,7 @@ class RetryStart:
                 for partition, bound in bounds.items()
                 if bound.end > bound.begin and (partition not in stored or stored[partition].offset > bound.end)
             ]
-            if not doubtful or time.monotonic() >= deadline:
+            if not doubtful or clock() >= deadline:
                 return stored, bounds
             await asyncio.sleep(CONFIRMING_INTERVAL_SECONDS)
 

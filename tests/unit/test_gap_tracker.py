@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_worker.agent.consumer.fetch_gaps import FetchGaps, lost_range
+from fluxpool_worker.agent.consumer.gap_tracker import FetchGaps, lost_range
 
 
 def started(low_watermark: int | None) -> FetchGaps:
