@@ -15,7 +15,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.ledger import encode_ledger
-from fluxpool_worker.agent.consumer.heads import HEADS_PER_PARTITION
+from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION
 from kit.kafka import create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench

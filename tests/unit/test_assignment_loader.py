@@ -46,7 +46,7 @@ class Lane(LaneEvents):
     def __init__(self) -> None:
         self.loaded = asyncio.Event()
 
-    def on_record_waiting(self) -> None:
+    def on_loaded(self) -> None:
         self.loaded.set()
 
     def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:

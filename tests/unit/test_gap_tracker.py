@@ -42,16 +42,11 @@ def test_records_one_after_the_other_leave_no_gap() -> None:
     assert fetched.gaps == []
 
 
-def test_the_first_record_is_held_against_what_the_group_committed_whichever_is_known_first() -> None:
-    known_first = started(5)
-    see_record(known_first, 8)
-    seen_first = FetchGaps()
-    see_record(seen_first, 8)
-    see_record(seen_first, 11)
-    assert seen_first.goes_back(9)
-    seen_first.set_start(5)
-    assert known_first.gaps == [range(5, 8)]
-    assert seen_first.gaps == [range(5, 8), range(9, 11)]
+def test_the_first_record_is_held_against_what_the_group_committed() -> None:
+    fetched = started(5)
+    see_record(fetched, 8)
+    see_record(fetched, 11)
+    assert fetched.gaps == [range(5, 8), range(9, 11)]
 
 
 def test_a_group_that_has_committed_nothing_misses_nothing_before_its_first_record() -> None:
@@ -92,7 +87,7 @@ def test_an_open_gap_outlives_a_rebalance_as_far_as_it_is_not_seen_again() -> No
     fetched = started(0)
     see_record(fetched, 4)
     see_record(fetched, 9)
-    fetched.begin()
+    fetched.has_start = False
     fetched.set_start(2)
     assert fetched.gaps == [range(2)]
     see_record(fetched, 4)
@@ -102,8 +97,7 @@ def test_an_open_gap_outlives_a_rebalance_as_far_as_it_is_not_seen_again() -> No
 def test_an_assignment_that_was_never_read_leaves_the_gaps_before_it_open() -> None:
     fetched = started(0)
     see_record(fetched, 4)
-    fetched.begin()
-    fetched.begin()
+    fetched.has_start = False
     fetched.set_start(5)
     assert fetched.gaps == [range(4)]
 
@@ -113,30 +107,25 @@ def test_only_what_was_seen_in_the_same_assignment_tells_that_the_log_goes_back(
     assert not fetched.goes_back(0)
     see_record(fetched, 5)
     assert [offset for offset in range(8) if fetched.goes_back(offset)] == [0, 1, 2, 3, 4, 5]
-    fetched.begin()
+    fetched.set_start(5)
     assert not fetched.goes_back(0)
 
 
 @given(
     low_watermark=st.integers(0, 10),
     steps=st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=12),
-    settled_after=st.integers(0, 12),
     log_start=st.integers(0, 60),
 )
 def test_lost_and_seen_together_are_all_that_lies_before_the_beginning_of_the_log(
-    low_watermark: int, steps: list[tuple[int, bool]], settled_after: int, log_start: int
+    low_watermark: int, steps: list[tuple[int, bool]], log_start: int
 ) -> None:
-    fetched, offset, seen = FetchGaps(), low_watermark, set[int]()
-    for number, (skipped, is_record) in enumerate(steps):
-        if number == settled_after:
-            fetched.set_start(low_watermark)
+    fetched, offset, seen = started(low_watermark), low_watermark, set[int]()
+    for skipped, is_record in steps:
         offset += skipped
         fetched.see(offset, next_offset=offset + is_record)
         if is_record:
             seen.add(offset)
         offset += is_record
-    if not fetched.has_start:
-        fetched.set_start(low_watermark)
     lost = [offset for gap in fetched.explain(list(fetched.gaps), log_start=log_start) for offset in gap]
     expected = [passed for passed in range(low_watermark, min(offset, log_start)) if passed not in seen]
     assert sorted(lost) == expected

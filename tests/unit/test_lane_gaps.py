@@ -13,8 +13,7 @@ from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger, ledger_topic
 from fluxpool_worker.agent.consumer.assignment_loader import TOPIC_CHECK_SECONDS, TopicReplacedError
 from fluxpool_worker.agent.consumer.events import LaneEvents
-from fluxpool_worker.agent.consumer.heads import HEADS_PER_PARTITION
-from fluxpool_worker.agent.consumer.lane import STABLE_SECONDS, ClaimedRecord, LaneConsumer
+from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
 from kit.modelled_kafka import Link, LinkState, ModelConsumer, ModelGroup, SteppedLoop
 

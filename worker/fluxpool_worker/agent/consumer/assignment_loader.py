@@ -42,6 +42,9 @@ class TopicReplacedError(Exception):
 class AssignmentEvents(Protocol):
     """What the loader reports to its lane, from the event loop."""
 
+    def on_loaded(self) -> None:
+        """Records of all assigned partitions may be fetched and started."""
+
     def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:
         """Another member committed past these offsets, which are in flight here."""
 
@@ -110,7 +113,7 @@ class AssignmentLoader:
             self._hold = None
             self._backoff.reset()
             self._commits.read()
-            self._events.on_record_waiting()
+            self._lane.on_loaded()
             self._loaded.set()
 
     async def watch_topic(self) -> None:

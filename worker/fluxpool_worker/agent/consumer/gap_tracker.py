@@ -29,38 +29,22 @@ class FetchGaps:
     """
 
     gaps: list[range] = field(default_factory=list)
-    """Passed over, and not explained yet; to be explained only once the start is known."""
+    """Passed over, and not explained yet; to be explained only while the start is known."""
     has_start: bool = False
-    """Whether the offset where this assignment should begin is known; until then its first offset shows no gap."""
+    """Whether this assignment is loaded; before that, what the consumer fetches is not looked at."""
     reached: int | None = None
     """One past the last record seen in this assignment, or the position; None before the first."""
-    _first: int | None = None
     _low_watermark: int | None = None
-    _former_gaps: list[range] = field(default_factory=list)
-
-    def begin(self) -> None:
-        """Begin a new assignment: the consumer returns to what the group committed."""
-        if self.has_start:
-            self._former_gaps = self.gaps
-        self.gaps, self.has_start, self.reached, self._first, self._low_watermark = [], False, None, None, None
 
     def set_start(self, low_watermark: int | None) -> None:
-        """Everything below `low_watermark` is done, or in flight here; None when the group has no offset yet.
+        """Begin an assignment: the consumer returns to what the group committed.
 
-        What a former assignment passed over above it is seen again, and explained then.
+        Everything below `low_watermark` is done, or in flight here; None when the group has no offset yet. What a
+        former assignment passed over above it is seen again, and explained then.
         """
-        self.has_start = True
-        self._low_watermark = low_watermark
-        seen, self.gaps = self.gaps, []
-        if low_watermark is not None:
-            self.gaps = [
-                range(gap.start, min(gap.stop, low_watermark)) for gap in self._former_gaps if gap.start < low_watermark
-            ]
-        self._former_gaps = []
-        if self._first is not None:
-            self._pass_over(low_watermark, self._first)
-        for gap in seen:
-            self._pass_over(gap.start, gap.stop)
+        self.has_start, self.reached, self._low_watermark = True, None, low_watermark
+        below = [] if low_watermark is None else [gap for gap in self.gaps if gap.start < low_watermark]
+        self.gaps = [range(gap.start, min(gap.stop, low_watermark or 0)) for gap in below]
 
     def goes_back(self, offset: int) -> bool:
         """Whether a record or position at that offset is one that a log which only grows could not show."""
@@ -68,9 +52,9 @@ class FetchGaps:
 
     def see(self, offset: int, *, next_offset: int) -> None:
         """A record at that offset, or the position: then both are the same."""
-        if self._first is None:
-            self._first = offset
-        self._pass_over(self._low_watermark if self.reached is None else self.reached, offset)
+        expected = self._low_watermark if self.reached is None else max(self.reached, self._low_watermark or 0)
+        if expected is not None and offset > expected:
+            self.gaps.append(range(expected, offset))
         self.reached = next_offset
 
     def explain(self, asked: list[range], *, log_start: int) -> list[range]:
@@ -79,10 +63,6 @@ class FetchGaps:
         self.gaps = [gap for gap in self.gaps if gap not in known]
         ranges = (lost_range(expected=gap.start, seen=gap.stop, log_start=log_start) for gap in known)
         return [lost for lost in ranges if lost]
-
-    def _pass_over(self, expected: int | None, offset: int) -> None:
-        if expected is not None and offset > (begin := max(expected, self._low_watermark or 0)):
-            self.gaps.append(range(begin, offset))
 
 
 def lost_range(*, expected: int, seen: int, log_start: int) -> range:
@@ -110,7 +90,7 @@ class GapTracker:
         self._fetched = {partition: self._fetched.get(partition, FetchGaps()) for partition in assigned}
         self._unanswered.clear()
         for fetched in self._fetched.values():
-            fetched.begin()
+            fetched.has_start = False
 
     def set_start(self, partition: TopicPartition, low_watermark: int | None) -> None:
         """Say where the partition should begin; the contract is that of `FetchGaps.set_start`."""

@@ -7,6 +7,7 @@ times, with full partitions paused, because only polling keeps the membership an
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,13 +24,15 @@ from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.consumer.assignment_loader import AssignmentLoader, TopicReplacedError
 from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
-from fluxpool_worker.agent.consumer.heads import HEADS_PER_PARTITION, Head, Heads
 from fluxpool_worker.agent.consumer.lane_choice import arrived_ms
 from fluxpool_worker.agent.consumer.membership import member_id, refuse_commits_without_generation
 from fluxpool_worker.agent.consumer.offset_commits import REVOKED_COMMIT_DEADLINE_SECONDS, OffsetCommits
 from fluxpool_worker.agent.task.holds import Hold, HoldCause, HoldExpiredError, Holds
 
 POLL_SECONDS: Final = 0.5
+HEADS_PER_PARTITION: Final = 32
+"""A resumed partition waits for the fetch under way (100 ms), and aiokafka decodes its batch again: these heads bridge
+that for short tasks and for records that are refused."""
 LEAVE_DEADLINE_SECONDS: Final = 5.0
 STABLE_SECONDS: Final = 60.0
 """A consumer that lasted this long did not fail from the start: its failure begins a new series."""
@@ -61,6 +64,15 @@ class ClaimedRecord:
         return TopicPartition(self.record.topic, self.record.partition)
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A record that waits to be claimed."""
+
+    record: ConsumerRecord
+    arrived_ms: float
+    """Milliseconds since 1970."""
+
+
 class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
     """Membership of one lane's consumer group."""
 
@@ -89,7 +101,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._consumer: AIOKafkaConsumer | None = None
         self._member: object = None
         """The member id at the last assignment."""
-        self._heads = Heads()
+        self._heads: dict[TopicPartition, deque[_Head]] = {}
         self._in_flight: set[ClaimedRecord] = set()
         self._intake_stopped = False
         self._leaving = False
@@ -229,7 +241,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if oldest is None:
             return None
         partition = TopicPartition(oldest.record.topic, oldest.record.partition)
-        record = self._heads.pop(partition)
+        record = self._heads[partition].popleft().record
         inherited = self._commits.progress[partition].start(record.offset)
         claimed = ClaimedRecord(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
         self._in_flight.add(claimed)
@@ -237,22 +249,25 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             self._apply_pauses(self._consumer)
         return claimed
 
-    def _waiting(self) -> list[Head]:
+    def _waiting(self) -> list[_Head]:
+        if self._intake_stopped:
+            return []
         # What former owners committed and recorded must be known before a record is started.
-        return [] if self._intake_stopped else self._heads.first(outside=self._commits.unread)
+        return [heads[0] for partition, heads in self._heads.items() if heads and partition not in self._commits.unread]
 
     async def _receive(
         self, consumer: AIOKafkaConsumer, partition: TopicPartition, records: list[ConsumerRecord]
     ) -> None:
         if partition not in self._commits.progress:
             return
-        seen_ms = self._clock.time() * 1000
+        heads, seen_ms = self._heads[partition], self._clock.time() * 1000
         for record in records:
             await self._see(consumer, partition, record.offset, next_offset=record.offset + 1)
-            if self._commits.progress[partition].accepts(record.offset):
+            is_new = self._commits.progress[partition].accepts(record.offset)
+            if is_new and not (heads and record.offset <= heads[-1].record.offset):
                 arrived = arrived_ms(record.timestamp, record.timestamp_type, seen_ms=seen_ms)
-                self._heads.add(partition, record, arrived_ms=arrived)
-        if self._heads.has(partition):
+                heads.append(_Head(record, arrived))
+        if heads:
             self._events.on_record_waiting()
 
     async def _see(
@@ -279,7 +294,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         It is behind the markers, which no consumer sees: a transaction, also an aborted one, ends with one, and would
         leave a lag of 1.
         """
-        for partition in list(self._commits.progress):
+        for partition in self._commits.progress.keys() - self._commits.unread:
             if not self.is_joined:
                 return  # the consumer may have its next assignment before the listener is called
             with contextlib.suppress(KafkaError, TimeoutError):
@@ -291,13 +306,19 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                     self._commits.mark_changed(partition)
 
     def _is_idle(self, partition: TopicPartition) -> bool:
-        if partition in self._commits.unread or not self._gaps.may_pass(partition):
-            return False
-        return not self._commits.progress[partition].in_flight and not self._heads.has(partition)
+        in_flight = self._commits.progress[partition].in_flight
+        return self._gaps.may_pass(partition) and not in_flight and not self._heads[partition]
 
     def _apply_pauses(self, consumer: AIOKafkaConsumer) -> None:
         assigned = consumer.assignment()
-        full = {partition for partition in assigned if self._intake_stopped or self._heads.is_full(partition)}
+        # Nothing is fetched before the assignment is loaded: the consumer may have begun at another topic's offset.
+        full = {
+            partition
+            for partition in assigned
+            if self._intake_stopped
+            or partition in self._commits.unread
+            or len(self._heads.get(partition, ())) * 2 >= HEADS_PER_PARTITION
+        }
         paused = consumer.paused() & assigned
         if full - paused:
             consumer.pause(*(full - paused))
@@ -310,7 +331,8 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """Before a join: heartbeats still run, and what is finished may still be committed."""
         # First of all: a commit that starts from here on might be sent under the next generation.
         self._commits.suspend()
-        self._heads.clear()
+        for heads in self._heads.values():
+            heads.clear()
         if not revoked or self._consumer is None:
             return
         # The whole group waits for this member to join, so each step has its own short limit.
@@ -329,7 +351,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._lose(self._commits.progress.keys() - set(assigned))
         self._commits.assign(assigned)
         self._gaps.assign(assigned)
-        self._heads.assign(assigned)
+        self._heads = {partition: deque() for partition in assigned}
         self._loader.begin()
         self._events.on_assigned(assigned)
         if self._consumer is not None:
@@ -345,6 +367,12 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             self._holds.note_outage(HoldCause.KAFKA)
         self._member = member
 
+    def on_loaded(self) -> None:
+        """Records of all assigned partitions may be fetched and started."""
+        if self._consumer is not None:
+            self._apply_pauses(self._consumer)
+        self._events.on_record_waiting()
+
     def on_overtaken(self, partition: TopicPartition, offsets: frozenset[int]) -> None:
         """Another member committed past these offsets, which are in flight here."""
         self._lose_claimed(
@@ -355,12 +383,13 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
     def on_restarted(self, partition: TopicPartition) -> None:
         """The partition is read again from another offset; what was fetched so far does not count."""
-        self._heads.clear([partition])
+        self._heads[partition].clear()
         self._gaps.reset(partition)
 
     def _lose(self, partitions: set[TopicPartition]) -> None:
         self._commits.revoke(partitions)
-        self._heads.revoke(partitions)
+        for partition in partitions:
+            self._heads.pop(partition, None)
         self._lose_claimed(claimed for claimed in self._in_flight if claimed.partition in partitions)
 
     def _lose_claimed(self, lost: Iterator[ClaimedRecord]) -> None:
