@@ -27,8 +27,6 @@ class ScaleIn:
     replicas: int
     costs: Mapping[str, int]
     """By pod name, only those that change; 0 removes the annotation."""
-    reason: str | None = None
-    """Why more replicas stay than wanted, as a sentence; None when none do."""
 
 
 def plan_scale_in(pods: Sequence[PodSummary], *, busy: frozenset[str], current: int, wanted: int) -> ScaleIn:
@@ -39,20 +37,15 @@ def plan_scale_in(pods: Sequence[PodSummary], *, busy: frozenset[str], current: 
     active = [pod for pod in pods if pod.is_active]
     if wanted >= current:
         return ScaleIn(replicas=wanted, costs=_cleared(active))
-    busy_count = sum(pod.name in busy for pod in active)
-    if spans_templates(active) and (wanted > 0 or busy_count):
-        # The Deployment divides a scale-in between its ReplicaSets by their sizes; its victims are unknown.
-        mixed = "A rollout is running, and a scale-in would take pods of both templates, busy ones among them."
-        return ScaleIn(replicas=current, costs=_cleared(active), reason=mixed)
+    if spans_templates(active) and (wanted > 0 or any(pod.name in busy for pod in active)):
+        # During a rollout the Deployment divides a scale-in between its ReplicaSets by size: the victims are unknown.
+        return ScaleIn(replicas=current, costs=_cleared(active))
     order = victim_order(active, costs={pod.name: 0 if pod.name in busy else VICTIM_COST for pod in active})
     safe = next((place for place, pod in enumerate(order) if pod.name in busy), len(order))
     taken = min(max(0, len(active) - wanted), safe)
     victims = {pod.name for pod in order[:taken]}
     replicas = max(wanted, min(current, len(active) - taken))
-    reason: str | None = None
-    if replicas > wanted:
-        reason = f"{busy_count} of {len(active)} pods have a task, and the next one to go would be {order[taken].name}."
-    return ScaleIn(replicas=replicas, costs=_cleared(active, victims=victims), reason=reason)
+    return ScaleIn(replicas=replicas, costs=_cleared(active, victims=victims))
 
 
 def victim_order(pods: Sequence[PodSummary], *, costs: Mapping[str, int]) -> list[PodSummary]:
