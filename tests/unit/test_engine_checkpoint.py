@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fluxpool_worker.engine.checkpoint import load_pipeline
+from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.generator import CheckpointError
 from fluxpool_worker.engine.protocol import Device, EngineSpec
 from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_worker.engine.checkpoint import load_pipeline
+from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.fused import FusedDenoiser, why_not_fused
 from fluxpool_worker.engine.fused.choice import why_not_packed
 from fluxpool_worker.engine.fused.decoder import fuse_decoder, why_not_fused_decoder

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxpool_worker.engine.checkpoint import load_pipeline
+from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.generation import (
     CFG_IGNORED,
     NEGATIVE_PROMPT_IGNORED,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fluxpool_worker.engine.weight_files import weight_problems
+from fluxpool_worker.engine.checkpoint.weight_files import weight_problems
 
 HEADER = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
 WHOLE = len(HEADER).to_bytes(8, "little") + HEADER.encode() + bytes(8)

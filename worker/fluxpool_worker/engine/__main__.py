@@ -16,10 +16,14 @@ def load(spec: EngineSpec) -> Generator:
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     drop_known_messages()
-    from fluxpool_worker.engine.generation import load_generator  # noqa: PLC0415 - after the environment it reads
+    # Imports after the environment that they read. Weights are read while diffusers is imported.
+    from fluxpool_worker.engine.checkpoint.weight_reader import start_reading  # noqa: PLC0415
+
+    reader = start_reading(spec)
+    from fluxpool_worker.engine.generation import load_generator  # noqa: PLC0415
 
     adopt_library_loggers()
-    return load_generator(spec)
+    return load_generator(spec, reader=reader)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import Any, Final
 import structlog
 import torch
 
-from fluxpool_worker.engine.checkpoint import LoadedPipeline, load_pipeline
+from fluxpool_worker.engine.checkpoint.loading import LoadedPipeline, load_pipeline
+from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader
 from fluxpool_worker.engine.fused import FusedDenoiser, fuse, why_not_fused
 from fluxpool_worker.engine.generator import (
     CheckpointError,
@@ -333,9 +334,11 @@ class FluxGenerator:
         return pixels
 
 
-def load_generator(spec: EngineSpec) -> FluxGenerator:
+def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> FluxGenerator:
     """Load and warm the model that `spec` names; raises `CheckpointError` with the remedy."""
-    loaded = load_pipeline(spec)
+    began = time.monotonic()
+    loaded = load_pipeline(spec, reader=reader)
+    loaded_at = time.monotonic()
     reason = why_not_fused(loaded.pipeline)
     if reason is None:
         log.info("denoising_fused", device=str(loaded.device), dtype=_name(loaded.transformer_dtype))
@@ -346,6 +349,12 @@ def load_generator(spec: EngineSpec) -> FluxGenerator:
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:
         raise CheckpointError(f"model {spec.model!r} was loaded but cannot draw: {error}") from error
+    log.info(
+        "model_loaded",
+        model=loaded.model,
+        pipeline_seconds=round(loaded_at - began, 3),
+        warm_up_seconds=round(time.monotonic() - loaded_at, 3),
+    )
     return generator
 
 

@@ -6,6 +6,7 @@ float32 on purpose (T5's `wo`).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
@@ -27,13 +28,14 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from fluxpool_worker.engine.checkpoint.assembly import AssemblyError, assemble, why_not_assembled
+from fluxpool_worker.engine.checkpoint.weight_files import INDEX_FILE, WEIGHTED_PARTS, weight_problems
+from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader, WeightReadError
 from fluxpool_worker.engine.generator import CheckpointError
 from fluxpool_worker.engine.protocol import Device, EngineSpec
-from fluxpool_worker.engine.weight_files import weight_problems
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-INDEX_FILE: Final = "model_index.json"
 PIPELINE_CLASS: Final = "FluxPipeline"
 
 VOCABULARY_FILES: Final = {
@@ -42,7 +44,6 @@ VOCABULARY_FILES: Final = {
 }
 """One of each must be there: without, transformers builds an empty tokenizer in silence and prompts lose all effect."""
 
-WEIGHTED_PARTS: Final = ("transformer", "text_encoder", "text_encoder_2", "vae")
 LIBRARIES: Final = ("diffusers", "transformers")
 
 DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -73,8 +74,10 @@ class _Location:
     model: str
 
 
-def load_pipeline(spec: EngineSpec) -> LoadedPipeline:
+def load_pipeline(spec: EngineSpec, *, reader: WeightReader | None = None) -> LoadedPipeline:
     """Load what `spec` names; a hub's token comes from the environment variable HF_TOKEN.
+
+    `reader` has begun to read the weights of the folder that `spec` names.
 
     Raises `CheckpointError` with the remedy.
     """
@@ -83,22 +86,19 @@ def load_pipeline(spec: EngineSpec) -> LoadedPipeline:
     device = _device(spec.device)
     location = _locate(spec)
     _silence_progress_bars()
+    dtypes = dict.fromkeys(WEIGHTED_PARTS, encoder_dtype) | {"transformer": transformer_dtype}
     try:
-        pipeline = FluxPipeline.from_pretrained(
-            str(location.folder),
-            dtype={
-                "transformer": transformer_dtype,
-                "text_encoder": encoder_dtype,
-                "text_encoder_2": encoder_dtype,
-                "vae": encoder_dtype,
-                "default": encoder_dtype,
-            },
-            # Weights go straight to the GPU; on the CPU they are where they should be already.
-            device_map=device.type if device.type == "cuda" else None,
-            local_files_only=True,
-            # Everything else is a pickle.
-            use_safetensors=True,
-        )
+        pipeline = _assembled(location.folder, reader, dtypes=dtypes, device=device)
+        if pipeline is None:
+            pipeline = FluxPipeline.from_pretrained(
+                str(location.folder),
+                dtype={**dtypes, "default": encoder_dtype},
+                # Weights go straight to the GPU; on the CPU they are where they should be already.
+                device_map=device.type if device.type == "cuda" else None,
+                local_files_only=True,
+                # Everything else is a pickle.
+                use_safetensors=True,
+            )
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"model {spec.model!r} does not fit into the memory of {device}: {error}; "
@@ -127,6 +127,26 @@ def load_pipeline(spec: EngineSpec) -> LoadedPipeline:
         transformer_dtype=transformer_dtype,
         encoder_dtype=encoder_dtype,
     )
+
+
+def _assembled(
+    folder: Path, reader: WeightReader | None, *, dtypes: Mapping[str, torch.dtype], device: torch.device
+) -> Any | None:
+    """The pipeline from weights that were read ahead; None, with the reason in the log, where that cannot be."""
+    if reader is None and device.type == "cuda":
+        reader = WeightReader(folder, WEIGHTED_PARTS, device)
+        reader.start()
+    if reader is None:
+        return None
+    reason = why_not_assembled(folder)
+    if reason is None:
+        try:
+            return assemble(folder, reader.tensors(), dtypes=dtypes, device=device)
+        except (WeightReadError, AssemblyError) as error:
+            reason = str(error)
+    log.warning("weights_loaded_by_diffusers", reason=reason)
+    reader.discard()
+    return None
 
 
 def _dtype(name: str, *, setting: str) -> torch.dtype:

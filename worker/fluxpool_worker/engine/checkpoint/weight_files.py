@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+INDEX_FILE: Final = "model_index.json"
+WEIGHTED_PARTS: Final = ("transformer", "text_encoder", "text_encoder_2", "vae")
+
 SAFETENSORS: Final = ".safetensors"
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 MAX_HEADER_BYTES: Final = 100 * 1024 * 1024
@@ -37,6 +40,20 @@ def weight_problems(part: Path) -> Iterator[str]:
         yield _why_none(part)
     for path in weights:
         yield from _file_problems(part, path)
+
+
+def weight_paths(part: Path) -> list[Path]:
+    """The weight files in one part's folder that `from_pretrained` would read.
+
+    Raises `OSError`, `ValueError` or `KeyError` where `weight_problems` names a problem.
+    """
+    index = next((path for path in sorted(part.glob("*.safetensors.index.json")) if _is_plain_index(path)), None)
+    if index is None:
+        return [path for path in sorted(part.glob("*" + SAFETENSORS)) if _WEIGHTS.fullmatch(path.name)]
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if any(Path(shard).name != shard for shard in shards):
+        raise ValueError(f"{index.name} names files outside {part.name}/")
+    return [part / shard for shard in shards]
 
 
 def _is_plain_index(path: Path) -> bool:
