@@ -1,7 +1,9 @@
 """Weights that are read ahead: the same tensors and the same pipeline as by the libraries' own loaders."""
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +192,17 @@ def test_another_class_is_left_to_diffusers(checkpoint: Path) -> None:
 
 def test_nothing_is_read_ahead_for_a_cpu(tiny_checkpoint: Path) -> None:
     assert start_reading(spec_of(tiny_checkpoint)) is None
+
+
+def test_memory_is_free_once_the_caller_lets_go_of_a_tensor(tiny_checkpoint: Path) -> None:
+    reader = started(tiny_checkpoint)
+    tensors = reader.tensors()
+    watched = weakref.ref(tensors["transformer"]["x_embedder.weight"].untyped_storage())
+
+    del tensors["transformer"]["x_embedder.weight"]
+    gc.collect()
+
+    assert watched() is None
 
 
 def test_a_discarded_reader_holds_no_tensors(tiny_checkpoint: Path) -> None:

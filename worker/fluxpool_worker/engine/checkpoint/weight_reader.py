@@ -89,6 +89,8 @@ class WeightReader:
         """
         for thread in self._threads:
             thread.join()
+        # They refer to the tensors, whose memory must be free again once the caller has let go of them.
+        self._pieces.clear()
         if self._error is not None:
             raise WeightReadError(f"{type(self._error).__name__}: {self._error}") from self._error
         return self._parts
