@@ -1,8 +1,8 @@
 """The parameters inside an image file: how they are embedded in PNG, JPEG and WebP, and how they are read back.
 
 PNG carries the text entry `parameters` (JSON) and one further text entry for every label; JPEG and WebP carry EXIF
-with the same JSON and the labels in one UserComment. It must know neither torch nor the pixel encoders: whoever
-checks an image needs Pillow alone.
+with the same JSON and the labels in one UserComment. It must know neither torch nor the pixel encoders: reading
+them needs Pillow alone.
 """
 
 import io

@@ -44,14 +44,14 @@ MAX_SEED: Final = 2**64 - 1
 """torch's generators take 64 bits."""
 
 RESCUE_WARNING: Final = (
-    "float16 overflowed for image {index}: drawn again with bfloat16 arithmetic, which has the range but fewer digits"
+    "float16 overflowed for image {index}: repeated with bfloat16 arithmetic, which has the range but fewer digits"
 )
 NEGATIVE_PROMPT_IGNORED: Final = "negative_prompt has no effect unless true_cfg_scale is above 1"
 CFG_IGNORED: Final = (
     "true_cfg_scale has no effect without negative_prompt; an empty negative_prompt is enough to switch it on"
 )
 LOW_MEMORY_WARNING: Final = (
-    "drawn in tiles because the device's memory did not suffice; fine detail may differ slightly"
+    "decoded in tiles because the device's memory did not suffice; fine detail may differ slightly"
 )
 TRUNCATED_WARNING: Final = "{field} has {tokens} tokens; only the first {limit} were read"
 
@@ -98,7 +98,7 @@ class FluxGenerator:
     """A `Generator` over a diffusers `FluxPipeline`; not thread-safe, for the pipeline is not."""
 
     def __init__(self, loaded: LoadedPipeline, *, fused: FusedDenoiser | None = None) -> None:
-        """Take a loaded pipeline over; nobody else may call it from now on. Without `fused` diffusers denoises."""
+        """Take a loaded pipeline over; no other code may call it from now on. Without `fused` diffusers denoises."""
         self._loaded, self._fused = loaded, fused
         self._pipeline = loaded.pipeline
         self._text_tokens = (
@@ -258,7 +258,7 @@ class FluxGenerator:
         return latents, True
 
     def _noise(self, inputs: GenerationInputs, *, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Packed noise (1, tokens, channels); drawn on the CPU, so that every kind of GPU starts from the same."""
+        """Packed noise (1, tokens, channels); generated on the CPU, so that every kind of GPU starts from the same."""
         generator = torch.Generator("cpu").manual_seed(inputs.seed + index)
         latents, _ = self._pipeline.prepare_latents(
             1,

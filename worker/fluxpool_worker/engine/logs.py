@@ -1,4 +1,4 @@
-"""The engine's log: JSON lines on stderr, whoever writes them.
+"""The engine's log: JSON lines on stderr from structlog, the standard library and Python warnings.
 
 It owns the rendering and the few library messages that are dropped on purpose; it must not import the libraries.
 """
@@ -29,14 +29,14 @@ LIBRARIES: Final = ("diffusers", "transformers", "huggingface_hub")
 
 def configure_logging() -> None:
     """Render structlog, the standard library's loggers and Python warnings as JSON lines on stderr."""
-    shared: list[structlog.typing.Processor] = [
+    processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*processors, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -44,7 +44,7 @@ def configure_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=processors,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,

@@ -64,7 +64,7 @@ EXIT_PROTOCOL: Final = 5
 EXIT_DEVICE_LOST: Final = 6
 
 ENCODE_THREADS: Final = 2
-"""An image is encoded in a tenth of the time it is drawn in; two keep up with jobs of several images."""
+"""An image is encoded in a tenth of the time that its generation takes; two keep up with jobs of several images."""
 
 MAX_STACK_BYTES: Final = 8 * 1024
 """A stack travels in the headers of dead-letter records."""
@@ -138,7 +138,7 @@ def serve(sock: socket.socket, load: Load, *, mark: StartMark) -> NoReturn:
                 break
             if rendering is not None:
                 encoders.submit(_encode, job, rendering=rendering, model=generator.model, send_queue=send_queue)
-    # Pictures drawn before are encoded and told by now. The next job must not be begun: it would fail like this one.
+    # Earlier images are encoded and sent by now. The next job must not start: it would fail like this one.
     send_queue.flush(timeout_seconds=LAST_WORDS_SECONDS)
     exit_now(EXIT_DEVICE_LOST)
 
@@ -232,7 +232,7 @@ def _encode(job: Generate, *, rendering: Rendering, model: str, send_queue: Send
         # Logged before it is sent: an agent may store and die at once, and this process dies with it.
         log.info("job_done", job_id=job.job_id, images=len(images), warnings=len(rendering.warnings))
         send_queue.put(Generated(job_id=job.job_id, images=images, timings_ms=timings_ms, warnings=rendering.warnings))
-    except Exception as error:  # noqa: BLE001 - a pool's thread has nobody to raise to; the failure is sent and logged
+    except Exception as error:  # noqa: BLE001 - a pool's thread has no caller to raise to; the failure is sent and logged
         send_queue.put(_failure(job.job_id, error))
 
 

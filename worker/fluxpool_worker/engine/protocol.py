@@ -184,7 +184,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The job ended without images; the engine itself goes on."""
+    """The job ended without images; the engine continues."""
 
     job_id: int
     kind: FailureKind
@@ -273,6 +273,6 @@ def _plain(value: Any) -> Any:
         case tuple() | list():
             return [_plain(item) for item in value]
         case _ if hasattr(value, "__dataclass_fields__"):
-            return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+            return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
         case _:
             return value

@@ -54,7 +54,7 @@ class TextEncoders:
         return len(self._pipeline.tokenizer_2(text).input_ids)
 
     def encode(self, text: str) -> Text:
-        """The embeddings in the encoders' dtype; the tensors are nobody's to change."""
+        """The embeddings in the encoders' dtype; the tensors must not be changed."""
         found = self._kept.get(text)
         if found is None:
             found = self._run(*self._tokenize(text))

@@ -2,7 +2,7 @@
 
 Looks at names, index files and headers, never at the weights themselves, so a checkpoint of 30 GB is checked in
 milliseconds, and before anything else is loaded. Only safetensors are accepted: any other format is a pickle, which can
-run code of whoever made it (huggingface/diffusers#10928 and #9141 are about what loaders say otherwise).
+run foreign code (huggingface/diffusers#10928 and #9141 are about what loaders say otherwise).
 """
 
 import json

@@ -89,14 +89,14 @@ class WeightReader:
         """
         for thread in self._threads:
             thread.join()
-        # They refer to the tensors, whose memory must be free again once the caller has let go of them.
+        # They refer to the tensors, whose memory must be free again once the caller has dropped them.
         self._pieces.clear()
         if self._error is not None:
             raise WeightReadError(f"{type(self._error).__name__}: {self._error}") from self._error
         return self._parts
 
     def discard(self) -> None:
-        """Stop reading and let go of all memory."""
+        """Stop reading and free all memory."""
         with self._lock:
             self._next = len(self._pieces)
         for thread in self._threads:

@@ -1,6 +1,6 @@
-"""The fused way of drawing: FLUX.1's transformer without torch.compile, at 93 to 95 % of a bare matrix product's speed.
+"""FLUX.1's fused transformer forward without torch.compile, at 93 to 95 % of a bare matrix product's speed.
 
-`why_not_fused` tells whether a loaded pipeline can be drawn so, `fuse` makes it so. The VAE's decoder follows when it
+`why_not_fused` tells whether a loaded pipeline is covered, `fuse` prepares it. The VAE's decoder follows when it
 is FLUX's.
 """
 

@@ -1,7 +1,7 @@
-"""Whether a loaded pipeline can be drawn the fused way, and if not, why. Decided once, when an engine starts.
+"""Whether the fused forward covers a loaded pipeline, and if not, why. Decided once, when an engine starts.
 
 The fused way is written for FLUX.1's transformer as diffusers 0.42 builds it. Whatever differs from that (other
-classes, adapters, hooks, layers without bias) is drawn by diffusers, which is slower and right.
+classes, adapters, hooks, layers without bias) is left to diffusers, which is slower and correct.
 """
 
 import importlib.util

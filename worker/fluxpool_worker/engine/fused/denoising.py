@@ -35,7 +35,7 @@ class FusedDenoiser:
     """The fused way of one loaded pipeline; not thread-safe."""
 
     def __init__(self, pipeline: Any, *, operations: Operations, attend: Attention = attention) -> None:
-        """Pack the transformer's weights; the pipeline goes on working with the same memory."""
+        """Pack the transformer's weights; the pipeline keeps working on the same memory."""
         self._pipeline, self._operations, self._attend = pipeline, operations, attend
         self._weights = pack_weights(pipeline.transformer)
         self._by_size: OrderedDict[tuple[int, int], FusedTransformer] = OrderedDict()
@@ -86,8 +86,8 @@ class FusedDenoiser:
         ]
         if len(found) == 1:
             return found[0]
-        wanted, unwanted = found
-        return unwanted + scale * (wanted - unwanted)
+        positive, negative = found
+        return negative + scale * (positive - negative)
 
     def _schedule(self, steps: int, *, tokens: int) -> tuple[list[float], torch.Tensor]:
         """Sigmas (steps + 1) and times (steps) of diffusers' own scheduler."""

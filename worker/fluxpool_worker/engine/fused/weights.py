@@ -1,8 +1,8 @@
 """The weights of a FLUX transformer as the fused forward reads them. No arithmetic but the packing.
 
 Query, key and value of each block become one matrix, once; the diffusers module's own parameters turn into views of
-it, so that both ways of drawing share one copy of the weights. Whoever changes weights afterwards (a LoRA, for
-example) must change them in place.
+it, so that both ways of drawing share one copy of the weights. Weights that change afterwards (by a LoRA, for
+example) must change in place.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ class PackedWeights:
 
 
 def pack_weights(transformer: Any) -> PackedWeights:
-    """Pack a diffusers `FluxTransformer2DModel`; it goes on working."""
+    """Pack a diffusers `FluxTransformer2DModel`; it keeps working."""
     return PackedWeights(
         transformer=transformer,
         double_blocks=tuple(_double(block) for block in transformer.transformer_blocks),
