@@ -1,7 +1,7 @@
 """From pixels to image files with their parameters inside.
 
-It owns the choice of encoders and their settings; `image_parameters` knows where the parameters are in a file. It must not
-import torch: it runs beside the next generation.
+It owns the choice of encoders and their settings; where the parameters are in a file is the knowledge of
+`image_parameters`. It must not import torch: it runs beside the next generation.
 """
 
 import io
