@@ -41,10 +41,10 @@ demo-cluster: setup control-plane ## The same on a real Kubernetes control plane
 	PYTHONPATH=hack $(BIN)/python -m demo_cluster $(if $(TASKS),--tasks "$(TASKS)") $(if $(KEEP),--keep)
 
 test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a control plane when it was built (JOBS=2 side by side)
-	$(BIN)/pytest $(JOBS:%=-n%)
+	$(BIN)/pytest $(if $(JOBS),-n $(JOBS))
 
 test-all: setup control-plane ## Run every test, also those of the kit and of foreign software whose inputs did not change
-	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all $(JOBS:%=-n%)
+	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all $(if $(JOBS),-n $(JOBS))
 
 control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
 	@hack/control-plane/build
