@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MAX_MODULE_LINES = 500
+MAX_MODULES_IN_A_FOLDER = 14
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
 # In pieces, because this file is searched too.
 REGISTRY_HOSTS = tuple(
@@ -100,6 +102,13 @@ def test_no_module_is_longer_than_a_reader_bears() -> None:
         if name.endswith(".py") and not name.startswith("tests/") and text.count("\n") > MAX_MODULE_LINES
     }
     assert long == {}
+
+
+def test_no_folder_holds_more_modules_than_a_reader_overlooks() -> None:
+    folders = Counter(
+        str(Path(name).parent) for name, _ in texts() if name.endswith(".py") and not name.startswith("tests/")
+    )
+    assert {folder: count for folder, count in folders.items() if count > MAX_MODULES_IN_A_FOLDER} == {}
 
 
 # Pins
