@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_operator.backlog import BacklogHub
+from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_operator.api.kafka import KafkaSpec
+from fluxpool_operator.backlog import TopicReport
 from fluxpool_operator.children import MANAGED_BY, POOL_LABEL
 from fluxpool_operator.reconcile.child_cache import Change, ChildCache, PoolKey
 from fluxpool_operator.reconcile.context import OperatorContext
@@ -15,6 +17,7 @@ from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.settings import OperatorSettings
 from kit.pool_bench import FakeCluster, FakeHub
 from kit.pools import pool_body
+from kit.waiting import wait_until
 
 KEY = PoolKey("images", "standard")
 
@@ -146,9 +149,19 @@ def test_no_odd_deployment_fails_to_be_summarized(
 # Pools
 
 
-def pool_tasks_of(folder: Path) -> PoolTasks:
-    hub: BacklogHub = FakeHub()
-    return PoolTasks(OperatorContext(settings=OperatorSettings(), cluster=FakeCluster(), hub=hub, folder=folder))
+def pool_tasks_of(folder: Path, cluster: FakeCluster | None = None) -> PoolTasks:
+    async def observe_topics(connection: KafkaConnection, kafka: KafkaSpec) -> TopicReport:
+        del connection, kafka
+        return TopicReport()
+
+    context = OperatorContext(
+        settings=OperatorSettings(),
+        cluster=cluster or FakeCluster(),
+        hub=FakeHub(),
+        folder=folder,
+        observe_topics=observe_topics,
+    )
+    return PoolTasks(context)
 
 
 def pool(uid: str, **metadata: Any) -> dict[str, Any]:
@@ -162,6 +175,28 @@ async def test_a_pool_that_was_recreated_while_the_watch_was_away_has_one_loop(t
     pool_tasks.on_pool(pool("old"), is_deleted=False)
     pool_tasks.on_pool(pool("new"), is_deleted=False)
     assert pool_tasks.pool_uids == {"new"}
+    await pool_tasks.stop()
+
+
+async def test_an_invalid_pool_is_reported_and_reconciled_once_it_is_corrected(tmp_path: Path) -> None:
+    cluster = FakeCluster()
+    pool_tasks = pool_tasks_of(tmp_path, cluster)
+    invalid = pool("one")
+    invalid["spec"] = {**invalid["spec"], "scaling": {"minReplicas": 5, "maxReplicas": 1}}
+    path = f"/namespaces/{KEY.namespace}/fluxworkerpools/{KEY.name}/status"
+    pool_tasks.on_pool(invalid, is_deleted=False)
+    await wait_until(
+        lambda: any(verb == "merge_patch" and asked.endswith(path) for verb, asked in cluster.requests),
+        deadline_seconds=10,
+        what="the status of the invalid pool",
+    )
+    assert cluster.writes() == []
+    pool_tasks.on_pool(pool("one", generation=2), is_deleted=False)
+    await wait_until(
+        lambda: any(written.endswith("/deployments/standard-worker") for written in cluster.writes()),
+        deadline_seconds=10,
+        what="the Deployment of the corrected pool",
+    )
     await pool_tasks.stop()
 
 

@@ -1,7 +1,7 @@
 """Pods in a few values: their stage, why they do not work, and what the ReplicaSet sorts them by at a scale-in.
 
-Owns how a pod's body is read and how pods are counted. What follows is decided by `scale_in` and `deployment` and told
-by `assessment`.
+Owns how a pod's body is read and how pods are counted. `scale_in` and `deployment` decide with it,
+`assessment` reports it.
 """
 
 import json
