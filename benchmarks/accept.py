@@ -246,6 +246,7 @@ async def _settled_records(bench: Bench, topics: TopicNames) -> int:
 async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncIterator[str]:
     """Run a variant's server; yields its URL once it answers."""
     port = _free_port()
+    projector: list[str] = []
     match variant.way:
         case "fluxpool":
             settings = GatewaySettings(
@@ -256,7 +257,7 @@ async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncI
                 listen_port=port,
                 processes=variant.processes,
             )
-            command = ["-m", "fluxpool_gateway"]
+            command, projector = ["-m", "fluxpool_gateway"], ["-m", "fluxpool_gateway.projector"]
             environment = settings.to_environment()
         case _:
             module = "accept_parts.simple" if variant.way == "simple" else "accept_parts.without_kafka"
@@ -265,17 +266,22 @@ async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncI
             environment = {"ACCEPT_TOPIC": topics.tasks, "ACCEPT_BOOTSTRAP_SERVERS": bench.bootstrap_servers}
     log = (bench.folder / "server.log").open("ab")
     with log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, env={**os.environ, **environment}, stdout=log, stderr=log
-        )
+        process, *others = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, *arguments, env={**os.environ, **environment}, stdout=log, stderr=log
+            )
+            for arguments in (command, projector)
+            if arguments
+        ]
     url = f"http://127.0.0.1:{port}/"
     try:
         await _answers(url + ("readyz" if variant.way == "fluxpool" else "healthz"), process, bench.folder)
         yield url
     finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
+        for started in (process, *others):
+            if started.returncode is None:
+                started.terminate()
+            await started.wait()
 
 
 async def _answers(url: str, process: asyncio.subprocess.Process, folder: Path) -> None:

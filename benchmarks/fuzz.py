@@ -160,9 +160,7 @@ async def _fuzz(
 def _parts(workers: list[WorkerProcess], gateway: GatewayProcess) -> dict[str, int]:
     found = {worker.name: worker.pid for worker in workers}
     found |= {f"{worker.name} engine": worker.engine_pid() for worker in workers}
-    for role in ("server", "projector"):
-        found |= {f"gateway {role} {number}": pid for number, pid in enumerate(gateway.children(role))}
-    return found
+    return found | {f"gateway {name}": pid for name, pid in gateway.pids().items()}
 
 
 async def _sample(memory: Memory, parts: Mapping[str, int]) -> None:

@@ -78,14 +78,14 @@ def _options() -> argparse.Namespace:
 
 async def _fuzz(gateway: GatewayProcess, *, requests: int, seed: int, as_json: bool) -> int:
     counts = Counts()
-    children = sorted(gateway.children("server"))
+    servers = sorted(gateway.servers())
     began = time.monotonic()
     await _send_all(gateway.url, counts, until=int(requests * WARM_UP_SHARE), seed=seed)
-    before = [_resident_megabytes(pid) for pid in children]
+    before = [_resident_megabytes(pid) for pid in servers]
     await _send_all(gateway.url, counts, until=requests, seed=seed + CONNECTIONS)
     seconds = time.monotonic() - began
-    kept = sorted(gateway.children("server")) == children
-    after = [_resident_megabytes(pid) for pid in children] if kept else []
+    kept = sorted(gateway.servers()) == servers
+    after = [_resident_megabytes(pid) for pid in servers] if kept else []
     accepts = await _accepts(gateway.url)
     failures = gateway.log().count("Traceback") + gateway.log().count("request_failed")
     growth = max((end - start for start, end in zip(before, after, strict=True)), default=0) if kept else None

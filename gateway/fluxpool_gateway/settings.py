@@ -1,7 +1,7 @@
 """Settings of the gateway, read from `FLUXPOOL_*` variables."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -17,9 +17,12 @@ from fluxpool_contract.settings import (
     serving_groups,
 )
 
+EXIT_CONFIGURATION: Final = 2
+"""Exit status of a program whose settings are wrong: starting it again does not help."""
+
 
 class GatewaySettings(EnvironmentSettings):
-    """Settings of one gateway: its server processes and its projector."""
+    """Settings of one gateway: of its server and of its projector alike."""
 
     kafka: KafkaConnection
     storage: StorageSettings
@@ -36,7 +39,7 @@ class GatewaySettings(EnvironmentSettings):
     listen_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """0 takes any free port; `address_file` then says which."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Server processes that share the listening socket; about one for each core."""
+    """Server processes that share the listening socket; about one for each core. Past 1 uvicorn supervises them."""
     max_connections: Annotated[int, Field(ge=1, le=65_535)] = 2048
     """Connections that one server process keeps open; further ones are answered 503."""
     produce_deadline_seconds: Annotated[float, Field(ge=0.1, le=60)] = 3.0
@@ -44,7 +47,7 @@ class GatewaySettings(EnvironmentSettings):
     public_url: HttpBaseUrl | None = None
     """Address under which clients reach the gateway; the `Host` header of each request when absent."""
     address_file: Path | None = None
-    """File that gets the gateway's URL, whole or not at all, once it serves requests."""
+    """File that gets the gateway's URL, whole or not at all, once it listens."""
 
     @model_validator(mode="after")
     def _lanes_differ(self) -> Self:

@@ -238,12 +238,12 @@ def test_images_carry_the_charts_version_unless_one_is_given(helm: Helm, rendere
 
 
 def _operator_environment(objects: list[Body]) -> dict[str, str]:
-    return environment(_container(objects, "operator"))
+    (container,) = _containers(objects, "operator")
+    return environment(container)
 
 
-def _container(objects: list[Body], component: str) -> Body:
-    (container,) = only(objects, "Deployment", suffix=f"-{component}")["spec"]["template"]["spec"]["containers"]
-    return dict(container)
+def _containers(objects: list[Body], component: str) -> list[Body]:
+    return list(only(objects, "Deployment", suffix=f"-{component}")["spec"]["template"]["spec"]["containers"])
 
 
 def test_the_operator_reads_what_the_chart_tells_it(rendered: list[Body], values_file: Path | None) -> None:
@@ -282,7 +282,7 @@ def test_the_self_check_is_told_the_same_as_the_operator(rendered: list[Body], v
 
 
 def test_the_gateway_reads_what_the_chart_tells_it(rendered_from: RenderedFrom) -> None:
-    container = _container(rendered_from("gateway"), "gateway")
+    container, projector = _containers(rendered_from("gateway"), "gateway")
     given = environment(container)
     secrets = {
         variable["name"]: (reference["name"], reference["key"])
@@ -296,6 +296,8 @@ def test_the_gateway_reads_what_the_chart_tells_it(rendered_from: RenderedFrom) 
         "FLUXPOOL_STORAGE_ACCESS_KEY_ID": ("bucket", "access-key-id"),
         "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY": ("bucket", "secret-access-key"),
     }
+    assert (projector["image"], projector["env"]) == (container["image"], container["env"])
+    assert projector["command"] == ["python", "-m", "fluxpool_gateway.projector"]
     # As the kubelet hands it out: $$ is one dollar.
     settings = GatewaySettings.from_environment({name: value.replace("$$", "$") for name, value in given.items()})
     assert settings.kafka.bootstrap_servers == ("kafka-0.kafka:9093", "kafka-1.kafka:9093")
@@ -320,7 +322,8 @@ def test_every_file_that_the_gateway_is_told_of_lies_on_a_mounted_volume(rendere
     for name, spec in pod_specs(rendered).items():
         if not name.endswith("-gateway"):
             continue
-        (container,) = spec["containers"]
+        container, projector = spec["containers"]
+        assert projector["volumeMounts"] == container["volumeMounts"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert set(mounts.values()) == {volume["name"] for volume in spec["volumes"]}
         files = [
@@ -343,7 +346,7 @@ def test_every_file_that_the_gateway_is_told_of_lies_on_a_mounted_volume(rendere
 
 def test_a_folder_of_images_is_mounted_where_the_workers_see_it(rendered_from: RenderedFrom) -> None:
     spec = pod_specs(rendered_from("minimal-rights"))["Deployment/flux-gateway"]
-    (container,) = spec["containers"]
+    container, _ = spec["containers"]
     assert environment(container)["FLUXPOOL_STORAGE_URL"] == "file:///images/"
     assert {"name": "images", "mountPath": "/images", "readOnly": True} in container["volumeMounts"]
     claims = {volume["name"]: volume.get("persistentVolumeClaim") for volume in spec["volumes"]}
@@ -357,7 +360,7 @@ def test_a_folder_of_images_is_mounted_where_the_workers_see_it(rendered_from: R
 def test_probes_service_and_ingress_lead_to_the_ports_that_are_listened_on(rendered_from: RenderedFrom) -> None:
     objects = rendered_from("gateway")
     for component, port in (("operator", 8080), ("gateway", 9000)):
-        container = _container(objects, component)
+        container = _containers(objects, component)[0]
         assert [(one["name"], one["containerPort"]) for one in container["ports"]] == [("http", port)]
         probes = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
         assert {probe["port"] for probe in probes.values()} == {"http"}
@@ -436,7 +439,7 @@ def test_the_gateway_asks_a_token_endpoint_with_a_private_authority_as_a_worker_
         "gateway.storage.url": "s3://images/",
     }
     (spec,) = (spec for name, spec in pod_specs(helm.render(values=values)).items() if name.endswith("-gateway"))
-    (container,) = spec["containers"]
+    container, _ = spec["containers"]
     kafka = GatewaySettings.from_environment(environment(container) | OAUTH_CLIENT).kafka
     assert kafka.oauth_encode_credentials is False
     (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "kafka-files")

@@ -1,4 +1,4 @@
-"""The gateway as processes: how it starts, says where it is, survives its children, and stops."""
+"""The gateway's programs: how they start, say where they are, survive their workers, and stop."""
 
 import asyncio
 import os
@@ -11,7 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import SecretStr
+from uvicorn.config import STARTUP_FAILURE
 
+from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
+from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.settings import GatewaySettings
 from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, start_gateway
 from kit.kafka import KafkaFactory, read_topic
@@ -21,10 +25,10 @@ from kit.waiting import wait_until
 pytestmark = pytest.mark.kafka
 
 
-def run_with(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def run_with(environment: dict[str, str], *, module: str = "fluxpool_gateway") -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
     return subprocess.run(
-        [sys.executable, "-m", "fluxpool_gateway"],
+        [sys.executable, "-m", module],
         env=inherited | environment,
         capture_output=True,
         text=True,
@@ -41,8 +45,10 @@ def alive(pid: int) -> bool:
     return status != "Z"
 
 
-def test_wrong_settings_are_all_named_and_end_it_with_2() -> None:
-    ended = run_with({"FLUXPOOL_PROCESES": "2", "FLUXPOOL_LISTEN_PORT": "70000", "FLUXPOOL_STORAGE_URL": "nowhere"})
+@pytest.mark.parametrize("module", ["fluxpool_gateway", "fluxpool_gateway.projector"])
+def test_wrong_settings_are_all_named_and_end_it_with_2(module: str) -> None:
+    wrong = {"FLUXPOOL_PROCESES": "2", "FLUXPOOL_LISTEN_PORT": "70000", "FLUXPOOL_STORAGE_URL": "nowhere"}
+    ended = run_with(wrong, module=module)
     assert ended.returncode == 2
     for name in ("FLUXPOOL_PROCESES", "FLUXPOOL_LISTEN_PORT", "FLUXPOOL_STORAGE_URL", "FLUXPOOL_DATABASE_FILE"):
         assert name in ended.stderr
@@ -51,14 +57,14 @@ def test_wrong_settings_are_all_named_and_end_it_with_2() -> None:
 
 
 def test_a_database_file_that_is_none_ends_it_with_2_and_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "tasks.sqlite").write_text("this is a letter, and a long one at that; no database begins like this")
+    (tmp_path / "tasks.sqlite").write_text("these are notes, and long ones at that; no database begins like this")
     ended = run_with(
         {
             "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
             "FLUXPOOL_STORAGE_URL": (tmp_path / "images").as_uri(),
             "FLUXPOOL_DATABASE_FILE": str(tmp_path / "tasks.sqlite"),
-            "FLUXPOOL_LISTEN_PORT": "0",
-        }
+        },
+        module="fluxpool_gateway.projector",
     )
     assert ended.returncode == 2
     assert "database_file" in ended.stderr
@@ -71,7 +77,10 @@ async def test_a_taken_port_is_named_and_the_first_gateway_goes_on(kafka: KafkaC
     with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path / "first", topics)) as first:
         port = int(first.url.rstrip("/").rpartition(":")[2])
         second = start_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path / "second", topics, listen_port=port))
-        assert await asyncio.to_thread(second.process.wait, 60) == 1
+        try:
+            assert await asyncio.to_thread(second.server.wait, 60) == 1
+        finally:
+            second.kill()
         assert f"127.0.0.1:{port}" in second.log()
         assert not (tmp_path / "second" / "address").exists()
         async with httpx.AsyncClient(base_url=first.url) as client:
@@ -85,8 +94,8 @@ async def test_sigterm_finishes_what_is_under_way_and_leaves_nothing_behind(
     settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2)
     accepted: set[str] = set()
     with running_gateway(settings) as gateway:
-        children = [*gateway.children("server"), *gateway.children("projector")]
-        assert len(children) == 3
+        pids = gateway.pids().values()
+        assert len(pids) == 3
         url = gateway.url
 
         async def submit_until_it_ends() -> None:
@@ -103,8 +112,8 @@ async def test_sigterm_finishes_what_is_under_way_and_leaves_nothing_behind(
             for _ in range(4):
                 group.create_task(submit_until_it_ends())
             await wait_until(lambda: len(accepted) > 50, deadline_seconds=30, what="traffic")
-            assert await asyncio.to_thread(gateway.stop) == 0
-        assert not any(alive(pid) for pid in children)
+            assert await asyncio.to_thread(gateway.stop) == (0, 0)
+        assert not any(alive(pid) for pid in pids)
     assert settings.address_file is not None
     assert not settings.address_file.exists()
     keys = {record.key for record in await read_topic(kafka.bootstrap_servers, topics.tasks)}
@@ -127,7 +136,7 @@ async def test_sigterm_ends_it_in_time_while_the_broker_is_away(kafka_factory: K
                 waiting = asyncio.create_task(client.post("v1/generations", json={"prompt": "b"}))
                 stopping = asyncio.create_task(asyncio.to_thread(gateway.stop))
                 answer = (await asyncio.gather(waiting, return_exceptions=True))[0]
-                assert await stopping == 0
+                assert await stopping == (0, 0)
             finally:
                 cluster.brokers[0].resume()
     # Either it came too late for the server, or it got the honest answer.
@@ -136,11 +145,12 @@ async def test_sigterm_ends_it_in_time_while_the_broker_is_away(kafka_factory: K
     )
 
 
-async def test_children_are_started_again_and_die_with_their_parent(kafka: KafkaCluster, tmp_path: Path) -> None:
+async def test_workers_are_started_again_and_die_with_their_parent(kafka: KafkaCluster, tmp_path: Path) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
-    with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path, topics)) as gateway:
-        (server,) = gateway.children("server")
-        os.kill(server, signal.SIGKILL)
+    with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2)) as gateway:
+        killed = gateway.servers()
+        for worker in killed:
+            os.kill(worker, signal.SIGKILL)
 
         async def answers() -> bool:
             try:
@@ -149,14 +159,34 @@ async def test_children_are_started_again_and_die_with_their_parent(kafka: Kafka
             except httpx.TransportError:
                 return False
 
-        await wait_until(answers, deadline_seconds=30, what="a new server")
-        children = [*gateway.children("server"), *gateway.children("projector")]
-        assert len(children) == 2
-        assert server not in children
-        gateway.process.kill()
+        def both_replaced() -> bool:
+            return len(gateway.servers()) == 2 and not set(killed) & set(gateway.servers())
+
+        await wait_until(both_replaced, deadline_seconds=30, what="two other workers")
+        await wait_until(answers, deadline_seconds=30, what="an answer of another worker")
+        workers = gateway.servers()
+        gateway.server.kill()
         await wait_until(
-            lambda: not any(alive(pid) for pid in children), deadline_seconds=20, what="the end of all children"
+            lambda: not any(alive(pid) for pid in workers), deadline_seconds=20, what="the end of all workers"
         )
+
+
+async def test_a_worker_that_cannot_start_ends_the_server(tmp_path: Path) -> None:
+    without_tokens = KafkaConnection(
+        bootstrap_servers=("127.0.0.1:1",),
+        security_protocol=SecurityProtocol.SASL_PLAINTEXT,
+        sasl_mechanism=SaslMechanism.OAUTHBEARER,
+        oauth_token_endpoint="http://127.0.0.1:1/token",
+        oauth_client_id="gateway",
+        oauth_client_secret=SecretStr("none"),
+    )
+    settings = gateway_settings("127.0.0.1:1", tmp_path, TopicNames(), processes=2, kafka=without_tokens)
+    gateway = start_gateway(settings)
+    try:
+        assert await asyncio.to_thread(gateway.server.wait, 120) == STARTUP_FAILURE
+        assert "no OAUTHBEARER token" in gateway.log() or "no client for Kafka" in gateway.log()
+    finally:
+        gateway.kill()
 
 
 async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: KafkaCluster, tmp_path: Path) -> None:
@@ -169,7 +199,7 @@ async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: 
     with running_gateway(on_it("first")) as first, running_gateway(on_it("second")) as second:
         assert "projector_standby" in second.log()
         assert "projector_started" not in second.log()
-        assert first.stop() == 0
+        assert first.stop() == (0, 0)
         await wait_until(lambda: "projector_started" in second.log(), deadline_seconds=60, what="the take-over")
         async with httpx.AsyncClient(base_url=second.url, timeout=10) as client:
 

@@ -87,7 +87,7 @@ def test_a_stack_comes_up_serves_sleeps_goes_down_and_comes_back_at_the_same_add
 
     status = json.loads(fluxpool("local", "status", "--json").stdout)
     assert (status["running"], status["phase"], status["plan"]["replicas"]) == (True, "ready", 0)
-    assert {part["name"] for part in status["parts"]} == {"gateway", "kafka-1"}
+    assert {part["name"] for part in status["parts"]} == {"gateway", "projector", "kafka-1"}
 
     # Without --url the commands of this folder find this folder's gateway.
     refused = fluxpool("submit", "a fox", "--size", "100x64", rc=2)
@@ -144,13 +144,15 @@ def test_a_crashed_worker_is_replaced_and_a_killed_supervisor_takes_everything_w
     log = (folder / "logs" / "supervisor.log").read_text()
     assert "worker-1 ended with status -9 without being asked; a new one starts in 1 s" in log
 
-    (gateway,) = [part for part in state.parts if part.name == "gateway"]
-    os.kill(gateway.pid, signal.SIGKILL)
-    wait_until_blocking(
-        lambda: any(part.name == "gateway" and part.pid != gateway.pid for part in state_in(folder).parts),
-        deadline_seconds=60,
-        what="another gateway is recorded",
-    )
+    for program in [part for part in state.parts if part.name in {"gateway", "projector"}]:
+        os.kill(program.pid, signal.SIGKILL)
+        wait_until_blocking(
+            lambda killed=program: any(  # type: ignore[misc]
+                part.name == killed.name and part.pid != killed.pid for part in state_in(folder).parts
+            ),
+            deadline_seconds=60,
+            what=f"another {program.name} is recorded",
+        )
 
     state = state_in(folder)
     engines = [child.pid for child in psutil.Process(workers_in(folder)[0]).children(recursive=True)]
@@ -188,12 +190,13 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
         addresses = json.loads(document)
         assert addresses["bootstrap_servers"] == bootstrap_servers
         parts = state_in(tmp_path / "fg").parts
-        assert [part.name for part in parts if not part.name.startswith("worker-")] == ["gateway"]
+        assert [part.name for part in parts if not part.name.startswith("worker-")] == ["gateway", "projector"]
         assert "already runs" in fluxpool("local", "up", "--data-dir", "fg").stderr
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=90)
     assert process.returncode == 130, errors
     assert "gateway ended" in errors
+    assert "projector ended" in errors
     assert "kafka ended" not in errors
     wait_gone([part.pid for part in parts])
     assert not (tmp_path / "fg" / "state.json").exists()

@@ -1,4 +1,4 @@
-"""A real gateway for tests: `python -m fluxpool_gateway` in processes of its own, on topics of its own."""
+"""A real gateway for tests: its server and its projector as processes, on topics of their own."""
 
 import os
 import signal
@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
+import psutil
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
@@ -22,10 +25,11 @@ STOP_DEADLINE_SECONDS = 30.0
 
 @dataclass(slots=True)
 class GatewayProcess:
-    """A started gateway."""
+    """A started gateway. Nothing starts its programs again but the test, in the place of a kubelet."""
 
     settings: GatewaySettings
-    process: subprocess.Popen[bytes]
+    server: subprocess.Popen[bytes]
+    projector: subprocess.Popen[bytes]
     log_path: Path
 
     @property
@@ -35,36 +39,57 @@ class GatewayProcess:
         return self.settings.address_file.read_text().strip()
 
     def log(self) -> str:
-        """What it and its children wrote."""
+        """What its programs wrote."""
         return self.log_path.read_text()
 
-    def children(self, role: str) -> list[int]:
-        """Process ids of the living children of a role (`server` or `projector`)."""
-        listed = subprocess.run(
-            ["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
-        ).stdout
-        return [
-            int(pid)
-            for pid, parent, arguments in (line.split(None, 2) for line in listed.splitlines()[1:])
-            if int(parent) == self.process.pid and f"fluxpool_gateway.process.child {role}" in arguments
-        ]
+    def servers(self) -> list[int]:
+        """Process ids of the living servers: the program itself, or uvicorn's workers."""
+        if self.settings.processes == 1:
+            return [self.server.pid] if self.server.poll() is None else []
+        children = psutil.Process(self.server.pid).children()
+        return [child.pid for child in children if any("spawn_main" in part for part in child.cmdline())]
+
+    def pids(self) -> dict[str, int]:
+        """Every living process by a name of its own."""
+        servers = {f"server {number}": pid for number, pid in enumerate(self.servers())}
+        return servers | ({"projector": self.projector.pid} if self.projector.poll() is None else {})
+
+    def restart_projector(self) -> None:
+        """Kill the projector and start another one."""
+        self.projector.kill()
+        self.projector.wait()
+        self.projector = start_projector(self.settings, log_path=self.log_path)
 
     def wait_listening(self) -> None:
-        """Return once the address is known; raises with the log when the gateway ended instead."""
+        """Return once a server answers; raises with the log when a program ended instead."""
         assert self.settings.address_file is not None
         address_file = self.settings.address_file
 
-        def listening() -> bool:
-            assert self.process.poll() is None, self.log()
-            return address_file.exists()
+        def answers() -> bool:
+            assert self.server.poll() is None, self.log()
+            assert self.projector.poll() is None, self.log()
+            if not address_file.exists():
+                return False
+            try:
+                return httpx.get(f"{self.url}healthz", trust_env=False, timeout=2).is_success
+            except httpx.TransportError:
+                return False
 
-        wait_until_blocking(listening, deadline_seconds=START_DEADLINE_SECONDS, what="the gateway's address")
+        wait_until_blocking(answers, deadline_seconds=START_DEADLINE_SECONDS, what="the gateway's first answer")
 
-    def stop(self) -> int:
-        """SIGTERM; returns the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOP_DEADLINE_SECONDS)
+    def stop(self) -> tuple[int, int]:
+        """SIGTERM to both, as a kubelet does; returns the exit statuses of server and projector."""
+        programs = (self.server, self.projector)
+        for program in programs:
+            if program.poll() is None:
+                program.send_signal(signal.SIGTERM)
+        return self.server.wait(STOP_DEADLINE_SECONDS), self.projector.wait(STOP_DEADLINE_SECONDS)
+
+    def kill(self) -> None:
+        """SIGKILL whatever still runs."""
+        for program in (self.server, self.projector):
+            program.kill()
+            program.wait()
 
 
 async def gateway_topics(bootstrap_servers: str, *, task_partitions: int = 3) -> TopicNames:
@@ -92,23 +117,25 @@ def gateway_settings(bootstrap_servers: str, folder: Path, topics: TopicNames, *
 
 
 def start_gateway(settings: GatewaySettings, *, environment: Mapping[str, str] = os.environ) -> GatewayProcess:
-    """Start it and return at once."""
+    """Start both programs and return at once."""
     assert settings.address_file is not None
     log_path = settings.address_file.with_suffix(".log")
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fluxpool_gateway"],
-            env={**environment, **settings.to_environment()},
-            stdout=log,
-            stderr=log,
-        )
-    return GatewayProcess(settings, process, log_path)
+    server = _start("fluxpool_gateway", settings, log_path=log_path, environment=environment)
+    projector = start_projector(settings, log_path=log_path, environment=environment)
+    return GatewayProcess(settings, server, projector, log_path)
+
+
+def start_projector(
+    settings: GatewaySettings, *, log_path: Path, environment: Mapping[str, str] = os.environ
+) -> subprocess.Popen[bytes]:
+    """Start a projector alone and return at once."""
+    return _start("fluxpool_gateway.projector", settings, log_path=log_path, environment=environment)
 
 
 @contextmanager
 def running_gateway(settings: GatewaySettings) -> Iterator[GatewayProcess]:
-    """Run a gateway for a block; it listens, and is stopped at the end, by force if need be."""
+    """Run a gateway for a block; it answers, and is stopped at the end, by force if need be."""
     gateway = start_gateway(settings)
     try:
         gateway.wait_listening()
@@ -117,5 +144,16 @@ def running_gateway(settings: GatewaySettings) -> Iterator[GatewayProcess]:
         try:
             gateway.stop()
         finally:
-            gateway.process.kill()
-            gateway.process.wait()
+            gateway.kill()
+
+
+def _start(
+    module: str, settings: GatewaySettings, *, log_path: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", module],
+            env={**environment, **settings.to_environment()},
+            stdout=log,
+            stderr=log,
+        )

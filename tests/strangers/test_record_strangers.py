@@ -41,7 +41,6 @@ class Aftermath:
     bench: WorkerBench
     worker: WorkerProcess
     gateway: GatewayProcess
-    projectors: list[int]
     ids: Mapping[str, str]
     """Request id of each input, by its name."""
     places: Mapping[str, int]
@@ -93,7 +92,6 @@ async def aftermath(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactor
     ) as bench:
         with _gateway(bench) as gateway:
             worker = await bench.start_ready()
-            projectors = gateway.children("projector")
             ids, places, behind = {}, {}, {}
             for parameter in RECORDS:
                 name, stranger = str(parameter.id), parameter.values[0]
@@ -109,7 +107,6 @@ async def aftermath(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactor
                 bench=bench,
                 worker=worker,
                 gateway=gateway,
-                projectors=projectors,
                 ids=ids,
                 places=places,
                 behind=behind,
@@ -192,8 +189,8 @@ async def test_a_trace_of_it_is_shown(aftermath: Aftermath, stranger: StrangeRec
 
 async def test_nobody_ended(aftermath: Aftermath) -> None:
     assert aftermath.worker.process.poll() is None
-    assert aftermath.gateway.process.poll() is None
-    assert aftermath.gateway.children("projector") == aftermath.projectors
+    assert aftermath.gateway.server.poll() is None
+    assert aftermath.gateway.projector.poll() is None
     assert len(aftermath.worker.events("engine_started")) == 1
 
 

@@ -155,7 +155,9 @@ def test_a_command_that_is_not_there_would_be_noticed(words: list[str]) -> None:
 def test_every_python_program_in_the_docs_exists() -> None:
     for _, words in commands():
         if words[0] == "python" and words[1] == "-m":
-            assert any((package / words[2] / "__main__.py").is_file() for package in PACKAGES), words
+            module = words[2].replace(".", "/")
+            programs = [package / name for package in PACKAGES for name in (f"{module}.py", f"{module}/__main__.py")]
+            assert any(program.is_file() for program in programs), words
         elif words[0] == "python":
             assert (ROOT / words[1]).is_file(), words
 

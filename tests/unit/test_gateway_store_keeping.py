@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_gateway.process.child import EXIT_CONFIGURATION, Role, child_command
+from fluxpool_gateway.settings import EXIT_CONFIGURATION
 from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import identity_of
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from kit.disk import small_disk
-from kit.gateway_process import gateway_settings
+from kit.gateway_process import gateway_settings, start_projector
 from kit.waiting import wait_until_blocking
 
 UNREACHABLE = "127.0.0.1:1"
@@ -74,20 +74,10 @@ class ProjectorProcess:
 @contextmanager
 def running_projector(file: Path, log_path: Path) -> Iterator[ProjectorProcess]:
     settings = gateway_settings(UNREACHABLE, log_path.parent, TopicNames(), database_file=file)
-    read_end, write_end = os.pipe()
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            child_command(Role.PROJECTOR, ready_fd=write_end, listen_fd=0),
-            env={**os.environ, **settings.to_environment()},
-            stdout=log,
-            stderr=log,
-            pass_fds=[write_end],
-        )
-    os.close(write_end)
+    process = start_projector(settings, log_path=log_path)
     try:
         yield ProjectorProcess(process, file, log_path)
     finally:
-        os.close(read_end)
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(30)
@@ -204,9 +194,9 @@ def test_a_store_that_cannot_be_moved_aside_is_named_with_its_remedy(tmp_path: P
 
 
 def test_a_file_that_was_never_a_store_is_refused_and_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "letter.txt"
-    file.write_text("this is a letter, and a long one at that; no database begins like this")
+    file = tmp_path / "notes.txt"
+    file.write_text("these are notes, and long ones at that; no database begins like this")
     with running_projector(file, tmp_path / "log") as projector:
         assert projector.process.wait(30) == EXIT_CONFIGURATION
         assert f"database_file: {file} cannot be used as a database" in projector.log_path.read_text()
-    assert file.read_text().startswith("this is a letter")
+    assert file.read_text().startswith("these are notes")

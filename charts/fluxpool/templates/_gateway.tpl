@@ -1,4 +1,4 @@
-{{/* The gateway's settings as `env`, its volumes and their mounts. */}}
+{{/* The gateway's settings as `env`, its containers, volumes and mounts. */}}
 
 {{/* Called with (dict "name" "FLUXPOOL_..." "value" any); nothing for an empty value. */}}
 {{- define "fluxpool.variable" -}}
@@ -112,6 +112,39 @@
 {{- if .caSecretRef }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_STORAGE_CA_FILE" "value" "/etc/fluxpool/storage/ca.crt") }}
 {{- end }}
+{{- end -}}
+
+{{/* What the server's and the projector's containers share: image, settings and files. */}}
+{{- define "fluxpool.gatewayContainer" -}}
+{{- $gateway := .Values.gateway -}}
+image: {{ include "fluxpool.image" (list . $gateway.image) | quote }}
+imagePullPolicy: {{ $gateway.image.pullPolicy | quote }}
+env:
+  {{- include "fluxpool.gatewayEnvironment" . | nindent 2 }}
+  {{- with $gateway.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+securityContext: {{- include "fluxpool.containerSecurityContext" . | nindent 2 }}
+volumeMounts:
+  - name: tmp
+    mountPath: /tmp
+  - name: database
+    mountPath: {{ include "fluxpool.databaseFolder" . | quote }}
+  {{- if include "fluxpool.kafkaFiles" $gateway.kafka.security | trim }}
+  - name: kafka-files
+    mountPath: /etc/fluxpool/kafka
+    readOnly: true
+  {{- end }}
+  {{- if $gateway.storage.caSecretRef }}
+  - name: storage-files
+    mountPath: /etc/fluxpool/storage
+    readOnly: true
+  {{- end }}
+  {{- if $gateway.storage.persistentVolumeClaim }}
+  - name: images
+    mountPath: {{ printf "/%s" ($gateway.storage.url | trimPrefix "file:///" | trimSuffix "/") | quote }}
+    readOnly: true
+  {{- end }}
 {{- end -}}
 
 {{- define "fluxpool.databaseFolder" -}}

@@ -45,7 +45,8 @@ _GATEWAY_READY_SECONDS = 60.0
 _GATEWAY_GRACE_SECONDS = 15.0
 _KAFKA_READY_SECONDS = 90.0
 _RESTART_DELAY_SECONDS = 1.0
-_GATEWAY_COMMAND = (sys.executable, "-m", "fluxpool_gateway")
+_GATEWAY_PROGRAMS = {"gateway": "fluxpool_gateway", "projector": "fluxpool_gateway.projector"}
+"""Started in this order and stopped in it, so that what the server accepted last is still projected."""
 
 
 class StackError(Exception):
@@ -65,7 +66,7 @@ class LocalStack:
         self._folder = ExitStack()
         self._kafka: LocalKafka | None = None
         self._parts: PartSettings | None = None
-        self._gateway: ChildProcess | None = None
+        self._gateway: tuple[ChildProcess, ...] = ()
         self._fleet: WorkerFleet | None = None
         self._scaler: FleetScaler | None = None
 
@@ -86,8 +87,7 @@ class LocalStack:
     def state(self) -> StackState:
         """What runs now."""
         parts = list(self._fleet.records()) if self._fleet else []
-        if self._gateway is not None and self._gateway.exit_status is None:
-            parts.append(self._gateway.record())
+        parts += [program.record() for program in self._gateway if program.pid is not None]
         if self._kafka is not None and self._kafka.broker.pid is not None:
             parts.append(self._kafka.broker.record())
         return StackState(
@@ -151,7 +151,7 @@ class LocalStack:
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(self._scaler.run(self.parts.target.kafka)),
-                    group.create_task(self._keep_gateway()),
+                    *(group.create_task(self._keep(program)) for program in self._gateway),
                     group.create_task(self._keep_kafka()),
                 ]
                 result = await work()
@@ -170,14 +170,15 @@ class LocalStack:
                 if self._fleet.running:
                     self._report(f"stopping {self._fleet.running} workers")
                 await self._fleet.stop()
-            if self._gateway is not None:
-                await self._gateway.stop(grace_seconds=_GATEWAY_GRACE_SECONDS)
-                self._report("gateway ended")
+            for program in self._gateway:
+                await program.stop(grace_seconds=_GATEWAY_GRACE_SECONDS)
+                self._report(f"{program.name} ended")
             if self._kafka is not None:
                 await self._kafka.stop()
                 self._report("kafka ended")
         finally:
-            self._fleet = self._gateway = self._kafka = None
+            self._fleet = self._kafka = None
+            self._gateway = ()
             state = StackState.load(self.data_dir.state)
             if state is not None and state.supervisor.pid == os.getpid():
                 self.data_dir.state.unlink(missing_ok=True)
@@ -185,8 +186,8 @@ class LocalStack:
 
     def log_tails(self) -> str:
         """The last lines of the logs of gateway and workers, with headings."""
-        gateway = f"--- {self._gateway.log_path}\n{self._gateway.log_tail()}\n" if self._gateway else ""
-        return gateway + (self._fleet.log_tails() if self._fleet else "")
+        gateway = (f"--- {program.log_path}\n{program.log_tail()}\n" for program in self._gateway)
+        return "".join(gateway) + (self._fleet.log_tails() if self._fleet else "")
 
     def kill_workers(self) -> None:
         """End a stop that waits for the tasks in work."""
@@ -261,30 +262,41 @@ class LocalStack:
 
     async def _start_gateway(self) -> None:
         self._report("starting the gateway")
-        self._gateway = child = ChildProcess(
-            "gateway",
-            _GATEWAY_COMMAND,
-            environment=self.parts.gateway_environment(),
-            log_path=self.data_dir.logs / "gateway.log",
-            error=StackError,
+        self._gateway = tuple(
+            ChildProcess(
+                name,
+                (sys.executable, "-m", module),
+                environment=self.parts.gateway_environment(),
+                log_path=self.data_dir.logs / f"{name}.log",
+                error=StackError,
+            )
+            for name, module in _GATEWAY_PROGRAMS.items()
         )
-        child.spawn()
+        for program in self._gateway:
+            program.spawn()
         self._save()
+        await self._gateway_ready(*self._gateway)
+        self._report(f"gateway is ready at {self.parts.gateway_url}")
+
+    async def _gateway_ready(self, *started: ChildProcess) -> None:
+        """Return once the server says that it is ready; raises `StackError` when one of `started` ends before."""
         try:
             async with asyncio.timeout(_GATEWAY_READY_SECONDS), httpx.AsyncClient(trust_env=False) as http:
                 while not await _is_ready(http, f"{self.parts.gateway_url}/readyz"):
-                    child.check_alive()
+                    for program in started:
+                        program.check_alive()
                     await asyncio.sleep(_POLL_INTERVAL_SECONDS)
         except TimeoutError:
-            raise child.error(f"was not ready within {_GATEWAY_READY_SECONDS:.0f} s") from None
-        self._report(f"gateway is ready at {self.parts.gateway_url}")
+            raise started[0].error(f"was not ready within {_GATEWAY_READY_SECONDS:.0f} s") from None
 
-    async def _keep_gateway(self) -> None:
-        while self._gateway is not None:
-            status = await self._gateway.wait()
-            self._report(f"the gateway ended with status {status}; it is started again (log: {self._gateway.log_path})")
+    async def _keep(self, program: ChildProcess) -> None:
+        while True:
+            status = await program.wait()
+            self._report(f"{program.name} ended with status {status}; it is started again (log: {program.log_path})")
             await asyncio.sleep(_RESTART_DELAY_SECONDS)
-            await self._start_gateway()
+            program.spawn()
+            self._save()
+            await self._gateway_ready(program)
 
     async def _keep_kafka(self) -> None:
         while self._kafka is not None:

@@ -77,16 +77,30 @@ class GatewayApplication(FastAPI):
         return self.openapi_schema
 
 
+class BackgroundPartError(Exception):
+    """A part that runs in the background ended; the application's shutdown raises it, so that the process fails."""
+
+
 def build_application(settings: GatewaySettings, *, on_failure: Callable[[], None]) -> GatewayApplication:
     """The application; connections are opened when it starts.
 
-    `on_failure` is called when a part that runs in the background has failed, without which requests go wrong.
+    `on_failure` is called when a part that runs in the background has failed, without which requests go wrong. It is
+    to end the server as SIGTERM does; the lifespan then ends with `BackgroundPartError`.
     """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with _running(app, settings, on_failure):
+        failed = False
+
+        def fail() -> None:
+            nonlocal failed
+            failed = True
+            on_failure()
+
+        async with _running(app, settings, fail):
             yield
+        if failed:
+            raise BackgroundPartError("a background part ended; its log event says which and why")
 
     app = GatewayApplication(
         title="Fluxpool",

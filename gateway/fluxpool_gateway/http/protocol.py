@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final, cast
 from urllib.parse import unquote
+from weakref import WeakSet
 
 import httptools
 from uvicorn import Config
@@ -36,6 +37,10 @@ READ_SECONDS: Final = 30.0
 """Longest time for which a client may take nothing of its answer."""
 SWEEP_SECONDS: Final = 1.0
 """Deadlines are looked at so often, all at once: a timer for each request would cost as much as its parsing."""
+
+
+_SWEPT: Final[WeakSet[ServerState]] = WeakSet()
+"""Servers whose connections are swept."""
 
 
 class _RefusedError(Exception):
@@ -83,6 +88,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         full = len(self.connections) >= self.max_connections
         super().connection_made(transport)
         self._deadline = self.loop.time() + HEAD_SECONDS
+        if self.server_state not in _SWEPT:
+            _SWEPT.add(self.server_state)
+            _sweep_regularly(self.server_state, self.loop)
         if full:
             self._refused = True
             transport.write(self._render(_too_many_connections()))
@@ -389,6 +397,12 @@ def _too_many_connections() -> Problem:
         detail="too many connections are open; close idle ones, or try again",
         headers=[("retry-after", "1")],
     )
+
+
+def _sweep_regularly(state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
+    """One timer for all connections of a server, from its first one on, because uvicorn has no hook of its own."""
+    sweep_connections(state, loop.time())
+    loop.call_later(SWEEP_SECONDS, _sweep_regularly, state, loop)
 
 
 def sweep_connections(state: ServerState, now: float) -> None:

@@ -1,0 +1,164 @@
+"""The HTTP server: uvicorn on one listening socket, in this process or in several workers.
+
+uvicorn's own supervisor (`uvicorn.supervisors.Multiprocess`) starts the workers, replaces one that ended or hangs, and
+passes SIGTERM on. A single server has no supervisor: the kubelet or the local stack starts the program again. Owns what
+uvicorn is given; each worker continues in `http.app`.
+"""
+
+import gc
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from fluxpool_contract.settings import SettingsError
+from fluxpool_gateway.http.app import GatewayApplication, build_application
+from fluxpool_gateway.http.protocol import BoundedHttpProtocol
+from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
+from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
+from fluxpool_transport.process import configure_logging, die_with_parent
+from fluxpool_transport.storage import StorageUnavailableError, open_object_store
+
+BACKLOG_CONNECTIONS: Final = 2048
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than the idle time of common load balancers (60 s), which otherwise meet connections that are just closing."""
+SHUTDOWN_MARGIN_SECONDS: Final = 2
+"""What a server takes beyond the produce deadline to finish the requests under way."""
+WORKER_START_SECONDS: Final = 30
+"""uvicorn kills a worker that does not answer a ping for so long, and pings from the start. It handles no signal while
+it waits, so this also delays SIGTERM when a worker hangs."""
+_OTHER_FILES: Final = 256
+"""Brokers, the object store, the task store."""
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class ListenError(Exception):
+    """The address cannot be listened on; the message names the setting."""
+
+
+def main() -> int:
+    """Serve until SIGTERM, then finish the requests under way; returns the exit status, 2 for wrong settings."""
+    try:
+        settings = GatewaySettings.from_environment(os.environ)
+        # Reported once and plainly here, rather than by each worker.
+        librdkafka_options(settings.kafka, client_id="settings-check")
+        open_object_store(settings.storage)
+    except (SettingsError, KafkaCredentialsError, StorageUnavailableError) as error:
+        sys.stderr.write(f"fluxpool-gateway: {error}\n")
+        return EXIT_CONFIGURATION
+    configure_logging(service="gateway")
+    try:
+        return _serve(settings)
+    except ListenError as error:
+        sys.stderr.write(f"fluxpool-gateway: {error}\n")
+        return 1
+
+
+def _serve(settings: GatewaySettings) -> int:
+    with _listen(settings.listen_host, settings.listen_port) as listening:
+        url = _url_of(listening)
+        config = uvicorn.Config(
+            # By name: a worker answers pings before it imports these.
+            f"{__name__}:{application.__name__}",
+            factory=True,
+            workers=settings.processes,
+            http=f"{BoundedHttpProtocol.__module__}:{BoundedHttpProtocol.__name__}",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # Addresses are settings (`public_url`), not what a header of some proxy claims.
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(settings.produce_deadline_seconds) + SHUTDOWN_MARGIN_SECONDS,
+            timeout_worker_healthcheck=WORKER_START_SECONDS,
+        )
+        logger.info("gateway_listening", url=url, processes=settings.processes)
+        if settings.address_file is not None:
+            _write_whole(settings.address_file, url + "\n")
+        try:
+            return _run_workers(config, listening) if settings.processes > 1 else _run(config, listening)
+        finally:
+            if settings.address_file is not None:
+                settings.address_file.unlink(missing_ok=True)
+
+
+def _run(config: uvicorn.Config, listening: socket.socket) -> int:
+    # uvicorn raises the signal that stopped it once more when it is done; that must not end the process by a signal.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+    return 1 if server.lifespan.should_exit else 0
+
+
+def _run_workers(config: uvicorn.Config, listening: socket.socket) -> int:
+    supervisor = Multiprocess(config, sockets=[listening])
+    supervisor.run()
+    # It stops by itself when a worker could not start: another one would fail likewise.
+    return STARTUP_FAILURE if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes) else 0
+
+
+def application() -> GatewayApplication:
+    """The application of this process; uvicorn calls it in each worker, with the environment of the program."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        # A worker holds both ends of uvicorn's pipe, so it would outlive a parent that was killed. SIGTERM, because
+        # requests under way may still be answered.
+        die_with_parent(parent.pid or 0, with_signal=signal.SIGTERM)
+        configure_logging(service="gateway")
+    settings = GatewaySettings.from_environment(os.environ)
+    BoundedHttpProtocol.max_connections = _possible_connections(settings.max_connections)
+    app = build_application(settings, on_failure=lambda: signal.raise_signal(signal.SIGTERM))
+    # Modules and routes are never freed; later collections need not visit them during requests.
+    gc.collect()
+    gc.freeze()
+    return app
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket, listening before any worker runs: connections wait in its backlog until one accepts them."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG_CONNECTIONS, dualstack_ipv6=dual)
+    except OSError as error:
+        raise ListenError(
+            f"listen_host, listen_port: {host}:{port} cannot be listened on ({error.strerror}); "
+            "stop what uses it, or choose another address (port 0 takes any free one)"
+        ) from error
+
+
+def _url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write a file so that a reader sees all of it or none."""
+    partial_file = file.with_name(f".{file.name}.{os.getpid()}")
+    partial_file.write_text(text)
+    partial_file.replace(file)
+
+
+def _possible_connections(wanted: int) -> int:
+    """As many of the wanted connections as this process may have open files for, with what else it opens."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, soft - _OTHER_FILES)
+    return wanted

@@ -1,1 +1,0 @@
-"""The processes of a gateway: servers and the projector."""

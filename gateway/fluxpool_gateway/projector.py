@@ -1,0 +1,89 @@
+"""`python -m fluxpool_gateway.projector`: the one process that writes the task store, until SIGTERM.
+
+Configured as the server is. One projects for each database; any other waits for its lock and takes over. Its heartbeat
+in the store says how it is: the servers show that by `/readyz` and `/metrics`. Continues in `projection.store_keeper`.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fluxpool_contract.settings import SettingsError
+from fluxpool_gateway.projection.store_keeper import StoreKeeper
+from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
+from fluxpool_gateway.store.migration import DatabaseFileError
+from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
+from fluxpool_transport.process import configure_logging
+
+LOCK_SUFFIX: Final = ".projector-lock"
+_LOCK_INTERVAL_SECONDS: Final = 0.5
+_NICENESS: Final = 15
+"""On a busy machine accepting requests comes before projecting them: a projection catches up, a client gives up."""
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+def main() -> int:
+    """Project until SIGTERM; returns the exit status, 2 when the settings or the database file are wrong."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        settings = GatewaySettings.from_environment(os.environ)
+        librdkafka_options(settings.kafka, client_id="settings-check")
+        configure_logging(service="gateway-projector")
+        # It logs every start; failures are raised.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        with suppress(PermissionError):
+            os.nice(_NICENESS)
+        _project(settings, stopping)
+    except (SettingsError, KafkaCredentialsError, DatabaseFileError) as error:
+        sys.stderr.write(f"fluxpool-gateway: {error}\n")
+        return EXIT_CONFIGURATION
+    logger.info("projector_stopped")
+    return 0
+
+
+def _project(settings: GatewaySettings, stopping: threading.Event) -> None:
+    """Raises `DatabaseFileError` when the file cannot be opened at the start."""
+    file = settings.database_file
+    lock_file = file.with_name(file.name + LOCK_SUFFIX)
+    try:
+        # Only a projector makes a lock: a file without one was never a store, and is not ours to move aside.
+        is_foreign = file.exists() and not lock_file.exists()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(lock_file, stopping):
+            StoreKeeper(settings, stopping=stopping, is_foreign=is_foreign).run()
+    except OSError as error:
+        raise DatabaseFileError(f"database_file: {file} cannot be used ({error.strerror}); choose another") from error
+
+
+@contextmanager
+def _lock(lock_file: Path, stopping: threading.Event) -> Iterator[None]:
+    """Hold the lock of the database, or wait for it until `stopping`. The kernel releases it however this ends."""
+    with lock_file.open("a") as lock:
+        standby = False
+        while not stopping.is_set():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not standby:
+                    standby = True
+                    logger.info("projector_standby", lock_file=str(lock_file))
+            # Polled, because a signal handler in Python cannot end a blocking flock.
+            stopping.wait(_LOCK_INTERVAL_SECONDS)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())
