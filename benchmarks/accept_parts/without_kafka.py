@@ -10,8 +10,9 @@ from typing import Any
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_gateway.http.submission import PATH, Receive, Scope, Send, Submission
-from fluxpool_gateway.tasks.recent_tasks import RecentTasks
+from fluxpool_gateway.http.request_context import Send
+from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission
+from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
 

@@ -31,8 +31,7 @@ from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_contract.settings.environment import EnvironmentSettings, SettingsError
 from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, Lane, WorkerSettings
 from fluxpool_gateway.http.generation_request import parse_request
-from fluxpool_gateway.http.openapi import PROBLEM_SCHEMA
-from fluxpool_gateway.http.problem import ProblemCode
+from fluxpool_gateway.http.problem import ProblemCode, ProblemDocument
 from fluxpool_gateway.settings import GatewaySettings
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +195,8 @@ def _check_task(text: str) -> None:
 
 def _check_problem(text: str) -> None:
     problem = json.loads(text)
-    assert set(PROBLEM_SCHEMA["required"]) <= problem.keys() <= PROBLEM_SCHEMA["properties"].keys()
+    ProblemDocument.model_validate(problem)
+    assert problem.keys() <= ProblemDocument.model_fields.keys()
     assert problem["error"]["code"] in set(ProblemCode)
 
 

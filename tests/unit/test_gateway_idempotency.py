@@ -173,7 +173,7 @@ async def test_an_unknown_outcome_may_be_repeated_with_the_same_body_alone(
     kafka: Kafka, start: Callable[[], Process]
 ) -> None:
     process = start()
-    unknown = Problem(status=503, code=ProblemCode.QUEUE_UNAVAILABLE, detail="not confirmed")  # type: ignore[arg-type]
+    unknown = Problem(ProblemCode.QUEUE_UNAVAILABLE, "not confirmed")
     process.fault = ProblemError(unknown)
     assert await process.submit(ONE) == "queue_unavailable"
     process.fault = None
@@ -189,7 +189,7 @@ async def test_an_unknown_outcome_may_be_repeated_with_the_same_body_alone(
 
 async def test_what_was_certainly_not_written_leaves_the_key_free(kafka: Kafka, start: Callable[[], Process]) -> None:
     process = start()
-    full = Problem(status=503, code=ProblemCode.QUEUE_UNAVAILABLE, detail="full")  # type: ignore[arg-type]
+    full = Problem(ProblemCode.QUEUE_UNAVAILABLE, "full")
     process.fault = UnwrittenError(ProblemError(full))
     assert await process.submit(ONE) == "queue_unavailable"
     process.fault = None
@@ -201,7 +201,7 @@ async def test_a_certain_refusal_does_not_make_an_earlier_unknown_outcome_known(
     kafka: Kafka, start: Callable[[], Process]
 ) -> None:
     process = start()
-    problem = Problem(status=503, code=ProblemCode.QUEUE_UNAVAILABLE, detail="")  # type: ignore[arg-type]
+    problem = Problem(ProblemCode.QUEUE_UNAVAILABLE, "")
     for fault in (ProblemError(problem), UnwrittenError(ProblemError(problem))):
         process.fault = fault
         assert await process.submit(ONE) == "queue_unavailable"

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
-from fluxpool_gateway.http.app import build_application, run_or_fail
+from fluxpool_gateway.http.app import BackgroundPartError, build_application, run_or_fail
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
@@ -25,9 +26,8 @@ from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
-from fluxpool_gateway.tasks.lookup import AsyncTaskStore, TaskLookup
-from fluxpool_gateway.tasks.producer import TaskProducer
-from fluxpool_gateway.tasks.recent_tasks import RecentTasks
+from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTasks, TaskLookup
+from fluxpool_transport.kafka.admin import KafkaAdmin
 from fluxpool_transport.storage.object_store import open_object_store
 
 IMAGE = b"\x89PNG and so on"
@@ -48,7 +48,7 @@ class Gateway:
         self.writer.apply([(("topic", 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1)
 
     def succeed(self, **image: Any) -> None:
-        """Apply the result of a task with one image, as whoever writes to the results topic tells it."""
+        """Apply the result of a task with one image, as any producer may write it."""
         described: dict[str, Any] = {
             "index": 0,
             "url": "http://images/0.png",
@@ -105,7 +105,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
         app.state.services = Services(
             lookup=TaskLookup(store=store, recent=RecentTasks(asyncio.get_running_loop().time), barrier=barrier),
             store=store,
-            watch=BrokerWatch(TaskProducer({}, deadline_seconds=1), ()),
+            watch=BrokerWatch(await KafkaAdmin.open(settings.kafka, client_id="test"), ()),
             objects=open_object_store(storage),
             public_url=None,
         )
@@ -242,6 +242,47 @@ async def test_a_failure_of_ours_is_a_problem_document_and_the_connection_goes_o
     assert (answer.status_code, answer.json()["correlation_id"]) == (500, "mine")
     assert answer.headers["x-request-id"] == "mine"
     assert "connection" not in answer.headers
+
+
+async def test_the_openapi_document_declares_every_problem_as_problem_json(gateway: Gateway) -> None:
+    document = (await gateway.client.get("/openapi.json")).json()
+    operations = {
+        (method, path): operation for path, item in document["paths"].items() for method, operation in item.items()
+    }
+    hot = operations["post", "/v1/generations"]
+    assert set(hot["responses"]) == {"202", "400", "408", "409", "413", "414", "415", "422", "431", "503"}
+    assert set(hot["responses"]["202"]["headers"]) == {"Location", "Retry-After"}
+    assert {parameter["name"] for parameter in hot["parameters"]} == {"Idempotency-Key", "traceparent"}
+    problems = [
+        response["content"].keys()
+        for (_, path), operation in operations.items()
+        if path.startswith("/v1/")
+        for status, response in operation["responses"].items()
+        if int(status) >= 400 and "HTTPValidationError" not in str(response)
+    ]
+    assert len(problems) == 14
+    assert all(media_types == {"application/problem+json"} for media_types in problems)
+    names = set(document["components"]["schemas"])
+    assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names
+
+
+async def test_an_application_whose_background_part_failed_ends_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(_watch: BrokerWatch) -> None:
+        raise ValueError("never thought of")
+
+    monkeypatch.setattr(BrokerWatch, "run", fails)
+    settings = GatewaySettings(
+        kafka=KafkaConnection(bootstrap_servers=("127.0.0.1:1",)),
+        storage=StorageSettings(url=(tmp_path / "images").as_uri()),
+        database_file=tmp_path / "tasks.sqlite",
+    )
+    failed = asyncio.Event()
+    app = build_application(settings, on_failure=failed.set)
+    with pytest.raises(BackgroundPartError):
+        async with app.router.lifespan_context(app):
+            await asyncio.wait_for(failed.wait(), 30)
 
 
 @pytest.mark.parametrize("raises", [True, False])

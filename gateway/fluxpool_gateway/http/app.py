@@ -11,16 +11,14 @@ from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from fluxpool_contract.bounds import cut_text
-from fluxpool_gateway.http.openapi import add_submission
-from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
-from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id_of, find_header
+from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, Send, correlation_id_of, find_header
 from fluxpool_gateway.http.routes import Services, router
-from fluxpool_gateway.http.submission import PATH, Receive, Scope, Send, Submission
+from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission
 from fluxpool_gateway.projection import metrics
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
@@ -28,15 +26,15 @@ from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, ReservationFile
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
-from fluxpool_gateway.tasks.lookup import AsyncTaskStore, TaskLookup, TaskTopicEnds
+from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
-from fluxpool_gateway.tasks.recent_tasks import RecentTasks
 from fluxpool_transport.kafka import KafkaAdmin, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import open_object_store
 
 CLIENT_ID: Final = "fluxpool-gateway"
 MAX_SHOWN_PATH_BYTES: Final = 200
+_PROBLEM_SCHEMA: Final = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -68,13 +66,14 @@ class GatewayApplication(FastAPI):
             logger.exception("request_failed", correlation_id=correlation_id, error_type=type(error).__name__)
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, the hot route included."""
-        if self.openapi_schema is None:
-            document = get_openapi(
-                title=self.title, version=self.version, description=self.description, routes=self.routes
-            )
-            self.openapi_schema = add_submission(document)
-        return self.openapi_schema
+        """The OpenAPI document; FastAPI declares problems as `application/json`, here they get their media type."""
+        document = super().openapi()
+        for operation in (operation for path in document["paths"].values() for operation in path.values()):
+            for response in operation["responses"].values():
+                content = response.get("content", {})
+                if content.get("application/json", {}).get("schema") == _PROBLEM_SCHEMA:
+                    content[MEDIA_TYPE] = content.pop("application/json")
+        return document
 
 
 class BackgroundPartError(Exception):
@@ -137,7 +136,7 @@ async def _running(
     ends = TaskTopicEnds(admin, settings.topics)
     recent = RecentTasks(loop.time)
     partitioner = LoadAwarePartitioner(settings.kafka, settings.groups())
-    watch = BrokerWatch(producer, task_topics(settings.topics))
+    watch = BrokerWatch(admin, task_topics(settings.topics))
     producer.start()
     try:
         async with asyncio.TaskGroup() as group:
@@ -176,7 +175,6 @@ async def _running(
             await producer.stop()
             await reservations.close()
     finally:
-        ends.close()
         store.close()
 
 
@@ -225,7 +223,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     path = cut_text(request.scope["path"], MAX_SHOWN_PATH_BYTES)
     detail = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
     headers = [(name, "GET, HEAD" if (name, value) == ("Allow", "GET") else value) for name, value in _items(error)]
-    return _answer(request, Problem(status=status, code=code, detail=detail, headers=headers))
+    return _answer(request, Problem(code, detail, headers=headers, other_status=status))
 
 
 def _items(error: HTTPException) -> Iterable[tuple[str, str]]:
@@ -236,8 +234,7 @@ async def _on_failure(request: Request, _error: Exception) -> Response:
     return _answer(
         request,
         Problem(
-            status=HTTPStatus.INTERNAL_SERVER_ERROR,
-            code=ProblemCode.INTERNAL,
-            detail="the gateway failed on this request; its log says why, under the same x-request-id",
+            ProblemCode.INTERNAL,
+            "the gateway failed on this request; its log says why, under the same x-request-id",
         ),
     )

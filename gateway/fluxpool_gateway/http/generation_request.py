@@ -1,21 +1,26 @@
-"""The body of a submission: from bytes to a checked request, and from that to the value of a Kafka record.
+"""A submission's body: from bytes to a validated request, and from that to the value and headers of a Kafka record.
 
-Pure. Owns the HTTP names of fields and the verdict on a bad body; the limits themselves are the contract's.
+Pure. Owns the HTTP names of fields and the answer to an invalid body; the limits themselves are the contract's.
 """
 
+from collections.abc import Iterable
+from datetime import datetime
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Annotated, Final
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
+from fluxpool_contract import header_names
 from fluxpool_contract.json_body import without_bom
-from fluxpool_contract.messages import MAX_STEPS, MAX_TASK_BYTES, GenerationParameters
+from fluxpool_contract.messages import DEFAULT_TENANT, MAX_STEPS, MAX_TASK_BYTES, GenerationParameters, format_time
 from fluxpool_contract.problems import FieldProblem, explain, summarize
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError, invalid_header
 
 MAX_BODY_BYTES: Final = MAX_TASK_BYTES
 MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
+EVENT_SOURCE: Final = "/fluxpool/gateway"
+_MAX_TRACE_BYTES: Final = 512
 
 
 class Priority(StrEnum):
@@ -70,6 +75,41 @@ def render_task(request: GenerationRequest, request_id: str) -> bytes:
     return value
 
 
+# Encoded once: only ids and times differ between records.
+_CONSTANT_HEADERS: Final = [
+    (header_names.CE_SPECVERSION, b"1.0"),
+    (header_names.CE_TYPE, header_names.TYPE_REQUESTED.encode()),
+    (header_names.CE_SOURCE, EVENT_SOURCE.encode()),
+    (header_names.CONTENT_TYPE, b"application/json"),
+    (header_names.TENANT, DEFAULT_TENANT.encode()),
+]
+_PRIORITY_HEADER: Final = {priority: (header_names.PRIORITY, priority.value.encode()) for priority in Priority}
+
+
+def render_headers(
+    request_id: str, priority: Priority, *, accepted_at: datetime, trace: Iterable[tuple[str, bytes | None]]
+) -> list[tuple[str, bytes]]:
+    """The same headers as `cloud_event_headers` and `render_envelope` give, at less cost for each record.
+
+    `trace` is traceparent and then tracestate, as received; what is invalid ends it.
+    """
+    time_text = format_time(accepted_at).encode()
+    encoded_id = request_id.encode()
+    rendered = [
+        *_CONSTANT_HEADERS,
+        (header_names.CE_ID, encoded_id),
+        (header_names.CE_SUBJECT, encoded_id),
+        (header_names.CE_TIME, time_text),
+        (header_names.FIRST_SEEN, time_text),
+        _PRIORITY_HEADER[priority],
+    ]
+    for name, value in trace:
+        if value is None or len(value) > _MAX_TRACE_BYTES or not value.isascii():
+            break
+        rendered.append((name, value))
+    return rendered
+
+
 def check_idempotency_key(raw: bytes) -> str:
     """The key itself; raises `ProblemError` (400) when it is empty, too long or not printable ASCII."""
     if not (0 < len(raw) <= MAX_IDEMPOTENCY_KEY_CHARACTERS and all(0x21 <= byte <= 0x7E for byte in raw)):
@@ -77,23 +117,15 @@ def check_idempotency_key(raw: bytes) -> str:
             "Idempotency-Key",
             f"must be 1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable ASCII characters without blanks, such as a UUID",
         )
-        raise ProblemError(
-            Problem(
-                status=HTTPStatus.BAD_REQUEST,
-                code=ProblemCode.INVALID_REQUEST,
-                detail=str(problem),
-                fields=[problem],
-            )
-        )
+        raise ProblemError(invalid_header(problem))
     return raw.decode("ascii")
 
 
 def body_too_large() -> Problem:
     """The refusal of a body past the limit."""
     return Problem(
-        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        code=ProblemCode.PAYLOAD_TOO_LARGE,
-        detail=f"the request may be at most {MAX_BODY_BYTES} bytes long, with its request_id; shorten the prompt",
+        ProblemCode.PAYLOAD_TOO_LARGE,
+        f"the request may be at most {MAX_BODY_BYTES} bytes long, with its request_id; shorten the prompt",
         headers=[("connection", "close")],
     )
 
@@ -101,15 +133,14 @@ def body_too_large() -> Problem:
 def _refusal(error: ValidationError, body: bytes) -> Problem:
     kinds = {item["type"] for item in error.errors(include_url=False, include_context=False, include_input=False)}
     problems = [_http_words(problem) for problem in explain(error, body=body)]
-    if kinds & {"json_invalid", "model_type"}:
-        status, code = HTTPStatus.BAD_REQUEST, ProblemCode.INVALID_REQUEST
-    elif kinds == {"extra_forbidden"}:
-        status, code = HTTPStatus.BAD_REQUEST, ProblemCode.UNSUPPORTED_PARAMETER
-    elif problems[0].field in {"width", "height"}:
-        status, code = HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID_SIZE
-    else:
-        status, code = HTTPStatus.UNPROCESSABLE_ENTITY, ProblemCode.INVALID_REQUEST
-    return Problem(status=status, code=code, detail=summarize(problems), fields=problems)
+    status, code = None, ProblemCode.INVALID_REQUEST
+    if kinds == {"extra_forbidden"}:
+        code = ProblemCode.UNSUPPORTED_PARAMETER
+    elif not kinds & {"json_invalid", "model_type"}:
+        if problems[0].field in {"width", "height"}:
+            code = ProblemCode.INVALID_SIZE
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return Problem(code, summarize(problems), fields=problems, other_status=status)
 
 
 def _http_words(problem: FieldProblem) -> FieldProblem:

@@ -1,15 +1,17 @@
-"""Error answers: RFC 9457 problem documents with an `error` member that OpenAI clients read.
+"""Error responses: RFC 9457 problem documents with an `error` member that OpenAI clients read.
 
-Owns the shape and the closed set of codes. Knows nothing of routes, and takes no decision about who is at fault.
+Owns the document, its schema and the closed set of codes. Knows nothing of routes.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict
 
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.problems import FieldProblem
@@ -19,71 +21,68 @@ TYPE_PREFIX = "urn:fluxpool:problem:"
 MAX_DETAIL_BYTES: Final = 1024
 """The text appears twice in a document; `errors` names each problem anyway."""
 MAX_INSTANCE_BYTES: Final = 512
+RETRY_AFTER_SECONDS: Final = 1
+"""Kafka and the store answer within a second again in most outages that a retry outlives."""
 
 
 class ProblemCode(StrEnum):
     """The stable name of a refused request; clients branch on it."""
 
-    INVALID_REQUEST = "invalid_request"
-    INVALID_SIZE = "invalid_size"
-    UNSUPPORTED_PARAMETER = "unsupported_parameter"
-    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
-    PAYLOAD_TOO_LARGE = "payload_too_large"
-    URI_TOO_LONG = "uri_too_long"
-    HEADERS_TOO_LARGE = "headers_too_large"
-    REQUEST_TIMEOUT = "request_timeout"
-    TOO_MANY_CONNECTIONS = "too_many_connections"
-    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
-    IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress"
-    NOT_FOUND = "not_found"
-    METHOD_NOT_ALLOWED = "method_not_allowed"
-    NOT_FINISHED = "not_finished"
-    NO_IMAGES = "no_images"
-    QUEUE_UNAVAILABLE = "queue_unavailable"
-    STORE_UNAVAILABLE = "store_unavailable"
-    STORAGE_FAILED = "storage_failed"
-    INTERNAL = "internal"
+    status: HTTPStatus
+    summary: str
+
+    def __new__(cls, code: str, status: int, summary: str) -> Self:
+        """A code with its HTTP status and the `title` of its documents."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.status = HTTPStatus(status)
+        member.summary = summary
+        return member
+
+    INVALID_REQUEST = "invalid_request", 400, "The request is not valid"
+    INVALID_SIZE = "invalid_size", 422, "The image size is not possible"
+    UNSUPPORTED_PARAMETER = "unsupported_parameter", 400, "The request holds an unknown field"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", 415, "The request body is not plain JSON"
+    PAYLOAD_TOO_LARGE = "payload_too_large", 413, "The request body is too large"
+    URI_TOO_LONG = "uri_too_long", 414, "The address is too long"
+    HEADERS_TOO_LARGE = "headers_too_large", 431, "The headers are too large"
+    REQUEST_TIMEOUT = "request_timeout", 408, "The request did not arrive in time"
+    TOO_MANY_CONNECTIONS = "too_many_connections", 503, "Too many connections are open"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict", 422, "The Idempotency-Key was used for another request"
+    IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress", 409, "Another request with this Idempotency-Key is in progress"
+    NOT_FOUND = "not_found", 404, "There is nothing at this address"
+    METHOD_NOT_ALLOWED = "method_not_allowed", 405, "The method is not allowed here"
+    NOT_FINISHED = "not_finished", 409, "The task is not finished"
+    NO_IMAGES = "no_images", 409, "The task has no images"
+    QUEUE_UNAVAILABLE = "queue_unavailable", 503, "The queue is not available"
+    STORE_UNAVAILABLE = "store_unavailable", 503, "The state of tasks is not available"
+    STORAGE_FAILED = "storage_failed", 503, "The image store is not available"
+    INTERNAL = "internal", 500, "The gateway failed"
 
 
-_TITLES: Final = {
-    ProblemCode.INVALID_REQUEST: "The request is not valid",
-    ProblemCode.INVALID_SIZE: "The image size is not possible",
-    ProblemCode.UNSUPPORTED_PARAMETER: "The request holds an unknown field",
-    ProblemCode.UNSUPPORTED_MEDIA_TYPE: "The request body is not plain JSON",
-    ProblemCode.PAYLOAD_TOO_LARGE: "The request body is too large",
-    ProblemCode.URI_TOO_LONG: "The address is too long",
-    ProblemCode.HEADERS_TOO_LARGE: "The headers are too large",
-    ProblemCode.REQUEST_TIMEOUT: "The request did not arrive in time",
-    ProblemCode.TOO_MANY_CONNECTIONS: "Too many connections are open",
-    ProblemCode.IDEMPOTENCY_CONFLICT: "The Idempotency-Key was used for another request",
-    ProblemCode.IDEMPOTENCY_IN_PROGRESS: "Another request with this Idempotency-Key is in progress",
-    ProblemCode.NOT_FOUND: "There is nothing at this address",
-    ProblemCode.METHOD_NOT_ALLOWED: "The method is not allowed here",
-    ProblemCode.NOT_FINISHED: "The task is not finished",
-    ProblemCode.NO_IMAGES: "The task has no images",
-    ProblemCode.QUEUE_UNAVAILABLE: "The queue is not available",
-    ProblemCode.STORE_UNAVAILABLE: "The state of tasks is not available",
-    ProblemCode.STORAGE_FAILED: "The image store is not available",
-    ProblemCode.INTERNAL: "The gateway failed",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One refusal, complete but for the ids of the request it answers."""
 
-    status: HTTPStatus
     code: ProblemCode
     detail: str
+    _: KW_ONLY
     fields: Sequence[FieldProblem] = ()
-    headers: Sequence[tuple[str, str]] = field(default=())
+    headers: Sequence[tuple[str, str]] = ()
+    other_status: HTTPStatus | None = None
+    """Instead of the code's own."""
+
+    @property
+    def status(self) -> HTTPStatus:
+        """Of the response."""
+        return self.other_status or self.code.status
 
     def render(self, *, correlation_id: str, instance: str | None = None) -> bytes:
         """The JSON document; `instance` is the path asked for, `correlation_id` the `x-request-id` of the answer."""
         detail = cut_text(self.detail, MAX_DETAIL_BYTES)
         document: dict[str, Any] = {
             "type": TYPE_PREFIX + self.code.replace("_", "-"),
-            "title": _TITLES[self.code],
+            "title": self.code.summary,
             "status": self.status.value,
             "detail": detail,
         }
@@ -102,9 +101,53 @@ class Problem:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
+def unavailable(code: ProblemCode, detail: str) -> Problem:
+    """503 with `Retry-After`: the same request may succeed later."""
+    return Problem(code, detail, headers=[("retry-after", str(RETRY_AFTER_SECONDS))])
+
+
+def invalid_header(problem: FieldProblem) -> Problem:
+    """400 for one header."""
+    return Problem(ProblemCode.INVALID_REQUEST, str(problem), fields=[problem])
+
+
 class ProblemError(Exception):
     """Ends a route with a problem document."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         super().__init__(problem.detail)
+
+
+class FieldProblemDocument(BaseModel):
+    """One field and what is wrong with it."""
+
+    pointer: str
+    detail: str
+
+
+class OpenAIError(BaseModel):
+    """The error as clients of the OpenAI API read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ProblemDocument(BaseModel):
+    """The schema of `Problem.render` for the OpenAPI document; it renders nothing, because it would cost more."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = ""
+    """Path of the request; absent when it is unknown."""
+    correlation_id: str
+    """The `x-request-id` of this response."""
+    errors: list[FieldProblemDocument] = []
+    """Each invalid field; absent when no field is at fault."""
+    error: OpenAIError

@@ -8,7 +8,6 @@ requests; knows no route. Complete requests continue in `http.app`.
 import asyncio
 import math
 from collections.abc import Iterable
-from http import HTTPStatus
 from typing import Any, Final, cast
 from urllib.parse import unquote
 from weakref import WeakSet
@@ -19,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES, body_too_large
-from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode
+from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, unavailable
 from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id_of, find_header
 
 MAX_TARGET_BYTES: Final = 16 * 1024
@@ -352,51 +351,42 @@ def _check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 def _malformed(reason: object) -> Problem:
     return Problem(
-        status=HTTPStatus.BAD_REQUEST,
-        code=ProblemCode.INVALID_REQUEST,
-        detail=f"this is not a valid HTTP request: {reason}",
+        ProblemCode.INVALID_REQUEST,
+        f"this is not a valid HTTP request: {reason}",
     )
 
 
 def _incomplete() -> Problem:
     return Problem(
-        status=HTTPStatus.BAD_REQUEST,
-        code=ProblemCode.INVALID_REQUEST,
-        detail="the connection was closed before the request was complete; nothing was accepted",
+        ProblemCode.INVALID_REQUEST,
+        "the connection was closed before the request was complete; nothing was accepted",
     )
 
 
 def _timed_out(part: str, seconds: float) -> Problem:
     return Problem(
-        status=HTTPStatus.REQUEST_TIMEOUT,
-        code=ProblemCode.REQUEST_TIMEOUT,
-        detail=f"the {part} of the request did not arrive within {seconds:g} s; nothing was accepted",
+        ProblemCode.REQUEST_TIMEOUT,
+        f"the {part} of the request did not arrive within {seconds:g} s; nothing was accepted",
     )
 
 
 def _target_too_long() -> Problem:
     return Problem(
-        status=HTTPStatus.REQUEST_URI_TOO_LONG,
-        code=ProblemCode.URI_TOO_LONG,
-        detail=f"the address of a request may be at most {MAX_TARGET_BYTES} bytes long",
+        ProblemCode.URI_TOO_LONG,
+        f"the address of a request may be at most {MAX_TARGET_BYTES} bytes long",
     )
 
 
 def _head_too_large() -> Problem:
     return Problem(
-        status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        code=ProblemCode.HEADERS_TOO_LARGE,
-        detail=f"the headers of a request may be at most {MAX_HEAD_BYTES} bytes long, all together",
+        ProblemCode.HEADERS_TOO_LARGE,
+        f"the headers of a request may be at most {MAX_HEAD_BYTES} bytes long, all together",
     )
 
 
 def _too_many_connections() -> Problem:
-    return Problem(
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
-        code=ProblemCode.TOO_MANY_CONNECTIONS,
-        detail="too many connections are open; close idle ones, or try again",
-        headers=[("retry-after", "1")],
-    )
+    detail = "too many connections are open; close idle ones, or try again"
+    return unavailable(ProblemCode.TOO_MANY_CONNECTIONS, detail)
 
 
 def _sweep_regularly(state: ServerState, loop: asyncio.AbstractEventLoop) -> None:

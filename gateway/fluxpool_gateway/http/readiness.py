@@ -1,31 +1,29 @@
-"""Whether this process can accept requests and tell of them: what `/readyz` says, part by part.
+"""Readiness: whether this process can accept requests and show their tasks; what `/readyz` says, part by part.
 
-Also keeps the partition counts that submissions need, since both come from the same question to a broker.
+Also holds the partition counts that submissions need, since both come from the same request to a broker.
 """
 
 import asyncio
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import structlog
-from confluent_kafka import KafkaException
 from pydantic import BaseModel, ConfigDict
 
+from fluxpool_gateway.projection.topics import TopicLayout, read_layouts
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_store import Quarantine
 from fluxpool_gateway.tasks.lookup import AsyncTaskStore
-from fluxpool_gateway.tasks.producer import TaskProducer
+from fluxpool_transport.kafka import KafkaAdmin, KafkaUnavailableError
 
-QUESTION_INTERVAL_SECONDS: Final = 1.0
-QUESTION_TIMEOUT_SECONDS: Final = 2.0
+READ_INTERVAL_SECONDS: Final = 1.0
 MAX_ANSWER_AGE_SECONDS: Final = 5.0
-"""A question, its timeout and a moment more: an older answer means that the asking itself hangs."""
+"""A request, its timeout (2 s) and a moment more: an older answer means that the reading itself hangs."""
 MAX_HEARTBEAT_AGE_SECONDS: Final = 10.0
 """The projector beats every second, but one batch of a busy machine may take some."""
 MAX_BEHIND_SECONDS: Final = 30.0
-"""So long may the projection be behind without a break before clients had better ask elsewhere."""
+"""Longer without a break, clients had better use another gateway."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -49,53 +47,49 @@ class Readiness(BaseModel):
 
 
 class BrokerWatch:
-    """Asks a broker for the task topics every second, for readiness and for the number of partitions."""
+    """Reads the task topics' metadata every second, for readiness and for the number of partitions."""
 
-    def __init__(self, producer: TaskProducer, topics: Iterable[str]) -> None:
-        self._producer = producer
+    def __init__(self, admin: KafkaAdmin, topics: Iterable[str]) -> None:
+        self._admin = admin
         self._topics = tuple(topics)
         self._counts: dict[str, int] = {}
-        self._failure: str | None = "not asked yet"
+        self._failure: str | None = "not read yet"
         self._answered_at = 0.0
 
     def partition_count(self, topic: str) -> int | None:
-        """How many partitions the topic has by the latest answer; None before the first."""
+        """How many partitions the topic had in the latest answer; None before the first."""
         return self._counts.get(topic)
 
     async def run(self) -> None:
-        """Ask until cancelled."""
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="broker-watch")
-        try:
-            while True:
-                await self.ask(executor)
-                await asyncio.sleep(QUESTION_INTERVAL_SECONDS)
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+        """Read until cancelled."""
+        while True:
+            await self._read()
+            await asyncio.sleep(READ_INTERVAL_SECONDS)
 
-    async def ask(self, executor: ThreadPoolExecutor) -> None:
-        """Ask once."""
-        loop = asyncio.get_running_loop()
+    async def _read(self) -> None:
         failure = None
-        for topic in self._topics:
-            try:
-                self._counts[topic] = await loop.run_in_executor(executor, self._count, topic)
-            except KafkaException as error:
-                failure = f"{topic}: {error.args[0].str()}"
+        try:
+            layouts = await read_layouts(self._admin, self._topics)
+        except KafkaUnavailableError as error:
+            failure = str(error)
+        else:
+            for topic, layout in layouts.items():
+                if isinstance(layout, TopicLayout):
+                    self._counts[topic] = len(layout.partitions)
+                else:
+                    failure = f"{topic}: {layout}"
         if failure != self._failure:
             logger.info("broker_readiness_changed", failure=failure)
         self._failure = failure
-        self._answered_at = loop.time()
+        self._answered_at = asyncio.get_running_loop().time()
 
     def readiness(self) -> PartReadiness:
-        """Whether a broker answered lately."""
+        """Whether a broker described the task topics lately."""
         if self._failure is not None:
             return PartReadiness(ready=False, detail=self._failure)
         if asyncio.get_running_loop().time() - self._answered_at > MAX_ANSWER_AGE_SECONDS:
             return PartReadiness(ready=False, detail="no broker answers")
         return PartReadiness(ready=True, detail="a broker knows the task topics")
-
-    def _count(self, topic: str) -> int:
-        return self._producer.partitions(topic, timeout_seconds=QUESTION_TIMEOUT_SECONDS)
 
 
 async def read_readiness(watch: BrokerWatch, store: AsyncTaskStore) -> Readiness:

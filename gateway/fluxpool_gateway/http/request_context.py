@@ -1,14 +1,17 @@
-"""What every answer carries whatever its route: the `x-request-id` and the address clients reach us by.
+"""What every response carries: the correlation id (`x-request-id`) and URLs; and the responses of the hot route.
 
-Knows ASGI's raw headers and nothing of tasks.
+Works on ASGI's raw headers and messages, without a framework.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
 
 from fluxpool_contract.messages import REQUEST_ID, new_request_id
+from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, Problem
 
 RawPairs = Iterable[tuple[bytes, bytes]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 CORRELATION_ID_HEADER = b"x-request-id"
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")
@@ -38,3 +41,25 @@ def base_url(*, public_url: str | None, scheme: str, host: bytes | None) -> str:
     if host is None or not _HOST.fullmatch(host):
         return "/"
     return f"{scheme}://{host.decode('ascii')}/"
+
+
+async def send_accepted(send: Send, *, request_id: str, base: str, correlation_id: str) -> None:
+    """202: the broker has acknowledged the record."""
+    status_url = f"{base}v1/generations/{request_id}".encode()
+    body = b'{"request_id":"%s","status":"queued","status_url":"%s"}' % (request_id.encode(), status_url)
+    extra = [(b"location", status_url), (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)]
+    await _send(send, 202, b"application/json", body, [(CORRELATION_ID_HEADER, correlation_id.encode()), *extra])
+
+
+async def send_problem(send: Send, problem: Problem, *, correlation_id: str, instance: str) -> None:
+    """The problem document; `instance` is the path of the request."""
+    body = problem.render(correlation_id=correlation_id, instance=instance)
+    extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers]
+    headers = [(CORRELATION_ID_HEADER, correlation_id.encode()), *extra]
+    await _send(send, problem.status.value, MEDIA_TYPE.encode(), body, headers)
+
+
+async def _send(send: Send, status: int, media_type: bytes, body: bytes, headers: RawPairs) -> None:
+    framing = ((b"content-type", media_type), (b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": [*framing, *headers]})
+    await send({"type": "http.response.body", "body": body})

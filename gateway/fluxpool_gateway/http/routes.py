@@ -1,21 +1,32 @@
-"""The routes that read: the state of a task, its images, and the health of the process."""
+"""The routes: the state of a task, its images, the health of the process; and the declaration of the hot route.
+
+`http.submission` answers the hot route; here it is declared for the OpenAPI document alone.
+"""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from fluxpool_contract.messages import MAX_IMAGES
-from fluxpool_gateway.http.openapi import problem_response
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.generation_request import GenerationRequest
+from fluxpool_gateway.http.problem import (
+    RETRY_AFTER_SECONDS,
+    Problem,
+    ProblemCode,
+    ProblemDocument,
+    ProblemError,
+    unavailable,
+)
 from fluxpool_gateway.http.readiness import BrokerWatch, Readiness, read_readiness
 from fluxpool_gateway.http.request_context import base_url, find_header
 from fluxpool_gateway.http.submission import PATH
-from fluxpool_gateway.tasks.lookup import RETRY_AFTER_SECONDS, AsyncTaskStore, TaskLookup
-from fluxpool_gateway.tasks.recent_tasks import RecentTask
+from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import TaskView, read_result
 from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 
@@ -50,13 +61,66 @@ def _services(request: Request) -> Services:
 
 WithServices = Annotated[Services, Depends(_services)]
 RequestIdInPath = Annotated[str, Path(description="Id of the task, as its submission was answered with.")]
-_READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    404: problem_response("No such task was ever accepted."),
-    503: problem_response("Not known at the moment; ask again."),
+
+
+def _problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ProblemDocument, "description": text} for status, text in descriptions.items()}
+
+
+_READ_PROBLEMS: Final = {404: "No such task was ever accepted.", 503: "Not known at the moment; ask again."}
+_SUBMIT_PROBLEMS: Final = {
+    400: "The body is not JSON, or holds a field that is not known.",
+    408: "The request did not arrive in time; nothing was accepted.",
+    409: "Another request with the same Idempotency-Key is in progress; repeat it after Retry-After.",
+    413: "The body is too large.",
+    414: "The address is too long.",
+    415: "The body is not application/json, or is encoded.",
+    422: "A value is not allowed, or the Idempotency-Key was used for another request; `errors` names each field.",
+    431: "The headers are too large.",
+    503: "The broker did not confirm in time: the outcome is unknown. Repeat it with the same Idempotency-Key.",
+}
+_ACCEPTED_HEADERS: Final = {
+    "Location": {"description": "URL of the task's state.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds to wait before the first poll.", "schema": {"type": "string"}},
 }
 
 
-@router.get(PATH + "/{request_id}", response_model=TaskView, responses=_READ_PROBLEMS, summary="The state of a task")
+class AcceptedGeneration(BaseModel):
+    """A queued task."""
+
+    request_id: str
+    status: Literal["queued"]
+    status_url: str
+
+
+@router.post(
+    PATH,
+    status_code=HTTPStatus.ACCEPTED,
+    response_description="Queued.",
+    responses={202: {"headers": _ACCEPTED_HEADERS}, **_problems(_SUBMIT_PROBLEMS)},
+    summary="Submit a request for images",
+)
+async def submit_generation(
+    request: GenerationRequest,
+    idempotency_key: Annotated[
+        str,
+        Header(
+            alias="Idempotency-Key",
+            description="1 to 255 printable ASCII characters; repeats with the same key are one task.",
+            min_length=1,
+            max_length=255,
+            pattern="^[!-~]+$",
+        ),
+    ] = "",
+    traceparent: Annotated[str, Header(description="W3C trace context.")] = "",
+) -> AcceptedGeneration:
+    """Answers once the request is durably queued."""
+    raise NotImplementedError("documents the route that `Submission` answers before FastAPI sees it")
+
+
+@router.get(
+    PATH + "/{request_id}", response_model=TaskView, responses=_problems(_READ_PROBLEMS), summary="The state of a task"
+)
 async def get_generation(request_id: RequestIdInPath, request: Request, services: WithServices) -> Response:
     """200 for every known task, also a failed one; `status` holds its state."""
     found = await services.lookup.find(request_id)
@@ -83,8 +147,12 @@ async def get_generation(request_id: RequestIdInPath, request: Request, services
     responses={
         200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}},
         304: {"description": "The image is the one that `If-None-Match` names."},
-        409: problem_response("The task is not finished (`not_finished`), or it ended without images (`no_images`)."),
-        **_READ_PROBLEMS,
+        **_problems(
+            {
+                409: "The task is not finished (`not_finished`), or it ended without images (`no_images`).",
+                **_READ_PROBLEMS,
+            }
+        ),
     },
 )
 async def get_image(
@@ -127,14 +195,8 @@ async def _stored(objects: ObjectStore, key: str) -> bytes | None:
     try:
         return await objects.get(key)
     except StorageUnavailableError as error:
-        raise ProblemError(
-            Problem(
-                status=HTTPStatus.SERVICE_UNAVAILABLE,
-                code=ProblemCode.STORAGE_FAILED,
-                detail="the image cannot be read at the moment; ask again",
-                headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
-            )
-        ) from error
+        detail = "the image cannot be read at the moment; ask again"
+        raise ProblemError(unavailable(ProblemCode.STORAGE_FAILED, detail)) from error
 
 
 @router.get("/healthz", summary="Whether the process is alive")
@@ -165,16 +227,15 @@ def _matches(if_none_match: str | None, etag: str) -> bool:
 
 def _not_finished(request_id: str) -> Problem:
     return Problem(
-        status=HTTPStatus.CONFLICT,
-        code=ProblemCode.NOT_FINISHED,
-        detail=f"task {request_id} is not finished; ask again later",
+        ProblemCode.NOT_FINISHED,
+        f"task {request_id} is not finished; ask again later",
         headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
     )
 
 
 def _no_images(detail: str) -> Problem:
-    return Problem(status=HTTPStatus.CONFLICT, code=ProblemCode.NO_IMAGES, detail=detail)
+    return Problem(ProblemCode.NO_IMAGES, detail)
 
 
 def _no_image(detail: str) -> Problem:
-    return Problem(status=HTTPStatus.NOT_FOUND, code=ProblemCode.NOT_FOUND, detail=detail)
+    return Problem(ProblemCode.NOT_FOUND, detail)

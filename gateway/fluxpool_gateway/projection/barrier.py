@@ -1,7 +1,7 @@
-"""Read-your-writes: whether the store has seen everything that was in the task topics when a question arrived.
+"""Read-your-writes: waits until the store has everything that was in the task topics when the wait began.
 
-A task that is acknowledged lies below the end of its topic, so once the projector is past that end, what is not in the
-store was never accepted. Knows nothing of HTTP or of single tasks.
+An acknowledged task lies below the end offset of its topic, so once the projector is past that end, what is not in the
+store was never accepted. Knows nothing of HTTP or of single tasks; used by `tasks.lookup` and `tasks.idempotency`.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ from fluxpool_gateway.store.task_store import LogPosition, Position
 
 DEADLINE_SECONDS: Final = 2.0
 ROUND_INTERVAL_SECONDS: Final = 0.05
-"""Questions that arrive within this time share one round, so that unknown ids cannot flood the brokers."""
+"""Callers within this time share one round, so that unknown ids cannot flood the brokers."""
 _POLL_SECONDS: Final = 0.02
 
 Positions = Callable[[], Awaitable[Mapping[Position, LogPosition]]]
 
 
 class BarrierNotReachedError(Exception):
-    """Whether the store is complete could not be found out in time."""
+    """The store did not catch up in time, or its state could not be read."""
 
 
 class ProjectionBarrier:
-    """Waits, for many questions at once, until the projection has caught up with Kafka."""
+    """Waits, for many callers at once, until the projection has caught up with Kafka."""
 
     def __init__(
         self,
@@ -49,22 +49,25 @@ class ProjectionBarrier:
 
         Raises `BarrierNotReachedError` after `deadline_seconds`.
         """
+        # Without an await in between, so that two callers cannot start two rounds.
         if self._next_round is None:
             self._next_round = asyncio.get_running_loop().create_future()
             self._group.create_task(self._round(self._next_round))
+        # A caller that is cancelled must not cancel the round of the others.
         await asyncio.shield(self._next_round)
 
     async def _round(self, outcome: asyncio.Future[None]) -> None:
         loop = asyncio.get_running_loop()
         try:
             await asyncio.sleep(max(0.0, self._next_start - loop.time()))
-            # From here on the ends are read: who asks later may know of a later record and needs a later round.
+            # The ends are read from here on: a later caller may know of a later record and needs the next round.
             self._next_round = None
             self._next_start = loop.time() + ROUND_INTERVAL_SECONDS
             async with asyncio.timeout(self._deadline_seconds):
+                # In this order: read after the ends, a position could be ahead of them by records produced meanwhile.
                 before = await self._projected()
                 ends = await self._ends()
-                # A projection that was further than its log is of a log that was cut since; it will be read again.
+                # A position past the end belongs to a log that was truncated since; the projector reads it again.
                 if _is_ahead(before, ends):
                     raise BarrierNotReachedError("the log of a topic was cut")
                 while not _reached(await self._projected(), ends):  # noqa: ASYNC110 - another process moves them
@@ -88,7 +91,7 @@ def _reached(projected: Mapping[Position, LogPosition], ends: Mapping[Position, 
 
 
 def _is_past(projected: LogPosition | None, end: LogPosition) -> bool:
-    """Whether everything before `end` was read; of a topic that had the name before, nothing was."""
+    """Whether everything before `end` was read; a position of a deleted topic of the same name counts for nothing."""
     if end.offset == 0:
         return True
     if projected is None or projected.offset < end.offset:

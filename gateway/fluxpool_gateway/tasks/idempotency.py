@@ -1,23 +1,22 @@
-"""Exactly one record for one idempotency key: who may write it, who waits for that, and who is refused.
+"""Exactly one record for one idempotency key: which request writes it, which waits for it, which is refused.
 
-The order of the questions is what makes it exact. The task store knows what Kafka has; what it does not know yet is in
-the reservations that all server processes of a gateway share; a reservation is made before the record is written and
-outlives its process. So one body wins, an equal one is answered with the winner's outcome, another one is refused at
-once. Between gateways with databases of their own the task store alone decides, as soon as it has the first record.
+The order of the checks makes it exact. The task store knows what Kafka has; what it does not know yet is in the
+reservations (`store.reservations`) that all server processes of a gateway share. A reservation is made before the
+record is written and outlives its process. So one body wins, an equal one gets the winner's outcome, another one is
+refused at once. Between gateways with databases of their own the task store alone decides, once it has the record.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
 from typing import Final, Protocol, assert_never
 
 import structlog
 
 from fluxpool_contract.messages import task_digest
 from fluxpool_contract.problems import FieldProblem
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, Problem, ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.reservations import (
@@ -34,11 +33,10 @@ from fluxpool_gateway.store.reservations import (
 from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.store.task_store import Heartbeat
 
-RETRY_AFTER_SECONDS: Final = 1
 GRACE_SECONDS: Final = 5.0
-"""What a process may take beyond the produce deadline to settle; past it the reservation counts as left behind."""
+"""Time to settle beyond the produce deadline; past it the process of the reservation counts as dead."""
 FRESH_SECONDS: Final = 60.0
-"""So long after its acknowledgement a task need not be in the store for the acknowledgement to be believed."""
+"""How long after its acknowledgement a task may be missing from the store without counting as lost."""
 KEPT_SECONDS: Final = 600.0
 """Reservations of accepted requests are kept so long at least, and until the store has been caught up after them."""
 PURGE_INTERVAL_SECONDS: Final = 1.0
@@ -47,11 +45,11 @@ _WAIT_INTERVAL_SECONDS: Final = 0.02
 
 logger = structlog.stdlib.get_logger(__name__)
 
-NEW_KEY: Final = "take a new key"
+NEW_KEY: Final = "use a new key"
 
 
 class TaskStore(Protocol):
-    """What is asked of the task store; `AsyncTaskStore` in service."""
+    """The reads of the task store that idempotency needs; `AsyncTaskStore` in production."""
 
     async def find(self, request_id: str) -> TaskState | None:
         """The task with this id as far as it is projected."""
@@ -69,7 +67,7 @@ class UnwrittenError(Exception):
 
 
 class Reservations:
-    """The shared file for one event loop: operations that arrive while it is written go into one transaction."""
+    """The reservation file for one event loop: operations that arrive during a transaction share the next one."""
 
     def __init__(self, file: ReservationFile) -> None:
         self._file = file
@@ -117,7 +115,7 @@ class Reservations:
 
 
 class Idempotency:
-    """Decides over requests with a key; one instance serves one process."""
+    """Deduplicates requests with a key; one instance serves one process."""
 
     def __init__(
         self,
@@ -143,8 +141,10 @@ class Idempotency:
         `write` raises `UnwrittenError` when there is no record, anything else when that is unknown.
         Raises `ProblemError`: 409 while another body is being written, 422 when one was, 503 when it cannot be known.
         """
+        # No await between the lookup and the entry, so that of two equal requests one finds the other.
         running = self._running.get((request_id, digest))
         if running is not None:
+            # The client of the first request may go away; its record is written all the same.
             await asyncio.shield(running)
             return
         running = self._running[request_id, digest] = asyncio.get_running_loop().create_future()
@@ -162,7 +162,7 @@ class Idempotency:
             del self._running[request_id, digest]
 
     async def purge(self) -> None:
-        """Remove reservations that nothing depends on any more, from time to time, until cancelled."""
+        """Remove reservations that the store has made redundant, every second, until cancelled."""
         while True:
             await asyncio.sleep(PURGE_INTERVAL_SECONDS)
             try:
@@ -178,6 +178,8 @@ class Idempotency:
         state = await self._find(request_id)
         if _is_stored(state, digest):
             return
+        # After the store, because a reservation outlives the projection of its record by `KEPT_SECONDS`: what neither
+        # has was never accepted.
         verdict = await self._reserve(request_id, digest)
         if verdict is Verdict.ACCEPTED:
             return
@@ -191,6 +193,7 @@ class Idempotency:
             elif state is not None and verdict is Verdict.GRANTED:
                 raise ProblemError(_conflict("was used for a request that is no longer stored"))
             else:
+                # Until the broker answers: a cancellation in mid-write leaves a record that may exist.
                 settled = RecordState.UNKNOWN
                 await write()
                 settled = RecordState.ACCEPTED
@@ -198,6 +201,7 @@ class Idempotency:
             settled = unwritten
             raise error.answer from error
         finally:
+            # Not awaited: the answer need not wait for the file. If it is lost, `until_ms` ends the reservation.
             self._reservations.apply(Settle(request_id=request_id, digest=digest, standing=settled))
 
     async def _reserve(self, request_id: str, digest: str) -> Verdict:
@@ -288,9 +292,8 @@ def _now_ms() -> int:
 def _conflict(reason: str) -> Problem:
     problem = FieldProblem("Idempotency-Key", f"{reason}; {NEW_KEY}")
     return Problem(
-        status=HTTPStatus.UNPROCESSABLE_ENTITY,
-        code=ProblemCode.IDEMPOTENCY_CONFLICT,
-        detail=str(problem),
+        ProblemCode.IDEMPOTENCY_CONFLICT,
+        str(problem),
         fields=[problem],
     )
 
@@ -303,18 +306,12 @@ def _unreadable(error: StoreUnavailableError) -> Problem:
 def _in_progress() -> Problem:
     problem = FieldProblem("Idempotency-Key", f"a request with another body and this key is in progress; {NEW_KEY}")
     return Problem(
-        status=HTTPStatus.CONFLICT,
-        code=ProblemCode.IDEMPOTENCY_IN_PROGRESS,
-        detail=str(problem),
+        ProblemCode.IDEMPOTENCY_IN_PROGRESS,
+        str(problem),
         fields=[problem],
         headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
     )
 
 
 def _unavailable(reason: str) -> Problem:
-    return Problem(
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
-        code=ProblemCode.STORE_UNAVAILABLE,
-        detail=f"{reason}; repeat the request with the same Idempotency-Key",
-        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
-    )
+    return unavailable(ProblemCode.STORE_UNAVAILABLE, f"{reason}; repeat the request with the same Idempotency-Key")

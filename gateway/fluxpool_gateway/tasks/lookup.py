@@ -1,12 +1,14 @@
-"""Finding a task so that "there is none" is only said when it is certain.
+"""Finds a task by its id, so that 404 is only answered when the task certainly was never accepted.
 
-The store first, then what this process accepted itself, then the barrier and the store once more.
+The store first, then what this process accepted itself, then the barrier (`projection.barrier`) and the store again.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeVar
 
 import structlog
@@ -15,23 +17,60 @@ from confluent_kafka.admin import OffsetSpec
 
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import REQUEST_ID
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.projection.topics import TopicLayout, read_layouts
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, Position, Quarantine
-from fluxpool_gateway.tasks.recent_tasks import RecentTask, RecentTasks
 from fluxpool_transport.kafka import KafkaAdmin, KafkaUnavailableError
 
 T = TypeVar("T")
 
-RETRY_AFTER_SECONDS: Final = 1
+MAX_RECENT_TASKS: Final = 50_000
+"""About 15 MB."""
+MAX_RECENT_SECONDS: Final = 60.0
 _READER_THREADS: Final = 4
 _REQUEST_SECONDS: Final = 2.0
 
 logger = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RecentTask:
+    """One accepted request."""
+
+    accepted_at: datetime
+    priority: str
+    expires_at_seconds: float
+
+
+class RecentTasks:
+    """What this process accepted in the last minute: answers a poll that is quicker than the projection.
+
+    A cache: bounded in count and age, lost with the process, asked only after the store.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` is monotonic, in seconds."""
+        self._clock = clock
+        self._tasks: OrderedDict[str, RecentTask] = OrderedDict()
+
+    def add(self, request_id: str, *, accepted_at: datetime, priority: str) -> None:
+        """Remember a request whose record the broker has acknowledged."""
+        tasks = self._tasks
+        tasks.setdefault(request_id, RecentTask(accepted_at, priority, self._clock() + MAX_RECENT_SECONDS))
+        if len(tasks) > MAX_RECENT_TASKS:
+            tasks.popitem(last=False)
+
+    def get(self, request_id: str) -> RecentTask | None:
+        """The request; None when it was dropped or never accepted here."""
+        task = self._tasks.get(request_id)
+        if task is not None and task.expires_at_seconds <= self._clock():
+            del self._tasks[request_id]
+            return None
+        return task
 
 
 class AsyncTaskStore:
@@ -67,52 +106,47 @@ class AsyncTaskStore:
 
 
 class TaskTopicEnds:
-    """Where the task topics end now, as the brokers say."""
+    """End offsets of the task topics, as the brokers know them now."""
 
     def __init__(self, admin: KafkaAdmin, topics: TopicNames) -> None:
         self._admin = admin
         self._topics = task_topics(topics)
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="topic-metadata")
 
     async def read(self) -> Mapping[Position, LogPosition]:
-        """The end of every partition; what lies before it was there when this was called.
+        """The end of every partition; what was acknowledged before this call lies before it.
 
         Raises `KafkaException` or `KafkaUnavailableError` when it cannot be read of every partition.
         """
-        positions = await asyncio.get_running_loop().run_in_executor(self._executor, self._partitions)
+        # Read for every round: a task may lie in a partition that was just added.
+        partitions = [
+            TopicPartition(topic, partition)
+            for topic, layout in (await self._layouts()).items()
+            for partition in layout.partitions
+        ]
         futures = self._admin.client.list_offsets(
-            {TopicPartition(topic, partition): OffsetSpec.latest() for topic, partition in positions},
+            dict.fromkeys(partitions, OffsetSpec.latest()),
             # As the projector reads: what an open transaction hides cannot be waited for.
             isolation_level=IsolationLevel.READ_COMMITTED,
             request_timeout=_REQUEST_SECONDS,
         )
         answers = await self._admin.settle(futures)
-        # Asked last: when a topic was made again meanwhile, the new id comes with an end that it may never reach, and
-        # the question is not answered. The other way round, "no such task" would be said of its tasks.
-        layouts = await read_layouts(self._admin, self._topics)
+        # Once more, after the offsets: when a topic was recreated meanwhile, the new id comes with an end that it may
+        # never reach, and there is no answer. With the id from before, 404 would be answered for its tasks.
+        layouts = await self._layouts()
         ends: dict[Position, LogPosition] = {}
         for position, answer in answers.items():
             if isinstance(answer, BaseException):
                 raise answer
-            layout = layouts[position.topic]
-            if not isinstance(layout, TopicLayout):
-                raise KafkaUnavailableError(f"topic {position.topic} cannot be read: {layout}")
-            ends[position.topic, position.partition] = LogPosition(answer.offset, layout.topic_id)
+            ends[position.topic, position.partition] = LogPosition(answer.offset, layouts[position.topic].topic_id)
         return ends
 
-    def close(self) -> None:
-        """End the thread."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def _partitions(self) -> list[Position]:
-        """Read for every round: a task may lie in a partition that was just added."""
-        positions: list[Position] = []
-        for topic in self._topics:
-            metadata = self._admin.client.list_topics(topic, _REQUEST_SECONDS).topics[topic]
-            if metadata.error is not None:
-                raise KafkaUnavailableError(f"topic {topic} cannot be read: {metadata.error.str()}")
-            positions += [(topic, partition) for partition in metadata.partitions]
-        return positions
+    async def _layouts(self) -> Mapping[str, TopicLayout]:
+        layouts: dict[str, TopicLayout] = {}
+        for topic, layout in (await read_layouts(self._admin, self._topics)).items():
+            if not isinstance(layout, TopicLayout):
+                raise KafkaUnavailableError(f"topic {topic} cannot be read: {layout}")
+            layouts[topic] = layout
+        return layouts
 
 
 class TaskLookup:
@@ -147,16 +181,10 @@ class TaskLookup:
 
 def _not_found(request_id: str) -> Problem:
     return Problem(
-        status=HTTPStatus.NOT_FOUND,
-        code=ProblemCode.NOT_FOUND,
-        detail=f"there is no task {request_id[:128]!r}; it was never accepted here, or its records are deleted by now",
+        ProblemCode.NOT_FOUND,
+        f"there is no task {request_id[:128]!r}; it was never accepted here, or its records are deleted by now",
     )
 
 
 def _unknown(reason: str) -> Problem:
-    return Problem(
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
-        code=ProblemCode.STORE_UNAVAILABLE,
-        detail=f"{reason}; ask again in a moment",
-        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
-    )
+    return unavailable(ProblemCode.STORE_UNAVAILABLE, f"{reason}; ask again in a moment")

@@ -1,8 +1,8 @@
-"""Records into Kafka with the broker's acknowledgement, for tens of thousands of requests a second on one event loop.
+"""Producer with the broker's acknowledgement, for tens of thousands of requests a second on one event loop.
 
-librdkafka batches and sends in its own threads; one poll thread takes its delivery reports and hands them to the event
-loop in batches, because waking a loop for each report costs more than the report. Knows nothing of HTTP or of what the
-records mean.
+librdkafka batches and sends in its own threads. One poll thread collects its delivery reports and hands them to the
+event loop in batches, because waking a loop for each report costs more than the report. Knows nothing of HTTP or of
+what the records mean; called by `http.submission`.
 """
 
 import asyncio
@@ -108,6 +108,7 @@ class TaskProducer:
         unsettled = [future for _, future in self._waiting if not future.done()]
         if unsettled:
             await asyncio.wait(unsettled, timeout=self._deadline_seconds)
+        # Only now: the poll thread must still bring the reports that were waited for.
         self._stopping.set()
         if self._expiry is not None:
             self._expiry.cancel()
@@ -130,6 +131,7 @@ class TaskProducer:
         future: asyncio.Future[int] = self._loop.create_future()
         reports, generation = self._reports, self._generation
 
+        # Runs in the poll thread. It only appends: a future may be touched in its loop's thread alone.
         def delivered(error: KafkaError | None, message: Message) -> None:
             reports.append((future, message.offset() if error is None else error, generation))
 
@@ -141,6 +143,7 @@ class TaskProducer:
             ) from None
         except KafkaException as error:
             raise DeliveryError(DeliveryFailure.REFUSED, str(error.args[0])) from error
+        # In the order of their deadlines, because all have the same length: `_expire` looks at the oldest alone.
         self._waiting.append((self._loop.time() + self._deadline_seconds, future))
         return future
 
@@ -162,7 +165,7 @@ class TaskProducer:
         self._threads.append(thread)
 
     def _replace(self) -> None:
-        """Take a fresh producer; the old one's thread ends once its reports are in."""
+        """Start another producer; the old one's thread ends once its reports are in."""
         logger.warning("producer_replaced")
         # In this order: a late report of the old producer must not set again what is cleared here.
         self._generation += 1
@@ -176,6 +179,7 @@ class TaskProducer:
         try:
             while not self._stopping.is_set():
                 poll(_POLL_SECONDS)
+                # Counts may overlap when the loop has not settled the last batch yet: `_settle` takes what is left.
                 count = len(self._reports)
                 if count:
                     self._loop.call_soon_threadsafe(self._settle, count)
@@ -191,6 +195,7 @@ class TaskProducer:
         # The poll thread appends meanwhile: only what was copied may go.
         del self._reports[: len(reports)]
         for future, outcome, generation in reports:
+            # A future may be done already: `_expire` fails it at the deadline, and a cancelled request cancels it.
             if isinstance(outcome, int):
                 if not future.done():
                     future.set_result(outcome)

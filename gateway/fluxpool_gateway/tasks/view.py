@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fluxpool_contract.messages import GenerationResult
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
-from fluxpool_gateway.tasks.recent_tasks import RecentTask
+from fluxpool_gateway.tasks.lookup import RecentTask
 
 logger = structlog.stdlib.get_logger(__name__)
 
