@@ -29,7 +29,8 @@ _LOCK_INTERVAL_SECONDS: Final = 0.5
 _NICENESS: Final = 15
 """On a busy machine accepting requests comes before projecting them: a projection catches up, a client gives up."""
 
-logger = structlog.stdlib.get_logger(__name__)
+# By name, because the program itself is `__main__`.
+logger = structlog.stdlib.get_logger("fluxpool_gateway.projector")
 
 
 def main() -> int:

@@ -47,7 +47,7 @@ class GatewayProcess:
         if self.settings.processes == 1:
             return [self.server.pid] if self.server.poll() is None else []
         children = psutil.Process(self.server.pid).children()
-        return [child.pid for child in children if any("spawn_main" in part for part in child.cmdline())]
+        return [child.pid for child in children if _is_worker(child)]
 
     def pids(self) -> dict[str, int]:
         """Every living process by a name of its own."""
@@ -145,6 +145,14 @@ def running_gateway(settings: GatewaySettings) -> Iterator[GatewayProcess]:
             gateway.stop()
         finally:
             gateway.kill()
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether it is a living worker of uvicorn, and not multiprocessing's resource tracker."""
+    try:
+        return any("spawn_main" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _start(

@@ -1,7 +1,7 @@
 """The HTTP server: uvicorn on one listening socket, in this process or in several workers.
 
-uvicorn's own supervisor (`uvicorn.supervisors.Multiprocess`) starts the workers, replaces one that ended or hangs, and
-passes SIGTERM on. A single server has no supervisor: the kubelet or the local stack starts the program again. Owns what
+uvicorn's own supervisor (`uvicorn.supervisors.Multiprocess`) starts the workers, replaces one that ended, and passes
+SIGTERM on. A single server has no supervisor: the kubelet or the local stack starts the program again. Owns what
 uvicorn is given; each worker continues in `http.app`.
 """
 
@@ -35,8 +35,7 @@ KEEP_ALIVE_SECONDS: Final = 75
 SHUTDOWN_MARGIN_SECONDS: Final = 2
 """What a server takes beyond the produce deadline to finish the requests under way."""
 WORKER_START_SECONDS: Final = 30
-"""uvicorn kills a worker that does not answer a ping for so long, and pings from the start. It handles no signal while
-it waits, so this also delays SIGTERM when a worker hangs."""
+"""uvicorn kills a worker that does not answer a ping for so long, also one that is still starting."""
 _OTHER_FILES: Final = 256
 """Brokers, the object store, the task store."""
 
@@ -104,8 +103,21 @@ def _run(config: uvicorn.Config, listening: socket.socket) -> int:
     return 1 if server.lifespan.should_exit else 0
 
 
+class _Supervisor(Multiprocess):
+    """uvicorn's, but workers are pinged only when one of them has ended.
+
+    uvicorn pings each worker twice a second and handles no signal while it waits for the answer. A worker answers none
+    before it has started, which takes tens of seconds on a busy machine: SIGTERM would come too late.
+    """
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace workers that have ended."""
+        if not all(worker.process.is_alive() for worker in self.processes):
+            super().keep_subprocess_alive()
+
+
 def _run_workers(config: uvicorn.Config, listening: socket.socket) -> int:
-    supervisor = Multiprocess(config, sockets=[listening])
+    supervisor = _Supervisor(config, sockets=[listening])
     supervisor.run()
     # It stops by itself when a worker could not start: another one would fail likewise.
     return STARTUP_FAILURE if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes) else 0
