@@ -1,0 +1,207 @@
+"""Builds the parts of a worker from its settings and connects them; starts nothing. `service` runs them."""
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Final, TypeVar
+
+from aiokafka import TopicPartition
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.kafka import LedgerEntry
+from fluxpool_contract.settings import Lane, WorkerSettings
+from fluxpool_transport.kafka import TopicIds
+from fluxpool_transport.lag import MemberlessOffsets
+from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
+from fluxpool_transport.storage import open_object_store
+from fluxpool_worker.agent.clock import Clock
+from fluxpool_worker.agent.connections import (
+    build_consumer,
+    build_control_reader,
+    build_progress_producer,
+    build_reliable_producer,
+    build_retry_reader,
+)
+from fluxpool_worker.agent.consumer.events import LaneEvents
+from fluxpool_worker.agent.consumer.lane import LaneConsumer
+from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits
+from fluxpool_worker.agent.engine.slots import EngineSlots
+from fluxpool_worker.agent.metrics import WorkerMetrics
+from fluxpool_worker.agent.retry.relay_duty import RelayDuty
+from fluxpool_worker.agent.retry.retry_relay import RelayEvents, RetryRelay
+from fluxpool_worker.agent.task.cancellations import Cancellations, ControlListener
+from fluxpool_worker.agent.task.holds import HoldCause, Holds
+from fluxpool_worker.agent.task.outcome import inherited_crashes
+from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
+from fluxpool_worker.agent.task.progress import ProgressPublisher
+from fluxpool_worker.agent.task.publisher import ReliablePublisher
+from fluxpool_worker.agent.task.task_flow import TaskFlow
+from fluxpool_worker.engine.protocol import Device, EngineSpec
+
+ENGINE_JOBS: Final = 2
+"""One on the device, one that is queued there, so that the device never waits for Kafka or the store."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LaneEvents(LaneEvents):
+    """Passes on what one lane reports."""
+
+    lane: str
+    record_waiting: asyncio.Event
+    metrics: WorkerMetrics
+    duty: RelayDuty | None
+    count_crashes: Callable[[LedgerEntry], int]
+
+    def on_record_waiting(self) -> None:
+        self.record_waiting.set()
+
+    def on_records_lost(self, count: int) -> None:
+        self.metrics.records_lost.labels(self.lane).inc(count)
+
+    def on_consumer_failed(self) -> None:
+        self.metrics.lane_failures.labels(self.lane).inc()
+
+    def on_assigned(self, partitions: Collection[TopicPartition]) -> None:
+        if self.duty is not None:
+            self.duty.assigned(partitions)
+
+    async def on_revoked(self) -> None:
+        if self.duty is not None:
+            await self.duty.revoked()
+
+    def crashes_of(self, entry: LedgerEntry) -> int:
+        return self.count_crashes(entry)
+
+
+@dataclass(frozen=True, slots=True)
+class _RelayEvents(RelayEvents):
+    flow: TaskFlow
+    metrics: WorkerMetrics
+
+    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
+        await self.flow.fail(record, failure)
+
+    def on_relayed(self, retry_topic: str) -> None:
+        self.metrics.retries_relayed.labels(retry_topic).inc()
+
+
+class WorkerParts:
+    """What runs in a worker."""
+
+    def __init__(self, settings: WorkerSettings, *, worker_name: str, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._client_id = f"fluxpool-worker-{worker_name}"
+        self._started_at = int(clock.time())
+        self.identity = WorkerIdentity(worker=worker_name, pool=settings.pool)
+        self.record_waiting = asyncio.Event()
+        """Set when a lane has a record to claim."""
+        self.holds = Holds(
+            limit_seconds=settings.infra_hold_limit_seconds,
+            # A shorter outage removes no member from a group.
+            outage_seconds=settings.session_timeout_seconds,
+            clock=clock.monotonic,
+        )
+        self.engine = _engine(settings, clock=clock)
+        self.slots = EngineSlots(jobs=ENGINE_JOBS)
+        self.publisher = ReliablePublisher(self._client(build_reliable_producer), holds=self.holds)
+        self.progress = ProgressPublisher(
+            self._client(build_progress_producer), identity=self.identity, topics=settings.topics, clock=clock
+        )
+        self.metrics = WorkerMetrics(engine=self.engine, publisher=self.publisher, holds=self.holds)
+        cancellations = Cancellations(clock=clock.now)
+        self.control = ControlListener(
+            settings.topics.control, build_consumer=self._client(build_control_reader), cancellations=cancellations
+        )
+        self.flow = TaskFlow(
+            settings,
+            identity=self.identity,
+            store=open_object_store(settings.storage),
+            engine=self.engine,
+            slots=self.slots,
+            publisher=self.publisher,
+            progress=self.progress,
+            holds=self.holds,
+            cancellations=cancellations,
+            metrics=self.metrics,
+            clock=clock,
+        )
+        self._topic_ids = TopicIds(settings.kafka, client_id=self._client_id)
+        self._duty = RelayDuty()
+        self.metrics.relays_retries.set_function(lambda: self._duty.is_held)
+        self.lanes = [self._lane(lane) for lane in settings.lanes]
+        self.partitioner = IdleAwarePartitioner(
+            LoadAwarePartitioner(settings.kafka, {settings.group_of(lane): lane.topic for lane in settings.lanes})
+        )
+        self.relay = RetryRelay(
+            settings,
+            duty=self._duty,
+            build_reader=self._client(build_retry_reader),
+            offsets=MemberlessOffsets(
+                settings.kafka,
+                client_id=f"{self._client_id}-retry",
+                retention=timedelta(days=settings.offset_retention_days),
+            ),
+            ask_topic_id=self._topic_ids.ask,
+            publisher=self.publisher,
+            choice=self.partitioner,
+            events=_RelayEvents(self.flow, self.metrics),
+            clock=clock,
+        )
+
+    def _client(self, build: Callable[..., T]) -> Callable[..., T]:
+        return partial(build, self._settings, client_id=self._client_id)
+
+    def _lane(self, lane: Lane) -> LaneConsumer:
+        settings = self._settings
+        return LaneConsumer(
+            name=lane.name,
+            topic=lane.topic,
+            build_consumer=partial(self._client(build_consumer), group=settings.group_of(lane)),
+            ask_topic_id=partial(self._topic_ids.ask, lane.topic),
+            events=_LaneEvents(
+                lane=lane.name,
+                record_waiting=self.record_waiting,
+                metrics=self.metrics,
+                duty=self._duty if lane == settings.lanes[0] else None,
+                count_crashes=self._count_crashes,
+            ),
+            holds=self.holds,
+            revoke_wait_seconds=settings.revoke_wait_seconds,
+            clock=self._clock,
+        )
+
+    def _count_crashes(self, entry: LedgerEntry) -> int:
+        since = self.holds.seconds_since_outage(HoldCause.KAFKA)
+        return inherited_crashes(
+            entry,
+            worker=self.identity.worker,
+            worker_started_at=self._started_at,
+            outage_ended_at=None if since is None else self._clock.time() - since,
+        )
+
+
+def _engine(settings: WorkerSettings, *, clock: Clock) -> EngineClient:
+    model = settings.model
+    return EngineClient(
+        EngineSpec(
+            model=model.id,
+            revision=model.revision,
+            device=Device(model.device.value),
+            transformer_dtype=model.transformer_dtype.value,
+            encoder_dtype=model.encoder_dtype.value,
+            offline=model.offline,
+        ),
+        command=settings.engine_command,
+        limits=EngineLimits(
+            job=settings.task_hard_limit_seconds,
+            silence_soft=settings.step_soft_limit_seconds,
+            silence_hard=settings.step_hard_limit_seconds,
+            load=settings.engine_load_limit_seconds,
+        ),
+        clock=clock,
+    )
