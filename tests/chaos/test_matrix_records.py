@@ -112,7 +112,8 @@ async def test_a_dead_letter_that_the_broker_refuses_is_kept_beside_the_topic_an
     assert key is not None
     assert (bench.images / key).read_bytes() == large
     assert letters[sent[1][1]].value == little
-    assert len(worker.events("record_refused")) == 1
+    refused = await wait_until(lambda: worker.events("record_refused"), deadline_seconds=30, what="the refusal's line")
+    assert len(refused) == 1
     statuses = {result["request_id"]: result["status"] for result in await bench.results()}
     assert statuses == {"large": "failed", "little": "failed", "sound": "success"}
 

@@ -197,7 +197,9 @@ async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: 
         return gateway_settings(kafka.bootstrap_servers, tmp_path / name, topics, database_file=database_file)
 
     with running_gateway(on_it("first")) as first, running_gateway(on_it("second")) as second:
-        assert "projector_standby" in second.log()
+        await wait_until(
+            lambda: "projector_standby" in second.log(), deadline_seconds=60, what="the second to stand by"
+        )
         assert "projector_started" not in second.log()
         assert first.stop() == (0, 0)
         await wait_until(lambda: "projector_started" in second.log(), deadline_seconds=60, what="the take-over")

@@ -76,7 +76,11 @@ async def test_a_failed_task_comes_back_by_way_of_the_first_retry_topic(bench: W
     await wait_handed_on(bench, bench.topics.retry[0], 1)
     await bench.wait_committed({0: 2})
     assert await bench.records(bench.topics.dead_letters) == []
-    assert [line["lane"] for line in worker.events("task_ended")] == ["standard", "standard"]
+    await wait_until(
+        lambda: [line["lane"] for line in worker.events("task_ended")] == ["standard", "standard"],
+        deadline_seconds=30,
+        what="the lines of both ends",
+    )
 
 
 async def test_a_task_that_always_fails_climbs_the_retry_topics_and_ends_as_a_dead_letter(bench: WorkerBench) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from kit.on_change import MARKER, REASON, Inputs
 
+pytestmark = pytest.mark.on_change
+
 CONFTEST = f"""
 import sys
 from pathlib import Path
