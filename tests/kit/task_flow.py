@@ -1,4 +1,4 @@
-"""The real way of a task over a store in a folder; a script takes the place of engine, lane and topics.
+"""The real `TaskFlow` over a store in a folder; scripts replace engine, lane and topics.
 
 Knows what was published and committed, and nothing of what a test expects.
 """

@@ -1,4 +1,4 @@
-"""Cancel commands as they are read, kept and told; and what a step is known to take."""
+"""Cancel commands from the control topic to the tasks that watch for them; and how long denoising steps take."""
 
 from datetime import UTC, datetime, timedelta
 

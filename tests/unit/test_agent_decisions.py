@@ -1,4 +1,4 @@
-"""The agent's pure decisions beside outcomes: which lane is next, what answers a task."""
+"""The agent's pure decisions beside outcomes: which lane is next, and the records that it publishes."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""What becomes of records that brokers refuse or do not answer, without a broker; with one it is tests/kafka."""
+"""Records that brokers refuse or do not acknowledge, without a broker; `tests/kafka` has one."""
 
 import asyncio
 from typing import Any, Self, TypeAlias

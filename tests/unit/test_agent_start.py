@@ -1,4 +1,4 @@
-"""What is looked at before a worker takes a task, and where it says why it ends."""
+"""The probe of the object store before the first task, and the termination message."""
 
 from pathlib import Path
 from typing import cast

@@ -1,4 +1,4 @@
-"""Tasks out of consumers' records, also of those that the client library cannot decode."""
+"""Decoding of tasks, also of records that the client library cannot decode."""
 
 import pytest
 from aiokafka import TopicPartition

@@ -1,4 +1,4 @@
-"""What the agent makes of engines that hang, or send what is no message."""
+"""How the agent handles engines that hang or send invalid messages."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""How long a job with the engine still takes, as far as anybody can say."""
+"""Estimates of how long a job still takes."""
 
 import asyncio
 

@@ -217,11 +217,6 @@ class EngineClient:
             job.cancel_requested = True
             self._send(Cancel(job.job_id))
 
-    def kill(self) -> None:
-        """End the present engine at once; another is started."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-
     async def stop(self) -> None:
         """End the engine for good."""
         self._stopping = True

@@ -84,7 +84,7 @@ class Holds(Collector):
         return hold
 
     def begin_apart(self, cause: HoldCause) -> Hold:
-        """Something waits that stops nothing else: it only has the limit of holds, see `check`."""
+        """Something waits from now on that holds up nothing else: only its time is limited, by `check`."""
         return Hold(cause, self._clock())
 
     def end(self, hold: Hold | None) -> None:

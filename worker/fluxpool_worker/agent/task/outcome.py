@@ -25,7 +25,7 @@ from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.engine.protocol import FailureKind
 
 MAX_ENGINE_DEATHS_IN_A_ROW: Final = 5
-"""Deaths without a finished job in between after which the pod gives up and lets Kubernetes back off. Above the default
+"""Deaths without a finished job in between after which the worker ends and Kubernetes backs off. Above the default
 of `max_crashes`: one bad prompt alone must not end a pod."""
 
 
@@ -47,7 +47,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """What a task may cost before it is given up."""
+    """What a task may cost before it fails for good."""
 
     max_attempts: int
     max_crashes: int
@@ -203,18 +203,18 @@ def hold_is_over(*, held_seconds: float, limit_seconds: float) -> bool:
 
 
 def runs_alone(crashes: int) -> bool:
-    """Whether the engine gets this task and no other: should it die again, an innocent one must not be blamed twice."""
+    """Whether the task has the engine alone: if it crashes again, no other task beside it counts a crash."""
     return crashes > 0
 
 
 def inherited_crashes(
     entry: LedgerEntry, *, worker: str, worker_started_at: int, outage_ended_at: float | None = None
 ) -> int:
-    """How many crashes to count for a task that the ledger of a taken-over partition names.
+    """How many crashes to count for a task in the ledger of a newly assigned partition.
 
-    One more than it says, unless its owner gave it up in good order, had its images already, is this very process,
-    which lost the partition and got it back, or may have lost the group to an outage that this worker saw, too; the
-    last one's end is `outage_ended_at`. All times are in seconds since 1970.
+    One more than the ledger says, unless the former owner released the task, had generated its images, is this process
+    (the partition was revoked and assigned again), or may have lost its membership to an outage that this worker had
+    too; the last one ended at `outage_ended_at`. All times are in seconds since 1970.
     """
     own = entry.worker == worker and entry.started_at >= worker_started_at
     cut_off = outage_ended_at is not None and entry.started_at <= outage_ended_at
@@ -222,13 +222,13 @@ def inherited_crashes(
 
 
 def orphan_is_worth_finishing(fraction_done: float) -> bool:
-    """Whether a task whose partition went elsewhere is finished here: its new owner then finds the stored result.
+    """Whether a task whose partition was revoked is finished here: its new owner then finds the stored result.
 
-    Beyond a third the rest of this run is cheaper than the new owner's whole run, even if both go on for a while.
+    Beyond a third the rest of this run is cheaper than the new owner's whole run, even if both run for a while.
     """
     return fraction_done > 1 / 3
 
 
 def _tier(failures: int, budgets: Budgets) -> int | None:
-    """The first failure waits on the first topic, and so on; the last topic takes all further ones."""
+    """The first failure goes to the first retry topic, and so on; the last topic takes all further ones."""
     return min(failures, budgets.retry_tiers) - 1 if budgets.retry_tiers else None
