@@ -82,7 +82,7 @@ def printable_path(path: Path | None) -> Path | None:
     return path
 
 
-def parse_moment(text: str, *, now: datetime, option: str) -> datetime:
+def parse_time_option(text: str, *, now: datetime, option: str) -> datetime:
     """The UTC moment of `90s`, `15m`, `24h`, `7d` (so long before `now`) or of an RFC 3339 time.
 
     Raises `typer.BadParameter` for the option, with both forms.

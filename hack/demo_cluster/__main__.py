@@ -22,7 +22,7 @@ from demo_cluster.story import Story
 from fluxpool_cli.local.kafka.broker import KafkaStartError
 from fluxpool_cli.local.kafka.jars import KafkaJarsError
 from fluxpool_cli.terminal import say
-from fluxpool_cli.watch.overview import OverviewDisplay
+from fluxpool_cli.watch.display import LiveDisplay
 from kit.control_plane import CommandError, ControlPlaneError
 from kit.control_plane_binaries import BinariesMissingError
 from kit.kubernetes_api import ApiError, ApiUnreachableError
@@ -127,7 +127,7 @@ async def _until_signal(work: Coroutine[Any, Any, None], ending: Ending) -> None
 
 async def _run(options: argparse.Namespace, folder: Path, ending: Ending) -> None:
     began_at = time.monotonic()
-    display = OverviewDisplay()
+    display = LiveDisplay()
     async with running_cluster(folder, gpus=options.max_replicas * len(POOLS), report=display.note) as cluster:
         story = Story(
             cluster=cluster,

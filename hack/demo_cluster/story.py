@@ -15,7 +15,7 @@ from demo_cluster.observation import Observer
 from demo_cluster.pools import NAMESPACE, POOLS, DemoPool, pool_manifest
 from demo_cluster.view import Moment
 from fluxpool_cli.local.demo.demo import prompts
-from fluxpool_cli.watch.overview import OverviewDisplay
+from fluxpool_cli.watch.display import LiveDisplay
 from kit.kafka import produce
 from kit.kubernetes_api import ApiUnreachableError
 from kit.operator_bench import WORKER_IMAGE, apply_definitions
@@ -31,7 +31,7 @@ class Story:
     """One demo on a running cluster: `tell`, then `count`."""
 
     cluster: DemoCluster
-    display: OverviewDisplay
+    display: LiveDisplay
     tasks_per_pool: int
     max_replicas: int
     deadline_seconds: float

@@ -85,13 +85,13 @@ class DeadLetterBench:
             "pool": "standard",
             "failed_at": FAILED_AT,
         }
-        letter = DeadLetter(**{**fields, **changes})
+        dead_letter = DeadLetter(**{**fields, **changes})
         [(at, offset)] = await produce(
             self.bootstrap_servers,
             self.dead_letters,
             [(key, value)],
             partition=partition,
-            headers=letter.to_headers(list(original)),
+            headers=dead_letter.to_headers(list(original)),
         )
         return f"{at}/{offset}"
 
@@ -104,7 +104,7 @@ class DeadLetterBench:
 
     async def states(self) -> dict[str, str]:
         listed = await self.run("list", "--all", "-o", "json")
-        return {letter["place"]: letter["state"] for letter in listed.document["letters"]}
+        return {found["record"]: found["state"] for found in listed.document["dead_letters"]}
 
 
 @pytest_asyncio.fixture
@@ -134,7 +134,7 @@ async def test_the_summary_counts_by_class_code_and_pool(bench: DeadLetterBench)
     causes = (await bench.run("summary", "-o", "json")).document["causes"]
 
     counted = [
-        tuple(cause[name] for name in ("error_class", "error_code", "pool", "open", "handled")) for cause in causes
+        tuple(cause[name] for name in ("error_class", "error_code", "pool", "open", "resolved")) for cause in causes
     ]
     assert counted == [
         ("transient", "generation-failed", "standard", 2, 0),
@@ -146,15 +146,15 @@ async def test_the_summary_counts_by_class_code_and_pool(bench: DeadLetterBench)
     assert table[1].split()[:5] == ["transient", "generation-failed", "standard", "2", "0"]
 
 
-async def test_a_letter_that_a_crash_wrote_twice_is_one(bench: DeadLetterBench) -> None:
+async def test_a_dead_letter_that_a_crash_wrote_twice_is_one(bench: DeadLetterBench) -> None:
     place = await bench.put(task("twice"), request_id="twice", origin_offset=5)
     copy = await bench.put(
         task("twice"), request_id="twice", origin_offset=5, failed_at=FAILED_AT + timedelta(seconds=9)
     )
 
-    [letter] = (await bench.run("list", "-o", "json")).document["letters"]
+    [found] = (await bench.run("list", "-o", "json")).document["dead_letters"]
 
-    assert (letter["place"], letter["copies"]) == (place, [copy])
+    assert (found["record"], found["copies"]) == (place, [copy])
     assert (await bench.run("replay", copy, "--yes")).code == 0
     assert len(await bench.sent()) == 1
     assert await bench.states() == {place: "replayed"}
@@ -180,7 +180,7 @@ async def test_the_list_is_filtered(
     # In this process: starting the program for each would take most of the time.
     arguments = ["list", *options, "-o", "json"]
     ended = await asyncio.to_thread(CliRunner().invoke, app, arguments, env=listed_bench.environment())
-    assert [letter["request_id"] for letter in json.loads(ended.stdout)["letters"]] == expected
+    assert [found["request_id"] for found in json.loads(ended.stdout)["dead_letters"]] == expected
 
 
 @pytest_asyncio.fixture
@@ -199,7 +199,7 @@ async def listed_bench(bench: DeadLetterBench) -> DeadLetterBench:
     return bench
 
 
-async def test_show_tells_all_of_a_letter_and_the_command_that_replays_it(bench: DeadLetterBench) -> None:
+async def test_show_writes_all_of_a_dead_letter_and_the_command_that_replays_it(bench: DeadLetterBench) -> None:
     place = await bench.put(
         b"\xff\x00bytes", key=b"k", original=[("traceparent", b"00-1"), ("fluxpool-tenant", b"acme")], request_id="r-1"
     )
@@ -209,7 +209,7 @@ async def test_show_tells_all_of_a_letter_and_the_command_that_replays_it(bench:
 
     assert (shown["value"], shown["value_hex"], shown["key"]) == (None, b"\xff\x00bytes".hex(), "k")
     assert shown["headers"] == [["traceparent", "00-1"], ["fluxpool-tenant", "acme"]]
-    assert shown["letter"]["stack"] == "Traceback\n  in denoise"
+    assert shown["dead_letter"]["stack"] == "Traceback\n  in denoise"
     assert shown["replay_command"] == f"fluxpool dlq replay {place} --topic {bench.dead_letters} --yes"
     assert "the pipeline raised RuntimeError" in text.output
     assert f"replay it with: fluxpool dlq replay {place} --yes" in text.output
@@ -230,9 +230,9 @@ async def test_a_dry_run_says_what_would_be_sent_and_writes_nothing(bench: DeadL
     assert dry.code == 0
     assert dry.document["dry_run"] is True
     [planned] = dry.document["to_send"]
-    assert planned == {"place": good, "request_id": "good", "epoch": 1, "topic": bench.tasks}
+    assert planned == {"record": good, "request_id": "good", "epoch": 1, "topic": bench.tasks}
     [refused] = dry.document["refused"]
-    assert (refused["place"], refused["problems"][0]["field"]) == (bad, "width")
+    assert (refused["record"], refused["problems"][0]["field"]) == (bad, "width")
     assert "96 or 112" in refused["problems"][0]["message"]
     text = await bench.run("replay")
     assert f"1 to {bench.tasks} would be sent, 1 refused" in text.output
@@ -265,10 +265,10 @@ async def test_a_replay_sends_the_original_bytes_and_headers_once_and_notes_it(b
     }
     assert not any(name.startswith(DEAD_LETTER_PREFIX) for name, _ in record.headers)
     [sent] = first.document["sent"]
-    assert (sent["place"], sent["partition"], sent["offset"]) == (place, record.partition, record.offset)
-    [note] = await bench.notes()
-    assert (note.action, note.partition, note.offset, note.epoch) == ("replayed", 1, 0, 1)
-    assert (note.replayed_topic, note.replayed_partition) == (bench.tasks, record.partition)
+    assert (sent["record"], sent["partition"], sent["offset"]) == (place, record.partition, record.offset)
+    [resolution] = await bench.notes()
+    assert (resolution.action, resolution.partition, resolution.offset, resolution.epoch) == ("replayed", 1, 0, 1)
+    assert (resolution.replayed_topic, resolution.replayed_partition) == (bench.tasks, record.partition)
     assert (second.code, second.output.strip()) == (0, "nothing sent, 0 refused")
     assert await bench.states() == {place: "replayed"}
 
@@ -307,7 +307,7 @@ async def test_a_task_that_was_replayed_often_enough_is_refused_until_forced(ben
     assert dict(record.headers)["fluxpool-epoch"] == b"4"
 
 
-async def test_a_patch_corrects_the_task_and_stands_in_the_note(bench: DeadLetterBench) -> None:
+async def test_a_patch_corrects_the_task_and_is_in_the_resolution(bench: DeadLetterBench) -> None:
     place = await bench.put(task("wide", width=1000, typo=1), request_id="wide", error_class=ErrorClass.INVALID)
 
     patched = await bench.run("replay", place, "--patch", '{"width": 1008, "typo": null}', "--yes")
@@ -315,19 +315,19 @@ async def test_a_patch_corrects_the_task_and_stands_in_the_note(bench: DeadLette
     assert patched.code == 0, patched.complaints
     [record] = await bench.sent()
     assert json.loads(record.value or b"") == {"request_id": "wide", "prompt": "a fox", "width": 1008}
-    [note] = await bench.notes()
-    assert note.patch == {"width": 1008, "typo": None}
+    [resolution] = await bench.notes()
+    assert resolution.patch == {"width": 1008, "typo": None}
     assert (await bench.run("show", place, "--json")).document["value"] == task("wide", width=1000, typo=1).decode()
 
 
 async def test_a_conflicting_id_is_only_replayed_under_a_new_one(bench: DeadLetterBench) -> None:
-    letter: dict[str, Any] = {
+    dead_letter: dict[str, Any] = {
         "request_id": "used",
         "error_class": ErrorClass.INVALID,
         "error_code": ErrorCode.ID_CONFLICT,
     }
-    place = await bench.put(task("used"), **letter)
-    await bench.put(task("used", steps=3), **letter)
+    place = await bench.put(task("used"), **dead_letter)
+    await bench.put(task("used", steps=3), **dead_letter)
 
     as_it_is = await bench.run("replay", place, "--yes")
     both = await bench.run("replay", "--patch", '{"request_id": "fresh"}', "--yes")
@@ -343,7 +343,7 @@ async def test_a_conflicting_id_is_only_replayed_under_a_new_one(bench: DeadLett
 
 
 @pytest.mark.parametrize(
-    ("letter", "options", "words"),
+    ("dead_letter", "options", "words"),
     [
         ({"original": [("fluxpool-deadline", b"2026-01-01T00:00:00Z")]}, (), "fluxpool-deadline: passed at 2026-01-01"),
         ({"original": [("fluxpool-attempt", b"x")]}, (), "fluxpool-attempt: must be a whole number"),
@@ -353,10 +353,10 @@ async def test_a_conflicting_id_is_only_replayed_under_a_new_one(bench: DeadLett
     ],
 )
 async def test_what_would_only_fail_again_is_refused_with_the_reason(
-    bench: DeadLetterBench, letter: dict[str, Any], options: tuple[str, ...], words: str
+    bench: DeadLetterBench, dead_letter: dict[str, Any], options: tuple[str, ...], words: str
 ) -> None:
-    value = None if "object" in letter else task("r-1")
-    await bench.put(value, key=b"r-1", request_id="r-1", **letter)
+    value = None if "object" in dead_letter else task("r-1")
+    await bench.put(value, key=b"r-1", request_id="r-1", **dead_letter)
 
     ended = await bench.run("replay", "--yes", *options)
 
@@ -412,20 +412,20 @@ async def test_two_people_who_replay_at_once_send_equal_records(bench: DeadLette
 # Discard
 
 
-async def test_a_discarded_letter_stays_on_the_topic_and_is_never_replayed(bench: DeadLetterBench) -> None:
+async def test_a_discarded_dead_letter_stays_on_the_topic_and_is_never_replayed(bench: DeadLetterBench) -> None:
     bad = await bench.put(b"not json", error_class=ErrorClass.INVALID, error_code=ErrorCode.UNDECODABLE)
     good = await bench.put(task("good"), request_id="good")
 
     dry = await bench.run("discard", "--class", "invalid", "--reason", "a test client")
-    assert (dry.output.strip(), await bench.notes()) == ("1 letter would be discarded", [])
+    assert (dry.output.strip(), await bench.notes()) == ("1 dead letter would be discarded", [])
     done = await bench.run("discard", "--class", "invalid", "--reason", "a test client", "--yes", "--json")
 
-    assert done.document["letters"] == [bad]
-    [note] = await bench.notes()
-    assert (note.action, note.reason) == ("discarded", "a test client")
+    assert done.document["dead_letters"] == [bad]
+    [resolution] = await bench.notes()
+    assert (resolution.action, resolution.reason) == ("discarded", "a test client")
     assert await bench.states() == {bad: "discarded", good: "open"}
     replayed = await bench.run("replay", "--yes", "--json")
-    assert [item["place"] for item in replayed.document["sent"]] == [good]
+    assert [item["record"] for item in replayed.document["sent"]] == [good]
 
 
 # How commands end

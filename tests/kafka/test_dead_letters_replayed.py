@@ -40,7 +40,7 @@ async def test_a_corrected_replay_has_an_image_and_an_event_of_its_own(bootstrap
 
         async def finished() -> bool:
             records = (await run(bench, "trace", "wide", "--json")).document["records"]
-            return [record["standing"] for record in records] == ["done", "done"]
+            return [record["state"] for record in records] == ["done", "done"]
 
         await wait_until(finished, deadline_seconds=60, what="both records to be committed")
         traced = (await run(bench, "trace", "wide", "--json")).document
@@ -57,5 +57,5 @@ async def test_a_corrected_replay_has_an_image_and_an_event_of_its_own(bootstrap
     ]
     assert traced["state"] == "success"
     kinds = [event["event"] for event in traced["events"] if event["event"] not in {"started", "step"}]
-    assert kinds == ["sent", "dead-letter", "result", "replayed", "handled", "result"]
+    assert kinds == ["sent", "dead-letter", "result", "replayed", "resolved", "result"]
     assert {event["worker"] for event in traced["events"] if "worker" in event} == {"worker-1"}

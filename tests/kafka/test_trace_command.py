@@ -197,7 +197,7 @@ async def test_a_life_through_retry_dead_letter_and_replay_is_one_timeline(bench
         ("dead-letter", topics.dead_letters),
         ("result", topics.results),
         ("replayed", topics.tasks),
-        ("handled", topics.dead_letters),
+        ("resolved", topics.dead_letters),
         ("result", topics.results),
     ]
     sent, first_start, went, back = traced["events"][:4]
@@ -206,8 +206,8 @@ async def test_a_life_through_retry_dead_letter_and_replay_is_one_timeline(bench
     assert went["attempt"] == 2
     assert f"after out-of-memory in {topics.tasks} 1/1, not before" in went["detail"]
     assert (back["partition"], back["offset"], back["attempt"]) == (2, 0, 2)
-    failed, replayed, handled, success = traced["events"][-4:]
-    assert [event["epoch"] for event in (failed, replayed, handled, success)] == [0, 1, 1, 1]
+    failed, replayed, resolved, success = traced["events"][-4:]
+    assert [event["epoch"] for event in (failed, replayed, resolved, success)] == [0, 1, 1, 1]
     assert (failed["status"], success["status"], success["worker"]) == ("failed", "success", "worker-3")
     assert [event["at"] for event in traced["events"]] == sorted(event["at"] for event in traced["events"])
 
@@ -233,12 +233,12 @@ async def test_a_task_in_work_names_its_worker_and_a_waiting_one_what_is_before_
 
     assert queued["state"] == "queued"
     [record] = queued["records"]
-    assert (record["standing"], record["ahead_records"], record["group"]) == ("waiting", 1, bench.group)
+    assert (record["state"], record["ahead_records"], record["group"]) == ("pending", 1, bench.group)
     assert running["state"] == "running"
     [record] = running["records"]
-    assert (record["standing"], record["worker"], record["crashes"]) == ("in-flight", "worker-9", 1)
+    assert (record["state"], record["worker"], record["crashes"]) == ("in-flight", "worker-9", 1)
     assert f"{topics.tasks} 1/{offset} is in work on worker-9 since" in text.output
-    assert (committed["state"], committed["records"][0]["standing"]) == ("unknown", "done")
+    assert (committed["state"], committed["records"][0]["state"]) == ("unknown", "done")
 
 
 async def test_a_task_on_a_retry_topic_waits_for_the_pools_relay(bench: TraceBench) -> None:
@@ -253,8 +253,8 @@ async def test_a_task_on_a_retry_topic_waits_for_the_pools_relay(bench: TraceBen
 
     assert traced["state"] == "waiting-for-retry"
     waiting = traced["records"][-1]
-    assert (waiting["standing"], waiting["group"]) == ("waiting", retry_group(bench.group))
-    assert (relayed["records"][-1]["group"], relayed["records"][-1]["standing"]) == (
+    assert (waiting["state"], waiting["group"]) == ("pending", retry_group(bench.group))
+    assert (relayed["records"][-1]["group"], relayed["records"][-1]["state"]) == (
         retry_group(f"{bench.group}-vip"),
         "done",
     )
@@ -300,9 +300,9 @@ async def test_a_discard_and_a_replay_under_a_new_id_belong_to_the_old_one_too(b
     old = (await bench.trace("old", "--json")).document
     new = (await bench.trace("fresh", "--json")).document
 
-    assert [event["event"] for event in old["events"]] == ["dead-letter", "handled"]
+    assert [event["event"] for event in old["events"]] == ["dead-letter", "resolved"]
     assert old["events"][1]["detail"] == f"replayed {dead_letters} 0/0 as fresh"
-    assert [event["event"] for event in new["events"]] == ["handled"]
+    assert [event["event"] for event in new["events"]] == ["resolved"]
 
 
 async def test_nothing_found_ends_with_1_and_missing_topics_are_named(bench: TraceBench) -> None:

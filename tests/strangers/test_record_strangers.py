@@ -56,12 +56,12 @@ class Aftermath:
     def letters_of(self, name: str, stranger: StrangeRecord) -> list[dict[str, Any]]:
         """The dead letters that an input made, or is."""
         if stranger.topic == "dead_letters":
-            return [found for found in self.dead_letters if found["place"] == f"0/{self.places[name]}"]
+            return [found for found in self.dead_letters if found["record"] == f"0/{self.places[name]}"]
         return [
             found
             for found in self.dead_letters
-            if found["letter"] is not None
-            and (found["letter"]["origin_topic"], found["letter"]["origin_offset"])
+            if found["dead_letter"] is not None
+            and (found["dead_letter"]["origin_topic"], found["dead_letter"]["origin_offset"])
             == (self.topic(stranger), self.places[name])
         ]
 
@@ -114,7 +114,7 @@ async def aftermath(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactor
                 dead_letters=[],
             )
             listed = await found.command("dlq", "list", "--json", "--limit", "1000")
-            found.dead_letters = listed.document["letters"]
+            found.dead_letters = listed.document["dead_letters"]
             yield found
 
 

@@ -136,7 +136,7 @@ def test_any_records_about_a_task_make_a_timeline(role: TopicRole, found: list[t
     events = TaskEvents(ID)
     for offset, (headers, value, timestamp) in enumerate(found):
         events.add(record(headers=headers, value=value, timestamp=timestamp, offset=offset), role)
-    trace = Trace(request_id=ID, events=events.in_order(), whereabouts=(), missing_topics=())
+    trace = Trace(request_id=ID, events=events.in_order(), consumption=(), missing_topics=())
     if trace.events:
         assert len(table_lines(COLUMNS, trace_rows(trace.events), width=None)[0]) > 1
         assert list(closing_lines(trace))

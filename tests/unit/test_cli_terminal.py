@@ -21,7 +21,7 @@ from fluxpool_cli.terminal import (
     write_line,
     write_table,
 )
-from fluxpool_cli.watch.overview import Overview
+from fluxpool_cli.watch.display import PoolSnapshot
 
 OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 ANYTHING = st.text(
@@ -93,7 +93,7 @@ def test_a_live_view_shows_a_text_without_obeying_it(text: str) -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=60, color_system=None)
     console.print(plain_table((text,), [(text,)]))
-    console.print(Overview(lag_records={}, workers={}, results={}, plan=text))
+    console.print(PoolSnapshot(lag_records={}, workers={}, results={}, plan=text))
     assert obeyed(shown.getvalue()) == set()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fluxpool_cli.trace.events import EventKind, TraceEvent
-from fluxpool_cli.trace.reading import CLOCKS_APART, Standing, Trace, Whereabouts, reading_start
+from fluxpool_cli.trace.reading import CLOCKS_APART, Consumption, RecordState, Trace, reading_start
 from fluxpool_cli.trace.view import TaskState, state_of, trace_rows
 from fluxpool_contract.messages.derived import new_request_id
 from fluxpool_contract.messages.result import ResultStatus
@@ -63,8 +63,8 @@ def test_steps_share_a_row_until_another_attempt_or_event_comes() -> None:
     assert [row[1] for row in rows] == ["+0.000 s", "+3.000 s", "+4.000 s"]
 
 
-def where(standing: Standing, topic: str = "tasks") -> Whereabouts:
-    return Whereabouts(topic=topic, partition=0, offset=0, group="group", standing=standing)
+def where(state: RecordState, topic: str = "tasks") -> Consumption:
+    return Consumption(topic=topic, partition=0, offset=0, group="group", state=state)
 
 
 SENT = event(EventKind.SENT, 0, topic="tasks")
@@ -75,21 +75,25 @@ RETRY = event(EventKind.RETRY, 1, topic="retry")
 
 
 @pytest.mark.parametrize(
-    ("events", "whereabouts", "state"),
+    ("events", "consumption", "state"),
     [
-        ([SENT], [where(Standing.WAITING)], TaskState.QUEUED),
-        ([SENT], [where(Standing.IN_FLIGHT)], TaskState.RUNNING),
-        ([SENT], [where(Standing.UNKNOWN)], TaskState.UNKNOWN),
-        ([SENT], [where(Standing.DONE)], TaskState.UNKNOWN),
-        ([SENT, RETRY], [where(Standing.DONE), where(Standing.WAITING, "retry")], TaskState.WAITING_FOR_RETRY),
-        ([SENT, LETTER], [where(Standing.DONE)], TaskState.DEAD_LETTERED),
-        ([SENT, LETTER, FAILED], [where(Standing.DONE)], ResultStatus.FAILED),
-        ([SENT, LETTER, FAILED, REPLAYED], [where(Standing.WAITING)], TaskState.QUEUED),
-        ([SENT, LETTER, FAILED, REPLAYED], [where(Standing.DONE)], TaskState.UNKNOWN),
+        ([SENT], [where(RecordState.PENDING)], TaskState.QUEUED),
+        ([SENT], [where(RecordState.IN_FLIGHT)], TaskState.RUNNING),
+        ([SENT], [where(RecordState.UNKNOWN)], TaskState.UNKNOWN),
+        ([SENT], [where(RecordState.DONE)], TaskState.UNKNOWN),
+        (
+            [SENT, RETRY],
+            [where(RecordState.DONE), where(RecordState.PENDING, "retry")],
+            TaskState.WAITING_FOR_RETRY,
+        ),
+        ([SENT, LETTER], [where(RecordState.DONE)], TaskState.DEAD_LETTERED),
+        ([SENT, LETTER, FAILED], [where(RecordState.DONE)], ResultStatus.FAILED),
+        ([SENT, LETTER, FAILED, REPLAYED], [where(RecordState.PENDING)], TaskState.QUEUED),
+        ([SENT, LETTER, FAILED, REPLAYED], [where(RecordState.DONE)], TaskState.UNKNOWN),
     ],
 )
 def test_the_latest_replay_decides_where_a_task_stands(
-    events: list[TraceEvent], whereabouts: list[Whereabouts], state: ResultStatus | TaskState
+    events: list[TraceEvent], consumption: list[Consumption], state: ResultStatus | TaskState
 ) -> None:
-    traced = Trace(request_id="r-1", events=tuple(events), whereabouts=tuple(whereabouts), missing_topics=())
+    traced = Trace(request_id="r-1", events=tuple(events), consumption=tuple(consumption), missing_topics=())
     assert state_of(traced) is state

@@ -51,13 +51,15 @@ app = typer.Typer(no_args_is_help=True, help="Dead letters: look at them, send t
 @with_option_groups
 def summary(*, chosen: FilterOptions, source: SourceOptions, output: OutputOptions) -> None:
     """Count dead letters by class, code and pool, with the latest of each as an example."""
-    letters = source.dead_letters(chosen.filter(include_resolved=True))
-    summaries = view.summarize(run_on(letters.target, letters.read()))
+    dead_letters = source.dead_letters(chosen.filter(include_resolved=True))
+    summaries = view.summarize(run_on(dead_letters.target, dead_letters.read()))
     if output.json:
-        write_json({"topic": letters.topic, "causes": [item.document() for item in summaries]})
+        write_json({"topic": dead_letters.topic, "causes": [item.document() for item in summaries]})
     else:
         _print_table(
-            view.summary_table(summaries), optional=view.SUMMARY_OPTIONAL, empty=f"no dead letters on {letters.topic}"
+            view.summary_table(summaries),
+            optional=view.SUMMARY_OPTIONAL,
+            empty=f"no dead letters on {dead_letters.topic}",
         )
 
 
@@ -72,20 +74,20 @@ def list_letters(
     output: OutputOptions,
 ) -> None:
     """List the open dead letters, oldest failure first."""
-    letters = source.dead_letters(chosen.filter(include_resolved=include_resolved))
-    entries = run_on(letters.target, letters.read())
+    dead_letters = source.dead_letters(chosen.filter(include_resolved=include_resolved))
+    entries = run_on(dead_letters.target, dead_letters.read())
     shown = entries[-limit:]
     if output.json:
         write_json(
             {
-                "topic": letters.topic,
+                "topic": dead_letters.topic,
                 "matching": len(entries),
-                "letters": [view.entry_document(entry) for entry in shown],
+                "dead_letters": [view.entry_document(entry) for entry in shown],
             }
         )
         return
     _print_table(
-        view.list_table(shown), optional=view.LIST_OPTIONAL, empty=f"no dead letters that fit on {letters.topic}"
+        view.list_table(shown), optional=view.LIST_OPTIONAL, empty=f"no dead letters that fit on {dead_letters.topic}"
     )
     if len(shown) < len(entries):
         say(f"{len(entries) - len(shown)} older ones are not shown; raise --limit, or narrow the filter")
@@ -94,30 +96,34 @@ def list_letters(
 @app.command()
 @with_option_groups
 def show(
-    letter: Annotated[str, typer.Argument(help="partition/offset such as 2/17, or a request id (its latest letter).")],
+    dead_letter: Annotated[
+        str, typer.Argument(help="partition/offset such as 2/17, or a request id (its latest dead letter).")
+    ],
     *,
     source: SourceOptions,
     output: OutputOptions,
 ) -> None:
     """Show everything about one dead letter: headers, original bytes, stack, and the command that replays it."""
-    by_place = "/" in letter
+    by_ref = "/" in dead_letter
     wanted = DeadLetterFilter(
-        refs=parse_refs([letter]) if by_place else (), request_ids=() if by_place else (letter,), include_resolved=True
+        refs=parse_refs([dead_letter]) if by_ref else (),
+        request_ids=() if by_ref else (dead_letter,),
+        include_resolved=True,
     )
-    letters = source.dead_letters(wanted)
+    dead_letters = source.dead_letters(wanted)
 
     async def read() -> dict[str, Any]:
-        entries = await letters.read()
-        async with aclosing(read_records(letters.target.kafka, letters.topic, entries[-1:])) as found:
+        entries = await dead_letters.read()
+        async with aclosing(read_records(dead_letters.target.kafka, dead_letters.topic, entries[-1:])) as found:
             async for entry, record in found:
-                command = view.replay_command(entry, letters.options)
+                command = view.replay_command(entry, dead_letters.options)
                 return view.record_document(entry, record, command=command)
         raise CommandError(
             ExitCode.FAILED,
-            f"{letters.topic} holds no dead letter {letter}; `fluxpool dlq list --all` shows what is there",
+            f"{dead_letters.topic} holds no dead letter {dead_letter}; `fluxpool dlq list --all` shows what is there",
         )
 
-    document = run_on(letters.target, read())
+    document = run_on(dead_letters.target, read())
     if output.json:
         write_json(document)
         return
@@ -154,7 +160,7 @@ def replay(
 ) -> None:
     """Send the tasks of open dead letters again; without --yes only say what would be sent and what would fail again.
 
-    Exits 0 when every letter was sent (or would be looked at), 1 when with --yes some were refused, 3 when Kafka did
+    Exits 0 when every task was sent (or would be looked at), 1 when with --yes some were refused, 3 when Kafka did
     not confirm; the same command then goes on with what is open.
     """
     choices = ReplayChoices(
@@ -164,11 +170,13 @@ def replay(
         max_replays=max_replays,
         ignore_max_replays=force,
     )
-    letters = source.dead_letters(chosen.filter(places))
-    choices = replace(choices, retry_topics=frozenset(letters.target.topics.retry))
-    refused, done = run_on(letters.target, _replay(letters, choices, rate=rate if yes else None))
+    dead_letters = source.dead_letters(chosen.filter(places))
+    choices = replace(choices, retry_topics=frozenset(dead_letters.target.topics.retry))
+    refused, done = run_on(dead_letters.target, _replay(dead_letters, choices, rate=rate if yes else None))
     if output.json:
-        write_json({"topic": letters.topic, "dry_run": not yes, "sent" if yes else "to_send": done, "refused": refused})
+        write_json(
+            {"topic": dead_letters.topic, "dry_run": not yes, "sent" if yes else "to_send": done, "refused": refused}
+        )
     else:
         by_topic = Counter(item["topic"] for item in done)
         where = ", ".join(f"{count} to {name}" for name, count in by_topic.items()) or "nothing"
@@ -177,7 +185,7 @@ def replay(
         if not yes and done:
             say("this was a dry run; add --yes to send")
         if refused:
-            say("correct a field with --patch, leave a header out with --drop-header, or discard the letter")
+            say("correct a field with --patch, leave a header out with --drop-header, or discard the dead letter")
     if yes and refused:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -196,10 +204,12 @@ def discard(
     """Mark open dead letters as dealt with: no replay takes them again; they stay on the topic until they expire."""
     if not reason.strip():
         raise typer.BadParameter("must say why, in words", param_hint="--reason")
-    letters = source.dead_letters(chosen.filter(places))
-    entries = run_on(letters.target, _discard(letters, reason=reason.strip(), yes=yes))
+    dead_letters = source.dead_letters(chosen.filter(places))
+    entries = run_on(dead_letters.target, _discard(dead_letters, reason=reason.strip(), yes=yes))
     if output.json:
-        write_json({"topic": letters.topic, "dry_run": not yes, "letters": [str(entry.ref) for entry in entries]})
+        write_json(
+            {"topic": dead_letters.topic, "dry_run": not yes, "dead_letters": [str(entry.ref) for entry in entries]}
+        )
         return
     count = "1 dead letter" if len(entries) == 1 else f"{len(entries)} dead letters"
     write_line(f"{count} {'discarded' if yes else 'would be discarded'}")
@@ -208,15 +218,15 @@ def discard(
 
 
 async def _replay(
-    letters: DeadLetters, choices: ReplayChoices, *, rate: float | None
+    dead_letters: DeadLetters, choices: ReplayChoices, *, rate: float | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What was refused and what was sent, or would be when there is no rate."""
-    entries = await letters.read()
+    entries = await dead_letters.read()
     problem = check_choices(choices, count=len(entries))
     if problem is not None:
         raise typer.BadParameter(str(problem), param_hint="--patch")
     refused, done = [], []
-    async with DeadLetterReplayer(letters.target.kafka, letters.topic, by=_user()) as replayer:
+    async with DeadLetterReplayer(dead_letters.target.kafka, dead_letters.topic, by=_user()) as replayer:
         outcomes = (
             replayer.plan(entries, choices) if rate is None else replayer.replay(entries, choices, per_second=rate)
         )
@@ -232,11 +242,11 @@ async def _replay(
     return refused, done
 
 
-async def _discard(letters: DeadLetters, *, reason: str, yes: bool) -> tuple[DeadLetterEntry, ...]:
-    entries = await letters.read()
+async def _discard(dead_letters: DeadLetters, *, reason: str, yes: bool) -> tuple[DeadLetterEntry, ...]:
+    entries = await dead_letters.read()
     if yes:
         with counting_bar("discarding", total=len(entries)) as bar:
-            async with DeadLetterReplayer(letters.target.kafka, letters.topic, by=_user()) as replayer:
+            async with DeadLetterReplayer(dead_letters.target.kafka, dead_letters.topic, by=_user()) as replayer:
                 async for _ in replayer.discard(entries, reason=reason):
                     bar.advance(1)
     return entries

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target
-from fluxpool_cli.options import parse_moment
+from fluxpool_cli.options import parse_time_option
 from fluxpool_cli.reading_bar import reading_bar
 from fluxpool_contract.problems import ErrorClass
 from fluxpool_transport.dlq import FOREIGN, DeadLetterEntry, DeadLetterFilter, RecordRef, read_dead_letters
@@ -39,8 +39,8 @@ class FilterOptions:
     def filter(self, places: Sequence[str] | None = None, *, include_resolved: bool = False) -> DeadLetterFilter:
         """The same as values; raises `typer.BadParameter`."""
         now = datetime.now(UTC)
-        begin = None if self.since is None else parse_moment(self.since, now=now, option="--since")
-        end = None if self.until is None else parse_moment(self.until, now=now, option="--until")
+        begin = None if self.since is None else parse_time_option(self.since, now=now, option="--since")
+        end = None if self.until is None else parse_time_option(self.until, now=now, option="--until")
         if begin is not None and end is not None and begin >= end:
             raise typer.BadParameter(f"{self.until} is not after --since {self.since}; swap them", param_hint="--until")
         known = (*ErrorClass, FOREIGN)

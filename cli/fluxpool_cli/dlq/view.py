@@ -13,11 +13,11 @@ from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, Resolutio
 from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay
 
 _MESSAGE_CHARACTERS = 100
-_LIST_COLUMNS = ("PLACE", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
-_SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "HANDLED", "FIRST (UTC)", "LAST (UTC)", "EXAMPLE")
+_LIST_COLUMNS = ("RECORD", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
+_SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "RESOLVED", "FIRST (UTC)", "LAST (UTC)", "EXAMPLE")
 LIST_OPTIONAL = ("POOL", "CLASS", "STATE", "FAILED (UTC)")
-"""Columns that a narrow terminal goes without, the first one first."""
-SUMMARY_OPTIONAL = ("FIRST (UTC)", "POOL", "HANDLED", "CLASS")
+"""Columns that a narrow terminal omits, the first one first."""
+SUMMARY_OPTIONAL = ("FIRST (UTC)", "POOL", "RESOLVED", "CLASS")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CauseSummary:
-    """Letters of one class, code and pool."""
+    """Dead letters of one class, code and pool."""
 
     error_class: str
     error_code: str
@@ -38,8 +38,8 @@ class CauseSummary:
     """Oldest first, never empty."""
 
     @property
-    def open_letters(self) -> int:
-        """How many wait for somebody."""
+    def open_count(self) -> int:
+        """How many were neither replayed nor discarded."""
         return sum(entry.is_open for entry in self.entries)
 
     def document(self) -> dict[str, Any]:
@@ -48,8 +48,8 @@ class CauseSummary:
             "error_class": self.error_class,
             "error_code": self.error_code,
             "pool": self.pool,
-            "open": self.open_letters,
-            "handled": len(self.entries) - self.open_letters,
+            "open": self.open_count,
+            "resolved": len(self.entries) - self.open_count,
             "first_failed_at": format_time(self.entries[0].failed_at),
             "last_failed_at": format_time(self.entries[-1].failed_at),
             "example": str(self.entries[-1].ref),
@@ -61,8 +61,8 @@ class CauseSummary:
             self.error_class,
             self.error_code,
             self.pool or "-",
-            str(self.open_letters),
-            str(len(self.entries) - self.open_letters),
+            str(self.open_count),
+            str(len(self.entries) - self.open_count),
             utc_text(self.entries[0].failed_at),
             utc_text(self.entries[-1].failed_at),
             str(self.entries[-1].ref),
@@ -73,18 +73,18 @@ def summarize(entries: Iterable[DeadLetterEntry]) -> tuple[CauseSummary, ...]:
     """Entries (oldest first) by class, code and pool; the most open ones first."""
     causes: dict[tuple[str, str, str | None], list[DeadLetterEntry]] = {}
     for entry in entries:
-        letter = entry.dead_letter
+        dead_letter = entry.dead_letter
         cause = (
             (entry.error_class, "-", None)
-            if letter is None
-            else (entry.error_class, str(letter.error_code), letter.pool)
+            if dead_letter is None
+            else (entry.error_class, str(dead_letter.error_code), dead_letter.pool)
         )
         causes.setdefault(cause, []).append(entry)
     summaries = [
         CauseSummary(error_class=kind, error_code=code, pool=pool, entries=tuple(found))
         for (kind, code, pool), found in causes.items()
     ]
-    return tuple(sorted(summaries, key=lambda item: (-item.open_letters, item.error_class, item.error_code)))
+    return tuple(sorted(summaries, key=lambda item: (-item.open_count, item.error_class, item.error_code)))
 
 
 def summary_table(summaries: Iterable[CauseSummary]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
@@ -98,15 +98,15 @@ def list_table(entries: Iterable[DeadLetterEntry]) -> tuple[Sequence[str], list[
 
 
 def _list_row(entry: DeadLetterEntry) -> tuple[str, ...]:
-    letter = entry.dead_letter
-    message = _one_line(letter.message if letter is not None else f"no dead letter of a worker's: {entry.problem}")
+    dead_letter = entry.dead_letter
+    message = _one_line(dead_letter.message if dead_letter is not None else f"not written by a worker: {entry.problem}")
     return (
         str(entry.ref),
         utc_text(entry.failed_at),
         entry.request_id or "-",
         entry.error_class,
-        str(letter.error_code) if letter is not None else "-",
-        (letter.pool if letter is not None else None) or "-",
+        str(dead_letter.error_code) if dead_letter is not None else "-",
+        (dead_letter.pool if dead_letter is not None else None) or "-",
         state_of(entry),
         message,
     )
@@ -119,28 +119,28 @@ def state_of(entry: DeadLetterEntry) -> str:
 
 def entry_document(entry: DeadLetterEntry) -> dict[str, Any]:
     """An entry for machines."""
-    letter = entry.dead_letter
+    dead_letter = entry.dead_letter
     return {
-        "place": str(entry.ref),
+        "record": str(entry.ref),
         "state": state_of(entry),
         "request_id": entry.request_id,
         "failed_at": format_time(entry.failed_at),
         "epoch": entry.epoch,
         "value_bytes": entry.value_bytes,
         "copies": [str(place) for place in entry.copies],
-        "letter": None if letter is None else letter.model_dump(mode="json", exclude_none=True),
+        "dead_letter": None if dead_letter is None else dead_letter.model_dump(mode="json", exclude_none=True),
         "problem": entry.problem or None,
-        "note": None if entry.resolution is None else entry.resolution.model_dump(mode="json", exclude_none=True),
+        "resolution": None if entry.resolution is None else entry.resolution.model_dump(mode="json", exclude_none=True),
     }
 
 
 def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: str) -> dict[str, Any]:
     """One entry with everything that lies in Kafka about it."""
-    letter = None if entry.dead_letter is None else DeadLetter.from_headers(record.headers)
+    dead_letter = None if entry.dead_letter is None else DeadLetter.from_headers(record.headers)
     text, hexadecimal = value_text(record.value or b"")
     return {
         **entry_document(entry),
-        "letter": None if letter is None else letter.model_dump(mode="json", exclude_none=True),
+        "dead_letter": None if dead_letter is None else dead_letter.model_dump(mode="json", exclude_none=True),
         "key": None if record.key is None else record.key.decode(errors="backslashreplace"),
         "headers": [
             [name, (raw or b"").decode(errors="backslashreplace")]
@@ -155,17 +155,17 @@ def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: 
 
 def record_parts(document: dict[str, Any]) -> Iterable[str | Block]:
     """The same for people: lines, and what has lines of its own."""
-    letter: dict[str, Any] = dict(document["letter"] or {})
-    stack = letter.pop("stack", None)
-    for name in ("place", "state", "epoch", "copies", "problem"):
+    fields: dict[str, Any] = dict(document["dead_letter"] or {})
+    stack = fields.pop("stack", None)
+    for name in ("record", "state", "epoch", "copies", "problem"):
         if document[name]:
             value = document[name]
             yield f"{name:<22}{', '.join(value) if isinstance(value, list) else value}"
-    yield from (f"{name:<22}{value}" for name, value in letter.items())
+    yield from (f"{name:<22}{value}" for name, value in fields.items())
     yield f"{'key':<22}{document['key'] if document['key'] is not None else '(none)'}"
     yield from (f"header {name}: {value}" for name, value in document["headers"])
-    if document["note"] is not None:
-        yield f"{'note':<22}{json.dumps(document['note'], ensure_ascii=False)}"
+    if document["resolution"] is not None:
+        yield f"{'resolution':<22}{json.dumps(document['resolution'], ensure_ascii=False)}"
     yield ""
     yield f"value, {document['value_bytes']} bytes" + (" (hex)" if document["value"] is None else "")
     yield Block(document["value"] if document["value"] is not None else document["value_hex"])
@@ -188,16 +188,16 @@ def value_text(value: bytes) -> tuple[str | None, str | None]:
 
 
 def replay_command(entry: DeadLetterEntry, options: Sequence[str]) -> str:
-    """What to type to send this letter's task again."""
+    """The command that sends this dead letter's task again."""
     return shlex.join(["fluxpool", "dlq", "replay", str(entry.ref), *options, "--yes"])
 
 
 def outcome_document(outcome: PreparedReplay | RefusedReplay | SentReplay) -> dict[str, Any]:
-    """What a replay did or would do with one letter, for machines."""
+    """What a replay did or would do with one dead letter, for machines."""
     match outcome:
         case RefusedReplay():
             return {
-                "place": str(outcome.entry.ref),
+                "record": str(outcome.entry.ref),
                 "request_id": outcome.entry.request_id,
                 "problems": [{"field": item.field, "message": item.message} for item in outcome.problems],
             }
@@ -207,10 +207,12 @@ def outcome_document(outcome: PreparedReplay | RefusedReplay | SentReplay) -> di
             return _replay_document(outcome.prepared, outcome.resolution)
 
 
-def _replay_document(prepared: PreparedReplay, note: Resolution | None) -> dict[str, Any]:
-    sent = {} if note is None else {"partition": note.replayed_partition, "offset": note.replayed_offset}
+def _replay_document(prepared: PreparedReplay, resolution: Resolution | None) -> dict[str, Any]:
+    sent = (
+        {} if resolution is None else {"partition": resolution.replayed_partition, "offset": resolution.replayed_offset}
+    )
     return {
-        "place": str(prepared.entry.ref),
+        "record": str(prepared.entry.ref),
         "request_id": prepared.request_id,
         "epoch": prepared.epoch,
         "topic": prepared.topic,
@@ -219,7 +221,7 @@ def _replay_document(prepared: PreparedReplay, note: Resolution | None) -> dict[
 
 
 def refusal_line(refused: RefusedReplay) -> str:
-    """Why a letter is not sent, for people."""
+    """Why a task is not sent again, for people."""
     reasons = "; ".join(map(str, refused.problems))
     return f"not sent: {refused.entry.ref} {refused.entry.request_id or '-'}: {reasons}"
 

@@ -19,7 +19,7 @@ from fluxpool_cli.local.workers.model_check import ModelError, checked_model
 from fluxpool_cli.local.workers.scaler import worker_count
 from fluxpool_cli.options import finite, printable_path, with_option_groups
 from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line, write_table
-from fluxpool_cli.watch.overview import OverviewDisplay
+from fluxpool_cli.watch.display import LiveDisplay
 from fluxpool_contract.problems import explain
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ def demo(
         max_workers=default_max_workers(model) if max_workers is None else max_workers,
         deadline_seconds=timeout,
     )
-    found, seconds = _guarded(lambda: run_demo(options, display=OverviewDisplay()))
+    found, seconds = _guarded(lambda: run_demo(options, display=LiveDisplay()))
     for problem in found.problems:
         say_paragraph(problem)
     write_line(found.line(seconds=seconds))

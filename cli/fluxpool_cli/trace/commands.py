@@ -7,7 +7,7 @@ import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target, run_on
-from fluxpool_cli.options import parse_moment, with_option_groups
+from fluxpool_cli.options import parse_time_option, with_option_groups
 from fluxpool_cli.reading_bar import reading_bar
 from fluxpool_cli.terminal import OutputOptions, say, utc_text, write_json, write_line, write_table
 from fluxpool_cli.trace.reading import Trace, read_trace, reading_start
@@ -37,7 +37,11 @@ def trace(
         check_request_id(request_id)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="REQUEST_ID") from None
-    start = reading_start(request_id) if since is None else parse_moment(since, now=datetime.now(UTC), option="--since")
+    start = (
+        reading_start(request_id)
+        if since is None
+        else parse_time_option(since, now=datetime.now(UTC), option="--since")
+    )
     target = find_target(kafka.bootstrap_servers, kafka.data_dir)
     found = run_on(target, _read(target, request_id, start))
     for topic in found.missing_topics:

@@ -30,7 +30,7 @@ from fluxpool_contract.messages import (
 )
 from fluxpool_transport.dlq import RecordRef, entry_of
 
-_LETTER_ID: Final = DEAD_LETTER_PREFIX + "request-id"
+_DEAD_LETTER_ID: Final = DEAD_LETTER_PREFIX + "request-id"
 
 
 class TopicRole(StrEnum):
@@ -62,8 +62,8 @@ class EventKind(StrEnum):
     PROGRESS = "progress"
     """Of a kind that this release does not know."""
     DEAD_LETTER = "dead-letter"
-    HANDLED = "handled"
-    """Somebody dealt with the dead letter."""
+    RESOLVED = "resolved"
+    """The dead letter was replayed or discarded."""
     RESULT = "result"
     UNREADABLE = "unreadable"
     """A record about which nothing can be told but its place."""
@@ -123,10 +123,10 @@ class TaskEvents:
 
     request_id: str
     found: list[TraceEvent] = field(default_factory=list)
-    _letters: set[tuple[str, RecordRef]] = field(default_factory=set)
+    _dead_letters: set[tuple[str, RecordRef]] = field(default_factory=set)
 
     def add(self, record: ConsumerRecord, role: TopicRole) -> None:
-        """Take note of a record, if it is about the task; one that cannot be read is an event that says so."""
+        """Add a record, if it is about the task; one that cannot be read is an event that says so."""
         try:
             event = self._event(record, role)
         except _UNREADABLE as error:
@@ -142,8 +142,8 @@ class TaskEvents:
 
     def _event(self, record: ConsumerRecord, role: TopicRole) -> TraceEvent | None:
         if role is TopicRole.DEAD_LETTERS and is_resolution(record.headers):
-            # A note follows its letter in the same partition, and may name the new id that a patch gave.
-            return self._note(record)
+            # A resolution follows its dead letter in the same partition, and may name the new id that a patch gave.
+            return self._resolution(record)
         if not is_about(record, self.request_id):
             return None
         match role:
@@ -158,27 +158,27 @@ class TaskEvents:
             case TopicRole.RESULTS:
                 return _result(record)
             case TopicRole.DEAD_LETTERS:
-                self._letters.add((record.topic, RecordRef(record.partition, record.offset)))
+                self._dead_letters.add((record.topic, RecordRef(record.partition, record.offset)))
                 return _dead_letter(record)
             case _:
                 assert_never(role)
 
-    def _note(self, record: ConsumerRecord) -> TraceEvent | None:
+    def _resolution(self, record: ConsumerRecord) -> TraceEvent | None:
         try:
-            note = Resolution.model_validate_json(record.value or b"")
+            resolution = Resolution.model_validate_json(record.value or b"")
         except ValidationError:
             return None
-        letter = (record.topic, RecordRef(note.partition, note.offset))
-        if note.request_id != self.request_id and letter not in self._letters:
+        dead_letter = (record.topic, RecordRef(resolution.partition, resolution.offset))
+        if resolution.request_id != self.request_id and dead_letter not in self._dead_letters:
             return None
-        words = [str(note.action), f"{record.topic} {letter[1]}"]
-        if note.replayed_topic is not None:
-            words.append(f"to {note.replayed_topic} {note.replayed_partition}/{note.replayed_offset}")
-        if note.request_id != self.request_id:
-            words.append(f"as {note.request_id}")
-        words += [f"by {note.by}"] if note.by else []
-        words += [f"({note.reason})"] if note.reason else []
-        return _event_of(record, EventKind.HANDLED, epoch=note.epoch or 0, detail=" ".join(words))
+        words = [str(resolution.action), f"{record.topic} {dead_letter[1]}"]
+        if resolution.replayed_topic is not None:
+            words.append(f"to {resolution.replayed_topic} {resolution.replayed_partition}/{resolution.replayed_offset}")
+        if resolution.request_id != self.request_id:
+            words.append(f"as {resolution.request_id}")
+        words += [f"by {resolution.by}"] if resolution.by else []
+        words += [f"({resolution.reason})"] if resolution.reason else []
+        return _event_of(record, EventKind.RESOLVED, epoch=resolution.epoch or 0, detail=" ".join(words))
 
 
 def is_about(record: ConsumerRecord, request_id: str) -> bool:
@@ -187,7 +187,7 @@ def is_about(record: ConsumerRecord, request_id: str) -> bool:
     Most records are told by a search in their bytes; only those that hold the id somewhere are parsed.
     """
     wanted = request_id.encode()
-    if record.key == wanted or _header(record, _LETTER_ID) == request_id:
+    if record.key == wanted or _header(record, _DEAD_LETTER_ID) == request_id:
         return True
     return wanted in (record.value or b"") and peek_request_id(record.value) == request_id
 
@@ -254,18 +254,18 @@ def _progress(record: ConsumerRecord) -> TraceEvent | None:
 
 
 def _dead_letter(record: ConsumerRecord) -> TraceEvent:
-    letter = entry_of(record).dead_letter
-    if letter is None:
+    dead_letter = entry_of(record).dead_letter
+    if dead_letter is None:
         return _event_of(record, EventKind.DEAD_LETTER, detail="written by no worker")
-    origin = f"{letter.origin_topic} {letter.origin_partition}/{letter.origin_offset}"
-    crashes = f", {letter.crashes} crashes" if letter.crashes else ""
+    origin = f"{dead_letter.origin_topic} {dead_letter.origin_partition}/{dead_letter.origin_offset}"
+    crashes = f", {dead_letter.crashes} crashes" if dead_letter.crashes else ""
     return _event_of(
         record,
         EventKind.DEAD_LETTER,
-        attempt=letter.attempts,
-        worker=letter.worker,
-        pool=letter.pool,
-        detail=f"{letter.disposition}: {letter.error_code}: {letter.message} (of {origin}{crashes})",
+        attempt=dead_letter.attempts,
+        worker=dead_letter.worker,
+        pool=dead_letter.pool,
+        detail=f"{dead_letter.disposition}: {dead_letter.error_code}: {dead_letter.message} (of {origin}{crashes})",
     )
 
 

@@ -24,24 +24,24 @@ _MADE_BY_GATEWAY: Final = 7
 _LATEST_RECORD_TIME: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 
-class Standing(StrEnum):
+class RecordState(StrEnum):
     """What a consumer group has done with a record."""
 
-    WAITING = "waiting"
+    PENDING = "pending"
     IN_FLIGHT = "in-flight"
     DONE = "done"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Whereabouts:
+class Consumption:
     """How a group stands to one record of the task."""
 
     topic: str
     partition: int
     offset: int
     group: str
-    standing: Standing
+    state: RecordState
     ahead_records: int | None = None
     """Records of the partition before a waiting one that are not committed."""
     worker: str | None = None
@@ -63,7 +63,7 @@ class Whereabouts:
             "partition": self.partition,
             "offset": self.offset,
             "group": self.group,
-            "standing": str(self.standing),
+            "state": str(self.state),
             **{name: value for name, value in known.items() if value is not None},
         }
 
@@ -75,7 +75,7 @@ class Trace:
     request_id: str
     events: tuple[TraceEvent, ...]
     """By time."""
-    whereabouts: tuple[Whereabouts, ...]
+    consumption: tuple[Consumption, ...]
     """Of the records on task and retry topics, in the same order."""
     missing_topics: tuple[str, ...]
 
@@ -132,14 +132,14 @@ async def read_trace(target: KafkaTarget, request_id: str, *, since: datetime | 
     return Trace(
         request_id=request_id,
         events=ordered,
-        whereabouts=await _whereabouts(target, ordered, roles),
+        consumption=await _consumption(target, ordered, roles),
         missing_topics=missing,
     )
 
 
-async def _whereabouts(
+async def _consumption(
     target: KafkaTarget, events: Sequence[TraceEvent], roles: Mapping[str, TopicRole]
-) -> tuple[Whereabouts, ...]:
+) -> tuple[Consumption, ...]:
     work = [event for event in events if event.kind in _WORK]
     topics = {event.topic for event in work}
     serving = [(group, topic) for group, topic in target.groups().items() if topic in topics]
@@ -148,16 +148,14 @@ async def _whereabouts(
         (retry_group(group), topic) for topic in target.topics.retry if topic in topics for group in target.groups()
     ]
     async with LagReader(target.kafka) as reader:
-        serving_backlogs = await _read(reader, [item for item in serving if roles[item[1]] is TopicRole.TASKS])
-        relaying_backlogs = await _read(reader, relaying)
-    backlogs = serving_backlogs + [
-        backlog for topic in target.topics.retry for backlog in _of_pools(relaying_backlogs, topic)
-    ]
-    return tuple(_standing(event, backlog) for event in work for backlog in backlogs if backlog.topic == event.topic)
+        found = await _read(reader, [item for item in serving if roles[item[1]] is TopicRole.TASKS])
+        found_retries = await _read(reader, relaying)
+    lags = found + [lag for topic in target.topics.retry for lag in _of_pools(found_retries, topic)]
+    return tuple(_consumption_of(event, lag) for event in work for lag in lags if lag.topic == event.topic)
 
 
 async def _read(reader: LagReader, pairs: Sequence[tuple[str, str]]) -> list[GroupLag]:
-    """The backlog of each group on its topic; one call reads a group on one topic."""
+    """The lag of each group on its topic; one call reads a group on one topic."""
     found: list[GroupLag] = []
     remaining = list(pairs)
     while remaining:
@@ -167,39 +165,37 @@ async def _read(reader: LagReader, pairs: Sequence[tuple[str, str]]) -> list[Gro
     return found
 
 
-def _of_pools(backlogs: Sequence[GroupLag], topic: str) -> Sequence[GroupLag]:
+def _of_pools(lags: Sequence[GroupLag], topic: str) -> Sequence[GroupLag]:
     """The groups that have offsets on the topic; the first one when none has."""
-    found = [backlog for backlog in backlogs if backlog.topic == topic]
-    active = [
-        backlog for backlog in found if any(item.committed_offset is not None for item in backlog.readable_partitions)
-    ]
+    found = [lag for lag in lags if lag.topic == topic]
+    active = [lag for lag in found if any(item.committed_offset is not None for item in lag.readable_partitions)]
     return active or found[:1]
 
 
 _WORK: Final = frozenset({EventKind.SENT, EventKind.BACK, EventKind.REPLAYED, EventKind.RETRY})
 
 
-def _standing(event: TraceEvent, backlog: GroupLag) -> Whereabouts:
-    def found(standing: Standing, **known: Any) -> Whereabouts:
-        return Whereabouts(
+def _consumption_of(event: TraceEvent, lag: GroupLag) -> Consumption:
+    def found(state: RecordState, **known: Any) -> Consumption:
+        return Consumption(
             topic=event.topic,
             partition=event.partition,
             offset=event.offset,
-            group=backlog.group,
-            standing=standing,
+            group=lag.group,
+            state=state,
             **known,
         )
 
-    match next((item for item in backlog.partitions if item.partition == event.partition), None):
+    match next((item for item in lag.partitions if item.partition == event.partition), None):
         case None:
-            return found(Standing.UNKNOWN, problem=backlog.problem or "the group's offsets could not be read")
+            return found(RecordState.UNKNOWN, problem=lag.problem or "the group's offsets could not be read")
         case StalePartition(reason=reason):
-            return found(Standing.UNKNOWN, problem=reason)
+            return found(RecordState.UNKNOWN, problem=reason)
         case PartitionLag() as partition:
             entry = partition.in_flight.get(event.offset)
             if entry is not None:
                 started_at = datetime.fromtimestamp(entry.started_at, UTC)
-                return found(Standing.IN_FLIGHT, worker=entry.worker, started_at=started_at, crashes=entry.crashes)
+                return found(RecordState.IN_FLIGHT, worker=entry.worker, started_at=started_at, crashes=entry.crashes)
             if event.offset < partition.next_offset:
-                return found(Standing.DONE)
-            return found(Standing.WAITING, ahead_records=event.offset - partition.next_offset)
+                return found(RecordState.DONE)
+            return found(RecordState.PENDING, ahead_records=event.offset - partition.next_offset)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxpool_cli.terminal import utc_text
 from fluxpool_cli.trace.events import EventKind, TraceEvent
-from fluxpool_cli.trace.reading import Standing, Trace, Whereabouts
+from fluxpool_cli.trace.reading import Consumption, RecordState, Trace
 from fluxpool_contract.messages import ResultStatus
 
 COLUMNS = ("TIME (UTC)", "AFTER", "EVENT", "RECORD", "ATTEMPT", "WORKER", "DETAIL")
@@ -31,11 +31,11 @@ def state_of(trace: Trace) -> ResultStatus | TaskState:
     ends = [event.status for event in trace.events if event.status is not None and event.epoch == epoch]
     if ends:
         return ends[-1]
-    standings = {(item.standing, item.topic) for item in trace.whereabouts}
-    if any(standing is Standing.IN_FLIGHT for standing, _ in standings):
+    states = {(item.state, item.topic) for item in trace.consumption}
+    if any(state is RecordState.IN_FLIGHT for state, _ in states):
         return TaskState.RUNNING
     retry_topics = {event.topic for event in trace.events if event.kind is EventKind.RETRY}
-    waiting = {topic for standing, topic in standings if standing is Standing.WAITING}
+    waiting = {topic for state, topic in states if state is RecordState.PENDING}
     if waiting - retry_topics:
         return TaskState.QUEUED
     if waiting:
@@ -51,7 +51,7 @@ def trace_document(trace: Trace) -> dict[str, Any]:
         "request_id": trace.request_id,
         "state": str(state_of(trace)),
         "events": [event.document() for event in trace.events],
-        "records": [item.document() for item in trace.whereabouts],
+        "records": [item.document() for item in trace.consumption],
         "missing_topics": list(trace.missing_topics),
     }
 
@@ -70,7 +70,7 @@ def closing_lines(trace: Trace) -> Iterable[str]:
     yield f"{trace.request_id}: {state}; {_count(len(trace.events), 'record')} over {seconds:.3f} s{by}"
     if state is TaskState.UNKNOWN:
         yield "there is no result (any more): they are kept for days only, and another group may serve the task's topic"
-    yield from (_where(item) for item in trace.whereabouts if item.standing is not Standing.DONE)
+    yield from (_where(item) for item in trace.consumption if item.state is not RecordState.DONE)
 
 
 def _merge_steps(events: Sequence[TraceEvent]) -> list[TraceEvent]:
@@ -105,17 +105,17 @@ def _row(event: TraceEvent, first: TraceEvent) -> tuple[str, ...]:
     )
 
 
-def _where(item: Whereabouts) -> str:
+def _where(item: Consumption) -> str:
     record = f"{item.topic} {item.partition}/{item.offset}"
-    match item.standing:
-        case Standing.IN_FLIGHT:
+    match item.state:
+        case RecordState.IN_FLIGHT:
             since = f" since {utc_text(item.started_at)}" if item.started_at is not None else ""
             crashes = f", after {_count(item.crashes, 'crash', 'crashes')}" if item.crashes else ""
             return f"{record} is in work on {item.worker}{since}{crashes}"
-        case Standing.WAITING:
+        case RecordState.PENDING:
             return f"{record} waits for {item.group} behind {_count(item.ahead_records or 0, 'record')}"
         case _:
-            return f"{record}: what {item.group} did with it is {item.standing} ({item.problem})"
+            return f"{record}: what {item.group} did with it is {item.state} ({item.problem})"
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -13,7 +13,7 @@ from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target, r
 from fluxpool_cli.local.state_file import running_stack
 from fluxpool_cli.options import with_option_groups
 from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
-from fluxpool_cli.watch.overview import Overview, OverviewDisplay
+from fluxpool_cli.watch.display import LiveDisplay, PoolSnapshot
 from fluxpool_contract.messages import GenerationResult
 from fluxpool_transport.lag import LagReader
 
@@ -26,7 +26,7 @@ _INTERVAL_SECONDS = 1.0
 def watch(
     *,
     kafka: TargetOptions,
-    once: Annotated[bool, typer.Option("--once", help="Show one moment and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Show one snapshot and end.")] = False,
     output: OutputOptions,
 ) -> None:
     """Show lag by lane, workers and the newest results; Ctrl-C ends it.
@@ -35,7 +35,7 @@ def watch(
     FLUXPOOL_LANES variables.
     """
     if output.json and not once:
-        raise typer.BadParameter("needs --once: one moment is one document", param_hint="--output json")
+        raise typer.BadParameter("needs --once: one snapshot is one document", param_hint="--output json")
     target = find_target(kafka.bootstrap_servers, kafka.data_dir)
     # Ctrl-C is how the live view ends.
     with contextlib.suppress(KeyboardInterrupt):
@@ -57,24 +57,24 @@ async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, output: Out
         await results.read_to_end()
         if results.passed_over:
             say(f"{topic} has {results.passed_over} older records, which are not counted")
-        moment = await _observe(target, results, reader, data_dir)
+        snapshot = await _observe(target, results, reader, data_dir)
         if once:
             if output.json:
-                write_json(moment.document())
+                write_json(snapshot.document())
             else:
-                write_table(("", ""), moment.rows())
-                for line in moment.recent:
+                write_table(("", ""), snapshot.rows())
+                for line in snapshot.recent:
                     write_line(line)
             return
-        with OverviewDisplay() as display:
-            display.update(moment)
+        with LiveDisplay() as display:
+            display.update(snapshot)
             while True:
                 await asyncio.sleep(_INTERVAL_SECONDS)
                 await results.read_to_end()
                 display.update(await _observe(target, results, reader, data_dir))
 
 
-async def _observe(target: KafkaTarget, results: ResultsTopic, reader: LagReader, data_dir: Path) -> Overview:
+async def _observe(target: KafkaTarget, results: ResultsTopic, reader: LagReader, data_dir: Path) -> PoolSnapshot:
     lanes = target.lane_groups()
     backlogs = await reader.read(dict(lanes.values()))
     # Workers are known of a stack of this machine only, and it may be on another Kafka than the one that is asked.
@@ -85,7 +85,7 @@ async def _observe(target: KafkaTarget, results: ResultsTopic, reader: LagReader
     plan = stack.plan.reason if stack and stack.plan else ""
     if stack is not None and stack.workers_problem is not None:
         plan = f"workers cannot start: {stack.workers_problem}"
-    return Overview(
+    return PoolSnapshot(
         lag_records={name: backlogs[group].lag_records_at_least for name, (group, _) in lanes.items()},
         workers=dict(workers),
         results=dict(results.counts()),

@@ -22,7 +22,7 @@ from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.workers.fleet import WorkerState
 from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
 from fluxpool_cli.watch.commands import result_line
-from fluxpool_cli.watch.overview import Overview, OverviewDisplay
+from fluxpool_cli.watch.display import LiveDisplay, PoolSnapshot
 from fluxpool_transport.lag import LagReader
 
 TINY_DEADLINE_SECONDS = 300.0
@@ -62,7 +62,7 @@ class _Progress:
     peak_workers: int = 0
 
 
-def run_demo(options: DemoOptions, *, display: OverviewDisplay) -> tuple[Audit, float]:
+def run_demo(options: DemoOptions, *, display: LiveDisplay) -> tuple[Audit, float]:
     """Run it; returns what was found and the seconds it took.
 
     Images stay, all else does with `keep` only. Raises `KeyboardInterrupt` when ended by a signal, `DataDirError` for a
@@ -132,7 +132,7 @@ def _pictures(data_dir: DataDir) -> Iterator[Path]:
     return (file for file in data_dir.images.rglob("*") if file.suffix in IMAGE_SUFFIXES)
 
 
-def _tell_what_is_kept(data_dir: DataDir, *, display: OverviewDisplay) -> None:
+def _tell_what_is_kept(data_dir: DataDir, *, display: LiveDisplay) -> None:
     first = min(_pictures(data_dir), default=None)
     if first is not None:
         display.note(f"the images are in {data_dir.images}, such as {first}")
@@ -142,7 +142,7 @@ def _tell_what_is_kept(data_dir: DataDir, *, display: OverviewDisplay) -> None:
 
 
 async def _supervised(
-    options: DemoOptions, folder: Path, *, display: OverviewDisplay, progress: _Progress, began_at: float
+    options: DemoOptions, folder: Path, *, display: LiveDisplay, progress: _Progress, began_at: float
 ) -> bool:
     """Run the demo in a stack; false when a signal ended it."""
     deadline_seconds = options.deadline_seconds or (
@@ -187,7 +187,7 @@ class _Story:
         *,
         options: DemoOptions,
         results: ResultsTopic,
-        display: OverviewDisplay,
+        display: LiveDisplay,
         progress: _Progress,
         began_at: float,
     ) -> None:
@@ -295,7 +295,7 @@ class _Story:
         state = self._stack.state()
         self._progress.peak_workers = max(self._progress.peak_workers, fleet.running)
         self._display.update(
-            Overview(
+            PoolSnapshot(
                 lag_records={lane.name: lane.lag_records for lane in state.lanes},
                 workers={worker_state.value: fleet.count(worker_state) for worker_state in WorkerState},
                 results=dict(status_counts(self._results.records, self._progress.submitted)),

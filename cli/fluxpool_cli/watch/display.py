@@ -18,8 +18,8 @@ _SILENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """One moment of a pool."""
+class PoolSnapshot:
+    """One snapshot of a pool."""
 
     lag_records: Mapping[str, int]
     """Unfinished tasks by lane."""
@@ -64,8 +64,8 @@ class Overview:
         ]
 
 
-class Shown(Protocol):
-    """One moment of anything: in one line, and as rich renders it."""
+class Displayable(Protocol):
+    """One snapshot of anything: in one line, and as rich renders it."""
 
     @property
     def recent(self) -> Sequence[str]:
@@ -86,8 +86,8 @@ class Shown(Protocol):
         ...
 
 
-class OverviewDisplay:
-    """Shows one moment after the other on standard error while it is open."""
+class LiveDisplay:
+    """Shows one snapshot after the other on standard error while it is open."""
 
     def __init__(self) -> None:
         self._console = progress_console()
@@ -105,27 +105,27 @@ class OverviewDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close; the last overview stays visible."""
+        """Close; the last snapshot stays visible."""
         if self._live is not None:
             self._live.stop()
 
-    def update(self, overview: Shown) -> None:
+    def update(self, snapshot: Displayable) -> None:
         """Show it, if it differs from the last one."""
-        line = overview.line()
+        line = snapshot.line()
         if self._live is not None:
-            for arrived in reversed([item for item in overview.recent if item not in self._recent]):
+            for arrived in reversed([item for item in snapshot.recent if item not in self._recent]):
                 self.note(arrived)
-            self._recent = overview.recent
-            self._live.update(overview, refresh=True)
-        elif line != self._shown or self._is_silent_for_long(overview):
-            elapsed = overview.elapsed_seconds
+            self._recent = snapshot.recent
+            self._live.update(snapshot, refresh=True)
+        elif line != self._shown or self._is_silent_for_long(snapshot):
+            elapsed = snapshot.elapsed_seconds
             say(line if line != self._shown or elapsed is None else f"{line} | {elapsed:.0f} s")
             self._said_at_seconds = time.monotonic()
         self._shown = line
 
-    def _is_silent_for_long(self, overview: Shown) -> bool:
+    def _is_silent_for_long(self, snapshot: Displayable) -> bool:
         """Whether nothing moved for a while in what counts its time: then that is shown, as a sign of life."""
-        return overview.elapsed_seconds is not None and time.monotonic() - self._said_at_seconds > _SILENCE_SECONDS
+        return snapshot.elapsed_seconds is not None and time.monotonic() - self._said_at_seconds > _SILENCE_SECONDS
 
     def note(self, line: str) -> None:
         """A sentence that stays, above the table."""
