@@ -12,19 +12,19 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command line, or the request it made, is not valid."""
     UNREACHABLE = 3
-    """Nobody answers, or who answers cannot serve now."""
+    """Kafka, the gateway or the local stack does not answer or cannot serve now."""
     UNAUTHORIZED = 4
     TIMED_OUT = 5
     DEFECT = 70
     """A defect of the program itself."""
     INTERRUPTED = 130
-    """Ctrl-C, as shells say it."""
+    """Ctrl-C; the code that shells use."""
     READER_GONE = 141
-    """Who read the output closed it, as shells say it."""
+    """The reader of the output closed its pipe; the code that shells use."""
 
 
 class CommandError(Exception):
-    """Ends the command with this code; the message goes to standard error."""
+    """Ends the command with an exit code; its message is written to standard error."""
 
     def __init__(self, code: ExitCode, message: str) -> None:
         self.code = code

@@ -1,8 +1,8 @@
-"""The `fluxpool` program: its commands, and how each ends.
+"""The `fluxpool` program: its commands, and how their errors become exit codes.
 
-Results go to standard output, progress and errors to standard error. `--output table|json` (short `--json`) is the
-form of the result in every command; `-o` is short for it, but in `submit`, where `-o` names the folder for the images.
-Whatever happens, a command ends with a sentence and a code of `exit_codes`; a traceback is shown with `--verbose` only.
+Results are written to standard output, progress and errors to standard error. `--output table|json` (short `--json`) is
+the form of the result in every command; `-o` is short for it, but in `submit`, where `-o` names the folder for the images.
+Every failing command writes one sentence and exits with a code of `exit_codes`; only `--verbose` shows tracebacks.
 """
 
 import contextlib
@@ -121,14 +121,14 @@ class _Refusal(Protocol):
 def main() -> None:
     """Run the command line; the console script."""
     code = run(sys.argv[1:])
-    # What is still buffered goes where nobody complains: a broken output was told already.
+    # The error of a broken output was reported; what is still buffered would raise it again at exit.
     if code in {ExitCode.READER_GONE, ExitCode.FAILED}:
-        _forget_output()
+        _discard_output()
     sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code; whatever happens is said, never raised."""
+    """Run one command line and return its exit code; errors are written to standard error, never raised."""
     verbose = "--verbose" in arguments
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -152,14 +152,14 @@ def run(arguments: Sequence[str]) -> int:
         except OSError as error:
             say(f"fluxpool: {_reason(error)}")
             code = ExitCode.FAILED
-        except Exception as error:  # noqa: BLE001 - the last net: nobody is to read a traceback unasked
+        except Exception as error:  # noqa: BLE001 - the top of the program: tracebacks are shown on request only
             what = f"{type(error).__name__}: {str(error)[:300]}"
             say(f"fluxpool: this is a defect of fluxpool ({what}); report it with what `fluxpool --verbose` adds")
             code = ExitCode.DEFECT
             if verbose:
                 say_paragraph("".join(traceback.format_exception(error)))
     except (OSError, KeyboardInterrupt):
-        # Standard error is gone as well, or somebody is in a hurry.
+        # Standard error is closed as well, or a second Ctrl-C came.
         code = ExitCode.FAILED
     return int(code)
 
@@ -197,7 +197,7 @@ def _reason(error: OSError) -> str:
     return f"the output cannot be written: {reason}" if error.errno is not None else reason
 
 
-def _forget_output() -> None:
+def _discard_output() -> None:
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,6 +1,6 @@
 """Command-line options that commands share: groups of them as dataclasses, and the checks of their values.
 
-What no command can mean is refused here, before a command does anything.
+Values that no command can accept are refused before a command does anything.
 """
 
 import dataclasses

@@ -11,17 +11,17 @@ from fluxpool_cli.terminal import progress_console, say, shown_text
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One thing that advances."""
+    """One progress bar."""
 
     progress: Progress
     task: int
 
     def advance(self, steps: int) -> None:
-        """So many more are done."""
+        """Add to the number of steps done."""
         self.progress.advance(self.progress.tasks[self.task].id, steps)
 
     def set_total(self, steps: int) -> None:
-        """How many there are."""
+        """Set the number of steps in all."""
         self.progress.update(self.progress.tasks[self.task].id, total=steps)
 
     def note(self, line: str) -> None:

@@ -1,7 +1,7 @@
-"""Where a command writes: results to standard output, progress and errors to standard error.
+"""Output of commands: results to standard output, progress and errors to standard error.
 
-Owns the rule that text is shown, never obeyed: whatever comes out of a record, a gateway's answer, a log or an argument
-passes `visible` here before it reaches a terminal. Owns the form of tables and JSON documents. Live displays appear on
+Owns the rule that no text controls the terminal: text of a record, a gateway's answer, a log or an argument passes
+`visible` first. Owns the form of tables and JSON documents. Live displays appear on
 a terminal only; a set `NO_COLOR` turns every style off.
 """
 

@@ -137,12 +137,12 @@ async def _run(options: argparse.Namespace, folder: Path, ending: Ending) -> Non
             deadline_seconds=options.timeout,
         )
         with display:
-            found = await story.tell()
+            found = await story.run()
         seconds = time.monotonic() - began_at
         for problem in (*story.problems, *found.problems):
             say(problem)
         if options.keep:
-            _tell_what_is_up(cluster)
+            _say_addresses(cluster)
         _result(found.line(peak_replicas=story.peak_replicas, seconds=seconds))
         sent = options.tasks * len(POOLS)
         there = (found.tasks, found.images, found.lost, found.doubled) == (sent, sent, 0, 0)
@@ -151,7 +151,7 @@ async def _run(options: argparse.Namespace, folder: Path, ending: Ending) -> Non
             await asyncio.Event().wait()
 
 
-def _tell_what_is_up(cluster: DemoCluster) -> None:
+def _say_addresses(cluster: DemoCluster) -> None:
     bench = cluster.bench
     say(f"everything stays up until Ctrl-C; kubectl and helm are in {cluster.binaries}. In another terminal:")
     _result(f"export KUBECONFIG={bench.bench.control_plane.admin_kubeconfig}")

@@ -1,6 +1,6 @@
-"""What is really there in the end: task and result records, objects of the bucket, offsets, against what was sent.
+"""Compares the records, the images in the bucket and the offsets of a demo with what was sent.
 
-Owns the comparison; sends and changes nothing.
+Sends and changes nothing.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Submitted = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """All pools together; `problems` is empty when all is well."""
+    """The counts of all pools; `problems` is empty when they are as expected."""
 
     tasks: int
     """Records of the task topics."""

@@ -1,6 +1,6 @@
-"""Looking at the pools from outside: the API server's objects, the groups' offsets, the results.
+"""Observes the pools: objects of the API server, the groups' lag, the results.
 
-Changes nothing. What cannot be read for a moment is read the next time.
+Changes nothing. What cannot be read is read again the next time.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from demo_cluster.pools import POOLS, DemoPool
-from demo_cluster.view import Moment, PoolMoment
+from demo_cluster.view import Observation, PoolObservation
 from fluxpool_cli.kafka.results_topic import ResultsTopic
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.children import POOL_LABEL
@@ -54,8 +54,8 @@ class Observer:
         found = await self._reader.read(_GROUPS)
         return {pool.name: found[pool.group] for pool in POOLS}
 
-    async def observe(self) -> Moment:
-        """One moment of all pools; raises `ApiUnreachableError` when the API server does not answer."""
+    async def observe(self) -> Observation:
+        """All pools now; raises `ApiUnreachableError` when the API server does not answer."""
         for results in self.results.values():
             await results.read_to_end()
         try:
@@ -65,9 +65,9 @@ class Observer:
         api, namespace = self._bench.bench.api, self._bench.namespace
         pods = await api.get(f"/api/v1/namespaces/{namespace}/pods", labelSelector=POOL_LABEL)
         pools = await api.get(f"/apis/fluxpool.dev/v1alpha1/namespaces/{namespace}/fluxworkerpools")
-        return Moment(
+        return Observation(
             tuple(
-                self._pool_moment(
+                self._observe_pool(
                     pool,
                     status=_named(pools["items"], pool.name).get("status", {}),
                     pods=[one for one in pods["items"] if one["metadata"]["labels"][POOL_LABEL] == pool.name],
@@ -77,10 +77,12 @@ class Observer:
             )
         )
 
-    def _pool_moment(self, pool: DemoPool, *, status: Body, pods: list[Body], backlog: GroupLag | None) -> PoolMoment:
+    def _observe_pool(
+        self, pool: DemoPool, *, status: Body, pods: list[Body], backlog: GroupLag | None
+    ) -> PoolObservation:
         ends: Counter[str] = self.results[pool.name].counts()
         plan = status.get("plan", {})
-        return PoolMoment(
+        return PoolObservation(
             name=pool.name,
             lag_records=backlog.lag_records if backlog is not None else None,
             planned=status.get("desiredReplicas"),

@@ -76,7 +76,7 @@ def pool_manifest(
                 "minReplicas": 0,
                 "maxReplicas": max_replicas,
                 "targetLagPerReplica": _TARGET_LAG_PER_REPLICA,
-                # Seconds, where a service would take minutes: nobody wants to watch an idle pool.
+                # Seconds, where a service would take minutes: a demo must not take long.
                 "pollIntervalSeconds": 1,
                 "idleGracePeriodSeconds": 10,
                 "scaleDown": {"stabilizationWindowSeconds": 5},

@@ -13,7 +13,7 @@ from demo_cluster.cluster import DemoCluster
 from demo_cluster.count import Count, count
 from demo_cluster.observation import Observer
 from demo_cluster.pools import NAMESPACE, POOLS, DemoPool, pool_manifest
-from demo_cluster.view import Moment
+from demo_cluster.view import Observation
 from fluxpool_cli.local.demo.demo import prompts
 from fluxpool_cli.watch.display import LiveDisplay
 from kit.kafka import produce
@@ -45,7 +45,7 @@ class Story:
     _planned: dict[str, int | None] = field(default_factory=dict)
     """The number of replicas that was told last, by pool."""
 
-    async def tell(self) -> Count:
+    async def run(self) -> Count:
         """Install, send, watch until all pools sleep, count. Raises what the parts raise before the burst."""
         await self._install()
         async with Observer(self.cluster.bench) as observer:
@@ -112,7 +112,7 @@ class Story:
                 return
             await asyncio.sleep(_INTERVAL_SECONDS)
 
-    async def _look(self, observer: Observer) -> Moment | None:
+    async def _look(self, observer: Observer) -> Observation | None:
         """Show one moment and every new plan; None when the API server did not answer."""
         try:
             moment = await observer.observe()

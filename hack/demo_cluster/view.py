@@ -1,7 +1,4 @@
-"""What one moment of the demo looks like: a table on a terminal, a line elsewhere.
-
-Owns the words; the numbers are `observation`'s.
-"""
+"""How an observation of the demo is shown: a table on a terminal, a line elsewhere."""
 
 from dataclasses import dataclass
 
@@ -11,7 +8,7 @@ from fluxpool_cli.terminal import plain_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolMoment:
+class PoolObservation:
     """One pool, as Kafka and the API server have it."""
 
     name: str
@@ -34,7 +31,7 @@ class PoolMoment:
 
     @property
     def asleep(self) -> bool:
-        """Whether nothing is left to do and nobody is left who could."""
+        """Whether there is no lag, no planned worker and no pod."""
         return self.lag_records == 0 and self.planned == 0 and self.pods == 0
 
     def plan(self) -> str:
@@ -44,10 +41,10 @@ class PoolMoment:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class Observation:
     """All pools at once."""
 
-    pools: tuple[PoolMoment, ...]
+    pools: tuple[PoolObservation, ...]
     recent: tuple[str, ...] = ()
     elapsed_seconds: float | None = None
 

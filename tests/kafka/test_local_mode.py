@@ -142,7 +142,7 @@ def test_a_crashed_worker_is_replaced_and_a_killed_supervisor_takes_everything_w
     state = state_in(folder)
     assert state.crashed_workers == 1
     log = (folder / "logs" / "supervisor.log").read_text()
-    assert "worker-1 ended with status -9 without being asked; a new one starts in 1 s" in log
+    assert "worker-1 ended unexpectedly with status -9; a new one starts in 1 s" in log
 
     for program in [part for part in state.parts if part.name in {"gateway", "projector"}]:
         os.kill(program.pid, signal.SIGKILL)

@@ -237,7 +237,7 @@ async def test_a_task_in_work_names_its_worker_and_a_waiting_one_what_is_before_
     assert running["state"] == "running"
     [record] = running["records"]
     assert (record["state"], record["worker"], record["crashes"]) == ("in-flight", "worker-9", 1)
-    assert f"{topics.tasks} 1/{offset} is in work on worker-9 since" in text.output
+    assert f"{topics.tasks} 1/{offset} is in flight on worker-9 since" in text.output
     assert (committed["state"], committed["records"][0]["state"]) == ("unknown", "done")
 
 

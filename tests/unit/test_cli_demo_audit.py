@@ -111,7 +111,7 @@ def test_an_image_changed_after_its_result_is_named(tmp_path: Path) -> None:
 
 def test_uncommitted_records_are_named(tmp_path: Path) -> None:
     found = judge(tmp_path, store(tmp_path), lag={"flux-worker-group": 2})
-    assert found.problems == ("group flux-worker-group has 2 uncommitted records",)
+    assert found.problems == ("group flux-worker-group has a lag of 2",)
 
 
 def test_foreign_results_and_images_are_not_counted(tmp_path: Path) -> None:

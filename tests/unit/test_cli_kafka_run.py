@@ -22,7 +22,7 @@ TARGET = KafkaTarget(kafka=KafkaConnection(bootstrap_servers=("kafka:9092",)))
         (KafkaConnectionError("no route"), "does not answer"),
         (TopicAuthorizationFailedError("tasks"), "check the Kafka user and its rights"),
         (AuthenticationFailedError("SASL"), "check the Kafka user and its rights"),
-        (UnknownTopicOrPartitionError("tasks"), "refuses it"),
+        (UnknownTopicOrPartitionError("tasks"), "refuses the request"),
     ],
 )
 def test_an_answer_of_the_broker_is_not_called_silence(error: KafkaError, words: str) -> None:

@@ -185,5 +185,5 @@ def test_workers_that_cannot_start_are_named_by_status_and_by_a_waiting_submit(
 def test_a_free_port_is_taken_only_where_it_is_free(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         (tmp_path / "ports.json").write_text(json.dumps({"gateway": taken.getsockname()[1]}))
-        with pytest.raises(DataDirError, match="the port kept for the gateway"):
+        with pytest.raises(DataDirError, match="the stored port of the gateway"):
             DataDir.at(tmp_path).gateway_port(None)

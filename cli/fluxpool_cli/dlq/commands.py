@@ -1,4 +1,4 @@
-"""`fluxpool dlq`: look at dead letters, send their tasks again, discard them.
+"""`fluxpool dlq`: lists dead letters, replays their tasks, discards them.
 
 Owns the commands and their results; `options` says which dead letters are meant, `fluxpool_transport.dlq` reads,
 checks and writes.
@@ -42,7 +42,7 @@ from fluxpool_transport.dlq import (
 )
 
 DEFAULT_RATE = 10.0
-"""Replays a second: fast for a person, gentle for a pool that serves other people meanwhile."""
+"""Replays a second: fast for a person, a small load for a pool that serves others."""
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: look at them, send their tasks again, discard them.")
 
@@ -87,7 +87,7 @@ def list_letters(
         )
         return
     _print_table(
-        view.list_table(shown), optional=view.LIST_OPTIONAL, empty=f"no dead letters that fit on {dead_letters.topic}"
+        view.list_table(shown), optional=view.LIST_OPTIONAL, empty=f"no matching dead letters on {dead_letters.topic}"
     )
     if len(shown) < len(entries):
         say(f"{len(entries) - len(shown)} older ones are not shown; raise --limit, or narrow the filter")
@@ -161,7 +161,7 @@ def replay(
     """Send the tasks of open dead letters again; without --yes only say what would be sent and what would fail again.
 
     Exits 0 when every task was sent (or would be looked at), 1 when with --yes some were refused, 3 when Kafka did
-    not confirm; the same command then goes on with what is open.
+    not acknowledge; the same command then continues with the open ones.
     """
     choices = ReplayChoices(
         patch=_patch(patch),
@@ -201,7 +201,7 @@ def discard(
     source: SourceOptions,
     output: OutputOptions,
 ) -> None:
-    """Mark open dead letters as dealt with: no replay takes them again; they stay on the topic until they expire."""
+    """Mark open dead letters as discarded: no replay sends them; they stay on the topic until they expire."""
     if not reason.strip():
         raise typer.BadParameter("must say why, in words", param_hint="--reason")
     dead_letters = source.dead_letters(chosen.filter(places))

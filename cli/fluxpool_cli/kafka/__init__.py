@@ -1,1 +1,1 @@
-"""Kafka as commands read it."""
+"""Which Kafka a command uses, and the results topic read without a consumer group."""

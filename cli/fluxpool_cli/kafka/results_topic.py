@@ -1,7 +1,7 @@
-"""A results topic read by a consumer of no group: whoever looks changes nothing.
+"""Reads a results topic without a consumer group, so that reading changes no offsets.
 
-Owns the reading and the count of ends; knows nothing of who shows them. Reads all there is and keeps it, or the newest
-records only, of which it keeps the counts and the last few.
+Owns the reading and the counts by status; knows nothing of how they are shown. Keeps all
+records, or reads the newest ones only and keeps their counts and the last few.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -25,7 +25,7 @@ class ResultsTopic:
     """Follows one results topic: `async with ResultsTopic(connection, topic) as results`, then `poll`."""
 
     def __init__(self, connection: KafkaConnection, topic: str, *, newest_records: int | None = None) -> None:
-        """With `newest_records`, start about so many before the end and remember no more tasks than that."""
+        """With `newest_records`, start about that many records before the end and keep at most that many tasks."""
         self._connection = connection
         self._topic = topic
         self._newest_records = newest_records
@@ -37,12 +37,12 @@ class ResultsTopic:
         self.records: list[GenerationResult] = []
         """Every record read so far; empty with `newest_records`."""
         self.values: list[bytes] = []
-        """The same, as they lie in the topic."""
+        """Their values, as in the topic."""
         self.unreadable = 0
-        """Records that are no results."""
+        """Records that are not results."""
 
     async def __aenter__(self) -> Self:
-        """Connect; raises aiokafka's `KafkaError` when nobody answers."""
+        """Connect; raises aiokafka's `KafkaError` when no broker answers."""
         options = aiokafka_options(self._connection, client_id="fluxpool-cli")
         # Without a group every partition is assigned at the start, and nothing is ever committed.
         self._consumer = AIOKafkaConsumer(
@@ -110,7 +110,7 @@ class ResultsTopic:
             await self.poll()
 
     def counts(self) -> Counter[str]:
-        """Tasks by how they ended; a task whose result came twice counts once."""
+        """Number of tasks by status; a task with two results counts once."""
         return Counter(self._last_status.values())
 
     def recent(self) -> list[GenerationResult]:

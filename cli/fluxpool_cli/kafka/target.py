@@ -1,7 +1,7 @@
-"""Which Kafka, topics and groups a command looks at: options first, then the worker's own variables, then local mode.
+"""Which Kafka, topics and groups a command reads: options first, then the worker's own variables, then local mode.
 
-Owns that order. In a worker's environment the commands work as they are: they read its `FLUXPOOL_KAFKA_*`,
-`FLUXPOOL_TOPICS_*`, `FLUXPOOL_CONSUMER_GROUP` and `FLUXPOOL_LANES`, and nothing else of it.
+Owns that order. In a worker's environment the commands need no options: they read its `FLUXPOOL_KAFKA_*`,
+`FLUXPOOL_TOPICS_*`, `FLUXPOOL_CONSUMER_GROUP` and `FLUXPOOL_LANES`, and no other variable.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ T = TypeVar("T")
 _SERVERS = "FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS"
 _READ = ("FLUXPOOL_KAFKA_", "FLUXPOOL_TOPICS_", "FLUXPOOL_CONSUMER_GROUP", "FLUXPOOL_LANES")
 _POSITION = re.compile(r"^\d+: ")
-"""Of an address in the list; there is mostly one."""
+"""The index of an address in the list, which mostly has one."""
 _NOT_READ = frozenset({"FLUXPOOL_KAFKA_LIBS"})
 
 BootstrapOption = Annotated[
@@ -113,12 +113,13 @@ def find_target(
 
 
 def run_on(target: KafkaTarget, work: Coroutine[Any, Any, T]) -> T:
-    """Run work with Kafka; whatever goes wrong raises `CommandError` with the exit code and the remedy."""
+    """Run work with Kafka; every error becomes a `CommandError` with the exit code and the remedy."""
     try:
         return asyncio.run(work)
     except (BrokerResponseError, AuthenticationFailedError) as error:
         raise CommandError(
-            ExitCode.UNREACHABLE, f"Kafka at {target.servers} refuses it ({error}); check the Kafka user and its rights"
+            ExitCode.UNREACHABLE,
+            f"Kafka at {target.servers} refuses the request ({error}); check the Kafka user and its rights",
         ) from None
     except (KafkaError, KafkaUnavailableError) as error:
         raise CommandError(

@@ -1,4 +1,4 @@
-"""A program as a child process: started with its own log file, bound to our life, stopped with a deadline.
+"""A program as a child process: it has its own log file, ends with this process, and is stopped with a deadline.
 
 Owns the process; knows nothing of what it does or when it is ready. Bound to no event loop: it may be started in one
 and stopped in another.
@@ -73,7 +73,7 @@ class ChildProcess:
                 stderr=subprocess.STDOUT,
                 cwd=self._folder,
                 env=None if self._environment is None else dict(self._environment),
-                # Ctrl-C in a terminal goes to the starting program alone, which stops its children in order.
+                # The terminal then sends Ctrl-C to the starting program alone, which stops its children in order.
                 start_new_session=True,
             )
         # Before anything polls: a process that has ended already is a zombie until then, and still has a start time.

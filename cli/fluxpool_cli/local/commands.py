@@ -27,7 +27,7 @@ T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, help="A whole Fluxpool on this machine: Kafka, gateway, scaled workers.")
 
 DataDirOption = Annotated[
-    Path, typer.Option(help="Folder of the stack; two stacks in two folders never meet.", callback=printable_path)
+    Path, typer.Option(help="Folder of the stack; stacks in different folders share nothing.", callback=printable_path)
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="FLUX checkpoint folder or hub id; by default a tiny one with random weights.")
@@ -49,17 +49,17 @@ def up(
     ] = None,
     data_dir: DataDirOption = Path(DEFAULT_NAME),
     model: ModelOption = None,
-    min_workers: Annotated[int, typer.Option(help="Workers that stay without work.")] = 0,
+    min_workers: Annotated[int, typer.Option(help="Workers that run without lag.")] = 0,
     max_workers: MaxWorkersOption = None,
     target_lag: Annotated[int, typer.Option(help="Unfinished tasks for each worker.")] = 5,
-    idle_grace: Annotated[float, typer.Option(help="Seconds without work before all workers go.")] = 20.0,
+    idle_grace: Annotated[float, typer.Option(help="Seconds without lag before the last worker is stopped.")] = 20.0,
     gateway_port: Annotated[int | None, typer.Option(help="Port of the gateway; chosen once and kept.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the stack is ready.")] = False,
     output: OutputOptions,
 ) -> None:
     """Start the stack; Ctrl-C ends it, or `local down` when detached.
 
-    A second `up` says what runs, and is refused when it asks for something else. Exits 130 after Ctrl-C.
+    A second `up` shows the running stack, and is refused with other options. Exits 130 after Ctrl-C.
     """
     options = _options(
         data_dir=data_dir.resolve(),
@@ -75,7 +75,7 @@ def up(
     if folder.is_locked():
         state = wait_for_other(folder)
         _refuse_changes(context, options, state)
-        say(f"a stack already runs in {folder.path}; it is left as it is")
+        say(f"a stack already runs in {folder.path}; it is not changed")
         _show_addresses(state, output)
         return
     if detach:
@@ -112,7 +112,7 @@ def status(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOption
     if not state.supervisor.is_alive():
         raise CommandError(
             ExitCode.FAILED,
-            f"the supervisor is gone; end what it left with `fluxpool local down --data-dir {data_dir}`",
+            f"the supervisor has ended; end the parts it left with `fluxpool local down --data-dir {data_dir}`",
         )
 
 
@@ -145,7 +145,7 @@ def demo(
         float | None, typer.Option(min=1, help="Seconds for everything (default: by model).", callback=finite)
     ] = None,
 ) -> None:
-    """Send prompts through real Kafka into a FLUX pipeline, watch workers come and go, and count what is there."""
+    """Send prompts through Kafka to a FLUX pipeline, watch the workers scale, and check the results."""
     options = DemoOptions(
         data_dir=data_dir,
         keep=keep,

@@ -1,6 +1,6 @@
-"""The folder of one local stack: where everything lies in it, which ports it keeps, and the lock of who runs it.
+"""The folder of one local stack: its layout, the stored ports, and the lock of the process that runs the stack.
 
-Two stacks in two folders never meet; a stack that comes back in its folder finds its images, tasks and addresses again.
+Stacks in different folders share nothing; a stack that starts again in its folder has its images, tasks and addresses.
 """
 
 import fcntl
@@ -80,11 +80,11 @@ class DataDir:
         return self.path / "results.jsonl"
 
     def create(self) -> None:
-        """Make the folders; raises `DataDirError` when that cannot be."""
+        """Make the folders; raises `DataDirError` when that fails."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, self.images, self.logs):
-                # Prompts and images are nobody else's business on a machine of many users.
+                # Other users of the machine must not read prompts and images.
                 folder.mkdir(mode=_PRIVATE_FOLDER, exist_ok=True)
             for file in (self.path / _LOCK, self.supervisor_log):
                 file.touch(mode=_PRIVATE_FILE)
@@ -93,12 +93,12 @@ class DataDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; the system lets go of it when the process ends, however it ends.
+        """Hold the folder; the kernel releases the lock when the process ends, however it ends.
 
         Raises `AlreadyRunningError` when another process holds it.
         """
         try:
-            # Also where nothing may be written: whoever only asks must not fail there.
+            # Opened for reading, so that `is_locked` also works in a folder that it may not write to.
             opened = (self.path / _LOCK).open("rb")
         except OSError as error:
             raise self._refused("cannot be used", error) from None
@@ -112,7 +112,10 @@ class DataDir:
             yield
 
     def is_locked(self) -> bool:
-        """Whether some process runs the stack of this folder."""
+        """Whether a process runs the stack of this folder.
+
+        Takes the lock for a moment: a supervisor that starts in that moment is refused, as by another supervisor.
+        """
         if not (self.path / _LOCK).is_file():
             return False
         try:
@@ -122,7 +125,7 @@ class DataDir:
             return True
 
     def gateway_port(self, asked: int | None) -> int:
-        """The port asked for, else the one of last time, else a free one; kept for the next time.
+        """The port asked for, else the stored one, else a free one; stored for the next start.
 
         Addresses of images hold this port. Raises `DataDirError` when it is taken.
         """
@@ -133,7 +136,7 @@ class DataDir:
             kept = None
         port = asked or (kept if isinstance(kept, int) and kept in _PORTS else None) or free_port()
         if not is_free(port):
-            whose = "--gateway-port" if asked else "the port kept for the gateway"
+            whose = "--gateway-port" if asked else "the stored port of the gateway"
             raise DataDirError(
                 f"{whose}: {port} is in use on {HOST}; stop what listens there, or choose another with --gateway-port "
                 "(addresses of earlier images then change)"
@@ -151,7 +154,7 @@ class DataDir:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Whatever is made meanwhile, by this process or its children, is for its user alone."""
+    """Files made in the block, by this process or its children, are readable by its user alone."""
     before = os.umask(0o077)
     try:
         yield

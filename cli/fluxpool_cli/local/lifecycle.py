@@ -1,7 +1,6 @@
 """Detach a supervisor, and end a stack from outside: what `local up --detach` and `local down` do.
 
-Owns the rules of who may be signaled: only processes that the state file of this very folder names, by pid and start
-time.
+Owns the rule which processes may be signaled: those that the state file of this folder names, by pid and start time.
 """
 
 import subprocess
@@ -28,7 +27,7 @@ _LOG_TAIL_LINES = 30
 
 @dataclass(slots=True)
 class _LogFollower:
-    """Passes on what a log gets, from now on."""
+    """Returns the lines that are appended to a log from now on."""
 
     path: Path
     position_bytes: int
@@ -112,10 +111,10 @@ def wait_for_other(data_dir: DataDir) -> StackState:
 
 
 def end_stack(data_dir: DataDir, *, report: Callable[[str], None], owner_deadline_seconds: float = 10.0) -> bool:
-    """End what runs in this folder and return whether anything did.
+    """End the stack of this folder; returns whether one ran.
 
-    The supervisor stops its parts in order; what it leaves behind, or what a killed one left, is ended here. Raises
-    `CommandError` (1) when something survives, or when it cannot be told in time who holds the folder.
+    The supervisor stops its parts in order; parts that it leaves, or that a killed supervisor left, are ended here.
+    Raises `CommandError` (1) when a process survives, or when the state file does not name the supervisor in time.
     """
     state = _state_of_owner(data_dir, deadline_seconds=owner_deadline_seconds)
     if state is None:
@@ -130,7 +129,7 @@ def end_stack(data_dir: DataDir, *, report: Callable[[str], None], owner_deadlin
             report(
                 f"the supervisor ({state.supervisor.pid}) did not end in {STOP_DEADLINE_SECONDS:.0f} s and is killed"
             )
-            # Its last word about the parts, which may have changed since.
+            # The supervisor may have started other parts since; its last state file names them.
             state = StackState.load(data_dir.state) or state
             state.supervisor.send_signal(SIGKILL)
             wait_until_gone([state.supervisor], deadline_seconds=_LEFTOVER_GRACE_SECONDS)
@@ -144,7 +143,7 @@ def end_stack(data_dir: DataDir, *, report: Callable[[str], None], owner_deadlin
 
 
 def _state_of_owner(data_dir: DataDir, *, deadline_seconds: float) -> StackState | None:
-    """The state file; a stack that holds the folder but has not written it yet gets a moment to do so."""
+    """The state file; waits for a supervisor that has locked the folder and not written the file yet."""
     ends_at_seconds = time.monotonic() + deadline_seconds
     while (state := StackState.load(data_dir.state)) is None:
         if not data_dir.is_locked():
@@ -152,7 +151,7 @@ def _state_of_owner(data_dir: DataDir, *, deadline_seconds: float) -> StackState
         if time.monotonic() > ends_at_seconds:
             raise CommandError(
                 ExitCode.FAILED,
-                f"some process holds {data_dir.path} but {data_dir.state.name} does not say which; end it yourself",
+                f"a process has locked {data_dir.path} but {data_dir.state.name} does not say which; end it yourself",
             )
         time.sleep(_POLL_INTERVAL_SECONDS)
     return state
@@ -161,7 +160,7 @@ def _state_of_owner(data_dir: DataDir, *, deadline_seconds: float) -> StackState
 def _end_leftovers(parts: tuple[ProcessRecord, ...], *, report: Callable[[str], None]) -> None:
     for part in parts:
         if part.send_signal(SIGTERM):
-            report(f"ending {part.name} ({part.pid}), which was left behind")
+            report(f"ending {part.name} ({part.pid}), which the supervisor left")
             if wait_until_gone([part], deadline_seconds=_LEFTOVER_GRACE_SECONDS):
                 part.send_signal(SIGKILL)
                 wait_until_gone([part], deadline_seconds=_LEFTOVER_GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""Ports on the loopback address: which are free, and one that will stay ours while we are down."""
+"""Free ports on the loopback address, from a range that the kernel gives to no outgoing connection."""
 
 import random
 import socket
@@ -30,7 +30,10 @@ def is_free(port: int) -> bool:
 
 
 def free_port(*, taken: Container[int] = ()) -> int:
-    """A port that nobody listens on now and that is not among `taken`; raises `NoFreePortError`."""
+    """A port that is free now and not among `taken`; raises `NoFreePortError`.
+
+    Another process may take it before the caller listens; the caller's own start then fails and is repeated.
+    """
     for _ in range(_ATTEMPTS):
         port = random.choice(PORTS)  # noqa: S311 - spreads parallel runs, guards nothing
         if port not in taken and is_free(port):

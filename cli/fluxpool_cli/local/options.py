@@ -1,4 +1,4 @@
-"""What a local stack is started with; travels as JSON to the detached supervisor."""
+"""The options of a local stack; passed as JSON to the detached supervisor."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -11,13 +11,13 @@ from fluxpool_operator.planning import ScalingConfig
 TINY_MODEL_WORKERS = 3
 """Each worker loads torch: about 600 MB, and seconds of a processor core."""
 GIVEN_MODEL_WORKERS = 1
-"""A full-size checkpoint fills a GPU; more workers are asked for by number."""
+"""A full-size checkpoint fills a GPU; more workers need `--max-workers`."""
 
 _LONGEST_SECONDS = 365 * 86_400
 
 
 def default_max_workers(model: str | None) -> int:
-    """Most workers when nobody says how many; `model` is None for the tiny checkpoint."""
+    """The default of `--max-workers`; `model` is None for the tiny checkpoint."""
     return TINY_MODEL_WORKERS if model is None else GIVEN_MODEL_WORKERS
 
 
@@ -28,7 +28,7 @@ class StackOptions(BaseModel):
 
     data_dir: Path
     bootstrap_servers: str | None = None
-    """Commas between addresses; absent: a broker of its own."""
+    """Commas between addresses; absent: the stack starts a broker."""
     model: str | None = None
     """Checkpoint folder or hub id; absent: the tiny checkpoint."""
     min_workers: Annotated[int, Field(ge=0, le=64)] = 0

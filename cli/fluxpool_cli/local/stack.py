@@ -1,6 +1,6 @@
 """A whole Fluxpool on one machine: Kafka, topics, model, gateway and a scaled fleet of workers, up and down in order.
 
-Owns the order of things and the state file. How each part is told its settings is `stack_parts`' business.
+Owns the order of start and stop, restarts, and the state file. `stack_parts` makes each part's settings.
 """
 
 import asyncio
@@ -141,9 +141,9 @@ class LocalStack:
         self._save()
 
     async def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Scale, and restart what dies, while `work` is done; returns its result.
+        """Scale, and restart parts that end, while `work` runs; returns its result.
 
-        Raises what `work` raises, and `StackError` when a part cannot be kept alive.
+        Raises what `work` raises, and `StackError` when a part cannot be restarted.
         """
         if self._scaler is None:
             raise RuntimeError("start the stack before running it")
@@ -162,7 +162,7 @@ class LocalStack:
         return result
 
     async def stop(self) -> None:
-        """Stop workers, then the gateway, then Kafka, and forget the state file. Does nothing twice."""
+        """Stop workers, then the gateway, then Kafka, and remove the state file. A second call does nothing."""
         self._phase = Phase.STOPPING
         try:
             if self._fleet is not None:
@@ -190,7 +190,7 @@ class LocalStack:
         return "".join(gateway) + (self._fleet.log_tails() if self._fleet else "")
 
     def kill_workers(self) -> None:
-        """End a stop that waits for the tasks in work."""
+        """SIGKILL the workers, so that `stop` no longer waits for their tasks."""
         if self._fleet is not None:
             self._fleet.kill()
 
@@ -200,7 +200,7 @@ class LocalStack:
         except OSError as error:
             # A disk that is full for a while must not end what runs; the file is written again twice a second.
             if not self._unsaved:
-                self._report(f"{self.data_dir.state} cannot be written ({error.strerror}); the stack goes on without")
+                self._report(f"{self.data_dir.state} cannot be written ({error.strerror}); the stack continues")
             self._unsaved = True
         else:
             self._unsaved = False
@@ -319,7 +319,7 @@ async def supervise(
 ) -> T | None:
     """Start a stack, do `work` beside it, stop it; null when SIGTERM ended the work early.
 
-    A second signal ends the workers without waiting for their tasks. Raises what the start or the work raised, after
+    A second signal kills the workers without waiting for their tasks. Raises what the start or the work raised, after
     everything was stopped, and `KeyboardInterrupt` after a SIGINT.
     """
     stack = LocalStack(options, report=report)
@@ -334,7 +334,7 @@ async def supervise(
 
     def end(number: signal.Signals) -> None:
         if not ended_by:
-            report("stopping; this takes as long as the tasks in work (once more: stop at once)")
+            report("stopping after the tasks in flight; a second signal stops at once")
             task.cancel()
         else:
             stack.kill_workers()
@@ -345,7 +345,7 @@ async def supervise(
         loop.add_signal_handler(number, end, number)
     try:
         with private_files():
-            # Not awaited itself: a cancellation must end the work, never the orderly stop below.
+            # `wait` does not cancel the task: a cancellation of this coroutine must not skip the ordered stop below.
             await asyncio.wait({task})
     finally:
         await stack.stop()

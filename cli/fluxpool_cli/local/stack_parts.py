@@ -1,6 +1,6 @@
-"""What the parts of a local stack are told: the environment of gateway and workers, and the model they serve.
+"""The environment of the gateway and the workers of a local stack, made from its options.
 
-Owns the translation from a stack's options to the settings of each part. Starts nothing.
+Starts nothing.
 """
 
 import os
@@ -28,7 +28,7 @@ from fluxpool_contract.settings import (
 from fluxpool_gateway.settings import GatewaySettings
 
 DRAIN_GRACE_SECONDS = 30.0
-"""A tiny image takes a fraction of a second; a large one is taken up again by the next worker."""
+"""A tiny image takes a fraction of a second; the next worker takes a large one again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class PartSettings:
 
     def worker_environment(self, name: str, health_port: int) -> Mapping[str, str]:
         """Of the worker process `name`."""
-        # Workers share the cores: with a thread for each core in every worker they would only get in each other's way.
+        # Workers share the cores: a thread for each core in every worker would slow all of them down.
         threads = max(1, (os.cpu_count() or 1) // self.options.max_workers)
         settings = self.worker_settings(worker_name=name, health_port=health_port)
         return {"OMP_NUM_THREADS": str(threads)} | _inherited() | settings.to_environment()
@@ -105,5 +105,5 @@ def lanes_of(topics: TopicNames) -> tuple[Lane, ...]:
 
 
 def _inherited() -> dict[str, str]:
-    """This process's environment without settings that were meant for other parts, or for the command line."""
+    """This process's environment without `FLUXPOOL_` settings, which are meant for other parts or the command line."""
     return {name: value for name, value in os.environ.items() if not name.startswith(f"{ENVIRONMENT_PREFIX}_")}

@@ -1,7 +1,7 @@
 """What runs in a data folder: processes by pid *and* start time, addresses, the last plan; one JSON file.
 
-Owns the file and the rule that protects strangers: a pid alone may have been given to somebody else since, so nothing
-is ever signaled unless its start time is the recorded one too.
+Owns the file and the rule that protects other processes: the kernel reuses pids, so a process is signaled only when its
+start time is the recorded one, too.
 """
 
 import os
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fluxpool_cli.local.data_dir import DEFAULT_NAME, DataDir
 
 _START_TIME_TOLERANCE_SECONDS = 0.5
-"""The system counts in hundredths of a second; a pid does not come round again within half of one."""
+"""The system counts in hundredths of a second; no pid is reused within half of one."""
 _POLL_INTERVAL_SECONDS = 0.05
 
 
@@ -52,7 +52,7 @@ class ProcessRecord(BaseModel):
         return cls(name=name, pid=pid, started_at=started_at, log=log, state=state)
 
     def is_alive(self) -> bool:
-        """Whether this very process, not another one with its pid, still runs."""
+        """Whether this process, not a later one with its pid, still runs."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_at) < _START_TIME_TOLERANCE_SECONDS
@@ -61,7 +61,7 @@ class ProcessRecord(BaseModel):
             return False
 
     def send_signal(self, number: signal.Signals) -> bool:
-        """Signal this very process; returns whether it was there."""
+        """Signal this process; returns whether it was running."""
         if not self.is_alive():
             return False
         try:
@@ -116,7 +116,7 @@ class StackState(BaseModel):
     crashed_workers: int = 0
     """Since the stack was started."""
     workers_problem: str | None = None
-    """What workers fail with again and again before they are ready; null while that is not so."""
+    """Why two workers in a row failed before they were ready; null otherwise."""
     options: dict[str, Any] = {}
     """`StackOptions` that it was started with."""
 
@@ -158,6 +158,6 @@ def running_stack(data_dir: Path | None = None) -> StackState | None:
 
 
 def why_workers_cannot_start(data_dir: Path | None = None) -> str | None:
-    """What every worker of the running stack fails with; null while they work, or when no stack runs."""
+    """Why the workers of the running stack fail to start; null when they start, or when no stack runs."""
     state = running_stack(data_dir)
     return None if state is None else state.workers_problem

@@ -1,6 +1,6 @@
-"""`fluxpool submit`: one prompt to a gateway, and with `--wait` its images into a folder; or straight to Kafka.
+"""`fluxpool submit`: sends one prompt to a gateway, or to Kafka; `--wait` saves its images.
 
-Owns the command line and its result; waiting is `polling`'s business, files are `image_files`'.
+Owns the command line and its result; `polling` waits, `image_files` writes the files.
 """
 
 import re
@@ -73,7 +73,7 @@ def submit(
     While it waits, an answer that fails is asked for again until --timeout; images that are there already are not
     written over.
 
-    With --bootstrap-servers the task goes straight to Kafka, to a partition of the worker that will be free first;
+    With --bootstrap-servers the task is written to Kafka, to a partition of the worker that will be free first;
     topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
     FLUXPOOL_LANES variables.
 
@@ -95,7 +95,7 @@ def submit(
         fields["width"], fields["height"] = parse_size(size)
     body = {name: value for name, value in fields.items() if value is not None}
     as_format = OutputFormat.JSON if as_json else output
-    # Before the task is sent, not after it was drawn.
+    # Checked before the task is sent, not after its images are generated.
     if output_dir is not None and str(output_dir) in set(OutputFormat) and not output_dir.exists():
         raise typer.BadParameter(
             f"is the folder for the images here; for the form of the result say --output {output_dir}, "

@@ -1,7 +1,7 @@
-"""What a gateway answers, checked before anything is done with it. Pure.
+"""A gateway's answers, validated before use. Pure.
 
-Owns the reading of task views and problem documents. An answer is text of somebody else: its id becomes part of a path
-only after it was checked to be one, and whatever does not fit is no gateway's.
+Owns the parsing of task views and problem documents. Answers are not trusted: the id becomes part of a path only after it
+was validated, and an answer of another shape is refused as not a gateway's.
 """
 
 import json
@@ -19,12 +19,12 @@ _MAX_IMAGES: Final = 100
 
 
 class NotAGatewayError(ValueError):
-    """The answer is none of a gateway's; the message says what is wrong with it."""
+    """The answer is not a gateway's; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One task as the gateway tells it; `document` is the whole answer."""
+    """One task as the gateway shows it; `document` is the whole answer."""
 
     document: Mapping[str, Any]
 
@@ -48,7 +48,7 @@ class Generation:
 
     @property
     def status(self) -> str:
-        """The gateway's word for where the task is."""
+        """The task's status as the gateway names it."""
         return str(self.document.get("status") or "queued")
 
     @property
@@ -58,7 +58,7 @@ class Generation:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the status is final."""
         return self.succeeded or self.status in _FAILURE
 
     @property
@@ -92,9 +92,9 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        raise NotAGatewayError("its answer is no JSON") from None
+        raise NotAGatewayError("its answer is not JSON") from None
     if not isinstance(document, dict):
-        raise NotAGatewayError("its answer is no JSON object")
+        raise NotAGatewayError("its answer is not a JSON object")
     return document
 
 

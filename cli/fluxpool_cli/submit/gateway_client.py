@@ -1,7 +1,6 @@
-"""A gateway as the command line sees it: submit, ask, download; every failure becomes an exit code and a sentence.
+"""HTTP client of a gateway: submit, poll, download; every failure becomes a `CommandError`.
 
-Owns the HTTP side of the commands: bounds in size and time, and which failures may pass by themselves. Knows nothing of
-Kafka or of processes.
+Owns the bounds in size and time, and which failures are worth a retry. Knows nothing of Kafka or of processes.
 """
 
 import os
@@ -55,8 +54,8 @@ class NotFoundError(CommandError):
 class GatewayClient:
     """Blocking client of one gateway; a context manager.
 
-    Every method raises `CommandError`: 2 for a request that was refused, 3 (`GatewayAwayError`) when nobody serves, 4
-    without permission.
+    Every method raises `CommandError`: 2 for a request that was refused, 3 (`GatewayAwayError`) when the gateway does
+    not serve, 4 without permission.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float = 30.0, environment: Mapping[str, str] = os.environ) -> None:
@@ -72,7 +71,7 @@ class GatewayClient:
             timeout=timeout_seconds,
             headers={"authorization": f"Bearer {key}"} if key else {},
             follow_redirects=True,
-            # A proxy of the environment has no business between this command and an address of the same machine.
+            # No proxy of the environment for addresses of this machine.
             trust_env="//127.0.0.1" not in url and "//localhost" not in url,
         )
 
@@ -92,7 +91,7 @@ class GatewayClient:
         return self._view(self._send("POST", "/v1/generations", json=dict(body), headers=headers))
 
     def generation(self, request_id: str, *, within_seconds: float | None = None) -> Generation:
-        """The task now; an answer that takes longer than the given seconds (at least one) counts as none."""
+        """The task now; an answer that takes longer than the given seconds (at least one) raises `GatewayAwayError`."""
         body = self._send("GET", f"/v1/generations/{request_id}", within_seconds=within_seconds)
         return self._view(body, expected_id=request_id)
 
@@ -138,14 +137,14 @@ class GatewayClient:
             ) from None
         except httpx.RequestError as error:
             raise GatewayAwayError(
-                f"the gateway at {self.url} did not answer as HTTP wants ({error}); try again or check --url"
+                f"the gateway at {self.url} broke the HTTP protocol ({error}); try again or check --url"
             ) from None
         if response.is_success:
             return response, body
         raise refusal(response, body)
 
     def _read(self, response: httpx.Response, *, max_bytes: int) -> bytes:
-        """The body, within bounds: a stranger's answer may be of any size and speed."""
+        """The body, within bounds of size and time, because the server may not be a gateway."""
         ends_at_seconds = time.monotonic() + self._timeout_seconds * (1 + max_bytes // MAX_ANSWER_BYTES)
         body = bytearray()
         for chunk in response.iter_bytes():
@@ -188,7 +187,7 @@ def _checked_key(key: str) -> str:
 
 
 def refusal(response: httpx.Response, body: bytes) -> CommandError:
-    """The error in an answer that is no success."""
+    """The error of an answer with an error status."""
     reason = refusal_reason(body, status=response.status_code)
     match response.status_code:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:

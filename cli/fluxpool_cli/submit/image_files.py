@@ -1,4 +1,4 @@
-"""Images of a finished task as files: names that the gateway does not choose, and nothing is written over."""
+"""Writes the images of a finished task as files; the gateway does not choose their names, and no file is overwritten."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from fluxpool_cli.submit.gateway_client import GatewayClient
 from fluxpool_cli.submit.polling import Deadline, patiently
 
 _SHORTEST_SECONDS: Final = 30.0
-"""Images that were waited for get this long to arrive, however late they came."""
+"""The least time for downloading images, even when the task finished just before --timeout."""
 
 
 def check_folder(folder: Path) -> None:

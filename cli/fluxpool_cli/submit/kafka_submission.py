@@ -1,7 +1,7 @@
-"""`fluxpool submit --bootstrap-servers`: a task straight into its topic, where no gateway runs.
+"""`fluxpool submit --bootstrap-servers`: produces a task to its topic, without a gateway.
 
-The checks, the record and the choice of its partition are the gateway's own, so that nobody sees which way a task came.
-Owns turning what can go wrong with it into exit codes.
+The checks, the record and the partitioner are the gateway's own, so workers see no difference. Owns the exit codes of its
+errors.
 """
 
 import asyncio
@@ -44,8 +44,8 @@ async def submit_to_kafka(
 ) -> dict[str, Any]:
     """Check a request, write its task and wait for the acknowledgement.
 
-    Returns the task's id, status and place. Raises `CommandError` for a bad request (USAGE, with each field named), for
-    a topic that nobody knows and a task that is not confirmed (UNREACHABLE), and as `librdkafka_options` does.
+    Returns the task's id, status, topic, partition and offset. Raises `CommandError` for a bad request (USAGE, with each field named), for
+    an unknown topic and a task that is not acknowledged (UNREACHABLE), and as `librdkafka_options` does.
     """
     try:
         request = parse_request(json.dumps(body).encode())
@@ -61,7 +61,7 @@ async def submit_to_kafka(
     except DeliveryError as error:
         raise CommandError(
             ExitCode.UNREACHABLE,
-            f"the task was not confirmed ({error}): whether it was accepted is unknown; with --idempotency-key "
+            f"the task was not acknowledged ({error}) and may or may not be in the topic; with --idempotency-key "
             "a repeat cannot make a second one",
         ) from None
 
@@ -75,7 +75,7 @@ async def _send(target: KafkaTarget, request: GenerationRequest, *, request_id: 
     try:
         partitions = await _partitions(producer, target, topic)
         async with partitioner.reader() as reader:
-            # Without an answer the partition is drawn by lot, which is no reason to refuse the task.
+            # Without the lag of the workers the partition is random, which is no reason to refuse the task.
             await partitioner.refresh(reader)
         partition = partitioner.choose(topic, partitions=partitions, work=request.relative_work)
         moment = datetime.now(UTC)
@@ -106,6 +106,6 @@ async def _partitions(producer: TaskProducer, target: KafkaTarget, topic: str) -
     except KafkaException as error:
         raise CommandError(
             ExitCode.UNREACHABLE,
-            f"Kafka at {target.servers} does not tell of the topic {topic}: {explain(error)}; "
+            f"Kafka at {target.servers} cannot describe topic {topic}: {explain(error)}; "
             "check the address and the topic's name, or create it",
         ) from None

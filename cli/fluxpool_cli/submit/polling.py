@@ -1,6 +1,6 @@
-"""Waiting for a task's end: asks until it comes or the time is over, and lets hiccups of the gateway pass.
+"""Polls a task until it has ended or the deadline passes; retries while the gateway is away.
 
-Owns the rhythm and what is shown meanwhile.
+Owns the interval and what is shown meanwhile.
 """
 
 import time
@@ -20,12 +20,12 @@ T = TypeVar("T")
 _INTERVAL_SECONDS: Final = 0.25
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _UNKNOWN_SECONDS: Final = 15.0
-"""Another replica of the gateway may not have read of the task yet."""
+"""Another replica of the gateway may not have consumed the task yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A moment after which nothing is waited for."""
+    """The end of all waiting of a command."""
 
     timeout_seconds: float
     at_seconds: float

@@ -1,1 +1,1 @@
-"""`fluxpool trace`."""
+"""`fluxpool trace`: the timeline of one task, from all topics."""

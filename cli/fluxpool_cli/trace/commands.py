@@ -1,4 +1,4 @@
-"""`fluxpool trace`: the whole life of one task, straight from Kafka, as a timeline."""
+"""`fluxpool trace`: the timeline of one task, read from Kafka."""
 
 from datetime import UTC, datetime
 from typing import Annotated

@@ -1,7 +1,7 @@
-"""What one record tells about one task: records in, events of its life out. Pure.
+"""Turns records into the events of one task. Pure.
 
-Owns which records are about a task and what each of them means. Records that say nothing of it, or nothing that can be
-read, are left out; a malformed one that is the task's own is an event like any other.
+Owns which records are about a task and what each of them means. Other records, and unreadable ones that name no task, are
+skipped; a malformed record of the task itself is an event, too.
 """
 
 from collections.abc import Sequence
@@ -66,18 +66,18 @@ class EventKind(StrEnum):
     """The dead letter was replayed or discarded."""
     RESULT = "result"
     UNREADABLE = "unreadable"
-    """A record about which nothing can be told but its place."""
+    """A record of the task that cannot be parsed."""
 
 
 _UNREADABLE: Final = (ValueError, TypeError, ArithmeticError, LookupError)
-"""What a record of anybody's can make a reader raise; a single one must not end the whole timeline."""
+"""What parsing a foreign record can raise; one record must not end the whole timeline."""
 _ORDER: Final = {kind: place for place, kind in enumerate(EventKind)}
 """Of events of one millisecond: the order in which they cause each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceEvent:
-    """One moment of a task's life, and the record that tells of it."""
+    """One event of a task, and the record it was read from."""
 
     at: datetime
     """The progress event's own time, else the record's timestamp; UTC."""
@@ -184,7 +184,7 @@ class TaskEvents:
 def is_about(record: ConsumerRecord, request_id: str) -> bool:
     """Whether the record's key, value or dead-letter header is this id.
 
-    Most records are told by a search in their bytes; only those that hold the id somewhere are parsed.
+    A search in the bytes sorts out most records; only those that contain the id are parsed.
     """
     wanted = request_id.encode()
     if record.key == wanted or _header(record, _DEAD_LETTER_ID) == request_id:

@@ -1,6 +1,6 @@
-"""Everything that Kafka holds about one task: its records on all topics, and where those stand in their groups.
+"""Reads from Kafka what it holds about one task: its records on all topics, and whether groups have consumed them.
 
-Owns which topics and groups are asked. Reads without joining a group. Knows nothing of how it is shown.
+Owns which topics and groups are read; joins none. Knows nothing of how it is shown.
 """
 
 import uuid
@@ -35,7 +35,7 @@ class RecordState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consumption:
-    """How a group stands to one record of the task."""
+    """What a consumer group has done with one record of the task."""
 
     topic: str
     partition: int

@@ -1,4 +1,4 @@
-"""How a task's life is shown: where it stands in a word, a timeline for people, a document for machines. Pure."""
+"""How a trace is shown: the task's state, a table for people, a document for machines. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,11 +12,11 @@ from fluxpool_contract.messages import ResultStatus
 
 COLUMNS = ("TIME (UTC)", "AFTER", "EVENT", "RECORD", "ATTEMPT", "WORKER", "DETAIL")
 OPTIONAL_COLUMNS = ("WORKER", "ATTEMPT", "AFTER")
-"""What a narrow terminal goes without, the first one first."""
+"""Columns that a narrow terminal omits, the first one first."""
 
 
 class TaskState(StrEnum):
-    """Where a task stands that has no result."""
+    """The state of a task without a result."""
 
     RUNNING = "running"
     QUEUED = "queued"
@@ -26,7 +26,7 @@ class TaskState(StrEnum):
 
 
 def state_of(trace: Trace) -> ResultStatus | TaskState:
-    """Where the task stands: the result of its latest replay, else what its groups say."""
+    """The state of the task: the result of its latest replay, else what consumer groups have done with its records."""
     epoch = max((event.epoch for event in trace.events), default=0)
     ends = [event.status for event in trace.events if event.status is not None and event.epoch == epoch]
     if ends:
@@ -62,14 +62,14 @@ def trace_rows(events: Sequence[TraceEvent]) -> list[tuple[str, ...]]:
 
 
 def closing_lines(trace: Trace) -> Iterable[str]:
-    """Where the task stands, in sentences."""
+    """The state of the task, in sentences."""
     state = state_of(trace)
     seconds = (trace.events[-1].at - trace.events[0].at).total_seconds()
     workers = sorted({event.worker for event in trace.events if event.worker is not None})
     by = f", by {', '.join(workers)}" if workers else ""
     yield f"{trace.request_id}: {state}; {_count(len(trace.events), 'record')} over {seconds:.3f} s{by}"
     if state is TaskState.UNKNOWN:
-        yield "there is no result (any more): they are kept for days only, and another group may serve the task's topic"
+        yield "there is no result: it may have expired with the topic's retention, or another group serves the task's topic"
     yield from (_where(item) for item in trace.consumption if item.state is not RecordState.DONE)
 
 
@@ -111,7 +111,7 @@ def _where(item: Consumption) -> str:
         case RecordState.IN_FLIGHT:
             since = f" since {utc_text(item.started_at)}" if item.started_at is not None else ""
             crashes = f", after {_count(item.crashes, 'crash', 'crashes')}" if item.crashes else ""
-            return f"{record} is in work on {item.worker}{since}{crashes}"
+            return f"{record} is in flight on {item.worker}{since}{crashes}"
         case RecordState.PENDING:
             return f"{record} waits for {item.group} behind {_count(item.ahead_records or 0, 'record')}"
         case _:

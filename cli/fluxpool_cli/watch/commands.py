@@ -1,4 +1,4 @@
-"""`fluxpool watch`: what a pool is doing, straight from Kafka and, for a local stack, from its supervisor."""
+"""`fluxpool watch`: lag and results of a pool from Kafka, and the workers of a local stack."""
 
 import asyncio
 import contextlib

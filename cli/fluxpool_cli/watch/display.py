@@ -1,4 +1,4 @@
-"""The live view of a pool: backlog, workers, results; a table that stays in place on a terminal, else lines.
+"""The live view of a pool: lag, workers, results; a table that is redrawn in place on a terminal, else lines.
 
 Owns the look; the numbers are the caller's.
 """

@@ -1,6 +1,6 @@
-"""What a demo is judged by: results, files and offsets as they really lie there, against what was submitted.
+"""Compares the results, image files and offsets of a demo with what was submitted.
 
-Owns the count and the comparison; sends and changes nothing.
+Owns the counts and the problems; sends and changes nothing.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".webp"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What is there; `problems` is empty when all is well."""
+    """The counts; `problems` is empty when all are as expected."""
 
     images: int
     """Image files of the submitted tasks."""
@@ -53,7 +53,7 @@ def audit(
     image_folder: Path,
     lag_records: Mapping[str, int],
 ) -> Audit:
-    """Compare the submitted tasks (by `request_id`) with results, files and each group's uncommitted records."""
+    """Compare the submitted tasks (by `request_id`) with results, files and each group's lag."""
     found = _Findings()
     by_id: dict[str, list[GenerationResult]] = {request_id: [] for request_id in submitted}
     for result in results:
@@ -64,7 +64,7 @@ def audit(
         _judge(request_id, body, by_id[request_id], files.get(request_id, []), image_folder=image_folder, found=found)
     for group, records in lag_records.items():
         if records:
-            found.problems.append(f"group {group} has {records} uncommitted records")
+            found.problems.append(f"group {group} has a lag of {records}")
     return Audit(
         images=found.images,
         succeeded=sum(1 for ends in by_id.values() if ends and ends[-1].status is ResultStatus.SUCCESS),

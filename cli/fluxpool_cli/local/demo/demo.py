@@ -1,6 +1,6 @@
-"""`fluxpool local demo`: prompts through a whole stack, workers coming and going, and a count of what is really there.
+"""`fluxpool local demo`: sends prompts through a whole stack, waits until it scales back to zero, counts.
 
-Owns the story; what is right is `demo_audit`'s business.
+Owns the order of steps; `audit` compares the results with what was submitted.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _COOL_DOWN_SECONDS = 5.0
 _INTERVAL_SECONDS = 0.3
 _SUBMIT_DEADLINE_SECONDS = 30.0
 _VIP_EVERY = 6
-"""One prompt in so many goes through the vip lane."""
+"""One prompt in six is sent to the vip lane."""
 
 _SUBJECTS = ("a lighthouse", "an owl", "a night train", "a teapot", "a glacier", "a market street", "a violin", "a fox")
 _STYLES = ("in watercolour", "as a woodcut", "at golden hour")
@@ -41,7 +41,7 @@ _TINY_SIDES = (64, 128, 192, 256)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
-    """What is asked of a demo."""
+    """The options of a demo."""
 
     data_dir: Path | None
     """Absent: a temporary folder."""
@@ -53,8 +53,8 @@ class DemoOptions:
 
 
 @dataclass(slots=True)
-class _Progress:
-    """What a demo got to, also when it fails half-way."""
+class _DemoState:
+    """What a demo has done so far; kept when it fails half-way."""
 
     submitted: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     audit: Audit | None = None
@@ -70,17 +70,17 @@ def run_demo(options: DemoOptions, *, display: LiveDisplay) -> tuple[Audit, floa
     """
     began_at = time.monotonic()
     given = options.data_dir
-    # A folder that somebody already uses is never cleared.
+    # A folder that already has files is never cleared.
     clear = not options.keep and (given is None or _is_unused(given))
     folder = given.resolve() if given is not None else Path(tempfile.mkdtemp(prefix="fluxpool-demo-"))
-    progress = _Progress()
+    progress = _DemoState()
     try:
         with display:
             finished = asyncio.run(_supervised(options, folder, display=display, progress=progress, began_at=began_at))
     finally:
         if clear:
             _clear(DataDir.at(folder))
-        _tell_what_is_kept(DataDir.at(folder), display=display)
+        _note_kept_files(DataDir.at(folder), display=display)
     if not finished:
         raise KeyboardInterrupt
     found = progress.audit or Audit(images=0, succeeded=0, lost=len(progress.submitted), doubled=0)
@@ -132,7 +132,7 @@ def _pictures(data_dir: DataDir) -> Iterator[Path]:
     return (file for file in data_dir.images.rglob("*") if file.suffix in IMAGE_SUFFIXES)
 
 
-def _tell_what_is_kept(data_dir: DataDir, *, display: LiveDisplay) -> None:
+def _note_kept_files(data_dir: DataDir, *, display: LiveDisplay) -> None:
     first = min(_pictures(data_dir), default=None)
     if first is not None:
         display.note(f"the images are in {data_dir.images}, such as {first}")
@@ -142,7 +142,7 @@ def _tell_what_is_kept(data_dir: DataDir, *, display: LiveDisplay) -> None:
 
 
 async def _supervised(
-    options: DemoOptions, folder: Path, *, display: LiveDisplay, progress: _Progress, began_at: float
+    options: DemoOptions, folder: Path, *, display: LiveDisplay, progress: _DemoState, began_at: float
 ) -> bool:
     """Run the demo in a stack; false when a signal ended it."""
     deadline_seconds = options.deadline_seconds or (
@@ -156,29 +156,29 @@ async def _supervised(
         cool_down_seconds=_COOL_DOWN_SECONDS,
     )
 
-    async def story(stack: LocalStack) -> bool:
+    async def run_demo_on(stack: LocalStack) -> bool:
         remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - began_at))
         async with ResultsTopic(stack.parts.target.kafka, stack.parts.target.topics.results) as results:
-            teller = _Story(
+            run = _DemoRun(
                 stack, options=options, results=results, display=display, progress=progress, began_at=began_at
             )
             try:
                 async with asyncio.timeout(remaining_seconds):
-                    await teller.tell()
+                    await run.run()
             except TimeoutError:
-                problem = f"not finished within {deadline_seconds:g} s; the logs of the workers end so:"
+                problem = f"not finished within {deadline_seconds:g} s; the last lines of the workers' logs:"
                 progress.problems.append(f"{problem}\n{stack.log_tails()}")
-            await teller.count()
+            await run.count()
         return True
 
     try:
-        return bool(await supervise(stack_options, story, report=display.note))
+        return bool(await supervise(stack_options, run_demo_on, report=display.note))
     except (StackError, DataDirError) as error:
         progress.problems.append(str(error))
         return True
 
 
-class _Story:
+class _DemoRun:
     """One demo against a running stack."""
 
     def __init__(
@@ -188,7 +188,7 @@ class _Story:
         options: DemoOptions,
         results: ResultsTopic,
         display: LiveDisplay,
-        progress: _Progress,
+        progress: _DemoState,
         began_at: float,
     ) -> None:
         self._stack = stack
@@ -198,8 +198,8 @@ class _Story:
         self._display = display
         self._progress = progress
 
-    async def tell(self) -> None:
-        """Submit, wait for every result, for committed offsets and for the last worker to go."""
+    async def run(self) -> None:
+        """Submit, then wait for every result, for committed offsets and for the end of the last worker."""
         await self._results.read_to_end()
         await self._submit()
         waiting_for_all = True
@@ -215,7 +215,7 @@ class _Story:
         self._display.note(f"all results are in; {peak} workers at the most, none now")
 
     async def count(self) -> None:
-        """Read everything once more from its source and judge it."""
+        """Read results, offsets and images again and compare them with what was submitted."""
         async with (
             ResultsTopic(self._stack.parts.target.kafka, self._stack.parts.target.topics.results) as results,
             LagReader(self._stack.parts.target.kafka) as reader,
@@ -260,7 +260,7 @@ class _Story:
                     self._progress.problems.append(f"{body['prompt']!r}: the gateway: {error}")
 
     async def _check_gateway(self, results: ResultsTopic) -> None:
-        """Every address in a result serves the very file that lies in the store."""
+        """Check that every address in a result serves the file of the store."""
         async with httpx.AsyncClient(timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False, follow_redirects=True) as http:
             for result in results.records:
                 if result.request_id not in self._progress.submitted:
@@ -281,10 +281,10 @@ class _Story:
             stored = await asyncio.to_thread(file.read_bytes)
         except FileNotFoundError:
             return "is served, but the store has no such file"
-        return None if response.content == stored else "is another image than the stored one"
+        return None if response.content == stored else "is not the stored image"
 
     def _lag(self) -> int:
-        """Uncommitted tasks as the scaler last read them; counts as some while that is old."""
+        """The lag as the scaler last read it; a reading older than five seconds counts as one."""
         return sum(
             lane.lag_records if lane.age_seconds is not None and lane.age_seconds < 5 else 1
             for lane in self._stack.state().lanes

@@ -1,1 +1,1 @@
-"""A real Apache Kafka on this machine."""
+"""One Apache Kafka broker on this machine, from its jars."""

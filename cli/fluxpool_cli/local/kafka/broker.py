@@ -1,7 +1,7 @@
 """One Apache Kafka broker in KRaft's combined mode, as a child process with a folder of its own.
 
-Owns the Java command line, `server.properties`, the formatting of the folder, and when the broker listens and can
-serve. Which folder and ports it has is the caller's business.
+Owns the Java command line, `server.properties`, formatting, and the checks that the broker listens and is ready. The
+caller chooses folder and ports.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from aiokafka.structs import TopicPartition
 from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.loopback import HOST, is_free
 
-# Brokers and our own admin calls talk through this one: it is always there and needs no login.
+# Used by brokers and our own admin calls: every broker has it, and it needs no login.
 PLAIN_LISTENER = "PLAINTEXT"
 CONTROLLER_LISTENER = "CONTROLLER"
 # Quickest to start and small: a broker for a handful of clients never needs the second compiler or parallel collection.
 DEFAULT_JVM_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 LOG_CONFIG = Path(__file__).with_name("log4j2.properties")
-# Relative to the broker's own folder, where its processes run: the names of folders above may have commas, which divide
-# lists of Kafka, and letters outside the locale.
+# Relative to the broker's own folder, where its processes run: the names of parent folders may contain commas,
+# which separate Kafka's lists, and characters outside the locale.
 SETTINGS_FILE = "server.properties"
 LOG_FOLDER = "log"
 _LISTEN_INTERVAL_SECONDS = 0.02
@@ -132,7 +132,7 @@ class KafkaBroker(ChildProcess):
         self._settings_path.write_text(text)
 
     async def format(self, cluster_id: str, *arguments: str) -> None:
-        """Format the data folder anew, with more arguments of Kafka's tool; raises `KafkaStartError`."""
+        """Format the data folder, with more arguments of Kafka's tool; raises `KafkaStartError`."""
         # What an interrupted format left behind.
         shutil.rmtree(self._settings_path.with_name(LOG_FOLDER), ignore_errors=True)
         process = await asyncio.create_subprocess_exec(
@@ -222,7 +222,7 @@ async def wait_ready(brokers: Sequence[KafkaBroker], *, groups: Sequence[str], d
 
 
 async def _missing_for_service(admin: Any, brokers: Sequence[KafkaBroker], groups: Sequence[str]) -> str | None:
-    """Ask the questions a first client would; returns what is still missing, or null.
+    """Ask what a first client would ask; returns what is still missing, or null.
 
     By aiokafka: librdkafka's admin client ends the whole process when a coordinator that is still loading answers it,
     which is what this waits for (https://github.com/confluentinc/librdkafka/issues/5040).

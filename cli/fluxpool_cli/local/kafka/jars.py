@@ -1,4 +1,4 @@
-"""Where the Apache Kafka jars are: an operator's own folder, the cache, or fetched into the cache.
+"""Finds the Apache Kafka jars: a folder named by the user, else the cache, which is filled when it is empty.
 
 Owns the rule that maps `hack/kafka/pom.xml` to a cache folder (the same rule as in `hack/kafka/fetch`). Knows nothing
 of brokers.
@@ -20,7 +20,7 @@ _REMEDY = (
 
 
 class KafkaJarsError(Exception):
-    """The jars are not there and cannot be fetched; the message says what to do."""
+    """There are no jars and they cannot be fetched; the message says what to do."""
 
 
 def provide_kafka_libs(
@@ -62,7 +62,7 @@ def _checked(folder: Path) -> Path:
 
 def _fetch(script: Path, *, environment: Mapping[str, str], fetch_seconds: float) -> None:
     try:
-        # Its progress line goes to our standard error; only what it needs for its complaint is kept.
+        # It writes its progress and its error to our standard error.
         finished = subprocess.run(  # noqa: S603 - our own script beside the pom.xml just found
             [sys.executable, str(script)], env=dict(environment), timeout=fetch_seconds, check=False
         )

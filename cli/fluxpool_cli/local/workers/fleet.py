@@ -1,6 +1,6 @@
-"""Worker processes instead of pods: brings their number to what was planned, replaces those that crash.
+"""The worker processes of a local stack: starts and drains them to the planned number, replaces those that crash.
 
-Owns the processes and their states; decides nothing about how many there should be.
+Owns the processes and their states; the scaler decides how many there are.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ WorkerEnvironment = Callable[[str, int], Mapping[str, str]]
 WORKER_COMMAND = (sys.executable, "-m", "fluxpool_worker")
 _BACKOFF_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 _KILL_MARGIN_SECONDS = 15.0
-"""What a worker may take to leave after its drain grace."""
+"""How long a worker may take to exit after its drain grace."""
 
 
 class WorkerState(StrEnum):
@@ -67,13 +67,13 @@ class WorkerFleet:
         self._spawn_not_before_seconds = 0.0
         self._last_failure: str | None = None
         self.crashed = 0
-        """Workers that ended without being asked, since the start."""
+        """Workers that ended without a signal of ours, since the start."""
         self.problem: str | None = None
-        """What two workers in a row failed with before they were ready: the next one will, too."""
+        """Why two workers in a row failed before they were ready: the next one will, too."""
 
     @property
     def replicas(self) -> int:
-        """Workers there should be, as the scaling plan counts them: those about to be replaced included."""
+        """The planned number of workers, with those that are about to be replaced."""
         return self._wanted
 
     @property
@@ -94,7 +94,7 @@ class WorkerFleet:
         return "\n".join(f"--- {worker.child.log_path}\n{worker.child.log_tail()}" for worker in self._workers.values())
 
     async def reconcile(self, replicas: int, *, http: httpx.AsyncClient) -> None:
-        """One round: notice who ended and who is ready, then start or drain workers until there are `replicas`."""
+        """One round: reap and probe, then start or drain workers until there are `replicas`."""
         self._wanted = replicas
         self._reap()
         await self._probe(http)
@@ -103,7 +103,7 @@ class WorkerFleet:
             if time.monotonic() < self._spawn_not_before_seconds:
                 break
             self._spawn()
-        # Those that are not ready yet have nothing to give back; among the others the newest goes first.
+        # Workers that are not ready hold no task and are drained first, then the newest.
         serving.reverse()
         for worker in sorted(serving, key=lambda worker: worker.state is WorkerState.READY)[
             : max(0, len(serving) - replicas)
@@ -120,12 +120,12 @@ class WorkerFleet:
         async with asyncio.TaskGroup() as stopping:
             for worker in self._workers.values():
                 grace_seconds = max(0.0, worker.kill_at_seconds - time.monotonic())
-                # Not asked again: a second SIGTERM tells a worker to drop its task at once.
+                # No second SIGTERM: a worker takes it as the order to drop its task at once.
                 stopping.create_task(worker.child.end_within(grace_seconds))
         self._reap()
 
     def kill(self) -> None:
-        """SIGKILL all workers; what they had in work is taken up by others."""
+        """SIGKILL all workers; other workers take their tasks again."""
         for worker in self._workers.values():
             worker.child.send_kill()
 
@@ -142,10 +142,10 @@ class WorkerFleet:
             )
             child.spawn()
         except OSError as error:
-            # A full disk, or no process or port left: that passes, and the stack must outlive it.
+            # A full disk, or no process or port left: the condition may pass, so the stack continues.
             self._numbers -= 1
             delay = self._back_off()
-            self._report(f"{name} cannot be started ({error}); it is tried again in {delay:g} s")
+            self._report(f"{name} cannot be started ({error}); the next attempt is in {delay:g} s")
             return
         self._workers[name] = _Worker(child, port)
         self._report(f"{name} starts")
@@ -168,7 +168,7 @@ class WorkerFleet:
             if status is None:
                 continue
             del self._workers[name]
-            # A worker that was still starting has no drain yet: it just ends by the signal.
+            # A worker that was still starting has no handler yet: the signal itself ends it.
             if worker.state is WorkerState.DRAINING and status in {0, -signal.SIGTERM}:
                 self._report(f"{name} ended")
                 continue
@@ -179,14 +179,14 @@ class WorkerFleet:
             delay = self._back_off()
             last = worker.child.log_tail(lines=1) or "it logged nothing"
             self._report(
-                f"{name} ended with status {status} without being asked; a new one starts in {delay:g} s. "
+                f"{name} ended unexpectedly with status {status}; a new one starts in {delay:g} s. "
                 f"The last line of {worker.child.log_path}: {last}"
             )
             if worker.state is WorkerState.STARTING:
                 self._note_failure(failure_in(last, status=status))
 
     def _back_off(self) -> float:
-        """Put off the next start; returns by how many seconds."""
+        """Delay the next start; returns by how many seconds."""
         delay = _BACKOFF_SECONDS[min(self._crashes_in_a_row, len(_BACKOFF_SECONDS) - 1)]
         self._crashes_in_a_row += 1
         self._spawn_not_before_seconds = time.monotonic() + delay
@@ -214,7 +214,7 @@ class WorkerFleet:
 
 
 def failure_in(last_line: str, *, status: int) -> str:
-    """Why a worker ended, from the last line of its log: the error that it tells, else its exit status."""
+    """Why a worker ended: the `error` of the last line of its log, else its exit status."""
     try:
         error = json.loads(last_line).get("error")
     except (ValueError, AttributeError, RecursionError):

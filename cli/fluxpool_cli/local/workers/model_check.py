@@ -1,7 +1,7 @@
-"""Whether workers could load a model at all, told from its folder alone, before anything is started.
+"""Checks a model folder before anything is started.
 
-Owns the quick look: index, component folders, and the length that each safetensors file says to have. What else may be
-wrong with a checkpoint is the engine's to say, which loads it.
+Owns the quick checks: index, component folders, and the length that each safetensors header states. The engine finds
+other faults when it loads the checkpoint.
 """
 
 import json
@@ -50,7 +50,7 @@ def _check_folder(folder: Path) -> None:
     if kind != _PIPELINE:
         raise ModelError(f"{folder} is a checkpoint of {kind}, not of {_PIPELINE}; name one of a FLUX.1 model")
     for name, value in index.items():
-        # A component is named with its library and class; [null, null] is one that this checkpoint goes without.
+        # A component is named with its library and class; [null, null] is one that this checkpoint does not have.
         if isinstance(value, list) and any(value) and not (folder / name).is_dir():
             raise ModelError(f"{folder} lacks the folder {name}, which its {_INDEX} names; fetch the checkpoint again")
     for name in _WITH_WEIGHTS:
