@@ -1,7 +1,7 @@
 """The `fluxpool` program: its commands, and how their errors become exit codes.
 
 Results are written to standard output, progress and errors to standard error. `--output table|json` (short `--json`) is
-the form of the result in every command; `-o` is short for it, but in `submit`, where `-o` names the folder for the images.
+the form of the result in every command. `-o` is short for it, except in `submit`, where it names the images' folder.
 Every failing command writes one sentence and exits with a code of `exit_codes`; only `--verbose` shows tracebacks.
 """
 

@@ -27,7 +27,7 @@ from fluxpool_cli.dlq.options import (
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.target import run_on
 from fluxpool_cli.options import finite, with_option_groups
-from fluxpool_cli.reading_bar import counting_bar
+from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_paragraph, write_table
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX
 from fluxpool_transport.dlq import (

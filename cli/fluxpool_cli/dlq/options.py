@@ -9,7 +9,7 @@ import typer
 
 from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target
 from fluxpool_cli.options import parse_time_option
-from fluxpool_cli.reading_bar import reading_bar
+from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_contract.problems import ErrorClass
 from fluxpool_transport.dlq import FOREIGN, DeadLetterEntry, DeadLetterFilter, RecordRef, read_dead_letters
 
@@ -91,7 +91,7 @@ class DeadLetters:
     async def read(self) -> tuple[DeadLetterEntry, ...]:
         """Those that are meant, oldest failure first."""
         # Records are written after the failure they speak of, so the time bounds what must be read.
-        with reading_bar(f"reading {self.topic}") as bar:
+        with counting_bar(f"reading {self.topic}") as bar:
             found = await read_dead_letters(
                 self.target.kafka, self.topic, since=self.wanted.since, on_progress=bar.advance
             )

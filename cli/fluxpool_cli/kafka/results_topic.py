@@ -4,6 +4,7 @@ Owns the reading and the counts by status; knows nothing of how they are shown. 
 records, or reads the newest ones only and keeps their counts and the last few.
 """
 
+import contextlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -38,8 +39,6 @@ class ResultsTopic:
         """Every record read so far; empty with `newest_records`."""
         self.values: list[bytes] = []
         """Their values, as in the topic."""
-        self.unreadable = 0
-        """Records that are not results."""
 
     async def __aenter__(self) -> Self:
         """Connect; raises aiokafka's `KafkaError` when no broker answers."""
@@ -83,10 +82,9 @@ class ResultsTopic:
             for record in records:
                 if self._newest_records is None:
                     self.values.append(record.value or b"")
-                try:
+                # A record that is not a result is nothing that a reader of results can show.
+                with contextlib.suppress(ValidationError):
                     arrived.append(GenerationResult.model_validate_json(record.value or b""))
-                except ValidationError:
-                    self.unreadable += 1
         self._recent.extend(arrived)
         if self._newest_records is None:
             self.records += arrived

@@ -1,7 +1,7 @@
 """A gateway's answers, validated before use. Pure.
 
-Owns the parsing of task views and problem documents. Answers are not trusted: the id becomes part of a path only after it
-was validated, and an answer of another shape is refused as not a gateway's.
+Owns the parsing of task views and problem documents. Answers are not trusted: an id becomes part of a path only
+after it was validated, and an answer of another shape is refused.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Writes the images of a finished task as files; the gateway does not choose their names, and no file is overwritten."""
+"""Writes the images of a finished task as files; the gateway chooses no name, and no file is overwritten."""
 
 import os
 from collections.abc import Callable

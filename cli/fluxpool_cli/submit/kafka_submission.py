@@ -1,7 +1,7 @@
 """`fluxpool submit --bootstrap-servers`: produces a task to its topic, without a gateway.
 
-The checks, the record and the partitioner are the gateway's own, so workers see no difference. Owns the exit codes of its
-errors.
+The checks, the record and the partitioner are the gateway's own, so workers see no difference. Owns the exit codes of
+its errors.
 """
 
 import asyncio
@@ -44,8 +44,8 @@ async def submit_to_kafka(
 ) -> dict[str, Any]:
     """Check a request, write its task and wait for the acknowledgement.
 
-    Returns the task's id, status, topic, partition and offset. Raises `CommandError` for a bad request (USAGE, with each field named), for
-    an unknown topic and a task that is not acknowledged (UNREACHABLE), and as `librdkafka_options` does.
+    Returns the task's id, status, topic, partition and offset. Raises `CommandError` for a bad request (USAGE, naming
+    each field), for an unknown topic and a task that is not acknowledged (UNREACHABLE) and as `librdkafka_options`.
     """
     try:
         request = parse_request(json.dumps(body).encode())

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.submit.gateway_answers import Generation
 from fluxpool_cli.submit.gateway_client import GatewayAwayError, GatewayClient, NotFoundError
-from fluxpool_cli.terminal import progress_console, say, visible
+from fluxpool_cli.terminal import say
 
 T = TypeVar("T")
 
@@ -73,28 +72,17 @@ def wait_until_finished(
     `hopeless` says why nothing can come of it, if that is so. Raises `CommandError`: 5 when the time is over, 1 when it
     is hopeless, and what the gateway refuses.
     """
-    console = progress_console()
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
     request_id, shown = generation.request_id, ""
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(visible(generation.status), total=None)
+    with counting_bar(generation.status) as bar:
         while True:
             generation = patiently(
                 lambda: gateway.generation(request_id, within_seconds=deadline.remaining_seconds), deadline=deadline
             )
             steps = generation.steps_done
-            bar.update(task, description=visible(generation.status), completed=steps[0] if steps else 0)
-            if steps:
-                bar.update(task, total=steps[1])
+            bar.show(generation.status, *(steps or (0, None)))
             line = generation.status + (f" step {steps[0]} of {steps[1]}" if steps and not generation.finished else "")
-            if line != shown and not console.is_terminal:
-                say(line)
+            if line != shown:
+                bar.say_where_hidden(line)
             shown = line
             if generation.finished:
                 return generation

@@ -8,7 +8,7 @@ import typer
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target, run_on
 from fluxpool_cli.options import parse_time_option, with_option_groups
-from fluxpool_cli.reading_bar import reading_bar
+from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.terminal import OutputOptions, say, utc_text, write_json, write_line, write_table
 from fluxpool_cli.trace.reading import Trace, read_trace, reading_start
 from fluxpool_cli.trace.view import COLUMNS, OPTIONAL_COLUMNS, closing_lines, trace_document, trace_rows
@@ -59,5 +59,5 @@ def trace(
 
 
 async def _read(target: KafkaTarget, request_id: str, since: datetime | None) -> Trace:
-    with reading_bar("reading topics") as bar:
+    with counting_bar("reading topics") as bar:
         return await read_trace(target, request_id, since=since, bar=bar)

@@ -1,7 +1,7 @@
 """Turns records into the events of one task. Pure.
 
-Owns which records are about a task and what each of them means. Other records, and unreadable ones that name no task, are
-skipped; a malformed record of the task itself is an event, too.
+Owns which records are about a task and what each of them means. Other records, and unreadable ones that name no task,
+are skipped; a malformed record of the task itself is an event, too.
 """
 
 from collections.abc import Sequence

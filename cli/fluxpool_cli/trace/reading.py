@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from fluxpool_cli.kafka.target import KafkaTarget
-from fluxpool_cli.reading_bar import Bar
+from fluxpool_cli.progress_bar import Bar
 from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole, TraceEvent
 from fluxpool_contract.kafka import retry_group
 from fluxpool_transport.kafka import TopicScanError, find_ranges, scan

@@ -69,7 +69,7 @@ def closing_lines(trace: Trace) -> Iterable[str]:
     by = f", by {', '.join(workers)}" if workers else ""
     yield f"{trace.request_id}: {state}; {_count(len(trace.events), 'record')} over {seconds:.3f} s{by}"
     if state is TaskState.UNKNOWN:
-        yield "there is no result: it may have expired with the topic's retention, or another group serves the task's topic"
+        yield "there is no result: it may have expired with the topic's retention, or another group serves the topic"
     yield from (_where(item) for item in trace.consumption if item.state is not RecordState.DONE)
 
 
