@@ -44,13 +44,13 @@ test: setup ## Run the tests: real Kafka, real tiny FLUX pipeline; those on a co
 	$(BIN)/pytest $(if $(JOBS),-n $(JOBS))
 
 test-all: setup control-plane ## Run every test, also those of the kit and of foreign software whose inputs did not change
-	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all $(if $(JOBS),-n $(JOBS))
+	TEST_REQUIRE_CLUSTER=1 $(BIN)/pytest --test-all $(if $(JOBS),-n $(JOBS))
 
 control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
 	@hack/control-plane/build
 
 e2e: setup control-plane ## Run the tests of the chart and those on a real Kubernetes control plane; none may be skipped
-	FLUXPOOL_REQUIRE_CLUSTER=1 $(BIN)/pytest tests/chart tests/cluster
+	TEST_REQUIRE_CLUSTER=1 $(BIN)/pytest tests/chart tests/cluster
 
 lint: $(VENV)/.installed ## Check format, lint, types, import directions and generated files
 	$(BIN)/ruff format --check .

@@ -17,8 +17,8 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
     try:
         return Helm(helm_program(), tmp_path_factory.mktemp("helm"))
     except BinariesMissingError as error:
-        if os.environ.get("FLUXPOOL_REQUIRE_CLUSTER") == "1":
-            pytest.fail(f"FLUXPOOL_REQUIRE_CLUSTER=1, but {error}")
+        if os.environ.get("TEST_REQUIRE_CLUSTER") == "1":
+            pytest.fail(f"TEST_REQUIRE_CLUSTER=1, but {error}")
         pytest.skip(str(error))
 
 

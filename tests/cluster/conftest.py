@@ -1,7 +1,7 @@
 """Fixtures of the cluster tests: one real control plane for the run, a client and a namespace for each test.
 
 Without the programs of the control plane the tests are skipped, because building them takes minutes; with
-FLUXPOOL_REQUIRE_CLUSTER=1 they fail instead.
+TEST_REQUIRE_CLUSTER=1 they fail instead.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ def binaries() -> Path:
     try:
         return control_plane_binaries()
     except BinariesMissingError as error:
-        if os.environ.get("FLUXPOOL_REQUIRE_CLUSTER") == "1":
-            pytest.fail(f"FLUXPOOL_REQUIRE_CLUSTER=1, but {error}")
+        if os.environ.get("TEST_REQUIRE_CLUSTER") == "1":
+            pytest.fail(f"TEST_REQUIRE_CLUSTER=1, but {error}")
         pytest.skip(str(error))
 
 
@@ -78,8 +78,8 @@ def isolation() -> None:
     try:
         check_isolation()
     except IsolationUnavailableError as error:
-        if os.environ.get("FLUXPOOL_REQUIRE_CLUSTER") == "1":
-            pytest.fail(f"FLUXPOOL_REQUIRE_CLUSTER=1, but {error}")
+        if os.environ.get("TEST_REQUIRE_CLUSTER") == "1":
+            pytest.fail(f"TEST_REQUIRE_CLUSTER=1, but {error}")
         pytest.skip(str(error))
 
 

@@ -99,14 +99,14 @@ def test_a_folder_of_assets_is_used_and_what_it_lacks_is_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("required", "outcome"), [("0", "1 skipped"), ("1", "FLUXPOOL_REQUIRE_CLUSTER=1, but the Kubernetes control plane")]
+    ("required", "outcome"), [("0", "1 skipped"), ("1", "TEST_REQUIRE_CLUSTER=1, but the Kubernetes control plane")]
 )
 def test_tests_without_the_programs_are_skipped_unless_they_are_required(
     tmp_path: Path, required: str, outcome: str
 ) -> None:
     test = f"{Path(__file__).with_name('test_control_plane.py')}::test_kubectl_says_what_was_wrong"
     environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
-    environment |= {"XDG_CACHE_HOME": str(tmp_path), "FLUXPOOL_REQUIRE_CLUSTER": required}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "TEST_REQUIRE_CLUSTER": required}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     root = Path(__file__).parents[2]
     finished = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
