@@ -30,7 +30,7 @@ STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 SESSION_TIMEOUT_SECONDS = 6.0
 """The broker's own minimum (`group.min.session.timeout.ms`)."""
 LOOK_SECONDS = 0.1
-"""Between two looks at a topic or a group: the workers need the cores."""
+"""Between two looks at a topic: the workers need the cores."""
 READY_SECONDS = 180.0
 """The engine imports torch and diffusers, which takes long on a busy machine."""
 UNHURRIED: Mapping[str, Any] = MappingProxyType(
@@ -206,7 +206,8 @@ class WorkerBench:
         async def reached() -> bool:
             if await self.committed() == dict(expected):
                 return True
-            await asyncio.sleep(LOOK_SECONDS)
+            # Each look at a group opens connections of its own.
+            await asyncio.sleep(2 * LOOK_SECONDS)
             return False
 
         await wait_until(reached, deadline_seconds=deadline_seconds, what=f"committed offsets {dict(expected)}")
