@@ -39,7 +39,7 @@ async def _write(_request_id: str, _digest: str, write: Callable[[], Awaitable[N
 
 _submission = Submission(
     producer=_NoKafka(),
-    # Never run: the partitions take turns.
+    # Never run: the partitions are chosen round robin.
     partitioner=LoadAwarePartitioner(KafkaConnection(bootstrap_servers=("localhost:9092",)), {}),
     partition_counts=lambda _topic: 6,
     recent=RecentTasks(time.monotonic),

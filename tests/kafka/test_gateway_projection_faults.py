@@ -35,7 +35,7 @@ async def status_of(client: httpx.AsyncClient, request_id: str) -> int:
 
 
 async def known(client: httpx.AsyncClient, request_ids: Sequence[str]) -> None:
-    """Return once each of these tasks is told of; one that is said to be unknown meanwhile fails."""
+    """Return once each of these tasks is answered with 200; any other status than 503 meanwhile fails."""
 
     async def told(request_id: str) -> bool:
         status = await status_of(client, request_id)

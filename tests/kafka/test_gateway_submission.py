@@ -103,7 +103,7 @@ async def test_a_vip_request_goes_to_the_vip_topic(
     assert (await client.get(answer.headers["location"])).json()["priority"] == "vip"
 
 
-async def test_requests_take_turns_on_the_partitions(
+async def test_requests_are_spread_evenly_over_the_partitions(
     gateway: GatewayProcess, client: httpx.AsyncClient, kafka: KafkaCluster
 ) -> None:
     ids = [(await client.post(SUBMIT, json={"prompt": "turns"})).json()["request_id"] for _ in range(9)]
@@ -303,7 +303,7 @@ async def test_while_the_broker_is_paused_nothing_is_accepted_and_readiness_says
             assert waited_seconds < 4
             assert not unready.json()["parts"]["queue"]["ready"]
             assert unready.json()["parts"]["projection"]["ready"]
-            # Not 404: without the broker nobody knows.
+            # Not 404: it may have been accepted by another gateway.
             assert (unknown.status_code, unknown.json()["error"]["code"]) == (503, "store_unavailable")
             assert "retry-after" in unknown.headers
             await wait_ready(client)

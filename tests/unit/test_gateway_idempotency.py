@@ -370,7 +370,7 @@ def test_rows_are_purged_when_the_store_has_them_or_nobody_asks_any_more(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "damage", [b"this is a letter, and a long one at that; no database begins like this", b"\x00" * 9000]
+    "damage", [b"these are notes, and long ones at that; no database begins like this", b"\x00" * 9000]
 )
 def test_a_damaged_file_is_made_again_while_processes_use_it(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "f"

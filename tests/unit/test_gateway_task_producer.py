@@ -14,7 +14,7 @@ from kit.waiting import wait_until
 
 
 class Library:
-    """What stands in for the client library; keeps every producer that was made."""
+    """The client library's stand-in; holds every producer that was made."""
 
     def __init__(self) -> None:
         self.made: list[Client] = []

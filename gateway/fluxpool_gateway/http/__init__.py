@@ -1,4 +1,4 @@
-"""HTTP: routes, the submission of tasks, problem documents, and the protocol of a connection."""
+"""HTTP: the server, its routes, the submission of tasks, problem documents, and the connection's protocol."""
 
 from fluxpool_gateway.http.generation_request import (
     GenerationRequest,

@@ -1,6 +1,6 @@
-"""The HTTP application of one server process: which route is answered by what, and how it starts and stops.
+"""The ASGI application of one server process: routing, background parts, startup and shutdown.
 
-FastAPI serves everything but the hot route, which is handed to `Submission` before any middleware sees it.
+FastAPI serves every route (`http.routes`) but the hot one, which `Submission` answers before any middleware runs.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class GatewayApplication(FastAPI):
             await self.submission(scope, receive, send)
         else:
             if scope["method"] == "HEAD":
-                # As GET whatever the route (RFC 9110 section 9.3.2); the server leaves the body out.
+                # Answered as GET (RFC 9110 section 9.3.2); the server omits the body.
                 scope = {**scope, "method": "GET"}
             await self._serve(scope, receive, send)
 
@@ -61,7 +61,7 @@ class GatewayApplication(FastAPI):
         try:
             await super().__call__(scope, receive, send)
         except Exception as error:
-            # Starlette has answered it (`_on_failure`) and hands it on; the server would only cut the connection.
+            # Starlette has answered it (`_on_failure`) and raises it again; uvicorn would only close the connection.
             correlation_id = scope["fluxpool.correlation_id"]
             logger.exception("request_failed", correlation_id=correlation_id, error_type=type(error).__name__)
 
@@ -179,7 +179,7 @@ async def _running(
 
 
 async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[], None], *, name: str) -> None:
-    """Run a part in the background; when it ends by itself, call `on_failure`: it would stay silently absent."""
+    """Run a background part until cancelled; when it ends by itself, call `on_failure`, because nothing restarts it."""
     try:
         await run()
     except Exception:
@@ -190,7 +190,7 @@ async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[
 
 
 def _with_correlation_id(scope: Scope, send: Send) -> Send:
-    """A `send` that adds the `x-request-id`; keeps it in the scope for problem documents."""
+    """A `send` that adds the `x-request-id` header; stores the id in the scope for problem documents."""
     correlation_id = correlation_id_of(find_header(scope["headers"], CORRELATION_ID_HEADER))
     scope["fluxpool.correlation_id"] = correlation_id
 

@@ -1,1 +1,1 @@
-"""The projection of Kafka's topics into the task store."""
+"""The projection of Kafka's topics into the task store: consumer, decoding, recovery of the file, metrics."""

@@ -1,6 +1,6 @@
-"""What the projection has to tell Prometheus: `GET /metrics` of any server process, read from the store.
+"""Prometheus metrics of the projection: `GET /metrics` of any server process, read from the store.
 
-Owns names and help texts. The numbers are the projector's, so every process of a gateway shows the same.
+Owns names and help texts. The values are the projector's, so every process of a gateway shows the same.
 """
 
 import time
@@ -23,7 +23,7 @@ router = APIRouter()
 
 @router.get("/metrics", include_in_schema=False)
 async def get_metrics(services: WithServices) -> Response:
-    """The numbers of the moment; `fluxpool_projection_readable` alone while the store cannot be read."""
+    """The current values; `fluxpool_projection_readable` alone while the store cannot be read."""
     try:
         heartbeat, quarantine = await services.store.heartbeat(), await services.store.quarantine()
     except StoreUnavailableError:
@@ -50,22 +50,22 @@ class _Numbers(Collector):
         if self._quarantine is not None:
             yield CounterMetricFamily(
                 f"{PREFIX}quarantined_records",
-                "Records that were passed over because they cannot be projected, since the store was built.",
+                "Records quarantined because they cannot be projected, since the store was built.",
                 value=self._quarantine.count,
             )
         if self._heartbeat is None:
             return
         yield GaugeMetricFamily(
             f"{PREFIX}heartbeat_age_seconds",
-            "Time since the projector last told of itself.",
+            "Time since the projector's last heartbeat.",
             value=max(0.0, self._now_seconds - self._heartbeat.beat_at_ms / 1000),
         )
         yield GaugeMetricFamily(
             f"{PREFIX}caught_up",
-            "Whether the projector has read everything at least once since it started.",
+            "Whether the projector has reached the end of every partition since it started.",
             value=int(self._heartbeat.caught_up_at_ms is not None),
         )
         if self._heartbeat.lag_records is not None:
             yield GaugeMetricFamily(
-                f"{PREFIX}lag_records", "Records that are still to be projected.", value=self._heartbeat.lag_records
+                f"{PREFIX}lag_records", "Records that are not projected yet.", value=self._heartbeat.lag_records
             )

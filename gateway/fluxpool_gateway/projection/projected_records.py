@@ -1,4 +1,4 @@
-"""From records of the task, results and progress topics to changes of the task store. Pure.
+"""Decodes records of the task, results and progress topics into changes of the task store. Pure.
 
 An invalid task changes nothing: a worker answers it with a result, and that is projected. An invalid result or progress
 event gets no answer, so it is refused with the reason, and `projector` quarantines it.
@@ -53,9 +53,9 @@ class UnreadableRecordError(Exception):
 def read_change(
     topics: TopicNames, *, topic: str, value: bytes | None, headers: RawHeaders, timestamp_ms: int
 ) -> Change | None:
-    """What a record changes; None when it speaks of no task, or is a bad one that a worker answers.
+    """The change that a record makes; None for an invalid task, which a worker answers, and for what concerns no task.
 
-    Raises `UnreadableRecordError` for a bad result or progress event.
+    Raises `UnreadableRecordError` for an invalid result or progress event.
     """
     if not value:
         return None
@@ -90,7 +90,7 @@ def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Pri
 
 def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
     event = ProgressEvent.model_validate_json(value)
-    # A type that this release does not know means that the task is being worked on.
+    # A type of a later release: whatever it is, a worker runs the task.
     status = TaskStatus.QUEUED if event.type == ProgressType.RETRYING else TaskStatus.RUNNING
     return ProgressSeen(
         request_id=event.request_id,
@@ -108,7 +108,7 @@ def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen 
     result = GenerationResult.model_validate_json(value)
     if result.request_id is None:
         return None
-    # Says that a second body came under a used id; the task of that id has a result of its own.
+    # It reports a second body under a used id; the task of that id has a result of its own.
     if result.error is not None and result.error.code == ErrorCode.ID_CONFLICT:
         return None
     return ResultSeen(

@@ -1,7 +1,8 @@
-"""The projector: reads Kafka's topics into the task store, each record once.
+"""The projector: applies the records of Kafka's topics to the task store, each once.
 
-Groupless: all partitions are its own, and the offsets it starts from are those saved with the rows they produced, so a
-crash applies nothing twice and a deleted file is built again. Owns the reading loop; knows nothing of HTTP.
+It joins no consumer group: it assigns itself all partitions, and its offsets are committed in the transaction of the
+rows that they produced. So a crash applies nothing twice, and a deleted file is built again. Owns the consume loop;
+knows nothing of HTTP.
 """
 
 import asyncio
@@ -99,7 +100,7 @@ class Projector:
             place = (record.topic, record.partition, record.offset)
             try:
                 change = self._read(record)
-            except Exception as error:  # noqa: BLE001 - whatever a record brings about must not stop those behind it
+            except Exception as error:  # noqa: BLE001 - one record must not stop those behind it
                 reason = str(error) if isinstance(error, UnreadableRecordError) else f"{type(error).__name__}: {error}"
                 unreadable.append(_quarantined(place, reason, now_ms))
             else:
@@ -147,7 +148,7 @@ class Projector:
         )
 
     async def _assign(self) -> None:
-        """Read what is there now: partitions that are new, and topics that were made again from their beginning."""
+        """Assign the partitions that exist now: new ones, and those of recreated topics from their beginning."""
         layouts = self._layouts
         if layouts == self._assigned:
             return
@@ -189,7 +190,7 @@ class Projector:
                 for topic, answer in answers.items():
                     if isinstance(answer, str):
                         self._warn("topic_unreadable", topic=topic, reason=answer)
-                # A topic that does not answer now keeps its last layout: it comes back as it was, or with another id.
+                # A topic that cannot be described keeps its last layout: it comes back unchanged, or with another id.
                 found = {topic: answer for topic, answer in answers.items() if isinstance(answer, TopicLayout)}
                 self._layouts = self._layouts | found
             await asyncio.sleep(LAYOUT_REFRESH_SECONDS)
@@ -201,7 +202,7 @@ class Projector:
         self._beat_at = now + HEARTBEAT_SECONDS
         lag_records = self._lag_records()
         now_ms = _now_ms()
-        # One batch behind is as near as a reader comes to topics that are written all the time.
+        # A consumer of topics that are written all the time is never nearer to their end than one batch.
         if lag_records is not None and lag_records <= BATCH_RECORDS:
             self._caught_up_at_ms = now_ms
             self._rebuilt_because = None
@@ -219,11 +220,11 @@ class Projector:
         return self._source.lag_records() if self._assigned else None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Let the consumer answer its brokers while the store works."""
+        """Run a transaction in the store's thread; the loop goes on serving the consumer's heartbeats and fetches."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _warn(self, event: str, **values: object) -> None:
-        """Log, at most every 10 s for each event: these come by the thousand when a broker is down."""
+        """Log, at most every 10 s for each event: a broker that is down causes thousands."""
         now = time.monotonic()
         if now - self._logged_at.get(event, -_LOG_INTERVAL_SECONDS) >= _LOG_INTERVAL_SECONDS:
             self._logged_at[event] = now

@@ -1,6 +1,6 @@
-"""Where the projector's records come from: a groupless reader of all partitions that it is given.
+"""The projector's Kafka consumer: no group, partitions and offsets assigned by `projector`.
 
-Owns the Kafka consumer. Knows nothing of what the records mean.
+Owns the client and the positions. Knows nothing of what the records mean.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _STARTS_SECONDS: Final = 5.0
 
 @dataclass(slots=True)
 class Fetched:
-    """What one look brought."""
+    """The result of one fetch."""
 
     records: list[ConsumerRecord] = field(default_factory=list)
     next_offsets: dict[Position, int] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class ProjectionSource:
                 **aiokafka_options(self._connection, client_id=CLIENT_ID),
                 group_id=None,
                 enable_auto_commit=False,
-                # Of offsets that the log does not have: it was cut at either end, and what it has is read.
+                # For offsets outside the log, which was truncated or expired: what it has is read.
                 auto_offset_reset="earliest",
                 isolation_level="read_committed",
                 fetch_min_bytes=FETCH_MIN_BYTES,

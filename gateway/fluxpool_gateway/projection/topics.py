@@ -1,6 +1,6 @@
-"""Which topics stand behind the projected names at the moment: their ids and their partitions.
+"""Topic metadata: the id and the partitions of each topic, as the brokers describe it now.
 
-Owns the question to the brokers. Knows nothing of what was read.
+A recreated topic has another id. Used by the projector, the barrier's end offsets and readiness.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class TopicLayout:
 
 
 async def read_layouts(admin: KafkaAdmin, topics: Sequence[str]) -> Mapping[str, TopicLayout | str]:
-    """Each topic's layout, or in words why there is none; raises as `KafkaAdmin.settle` does."""
+    """Each topic's layout, or the reason why there is none; raises as `KafkaAdmin.settle` does."""
     request = TopicCollection(topic_names=list(topics))
     described = await admin.settle(admin.client.describe_topics(request, request_timeout=_ANSWER_SECONDS))
     layouts: dict[str, TopicLayout | str] = {}

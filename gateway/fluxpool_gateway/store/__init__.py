@@ -1,1 +1,1 @@
-"""The task store: what is known of every task, as a projection of Kafka's topics in SQLite."""
+"""The task store: the state of every task in SQLite, a projection of Kafka's topics; and the reservations."""

@@ -1,4 +1,4 @@
-"""A damaged store: how a reader tells the projector, and how the projector puts the file out of the way.
+"""A damaged store: the report from a reader to the projector, and moving the file aside.
 
 The store is a projection of Kafka, so what is damaged is never repaired, only built again. The damaged file is kept
 beside the new one, for inspection; one such file at most, since rebuilding must not fill the disk.

@@ -1,4 +1,4 @@
-"""The SQLite file: how it is opened by its one writer and by its many readers, and which file it is."""
+"""The SQLite file: connections for its one writer and its many readers, and the identity of the file."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bringing the task store to this release's schema; apart from `database`, because the servers need no Alembic."""
+"""Migrates the task store to this release's schema; apart from `database`, because servers do not import Alembic."""
 
 import re
 from pathlib import Path
@@ -41,4 +41,4 @@ def migrate(engine: Engine, file: Path) -> None:
                 f"database_file: {file} was written by a newer release ({error}); "
                 "run that release, or delete the file: it is built again from Kafka"
             ) from error
-        raise DamagedStoreError(f"no release left it as it is: {error}") from error
+        raise DamagedStoreError(f"no release wrote this schema: {error}") from error

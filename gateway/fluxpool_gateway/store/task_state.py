@@ -1,4 +1,4 @@
-"""How records of several topics, in any order, add up to the state of one task.
+"""Folds records of several topics, in any order, into the state of one task.
 
 Pure. Topics are not ordered among each other, so every record carries its place in a task's life (`version_of`) and
 an older one never undoes a newer one.
@@ -10,7 +10,7 @@ from typing import Final, assert_never
 
 
 class TaskStatus(StrEnum):
-    """Where a task is in its life; the last four are ends."""
+    """The status of a task; the last four are terminal."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -21,7 +21,7 @@ class TaskStatus(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing more happens to the task."""
+        """Whether the task has ended."""
         return self not in {TaskStatus.QUEUED, TaskStatus.RUNNING}
 
 

@@ -1,4 +1,4 @@
-"""The task as clients see it: from a row of the store to the answer of `GET /v1/generations/{id}`. Pure."""
+"""The task as clients see it: a row of the store as the response of `GET /v1/generations/{id}`. Pure."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Self
@@ -54,7 +54,7 @@ class TaskView(_View):
     request_id: str
     status: TaskStatus
     progress: ProgressView | None = None
-    """While the task is running and its worker tells."""
+    """While the task is running and its worker reports progress."""
     images: tuple[ImageView, ...] = ()
     image_url: str | None = None
     """Address of the first image."""
@@ -116,7 +116,7 @@ def read_result(state: TaskState) -> GenerationResult | None:
 
 
 def _progress(state: TaskState) -> ProgressView | None:
-    # Progress records may be anybody's: numbers that make no sense are no progress.
+    # Any producer may write progress records: numbers that make no sense are ignored.
     if state.step is None or state.step < 0 or state.total_steps is None or state.total_steps <= 0:
         return None
     percent = min(100, 100 * state.step // state.total_steps)
