@@ -151,14 +151,14 @@ class EndingWriter:
     async def _write_retry(self, task: TaskRecord, retry: Retry) -> Failure | None:
         """Send the task to its retry topic; returns why it fails instead, None when it is there."""
         outgoing = retry_record(
-            task.record, task.envelope, topic=retry.topic, verdict=retry.verdict, not_before=retry.not_before
+            task.record, task.envelope, topic=retry.topic, verdict=retry.failed.verdict, not_before=retry.not_before
         )
         try:
             await self._safely(partial(self._publisher.publish, outgoing, refusable=True))
         except RecordRefusedError as error:
             return failure_from(retry.failed, besides=f"and it could not be kept for another try: {error}")
         _after_retry()
-        attempt = retry.verdict.spent.attempt
+        attempt = retry.failed.verdict.spent.attempt
         if isinstance(task.content, DecodedTask):
             self._progress.report(task.content, ProgressType.RETRYING, attempt=attempt)
         log.info("task_retried_later", request_id=task.request_id, topic=retry.topic, attempt=attempt)

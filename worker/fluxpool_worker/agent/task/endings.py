@@ -14,7 +14,7 @@ from fluxpool_contract.kafka import due_at
 from fluxpool_contract.messages import Disposition, GenerationResult
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest
-from fluxpool_worker.agent.task.outcome import Action, Failed, Verdict, judge_deadline
+from fluxpool_worker.agent.task.outcome import Action, Failed, judge_deadline
 from fluxpool_worker.agent.task.outgoing_records import (
     Failure,
     WorkerIdentity,
@@ -33,10 +33,9 @@ class Retry:
     """A record on a retry topic."""
 
     topic: str
-    verdict: Verdict
     not_before: datetime
     failed: Failed
-    """Ends the task when the topic refuses the record."""
+    """The attempt before; ends the task when the topic refuses the record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +68,7 @@ def retry_of(
         return failure_from(
             replace(failed, verdict=late), besides="and the deadline will have passed before another try"
         )
-    return Retry(topic=topics[tier], verdict=failed.verdict, not_before=not_before, failed=failed)
+    return Retry(topic=topics[tier], not_before=not_before, failed=failed)
 
 
 def ending_of(
