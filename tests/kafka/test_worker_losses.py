@@ -151,9 +151,11 @@ async def test_an_idle_worker_ends_when_its_topic_is_created_again_and_the_next_
     await submit(bench, "new", 2)
     await ends_with_the_remedy(worker)
     second = await bench.start_ready()
-    results = await bench.wait_results(5)
+    # Those that were done before the worker noticed are answered again, and not generated again.
+    results = await answered(bench, {"new-0", "new-1"})
     await bench.wait_committed({0: 2})
-    assert sorted(result["request_id"] for result in results) == ["new-0", "new-1", "old-0", "old-1", "old-2"]
+    assert set(results) == {"new-0", "new-1", "old-0", "old-1", "old-2"}
+    assert len(worker.events("job_done")) + len(second.events("job_done")) == 5
     assert worker.events("records_lost") == second.events("records_lost") == []
 
 
@@ -172,9 +174,8 @@ async def test_a_new_topic_that_has_outgrown_the_former_one_is_done_from_its_beg
     worker = await start_over_full_heads(bench)
     await ends_with_the_remedy(worker)
     await bench.start_ready()
-    results = await answered(bench, {f"new-{number}" for number in range(NEW)})
+    await answered(bench, {f"new-{number}" for number in range(NEW)})
     await bench.wait_committed({0: NEW})
-    assert len(results) == len(set(results))
 
 
 async def test_a_new_topic_under_a_worker_that_is_killed_is_done_from_its_beginning_by_the_next(

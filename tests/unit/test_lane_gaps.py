@@ -280,6 +280,20 @@ def test_a_topic_with_another_id_ends_the_lane_at_the_next_assignment_or_within_
         bench.running.result()
 
 
+def test_no_record_of_another_topic_is_started_where_its_commits_went_with_the_former_one(bench: Bench) -> None:
+    bench.restart(topic_id="former")
+    bench.produce(1)
+    bench.do_next()
+    bench.topic_id = "present"
+    del bench.group.committed[PARTITION]
+    bench.group.rebalance()
+    bench.produce(2)
+    with pytest.raises(TopicReplacedError):
+        bench.running.result()
+    assert bench.lane.claim_next() is None
+    assert PARTITION not in bench.group.committed
+
+
 def test_a_topic_whose_id_is_unknown_for_a_while_is_the_same_topic(bench: Bench) -> None:
     bench.restart(topic_id="present")
     bench.produce(1)

@@ -101,9 +101,9 @@ class AssignmentLoader:
             except (KafkaError, TimeoutError) as error:
                 await self._retry(repr(error))
                 continue
-            # The id comes before any offset is used: an offset of a former topic would skip records of this one. A
-            # ledger with another id may be right, and this worker's knowledge old, so it asks again.
-            if self._commits.topic_id is None or any(map(self._is_of_former_topic, committed.values())):
+            # The id comes before any offset is used: an offset of a former topic would skip records of this one. It may
+            # be outdated where a ledger has another one, or no commit is left: Kafka deletes them with their topic.
+            if not (committed and self._commits.topic_id) or any(map(self._is_of_former_topic, committed.values())):
                 await self._check_topic()
             # A rebalance during the requests has set the event again; these answers are about its predecessor.
             if epoch != self._commits.epoch:
