@@ -11,8 +11,8 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.dead_letter import DeadLetter, Disposition
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.agent.consumer.lane_choice import (
-    OVERDUE_TURN,
-    SHARED_TURN,
+    OVERDUE_EVERY,
+    SHARED_EVERY,
     WaitingLane,
     arrived_ms,
     choose_lane,
@@ -31,42 +31,44 @@ NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
 IDENTITY = WorkerIdentity(worker="w", pool="p", model="m")
 
 
-def test_the_preferred_lane_goes_first_and_the_oldest_has_every_fifth_turn() -> None:
+def test_the_preferred_lane_comes_first_and_every_fifth_task_is_the_oldest() -> None:
     vip = WaitingLane(index=1, preference=10, oldest_head_ms=900)
     standard = WaitingLane(index=0, preference=0, oldest_head_ms=100)
-    turns = [
-        choose_lane([standard, vip], turn=turn, now_ms=1_000, wait_limit_seconds=60)
-        for turn in range(1, 2 * SHARED_TURN + 1)
+    chosen = [
+        choose_lane([standard, vip], number=number, now_ms=1_000, wait_limit_seconds=60)
+        for number in range(1, 2 * SHARED_EVERY + 1)
     ]
-    assert turns == [1, 1, 1, 1, 0] * 2
+    assert chosen == [1, 1, 1, 1, 0] * 2
 
 
 def test_lanes_of_equal_preference_are_served_oldest_first() -> None:
     waiting = [WaitingLane(index=index, preference=0, oldest_head_ms=age) for index, age in enumerate((300, 100, 200))]
-    assert choose_lane(waiting, turn=1, now_ms=10_000_000, wait_limit_seconds=60) == 1
-    assert choose_lane([], turn=1, now_ms=0, wait_limit_seconds=60) is None
+    assert choose_lane(waiting, number=1, now_ms=10_000_000, wait_limit_seconds=60) == 1
+    assert choose_lane([], number=1, now_ms=0, wait_limit_seconds=60) is None
 
 
-def test_a_lane_that_waited_past_the_limit_has_every_second_turn_and_no_more() -> None:
+def test_a_lane_that_waited_past_the_limit_gets_every_second_task_and_no_more() -> None:
     vip = WaitingLane(index=1, preference=10, oldest_head_ms=100_000)
     standard = WaitingLane(index=0, preference=0, oldest_head_ms=40_000)
-    at_the_limit = [choose_lane([standard, vip], turn=turn, now_ms=100_000, wait_limit_seconds=60) for turn in (1, 2)]
-    assert at_the_limit == [1, 1]
-    turns = [
-        choose_lane([standard, vip], turn=turn, now_ms=100_001, wait_limit_seconds=60)
-        for turn in range(1, 2 * SHARED_TURN * OVERDUE_TURN + 1)
+    at_the_limit = [
+        choose_lane([standard, vip], number=number, now_ms=100_000, wait_limit_seconds=60) for number in (1, 2)
     ]
-    assert turns.count(0) == 12, "ten of its own and every fifth"
-    assert turns[:6] == [1, 0, 1, 0, 0, 0]
+    assert at_the_limit == [1, 1]
+    chosen = [
+        choose_lane([standard, vip], number=number, now_ms=100_001, wait_limit_seconds=60)
+        for number in range(1, 2 * SHARED_EVERY * OVERDUE_EVERY + 1)
+    ]
+    assert chosen.count(0) == 12, "ten of its own and every fifth"
+    assert chosen[:6] == [1, 0, 1, 0, 0, 0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 10_000)), min_size=1, max_size=8), st.integers(1, 10_000))
-def test_a_lane_is_always_chosen_when_one_waits(lanes: list[tuple[int, int]], turn: int) -> None:
+def test_a_lane_is_always_chosen_when_one_waits(lanes: list[tuple[int, int]], number: int) -> None:
     waiting = [
         WaitingLane(index=index, preference=preference, oldest_head_ms=age)
         for index, (preference, age) in enumerate(lanes)
     ]
-    assert choose_lane(waiting, turn=turn, now_ms=20_000, wait_limit_seconds=5) in range(len(lanes))
+    assert choose_lane(waiting, number=number, now_ms=20_000, wait_limit_seconds=5) in range(len(lanes))
 
 
 def test_a_dead_letter_holds_the_original_untouched_and_says_why() -> None:

@@ -65,7 +65,7 @@ def test_the_ledger_travels_with_the_offset_and_releases_are_taken_back() -> Non
     offsets.start(7)
     assert decode_ledger(offsets.metadata()) == {}
     offsets.record(7, entry("seven"))
-    offsets.release()
+    offsets.release(for_good=False)
     assert decode_ledger(offsets.metadata()) == {7: entry("seven", released=True)}
     offsets.resume()
     assert decode_ledger(offsets.metadata()) == {7: entry("seven")}
@@ -91,7 +91,7 @@ def test_what_was_given_up_for_good_is_not_taken_back_by_a_rebalance() -> None:
         offsets.start(offset)
         offsets.record(offset, entry(str(offset)))
     offsets.release(7)
-    offsets.release()
+    offsets.release(for_good=False)
     offsets.resume()
     assert decode_ledger(offsets.metadata()) == {7: entry("7", released=True), 8: entry("8")}
 
@@ -174,7 +174,7 @@ class PartitionMachine(RuleBasedStateMachine):
 
     @rule()
     def keep_the_partition_through_a_rebalance(self) -> None:
-        self.offsets.release()
+        self.offsets.release(for_good=False)
         self.commit()
         self.offsets.resume()
         self.position = self.committed

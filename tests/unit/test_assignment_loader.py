@@ -125,7 +125,7 @@ async def test_a_commit_is_used_unless_its_ledger_names_another_topic(
     assert consumer.sought == sought
     assert scene.commits.progress[PARTITION].committed == (None if sought else 5)
     assert scene.commits.topic_id == named
-    assert not scene.commits.unread
+    assert not scene.commits.unloaded
 
 
 async def test_progress_in_the_present_topic_outlives_a_commit_of_the_former_one() -> None:
@@ -139,7 +139,7 @@ async def test_a_ledger_of_another_topic_is_believed_when_the_brokers_know_that_
     scene.commits.topic_id = "former"
     with pytest.raises(TopicReplacedError, match=r"id former before, present now"):
         await scene.load(OneAnswerConsumer(commit_about("present")))
-    assert scene.commits.unread, "nothing is committed on what is not loaded"
+    assert scene.commits.unloaded, "nothing is committed on what is not loaded"
 
 
 async def test_the_error_of_a_replaced_topic_says_what_to_do() -> None:

@@ -26,7 +26,7 @@ async def test_a_hold_for_a_commit_ends_when_its_partition_has_gone_to_somebody_
     holds = Holds(limit_seconds=100)
     commits = OffsetCommits(holds=holds, log=structlog.get_logger())
     commits.assign([FIRST])
-    commits.read()
+    commits.mark_loaded()
     commits.progress[FIRST].start(0)
     commits.mark_changed(FIRST)
     assert not await commits.commit_once(AwayConsumer(), deadline_seconds=10)
@@ -34,7 +34,7 @@ async def test_a_hold_for_a_commit_ends_when_its_partition_has_gone_to_somebody_
 
     commits.revoke([FIRST])
     commits.assign([SECOND])
-    commits.read()
+    commits.mark_loaded()
     assert await commits.commit_once(AwayConsumer(), deadline_seconds=10)
     assert holds.causes == frozenset()
 
@@ -61,7 +61,7 @@ def with_a_change(*, limit_seconds: float) -> tuple[OffsetCommits, Holds]:
     holds = Holds(limit_seconds=limit_seconds)
     commits = OffsetCommits(holds=holds, log=structlog.get_logger())
     commits.assign([FIRST])
-    commits.read()
+    commits.mark_loaded()
     commits.progress[FIRST].start(0)
     commits.mark_changed(FIRST)
     return commits, holds

@@ -195,7 +195,7 @@ class WorkerAgent:
         ]
         chosen = choose_lane(
             waiting,
-            turn=self._claimed + 1,
+            number=self._claimed + 1,
             now_ms=self._clock.time() * 1000,
             wait_limit_seconds=self._settings.lane_wait_limit_seconds,
         )

@@ -94,10 +94,10 @@ class AssignmentLoader:
         while True:
             await self._assigned.wait()
             self._assigned.clear()
-            epoch, unread = self._commits.epoch, self._commits.unread
+            epoch, unloaded = self._commits.epoch, self._commits.unloaded
             try:
                 async with asyncio.timeout(READ_DEADLINE_SECONDS):
-                    committed = await committed_with_metadata(consumer, unread)
+                    committed = await committed_with_metadata(consumer, unloaded)
             except (KafkaError, TimeoutError) as error:
                 await self._retry(repr(error))
                 continue
@@ -108,11 +108,11 @@ class AssignmentLoader:
             # A rebalance during the requests has set the event again; these answers are about its predecessor.
             if epoch != self._commits.epoch:
                 continue
-            for partition in unread & self._commits.progress.keys():
+            for partition in unloaded & self._commits.progress.keys():
                 self._load(consumer, partition, committed.get(partition))
             self._hold = None
             self._backoff.reset()
-            self._commits.read()
+            self._commits.mark_loaded()
             self._lane.on_loaded()
             self._loaded.set()
 

@@ -216,7 +216,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if self._consumer is not None:
             with contextlib.suppress(TopicReplacedError):  # the commit is set back: the next owner begins there
                 await self._commit_positions(self._consumer)
-        self._commits.release_for_good()
+        self._commits.release_all(for_good=True)
         await self._commits.wait_committed()
         self._leaving = True
 
@@ -253,7 +253,9 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if self._intake_stopped:
             return []
         # What former owners committed and recorded must be known before a record is started.
-        return [heads[0] for partition, heads in self._heads.items() if heads and partition not in self._commits.unread]
+        return [
+            heads[0] for partition, heads in self._heads.items() if heads and partition not in self._commits.unloaded
+        ]
 
     async def _receive(
         self, consumer: AIOKafkaConsumer, partition: TopicPartition, records: list[ConsumerRecord]
@@ -294,7 +296,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         It is behind the markers, which no consumer sees: a transaction, also an aborted one, ends with one, and would
         leave a lag of 1.
         """
-        for partition in self._commits.progress.keys() - self._commits.unread:
+        for partition in self._commits.progress.keys() - self._commits.unloaded:
             if not self.is_joined:
                 return  # the consumer may have its next assignment before the listener is called
             with contextlib.suppress(KafkaError, TimeoutError):
@@ -316,7 +318,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             partition
             for partition in assigned
             if self._intake_stopped
-            or partition in self._commits.unread
+            or partition in self._commits.unloaded
             or len(self._heads.get(partition, ())) * 2 >= HEADS_PER_PARTITION
         }
         paused = consumer.paused() & assigned

@@ -1,4 +1,4 @@
-"""What aiokafka does not offer in public: the one place that touches its insides, pinned by tests on a real broker.
+"""What aiokafka has no public API for: the one module that uses its internals, pinned by tests on a real broker.
 
 - A commit carries a long retention time, so that offsets outlive a pool that sleeps at zero (aiokafka speaks
   OffsetCommit v2 and v3, which have the field, and always sends the broker's default).
@@ -27,17 +27,17 @@ def keep_offsets_for(retention: timedelta) -> None:
 
 
 def own_sticky_assignor() -> type[StickyPartitionAssignor]:
-    """A sticky assignor whose state nobody else shares."""
+    """A sticky assignor with a state of its own."""
     return type("LaneStickyAssignor", (StickyPartitionAssignor,), {"member_assignment": None})
 
 
 def has_generation(consumer: AIOKafkaConsumer) -> bool:
-    """Whether the consumer is a member of its group as far as it knows itself."""
+    """Whether the consumer is a member of its group, as far as it knows."""
     return bool(consumer._coordinator.generation >= 0)  # noqa: SLF001 - see the module's docstring
 
 
 def member_id(consumer: AIOKafkaConsumer) -> object:
-    """By what name the group knows the consumer; another one after the group had thrown it out."""
+    """The consumer's member id; another one after the group removed it."""
     return consumer._coordinator.member_id  # noqa: SLF001 - see the module's docstring
 
 
@@ -47,10 +47,10 @@ def refuse_commits_without_generation(consumer: AIOKafkaConsumer) -> None:
     send = coordinator._do_commit_offsets  # noqa: SLF001
 
     async def guarded(assignment: Any, offsets: Mapping[Any, Any]) -> None:
-        # The library shields it from a caller who gives up; asyncio would then print its error as one nobody looked at.
+        # The library shields it from a caller who gives up; asyncio would then print its error as never retrieved.
         sending = asyncio.current_task()
         if sending is not None:
-            sending.add_done_callback(_look_at_error)
+            sending.add_done_callback(_retrieve_error)
         # No await lies between this check and the building of the request, so a generation lost meanwhile is noticed.
         if not has_generation(consumer):
             raise CommitFailedError("the member lost its generation; its offsets are no longer its own to commit")
@@ -59,7 +59,7 @@ def refuse_commits_without_generation(consumer: AIOKafkaConsumer) -> None:
     coordinator._do_commit_offsets = guarded  # noqa: SLF001
 
 
-def _look_at_error(sending: "asyncio.Task[Any]") -> None:
+def _retrieve_error(sending: "asyncio.Task[Any]") -> None:
     if not sending.cancelled():
         sending.exception()
 

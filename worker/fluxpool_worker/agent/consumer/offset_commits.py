@@ -1,7 +1,7 @@
-"""What one lane commits: the progress of its partitions, and the requests that tell the group of it.
+"""Commits of one lane: the progress of its partitions, and the OffsetCommit requests for it.
 
-Owns the commit points and ledgers of the assigned partitions, which of them the broker does not have yet, and when
-nothing may be committed at all. Knows nothing of polling, records or tasks.
+Owns the commit points and ledgers of the assigned partitions (`offsets`), which of them the broker does not have yet,
+and when nothing may be committed. Knows nothing of polling, records or tasks: `lane` reports their progress here.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ class OffsetCommits:
         """`log` is a structlog logger that names the lane."""
         self.progress: dict[TopicPartition, PartitionOffsets] = {}
         """Of each assigned partition."""
-        self.unread: frozenset[TopicPartition] = frozenset()
-        """Assigned, but what the group committed for them is not known yet: nothing is begun or committed there."""
+        self.unloaded: frozenset[TopicPartition] = frozenset()
+        """Assigned, and what the group committed for them is not known yet: nothing is started or committed there."""
         self.topic_id: str | None = None
         """Id of the topic that the offsets are about, None when unknown; another topic may get its name."""
         self.epoch = 0
@@ -59,14 +59,14 @@ class OffsetCommits:
 
     @property
     def is_joined(self) -> bool:
-        """Whether the group has given this member an assignment that still stands."""
+        """Whether the group has given this member an assignment that is still valid."""
         return self._joined.is_set()
 
     def assign(self, assigned: Iterable[TopicPartition]) -> None:
-        """Begin a new assignment, all of it unread; those lost with it were forgotten before. Must not await."""
+        """Begin a new assignment; partitions lost with it must be revoked before. Must not await."""
         self.epoch += 1
-        self.unread = frozenset(assigned)
-        for partition in self.unread:
+        self.unloaded = frozenset(assigned)
+        for partition in self.unloaded:
             offsets = self.progress.setdefault(partition, PartitionOffsets())
             offsets.resume()
             if offsets.in_flight:
@@ -74,17 +74,17 @@ class OffsetCommits:
         self._joined.set()
         self._changed.set()
 
-    def read(self) -> None:
-        """What the group committed is known for all partitions now."""
-        self.unread = frozenset()
+    def mark_loaded(self) -> None:
+        """What the group committed is known for all assigned partitions."""
+        self.unloaded = frozenset()
         self._changed.set()
 
     def suspend(self) -> None:
-        """Let `run()` commit nothing before the next assignment proves ownership."""
+        """Commit nothing in `run()` before the next assignment proves ownership."""
         self._joined.clear()
 
     def revoke(self, partitions: Iterable[TopicPartition]) -> None:
-        """These belong to somebody else."""
+        """Forget partitions that belong to another member."""
         for partition in partitions:
             self.progress.pop(partition, None)
             self._changed_at.pop(partition, None)
@@ -92,7 +92,7 @@ class OffsetCommits:
             self._changed.set()
 
     def end(self) -> None:
-        """The membership is over, and so is a hold that its commits had begun."""
+        """End the membership, and a hold that its commits began."""
         self.suspend()
         self._end_hold()
 
@@ -110,21 +110,14 @@ class OffsetCommits:
         self._changed.set()
         return version
 
-    def release_all(self) -> None:
-        """Mark what is in flight as given up until the next assignment, which takes that back.
+    def release_all(self, *, for_good: bool = False) -> None:
+        """Mark what is in flight as released, for good or until the next assignment, which takes that back.
 
-        Where nothing is, nothing is committed again: the topic may have been made anew since.
+        A partition without tasks in flight is not committed again: its topic may have been replaced since.
         """
         for partition, offsets in self.progress.items():
             if offsets.in_flight:
-                offsets.release()
-                self.mark_changed(partition)
-
-    def release_for_good(self) -> None:
-        """Mark what is in flight as given up; no later rebalance takes that back."""
-        for partition, offsets in self.progress.items():
-            for offset in list(offsets.in_flight):
-                offsets.release(offset)
+                offsets.release(for_good=for_good)
                 self.mark_changed(partition)
 
     def is_committed(self, partition: TopicPartition, version: int) -> bool:
@@ -132,12 +125,12 @@ class OffsetCommits:
         return self._committed_at.get(partition, 0) >= version
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that commits, changes of ownership or `notify()` bring about."""
+        """Wait for a condition that a commit, a change of ownership or `notify()` makes true."""
         async with self._settled:
             await self._settled.wait_for(condition)
 
     async def notify(self) -> None:
-        """Let all that wait look again."""
+        """Let all waiters check their conditions again."""
         async with self._settled:
             self._settled.notify_all()
 
@@ -150,7 +143,7 @@ class OffsetCommits:
     # Commits
 
     async def run(self, consumer: AIOKafkaConsumer) -> None:
-        """Commit what changes, as long as the membership stands; never returns.
+        """Commit what changes, as long as the membership is valid; never returns.
 
         Raises `HoldExpiredError` when no commit has succeeded for too long, whatever the brokers answer.
         """
@@ -172,6 +165,8 @@ class OffsetCommits:
 
         The deadline includes the wait for a commit that is under way already.
         """
+        # One commit at a time: two requests on their way could land in either order, the older one last. While a
+        # revocation waits for the lock the whole group waits, so the wait counts against its deadline.
         deadline = asyncio.get_running_loop().time() + deadline_seconds
         try:
             async with asyncio.timeout_at(deadline):
@@ -184,6 +179,7 @@ class OffsetCommits:
             self._lock.release()
 
     async def _commit_changes(self, consumer: AIOKafkaConsumer, deadline: float) -> bool:
+        # A change during the request gets a later version, so that it is not taken for committed.
         versions = {partition: self._changed_at[partition] for partition in self._uncommitted()}
         batch = {
             partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata(topic_id=self.topic_id))
@@ -191,7 +187,7 @@ class OffsetCommits:
             if (commit_point := self.progress[partition].commit_point()) is not None
         }
         if not batch:
-            # What was held up has gone to somebody else; the hold would keep this worker from ever having more.
+            # The partitions that could not be committed were revoked: no later commit would end their hold.
             self._end_hold()
         elif not await self._send(consumer, batch, deadline):
             return False
@@ -205,7 +201,7 @@ class OffsetCommits:
         return {
             partition
             for partition, version in self._changed_at.items()
-            if partition not in self.unread and not self.is_committed(partition, version)
+            if partition not in self.unloaded and not self.is_committed(partition, version)
         }
 
     async def _send(
@@ -219,7 +215,8 @@ class OffsetCommits:
                 late = self._read_back & batch.keys()
                 overwritten = [tp for tp in late if (await consumer.committed(tp) or 0) != batch[tp].offset]
         except (CommitFailedError, IllegalStateError) as error:
-            # Not the tasks' failure. Nothing may be committed again before a new assignment proves ownership.
+            # The member was thrown out or the group rebalances: nothing may be committed before a new assignment proves
+            # ownership. If one came during the request, it is valid, and the refusal was about its predecessor.
             self._log.info("commit_refused", error=str(error), member=has_generation(consumer))
             if self.epoch == epoch:
                 self.suspend()

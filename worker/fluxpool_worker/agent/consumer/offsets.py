@@ -1,4 +1,4 @@
-"""Which offset of a partition may be committed, and the ledger that goes with it. Pure: no Kafka, no clock.
+"""Which offset of a partition may be committed, and the ledger beside it. Pure: no Kafka, no clock.
 
 Records of a partition start in the order of their offsets and finish in any order. Everything below `next_offset` (one
 past the last started record) is finished, except for what is in flight. The commit point is the lowest offset in
@@ -64,18 +64,19 @@ class PartitionOffsets:
         del self.in_flight[offset]
         self.recorded.discard(offset)
 
-    def release(self, offset: int | None = None) -> None:
-        """Mark one task in flight as given up for good, or all until `resume()`; their offsets stay uncommitted."""
-        self._set_released(list(self.in_flight) if offset is None else [offset], released=True)
-        if offset is not None:
-            self.recorded.discard(offset)
+    def release(self, offset: int | None = None, *, for_good: bool = True) -> None:
+        """Mark one task in flight, or all, as given up, for good or until `resume()`; offsets stay uncommitted."""
+        released = list(self.in_flight) if offset is None else [offset]
+        self._set_released(released, released=True)
+        if for_good:
+            self.recorded.difference_update(released)
 
     def resume(self) -> None:
-        """Take back the release of all: the partition stayed here and its tasks go on."""
+        """Take back what was not released for good: the partition stayed here, and its tasks continue."""
         self._set_released(list(self.recorded), released=False)
 
     def advance_to_committed(self, committed: int) -> frozenset[int]:
-        """Somebody else committed that offset meanwhile: what is below it is no longer this worker's.
+        """Another member committed that offset meanwhile: what is below it is no longer this worker's.
 
         Returns the offsets in flight that are lost. The commit point never lies below `committed` afterwards.
         """
@@ -88,7 +89,7 @@ class PartitionOffsets:
         return lost
 
     def seek_past_gap(self, offset: int) -> bool:
-        """There is nothing left to do below that offset; returns whether the commit point moves.
+        """Nothing is left to do below that offset; returns whether the commit point moves.
 
         Not while anything is in flight: its own end moves it. Never back, nor to where the group is anyway.
         """
