@@ -1,4 +1,4 @@
-"""Records that go away before anybody has done them: said loudly, once, and the rest goes on."""
+"""Records that are deleted before they are done are logged once, and a topic that is created again is done in full."""
 
 import asyncio
 import signal

@@ -92,7 +92,7 @@ async def test_a_task_that_always_fails_climbs_the_retry_topics_and_ends_as_a_de
     assert [(result["request_id"], result["status"]) for result in results] == [
         ("after", "success"),
         ("hopeless", "failed"),
-    ], "a task that waits holds nobody up"
+    ], "a task that waits holds back no other"
     error = results[1]["error"]
     assert (error["code"], error["retryable"], results[1]["attempt"]) == ("generation-failed", True, 3)
     assert [(record.topic, envelope.attempt) for record, envelope in await retries(bench)] == [

@@ -1,4 +1,4 @@
-"""Where tasks go that come back from a retry topic: to whom has least to do, whatever their keys say."""
+"""Tasks that come back from a retry topic go to the worker with the least work, whatever their keys."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -58,7 +58,7 @@ async def retry(bench: WorkerBench, *names: str, key: bytes, topic: str, prompt:
 
 
 async def load(bench: WorkerBench, name: str, count: int, *, partition: int) -> None:
-    """Give a partition so many endless tasks; the first is being drawn, the others wait."""
+    """Give a partition so many endless tasks; the first is being generated, the others wait."""
     first, *others = [(None, task_body(f"{name}-{number}", ENDLESS, steps=100)) for number in range(count)]
     await produce(bench.bootstrap_servers, bench.topics.tasks, [first], partition=partition)
     await wait_for_step(bench, f"{name}-0")

@@ -7,7 +7,7 @@ time passes only in a rule.
 Three promises are held against a truth that the machine keeps by itself. A committed offset never passes a task without
 a visible end. No accepted commit sets back what its sender could have known. The ledger counts no crash that did not
 happen (a task that moved, or was released) and forgets none that did. At the end of each run the faults are mended, and
-every task must come to exactly one end, and no lag may be left, not even of what nobody can read.
+every task must come to exactly one end, and no lag may be left, not even of what no worker can read.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ PODS: Final = ("pod-a", "pod-b", "pod-c")
 MAX_RECORDS: Final = 12
 MAX_MARKERS: Final = 6
 CALM_SECONDS: Final = 12.0
-"""Longer than any deadline or pause of the lane: whoever is in touch by then has said all it had to say."""
+"""Longer than any deadline or pause of the lane: a pod that is in touch by then has committed all it had to."""
 MENDING_ROUNDS: Final = 200
 SETTINGS: Final = WorkerSettings.model_validate(
     {"kafka": {"bootstrap_servers": ["kafka:9092"]}, "storage": {"url": "s3://images/"}}
@@ -75,7 +75,7 @@ class AgentMachine(RuleBasedStateMachine):
         self.answers: dict[str | None, set[str]] = defaultdict(set)
         self.waiting_retries: list[OutgoingRecord] = []
         self.crashes_possible: Counter[str | None] = Counter()
-        """By request id: how often somebody died, or vanished without a word, who had the task."""
+        """By request id: how often a pod that had the task died, or vanished without a commit."""
         self.crashes_certain: dict[Place, int] = {}
         """The count that the ledger must show since a pod died that had the task at the device and was in touch."""
 
@@ -91,7 +91,7 @@ class AgentMachine(RuleBasedStateMachine):
                 self.broken.append(f"{partition}: {offset} was not crashed so often: {entry}")
         for pod in self.living:
             if commit.sender in pod.consumers and pod.is_cut_off:
-                # It had been thrown out and took the task meanwhile, not knowing who else did: its entry stands.
+                # It had been thrown out and started the task meanwhile, not knowing who else did: its entry counts.
                 for run in pod.runs:
                     self.crashes_certain.pop(place_of(run), None)
         for (place, offset), crashes in self.crashes_certain.items():
@@ -114,7 +114,7 @@ class AgentMachine(RuleBasedStateMachine):
                 self.ended.add(place)
 
     def check_count(self, place: Place, request_id: str | None, crashes: int) -> None:
-        # Not too few: whoever lost its partition before somebody else died over the task cannot know of that.
+        # Not too few: a pod that lost its partition before another one died over the task cannot know of that.
         if crashes > self.crashes_possible[request_id]:
             self.broken.append(f"{place}: {crashes} crashes published")
 
@@ -299,7 +299,7 @@ class AgentMachine(RuleBasedStateMachine):
     def a_link_is_mended(self, data: st.DataObject, *, last_first: bool) -> None:
         pod, index = data.draw(st.sampled_from(self.disturbed))
         if last_first and pod.kafka.waiting_requests > 1:
-            # What overtakes a release undoes it: nobody can tell that from a crash.
+            # What overtakes a release undoes it: no other pod can tell that from a crash.
             self.may_have_crashed(pod)
         pod.links[index].become(LinkState.UP, last_first=last_first)
         self.loop.settle()

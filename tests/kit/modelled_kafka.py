@@ -1,4 +1,4 @@
-"""A model of one topic and one consumer group, for state machines: every fault is a call, and time stands still.
+"""A model of one topic and one consumer group, for state machines: a fault is a call, and so is the passing of time.
 
 Owns what a broker and aiokafka do as far as the worker's lane depends on it: generations, eager rebalances, commits
 that are refused, lost or late, and a group without members that takes a commit from anybody. Tests on a real broker pin
@@ -22,7 +22,7 @@ NO_GENERATION = -1
 
 
 class SteppedLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock moves only when it is told to."""
+    """An event loop whose clock moves only in `settle`."""
 
     def __init__(self) -> None:
         self.now_seconds = 0.0
@@ -122,7 +122,7 @@ class Link:
         return len(self._requests)
 
     def drop(self) -> None:
-        """What is on its way never arrives, and whoever waits for it waits for ever."""
+        """What is on its way never arrives, and a caller that waits for it waits for ever."""
         self._lost += [answered for _, answered in (*self._requests, *self._answers)]
         self._requests.clear()
         self._answers.clear()
@@ -177,7 +177,7 @@ class ModelGroup:
         self._end_at(partition, record.offset + 1)
 
     def append_marker(self, partition: TopicPartition) -> None:
-        """End a transaction: what takes an offset and is handed to nobody."""
+        """End a transaction: a marker takes an offset and is no record."""
         self._end_at(partition, self.ends[partition] + 1)
 
     def delete_before(self, partition: TopicPartition, offset: int) -> None:
@@ -186,7 +186,7 @@ class ModelGroup:
         self.log[partition] = [record for record in self.log[partition] if record.offset >= offset]
 
     def make_again(self, partition: TopicPartition) -> None:
-        """Delete the partition with all it has, and what was committed for it, and make it anew."""
+        """Delete the partition with all it has, and what was committed for it, and create it again."""
         self.log[partition] = []
         self.starts[partition] = self.ends[partition] = 0
         self.committed.pop(partition, None)
@@ -274,7 +274,7 @@ class ModelGroup:
         return accepted
 
     def committed_offset(self, partition: TopicPartition) -> int:
-        """Where the group goes on reading."""
+        """The offset where the group continues."""
         return self.committed[partition].offset if partition in self.committed else 0
 
 
@@ -406,12 +406,12 @@ class ModelConsumer:
     # Offsets
 
     async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        """As aiokafka: a commit that its caller gave up goes on by itself."""
+        """As aiokafka: a commit that its caller gave up continues."""
         if not offsets.keys() <= self._assigned:
             raise IllegalStateError("partition is not assigned")
         async with self._commit_lock:
             sending = asyncio.ensure_future(self._do_commit_offsets(self._assigned, offsets))
-            # Nobody may be left who wants to know.
+            # The caller may be gone.
             sending.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
             await asyncio.shield(sending)
 

@@ -1,6 +1,6 @@
 """A worker pod for state machines: the real lane, task flow and attempts, between models of everything outside.
 
-Owns the wiring of one pod and what its engine, store and producer do; whoever drives it decides when.
+Owns the wiring of one pod and what its engine, store and producer do; its driver decides when.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class ModelEngine:
         self._start_next()
 
     def die(self) -> list[Run]:
-        """All jobs fail, and another engine stands by; the runs that may have killed this one."""
+        """All jobs fail, and another engine is ready; the runs that may have killed this one."""
         jobs, self._jobs = self._jobs, []
         for job, _ in jobs:
             self._fail(job, EngineDiedError("killed", job_started=job.started_at is not None))

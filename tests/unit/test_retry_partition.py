@@ -1,4 +1,4 @@
-"""What a pool's relay may commit of a partition of a retry topic, whoever relayed what."""
+"""What a pool's relay may commit of a partition of a retry topic, whichever agent relayed what."""
 
 import json
 

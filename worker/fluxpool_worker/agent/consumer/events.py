@@ -26,5 +26,5 @@ class LaneEvents:
         """The group rebalances, or the lane leaves it: both wait until this returns."""
 
     def crashes_of(self, entry: LedgerEntry) -> int:
-        """How many crashes an entry of a former owner's ledger stands for."""
+        """How many crashes an entry of a former owner's ledger means."""
         return entry.crashes

@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class RelayDuty:
-    """Told of assignments by the first lane, asked by the relay."""
+    """The first lane reports its assignments, the relay asks."""
 
     def __init__(self) -> None:
         self.term = 0

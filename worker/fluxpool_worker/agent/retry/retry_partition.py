@@ -63,7 +63,7 @@ class RetryPartition:
         return (self.commit_offset, self.metadata()) != (self.committed, self._committed_text)
 
     def remember(self, former: "RetryPartition") -> None:
-        """Take over what was relayed and could not be committed, when it is certain that the log is the same."""
+        """Adopt what was relayed and could not be committed, when it is certain that the log is the same."""
         if self.topic_id is not None and self.topic_id == former.topic_id:
             self._relayed |= {offset for offset in former._relayed if offset >= self.position}  # noqa: SLF001 - its own kind
 
@@ -101,7 +101,7 @@ class RetryPartition:
             self._relayed.add(offset)
 
     def catch_up(self, offset: int, metadata: str) -> None:
-        """The group has this offset and text. What another relay of the pool did beyond ours is taken over.
+        """The group has this offset and text. What another relay of the pool did beyond ours is adopted.
 
         A lower offset than ours changes nothing: ours is committed again.
         """
@@ -127,5 +127,5 @@ class RetryPartition:
         return retry_offset_text(commit_offset=self.commit_offset, relayed=self._relayed, topic_id=self.topic_id)
 
     def _trim(self) -> None:
-        floor = min(self.commit_offset, self.committed)
-        self._relayed = {offset for offset in self._relayed if offset >= floor}
+        low_watermark = min(self.commit_offset, self.committed)
+        self._relayed = {offset for offset in self._relayed if offset >= low_watermark}

@@ -1,9 +1,10 @@
 """Relays due tasks of the pool from its retry topics back to their lanes; CPU only, in one agent of the pool at a time.
 
-Owns which records are this pool's, when each goes back, and the offsets of the pool's retry group. The agent that owns
-partition 0 of the first lane relays (`RelayDuty`). It reads the retry topics without a group, so pods that come and go
-cause no rebalance there. A task is sent back and acknowledged before its offset is committed: a crash in between relays
-it twice, and the second copy finds what the first one left. Knows nothing of what a task is.
+Owns which records are this pool's, when each is sent back, and the offsets of the pool's retry group. The agent that
+owns partition 0 of the first lane relays (`relay_duty`); where it begins is in `retry_start`, what it knows of a
+partition in `retry_partition`. It reads the retry topics without a group, so pods that start and stop cause no
+rebalance there. A task is sent back and acknowledged before its offset is committed: a crash in between relays it
+twice, and the second copy finds the manifest of the first. Knows nothing of what a task is.
 """
 
 import asyncio
@@ -138,7 +139,7 @@ class RetryRelay:
                 await self._stopping.wait()
 
     async def _serve(self) -> None:
-        """Relay until the duty is lost or the topics have to be looked at again."""
+        """Relay until the duty is lost or the topics must be read again."""
         reader = self._build_reader()
         try:
             await reader.start()
@@ -151,7 +152,7 @@ class RetryRelay:
             log.info(
                 "retry_relay_started", positions={f"{t}-{n}": p.position for (t, n), p in self._partitions.items()}
             )
-            # First of all: a pool that may not commit would relay the same tasks again and again.
+            # Before anything is relayed: a pool that may not commit would relay the same tasks again and again.
             async with self._duty.round():
                 if self._duty.may_work and term == self._duty.term:
                     await self._commit()
@@ -177,7 +178,7 @@ class RetryRelay:
     # Reading
 
     async def _poll(self, reader: AIOKafkaConsumer) -> bool:
-        """Take in what comes before the next record is due; False when a log is not the one that was read so far."""
+        """Fetch until the next record is due; False when a log is not the one that was read so far."""
         full = {partition for partition, state in self._partitions.items() if state.is_full}
         paused = reader.paused()
         if full - paused:
@@ -198,7 +199,7 @@ class RetryRelay:
                 state.see(record.offset, self._pending(record))
         for partition, state in self._partitions.items():
             with contextlib.suppress(KafkaError, TimeoutError):
-                # Known at once, or left to the next look. Markers behind the last record are passed over by it.
+                # Known at once, or left to the next poll. It is behind the markers that follow the last record.
                 async with asyncio.timeout(0):
                     state.pass_over(await reader.position(partition))
         return True
@@ -242,7 +243,7 @@ class RetryRelay:
         term = self._duty.term
         is_due = bool(self._due())
         if is_due:
-            # Whoever had the duty in between, without this agent's knowing, has committed what it relayed.
+            # Another agent may have had the duty in between, unknown to this one: it has committed what it relayed.
             await self._catch_up(list({partition for partition, _, _ in self._due()}))
             due = self._due()[:BATCH_RECORDS]
             await asyncio.gather(*(self._relay(*item) for item in due if not item[2].is_stray))
@@ -277,7 +278,7 @@ class RetryRelay:
         self._partitions[partition].relayed(offset)
 
     async def _relay_stray(self, partition: TopicPartition, offset: int, item: PendingRetry) -> None:
-        """Which pool it belongs to nobody can say: the first pool that comes takes it, and says so to the others."""
+        """No header tells its pool: the first pool to see it takes it, and commits that for the others."""
         group = strays_group(partition.topic)
         stored = (await self._offsets.fetch(group, [partition])).get(partition)
         if stored is None or stored.offset <= offset:
@@ -304,7 +305,7 @@ class RetryRelay:
             partitioner.acknowledged(topic, partition=place.partition, offset=place.offset, work=AVERAGE_WORK)
         self._events.on_relayed(record.topic)
         log.info(
-            "retry_handed_on",
+            "retry_relayed",
             retry_topic=record.topic,
             topic=topic,
             partition=place.partition if place is not None else None,
