@@ -1,8 +1,8 @@
-"""Tells pools of the first new record in topics that were idle, within milliseconds and at next to no cost.
+"""Wakes pools within milliseconds of the first new record in an idle topic.
 
-Owns a groupless read-committed consumer that is used for nothing else. Watching begins at the end that a pool has
-observed, not at the end of that moment: what came in between wakes too. A pool that was woken is not watched until it
-asks again. Must not know what a pool does when it wakes; its own readings go on, whatever happens here.
+Owns a groupless read-committed consumer that long-polls all watched partitions. A watch starts at the end offset that
+the pool observed, not at the present one: records in between wake too. A woken pool is not watched until it asks again.
+Must not know what a woken pool does; its periodic readings (`reconcile.kafka.lag_watch`) do not depend on this module.
 """
 
 import asyncio
@@ -12,29 +12,26 @@ from typing import Any, Final
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_operator.backlog.groupless import open_consumer
-from fluxpool_transport.kafka import KafkaCredentialsError, stop_consumer
+from fluxpool_operator.backlog.groupless import KAFKA_ERRORS, GrouplessReader
 from fluxpool_transport.process import retry_forever
 
 log = structlog.get_logger(__name__)
 
 Ends = Mapping[tuple[str, int], int]
-"""By (topic, partition), where the next record will appear."""
+"""End offsets by (topic, partition): where the next record appears."""
 
 _POLL_SECONDS: Final = 0.2
-"""New watches begin after this at the latest; a record that arrives ends the wait."""
+"""Longest poll, and so the longest delay of a new watch; an arriving record ends it."""
 _AGAIN_SECONDS: Final = 2.0
-"""After an error; pools read their backlog every few seconds all the same."""
+"""Delay after an error; pools read their lag every few seconds anyway."""
 _LONGEST_WAIT_SECONDS: Final = 5.0
-"""Between attempts to connect; about what pools wait between readings."""
-_KAFKA_ERRORS: Final = (KafkaError, KafkaCredentialsError, OSError)
+"""Longest delay between attempts to connect; about the interval of readings."""
 _CONSUMER_OPTIONS: Final = {
-    # How long a broker holds an idle fetch back, and so how long a partition that is watched again may have to wait.
+    # How long a broker delays an empty fetch, and so the longest delay of a partition that is watched again.
     "fetch_max_wait_ms": 500,
-    # That there is a record is all that matters; a larger one comes whole (KIP-74), first in its answer.
+    # Only the existence of a record matters; a larger batch is returned whole (KIP-74).
     "max_partition_fetch_bytes": 4 * 1024,
 }
 
@@ -49,65 +46,56 @@ class WakeUp:
     """Watches the idle topics of one Kafka cluster; connects at the first watch."""
 
     def __init__(self, connection: KafkaConnection, tasks: asyncio.TaskGroup) -> None:
-        self._connection = connection
-        self._tasks = tasks
+        self._reader = GrouplessReader(connection, tasks, client_id="fluxpool-wakeup", options=_CONSUMER_OPTIONS)
         self._watches: dict[str, _Watch] = {}
         self._woken_at: dict[str, Ends] = {}
         self._watchers: dict[TopicPartition, set[str]] = {}
         self._sought: dict[TopicPartition, int] = {}
         self._changed = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
-        self._consumer: Any = None
-        self._is_suspect = False
+        self._assigned_consumer: Any = None
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody wants to be woken."""
+        """Whether there is no watch."""
         return not self._watches
 
     def watch(self, key: str, ends: Ends, wake: Callable[[], None]) -> None:
-        """Call `wake` once, when a partition has a record at its end or beyond; replaces what `key` asked for before.
-
-        A pool that was woken and still observes the same ends has not seen the record yet; it is not woken for it anew.
-        """
+        """Call `wake` once when a partition has a record at its end offset or beyond; replaces the watch of `key`."""
         known = self._watches.get(key)
         if known is not None and known.ends == ends:
             self._watches[key] = _Watch(ends, wake)
             return
+        # A woken pool that still observes the same ends has not read the record yet; do not wake it again for that.
         if self._woken_at.get(key) == ends:
             return
         self._woken_at.pop(key, None)
         self._watches[key] = _Watch(dict(ends), wake)
         self._changed.set()
-        if self._running is None:
-            self._running = self._tasks.create_task(self._run(), name="backlog-wakeup")
+        self._reader.start(self._run)
 
     def forget(self, key: str) -> None:
-        """Wake this one no more."""
+        """Remove the watch of `key`."""
         self._woken_at.pop(key, None)
         if self._watches.pop(key, None) is not None:
             self._changed.set()
 
     def reconnect(self) -> None:
-        """Watch by a new connection: the present one may know only brokers that are gone."""
-        if self._consumer is not None:
-            self._is_suspect = True
+        """Use a new connection: the present one may only know brokers that are gone."""
+        if self._reader.is_open:
+            self._reader.reconnect()
+            # Ends the wait of a task without watches, so that it drops the old connection.
             self._changed.set()
 
     async def close(self) -> None:
-        """Wake nobody any more and let go of the connection."""
+        """Remove all watches and close the connection."""
         self._watches.clear()
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait({self._running})
-            self._running = None
-        await self._drop_consumer()
+        await self._reader.close()
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._watch_once()
-            except _KAFKA_ERRORS as error:
+            except KAFKA_ERRORS as error:
                 log.warning("backlog_wakeup_interrupted", error=str(error) or type(error).__name__)
                 await self._start_over()
             except Exception:
@@ -115,18 +103,17 @@ class WakeUp:
                 await self._start_over()
 
     async def _start_over(self) -> None:
-        await self._drop_consumer()
+        await self._reader.drop()
         await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _watch_once(self) -> None:
-        if self._is_suspect:
-            await self._drop_consumer()
         consumer = await retry_forever(
-            self._opened, retry_on=_KAFKA_ERRORS, name="backlog_wakeup", maximum_seconds=_LONGEST_WAIT_SECONDS
+            self._reader.opened, retry_on=KAFKA_ERRORS, name="backlog_wakeup", maximum_seconds=_LONGEST_WAIT_SECONDS
         )
-        if self._changed.is_set():
+        if self._changed.is_set() or consumer is not self._assigned_consumer:
+            # Cleared before the watches are read: a watch that is added meanwhile sets it again.
             self._changed.clear()
-            self._aim(consumer)
+            self._assign(consumer)
         if not self._watches:
             await self._changed.wait()
             return
@@ -134,8 +121,10 @@ class WakeUp:
         for partition, batch in records.items():
             self._arrived(partition, batch[-1].offset)
 
-    def _aim(self, consumer: Any) -> None:
-        """Make the consumer look where the watches want it to, disturbing the others as little as can be."""
+    def _assign(self, consumer: Any) -> None:
+        """Assign and seek the watched partitions, with the least disturbance of those already watched."""
+        if consumer is not self._assigned_consumer:
+            self._assigned_consumer, self._sought = consumer, {}
         self._watchers = {}
         wanted: dict[TopicPartition, int] = {}
         for key, watch in self._watches.items():
@@ -144,7 +133,7 @@ class WakeUp:
                 self._watchers.setdefault(partition, set()).add(key)
                 wanted[partition] = min(end, wanted.get(partition, end))
         if wanted.keys() - consumer.assignment():
-            # A new assignment forgets all positions and drops the fetch under way: only for partitions never watched.
+            # A new assignment resets all positions and drops the running fetch: only for partitions never watched.
             consumer.assign(list(wanted))
             self._sought = {}
         for partition in self._sought.keys() - wanted.keys():
@@ -156,7 +145,7 @@ class WakeUp:
         self._sought = wanted
 
     def _arrived(self, partition: TopicPartition, last_offset: int) -> None:
-        # An offset out of range begins anew at the first record: whatever is in a topic that was made again is new.
+        # An offset out of range is reset to the first record: every record of a recreated topic is new.
         is_recreated = last_offset < self._sought.get(partition, 0)
         for key in list(self._watchers.get(partition, ())):
             watch = self._watches.get(key)
@@ -168,19 +157,3 @@ class WakeUp:
                 self._woken_at[key] = watch.ends
                 self._changed.set()
                 watch.wake()
-
-    async def _opened(self) -> Any:
-        if self._consumer is None:
-            self._consumer = await open_consumer(
-                self._connection, client_id="fluxpool-wakeup", options=_CONSUMER_OPTIONS
-            )
-        return self._consumer
-
-    async def _drop_consumer(self) -> None:
-        consumer, self._consumer = self._consumer, None
-        self._sought = {}
-        self._is_suspect = False
-        # A new consumer has to be told everything.
-        self._changed.set()
-        if consumer is not None:
-            await stop_consumer(consumer)
