@@ -159,7 +159,7 @@ async def test_trouble_with_topic_administration_does_not_stop_scaling(
 async def test_trouble_with_topic_administration_does_not_stop_the_fallback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _topics(monkeypatch, TopicReport(problems=("topics could not be looked after: no broker answers",)))
+    _topics(monkeypatch, TopicReport(problems=("topics could not be reconciled: no broker answers",)))
     fallback = {"policy": "Fallback", "replicas": 3}
     pool = bench(tmp_path, kafka__manageTopics=True, scaling__onLagUnavailable=fallback)
     pool.hub.pending = None

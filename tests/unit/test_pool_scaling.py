@@ -49,5 +49,5 @@ def test_a_clock_that_went_back_restores_nothing_below_zero() -> None:
 
 def test_a_restart_grants_no_second_step_within_the_period() -> None:
     pace = restored_state(FluxWorkerPoolStatus(last_scale_time=NOON - timedelta(seconds=40)), NOON).pace
-    assert (pace.may_add(step=2, period_seconds=60), pace.may_take(step=2, period_seconds=60)) == (0, 0)
-    assert (pace.may_add(step=2, period_seconds=30), pace.may_take(step=2, period_seconds=30)) == (2, 2)
+    assert (pace.may_add(step=2, period_seconds=60), pace.may_remove(step=2, period_seconds=60)) == (0, 0)
+    assert (pace.may_add(step=2, period_seconds=30), pace.may_remove(step=2, period_seconds=30)) == (2, 2)

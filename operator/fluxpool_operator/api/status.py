@@ -102,7 +102,7 @@ class FluxWorkerPoolStatus(ApiModel):
         # An older or newer operator wrote other types and reasons; they must not make the pool invalid.
         if not isinstance(conditions, list):
             return conditions
-        return [each for each in conditions if each.get("type") in _TYPES and each.get("reason") in _REASONS]
+        return [item for item in conditions if item.get("type") in _TYPES and item.get("reason") in _REASONS]
 
     @field_validator("plan", mode="wrap")
     @classmethod

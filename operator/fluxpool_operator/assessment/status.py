@@ -83,13 +83,13 @@ def status_patch(written: FluxWorkerPoolStatus, new: FluxWorkerPoolStatus) -> di
 def _conditions(view: PoolView) -> tuple[Condition, ...]:
     conditions = view.pool.status.conditions
     for type_ in ConditionType:
-        said = verdict(view, type_)
+        condition = verdict(view, type_)
         conditions = with_condition(
             conditions,
             type=type_,
-            status=said.status,
-            reason=said.reason,
-            message=said.message,
+            status=condition.status,
+            reason=condition.reason,
+            message=condition.message,
             observed_generation=view.pool.metadata.generation,
             now=view.now,
         )

@@ -1,4 +1,4 @@
-"""Everything that a status is made from, at one moment."""
+"""The input of the assessment: one pool after a reconciliation, and the rounding of its numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,25 +12,25 @@ from fluxpool_operator.planning import Plan
 from fluxpool_operator.workload import DeploymentSummary, PodCounts, PodSummary, count_pods
 
 _AGE_STEPS: Final = ((60, 5), (300, 15), (3600, 60), (86_400, 600))
-"""Below so many seconds, steps of so many; an hour above the last."""
+"""Upper limit and step in seconds; one hour above the last limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolProblem:
-    """Something that keeps the operator from doing what the pool asks for."""
+    """A problem that prevents the operator from applying the spec."""
 
     reason: Reason
     message: str
-    """What is wrong and how to mend it, for a person."""
+    """Human-readable cause and remedy."""
     stops_scaling: bool = True
-    """Whether the Deployment stays as it is until this is solved; otherwise it is only reported."""
+    """Whether the Deployment is not changed until this is solved; otherwise it is only reported."""
     stops_reading: bool = False
-    """Whether Kafka is not asked for the backlog until this is solved."""
+    """Whether the lag is not read until this is solved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What one condition is to say."""
+    """Status, reason and message of one condition."""
 
     status: ConditionStatus
     reason: Reason
@@ -39,48 +39,47 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolView:
-    """One pool as a turn left it."""
+    """One pool after a reconciliation."""
 
     pool: FluxWorkerPool
-    """With the status as it was last written."""
+    """With the status that was last written."""
     now: datetime
     lanes: tuple[LaneObservation, ...]
     plan: Plan
     desired_replicas: int
-    """What the Deployment is to have: of the plan, or of a person."""
+    """Replicas of the Deployment: from the plan or from spec.replicas."""
     deployment: DeploymentSummary | None
     pods: tuple[PodSummary, ...]
     template_hash: str | None
-    """Of the template that the pool asks for; None before it was rendered."""
+    """Hash of the pool's pod template; None before it was rendered."""
     problems: tuple[PoolProblem, ...] = ()
     topics_are_settling: bool = False
-    """Whether the operator is creating topics or has just done so: until their partitions have leaders they cannot be
-    read, and that is nothing to warn of."""
+    """Whether the operator has just created topics, which cannot be read until their partitions have leaders."""
     create_time_topics: tuple[str, ...] | None = None
-    """Topics with tasks whose records carry the producer's time; None when that is not known."""
+    """Task topics with message.timestamp.type=CreateTime; None when unknown."""
     topic_partitions: Mapping[str, int] = field(default_factory=dict)
-    """Partitions of each lane's topic by the lane's name, without those that were never read."""
+    """Number of partitions by lane name, for the lanes that were read."""
 
     @cached_property
     def counts(self) -> PodCounts:
-        """The pods by what they do."""
+        """Number of pods by stage."""
         return count_pods(self.pods)
 
     @cached_property
     def stale_lanes(self) -> tuple[LaneObservation, ...]:
-        """Lanes whose last reading is too old to take workers away."""
+        """Lanes whose last reading is too old to remove workers."""
         limit = self.pool.spec.scaling.on_lag_unavailable.stale_after_seconds
         return tuple(lane for lane in self.lanes if lane.age_seconds > limit)
 
     @property
     def age(self) -> timedelta:
-        """Since the pool was created."""
+        """Time since the pool was created."""
         created = self.pool.metadata.creation_timestamp
         return self.now - datetime.fromisoformat(created) if created else timedelta.max
 
     @property
     def asleep_for(self) -> timedelta:
-        """How long there has been no worker; zero while there is one."""
+        """How long the pool has had no worker; zero while it has one."""
         if (self.deployment is not None and self.deployment.replicas) or self.counts.terminating:
             return timedelta()
         created = self.pool.metadata.creation_timestamp
@@ -90,17 +89,17 @@ class PoolView:
 
     @cached_property
     def obstacle(self) -> PoolProblem | None:
-        """The first problem for which the Deployment is left as it is."""
+        """The first problem that stops scaling."""
         return next((problem for problem in self.problems if problem.stops_scaling), None)
 
     @property
     def lag_is_known(self) -> bool:
-        """Whether every lane was read lately."""
+        """Whether every lane was read recently."""
         return bool(self.lanes) and not self.stale_lanes
 
 
 def coarse_count(count: int) -> int:
-    """Two significant digits, rounded half up; what is not zero stays so."""
+    """Two significant digits, rounded half up; never rounds to zero."""
     if count < 100:
         return count
     unit = int(10 ** (len(str(count)) - 2))
@@ -108,7 +107,7 @@ def coarse_count(count: int) -> int:
 
 
 def coarse_seconds(seconds: float) -> int:
-    """Whole steps, rounded down: finer for what is young."""
+    """Whole steps, rounded down; steps grow with the age."""
     step = next((step for below, step in _AGE_STEPS if seconds < below), 3600)
     return int(max(0.0, seconds) // step) * step
 

@@ -1,4 +1,8 @@
-"""The backlog of pools: reading it for many pools at once, remembering what could not be read, waking for new tasks."""
+"""The lag of pools, read from Kafka for many pools at once; keeps the last good values and wakes idle pools.
+
+Flow: `targets` -> `hub` -> `cluster_reader` (`probe`, `retries`) -> `memory` -> `observation`, which `planning` and
+`assessment` take. `topics` creates and checks topics.
+"""
 
 from fluxpool_operator.backlog.hub import BacklogHub
 from fluxpool_operator.backlog.memory import PoolBacklog

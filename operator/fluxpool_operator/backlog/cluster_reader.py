@@ -1,6 +1,6 @@
-"""Reads lanes of one Kafka cluster for whoever asks, all that ask meanwhile in one go.
+"""Reads the lanes of one Kafka cluster for all pools; requests that arrive during a reading share the next one.
 
-Owns the joining of requests and the words for what went wrong. Must not know of pools, nor of what was read before.
+Owns the batching and the explanation of errors. Readings go to `memory`. Must not know of pools or earlier readings.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from fluxpool_transport.lag import GroupLag, KnownFor, LagReader, PartitionLag
 
 log = structlog.get_logger(__name__)
 
-# New partitions are seen by the second reading of a pool that is read every five seconds; the others cost as much as
-# the offsets themselves when there are a thousand groups, and nothing is decided by them at once.
+# New partitions are seen by the second reading at an interval of five seconds. Log starts and members cost as much as
+# the offsets when there are a thousand groups, and no decision depends on them at once.
 _KNOWN_FOR: Final = KnownFor(layout_seconds=6.0, log_start_seconds=15.0, members_seconds=30.0)
 _KAFKA_ERRORS: Final = (KafkaUnavailableError, KafkaCredentialsError, KafkaException, KafkaError, OSError)
 
@@ -33,7 +33,7 @@ _Request = tuple[tuple[LaneTarget, ...], "asyncio.Future[tuple[LaneReading, ...]
 
 
 class ClusterReader:
-    """Answers `read`; connects at the first one and stays connected until `close`, or until nothing can be read."""
+    """Connects at the first `read`; stays connected until `close`, or until no partition can be read."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class ClusterReader:
         deadline_seconds: float,
         on_lost: Callable[[], None],
     ) -> None:
-        """`on_lost` is called when nothing at all could be read: other connections to the cluster may be as dead."""
+        """`on_lost` is called when no partition could be read: other connections to the cluster may be dead too."""
         self._connection = connection
         self._tasks = tasks
         self._deadline_seconds = deadline_seconds
@@ -57,22 +57,20 @@ class ClusterReader:
 
     @property
     def is_busy(self) -> bool:
-        """Whether somebody waits for an answer."""
+        """Whether a reading is running."""
         return self._serving is not None and not self._serving.done()
 
     async def read(self, targets: Sequence[LaneTarget]) -> tuple[LaneReading, ...]:
-        """One reading for each target, in their order; what is wrong stands in them. Never raises for Kafka.
-
-        Requests that come while a reading runs are answered together by the next one.
-        """
+        """One reading for each target, in their order; errors are in the readings. Never raises for Kafka."""
         answer: asyncio.Future[tuple[LaneReading, ...]] = asyncio.get_running_loop().create_future()
         self._requests.append((tuple(targets), answer))
+        # Only one reading at a time: requests that arrive while it runs are answered together by the next.
         if not self.is_busy:
             self._serving = self._tasks.create_task(self._serve(), name="backlog-reading")
         return await answer
 
     async def close(self) -> None:
-        """Let go of the connections; whoever still waits is cancelled."""
+        """Close the connections and cancel waiting requests."""
         if self._serving is not None:
             self._serving.cancel()
             await asyncio.wait({self._serving})
@@ -84,10 +82,11 @@ class ClusterReader:
         batch: list[_Request] = []
         try:
             while self._requests:
+                # Taken before the first await: a request that arrives during the reading belongs to the next batch.
                 batch, self._requests = self._requests, []
                 readings = await self._read(dict.fromkeys(target for targets, _ in batch for target in targets))
                 for targets, answer in batch:
-                    if not answer.done():  # its asker may be gone
+                    if not answer.done():  # the requester may be cancelled
                         answer.set_result(tuple(readings[target] for target in targets))
         finally:
             for _, answer in [*batch, *self._requests]:
@@ -138,7 +137,7 @@ class ClusterReader:
         return self._open[1]
 
     async def _start_over(self) -> None:
-        """Connect anew: aiokafka's client asks the bootstrap servers once only, and then the brokers that it knew."""
+        """Use new connections: after its start aiokafka asks only the brokers that it knows, which may be gone."""
         await self._drop_reader()
         self._heads.reconnect()
         self._retries.reconnect()
@@ -151,7 +150,7 @@ class ClusterReader:
 
 
 def _is_lost(readings: Iterable[LaneReading]) -> bool:
-    """Whether there are partitions, and none of them could be read."""
+    """Whether no partition could be read although there are some."""
     found = [isinstance(item, PartitionLag) for reading in readings for item in reading.partitions]
     return bool(found) and not any(found)
 

@@ -1,7 +1,7 @@
-"""One reader and one wake-up for each Kafka cluster, shared by all pools that use it.
+"""One reader and one wake-up for each Kafka cluster, shared by all pools of the cluster.
 
-Owns their lives: made when a connection is first used, closed when nobody has used it for a while. Must not know what
-is read, nor what a pool does when it wakes.
+Owns their lifetime: created when a connection is first used, closed after a while without use. `reconcile.kafka` calls
+it. Must not know what is read or what a woken pool does.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from fluxpool_operator.backlog.wakeup import Ends, WakeUp
 log = structlog.get_logger(__name__)
 
 UNUSED_SECONDS: Final = 900.0
-"""A connection is closed after this: longer than the longest interval of a pool. Changed credentials make a new one."""
+"""Longer than the longest poll interval of a pool. Changed credentials are a new connection; the old one expires."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class BacklogHub:
     """Reads backlogs and wakes pools: `async with BacklogHub() as hub`."""
 
     def __init__(self, *, deadline_seconds: float = 10.0, unused_seconds: float = UNUSED_SECONDS) -> None:
-        """`deadline_seconds` is the longest wait for the answers that make up one reading."""
+        """`deadline_seconds` limits one reading."""
         self._deadline_seconds = deadline_seconds
         self._unused_seconds = unused_seconds
         self._clusters: dict[KafkaConnection, _Cluster] = {}
@@ -51,7 +51,7 @@ class BacklogHub:
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
-        """Connect to nothing yet."""
+        """Connections are opened on first use."""
         await self._tasks.__aenter__()
         return self
 
@@ -65,26 +65,23 @@ class BacklogHub:
             for cluster in clusters.values():
                 await cluster.close()
         finally:
-            # Without the error: it is the caller's, and a task group would wrap it.
+            # Without the error: a task group would wrap the caller's error in an ExceptionGroup.
             await self._tasks.__aexit__(None, None, None)
 
     async def read(self, connection: KafkaConnection, targets: Sequence[LaneTarget]) -> tuple[LaneReading, ...]:
-        """One reading for each target, in their order; what is wrong stands in them. Never raises for Kafka.
-
-        Pools of one cluster that ask at the same time are answered by one reading.
-        """
+        """One reading for each target, in their order; errors are in the readings. Never raises for Kafka."""
         self._close_unused()
         return await self._cluster(connection).reader.read(targets)
 
     def wake_when_grown(self, key: str, connection: KafkaConnection, ends: Ends, wake: Callable[[], None]) -> None:
-        """Call `wake` once when a record appears at one of the `ends` or beyond; replaces what `key` asked before."""
+        """Call `wake` once when a record appears at one of the `ends` or beyond; replaces the watch of `key`."""
         if self._watched.get(key, connection) != connection:
             self.forget(key)
         self._watched[key] = connection
         self._cluster(connection).wakeup.watch(key, ends, wake)
 
     def forget(self, key: str) -> None:
-        """Wake this one no more."""
+        """Remove the watch of `key`."""
         connection = self._watched.pop(key, None)
         if connection is not None and (cluster := self._clusters.get(connection)) is not None:
             cluster.wakeup.forget(key)
@@ -104,6 +101,7 @@ class BacklogHub:
     def _close_unused(self) -> None:
         oldest = asyncio.get_running_loop().time() - self._unused_seconds
         for connection, cluster in list(self._clusters.items()):
+            # A busy one stays: closing would cancel the readings and watches of pools that still use it.
             if cluster.used_at_seconds < oldest and not cluster.is_busy:
                 del self._clusters[connection]
                 log.info("backlog_connection_closed", bootstrap_servers=connection.bootstrap_servers)

@@ -1,14 +1,13 @@
-"""What a pool remembers of its backlog between readings: the last good value of each partition, and what was lost.
+"""The last good reading of each partition of a pool, and the count of expired records.
 
-Owns the rules by which silence and surprising answers are held against what was known. Pure: readings and times come as
-arguments. Must not know how anything is read.
+Owns the rules for missing and implausible readings. Pure: readings and times are arguments. `cluster_reader` makes the
+readings; the result is a `LaneObservation`.
 
-A partition keeps its last good value while it cannot be read, while it is missing in an answer, while its group's
-offset is suddenly gone or lower than it was, and while its offset suddenly lies past the log's end. All but the first
-are seen while coordinators load, leaders move and metadata spread, and would each be a wrong zero or a wrong flood: a
-coordinator that has just taken over knows the last commits, and tells for a moment those before them. So they are
-believed only after `CONFIRMING_ANSWERS` answers without an error that agree, `CONFIRMING_SECONDS` after the first of
-them. Until then the partition is stale: it may hold or raise replicas, never lower them.
+A partition keeps its last good reading while it cannot be read, is missing in an answer, has lost its committed offset,
+or has one that is lower than before or past the log end. All but the first occur while coordinators load, leaders move
+and metadata propagate, and would be a false zero or a false flood: a coordinator that has just taken over returns older
+commits for a moment. So they are accepted only after `CONFIRMING_ANSWERS` consistent answers, `CONFIRMING_SECONDS`
+after the first of them. Until then the partition is stale: it can hold or raise the replicas, never lower them.
 """
 
 import math
@@ -21,29 +20,29 @@ from fluxpool_transport.lag import PartitionLag, StalePartition
 
 CONFIRMING_ANSWERS: Final = 2
 CONFIRMING_SECONDS: Final = 20.0
-"""A broker that restarts loads its groups within some seconds; a pool that waits so long for the truth loses little."""
+"""A restarted broker loads its groups within seconds; a real reset is accepted this much later, which costs little."""
 
 
 class PoolBacklog:
-    """The backlog of one pool: `update` it with readings, `observe` what is known.
+    """The backlog of one pool: `update` it with readings, `observe` the result.
 
-    `expired_before` gives each lane's `expired_records_total` as an earlier process left it in the pool's status.
-    Losses that happened while no operator ran are counted as far as they still show: a gap that stands at the first
-    reading and is not larger than the earlier total is taken for counted.
+    `expired_before` is each lane's `expired_records_total` in the pool's status, from an earlier process. Records that
+    expired while no operator ran are counted if the gap still exists; a gap at the first reading that is not larger
+    than the earlier total counts as already counted.
     """
 
     def __init__(self, targets: Sequence[LaneTarget], expired_before: Mapping[str, int]) -> None:
         self._lanes = {target: _Lane(target, expired_before.get(target.name, 0)) for target in targets}
 
     def update(self, readings: Iterable[LaneReading], now_seconds: float) -> None:
-        """Take in what was read; a lane without a reading grows older. `now_seconds` is monotonic."""
+        """Apply readings; a lane without one only ages. `now_seconds` is monotonic."""
         for reading in readings:
             lane = self._lanes.get(reading.target)
             if lane is not None:
                 lane.update(reading, now_seconds)
 
     def idle_ends(self) -> dict[tuple[str, int], int]:
-        """Where the next record will appear, by (topic, partition), in lanes that are known to have nothing waiting."""
+        """End offsets by (topic, partition) of the lanes without pending records: where the next record appears."""
         return {
             (target.topic, number): end
             for target, lane in self._lanes.items()
@@ -52,11 +51,11 @@ class PoolBacklog:
 
     @property
     def lag_records(self) -> int:
-        """Records of all lanes that wait or are in work, as last read."""
+        """Records of all lanes that are not committed, as last read."""
         return sum(lane.lag_records for lane in self._lanes.values())
 
     def observe(self, now_seconds: float, wall_seconds: float) -> tuple[LaneObservation, ...]:
-        """What is known at a moment, lane by lane; `wall_seconds` is the same moment since 1970, UTC."""
+        """Each lane at a moment; `wall_seconds` is the same moment since 1970, UTC."""
         return tuple(lane.observe(now_seconds, wall_seconds) for lane in self._lanes.values())
 
 
@@ -111,7 +110,7 @@ class _Lane:
     def _age_seconds(self, now_seconds: float) -> float:
         ages = [item.age_seconds(now_seconds) for item in self._partitions.values()] or [math.inf]
         if self._target.retry_tiers:
-            # Retries that cannot be read may be due as well: what is not known is old, not zero.
+            # Unread retries may be due: they make the lane old, not empty.
             ages.append(math.inf if self._retries_read_at is None else now_seconds - self._retries_read_at)
         return max(ages)
 
@@ -120,14 +119,14 @@ class _Lane:
         return sum(item.lag_records for item in self._partitions.values())
 
     def idle_ends(self) -> dict[int, int]:
-        """The end of every partition; empty when something waits in one of them."""
+        """The end offset of every partition; empty when one has pending records."""
         if any(item.pending_records > 0 for item in self._partitions.values()):
             return {}
         known = ((number, item.backlog) for number, item in self._partitions.items())
         return {number: backlog.log_end_offset for number, backlog in known if backlog is not None}
 
     def _doubt_missing(self, present: set[int], now_seconds: float) -> list[str]:
-        """Partitions that a whole answer lacks: a topic never shrinks, unless it was made again smaller."""
+        """Partitions missing in a complete answer: a topic never shrinks, unless it was recreated with fewer."""
         missing = sorted(self._partitions.keys() - present)
         for number in missing:
             if self._partitions[number].doubt.confirms(now_seconds):
@@ -136,14 +135,14 @@ class _Lane:
 
 
 class _Doubt:
-    """Counts answers that contradict what was known, until there are enough of them to be believed."""
+    """Counts implausible answers until there are enough of them to be accepted."""
 
     def __init__(self) -> None:
         self._answers = 0
         self._since_seconds = 0.0
 
     def confirms(self, now_seconds: float) -> bool:
-        """Count one more such answer; true once they are to be believed."""
+        """Count one more such answer; true once they are accepted."""
         if self._answers == 0:
             self._since_seconds = now_seconds
         self._answers += 1
@@ -158,18 +157,18 @@ class _Partition:
         self.backlog: PartitionLag | None = None
         self.head: Head | None = None
         self.observation: PartitionObservation | None = None
-        """What the two above come to; made once for each news, because most readings bring none."""
+        """Derived from the two above; computed once for each change, because most readings bring none."""
         self.doubt = _Doubt()
         self._read_at_seconds: float | None = None
         self._expired_until: int | None = None
 
     def update(self, item: PartitionLag | StalePartition, head: Head | None, now_seconds: float) -> str | None:
-        """Take in a good answer; anything else changes nothing and is named."""
+        """Apply a plausible answer; otherwise nothing changes and the reason is returned."""
         if isinstance(item, StalePartition):
             return item.reason
-        surprise = self._surprise(item)
-        if surprise is not None and not self.doubt.confirms(now_seconds):
-            return surprise
+        implausible = self._implausible(item)
+        if implausible is not None and not self.doubt.confirms(now_seconds):
+            return implausible
         self.doubt.clear()
         if item.is_recreated:
             self._expired_until = None
@@ -181,22 +180,22 @@ class _Partition:
 
     @property
     def pending_records(self) -> int:
-        """Records that nobody has begun, as last read."""
+        """Records that no worker has started, as last read."""
         return 0 if self.observation is None else self.observation.pending_records
 
     @property
     def lag_records(self) -> int:
-        """Those, and the ones in work."""
+        """Records that are not committed: pending and in flight."""
         return 0 if self.observation is None else self.pending_records + len(self.observation.in_flight)
 
     def count_expired(self) -> int:
-        """Records that retention took since the last count, before anybody did."""
+        """Records that retention deleted since the last count, before they were consumed."""
         if self.backlog is None:
             return 0
         start = self.backlog.log_start_offset
         taken = 0 if self.backlog.is_recreated else self.backlog.committed_offset
         if self._expired_until is None and (taken is None or self.backlog.is_recreated):
-            self._expired_until = start  # what went before was never seen waiting
+            self._expired_until = start  # earlier records were never observed as pending
         expired = max(0, start - max(taken or 0, self._expired_until or 0))
         self._expired_until = max(start, self._expired_until or 0)
         return expired
@@ -204,16 +203,16 @@ class _Partition:
     def age_seconds(self, now_seconds: float) -> float:
         return math.inf if self._read_at_seconds is None else now_seconds - self._read_at_seconds
 
-    def _surprise(self, item: PartitionLag) -> str | None:
+    def _implausible(self, item: PartitionLag) -> str | None:
         known = self.backlog
         if known is None or known.committed_offset is None:
             return None
         if item.committed_offset is None:
-            return "the group's committed offset is gone; held until Kafka confirms it"
+            return "the group's committed offset is gone; ignored until confirmed"
         if item.is_recreated and not known.is_recreated:
-            return "the group's committed offset lies past the end of the log; held until Kafka confirms it"
+            return "the group's committed offset is past the log end; ignored until confirmed"
         if item.committed_offset < known.committed_offset:
-            return "the group's committed offset is lower than it was; held until Kafka confirms it"
+            return "the group's committed offset is lower than before; ignored until confirmed"
         return None
 
 

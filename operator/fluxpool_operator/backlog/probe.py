@@ -60,7 +60,7 @@ class HeadProbe:
         self._search_again_at: dict[HeadQuestion, float] = {}
 
     async def look_up(self, questions: Iterable[HeadQuestion]) -> dict[HeadQuestion, Head]:
-        """The heads that are known or found within a moment; the search for the others goes on in the background.
+        """The heads that are known or found within a moment; the others are searched for in the background.
 
         Those with the fewest offsets to search come first: they may turn out to be no records. Never raises for Kafka.
         """
@@ -120,7 +120,7 @@ class HeadProbe:
         while unanswered and loop.time() < ends_at_seconds:
             try:
                 records = await consumer.getmany(timeout_ms=50)
-            except KafkaError as error:  # of one partition; the search of the others goes on
+            except KafkaError as error:  # of one partition
                 log.debug("backlog_head_unreadable", error=str(error))
                 continue
             for partition in list(unanswered):

@@ -1,11 +1,11 @@
-"""What is read for a pool: its lanes, and its retry topics at the first of them. Pure."""
+"""The lanes to read for a pool, with its retry topics at the first lane. Pure."""
 
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_operator.backlog.observation import LaneTarget, RetryTier
 
 
 def lane_targets_of(settings: WorkerSettings) -> tuple[LaneTarget, ...]:
-    """The lanes of the workers that have these settings, with their groups as the workers name them."""
+    """The lanes of workers with these settings, with the groups that the workers use."""
     tiers = tuple(
         RetryTier(
             topic=topic,

@@ -1,6 +1,7 @@
-"""Looks after the topics of a pool that asks for it: which there are, and how wide each is.
+"""Creates and checks the topics of a pool: their list, partitions and timestamp type.
 
-Owns the list. How a topic is created and widened is the transport's, how each kind is laid out the contract's.
+Owns which topics a pool needs. `transport.kafka` creates and expands them; `contract.kafka` defines their layout.
+`reconcile.kafka` calls it.
 """
 
 from dataclasses import dataclass, replace
@@ -25,18 +26,18 @@ _DEADLINE_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicReport:
-    """What was done to a pool's topics, by name, and what stands in the way of the rest."""
+    """Changes to a pool's topics, by name, and the problems."""
 
     created: tuple[str, ...] = ()
     widened: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     """One sentence for each topic, with the remedy."""
     create_time: tuple[str, ...] | None = ()
-    """Topics with tasks whose records carry the producer's time; None when nobody tells."""
+    """Task topics with message.timestamp.type=CreateTime; None when unknown."""
 
 
 def wanted_topics(kafka: KafkaSpec) -> tuple[TopicSpec, ...]:
-    """The topics that a pool's workers read and write, as they are created; those of its lanes first."""
+    """The topics of a pool as they are created; those of its lanes first."""
     names, layout = topic_names(kafka), kafka.topic_layout
     specs = {
         spec.name: spec
@@ -53,17 +54,17 @@ def wanted_topics(kafka: KafkaSpec) -> tuple[TopicSpec, ...]:
 
 
 def timed_topics(kafka: KafkaSpec) -> tuple[str, ...]:
-    """Topics whose record times decide what retention deletes of the pool's tasks: those of lanes and retries."""
+    """Topics whose timestamps determine when retention deletes tasks: those of lanes and retries."""
     return (*(lane.topic for lane in kafka.lanes), *kafka.topics.retry)
 
 
 async def manage_topics(
     connection: KafkaConnection, kafka: KafkaSpec, *, deadline_seconds: float = _DEADLINE_SECONDS
 ) -> TopicReport:
-    """Create the topics that are missing, widen those that are too narrow, and have the brokers stamp their records.
+    """Create missing topics, add partitions, and set message.timestamp.type=LogAppendTime.
 
-    Nothing is shrunk or deleted; replication, retention and other settings are given to topics that are created here,
-    and to no other. Never raises for Kafka: what went wrong stands in the report.
+    Nothing is shrunk or deleted; replication, retention and other settings apply only to topics created here. Never
+    raises for Kafka: errors are in the report.
     """
     try:
         changes = await keep_topics(connection, wanted_topics(kafka), deadline_seconds=deadline_seconds)
@@ -71,9 +72,9 @@ async def manage_topics(
         trusting = await find_create_time_topics(connection, stamped, deadline_seconds=deadline_seconds)
         refused = await set_log_append_time(connection, trusting, deadline_seconds=deadline_seconds)
     except (KafkaUnavailableError, KafkaCredentialsError) as error:
-        return TopicReport(problems=(f"topics could not be looked after: {error}",), create_time=None)
+        return TopicReport(problems=(f"topics could not be reconciled: {error}",), create_time=None)
     except KafkaException as error:
-        return TopicReport(problems=(f"topics could not be looked after: {explain(error)}",), create_time=None)
+        return TopicReport(problems=(f"topics could not be reconciled: {explain(error)}",), create_time=None)
     problems = (
         f"topic {topic}: {TIMESTAMP_TYPE}={LOG_APPEND_TIME} cannot be set: {reason}; grant the Kafka user ALTER_CONFIGS"
         for topic, reason in refused.items()
@@ -89,7 +90,7 @@ async def manage_topics(
 async def observe_topics(
     connection: KafkaConnection, kafka: KafkaSpec, *, deadline_seconds: float = _DEADLINE_SECONDS
 ) -> TopicReport:
-    """Look at the topics and change nothing. Never raises for Kafka: what nobody tells is None."""
+    """Read the configuration of the topics without changes. Never raises for Kafka: unknown values are None."""
     try:
         found = await find_create_time_topics(connection, timed_topics(kafka), deadline_seconds=deadline_seconds)
     except (KafkaUnavailableError, KafkaCredentialsError, KafkaException):

@@ -1,7 +1,7 @@
-"""The scaling plan: how many replicas a backlog asks for, and why. Values in, values out.
+"""The scaling plan: how many replicas a lag requires, and why.
 
-Pure: no I/O, no clock, no randomness, no logging. Whoever scales anything (the operator over pods, local mode over
-processes) calls the same `plan`.
+Pure: no I/O, no clock, no randomness, no logging. The operator (for pods) and local mode (for processes) call the same
+`plan`.
 """
 
 from fluxpool_operator.planning.drain import Drain

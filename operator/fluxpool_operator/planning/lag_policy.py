@@ -24,7 +24,7 @@ from fluxpool_operator.planning.snapshot import Constraint, Plan, PlanState, Sca
 def plan(snapshot: Snapshot, config: ScalingConfig) -> Plan:
     """The number of replicas for this observation.
 
-    Always between the minimum and the maximum, unless paused. More work never asks for fewer replicas; planning again
+    Always between the minimum and the maximum, unless paused. More lag never requires fewer replicas; planning again
     with the returned state and no time passed changes nothing.
     """
     demand = demand_of(snapshot.lanes, current_replicas=snapshot.current_replicas, config=config)
@@ -168,8 +168,8 @@ def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, dema
     )
     state = replace(after, surplus_seconds=surplus_seconds, surplus_replicas=max(need, wanted.replicas))
     step, period = config.scale_down_step_replicas, config.scale_down_period_seconds
-    left = snapshot.state.pace.may_take(step=step, period_seconds=period)
-    floor = 0 if left is None else current - left
+    left = snapshot.state.pace.may_remove(step=step, period_seconds=period)
+    lowest = 0 if left is None else current - left
     is_idle = demand.lag_records == 0 and state.idle_seconds >= config.idle_grace_seconds
     # Even without a cool-down some time must have passed: planning again at the same moment changes nothing.
     cooling = state.surplus_seconds < config.cool_down_seconds or state.surplus_seconds == 0
@@ -182,9 +182,9 @@ def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, dema
         if is_idle
         else f"{replicas_text(target)} have sufficed for {state.surplus_seconds:.0f} s."
     )
-    if target < floor:
+    if target < lowest:
         reason = f"{wanted.reason} {lasted} No more than {step} may be removed within {period:g} s."
-        return Choice(floor, Constraint.RATE, reason), state
+        return Choice(lowest, Constraint.RATE, reason), state
     return Choice(target, wanted.constraint, f"{wanted.reason} {lasted}"), after
 
 

@@ -1,7 +1,6 @@
-"""How fast the number of replicas changed lately, and how much of a step that leaves.
+"""Recent changes of the number of replicas, and how many more a scaling policy permits in its period.
 
-Counts what was seen to change, whoever changed it: a plan that nobody follows uses up no step. Must not know why
-replicas are wanted.
+Counts observed changes, not plans: a plan that is not applied uses nothing up. Must not know why replicas are required.
 """
 
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaChange:
-    """Replicas that were added (above zero) or taken away (below)."""
+    """Replicas that were added (positive) or removed (negative)."""
 
     seconds_ago: float
     replicas: int
@@ -17,15 +16,15 @@ class ReplicaChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """The number as last seen, and its recent changes."""
+    """The last observed number and its recent changes."""
 
     observed_replicas: int | None = None
-    """Null before the first look."""
+    """None before the first observation."""
     changes: tuple[ReplicaChange, ...] = ()
-    """Youngest last."""
+    """Latest last."""
 
     def seen(self, replicas: int, *, elapsed_seconds: float, remember_seconds: float) -> "Pace":
-        """The pace after one more look; changes as old as `remember_seconds` are forgotten."""
+        """The pace after one more observation; changes as old as `remember_seconds` are dropped."""
         aged = (replace(change, seconds_ago=change.seconds_ago + max(0.0, elapsed_seconds)) for change in self.changes)
         changes = [change for change in aged if change.seconds_ago < remember_seconds]
         if self.observed_replicas is not None and replicas != self.observed_replicas and remember_seconds > 0:
@@ -33,11 +32,11 @@ class Pace:
         return Pace(observed_replicas=replicas, changes=tuple(changes))
 
     def may_add(self, *, step: int | None, period_seconds: float) -> int | None:
-        """How many replicas may be added now; null for no limit."""
+        """How many replicas may be added now; None for no limit."""
         return self._left(step, [change.replicas for change in self._within(period_seconds) if change.replicas > 0])
 
-    def may_take(self, *, step: int | None, period_seconds: float) -> int | None:
-        """How many replicas may be taken away now; null for no limit."""
+    def may_remove(self, *, step: int | None, period_seconds: float) -> int | None:
+        """How many replicas may be removed now; None for no limit."""
         return self._left(step, [-change.replicas for change in self._within(period_seconds) if change.replicas < 0])
 
     def _within(self, seconds: float) -> list[ReplicaChange]:

@@ -1,6 +1,6 @@
-"""What a plan is made from and what it says: the observed backlog, the limits, the memory between plans, the plan.
+"""Input and output of the plan: the observed lag, the limits, the state between plans, the plan.
 
-Owns the values and their units; must not know how a backlog is read, how time passes or how replicas are started.
+Owns the values and their units. `backlog.observation` and `api.pool` fill them in.
 """
 
 import math
@@ -13,28 +13,28 @@ from fluxpool_operator.planning.pace import Pace
 
 
 class Constraint(StrEnum):
-    """What decided the number of replicas."""
+    """Constraint that determined the number of replicas."""
 
     LAG = "lag"
-    """The backlog itself: it got what it asked for."""
+    """The lag itself: no limit applied."""
     PARTITIONS = "partitions"
-    """More replicas than partitions with work would idle."""
+    """More replicas than partitions with lag would be idle."""
     MINIMUM = "minimum"
     MAXIMUM = "maximum"
     QUOTA = "quota"
-    """Nobody would admit more replicas."""
+    """A quota admits no more replicas."""
     CAPACITY = "capacity"
-    """More replicas would be admitted, but find no place to run."""
+    """More replicas would be unschedulable."""
     STALE = "stale"
-    """The backlog could not be read lately, so nothing is taken away."""
+    """The lag could not be read recently, so no replica is removed."""
     FALLBACK = "fallback"
-    """The backlog could not be read lately, and a person set the number for that."""
+    """The lag could not be read recently, and a fallback is configured."""
     HOLD = "hold"
-    """Another number is wanted, but not for long enough yet, or the replicas are busy."""
+    """Another number is required, but not for long enough yet, or the replicas are busy."""
     RATE = "rate"
-    """Another number is wanted, but no more may be added or taken away within this period."""
+    """Another number is required, but no more may be added or removed in this period."""
     IDLE = "idle"
-    """There is no work."""
+    """The lag is zero."""
     PAUSED = "paused"
 
 
@@ -64,24 +64,24 @@ class LaneLag(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanState:
-    """What a plan must remember for the next one; start with `PlanState()`."""
+    """State between plans; starts as `PlanState()`."""
 
     idle_seconds: float = 0.0
-    """Observed time without any work, up to now."""
+    """Observed time without lag, up to now."""
     surplus_seconds: float = 0.0
-    """Observed time during which fewer replicas than there are would have done."""
+    """Observed time during which fewer replicas would have sufficed."""
     surplus_replicas: int = 0
-    """The most replicas that were needed in that time."""
+    """The most replicas that were required in that time."""
     shortage_seconds: float = 0.0
-    """Observed time during which more replicas than there are were needed."""
+    """Observed time during which more replicas were required."""
     shortage_replicas: int = 0
-    """The fewest replicas that were needed in that time; 0 when there is no shortage."""
+    """The fewest replicas that were required in that time; 0 when there is no shortage."""
     silent_seconds: float = 0.0
-    """Time during which the backlog was stale, up to now."""
+    """Time during which the lag was stale, up to now."""
     pace: Pace = field(default_factory=Pace)
-    """How fast the number of replicas changed lately."""
+    """Recent changes of the number of replicas."""
     drain: Drain | None = None
-    """How fast the backlog shrinks; null when it does not, or nobody watched."""
+    """How fast the lag shrinks; None when it does not or was not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,49 +91,48 @@ class Snapshot:
     lanes: tuple[LaneLag, ...]
     current_replicas: int
     elapsed_seconds: float
-    """Since the snapshot of the plan that left `state`; 0 for the first."""
+    """Time since the snapshot of the plan that returned `state`; 0 for the first."""
     state: PlanState = field(default_factory=PlanState)
     quota_replicas: int | None = None
-    """The most replicas that will be admitted; null when nothing limits them."""
+    """The most replicas that a quota admits; None without a limit."""
     gated_replicas: int = 0
-    """Of the current ones: held back before scheduling, by a quota for example. While there are any, none is added."""
+    """Current replicas with scheduling gates, set by a queue for example. While there are any, none is added."""
     unschedulable_replicas: int = 0
-    """Of the current ones: without a place to run. While there are any, none is added."""
+    """Current replicas that are unschedulable. While there are any, none is added."""
     waiting_for_gpu_replicas: int = 0
-    """Of the current ones: without a place until a replica that is being stopped gives its up. None is added."""
+    """Current replicas that wait for the GPU of a terminating one. While there are any, none is added."""
     terminating_replicas: int = 0
-    """Not among the current ones: being stopped, no capacity, but each still holds its place."""
+    """Terminating replicas, not counted as current; each still holds its GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingConfig:
-    """The limits that a person sets. Raises `ValueError`, naming the field, when they contradict each other."""
+    """The configured limits. Raises `ValueError` with the field when they contradict each other."""
 
     min_replicas: int = 0
     max_replicas: int = 1
     target_lag_per_replica: int = 5
-    """Tasks that one replica should have before it."""
+    """Target lag for each replica."""
     activation_lag_records: int = 0
-    """A pool at zero wakes for more work than this."""
+    """Lag above which a pool with zero replicas is activated."""
     idle_grace_seconds: float = 60.0
-    """Time without waiting tasks and without tasks in flight before the pool goes down to its minimum."""
+    """Time without lag before the pool is scaled down to its minimum."""
     cool_down_seconds: float = 30.0
-    """Time during which fewer replicas would have done before some are taken away."""
+    """Time during which fewer replicas must have sufficed before some are removed."""
     scale_up_window_seconds: float = 0.0
-    """Time during which more replicas were needed before some are added."""
+    """Time during which more replicas must have been required before some are added."""
     scale_up_step_replicas: int | None = None
-    """The most replicas added within `scale_up_period_seconds`; null for no limit. The minimum is reached at once."""
+    """The most replicas added within `scale_up_period_seconds`; None for no limit. Not applied below min_replicas."""
     scale_up_period_seconds: float = 60.0
     scale_down_step_replicas: int | None = None
-    """The most replicas taken away within `scale_down_period_seconds`; null for no limit. Those above the maximum go at
-    once."""
+    """The most replicas removed within `scale_down_period_seconds`; None for no limit. Not applied above max_replicas."""
     scale_down_period_seconds: float = 60.0
     stale_after_seconds: float = 30.0
-    """A backlog older than this may hold or raise the number of replicas, never lower it."""
+    """A lag older than this can hold or raise the number of replicas, never lower it."""
     fallback_replicas: int | None = None
-    """Raise to so many replicas while the backlog is stale; null to hold what there is."""
+    """Minimum number of replicas while the lag is stale; None to hold the current number."""
     paused: bool = False
-    """Leave the number of replicas alone."""
+    """Do not change the number of replicas."""
 
     def __post_init__(self) -> None:
         """Check each field and their order."""
@@ -160,28 +159,28 @@ class ScalingConfig:
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas: {self.min_replicas} is above max_replicas ({self.max_replicas}); "
-                "lower the one or raise the other"
+                "lower it or raise max_replicas"
             )
         if self.fallback_replicas is not None and self.fallback_replicas > self.max_replicas:
             raise ValueError(
                 f"fallback_replicas: {self.fallback_replicas} is above max_replicas ({self.max_replicas}); "
-                "lower the one or raise the other"
+                "lower it or raise max_replicas"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How many replicas there should be and why."""
+    """The planned number of replicas, and why."""
 
     replicas: int
     constraint: Constraint
     reason: str
-    """Full sentences for a person."""
+    """Human-readable sentences."""
     required_replicas: int
-    """What the backlog asks for before any limit but its own partitions."""
+    """Replicas that the lag requires, before any limit but its own partitions."""
     lag_records: int
-    """Tasks waiting or in flight, as last read."""
+    """Tasks that are not committed, as last read."""
     state: PlanState
-    """To be put into the next snapshot."""
+    """State for the next snapshot."""
     eta_seconds: float | None = None
-    """Until the backlog is done if it goes on to shrink as it did lately; null when it does not shrink."""
+    """Time until the lag is zero at the current rate; None when it does not shrink."""

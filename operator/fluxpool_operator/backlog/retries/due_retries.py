@@ -1,7 +1,8 @@
-"""How many due retries each pool has: records of its own lanes that a worker may relay now and none has.
+"""Counts the due retries of each pool: records of its lanes on retry topics that are due and not relayed yet.
 
-Owns the counting. A pool's offsets are asked for only while the topic holds a due record of it, so that a thousand
-pools at rest cost one look at the ends of the retry topics. What cannot be read is a text, never zero.
+A pool's offsets are read only while the topic holds a due record of it, so that a thousand idle pools cost one request
+for the end offsets of the retry topics. A count that cannot be read is a text with the reason, never zero. `retry_scan`
+reads the records.
 """
 
 import time
@@ -17,7 +18,7 @@ _GroupOnTopic = tuple[str, str]
 
 
 class DueRetries:
-    """Counts for whoever asks, by way of one scan of the cluster's retry topics."""
+    """Counts for all pools of a cluster with one scan of the retry topics."""
 
     def __init__(self, scan: RetryScan) -> None:
         self._scan = scan
@@ -61,7 +62,7 @@ class DueRetries:
                 self._scan.read_again((tier.topic, number), start=bound.start)
                 known = None
             if known is None:
-                return f"{tier.topic}: its records are being read"
+                return f"{tier.topic}: the records are being read"
             due[number] = known.due(tier.origins, now, delay_seconds=tier.delay_seconds)
         return due
 
@@ -98,7 +99,7 @@ class DueRetries:
     async def _former(
         reader: LagReader, tiers: Iterable[RetryTier], backlogs: Mapping[_GroupOnTopic, GroupLag]
     ) -> dict[str, GroupLag]:
-        """The groups of earlier versions, where a pool has no offsets of its own yet."""
+        """The groups of earlier versions, for pools without offsets of their own."""
         topics = {
             tier.topic
             for tier in tiers
@@ -113,7 +114,7 @@ def _as_count(due: dict[int, list[int]] | str) -> int | str:
 
 
 async def read_groups(reader: LagReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupLag]:
-    """The backlog of each group on its topic. One call, unless a group is asked about on several topics."""
+    """The lag of each group on its topic. One request, unless a group has several topics."""
     backlogs: dict[_GroupOnTopic, GroupLag] = {}
     remaining = set(groups)
     while remaining:

@@ -1,7 +1,7 @@
-"""What one partition of a retry topic holds, by the lane topics that its records came from. Pure.
+"""The records of one retry-topic partition, by the lane topics that they came from. Pure.
 
-Owns what is remembered of records and for how long. One such memory serves all pools that share the topic, so that each
-record is fetched once. Must not know of groups, pools or how records are fetched.
+Owns what is kept of records and for how long. One instance serves all pools that share the topic, so that each record
+is fetched once, by `retry_scan`. Must not know of groups or pools.
 """
 
 from collections import OrderedDict
@@ -12,9 +12,9 @@ from typing import Final
 from fluxpool_contract.kafka import due_seconds
 
 MAX_ENTRIES: Final = 2000
-"""Of one origin in one partition; of more the newest are counted. Enough for any pool to be at its largest."""
+"""Limit for one origin in one partition; the oldest are dropped. Enough to scale any pool to its maximum."""
 MAX_IDLE_ORIGINS: Final = 10_000
-"""Origins that no pool has asked about: pools that are not here yet, and what anybody wrote into the header."""
+"""Limit of origins without a pool: pools that do not exist yet, and arbitrary header values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,17 @@ class RetryEntry:
 
 
 class RetryLog:
-    """The records from the log's start up to `position`."""
+    """The records from the log start up to `position`."""
 
     def __init__(self, *, position: int) -> None:
         self.position = position
-        """The next offset to look at."""
+        """The next offset to read."""
         self._asked: dict[str, list[RetryEntry]] = {}
         self._idle: OrderedDict[str, list[RetryEntry]] = OrderedDict()
-        self._has_forgotten = False
+        self._has_dropped = False
 
     def add(self, origin: str | None, entry: RetryEntry) -> None:
-        """Take in the next record; one without an origin is nobody's backlog."""
+        """Add the next record; one without an origin belongs to no pool."""
         self.position = entry.offset + 1
         if origin is None:
             return
@@ -55,26 +55,26 @@ class RetryLog:
             entries = self._idle.setdefault(origin, [])
             if len(self._idle) > MAX_IDLE_ORIGINS:
                 self._idle.popitem(last=False)
-                self._has_forgotten = True
+                self._has_dropped = True
         entries.append(entry)
         if len(entries) > MAX_ENTRIES:
             del entries[0]
 
     def pass_over(self, offset: int) -> None:
-        """There is no record before this offset that has not been added."""
+        """All records before this offset were added."""
         self.position = max(self.position, offset)
 
     def knows(self, origins: Iterable[str]) -> bool:
-        """Whether all records of these origins are known; from now on they are never forgotten."""
+        """Whether all records of these origins are known; from now on they are never dropped."""
         is_known = True
         for origin in origins:
             if origin not in self._asked:
-                is_known = is_known and not self._has_forgotten
+                is_known = is_known and not self._has_dropped
                 self._asked[origin] = self._idle.pop(origin, [])
         return is_known
 
     def restarted(self, *, position: int) -> "RetryLog":
-        """An empty one for the same pools, to read the log again."""
+        """An empty log for the same pools, to read the partition again."""
         again = RetryLog(position=position)
         again.knows(self._asked)
         return again

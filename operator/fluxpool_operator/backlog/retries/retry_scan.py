@@ -41,7 +41,7 @@ class RetryScan:
         self._ends: dict[PartitionKey, int] = {}
 
     async def keep_up(self, bounds: Mapping[PartitionKey, LogBounds]) -> None:
-        """Read all records up to these ends; goes on in the background after a moment. Never raises for Kafka."""
+        """Read all records up to these ends; continues in the background after a moment. Never raises for Kafka."""
         for key, bound in bounds.items():
             known = self._logs.get(key)
             if known is None:
