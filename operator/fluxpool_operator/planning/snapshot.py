@@ -122,10 +122,10 @@ class ScalingConfig:
     scale_up_window_seconds: float = 0.0
     """Time during which more replicas must have been required before some are added."""
     scale_up_step_replicas: int | None = None
-    """The most replicas added within `scale_up_period_seconds`; None for no limit. Not applied below min_replicas."""
+    """The most replicas added within `scale_up_period_seconds`; None for no limit. Not below the minimum."""
     scale_up_period_seconds: float = 60.0
     scale_down_step_replicas: int | None = None
-    """The most replicas removed within `scale_down_period_seconds`; None for no limit. Not applied above max_replicas."""
+    """The most replicas removed within `scale_down_period_seconds`; None for no limit. Not above the maximum."""
     scale_down_period_seconds: float = 60.0
     stale_after_seconds: float = 30.0
     """A lag older than this can hold or raise the number of replicas, never lower it."""
