@@ -9,8 +9,8 @@ fluxpool_operator.access; a test compares both.
 - apiGroups: [fluxpool.dev]
   resources: [fluxworkerpools/status]
   verbs: [patch]
-# Never used by itself: where owner reference permissions are enforced, as on OpenShift, a child may name its pool as an
-# owner that waits for it only with this.
+# Not used by a request: clusters that enforce owner reference permissions, such as OpenShift, require it to set
+# blockOwnerDeletion.
 - apiGroups: [fluxpool.dev]
   resources: [fluxworkerpools/finalizers]
   verbs: [update]
