@@ -139,7 +139,8 @@ async def test_tasks_wait_unless_the_ledger_says_that_a_pod_has_begun_them(
     await _commit(bootstrap_servers, pool.target, {0: (2, ledger), 1: (3, "")})
     lane = await pool.read_whole()
     assert [item.pending_records for item in lane.partitions] == [2, 0]
-    assert [(task.partition, task.offset, task.worker) for task in lane.in_flight] == [(0, 2, "pod-a")]
+    in_flight = [(item.partition, offset) for item in lane.partitions for offset in item.in_flight]
+    assert (in_flight, [entry.worker for entry in lane.in_flight]) == ([(0, 2)], ["pod-a"])
 
 
 async def test_a_group_that_never_committed_has_all_retained_records_to_do(
@@ -158,7 +159,7 @@ async def test_records_that_retention_took_are_counted_as_lost_once(hub: Backlog
     await _delete_records(bootstrap_servers, pool.target.topic, before=6)
     # Where logs start is asked for again after some seconds.
     lane = await pool.read_until(lambda lane: lane.expired_records_total > 0, what="the loss")
-    assert (lane.expired_records_total, lane.pending_records, lane.partitions[0].expired_records) == (4, 3, 4)
+    assert (lane.expired_records_total, lane.pending_records) == (4, 3)
     assert (await pool.read_whole()).expired_records_total == 4
 
 
@@ -184,7 +185,7 @@ async def test_a_topic_made_again_is_held_and_then_counted_from_its_start_and_fl
     assert held.pending_records == 0
     pool.now_seconds = CONFIRMING_SECONDS + 1
     lane = await pool.read_until(_is_whole, what="the confirmation")
-    assert (lane.pending_records, lane.partitions[0].is_recreated, lane.expired_records_total) == (3, True, 0)
+    assert (lane.pending_records, lane.expired_records_total) == (3, 0)
 
 
 async def test_markers_of_transactions_at_the_tail_are_no_backlog(hub: BacklogHub, bootstrap_servers: str) -> None:

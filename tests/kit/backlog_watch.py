@@ -192,7 +192,7 @@ def _said_by_lane(lane: LaneObservation) -> dict[int, KnownPartition]:
     return {
         item.partition: KnownPartition(
             pending_records=item.pending_records,
-            in_flight=tuple((task.offset, task.task) for task in item.in_flight),
+            in_flight=tuple((offset, entry.task) for offset, entry in sorted(item.in_flight.items())),
         )
         for item in lane.partitions
     }

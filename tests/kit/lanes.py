@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from fluxpool_operator.backlog import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
+from fluxpool_contract.kafka import LedgerEntry
+from fluxpool_operator.backlog import LaneObservation, LaneTarget, PartitionObservation
 
 
 def lane_of(
@@ -14,7 +15,7 @@ def lane_of(
         PartitionObservation(
             partition=partition,
             pending_records=records,
-            in_flight=tuple(_task(partition, offset) for offset in range(numbers[partition])),
+            in_flight={offset: entry_of(partition) for offset in range(numbers[partition])},
         )
         for partition, records in enumerate(pending)
     )
@@ -26,12 +27,6 @@ def lane_of(
     )
 
 
-def _task(partition: int, offset: int) -> InFlightTask:
-    return InFlightTask(
-        partition=partition,
-        offset=offset,
-        task=f"t-{partition}-{offset}",
-        worker=f"pod-{partition}",
-        started_at_seconds=0,
-        crashes=0,
-    )
+def entry_of(partition: int) -> LedgerEntry:
+    """The ledger entry of a task in flight."""
+    return LedgerEntry(task="t-1", worker=f"pod-{partition}", started_at=0, crashes=0)

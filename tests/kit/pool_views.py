@@ -4,9 +4,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus
 from fluxpool_operator.assessment import PoolView
-from fluxpool_operator.backlog import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
+from fluxpool_operator.backlog import LaneObservation, LaneTarget, PartitionObservation
 from fluxpool_operator.planning import Constraint, Plan, PlanState
 from fluxpool_operator.workload import DeploymentSummary, PodPhase, PodStage, PodSummary
 from kit.pools import edited, pool_body
@@ -68,17 +69,15 @@ def lane(
     **fields: Any,
 ) -> LaneObservation:
     """A lane with all that waits in its first partition; `is_foreign`: another client committed its offset there."""
-    tasks = tuple(
-        InFlightTask(
-            partition=0, offset=number, task=f"t{number}", worker=f"ready-{number}", started_at_seconds=0, crashes=0
-        )
+    tasks = {
+        number: LedgerEntry(task=f"t{number}", worker=f"ready-{number}", started_at=0, crashes=0)
         for number in range(in_flight)
-    )
+    }
     read = tuple(
         PartitionObservation(
             partition=number,
             pending_records=waiting if number == 0 else 0,
-            in_flight=tasks if number == 0 else (),
+            in_flight=tasks if number == 0 else {},
             is_foreign_commit=is_foreign and number == 0,
         )
         for number in range(partitions)

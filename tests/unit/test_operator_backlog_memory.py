@@ -68,14 +68,8 @@ def test_waiting_records_are_those_between_the_commit_and_the_end(item: Partitio
 def test_tasks_of_the_ledger_are_in_flight_with_their_pod_and_do_not_wait() -> None:
     ledger = encode_ledger({3: LedgerEntry(task="t-3", worker="pod-a", started_at=17, crashes=1)})
     lane = seen(pool(reading(partition(committed=3, end=6, metadata=ledger))))
-    (task,) = lane.in_flight
-    assert (task.offset, task.task, task.worker, task.started_at_seconds, task.crashes) == (3, "t-3", "pod-a", 17, 1)
+    assert dict(lane.partitions[0].in_flight) == {3: LedgerEntry(task="t-3", worker="pod-a", started_at=17, crashes=1)}
     assert lane.pending_records == 2
-
-
-def test_a_commit_past_the_end_is_flagged() -> None:
-    (item,) = seen(pool(reading(partition(committed=70, end=3)))).partitions
-    assert item.is_recreated
 
 
 def test_offsets_before_the_first_record_do_not_wait() -> None:
@@ -213,7 +207,7 @@ def test_a_topic_that_is_gone_keeps_its_last_values() -> None:
 def test_records_that_expire_are_counted_once() -> None:
     gap = reading(partition(committed=2, start=6, end=9))
     lane = seen(pool(reading(partition(committed=2, end=9)), gap, gap))
-    assert (lane.expired_records_total, lane.partitions[0].expired_records) == (4, 4)
+    assert lane.expired_records_total == 4
 
 
 def test_every_further_loss_is_added() -> None:

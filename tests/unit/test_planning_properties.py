@@ -16,7 +16,7 @@ from fluxpool_operator.planning import (
     Snapshot,
     plan,
 )
-from kit.lanes import lane_of
+from kit.lanes import entry_of, lane_of
 
 _counts = st.integers(0, 40) | st.sampled_from([0, 1, 10_000])
 _seconds = st.sampled_from([0.0, 0.5, 1.0, 5.0, 10.0, 29.9, 30.0, 100.0])
@@ -119,7 +119,7 @@ def test_more_work_never_means_fewer_replicas(snapshot: Snapshot, config: Scalin
     fuller = replace(
         partition,
         pending_records=partition.pending_records + data.draw(st.integers(0, 20)),
-        in_flight=partition.in_flight + lane_of(0, in_flight=[data.draw(st.integers(0, 2))]).in_flight,
+        in_flight={**partition.in_flight, **{100 + n: entry_of(0) for n in range(data.draw(st.integers(0, 2)))}},
     )
     partitions = (*lane.partitions[:index], fuller, *lane.partitions[index + 1 :])
     lanes = (*snapshot.lanes[:where], replace(lane, partitions=partitions), *snapshot.lanes[where + 1 :])

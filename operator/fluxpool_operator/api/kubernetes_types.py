@@ -3,8 +3,7 @@
 Owns the fields that a worker pod can use; values are copied unchanged. Descriptions are those of Kubernetes, shortened.
 """
 
-from enum import StrEnum
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,63 +20,14 @@ from fluxpool_operator.api.schema import (
     map_by,
 )
 
-
-class SelectorOperator(StrEnum):
-    """Operators of a label selector requirement."""
-
-    IN = "In"
-    NOT_IN = "NotIn"
-    EXISTS = "Exists"
-    DOES_NOT_EXIST = "DoesNotExist"
-
-
-class NodeSelectorOperator(StrEnum):
-    """Operators of a node selector requirement."""
-
-    IN = "In"
-    NOT_IN = "NotIn"
-    EXISTS = "Exists"
-    DOES_NOT_EXIST = "DoesNotExist"
-    GREATER = "Gt"
-    LESS = "Lt"
-
-
-class TolerationOperator(StrEnum):
-    """Operators of a toleration."""
-
-    EQUAL = "Equal"
-    EXISTS = "Exists"
-
-
-class TaintEffect(StrEnum):
-    """Effect of a taint on pods that do not tolerate it."""
-
-    NO_SCHEDULE = "NoSchedule"
-    PREFER_NO_SCHEDULE = "PreferNoSchedule"
-    NO_EXECUTE = "NoExecute"
-
-
-class UnsatisfiableAction(StrEnum):
-    """How to deal with a pod that does not satisfy a spread constraint."""
-
-    DO_NOT_SCHEDULE = "DoNotSchedule"
-    SCHEDULE_ANYWAY = "ScheduleAnyway"
-
-
-class NodeInclusion(StrEnum):
-    """Whether a spread constraint honors the node affinity or the node taints."""
-
-    HONOR = "Honor"
-    IGNORE = "Ignore"
-
-
-class PullPolicy(StrEnum):
-    """Image pull policy."""
-
-    ALWAYS = "Always"
-    IF_NOT_PRESENT = "IfNotPresent"
-    NEVER = "Never"
-
+# Values that are copied and never compared here, so plain literals.
+SelectorOperator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
+NodeSelectorOperator = Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+TolerationOperator = Literal["Equal", "Exists"]
+TaintEffect = Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
+UnsatisfiableAction = Literal["DoNotSchedule", "ScheduleAnyway"]
+NodeInclusionPolicy = Literal["Honor", "Ignore"]
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 SelectorValues = Annotated[tuple[LabelValue, ...], Field(max_length=64, json_schema_extra=ATOMIC)]
 Labels = Annotated[dict[str, LabelValue], Field(max_length=32, json_schema_extra=EMPTY_MAP)]
@@ -237,9 +187,9 @@ class TopologySpreadConstraint(ApiModel):
     """Label query over the pods that are counted. Defaults to the pods of this pool."""
     min_domains: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Minimum number of eligible domains."""
-    node_affinity_policy: NodeInclusion | None = None
+    node_affinity_policy: NodeInclusionPolicy | None = None
     """How nodeAffinity and nodeSelector are treated when the skew is calculated. Defaults to Honor."""
-    node_taints_policy: NodeInclusion | None = None
+    node_taints_policy: NodeInclusionPolicy | None = None
     """How node taints are treated when the skew is calculated. Defaults to Ignore."""
     match_label_keys: LabelKeys | None = None
     """Pod label keys. Only pods with the same values as the incoming pod are counted."""

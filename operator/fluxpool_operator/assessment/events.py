@@ -42,9 +42,7 @@ def events_of(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> tupl
         *_limits(before, after),
         *_lag(before, after),
         *_expiry(before, after),
-        *_topics(before, after),
-        *_offsets(before, after),
-        *_times(before, after),
+        *_warnings(before, after),
         *_rollout(before, after),
     )
 
@@ -124,22 +122,12 @@ def _expiry(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterat
             )
 
 
-def _topics(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _changed(before, after, ConditionType.TOPICS_READY)
-    if now is not None and now.status is ConditionStatus.FALSE and now.reason is not Reason.TOPICS_FAILED:
-        yield _warning(now.reason, now.message)
-
-
-def _offsets(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _changed(before, after, ConditionType.OFFSETS_RETAINED)
-    if now is not None and now.status is ConditionStatus.FALSE:
-        yield _warning(now.reason, now.message)
-
-
-def _times(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    now = _changed(before, after, ConditionType.LOG_APPEND_TIME)
-    if now is not None and now.status is ConditionStatus.FALSE:
-        yield _warning(now.reason, now.message)
+def _warnings(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
+    for type_ in (ConditionType.TOPICS_READY, ConditionType.OFFSETS_RETAINED, ConditionType.LOG_APPEND_TIME):
+        now = _changed(before, after, type_)
+        # `Ready` reports topics that could not be managed.
+        if now is not None and now.status is ConditionStatus.FALSE and now.reason is not Reason.TOPICS_FAILED:
+            yield _warning(now.reason, now.message)
 
 
 def _rollout(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:

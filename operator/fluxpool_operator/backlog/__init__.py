@@ -7,7 +7,6 @@ Flow: `targets` -> `hub` -> `cluster_reader` (`probe`, `retries`) -> `memory` ->
 from fluxpool_operator.backlog.hub import BacklogHub
 from fluxpool_operator.backlog.memory import PoolBacklog
 from fluxpool_operator.backlog.observation import (
-    InFlightTask,
     LaneObservation,
     LaneTarget,
     PartitionObservation,
@@ -19,7 +18,6 @@ from fluxpool_operator.backlog.topics import TopicReport, manage_topics, observe
 
 __all__ = [
     "BacklogHub",
-    "InFlightTask",
     "LaneObservation",
     "LaneReading",
     "LaneTarget",

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from fluxpool_operator.backlog.observation import InFlightTask, LaneObservation, LaneTarget, PartitionObservation
+from fluxpool_operator.backlog.observation import LaneObservation, LaneTarget, PartitionObservation
 from fluxpool_operator.backlog.reading import Head, LaneReading, head_of, pending_records
 from fluxpool_transport.lag import PartitionLag, StalePartition
 
@@ -220,19 +220,7 @@ def _observation(backlog: PartitionLag, head: Head | None) -> PartitionObservati
     return PartitionObservation(
         partition=backlog.partition,
         pending_records=pending_records(backlog, head),
-        in_flight=tuple(
-            InFlightTask(
-                partition=backlog.partition,
-                offset=offset,
-                task=entry.task,
-                worker=entry.worker,
-                started_at_seconds=entry.started_at,
-                crashes=entry.crashes,
-            )
-            for offset, entry in sorted(backlog.in_flight.items())
-        ),
-        expired_records=backlog.expired_records,
-        is_recreated=backlog.is_recreated,
+        in_flight=backlog.in_flight,
         is_foreign_commit=backlog.is_foreign_commit,
     )
 

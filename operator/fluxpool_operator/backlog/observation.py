@@ -3,8 +3,11 @@
 Made by `memory` from the readings of `cluster_reader`. Must not know how offsets are read.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+
+from fluxpool_contract.kafka import LedgerEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,31 +34,14 @@ class LaneTarget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InFlightTask:
-    """A task that a worker has started, from the ledger of its partition."""
-
-    partition: int
-    offset: int
-    task: str
-    worker: str
-    """Pod name."""
-    started_at_seconds: int
-    """Since 1970, UTC."""
-    crashes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionObservation:
     """One partition as last read."""
 
     partition: int
     pending_records: int
     """Consumable records that no worker has started."""
-    in_flight: tuple[InFlightTask, ...] = ()
-    expired_records: int = 0
-    """Records between the committed offset and the log start offset: deleted before they were consumed."""
-    is_recreated: bool = False
-    """The committed offset is past the log end offset: the topic was deleted and recreated."""
+    in_flight: Mapping[int, LedgerEntry] = field(default_factory=dict)
+    """Ledger entries of the tasks that a worker has started, by offset."""
     is_foreign_commit: bool = False
     """Another client committed the offset: Kafka expires it some days after the last member left."""
 
@@ -95,9 +81,9 @@ class LaneObservation:
         return sum(item.pending_records for item in self.partitions) + (self.due_retries if self.partitions else 0)
 
     @cached_property
-    def in_flight(self) -> tuple[InFlightTask, ...]:
+    def in_flight(self) -> tuple[LedgerEntry, ...]:
         """Tasks in flight in all partitions."""
-        return tuple(task for partition in self.partitions for task in partition.in_flight)
+        return tuple(entry for partition in self.partitions for entry in partition.in_flight.values())
 
     @property
     def in_flight_records(self) -> int:

@@ -3,7 +3,6 @@
 from typing import Any, Final
 
 from fluxpool_operator.api import FluxWorkerPool
-from fluxpool_operator.api.kubernetes_types import TolerationOperator
 from fluxpool_operator.api.worker import WorkerSpec
 from fluxpool_operator.children.identity import (
     SECRETS_CHECKSUM_ANNOTATION,
@@ -112,7 +111,7 @@ def _probes(worker: WorkerSpec) -> dict[str, Any]:
 def _placement(pool: FluxWorkerPool) -> dict[str, Any]:
     worker = pool.spec.worker
     tolerations = [toleration.to_manifest() for toleration in worker.tolerations]
-    gpu = {"key": worker.gpu.resource_name, "operator": TolerationOperator.EXISTS.value, "effect": "NoSchedule"}
+    gpu = {"key": worker.gpu.resource_name, "operator": "Exists", "effect": "NoSchedule"}
     if worker.gpu.count and gpu not in tolerations:
         tolerations.append(gpu)
     return omit_empty(
