@@ -131,9 +131,7 @@ async def _produce_at(bootstrap_servers: str, topic: str, ages_seconds: list[flo
         await producer.stop()
 
 
-async def test_tasks_wait_unless_the_ledger_says_that_a_pod_has_begun_them(
-    hub: BacklogHub, bootstrap_servers: str
-) -> None:
+async def test_tasks_are_pending_unless_the_ledger_has_them(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 5, 1: 3})
     ledger = encode_ledger({2: LedgerEntry(task="t-2", worker="pod-a", started_at=1_700_000_000)})
     await _commit(bootstrap_servers, pool.target, {0: (2, ledger), 1: (3, "")})
@@ -152,7 +150,7 @@ async def test_a_group_that_never_committed_has_all_retained_records_to_do(
     assert (lane.expired_records_total, lane.member_count) == (0, 0)
 
 
-async def test_records_that_retention_took_are_counted_as_lost_once(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_records_deleted_by_retention_are_counted_once(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 9})
     await _commit(bootstrap_servers, pool.target, {0: (2, "")})
     assert (await pool.read_whole()).pending_records == 7
@@ -163,7 +161,7 @@ async def test_records_that_retention_took_are_counted_as_lost_once(hub: Backlog
     assert (await pool.read_whole()).expired_records_total == 4
 
 
-async def test_a_topic_made_again_is_held_and_then_counted_from_its_start_and_flagged(
+async def test_a_recreated_topic_is_held_and_then_counted_from_its_start(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 9}, partitions=1)
@@ -181,14 +179,14 @@ async def test_a_topic_made_again_is_held_and_then_counted_from_its_start_and_fl
     await produce(bootstrap_servers, pool.target.topic, [(None, b"x")] * 3, partition=0)
     # A broker forgets a deleted topic's offsets; a mirrored or restored one may still have them.
     await _commit(bootstrap_servers, pool.target, {0: (9, "")})
-    held = await pool.read_until(lambda lane: "past the end" in (lane.problem or ""), what="a commit past the end")
+    held = await pool.read_until(lambda lane: "past the log end" in (lane.problem or ""), what="a commit past the end")
     assert held.pending_records == 0
     pool.now_seconds = CONFIRMING_SECONDS + 1
     lane = await pool.read_until(_is_whole, what="the confirmation")
     assert (lane.pending_records, lane.expired_records_total) == (3, 0)
 
 
-async def test_markers_of_transactions_at_the_tail_are_no_backlog(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_transaction_markers_at_the_tail_are_not_pending(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 1}, partitions=1)
     await _produce_in_transaction(bootstrap_servers, pool.target.topic, count=2)
     # Three records at 0-2, the marker at 3: the last record's reader commits 3, and the end is 4.
@@ -200,9 +198,7 @@ async def test_markers_of_transactions_at_the_tail_are_no_backlog(hub: BacklogHu
     assert lane.pending_records == 1
 
 
-async def test_the_oldest_age_is_that_of_the_first_record_nobody_has_begun(
-    hub: BacklogHub, bootstrap_servers: str
-) -> None:
+async def test_the_oldest_age_is_that_of_the_first_pending_record(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={}, partitions=1)
     await _produce_at(bootstrap_servers, pool.target.topic, [900, 600, 300])
     ledger = encode_ledger({1: LedgerEntry(task="t-1", worker="pod-a", started_at=1_700_000_000)})
@@ -271,7 +267,7 @@ async def test_a_pool_without_offsets_of_its_own_has_none_due_that_earlier_versi
     assert (await pool.read_until(lambda lane: lane.due_retries > 0, what="due retries")).due_retries == 1
 
 
-async def test_a_retry_topic_that_cannot_be_read_ages_the_lane_and_is_told(
+async def test_a_retry_topic_that_cannot_be_read_ages_the_lane_and_is_its_problem(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
     missing = _tier(unique_name("retry"), "ours", group=unique_name("group"))
@@ -281,7 +277,7 @@ async def test_a_retry_topic_that_cannot_be_read_ages_the_lane_and_is_told(
     assert missing.topic in (lane.problem or "")
 
 
-async def test_retries_of_a_topic_that_was_made_again_are_counted_anew(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_retries_of_a_recreated_topic_are_counted_again(hub: BacklogHub, bootstrap_servers: str) -> None:
     topic = unique_name("retry")
     await create_topics(bootstrap_servers, {topic: 1})
     tier = _tier(topic, "ours", group=unique_name("group"))
@@ -310,7 +306,7 @@ async def test_pools_that_ask_together_get_their_own_answers_and_their_own_probl
     assert "no-such-topic" in (lanes[3].problem or "")
 
 
-async def test_a_reading_whose_asker_has_gone_serves_the_others(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_a_cancelled_request_does_not_disturb_the_others(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 2})
     await pool.read_whole()
     gone = asyncio.create_task(pool.read())
@@ -320,7 +316,7 @@ async def test_a_reading_whose_asker_has_gone_serves_the_others(hub: BacklogHub,
     assert (await other).pending_records == 2
 
 
-async def test_a_broker_that_is_away_makes_the_backlog_old_and_its_return_makes_it_new(
+async def test_an_unreachable_broker_ages_the_lag_until_it_returns(
     kafka_factory: KafkaFactory,
 ) -> None:
     cluster = await kafka_factory()
@@ -337,7 +333,7 @@ async def test_a_broker_that_is_away_makes_the_backlog_old_and_its_return_makes_
         assert lane.pending_records == 2
 
 
-async def test_a_connection_that_nobody_uses_is_closed_and_made_anew_when_needed(bootstrap_servers: str) -> None:
+async def test_an_unused_connection_is_closed_and_opened_again_when_needed(bootstrap_servers: str) -> None:
     async with BacklogHub(deadline_seconds=10, unused_seconds=0.0) as hub:
         first = await _pool(hub, bootstrap_servers, records={0: 2})
         await first.read_whole()

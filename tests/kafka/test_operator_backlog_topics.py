@@ -83,7 +83,7 @@ LAYOUT = {
 }
 
 
-async def test_every_topic_of_the_pool_is_made_once_as_the_contract_lays_it_out(bootstrap_servers: str) -> None:
+async def test_every_topic_of_the_pool_is_created_once_with_the_layout_of_the_contract(bootstrap_servers: str) -> None:
     prefix = unique_name("managed")
     spec = _spec(bootstrap_servers, prefix)
     report = await manage_topics(_connection(bootstrap_servers), spec)
@@ -96,7 +96,7 @@ async def test_every_topic_of_the_pool_is_made_once_as_the_contract_lays_it_out(
     await _quiet(bootstrap_servers, spec)
 
 
-async def test_topics_are_widened_and_never_narrowed(bootstrap_servers: str) -> None:
+async def test_partitions_are_added_and_never_removed(bootstrap_servers: str) -> None:
     prefix = unique_name("managed")
     await manage_topics(_connection(bootstrap_servers), _spec(bootstrap_servers, prefix))
     await _until_partitions(bootstrap_servers, prefix, LAYOUT)
@@ -118,14 +118,16 @@ async def test_settings_of_topics_that_exist_are_left_alone(bootstrap_servers: s
     assert (await _config(bootstrap_servers, f"{prefix}-tasks"))["retention.ms"] == "86400000"
 
 
-async def test_a_compacted_topic_is_not_widened(bootstrap_servers: str) -> None:
+async def test_a_compacted_topic_gets_no_partitions(bootstrap_servers: str) -> None:
     topic = unique_name("compacted")
     await create_topics(bootstrap_servers, {topic: 1}, config={"cleanup.policy": "compact"})
     spec = TopicSpec(name=topic, partitions=3, replication_factor=1, config={"cleanup.policy": "compact"})
     assert await keep_topics(_connection(bootstrap_servers), [spec]) == TopicChanges()
 
 
-async def test_what_cannot_be_made_is_named_with_the_remedy_and_the_rest_is_made(bootstrap_servers: str) -> None:
+async def test_a_topic_that_cannot_be_created_is_named_with_the_remedy_and_the_others_are_created(
+    bootstrap_servers: str,
+) -> None:
     prefix = unique_name("managed")
     await create_topics(bootstrap_servers, {f"{prefix}-tasks": 1})
     report = await manage_topics(_connection(bootstrap_servers), _spec(bootstrap_servers, prefix, replicationFactor=3))
@@ -135,7 +137,7 @@ async def test_what_cannot_be_made_is_named_with_the_remedy_and_the_rest_is_made
     assert report.problems[0].startswith(f"topic {prefix}-")
 
 
-async def test_pools_that_share_topics_may_look_after_them_at_once(bootstrap_servers: str) -> None:
+async def test_pools_that_share_topics_may_reconcile_them_at_once(bootstrap_servers: str) -> None:
     prefix = unique_name("managed")
     spec = _spec(bootstrap_servers, prefix)
     reports = await asyncio.gather(*(manage_topics(_connection(bootstrap_servers), spec) for _ in range(4)))
@@ -160,7 +162,7 @@ def test_lanes_are_laid_out_like_the_tasks_of_the_contract() -> None:
     assert vip == replace(tasks, name="some-vip")
 
 
-async def test_topics_that_trust_the_producers_clock_are_changed_when_managed_and_only_named_otherwise(
+async def test_topics_with_create_time_are_changed_when_managed_and_only_named_otherwise(
     bootstrap_servers: str,
 ) -> None:
     prefix = unique_name("managed")
@@ -182,7 +184,7 @@ async def test_topics_that_trust_the_producers_clock_are_changed_when_managed_an
         await wait_until(stamped, deadline_seconds=30, what=f"LogAppendTime of {name}")
 
 
-async def test_a_kafka_that_is_away_tells_nothing_of_its_topics(bootstrap_servers: str) -> None:
+async def test_an_unreachable_kafka_leaves_the_topics_unknown(bootstrap_servers: str) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"

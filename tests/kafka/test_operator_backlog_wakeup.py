@@ -93,7 +93,7 @@ async def test_a_record_that_came_before_the_watch_began_wakes_too(hub: BacklogH
     await late.woken()
 
 
-async def test_who_was_woken_can_watch_again_from_what_it_saw(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_a_woken_pool_can_watch_again_from_what_it_observed(hub: BacklogHub, bootstrap_servers: str) -> None:
     topic = await _topic(bootstrap_servers)
     sleeper = _Sleeper(hub, bootstrap_servers, topic)
     for times in (1, 2, 3):
@@ -102,7 +102,7 @@ async def test_who_was_woken_can_watch_again_from_what_it_saw(hub: BacklogHub, b
         await sleeper.woken(times)
 
 
-async def test_who_has_not_yet_seen_the_record_is_not_woken_for_it_over_and_over(
+async def test_a_pool_is_woken_once_for_a_record_that_it_has_not_observed(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
     topic = await _topic(bootstrap_servers)
@@ -115,13 +115,13 @@ async def test_who_has_not_yet_seen_the_record_is_not_woken_for_it_over_and_over
     assert sleeper.times_woken == 1
 
 
-async def test_who_is_forgotten_sleeps_on(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_an_unwatched_pool_is_not_woken(hub: BacklogHub, bootstrap_servers: str) -> None:
     topic = await _topic(bootstrap_servers)
     forgotten, other = _Sleeper(hub, bootstrap_servers, topic), _Sleeper(hub, bootstrap_servers, topic)
     forgotten.watch({0: 0})
     other.watch({0: 0})
-    hub.forget(forgotten.key)
-    hub.forget("never-seen")
+    hub.unwatch(forgotten.key)
+    hub.unwatch("never-seen")
     await produce(bootstrap_servers, topic, [(None, b"x")], partition=0)
     await other.woken()
     assert forgotten.times_woken == 0
@@ -152,7 +152,7 @@ async def test_a_transaction_wakes_when_it_is_committed_and_never_when_it_is_abo
     await sleeper.woken()
 
 
-async def test_a_topic_made_again_wakes_by_its_first_record(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_the_first_record_of_a_recreated_topic_wakes(hub: BacklogHub, bootstrap_servers: str) -> None:
     topic = await _topic(bootstrap_servers)
     await produce(bootstrap_servers, topic, [(None, b"x")] * 9, partition=0)
     sleeper = _Sleeper(hub, bootstrap_servers, topic)

@@ -119,7 +119,7 @@ class FakeHub(BacklogHub):
     def wake_when_grown(self, key: str, connection: KafkaConnection, ends: object, wake: object) -> None:
         del key, connection, ends, wake
 
-    def forget(self, key: str) -> None:
+    def unwatch(self, key: str) -> None:
         self.forgotten.append(key)
 
 

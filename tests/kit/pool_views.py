@@ -1,4 +1,4 @@
-"""Pools as a turn may leave them, for tests of what is said about them."""
+"""Pools after a reconciliation, for tests of their assessment."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ def pool(status: FluxWorkerPoolStatus | None = None, **edits: Any) -> FluxWorker
 
 
 def pod(name: str, stage: PodStage = PodStage.READY, **fields: Any) -> PodSummary:
-    """A pod of the newest template."""
+    """A pod of the current template."""
     placed = stage not in (PodStage.GATED, PodStage.UNSCHEDULABLE)
     return PodSummary(
         name=name,
@@ -68,7 +68,7 @@ def lane(
     is_foreign: bool = False,
     **fields: Any,
 ) -> LaneObservation:
-    """A lane with all that waits in its first partition; `is_foreign`: another client committed its offset there."""
+    """A lane with all pending records in its first partition; `is_foreign`: another client committed there."""
     tasks = {
         number: LedgerEntry(task=f"t{number}", worker=f"ready-{number}", started_at=0, crashes=0)
         for number in range(in_flight)
@@ -94,12 +94,12 @@ def decision(
     replicas: int, *, constraint: Constraint = Constraint.LAG, required: int | None = None, **fields: Any
 ) -> Plan:
     """A plan with this outcome."""
-    said: dict[str, Any] = {"reason": f"{replicas} for the lag.", "lag_records": 0, "state": PlanState()}
+    usual: dict[str, Any] = {"reason": f"{replicas} for the lag.", "lag_records": 0, "state": PlanState()}
     return Plan(
         replicas=replicas,
         constraint=constraint,
         required_replicas=replicas if required is None else required,
-        **(said | fields),
+        **(usual | fields),
     )
 
 
@@ -115,7 +115,7 @@ def view(replicas: int = 2, **fields: Any) -> PoolView:
         "deployment": deployment(replicas),
         "pods": pods(replicas),
         "template_hash": TEMPLATE,
-        "topic_partitions": {each.target.name: len(each.partitions) for each in lanes if each.partitions},
+        "topic_partitions": {lane_.target.name: len(lane_.partitions) for lane_ in lanes if lane_.partitions},
     }
     return PoolView(**(usual | fields))
 

@@ -35,7 +35,7 @@ def _said(
     )
 
 
-def test_a_first_condition_begins_now() -> None:
+def test_a_first_condition_transitions_now() -> None:
     (condition,) = _said((), status=ConditionStatus.TRUE, now=NOON + timedelta(milliseconds=7))
     assert condition.last_transition_time == NOON
 
@@ -55,14 +55,14 @@ def test_another_status_is_a_transition() -> None:
 
 
 @given(st.permutations(list(ConditionType)))
-def test_conditions_have_one_order_whoever_comes_first(order: list[ConditionType]) -> None:
+def test_conditions_have_one_order(order: list[ConditionType]) -> None:
     conditions: tuple[Condition, ...] = ()
     for kind in [*order, order[0]]:
         conditions = _said(conditions, status=ConditionStatus.TRUE, now=NOON, kind=kind)
     assert [condition.type for condition in conditions] == list(ConditionType)
 
 
-def test_a_message_that_the_server_would_refuse_is_cut() -> None:
+def test_a_message_that_is_too_long_is_truncated() -> None:
     (condition,) = _said((), status=ConditionStatus.TRUE, now=NOON, message="x" * 40_000)
     assert len(condition.message) == MAX_MESSAGE_CHARACTERS
 

@@ -44,14 +44,14 @@ def test_what_is_read_can_be_written_again() -> None:
 
 
 @pytest.mark.parametrize("refusal", _OF_THE_MODEL, ids=lambda refusal: refusal.name)
-def test_the_model_refuses_what_is_wrong_with_one_field(refusal: Refusal) -> None:
+def test_the_model_rejects_one_invalid_field(refusal: Refusal) -> None:
     message = _refused(edited(pool_body(), refusal.edits))
     field = refusal.message.partition(":")[0].removeprefix("spec.")
     assert message.startswith("spec.")
     assert field in message or refusal.message in message
 
 
-def test_every_field_at_fault_is_named() -> None:
+def test_every_invalid_field_is_named() -> None:
     message = _refused(edited(pool_body(), {"scaling": {}, "kafka.bootstrapServers": ["kafka"], "worker": {}}))
     assert "spec.scaling.maxReplicas: is required" in message
     assert "spec.kafka.bootstrapServers.0: bootstrapServers: each must have the form host:port" in message
@@ -119,7 +119,7 @@ def test_the_plan_gets_the_limits_of_the_pool() -> None:
     )
 
 
-def test_a_pool_that_holds_has_no_number_for_a_silent_kafka() -> None:
+def test_the_policy_hold_has_no_fallback() -> None:
     assert scaling_config(FluxWorkerPool.parse(pool_body()).spec).fallback_replicas is None
 
 

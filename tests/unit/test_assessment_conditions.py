@@ -1,4 +1,4 @@
-"""What is said of a pool, cause by cause."""
+"""What is condition_of of a pool, cause by cause."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 QUOTA = 'pods "standard-worker-1" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1'
 
 
-def said(seen: PoolView, kind: ConditionType) -> Condition:
+def condition_of(seen: PoolView, kind: ConditionType) -> Condition:
     return next(condition for condition in assess(seen).conditions if condition.type is kind)
 
 
@@ -32,8 +32,8 @@ def stuck(name: str, reason: str, message: str = "", **fields: Any) -> Any:
     return pod(name, PodStage.STARTING, waiting_reason=reason, waiting_message=message or None, **fields)
 
 
-UNLOADABLE = ContainerExit(EXIT_MODEL_LOAD_FAILED, "Error", "model '/models/flux': there is no such folder")
-HOMELESS = (
+LOAD_FAILED = ContainerExit(EXIT_MODEL_LOAD_FAILED, "Error", "model '/models/flux': there is no such folder")
+UNSCHEDULABLE = (
     pod("a", PodStage.UNSCHEDULABLE, unschedulable_message=NO_GPU),
     pod("b", PodStage.UNSCHEDULABLE, unschedulable_message=NO_GPU),
 )
@@ -96,19 +96,19 @@ HOMELESS = (
             "1 starting.",
         ),
         (
-            short((pod("a", PodStage.STARTING, last_exit=UNLOADABLE),)),
+            short((pod("a", PodStage.STARTING, last_exit=LOAD_FAILED),)),
             FALSE,
             Reason.WORKERS_LOADING,
             "1 starting.",
         ),
         (
-            short((pod("a", PodStage.STARTING, restarts=2, last_exit=replace(UNLOADABLE, count=2)),)),
+            short((pod("a", PodStage.STARTING, restarts=2, last_exit=replace(LOAD_FAILED, count=2)),)),
             FALSE,
             Reason.MODEL_LOAD_FAILED,
             "a: the model cannot be loaded: model '/models/flux': there is no such folder.",
         ),
         (
-            short((pod("a", PodStage.STARTING, last_exit=UNLOADABLE), stuck("b", "X", last_exit=UNLOADABLE))),
+            short((pod("a", PodStage.STARTING, last_exit=LOAD_FAILED), stuck("b", "X", last_exit=LOAD_FAILED))),
             FALSE,
             Reason.MODEL_LOAD_FAILED,
             "a, b: the model cannot be loaded",
@@ -138,9 +138,9 @@ HOMELESS = (
             "no such device",
         ),
         (short((stuck("a", "ContainerCreating"),)), FALSE, Reason.WORKERS_LOADING, "1 of 3 workers are ready."),
-        (short(HOMELESS), FALSE, Reason.PODS_UNSCHEDULABLE, f"2 unschedulable: {NO_GPU}"),
+        (short(UNSCHEDULABLE), FALSE, Reason.PODS_UNSCHEDULABLE, f"2 unschedulable: {NO_GPU}"),
         (
-            short((*HOMELESS, pod("x", PodStage.TERMINATING), pod("y", PodStage.TERMINATING))),
+            short((*UNSCHEDULABLE, pod("x", PodStage.TERMINATING), pod("y", PodStage.TERMINATING))),
             FALSE,
             Reason.WAITING_FOR_GPU,
             "2 waiting for the GPUs of 2 terminating workers",
@@ -184,15 +184,13 @@ HOMELESS = (
         ),
     ],
 )
-def test_ready_tells_what_keeps_a_pool_from_it(
-    seen: PoolView, status: ConditionStatus, reason: Reason, words: str
-) -> None:
-    condition = said(seen, ConditionType.READY)
+def test_ready_reports_the_first_cause(seen: PoolView, status: ConditionStatus, reason: Reason, words: str) -> None:
+    condition = condition_of(seen, ConditionType.READY)
     assert (condition.status, condition.reason) == (status, reason)
     assert words in condition.message
 
 
-def test_another_number_of_workers_does_not_make_a_ready_pool_unready_for_a_blink() -> None:
+def test_a_new_number_of_workers_does_not_end_readiness_before_it_is_observed() -> None:
     ready = view(3)
     fewer = later(
         ready,
@@ -201,12 +199,12 @@ def test_another_number_of_workers_does_not_make_a_ready_pool_unready_for_a_blin
         deployment=deployment(3, spec_replicas=2, generation=8),
         template_hash=ready.template_hash,
     )
-    assert said(fewer, ConditionType.READY).status is TRUE
+    assert condition_of(fewer, ConditionType.READY).status is TRUE
     changed = replace(fewer, template_hash="newer", deployment=deployment(3, generation=8, template_hash="newer"))
     status = assess(changed)
-    assert said(changed, ConditionType.READY).status is FALSE
+    assert condition_of(changed, ConditionType.READY).status is FALSE
     still = later(changed, status)
-    assert said(still, ConditionType.READY).status is FALSE
+    assert condition_of(still, ConditionType.READY).status is FALSE
 
 
 @pytest.mark.parametrize(
@@ -225,8 +223,10 @@ def test_another_number_of_workers_does_not_make_a_ready_pool_unready_for_a_blin
         ),
     ],
 )
-def test_scaling_is_active_when_the_plan_decides(seen: PoolView, status: ConditionStatus, reason: Reason) -> None:
-    condition = said(seen, ConditionType.SCALING_ACTIVE)
+def test_scaling_is_active_when_the_plan_sets_the_number(
+    seen: PoolView, status: ConditionStatus, reason: Reason
+) -> None:
+    condition = condition_of(seen, ConditionType.SCALING_ACTIVE)
     assert (condition.status, condition.reason) == (status, reason)
 
 
@@ -242,9 +242,9 @@ def test_scaling_is_active_when_the_plan_decides(seen: PoolView, status: Conditi
         (view(2, plan=decision(2, constraint=Constraint.RATE, required=4)), TRUE, Reason.RATE_LIMITED),
         (view(2, plan=decision(2, constraint=Constraint.RATE, required=0)), FALSE, Reason.WITHIN_LIMITS),
         (view(2, plan=decision(2, constraint=Constraint.HOLD, required=0)), FALSE, Reason.WITHIN_LIMITS),
-        (short(HOMELESS), TRUE, Reason.CAPACITY_SHORT),
+        (short(UNSCHEDULABLE), TRUE, Reason.CAPACITY_SHORT),
         (
-            replace(short(HOMELESS), plan=decision(3, constraint=Constraint.HOLD, required=1)),
+            replace(short(UNSCHEDULABLE), plan=decision(3, constraint=Constraint.HOLD, required=1)),
             FALSE,
             Reason.WITHIN_LIMITS,
         ),
@@ -260,14 +260,14 @@ def test_scaling_is_active_when_the_plan_decides(seen: PoolView, status: Conditi
         (view(lanes=(lane(age_seconds=99),)), UNKNOWN, Reason.LAG_UNAVAILABLE),
     ],
 )
-def test_scaling_is_limited_when_work_asks_for_more(seen: PoolView, status: ConditionStatus, reason: Reason) -> None:
-    condition = said(seen, ConditionType.SCALING_LIMITED)
+def test_scaling_is_limited_when_the_lag_requires_more(seen: PoolView, status: ConditionStatus, reason: Reason) -> None:
+    condition = condition_of(seen, ConditionType.SCALING_LIMITED)
     assert (condition.status, condition.reason) == (status, reason)
 
 
-def test_a_shortage_is_told_in_numbers_that_stand_still_under_a_growing_backlog() -> None:
-    crowded = replace(short(HOMELESS), plan=decision(3, required=90, constraint=Constraint.MAXIMUM))
-    condition = said(crowded, ConditionType.SCALING_LIMITED)
+def test_the_message_of_a_shortage_does_not_change_while_the_lag_grows() -> None:
+    crowded = replace(short(UNSCHEDULABLE), plan=decision(3, required=90, constraint=Constraint.MAXIMUM))
+    condition = condition_of(crowded, ConditionType.SCALING_LIMITED)
     assert condition.message == "The lag requires 6 workers, and nodes have room for 1; add GPU nodes."
 
 
@@ -290,10 +290,10 @@ def test_a_shortage_is_told_in_numbers_that_stand_still_under_a_growing_backlog(
         ((), FALSE, "No lane was read yet."),
     ],
 )
-def test_the_lag_is_available_when_every_lane_was_read_lately(
+def test_the_lag_is_available_when_every_lane_was_read_recently(
     lanes: tuple[Any, ...], status: ConditionStatus, words: str
 ) -> None:
-    condition = said(view(lanes=lanes), ConditionType.LAG_AVAILABLE)
+    condition = condition_of(view(lanes=lanes), ConditionType.LAG_AVAILABLE)
     assert condition.status is status
     assert words in condition.message
 
@@ -335,20 +335,22 @@ MISSING = "topic tasks-vip: Broker: Unknown topic or partition (UNKNOWN_TOPIC_OR
 def test_the_topics_are_ready_when_there_is_a_partition_for_every_worker(
     seen: PoolView, status: ConditionStatus, reason: Reason, words: str
 ) -> None:
-    condition = said(seen, ConditionType.TOPICS_READY)
+    condition = condition_of(seen, ConditionType.TOPICS_READY)
     assert (condition.status, condition.reason) == (status, reason)
     assert words in condition.message
 
 
-def test_expired_tasks_are_told_with_their_exact_number() -> None:
-    condition = said(view(lanes=(lane(expired_records_total=12345), lane(name="vip"))), ConditionType.TASKS_EXPIRED)
+def test_expired_tasks_are_reported_exactly() -> None:
+    condition = condition_of(
+        view(lanes=(lane(expired_records_total=12345), lane(name="vip"))), ConditionType.TASKS_EXPIRED
+    )
     assert (condition.status, condition.reason) == (TRUE, Reason.RETENTION_PASSED)
     assert "12345 of lane standard" in condition.message
-    assert said(view(), ConditionType.TASKS_EXPIRED).status is FALSE
+    assert condition_of(view(), ConditionType.TASKS_EXPIRED).status is FALSE
     never = view(lanes=(lane(partitions=0, age_seconds=math.inf),))
-    assert said(never, ConditionType.TASKS_EXPIRED).status is UNKNOWN
+    assert condition_of(never, ConditionType.TASKS_EXPIRED).status is UNKNOWN
     lost = view(lanes=(lane(partitions=0, age_seconds=math.inf, expired_records_total=3),))
-    assert said(lost, ConditionType.TASKS_EXPIRED).status is TRUE
+    assert condition_of(lost, ConditionType.TASKS_EXPIRED).status is TRUE
 
 
 MADE_FIVE_DAYS_AGO: dict[str, Any] = {".metadata.creationTimestamp": "2026-04-29T12:00:00Z"}
@@ -386,24 +388,24 @@ def asleep(since: timedelta, *, pods: tuple[Any, ...] = (), **lane_fields: Any) 
         (view(0, lanes=(lane(partitions=0, age_seconds=math.inf),)), UNKNOWN, Reason.LAG_UNAVAILABLE),
     ],
 )
-def test_offsets_of_another_client_are_warned_of_before_a_sleeping_pool_loses_them(
+def test_offsets_of_another_client_are_reported_before_they_expire(
     seen: PoolView, status: ConditionStatus, reason: Reason
 ) -> None:
-    condition = said(seen, ConditionType.OFFSETS_RETAINED)
+    condition = condition_of(seen, ConditionType.OFFSETS_RETAINED)
     assert (condition.status, condition.reason) == (status, reason)
     if status is FALSE:
         assert "group-standard (lane standard) were" in condition.message
         assert "scaling.minReplicas" in condition.message
 
 
-def test_every_condition_is_said_about_this_generation_in_a_fixed_order() -> None:
+def test_every_condition_has_this_generation_and_a_fixed_order() -> None:
     conditions = assess(view()).conditions
     assert [condition.type for condition in conditions] == list(ConditionType)
     assert {condition.observed_generation for condition in conditions} == {GENERATION}
     assert all(condition.message.endswith(".") for condition in conditions)
 
 
-def test_a_condition_that_stands_keeps_its_time() -> None:
+def test_an_unchanged_condition_keeps_its_transition_time() -> None:
     first = view(3)
     status = assess(first)
     again = later(first, status, 60, deployment=deployment(3, ready=2), pods=pods(2))
@@ -420,13 +422,13 @@ UNREAD = lane(partitions=0, age_seconds=math.inf, problem="partition 0: LEADER_N
 
 def test_a_problem_that_does_not_stop_scaling_leaves_scaling_active() -> None:
     seen = view(2, problems=(SECRET,))
-    assert said(seen, ConditionType.READY).status is FALSE
-    assert said(seen, ConditionType.SCALING_ACTIVE).status is TRUE
+    assert condition_of(seen, ConditionType.READY).status is FALSE
+    assert condition_of(seen, ConditionType.SCALING_ACTIVE).status is TRUE
 
 
-def test_a_problem_that_stops_reading_is_the_reason_why_the_backlog_is_not_known() -> None:
+def test_a_problem_that_stops_reading_is_the_reason_of_lag_available() -> None:
     seen = view(0, problems=(replace(SECRET, stops_reading=True),), lanes=(replace(UNREAD, problem=None),))
-    told = said(seen, ConditionType.LAG_AVAILABLE)
+    told = condition_of(seen, ConditionType.LAG_AVAILABLE)
     assert (told.status, told.reason) == (FALSE, Reason.SECRET_NOT_FOUND)
     assert "missing: hub/token" in told.message
 
@@ -441,21 +443,21 @@ def test_a_problem_that_stops_reading_is_the_reason_why_the_backlog_is_not_known
     ],
     ids=["a new pool", "an old pool", "topics just created", "a Kafka that is away"],
 )
-def test_topics_whose_leaders_settle_are_not_yet_a_backlog_that_cannot_be_read(
+def test_new_topics_without_leaders_are_not_yet_unreadable(
     age_seconds: float, fields: dict[str, Any], status: ConditionStatus
 ) -> None:
     created = (NOON - timedelta(seconds=age_seconds)).isoformat()
     edits: dict[str, Any] = {".metadata__creationTimestamp": created}
     young = pool(**edits)
     seen = view(0, **{"pool": young, "lanes": (UNREAD,), **fields})
-    assert said(seen, ConditionType.LAG_AVAILABLE).status is status
+    assert condition_of(seen, ConditionType.LAG_AVAILABLE).status is status
 
 
 def test_topics_that_the_operator_has_just_created_are_not_missing() -> None:
     missing = replace(UNREAD, problem="tasks: UNKNOWN_TOPIC_OR_PART")
-    assert said(view(0, lanes=(missing,)), ConditionType.TOPICS_READY).reason is Reason.TOPICS_MISSING
+    assert condition_of(view(0, lanes=(missing,)), ConditionType.TOPICS_READY).reason is Reason.TOPICS_MISSING
     settling = view(0, lanes=(missing,), topics_are_settling=True)
-    assert said(settling, ConditionType.TOPICS_READY).status is UNKNOWN
+    assert condition_of(settling, ConditionType.TOPICS_READY).status is UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -464,4 +466,4 @@ def test_topics_that_the_operator_has_just_created_are_not_missing() -> None:
 def test_the_condition_of_record_times_follows_the_topics(
     topics: tuple[str, ...] | None, status: ConditionStatus
 ) -> None:
-    assert said(view(1, create_time_topics=topics), ConditionType.LOG_APPEND_TIME).status is status
+    assert condition_of(view(1, create_time_topics=topics), ConditionType.LOG_APPEND_TIME).status is status

@@ -89,7 +89,7 @@ PROBLEM = PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/toke
         ),
     ],
 )
-def test_each_turn_of_things_is_told_once(
+def test_each_transition_has_one_event(
     before: PoolView, fields: dict[str, Any], expected: list[tuple[str, Reason]]
 ) -> None:
     written = assess(before)
@@ -101,7 +101,7 @@ def test_each_turn_of_things_is_told_once(
     assert events_of(status, assess(later(after, status, 5))) == ()
 
 
-def test_offsets_that_kafka_is_about_to_forget_are_told_once() -> None:
+def test_offsets_about_to_expire_have_one_event() -> None:
     slept = view(0, lanes=(lane(is_foreign=True, member_count=0),))
     status = assess(slept).model_copy(update={"last_scale_time": NOON})
     after = later(slept, status, 5 * 86_400)
@@ -110,32 +110,32 @@ def test_offsets_that_kafka_is_about_to_forget_are_told_once() -> None:
     assert events_of(assess(after), assess(later(after, assess(after), 5))) == ()
 
 
-def test_a_scaling_is_told_with_its_numbers_and_the_plans_reason() -> None:
+def test_a_scaling_event_has_the_numbers_and_the_reason_of_the_plan() -> None:
     (event,) = events(SLEEPING, desired_replicas=3, plan=decision(3, reason="12 tasks are unfinished."))
     assert event.message == "Scaled from zero to 3 workers. 12 tasks are unfinished."
     (event,) = events(view(1), desired_replicas=0, plan=decision(0, reason="No task is waiting."))
     assert event.message == "Scaled from 1 worker to zero. No task is waiting."
 
 
-def test_a_persons_number_is_told_without_the_plans_reason() -> None:
+def test_the_event_of_a_manual_number_has_no_reason_of_the_plan() -> None:
     manual = view(1, pool=pool(scaling__mode="Manual"))
     (event,) = events(manual, desired_replicas=2)
     assert event.message == "Scaled from 1 to 2 workers."
 
 
-def test_lost_tasks_are_told_by_how_many_more_there_are() -> None:
+def test_an_event_of_expired_tasks_has_the_increase() -> None:
     (event,) = events(view(3, lanes=(lane(expired_records_total=4),)), lanes=(lane(expired_records_total=5),))
     assert "deleted 1 task of lane standard" in event.message
 
 
-def test_a_first_status_tells_what_matters_alone() -> None:
+def test_a_first_status_has_the_important_events_only() -> None:
     new = FluxWorkerPoolStatus()
     assert [event.reason for event in events_of(new, assess(SLEEPING))] == [Reason.READY]
     unread = view(0, lanes=(lane(partitions=0, age_seconds=math.inf, problem="no broker answers"),))
     assert Reason.LAG_UNAVAILABLE in [event.reason for event in events_of(new, assess(unread))]
 
 
-def test_a_pool_that_cannot_be_read_is_told_by_its_fields_alone() -> None:
+def test_an_invalid_pool_has_one_event_with_its_fields() -> None:
     error = InvalidPoolError((FieldProblem(field="spec.scaling", message="min_replicas: 7 is above"),))
     paused = assess(view(3, pool=pool(paused=True)))
     refused = invalid_status(paused, pool(), error, now=NOON)
@@ -145,7 +145,7 @@ def test_a_pool_that_cannot_be_read_is_told_by_its_fields_alone() -> None:
     assert events_of(refused, invalid_status(refused, pool(), error, now=NOON)) == ()
 
 
-def test_a_crash_loop_is_told_once_however_often_it_turns() -> None:
+def test_a_crash_loop_has_one_event_however_often_it_crashes() -> None:
     first = replace(BUSY, deployment=deployment(3, ready=2))
     waiting = pod("a", PodStage.NOT_READY, waiting_reason="CrashLoopBackOff", restarts=3)
     again = pod("a", PodStage.STARTING, restarts=3)
@@ -154,5 +154,5 @@ def test_a_crash_loop_is_told_once_however_often_it_turns() -> None:
     assert events_of(crashed, running) == ()
 
 
-def test_no_event_for_a_pool_whose_words_alone_changed() -> None:
+def test_a_changed_message_alone_has_no_event() -> None:
     assert told(view(3, lanes=(lane(age_seconds=47, problem="a"),)), lanes=(lane(age_seconds=77, problem="b"),)) == []

@@ -101,7 +101,7 @@ def test_a_status_can_be_stored_and_read_again(seen: PoolView) -> None:
 
 
 @given(_views())
-def test_a_second_look_at_the_same_moment_says_writes_and_tells_nothing_new(seen: PoolView) -> None:
+def test_a_second_assessment_at_the_same_moment_changes_and_posts_nothing(seen: PoolView) -> None:
     status = assess(seen)
     settled = assess(later(seen, status))
     again = assess(later(seen, settled))
@@ -111,7 +111,7 @@ def test_a_second_look_at_the_same_moment_says_writes_and_tells_nothing_new(seen
 
 
 @given(_views())
-def test_ready_is_never_said_of_fewer_workers_than_there_should_be_nor_with_a_problem(seen: PoolView) -> None:
+def test_a_pool_with_fewer_workers_than_desired_or_a_problem_is_never_ready(seen: PoolView) -> None:
     if _ready(assess(seen)):
         assert not seen.problems
         assert seen.deployment is not None
@@ -120,7 +120,7 @@ def test_ready_is_never_said_of_fewer_workers_than_there_should_be_nor_with_a_pr
 
 
 @given(_views(), _views())
-def test_what_is_told_is_what_turned(one: PoolView, other: PoolView) -> None:
+def test_events_are_the_transitions(one: PoolView, other: PoolView) -> None:
     before = assess(one)
     after = assess(later(other, before, 5))
     events = events_of(before, after)

@@ -17,7 +17,7 @@ from fluxpool_operator.workload import PodStage
 from kit.pool_views import GENERATION, NOON, TEMPLATE, decision, deployment, lane, later, pod, pods, pool, view
 
 
-def test_a_status_tells_what_was_seen_and_decided() -> None:
+def test_a_status_has_the_observation_and_the_plan() -> None:
     seen = view(
         4,
         lanes=(lane(1234, in_flight=3, due_retries=20, oldest_age_seconds=47.3), lane(5, name="vip")),
@@ -62,7 +62,7 @@ def test_a_status_tells_what_was_seen_and_decided() -> None:
     )
 
 
-def test_what_is_not_known_is_absent() -> None:
+def test_unknown_numbers_are_absent() -> None:
     unread = lane(partitions=0, age_seconds=math.inf, problem="no broker answers")
     status = assess(view(0, lanes=(unread,), deployment=None, pods=(), template_hash=None))
     absent = (
@@ -77,7 +77,7 @@ def test_what_is_not_known_is_absent() -> None:
     assert (status.replicas, status.ready_replicas) == (0, 0)
 
 
-def test_what_was_known_of_time_and_losses_outlives_a_silence() -> None:
+def test_times_and_expired_tasks_remain_while_kafka_cannot_be_read() -> None:
     first = view(2, lanes=(lane(3, expired_records_total=7),))
     status = assess(first)
     silent = later(
@@ -93,19 +93,19 @@ def test_what_was_known_of_time_and_losses_outlives_a_silence() -> None:
     assert after.lanes[0].expired == 7
 
 
-def test_an_eta_is_told_only_while_the_backlog_is_known() -> None:
+def test_an_eta_is_shown_only_while_the_lag_is_known() -> None:
     seen = view(2, lanes=(lane(3, age_seconds=99),), plan=decision(2, eta_seconds=60.0))
     assert assess(seen).plan is not None
     assert assess(seen).plan.eta_seconds is None  # type: ignore[union-attr]
 
 
-def test_a_shadow_shows_the_number_that_nobody_follows() -> None:
+def test_shadow_shows_the_planned_number_without_applying_it() -> None:
     status = assess(view(1, pool=pool(scaling__mode="Shadow"), plan=decision(4)))
     assert status.plan is not None
     assert (status.desired_replicas, status.plan.replicas) == (1, 4)
 
 
-def test_the_time_of_scaling_moves_with_the_number_alone() -> None:
+def test_the_scale_time_changes_only_with_the_number() -> None:
     first = view(2)
     status = assess(first)
     assert status.last_scale_time == NOON
@@ -116,7 +116,7 @@ def test_the_time_of_scaling_moves_with_the_number_alone() -> None:
     assert assess(view(0)).last_scale_time is None
 
 
-def test_the_time_of_the_last_work_moves_while_there_is_some_and_stands_afterwards() -> None:
+def test_the_active_time_advances_while_there_is_lag_and_stops_afterwards() -> None:
     busy = view(2, lanes=(lane(3),))
     status = assess(busy)
     assert status.last_active_time == NOON
@@ -128,7 +128,7 @@ def test_the_time_of_the_last_work_moves_while_there_is_some_and_stands_afterwar
     assert assess(later(done, status, 900)).last_active_time == NOON + timedelta(seconds=75)
 
 
-def test_work_does_not_end_because_nobody_can_see_it() -> None:
+def test_lag_that_cannot_be_read_does_not_end() -> None:
     busy = view(2, lanes=(lane(3),))
     status = assess(busy)
     unseen = later(busy, status, 70, lanes=(lane(age_seconds=99),))
@@ -156,7 +156,7 @@ def test_counts_have_two_significant_digits(exact: int, coarse: int) -> None:
         (100_000.0, 97_200, "27 h"),
     ],
 )
-def test_ages_go_in_steps(exact: float, coarse: int, text: str) -> None:
+def test_ages_have_steps(exact: float, coarse: int, text: str) -> None:
     assert (coarse_seconds(exact), duration_text(exact)) == (coarse, text)
 
 

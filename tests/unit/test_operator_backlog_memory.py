@@ -61,18 +61,18 @@ def seen(backlog: PoolBacklog, *, now: float = 0.0) -> LaneObservation:
     ],
     ids=["lag", "caught up", "never committed", "expired", "made again"],
 )
-def test_waiting_records_are_those_between_the_commit_and_the_end(item: PartitionLag, waiting: int) -> None:
+def test_pending_records_are_those_between_the_commit_and_the_end(item: PartitionLag, waiting: int) -> None:
     assert seen(pool(reading(item))).pending_records == waiting
 
 
-def test_tasks_of_the_ledger_are_in_flight_with_their_pod_and_do_not_wait() -> None:
+def test_tasks_of_the_ledger_are_in_flight_with_their_pod_and_not_pending() -> None:
     ledger = encode_ledger({3: LedgerEntry(task="t-3", worker="pod-a", started_at=17, crashes=1)})
     lane = seen(pool(reading(partition(committed=3, end=6, metadata=ledger))))
     assert dict(lane.partitions[0].in_flight) == {3: LedgerEntry(task="t-3", worker="pod-a", started_at=17, crashes=1)}
     assert lane.pending_records == 2
 
 
-def test_offsets_before_the_first_record_do_not_wait() -> None:
+def test_offsets_before_the_first_record_are_not_pending() -> None:
     marker = Head(offset=3, end_offset=4, record_offset=None)
     assert seen(pool(reading(partition(committed=3, end=4), heads={0: marker}))).pending_records == 0
     later = Head(offset=3, end_offset=9, record_offset=5, timestamp_ms=1)
@@ -96,7 +96,7 @@ def test_the_oldest_age_is_that_of_the_oldest_head() -> None:
     assert lane.oldest_age_seconds == pytest.approx(90)
 
 
-def test_without_waiting_records_there_is_no_oldest_age() -> None:
+def test_without_pending_records_there_is_no_oldest_age() -> None:
     assert seen(pool(reading(partition(committed=2, end=2)))).oldest_age_seconds is None
 
 
@@ -163,7 +163,9 @@ surprising = pytest.mark.parametrize(
 
 
 @surprising
-def test_a_surprise_is_held_until_it_is_confirmed(known: LaneReading, surprise: LaneReading, believed: int) -> None:
+def test_an_implausible_answer_is_ignored_until_it_is_confirmed(
+    known: LaneReading, surprise: LaneReading, believed: int
+) -> None:
     backlog = pool(known)
     before = seen(backlog).pending_records
     for now in (1.0, 5.0, CONFIRMING_SECONDS):
@@ -177,7 +179,7 @@ def test_a_surprise_is_held_until_it_is_confirmed(known: LaneReading, surprise: 
 
 
 @surprising
-def test_one_answer_as_before_ends_the_doubt(known: LaneReading, surprise: LaneReading, believed: int) -> None:
+def test_one_plausible_answer_ends_the_doubt(known: LaneReading, surprise: LaneReading, believed: int) -> None:
     backlog = pool(known)
     before = seen(backlog).pending_records
     for now in (1.0, 15.0):
@@ -224,26 +226,26 @@ def test_a_gap_that_an_earlier_operator_counted_is_not_counted_again() -> None:
     assert seen(pool(gap, wider, expired_before=10)).expired_records_total == 12
 
 
-def test_records_that_nobody_committed_beyond_expire_from_when_they_were_seen() -> None:
+def test_records_of_a_group_without_commits_expire_from_when_they_were_observed() -> None:
     first = reading(partition(committed=None, start=5, end=9))
     second = reading(partition(committed=None, start=7, end=9))
     assert seen(pool(first)).expired_records_total == 0
     assert seen(pool(first, second)).expired_records_total == 2
 
 
-def test_a_topic_made_again_has_lost_nothing() -> None:
+def test_a_recreated_topic_has_no_expired_records() -> None:
     assert seen(pool(reading(partition(committed=70, start=2, end=9)))).expired_records_total == 0
 
 
 # Idle ends
 
 
-def test_a_lane_without_waiting_records_is_watched_from_the_ends_that_were_read() -> None:
+def test_a_lane_without_pending_records_is_watched_from_the_ends_that_were_read() -> None:
     backlog = pool(reading(partition(0, committed=4, end=4), partition(1, committed=None)))
     assert backlog.idle_ends() == {("tasks", 0): 4, ("tasks", 1): 0}
 
 
-def test_tasks_in_flight_leave_a_lane_idle_and_waiting_ones_do_not() -> None:
+def test_tasks_in_flight_leave_a_lane_idle_and_pending_ones_do_not() -> None:
     ledger = encode_ledger({3: LedgerEntry(task="t", worker="pod", started_at=1)})
     assert pool(reading(partition(committed=3, end=4, metadata=ledger))).idle_ends() == {("tasks", 0): 4}
     assert pool(reading(partition(0, committed=3, end=4), partition(1))).idle_ends() == {}

@@ -47,14 +47,14 @@ def test_only_records_of_the_pools_own_lanes_count() -> None:
     assert log.position == 4
 
 
-def test_what_a_pool_has_relayed_is_forgotten_for_that_pool_alone() -> None:
+def test_relayed_records_are_dropped_for_that_pool_only() -> None:
     log = log_with(("tasks", entry(0)), ("others", entry(1)), ("tasks", entry(2)))
     assert due(log, "tasks") == [0, 2]
     log.forget_before(2, ("tasks",))
     assert (due(log, "tasks"), due(log, "others")) == ([2], [1])
 
 
-def test_memory_is_bounded_whatever_is_written_and_what_was_forgotten_is_read_again() -> None:
+def test_memory_is_bounded_and_dropped_origins_are_read_again() -> None:
     log = log_with(("tasks", entry(0)))
     for offset in range(1, MAX_IDLE_ORIGINS + 2):
         log.add(f"origin-{offset}", entry(offset))

@@ -73,21 +73,21 @@ def test_a_pool_at_zero_jumps_to_the_size_of_its_backlog(
     assert (decision.replicas, decision.constraint) == (replicas, constraint)
 
 
-def test_tasks_in_flight_count_as_work() -> None:
+def test_tasks_in_flight_count_as_lag() -> None:
     decision = decide(lane(0, in_flight=1), current=1, elapsed_seconds=1000)
     assert decision.replicas == 1
     assert decision.lag_records == 1
     assert decision.state.idle_seconds == 0
 
 
-def test_a_pool_at_zero_sleeps_until_the_activation_is_passed() -> None:
+def test_a_pool_at_zero_is_activated_above_the_activation_lag() -> None:
     config = ScalingConfig(max_replicas=6, activation_lag_records=3)
     assert decide(lane(3), config=config).replicas == 0
     assert decide(lane(4), config=config).replicas == 1
     assert decide(lane(3), current=1, elapsed_seconds=1000, config=config).replicas == 1
 
 
-def test_the_minimum_is_kept_without_any_work() -> None:
+def test_the_minimum_is_kept_without_lag() -> None:
     config = ScalingConfig(min_replicas=2, max_replicas=6)
     decision = decide(lane(0), config=config)
     assert (decision.replicas, decision.constraint) == (2, Constraint.MINIMUM)
@@ -100,7 +100,7 @@ def test_a_quota_forbids_new_replicas_and_ends_none() -> None:
     assert decide(backlog, current=5, quota=3).replicas == 5
 
 
-def test_a_pool_without_work_sleeps_only_after_its_idle_grace() -> None:
+def test_a_pool_without_lag_is_scaled_to_zero_only_after_its_idle_grace() -> None:
     config = ScalingConfig(max_replicas=6, idle_grace_seconds=60, cool_down_seconds=600)
     early = decide(lane(0), current=3, elapsed_seconds=59, config=config)
     assert (early.replicas, early.constraint) == (3, Constraint.HOLD)
@@ -108,7 +108,7 @@ def test_a_pool_without_work_sleeps_only_after_its_idle_grace() -> None:
     assert (late.replicas, late.constraint) == (0, Constraint.IDLE)
 
 
-def test_a_task_in_between_starts_the_idle_grace_anew() -> None:
+def test_a_task_in_between_restarts_the_idle_grace() -> None:
     idle = decide(lane(0), current=1, elapsed_seconds=59)
     busy = decide(lane(0, in_flight=1), current=1, elapsed_seconds=1, state=idle.state)
     again = decide(lane(0), current=1, elapsed_seconds=59, state=busy.state)
@@ -120,20 +120,20 @@ def test_the_last_replica_outlives_the_cool_down_until_the_idle_grace_has_passed
     assert (decision.replicas, decision.constraint) == (1, Constraint.IDLE)
 
 
-def test_a_smaller_backlog_takes_replicas_away_after_the_cool_down_in_one_step() -> None:
+def test_a_smaller_lag_removes_replicas_after_the_cool_down_in_one_step() -> None:
     early = decide(lane(2, 2), current=6, elapsed_seconds=29)
     assert (early.replicas, early.constraint) == (6, Constraint.HOLD)
     late = decide(lane(2, 2), current=6, elapsed_seconds=1, state=early.state)
     assert (late.replicas, late.constraint) == (1, Constraint.LAG)
 
 
-def test_a_scale_in_goes_no_lower_than_the_most_that_was_needed_during_the_cool_down() -> None:
+def test_a_scale_in_keeps_the_most_replicas_required_during_the_cool_down() -> None:
     first = decide(lane(10, 10), current=6, elapsed_seconds=15)
     second = decide(lane(1, 0), current=6, elapsed_seconds=15, state=first.state)
     assert second.replicas == 2
 
 
-def test_no_replica_with_a_task_in_flight_is_taken_away() -> None:
+def test_no_replica_with_a_task_in_flight_is_removed() -> None:
     in_flight = lane_of(0, 0, 0, in_flight=[1, 1, 1])
     decision = decide(in_flight, current=5, elapsed_seconds=1000)
     assert decision.replicas == 3
@@ -141,13 +141,13 @@ def test_no_replica_with_a_task_in_flight_is_taken_away() -> None:
     assert (held.replicas, held.constraint) == (3, Constraint.HOLD)
 
 
-def test_replicas_above_the_maximum_go_at_once() -> None:
+def test_replicas_above_the_maximum_are_removed_at_once() -> None:
     decision = decide(lane(0), current=9, elapsed_seconds=0)
     assert (decision.replicas, decision.constraint) == (6, Constraint.MAXIMUM)
 
 
 @pytest.mark.parametrize("age_seconds", [21, math.inf])
-def test_a_stale_backlog_never_takes_replicas_away(age_seconds: float) -> None:
+def test_a_stale_lag_never_removes_replicas(age_seconds: float) -> None:
     decision = decide(lane(0, age_seconds=age_seconds), current=4, elapsed_seconds=1000)
     assert (decision.replicas, decision.constraint) == (4, Constraint.STALE)
     assert (decision.state.idle_seconds, decision.state.surplus_seconds) == (0, 0)
@@ -159,12 +159,12 @@ def test_a_stale_lane_still_lets_a_fresh_one_raise() -> None:
     assert (decision.replicas, decision.constraint) == (3, Constraint.STALE)
 
 
-def test_a_pool_whose_backlog_was_never_read_stays_as_it_is() -> None:
+def test_a_pool_whose_lag_was_never_read_keeps_its_replicas() -> None:
     decision = decide(current=2, elapsed_seconds=1000)
     assert (decision.replicas, decision.constraint) == (2, Constraint.STALE)
 
 
-def test_unwatched_time_counts_as_neither_idle_nor_busy() -> None:
+def test_time_without_a_reading_counts_as_neither_idle_nor_busy() -> None:
     idle = decide(lane(0), current=1, elapsed_seconds=40)
     unread = decide(lane(0, age_seconds=99), current=1, elapsed_seconds=500, state=idle.state)
     assert unread.state.idle_seconds == 40

@@ -111,7 +111,7 @@ def test_the_number_of_replicas_lies_between_minimum_and_maximum(snapshot: Snaps
 
 
 @given(_snapshots(), _configs(), st.data())
-def test_more_work_never_means_fewer_replicas(snapshot: Snapshot, config: ScalingConfig, data: st.DataObject) -> None:
+def test_more_lag_never_means_fewer_replicas(snapshot: Snapshot, config: ScalingConfig, data: st.DataObject) -> None:
     where = data.draw(st.integers(0, len(snapshot.lanes) - 1))
     lane = _observed(snapshot)[where]
     index = data.draw(st.integers(0, len(lane.partitions) - 1))
@@ -167,7 +167,7 @@ def test_planning_again_at_the_same_moment_changes_nothing(snapshot: Snapshot, c
 
 
 @given(_snapshots(stale=False), _configs(at_once=True))
-def test_an_unlimited_backlog_gets_exactly_what_it_asks_for(snapshot: Snapshot, config: ScalingConfig) -> None:
+def test_without_limits_the_lag_gets_exactly_the_required_replicas(snapshot: Snapshot, config: ScalingConfig) -> None:
     free = replace(_housed(snapshot), current_replicas=0)
     decision = plan(free, config)
     assert decision.replicas == min(max(decision.required_replicas, config.min_replicas), config.max_replicas)
@@ -176,7 +176,7 @@ def test_an_unlimited_backlog_gets_exactly_what_it_asks_for(snapshot: Snapshot, 
 
 
 @given(_snapshots(stale=False), _configs(at_once=True))
-def test_without_work_a_pool_reaches_its_minimum_and_with_work_it_stays_awake(
+def test_without_lag_a_pool_reaches_its_minimum_and_with_lag_it_stays_active(
     snapshot: Snapshot, config: ScalingConfig
 ) -> None:
     moment = replace(_housed(snapshot), elapsed_seconds=config.idle_grace_seconds + 1)
@@ -188,9 +188,7 @@ def test_without_work_a_pool_reaches_its_minimum_and_with_work_it_stays_awake(
 
 
 @given(_snapshots(), _configs())
-def test_a_paused_pool_keeps_its_replicas_and_forgets_what_was_before(
-    snapshot: Snapshot, config: ScalingConfig
-) -> None:
+def test_a_paused_pool_keeps_its_replicas_and_drops_its_history(snapshot: Snapshot, config: ScalingConfig) -> None:
     decision = plan(snapshot, replace(config, paused=True))
     assert decision.replicas == snapshot.current_replicas
     assert decision.constraint is Constraint.PAUSED
@@ -198,7 +196,7 @@ def test_a_paused_pool_keeps_its_replicas_and_forgets_what_was_before(
 
 
 @given(_snapshots(), _configs())
-def test_no_replica_is_added_while_one_has_no_place(snapshot: Snapshot, config: ScalingConfig) -> None:
+def test_no_replica_is_added_while_any_cannot_be_placed(snapshot: Snapshot, config: ScalingConfig) -> None:
     short = replace(snapshot, unschedulable_replicas=1)
     allowed = max(min(snapshot.current_replicas, config.max_replicas), config.min_replicas)
     assert plan(short, config).replicas <= allowed

@@ -61,7 +61,7 @@ def test_replicas_are_added_only_after_the_demand_has_lasted() -> None:
     assert pool.look(_lane(9), elapsed_seconds=10).replicas == 9
 
 
-def test_a_demand_that_went_away_starts_its_window_anew() -> None:
+def test_a_demand_that_ended_restarts_its_window() -> None:
     pool = _Pool(scale_up_window_seconds=10)
     for records in (4, 0, 4):
         assert pool.look(_lane(records), elapsed_seconds=9).replicas == 0
@@ -94,25 +94,25 @@ def test_the_minimum_is_reached_at_once_whatever_the_step() -> None:
     assert _Pool(min_replicas=5, scale_up_window_seconds=60).look(_lane(9)).replicas == 5
 
 
-def test_no_more_than_a_step_is_taken_away_within_its_period() -> None:
+def test_no_more_than_a_step_is_removed_within_its_period() -> None:
     pool = _Pool(replicas=6, scale_down_step_replicas=2, scale_down_period_seconds=60)
     pool.look(_lane(0))
     sizes = [pool.look(_lane(0), elapsed_seconds=60).replicas for _ in range(7)]
     assert sizes == [4, 4, 2, 2, 0, 0, 0]
 
 
-def test_a_scale_in_by_steps_stops_when_the_work_comes_back() -> None:
+def test_a_scale_in_by_steps_stops_when_the_lag_returns() -> None:
     pool = _Pool(replicas=6, scale_down_step_replicas=2, scale_down_period_seconds=60)
     pool.look(_lane(0))
     assert pool.look(_lane(0), elapsed_seconds=60).replicas == 4
     assert pool.look(_lane(6), elapsed_seconds=1).replicas == 6
 
 
-def test_replicas_above_the_maximum_go_at_once_whatever_the_step() -> None:
+def test_replicas_above_the_maximum_are_removed_at_once_whatever_the_step() -> None:
     assert _Pool(replicas=20, scale_down_step_replicas=1).look(_lane(10)).replicas == 10
 
 
-def test_somebody_elses_changes_use_up_the_step_and_a_plan_that_nobody_follows_does_not() -> None:
+def test_changes_of_other_clients_count_for_the_step_and_plans_that_are_not_applied_do_not() -> None:
     pool = _Pool(replicas=2, scale_up_step_replicas=3)
     pool.look(_lane(2))
     pool.replicas = 4
@@ -123,7 +123,7 @@ def test_somebody_elses_changes_use_up_the_step_and_a_plan_that_nobody_follows_d
         assert shadow.look(_lane(10)).replicas == 5
 
 
-def test_replicas_that_somebody_took_away_do_not_hold_the_rest_for_ever() -> None:
+def test_replicas_removed_by_another_client_do_not_hold_the_rest() -> None:
     pool = _Pool(replicas=8)
     pool.look(_lane(6))
     pool.replicas = 3
@@ -131,7 +131,7 @@ def test_replicas_that_somebody_took_away_do_not_hold_the_rest_for_ever() -> Non
     assert pool.look(_lane(1), elapsed_seconds=40).replicas == 1
 
 
-def test_a_silent_kafka_raises_to_the_fallback_and_never_lowers() -> None:
+def test_an_unreadable_lag_raises_to_the_fallback_and_never_lowers() -> None:
     silent = _lane(0, age_seconds=21)
     pool = _Pool(fallback_replicas=3)
     raised = pool.look(silent)
@@ -142,7 +142,7 @@ def test_a_silent_kafka_raises_to_the_fallback_and_never_lowers() -> None:
     assert _Pool(fallback_replicas=3).look(_lane(0)).replicas == 0
 
 
-def test_a_backlog_that_was_never_read_is_waited_for_before_the_fallback() -> None:
+def test_the_fallback_waits_for_a_lag_that_was_never_read() -> None:
     never = _lane(0, age_seconds=float("inf"))
     pool = _Pool(fallback_replicas=3)
     assert pool.look(never, elapsed_seconds=0).constraint is Constraint.STALE
@@ -160,7 +160,7 @@ def test_the_fallback_keeps_to_quota_and_steps() -> None:
     assert _Pool(fallback_replicas=3, scale_up_step_replicas=1).look(silent).replicas == 1
 
 
-def test_after_a_silence_the_fallback_goes_as_a_surplus_does() -> None:
+def test_after_an_outage_the_fallback_is_removed_like_a_surplus() -> None:
     pool = _Pool(fallback_replicas=3)
     pool.look(_lane(0, age_seconds=99))
     assert pool.look(_lane(0), elapsed_seconds=1).replicas == 3
@@ -179,7 +179,9 @@ def test_after_a_silence_the_fallback_goes_as_a_surplus_does() -> None:
         ),
     ],
 )
-def test_no_replica_is_added_while_one_finds_no_place(seen: dict[str, int], constraint: Constraint, words: str) -> None:
+def test_no_replica_is_added_while_one_is_unschedulable(
+    seen: dict[str, int], constraint: Constraint, words: str
+) -> None:
     pool = _Pool(replicas=5)
     for _ in range(360):  # half an hour
         decision = pool.look(_lane(10), elapsed_seconds=5, **seen)
@@ -188,7 +190,7 @@ def test_no_replica_is_added_while_one_finds_no_place(seen: dict[str, int], cons
     assert pool.look(_lane(10)).replicas == 10  # it has found one
 
 
-def test_replicas_without_a_place_are_not_taken_away_while_they_are_needed() -> None:
+def test_unschedulable_replicas_are_not_removed_while_they_are_required() -> None:
     pool = _Pool(replicas=8)
     for _ in range(100):
         assert pool.look(_lane(8), elapsed_seconds=5, unschedulable_replicas=3).replicas == 8
@@ -196,14 +198,14 @@ def test_replicas_without_a_place_are_not_taken_away_while_they_are_needed() -> 
     assert pool.look(_lane(2), elapsed_seconds=40, unschedulable_replicas=3).replicas < 8
 
 
-def test_replicas_that_load_are_capacity_that_comes() -> None:
+def test_loading_replicas_count_as_current() -> None:
     pool = _Pool()
     assert pool.look(_lane(4)).replicas == 4
     for _ in range(60):  # two minutes of loading: nothing is committed, nothing more is started, none is taken away
         assert pool.look(_lane(4), elapsed_seconds=2).replicas == 4
 
 
-def test_replicas_being_stopped_are_no_capacity() -> None:
+def test_terminating_replicas_do_not_count_as_current() -> None:
     assert _Pool(replicas=1).look(_lane(4), terminating_replicas=3).replicas == 4
 
 
@@ -214,7 +216,7 @@ def test_a_steady_load_never_changes_the_size() -> None:
 
 
 @pytest.mark.parametrize("records", range(50, 60))
-def test_a_backlog_just_above_the_partitions_wants_no_replica_too_many(records: int) -> None:
+def test_a_lag_just_above_the_partitions_requires_no_replica_too_many(records: int) -> None:
     made = plan(
         Snapshot(lanes=(_lane(records),), current_replicas=0, elapsed_seconds=1),
         ScalingConfig(max_replicas=99, target_lag_per_replica=5),
@@ -235,7 +237,7 @@ def test_a_hot_partition_gets_one_replica_and_is_named() -> None:
     assert "The tasks are on 1 partition, so more than 1 replica would be idle." in made.reason
 
 
-def test_twenty_minutes_without_kafka_hold_and_pass_without_overshoot() -> None:
+def test_twenty_minutes_without_kafka_end_without_overshoot() -> None:
     pool = _Pool(replicas=4)
     for second in range(0, 1200, 5):
         assert pool.look(_lane(4, age_seconds=21 + second), elapsed_seconds=5).replicas == 4
@@ -252,7 +254,7 @@ def test_a_pause_leaves_no_memory_behind() -> None:
     assert (held.replicas, held.constraint) == (4, Constraint.HOLD)
 
 
-def test_a_burst_far_above_the_quota_keeps_to_it_and_tells_its_end() -> None:
+def test_a_burst_far_above_the_quota_keeps_to_it_and_has_an_eta() -> None:
     pool = _Pool(max_replicas=6, replicas=6)
     assert pool.look(_lane(120_000)).eta_seconds is None
     pool.look(_lane(119_940), elapsed_seconds=60)
@@ -261,7 +263,7 @@ def test_a_burst_far_above_the_quota_keeps_to_it_and_tells_its_end() -> None:
     assert later.eta_seconds == pytest.approx(119_880)
 
 
-def test_the_end_of_a_backlog_is_told_while_it_shrinks() -> None:
+def test_a_shrinking_lag_has_an_eta() -> None:
     pool = _Pool(replicas=10)
     assert pool.look(_lane(100)).eta_seconds is None
     assert pool.look(_lane(90), elapsed_seconds=10).eta_seconds == pytest.approx(90)
@@ -271,7 +273,7 @@ def test_the_end_of_a_backlog_is_told_while_it_shrinks() -> None:
     assert pool.look(_lane(0), elapsed_seconds=10).eta_seconds is None
 
 
-def test_the_pace_of_a_backlog_is_that_of_the_last_minutes() -> None:
+def test_the_eta_uses_the_rate_of_the_last_minutes() -> None:
     pool = _Pool(replicas=10)
     for records in range(2000, 1000, -10):  # one a second
         pool.look(_lane(records), elapsed_seconds=10)
@@ -293,7 +295,7 @@ def test_limits_out_of_range_are_refused_by_name(fields: dict[str, Any], message
         replace(CONFIG, **fields)
 
 
-def test_a_pace_forgets_what_is_older_than_it_must_remember() -> None:
+def test_a_pace_drops_changes_older_than_its_period() -> None:
     pace = Pace(observed_replicas=2, changes=(ReplicaChange(seconds_ago=50, replicas=1),))
     assert pace.seen(3, elapsed_seconds=10, remember_seconds=60) == Pace(
         observed_replicas=3, changes=(ReplicaChange(seconds_ago=0, replicas=1),)

@@ -1,6 +1,6 @@
-"""How the models of the API are declared: their base, and the two kinds of validation that the API server repeats.
+"""Building blocks of the API models: the base class, CEL rules and patterns, and shared field types.
 
-Owns how a rule is written down once and ends up in the custom resource definition; must not know any field.
+A rule is declared once and ends up in the custom resource definition (`crd`). Must not know a field by name.
 """
 
 import re
@@ -19,18 +19,18 @@ VALIDATIONS: Final = "x-kubernetes-validations"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule in the Common Expression Language that the API server evaluates; as an annotation it is about one field.
+    """A validation rule in the Common Expression Language, evaluated by the API server; as an annotation, of one field.
 
-    The message is all that a person sees: it names the field and the remedy.
+    The message is all that users see: it names the field and the remedy.
     """
 
     expression: str
     message: str
     field_path: str | None = None
-    """The field below that is at fault, such as `.minReplicas`."""
+    """Path of the invalid field below the object, such as `.minReplicas`."""
 
     def to_schema(self) -> dict[str, str]:
-        """The rule as the custom resource definition spells it."""
+        """The rule as an entry of x-kubernetes-validations."""
         place = {"fieldPath": self.field_path} if self.field_path else {}
         return {"rule": self.expression, "message": self.message, **place}
 
@@ -43,9 +43,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Text of a certain form, checked by the API server and by the model, both with the same words.
+    """A text pattern, checked by the API server and by the model with the same message.
 
-    The pattern is one that Python and RE2 read alike, and holds no quotation mark.
+    The pattern must mean the same in Python and RE2, and contain no quotation mark.
     """
 
     pattern: str
@@ -67,10 +67,10 @@ class Matching:
 
 
 class ApiModel(BaseModel):
-    """Base of everything below a pool.
+    """Base of all API models.
 
-    Fields that a model does not know are left out: the API server refuses or prunes them for people, and a definition
-    that is newer than this operator must not stop it.
+    Unknown fields are ignored: the API server rejects or prunes those of users, and a definition that is newer than
+    this operator must not stop it.
     """
 
     model_config = ConfigDict(
@@ -78,7 +78,7 @@ class ApiModel(BaseModel):
     )
 
     rules: ClassVar[tuple[Rule, ...]] = ()
-    """What a schema cannot say about the fields of this object together."""
+    """Rules about several fields of this object."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -89,19 +89,19 @@ class ApiModel(BaseModel):
         return schema
 
     def to_manifest(self) -> dict[str, Any]:
-        """The object as Kubernetes spells it, absent fields left out."""
+        """The object as in a manifest, without absent fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def map_by(*keys: str) -> dict[str, Any]:
-    """Schema of a list whose items are told apart by these fields, so that several appliers can share it."""
+    """Schema of a list whose items are merged by these keys in server-side apply."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
 SET: Final[dict[str, Any]] = {"x-kubernetes-list-type": "set"}
 ATOMIC: Final[dict[str, Any]] = {"x-kubernetes-list-type": "atomic"}
 EMPTY_MAP: Final[dict[str, Any]] = {"default": {}}
-"""For maps that pydantic makes by a factory and so leaves out of its schema."""
+"""For maps with a default factory, which pydantic omits from its schema."""
 
 _QUANTITY_PATTERN: Final = r"^\+?([0-9]+(\.[0-9]*)?|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]+))?$"
 _PERCENTAGE_PATTERN: Final = r"^(100|[1-9]?[0-9])%$"
@@ -112,29 +112,20 @@ QualifiedName = Annotated[
     str, Field(min_length=1, max_length=317, pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
 ]
 LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")]
+
+
+def _int_or_string(**limits: object) -> WithJsonSchema:
+    kinds = [{"type": "integer"}, {"type": "string"}]
+    return WithJsonSchema({"anyOf": kinds, "x-kubernetes-int-or-string": True, **limits})
+
+
 Quantity = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[str, Field(max_length=32, pattern=_QUANTITY_PATTERN)],
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "maxLength": 32,
-            "pattern": _QUANTITY_PATTERN,
-            "x-kubernetes-int-or-string": True,
-        }
-    ),
+    _int_or_string(maxLength=32, pattern=_QUANTITY_PATTERN),
 ]
 CountOrPercentage = Annotated[
     Annotated[int, Field(ge=0, le=1000)] | Annotated[str, Field(max_length=4, pattern=_PERCENTAGE_PATTERN)],
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "maximum": 1000,
-            "maxLength": 4,
-            "minimum": 0,
-            "pattern": _PERCENTAGE_PATTERN,
-            "x-kubernetes-int-or-string": True,
-        }
-    ),
+    _int_or_string(minimum=0, maximum=1000, maxLength=4, pattern=_PERCENTAGE_PATTERN),
 ]
 HttpUrl = Annotated[
     str,

@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Final, assert_never
 
 from fluxpool_contract.kafka import explain_create_time
-from fluxpool_operator.api import ConditionStatus, ConditionType, Reason, ScalingMode
+from fluxpool_operator.api import ConditionType, Reason, ScalingMode
 from fluxpool_operator.assessment.readiness import readiness
-from fluxpool_operator.assessment.view import PoolView, Verdict, duration_text
+from fluxpool_operator.assessment.view import PoolView, Verdict, duration_text, false, true, unknown
 from fluxpool_operator.backlog.observation import LaneObservation
 from fluxpool_operator.planning import Constraint
 
@@ -56,30 +56,30 @@ def _scaling_active(view: PoolView) -> Verdict:
     # No numbers in the messages: `plan` has them, and a condition must not change with each reading.
     mode = view.pool.spec.scaling.mode
     if view.pool.spec.paused:
-        return _false(Reason.PAUSED, "Reconciliation is paused; set spec.paused to false to resume it.")
+        return false(Reason.PAUSED, "Reconciliation is paused; set spec.paused to false to resume it.")
     if mode is ScalingMode.MANUAL:
-        return _false(
+        return false(
             Reason.MANUAL_MODE,
             "spec.replicas sets the size; set scaling.mode to Active to follow the plan.",
         )
     if mode is ScalingMode.SHADOW:
-        return _false(Reason.SHADOW_MODE, "The plan is only shown; set scaling.mode to Active to follow it.")
+        return false(Reason.SHADOW_MODE, "The plan is only shown; set scaling.mode to Active to follow it.")
     if view.obstacle is not None:
-        return _false(view.obstacle.reason, "Scaling is stopped until the problem reported by Ready is solved.")
+        return false(view.obstacle.reason, "Scaling is stopped until the problem reported by Ready is solved.")
     if view.plan.constraint is Constraint.FALLBACK:
-        return _false(Reason.FALLBACK_APPLIED, "The lag cannot be read: onLagUnavailable.replicas is the minimum.")
+        return false(Reason.FALLBACK_APPLIED, "The lag cannot be read: onLagUnavailable.replicas is the minimum.")
     if not view.lag_is_known:
-        return _false(Reason.LAG_UNAVAILABLE, "The lag cannot be read: no worker is removed.")
-    return _true(Reason.PLAN_APPLIED, "The plan sets the number of workers; see status.plan.")
+        return false(Reason.LAG_UNAVAILABLE, "The lag cannot be read: no worker is removed.")
+    return true(Reason.PLAN_APPLIED, "The plan sets the number of workers; see status.plan.")
 
 
 def _scaling_limited(view: PoolView) -> Verdict:
     if not view.lag_is_known:
-        return _unknown(Reason.LAG_UNAVAILABLE, "The lag is not known.")
+        return unknown(Reason.LAG_UNAVAILABLE, "The lag is not known.")
     reason = _shortage(view) or _limit(view)
     if reason is not None:
-        return _true(reason, _limit_text(view, reason))
-    return _false(Reason.WITHIN_LIMITS, "The lag requires no more workers than the limits allow.")
+        return true(reason, _limit_text(view, reason))
+    return false(Reason.WITHIN_LIMITS, "The lag requires no more workers than the limits allow.")
 
 
 def _shortage(view: PoolView) -> Reason | None:
@@ -131,14 +131,14 @@ def _limit_text(view: PoolView, reason: Reason) -> str:
 
 def _lag_available(view: PoolView) -> Verdict:
     if view.lag_is_known:
-        return _true(Reason.LAG_READ, "The lag of every lane is read.")
+        return true(Reason.LAG_READ, "The lag of every lane is read.")
     if all(_is_settling(view, lane) for lane in view.stale_lanes) and view.stale_lanes:
-        return _unknown(Reason.LAG_UNAVAILABLE, "The topics are new and cannot be read yet.")
+        return unknown(Reason.LAG_UNAVAILABLE, "The topics are new and cannot be read yet.")
     for problem in view.problems:
         if problem.stops_reading:
-            return _false(problem.reason, f"The lag is not read: {problem.message}.")
+            return false(problem.reason, f"The lag is not read: {problem.message}.")
     reason = Reason.FALLBACK_APPLIED if view.plan.constraint is Constraint.FALLBACK else Reason.LAG_UNAVAILABLE
-    return _false(reason, " ".join(_silence(lane) for lane in view.stale_lanes) or "No lane was read yet.")
+    return false(reason, " ".join(_silence(lane) for lane in view.stale_lanes) or "No lane was read yet.")
 
 
 def _is_settling(view: PoolView, lane: LaneObservation) -> bool:
@@ -161,47 +161,47 @@ def _ago(lane: LaneObservation) -> str:
 def _topics_ready(view: PoolView) -> Verdict:
     for problem in view.problems:
         if problem.reason is Reason.TOPICS_FAILED:
-            return _false(Reason.TOPICS_FAILED, problem.message)
+            return false(Reason.TOPICS_FAILED, problem.message)
     unread = [lane for lane in view.lanes if lane.target.name not in view.topic_partitions]
     missing = [lane.target.topic for lane in unread if _UNKNOWN_TOPIC in (lane.problem or "")]
     if missing and not view.topics_are_settling:
-        return _false(
+        return false(
             Reason.TOPICS_MISSING,
             f"kafka.lanes: {', '.join(missing)} cannot be found; create the topics or set kafka.manageTopics,"
             " and grant the Kafka user DESCRIBE on them.",
         )
     if unread or not view.lanes:
-        return _unknown(Reason.LAG_UNAVAILABLE, "The topics could not be read yet.")
+        return unknown(Reason.LAG_UNAVAILABLE, "The topics could not be read yet.")
     partitions = sum(view.topic_partitions[lane.target.name] for lane in view.lanes)
     maximum = view.pool.spec.scaling.max_replicas
     if partitions < maximum:
-        return _false(
+        return false(
             Reason.PARTITIONS_FEWER_THAN_REPLICAS,
             f"The topics have {partitions} partitions for up to {maximum} workers, and a worker without a partition is"
             " idle; add partitions or lower scaling.maxReplicas.",
         )
-    return _true(Reason.TOPICS_FOUND, f"The topics have {partitions} partitions for up to {maximum} workers.")
+    return true(Reason.TOPICS_FOUND, f"The topics have {partitions} partitions for up to {maximum} workers.")
 
 
 def _tasks_expired(view: PoolView) -> Verdict:
     expired = {lane.target.name: lane.expired_records_total for lane in view.lanes if lane.expired_records_total}
     if expired:
         counts = ", ".join(f"{count} of lane {name}" for name, count in expired.items())
-        return _true(
+        return true(
             Reason.RETENTION_PASSED,
             f"Topic retention deleted tasks before a worker consumed them, since the pool was created: {counts}."
             " Raise the topic's retention.ms or scaling.maxReplicas.",
         )
     if not any(lane.partitions for lane in view.lanes):
-        return _unknown(Reason.LAG_UNAVAILABLE, "The lag was never read.")
-    return _false(Reason.NO_OFFSETS_EXPIRED, "Topic retention deleted no task before a worker consumed it.")
+        return unknown(Reason.LAG_UNAVAILABLE, "The lag was never read.")
+    return false(Reason.NO_OFFSETS_EXPIRED, "Topic retention deleted no task before a worker consumed it.")
 
 
 def _offsets_retained(view: PoolView) -> Verdict:
     lanes = [lane for lane in view.lanes if lane.has_foreign_commits and lane.member_count == 0]
     if lanes and view.asleep_for >= _NEAR_EXPIRY:
         groups = ", ".join(f"{lane.target.consumer_group} (lane {lane.target.name})" for lane in lanes)
-        return _false(
+        return false(
             Reason.OFFSETS_MAY_EXPIRE,
             f"Offsets of consumer group {groups} were committed by a client that is not a worker, and the pool has had"
             f" no worker for {_NEAR_EXPIRY.days} days. Kafka deletes such offsets offsets.retention.minutes (7 days by"
@@ -210,30 +210,18 @@ def _offsets_retained(view: PoolView) -> Verdict:
             " retained.",
         )
     if not any(lane.partitions for lane in view.lanes):
-        return _unknown(Reason.LAG_UNAVAILABLE, "The offsets were never read.")
-    return _true(Reason.OFFSETS_SAFE, "No committed offset is about to expire.")
+        return unknown(Reason.LAG_UNAVAILABLE, "The offsets were never read.")
+    return true(Reason.OFFSETS_SAFE, "No committed offset is about to expire.")
 
 
 def _log_append_time(view: PoolView) -> Verdict:
     topics = view.create_time_topics
     if topics is None:
-        return _unknown(
+        return unknown(
             Reason.TOPICS_UNREADABLE,
             "The configuration of the topics cannot be read; grant the Kafka user DESCRIBE_CONFIGS.",
         )
     if topics:
         likewise = f" The same applies to: {', '.join(topics[1:])}." if topics[1:] else ""
-        return _false(Reason.CREATE_TIME, f"{explain_create_time(topics[0])}.{likewise} kafka.manageTopics sets it.")
-    return _true(Reason.LOG_APPEND_TIME, "No task topic is known to use the timestamps of producers.")
-
-
-def _true(reason: Reason, message: str) -> Verdict:
-    return Verdict(status=ConditionStatus.TRUE, reason=reason, message=message)
-
-
-def _false(reason: Reason, message: str) -> Verdict:
-    return Verdict(status=ConditionStatus.FALSE, reason=reason, message=message)
-
-
-def _unknown(reason: Reason, message: str) -> Verdict:
-    return Verdict(status=ConditionStatus.UNKNOWN, reason=reason, message=message)
+        return false(Reason.CREATE_TIME, f"{explain_create_time(topics[0])}.{likewise} kafka.manageTopics sets it.")
+    return true(Reason.LOG_APPEND_TIME, "No task topic is known to use the timestamps of producers.")

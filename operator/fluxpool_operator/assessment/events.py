@@ -48,8 +48,8 @@ def events_of(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> tupl
 
 
 def _readiness(before: FluxWorkerPoolStatus, after: FluxWorkerPoolStatus) -> Iterator[PoolEvent]:
-    was, now = _condition(before, ConditionType.READY), _condition(after, ConditionType.READY)
-    if now is None or (was is not None and (was.status, was.reason) == (now.status, now.reason)):
+    was, now = _condition(before, ConditionType.READY), _changed(before, after, ConditionType.READY)
+    if now is None:
         return
     if now.reason is Reason.FOREIGN_FIELDS:
         yield _warning(now.reason, now.message)

@@ -9,7 +9,7 @@ from typing import Final
 
 from fluxpool_contract.settings import EXIT_MODEL_LOAD_FAILED
 from fluxpool_operator.api import ConditionStatus, ConditionType, Reason
-from fluxpool_operator.assessment.view import PoolView, Verdict
+from fluxpool_operator.assessment.view import PoolView, Verdict, false, true
 from fluxpool_operator.workload import PodStage, PodSummary, is_rolling_out
 
 _IMAGE_REASONS: Final = frozenset(
@@ -40,18 +40,18 @@ def readiness(view: PoolView) -> Verdict:
 def _problems(view: PoolView) -> Verdict | None:
     if not view.problems:
         return None
-    return _not_ready(view.problems[0].reason, " ".join(_sentence(problem.message) for problem in view.problems))
+    return false(view.problems[0].reason, " ".join(_sentence(problem.message) for problem in view.problems))
 
 
 def _deployment_fault(view: PoolView) -> Verdict | None:
     deployment = view.deployment
     if deployment is None:
         if view.pool.spec.paused:
-            return _not_ready(Reason.PAUSED, "The pool is paused and has no Deployment yet; set paused to false.")
-        return _not_ready(Reason.CHILD_FAILED, "The Deployment does not exist; it is being created.")
+            return false(Reason.PAUSED, "The pool is paused and has no Deployment yet; set paused to false.")
+        return false(Reason.CHILD_FAILED, "The Deployment does not exist; it is being created.")
     if deployment.replica_failure is not None:
         reason, message = deployment.replica_failure
-        return _not_ready(
+        return false(
             Reason.QUOTA_EXCEEDED if deployment.is_over_quota else Reason.CHILD_FAILED,
             f"Kubernetes refuses to create pods: {_sentence(message or reason)}",
         )
@@ -69,10 +69,10 @@ def _workers(view: PoolView) -> Verdict | None:
         progress = deployment.progressing
         if progress is not None and progress.reason == _DEADLINE_REASON:
             cause += f" {_sentence(progress.message)}"
-        return _not_ready(reason, f"{tally} {cause}")
+        return false(reason, f"{tally} {cause}")
     if is_rolling_out(deployment, view.pods) or not _counts_are_about_the_template(view):
         updated = min(deployment.updated, deployment.replicas)
-        return _not_ready(Reason.ROLLING_OUT, f"{updated} of {deployment.replicas} workers have the current template.")
+        return false(Reason.ROLLING_OUT, f"{updated} of {deployment.replicas} workers have the current template.")
     return None
 
 
@@ -174,17 +174,11 @@ def _ready(view: PoolView) -> Verdict:
         managers = ", ".join(deployment.foreign_template_managers)
         fields = deployment.foreign_template_fields
         more = f" and {len(fields) - _FIELDS_SHOWN} more" if len(fields) > _FIELDS_SHOWN else ""
-        return Verdict(
-            status=ConditionStatus.TRUE,
-            reason=Reason.FOREIGN_FIELDS,
-            message=f"{text} The pod template has fields of {managers}; remove them there:"
-            f" {', '.join(fields[:_FIELDS_SHOWN])}{more}.",
+        shown = f"{', '.join(fields[:_FIELDS_SHOWN])}{more}"
+        return true(
+            Reason.FOREIGN_FIELDS, f"{text} The pod template has fields of {managers}; remove them there: {shown}."
         )
-    return Verdict(status=ConditionStatus.TRUE, reason=Reason.READY, message=text)
-
-
-def _not_ready(reason: Reason, message: str) -> Verdict:
-    return Verdict(status=ConditionStatus.FALSE, reason=reason, message=message)
+    return true(Reason.READY, text)
 
 
 def _end_of(pod: PodSummary) -> str:

@@ -37,6 +37,21 @@ class Verdict:
     message: str
 
 
+def true(reason: Reason, message: str) -> Verdict:
+    """A condition with status True."""
+    return Verdict(status=ConditionStatus.TRUE, reason=reason, message=message)
+
+
+def false(reason: Reason, message: str) -> Verdict:
+    """A condition with status False."""
+    return Verdict(status=ConditionStatus.FALSE, reason=reason, message=message)
+
+
+def unknown(reason: Reason, message: str) -> Verdict:
+    """A condition with status Unknown."""
+    return Verdict(status=ConditionStatus.UNKNOWN, reason=reason, message=message)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolView:
     """One pool after a reconciliation."""

@@ -76,15 +76,15 @@ class BacklogHub:
     def wake_when_grown(self, key: str, connection: KafkaConnection, ends: Ends, wake: Callable[[], None]) -> None:
         """Call `wake` once when a record appears at one of the `ends` or beyond; replaces the watch of `key`."""
         if self._watched.get(key, connection) != connection:
-            self.forget(key)
+            self.unwatch(key)
         self._watched[key] = connection
         self._cluster(connection).wakeup.watch(key, ends, wake)
 
-    def forget(self, key: str) -> None:
+    def unwatch(self, key: str) -> None:
         """Remove the watch of `key`."""
         connection = self._watched.pop(key, None)
         if connection is not None and (cluster := self._clusters.get(connection)) is not None:
-            cluster.wakeup.forget(key)
+            cluster.wakeup.unwatch(key)
 
     def _cluster(self, connection: KafkaConnection) -> _Cluster:
         now = asyncio.get_running_loop().time()

@@ -73,7 +73,7 @@ class WakeUp:
         self._changed.set()
         self._reader.start(self._run)
 
-    def forget(self, key: str) -> None:
+    def unwatch(self, key: str) -> None:
         """Remove the watch of `key`."""
         self._woken_at.pop(key, None)
         if self._watches.pop(key, None) is not None:

@@ -52,11 +52,6 @@ def demand_of(lanes: tuple[LaneLag, ...], *, current_replicas: int, config: Scal
     return Demand(required, Constraint.LAG, reason, lag, in_flight)
 
 
-def unlimited(demand: Demand) -> Choice:
-    """What the lag requires."""
-    return Choice(demand.replicas, demand.constraint, demand.reason)
-
-
 def within_limits(choice: Choice, *, demand: Demand, snapshot: Snapshot, config: ScalingConfig) -> Choice:
     """The choice under every limit; quota and capacity prevent new replicas but do not end running ones."""
     current = snapshot.current_replicas

@@ -70,7 +70,7 @@ class LagWatch:
         if targets != self._targets:
             self._backlog = PoolBacklog(targets, expired_before)
         if (connection, targets) != (self._connection, self._targets):
-            self._hub.forget(self._key)
+            self._hub.unwatch(self._key)
             self._read_at = None
         self._connection, self._targets = connection, targets
 
@@ -114,7 +114,7 @@ class LagWatch:
 
     def close(self) -> None:
         """End the registration."""
-        self._hub.forget(self._key)
+        self._hub.unwatch(self._key)
 
     async def _grows(self, connection: KafkaConnection, *, ends_at: float) -> bool:
         """Read until the lag no longer grows or the time is over; returns whether it still grew."""
