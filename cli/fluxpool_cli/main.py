@@ -52,17 +52,16 @@ def version(*, output: OutputOptions) -> None:
     if output.json:
         write_json({"version": importlib.metadata.version("fluxpool")})
     else:
-        _print_version(asked=True)
+        write_line(_version_line())
 
 
-def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
-    if asked:
-        write_line(f"fluxpool {importlib.metadata.version('fluxpool')}")
+def _version_line() -> str:
+    return f"fluxpool {importlib.metadata.version('fluxpool')}"
 
 
 def _version_option(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
     if asked:
-        _print_version(asked)
+        write_line(_version_line())
         raise typer.Exit
 
 
@@ -84,17 +83,14 @@ def _settings(
         ],
         # Warnings of clients repeat what the command's own sentence says.
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO if verbose else logging.CRITICAL),
-        logger_factory=_SayLogger,
+        logger_factory=lambda *_names: _SayLogger(),
     )
     # Without a handler Python itself prints the warnings of libraries.
     logging.getLogger().addHandler(_SayHandler(logging.INFO) if verbose else logging.NullHandler())
 
 
 class _SayLogger:
-    """structlog's way to standard error."""
-
-    def __init__(self, *_names: object) -> None:
-        """Take what structlog passes and need nothing of it."""
+    """Writes structlog's events to standard error."""
 
     def msg(self, message: str) -> None:
         """Print one event."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rich.console import Group
 
 from fluxpool_cli.terminal import plain_table
+from fluxpool_cli.watch.display import Displayed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +42,13 @@ class PoolObservation:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(Displayed):
     """All pools at once."""
 
     pools: tuple[PoolObservation, ...]
-    recent: tuple[str, ...] = ()
-    elapsed_seconds: float | None = None
 
     def line(self) -> str:
-        """All that counts, in one line."""
+        """The counts of each pool."""
         return " | ".join(
             f"{pool.name} lag {_number(pool.lag_records)}, planned {_number(pool.planned)}, ready {pool.ready}, "
             f"pods {pool.pods}, images {pool.succeeded}" + (f", failed {pool.failed}" if pool.failed else "")

@@ -62,11 +62,13 @@ def start_detached(options: StackOptions, *, report: Callable[[str], None]) -> S
     ends_at_seconds = time.monotonic() + READY_DEADLINE_SECONDS
     try:
         while time.monotonic() < ends_at_seconds:
+            # Asked before the log is read: what an ended supervisor wrote last is then still reported.
             ended = process.poll() is not None
             for line in follower.lines():
                 seen.append(line)
                 report(line)
             state = StackState.load(data_dir.state)
+            # The file may still be that of a stack that ended before; only the pid of this supervisor counts.
             if state is not None and state.phase is Phase.READY and state.supervisor.pid == process.pid:
                 return state
             if ended:

@@ -111,6 +111,7 @@ class LocalStack:
         Raises `StackError` or `DataDirError`; call `stop` then, too.
         """
         self.data_dir.create()
+        # Locked before the first write: the state file belongs to the supervisor that holds the lock.
         self._folder.enter_context(self.data_dir.lock())
         self._save()
         port = self.data_dir.gateway_port(self._options.gateway_port)
@@ -179,6 +180,7 @@ class LocalStack:
         finally:
             self._fleet = self._kafka = None
             self._gateway = ()
+            # Without the lock, the file is that of the supervisor which has it; it is left alone.
             state = StackState.load(self.data_dir.state)
             if state is not None and state.supervisor.pid == os.getpid():
                 self.data_dir.state.unlink(missing_ok=True)

@@ -88,11 +88,12 @@ class GatewayClient:
     def submit(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Generation:
         """Send one request; returns it as accepted."""
         headers = {} if idempotency_key is None else {"idempotency-key": _checked_key(idempotency_key)}
-        return self._view(self._send("POST", "/v1/generations", json=dict(body), headers=headers))
+        _, answer = self._exchange("POST", "/v1/generations", json=dict(body), headers=headers)
+        return self._view(answer)
 
     def generation(self, request_id: str, *, within_seconds: float | None = None) -> Generation:
         """The task now; an answer that takes longer than the given seconds (at least one) raises `GatewayAwayError`."""
-        body = self._send("GET", f"/v1/generations/{request_id}", within_seconds=within_seconds)
+        _, body = self._exchange("GET", f"/v1/generations/{request_id}", within_seconds=within_seconds)
         return self._view(body, expected_id=request_id)
 
     def image(self, request_id: str, index: int) -> bytes:
@@ -109,9 +110,6 @@ class GatewayClient:
             return Generation.parse(body, expected_id=expected_id)
         except NotAGatewayError as error:
             raise GatewayAwayError(self._no_gateway(str(error))) from None
-
-    def _send(self, method: str, path: str, **arguments: Any) -> bytes:
-        return self._exchange(method, path, **arguments)[1]
 
     def _exchange(
         self,

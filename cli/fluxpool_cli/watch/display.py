@@ -5,9 +5,9 @@ Owns the look; the numbers are the caller's.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Group
 from rich.live import Live
@@ -18,24 +18,38 @@ _SILENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSnapshot:
-    """One snapshot of a pool."""
+class Displayed:
+    """What `LiveDisplay` shows: its `line`, and on a terminal its rich rendering."""
+
+    recent: Sequence[str] = ()
+    """The last results, one line each, newest first; each is shown once."""
+    elapsed_seconds: float | None = None
+    """Since the start; null for what has none."""
+
+    def line(self) -> str:
+        """Everything in one line."""
+        raise NotImplementedError
+
+    def __rich__(self) -> Group:
+        """The table of a terminal."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSnapshot(Displayed):
+    """Lag, workers and results of a pool."""
 
     lag_records: Mapping[str, int]
     """Unfinished tasks by lane."""
     workers: Mapping[str, int]
     """Number of workers by state; empty when they are not known."""
     results: Mapping[str, int]
-    """Number of tasks by how they ended."""
-    recent: Sequence[str] = field(default=())
-    """The last results, one line each, newest first."""
+    """Number of tasks by status."""
     plan: str = ""
     """The last plan in a sentence."""
-    elapsed_seconds: float | None = None
-    """Since the beginning of what has one."""
 
     def line(self) -> str:
-        """All that counts, in one line."""
+        """Lag, workers and results."""
         parts = [f"lag {_pairs(self.lag_records)}"]
         if self.workers:
             parts.append(f"workers {_pairs(self.workers)}")
@@ -43,7 +57,7 @@ class PoolSnapshot:
         return " | ".join(parts)
 
     def document(self) -> dict[str, Any]:
-        """The same for machines."""
+        """The JSON document."""
         document = asdict(self)
         if self.elapsed_seconds is None:
             del document["elapsed_seconds"]
@@ -62,28 +76,6 @@ class PoolSnapshot:
             ("plan", self.plan or "-"),
             *([("time", f"{self.elapsed_seconds:.0f} s")] if self.elapsed_seconds is not None else []),
         ]
-
-
-class Displayable(Protocol):
-    """One snapshot of anything: in one line, and as rich renders it."""
-
-    @property
-    def recent(self) -> Sequence[str]:
-        """What came last, newest first; each is shown once."""
-        ...
-
-    @property
-    def elapsed_seconds(self) -> float | None:
-        """Since the beginning of what has one."""
-        ...
-
-    def line(self) -> str:
-        """All that counts, in one line."""
-        ...
-
-    def __rich__(self) -> Group:
-        """The same for a terminal."""
-        ...
 
 
 class LiveDisplay:
@@ -109,7 +101,7 @@ class LiveDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, snapshot: Displayable) -> None:
+    def update(self, snapshot: Displayed) -> None:
         """Show it, if it differs from the last one."""
         line = snapshot.line()
         if self._live is not None:
@@ -123,7 +115,7 @@ class LiveDisplay:
             self._said_at_seconds = time.monotonic()
         self._shown = line
 
-    def _is_silent_for_long(self, snapshot: Displayable) -> bool:
+    def _is_silent_for_long(self, snapshot: Displayed) -> bool:
         """Whether nothing moved for a while in what counts its time: then that is shown, as a sign of life."""
         return snapshot.elapsed_seconds is not None and time.monotonic() - self._said_at_seconds > _SILENCE_SECONDS
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,7 @@ def run_demo(options: DemoOptions, *, display: LiveDisplay) -> tuple[Audit, floa
     if not finished:
         raise KeyboardInterrupt
     found = progress.audit or Audit(images=0, succeeded=0, lost=len(progress.submitted), doubled=0)
-    problems = (*progress.problems, *found.problems)
-    complete = Audit(
-        images=found.images, succeeded=found.succeeded, lost=found.lost, doubled=found.doubled, problems=problems
-    )
+    complete = replace(found, problems=(*progress.problems, *found.problems))
     return complete, time.monotonic() - began_at
 
 

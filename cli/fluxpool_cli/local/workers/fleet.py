@@ -164,6 +164,7 @@ class WorkerFleet:
 
     def _reap(self) -> None:
         for name, worker in list(self._workers.items()):
+            # A worker that ends after this line is probed once more and reaped in the next round.
             status = worker.child.exit_status
             if status is None:
                 continue
