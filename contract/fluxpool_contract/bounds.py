@@ -1,8 +1,8 @@
-"""Bounds of every number, time and text that comes out of a record or goes into one. Pure.
+"""Bounds of every number, time and text in a record, read or written. Pure.
 
-A record may hold any number, any time and any text; databases, Python's dates and topics cannot. The message models use
-these types, so that no model holds a value outside. A number outside its bound makes the
-message invalid; a text is cut.
+A record may hold any number, any time and any text; databases, Python's dates and topics cannot. The message models
+use these types, so that no model holds a value outside. A number outside its bound makes the message invalid; a text is
+cut.
 
 - Numbers: `MAX_INT64` (offsets, sizes, seeds), `MAX_COUNT` (steps, attempts, pixels); types `Count`, `Int64`, `Offset`.
 - Times: `moment_at` (milliseconds to a date), `milliseconds_of` (a date to milliseconds), both clamped to

@@ -1,4 +1,4 @@
-"""Bytes that should be JSON: the byte order mark, and what they are instead. Pure.
+"""Bodies that should be JSON: strips the byte order mark and names other encodings. Pure.
 
 A JSON parser says "expected value at line 1 column 1" for UTF-16, gzip and Latin-1 alike; `why_not_json` names them.
 """

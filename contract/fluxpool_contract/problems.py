@@ -1,4 +1,4 @@
-"""Why an input was refused, in words a person can act on: the field, what is wrong, what would be right.
+"""Why an input is refused, in words that a user can act on: the field, the problem, the remedy.
 
 Owns the one translation from pydantic's errors; the gateway's 422 answers and the worker's dead letters both use it.
 Everything here is bounded, because the input decides how much there is to say: at most `MAX_PROBLEMS` problems and a
@@ -19,7 +19,7 @@ from fluxpool_contract.bounds import MAX_ERROR_MESSAGE_BYTES, cut_text
 from fluxpool_contract.json_body import why_not_json
 
 MAX_PROBLEMS: Final = 20
-"""Nobody corrects more at once, and a body of 64 KiB can have 11,000."""
+"""A body of 64 KiB can have 11,000; more than twenty at once help no user."""
 MAX_FIELD_BYTES: Final = 512
 """The longest legal name is a metadata key: 64 characters of at most four bytes."""
 MAX_REASON_BYTES: Final = 512
@@ -106,7 +106,7 @@ class FieldProblem:
 
 
 class InvalidTaskError(Exception):
-    """A message that can never become an image, whoever retries it."""
+    """A message that can never become an image; a retry fails in the same way."""
 
     def __init__(self, code: ErrorCode, problems: Sequence[FieldProblem], *, request_id: str | None) -> None:
         self.code = code
@@ -129,7 +129,7 @@ def summarize(problems: Iterable[FieldProblem]) -> str:
 def explain(error: ValidationError, *, body: bytes = b"") -> tuple[FieldProblem, ...]:
     """The refused fields of a pydantic error in plain words, at most `MAX_PROBLEMS` and a count of the others.
 
-    Of a `body` that is no JSON it is said what it is instead, as far as that can be seen.
+    A `body` that is not JSON is named by its encoding or compression where that can be recognised.
     """
     items = error.errors(include_url=False, include_input=False)
     refused_parts = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}

@@ -18,7 +18,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 from kafka import KafkaAdminClient
 
-from fluxpool_transport.kafka.consumer_stop import stop_consumer
+from fluxpool_transport.kafka.client_stop import stop_consumer
 from fluxpool_worker.agent.consumer.membership import (
     committed_with_metadata,
     has_generation,

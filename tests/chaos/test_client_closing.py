@@ -6,7 +6,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-from fluxpool_transport.kafka.consumer_stop import stop_consumer, stop_producer
+from fluxpool_transport.kafka.client_stop import stop_consumer, stop_producer
 from kit.chaos_kafka import ProxiedKafka
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until

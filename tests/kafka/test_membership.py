@@ -13,7 +13,7 @@ from aiokafka.errors import CommitFailedError
 from aiokafka.protocol.commit import OffsetCommitRequest
 from aiokafka.structs import OffsetAndMetadata
 
-from fluxpool_transport.kafka.consumer_stop import stop_consumer
+from fluxpool_transport.kafka.client_stop import stop_consumer
 from fluxpool_worker.agent.consumer.membership import (
     has_generation,
     keep_offsets_for,

@@ -11,11 +11,10 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, TopicSpec, topic_specs
-from fluxpool_transport.kafka import topic_ids
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
+from fluxpool_transport.kafka.metadata import KafkaMetadata
+from fluxpool_transport.kafka.timestamp_type import find_create_time_topics
 from fluxpool_transport.kafka.topic_admin import TopicError, ensure_topics
-from fluxpool_transport.kafka.topic_ids import TopicIds
-from fluxpool_transport.kafka.topic_times import find_create_time_topics
 from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
@@ -128,28 +127,27 @@ async def test_no_broker_is_reported_with_the_address_and_the_cause() -> None:
 
 
 async def test_a_topic_that_is_made_again_has_another_id(kafka: KafkaCluster, connection: KafkaConnection) -> None:
-    topic, ids = unique_name("topic"), TopicIds(connection, client_id="test")
-    assert await ids.ask(topic) is None, "there is no such topic"
+    topic, metadata = unique_name("topic"), KafkaMetadata(connection, client_id="test")
+    assert await metadata.topic_id(topic) is None, "there is no such topic"
     await create_topics(kafka.bootstrap_servers, {topic: 1})
-    first = await ids.ask(topic)
+    first = await metadata.topic_id(topic)
     assert first is not None
-    assert await ids.ask(topic) == first
+    assert await metadata.topic_id(topic) == first
 
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
     await asyncio.wrap_future(admin.delete_topics([topic], operation_timeout=10)[topic])
 
     async def is_gone() -> bool:
-        return await ids.ask(topic) is None
+        return await metadata.topic_id(topic) is None
 
     await wait_until(is_gone, deadline_seconds=30, what="the topic to be gone")
     await create_topics(kafka.bootstrap_servers, {topic: 1})
-    assert await ids.ask(topic) not in (None, first)
+    assert await metadata.topic_id(topic) not in (None, first)
 
 
-async def test_an_id_that_nobody_tells_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topic_ids, "_DEADLINE_SECONDS", 1.0)
+async def test_the_id_of_a_topic_is_unknown_while_no_broker_answers() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         away = KafkaConnection(bootstrap_servers=(f"127.0.0.1:{silent.getsockname()[1]}",))
-        assert await TopicIds(away, client_id="test").ask("tasks") is None
+        assert await KafkaMetadata(away, client_id="test", timeout_seconds=1.0).topic_id("tasks") is None

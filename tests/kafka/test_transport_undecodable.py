@@ -14,7 +14,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.backlog.probe import HeadProbe, HeadQuestion
 from fluxpool_operator.backlog.reading import Head
 from fluxpool_transport.dlq.reading import read_dead_letters
-from fluxpool_transport.kafka import fetch_answers
+from fluxpool_transport.kafka import fetch_responses
 from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.kafka.undecodable_records import UndecodableRecord
@@ -138,7 +138,7 @@ async def test_a_batch_whose_offset_the_disk_damaged_is_passed(kafka: KafkaClust
 async def test_offsets_that_the_broker_cannot_read_are_passed_one_by_one(
     kafka: KafkaCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_answers, "CORRUPT_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(fetch_responses, "CORRUPT_PATIENCE_SECONDS", 0.5)
     topic = await topic_of_three(kafka.bootstrap_servers)
     # Neither this length nor, behind it, where a batch begins can be told.
     damage_on_disk(log_of(kafka, topic), SECOND_BATCH, by=SECOND_BATCH + b"\xff\xff\xff\xff")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fluxpool_contract.kafka.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger, ledger_topic
+from fluxpool_contract.kafka.ledger import LedgerEntry, committed_topic_id, decode_ledger, encode_ledger, is_ledger
 
 CORPUS = Path(__file__).parent / "corpus" / "ledger"
 SHIPPED = {
@@ -47,14 +47,14 @@ def test_an_empty_ledger_tells_who_committed_the_offset() -> None:
 
 def test_a_ledger_names_the_topic_it_is_about_when_that_is_known() -> None:
     entries = {3: LedgerEntry(task="task-3", worker="pod-a", started_at=1_700_000_000)}
-    assert ledger_topic(encode_ledger(entries, topic_id="fgv80Pr2TvOsX3CJzj4e4w")) == "fgv80Pr2TvOsX3CJzj4e4w"
+    assert committed_topic_id(encode_ledger(entries, topic_id="fgv80Pr2TvOsX3CJzj4e4w")) == "fgv80Pr2TvOsX3CJzj4e4w"
     assert decode_ledger(encode_ledger(entries, topic_id="fgv80Pr2TvOsX3CJzj4e4w")) == entries
-    assert ledger_topic(encode_ledger(entries)) is None
+    assert committed_topic_id(encode_ledger(entries)) is None
 
 
 @pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "[]", '{"topic": "a"', '{"topic": 1}'])
 def test_what_names_no_topic_is_about_any(metadata: str | None) -> None:
-    assert ledger_topic(metadata) is None
+    assert committed_topic_id(metadata) is None
 
 
 @pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "{}", '{"tasks": 1}', "[]", "null"])
@@ -90,4 +90,4 @@ def test_numbers_of_a_ledger_are_clamped(written: dict[str, int], started_at: in
 @example("[" * 4000)
 def test_any_committed_text_is_a_ledger_or_none(metadata: str) -> None:
     decode_ledger(metadata)
-    ledger_topic(metadata)
+    committed_topic_id(metadata)

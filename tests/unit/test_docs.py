@@ -18,8 +18,9 @@ from pydantic import TypeAdapter
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.main import app
+from fluxpool_contract import header_names
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
-from fluxpool_contract.messages import dead_letter, headers
+from fluxpool_contract.messages import dead_letter
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import Disposition
 from fluxpool_contract.messages.decoding import decode_task
@@ -190,7 +191,7 @@ def _check_result(text: str) -> None:
 
 
 def _check_task(text: str) -> None:
-    assert decode_task(text.encode(), []).task.unknown_fields() == {}
+    assert decode_task(text.encode(), []).task.model_extra == {}
 
 
 def _check_problem(text: str) -> None:
@@ -385,7 +386,7 @@ def test_the_gateways_refusals_are_those_of_its_code() -> None:
 def test_every_header_is_documented_and_no_other() -> None:
     constants = {
         value
-        for name, value in vars(headers).items()
+        for name, value in vars(header_names).items()
         if name.isupper() and isinstance(value, str) and not name.startswith(("TYPE_", "DEFAULT_", "_", "HEADER_"))
     }
     documented = set(re.findall(r"`([a-z_-]+)`", "".join(_first_cells("Headers of a task"))))

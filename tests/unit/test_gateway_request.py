@@ -35,7 +35,7 @@ def test_a_task_decodes_as_the_worker_reads_it() -> None:
     request = parse_request('{"prompt": "Füße 🦶 \\"quoted\\"", "seed": 7, "metadata": {"a": "b"}}'.encode())
     decoded = decode_task(render_task(request, "r-1"), [])
     assert (decoded.task.prompt, decoded.task.seed, decoded.task.metadata) == ('Füße 🦶 "quoted"', 7, {"a": "b"})
-    assert decoded.task.unknown_fields() == {}
+    assert decoded.task.model_extra == {}
 
 
 def test_the_same_fields_in_another_order_and_under_other_names_are_the_same_bytes() -> None:

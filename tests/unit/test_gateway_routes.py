@@ -27,7 +27,7 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
 from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTasks, TaskLookup
-from fluxpool_transport.kafka.admin import KafkaAdmin
+from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
 
 IMAGE = b"\x89PNG and so on"
@@ -105,7 +105,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
         app.state.services = Services(
             lookup=TaskLookup(store=store, recent=RecentTasks(asyncio.get_running_loop().time), barrier=barrier),
             store=store,
-            watch=BrokerWatch(await KafkaAdmin.open(settings.kafka, client_id="test"), ()),
+            watch=BrokerWatch(KafkaMetadata(settings.kafka, client_id="test"), ()),
             objects=open_object_store(storage),
             public_url=None,
         )

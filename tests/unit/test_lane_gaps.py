@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
-from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger, ledger_topic
+from fluxpool_contract.kafka.ledger import LedgerEntry, committed_topic_id, encode_ledger
 from fluxpool_worker.agent.consumer.assignment_loader import TOPIC_CHECK_SECONDS, TopicReplacedError
 from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION, STABLE_SECONDS, ClaimedRecord, LaneConsumer
@@ -302,7 +302,7 @@ def test_a_topic_whose_id_is_unknown_for_a_while_is_the_same_topic(bench: Bench)
         bench.topic_id = topic_id
         bench.settle(2 * TOPIC_CHECK_SECONDS)
     assert not bench.running.done()
-    assert ledger_topic(bench.group.committed[PARTITION].metadata) == "present"
+    assert committed_topic_id(bench.group.committed[PARTITION].metadata) == "present"
 
 
 def test_a_commit_of_a_former_topic_is_not_used_and_the_present_one_is_done_from_its_first_record(
@@ -313,7 +313,7 @@ def test_a_commit_of_a_former_topic_is_not_used_and_the_present_one_is_done_from
     bench.restart(topic_id="present")
     bench.settle()
     committed = bench.group.committed[PARTITION]
-    assert (committed.offset, ledger_topic(committed.metadata)) == (0, "present")
+    assert (committed.offset, committed_topic_id(committed.metadata)) == (0, "present")
     bench.produce(5)
     assert bench.do_next(5) == [0, 1, 2, 3, 4]
     assert bench.committed == 5

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_contract.kafka.retry_offsets import relayed_ahead, retry_topic_id
+from fluxpool_contract.kafka.ledger import committed_topic_id
+from fluxpool_contract.kafka.retry_offsets import relayed_ahead
 from fluxpool_worker.agent.retry.retry_partition import (
     MAX_PENDING_BYTES,
     MAX_PENDING_RECORDS,
@@ -53,7 +54,7 @@ def test_what_was_relayed_ahead_of_the_commit_is_not_relayed_by_the_next_relay()
     first = partition(50.0, 10.0, 60.0)
     first.relayed(1)
     offset, metadata = commit(first)
-    assert (offset, retry_topic_id(metadata)) == (0, "id")
+    assert (offset, committed_topic_id(metadata)) == (0, "id")
 
     second = RetryPartition(start=offset, relayed=relayed_ahead(metadata, offset))
     for number in range(3):
@@ -98,7 +99,7 @@ def test_what_could_not_be_committed_is_remembered_for_the_same_topic_only() -> 
 
 @pytest.mark.parametrize("text", ["", "x", "[]", '{"relayed": 3}', '{"relayed": ["1", -2, null]}', "[" * 2000])
 def test_a_text_that_another_client_committed_says_nothing(text: str) -> None:
-    assert (relayed_ahead(text, 5), retry_topic_id(text)) == (frozenset(), None)
+    assert (relayed_ahead(text, 5), committed_topic_id(text)) == (frozenset(), None)
 
 
 def test_memory_and_the_text_beside_the_commit_are_bounded() -> None:

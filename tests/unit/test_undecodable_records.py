@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fluxpool_transport.kafka import batch_decompression, undecodable_records
-from fluxpool_transport.kafka.fetch_answers import FetchedBytes, TolerantFetcher
+from fluxpool_transport.kafka.fetch_responses import FetchedBytes, TolerantFetcher
 from fluxpool_transport.kafka.undecodable_records import FetchedBatches, TolerantPartitionRecords, UndecodableRecord
 from kit.odd_batches import CODECS, batch, legacy_batch, with_right_crc, with_wrong_crc
 

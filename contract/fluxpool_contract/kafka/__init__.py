@@ -1,7 +1,7 @@
 """What the parts agree on about Kafka: connections, topics, retry topics, and the text beside committed offsets."""
 
 from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
-from fluxpool_contract.kafka.ledger import LedgerEntry, decode_ledger, encode_ledger, is_ledger, ledger_topic
+from fluxpool_contract.kafka.ledger import LedgerEntry, committed_topic_id, decode_ledger, encode_ledger, is_ledger
 from fluxpool_contract.kafka.retries import (
     due_at,
     due_headers,
@@ -13,7 +13,11 @@ from fluxpool_contract.kafka.retries import (
     retry_headers,
     strays_group,
 )
-from fluxpool_contract.kafka.retry_offsets import MAX_RELAYED_AHEAD, relayed_ahead, retry_offset_text, retry_topic_id
+from fluxpool_contract.kafka.retry_offsets import (
+    MAX_RELAYED_AHEAD,
+    relayed_ahead,
+    retry_offset_text,
+)
 from fluxpool_contract.kafka.topics import (
     LOG_APPEND_TIME,
     MAX_DEAD_LETTER_BYTES,
@@ -37,6 +41,7 @@ __all__ = [
     "SecurityProtocol",
     "TopicNames",
     "TopicSpec",
+    "committed_topic_id",
     "decode_ledger",
     "due_at",
     "due_headers",
@@ -45,14 +50,12 @@ __all__ = [
     "explain_create_time",
     "former_scheduler_group",
     "is_ledger",
-    "ledger_topic",
     "not_before_seconds",
     "origin_topic",
     "relayed_ahead",
     "retry_group",
     "retry_headers",
     "retry_offset_text",
-    "retry_topic_id",
     "strays_group",
     "topic_specs",
 ]

@@ -1,4 +1,4 @@
-"""How to reach a Kafka cluster, whatever client library does it."""
+"""Addresses and credentials of a Kafka cluster, for any client library."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -53,20 +53,20 @@ class KafkaConnection(BaseModel):
     sasl_password: SecretCredential | None = None
     """Password of PLAIN and SCRAM."""
     oauth_token_endpoint: HttpUrl | None = None
-    """Where OAUTHBEARER tokens are had with the client-credentials grant (RFC 6749 section 4.4)."""
+    """Token endpoint for OAUTHBEARER: client-credentials grant (RFC 6749 section 4.4)."""
     oauth_client_id: Credential | None = None
-    """Client that asks for tokens."""
+    """OAuth client ID."""
     oauth_client_secret: SecretCredential | None = None
-    """Its secret."""
+    """OAuth client secret."""
     oauth_scope: Credential | None = None
-    """Scope to ask for, where the endpoint wants one."""
+    """OAuth scope requested from the token endpoint."""
     oauth_encode_credentials: bool = True
     """Form-encode client id and secret for the endpoint, as RFC 6749 section 2.3.1 demands; false for servers that take
     them as they are."""
     oauth_ca_file: Path | None = None
-    """PEM file of authorities to trust for the endpoint, beside the system's; `tls_ca_file` when absent."""
+    """PEM file of authorities trusted for the token endpoint, besides the system's; `tls_ca_file` when absent."""
     oauth_token_file: Path | None = None
-    """File that always holds a fresh token, such as a projected service account token."""
+    """File with a valid token, such as a projected service account token; read again for each token."""
     tls_ca_file: Path | None = None
     """PEM file of the authorities to trust; the system's when absent."""
     tls_certificate_file: Path | None = None

@@ -18,7 +18,7 @@ MAX_METADATA_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """What is known of one task in flight; the next owner of the partition reads it after a crash."""
+    """One task in flight; the next owner of the partition reads it after a crash."""
 
     task: str
     worker: str
@@ -85,21 +85,22 @@ def decode_ledger(metadata: str | None) -> dict[int, LedgerEntry]:
         return {}
 
 
-def ledger_topic(metadata: str | None) -> str | None:
-    """The id of the topic that committed metadata are about; None where they do not say."""
-    topic_id = _ledger(metadata).get("topic")
+def committed_topic_id(metadata: str | None) -> str | None:
+    """The id of the topic that committed metadata, of a lane or a retry topic, are about; None without one."""
+    topic_id = offset_metadata(metadata).get("topic")
     return topic_id if isinstance(topic_id, str) else None
 
 
 def _tasks(metadata: str | None) -> dict[str, Any] | None:
     """The value of `tasks`; None when another client wrote the text."""
-    tasks = _ledger(metadata).get("tasks")
+    tasks = offset_metadata(metadata).get("tasks")
     return tasks if isinstance(tasks, dict) else None
 
 
-def _ledger(metadata: str | None) -> dict[str, Any]:
+def offset_metadata(metadata: str | None) -> dict[str, Any]:
+    """The fields of committed metadata; empty, and no error, when another client wrote the text."""
     if not metadata:
-        # What most other clients write, asked for each partition at each reading: too often for an exception.
+        # What most other clients write, decoded for each partition at each reading: too often for an exception.
         return {}
     try:
         ledger = json.loads(metadata)

@@ -10,17 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from fluxpool_contract.header_names import (
-    ATTEMPT,
-    CRASHES,
-    ERROR_CLASS,
-    ERROR_CODE,
-    FIRST_SEEN,
-    NOT_BEFORE,
-    ORIGIN_OFFSET,
-    ORIGIN_PARTITION,
-    ORIGIN_TOPIC,
-)
+from fluxpool_contract import header_names as names
 from fluxpool_contract.messages.headers import Envelope, RawHeaders, format_time, parse_time
 
 DELAY_PATTERN: Final = r"^[1-9][0-9]{0,5}(ms|s|m|h)$"
@@ -28,7 +18,7 @@ DELAY_PATTERN: Final = r"^[1-9][0-9]{0,5}(ms|s|m|h)$"
 DELAYS_BY_PLACE_SECONDS: Final = (15.0, 120.0, 900.0)
 """For topics whose name does not end in a delay: the first, the second, and all further ones."""
 MAX_JITTER: Final = 0.2
-"""Part of its delay that a task may wait longer, so that tasks that failed together do not come back together."""
+"""Share of its delay that a task may wait longer, so that tasks that failed together do not return together."""
 
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SUFFIX: Final = re.compile(r"(?:^|[._-])([1-9][0-9]{0,5})(ms|s|m|h)$")
@@ -49,7 +39,7 @@ def retry_delays_seconds(topics: Sequence[str], configured: Sequence[str] = ()) 
 
 
 def due_at(now: datetime, delay_seconds: float, *, jitter: float) -> datetime:
-    """When a task that goes to a retry topic now may go on; `jitter` is a random number from 0 to 1."""
+    """When a task that is written to a retry topic now is due; `jitter` is a random number from 0 to 1."""
     return now + timedelta(seconds=delay_seconds * (1 + MAX_JITTER * jitter))
 
 
@@ -70,13 +60,13 @@ def former_scheduler_group(retry_topic: str) -> str:
 
 def origin_topic(headers: RawHeaders) -> str | None:
     """The lane topic that a record of a retry topic came from; None when no header names one."""
-    text = _header_text(headers, ORIGIN_TOPIC)
+    text = _header_text(headers, names.ORIGIN_TOPIC)
     return text or None
 
 
 def not_before_seconds(headers: RawHeaders) -> float | None:
-    """What a record of a retry topic says of when it is due, seconds since 1970; None when it says nothing readable."""
-    if (text := _header_text(headers, NOT_BEFORE)) is None:
+    """The not-before header of a record of a retry topic, seconds since 1970; None without a readable one."""
+    if (text := _header_text(headers, names.NOT_BEFORE)) is None:
         return None
     try:
         return parse_time(text).timestamp()
@@ -88,7 +78,7 @@ def due_seconds(*, arrived_seconds: float, not_before_seconds: float | None, del
     """When a record of a retry topic is due, seconds since 1970: at its not-before time, else after the delay.
 
     It is never later than the delay with all its jitter after the record arrived. `arrived_seconds` is the record's
-    timestamp, but no later than when somebody saw it: neither a foreign header nor a foreign clock keeps a task waiting
+    timestamp, but no later than when it was read: neither a foreign header nor a foreign clock keeps a task waiting
     for ever.
     """
     if not_before_seconds is None:
@@ -107,11 +97,11 @@ def retry_headers(
     origin: tuple[str, int, int],
     error: tuple[str, str],
 ) -> list[tuple[str, bytes]]:
-    """Headers of a task on its way to a retry topic: its own, with its counts and its history brought up to date.
+    """Headers of a task on its way to a retry topic: its own, with counts and history updated.
 
     `attempt` is the one to come. `origin` (topic, partition, offset) is where the task was taken now. An earlier origin
     in the envelope counts only when it names the same topic: a retried task always comes back to the topic it was taken
-    from, so any other name was written by somebody else. `error` is class and code.
+    from, so any other name was written by another client. `error` is class and code.
     """
     topic, partition, offset = origin
     if envelope.origin_topic == topic and envelope.origin_partition is not None and envelope.origin_offset is not None:
@@ -119,22 +109,22 @@ def retry_headers(
     return _replaced(
         original,
         {
-            ATTEMPT: str(attempt),
-            CRASHES: str(crashes),
-            FIRST_SEEN: format_time(first_seen),
-            NOT_BEFORE: format_time(not_before),
-            ORIGIN_TOPIC: topic,
-            ORIGIN_PARTITION: str(partition),
-            ORIGIN_OFFSET: str(offset),
-            ERROR_CLASS: error[0],
-            ERROR_CODE: error[1],
+            names.ATTEMPT: str(attempt),
+            names.CRASHES: str(crashes),
+            names.FIRST_SEEN: format_time(first_seen),
+            names.NOT_BEFORE: format_time(not_before),
+            names.ORIGIN_TOPIC: topic,
+            names.ORIGIN_PARTITION: str(partition),
+            names.ORIGIN_OFFSET: str(offset),
+            names.ERROR_CLASS: error[0],
+            names.ERROR_CODE: error[1],
         },
     )
 
 
 def due_headers(original: RawHeaders) -> list[tuple[str, bytes]]:
-    """Headers of a task on its way back from a retry topic: it waits for nothing more."""
-    return _replaced(original, {NOT_BEFORE: None})
+    """Headers of a task that returns from a retry topic, without its not-before time."""
+    return _replaced(original, {names.NOT_BEFORE: None})
 
 
 def _replaced(original: RawHeaders, values: dict[str, str | None]) -> list[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""The names of all topics and how each is laid out; the one place that knows either."""
+"""The names and the layout of all topics; the one place that knows either."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,9 +39,9 @@ class TopicNames(BaseModel):
     tasks_vip: TopicName = "flux-generation-tasks-vip"
     """Tasks of priority `vip`."""
     results: TopicName = "flux-generation-results"
-    """The one answer to every task."""
+    """The result of every task."""
     progress: TopicName = "flux-generation-progress"
-    """What happens meanwhile; lossy."""
+    """Progress of running tasks; lossy."""
     retry: tuple[TopicName, ...] = (
         "flux-generation-retry-15s",
         "flux-generation-retry-2m",
@@ -51,7 +51,7 @@ class TopicNames(BaseModel):
     control: TopicName = "flux-generation-control"
     """Commands to all workers."""
     dead_letters: TopicName = "flux-dlq"
-    """Records nobody could turn into images."""
+    """Dead-letter topic."""
     feedback: TopicName = "flux-feedback"
     """Ratings and comparisons."""
 
@@ -92,7 +92,7 @@ def topic_specs(
 ) -> tuple[TopicSpec, ...]:
     """The layout of all topics. Every one has `LogAppendTime`, so that retention deletes no record before its time.
 
-    `task_partitions` should lie a little above the most workers expected: a worker without a partition is idle.
+    `task_partitions` should be a little above the highest number of workers: a worker without a partition is idle.
     """
     # Retention, order and ages go by the time in a record: the broker's, because a producer may write any number there.
     by_arrival = {TIMESTAMP_TYPE: LOG_APPEND_TIME}

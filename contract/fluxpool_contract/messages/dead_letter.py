@@ -1,4 +1,4 @@
-"""The dead letter: a record nobody could turn into images, its bytes untouched, and why, in headers.
+"""The dead letter: a record that could not be turned into images, its bytes untouched, and the reason in headers.
 
 Key, value and headers of the original stay as they were; what Fluxpool adds begins with `fluxpool-dlq-`. The fields of
 Kafka Connect's and Spring's dead letters were the model, with a disposition beside them, because "crashed" and

@@ -1,4 +1,4 @@
-"""From a record's bytes to a task, or to the reason why not. Never raises anything but `InvalidTaskError`."""
+"""Decodes a record to a task; raises nothing but `InvalidTaskError`, with every field at fault."""
 
 import json
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ def decode_task(value: bytes | None, headers: RawHeaders) -> DecodedTask:
 def parse_task(value: bytes | None) -> GenerationTask:
     """The task in a record's value alone; raises `InvalidTaskError` as `decode_task` does.
 
-    Lets NaN and numbers out of range pass in fields that this release does not know, which `decode_task` refuses.
+    Accepts NaN and numbers out of range in fields that this release does not know; `decode_task` refuses them.
     """
     if not value:
         raise InvalidTaskError(

@@ -30,7 +30,7 @@ def new_request_id() -> str:
 
 
 def idempotent_request_id(tenant: str, idempotency_key: str) -> str:
-    """The id that every gateway gives to this tenant's request with this key, without asking anybody."""
+    """The id that every gateway gives to this tenant's request with this key, without any request."""
     return str(uuid.uuid5(_NAMESPACE, f"request/{tenant}/{idempotency_key}"))
 
 
@@ -93,7 +93,7 @@ def result_event_id(tenant: str, request_id: str, epoch: int = 0) -> str:
 
 
 def record_event_id(topic: str, partition: int, offset: int) -> str:
-    """`ce_id` of what is said about a record whose `request_id` cannot be read."""
+    """`ce_id` of the result of a record whose `request_id` cannot be read."""
     return str(uuid.uuid5(_NAMESPACE, f"record/{topic}/{partition}/{offset}"))
 
 

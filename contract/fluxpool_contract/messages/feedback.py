@@ -1,4 +1,4 @@
-"""What people think of images: ratings and pairwise comparisons, kept for preference tuning."""
+"""Feedback on images: ratings and pairwise comparisons, for preference tuning."""
 
 from enum import StrEnum
 from typing import Annotated, Self

@@ -11,33 +11,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
+from fluxpool_contract import header_names as names
 from fluxpool_contract.bounds import MAX_COUNT
-from fluxpool_contract.header_names import (
-    ATTEMPT,
-    CE_ID,
-    CE_SOURCE,
-    CE_SPECVERSION,
-    CE_SUBJECT,
-    CE_TIME,
-    CE_TYPE,
-    CONTENT_TYPE,
-    CRASHES,
-    DEADLINE,
-    EPOCH,
-    ERROR_CLASS,
-    ERROR_CODE,
-    FIRST_SEEN,
-    HEADER_PREFIX,
-    NOT_BEFORE,
-    ORIGIN_OFFSET,
-    ORIGIN_PARTITION,
-    ORIGIN_TOPIC,
-    PRIORITY,
-    REPLAY_OF,
-    TENANT,
-    TRACEPARENT,
-    TRACESTATE,
-)
 from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
 
 RawHeaders = Sequence[tuple[str, bytes | None]]
@@ -109,24 +84,6 @@ class Envelope:
     tracestate: str | None = None
 
 
-_TEXT = {
-    PRIORITY: "priority",
-    REPLAY_OF: "replay_of",
-    ORIGIN_TOPIC: "origin_topic",
-    ERROR_CLASS: "error_class",
-    ERROR_CODE: "error_code",
-}
-_INFORMATION = {CE_ID: "ce_id", CE_SOURCE: "ce_source", TRACEPARENT: "traceparent", TRACESTATE: "tracestate"}
-_NUMBERS = {
-    ATTEMPT: ("attempt", 1, MAX_HEADER_COUNT),
-    CRASHES: ("crashes", 0, MAX_HEADER_COUNT),
-    EPOCH: ("epoch", 0, MAX_HEADER_COUNT),
-    ORIGIN_PARTITION: ("origin_partition", 0, MAX_COUNT),
-    ORIGIN_OFFSET: ("origin_offset", 0, 10**MAX_NUMBER_DIGITS - 1),
-}
-_TIMES = {FIRST_SEEN: "first_seen", DEADLINE: "deadline", NOT_BEFORE: "not_before"}
-
-
 def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Envelope:
     """The envelope of a record; unknown headers are ignored, a repeated header counts once, the last.
 
@@ -136,10 +93,10 @@ def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Env
     problems: list[FieldProblem] = []
     for name, raw in headers:
         # One look-up each: every record of every topic passes here, with ten headers.
-        field, parse = _PARSERS.get(name, _UNKNOWN)
+        field, parse = _FIELDS.get(name, _UNKNOWN)
         if parse is None or raw is None:
             continue
-        is_own = name.startswith(HEADER_PREFIX)
+        is_own = name.startswith(names.HEADER_PREFIX)
         if not is_own and len(raw) > MAX_INFORMATION_BYTES:
             continue
         try:
@@ -150,7 +107,7 @@ def parse_envelope(headers: RawHeaders, *, request_id: str | None = None) -> Env
                 problems.append(FieldProblem(field=name, message=f"{error}; correct the header or leave it out"))
     if problems:
         raise InvalidTaskError(ErrorCode.INVALID_HEADER, problems, request_id=request_id)
-    return Envelope(**values)  # type: ignore[arg-type]  # _PARSERS yields each field with its own type
+    return Envelope(**values)  # type: ignore[arg-type]  # _FIELDS yields each field with its own type
 
 
 def _own_text(raw: bytes) -> str:
@@ -184,38 +141,38 @@ def _own_tenant(raw: bytes) -> str:
 
 _Parser = Callable[[bytes], object]
 _UNKNOWN: Final[tuple[str, _Parser | None]] = ("", None)
-_PARSERS: Final[dict[str, tuple[str, _Parser | None]]] = {
-    **{header: (field, _own_text) for header, field in _TEXT.items()},
-    **{
-        header: (field, partial(_own_number, minimum=minimum, maximum=maximum))
-        for header, (field, minimum, maximum) in _NUMBERS.items()
-    },
-    **{header: (field, _own_time) for header, field in _TIMES.items()},
-    TENANT: ("tenant", _own_tenant),
-    **{header: (field, bytes.decode) for header, field in _INFORMATION.items()},
-    CE_TIME: ("ce_time", lambda raw: parse_time(raw.decode())),
+_FIELDS: Final[dict[str, tuple[str, _Parser | None]]] = {
+    names.PRIORITY: ("priority", _own_text),
+    names.REPLAY_OF: ("replay_of", _own_text),
+    names.ORIGIN_TOPIC: ("origin_topic", _own_text),
+    names.ERROR_CLASS: ("error_class", _own_text),
+    names.ERROR_CODE: ("error_code", _own_text),
+    names.CE_ID: ("ce_id", bytes.decode),
+    names.CE_SOURCE: ("ce_source", bytes.decode),
+    names.TRACEPARENT: ("traceparent", bytes.decode),
+    names.TRACESTATE: ("tracestate", bytes.decode),
+    names.ATTEMPT: ("attempt", partial(_own_number, minimum=1, maximum=MAX_HEADER_COUNT)),
+    names.CRASHES: ("crashes", partial(_own_number, minimum=0, maximum=MAX_HEADER_COUNT)),
+    names.EPOCH: ("epoch", partial(_own_number, minimum=0, maximum=MAX_HEADER_COUNT)),
+    names.ORIGIN_PARTITION: ("origin_partition", partial(_own_number, minimum=0, maximum=MAX_COUNT)),
+    names.ORIGIN_OFFSET: ("origin_offset", partial(_own_number, minimum=0, maximum=10**MAX_NUMBER_DIGITS - 1)),
+    names.FIRST_SEEN: ("first_seen", _own_time),
+    names.DEADLINE: ("deadline", _own_time),
+    names.NOT_BEFORE: ("not_before", _own_time),
+    names.CE_TIME: ("ce_time", lambda raw: parse_time(raw.decode())),
+    names.TENANT: ("tenant", _own_tenant),
 }
-"""Field and form of every header that is read. Each raises `ValueError` with the rule."""
+"""Field of `Envelope` and parser of every header that is read; a parser raises `ValueError` with the rule."""
 
 
 def render_envelope(envelope: Envelope) -> list[tuple[str, bytes]]:
     """The headers of an envelope; fields at their defaults are left out."""
-    rendered: list[tuple[str, str]] = []
-    for header, field in {**_TEXT, **_INFORMATION}.items():
-        text = getattr(envelope, field)
-        if text is not None:
-            rendered.append((header, text))
     defaults = Envelope()
-    for header, (field, *_) in _NUMBERS.items():
-        number = getattr(envelope, field)
-        if number is not None and number != getattr(defaults, field):
-            rendered.append((header, str(number)))
-    for header, field in {**_TIMES, CE_TIME: "ce_time"}.items():
-        moment = getattr(envelope, field)
-        if moment is not None:
-            rendered.append((header, format_time(moment)))
-    if envelope.tenant != DEFAULT_TENANT:
-        rendered.append((TENANT, envelope.tenant))
+    rendered = []
+    for header, (field, _) in _FIELDS.items():
+        value = getattr(envelope, field)
+        if value != getattr(defaults, field):
+            rendered.append((header, format_time(value) if isinstance(value, datetime) else str(value)))
     return encode_headers(rendered)
 
 
@@ -224,15 +181,15 @@ def cloud_event_headers(
 ) -> list[tuple[str, bytes]]:
     """The attributes of CloudEvents 1.0 (Kafka protocol binding, binary content mode) for a JSON value."""
     headers = [
-        (CE_SPECVERSION, "1.0"),
-        (CE_ID, event_id),
-        (CE_TYPE, event_type),
-        (CE_SOURCE, source),
-        (CE_TIME, format_time(time)),
-        (CONTENT_TYPE, "application/json"),
+        (names.CE_SPECVERSION, "1.0"),
+        (names.CE_ID, event_id),
+        (names.CE_TYPE, event_type),
+        (names.CE_SOURCE, source),
+        (names.CE_TIME, format_time(time)),
+        (names.CONTENT_TYPE, "application/json"),
     ]
     if subject is not None:
-        headers.append((CE_SUBJECT, subject))
+        headers.append((names.CE_SUBJECT, subject))
     return encode_headers(headers)
 
 

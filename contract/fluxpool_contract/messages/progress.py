@@ -1,4 +1,4 @@
-"""Progress of a task while it is worked on; lossy by design, nobody's correctness may hang on it."""
+"""Progress of a task while it is in flight; lossy by design: correctness must not depend on it."""
 
 from enum import StrEnum
 
@@ -31,7 +31,7 @@ class ProgressEvent(BaseModel):
     total_steps: Count | None = None
     """Denoising steps of all images."""
     worker: Name | None = None
-    """Who works on the task."""
+    """Name of the worker."""
     pool: Name | None = None
     """The worker's pool."""
     at: RecordTime

@@ -1,4 +1,4 @@
-"""The result: the one terminal answer to a task, published for failures too."""
+"""The result: the terminal event of a task, published for failures too."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -111,7 +111,7 @@ class GenerationResult(_Message):
     attempt: Count | None = None
     """1 for the first attempt."""
     worker: Name | None = None
-    """Who answered."""
+    """Name of the worker that published the result."""
     pool: Name | None = None
     """The worker's pool."""
     timings: Annotated[dict[str, Milliseconds], Field(max_length=MAX_LIST_ITEMS)] = {}

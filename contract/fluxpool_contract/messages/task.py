@@ -1,12 +1,12 @@
 """The task: one request for images, as it travels through Kafka.
 
 Only `request_id` and `prompt` are required. Readers keep fields they do not know, so that a newer producer can speak to
-an older worker; the limits here are those every worker enforces again, whoever wrote the record.
+an older worker; every worker enforces the limits here, whichever producer wrote the record.
 """
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -98,7 +98,7 @@ def _check_entry_count(value: object) -> object:
 
 
 class GenerationParameters(BaseModel):
-    """What to draw and how; shared by the HTTP request and the Kafka task."""
+    """Prompt and parameters of a generation; shared by the HTTP request and the Kafka task."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -129,7 +129,7 @@ class GenerationParameters(BaseModel):
 
     @property
     def relative_work(self) -> float:
-        """About how long it takes, by pixels, steps and images; 1 is one image with the default parameters."""
+        """Estimated duration by pixels, steps and images; 1 is one image with the default parameters."""
         steps = self.steps * self.n
         # A second pass for each step, with the negative prompt.
         passes = 2 * steps if self.true_cfg_scale > 1 and self.negative_prompt is not None else steps
@@ -150,7 +150,3 @@ class GenerationTask(GenerationParameters):
     model_config = ConfigDict(extra="allow", title="GenerationTask")
 
     request_id: RequestId
-
-    def unknown_fields(self) -> dict[str, Any]:
-        """Fields this release does not know; kept so that nothing is lost on the way."""
-        return dict(self.model_extra or {})

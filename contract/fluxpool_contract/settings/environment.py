@@ -1,7 +1,7 @@
 """Settings as environment variables, read and written by the same model.
 
 The operator renders a pod's environment with the very class that the worker parses it with, so a setting cannot be
-spelled two ways. pydantic-settings only reads, and lets a mistyped name pass in silence; hence this one page.
+spelled two ways. pydantic-settings only reads, and accepts a mistyped name silently; hence this module.
 
 The variable of a field is the prefix, the path of field names and underscores: `kafka.bootstrap_servers` is
 `FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS`. A list of strings is written with commas, or as JSON when it begins with a bracket;
@@ -23,7 +23,7 @@ from fluxpool_contract.text_rules import check_name
 
 ENVIRONMENT_PREFIX = "FLUXPOOL"
 NOT_SETTINGS = frozenset({"FLUXPOOL_API_KEY", "FLUXPOOL_FAULT", "FLUXPOOL_KAFKA_LIBS", "FLUXPOOL_URL"})
-"""Variables of the command line and of tests, which may lie in anybody's environment."""
+"""Variables of the command line and of tests, which any environment may hold."""
 
 _SERVICE_LINK = re.compile(r"\w+(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
@@ -31,7 +31,7 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
 
 class SettingsError(ValueError):
-    """The environment cannot be read; the message lists every variable at fault."""
+    """The environment is invalid; the message lists every variable at fault."""
 
 
 class EnvironmentSettings(BaseModel):

@@ -1,4 +1,4 @@
-"""The worker's settings and the parts of them that other deployables share."""
+"""The settings of the worker, and those parts that the gateway and the command line share."""
 
 import re
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class ModelDevice(StrEnum):
 
 
 class ModelSettings(BaseModel):
-    """Which checkpoint a worker serves."""
+    """The checkpoint that a worker serves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -83,7 +83,7 @@ class ModelSettings(BaseModel):
 
 
 class StorageSettings(BaseModel):
-    """Where images go and under which address people find them."""
+    """Object store for images, and the addresses of its objects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
@@ -98,8 +98,7 @@ class StorageSettings(BaseModel):
     access_key_id: Credential | None = None
     """Absent: the credentials of the environment, such as a pod's web identity."""
     secret_access_key: SecretCredential | None = None
-    """Goes with `access_key_id`."""
-
+    """Required with `access_key_id`."""
     ca_file: Path | None = None
     """PEM file of authorities to trust for `endpoint_url`, beside those of the system."""
 
@@ -116,7 +115,7 @@ class StorageSettings(BaseModel):
 
 
 class Lane(BaseModel):
-    """One topic that a pool serves, in its own consumer group."""
+    """A topic that a pool serves in a consumer group of its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -124,11 +123,22 @@ class Lane(BaseModel):
     topic: TopicName
     consumer_group: GroupId | None = None
     preference: Annotated[int, Field(ge=0, le=100)] = 0
-    """Lanes with a higher one are served first; the others keep a share."""
+    """Lanes with a higher preference are served first; the others keep a share."""
 
 
 STANDARD_LANE: Final = Lane(name="standard", topic=TopicNames().tasks)
 VIP_LANE: Final = Lane(name="vip", topic=TopicNames().tasks_vip, preference=10)
+
+
+def lane_groups(consumer_group: str, lanes: Sequence[Lane]) -> tuple[str, ...]:
+    """The consumer group of each lane of a pool: its own, else `consumer_group`, with the name of any further lane.
+
+    The rules of `FluxWorkerPool` say the same in CEL (`fluxpool_operator.api.kafka`).
+    """
+    return tuple(
+        lane.consumer_group or (consumer_group if place == 0 else f"{consumer_group}-{lane.name}")
+        for place, lane in enumerate(lanes)
+    )
 
 
 def serving_groups(consumer_group: str, lanes: tuple[Lane, ...], topics: TopicNames) -> dict[str, str]:
@@ -137,10 +147,7 @@ def serving_groups(consumer_group: str, lanes: tuple[Lane, ...], topics: TopicNa
         STANDARD_LANE.model_copy(update={"topic": topics.tasks}),
         VIP_LANE.model_copy(update={"topic": topics.tasks_vip}),
     )
-    return {
-        lane.consumer_group or (consumer_group if lane is served[0] else f"{consumer_group}-{lane.name}"): lane.topic
-        for lane in served
-    }
+    return dict(zip(lane_groups(consumer_group, served), (lane.topic for lane in served), strict=True))
 
 
 def check_lanes(lanes: tuple[Lane, ...], topics: TopicNames, *, groups: Sequence[str]) -> None:
@@ -162,7 +169,7 @@ def check_lanes(lanes: tuple[Lane, ...], topics: TopicNames, *, groups: Sequence
 
 
 class WorkerSettings(EnvironmentSettings):
-    """Everything a worker pod is told, as `FLUXPOOL_*` variables."""
+    """All settings of a worker, as `FLUXPOOL_*` variables."""
 
     kafka: KafkaConnection
     storage: StorageSettings
@@ -175,7 +182,7 @@ class WorkerSettings(EnvironmentSettings):
     pool: Annotated[LineText, Field(max_length=253)] = "default"
     """Name of the worker's pool in results and events."""
     worker_name: Annotated[LineText, Field(max_length=253)] | None = None
-    """Name in results, events and the ledger; the host's name when absent."""
+    """Name in results, events and the ledger; the host name when absent."""
     gateway_url: HttpBaseUrl | None = None
     """When set, image addresses point to the gateway's stable image route."""
     health_host: str = "0.0.0.0"  # noqa: S104 - probes reach a pod by its own address
@@ -185,14 +192,13 @@ class WorkerSettings(EnvironmentSettings):
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     """How often a task is tried before it is dead-lettered; between two attempts it waits on a retry topic."""
     max_crashes: Annotated[int, Field(ge=1, le=10)] = 3
-    """How many engines or workers may die over a task before it is dead-lettered as `crash-loop`."""
+    """How many times an engine or worker may die of a task before it is dead-lettered as `crash-loop`."""
     retry_delays: Annotated[tuple[Delay, ...], Field(max_length=8)] = ()
     """One for each of `topics.retry`, such as `15s,2m`; absent: as the topics' names end, else 15s, 2m, 15m."""
     lane_wait_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 300.0
-    """After how long of waiting a lane with a lower preference has every second turn; it has every fifth anyway."""
+    """After this wait a lane with a lower preference gets every second task; it gets every fifth anyway."""
     infra_hold_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 3600.0
-    """How long a task waits for an object store or broker that is away before the worker hands its tasks back and
-    exits."""
+    """How long a task waits for an object store or broker that is down before the worker exits, its tasks released."""
     task_hard_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 900.0
     """Longest time one generation may take; its engine is killed then, and the task tried again."""
     step_soft_limit_seconds: Annotated[float, Field(gt=0, le=MAX_SECONDS)] = 60.0
@@ -203,12 +209,11 @@ class WorkerSettings(EnvironmentSettings):
     """How long loading the model may take, its download from a hub included; the engine is killed then, and the worker
     exits after the second time in a row."""
     session_timeout_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 45.0
-    """After how long without a heartbeat the group takes a worker for dead; one whose event loop is blocked exits
-    before that."""
+    """Consumer `session.timeout.ms`; a worker whose event loop is blocked exits before that."""
     rebalance_timeout_seconds: Annotated[float, Field(ge=1, le=MAX_SECONDS)] = 30.0
-    """How long the group waits for a member to join again; ample for `revoke_wait_seconds` and a commit."""
+    """How long a rebalance waits for a member to rejoin; above `revoke_wait_seconds` and the time of a commit."""
     revoke_wait_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 3.0
-    """How long a rebalance waits for work that is nearly done."""
+    """How long a rebalance waits for tasks that are nearly done."""
     drain_grace_seconds: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 270.0
     """Time from SIGTERM until the running task is stopped at its next step; keep it 15 s below the pod's own grace."""
     offset_retention_days: Annotated[float, Field(gt=0, le=3650)] = 365.0
@@ -218,7 +223,7 @@ class WorkerSettings(EnvironmentSettings):
 
     @model_validator(mode="after")
     def _lanes_differ(self) -> Self:
-        check_lanes(self.lanes, self.topics, groups=[*map(self.group_of, self.lanes), self.retry_group])
+        check_lanes(self.lanes, self.topics, groups=[*self._lane_groups, self.retry_group])
         return self
 
     @model_validator(mode="after")
@@ -238,11 +243,13 @@ class WorkerSettings(EnvironmentSettings):
 
     def group_of(self, lane: Lane) -> str:
         """The consumer group of one of the lanes."""
-        if lane.consumer_group is not None:
-            return lane.consumer_group
-        return self.consumer_group if lane == self.lanes[0] else f"{self.consumer_group}-{lane.name}"
+        return self._lane_groups[self.lanes.index(lane)]
 
     @property
     def retry_group(self) -> str:
         """The consumer group in which the pool keeps its offsets of the retry topics."""
-        return retry_group(self.group_of(self.lanes[0]))
+        return retry_group(self._lane_groups[0])
+
+    @property
+    def _lane_groups(self) -> tuple[str, ...]:
+        return lane_groups(self.consumer_group, self.lanes)

@@ -1,4 +1,4 @@
-"""How a worker's process ends, as far as others go by it: the exit code that a pod shows."""
+"""Exit codes of a worker that other parts interpret."""
 
 from typing import Final
 

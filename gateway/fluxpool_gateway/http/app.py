@@ -28,11 +28,13 @@ from fluxpool_gateway.store.reservations import FILE_SUFFIX, ReservationFile
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
-from fluxpool_transport.kafka import KafkaAdmin, librdkafka_options
+from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import open_object_store
 
 CLIENT_ID: Final = "fluxpool-gateway"
+METADATA_SECONDS: Final = 2.0
+"""Longest wait for metadata: `GET` of a task that is not projected yet waits for it."""
 MAX_SHOWN_PATH_BYTES: Final = 200
 _PROBLEM_SCHEMA: Final = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
 
@@ -124,7 +126,8 @@ async def _running(
 ) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     objects = open_object_store(settings.storage)
-    admin = await KafkaAdmin.open(settings.kafka, client_id=CLIENT_ID)
+    metadata = KafkaMetadata(settings.kafka, client_id=CLIENT_ID, timeout_seconds=METADATA_SECONDS)
+    await metadata.admin()  # unusable credentials end the start
     producer = TaskProducer(
         librdkafka_options(settings.kafka, client_id=CLIENT_ID),
         deadline_seconds=settings.produce_deadline_seconds,
@@ -133,10 +136,10 @@ async def _running(
     store = AsyncTaskStore(TaskStoreReader(settings.database_file))
     file = settings.database_file
     reservations = Reservations(ReservationFile(file.with_name(file.name + FILE_SUFFIX)))
-    ends = TaskTopicEnds(admin, settings.topics)
+    ends = TaskTopicEnds(metadata, settings.topics)
     recent = RecentTasks(loop.time)
     partitioner = LoadAwarePartitioner(settings.kafka, settings.groups())
-    watch = BrokerWatch(admin, task_topics(settings.topics))
+    watch = BrokerWatch(metadata, task_topics(settings.topics))
     producer.start()
     try:
         async with asyncio.TaskGroup() as group:

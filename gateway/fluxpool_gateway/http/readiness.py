@@ -11,11 +11,10 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from fluxpool_gateway.projection.topics import TopicLayout, read_layouts
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_store import Quarantine
 from fluxpool_gateway.tasks.lookup import AsyncTaskStore
-from fluxpool_transport.kafka import KafkaAdmin, KafkaUnavailableError
+from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
 READ_INTERVAL_SECONDS: Final = 1.0
 MAX_ANSWER_AGE_SECONDS: Final = 5.0
@@ -49,8 +48,8 @@ class Readiness(BaseModel):
 class BrokerWatch:
     """Reads the task topics' metadata every second, for readiness and for the number of partitions."""
 
-    def __init__(self, admin: KafkaAdmin, topics: Iterable[str]) -> None:
-        self._admin = admin
+    def __init__(self, metadata: KafkaMetadata, topics: Iterable[str]) -> None:
+        self._metadata = metadata
         self._topics = tuple(topics)
         self._counts: dict[str, int] = {}
         self._failure: str | None = "not read yet"
@@ -69,15 +68,15 @@ class BrokerWatch:
     async def _read(self) -> None:
         failure = None
         try:
-            layouts = await read_layouts(self._admin, self._topics)
+            described = await self._metadata.topics(self._topics)
         except KafkaUnavailableError as error:
             failure = str(error)
         else:
-            for topic, layout in layouts.items():
-                if isinstance(layout, TopicLayout):
-                    self._counts[topic] = len(layout.partitions)
+            for topic, answer in described.items():
+                if isinstance(answer, TopicMetadata):
+                    self._counts[topic] = len(answer.partitions)
                 else:
-                    failure = f"{topic}: {layout}"
+                    failure = f"{topic}: {explain(answer)}"
         if failure != self._failure:
             logger.info("broker_readiness_changed", failure=failure)
         self._failure = failure

@@ -15,11 +15,11 @@ from typing import Final, TypeVar
 import structlog
 from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
+from confluent_kafka import KafkaException
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_gateway.projection.projected_records import UnreadableRecordError, projected_topics, read_change
 from fluxpool_gateway.projection.source import BATCH_RECORDS, CLIENT_ID, Fetched, ProjectionSource
-from fluxpool_gateway.projection.topics import TopicLayout, read_layouts
 from fluxpool_gateway.store.task_state import Change
 from fluxpool_gateway.store.task_store import (
     Heartbeat,
@@ -29,11 +29,18 @@ from fluxpool_gateway.store.task_store import (
     RecordRef,
     TaskStoreWriter,
 )
-from fluxpool_transport.kafka import KafkaAdmin, KafkaUnavailableError, UndecodableRecord
+from fluxpool_transport.kafka import (
+    KafkaMetadata,
+    KafkaUnavailableError,
+    TopicMetadata,
+    UndecodableRecord,
+    explain,
+)
 
 LAYOUT_REFRESH_SECONDS: Final = 1.0
 HEARTBEAT_SECONDS: Final = 1.0
 RECONNECT_SECONDS: Final = 1.0
+_METADATA_SECONDS: Final = 2.0
 _LOG_INTERVAL_SECONDS: Final = 10.0
 
 T = TypeVar("T")
@@ -61,8 +68,8 @@ class Projector:
         self._positions: dict[Position, LogPosition] = store.positions()
         before = store.heartbeat()
         self._rebuilt_because = rebuilt_because or (None if before is None else before.rebuilt_because)
-        self._layouts: dict[str, TopicLayout] = {}
-        self._assigned: dict[str, TopicLayout] = {}
+        self._layouts: dict[str, TopicMetadata] = {}
+        self._assigned: dict[str, TopicMetadata] = {}
         self._caught_up_at_ms: int | None = None
         self._beat_at = 0.0
         self._logged_at: dict[str, float] = {}
@@ -178,20 +185,18 @@ class Projector:
 
     async def _watch_layouts(self) -> None:
         """Poll ids and partitions of the projected topics every second."""
-        admin: KafkaAdmin | None = None
+        metadata = KafkaMetadata(self._connection, client_id=CLIENT_ID, timeout_seconds=_METADATA_SECONDS)
         while True:
             try:
-                admin = admin or await KafkaAdmin.open(self._connection, client_id=CLIENT_ID)
-                answers = await read_layouts(admin, projected_topics(self._topics))
+                answers = await metadata.topics(projected_topics(self._topics))
             except KafkaUnavailableError as error:
-                admin = None
                 self._warn("brokers_unreachable", reason=str(error))
             else:
                 for topic, answer in answers.items():
-                    if isinstance(answer, str):
-                        self._warn("topic_unreadable", topic=topic, reason=answer)
+                    if isinstance(answer, KafkaException):
+                        self._warn("topic_unreadable", topic=topic, reason=explain(answer))
                 # A topic that cannot be described keeps its last layout: it comes back unchanged, or with another id.
-                found = {topic: answer for topic, answer in answers.items() if isinstance(answer, TopicLayout)}
+                found = {topic: answer for topic, answer in answers.items() if isinstance(answer, TopicMetadata)}
                 self._layouts = self._layouts | found
             await asyncio.sleep(LAYOUT_REFRESH_SECONDS)
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final, TypeVar
 
 import structlog
-from confluent_kafka import IsolationLevel, TopicPartition
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import OffsetSpec
 
 from fluxpool_contract.kafka import TopicNames
@@ -20,11 +20,10 @@ from fluxpool_contract.messages import REQUEST_ID
 from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
-from fluxpool_gateway.projection.topics import TopicLayout, read_layouts
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, Position, Quarantine
-from fluxpool_transport.kafka import KafkaAdmin, KafkaUnavailableError
+from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
 T = TypeVar("T")
 
@@ -32,7 +31,6 @@ MAX_RECENT_TASKS: Final = 50_000
 """About 15 MB."""
 MAX_RECENT_SECONDS: Final = 60.0
 _READER_THREADS: Final = 4
-_REQUEST_SECONDS: Final = 2.0
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -108,45 +106,38 @@ class AsyncTaskStore:
 class TaskTopicEnds:
     """End offsets of the task topics, as the brokers know them now."""
 
-    def __init__(self, admin: KafkaAdmin, topics: TopicNames) -> None:
-        self._admin = admin
+    def __init__(self, metadata: KafkaMetadata, topics: TopicNames) -> None:
+        self._metadata = metadata
         self._topics = task_topics(topics)
 
     async def read(self) -> Mapping[Position, LogPosition]:
         """The end of every partition; what was acknowledged before this call lies before it.
 
-        Raises `KafkaException` or `KafkaUnavailableError` when it cannot be read of every partition.
+        Raises `KafkaUnavailableError` when it cannot be read of every partition.
         """
         # Read for every round: a task may lie in a partition that was just added.
-        partitions = [
-            TopicPartition(topic, partition)
-            for topic, layout in (await self._layouts()).items()
-            for partition in layout.partitions
-        ]
-        futures = self._admin.client.list_offsets(
-            dict.fromkeys(partitions, OffsetSpec.latest()),
-            # As the projector reads: what an open transaction hides cannot be waited for.
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=_REQUEST_SECONDS,
-        )
-        answers = await self._admin.settle(futures)
+        described = await self._describe()
+        partitions = [(topic, number) for topic, layout in described.items() for number in layout.partitions]
+        # Read-committed, as the projector reads: the barrier cannot wait for records of an open transaction.
+        offsets = await self._metadata.offsets(partitions, OffsetSpec.latest())
         # Once more, after the offsets: when a topic was recreated meanwhile, the new id comes with an end that it may
         # never reach, and there is no answer. With the id from before, 404 would be answered for its tasks.
-        layouts = await self._layouts()
+        described = await self._describe()
         ends: dict[Position, LogPosition] = {}
-        for position, answer in answers.items():
-            if isinstance(answer, BaseException):
-                raise answer
-            ends[position.topic, position.partition] = LogPosition(answer.offset, layouts[position.topic].topic_id)
+        for (topic, number), end in offsets.items():
+            if not isinstance(end, int):
+                reason = explain(end) if isinstance(end, KafkaException) else "its leader did not answer in time"
+                raise KafkaUnavailableError(f"topic {topic}, partition {number} cannot be read: {reason}")
+            ends[topic, number] = LogPosition(end, described[topic].topic_id)
         return ends
 
-    async def _layouts(self) -> Mapping[str, TopicLayout]:
-        layouts: dict[str, TopicLayout] = {}
-        for topic, layout in (await read_layouts(self._admin, self._topics)).items():
-            if not isinstance(layout, TopicLayout):
-                raise KafkaUnavailableError(f"topic {topic} cannot be read: {layout}")
-            layouts[topic] = layout
-        return layouts
+    async def _describe(self) -> Mapping[str, TopicMetadata]:
+        described: dict[str, TopicMetadata] = {}
+        for topic, answer in (await self._metadata.topics(self._topics)).items():
+            if isinstance(answer, KafkaException):
+                raise KafkaUnavailableError(f"topic {topic} cannot be read: {explain(answer)}")
+            described[topic] = answer
+        return described
 
 
 class TaskLookup:

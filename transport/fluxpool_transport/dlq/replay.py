@@ -29,8 +29,8 @@ from fluxpool_transport.dlq.prepare import (
     refuse_missing_topic,
 )
 from fluxpool_transport.dlq.reading import DeadLetterEntry, read_records
-from fluxpool_transport.kafka.admin import KafkaAdmin
 from fluxpool_transport.kafka.clients import aiokafka_options
+from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.kafka.topic_scan import find_partitions
 from fluxpool_transport.process.faults import fault_point
 
@@ -67,6 +67,7 @@ class DeadLetterReplayer:
         self._topic = topic
         self._by = by
         self._producer: Any = None
+        self._metadata = KafkaMetadata(connection, client_id=CLIENT_ID)
         self._partitions: dict[str, Iterator[int] | None] = {}
 
     async def __aenter__(self) -> Self:
@@ -199,8 +200,7 @@ class DeadLetterReplayer:
     async def _partitions_of(self, topic: str) -> Iterator[int] | None:
         """The topic's partitions, round robin from a random one; None when there is no such topic."""
         if topic not in self._partitions:
-            admin = await KafkaAdmin.open(self._connection, client_id=CLIENT_ID)
-            numbers = (await find_partitions(admin, [topic]))[topic]
+            numbers = (await find_partitions(self._metadata, [topic]))[topic]
             if numbers is None:
                 self._partitions[topic] = None
             else:

@@ -1,21 +1,23 @@
 """Kafka clients: their options and tokens, administration of topics, and reading records without a consumer group."""
 
 from fluxpool_transport.kafka.admin import KafkaAdmin, KafkaUnavailableError, explain
+from fluxpool_transport.kafka.client_stop import stop_consumer, stop_producer
 from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
-from fluxpool_transport.kafka.consumer_stop import stop_consumer, stop_producer
+from fluxpool_transport.kafka.metadata import KafkaMetadata, PartitionKey, TopicMetadata
+from fluxpool_transport.kafka.timestamp_type import find_create_time_topics, set_log_append_time
 from fluxpool_transport.kafka.topic_admin import TopicError, ensure_topics, keep_topics
-from fluxpool_transport.kafka.topic_ids import TopicIds
 from fluxpool_transport.kafka.topic_scan import TopicScanError, find_ranges, scan
-from fluxpool_transport.kafka.topic_times import find_create_time_topics, set_log_append_time
 from fluxpool_transport.kafka.undecodable_records import UNDECODABLE, UndecodableRecord
 
 __all__ = [
     "UNDECODABLE",
     "KafkaAdmin",
     "KafkaCredentialsError",
+    "KafkaMetadata",
     "KafkaUnavailableError",
+    "PartitionKey",
     "TopicError",
-    "TopicIds",
+    "TopicMetadata",
     "TopicScanError",
     "UndecodableRecord",
     "aiokafka_options",

@@ -1,6 +1,6 @@
-"""librdkafka's admin client under asyncio: opened, asked under a deadline, and its complaints put into words.
+"""librdkafka's admin client for asyncio: opening it, awaiting its futures, and its errors in words.
 
-Owns the border to a library without asyncio of its own. Knows nothing of what is asked.
+Owns the border to a library that calls back from its own threads. Knows nothing of the requests.
 """
 
 import asyncio
@@ -40,22 +40,22 @@ class KafkaUnavailableError(Exception):
 
 
 class KafkaAdmin:
-    """An `AdminClient` for one cluster, and the last thing that went wrong with its connections.
+    """An `AdminClient` for one cluster, and the last error of its connections.
 
-    Nothing needs to be closed: librdkafka's threads end with the last reference, in under a millisecond.
+    It has no `close`: librdkafka's threads end with the last reference, in under a millisecond.
     """
 
     def __init__(self, connection: KafkaConnection, options: Mapping[str, Any]) -> None:
         self._connection = connection
-        self._last_complaint: str | None = None
+        self._last_error: str | None = None
         # The log level keeps librdkafka from printing every failed connection attempt; it arrives here instead.
         self.client = AdminClient({**options, "log_level": 0, "error_cb": self._note})
 
     @classmethod
     async def open(cls, connection: KafkaConnection, *, client_id: str) -> Self:
-        """A client; brokers are connected to when it is first asked something.
+        """A client; it connects to brokers with the first request.
 
-        Raises `KafkaCredentialsError` for unusable files, `KafkaUnavailableError` when no OAUTHBEARER token can be had.
+        Raises `KafkaCredentialsError` for unusable files, `KafkaUnavailableError` when there is no OAUTHBEARER token.
         """
         options = librdkafka_options(connection, client_id=client_id)
         # With OAUTHBEARER the constructor blocks until there is a token, up to 10 s.
@@ -70,14 +70,14 @@ class KafkaAdmin:
         finally:
             executor.shutdown(wait=False)
 
-    async def settle(self, futures: "Mapping[K, Future[Any]]") -> dict[K, Any]:
-        """Every answer, or the `KafkaException` in its place; all are awaited at once.
+    async def results(self, futures: "Mapping[K, Future[Any]]") -> dict[K, Any]:
+        """The result of each future, or the `KafkaException` in its place; all are awaited at once.
 
-        Raises `KafkaUnavailableError` when there are questions and no broker answered any of them.
+        Raises `KafkaUnavailableError` when no broker answered any of them.
         """
         await _all_done(futures.values())
         answers = [future.exception() or future.result() for future in futures.values()]
-        # Complaints and token refreshes wait in a queue of librdkafka's until somebody polls.
+        # Errors and token refreshes stay in a queue of librdkafka's until `poll`.
         self.client.poll(0)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, KafkaException):
@@ -87,18 +87,18 @@ class KafkaAdmin:
         return dict(zip(futures, answers, strict=True))
 
     def unavailable(self, reason: object) -> KafkaUnavailableError:
-        """The error to raise when nothing can be had, with the last complaint of a connection."""
+        """The error to raise when no broker answers, with the last error of a connection."""
         servers = ",".join(self._connection.bootstrap_servers)
         text = explain(reason) if isinstance(reason, KafkaException) else str(reason)
-        complaint = f"; last complaint: {self._last_complaint}" if self._last_complaint else ""
+        last_error = f"; last connection error: {self._last_error}" if self._last_error else ""
         return KafkaUnavailableError(
-            f"Kafka at {servers} did not answer: {text}{complaint}. "
+            f"Kafka at {servers} did not answer: {text}{last_error}. "
             "Check kafka.bootstrap_servers, the network and the credentials"
         )
 
     def _note(self, error: Any) -> None:
         if error.name() != _ALL_BROKERS_DOWN:
-            self._last_complaint = error.str()
+            self._last_error = error.str()
 
 
 async def _all_done(futures: "Collection[Future[Any]]") -> None:
@@ -107,12 +107,12 @@ async def _all_done(futures: "Collection[Future[Any]]") -> None:
         return
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
-    # Its `next` is one step of the interpreter, whichever of librdkafka's threads takes it.
+    # `next` is atomic under the GIL: exactly one of librdkafka's threads, which call `note` side by side, gets 0.
     others_left = itertools.count(len(futures) - 1, -1)
 
     def note(_future: "Future[Any]") -> None:
         if next(others_left) == 0:
-            with contextlib.suppress(RuntimeError):  # nobody waits any more, and the loop is closed
+            with contextlib.suppress(RuntimeError):  # cancelled, and the loop is closed since
                 loop.call_soon_threadsafe(done.set)
 
     for future in futures:
@@ -127,7 +127,7 @@ def explain(exception: KafkaException) -> str:
 
 
 def is_unreachable(answer: object) -> bool:
-    """Whether an answer is an exception that says that no broker was reached, rather than that one refused."""
+    """Whether an answer is an exception because no broker was reached, rather than a refusal."""
     return isinstance(answer, KafkaException) and answer.args[0].code() in _UNREACHABLE
 
 

@@ -100,7 +100,7 @@ def install() -> None:
 
 
 def _into_growing_buffer(codec: str, decompress_into: Callable[[bytes, bytearray], int], payload: Buffer) -> bytes:
-    # How large the data becomes is in frame headers at best, and nobody needs to believe those.
+    # The size is in frame headers at best, which a producer may have made up.
     data = bytes(payload)
     size = max(_LEAST_BUFFER_BYTES, _FIRST_GUESS_RATIO * len(data))
     while True:

@@ -1,8 +1,7 @@
 """The one place that turns a `KafkaConnection` into the options of a client library.
 
 Owns addresses, encryption and credentials. Knows nothing of topics, groups, or how a client is used: callers add those
-options to what they get here. Consumers built with the options for aiokafka pass on what they cannot decode as
-`undecodable_records` tells.
+options. Consumers with the options for aiokafka return what they cannot decode as `undecodable_records` describes.
 """
 
 import ssl
@@ -25,7 +24,7 @@ from fluxpool_transport.kafka.oauth import (
 log = structlog.get_logger(__name__)
 
 REQUEST_TIMEOUT_MS = 15_000
-"""Longest wait for one answer: a broker that takes longer is better reached anew than waited for."""
+"""Longest wait for one response; with a slower broker a new connection is better than waiting on."""
 
 METADATA_MAX_AGE_MS = 60_000
 """New partitions and moved leaders are seen within a minute even when nothing fails."""

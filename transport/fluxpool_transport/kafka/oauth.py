@@ -1,7 +1,7 @@
-"""OAUTHBEARER tokens: from a file that somebody else keeps fresh, or from an endpoint by client credentials.
+"""OAUTHBEARER tokens: from a file that is kept fresh from outside, or from an endpoint by client credentials.
 
-Owns how a token is had and for how long it is good. Knows nothing of brokers, and never checks a signature: that is the
-broker's part, here the token's expiry is only read to know when to ask again.
+Owns requesting a token and how long it is used. Knows nothing of brokers, and checks no signature: brokers do that,
+here the expiry is only read to know when to request the next one.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from aiokafka.abc import AbstractTokenProvider
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 OPAQUE_TOKEN_SECONDS = 300.0
-"""How long a token without a readable expiry is taken to be good; projected tokens rotate within the hour."""
+"""Assumed lifetime of a token without a readable expiry; projected tokens rotate within the hour."""
 MAX_TOKEN_SECONDS = 30 * 86_400.0
-"""Longest lifetime that is believed: a token is asked for again after it, whatever its expiry says."""
+"""A token is requested again after this lifetime, whatever its expiry says."""
 
 _EXPIRY_MARGIN_SECONDS = 30.0
 # A token must outlive the handshake it is used for, and clocks differ by seconds.
@@ -34,7 +34,7 @@ _LATEST_SECONDS = 253_402_214_400
 
 
 class OAuthTokenError(ConnectionError):
-    """No token can be had now; the message names the setting at fault.
+    """There is no token now; the message names the setting at fault.
 
     A `ConnectionError`, because client libraries treat those as a broker that cannot be reached yet and try again.
     """

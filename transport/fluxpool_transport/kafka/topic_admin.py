@@ -4,21 +4,22 @@ Owns the wait until a new topic can be used. Knows nothing of which topics there
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import NewPartitions, NewTopic
 
 from fluxpool_contract.kafka import KafkaConnection, TopicSpec
 from fluxpool_transport.kafka.admin import KafkaAdmin, explain, has_code
+from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicMetadata
 
 log = structlog.get_logger(__name__)
 
+_CLIENT_ID = "fluxpool-topics"
 _POLL_INTERVAL_SECONDS = 0.1
-# A few milliseconds on a healthy cluster; a poll costs one small request.
+"""New topics have leaders within milliseconds on a healthy cluster; a poll costs one small request."""
 
 
 class TopicError(Exception):
@@ -37,16 +38,16 @@ class TopicChanges:
 async def keep_topics(
     connection: KafkaConnection, specs: Sequence[TopicSpec], *, deadline_seconds: float = 10.0
 ) -> TopicChanges:
-    """Create the topics of `specs` that are missing, and give those with fewer partitions as many as they should have.
+    """Create the topics of `specs` that are missing, and add partitions to those that have fewer.
 
-    Nothing else about an existing topic changes. A compacted one is not widened: the records of a key would lie on two
-    partitions, and both stay. What is wrong with one topic does not hinder the others. Does not wait for leaders.
+    Nothing else about an existing topic changes. A compacted one is not widened: the records of a key would be on two
+    partitions, and both would be kept. A problem with one topic does not affect the others. Does not wait for leaders.
     Raises `KafkaUnavailableError` when no broker answers in time, and as `KafkaAdmin.open` does.
     """
-    admin = await KafkaAdmin.open(connection, client_id="fluxpool-topics")
+    metadata = KafkaMetadata(connection, client_id=_CLIENT_ID, timeout_seconds=deadline_seconds)
     wanted = {spec.name: spec for spec in specs}
-    request = TopicCollection(topic_names=list(wanted))
-    described = await admin.settle(admin.client.describe_topics(request, request_timeout=deadline_seconds))
+    described = await metadata.topics(wanted)
+    admin = await metadata.admin()
     problems: list[str] = []
     missing: list[TopicSpec] = []
     narrow: list[TopicSpec] = []
@@ -71,36 +72,40 @@ async def ensure_topics(
     A replication factor above the number of live brokers is lowered to it, which is logged. Returns the names of the
     topics that this call created. Raises `TopicError`, or `KafkaUnavailableError` when no broker answers in time.
     """
-    admin = await KafkaAdmin.open(connection, client_id="fluxpool-topics")
+    metadata = KafkaMetadata(connection, client_id=_CLIENT_ID, timeout_seconds=deadline_seconds)
     loop = asyncio.get_running_loop()
     ends_at_seconds = loop.time() + deadline_seconds
     names = [spec.name for spec in specs]
-    described = await _describe(admin, names, deadline_seconds=deadline_seconds)
+    described = await _describe(metadata, names)
     missing = [spec for spec in specs if described[spec.name] is None]
-    created = await _create(admin, missing, deadline_seconds=max(1.0, ends_at_seconds - loop.time())) if missing else ()
-    while unled := _unled(described):
+    created: tuple[str, ...] = ()
+    if missing:
+        left_seconds = max(1.0, ends_at_seconds - loop.time())
+        created = await _create(await metadata.admin(), missing, deadline_seconds=left_seconds)
+    while leaderless := _leaderless(described):
         remaining_seconds = ends_at_seconds - loop.time()
         if remaining_seconds <= 0:
             raise TopicError(
-                f"after {deadline_seconds:.0f} s these partitions have no leader: {', '.join(unled)}; "
+                f"after {deadline_seconds:.0f} s these partitions have no leader: {', '.join(leaderless)}; "
                 "check that the brokers holding them run"
             )
-        described = await _describe(admin, names, deadline_seconds=remaining_seconds)
-        if _unled(described):
+        described = await _describe(metadata, names)
+        if _leaderless(described):
             await asyncio.sleep(_POLL_INTERVAL_SECONDS)
     return created
 
 
-async def _describe(admin: KafkaAdmin, names: Sequence[str], *, deadline_seconds: float) -> dict[str, Any]:
-    """Each topic's description, None when there is no such topic."""
-    request = TopicCollection(topic_names=list(dict.fromkeys(names)))
-    answers = await admin.settle(admin.client.describe_topics(request, request_timeout=deadline_seconds))
-    for name, answer in answers.items():
-        if has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
-            answers[name] = None
-        elif isinstance(answer, KafkaException):
+async def _describe(metadata: KafkaMetadata, names: Sequence[str]) -> dict[str, TopicMetadata | None]:
+    """Each topic, None when there is no such topic."""
+    found: dict[str, TopicMetadata | None] = {}
+    for name, answer in (await metadata.topics(names)).items():
+        if isinstance(answer, TopicMetadata):
+            found[name] = answer
+        elif has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
+            found[name] = None
+        else:
             raise _undescribed(name, answer) from answer
-    return answers
+    return found
 
 
 def _undescribed(name: str, refusal: KafkaException) -> TopicError:
@@ -108,7 +113,7 @@ def _undescribed(name: str, refusal: KafkaException) -> TopicError:
 
 
 async def _create(admin: KafkaAdmin, specs: Sequence[TopicSpec], *, deadline_seconds: float) -> tuple[str, ...]:
-    cluster = await admin.settle({"cluster": admin.client.describe_cluster(request_timeout=deadline_seconds)})
+    cluster = await admin.results({"cluster": admin.client.describe_cluster(request_timeout=deadline_seconds)})
     if isinstance(cluster["cluster"], KafkaException):
         raise TopicError(f"the cluster cannot be described: {explain(cluster['cluster'])}") from cluster["cluster"]
     live_brokers = max(1, len(cluster["cluster"].nodes))
@@ -143,11 +148,11 @@ async def _create_each(
         )
         for spec in specs
     ]
-    answers = await admin.settle(admin.client.create_topics(requests, request_timeout=deadline_seconds))
+    answers = await admin.results(admin.client.create_topics(requests, request_timeout=deadline_seconds))
     created: list[str] = []
     refused: list[TopicError] = []
     for name, answer in answers.items():
-        if has_code(answer, KafkaError.TOPIC_ALREADY_EXISTS):  # somebody else was quicker
+        if has_code(answer, KafkaError.TOPIC_ALREADY_EXISTS):  # by another client, meanwhile
             continue
         if isinstance(answer, KafkaException):
             refused.append(TopicError(f"topic {name}: cannot be created: {explain(answer)}; {_remedy(answer)}"))
@@ -165,12 +170,12 @@ async def _widen_each(
     if not specs:
         return (), []
     requests = [NewPartitions(spec.name, spec.partitions) for spec in specs]
-    answers = await admin.settle(admin.client.create_partitions(requests, request_timeout=deadline_seconds))
+    answers = await admin.results(admin.client.create_partitions(requests, request_timeout=deadline_seconds))
     partitions = {spec.name: spec.partitions for spec in specs}
     widened: list[str] = []
     refused: list[TopicError] = []
     for name, answer in answers.items():
-        if has_code(answer, KafkaError.INVALID_PARTITIONS):  # somebody else was quicker
+        if has_code(answer, KafkaError.INVALID_PARTITIONS):  # another client was faster
             continue
         if isinstance(answer, KafkaException):
             refused.append(
@@ -193,13 +198,7 @@ def _remedy(refusal: KafkaException) -> str:
     return "correct its layout, or create it by other means"
 
 
-def _unled(described: dict[str, Any]) -> list[str]:
-    """Partitions (or whole topics that nobody sees yet) without a leader, as `topic-partition`."""
-    return [partition for name, topic in described.items() for partition in _unled_of(name, topic)]
-
-
-def _unled_of(name: str, topic: Any) -> Iterable[str]:
-    if topic is None:
-        return [name]
-    # librdkafka gives a broker without address, id -1, when there is no leader.
-    return [f"{name}-{item.id}" for item in topic.partitions if item.leader is None or item.leader.id < 0]
+def _leaderless(described: dict[str, TopicMetadata | None]) -> list[str]:
+    """Partitions without a leader, as `topic-partition`, and topics that the broker does not know yet."""
+    missing = [name for name, topic in described.items() if topic is None]
+    return missing + [f"{name}-{number}" for name, topic in described.items() if topic for number in topic.leaderless]

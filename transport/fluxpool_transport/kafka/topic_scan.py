@@ -1,7 +1,7 @@
-"""Reading what lies in topics now: from a time on, up to the ends as they are at the start, without joining a group.
+"""Reads the records that topics hold now: from a time on, up to the ends as they are at the start, without a group.
 
-Owns bounds and the reading. Knows nothing of what the records mean. All partitions are fetched side by side, and no
-more than a few batches of each are held in memory.
+Owns the offset ranges and the reading. Knows nothing of what the records mean. All partitions are fetched side by side,
+and no more than a few batches of each are held in memory.
 """
 
 import asyncio
@@ -13,26 +13,25 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection
-from confluent_kafka import TopicPartition as AdminPartition
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import OffsetSpec
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_transport.kafka.admin import KafkaAdmin, KafkaUnavailableError, explain, has_code
+from fluxpool_transport.kafka.admin import KafkaUnavailableError, explain, has_code
+from fluxpool_transport.kafka.client_stop import stop_consumer
 from fluxpool_transport.kafka.clients import aiokafka_options
-from fluxpool_transport.kafka.consumer_stop import stop_consumer
+from fluxpool_transport.kafka.metadata import KafkaMetadata, PartitionKey, TopicMetadata
 
 CLIENT_ID: Final = "fluxpool-reader"
-ANSWER_SECONDS: Final = 10.0
 STALL_SECONDS: Final = 30.0
-"""Longest time without any record or progress; the broker is away then."""
+"""Longest time without any record or progress; the broker is unreachable then."""
 _POLL_MS: Final = 500
 _PARTITION_BYTES: Final = 256 * 1024
 """Fetched at once from each partition; a single larger record still comes whole."""
 _BATCH_RECORDS: Final = 2000
 
 Progress = Callable[[int], None]
-"""Told after each batch how many offsets were passed since the last call."""
+"""Called after each batch with the number of offsets that were passed since the last call."""
 
 
 class TopicScanError(Exception):
@@ -61,13 +60,11 @@ async def find_ranges(
 
     With `since`, from the first record that is as young. Raises `TopicScanError`, `KafkaUnavailableError`.
     """
-    admin = await KafkaAdmin.open(connection, client_id=CLIENT_ID)
-    found = await find_partitions(admin, topics)
+    metadata = KafkaMetadata(connection, client_id=CLIENT_ID)
+    found = await find_partitions(metadata, topics)
     keys = [(topic, number) for topic, numbers in found.items() for number in numbers or ()]
     first = OffsetSpec.earliest() if since is None else OffsetSpec.for_timestamp(round(since.timestamp() * 1000))
-    starts, ends = await asyncio.gather(
-        _list_offsets(admin, keys, first), _list_offsets(admin, keys, OffsetSpec.latest())
-    )
+    starts, ends = await asyncio.gather(metadata.offsets(keys, first), metadata.offsets(keys, OffsetSpec.latest()))
     ranges = {key: _range(key, starts[key], ends[key]) for key in keys}
     return {
         topic: None if numbers is None else tuple(ranges[topic, number] for number in numbers)
@@ -75,19 +72,15 @@ async def find_ranges(
     }
 
 
-async def find_partitions(admin: KafkaAdmin, topics: Sequence[str]) -> dict[str, tuple[int, ...] | None]:
+async def find_partitions(metadata: KafkaMetadata, topics: Sequence[str]) -> dict[str, tuple[int, ...] | None]:
     """The numbers of each topic's partitions, None for a topic that does not exist; never creates one.
 
     Raises `TopicScanError`, `KafkaUnavailableError`.
     """
-    if not topics:
-        return {}
-    request = TopicCollection(topic_names=list(topics))
-    described = await admin.settle(admin.client.describe_topics(request, request_timeout=ANSWER_SECONDS))
     found: dict[str, tuple[int, ...] | None] = {}
-    for topic, answer in described.items():
-        if not isinstance(answer, KafkaException):
-            found[topic] = tuple(sorted(item.id for item in answer.partitions))
+    for topic, answer in (await metadata.topics(topics)).items():
+        if isinstance(answer, TopicMetadata):
+            found[topic] = answer.partitions
         elif has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
             found[topic] = None
         else:
@@ -95,27 +88,16 @@ async def find_partitions(admin: KafkaAdmin, topics: Sequence[str]) -> dict[str,
     return found
 
 
-async def _list_offsets(admin: KafkaAdmin, keys: Sequence[tuple[str, int]], spec: Any) -> dict[tuple[str, int], Any]:
-    """Each partition's answer, or the exception in its place."""
-    request = {AdminPartition(topic, number): spec for topic, number in keys}
-    if not request:
-        return {}
-    listed = admin.client.list_offsets(
-        request, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=ANSWER_SECONDS
-    )
-    return {(item.topic, item.partition): answer for item, answer in (await admin.settle(listed)).items()}
-
-
-def _range(key: tuple[str, int], start: Any, end: Any) -> ScanRange:
+def _range(key: PartitionKey, start: Any, end: Any) -> ScanRange:
     topic, partition = key
     for answer in (start, end):
         if isinstance(answer, KafkaException):
             raise TopicScanError(f"topic {topic}, partition {partition}: {explain(answer)}; check that its leader runs")
-    if end.offset < 0:
+    if end is None:
         raise TopicScanError(f"topic {topic}, partition {partition}: its leader did not answer in time; try again")
-    # No record as young as asked for is told by a negative offset.
-    first = start.offset if 0 <= start.offset <= end.offset else end.offset
-    return ScanRange(topic=topic, partition=partition, start=first, end=end.offset)
+    # Without a record that is as young as asked for there is no start.
+    first = end if start is None else min(start, end)
+    return ScanRange(topic=topic, partition=partition, start=first, end=end)
 
 
 @asynccontextmanager

@@ -1,17 +1,17 @@
-r"""Records that the client library cannot decode: every aiokafka consumer passes them on instead of failing.
+r"""Makes every aiokafka consumer return records that it cannot decode as `UndecodableRecord`s, instead of failing.
 
-Owns what a consumer does with fetched bytes once `install()` was called, which `kafka_clients` does. aiokafka ends a
-poll with an exception at a missing codec, a wrong CRC or a header name that is not UTF-8, again at every poll, and its
-caller loses the partition. Here `getone` and `getmany` return an `UndecodableRecord` in its place, in order, and go on
-behind it; they never raise for what a record holds. Its `offset` is the last that it stands for, so whoever commits or
-seeks to `offset + 1` has passed it. There are two kinds:
+Owns what a consumer does with fetched bytes once `install()` was called, which `kafka.clients` does. aiokafka raises at
+a missing codec, a wrong CRC or a header name that is not UTF-8, again at every poll, so that the partition is lost to
+its consumer. Here `getone` and `getmany` return an `UndecodableRecord` in its place, in order, and continue behind it;
+they never raise for the contents of a record. Its `offset` is the last one that it covers: commit or seek to
+`offset + 1`. There are two kinds:
 
 - `has_contents`: key, value and headers are those of the record; header names that are not UTF-8 are escaped
   (`caf\xe9`). A reader that only shows or filters records needs no case of its own.
 - otherwise nothing of the records from `first_offset` to `offset` is known: `value` holds the batch's bytes as they
-  were fetched, still compressed, or None; there is no key and no header. As JSON it is refused like any other garbage.
+  were fetched, still compressed, or None; there is no key and no header. It is no valid JSON.
 
-Knows nothing of tasks or dead letters. What readers do with such a record is theirs to decide.
+Knows nothing of tasks or dead letters: what to do with such a record is the reader's decision.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from prometheus_client import Counter
 
 from fluxpool_transport.kafka import batch_decompression
 from fluxpool_transport.kafka.batch_decompression import BatchDecompressionError
-from fluxpool_transport.kafka.fetch_answers import FetchedBytes, TolerantFetcher
+from fluxpool_transport.kafka.fetch_responses import FetchedBytes, TolerantFetcher
 
 MAX_BATCH_RECORDS: Final = 100_000
 """Producers put 10,000 into a batch at most by default. A lane takes a few at a time and decodes the batch again for
@@ -39,7 +39,7 @@ MAX_SALVAGED_RECORDS: Final = 10_000
 """Records of one batch that are decoded in Python, at about 20 us each: the event loop waits meanwhile."""
 
 _LOG_OVERHEAD: Final = 12
-"""Base offset and length, which stand before every batch."""
+"""Base offset and length, in front of every batch."""
 _LENGTH_OFFSET: Final = 8
 _MAGIC_OFFSET: Final = 16
 _NEWEST_MAGIC: Final = 2
@@ -59,19 +59,19 @@ UNDECODABLE: Final = Counter(
     ["topic"],
     registry=None,
 )
-"""Counts for all consumers of the process; whoever serves metrics registers it."""
+"""Of all consumers of the process; registered by the program that serves metrics."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass
 class UndecodableRecord(ConsumerRecord):  # type: ignore[misc]  # aiokafka is untyped
-    """In place of one record, or of several that lie in one batch; see the module's description."""
+    """Replaces one record, or several of one batch; see the module's description."""
 
     problem: str
     """Why it could not be decoded."""
     first_offset: int
-    """The first record that it stands for; `offset` is the last."""
+    """The first offset that it covers; `offset` is the last."""
     has_contents: bool
     """Whether key, value and headers are the record's own."""
 
@@ -85,13 +85,13 @@ def install() -> None:
 
 
 class FetchedBatches:
-    """The bytes of one partition in an answer to a fetch, cut into batches; takes the place of `MemoryRecords`."""
+    """The bytes of one partition in an answer to a fetch, cut into batches; replaces `MemoryRecords`."""
 
     def __init__(self, fetched: FetchedBytes) -> None:
         self._fetched, self.log_end, self.problem = fetched
 
     def has_next(self) -> bool:
-        """Whether there is anything, be it damaged."""
+        """Whether there is anything, intact or damaged."""
         return bool(self._fetched or self.problem)
 
     def size_in_bytes(self) -> int:
@@ -121,7 +121,7 @@ class FetchedBatches:
 
 
 class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # aiokafka is untyped
-    """The records of one partition in an answer to a fetch; takes the place of `PartitionRecords`."""
+    """The records of one partition in an answer to a fetch; replaces `PartitionRecords`."""
 
     _records: FetchedBatches
     next_fetch_offset: int
@@ -135,7 +135,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             following = batches[index + 1] if index + 1 < len(batches) else None
             yield from self._unpack_batch(fetched, following)
         if self.next_fetch_offset == began_at and batches:
-            # The same bytes would be fetched again without end.
+            # Nothing moved the position: aiokafka would fetch the same bytes again without end.
             yield self._lost(batches[0], "its offsets lie before those that were asked for", last=began_at)
 
     def _unpack_batch(self, fetched: bytes, following: bytes | None) -> Iterator[ConsumerRecord]:
@@ -154,11 +154,12 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             return
         if not is_passed:
             yield from self._decode(batch, fetched)
-        # The last record of a batch may be gone by compaction; never back, whatever a damaged base offset says.
+        # Compaction may have removed the last record, so the batch's own end counts. `max`: a damaged base offset must
+        # not move the position back, or the consumer reads the same records in a loop.
         self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
 
     def _is_control_or_aborted(self, batch: Any) -> bool:
-        """Whether no reader may see the batch: markers of transactions, and what was aborted."""
+        """Whether the batch is hidden from readers: transaction markers and aborted records."""
         if self._isolation_level == fetcher.READ_COMMITTED and batch.producer_id is not None:
             self._consume_aborted_up_to(batch.base_offset)
             if batch.is_control_batch and self._contains_abort_marker(batch):
@@ -182,7 +183,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             yield from self._salvage(fetched, _explain(error), end=batch.next_offset)
 
     def _salvage(self, fetched: bytes, problem: str, *, end: int) -> Iterator[ConsumerRecord]:
-        """Decode the rest of a batch with lenient header names; what that cannot read is lost."""
+        """Decode the rest of a batch with lenient header names; one record covers what that cannot read."""
         try:
             for record in _lenient_records(fetched):
                 if record.offset >= end:
@@ -245,7 +246,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
 def lost_records(
     partition: TopicPartition, *, first: int, last: int, problem: str, fetched: bytes | None = None
 ) -> UndecodableRecord:
-    """In place of records of which nothing can be read but, at best, the bytes of their batch."""
+    """Covers records of which at best the bytes of their batch can be read."""
     return UndecodableRecord(
         topic=partition.topic,
         partition=partition.partition,
@@ -307,14 +308,14 @@ def _open(fetched: bytes) -> Any:
 
 
 def _last_offset(fetched: bytes, following: bytes | None, *, position: int, log_end: int | None) -> int:
-    """Up to where a damaged batch reaches; no further than can be told for certain, and at least to `position`."""
+    """The last offset that is certainly of a damaged batch: intact records may follow. At least `position`."""
     if following is not None:
         next_base = _integer(following, 0, 8)
         if _is_whole(following) and position < next_base < (log_end or next_base + 1):
             return next_base - 1
     if len(fetched) >= _HEADER_BYTES and fetched[_MAGIC_OFFSET] == _NEWEST_MAGIC:
         base, delta = _integer(fetched, 0, 8), _integer(fetched, _LAST_DELTA_OFFSET, 4)
-        # Two fields that damage would not change alike; a batch that compaction thinned is passed record by record.
+        # Damage would not change both fields alike. In a compacted batch they differ: it is skipped offset by offset.
         is_plausible = delta + 1 == _record_count(fetched) and (log_end is None or base + delta < log_end)
         if is_plausible and base - _MAX_GAP_OFFSETS <= position <= base + delta:
             return base + delta

@@ -1,7 +1,7 @@
 """The lag of consumer groups: committed offsets, group members and the ends of logs."""
 
 from fluxpool_transport.lag.lag_reader import GroupLag, KnownFor, LagReader, PartitionLag, StalePartition
-from fluxpool_transport.lag.log_bounds import LogBounds, PartitionKey
+from fluxpool_transport.lag.log_bounds import LogBounds
 from fluxpool_transport.lag.memberless_offsets import GroupOffsetsError, MemberlessOffsets, StoredOffset
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "LagReader",
     "LogBounds",
     "MemberlessOffsets",
-    "PartitionKey",
     "PartitionLag",
     "StalePartition",
     "StoredOffset",

@@ -5,15 +5,16 @@ be read is stale and never counted as zero: a scaler that takes silence for an e
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from aiokafka.errors import KafkaConnectionError
 
 from fluxpool_contract.kafka import KafkaConnection, LedgerEntry, decode_ledger, is_ledger
-from fluxpool_transport.kafka.admin import KafkaAdmin
+from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.lag.group_offsets import CommittedOffset, GroupMember, GroupOffsets, GroupOffsetsReader
 from fluxpool_transport.lag.log_bounds import LogBounds, LogBoundsReader
 
@@ -146,12 +147,13 @@ class LagReader:
         self, connection: KafkaConnection, *, deadline_seconds: float = 10.0, known_for: KnownFor | None = None
     ) -> None:
         known_for = known_for or KnownFor()
-        self._connection = connection
         self._deadline_seconds = deadline_seconds
-        self._admin: KafkaAdmin | None = None
         self._is_open = False
+        # Each round ends early enough that the other answers are still reported before the deadline.
+        self._round_seconds = deadline_seconds / _ROUNDS
+        self._metadata = KafkaMetadata(connection, client_id=_CLIENT_ID, timeout_seconds=self._round_seconds)
         self._log_bounds = LogBoundsReader(
-            layout_seconds=known_for.layout_seconds, start_seconds=known_for.log_start_seconds
+            self._metadata, layout_seconds=known_for.layout_seconds, start_seconds=known_for.log_start_seconds
         )
         self._group_offsets = GroupOffsetsReader(
             connection, client_id=_CLIENT_ID, members_seconds=known_for.members_seconds
@@ -159,7 +161,7 @@ class LagReader:
 
     async def __aenter__(self) -> Self:
         """Open the client; raises as `KafkaAdmin.open` does."""
-        self._admin = await KafkaAdmin.open(self._connection, client_id=_CLIENT_ID)
+        await self._metadata.admin()
         self._is_open = True
         return self
 
@@ -168,7 +170,7 @@ class LagReader:
     ) -> None:
         """Close the connections."""
         self._is_open = False
-        self._admin = None
+        self._metadata.reconnect()
         await self._group_offsets.close()
 
     async def read(self, groups: Mapping[str, str]) -> dict[str, GroupLag]:
@@ -177,59 +179,52 @@ class LagReader:
         A group or partition that cannot be read is stale in its own entry. Raises `KafkaUnavailableError` when no
         broker answers before the deadline, `RuntimeError` outside `async with`. One call at a time.
         """
-        return await self._answered(lambda admin: self._read(admin, groups))
+        return await self._answered(self._read(groups))
 
     async def log_bounds(self, topics: Iterable[str]) -> dict[str, dict[int, LogBounds | str] | str]:
         """The bounds of each topic's partitions; a text in place of an answer says why there is none.
 
         Raises as `read` does.
         """
-        return await self._answered(lambda admin: self._read_log_bounds(admin, set(topics)))
+        return await self._answered(self._read_log_bounds(set(topics)))
 
-    async def _answered(self, question: Callable[[KafkaAdmin], Awaitable[T]]) -> T:
-        if not self._is_open:
-            raise RuntimeError("LagReader: use it inside `async with LagReader(...)`")
-        admin = self._admin or await KafkaAdmin.open(self._connection, client_id=_CLIENT_ID)
-        # Only a client that answered is reused: librdkafka asks a dead controller until its metadata are a minute old.
-        self._admin = None
-        try:
-            async with asyncio.timeout(self._deadline_seconds):
-                answer = await question(admin)
-        except TimeoutError:
-            raise admin.unavailable(f"no complete answer within {self._deadline_seconds:g} s") from None
-        except KafkaConnectionError as error:
-            raise admin.unavailable(error) from error
-        self._admin = admin
-        return answer
+    async def _answered(self, question: Coroutine[Any, Any, T]) -> T:
+        with closing(question):
+            if not self._is_open:
+                raise RuntimeError("LagReader: use it inside `async with LagReader(...)`")
+            admin = await self._metadata.admin()
+            try:
+                async with asyncio.timeout(self._deadline_seconds):
+                    return await question
+            except (TimeoutError, KafkaConnectionError) as error:
+                self._metadata.reconnect()
+                raise admin.unavailable(
+                    str(error) or f"no complete answer within {self._deadline_seconds:g} s"
+                ) from error
 
-    async def _read_log_bounds(
-        self, admin: KafkaAdmin, topics: set[str]
-    ) -> dict[str, dict[int, LogBounds | str] | str]:
-        round_seconds = self._deadline_seconds / _ROUNDS
-        layouts = await self._log_bounds.partitions(admin, topics, timeout_seconds=round_seconds)
+    async def _read_log_bounds(self, topics: set[str]) -> dict[str, dict[int, LogBounds | str] | str]:
+        layouts = await self._log_bounds.partitions(topics)
         keys = [
             (topic, number) for topic, layout in layouts.items() if not isinstance(layout, str) for number in layout
         ]
-        bounds = await self._log_bounds.bounds(admin, keys, timeout_seconds=round_seconds)
+        bounds = await self._log_bounds.bounds(keys)
         return {
             topic: layout if isinstance(layout, str) else {number: bounds[topic, number] for number in layout}
             for topic, layout in layouts.items()
         }
 
-    async def _read(self, admin: KafkaAdmin, groups: Mapping[str, str]) -> dict[str, GroupLag]:
+    async def _read(self, groups: Mapping[str, str]) -> dict[str, GroupLag]:
         if not groups:
             return {}
-        # Each round ends early enough that what others answered is still reported before the deadline.
-        round_seconds = self._deadline_seconds / _ROUNDS
-        layouts = await self._log_bounds.partitions(admin, groups.values(), timeout_seconds=round_seconds)
+        layouts = await self._log_bounds.partitions(groups.values())
         partitions = {topic: layout for topic, layout in layouts.items() if not isinstance(layout, str)}
         # Commits before ends, not beside them: a commit made in between would seem to lie past the end.
         committed = await self._group_offsets.read(
             {group: (topic, partitions.get(topic, ())) for group, topic in groups.items()},
-            timeout_seconds=round_seconds,
+            timeout_seconds=self._round_seconds,
         )
         keys = [(topic, number) for topic, numbers in partitions.items() for number in numbers]
-        logs = await self._log_bounds.bounds(admin, keys, timeout_seconds=round_seconds)
+        logs = await self._log_bounds.bounds(keys)
         found = {}
         for group, topic in groups.items():
             layout, offsets = layouts[topic], committed[group]

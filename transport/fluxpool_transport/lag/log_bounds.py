@@ -7,16 +7,14 @@ Ends are last stable offsets, where a read-committed reader's view ends.
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import OffsetSpec
 
-from fluxpool_transport.kafka.admin import KafkaAdmin, explain
-from fluxpool_transport.kafka.log_offsets import read_log_offsets, read_partitions
+from fluxpool_transport.kafka.admin import explain
+from fluxpool_transport.kafka.metadata import KafkaMetadata, PartitionKey
 
-PartitionKey = tuple[str, int]
-"""Topic and number."""
+_LATE = "the partition's leader did not answer in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +44,41 @@ class LogBoundsReader:
     they are asked again when they are older than `layout_seconds` and `start_seconds`, or contradict an end.
     """
 
-    def __init__(self, *, layout_seconds: float = 0.0, start_seconds: float = 0.0) -> None:
+    def __init__(self, metadata: KafkaMetadata, *, layout_seconds: float = 0.0, start_seconds: float = 0.0) -> None:
+        self._metadata = metadata
         self._layout_seconds = layout_seconds
         self._start_seconds = start_seconds
         self._layouts: dict[str, _Layout] = {}
         self._starts: dict[PartitionKey, _Start] = {}
 
-    async def partitions(
-        self, admin: KafkaAdmin, topics: Iterable[str], *, timeout_seconds: float
-    ) -> dict[str, tuple[int, ...] | str]:
-        """The numbers of each topic's partitions; raises as `KafkaAdmin.settle` does."""
+    async def partitions(self, topics: Iterable[str]) -> dict[str, tuple[int, ...] | str]:
+        """The numbers of each topic's partitions; raises as `KafkaMetadata` does."""
         now = asyncio.get_running_loop().time()
         wanted = sorted(set(topics))
         unknown = [topic for topic in wanted if _is_older(self._layouts.get(topic), self._layout_seconds, now)]
         problems: dict[str, str] = {}
-        for topic, answer in (await read_partitions(admin, unknown, timeout_seconds=timeout_seconds)).items():
+        for topic, answer in (await self._metadata.topics(unknown)).items():
             if isinstance(answer, KafkaException):
                 problems[topic] = f"topic {topic}: {explain(answer)}; create it, or grant the Kafka user DESCRIBE"
                 self._layouts.pop(topic, None)
             else:
-                self._layouts[topic] = _Layout(answer, now)
+                self._layouts[topic] = _Layout(answer.partitions, now)
         return {topic: problems.get(topic) or self._layouts[topic].partitions for topic in wanted}
 
-    async def bounds(
-        self, admin: KafkaAdmin, keys: Iterable[PartitionKey], *, timeout_seconds: float
-    ) -> dict[PartitionKey, LogBounds | str]:
-        """Both bounds of each partition; raises as `KafkaAdmin.settle` does."""
+    async def bounds(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, LogBounds | str]:
+        """Both bounds of each partition; raises as `KafkaMetadata` does."""
         now = asyncio.get_running_loop().time()
         wanted = list(keys)
         old = [key for key in wanted if _is_older(self._starts.get(key), self._start_seconds, now)]
         starts, ends = await asyncio.gather(
-            _offsets(admin, old, OffsetSpec.earliest(), timeout_seconds=timeout_seconds),
-            _offsets(admin, wanted, OffsetSpec.latest(), timeout_seconds=timeout_seconds),
+            self._offsets(old, OffsetSpec.earliest()),
+            self._offsets(wanted, OffsetSpec.latest()),
         )
         self._remember(starts, now)
         # A cached start past the end belongs to a topic that was deleted and created again.
         wrong = [key for key, end in ends.items() if isinstance(end, int) and self._start_is_past(key, end)]
         if wrong:
-            again = await _offsets(admin, wrong, OffsetSpec.earliest(), timeout_seconds=timeout_seconds)
+            again = await self._offsets(wrong, OffsetSpec.earliest())
             self._remember(again, now)
             starts |= again
         bounds = {key: self._bounds(key, starts.get(key), ends[key]) for key in wanted}
@@ -92,6 +87,13 @@ class LogBoundsReader:
                 self._layouts.pop(topic, None)
                 self._starts.pop((topic, number), None)
         return bounds
+
+    async def _offsets(self, keys: Iterable[PartitionKey], spec: OffsetSpec) -> dict[PartitionKey, int | str]:
+        answers = await self._metadata.offsets(keys, spec)
+        return {
+            key: explain(answer) if isinstance(answer, KafkaException) else _LATE if answer is None else answer
+            for key, answer in answers.items()
+        }
 
     def _remember(self, starts: Mapping[PartitionKey, int | str], now: float) -> None:
         self._starts |= {key: _Start(start, now) for key, start in starts.items() if isinstance(start, int)}
@@ -110,19 +112,3 @@ class LogBoundsReader:
 
 def _is_older(known: _Layout | _Start | None, limit_seconds: float, now: float) -> bool:
     return known is None or now - known.read_at_seconds >= limit_seconds
-
-
-async def _offsets(
-    admin: KafkaAdmin, keys: Iterable[PartitionKey], spec: Any, *, timeout_seconds: float
-) -> dict[PartitionKey, int | str]:
-    answers = await read_log_offsets(admin, keys, spec, timeout_seconds=timeout_seconds)
-    return {key: _offset(answer) for key, answer in answers.items()}
-
-
-def _offset(answer: Any) -> int | str:
-    if isinstance(answer, KafkaException):
-        return explain(answer)
-    if answer.offset < 0:
-        # librdkafka leaves the offset out, without an error, when some leaders answered in time and others did not.
-        return "the partition's leader did not answer in time"
-    return int(answer.offset)

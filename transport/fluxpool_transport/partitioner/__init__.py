@@ -1,4 +1,4 @@
-"""Partitioners for tasks: each new record goes to the consumer-group member that will be free first."""
+"""Partitioners for tasks: they choose the consumer-group member that will be free first."""
 
 from fluxpool_transport.partitioner.idle_aware import AHEAD_SECONDS, IdleAwarePartitioner
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner

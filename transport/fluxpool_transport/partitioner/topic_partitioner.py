@@ -77,7 +77,7 @@ class TopicPartitioner:
         self._least = _LeastLoaded(snapshot, sent=self._sent, source=self._source) if snapshot.owners else None
 
     def is_by_load(self, *, partitions: int, now: float) -> bool:
-        """Whether the next choice of a topic with so many partitions goes by load rather than round robin."""
+        """Whether the next choice of a topic with so many partitions is by load rather than round robin."""
         return self._usable(partitions=partitions, now=now) is not None
 
     def choose(self, *, partitions: int, work: float, now: float) -> int:

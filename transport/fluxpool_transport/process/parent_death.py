@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them, even when that was killed and could tell nobody.
+"""Ends processes with the one that started them, also when that was killed.
 
 A program of ours calls `die_with_parent` as it starts. Any other program is started by `bound_command`, which runs this
 very file as a small launcher; so it uses the standard library alone. Linux only: elsewhere nothing is bound.

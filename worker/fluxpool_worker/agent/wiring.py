@@ -12,7 +12,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_contract.settings import Lane, WorkerSettings
-from fluxpool_transport.kafka import TopicIds
+from fluxpool_transport.kafka import KafkaMetadata
 from fluxpool_transport.lag import MemberlessOffsets
 from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
 from fluxpool_transport.storage import open_object_store
@@ -130,7 +130,7 @@ class WorkerParts:
             metrics=self.metrics,
             clock=clock,
         )
-        self._topic_ids = TopicIds(settings.kafka, client_id=self._client_id)
+        self._metadata = KafkaMetadata(settings.kafka, client_id=self._client_id)
         self._duty = RelayDuty()
         self.metrics.relays_retries.set_function(lambda: self._duty.is_held)
         self.lanes = [self._lane(lane) for lane in settings.lanes]
@@ -146,7 +146,7 @@ class WorkerParts:
                 client_id=f"{self._client_id}-retry",
                 retention=timedelta(days=settings.offset_retention_days),
             ),
-            ask_topic_id=self._topic_ids.ask,
+            ask_topic_id=self._metadata.topic_id,
             publisher=self.publisher,
             choice=self.partitioner,
             events=_RelayEvents(self.flow, self.metrics),
@@ -162,7 +162,7 @@ class WorkerParts:
             name=lane.name,
             topic=lane.topic,
             build_consumer=partial(self._client(build_consumer), group=settings.group_of(lane)),
-            ask_topic_id=partial(self._topic_ids.ask, lane.topic),
+            ask_topic_id=partial(self._metadata.topic_id, lane.topic),
             events=_LaneEvents(
                 lane=lane.name,
                 record_waiting=self.record_waiting,

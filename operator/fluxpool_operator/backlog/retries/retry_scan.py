@@ -17,7 +17,8 @@ from aiokafka.errors import KafkaError
 from fluxpool_contract.kafka import KafkaConnection, not_before_seconds, origin_topic
 from fluxpool_operator.backlog.groupless import KAFKA_ERRORS, GrouplessReader
 from fluxpool_operator.backlog.retries.retry_log import RetryEntry, RetryLog
-from fluxpool_transport.lag import LogBounds, PartitionKey
+from fluxpool_transport.kafka import PartitionKey
+from fluxpool_transport.lag import LogBounds
 
 log = structlog.get_logger(__name__)
 

@@ -16,7 +16,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 from structlog.typing import FilteringBoundLogger
 
-from fluxpool_contract.kafka import decode_ledger, is_ledger, ledger_topic
+from fluxpool_contract.kafka import committed_topic_id, decode_ledger, is_ledger
 from fluxpool_transport.process import Backoff
 from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.gap_tracker import GapTracker
@@ -131,7 +131,7 @@ class AssignmentLoader:
         self._commits.topic_id = known or present
 
     def _is_of_former_topic(self, committed: OffsetAndMetadata) -> bool:
-        topic_id = ledger_topic(committed.metadata)
+        topic_id = committed_topic_id(committed.metadata)
         return topic_id is not None and self._commits.topic_id not in (None, topic_id)
 
     async def _retry(self, error: str) -> None:
@@ -171,7 +171,7 @@ class AssignmentLoader:
         offsets = self._commits.progress[partition]
         # After this member was thrown out and came back, others may have owned the partition: their commits count.
         self._lane.on_overtaken(partition, offsets.advance_to_committed(committed.offset))
-        self._commits.topic_id = self._commits.topic_id or ledger_topic(committed.metadata)
+        self._commits.topic_id = self._commits.topic_id or committed_topic_id(committed.metadata)
         if not is_ledger(committed.metadata):
             # Another client's commit: Kafka forgets it some days after the last member left. One from here is kept.
             offsets.recommits = True

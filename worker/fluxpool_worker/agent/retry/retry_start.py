@@ -14,7 +14,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError
 
-from fluxpool_contract.kafka import former_scheduler_group, relayed_ahead, retry_topic_id
+from fluxpool_contract.kafka import committed_topic_id, former_scheduler_group, relayed_ahead
 from fluxpool_transport.lag import GroupOffsetsError, MemberlessOffsets, StoredOffset
 from fluxpool_worker.agent.retry.retry_partition import RetryPartition
 
@@ -129,7 +129,7 @@ def _state(
 ) -> RetryPartition:
     if stored is None and former is not None and former.offset <= bound.end:
         return RetryPartition(start=max(former.offset, bound.begin), topic_id=topic_id)
-    if stored is None or stored.offset > bound.end or _is_other(retry_topic_id(stored.metadata), topic_id):
+    if stored is None or stored.offset > bound.end or _is_other(committed_topic_id(stored.metadata), topic_id):
         # Never committed, or the topic was deleted and made again since.
         return RetryPartition(start=bound.begin, topic_id=topic_id)
     start = max(stored.offset, bound.begin)

@@ -5,7 +5,7 @@ from typing import Self
 
 from aiokafka.errors import KafkaConnectionError
 
-from fluxpool_transport.kafka.consumer_stop import stop_consumer
+from fluxpool_transport.kafka.client_stop import stop_consumer
 
 
 class StubbornConsumer:

@@ -1,9 +1,8 @@
-"""Answers to fetches before aiokafka looks at them: what it takes for granted there, and no consumer may be lost to.
+"""Checks fetch responses before aiokafka parses them, so that a damaged log cannot stop a consumer.
 
-Owns two checks that only the whole answer allows. A broker that cannot read its own log says so for the partition, and
-aiokafka would ask again at once and without end: after a while the offset is given up. And a batch says where its
-offsets lie, which no checksum covers: the end of the log goes along with the bytes, so that they can be compared.
-Knows nothing of records.
+Owns two checks that need the whole response. For a log that the broker cannot read it answers CORRUPT_MESSAGE, and
+aiokafka asks again at once, without end: here the offset is skipped after a while. And no checksum covers the base
+offset of a batch: the end of the log is passed on with the bytes, to compare them. Knows nothing of records.
 """
 
 import asyncio
@@ -15,14 +14,14 @@ from aiokafka.protocol.fetch import FetchResponse_v0
 from aiokafka.structs import TopicPartition
 
 CORRUPT_PATIENCE_SECONDS: Final = 10.0
-"""The next leader may have the batch whole; shorter than what readers of whole topics wait for progress."""
+"""A new leader may have an intact copy; shorter than a topic scan waits for progress (`STALL_SECONDS`)."""
 _CORRUPT_PAUSE_SECONDS: Final = 0.2
-"""Other partitions of the broker wait along with the one that is asked for again."""
+"""Between two fetches of a corrupt batch; the broker's other partitions wait as well."""
 _UNREADABLE: Final = "the broker cannot read it from its log"
 
 
 class FetchedBytes(NamedTuple):
-    """What an answer holds of one partition."""
+    """The bytes of one partition in a response."""
 
     data: bytes
     log_end: int | None = None
@@ -32,14 +31,14 @@ class FetchedBytes(NamedTuple):
 
 
 class TolerantFetcher(fetcher.Fetcher):  # type: ignore[misc]  # aiokafka is untyped
-    """Takes the place of aiokafka's fetcher."""
+    """Replaces aiokafka's fetcher."""
 
     def __init__(self, client: Any, subscriptions: Any, **options: Any) -> None:
         super().__init__(_CheckingClient(client), subscriptions, **options)
 
 
 class _CheckingClient:
-    """A consumer's client; all but answers to fetches is the client's own."""
+    """A consumer's client that checks fetch responses; everything else is the client's own."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -56,6 +55,8 @@ class _CheckingClient:
                 (topic, [self._checked(TopicPartition(topic, part[0]), part, now) for part in partitions])
                 for topic, partitions in answer.topics
             ]
+            # One response for all partitions of this broker: pausing here delays them, too, but not to pause would make
+            # aiokafka ask for the corrupt one thousands of times a second.
             if any(part[1] == CorruptRecordException.errno for _, partitions in answer.topics for part in partitions):
                 await asyncio.sleep(_CORRUPT_PAUSE_SECONDS)
         return answer
@@ -65,6 +66,7 @@ class _CheckingClient:
         if error_code == CorruptRecordException.errno:
             if now - self._corrupt_since.setdefault(partition, now) < CORRUPT_PATIENCE_SECONDS:
                 return part
+            # The time is kept: the next batch may be corrupt as well, and must not cost the whole patience again.
             return number, 0, log_end, *between, FetchedBytes(b"", problem=_UNREADABLE)
         if error_code == 0 and data:
             self._corrupt_since.pop(partition, None)

@@ -1,7 +1,4 @@
-"""Which topics keep the time that a producer wrote into a record (`CreateTime`) rather than that of its arrival.
-
-Owns the question to the brokers, and the change. What follows from an answer is the caller's.
-"""
+"""Finds topics with `message.timestamp.type=CreateTime`, where producers set the records' times; sets LogAppendTime."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -18,7 +15,7 @@ _DEADLINE_SECONDS: Final = 10.0
 async def find_create_time_topics(
     connection: KafkaConnection, topics: Iterable[str], *, deadline_seconds: float = _DEADLINE_SECONDS
 ) -> tuple[str, ...]:
-    """Those of `topics` whose records carry the producer's time, in their order.
+    """Those of `topics` with CreateTime, in their order.
 
     Topics that do not exist, or whose configuration the Kafka user may not read (DESCRIBE_CONFIGS), are left out.
     Raises `KafkaUnavailableError` when no broker answers in time, and as `KafkaAdmin.open` does.
@@ -28,7 +25,7 @@ async def find_create_time_topics(
     if not resources:
         return ()
     futures = admin.client.describe_configs(list(resources.values()), request_timeout=deadline_seconds)
-    answers = await admin.settle(futures)
+    answers = await admin.results(futures)
     return tuple(topic for topic, resource in resources.items() if _keeps_create_time(answers[resource]))
 
 
@@ -46,7 +43,7 @@ async def set_log_append_time(
     if not resources:
         return {}
     futures = admin.client.incremental_alter_configs(list(resources.values()), request_timeout=deadline_seconds)
-    answers = await admin.settle(futures)
+    answers = await admin.results(futures)
     refused = {topic: answers[resource] for topic, resource in resources.items()}
     return {topic: explain(answer) for topic, answer in refused.items() if isinstance(answer, KafkaException)}
 

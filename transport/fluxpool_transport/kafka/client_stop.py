@@ -1,8 +1,8 @@
-"""Stopping aiokafka's consumers and producers in any state of the brokers, without harm to the caller.
+"""Stops aiokafka's consumers and producers within a deadline, in any state of the brokers.
 
-`AIOKafkaConsumer.stop` cancels its fetches and awaits them. One that waits to be tried again ends with that
-cancellation, which then looks like the caller's own. And `stop` of either client waits without a limit for brokers that
-do not answer; a second call does nothing, so the tasks and sockets that it left are closed here.
+`AIOKafkaConsumer.stop` cancels its fetches and awaits them. A fetch in a retry pause ends with that cancellation, which
+then looks like the caller's own. And `stop` of either client waits without a limit for brokers that do not answer; a
+second call does nothing, so the tasks and sockets that are left are closed here.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from typing import Any, Final
 from aiokafka.errors import KafkaConnectionError
 
 CLOSE_DEADLINE_SECONDS: Final = 2.0
-"""For what is left after the connections were cut: only this process's own tasks, which take no time."""
+"""For closing after the sockets were aborted: only this process's own tasks are left, which take no time."""
 
 
 async def stop_consumer(consumer: Any, *, deadline_seconds: float = 2.0) -> Exception | None:
-    """Leave the group, if it is in one, and disconnect; returns what was in the way, None when nothing was.
+    """Leave the group, if it is in one, and disconnect; returns the error of a stop that was not clean.
 
     Raises only the caller's own cancellation, once the consumer is stopped.
     """
@@ -25,23 +25,25 @@ async def stop_consumer(consumer: Any, *, deadline_seconds: float = 2.0) -> Exce
 
 
 async def stop_producer(producer: Any, *, deadline_seconds: float = 5.0) -> Exception | None:
-    """Wait for pending records up to the deadline and disconnect; returns what was in the way, None when nothing was.
+    """Wait for pending records up to the deadline and disconnect; returns the error of a stop that was not clean.
 
     A record that is still pending then fails with `KafkaConnectionError`: whether the brokers have it is not known.
     Raises only the caller's own cancellation, once the producer is stopped.
     """
     error = await _to_the_end(lambda: _stop(producer, "client", _producer_tasks, deadline_seconds))
     if error is not None:
-        # The accumulator waits for its records, and so does whoever sent one.
+        # The sender task is cancelled, so no one else completes these: without this their senders wait for ever.
         producer._message_accumulator.fail_all(KafkaConnectionError("the producer was closed"))  # noqa: SLF001
     return error
 
 
 async def _to_the_end(stop: Callable[[], Awaitable[Exception | None]]) -> Exception | None:
+    # In its own task: a fetch's CancelledError must not look like the caller's, nor the caller's end this half-way.
     stopping = asyncio.ensure_future(stop())
     try:
         await asyncio.wait({stopping})
     except asyncio.CancelledError:
+        # Bounded by the two deadlines; a client that is left half stopped keeps its sockets and group membership.
         await asyncio.wait({stopping})
         raise
     return stopping.result()
@@ -55,8 +57,8 @@ async def _stop(
         async with asyncio.timeout(deadline_seconds):
             await client.stop()
     except asyncio.CancelledError:
-        pass  # of a fetch: nobody cancels this task
-    except Exception as problem:  # noqa: BLE001 - whatever it is, nothing is left to do about it but to report it
+        pass  # of a fetch that `stop` cancelled and awaited: this task itself is never cancelled
+    except Exception as problem:  # noqa: BLE001 - whatever it is, it is only reported
         error = problem
     else:
         return None
@@ -66,6 +68,7 @@ async def _stop(
         for connection in list(connections._conns.values()):  # noqa: SLF001
             if connection._writer is not None:  # noqa: SLF001
                 connection._writer.transport.abort()  # noqa: SLF001
+        # After the abort, so that a task which handles its cancellation cannot write to the broker again.
         for task in tasks_of(client):
             if task is not None:
                 task.cancel()
