@@ -10,8 +10,9 @@ class PausableProcess(ChildProcess):
     """A child process that can be paused: its connections stay open and nothing answers."""
 
     def pause(self) -> None:
-        """SIGSTOP."""
-        self._signal(signal.SIGSTOP)
+        """SIGSTOP; returns once every thread has stopped, which on a busy machine may still answer meanwhile."""
+        pid = self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -23,8 +24,9 @@ class PausableProcess(ChildProcess):
         if self.pid is not None:
             self.resume()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> int:
         pid = self.pid
         if pid is None:
             raise self.error("does not run")
         os.kill(pid, number)
+        return pid
