@@ -371,7 +371,7 @@ async def committed_records(cluster: KafkaCluster, partition: int) -> list[Any]:
 
 
 async def test_waiting_says_what_it_waited_for_and_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kit.waiting._PATIENCE", 3.0)
+    monkeypatch.setattr("kit.waiting.PATIENCE", 3.0)
 
     async def never() -> int:
         return 0

@@ -29,8 +29,9 @@ from fluxpool_worker.engine.protocol import (
     head_for_agent,
 )
 from fluxpool_worker.engine.start_mark import StartMark
+from kit.waiting import PATIENCE
 
-DEADLINE_SECONDS = 90.0
+DEADLINE_SECONDS = 75.0 * PATIENCE
 """Importing torch and diffusers takes seconds, and many when the machine is busy."""
 
 SECRET_PROMPT = "a lighthouse nobody else may know of"

@@ -9,10 +9,10 @@ import inspect
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, overload
+from typing import Final, TypeVar, overload
 
 _POLL_INTERVAL_SECONDS = 0.02
-_PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
+PATIENCE: Final = float(os.environ.get("TEST_PATIENCE", "1"))
 T = TypeVar("T")
 
 
@@ -30,7 +30,7 @@ async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seco
     Its exceptions pass through. Raises `WaitExpiredError` with `what` and the last value when the deadline passes, also
     when the predicate itself hangs.
     """
-    deadline_seconds *= _PATIENCE
+    deadline_seconds *= PATIENCE
     value: T | None = None
     deadline = asyncio.timeout(deadline_seconds)
     try:
@@ -50,7 +50,7 @@ async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seco
 
 def wait_until_blocking(predicate: Callable[[], T], *, deadline_seconds: float, what: str) -> T:
     """Do the same outside an event loop; a predicate that hangs is not interrupted."""
-    deadline_seconds *= _PATIENCE
+    deadline_seconds *= PATIENCE
     deadline = time.monotonic() + deadline_seconds
     while not (value := predicate()):
         if time.monotonic() >= deadline:
