@@ -43,13 +43,13 @@ class Story:
     problems: list[str] = field(default_factory=list)
     """What went wrong and did not end the story."""
     _planned: dict[str, int | None] = field(default_factory=dict)
-    """The number of replicas that was told last, by pool."""
+    """The number of replicas that was reported last, by pool."""
 
     async def run(self) -> Count:
         """Install, send, watch until all pools sleep, count. Raises what the parts raise before the burst."""
         await self._install()
         async with Observer(self.cluster.bench) as observer:
-            # What a person would see before anything happens.
+            # The pools before the burst.
             await self._look(observer)
             for pool, bodies in zip(POOLS, self._bodies(), strict=True):
                 await self._send(pool, bodies)

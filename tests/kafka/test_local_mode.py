@@ -239,7 +239,7 @@ def test_everything_lies_in_the_folder_that_was_named_whatever_its_name_is(fluxp
     assert len(list((folder / "images").rglob("*.png"))) == 1
     assert list((folder / "kafka").rglob("00000000000000000000.log"))
     assert list(folder.parent.iterdir()) == [folder]
-    # Prompts and images are for the user of the stack alone; a tiny model is nobody's secret.
+    # Prompts and images are for the user of the stack alone; a tiny model is public.
     readable = {entry.relative_to(folder) for entry in folder.rglob("*") if entry.stat().st_mode & 0o077}
     assert readable <= {Path("tiny-model")}
 

@@ -154,7 +154,7 @@ async def test_a_life_through_retry_dead_letter_and_replay_is_one_timeline(bench
     await bench.progress("started", attempt=2, worker="worker-2")
     for step in (1, 2, 3):
         await bench.progress("step", attempt=2, worker="worker-2", step=step)
-    letter = DeadLetter(
+    dead_letter = DeadLetter(
         origin_topic=topics.tasks,
         origin_partition=2,
         origin_offset=0,
@@ -168,7 +168,7 @@ async def test_a_life_through_retry_dead_letter_and_replay_is_one_timeline(bench
         failed_at=datetime.now(UTC),
         request_id="r-1",
     )
-    await bench.put(topics.dead_letters, task("r-1"), headers=letter.to_headers([]))
+    await bench.put(topics.dead_letters, task("r-1"), headers=dead_letter.to_headers([]))
     await bench.result(ResultStatus.FAILED, worker="worker-2")
     replay: Headers = [("fluxpool-epoch", b"1"), ("fluxpool-replay-of", f"{topics.dead_letters}/0/0".encode())]
     await bench.put(topics.tasks, task("r-1"), headers=replay, at=0)
@@ -279,7 +279,7 @@ async def test_a_cancel_request_and_records_that_cannot_be_read_are_told(bench: 
 
 async def test_a_discard_and_a_replay_under_a_new_id_belong_to_the_old_one_too(bench: TraceBench) -> None:
     dead_letters = bench.topics.dead_letters
-    letter = DeadLetter(
+    dead_letter = DeadLetter(
         origin_topic=bench.topics.tasks,
         origin_partition=0,
         origin_offset=0,
@@ -292,7 +292,7 @@ async def test_a_discard_and_a_replay_under_a_new_id_belong_to_the_old_one_too(b
         failed_at=datetime.now(UTC),
         request_id="old",
     )
-    await bench.put(dead_letters, task("old"), headers=letter.to_headers([]))
+    await bench.put(dead_letters, task("old"), headers=dead_letter.to_headers([]))
     common = {"partition": 0, "offset": 0, "at": datetime.now(UTC)}
     fresh = Resolution(**common, action=ResolutionAction.REPLAYED, request_id="fresh", epoch=1)
     await bench.put(dead_letters, fresh.to_json(), headers=fresh.to_headers(source="/test"))

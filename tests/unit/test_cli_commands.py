@@ -1,4 +1,4 @@
-"""The console script as a shell sees it: exit codes, and what goes to which stream."""
+"""The console script as a shell sees it: exit codes, and what is written to which stream."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`fluxpool dlq` before it reaches Kafka: what a wrong command line is told."""
+"""`fluxpool dlq` before it reaches Kafka: how a wrong command line is refused."""
 
 from pathlib import Path
 

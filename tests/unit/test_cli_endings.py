@@ -21,7 +21,7 @@ CAPTURED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder without a stack, and no settings of whoever runs the tests."""
+    """A current folder without a stack, and no settings of the user who runs the tests."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FLUXPOOL_")]:
         monkeypatch.delenv(name)

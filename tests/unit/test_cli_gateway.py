@@ -1,4 +1,4 @@
-"""`fluxpool submit` against gateways, and against what stands at a gateway's address instead of one."""
+"""`fluxpool submit` against gateways, and against other servers at a gateway's address."""
 
 import gzip
 import http.server

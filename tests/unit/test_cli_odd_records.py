@@ -153,11 +153,11 @@ def test_a_letter_whose_time_has_no_zone_is_listed_beside_an_ordinary_one() -> N
     with_zone = {**LETTER, "failed-at": "2026-04-05T11:00:00Z", "origin-offset": "2"}
     records = [
         record(
-            headers=[(DEAD_LETTER_PREFIX + name, text.encode()) for name, text in letter.items()],
+            headers=[(DEAD_LETTER_PREFIX + name, text.encode()) for name, text in dead_letter.items()],
             value=b"{}",
             timestamp=1,
         )
-        for letter in (with_zone, LETTER)
+        for dead_letter in (with_zone, LETTER)
     ]
     entries = DeadLetterFilter().select(map(entry_of, records))
     assert [entry.failed_at.hour for entry in entries] == [10, 11]

@@ -248,19 +248,17 @@ class LocalStack:
             return
         self._report("writing the tiny model")
         log_path = self.data_dir.logs / "tiny-model.log"
-        child = ChildProcess("tiny-model", tiny_model_command(self.data_dir.tiny_model), log_path=log_path)
+        command = tiny_model_command(self.data_dir.tiny_model)
+        child = ChildProcess("tiny-model", command, log_path=log_path, error=StackError)
         child.spawn()
         try:
             async with asyncio.timeout(_MODEL_DEADLINE_SECONDS):
-                status = await child.wait()
+                if await child.wait():
+                    child.check_alive()
         except TimeoutError:
-            raise StackError(
-                f"the tiny model was not written in {_MODEL_DEADLINE_SECONDS:.0f} s; see {log_path}"
-            ) from None
+            raise child.error(f"was not written in {_MODEL_DEADLINE_SECONDS:.0f} s") from None
         finally:
             child.send_kill()
-        if status:
-            raise StackError(f"the tiny model was not written; the last lines of {log_path}:\n{child.log_tail()}")
 
     async def _start_gateway(self) -> None:
         self._report("starting the gateway")

@@ -157,7 +157,7 @@ async def _supervised(
         remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - began_at))
         async with ResultsTopic(stack.parts.target.kafka, stack.parts.target.topics.results) as results:
             run = _DemoRun(
-                stack, options=options, results=results, display=display, progress=progress, began_at=began_at
+                stack=stack, options=options, results=results, display=display, progress=progress, began_at=began_at
             )
             try:
                 async with asyncio.timeout(remaining_seconds):
@@ -175,97 +175,88 @@ async def _supervised(
         return True
 
 
+@dataclass(slots=True, kw_only=True)
 class _DemoRun:
     """One demo against a running stack."""
 
-    def __init__(
-        self,
-        stack: LocalStack,
-        *,
-        options: DemoOptions,
-        results: ResultsTopic,
-        display: LiveDisplay,
-        progress: _DemoState,
-        began_at: float,
-    ) -> None:
-        self._stack = stack
-        self._began_at = began_at
-        self._options = options
-        self._results = results
-        self._display = display
-        self._progress = progress
+    stack: LocalStack
+    options: DemoOptions
+    results: ResultsTopic
+    display: LiveDisplay
+    progress: _DemoState
+    began_at: float
 
     async def run(self) -> None:
         """Submit, then wait for every result, for committed offsets and for the end of the last worker."""
-        await self._results.read_to_end()
+        await self.results.read_to_end()
         await self._submit()
         waiting_for_all = True
-        while waiting_for_all or self._stack.fleet.running or self._lag():
-            await self._results.poll()
-            ended = status_counts(self._results.records, self._progress.submitted)
-            waiting_for_all = sum(ended.values()) < len(self._progress.submitted)
+        while waiting_for_all or self.stack.fleet.running or self._lag():
+            await self.results.poll()
+            ended = status_counts(self.results.records, self.progress.submitted)
+            waiting_for_all = sum(ended.values()) < len(self.progress.submitted)
             self._show()
-            if self._stack.fleet.problem is not None:
-                raise StackError(f"workers cannot start: {self._stack.fleet.problem}")
+            if self.stack.fleet.problem is not None:
+                raise StackError(f"workers cannot start: {self.stack.fleet.problem}")
             await asyncio.sleep(_INTERVAL_SECONDS)
-        peak = self._progress.peak_workers
-        self._display.note(f"all results are in; {peak} workers at the most, none now")
+        peak = self.progress.peak_workers
+        self.display.note(f"all results are in; {peak} workers at the most, none now")
 
     async def count(self) -> None:
         """Read results, offsets and images again and compare them with what was submitted."""
         async with (
-            ResultsTopic(self._stack.parts.target.kafka, self._stack.parts.target.topics.results) as results,
-            LagReader(self._stack.parts.target.kafka) as reader,
+            ResultsTopic(self.stack.parts.target.kafka, self.stack.parts.target.topics.results) as results,
+            LagReader(self.stack.parts.target.kafka) as reader,
         ):
             await results.read_to_end()
-            settings = self._stack.parts.worker_settings()
+            settings = self.stack.parts.worker_settings()
             groups = await reader.read({settings.group_of(lane): lane.topic for lane in settings.lanes})
-        self._progress.audit = await asyncio.to_thread(
+        self.progress.audit = await asyncio.to_thread(
             audit,
-            self._progress.submitted,
+            self.progress.submitted,
             results=results.records,
-            image_folder=self._stack.data_dir.images,
+            image_folder=self.stack.data_dir.images,
             lag_records={name: group.lag_records_at_least for name, group in groups.items()},
         )
         if any(group.is_stale for group in groups.values()):
-            self._progress.problems.append("the offsets of some partitions could not be read")
-        if self._options.keep:
+            self.progress.problems.append("the offsets of some partitions could not be read")
+        if self.options.keep:
             export = b"".join(value + b"\n" for value in results.values)
-            await asyncio.to_thread(self._stack.data_dir.results_export.write_bytes, export)
+            await asyncio.to_thread(self.stack.data_dir.results_export.write_bytes, export)
         await self._check_gateway(results)
 
     async def _submit(self) -> None:
-        bodies = prompts(self._options.tasks, tiny=self._options.model is None)
-        self._display.note(f"sending {len(bodies)} prompts to {self._stack.parts.gateway_url}")
+        bodies = prompts(self.options.tasks, tiny=self.options.model is None)
+        self.display.note(f"sending {len(bodies)} prompts to {self.stack.parts.gateway_url}")
         async with httpx.AsyncClient(
-            base_url=self._stack.parts.gateway_url, timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False
+            base_url=self.stack.parts.gateway_url, timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False
         ) as http:
             answers = await asyncio.gather(
                 *(http.post("/v1/generations", json=body) for body in bodies), return_exceptions=True
             )
         for body, answer in zip(bodies, answers, strict=True):
             if isinstance(answer, BaseException):
-                self._progress.problems.append(f"{body['prompt']!r} was not accepted: {answer!r}")
+                self.progress.problems.append(f"{body['prompt']!r} was not accepted: {answer!r}")
             elif not answer.is_success:
-                self._progress.problems.append(
+                self.progress.problems.append(
                     f"{body['prompt']!r} was not accepted: {refusal_reason(answer.content, status=answer.status_code)}"
                 )
             else:
                 try:
-                    self._progress.submitted[Generation.parse(answer.content).request_id] = body
+                    self.progress.submitted[Generation.parse(answer.content).request_id] = body
                 except NotAGatewayError as error:
-                    self._progress.problems.append(f"{body['prompt']!r}: the gateway: {error}")
+                    self.progress.problems.append(f"{body['prompt']!r}: the gateway: {error}")
 
     async def _check_gateway(self, results: ResultsTopic) -> None:
         """Check that every address in a result serves the file of the store."""
         async with httpx.AsyncClient(timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False, follow_redirects=True) as http:
             for result in results.records:
-                if result.request_id not in self._progress.submitted:
+                if result.request_id not in self.progress.submitted:
                     continue
                 for image in result.images:
-                    problem = await self._served_wrongly(http, image.url, self._stack.data_dir.images / image.object)
+                    problem = await self._served_wrongly(http, image.url, self.stack.data_dir.images / image.object)
                     if problem is not None:
-                        self._progress.problems.append(f"{image.url}: {problem}")
+                        self.progress.problems.append(f"{image.url}: {problem}")
 
     async def _served_wrongly(self, http: httpx.AsyncClient, url: str, file: Path) -> str | None:
         try:
@@ -284,20 +275,20 @@ class _DemoRun:
         """The lag as the scaler last read it; a reading older than five seconds counts as one."""
         return sum(
             lane.lag_records if lane.age_seconds is not None and lane.age_seconds < 5 else 1
-            for lane in self._stack.state().lanes
+            for lane in self.stack.state().lanes
         )
 
     def _show(self) -> None:
-        fleet = self._stack.fleet
-        state = self._stack.state()
-        self._progress.peak_workers = max(self._progress.peak_workers, fleet.running)
-        self._display.update(
+        fleet = self.stack.fleet
+        state = self.stack.state()
+        self.progress.peak_workers = max(self.progress.peak_workers, fleet.running)
+        self.display.update(
             PoolSnapshot(
                 lag_records={lane.name: lane.lag_records for lane in state.lanes},
                 workers={worker_state.value: fleet.count(worker_state) for worker_state in WorkerState},
-                results=dict(status_counts(self._results.records, self._progress.submitted)),
-                recent=[result_line(result) for result in self._results.recent()],
+                results=dict(status_counts(self.results.records, self.progress.submitted)),
+                recent=[result_line(result) for result in self.results.recent()],
                 plan=state.plan.reason if state.plan else "",
-                elapsed_seconds=time.monotonic() - self._began_at,
+                elapsed_seconds=time.monotonic() - self.began_at,
             )
         )
