@@ -1,10 +1,10 @@
-{{/* Names, labels and the security that every pod of the chart has. */}}
+{{/* Names, labels and security contexts of all objects of the chart. */}}
 
 {{- define "fluxpool.name" -}}
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* What the names of all objects begin with; short enough for every suffix and for the hash of a pod's name. */}}
+{{/* Prefix of all object names; short enough for every suffix and the hash of a pod name. */}}
 {{- define "fluxpool.fullname" -}}
 {{- $name := include "fluxpool.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -16,7 +16,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Called with (list $ "component"). Never changes for a release: a Deployment's selector cannot. */}}
+{{/* Called with (list $ "component"). Selector labels: constant for a release, because the selector of a Deployment is immutable. */}}
 {{- define "fluxpool.selectorLabels" -}}
 {{- $ := index . 0 -}}
 app.kubernetes.io/name: {{ include "fluxpool.name" $ | quote }}
@@ -24,7 +24,7 @@ app.kubernetes.io/instance: {{ $.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 | quote }}
 {{- end -}}
 
-{{/* Called with (list $ "component"), and for pods with further labels as a third. The chart's own win. */}}
+{{/* Called with (list $ "component"), and for pods with additional labels as third item. The labels of the chart take precedence. */}}
 {{- define "fluxpool.labels" -}}
 {{- $ := index . 0 -}}
 {{- $own := include "fluxpool.selectorLabels" . | fromYaml -}}
@@ -60,7 +60,7 @@ app.kubernetes.io/component: {{ index . 1 | quote }}
 {{- end -}}
 {{- end -}}
 
-{{/* The namespaces that are looked after, as a JSON list; all of the cluster when empty. */}}
+{{/* The watched namespaces as a JSON list; empty for all namespaces. */}}
 {{- define "fluxpool.watchedNamespaces" -}}
 {{- if .Values.watch.clusterWide -}}
 []
@@ -69,7 +69,7 @@ app.kubernetes.io/component: {{ index . 1 | quote }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the restricted Pod Security Standard asks of a pod. */}}
+{{/* Pod security context of the restricted Pod Security Standard. */}}
 {{- define "fluxpool.podSecurityContext" -}}
 runAsNonRoot: true
 {{- with .Values.runAsUser }}
@@ -82,7 +82,7 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* What it asks of a container, and a root that nobody writes to. */}}
+{{/* Container security context of the restricted Pod Security Standard, with a read-only root file system. */}}
 {{- define "fluxpool.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -90,7 +90,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* A value of `env` so that the kubelet, which replaces $(NAME) and reads $$ as $, hands out the value itself. */}}
+{{/* Escapes a value of `env`: the kubelet expands $(NAME) and reads $$ as $. */}}
 {{- define "fluxpool.literal" -}}
 {{- . | toString | replace "$" "$$" | quote -}}
 {{- end -}}

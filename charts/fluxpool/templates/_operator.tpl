@@ -1,4 +1,4 @@
-{{/* The operator's settings as `env`; shared with the pod of `helm test`, which looks at the same namespaces. */}}
+{{/* The operator's settings as `env`; shared with the pod of `helm test`, which checks the same namespaces. */}}
 {{- define "fluxpool.operatorEnvironment" -}}
 {{- with include "fluxpool.watchedNamespaces" . | fromJsonArray }}
 - name: FLUXPOOL_WATCH_NAMESPACES

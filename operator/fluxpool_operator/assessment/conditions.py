@@ -150,12 +150,8 @@ def _is_settling(view: PoolView, lane: LaneObservation) -> bool:
 
 def _silence(lane: LaneObservation) -> str:
     """How long a lane was not read, and why."""
-    since = "was never read" if not lane.partitions else f"was not read for {_ago(lane)}"
+    since = "was never read" if not lane.partitions else f"was not read for {duration_text(lane.age_seconds)}"
     return f"Lane {lane.name} {since}: {lane.problem or 'the brokers did not respond'}."
-
-
-def _ago(lane: LaneObservation) -> str:
-    return "a long time" if lane.age_seconds == float("inf") else duration_text(lane.age_seconds)
 
 
 def _topics_ready(view: PoolView) -> Verdict:

@@ -1,5 +1,6 @@
 """The input of the assessment: one pool after a reconciliation, and the rounding of its numbers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -86,21 +87,23 @@ class PoolView:
         limit = self.pool.spec.scaling.on_lag_unavailable.stale_after_seconds
         return tuple(lane for lane in self.lanes if lane.age_seconds > limit)
 
+    @cached_property
+    def created(self) -> datetime | None:
+        """When the pool was created; None for one that was never stored."""
+        stamp = self.pool.metadata.creation_timestamp
+        return datetime.fromisoformat(stamp) if stamp else None
+
     @property
     def age(self) -> timedelta:
         """Time since the pool was created."""
-        created = self.pool.metadata.creation_timestamp
-        return self.now - datetime.fromisoformat(created) if created else timedelta.max
+        return self.now - self.created if self.created else timedelta.max
 
     @property
     def asleep_for(self) -> timedelta:
         """How long the pool has had no worker; zero while it has one."""
         if (self.deployment is not None and self.deployment.replicas) or self.counts.terminating:
             return timedelta()
-        created = self.pool.metadata.creation_timestamp
-        since = [datetime.fromisoformat(created)] if created else []
-        since += [self.pool.status.last_scale_time] if self.pool.status.last_scale_time else []
-        return self.now - max(since, default=self.now)
+        return self.now - max(filter(None, (self.created, self.pool.status.last_scale_time)), default=self.now)
 
     @cached_property
     def obstacle(self) -> PoolProblem | None:
@@ -129,6 +132,8 @@ def coarse_seconds(seconds: float) -> int:
 
 def duration_text(seconds: float) -> str:
     """`45 s`, `10 min`, `3 h`, from a coarse number of seconds."""
+    if not math.isfinite(seconds):
+        return "a long time"
     whole = coarse_seconds(seconds)
     if whole < 300:
         return f"{whole} s"

@@ -1,6 +1,6 @@
 """The lag of pools, read from Kafka for many pools at once; keeps the last good values and wakes idle pools.
 
-Flow: `targets` -> `hub` -> `cluster_reader` (`probe`, `retries`) -> `memory` -> `observation`, which `planning` and
+Flow: `hub` -> `cluster_reader` (`probe`, `retries`) -> `memory` -> `observation`, which `planning` and
 `assessment` take. `topics` creates and checks topics.
 """
 
@@ -11,9 +11,9 @@ from fluxpool_operator.backlog.observation import (
     LaneTarget,
     PartitionObservation,
     RetryTier,
+    lane_targets_of,
 )
 from fluxpool_operator.backlog.reading import LaneReading
-from fluxpool_operator.backlog.targets import lane_targets_of
 from fluxpool_operator.backlog.topics import TopicReport, manage_topics, observe_topics, wanted_topics
 
 __all__ = [

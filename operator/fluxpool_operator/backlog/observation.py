@@ -1,6 +1,6 @@
-"""What is known of the backlog at one moment: the input of the plan and of the status. Pure values.
+"""The lanes of a pool, and what is known of their backlog: the input of the plan and of the status. Pure values.
 
-Made by `memory` from the readings of `cluster_reader`. Must not know how offsets are read.
+`cluster_reader` reads the targets, `memory` makes the observations. Must not know how offsets are read.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fluxpool_contract.kafka import LedgerEntry
+from fluxpool_contract.settings import WorkerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,28 @@ class LaneTarget:
     consumer_group: str
     retry_tiers: tuple[RetryTier, ...] = ()
     """Retry topics whose due records count for this lane: all of the pool's at its first lane."""
+
+
+def lane_targets_of(settings: WorkerSettings) -> tuple[LaneTarget, ...]:
+    """The lanes of workers with these settings, with the groups that the workers use."""
+    tiers = tuple(
+        RetryTier(
+            topic=topic,
+            group=settings.retry_group,
+            delay_seconds=delay_seconds,
+            origins=tuple(dict.fromkeys(lane.topic for lane in settings.lanes)),
+        )
+        for topic, delay_seconds in zip(settings.topics.retry, settings.retry_delays_seconds, strict=True)
+    )
+    return tuple(
+        LaneTarget(
+            name=lane.name,
+            topic=lane.topic,
+            consumer_group=settings.group_of(lane),
+            retry_tiers=tiers if lane == settings.lanes[0] else (),
+        )
+        for lane in settings.lanes
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -156,16 +156,12 @@ class ScalingConfig:
                 continue
             if not math.isfinite(value) or value < lowest:
                 raise ValueError(f"{name}: {value} is too small or not finite; use at least {lowest}")
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas: {self.min_replicas} is above max_replicas ({self.max_replicas}); "
-                "lower it or raise max_replicas"
-            )
-        if self.fallback_replicas is not None and self.fallback_replicas > self.max_replicas:
-            raise ValueError(
-                f"fallback_replicas: {self.fallback_replicas} is above max_replicas ({self.max_replicas}); "
-                "lower it or raise max_replicas"
-            )
+        for name in ("min_replicas", "fallback_replicas"):
+            value = getattr(self, name)
+            if value is not None and value > self.max_replicas:
+                raise ValueError(
+                    f"{name}: {value} is above max_replicas ({self.max_replicas}); lower it or raise max_replicas"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

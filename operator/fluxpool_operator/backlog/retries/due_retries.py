@@ -43,10 +43,8 @@ class DueRetries:
         asking = [tier for tier, due in found.items() if not isinstance(due, str) and any(due.values())]
         backlogs = await read_groups(reader, [(tier.group, tier.topic) for tier in asking])
         former = await self._former(reader, asking, backlogs)
-        return {
-            tier: self._unrelayed(tier, due, backlogs, former) if tier in asking else _as_count(due)
-            for tier, due in found.items()
-        }
+        counts = {tier: due if isinstance(due, str) else 0 for tier, due in found.items()}
+        return counts | {tier: self._unrelayed(tier, found[tier], backlogs, former) for tier in asking}
 
     def _due_offsets(
         self, tier: RetryTier, bounds: Mapping[int, LogBounds | str] | str, now: float
@@ -107,10 +105,6 @@ class DueRetries:
         }
         found = await read_groups(reader, [(former_scheduler_group(topic), topic) for topic in topics])
         return {topic: backlog for (_, topic), backlog in found.items()}
-
-
-def _as_count(due: dict[int, list[int]] | str) -> int | str:
-    return due if isinstance(due, str) else 0
 
 
 async def read_groups(reader: LagReader, groups: Iterable[_GroupOnTopic]) -> dict[_GroupOnTopic, GroupLag]:
