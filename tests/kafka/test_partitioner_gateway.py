@@ -59,6 +59,6 @@ async def test_submitted_tasks_go_to_the_worker_with_nothing_to_do(kafka: KafkaC
         async def on_the_idle_worker() -> bool:
             return await partitions_of_four() == idle
 
-        # At first the gateway knows no loads, and its tasks take turns.
+        # At first the gateway knows no loads, and its tasks are spread round robin.
         await wait_until(on_the_idle_worker, deadline_seconds=60, what=f"tasks on {idle} and none on {busy}")
         assert '"by_load": true' in gateway.log()

@@ -1,4 +1,4 @@
-"""Loads that are read only while somebody is about to send."""
+"""Loads are read only while a record is about to be sent."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -83,5 +83,5 @@ async def test_without_brokers_nobody_waits_long_and_partitions_take_turns() -> 
         async with asyncio.timeout(30):
             for _ in range(20):
                 await choice.ready()
-        drawn = [choice.partitioner.choose("tasks", partitions=PARTITIONS) for _ in range(PARTITIONS)]
-        assert set(drawn) == set(range(PARTITIONS))
+        chosen = [choice.partitioner.choose("tasks", partitions=PARTITIONS) for _ in range(PARTITIONS)]
+        assert set(chosen) == set(range(PARTITIONS))

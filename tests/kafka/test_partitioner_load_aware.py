@@ -1,4 +1,4 @@
-"""Partitions chosen by the loads that a real broker tells: who owns them, what lies on them, and what if it is away."""
+"""Partitions chosen by loads read from a real broker: owners, lag, and round robin while the broker is down."""
 
 import asyncio
 import random
@@ -108,12 +108,12 @@ async def test_tasks_go_to_the_member_with_nothing_to_do_until_work_is_level(boo
         partitioner = _partitioner(bootstrap_servers, {group: topic}, clock=lambda: now)
         async with partitioner.reader() as reader:
             await _refreshed(partitioner, reader, topic)
-            drawn = _draw(partitioner, topic, 6)
-            assert set(drawn) == idle
-            assert set(Counter(drawn).values()) == {3}
+            chosen = _draw(partitioner, topic, 6)
+            assert set(chosen) == idle
+            assert set(Counter(chosen).values()) == {3}
             # Level now; the busy member's other partition is the emptier one.
             assert set(_draw(partitioner, topic, 2)) & busy == busy - {min(busy)}
-            # What was drawn was never sent: with the next reading it is forgotten, and the idle member is idle again.
+            # What was chosen was never sent: with the next reading it is forgotten, and the idle member is idle again.
             now += 2 * SETTLING_SECONDS
             await partitioner.refresh(reader)
             assert partitioner.choose(topic, partitions=PARTITIONS) in idle

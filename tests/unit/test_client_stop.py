@@ -1,4 +1,4 @@
-"""Stopping a consumer harms nobody, whatever aiokafka makes of it."""
+"""Stopping a consumer never cancels its caller or leaves sockets and tasks, in any state of aiokafka."""
 
 import asyncio
 from typing import Self

@@ -180,8 +180,8 @@ def _dead_letter(*, message: str = "m", stack: str | None = None) -> DeadLetter:
 
 
 def test_a_dead_letter_survives_its_headers() -> None:
-    letter = _dead_letter(stack="Traceback")
-    assert DeadLetter.from_headers(letter.to_headers([])) == letter
+    dead_letter = _dead_letter(stack="Traceback")
+    assert DeadLetter.from_headers(dead_letter.to_headers([])) == dead_letter
 
 
 def test_the_originals_headers_stay_in_order_before_the_dead_letters() -> None:
@@ -219,13 +219,13 @@ def test_of_a_long_message_the_beginning_stays_and_of_a_long_stack_the_end() -> 
 
 def test_a_foreign_dead_letter_without_a_zone_is_one_in_utc() -> None:
     headers = dict(_dead_letter().to_headers([])) | {"fluxpool-dlq-failed-at": b"2026-04-05T10:00:00"}
-    letter = DeadLetter.from_headers(list(headers.items()))
-    assert letter.failed_at == datetime(2026, 4, 5, 10, tzinfo=UTC)
+    dead_letter = DeadLetter.from_headers(list(headers.items()))
+    assert dead_letter.failed_at == datetime(2026, 4, 5, 10, tzinfo=UTC)
 
 
 def test_a_dead_letter_takes_whatever_number_is_in_the_originals_timestamp() -> None:
-    letter = _dead_letter().model_copy(update={"origin_timestamp_ms": 2**63 - 1})
-    assert DeadLetter.from_headers(letter.to_headers([])) == letter
+    dead_letter = _dead_letter().model_copy(update={"origin_timestamp_ms": 2**63 - 1})
+    assert DeadLetter.from_headers(dead_letter.to_headers([])) == dead_letter
 
 
 def test_a_record_of_another_origin_on_the_topic_is_refused() -> None:

@@ -139,7 +139,7 @@ def test_idle_time_does_not_make_a_member_slow() -> None:
         pytest.param(1.0, 0.875, id="just begun: since the middle of the readings it was seen between"),
         pytest.param(3.0, 0.375, id="half way and more"),
         pytest.param(5.0, 0.1, id="over the time it should take: nearly done"),
-        pytest.param(40.0, 7.9, id="far over it: nobody knows"),
+        pytest.param(40.0, 7.9, id="far over it: unknown"),
     ],
 )
 def test_the_task_in_work_counts_with_what_is_left_of_it(elapsed_seconds: float, expected: float) -> None:

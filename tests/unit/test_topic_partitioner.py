@@ -1,4 +1,4 @@
-"""Which partition a task goes to, for given loads: tables, and what holds for any loads."""
+"""The partition of a task for given loads: tables, and properties of any loads."""
 
 import random
 from collections import Counter
@@ -85,10 +85,10 @@ def test_equal_owners_are_drawn_at_random() -> None:
         pytest.param(choice_by((0.0, {0: 0, 1: 0}), partitions=2), id="partitions were added since"),
     ],
 )
-def test_without_usable_loads_the_partitions_take_turns(choice: TopicPartitioner) -> None:
+def test_without_usable_loads_the_partitions_are_chosen_round_robin(choice: TopicPartitioner) -> None:
     assert not choice.is_by_load(partitions=4, now=NOW)
-    turns = chosen(choice, 12, partitions=4)
-    assert turns == [(turns[0] + step) % 4 for step in range(12)]
+    order = chosen(choice, 12, partitions=4)
+    assert order == [(order[0] + step) % 4 for step in range(12)]
 
 
 def test_turns_go_on_when_the_number_of_partitions_changes() -> None:

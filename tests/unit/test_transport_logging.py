@@ -1,4 +1,4 @@
-"""Logging of a process: one format for everything, libraries kept from flooding it."""
+"""Logging of a process: one format for everything, and a quota for libraries."""
 
 import io
 import json

@@ -4,8 +4,9 @@ Owns the wait until a new topic can be used. Knows nothing of which topics there
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException
@@ -149,18 +150,14 @@ async def _create_each(
         for spec in specs
     ]
     answers = await admin.results(admin.client.create_topics(requests, request_timeout=deadline_seconds))
-    created: list[str] = []
-    refused: list[TopicError] = []
-    for name, answer in answers.items():
-        if has_code(answer, KafkaError.TOPIC_ALREADY_EXISTS):  # by another client, meanwhile
-            continue
-        if isinstance(answer, KafkaException):
-            refused.append(TopicError(f"topic {name}: cannot be created: {explain(answer)}; {_remedy(answer)}"))
-            refused[-1].__cause__ = answer
-        else:
-            created.append(name)
-            log.info("topic_created", topic=name)
-    return tuple(created), refused
+    created, refused = _outcome(
+        answers,
+        done_by_another_client=KafkaError.TOPIC_ALREADY_EXISTS,
+        refusal=lambda name, error: f"topic {name}: cannot be created: {explain(error)}; {_remedy(error)}",
+    )
+    for name in created:
+        log.info("topic_created", topic=name)
+    return created, refused
 
 
 async def _widen_each(
@@ -172,22 +169,30 @@ async def _widen_each(
     requests = [NewPartitions(spec.name, spec.partitions) for spec in specs]
     answers = await admin.results(admin.client.create_partitions(requests, request_timeout=deadline_seconds))
     partitions = {spec.name: spec.partitions for spec in specs}
-    widened: list[str] = []
-    refused: list[TopicError] = []
+    widened, refused = _outcome(
+        answers,
+        done_by_another_client=KafkaError.INVALID_PARTITIONS,
+        refusal=lambda name, error: (
+            f"topic {name}: cannot have {partitions[name]} partitions: {explain(error)}; "
+            "grant the Kafka user ALTER, or add them by other means"
+        ),
+    )
+    for name in widened:
+        log.info("topic_widened", topic=name, partitions=partitions[name])
+    return widened, refused
+
+
+def _outcome(
+    answers: dict[str, Any], *, done_by_another_client: int, refusal: Callable[[str, KafkaException], str]
+) -> tuple[tuple[str, ...], list[TopicError]]:
+    # Several operators and agents may create at the same time: what another client did first is no error.
+    done = tuple(name for name, answer in answers.items() if not isinstance(answer, KafkaException))
+    refused = []
     for name, answer in answers.items():
-        if has_code(answer, KafkaError.INVALID_PARTITIONS):  # another client was faster
-            continue
-        if isinstance(answer, KafkaException):
-            refused.append(
-                TopicError(
-                    f"topic {name}: cannot have {partitions[name]} partitions: {explain(answer)}; "
-                    "grant the Kafka user ALTER, or add them by other means"
-                )
-            )
-        else:
-            widened.append(name)
-            log.info("topic_widened", topic=name, partitions=partitions[name])
-    return tuple(widened), refused
+        if isinstance(answer, KafkaException) and not has_code(answer, done_by_another_client):
+            refused.append(TopicError(refusal(name, answer)))
+            refused[-1].__cause__ = answer
+    return done, refused
 
 
 def _remedy(refusal: KafkaException) -> str:

@@ -202,24 +202,17 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             yield self._lost(fetched, problem, last=end - 1, is_whole=True)
 
     def _with_contents(self, record: Any, headers: list[tuple[str, bytes | None]]) -> UndecodableRecord:
-        return self._report(
-            UndecodableRecord(
-                topic=self._tp.topic,
-                partition=self._tp.partition,
-                offset=record.offset,
-                timestamp=record.timestamp,
-                timestamp_type=record.timestamp_type,
-                key=record.key,
-                value=record.value,
-                checksum=None,
-                serialized_key_size=-1 if record.key is None else len(record.key),
-                serialized_value_size=-1 if record.value is None else len(record.value),
-                headers=tuple(headers),
-                problem="the name of a header is not UTF-8",
-                first_offset=record.offset,
-                has_contents=True,
-            )
+        found = lost_records(
+            self._tp,
+            first=record.offset,
+            last=record.offset,
+            problem="the name of a header is not UTF-8",
+            fetched=record.value,
         )
+        found.key, found.headers, found.has_contents = record.key, tuple(headers), True
+        found.timestamp, found.timestamp_type = record.timestamp, record.timestamp_type
+        found.serialized_key_size = -1 if record.key is None else len(record.key)
+        return self._report(found)
 
     def _lost(self, fetched: bytes | None, problem: str, *, last: int, is_whole: bool = False) -> UndecodableRecord:
         """`is_whole`: its checksum is right, and its header can be believed."""

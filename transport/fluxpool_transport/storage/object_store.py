@@ -1,10 +1,10 @@
-"""The object store: S3 (and what speaks it) or a local folder, behind four operations.
+"""The object store: S3 (or a compatible service) or a local folder, behind four operations.
 
-Owns how the store is reached and which of its failures are outages. Knows nothing of what is stored. Objects are only
-ever created, never replaced: whoever comes second finds out.
+Owns the connection and which failures are outages. Knows nothing of what is stored. Objects are only created, never
+replaced: the second writer of a key learns that it exists.
 
 One request to S3 takes at most 20 s and is tried four times within 30 s (connection errors, 5xx, throttling); a whole
-operation ends after 45 s. Longer outages are the caller's to sit out.
+operation ends after 45 s. For longer outages the caller has to wait.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""What a task leaves in the object store: a claim, its images, and a manifest that decides the outcome.
+"""The objects of a task in the object store: a claim, its images, and a manifest that decides the outcome.
 
-Owns the protocol between workers that may hold the same task: each object is created once, whoever comes second takes
-what is there. Knows nothing of Kafka. Nothing here depends on the clock, so that every copy of a task does the same.
+Owns the protocol between workers that may hold the same task: each object is created once, and a second writer takes
+the existing one. Knows nothing of Kafka. Nothing depends on the clock, so that every copy of a task does the same.
 
 The claim binds a `request_id` to one body and one prefix. Images lie below the prefix. The manifest carries the result
 as it is published, so that a redelivered task is answered with the very same record.
@@ -27,7 +27,7 @@ MANIFEST_VERSION: Final = 1
 _JSON: Final = "application/json"
 _ANY_DAY: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _CREATE_ROUNDS: Final = 3
-"""An object can only vanish between "exists" and reading when somebody deletes at that moment."""
+"""An object can only vanish between "exists" and reading when another client deletes it at that moment."""
 
 
 class IdConflictError(InvalidTaskError):
@@ -57,7 +57,7 @@ StoredT = TypeVar("StoredT", bound=_StoredJson)
 
 
 class Claim(_StoredJson):
-    """Which body a `request_id` stands for and where its objects lie."""
+    """Binds a `request_id` to the body of its task and to the prefix of its objects."""
 
     request_id: str
     tenant: str
@@ -86,7 +86,7 @@ class Manifest(_StoredJson):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The claim that holds, whoever made it."""
+    """The valid claim, of this worker or another one."""
 
     claim: Claim
     fresh: bool
@@ -200,7 +200,7 @@ def _parse_manifest(store: ObjectStore, claim: Claim, stored: bytes) -> Manifest
 
 
 def _is_prefix(claim: Claim) -> bool:
-    """Whether the claim's folder is one of this task: whoever can write claims must not choose another's."""
+    """Whether the claim's folder belongs to this task: a forged claim must not lead to another's objects."""
     folder = object_prefix(claim.tenant, _ANY_DAY, claim.request_id, claim.epoch).rsplit("/", 1)[1]
     tenant, *between = claim.prefix.split("/")
     return tenant == claim.tenant and between[-1:] == [folder] and not {"", ".", ".."} & set(between)
