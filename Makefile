@@ -49,7 +49,7 @@ test-all: setup control-plane ## Run every test, also those of the kit and of fo
 control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
 	@hack/control-plane/build
 
-e2e: setup control-plane ## Run the tests of the chart and those on a real Kubernetes control plane; none may be skipped
+e2e: setup control-plane ## Run the tests of the chart and those on a real Kubernetes control plane; none of the product's may be skipped
 	TEST_REQUIRE_CLUSTER=1 $(BIN)/pytest tests/chart tests/cluster
 
 lint: $(VENV)/.installed ## Check format, lint, types, import directions and generated files
