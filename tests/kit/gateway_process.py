@@ -31,6 +31,8 @@ class GatewayProcess:
     server: subprocess.Popen[bytes]
     projector: subprocess.Popen[bytes]
     log_path: Path
+    log_start_bytes: int = 0
+    """Where the log of these programs begins; earlier ones may have written the same file."""
 
     @property
     def url(self) -> str:
@@ -61,14 +63,16 @@ class GatewayProcess:
         self.projector = start_projector(self.settings, log_path=self.log_path)
 
     def wait_listening(self) -> None:
-        """Return once a server answers; raises with the log when a program ended instead."""
+        """Return once a server answers and there is a store; raises with the log when a program ended instead."""
         assert self.settings.address_file is not None
         address_file = self.settings.address_file
 
         def answers() -> bool:
             assert self.server.poll() is None, self.log()
             assert self.projector.poll() is None, self.log()
-            if not address_file.exists():
+            log = self.log_path.read_bytes()[self.log_start_bytes :]
+            has_store = b"projector_started" in log or b"projector_standby" in log
+            if not has_store or not address_file.exists():
                 return False
             try:
                 return httpx.get(f"{self.url}healthz", trust_env=False, timeout=2).is_success
@@ -121,9 +125,10 @@ def start_gateway(settings: GatewaySettings, *, environment: Mapping[str, str] =
     assert settings.address_file is not None
     log_path = settings.address_file.with_suffix(".log")
     log_path.parent.mkdir(parents=True, exist_ok=True)
+    log_start_bytes = log_path.stat().st_size if log_path.exists() else 0
     server = _start("fluxpool_gateway", settings, log_path=log_path, environment=environment)
     projector = start_projector(settings, log_path=log_path, environment=environment)
-    return GatewayProcess(settings, server, projector, log_path)
+    return GatewayProcess(settings, server, projector, log_path, log_start_bytes)
 
 
 def start_projector(
