@@ -1,4 +1,4 @@
-"""Tasks that nobody wants any more on the real broker: canceled before, during and after, or past their deadline."""
+"""Canceled and expired tasks on the real broker: before, during and after their generation."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
