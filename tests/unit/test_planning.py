@@ -183,7 +183,7 @@ def test_a_paused_pool_is_left_alone() -> None:
         ([lane(1)], 0, "The lag is 1; at 5 per replica it requires 1 replica."),
         ([lane(40)], 0, "The tasks are on 1 partition, so more than 1 replica would be idle."),
         ([lane(*[9] * 9)], 0, "The maximum is 6 replicas."),
-        ([lane(0)], 3, "The pool stays at 3 replicas until there was no lag for 60 s (now 1 s)."),
+        ([lane(0)], 3, "The pool stays at 3 replicas until there has been no lag for 60 s (now 1 s)."),
     ],
 )
 def test_the_reason_is_a_sentence_with_the_numbers(lanes: list[LaneObservation], current: int, words: str) -> None:

@@ -179,7 +179,7 @@ def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, dema
     if target == current or (cooling and not is_idle):
         return Choice(current, Constraint.HOLD, _why_held(state, snapshot, config, demand, cooling=cooling)), state
     lasted = (
-        f"There was no lag for {state.idle_seconds:.0f} s; the idle grace is {config.idle_grace_seconds:g} s."
+        f"There has been no lag for {state.idle_seconds:.0f} s; the idle grace is {config.idle_grace_seconds:g} s."
         if is_idle
         else f"{replicas_text(target)} have sufficed for {state.surplus_seconds:.0f} s."
     )
@@ -193,12 +193,12 @@ def _why_held(state: PlanState, snapshot: Snapshot, config: ScalingConfig, deman
     busy, current = demand.in_flight_records, snapshot.current_replicas
     if cooling:
         grace = (
-            f"until there was no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
+            f"until there has been no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
             if demand.lag_records == 0
             else f"until fewer have sufficed for {config.cool_down_seconds:g} s (now {state.surplus_seconds:.0f} s)"
         )
     elif demand.lag_records == 0:
-        grace = f"until there was no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
+        grace = f"until there has been no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
     else:
         grace = f"while {tasks_text(busy)} in flight" if busy >= current else "because as many were required recently"
     return f"{demand.reason} The pool stays at {replicas_text(current)} {grace}."
