@@ -11,6 +11,7 @@ from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_gateway.settings import GatewaySettings
 from kit.command import PROGRAM
 from kit.strangers import StrangeArguments, StrangeEnvironment, strangers
+from kit.waiting import PATIENCE
 
 ENOUGH = {
     "worker": {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "FLUXPOOL_STORAGE_URL": "s3://images/"},
@@ -48,7 +49,7 @@ def test_a_command_line_ends_in_a_sentence_and_an_exit_code(stranger: StrangeArg
         env={**kept, "NO_COLOR": "1", "COLUMNS": "300", **stranger.environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=90,
+        timeout=80 * PATIENCE,
         check=False,
     )
     shown = (ended.stdout + ended.stderr).decode()

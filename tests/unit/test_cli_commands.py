@@ -12,6 +12,7 @@ import pytest
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.submit.gateway_answers import Generation
 from fluxpool_cli.submit.gateway_client import default_gateway_url, refusal
+from kit.waiting import PATIENCE
 
 FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
 
@@ -24,7 +25,7 @@ def fluxpool(*arguments: str, folder: Path, **environment: str) -> subprocess.Co
         env={**kept, "NO_COLOR": "1", "COLUMNS": "200", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
 
