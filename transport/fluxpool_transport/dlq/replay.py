@@ -8,7 +8,7 @@ epoch, which the object store answers with what the first copy left. Knows nothi
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -124,17 +124,8 @@ class DeadLetterReplayer:
         Raises `ResolutionInterruptedError`.
         """
         for entry in entries:
-            resolution = Resolution(
-                partition=entry.ref.partition,
-                offset=entry.ref.offset,
-                action=ResolutionAction.DISCARDED,
-                at=datetime.now(UTC),
-                by=self._by,
-                reason=reason,
-                request_id=entry.request_id,
-            )
-            await self._write(resolution)
-            yield entry, resolution
+            fields = {"reason": reason, "request_id": entry.request_id}
+            yield entry, await self._resolve(entry, ResolutionAction.DISCARDED, fields)
 
     async def _replay_one(self, prepared: PreparedReplay, choices: ReplayChoices) -> SentReplay:
         partitions = await self._partitions_of(prepared.topic)
@@ -149,31 +140,32 @@ class DeadLetterReplayer:
             partition=next(partitions),
         )
         _after_send()
-        resolution = Resolution(
-            partition=prepared.entry.ref.partition,
-            offset=prepared.entry.ref.offset,
-            action=ResolutionAction.REPLAYED,
-            at=datetime.now(UTC),
-            by=self._by,
-            request_id=prepared.request_id,
-            epoch=prepared.epoch,
-            replayed_topic=prepared.topic,
-            replayed_partition=sent.partition,
-            replayed_offset=sent.offset,
-            patch=choices.patch,
-        )
-        await self._write(resolution)
+        fields = {
+            "request_id": prepared.request_id,
+            "epoch": prepared.epoch,
+            "replayed_topic": prepared.topic,
+            "replayed_partition": sent.partition,
+            "replayed_offset": sent.offset,
+            "patch": choices.patch,
+        }
+        resolution = await self._resolve(prepared.entry, ResolutionAction.REPLAYED, fields)
         return SentReplay(prepared=prepared, resolution=resolution)
 
-    async def _write(self, resolution: Resolution) -> None:
+    async def _resolve(self, entry: DeadLetterEntry, action: ResolutionAction, fields: Mapping[str, Any]) -> Resolution:
+        """Write the resolution of a dead letter; `fields` are further ones of `Resolution`."""
+        partition, offset = entry.ref.partition, entry.ref.offset
+        resolution = Resolution(
+            partition=partition, offset=offset, action=action, at=datetime.now(UTC), by=self._by, **fields
+        )
         await self._send(
             self._topic,
             resolution.to_json(),
             key=resolution.request_id.encode() if resolution.request_id is not None else None,
             headers=resolution.to_headers(source=SOURCE),
             # Behind its dead letter: retention then removes the dead letter first.
-            partition=resolution.partition,
+            partition=partition,
         )
+        return resolution
 
     async def _send(
         self, topic: str, value: bytes, *, key: bytes | None, headers: list[tuple[str, bytes]], partition: int
