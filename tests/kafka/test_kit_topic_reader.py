@@ -8,6 +8,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from kit.kafka import KafkaFactory, TopicReader, create_topics, produce, unique_name
+from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change]
 
@@ -50,7 +51,9 @@ async def test_what_a_transaction_holds_is_shown_once_it_is_committed(bootstrap_
         await producer.send_and_wait(topic, b"held", partition=0)
         assert await reader.records(topic) == []
         await producer.commit_transaction()
-        assert [record.value for record in await reader.records(topic)] == [b"held"]
+        # The coordinator answers before its marker is in the log.
+        found = await wait_until(lambda: reader.records(topic), deadline_seconds=20, what="the committed record")
+        assert [record.value for record in found] == [b"held"]
         await producer.begin_transaction()
         await producer.send_and_wait(topic, b"never", partition=0)
         await producer.abort_transaction()
