@@ -133,8 +133,8 @@ async def test_an_image_of_somebody_else_under_the_tasks_key_is_left_and_describ
 
 
 async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench: WorkerBench, bucket: Bucket) -> None:
-    bucket.service.stop()
     worker = await bench.start_ready(storage=bucket.settings)
+    bucket.service.stop()
     ids = [f"waits-{number}" for number in range(3)]
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body(name)) for name in ids])
     held = await wait_until(
@@ -161,8 +161,8 @@ async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench:
 
 
 async def test_a_store_that_stays_away_past_the_limit_hands_the_tasks_back(bench: WorkerBench, bucket: Bucket) -> None:
-    bucket.service.stop()
     first = await bench.start_ready(storage=bucket.settings, infra_hold_limit_seconds=3.0)
+    bucket.service.stop()
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("patient"))])
     assert await first.wait_exit(90) == 1
     assert "infra_hold_limit_seconds" in first.events("worker_failed")[0]["error"]
