@@ -172,28 +172,25 @@ class Agent:
     async def _end_tasks(self) -> None:
         while True:
             self._wake.clear()
-            while (taken := self.lane.claim_next()) is not None:
+            while (claimed := self.lane.claim_next()) is not None:
                 with contextlib.suppress(PartitionLostError):
-                    await self.lane.finish(taken)
+                    await self.lane.finish(claimed)
             await self._wake.wait()
 
     async def _relay_by_group(self) -> None:
         topic = self._settings.topics.tasks
         while True:
             self._retry_wake.clear()
-            for head in self._retry_lane.waiting_heads():
-                due = datetime.fromisoformat(dict(head.headers)[NOT_BEFORE].decode()).timestamp()
-                if due > time.time() or head not in self._retry_lane.waiting_heads():
-                    continue
-                taken = self._retry_lane.take_head(head)
+            while (claimed := self._retry_lane.claim_next()) is not None:
+                record = claimed.record
+                due = datetime.fromisoformat(dict(record.headers)[NOT_BEFORE].decode()).timestamp()
+                await asyncio.sleep(max(0.0, due - time.time()))
                 await self._publisher.publish(
-                    OutgoingRecord(topic=topic, key=head.key, value=head.value, headers=due_headers(head.headers))
+                    OutgoingRecord(topic=topic, key=record.key, value=record.value, headers=due_headers(record.headers))
                 )
                 with contextlib.suppress(PartitionLostError):
-                    await self._retry_lane.finish(taken)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await self._retry_wake.wait()
+                    await self._retry_lane.finish(claimed)
+            await self._retry_wake.wait()
 
 
 async def send_retries(settings: WorkerSettings, *, count: int, per_second: float) -> dict[str, float]:

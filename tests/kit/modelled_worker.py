@@ -270,7 +270,8 @@ class ModelPod:
     @property
     def may_begin(self) -> bool:
         """Whether a record waits and there is room for it."""
-        return self.is_alive and not self.is_draining and len(self.runs) < IN_FLIGHT and bool(self.lane.waiting_heads())
+        has_room = self.is_alive and not self.is_draining and len(self.runs) < IN_FLIGHT
+        return has_room and self.lane.oldest_head_ms() is not None
 
     def begin(self) -> None:
         """Take a record and bring it to its end."""

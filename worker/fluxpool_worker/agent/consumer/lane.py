@@ -231,10 +231,6 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         """When the oldest waiting record arrived, milliseconds since 1970; None when none waits."""
         return min((head.arrived_ms for head in self._waiting()), default=None)
 
-    def waiting_heads(self) -> list[ConsumerRecord]:
-        """The first waiting record of each partition."""
-        return [head.record for head in self._waiting()]
-
     def claim_next(self) -> ClaimedRecord | None:
         """The record that has waited longest, now in flight; None when none waits."""
         oldest = min(self._waiting(), key=lambda head: head.arrived_ms, default=None)
