@@ -54,10 +54,10 @@ async def test_a_crash_between_a_dead_letter_and_the_commit_costs_a_second_lette
     await bench.start_ready()
     await bench.wait_committed({0: offset + 1})
 
-    letters = await bench.records(bench.topics.dead_letters)
-    origins = {DeadLetter.from_headers(letter.headers).origin_offset for letter in letters}
-    assert (len(letters), origins) == (2, {offset})
-    assert {(letter.key, letter.value) for letter in letters} == {(b"key", body)}
+    dead_letters = await bench.records(bench.topics.dead_letters)
+    origins = {DeadLetter.from_headers(dead_letter.headers).origin_offset for dead_letter in dead_letters}
+    assert (len(dead_letters), origins) == (2, {offset})
+    assert {(dead_letter.key, dead_letter.value) for dead_letter in dead_letters} == {(b"key", body)}
     [(_, value)] = await distinct_answers(bench)
     assert json.loads(value or b"")["status"] == "failed"
 
@@ -103,15 +103,15 @@ async def test_a_dead_letter_that_the_broker_refuses_is_kept_beside_the_topic_an
     )
     await bench.wait_committed({0: sent[-1][1] + 1}, deadline_seconds=EVENT_SECONDS)
 
-    letters = {
+    dead_letters = {
         DeadLetter.from_headers(record.headers).origin_offset: record
         for record in await bench.records(bench.topics.dead_letters)
     }
-    assert set(letters) == {sent[0][1], sent[1][1]}
-    key = DeadLetter.from_headers(letters[sent[0][1]].headers).object
+    assert set(dead_letters) == {sent[0][1], sent[1][1]}
+    key = DeadLetter.from_headers(dead_letters[sent[0][1]].headers).object
     assert key is not None
     assert (bench.images / key).read_bytes() == large
-    assert letters[sent[1][1]].value == little
+    assert dead_letters[sent[1][1]].value == little
     refused = await wait_until(lambda: worker.events("record_refused"), deadline_seconds=30, what="the refusal's line")
     assert len(refused) == 1
     statuses = {result["request_id"]: result["status"] for result in await bench.results()}
@@ -128,8 +128,8 @@ async def test_a_record_with_neither_key_nor_value_is_dead_lettered_and_later_re
     await bench.start_ready()
     await bench.wait_committed({0: offset + 1}, deadline_seconds=EVENT_SECONDS)
 
-    [letter] = await bench.records(bench.topics.dead_letters)
-    assert DeadLetter.from_headers(letter.headers).error_code == "undecodable"
+    [dead_letter] = await bench.records(bench.topics.dead_letters)
+    assert DeadLetter.from_headers(dead_letter.headers).error_code == "undecodable"
     statuses = {result["request_id"]: result["status"] for result in await bench.results()}
     assert statuses == {None: "failed", "sound": "success"}
 

@@ -249,9 +249,9 @@ async def test_a_task_that_kills_every_engine_ends_as_a_crash_loop_and_its_neigh
     assert (poison["image_url"], poison["attempt"]) == (None, 1)
     assert (poison["error"]["code"], poison["error"]["error_class"]) == ("crash-loop", "worker-fatal")
     [record] = await bench.records(bench.topics.dead_letters)
-    letter = DeadLetter.from_headers(record.headers)
+    dead_letter = DeadLetter.from_headers(record.headers)
     assert (record.key, record.value) == (b"key", body)
-    assert (letter.disposition, letter.attempts, letter.crashes) == ("crash-loop", 1, 3)
+    assert (dead_letter.disposition, dead_letter.attempts, dead_letter.crashes) == ("crash-loop", 1, 3)
     await bench.wait_committed({0: sent[-1][1] + 1})
     assert worker.process.poll() is None
 

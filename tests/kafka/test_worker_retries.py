@@ -100,10 +100,10 @@ async def test_a_task_that_always_fails_climbs_the_retry_topics_and_ends_as_a_de
         (bench.topics.retry[1], 3),
     ]
     [record] = await bench.records(bench.topics.dead_letters)
-    letter = DeadLetter.from_headers(record.headers)
+    dead_letter = DeadLetter.from_headers(record.headers)
     assert (record.key, record.value) == (b"key", hopeless)
-    assert (letter.disposition, letter.attempts, letter.crashes) == ("exhausted", 3, 0)
-    assert "told to fail" in letter.message
+    assert (dead_letter.disposition, dead_letter.attempts, dead_letter.crashes) == ("exhausted", 3, 0)
+    assert "told to fail" in dead_letter.message
     await bench.wait_committed({0: 4})
 
 
@@ -121,8 +121,8 @@ async def test_a_task_that_kills_engines_crosses_the_retry_topics_alone_and_ends
     assert {results[name]["attempt"] for name in names} == {1}
     assert results["poison"]["error"]["code"] == "crash-loop"
     [record] = await bench.records(bench.topics.dead_letters)
-    letter = DeadLetter.from_headers(record.headers)
-    assert (letter.disposition, letter.attempts, letter.crashes) == ("crash-loop", 1, 3)
+    dead_letter = DeadLetter.from_headers(record.headers)
+    assert (dead_letter.disposition, dead_letter.attempts, dead_letter.crashes) == ("crash-loop", 1, 3)
     poisoned = [envelope.crashes for record, envelope in await retries(bench) if b"poison" in (record.value or b"")]
     assert poisoned == [1, 2]
     assert worker.process.poll() is None
@@ -209,9 +209,9 @@ async def test_a_retry_record_that_cannot_be_decoded_gets_one_dead_letter_from_o
     await wait_until(answered, deadline_seconds=120, what="the tasks behind it")
     await wait_handed_on(bench, topic, 3)
     [record] = await bench.records(bench.topics.dead_letters)
-    letter = DeadLetter.from_headers(record.headers)
-    assert (letter.origin_topic, letter.origin_partition, letter.origin_offset) == (topic, 1, 0)
-    assert letter.error_code == "undecodable"
+    dead_letter = DeadLetter.from_headers(record.headers)
+    assert (dead_letter.origin_topic, dead_letter.origin_partition, dead_letter.origin_offset) == (topic, 1, 0)
+    assert dead_letter.error_code == "undecodable"
 
 
 async def test_a_task_that_its_lane_does_not_take_back_is_dead_lettered_and_answered(bench: WorkerBench) -> None:

@@ -123,9 +123,13 @@ async def test_another_prompt_under_a_used_id_is_a_conflict_and_the_first_result
     [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, other)])
     await wait_committed_beyond(bench, partition, offset)
 
-    letter = await dead_letter_of(bench, other)
-    assert (letter.error_code, letter.error_class, letter.request_id) == ("id-conflict", "invalid", "taken")
-    assert "choose a new request_id" in letter.message
+    dead_letter = await dead_letter_of(bench, other)
+    assert (dead_letter.error_code, dead_letter.error_class, dead_letter.request_id) == (
+        "id-conflict",
+        "invalid",
+        "taken",
+    )
+    assert "choose a new request_id" in dead_letter.message
     assert await results_of(bench, "taken", count=1) == await results_of(bench, "taken", count=1)
     assert [json.loads(record.value or b"") for record in await results_of(bench, "taken", count=1)] == [result]
     assert (bench.images / result["images"][0]["object"]).read_bytes() == image
@@ -221,14 +225,19 @@ async def test_a_hopeless_record_is_dead_lettered_and_answered_and_its_neighbour
     assert (await result_of(bench, after))["status"] == "success"
     await wait_committed_beyond(bench, *sent[-1])
 
-    letter = await dead_letter_of(bench, value)
-    assert (letter.error_code, letter.error_class) == (code, "invalid")
-    assert said in letter.message
-    assert (letter.origin_topic, letter.origin_partition, letter.origin_offset) == (bench.topics.tasks, *sent[1])
+    dead_letter = await dead_letter_of(bench, value)
+    assert (dead_letter.error_code, dead_letter.error_class) == (code, "invalid")
+    assert said in dead_letter.message
+    assert (dead_letter.origin_topic, dead_letter.origin_partition, dead_letter.origin_offset) == (
+        bench.topics.tasks,
+        *sent[1],
+    )
     request_id = peek_request_id(value)
-    assert letter.request_id == request_id
+    assert dead_letter.request_id == request_id
     failed = [
-        result for result in await bench.results() if result["error"] and result["error"]["message"] == letter.message
+        result
+        for result in await bench.results()
+        if result["error"] and result["error"]["message"] == dead_letter.message
     ]
     assert [(result["request_id"], result["status"], result["image_url"]) for result in failed[:1]] == [
         (request_id, "failed", None)

@@ -44,14 +44,17 @@ async def test_undecodable_records_end_as_dead_letters_and_stop_no_task(kafka: K
         await bench.wait_committed({0: 7, 1: 1})
         statuses = {result["request_id"]: result["status"] for result in await bench.results()}
         records = await bench.records(bench.topics.dead_letters)
-        letters = {letter.origin_offset: letter for letter in (DeadLetter.from_headers(one.headers) for one in records)}
+        dead_letters = {
+            dead_letter.origin_offset: dead_letter
+            for dead_letter in (DeadLetter.from_headers(one.headers) for one in records)
+        }
         values = {DeadLetter.from_headers(one.headers).origin_offset: one.value or b"" for one in records}
 
         assert statuses.pop(None) == statuses.pop("odd") == "failed"
         assert statuses == dict.fromkeys(("gzip", "snappy", "lz4", "zstd", "beside"), "success")
-        assert {letter.error_code for letter in letters.values()} == {"undecodable"}
-        assert {letter.origin_topic for letter in letters.values()} == {tasks}
-        assert {offset: letter.message.partition(";")[0] for offset, letter in letters.items()} == {
+        assert {dead_letter.error_code for dead_letter in dead_letters.values()} == {"undecodable"}
+        assert {dead_letter.origin_topic for dead_letter in dead_letters.values()} == {tasks}
+        assert {offset: dead_letter.message.partition(";")[0] for offset, dead_letter in dead_letters.items()} == {
             0: "the record cannot be decoded: the name of a header is not UTF-8",
             1: f"the batch at offset 1 of {tasks}-0 cannot be decoded: its CRC is wrong",
             2: f"the batch at offset 2 of {tasks}-0 cannot be decoded: gzip: the batch would become larger than "

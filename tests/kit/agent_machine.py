@@ -46,7 +46,7 @@ SETTINGS: Final = WorkerSettings.model_validate(
 )
 TOPIC: Final = SETTINGS.lanes[0].topic
 
-Place = tuple[TopicPartition, int]
+RecordPosition = tuple[TopicPartition, int]
 
 
 class AgentMachine(RuleBasedStateMachine):
@@ -71,12 +71,12 @@ class AgentMachine(RuleBasedStateMachine):
         """How often the broker took an offset of a partition."""
         self.deleted: set[str | None] = set()
         """Request ids of records that retention took, done or not."""
-        self.ended: set[Place] = set()
+        self.ended: set[RecordPosition] = set()
         self.answers: dict[str | None, set[str]] = defaultdict(set)
         self.waiting_retries: list[OutgoingRecord] = []
         self.crashes_possible: Counter[str | None] = Counter()
         """By request id: how often a pod that had the task died, or vanished without a commit."""
-        self.crashes_certain: dict[Place, int] = {}
+        self.crashes_certain: dict[RecordPosition, int] = {}
         """The count that the ledger must show since a pod died that had the task at the device and was in touch."""
 
     # What the machine sees
@@ -113,7 +113,7 @@ class AgentMachine(RuleBasedStateMachine):
                 self.waiting_retries.append(due_record(consumer_record(sent), topic=TOPIC))
                 self.ended.add(place)
 
-    def check_count(self, place: Place, request_id: str | None, crashes: int) -> None:
+    def check_count(self, place: RecordPosition, request_id: str | None, crashes: int) -> None:
         # Not too few: a pod that lost its partition before another one died over the task cannot know of that.
         if crashes > self.crashes_possible[request_id]:
             self.broken.append(f"{place}: {crashes} crashes published")
@@ -149,7 +149,7 @@ class AgentMachine(RuleBasedStateMachine):
     def a_transaction_ends(self, number: int) -> None:
         self.group.append_marker(TopicPartition(TOPIC, number))
         self.markers += 1
-        self.loop.settle()
+        self.loop.run_for()
 
     @rule(number=st.integers(0, PARTITIONS - 1), records=st.integers(1, 3))
     def retention_takes_records(self, number: int, records: int) -> None:
@@ -158,7 +158,7 @@ class AgentMachine(RuleBasedStateMachine):
         if taken:
             self.deleted |= {request_id_of(record) for record in taken}
             self.group.delete_before(partition, taken[-1].offset + 1)
-            self.loop.settle()
+            self.loop.run_for()
 
     @precondition(lambda self: self.waiting_retries)
     @rule(number=st.integers(0, PARTITIONS - 1))
@@ -174,7 +174,7 @@ class AgentMachine(RuleBasedStateMachine):
             record = replace(record, timestamp=producers_time_ms, timestamp_type=0)
         self.group.append(record)
         self.records += 1
-        self.loop.settle()
+        self.loop.run_for()
 
     # Work
 
@@ -184,7 +184,7 @@ class AgentMachine(RuleBasedStateMachine):
         pod = data.draw(st.sampled_from([pod for pod in self.living if pod.may_begin]))
         for _ in range(tasks):
             pod.begin()
-            self.loop.settle()
+            self.loop.run_for()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data())
@@ -195,20 +195,20 @@ class AgentMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def an_image_is_drawn(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.busy)).engine.finish()
-        self.loop.settle()
+        self.loop.run_for()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data())
     def a_generation_fails(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.busy)).engine.fail()
-        self.loop.settle()
+        self.loop.run_for()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data())
     def an_engine_dies(self, data: st.DataObject) -> None:
         for run in data.draw(st.sampled_from(self.busy)).engine.die():
             self.crashes_possible[request_id_of(run.record)] += 1
-        self.loop.settle()
+        self.loop.run_for()
 
     # Pods
 
@@ -219,12 +219,12 @@ class AgentMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from([name for name in PODS if name not in living]))
         if name in self.pods:
             self.dead.append(self.pods.pop(name))
-            self.loop.settle(1.0)
+            self.loop.run_for(1.0)
         self.start(name)
 
     def start(self, name: str) -> None:
         self.pods[name] = ModelPod(self.around, name=name, started_at=EPOCH_SECONDS + int(self.loop.time()))
-        self.loop.settle()
+        self.loop.run_for()
 
     @precondition(lambda self: self.living)
     @rule(data=st.data(), deliver=st.booleans())
@@ -238,7 +238,7 @@ class AgentMachine(RuleBasedStateMachine):
         self.kill(pod, deliver=True)
         if expired:
             self.group.remove(pod.consumers[-1])
-            self.loop.settle()
+            self.loop.run_for()
 
     def kill(self, pod: ModelPod, *, deliver: bool) -> None:
         if not pod.is_in_order:
@@ -257,7 +257,7 @@ class AgentMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def a_pod_is_told_to_stop(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from([pod for pod in self.living if not pod.is_draining])).drain()
-        self.loop.settle()
+        self.loop.run_for()
 
     # The group
 
@@ -265,7 +265,7 @@ class AgentMachine(RuleBasedStateMachine):
     def the_group_rebalances(self, shift: int) -> None:
         self.group.shift = shift
         self.group.rebalance()
-        self.loop.settle()
+        self.loop.run_for()
 
     @precondition(lambda self: self.group.members)
     @rule(data=st.data())
@@ -275,13 +275,13 @@ class AgentMachine(RuleBasedStateMachine):
             # It has no chance to say what it gives up.
             pod.is_cut_off = pod.is_cut_off or member in pod.consumers
         self.group.remove(member)
-        self.loop.settle()
+        self.loop.run_for()
 
     @precondition(lambda self: self.living)
     @rule(data=st.data())
     def a_heartbeat_is_answered(self, data: st.DataObject) -> None:
         self.group.heartbeat(data.draw(st.sampled_from(self.living)).consumers[-1])
-        self.loop.settle()
+        self.loop.run_for()
 
     # The network and time
 
@@ -302,14 +302,14 @@ class AgentMachine(RuleBasedStateMachine):
             # What overtakes a release undoes it: no other pod can tell that from a crash.
             self.may_have_crashed(pod)
         pod.links[index].become(LinkState.UP, last_first=last_first)
-        self.loop.settle()
+        self.loop.run_for()
 
     @rule(seconds=st.sampled_from([0.5, 3.0, CALM_SECONDS]))
     def time_passes(self, seconds: float) -> None:
-        self.loop.settle(seconds)
+        self.loop.run_for(seconds)
         for pod in self.living:
             self.group.heartbeat(pod.consumers[-1])
-        self.loop.settle()
+        self.loop.run_for()
         for pod in self.living:
             if seconds >= CALM_SECONDS and self.group.owns(pod.consumers[-1]) and pod.kafka.state is LinkState.UP:
                 pod.is_cut_off = False
@@ -364,10 +364,10 @@ class AgentMachine(RuleBasedStateMachine):
                 self.group.heartbeat(pod.consumers[-1])
                 if pod.may_begin:
                     pod.begin()
-            self.loop.settle(1.0)
+            self.loop.run_for(1.0)
             for pod in self.busy:
                 pod.engine.finish()
-            self.loop.settle(1.0)
+            self.loop.run_for(1.0)
         assert self.is_done, f"unfinished: {self.group.committed}"
 
     def close(self) -> None:
@@ -412,7 +412,7 @@ def consumer_record(sent: OutgoingRecord, *, number: int = 0, offset: int = 0, t
     )
 
 
-def place_of(run: Run) -> Place:
+def place_of(run: Run) -> RecordPosition:
     return run.taken.partition, run.record.offset
 
 

@@ -50,7 +50,7 @@ class TopicTail:
         deadline = time.monotonic() + READ_SECONDS
         while any(self._next[number] < end for number, end in ends.items()):
             if time.monotonic() >= deadline:
-                self._begin_anew()
+                self._restart()
                 raise TimeoutError(f"the end of {self._topic} was not reached")
             for message in self._consumer.consume(num_messages=1000, timeout=0.2):
                 # A reader that had to begin anew sees again what it has seen.
@@ -85,7 +85,7 @@ class TopicTail:
         self._next = dict.fromkeys(partitions, 0)
         self._assign()
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         """Go on with another client: after a leader lost its place and got it back, one was seen to fetch no more."""
         self._consumer.close()
         self._consumer = self._open()

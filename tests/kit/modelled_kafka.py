@@ -33,7 +33,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         """Seconds since the loop was made, by its own clock."""
         return self.now_seconds
 
-    def settle(self, seconds: float = 0.0) -> None:
+    def run_for(self, seconds: float = 0.0) -> None:
         """Let that much time pass, and return when nothing can go on without more."""
         self._until_seconds = self.now_seconds + seconds
         self.run_forever()

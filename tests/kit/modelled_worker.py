@@ -293,7 +293,7 @@ class ModelPod:
             link.drop()
         for task in self._tasks:
             task.cancel()
-        self._around.loop.settle()
+        self._around.loop.run_for()
         for link in self.links:
             link.drop()
 

@@ -157,13 +157,13 @@ async def _results(bench: WorkerBench, due: set[str]) -> dict[str, list[dict[str
 @pytest.mark.parametrize("stranger", RECORDS)
 async def test_a_record_comes_to_its_right_end(aftermath: Aftermath, stranger: StrangeRecord) -> None:
     name, right = NAMES[id(stranger)], stranger.right
-    letters = aftermath.letters_of(name, stranger)
+    dead_letters = aftermath.letters_of(name, stranger)
     if stranger.topic != "results":
         found = aftermath.results.get(aftermath.ids[name], [])
-        assert [result["status"] for result in found] == ([right.status] if right.status else []), letters
+        assert [result["status"] for result in found] == ([right.status] if right.status else []), dead_letters
         if right.code is not None:
             assert [result["error"]["code"] for result in found] == [right.code]
-    assert len(letters) == right.dead_letters
+    assert len(dead_letters) == right.dead_letters
 
 
 @pytest.mark.parametrize("stranger", [found for found in RECORDS if _in_task_topic(found.values[0])])

@@ -25,20 +25,20 @@ def machine() -> Iterator[AgentMachine]:
 def test_a_member_that_was_thrown_out_does_not_set_the_offset_of_an_emptied_group_back(machine: AgentMachine) -> None:
     thrown_out = machine.pods["pod-a"]
     thrown_out.begin()
-    machine.loop.settle()
+    machine.loop.run_for()
     machine.may_have_crashed(thrown_out)
     machine.group.remove(thrown_out.consumers[-1])
     machine.start("pod-b")
     other = machine.pods["pod-b"]
     other.begin()
-    machine.loop.settle()
+    machine.loop.run_for()
     other.engine.finish()
-    machine.loop.settle()
+    machine.loop.run_for()
     machine.kill(other, deliver=True)
     machine.group.remove(other.consumers[-1])
     assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 1
     machine.group.heartbeat(thrown_out.consumers[-1])
-    machine.loop.settle(CALM_SECONDS)
+    machine.loop.run_for(CALM_SECONDS)
     machine.nothing_broke()
     assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 1
 
@@ -48,20 +48,20 @@ def test_a_newer_commit_that_an_older_one_overwrote_is_repeated(machine: AgentMa
     machine.a_record_comes(number=0, gap=0, garbage=1)
     for _ in range(2):
         pod.begin()
-        machine.loop.settle()
+        machine.loop.run_for()
         pod.engine.finish()
-        machine.loop.settle()
+        machine.loop.run_for()
     for _ in range(2):
         pod.begin()
-        machine.loop.settle()
+        machine.loop.run_for()
     assert machine.group.committed_offset(partition) == 1
     pod.kafka.become(LinkState.SLOW)
     for _ in range(2):
         pod.engine.finish()
-        machine.loop.settle(CALM_SECONDS)
+        machine.loop.run_for(CALM_SECONDS)
     assert pod.kafka.waiting_requests > 1
     pod.kafka.become(LinkState.UP, last_first=True)
-    machine.loop.settle(CALM_SECONDS)
+    machine.loop.run_for(CALM_SECONDS)
     assert machine.group.committed_offset(partition) == 3
 
 
@@ -70,15 +70,15 @@ def test_a_marker_behind_the_last_record_is_committed_once_all_before_it_is_done
     machine.a_transaction_ends(number=0)
     for _ in range(2):
         pod.begin()
-    machine.loop.settle(CALM_SECONDS)
+    machine.loop.run_for(CALM_SECONDS)
     pod.engine.finish()
-    machine.loop.settle(CALM_SECONDS)
+    machine.loop.run_for(CALM_SECONDS)
     assert machine.group.committed_offset(partition) == 1
     for _ in range(2):
         pod.begin()
-        machine.loop.settle()
+        machine.loop.run_for()
         pod.engine.finish()
-        machine.loop.settle(CALM_SECONDS)
+        machine.loop.run_for(CALM_SECONDS)
     assert machine.group.committed_offset(partition) == machine.group.ends[partition] == 3
 
 
@@ -86,17 +86,17 @@ def test_a_position_that_stands_still_is_committed_once(machine: AgentMachine) -
     pod, partition = machine.pods["pod-a"], TopicPartition(TOPIC, 1)
     for _ in range(3):
         pod.begin()
-        machine.loop.settle()
+        machine.loop.run_for()
         pod.engine.finish()
     machine.a_transaction_ends(number=1)
-    machine.loop.settle(CALM_SECONDS)
+    machine.loop.run_for(CALM_SECONDS)
     assert machine.group.committed_offset(partition) == machine.group.ends[partition] == 2
     known = machine.commits
-    machine.loop.settle(CALM_SECONDS)
+    machine.loop.run_for(CALM_SECONDS)
     machine.kill(pod, deliver=True)
     machine.group.remove(pod.consumers[-1])
     machine.start("pod-b")
-    machine.loop.settle(CALM_SECONDS)
+    machine.loop.run_for(CALM_SECONDS)
     assert machine.commits == known
 
 
@@ -107,15 +107,15 @@ def test_a_draining_pod_leaves_no_marker_behind_and_passes_no_record_that_it_nev
     for number in range(PARTITIONS):
         machine.a_transaction_ends(number=number)
     pod.begin()
-    machine.loop.settle()
+    machine.loop.run_for()
     pod.engine.finish()
     pod.begin()
-    machine.loop.settle()
+    machine.loop.run_for()
     pod.drain()
-    machine.loop.settle(1.0)
+    machine.loop.run_for(1.0)
     assert machine.group.members, "it has a task in flight"
     pod.engine.finish()
-    machine.loop.settle()
+    machine.loop.run_for()
     assert machine.group.committed_offset(done) == machine.group.ends[done] == 2
     assert machine.group.committed_offset(waiting) == 1
 
@@ -138,12 +138,12 @@ def test_a_record_with_its_producers_time_overtakes_none_that_came_before(
     body = b'{"request_id": "task-3", "prompt": "a city"}'
     sent = OutgoingRecord(topic=TOPIC, key=None, value=body, headers=[])
     machine.append(1, sent, producers_time_ms=timestamp_ms)
-    machine.loop.settle(1.0)
+    machine.loop.run_for(1.0)
     for _ in range(2):
         pod.begin()
-        machine.loop.settle()
+        machine.loop.run_for()
     pod.engine.finish()
-    machine.loop.settle()
+    machine.loop.run_for()
     pod.begin()
-    machine.loop.settle()
+    machine.loop.run_for()
     assert (0, 1) in {(run.record.partition, run.record.offset) for run in pod.runs}

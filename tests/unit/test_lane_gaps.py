@@ -56,12 +56,12 @@ class Bench(LaneEvents):
             revoke_wait_seconds=0,
         )
         self.running = self.loop.create_task(self.lane.run())
-        self.settle()
+        self.run_for()
 
     def stop(self) -> None:
         """Kill the worker, and let its session expire."""
         self.running.cancel()
-        self.settle()
+        self.run_for()
         self.group.remove(self.consumers[-1])
 
     def restart(self, *, topic_id: str | None) -> None:
@@ -86,31 +86,31 @@ class Bench(LaneEvents):
         self.consumers.append(ModelConsumer(self.group, self.link, leaders=self.leaders))
         return self.consumers[-1]
 
-    def settle(self, seconds: float = 1.0) -> None:
-        self.loop.settle(seconds)
+    def run_for(self, seconds: float = 1.0) -> None:
+        self.loop.run_for(seconds)
 
     def produce(self, count: int) -> None:
         for _ in range(count):
             offset = self.group.ends[PARTITION]
             self.group.append(ConsumerRecord(TOPIC, 0, offset, offset, 0, None, b"", None, -1, -1, ()))
-        self.settle()
+        self.run_for()
 
     def claim(self) -> ClaimedRecord:
         claimed = self.lane.claim_next()
         assert claimed is not None
         claimed.on_lost = lambda: self.given_up.append(claimed.record.offset)
-        self.settle()
+        self.run_for()
         return claimed
 
     def record(self, claimed: ClaimedRecord) -> None:
         entry = LedgerEntry(task="t", worker="pod", started_at=0, crashes=0, released=False)
         recorded = self.loop.create_task(self.lane.record(claimed, entry))
-        self.settle()
+        self.run_for()
         recorded.result()
 
     def finish(self, claimed: ClaimedRecord) -> None:
         finished = self.loop.create_task(self.lane.finish(claimed))
-        self.settle()
+        self.run_for()
         finished.result()
 
     def do_next(self, count: int = 1) -> list[int]:
@@ -127,7 +127,7 @@ class Bench(LaneEvents):
         self.produce(count)
         self.group.delete_before(PARTITION, self.group.ends[PARTITION])
         self.link.become(LinkState.UP)
-        self.settle()
+        self.run_for()
 
     @property
     def committed(self) -> int:
@@ -184,7 +184,7 @@ def test_no_request_is_sent_without_a_gap(bench: Bench) -> None:
     bench.produce(9)
     bench.do_next(9)
     bench.group.rebalance()
-    bench.settle()
+    bench.run_for()
     bench.produce(2)
     bench.do_next(2)
     assert bench.consumers[0].asked_for_starts == 0
@@ -197,7 +197,7 @@ def test_the_position_is_not_committed_before_the_loss_in_front_of_it_was_told(b
     bench.lose_in_front(6)
     assert (losses(told), bench.committed) == ([], 1)
     bench.leaders.become(LinkState.UP)
-    bench.settle()
+    bench.run_for()
     assert losses(told) == [range(1, 7)]
     assert bench.committed == 7
 
@@ -209,10 +209,10 @@ def test_a_loss_that_cannot_be_asked_about_keeps_no_position_back_for_long_and_i
     bench.do_next()
     bench.leaders.become(LinkState.SLOW)
     bench.lose_in_front(6)
-    bench.settle(LONG_SECONDS)
+    bench.run_for(LONG_SECONDS)
     assert (losses(told), bench.committed) == ([], 7)
     bench.leaders.become(LinkState.UP)
-    bench.settle(LONG_SECONDS)
+    bench.run_for(LONG_SECONDS)
     assert losses(told) == [range(1, 7)]
     assert bench.lost == [6]
 
@@ -223,9 +223,9 @@ def test_a_loss_that_was_noticed_before_a_rebalance_is_told_once(bench: Bench, t
     bench.leaders.become(LinkState.SLOW)
     bench.lose_in_front(6)
     bench.group.rebalance()
-    bench.settle()
+    bench.run_for()
     bench.leaders.become(LinkState.UP)
-    bench.settle(LONG_SECONDS)
+    bench.run_for(LONG_SECONDS)
     assert losses(told) == [range(1, 7)]
     assert bench.committed == 7
 
@@ -238,7 +238,7 @@ def test_records_lost_across_a_rebalance_are_told(bench: Bench, told: list[Any])
     bench.group.delete_before(PARTITION, 10)
     bench.link.become(LinkState.UP)
     bench.group.rebalance()
-    bench.settle(LONG_SECONDS)
+    bench.run_for(LONG_SECONDS)
     for one in claimed:
         bench.finish(one)
     assert bench.do_next(2) == [10, 11]
@@ -252,7 +252,7 @@ def test_a_log_that_goes_back_ends_the_lane_and_is_read_from_its_beginning_by_th
     old = bench.claim()
     bench.record(old)
     bench.group.make_again(PARTITION)
-    bench.settle()
+    bench.run_for()
     with pytest.raises(TopicReplacedError, match="topic tasks went back to offset 0 in partition 0"):
         bench.running.result()
     assert (bench.given_up, bench.committed) == ([2], 0)
@@ -267,15 +267,15 @@ def test_a_topic_with_another_id_ends_the_lane_at_the_next_assignment_or_within_
     bench.produce(1)
     bench.do_next()
     bench.topic_id = "present"
-    bench.settle(TOPIC_CHECK_SECONDS - 10)
+    bench.run_for(TOPIC_CHECK_SECONDS - 10)
     assert not bench.running.done()
-    bench.settle(10)
+    bench.run_for(10)
     with pytest.raises(TopicReplacedError, match=r"deleted and created again \(id former before, present now\)"):
         bench.running.result()
     bench.start()
     bench.topic_id = "later"
     bench.group.rebalance()
-    bench.settle()
+    bench.run_for()
     with pytest.raises(TopicReplacedError):
         bench.running.result()
 
@@ -300,7 +300,7 @@ def test_a_topic_whose_id_is_unknown_for_a_while_is_the_same_topic(bench: Bench)
     bench.do_next()
     for topic_id in (None, "present"):
         bench.topic_id = topic_id
-        bench.settle(2 * TOPIC_CHECK_SECONDS)
+        bench.run_for(2 * TOPIC_CHECK_SECONDS)
     assert not bench.running.done()
     assert committed_topic_id(bench.group.committed[PARTITION].metadata) == "present"
 
@@ -311,7 +311,7 @@ def test_a_commit_of_a_former_topic_is_not_used_and_the_present_one_is_done_from
     bench.stop()
     bench.group.committed[PARTITION] = OffsetAndMetadata(2, encode_ledger({}, topic_id="former"))
     bench.restart(topic_id="present")
-    bench.settle()
+    bench.run_for()
     committed = bench.group.committed[PARTITION]
     assert (committed.offset, committed_topic_id(committed.metadata)) == (0, "present")
     bench.produce(5)
@@ -336,7 +336,7 @@ def test_a_late_commit_of_a_member_of_the_former_topic_costs_no_record_of_the_pr
     in_flight = bench.claim()
     bench.group.committed[PARTITION] = OffsetAndMetadata(4, encode_ledger({}, topic_id="former"))
     bench.group.rebalance()
-    bench.settle()
+    bench.run_for()
     assert bench.committed == 2
     bench.finish(in_flight)
     assert bench.do_next(2) == [3, 4]
@@ -348,7 +348,7 @@ def test_a_ledger_of_a_later_topic_ends_the_lane_that_still_knew_the_former_one(
     bench.topic_id = "present"
     bench.group.committed[PARTITION] = OffsetAndMetadata(3, encode_ledger({}, topic_id="present"))
     bench.group.rebalance()
-    bench.settle()
+    bench.run_for()
     with pytest.raises(TopicReplacedError):
         bench.running.result()
     assert bench.committed == 3
@@ -362,7 +362,7 @@ def test_a_member_that_has_nothing_in_flight_writes_no_old_offset_into_another_l
     bench.group.make_again(PARTITION)
     bench.link.state = LinkState.UP
     leaving = bench.loop.create_task(bench.lane.leave())
-    bench.settle(LONG_SECONDS)
+    bench.run_for(LONG_SECONDS)
     assert leaving.done()
     assert bench.commits == [1, 2, 3, 0]
     assert isinstance(bench.running.exception(), TopicReplacedError)
@@ -373,7 +373,7 @@ def test_commits_that_a_coordinator_does_not_know_of_cost_a_living_worker_no_pro
     bench.do_next(2)
     committed = bench.group.committed.pop(PARTITION)
     bench.group.rebalance()
-    bench.settle(LONG_SECONDS)
+    bench.run_for(LONG_SECONDS)
     bench.group.committed[PARTITION] = committed
     assert bench.do_next(2) == [2, 3]
     assert bench.committed == 4
@@ -387,12 +387,12 @@ def test_a_topic_that_is_missing_is_logged_with_the_remedy_and_done_when_it_is_b
     bench.record(bench.claim())
     log = bench.group.log.pop(PARTITION)
     bench.group.rebalance()
-    bench.settle()
+    bench.run_for()
     assert [line["remedy"] for line in told if line["event"] == "topic_missing"] == ["create the topic"]
     assert bench.given_up == [0]
     bench.group.log[PARTITION] = log
     bench.group.rebalance()
-    bench.settle()
+    bench.run_for()
     assert bench.do_next(3) == [0, 1, 2]
     assert bench.committed == 3
 
@@ -406,7 +406,7 @@ def test_a_fault_within_a_consumer_costs_the_lane_a_new_consumer_and_nothing_els
     bench.produce(2)
     assert bench.do_next(1) == [0]
     monkeypatch.setattr(bench.consumers[-1], "getmany", poll)
-    bench.settle(LONG_SECONDS)
+    bench.run_for(LONG_SECONDS)
     assert [line["event"] for line in told if line["log_level"] == "error"] == ["lane_failed"]
     assert (len(bench.consumers), bench.failures, bench.running.done()) == (2, 1, False)
     assert bench.do_next(1) == [1]
@@ -421,10 +421,10 @@ def test_a_lane_whose_consumers_all_fail_ends_within_the_hold_limit(
         raise TopicAuthorizationFailedError(TOPIC)
 
     monkeypatch.setattr(ModelConsumer, "getmany", poll)
-    bench.settle(15)
+    bench.run_for(15)
     assert not bench.running.done()
     assert bench.failures <= 16
-    bench.settle(10)
+    bench.run_for(10)
     with pytest.raises(HoldExpiredError, match=r"consumer of lane standard failed.*TopicAuthorizationFailedError"):
         bench.running.result()
 
@@ -436,5 +436,5 @@ def test_failures_far_from_one_another_are_no_lasting_trouble(bench: Bench, monk
 
     for number in range(1, 4):
         monkeypatch.setattr(bench.consumers[-1], "getmany", poll)
-        bench.settle(2 * STABLE_SECONDS)
+        bench.run_for(2 * STABLE_SECONDS)
         assert (bench.failures, bench.running.done()) == (number, False)
