@@ -268,13 +268,13 @@ async def _wait_projected(gateway: GatewayProcess) -> None:
 
 async def _answered(bench: WorkerBench, written: Written) -> tuple[set[tuple[str, int, int]], int]:
     """The places of answered records, and how many dead letters repeat another's origin."""
-    letters: set[tuple[str, int, int]] = set()
+    dead_letters: set[tuple[str, int, int]] = set()
     count = 0
     async for record in _read(bench, bench.topics.dead_letters):
         headers = dict(record.headers)
         origin = headers["fluxpool-dlq-origin-topic"].decode()
         place = (int(headers["fluxpool-dlq-origin-partition"]), int(headers["fluxpool-dlq-origin-offset"]))
-        letters.add((origin, *place))
+        dead_letters.add((origin, *place))
         count += 1
     ids = set()
     async for record in _read(bench, bench.topics.results):
@@ -283,7 +283,7 @@ async def _answered(bench: WorkerBench, written: Written) -> tuple[set[tuple[str
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
     by_result = {place for place, request_id in written.ids.items() if request_id in ids}
-    return letters | by_result, count - len(letters)
+    return dead_letters | by_result, count - len(dead_letters)
 
 
 async def _read(bench: WorkerBench, topic: str) -> Any:

@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from cluster_parts.ground import ClusterGround, on_cluster_ground
 from cluster_parts.operator_process import OPERATOR_USER, Operator, running_operator
-from cluster_parts.scale_world import NAMESPACE, World, build_world
+from cluster_parts.scale_world import NAMESPACE, Testbed, build_testbed
 from report import Cell, print_report
 
 from fluxpool_contract.kafka.connection import KafkaConnection
@@ -79,24 +79,24 @@ def _options() -> argparse.Namespace:
 
 async def _measure(options: argparse.Namespace, ground: ClusterGround) -> dict[str, Cell]:
     began = time.monotonic()
-    async with build_world(
+    async with build_testbed(
         ground.control_plane,
         ground.bootstrap_servers,
         pools=options.pools,
         pods=options.pods,
         partitions=options.partitions,
-    ) as world:
-        _tell(began, f"{options.pools} pools with {options.partitions} partitions each are there")
+    ) as testbed:
+        _report(began, f"{options.pools} pools with {options.partitions} partitions each are there")
         with running_operator(ground.control_plane, ground.folder, namespace=NAMESPACE) as operator:
-            await world.wait_settled()
-            _tell(began, f"{options.pods} pods are ready")
+            await testbed.wait_settled()
+            _report(began, f"{options.pods} pods are ready")
             await asyncio.sleep(SETTLE_SECONDS)
-            return await _watch(options, world, ground.control_plane, operator, began)
+            return await _watch(options, testbed, ground.control_plane, operator, began)
 
 
 async def _watch(
     options: argparse.Namespace,
-    world: World,
+    testbed: Testbed,
     control_plane: ControlPlane,
     operator: Operator,
     began: float,
@@ -111,8 +111,8 @@ async def _watch(
         samples.append(_sample(operator.process))
     after = await _cycles(operator.metrics_url)
     writes = audited.mutations(OPERATOR_USER)
-    _tell(began, "measured; reading all backlogs in two ways")
-    ours, one_by_one = await _read_both(world)
+    _report(began, "measured; reading all backlogs in two ways")
+    ours, one_by_one = await _read_both(testbed)
     cycles = after[float("inf")] - before[float("inf")]
     seconds = samples[-1].at_seconds - samples[0].at_seconds
     return {
@@ -142,7 +142,7 @@ def _slope(samples: Sequence[Sample]) -> float:
     """MiB per second, by least squares."""
     if len(samples) < 3:
         return 0.0
-    fit = statistics.linear_regression([each.at_seconds for each in samples], [each.rss_mb for each in samples])
+    fit = statistics.linear_regression([item.at_seconds for item in samples], [item.rss_mb for item in samples])
     return fit.slope
 
 
@@ -200,21 +200,21 @@ class AuditTail:
 # The same reading in two ways
 
 
-async def _read_both(world: World) -> tuple[float, float]:
+async def _read_both(testbed: Testbed) -> tuple[float, float]:
     """Seconds for the backlog of all pools: as the operator reads it, and one group after the other; medians."""
-    connection = KafkaConnection(bootstrap_servers=(world.bootstrap_servers,))
-    targets = [LaneTarget(name="standard", topic=topic, consumer_group=topic) for topic in world.topics]
+    connection = KafkaConnection(bootstrap_servers=(testbed.bootstrap_servers,))
+    targets = [LaneTarget(name="standard", topic=topic, consumer_group=topic) for topic in testbed.topics]
     ours, theirs = [], []
     async with BacklogHub(deadline_seconds=60.0) as hub:
-        admin = AIOKafkaAdminClient(bootstrap_servers=world.bootstrap_servers)
-        consumer = AIOKafkaConsumer(bootstrap_servers=world.bootstrap_servers, group_id=None)
+        admin = AIOKafkaAdminClient(bootstrap_servers=testbed.bootstrap_servers)
+        consumer = AIOKafkaConsumer(bootstrap_servers=testbed.bootstrap_servers, group_id=None)
         await admin.start()
         await consumer.start()
         try:
             # The first of each connects and learns the topics.
             for _ in range(READINGS + 1):
-                ours.append(await _read_ours(hub, connection, targets, world.tasks_per_pool))
-                theirs.append(await _read_one_by_one(admin, consumer, world.topics, world.tasks_per_pool))
+                ours.append(await _read_ours(hub, connection, targets, testbed.tasks_per_pool))
+                theirs.append(await _read_one_by_one(admin, consumer, testbed.topics, testbed.tasks_per_pool))
         finally:
             await consumer.stop()
             await admin.close()
@@ -250,7 +250,7 @@ async def _read_one_by_one(
     return time.perf_counter() - began
 
 
-def _tell(began: float, what: str) -> None:
+def _report(began: float, what: str) -> None:
     sys.stderr.write(f"{time.monotonic() - began:6.0f} s  {what}\n")
 
 

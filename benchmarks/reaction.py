@@ -2,13 +2,13 @@
 
 120 tasks come at once on the 12 partitions of a pool that rests at zero replicas, at a random moment between two of its
 readings. The clock runs from the last acknowledgement to the moment at which a watch shows the planned size in the
-Deployment's `spec.replicas`. Then the group's offsets are set to the ends, the pool goes back to zero, and the next run
+Deployment's `spec.replicas`. Then the group's offsets are set to the ends, the pool scales to zero, and the next run
 begins. Broker, API server, controllers, scheduler and operator are real; nodes and pods are fake. The pool says only
 what a pool must say, and `targetLagPerReplica: 10`, so that the size follows the tasks and not the partitions, and
-`idleGracePeriodSeconds: 0`, so that it goes to rest at once; all else, `pollIntervalSeconds` above all, is as users get
+`idleGracePeriodSeconds: 0`, so that it scales to zero at once; all else, `pollIntervalSeconds` above all, is as users get
 it.
 
-Beside it, on the same bursts, somebody reads the same backlog by the same means at the pool's interval only, makes the
+Beside it, on the same bursts, a second scaler reads the same lag by the same means at the pool's interval only, makes the
 same plan and scales a Deployment of its own. All of it shares this machine's cores.
 """
 
@@ -26,7 +26,7 @@ from cluster_parts.operator_process import running_operator
 from cluster_parts.reaction_polling import DEPLOYMENT as POLLING
 from cluster_parts.reaction_polling import scale_by_polling
 from cluster_parts.reaction_watch import Reaction, ReplicaLog, reaction_to
-from cluster_parts.reaction_world import NAMESPACE, PARTITIONS, TASKS, World, build_world
+from cluster_parts.reaction_world import NAMESPACE, PARTITIONS, TASKS, Testbed, build_testbed
 from report import Cell, print_report
 
 from fluxpool_operator.api import FluxWorkerPool, scaling_config
@@ -48,10 +48,10 @@ async def main() -> int:
 
 
 async def _react(options: argparse.Namespace, ground: ClusterGround) -> int:
-    async with build_world(ground.control_plane, ground.bootstrap_servers) as world:
+    async with build_testbed(ground.control_plane, ground.bootstrap_servers) as testbed:
         with running_operator(ground.control_plane, ground.folder, namespace=NAMESPACE):
             try:
-                measured = await _measure(options, world, ground.bootstrap_servers)
+                measured = await _measure(options, testbed, ground.bootstrap_servers)
             except WaitExpiredError as error:
                 sys.stderr.write(f"{error}\n")
                 return 1
@@ -71,38 +71,38 @@ def _options() -> argparse.Namespace:
     return options
 
 
-async def _measure(options: argparse.Namespace, world: World, bootstrap_servers: str) -> dict[str, list[Reaction]]:
+async def _measure(options: argparse.Namespace, testbed: Testbed, bootstrap_servers: str) -> dict[str, list[Reaction]]:
     """The reactions of each way, run by run."""
-    names = {"fluxpool": child_name(world.pool.name), "polling": POLLING}
+    names = {"fluxpool": child_name(testbed.pool.name), "polling": POLLING}
     moments = random.Random(options.seed)  # noqa: S311 - the same moments for the same seed
     measured: dict[str, list[Reaction]] = {way: [] for way in names}
-    replicas = ReplicaLog(world.api, namespace=NAMESPACE)
+    replicas = ReplicaLog(testbed.api, namespace=NAMESPACE)
     async with asyncio.TaskGroup() as group:
         beside = [
             group.create_task(replicas.follow(), name="replicas"),
             group.create_task(
-                scale_by_polling(world.api, world.pool, bootstrap_servers=bootstrap_servers), name="polling"
+                scale_by_polling(testbed.api, testbed.pool, bootstrap_servers=bootstrap_servers), name="polling"
             ),
         ]
         for number in range(options.runs):
-            await _wait_for_rest(world, replicas, names)
-            await asyncio.sleep(moments.uniform(0, world.pool.spec.scaling.poll_interval_seconds))
-            reactions = await _run(world, replicas, names)
+            await _wait_for_rest(testbed, replicas, names)
+            await asyncio.sleep(moments.uniform(0, testbed.pool.spec.scaling.poll_interval_seconds))
+            reactions = await _run(testbed, replicas, names)
             for way, reaction in reactions.items():
                 measured[way].append(reaction)
-            told = ", ".join(f"{way} {each.seconds:.3f} s ({each.steps})" for way, each in reactions.items())
+            told = ", ".join(f"{way} {item.seconds:.3f} s ({item.steps})" for way, item in reactions.items())
             sys.stderr.write(f"run {number + 1}: {told}\n")
         for task in beside:
             task.cancel()
     return measured
 
 
-async def _run(world: World, replicas: ReplicaLog, names: Mapping[str, str]) -> dict[str, Reaction]:
+async def _run(testbed: Testbed, replicas: ReplicaLog, names: Mapping[str, str]) -> dict[str, Reaction]:
     """One burst, and how each way came to the planned size."""
-    size = planned_replicas(world.pool)
-    burst = await asyncio.to_thread(world.tasks.burst)
+    size = planned_replicas(testbed.pool)
+    burst = await asyncio.to_thread(testbed.tasks.burst)
     # At least one more reading of everybody belongs to it: who has not yet seen all of the burst takes a second step.
-    looked_until = burst.acked_at_seconds + world.pool.spec.scaling.poll_interval_seconds
+    looked_until = burst.acked_at_seconds + testbed.pool.spec.scaling.poll_interval_seconds
 
     def reached() -> dict[str, Reaction]:
         found = {
@@ -117,14 +117,14 @@ async def _run(world: World, replicas: ReplicaLog, names: Mapping[str, str]) -> 
     reactions = await wait_until(
         reached, deadline_seconds=REACTION_SECONDS, what=f"{size} replicas of {', '.join(names.values())}"
     )
-    await asyncio.to_thread(world.tasks.commit)
+    await asyncio.to_thread(testbed.tasks.commit)
     return reactions
 
 
-async def _wait_for_rest(world: World, replicas: ReplicaLog, names: Mapping[str, str]) -> None:
+async def _wait_for_rest(testbed: Testbed, replicas: ReplicaLog, names: Mapping[str, str]) -> None:
     async def resting() -> bool:
         await asyncio.sleep(REST_LOOK_SECONDS)
-        return all(replicas.replicas(name) == 0 for name in names.values()) and await world.is_resting()
+        return all(replicas.replicas(name) == 0 for name in names.values()) and await testbed.is_resting()
 
     await wait_until(resting, deadline_seconds=REST_SECONDS, what="everything to be at rest")
 
@@ -139,8 +139,8 @@ def planned_replicas(pool: FluxWorkerPool) -> int:
 def _report(measured: Mapping[str, Sequence[Reaction]], *, as_json: bool) -> None:
     rows = {way: summary(reactions) for way, reactions in measured.items()}
     ours, polling = rows["fluxpool"], rows["polling"]
-    ratio = statistics.median(each.seconds for each in measured["polling"]) / statistics.median(
-        each.seconds for each in measured["fluxpool"]
+    ratio = statistics.median(item.seconds for item in measured["polling"]) / statistics.median(
+        item.seconds for item in measured["fluxpool"]
     )
     print_report(
         ratios={
@@ -156,13 +156,13 @@ def _report(measured: Mapping[str, Sequence[Reaction]], *, as_json: bool) -> Non
 
 def summary(reactions: Sequence[Reaction]) -> dict[str, Cell]:
     """Median, 95th percentile and maximum in seconds, and the most steps of any run."""
-    seconds = sorted(each.seconds for each in reactions)
+    seconds = sorted(item.seconds for item in reactions)
     p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
     return {
         "median_s": round(statistics.median(seconds), 3),
         "p95_s": round(p95, 3),
         "max_s": round(seconds[-1], 3),
-        "steps": max(each.steps for each in reactions),
+        "steps": max(item.steps for item in reactions),
     }
 
 

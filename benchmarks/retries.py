@@ -154,7 +154,7 @@ class Agent:
         """Join; returns at once."""
         work = [self.lane.run(), self._end_tasks(), self._choice.run()]
         work += [self._relay.run()] if self._way == "relay" else [self._retry_lane.run(), self._relay_by_group()]
-        self._tasks = [asyncio.create_task(each) for each in work]
+        self._tasks = [asyncio.create_task(item) for item in work]
 
     async def leave(self) -> None:
         """As an agent drains."""

@@ -91,7 +91,7 @@ class Tasks:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Testbed:
     """What one run after the other needs."""
 
     api: KubernetesApi
@@ -108,7 +108,7 @@ class World:
 
 
 @asynccontextmanager
-async def build_world(control_plane: ControlPlane, bootstrap_servers: str) -> AsyncIterator[World]:
+async def build_testbed(control_plane: ControlPlane, bootstrap_servers: str) -> AsyncIterator[Testbed]:
     """Make everything but who scales; the fake nodes live as long as the context."""
     specs = topic_specs(TopicNames(), task_partitions=PARTITIONS)
     await create_topics(bootstrap_servers, {spec.name: spec.partitions for spec in specs})
@@ -127,4 +127,4 @@ async def build_world(control_plane: ControlPlane, bootstrap_servers: str) -> As
         (lane,) = pool.spec.kafka.lanes
         tasks = Tasks(bootstrap_servers, topic=lane.topic, group=pool.spec.kafka.consumer_group)
         await asyncio.to_thread(tasks.commit)
-        yield World(api, pool, tasks)
+        yield Testbed(api, pool, tasks)

@@ -47,7 +47,7 @@ SHARED_TOPICS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Testbed:
     """What the operator looks after."""
 
     api: KubernetesApi
@@ -76,9 +76,9 @@ class World:
 
 
 @asynccontextmanager
-async def build_world(
+async def build_testbed(
     control_plane: ControlPlane, bootstrap_servers: str, *, pools: int, pods: int, partitions: int
-) -> AsyncIterator[World]:
+) -> AsyncIterator[Testbed]:
     """Make everything but the operator; the fake nodes live as long as the context."""
     topics = tuple(f"scale-{number}" for number in range(pools))
     pods_per_pool = max(1, pods // pools)
@@ -93,7 +93,7 @@ async def build_world(
         for first in range(0, pools, POOLS_AT_ONCE):
             batch = topics[first : first + POOLS_AT_ONCE]
             await asyncio.gather(*(_make_pool(api, bootstrap_servers, topic, pods_per_pool) for topic in batch))
-        yield World(api, bootstrap_servers, topics, pods_per_pool, tasks_per_pool=_tasks(partitions, pods_per_pool))
+        yield Testbed(api, bootstrap_servers, topics, pods_per_pool, tasks_per_pool=_tasks(partitions, pods_per_pool))
 
 
 def _tasks(partitions: int, pods_per_pool: int) -> int:
