@@ -5,11 +5,11 @@ readings. The clock runs from the last acknowledgement to the moment at which a 
 Deployment's `spec.replicas`. Then the group's offsets are set to the ends, the pool scales to zero, and the next run
 begins. Broker, API server, controllers, scheduler and operator are real; nodes and pods are fake. The pool says only
 what a pool must say, and `targetLagPerReplica: 10`, so that the size follows the tasks and not the partitions, and
-`idleGracePeriodSeconds: 0`, so that it scales to zero at once; all else, `pollIntervalSeconds` above all, is as users get
-it.
+`idleGracePeriodSeconds: 0`, so that it scales to zero at once; all else, `pollIntervalSeconds` above all, is as users
+get it.
 
-Beside it, on the same bursts, a second scaler reads the same lag by the same means at the pool's interval only, makes the
-same plan and scales a Deployment of its own. All of it shares this machine's cores.
+Beside it, on the same bursts, a second scaler reads the same lag by the same means at the pool's interval only, makes
+the same plan and scales a Deployment of its own. All of it shares this machine's cores.
 """
 
 import argparse
