@@ -245,7 +245,7 @@ async def test_scale_and_columns_show_the_status(control_plane: ControlPlane, na
         json.dumps({"status": status}),
     )
     header, row = (await control_plane.kubectl("get", "-n", namespace, "fwp", name)).splitlines()
-    assert header.split() == ["NAME", "READY", "DESIRED", "PODS", "LAG", "OLDEST", "AGE"]
+    assert header.split() == ["NAME", "READY", "DESIRED", "PODS", "PENDING", "OLDEST", "AGE"]
     assert row.split()[:-1] == [name, "False", "6", "2", "120", "45"]
     wide = await control_plane.kubectl("get", "-n", namespace, "fwp", name, "-o", "wide")
     assert "maximum" in wide
@@ -270,11 +270,11 @@ async def test_a_status_alone_cannot_change_the_spec(control_plane: ControlPlane
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("fwp", "Workers that make images with a FLUX model"),
-        ("fwp.spec.scaling.targetLagPerReplica", "Unfinished tasks that one worker should have before it."),
-        ("fwp.spec.kafka.security.oauth.serviceAccountToken", "Use a token of the pod's service account instead."),
-        ("fwp.spec.worker.affinity.nodeAffinity", "By the labels of nodes."),
-        ("fwp.status.plan.constraint", "What decided the number"),
+        ("fwp", "A pool of GPU workers that consume image tasks from Kafka and run a FLUX model."),
+        ("fwp.spec.scaling.targetLagPerReplica", "Target lag for each worker."),
+        ("fwp.spec.kafka.security.oauth.serviceAccountToken", "Service account token used instead of an OAuth server."),
+        ("fwp.spec.worker.affinity.nodeAffinity", "Node affinity scheduling rules."),
+        ("fwp.status.plan.constraint", "Constraint that determined the number"),
     ],
 )
 async def test_explain_teaches(control_plane: ControlPlane, namespace: str, path: str, text: str) -> None:

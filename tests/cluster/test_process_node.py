@@ -446,8 +446,12 @@ async def test_a_container_that_fails_its_liveness_probe_is_started_again(bench:
     state = bench.folder / "state"
     volumes = [{"name": "state", "hostPath": {"path": str(state), "type": "DirectoryOrCreate"}}]
     probe = alive | {"periodSeconds": 1, "failureThreshold": 2}
-    await bench.create("dying", script, livenessProbe=probe, volumes=volumes, volumeMounts=[STATE_MOUNT])
-    await bench.wait_log("dying", "alive")
+    # The liveness probe begins once the program has written its file, however long that takes.
+    startup = {"exec": {"command": ["test", "-e", "/state/alive"]}, "periodSeconds": 1, "failureThreshold": 60}
+    await bench.create(
+        "dying", script, livenessProbe=probe, startupProbe=startup, volumes=volumes, volumeMounts=[STATE_MOUNT]
+    )
+    await bench.wait("dying", is_ready, "its start")
     first = bench.pid("dying")
     (state / "alive").unlink()
 

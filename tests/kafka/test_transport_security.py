@@ -222,7 +222,7 @@ async def test_a_missing_tls_file_is_reported_before_anything_is_connected(secur
     with pytest.raises(KafkaCredentialsError, match=r"tls_ca_file: .*nothing\.pem"):
         aiokafka_options(connection, client_id="test")
     with pytest.raises(KafkaCredentialsError, match=r"tls_ca_file: .*nothing\.pem"):
-        await ensure_topics(connection, [])
+        await ensure_topics(connection, [TopicSpec(name="any", partitions=1, replication_factor=1)])
 
 
 async def test_the_plain_listener_needs_no_login(secure: SecureKafka) -> None:

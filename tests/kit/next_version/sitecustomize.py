@@ -13,23 +13,24 @@ RELEASE = "99.1.0"
 
 
 def _become_the_next_release() -> None:
-    # Here and in this order: each change has to stand before the modules that take the function by its name.
-    from fluxpool_contract.kafka import ledger, retries  # noqa: PLC0415
-    from fluxpool_contract.messages import headers  # noqa: PLC0415
-    from fluxpool_contract.messages.progress import ProgressEvent  # noqa: PLC0415
+    # Here and in this order: each change must be made before other packages take the function from the face.
+    from fluxpool_contract import kafka, messages  # noqa: PLC0415
+
+    kafka.encode_ledger = _with_more_in_the_ledger(kafka.encode_ledger)
+    messages.cloud_event_headers = _with_another_header("ce_fluxpoolrelease", messages.cloud_event_headers)
+    kafka.retry_headers = _with_another_header("fluxpool-next-release", kafka.retry_headers)
+
+    from fluxpool_contract.messages import ProgressEvent  # noqa: PLC0415
     from fluxpool_transport.storage import task_objects  # noqa: PLC0415
 
-    ledger.encode_ledger = _with_more_in_the_ledger(ledger.encode_ledger)
-    headers.cloud_event_headers = _with_another_header("ce_fluxpoolrelease", headers.cloud_event_headers)
-    retries.retry_headers = _with_another_header("fluxpool-next-release", retries.retry_headers)
     kinds: tuple[Any, ...] = (ProgressEvent, task_objects.Claim, task_objects.Manifest)
     for kind in kinds:
         kind.to_json = _with_more_in_the_json(kind.to_json)
 
-    from fluxpool_worker.agent.task import outgoing_records as answers  # noqa: PLC0415
+    from fluxpool_worker.agent.task import outgoing_records  # noqa: PLC0415
 
-    answers.success_result = _with_more_in_the_result(answers.success_result)
-    answers.failed_result = _with_more_in_the_result(answers.failed_result)
+    outgoing_records.success_result = _with_more_in_the_result(outgoing_records.success_result)
+    outgoing_records.failed_result = _with_more_in_the_result(outgoing_records.failed_result)
 
 
 def _with_more_in_the_ledger(encode: Callable[..., str]) -> Callable[..., str]:
