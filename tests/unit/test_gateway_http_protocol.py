@@ -93,8 +93,14 @@ async def serving(*, max_connections: int = 100) -> AsyncIterator[Server]:
         server.close()
         for connection in list(state.connections):
             cast("asyncio.WriteTransport", connection.transport).abort()
-        for task in list(state.tasks):
+        tasks = list(state.tasks)
+        for task in tasks:
             task.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*tasks, return_exceptions=True)
+            # An aborted transport closes its socket in a later round of the loop, which must not end before.
+            while state.connections:  # noqa: ASYNC110 - nothing tells when
+                await asyncio.sleep(0)
 
 
 @pytest.fixture
