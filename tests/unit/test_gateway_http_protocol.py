@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -65,13 +65,22 @@ class Server:
 
     async def send(self, data: bytes, *, half_close: bool = False) -> bytes:
         """Everything that the server says to these bytes until it closes the connection."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(data)
-        if half_close:
-            writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 10)
-        writer.close()
-        return answer
+        async with self.connect() as (reader, writer):
+            writer.write(data)
+            if half_close:
+                writer.write_eof()
+            return await asyncio.wait_for(reader.read(), 10)
+
+    @asynccontextmanager
+    async def connect(self, **options: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A client's connection; aborted at the end, because what a server leaves unread would keep it open."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **options)
+        try:
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -93,17 +102,10 @@ async def serving(*, max_connections: int = 100) -> AsyncIterator[Server]:
         server.close()
         for connection in list(state.connections):
             cast("asyncio.WriteTransport", connection.transport).abort()
-        tasks = list(state.tasks)
-        for task in tasks:
+        for task in list(state.tasks):
             task.cancel()
-        async with asyncio.timeout(10):
-            await asyncio.gather(*tasks, return_exceptions=True)
-            # An aborted transport closes its socket in a later round of the loop, which must not end before.
-            while state.connections:  # noqa: ASYNC110 - nothing tells when
-                await asyncio.sleep(0)
-            # Those that were refused at the limit are in no set.
-            for _ in range(10):
-                await asyncio.sleep(0.005)
+        # An aborted transport closes its socket in a later round of the loop, which must not end before.
+        await until(lambda: not state.connections and not state.tasks)
 
 
 @pytest.fixture
@@ -130,13 +132,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_request_in_any_pieces_is_one_request(server: Server) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    for byte in POST + b"Content-Length: 5\r\n\r\nhello":
-        writer.write(bytes([byte]))
-        await writer.drain()
-        await asyncio.sleep(0)
-    assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
-    writer.close()
+    async with server.connect() as (reader, writer):
+        for byte in POST + b"Content-Length: 5\r\n\r\nhello":
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
     assert server.application.bodies == [b"hello"]
 
 
@@ -178,13 +179,12 @@ async def test_what_is_no_request_or_too_large_is_answered_at_once_with_a_proble
 
 
 async def test_an_answer_reaches_a_client_that_is_still_sending(server: Server) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(POST + b"Content-Length: 100000000\r\n\r\n")
-    for _ in range(200):
-        writer.write(b"x" * 100_000)
-        await writer.drain()
-    assert problem_of(await reader.read())["status"] == 413
-    writer.close()
+    async with server.connect() as (reader, writer):
+        writer.write(POST + b"Content-Length: 100000000\r\n\r\n")
+        for _ in range(200):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+        assert problem_of(await reader.read())["status"] == 413
 
 
 async def test_the_largest_body_is_read_whole(server: Server) -> None:
@@ -238,14 +238,13 @@ async def test_an_offered_upgrade_is_ignored_and_the_next_request_served(
     server: Server, upgrade: bytes, body: bytes, pieces: int
 ) -> None:
     data = (POST + upgrade + body) * 2
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    for start in range(0, len(data), -(-len(data) // pieces)):
-        writer.write(data[start : start - (-len(data) // pieces)])
-        await writer.drain()
-        await asyncio.sleep(0.001)
-    for _ in range(2):
-        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
-    writer.close()
+    async with server.connect() as (reader, writer):
+        for start in range(0, len(data), -(-len(data) // pieces)):
+            writer.write(data[start : start - (-len(data) // pieces)])
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        for _ in range(2):
+            assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200")
     assert server.application.bodies == [b"hello", b"hello"]
 
 
@@ -313,10 +312,9 @@ async def test_a_slow_answer_of_ours_is_no_fault_of_the_client(server: Server) -
 
 
 async def test_a_client_that_takes_nothing_of_its_answers_is_given_up() -> None:
-    async with serving() as server:
+    # The client's buffer is full after a byte, then nothing is taken from the socket.
+    async with serving() as server, server.connect(limit=1) as (_, writer):
         body = b"x" * MAX_BODY_BYTES
-        # Its buffer is full after a byte, then nothing is taken from the socket.
-        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
         data = (POST + b"Content-Length: %d\r\n\r\n" % len(body) + body) * 400
         sending = asyncio.create_task(write_all(writer, data))
         await until(lambda: any(unsent(connection.transport) for connection in server.state.connections))
@@ -328,6 +326,7 @@ async def test_a_client_that_takes_nothing_of_its_answers_is_given_up() -> None:
 
         await until(given_up)
         sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
 
 
 def unsent(transport: asyncio.BaseTransport | None) -> bool:
@@ -340,11 +339,9 @@ async def write_all(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def test_too_many_connections_are_told_so() -> None:
-    async with serving(max_connections=2) as server:
-        kept = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
-        await until(lambda: len(server.state.connections) == 2)
-        assert problem_of(await server.send(b""))["error"]["code"] == "too_many_connections"
-        kept[0][1].close()
+    async with serving(max_connections=2) as server, server.connect():
+        async with server.connect():
+            await until(lambda: len(server.state.connections) == 2)
+            assert problem_of(await server.send(b""))["error"]["code"] == "too_many_connections"
         await until(lambda: len(server.state.connections) == 1)
         assert status_of(await server.send(GET + b"Connection: close\r\n\r\n")) == 200
-        kept[1][1].close()
