@@ -337,4 +337,8 @@ async def _serving(
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         yield f"http{'' if tls is None else 's'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
+        # Closed in order, a TLS connection waits for the client's last word, and its socket would outlive the loop.
+        for connection in runner.server.connections if runner.server is not None else ():
+            if connection.transport is not None:
+                connection.transport.abort()
         await runner.cleanup()
