@@ -94,7 +94,7 @@ class Workers:
 
 
 async def _unknown_id() -> None:
-    """Nobody replaces the topic here."""
+    """The topic is never replaced here."""
 
 
 class _Worker(LaneEvents):

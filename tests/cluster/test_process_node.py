@@ -442,15 +442,14 @@ async def test_readiness_follows_the_probe_and_the_transition_time_is_kept(bench
 async def test_a_container_that_fails_its_liveness_probe_is_started_again(bench: Bench) -> None:
     # Starting Python takes longer than a second on a busy machine.
     alive = {"exec": {"command": ["python", "-c", "open('/state/alive')"]}, "timeoutSeconds": 10}
-    script = "import os, time; open('/state/alive', 'w'); print('alive', flush=True); time.sleep(600)"
+    script = "import time; open('/state/alive', 'w'); time.sleep(600)"
     state = bench.folder / "state"
     volumes = [{"name": "state", "hostPath": {"path": str(state), "type": "DirectoryOrCreate"}}]
-    probe = alive | {"periodSeconds": 1, "failureThreshold": 2}
+    liveness = alive | {"periodSeconds": 1, "failureThreshold": 2}
     # The liveness probe begins once the program has written its file, however long that takes.
     startup = {"exec": {"command": ["test", "-e", "/state/alive"]}, "periodSeconds": 1, "failureThreshold": 60}
-    await bench.create(
-        "dying", script, livenessProbe=probe, startupProbe=startup, volumes=volumes, volumeMounts=[STATE_MOUNT]
-    )
+    probes = {"livenessProbe": liveness, "startupProbe": startup}
+    await bench.create("dying", script, **probes, volumes=volumes, volumeMounts=[STATE_MOUNT])
     await bench.wait("dying", is_ready, "its start")
     first = bench.pid("dying")
     (state / "alive").unlink()

@@ -158,12 +158,12 @@ RULE_REFUSALS: Final = (
         message="oauth: give either serviceAccountToken, or both tokenEndpoint and clientSecretRef",
     ),
     Refusal(
-        name="a scope nobody is asked for",
+        name="a scope without a token endpoint",
         edits={"kafka.security": OAUTH_TOKEN, "kafka.security.oauth.scope": "kafka"},
         message="scope: requires tokenEndpoint; set tokenEndpoint or remove scope",
     ),
     Refusal(
-        name="authorities of an endpoint nobody asks",
+        name="authorities without a token endpoint",
         edits={"kafka.security": OAUTH_TOKEN, "kafka.security.oauth.caSecretRef": {"name": "ca"}},
         message="caSecretRef: requires tokenEndpoint; set tokenEndpoint or remove caSecretRef",
     ),

@@ -4,6 +4,7 @@ Owns the look; the numbers are the caller's.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -18,7 +19,7 @@ _SILENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Displayed:
+class Displayed(ABC):
     """What `LiveDisplay` shows: its `line`, and on a terminal its rich rendering."""
 
     recent: Sequence[str] = ()
@@ -26,13 +27,13 @@ class Displayed:
     elapsed_seconds: float | None = None
     """Since the start; null for what has none."""
 
+    @abstractmethod
     def line(self) -> str:
         """Everything in one line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __rich__(self) -> Group:
         """The table of a terminal."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

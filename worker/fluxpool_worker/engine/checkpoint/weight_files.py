@@ -31,11 +31,11 @@ _WEIGHTS: Final = re.compile(r"(?:model|diffusion_pytorch_model)(?:-\d+-of-\d+)?
 
 def weight_problems(part: Path) -> Iterator[str]:
     """What is wrong with the weights in one part's folder, such as `transformer`; nothing when they can be loaded."""
-    index = next((path for path in sorted(part.glob("*.safetensors.index.json")) if _is_plain_index(path)), None)
+    index = _index_of(part)
     if index is not None:
         yield from _sharded_problems(part, index)
         return
-    weights = [path for path in sorted(part.glob("*" + SAFETENSORS)) if _WEIGHTS.fullmatch(path.name)]
+    weights = _unsharded(part)
     if not weights:
         yield _why_none(part)
     for path in weights:
@@ -47,17 +47,27 @@ def weight_paths(part: Path) -> list[Path]:
 
     Raises `OSError`, `ValueError` or `KeyError` where `weight_problems` names a problem.
     """
-    index = next((path for path in sorted(part.glob("*.safetensors.index.json")) if _is_plain_index(path)), None)
+    index = _index_of(part)
     if index is None:
-        return [path for path in sorted(part.glob("*" + SAFETENSORS)) if _WEIGHTS.fullmatch(path.name)]
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return _unsharded(part)
+    shards = _shards(index)
     if any(Path(shard).name != shard for shard in shards):
         raise ValueError(f"{index.name} names files outside {part.name}/")
     return [part / shard for shard in shards]
 
 
-def _is_plain_index(path: Path) -> bool:
-    return path.name in {"model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json"}
+def _index_of(part: Path) -> Path | None:
+    """The index of a part whose weights are in several files."""
+    names = ("diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json")
+    return next((part / name for name in names if (part / name).exists()), None)
+
+
+def _shards(index: Path) -> list[str]:
+    return sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+
+
+def _unsharded(part: Path) -> list[Path]:
+    return [path for path in sorted(part.glob("*" + SAFETENSORS)) if _WEIGHTS.fullmatch(path.name)]
 
 
 def _why_none(part: Path) -> str:
@@ -81,7 +91,7 @@ def _why_none(part: Path) -> str:
 
 def _sharded_problems(part: Path, index: Path) -> Iterator[str]:
     try:
-        shards = sorted(set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
+        shards = _shards(index)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         yield f"{part.name}/{index.name} cannot be read ({type(error).__name__}); fetch it again"
         return

@@ -59,7 +59,7 @@ class WeightReader:
 
     def __init__(self, folder: Path, parts: Sequence[str], device: torch.device) -> None:
         """Read nothing yet. `parts` are folders of `folder`, such as `transformer`."""
-        self._folder, self._names, self._device = folder, tuple(parts), device
+        self._folder, self._device = folder, device
         self._parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parts}
         self._pieces: list[_Piece] = []
         self._next = 0
@@ -70,9 +70,9 @@ class WeightReader:
     def start(self) -> None:
         """Allocate and begin to read; an error is raised by `tensors`."""
         try:
-            for name in self._names:
+            for name, tensors in self._parts.items():
                 for path in weight_paths(self._folder / name):
-                    self._plan(path, self._parts[name])
+                    self._plan(path, tensors)
         except (OSError, ValueError, KeyError, TypeError, torch.OutOfMemoryError) as error:
             self._error = error
             return
@@ -102,7 +102,8 @@ class WeightReader:
         for thread in self._threads:
             thread.join()
         self._pieces.clear()
-        self._parts = {name: {} for name in self._names}
+        for tensors in self._parts.values():
+            tensors.clear()
 
     def _plan(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
         header, begin = _read_header(path)
