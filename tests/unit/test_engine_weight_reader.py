@@ -132,6 +132,19 @@ def lie_about_a_shape(checkpoint: Path) -> None:
     path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
 
 
+def index_without_files(checkpoint: Path) -> None:
+    (checkpoint / "vae" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": ["x"]}))
+
+
+def header_of_another_kind(checkpoint: Path) -> None:
+    (checkpoint / "vae" / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"[]")
+
+
+def shape_below_zero(checkpoint: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}).encode()
+    (checkpoint / "vae" / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
 def name_a_file_elsewhere(checkpoint: Path) -> None:
     (checkpoint / "vae" / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"x": "../other.safetensors"}}))
 
@@ -142,6 +155,9 @@ def name_a_file_elsewhere(checkpoint: Path) -> None:
         (cut_short, "ended early"),
         (lie_about_a_shape, "bytes for the shape"),
         (name_a_file_elsewhere, "outside vae/"),
+        (index_without_files, "AttributeError"),
+        (header_of_another_kind, "AttributeError"),
+        (shape_below_zero, "RuntimeError"),
     ],
 )
 def test_files_that_cannot_be_read_are_named(checkpoint: Path, damage: Any, message: str) -> None:

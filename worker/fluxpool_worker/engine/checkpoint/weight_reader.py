@@ -73,7 +73,8 @@ class WeightReader:
             for name, tensors in self._parts.items():
                 for path in weight_paths(self._folder / name):
                     self._plan(path, tensors)
-        except (OSError, ValueError, KeyError, TypeError, torch.OutOfMemoryError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            # Files are read before they are checked: whatever a damaged header makes of this is told by `tensors`.
             self._error = error
             return
         # Large pieces first, so that no thread begins with one when the others have ended.
