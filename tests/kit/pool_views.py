@@ -30,7 +30,6 @@ def pod(name: str, stage: PodStage = PodStage.READY, **fields: Any) -> PodSummar
     return PodSummary(
         name=name,
         uid=f"uid-{name}",
-        pool="standard",
         stage=stage,
         phase=PodPhase.RUNNING if placed else PodPhase.PENDING,
         node="gpu-1" if placed else None,
@@ -55,7 +54,7 @@ def deployment(replicas: int, *, ready: int | None = None, **fields: Any) -> Dep
         "generation": 7,
         "observed_generation": 7,
     }
-    return DeploymentSummary(uid="d-1", owner_uid="pool-1", **(numbers | fields))
+    return DeploymentSummary(uid="d-1", **(numbers | fields))
 
 
 def lane(

@@ -58,15 +58,6 @@ async def test_of_many_writers_at_once_exactly_one_creates(store: ObjectStore) -
 
 async def test_a_missing_object_is_none(store: ObjectStore) -> None:
     assert await store.get("nothing/here.json") is None
-    assert await store.head("nothing/here.json") is None
-
-
-async def test_head_tells_the_size(store: ObjectStore) -> None:
-    await store.put_if_absent("a/1.png", b"12345", content_type="image/png")
-    head = await store.head("a/1.png")
-    assert head is not None
-    assert head.size_bytes == 5
-    assert head.modified_at.tzinfo is not None
 
 
 async def test_the_folder_of_a_replay_keeps_its_name(store: ObjectStore) -> None:
@@ -124,7 +115,7 @@ async def test_an_outage_of_s3_is_reported_and_over_when_it_is_over() -> None:
         store = open_object_store(service.settings("outage"))
         assert await store.put_if_absent("before", b"1", content_type="text/plain")
         service.stop()
-        for operation in (store.get("before"), store.head("before"), store.probe()):
+        for operation in (store.get("before"), store.probe()):
             with pytest.raises(StorageUnavailableError, match="s3://outage/"):
                 await operation
         with pytest.raises(StorageUnavailableError) as caught:

@@ -62,17 +62,13 @@ def _entry(manager: str, spec: dict[str, Any], **fields: str) -> dict[str, Any]:
 def test_a_deployment_with_its_numbers() -> None:
     assert summarize_deployment(BODY) == DeploymentSummary(
         uid="d-1",
-        owner_uid="pool-1",
         generation=7,
         observed_generation=6,
         spec_replicas=8,
         replicas=8,
         ready=5,
         updated=3,
-        unavailable=3,
-        terminating=1,
         template_hash="0f1e",
-        max_unavailable=1,
         progressing=ControllerCondition(ConditionStatus.TRUE, "ReplicaSetUpdated", "is progressing"),
     )
     assert not summarize_deployment(BODY).is_observed
@@ -81,7 +77,7 @@ def test_a_deployment_with_its_numbers() -> None:
 def test_a_deployment_that_its_controller_has_not_observed() -> None:
     summary = summarize_deployment({"metadata": {"name": "a", "uid": "d"}, "spec": {}})
     assert (summary.spec_replicas, summary.observed_generation, summary.is_observed) == (1, 0, False)
-    assert (summary.owner_uid, summary.terminating, summary.replica_failure, summary.progressing) == (None,) * 4
+    assert (summary.replica_failure, summary.progressing) == (None, None)
 
 
 def test_pods_that_cannot_be_created_are_reported_with_the_servers_message() -> None:
@@ -94,21 +90,18 @@ def test_pods_that_cannot_be_created_are_reported_with_the_servers_message() -> 
 
 
 @pytest.mark.parametrize(
-    ("entries", "template", "replicas"),
+    ("entries", "managers"),
     [
-        ([_entry("kubectl-edit", {"f:template": {"f:spec": {}}})], ("kubectl-edit",), ()),
-        ([_entry("kubectl-rollout", {"f:template": {"f:metadata": {}}})], ("kubectl-rollout",), ()),
-        ([_entry("kubectl", {"f:replicas": {}}, subresource="scale")], (), ("kubectl",)),
-        ([_entry("vpa", {"f:template": {}}), _entry("argocd", {"f:template": {}})], ("argocd", "vpa"), ()),
-        ([_entry("fluxpool-operator", {"f:template": {}, "f:replicas": {}})], (), ()),
-        ([_entry("kubectl", {"f:paused": {}})], (), ()),
+        ([_entry("kubectl-edit", {"f:template": {"f:spec": {}}})], ("kubectl-edit",)),
+        ([_entry("kubectl-rollout", {"f:template": {"f:metadata": {}}})], ("kubectl-rollout",)),
+        ([_entry("kubectl", {"f:replicas": {}}, subresource="scale")], ()),
+        ([_entry("vpa", {"f:template": {}}), _entry("argocd", {"f:template": {}})], ("argocd", "vpa")),
+        ([_entry("fluxpool-operator", {"f:template": {}, "f:replicas": {}})], ()),
+        ([_entry("kubectl", {"f:paused": {}})], ()),
     ],
 )
-def test_other_field_managers_are_named(
-    entries: list[dict[str, Any]], template: tuple[str, ...], replicas: tuple[str, ...]
-) -> None:
-    summary = summarize_deployment(_managed(*entries))
-    assert (summary.foreign_template_managers, summary.replicas_managers) == (template, replicas)
+def test_other_field_managers_are_named(entries: list[dict[str, Any]], managers: tuple[str, ...]) -> None:
+    assert summarize_deployment(_managed(*entries)).foreign_template_managers == managers
 
 
 def _pod(name: str, stage: PodStage, *, template: str) -> PodSummary:
@@ -116,7 +109,6 @@ def _pod(name: str, stage: PodStage, *, template: str) -> PodSummary:
     return PodSummary(
         name=name,
         uid=name,
-        pool="standard",
         stage=stage,
         phase=PodPhase.PENDING if without_node else PodPhase.RUNNING,
         node=None if without_node else "gpu-1",
@@ -138,9 +130,7 @@ def _pods(**stages: int) -> list[PodSummary]:
     ]
 
 
-STEADY = DeploymentSummary(
-    uid="d", owner_uid="p", generation=1, observed_generation=1, spec_replicas=8, replicas=8, updated=8
-)
+STEADY = DeploymentSummary(uid="d", generation=1, observed_generation=1, spec_replicas=8, replicas=8, updated=8)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_ready_pod_with_all_that_the_replica_set_sorts_by() -> None:
     )
     body["metadata"]["annotations"] = {"controller.kubernetes.io/pod-deletion-cost": "-100"}
     pod = summarize_pod(body)
-    assert (pod.name, pod.uid, pod.pool) == ("standard-worker-5c9f7d-x2x7k", "7c1f", "standard")
+    assert (pod.name, pod.uid) == ("standard-worker-5c9f7d-x2x7k", "7c1f")
     assert (pod.node, pod.phase, pod.template_hash, pod.owner_uid) == ("gpu-1", PodPhase.RUNNING, "5c9f7d", "rs-1")
     assert (pod.deletion_cost, pod.restarts) == (-100, 2)
     assert pod.created_at == datetime(2026, 5, 4, 12, tzinfo=UTC)

@@ -31,7 +31,6 @@ def _pod(
     return PodSummary(
         name=name,
         uid=f"uid-{name}",
-        pool="standard",
         stage=stage,
         phase=phase or starting,
         node=None if unassigned else node,

@@ -102,8 +102,6 @@ class ObjectMeta(ApiModel):
     generation: int = 1
     creation_timestamp: str = ""
     """Timestamp as Kubernetes writes it, which sorts by time; empty for an object that was never stored."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 class FluxWorkerPool(ApiModel):

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fluxpool_operator.api import ConditionStatus
 from fluxpool_operator.children import FIELD_MANAGER, SECRETS_CHECKSUM_ANNOTATION, TEMPLATE_HASH_ANNOTATION
-from fluxpool_operator.workload.pods import PodSummary, controller_uid, count_pods, spans_templates
+from fluxpool_operator.workload.pods import PodSummary, count_pods, spans_templates
 
 _EXPECTED_MANAGERS: Final = frozenset({FIELD_MANAGER, "kube-controller-manager"})
 _RESTARTED_AT: Final = "metadata.annotations.kubectl.kubernetes.io/restartedAt"
@@ -30,8 +30,6 @@ class DeploymentSummary:
     """The Deployment of a pool."""
 
     uid: str
-    owner_uid: str | None
-    """Of the pool that controls it."""
     generation: int
     observed_generation: int
     """The generation that the status describes."""
@@ -41,15 +39,10 @@ class DeploymentSummary:
     ready: int = 0
     updated: int = 0
     """Pods of the current template."""
-    unavailable: int = 0
-    terminating: int | None = None
-    """None where Kubernetes does not report it; without finished pods."""
     template_hash: str | None = None
     """As the last apply wrote it."""
     secrets_checksum: str = ""
     """Of the Secrets that the pod template was rendered with; empty for none."""
-    max_unavailable: int | str | None = None
-    """Of the rolling update."""
     replica_failure: tuple[str, str] | None = None
     """Reason and message of condition ReplicaFailure: pods cannot be created."""
     progressing: ControllerCondition | None = None
@@ -57,8 +50,6 @@ class DeploymentSummary:
     """Other managers of fields of the pod template: their values survive every apply."""
     foreign_template_fields: tuple[str, ...] = ()
     """These fields, such as `metadata.annotations.example.com/inject`."""
-    replicas_managers: tuple[str, ...] = ()
-    """Other managers of `spec.replicas`."""
 
     @property
     def is_observed(self) -> bool:
@@ -79,18 +70,14 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
     foreign = _foreign_template_fields(metadata)
     return DeploymentSummary(
         uid=metadata["uid"],
-        owner_uid=controller_uid(metadata),
         generation=metadata.get("generation", 1),
         observed_generation=status.get("observedGeneration", 0),
         spec_replicas=spec.get("replicas", 1),
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
         updated=status.get("updatedReplicas", 0),
-        unavailable=status.get("unavailableReplicas", 0),
-        terminating=status.get("terminatingReplicas"),
         template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
         secrets_checksum=_template_annotations(spec).get(SECRETS_CHECKSUM_ANNOTATION, ""),
-        max_unavailable=((spec.get("strategy") or {}).get("rollingUpdate") or {}).get("maxUnavailable"),
         replica_failure=(failure.get("reason", ""), failure.get("message", ""))
         if failure and failure["status"] == ConditionStatus.TRUE
         else None,
@@ -101,7 +88,6 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
         else None,
         foreign_template_managers=tuple(sorted(foreign)),
         foreign_template_fields=tuple(sorted({path for paths in foreign.values() for path in paths})),
-        replicas_managers=_replicas_managers(metadata),
     )
 
 
@@ -131,28 +117,17 @@ def _template_annotations(spec: Mapping[str, Any]) -> Mapping[str, str]:
     return ((spec.get("template") or {}).get("metadata") or {}).get("annotations") or {}
 
 
-def _replicas_managers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """`kubectl scale` and autoscalers write through a subresource, and own the field all the same."""
-    owned = _foreign_specs(metadata, of_subresources=True)
-    return tuple(sorted({manager for manager, spec in owned if "f:replicas" in spec}))
-
-
 def _foreign_template_fields(metadata: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Fields of the pod template by unexpected managers."""
+    """Fields of the pod template by unexpected managers, as `managedFields` names them."""
     fields: dict[str, set[str]] = {}
-    for manager, spec in _foreign_specs(metadata, of_subresources=False):
-        paths = set(_leaves(spec.get("f:template") or {}))
-        if "f:template" in spec and paths != {_RESTARTED_AT}:
+    for entry in metadata.get("managedFields") or ():
+        manager, spec = entry.get("manager", ""), (entry.get("fieldsV1") or {}).get("f:spec") or {}
+        if manager in _EXPECTED_MANAGERS or entry.get("subresource") or "f:template" not in spec:
+            continue
+        paths = set(_leaves(spec["f:template"]))
+        if paths != {_RESTARTED_AT}:
             fields.setdefault(manager, set()).update(paths - {_RESTARTED_AT})
     return fields
-
-
-def _foreign_specs(metadata: Mapping[str, Any], *, of_subresources: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What unexpected managers own of the spec, as `managedFields` writes it."""
-    for entry in metadata.get("managedFields") or ():
-        manager = entry.get("manager", "")
-        if manager not in _EXPECTED_MANAGERS and (of_subresources or not entry.get("subresource")):
-            yield manager, (entry.get("fieldsV1") or {}).get("f:spec") or {}
 
 
 def _leaves(fields: Mapping[str, Any], above: str = "") -> Iterator[str]:

@@ -12,8 +12,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from fluxpool_operator.children import POOL_LABEL
-
 DELETION_COST_ANNOTATION: Final = "controller.kubernetes.io/pod-deletion-cost"
 _TEMPLATE_HASH_LABEL: Final = "pod-template-hash"
 _BACK_OFF: Final = "CrashLoopBackOff"
@@ -75,8 +73,6 @@ class PodSummary:
 
     name: str
     uid: str
-    pool: str | None
-    """Of the pool label."""
     stage: PodStage
     phase: PodPhase
     node: str | None
@@ -136,7 +132,6 @@ def summarize_pod(body: Mapping[str, Any]) -> PodSummary:
     return PodSummary(
         name=metadata["name"],
         uid=metadata["uid"],
-        pool=labels.get(POOL_LABEL),
         stage=_stage(metadata, status, conditions, waiting_reason=waiting.get("reason", "")),
         phase=_phase(status.get("phase")),
         node=spec.get("nodeName") or None,

@@ -12,8 +12,7 @@ import codecs
 import os
 import re
 from collections.abc import Awaitable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -71,14 +70,6 @@ class ConditionalWritesError(StorageUnavailableError):
     """The store does not support creating an object only if it is absent; time alone does not mend that."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectHead:
-    """What is known about an object without reading it."""
-
-    size_bytes: int
-    modified_at: datetime
-
-
 class ObjectStore:
     """Create-only access to one bucket prefix or folder. Keys are relative, with `/` between their segments.
 
@@ -126,14 +117,6 @@ class ObjectStore:
     async def get(self, key: str) -> bytes | None:
         """The object's bytes; None when there is no such object."""
         return await self._guarded("read", key, self._read(_checked(key)))
-
-    async def head(self, key: str) -> ObjectHead | None:
-        """Size and age of an object; None when there is no such object."""
-        try:
-            meta = await self._guarded("look up", key, obstore.head_async(self._store, _checked(key)))
-        except FileNotFoundError:
-            return None
-        return ObjectHead(size_bytes=meta["size"], modified_at=meta["last_modified"])
 
     async def probe(self) -> None:
         """Return when the store can be written to and read, and creates objects only if they are absent.
