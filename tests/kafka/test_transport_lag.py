@@ -103,6 +103,15 @@ async def test_a_group_that_never_was_waits_for_everything(reader: LagReader, bo
     assert (lag.lag_records, lag.member_count, lag.state) == (4, 0, "Dead")
 
 
+async def test_a_closed_reader_connects_again(reader: LagReader, bootstrap_servers: str) -> None:
+    topic, group = unique_name("tasks"), unique_name("group")
+    await create_topics(bootstrap_servers, {topic: 1})
+    await produce(bootstrap_servers, topic, [(None, b"task")] * 2)
+    for _ in range(2):
+        assert (await _readable(reader, group=group, topic=topic)).lag_records == 2
+        await reader.close()
+
+
 async def test_an_empty_topic_has_an_empty_backlog(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={}, partitions=3), unique_name("group")
     lag = await _readable(reader, group=group, topic=topic)
@@ -250,11 +259,6 @@ async def test_partitions_of_a_dead_broker_are_stale_and_the_others_are_read(kaf
         await wait_until(whole, deadline_seconds=60, what="the whole lag again")
     # What was said in between may be incomplete, but is never wrong.
     assert {lag.lag_records for lag in seen} == {None, 60}
-
-
-async def test_reading_outside_the_context_says_how() -> None:
-    with pytest.raises(RuntimeError, match="async with"):
-        await LagReader(_connection("localhost:9092")).read({"group": "topic"})
 
 
 def test_one_unreadable_partition_makes_the_sum_unknown() -> None:

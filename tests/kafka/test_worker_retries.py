@@ -18,7 +18,7 @@ from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import Envelope, parse_envelope
 from fluxpool_contract.settings.worker import Lane
 from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
-from fluxpool_transport.lag.memberless_offsets import MemberlessOffsets, StoredOffset
+from fluxpool_transport.lag.group_offsets import MemberlessOffsets, StoredOffset
 from kit.kafka import TopicRecord, committed_offsets, create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench

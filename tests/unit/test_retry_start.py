@@ -8,7 +8,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, NotLeaderForPartition
 
 from fluxpool_contract.kafka.retries import former_scheduler_group
 from fluxpool_contract.kafka.retry_offsets import retry_offset_text
-from fluxpool_transport.lag.memberless_offsets import GroupOffsetsError, StoredOffset
+from fluxpool_transport.lag.group_offsets import GroupOffsetsError, StoredOffset
 from fluxpool_worker.agent.retry import retry_start
 from fluxpool_worker.agent.retry.retry_start import RetryStart
 

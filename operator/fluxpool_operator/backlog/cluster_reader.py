@@ -5,7 +5,6 @@ Owns the batching and the explanation of errors. Readings go to `memory`. Must n
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Final
 
@@ -44,13 +43,11 @@ class ClusterReader:
         on_lost: Callable[[], None],
     ) -> None:
         """`on_lost` is called when no partition could be read: other connections to the cluster may be dead too."""
-        self._connection = connection
         self._tasks = tasks
-        self._deadline_seconds = deadline_seconds
         self._on_lost = on_lost
         self._requests: list[_Request] = []
         self._serving: asyncio.Task[None] | None = None
-        self._open: tuple[AsyncExitStack, LagReader] | None = None
+        self._reader = LagReader(connection, deadline_seconds=deadline_seconds, known_for=_KNOWN_FOR)
         self._heads = HeadProbe(connection, tasks)
         self._retries = RetryScan(connection, tasks)
         self._due_retries = DueRetries(self._retries)
@@ -76,7 +73,7 @@ class ClusterReader:
             await asyncio.wait({self._serving})
         await self._heads.close()
         await self._retries.close()
-        await self._drop_reader()
+        await self._reader.close()
 
     async def _serve(self) -> None:
         batch: list[_Request] = []
@@ -108,9 +105,8 @@ class ClusterReader:
         return {target: LaneReading(target=target, problem=problem) for target in targets}
 
     async def _read_offsets(self, targets: Iterable[LaneTarget]) -> dict[LaneTarget, LaneReading]:
-        reader = await self._reader()
-        backlogs = await read_groups(reader, [(target.consumer_group, target.topic) for target in targets])
-        due = await self._due_retries.count(reader, [tier for target in targets for tier in target.retry_tiers])
+        backlogs = await read_groups(self._reader, [(target.consumer_group, target.topic) for target in targets])
+        due = await self._due_retries.count(self._reader, [tier for target in targets for tier in target.retry_tiers])
         return {target: _lane_reading(target, backlogs[target.consumer_group, target.topic], due) for target in targets}
 
     async def _with_heads(self, readings: Mapping[LaneTarget, LaneReading]) -> dict[LaneTarget, LaneReading]:
@@ -127,26 +123,12 @@ class ClusterReader:
                 heads.setdefault(target, {})[number] = found[question]
         return {target: replace(reading, heads=heads.get(target, {})) for target, reading in readings.items()}
 
-    async def _reader(self) -> LagReader:
-        if self._open is None:
-            stack = AsyncExitStack()
-            reader = await stack.enter_async_context(
-                LagReader(self._connection, deadline_seconds=self._deadline_seconds, known_for=_KNOWN_FOR)
-            )
-            self._open = stack, reader
-        return self._open[1]
-
     async def _start_over(self) -> None:
         """Use new connections: after its start aiokafka asks only the brokers that it knows, which may be gone."""
-        await self._drop_reader()
+        await self._reader.close()
         self._heads.reconnect()
         self._retries.reconnect()
         self._on_lost()
-
-    async def _drop_reader(self) -> None:
-        opened, self._open = self._open, None
-        if opened is not None:
-            await opened[0].aclose()
 
 
 def _is_lost(readings: Iterable[LaneReading]) -> bool:

@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaConnectionError
 
 from fluxpool_contract.kafka import KafkaConnection, LedgerEntry, decode_ledger, is_ledger
 from fluxpool_transport.kafka.metadata import KafkaMetadata
-from fluxpool_transport.lag.group_offsets import CommittedOffset, GroupMember, GroupOffsets, GroupOffsetsReader
+from fluxpool_transport.lag.group_offsets import GroupMember, GroupOffsets, GroupOffsetsReader
 from fluxpool_transport.lag.log_bounds import LogBounds, LogBoundsReader
 
 T = TypeVar("T")
@@ -141,14 +141,16 @@ class KnownFor:
 
 
 class LagReader:
-    """Reads the lag of many groups at once: `async with LagReader(connection) as reader`."""
+    """Reads the lag of many groups at once: `async with LagReader(connection) as reader`.
+
+    Connects at the first question, and again after `close`.
+    """
 
     def __init__(
         self, connection: KafkaConnection, *, deadline_seconds: float = 10.0, known_for: KnownFor | None = None
     ) -> None:
         known_for = known_for or KnownFor()
         self._deadline_seconds = deadline_seconds
-        self._is_open = False
         # Each round ends early enough that the other answers are still reported before the deadline.
         self._round_seconds = deadline_seconds / _ROUNDS
         self._metadata = KafkaMetadata(connection, client_id=_CLIENT_ID, timeout_seconds=self._round_seconds)
@@ -162,14 +164,16 @@ class LagReader:
     async def __aenter__(self) -> Self:
         """Open the client; raises as `KafkaAdmin.open` does."""
         await self._metadata.admin()
-        self._is_open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the connections."""
-        self._is_open = False
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
         self._metadata.reconnect()
         await self._group_offsets.close()
 
@@ -177,7 +181,7 @@ class LagReader:
         """The lag of each consumer group on its topic (`groups` maps group to topic).
 
         A group or partition that cannot be read is stale in its own entry. Raises `KafkaUnavailableError` when no
-        broker answers before the deadline, `RuntimeError` outside `async with`. One call at a time.
+        broker answers before the deadline, and what `KafkaAdmin.open` raises. One call at a time.
         """
         return await self._answered(self._read(groups))
 
@@ -190,8 +194,6 @@ class LagReader:
 
     async def _answered(self, question: Coroutine[Any, Any, T]) -> T:
         with closing(question):
-            if not self._is_open:
-                raise RuntimeError("LagReader: use it inside `async with LagReader(...)`")
             admin = await self._metadata.admin()
             try:
                 async with asyncio.timeout(self._deadline_seconds):
@@ -234,7 +236,7 @@ class LagReader:
                 partitions=tuple(
                     _partition_lag(number, offsets, log=logs[topic, number]) for number in partitions.get(topic, ())
                 ),
-                member_count=offsets.member_count,
+                member_count=None if offsets.state is None else len(offsets.members),
                 state=offsets.state,
                 members=offsets.members,
                 problem=layout if isinstance(layout, str) else offsets.problem,
@@ -245,16 +247,13 @@ class LagReader:
 def _partition_lag(number: int, offsets: GroupOffsets, *, log: LogBounds | str) -> PartitionLag | StalePartition:
     if isinstance(log, str):
         return StalePartition(partition=number, reason=log)
-    match offsets.offsets.get(number):
-        case None:
-            return StalePartition(partition=number, reason=offsets.problem or "missing in the coordinator's answer")
-        case str(reason):
-            return StalePartition(partition=number, reason=reason)
-        case CommittedOffset(offset, metadata):
-            return PartitionLag(
-                partition=number,
-                committed_offset=offset,
-                log_start_offset=log.start,
-                log_end_offset=log.end,
-                metadata=metadata,
-            )
+    stored = offsets.offsets.get(number, offsets.problem or "missing in the coordinator's answer")
+    if isinstance(stored, str):
+        return StalePartition(partition=number, reason=stored)
+    return PartitionLag(
+        partition=number,
+        committed_offset=stored.offset if stored else None,
+        log_start_offset=log.start,
+        log_end_offset=log.end,
+        metadata=stored.metadata if stored else "",
+    )

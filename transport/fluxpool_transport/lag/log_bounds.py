@@ -5,7 +5,7 @@ Ends are last stable offsets, where a read-committed reader's view ends.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaException
@@ -25,18 +25,6 @@ class LogBounds:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    partitions: tuple[int, ...]
-    read_at_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    offset: int
-    read_at_seconds: float
-
-
 class LogBoundsReader:
     """Asks about topics; a text in place of an answer says why there is none.
 
@@ -48,8 +36,10 @@ class LogBoundsReader:
         self._metadata = metadata
         self._layout_seconds = layout_seconds
         self._start_seconds = start_seconds
-        self._layouts: dict[str, _Layout] = {}
-        self._starts: dict[PartitionKey, _Start] = {}
+        self._layouts: dict[str, tuple[tuple[int, ...], float]] = {}
+        """Partitions, and when they were read."""
+        self._starts: dict[PartitionKey, tuple[int, float]] = {}
+        """Log start offset, and when it was read."""
 
     async def partitions(self, topics: Iterable[str]) -> dict[str, tuple[int, ...] | str]:
         """The numbers of each topic's partitions; raises as `KafkaMetadata` does."""
@@ -62,26 +52,19 @@ class LogBoundsReader:
                 problems[topic] = f"topic {topic}: {explain(answer)}; create it, or grant the Kafka user DESCRIBE"
                 self._layouts.pop(topic, None)
             else:
-                self._layouts[topic] = _Layout(answer.partitions, now)
-        return {topic: problems.get(topic) or self._layouts[topic].partitions for topic in wanted}
+                self._layouts[topic] = answer.partitions, now
+        return {topic: problems.get(topic) or self._layouts[topic][0] for topic in wanted}
 
     async def bounds(self, keys: Iterable[PartitionKey]) -> dict[PartitionKey, LogBounds | str]:
         """Both bounds of each partition; raises as `KafkaMetadata` does."""
         now = asyncio.get_running_loop().time()
         wanted = list(keys)
         old = [key for key in wanted if _is_older(self._starts.get(key), self._start_seconds, now)]
-        starts, ends = await asyncio.gather(
-            self._offsets(old, OffsetSpec.earliest()),
-            self._offsets(wanted, OffsetSpec.latest()),
-        )
-        self._remember(starts, now)
+        unread, ends = await asyncio.gather(self._read_starts(old, now), self._offsets(wanted, OffsetSpec.latest()))
         # A cached start past the end belongs to a topic that was deleted and created again.
-        wrong = [key for key, end in ends.items() if isinstance(end, int) and self._start_is_past(key, end)]
-        if wrong:
-            again = await self._offsets(wrong, OffsetSpec.earliest())
-            self._remember(again, now)
-            starts |= again
-        bounds = {key: self._bounds(key, starts.get(key), ends[key]) for key in wanted}
+        wrong = [key for key in self._starts.keys() & ends.keys() if _is_past(self._starts[key][0], ends[key])]
+        unread |= await self._read_starts(wrong, now)
+        bounds = {key: self._bounds(unread.get(key), ends[key], key) for key in wanted}
         for (topic, number), bound in bounds.items():
             if isinstance(bound, str):
                 self._layouts.pop(topic, None)
@@ -95,20 +78,21 @@ class LogBoundsReader:
             for key, answer in answers.items()
         }
 
-    def _remember(self, starts: Mapping[PartitionKey, int | str], now: float) -> None:
-        self._starts |= {key: _Start(start, now) for key, start in starts.items() if isinstance(start, int)}
+    async def _read_starts(self, keys: Iterable[PartitionKey], now: float) -> dict[PartitionKey, str]:
+        """Remember the starts; returns why others could not be read."""
+        starts = await self._offsets(keys, OffsetSpec.earliest())
+        self._starts |= {key: (start, now) for key, start in starts.items() if isinstance(start, int)}
+        return {key: problem for key, problem in starts.items() if isinstance(problem, str)}
 
-    def _start_is_past(self, key: PartitionKey, end: int) -> bool:
-        known = self._starts.get(key)
-        return known is not None and known.offset > end
-
-    def _bounds(self, key: PartitionKey, start: int | str | None, end: int | str) -> LogBounds | str:
+    def _bounds(self, problem: str | None, end: int | str, key: PartitionKey) -> LogBounds | str:
         if isinstance(end, str):
             return end
-        if isinstance(start, str):
-            return start
-        return LogBounds(self._starts[key].offset if start is None else start, end)
+        return problem or LogBounds(self._starts[key][0], end)
 
 
-def _is_older(known: _Layout | _Start | None, limit_seconds: float, now: float) -> bool:
-    return known is None or now - known.read_at_seconds >= limit_seconds
+def _is_past(start: int, end: int | str) -> bool:
+    return isinstance(end, int) and start > end
+
+
+def _is_older(known: tuple[object, float] | None, limit_seconds: float, now: float) -> bool:
+    return known is None or now - known[1] >= limit_seconds
