@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import json
+import resource
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,6 +23,8 @@ POST = b"POST /v1/generations HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 LATER_SECONDS = 60.0
+TCP_CLOSE = 7
+"""State of a connection that was reset, in `struct tcp_info` of tcp(7)."""
 
 
 @dataclass(slots=True)
@@ -87,7 +91,9 @@ class Server:
 async def serving(*, max_connections: int = 100) -> AsyncIterator[Server]:
     application = Application()
     application.may_answer.set()
-    config = uvicorn.Config(application, http=BoundedHttpProtocol, ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        application, http=BoundedHttpProtocol, ws="none", log_config=None, access_log=False, timeout_keep_alive=75
+    )
     config.load()
     state = ServerState()
 
@@ -299,6 +305,38 @@ async def test_what_does_not_come_in_time_is_not_waited_for(server: Server, sent
     assert (problem_of(answer)["status"] if answer else None) == status
     await until(lambda: not server.state.connections)
     assert server.application.bodies == []
+
+
+async def test_many_half_headers_are_ended_by_the_clock_while_idle_connections_keep_being_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in {"HEAD_SECONDS": 1.0, "LINGER_SECONDS": 0.2, "SWEEP_SECONDS": 0.05}.items():
+        monkeypatch.setattr(http_protocol, name, seconds)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    async with serving(max_connections=2048) as server, AsyncExitStack() as clients:
+        idle = []
+        for _ in range(1000):
+            idle.append(await clients.enter_async_context(server.connect()))
+            idle[-1][1].write(GET + b"\r\n")
+        await until(lambda: len(server.application.headers) == len(idle))
+        halves = [await clients.enter_async_context(server.connect()) for _ in range(200)]
+        for _, writer in halves:
+            writer.write(POST + b"Content-Le")
+        answers = [await asyncio.wait_for(reader.read(), 10) for reader, _ in halves]
+        assert {problem_of(answer)["status"] for answer in answers} == {408}
+        await until(lambda: len(server.state.connections) == len(idle))
+        # Nothing that these clients do brought this about: they neither write on nor close.
+        await until(lambda: {kernel_state(writer) for _, writer in halves} == {TCP_CLOSE})
+        assert status_of(await server.send(GET + b"Connection: close\r\n\r\n")) == 200
+        for reader, writer in idle:
+            writer.write(GET + b"Connection: close\r\n\r\n")
+            assert (await asyncio.wait_for(reader.read(), 10)).count(b"HTTP/1.1 200") == 2
+
+
+def kernel_state(writer: asyncio.StreamWriter) -> int:
+    client: socket.socket = writer.get_extra_info("socket")
+    return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 async def test_a_slow_answer_of_ours_is_no_fault_of_the_client(server: Server) -> None:

@@ -7,6 +7,8 @@ requests; knows no route. Complete requests continue in `http.app`.
 
 import asyncio
 import math
+import socket
+import struct
 from collections.abc import Iterable
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -37,7 +39,8 @@ READ_SECONDS: Final = 30.0
 SWEEP_SECONDS: Final = 1.0
 """Deadlines are looked at so often, all at once: a timer for each request would cost as much as its parsing."""
 
-
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER with a time of 0, socket(7)."""
 _SWEPT: Final[WeakSet[ServerState]] = WeakSet()
 """Servers whose connections are swept."""
 
@@ -147,7 +150,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         elif self._deadline > now:
             return
         elif self._refused:
-            self.transport.abort()
+            self._reset()
         elif self.pipeline or self.flow.read_paused:
             # The client is waiting for us.
             self._deadline = now + HEAD_SECONDS
@@ -163,7 +166,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._unsent_bytes = unsent_bytes
             self._read_deadline = now + READ_SECONDS
         elif self._read_deadline <= now:
-            self.transport.abort()
+            self._reset()
+
+    def _reset(self) -> None:
+        """Drop a client that had its time: by RST, or the kernel would keep the half-closed connection for minutes."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
 
     # What the parser calls
 
