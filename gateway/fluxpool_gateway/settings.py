@@ -6,6 +6,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
+from fluxpool_contract.messages import Quality
 from fluxpool_contract.settings import (
     DEFAULT_CONSUMER_GROUP,
     EnvironmentSettings,
@@ -32,6 +33,9 @@ class GatewaySettings(EnvironmentSettings):
     """The workers' group on the standard topic; a new task is produced to a partition of its least loaded member."""
     lanes: Annotated[tuple[Lane, ...], Field(max_length=8)] = ()
     """The workers' lanes when they differ from a standard one and a vip one; only topics and groups are looked at."""
+    qualities: Annotated[tuple[Quality, ...], Field(max_length=len(Quality))] = ()
+    """Qualities that the pools allow; a request for another one is refused. Absent: the workers decide, and a task that
+    they refuse is dead-lettered."""
     database_file: Path
     """SQLite file of the task store. A projection of Kafka: when it is deleted it is built again."""
     listen_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"

@@ -184,6 +184,11 @@ RULE_REFUSALS: Final = (
         message="minReplicas: must not exceed maxReplicas; lower minReplicas or raise maxReplicas",
     ),
     Refusal(
+        name="a default quality that is not allowed",
+        edits={"model.quality": {"default": "fast"}},
+        message="default: must be one of allowed; add it there or change it",
+    ),
+    Refusal(
         name="a fallback without a number",
         edits={"scaling.onLagUnavailable": {"policy": "Fallback"}},
         message="replicas: is required with policy Fallback, and only then",

@@ -1,5 +1,6 @@
 """Cancel commands from the control topic to the tasks that watch for them; and how long denoising steps take."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,8 +8,9 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.messages.control import CancelCommand
+from fluxpool_contract.messages.task import Quality
 from fluxpool_transport.kafka.undecodable_records import lost_records
-from fluxpool_worker.agent.engine.job import MAX_SIZES, RECENT, StepTimes
+from fluxpool_worker.agent.engine.job import MAX_SIZES, RECENT, StepTimes, TaskSize
 from fluxpool_worker.agent.task.cancellations import KEPT_FOR, Cancellations, TaskName
 
 NOON = datetime(2026, 4, 5, 12, tzinfo=UTC)
@@ -121,17 +123,21 @@ def test_old_commands_are_forgotten() -> None:
     assert len(cancellations) == 1
 
 
+SMALL, LARGE = TaskSize(64, Quality.EXACT), TaskSize(128, Quality.EXACT)
+
+
 def test_a_step_is_estimated_by_the_fastest_lately_of_the_same_size() -> None:
     times = StepTimes()
-    assert times.least_seconds(pixels=64, steps=50) == 0
-    times.learn(pixels=64, steps=10, seconds=20)
-    times.learn(pixels=64, steps=10, seconds=5)
-    times.learn(pixels=64, steps=10, seconds=30)
-    assert times.least_seconds(pixels=64, steps=50) == pytest.approx(25)
-    assert times.least_seconds(pixels=128, steps=50) == 0
+    assert times.least_seconds(size=SMALL, steps=50) == 0
+    times.learn(size=SMALL, steps=10, seconds=20)
+    times.learn(size=SMALL, steps=10, seconds=5)
+    times.learn(size=SMALL, steps=10, seconds=30)
+    assert times.least_seconds(size=SMALL, steps=50) == pytest.approx(25)
+    assert times.least_seconds(size=LARGE, steps=50) == 0
+    assert times.least_seconds(size=replace(SMALL, quality=Quality.FAST), steps=50) == 0
     for _ in range(RECENT):
-        times.learn(pixels=64, steps=10, seconds=10)
-    assert times.least_seconds(pixels=64, steps=50) == pytest.approx(50)
+        times.learn(size=SMALL, steps=10, seconds=10)
+    assert times.least_seconds(size=SMALL, steps=50) == pytest.approx(50)
     for size in range(MAX_SIZES):
-        times.learn(pixels=1000 + size, steps=1, seconds=1)
-    assert times.least_seconds(pixels=64, steps=50) == 0
+        times.learn(size=TaskSize(1000 + size, Quality.EXACT), steps=1, seconds=1)
+    assert times.least_seconds(size=SMALL, steps=50) == 0

@@ -4,10 +4,12 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_contract.messages.decoding import DecodedTask
+from fluxpool_contract.messages.task import Quality
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_transport.kafka.undecodable_records import UndecodableRecord, lost_records
 from fluxpool_worker.agent.task import task_records
-from fluxpool_worker.agent.task.task_records import decode_record
+from fluxpool_worker.agent.task.task_records import decode_record, read_task
 
 LANE = TopicPartition("tasks", 3)
 BODY = b'{"request_id": "odd", "prompt": "a red kite"}'
@@ -68,3 +70,20 @@ def test_an_unforeseen_error_of_decoding_refuses_the_record_alone(monkeypatch: p
         decode_record(record)
 
     assert refused.value.code is ErrorCode.UNDECODABLE
+
+
+def task_record(value: bytes) -> ConsumerRecord:
+    return ConsumerRecord("tasks", 3, 7, 0, 0, None, value, None, -1, len(value), ())
+
+
+@pytest.mark.parametrize("body", [BODY, BODY[:-1] + b', "quality": "exact"}'], ids=["none", "exact"])
+def test_a_quality_that_the_pool_allows_is_taken(body: bytes) -> None:
+    assert isinstance(read_task(task_record(body), allowed=(Quality.EXACT,)).content, DecodedTask)
+
+
+def test_a_quality_that_the_pool_does_not_allow_is_refused_by_name() -> None:
+    task = read_task(task_record(BODY[:-1] + b', "quality": "fast"}'), allowed=(Quality.EXACT,))
+
+    assert isinstance(task.content, InvalidTaskError)
+    assert (task.request_id, task.content.code) == ("odd", ErrorCode.INVALID_FIELD)
+    assert str(task.content) == "quality: fast is not allowed in this pool; use exact"

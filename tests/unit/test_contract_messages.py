@@ -19,7 +19,7 @@ from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
-from fluxpool_contract.messages.task import GenerationTask, OutputFormat
+from fluxpool_contract.messages.task import GenerationTask, OutputFormat, Quality
 from fluxpool_contract.schemas import differing_files, main, render_schemas
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -76,6 +76,11 @@ def test_an_id_and_a_prompt_are_enough() -> None:
     task = decode_task((CORPUS / "task-smallest.json").read_bytes(), []).task
     assert (task.width, task.height, task.steps, task.seed, task.n) == (1024, 1024, 28, None, 1)
     assert (task.guidance, task.true_cfg_scale, task.output_format) == (3.5, 1.0, OutputFormat.PNG)
+
+
+def test_a_quality_is_read_and_left_to_the_pool_when_there_is_none() -> None:
+    assert decode_task((CORPUS / "task-fast.json").read_bytes(), []).task.quality is Quality.FAST
+    assert decode_task((CORPUS / "task-smallest.json").read_bytes(), []).task.quality is None
 
 
 def test_the_plain_result_is_complete() -> None:

@@ -10,6 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
 from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.task import Quality
 from fluxpool_contract.settings.environment import SettingsError
 from fluxpool_contract.settings.worker import (
     VIP_LANE,
@@ -17,6 +18,7 @@ from fluxpool_contract.settings.worker import (
     Lane,
     ModelDevice,
     ModelSettings,
+    QualitySettings,
     StorageSettings,
     WorkerSettings,
 )
@@ -63,6 +65,7 @@ _settings = st.builds(
         id=_text,
         transformer_dtype=st.sampled_from(DType),
         device=st.sampled_from(ModelDevice),
+        quality=st.just(QualitySettings()) | st.just(QualitySettings(default=Quality.FAST, allowed=tuple(Quality))),
     ),
     topics=st.builds(
         TopicNames,
@@ -184,6 +187,8 @@ def test_a_kubernetes_service_called_fluxpool_does_not_stop_a_pod() -> None:
         ("FLUXPOOL_LANES", '[{"name": "a", "topic": "t", "grp": "x"}]', "is not a known field"),
         ("FLUXPOOL_LANES", "[]", "at least 1 entries"),
         ("FLUXPOOL_MODEL_TRANSFORMER_DTYPE", "int8", "'float16', 'bfloat16' or 'float32'"),
+        ("FLUXPOOL_MODEL_QUALITY_ALLOWED", "exact,best", "must be 'exact' or 'fast'"),
+        ("FLUXPOOL_MODEL_QUALITY_DEFAULT", "fast", "fast is not in allowed"),
         ("FLUXPOOL_CONSUMER_GROUP", "a b", "pattern"),
         ("FLUXPOOL_TOPICS_TASKS", "a b", "pattern"),
     ],

@@ -60,6 +60,7 @@ def test_parameters_survive_every_format(pixels: Pixels, output_format: str, pro
         "guidance": 3.5,
         "true_cfg_scale": 1.0,
         "model": "flux-tiny",
+        "quality": "exact",
         "request_id": "req_1",
         "title": "Füchse",
     }

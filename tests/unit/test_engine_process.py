@@ -18,6 +18,7 @@ from fluxpool_worker.engine.protocol import (
     Cancel,
     Device,
     DeviceFree,
+    EnginePath,
     EngineSpec,
     Failed,
     FailureKind,
@@ -89,8 +90,10 @@ def test_jobs_run_in_order_and_free_the_device_before_their_images_are_ready(rea
         "guidance": 3.5,
         "true_cfg_scale": 1.0,
         "model": "flux-tiny",
+        "quality": "exact",
         "request_id": "req_1",
     }
+    assert first.path is EnginePath.DIFFUSERS
     assert second.images[0].content_type == "image/webp"
     for image in (*first.images, *second.images):
         with Image.open(io.BytesIO(image.payload)) as decoded:

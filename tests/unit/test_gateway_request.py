@@ -8,11 +8,12 @@ import pytest
 
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.derived import task_digest
-from fluxpool_contract.messages.task import MAX_TASK_BYTES, GenerationParameters
+from fluxpool_contract.messages.task import MAX_TASK_BYTES, GenerationParameters, Quality
 from fluxpool_gateway.http.generation_request import (
     GenerationRequest,
     Priority,
     check_idempotency_key,
+    check_quality,
     parse_request,
     render_task,
 )
@@ -139,3 +140,25 @@ def test_fields_with_a_second_name_have_the_limits_of_the_contract() -> None:
 
     for field in GenerationParameters.model_fields:
         assert limits(GenerationRequest, field) == limits(GenerationParameters, field)
+
+
+@pytest.mark.parametrize(
+    ("body", "allowed"),
+    [
+        (b'{"prompt":"a"}', (Quality.EXACT,)),
+        (b'{"prompt":"a","quality":"exact"}', (Quality.EXACT,)),
+        (b'{"prompt":"a","quality":"fast"}', tuple(Quality)),
+        (b'{"prompt":"a","quality":"fast"}', ()),
+    ],
+    ids=["none", "exact", "fast", "unknown pools"],
+)
+def test_a_quality_that_the_pools_allow_is_taken(body: bytes, allowed: tuple[Quality, ...]) -> None:
+    check_quality(parse_request(body), allowed)
+
+
+def test_a_quality_that_no_pool_allows_is_refused_with_those_that_are_allowed() -> None:
+    with pytest.raises(ProblemError) as caught:
+        check_quality(parse_request(b'{"prompt":"a","quality":"fast"}'), (Quality.EXACT,))
+    problem = caught.value.problem
+    assert problem.status == HTTPStatus.UNPROCESSABLE_ENTITY
+    assert [str(field) for field in problem.fields] == ["quality: fast is not allowed here; use exact, or leave it out"]

@@ -44,6 +44,9 @@ def submit(
         float | None, typer.Option(help="Classifier-free guidance; doubles the cost.", callback=finite)
     ] = None,
     image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.")] = None,
+    quality: Annotated[
+        str | None, typer.Option(help="exact, or fast (lossy), where the pool allows it; the pool's default.")
+    ] = None,
     priority: Annotated[str | None, typer.Option(help="standard or vip.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request is one task, however often it is sent.")
@@ -89,6 +92,7 @@ def submit(
         "guidance": guidance,
         "true_cfg_scale": true_cfg_scale,
         "output_format": image_format,
+        "quality": quality,
         "priority": priority,
     }
     if size is not None:

@@ -39,6 +39,7 @@ from fluxpool_contract.messages.task import (
     GenerationParameters,
     GenerationTask,
     OutputFormat,
+    Quality,
     check_request_id,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "OutputFormat",
     "ProgressEvent",
     "ProgressType",
+    "Quality",
     "RawHeaders",
     "Resolution",
     "ResolutionAction",

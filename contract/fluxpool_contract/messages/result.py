@@ -108,6 +108,10 @@ class GenerationResult(_Message):
     """Denoising steps."""
     model: Name | None = None
     """Model and revision that drew the images."""
+    quality: Name | None = None
+    """exact, or fast: lossy."""
+    engine_path: Name | None = None
+    """How the worker's engine drew the images: by its fused forward, or by diffusers' own modules."""
     attempt: Count | None = None
     """1 for the first attempt."""
     worker: Name | None = None

@@ -51,6 +51,15 @@ class OutputFormat(StrEnum):
         return f"image/{self.value}"
 
 
+class Quality(StrEnum):
+    """How exactly the images follow the model."""
+
+    EXACT = "exact"
+    """Every step is computed in the checkpoint's precision."""
+    FAST = "fast"
+    """Lossy: 8-bit matrix products, and some steps reuse the one before."""
+
+
 def check_request_id(value: str) -> str:
     """The id itself; raises `ValueError` with the rule when it does not fit."""
     if not REQUEST_ID.fullmatch(value):
@@ -122,6 +131,8 @@ class GenerationParameters(BaseModel):
     """How many images."""
     output_format: Annotated[OutputFormat, Field(strict=False)] = OutputFormat.PNG
     """png, jpeg or webp."""
+    quality: Annotated[Quality, Field(strict=False)] | None = None
+    """exact, or fast: several times as fast and lossy, where the pool allows it. The pool's default when absent."""
     metadata: Annotated[
         dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_check_entry_count)
     ] = Field(default_factory=dict, json_schema_extra={"default": {}})

@@ -140,7 +140,8 @@ def _is_text_tuple(kind: Any) -> bool:
     if get_origin(kind) is not tuple:
         return False
     item = get_args(kind)[0]
-    return item is str or (hasattr(item, "__metadata__") and item.__origin__ is str)
+    item = getattr(item, "__origin__", item)  # of an annotated type
+    return isinstance(item, type) and issubclass(item, str)
 
 
 def _is_structure(kind: Any) -> bool:

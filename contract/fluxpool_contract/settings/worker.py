@@ -12,6 +12,7 @@ from fluxpool_contract.folder_address import SCHEME, folder_of
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.retries import DELAY_PATTERN, retry_delays_seconds, retry_group
 from fluxpool_contract.kafka.topics import TopicName, TopicNames
+from fluxpool_contract.messages.task import Quality
 from fluxpool_contract.settings.environment import EnvironmentSettings
 from fluxpool_contract.text_rules import (
     S3_URL_PATTERN,
@@ -63,6 +64,23 @@ class ModelDevice(StrEnum):
     CUDA = "cuda"
 
 
+class QualitySettings(BaseModel):
+    """What tasks get, and what they may ask for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    default: Quality = Quality.EXACT
+    """Of tasks that name none: exact or fast."""
+    allowed: Annotated[tuple[Quality, ...], Field(min_length=1, max_length=len(Quality))] = (Quality.EXACT,)
+    """What tasks may ask for. fast keeps 8-bit copies of the transformer's weights beside the others."""
+
+    @model_validator(mode="after")
+    def _default_is_allowed(self) -> Self:
+        if self.default not in self.allowed:
+            raise ValueError(f"default: {self.default.value} is not in allowed; add it there or choose another")
+        return self
+
+
 class ModelSettings(BaseModel):
     """The checkpoint that a worker serves."""
 
@@ -80,6 +98,8 @@ class ModelSettings(BaseModel):
     """Of T5, CLIP and the VAE; float16 overflows in T5."""
     offline: bool = False
     """Never ask the hub; fail when files are missing."""
+    quality: QualitySettings = QualitySettings()
+    """What tasks get, and what they may ask for."""
 
 
 class StorageSettings(BaseModel):

@@ -164,6 +164,7 @@ async def _running(
                 recent=recent,
                 once=idempotency.once,
                 topics=settings.topics,
+                qualities=settings.qualities,
                 public_url=settings.public_url,
             )
             parts = {

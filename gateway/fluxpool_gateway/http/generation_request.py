@@ -3,7 +3,7 @@
 Pure. Owns the HTTP names of fields and the answer to an invalid body; the limits themselves are the contract's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from enum import StrEnum
 from http import HTTPStatus
@@ -13,7 +13,14 @@ from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
 from fluxpool_contract import header_names
 from fluxpool_contract.json_body import without_bom
-from fluxpool_contract.messages import DEFAULT_TENANT, MAX_STEPS, MAX_TASK_BYTES, GenerationParameters, format_time
+from fluxpool_contract.messages import (
+    DEFAULT_TENANT,
+    MAX_STEPS,
+    MAX_TASK_BYTES,
+    GenerationParameters,
+    Quality,
+    format_time,
+)
 from fluxpool_contract.problems import FieldProblem, explain, summarize
 from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError, invalid_header
 
@@ -60,6 +67,22 @@ def parse_request(body: bytes) -> GenerationRequest:
     except ValidationError as error:
         raise ProblemError(_refusal(error, body)) from None
     return request
+
+
+def check_quality(request: GenerationRequest, allowed: Collection[Quality]) -> None:
+    """Raises `ProblemError` (422) for a quality that no pool allows; with `allowed` empty that is unknown."""
+    if not allowed or request.quality is None or request.quality in allowed:
+        return
+    names = " or ".join(quality.value for quality in allowed)
+    problem = FieldProblem("quality", f"{request.quality.value} is not allowed here; use {names}, or leave it out")
+    raise ProblemError(
+        Problem(
+            ProblemCode.INVALID_REQUEST,
+            summarize([problem]),
+            fields=[problem],
+            other_status=HTTPStatus.UNPROCESSABLE_ENTITY,
+        )
+    )
 
 
 def render_task(request: GenerationRequest, request_id: str) -> bytes:

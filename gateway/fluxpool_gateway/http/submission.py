@@ -6,7 +6,7 @@ broker has acknowledged the record. Owns the order: headers, body, idempotency (
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -17,12 +17,13 @@ import structlog
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.header_names import TRACEPARENT, TRACESTATE
 from fluxpool_contract.kafka import TopicNames
-from fluxpool_contract.messages import DEFAULT_TENANT, idempotent_request_id, new_request_id, task_digest
+from fluxpool_contract.messages import DEFAULT_TENANT, Quality, idempotent_request_id, new_request_id, task_digest
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_gateway.http.generation_request import (
     GenerationRequest,
     Priority,
     check_idempotency_key,
+    check_quality,
     parse_request,
     render_headers,
     render_task,
@@ -91,6 +92,7 @@ class Submission:
         recent: RecentTasks,
         once: Once,
         topics: TopicNames,
+        qualities: Collection[Quality] = (),
         public_url: str | None,
     ) -> None:
         """`partition_counts` says how many partitions a topic has, None while that is unknown.
@@ -103,6 +105,7 @@ class Submission:
         self._recent = recent
         self._once = once
         self._topics = {Priority.STANDARD: topics.tasks, Priority.VIP: topics.tasks_vip}
+        self._qualities = qualities
         self._public_url = public_url
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,6 +136,7 @@ class Submission:
         _check_content_encoding(headers.content_encoding)
         body = await _read_body(receive)
         request = parse_request(body)
+        check_quality(request, self._qualities)
         if headers.idempotency_key is None:
             request_id = new_request_id()
             value = render_task(request, request_id)

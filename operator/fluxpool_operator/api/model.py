@@ -4,9 +4,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from fluxpool_contract.messages import Quality
 from fluxpool_contract.settings import DType, ModelDevice, ModelSettings
 from fluxpool_operator.api.kubernetes_types import PullPolicy
-from fluxpool_operator.api.schema import ApiModel, Matching, ObjectName, Quantity, Rule
+from fluxpool_operator.api.schema import SET, ApiModel, Matching, ObjectName, Quantity, Rule
 from fluxpool_operator.api.secrets import TokenSecretRef
 
 
@@ -73,6 +74,22 @@ class CacheSpec(ApiModel):
         )
 
 
+class QualitySpec(ApiModel):
+    """Quality of the images: exact, or fast and lossy."""
+
+    default: Quality = Quality.EXACT
+    """Quality of tasks that name none."""
+    allowed: Annotated[tuple[Quality, ...], Field(min_length=1, max_length=len(Quality), json_schema_extra=SET)] = (
+        Quality.EXACT,
+    )
+    """Qualities that tasks may ask for; others are dead-lettered as invalid. fast needs a GPU with compute capability
+    8.9 or later, and 12 GB of its memory for 8-bit weights."""
+
+    rules: ClassVar = (
+        Rule("self.default in self.allowed", "default: must be one of allowed; add it there or change it", ".default"),
+    )
+
+
 class ModelSpec(ApiModel):
     """Checkpoint that the workers load."""
 
@@ -86,6 +103,8 @@ class ModelSpec(ApiModel):
     """Data type of the text encoders and the VAE. float16 overflows in T5."""
     device: ModelDevice = ModelDevice.AUTO
     """Device that runs the model. With cuda, a pod without a GPU fails instead of running on the CPU."""
+    quality: QualitySpec = QualitySpec()
+    """Quality of the images."""
     token_secret_ref: TokenSecretRef | None = None
     """Secret with the Hugging Face token for gated models."""
     cache: CacheSpec = CacheSpec(empty_dir=EmptyDirCache())

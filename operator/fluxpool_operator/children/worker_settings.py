@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_contract.problems import FieldProblem, explain
-from fluxpool_contract.settings import Lane, ModelSettings, StorageSettings, WorkerSettings
+from fluxpool_contract.settings import Lane, ModelSettings, QualitySettings, StorageSettings, WorkerSettings
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
@@ -44,6 +44,8 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
     values = dict.fromkeys(secret_variables(spec), _PLACEHOLDER) if secrets is None else dict(secrets)
     kafka = kafka_connection(spec.kafka, values, files=Path(KAFKA_FILES_PATH))
     storage = _storage(spec, values)
+    with _refused_as("spec.model.quality"):
+        quality = QualitySettings(default=spec.model.quality.default, allowed=spec.model.quality.allowed)
     with _refused_as("spec"):
         return WorkerSettings(
             kafka=kafka,
@@ -55,6 +57,7 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
                 transformer_dtype=spec.model.dtype,
                 encoder_dtype=spec.model.encoder_dtype,
                 offline=spec.model.cache.is_read_only,
+                quality=quality,
             ),
             topics=topic_names(spec.kafka),
             consumer_group=spec.kafka.consumer_group,

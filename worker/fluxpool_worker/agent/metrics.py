@@ -78,3 +78,11 @@ class _EngineCounters(Collector):
             "Generations without a denoising step for longer than step_soft_limit_seconds.",
             value=self._engine.stalls,
         )
+        generations = CounterMetricFamily(
+            "fluxpool_generations",
+            "Generations by quality and by how the engine drew them.",
+            labels=["quality", "path"],
+        )
+        for labels, count in self._engine.generated.items():
+            generations.add_metric(labels, count)
+        yield generations

@@ -195,6 +195,7 @@ def _engine(settings: WorkerSettings, *, clock: Clock) -> EngineClient:
             transformer_dtype=model.transformer_dtype.value,
             encoder_dtype=model.encoder_dtype.value,
             offline=model.offline,
+            qualities=model.quality.allowed,
         ),
         command=settings.engine_command,
         limits=EngineLimits(

@@ -16,6 +16,7 @@ from typing import Any, Final
 import structlog
 import torch
 
+from fluxpool_contract.messages import Quality
 from fluxpool_worker.engine.checkpoint.loading import LoadedPipeline, load_pipeline
 from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader
 from fluxpool_worker.engine.fused import FusedDenoiser, fuse, why_not_fused
@@ -29,7 +30,7 @@ from fluxpool_worker.engine.generator import (
     Pixels,
     Rendering,
 )
-from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
+from fluxpool_worker.engine.protocol import EnginePath, EngineSpec, GenerationInputs
 from fluxpool_worker.engine.text_encoding import Text, TextEncoders
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -177,6 +178,8 @@ class FluxGenerator:
         for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
             if not math.isfinite(value):
                 raise InputsError(f"{name}: {value} is not a finite number")
+        if inputs.quality is Quality.FAST:
+            raise InputsError("quality: fast cannot be drawn by this engine; use exact")
 
     def _render(self, inputs: GenerationInputs, run: _Run) -> Rendering:
         run.check_canceled()
@@ -193,7 +196,12 @@ class FluxGenerator:
                 notes.append(RESCUE_WARNING.format(index=index))
             with self._timed(run, "vae"):
                 images.append(self._decode(latents, inputs))
-        return Rendering(images=tuple(images), timings_ms=run.timings_ms, warnings=tuple(notes))
+        return Rendering(
+            images=tuple(images),
+            timings_ms=run.timings_ms,
+            warnings=tuple(notes),
+            path=EnginePath.DIFFUSERS if self._fused is None else EnginePath.FUSED,
+        )
 
     @contextlib.contextmanager
     def _timed(self, run: _Run, stage: str) -> Iterator[None]:

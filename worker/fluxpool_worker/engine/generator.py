@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
+from fluxpool_worker.engine.protocol import EnginePath, EngineSpec, GenerationInputs
 
 Pixels = NDArray[np.uint8]
 """One image: height x width x 3, RGB, 0 to 255."""
@@ -53,6 +53,8 @@ class Rendering:
     timings_ms: dict[str, float]
     """text_encode, denoise, vae; milliseconds."""
     warnings: tuple[str, ...] = ()
+    path: EnginePath | None = None
+    """How they were drawn."""
 
 
 class Generator(Protocol):

@@ -43,6 +43,7 @@ def encode_image(pixels: Pixels, *, inputs: GenerationInputs, index: int, model:
         "guidance": inputs.guidance,
         "true_cfg_scale": inputs.true_cfg_scale,
         "model": model,
+        "quality": inputs.quality,
     }
     try:
         payload = _encode(pixels, output_format=inputs.output_format, parameters=parameters, labels=inputs.embedded)

@@ -230,8 +230,23 @@ def _encode(job: Generate, *, rendering: Rendering, model: str, send_queue: Send
         timings_ms = {**rendering.timings_ms, "image_encode": 1000 * (time.monotonic() - started)}
         before_generated()
         # Logged before it is sent: an agent may store and die at once, and this process dies with it.
-        log.info("job_done", job_id=job.job_id, images=len(images), warnings=len(rendering.warnings))
-        send_queue.put(Generated(job_id=job.job_id, images=images, timings_ms=timings_ms, warnings=rendering.warnings))
+        log.info(
+            "job_done",
+            job_id=job.job_id,
+            images=len(images),
+            warnings=len(rendering.warnings),
+            quality=job.inputs.quality,
+            path=rendering.path,
+        )
+        send_queue.put(
+            Generated(
+                job_id=job.job_id,
+                images=images,
+                timings_ms=timings_ms,
+                warnings=rendering.warnings,
+                path=rendering.path,
+            )
+        )
     except Exception as error:  # noqa: BLE001 - a pool's thread has no caller to raise to; the failure is sent and logged
         send_queue.put(_failure(job.job_id, error))
 

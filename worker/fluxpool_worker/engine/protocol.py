@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from fluxpool_contract.messages import Quality
+
 FRAME_HEADER: Final = struct.Struct("!I")
 MAX_HEAD_BYTES: Final = 4 * 1024 * 1024
 """Two prompts of 10,000 characters, or a failure's stack, are well below."""
@@ -39,6 +41,15 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class EnginePath(StrEnum):
+    """How images are drawn; chosen by what the device and the checkpoint allow."""
+
+    FUSED = "fused"
+    """The fused forward, in the checkpoint's precision."""
+    DIFFUSERS = "diffusers"
+    """diffusers' own modules, which cover everything."""
 
 
 class FailureKind(StrEnum):
@@ -67,6 +78,8 @@ class EngineSpec:
     """dtype of T5, CLIP and the VAE."""
     offline: bool = False
     """Never ask a hub; fail at once when files are missing."""
+    qualities: tuple[Quality, ...] = (Quality.EXACT,)
+    """What jobs will ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,7 @@ class GenerationInputs:
     true_cfg_scale: float = 1.0
     output_format: str = "png"
     """png, jpeg or webp."""
+    quality: Quality = Quality.EXACT
     embedded: dict[str, str] = field(default_factory=dict)
     """Further text entries for the image file, such as request_id."""
     low_memory: bool = False
@@ -180,6 +194,8 @@ class Generated:
     timings_ms: Annotated[dict[ShortText, Milliseconds], Field(max_length=32)]
     """text_encode, denoise, vae, image_encode; milliseconds."""
     warnings: Annotated[tuple[ShortText, ...], Field(max_length=32)] = ()
+    path: EnginePath | None = None
+    """How they were drawn; None when the generator does not say."""
 
 
 @dataclass(frozen=True, slots=True)

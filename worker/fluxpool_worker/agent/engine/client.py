@@ -10,12 +10,14 @@ import itertools
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
 import structlog
 
+from fluxpool_contract.messages import Quality
 from fluxpool_transport.process import Backoff
 from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.engine.job import EngineJob
@@ -24,6 +26,7 @@ from fluxpool_worker.engine.protocol import (
     FRAME_HEADER,
     Cancel,
     DeviceFree,
+    EnginePath,
     EngineSpec,
     Failed,
     FailureKind,
@@ -128,6 +131,8 @@ class EngineClient:
         self.restarts = 0
         self.stalls = 0
         """Generations that were silent for longer than the soft limit."""
+        self.generated: Counter[tuple[Quality, EnginePath]] = Counter()
+        """Jobs that ended with images."""
 
     @property
     def is_ready(self) -> bool:
@@ -354,6 +359,8 @@ class EngineClient:
                 _check_images(message, job.inputs)
                 self._deaths_in_a_row = 0
                 self._backoff.reset()
+                if message.path is not None:
+                    self.generated[job.inputs.quality, message.path] += 1
                 del self._jobs[job.job_id]
                 job.free_device()
                 if not job.result.done():

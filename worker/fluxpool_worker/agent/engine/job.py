@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from fluxpool_contract.messages import Quality
 from fluxpool_worker.engine.protocol import Generated, GenerationInputs
 
 RECENT: Final = 16
@@ -63,24 +64,32 @@ class EngineJob:
         return self.step / self.total_steps if self.total_steps else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class TaskSize:
+    """What decides how long a step takes; by no simple rule."""
+
+    pixels: int
+    quality: Quality
+
+
 class StepTimes:
-    """Seconds a denoising step takes on this device, by the number of pixels: it scales by no simple rule."""
+    """Seconds a denoising step takes on this device, by the size of the task."""
 
     def __init__(self) -> None:
-        self._seconds: OrderedDict[int, deque[float]] = OrderedDict()
+        self._seconds: OrderedDict[TaskSize, deque[float]] = OrderedDict()
 
-    def learn(self, *, pixels: int, steps: int, seconds: float) -> None:
+    def learn(self, *, size: TaskSize, steps: int, seconds: float) -> None:
         """A generation of so many steps, all its images together, took that long."""
-        recent = self._seconds.setdefault(pixels, deque(maxlen=RECENT))
-        self._seconds.move_to_end(pixels)
+        recent = self._seconds.setdefault(size, deque(maxlen=RECENT))
+        self._seconds.move_to_end(size)
         recent.append(seconds / max(1, steps))
         if len(self._seconds) > MAX_SIZES:
             self._seconds.popitem(last=False)
 
-    def least_seconds(self, *, pixels: int, steps: int) -> float:
+    def least_seconds(self, *, size: TaskSize, steps: int) -> float:
         """What a generation takes at the speed of the fastest lately; 0 for a size that was not seen.
 
         The fastest and not the mean: a task is refused for what cannot be, not for what may be.
         """
-        recent = self._seconds.get(pixels)
+        recent = self._seconds.get(size)
         return min(recent) * steps if recent else 0.0

@@ -12,12 +12,12 @@ from typing import Final, assert_never
 import structlog
 
 from fluxpool_contract.kafka import LedgerEntry
-from fluxpool_contract.messages import DecodedTask, GenerationTask, ProgressType, derive_seed
+from fluxpool_contract.messages import DecodedTask, GenerationTask, ProgressType, Quality, derive_seed
 from fluxpool_transport.process import fault_point
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
 from fluxpool_worker.agent.engine.client import EngineClient, EngineDiedError, GenerationError
-from fluxpool_worker.agent.engine.job import EngineJob, StepTimes
+from fluxpool_worker.agent.engine.job import EngineJob, StepTimes, TaskSize
 from fluxpool_worker.agent.engine.slots import EngineSlot, EngineSlots
 from fluxpool_worker.agent.task.cancellations import CancelWatch
 from fluxpool_worker.agent.task.outcome import (
@@ -83,14 +83,16 @@ class Attempts:
         *,
         slots: EngineSlots,
         budgets: Budgets,
+        default_quality: Quality,
         worker: str,
         progress: ProgressPublisher,
         clock: Clock,
     ) -> None:
-        """`worker` is this worker's name in the ledger."""
+        """`default_quality` is for tasks that name none; `worker` is this worker's name in the ledger."""
         self._engine = engine
         self._slots = slots
         self._budgets = budgets
+        self._default_quality = default_quality
         self._worker = worker
         self._progress = progress
         self._clock = clock
@@ -219,7 +221,7 @@ class Attempts:
                 report(ProgressType.STEP, step=step, total_steps=total_steps)
 
         submitting = self._engine.submit(
-            _inputs(decoded, low_memory=context.low_memory),
+            _inputs(decoded, quality=self._quality(task), low_memory=context.low_memory),
             on_started=lambda: report(ProgressType.STARTED),
             on_step=on_step,
             on_device_free=context.slot.release,
@@ -257,7 +259,7 @@ class Attempts:
             context.job = None
             claimed.on_lost = context.canceling.on_cancel = context.abandoned.set
         self._step_times.learn(
-            pixels=task.width * task.height,
+            size=self._size(task),
             steps=_passes(task),
             seconds=generated.timings_ms.get("denoise", 0.0) / 1000,
         )
@@ -265,7 +267,13 @@ class Attempts:
 
     def _least_seconds(self, task: GenerationTask) -> float:
         """What the task takes on the device at least; 0 when nothing of its size was generated before."""
-        return self._step_times.least_seconds(pixels=task.width * task.height, steps=_passes(task))
+        return self._step_times.least_seconds(size=self._size(task), steps=_passes(task))
+
+    def _size(self, task: GenerationTask) -> TaskSize:
+        return TaskSize(pixels=task.width * task.height, quality=self._quality(task))
+
+    def _quality(self, task: GenerationTask) -> Quality:
+        return task.quality or self._default_quality
 
     def _entry(self, context: AttemptContext) -> LedgerEntry:
         return LedgerEntry(
@@ -282,7 +290,7 @@ def _passes(task: GenerationTask) -> int:
     return task.steps * task.n * (2 if guided else 1)
 
 
-def _inputs(decoded: DecodedTask, *, low_memory: bool) -> GenerationInputs:
+def _inputs(decoded: DecodedTask, *, quality: Quality, low_memory: bool) -> GenerationInputs:
     task = decoded.task
     return GenerationInputs(
         prompt=task.prompt,
@@ -295,6 +303,7 @@ def _inputs(decoded: DecodedTask, *, low_memory: bool) -> GenerationInputs:
         guidance=task.guidance,
         true_cfg_scale=task.true_cfg_scale,
         output_format=task.output_format.value,
+        quality=quality,
         embedded={"request_id": task.request_id},
         low_memory=low_memory,
     )

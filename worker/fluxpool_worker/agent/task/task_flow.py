@@ -68,12 +68,19 @@ class TaskFlow:
             max_crashes=settings.max_crashes,
             retry_tiers=len(settings.topics.retry),
         )
+        self._quality = settings.model.quality
         self._cancellations = cancellations
         self._metrics = metrics
         self._clock = clock
         self.store = TaskStore(store, settings=settings, identity=identity, holds=holds, clock=clock)
         self._attempts = Attempts(
-            engine, slots=slots, budgets=self._budgets, worker=identity.worker, progress=progress, clock=clock
+            engine,
+            slots=slots,
+            budgets=self._budgets,
+            default_quality=self._quality.default,
+            worker=identity.worker,
+            progress=progress,
+            clock=clock,
         )
         self._endings = EndingWriter(
             settings,
@@ -136,12 +143,12 @@ class TaskFlow:
 
     async def fail(self, record: ConsumerRecord, failure: Failure) -> None:
         """End a record of a retry topic that cannot return to its lane; its offset is the caller's."""
-        task = read_task(record)
+        task = read_task(record, allowed=self._quality.allowed)
         known = failure if isinstance(task.content, DecodedTask) else refusal(task.content)
         await self._endings.finish(task, known)
 
     async def _run(self, claimed: ClaimedRecord, slot: EngineSlot, make_room: Callable[[], None]) -> str:
-        task = read_task(claimed.record)
+        task = read_task(claimed.record, allowed=self._quality.allowed)
 
         async def commit() -> None:
             await claimed.lane.finish(claimed)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import structlog
@@ -11,6 +12,8 @@ from fluxpool_contract.messages import (
     REQUEST_ID,
     DecodedTask,
     Envelope,
+    GenerationTask,
+    Quality,
     decode_task,
     parse_envelope,
     peek_request_id,
@@ -48,10 +51,11 @@ class TaskRecord:
         return self.content.task.metadata if isinstance(self.content, DecodedTask) else {}
 
 
-def read_task(record: ConsumerRecord) -> TaskRecord:
-    """The task in a record, or why there is none; never raises."""
+def read_task(record: ConsumerRecord, *, allowed: Collection[Quality] = tuple(Quality)) -> TaskRecord:
+    """The task in a record, or why there is none; never raises. `allowed` are the qualities that it may ask for."""
     try:
         decoded = decode_record(record)
+        _check_quality(decoded.task, allowed)
     except InvalidTaskError as error:
         return _refused(record, error)
     return TaskRecord(
@@ -81,6 +85,13 @@ def decode_record(record: ConsumerRecord) -> DecodedTask:
             raise InvalidTaskError(ErrorCode.UNDECODABLE, [problem], request_id=None) from error
     request_id = peek_request_id(record.value or b"") if record.has_contents else None
     raise InvalidTaskError(ErrorCode.UNDECODABLE, [FieldProblem("", _explain(record))], request_id=request_id)
+
+
+def _check_quality(task: GenerationTask, allowed: Collection[Quality]) -> None:
+    if task.quality is not None and task.quality not in allowed:
+        names = " or ".join(quality.value for quality in allowed)
+        problem = FieldProblem("quality", f"{task.quality.value} is not allowed in this pool; use {names}")
+        raise InvalidTaskError(ErrorCode.INVALID_FIELD, [problem], request_id=task.request_id)
 
 
 def _refused(record: ConsumerRecord, error: InvalidTaskError) -> TaskRecord:

@@ -133,6 +133,8 @@ class TaskStore:
             images=images,
             identity=self._identity,
             attempt=success.attempt,
+            quality=decoded.task.quality or self._settings.model.quality.default,
+            engine_path=generated.path,
             timings_ms=timings,
             warnings=generated.warnings,
             completed_at=self._clock.now(),
