@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fluxpool_contract.messages.task import EmbedParameters
 from fluxpool_worker.engine.protocol import (
     FRAME_HEADER,
     EngineSpec,
@@ -35,7 +36,9 @@ DEADLINE_SECONDS = 75.0 * PATIENCE
 """Importing torch and diffusers takes seconds, and many when the machine is busy."""
 
 SECRET_PROMPT = "a lighthouse nobody else may know of"
-INPUTS = GenerationInputs(prompt=SECRET_PROMPT, width=64, height=64, steps=2, seed=1)
+INPUTS = GenerationInputs(
+    prompt=SECRET_PROMPT, width=64, height=64, steps=2, seed=1, embed_parameters=EmbedParameters.ALL
+)
 
 REAL_ENGINE = (sys.executable, "-m", "fluxpool_worker.engine")
 

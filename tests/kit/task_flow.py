@@ -81,6 +81,8 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.fails = True
         self.jobs = 0
+        self.inputs: GenerationInputs | None = None
+        """Of the last job."""
 
     async def submit(
         self,
@@ -91,6 +93,7 @@ class ScriptedEngine:
         on_device_free: Callable[[], None],
     ) -> EngineJob:
         self.jobs += 1
+        self.inputs = inputs
         job = EngineJob(
             job_id=self.jobs,
             inputs=inputs,
@@ -159,13 +162,15 @@ class ScriptedLane:
 class FlowBench:
     """One worker's `TaskFlow`."""
 
-    def __init__(self, folder: Path, *, hold_limit_seconds: float = 60) -> None:
+    def __init__(self, folder: Path, *, hold_limit_seconds: float = 60, **changes: Any) -> None:
+        """`changes` are settings."""
         self.folder = folder
         self.settings = WorkerSettings.model_validate(
             {
                 "kafka": {"bootstrap_servers": ["kafka:9092"]},
                 "storage": {"url": folder.as_uri()},
                 "max_attempts": MAX_ATTEMPTS,
+                **changes,
             }
         )
         self.engine = ScriptedEngine()

@@ -22,7 +22,15 @@ import psutil
 from fluxpool_cli.local.loopback import free_port
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_contract.settings.worker import Lane, ModelDevice, ModelSettings, StorageSettings, WorkerSettings
+from fluxpool_contract.messages.task import EmbedParameters
+from fluxpool_contract.settings.worker import (
+    ImageSettings,
+    Lane,
+    ModelDevice,
+    ModelSettings,
+    StorageSettings,
+    WorkerSettings,
+)
 from kit.kafka import TopicReader, TopicRecord, committed_offsets, create_topics, unique_name
 from kit.waiting import wait_until
 
@@ -123,6 +131,7 @@ class WorkerBench:
             "kafka": KafkaConnection(bootstrap_servers=tuple(self.bootstrap_servers.split(","))),
             "storage": StorageSettings(url=self.images.as_uri()),
             "model": ModelSettings(id=self.model, device=ModelDevice.CPU, offline=True),
+            "image": ImageSettings(embed_parameters=EmbedParameters.ALL),
             "topics": self.topics,
             "retry_delays": self.retry_delays,
             "consumer_group": self.group,

@@ -123,6 +123,7 @@ _edits = st.fixed_dictionaries(
         "storage": st.just(FULL_SPEC["storage"]),
         "worker.terminationGracePeriodSeconds": st.integers(30, 86_400),
         "worker.taskHardLimitSeconds": st.integers(1, 86_400),
+        "image.embedParameters": st.sampled_from(["all", "noPrompt", "none"]),
     },
 )
 

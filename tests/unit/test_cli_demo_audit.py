@@ -12,7 +12,7 @@ from fluxpool_cli.local.demo.audit import Audit, audit
 from fluxpool_cli.local.demo.demo import prompts
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus, TaskError
 from fluxpool_contract.messages.task import GenerationTask
-from fluxpool_worker.image_parameters import png_with_parameters
+from fluxpool_worker.image_parameters import png_entries, png_with_text
 
 BODY = {"prompt": "a fox", "width": 64, "height": 64, "steps": 2, "seed": 7}
 OBJECT = "default/2026/04/05/{request_id}/0.png"
@@ -24,9 +24,8 @@ def store(
     """Write an image as a worker does and return its result."""
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "png")
-    payload = png_with_parameters(
-        buffer.getvalue(), parameters={**BODY, "request_id": request_id, **(changes or {})}, labels={}
-    )
+    entries = png_entries(parameters={**BODY, "request_id": request_id, **(changes or {})}, labels={})
+    payload = png_with_text(buffer.getvalue(), entries)
     key = name.format(request_id=request_id)
     file = folder / key
     file.parent.mkdir(parents=True, exist_ok=True)

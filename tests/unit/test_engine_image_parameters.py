@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from fluxpool_contract.messages.task import EmbedParameters
 from fluxpool_worker.engine.generator import InputsError, Pixels
 from fluxpool_worker.engine.images import encode_image
 from fluxpool_worker.engine.protocol import GenerationInputs
@@ -28,6 +29,7 @@ def make_inputs(**changes: Any) -> GenerationInputs:
             "height": 32,
             "steps": 4,
             "seed": 7,
+            "embed_parameters": EmbedParameters.ALL,
             "embedded": {"request_id": "req_1", "title": "Füchse"},
             **changes,
         }

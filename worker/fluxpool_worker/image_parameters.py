@@ -2,7 +2,7 @@
 
 PNG carries the text entry `parameters` (JSON) and one further text entry for every label; JPEG and WebP carry EXIF
 with the same JSON and the labels in one UserComment. It must know neither torch nor the pixel encoders: reading
-them needs Pillow alone.
+them needs Pillow alone. The marks of a file, and its XMP, are `marks`.
 """
 
 import io
@@ -14,9 +14,12 @@ from typing import Any, Final
 
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from fluxpool_worker.marks import XMP_PNG_KEYWORD
+
 SOFTWARE: Final = "Fluxpool"
 PARAMETERS_KEY: Final = "parameters"
 SOFTWARE_KEY: Final = "Software"
+_NOT_LABELS: Final = frozenset({PARAMETERS_KEY, SOFTWARE_KEY, XMP_PNG_KEYWORD})
 
 MAX_PNG_KEYWORD_BYTES: Final = 79
 """PNG specification, section 11.3.4.2."""
@@ -40,15 +43,19 @@ class ImageParametersError(ValueError):
     """Parameters cannot be embedded or read; the message says which and why."""
 
 
-def png_with_parameters(png: bytes, *, parameters: Mapping[str, Any], labels: Mapping[str, str]) -> bytes:
-    """The PNG file with its text entries, in UTF-8 (iTXt).
+def png_entries(*, parameters: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, str]:
+    """The parameters and labels as text entries of a PNG file.
 
     Raises `ImageParametersError` for a label that PNG or a parameter's name has no room for.
     """
     _check_labels(parameters, labels)
+    return {SOFTWARE_KEY: SOFTWARE, PARAMETERS_KEY: _to_json(parameters), **labels}
+
+
+def png_with_text(png: bytes, entries: Mapping[str, str]) -> bytes:
+    """The PNG file with text entries, in UTF-8 (iTXt); raises `ImageParametersError` for what is no PNG file."""
     if not png.startswith(_PNG_SIGNATURE):
         raise ImageParametersError("the payload to embed parameters in is not a PNG file")
-    entries = {SOFTWARE_KEY: SOFTWARE, PARAMETERS_KEY: _to_json(parameters), **labels}
     chunks = b"".join(_text_chunk(keyword, text) for keyword, text in entries.items())
     return png[:_PNG_HEADER_BYTES] + chunks + png[_PNG_HEADER_BYTES:]
 
@@ -90,7 +97,7 @@ def read_parameters(payload: bytes) -> dict[str, Any]:
 
 def _check_labels(parameters: Mapping[str, Any], labels: Mapping[str, str]) -> None:
     for key, text in labels.items():
-        if key in parameters or key in {PARAMETERS_KEY, SOFTWARE_KEY}:
+        if key in parameters or key in _NOT_LABELS:
             raise ImageParametersError(f"embedded: the key {key!r} is a parameter's own name; choose another")
         if not (key.isascii() and key.isprintable() and key == key.strip() and 0 < len(key) <= MAX_PNG_KEYWORD_BYTES):
             raise ImageParametersError(
@@ -102,7 +109,8 @@ def _check_labels(parameters: Mapping[str, Any], labels: Mapping[str, str]) -> N
 
 
 def _to_json(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(parameters, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(parameters, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="replace").decode()  # a folder's name, and so a model's, may hold what is no UTF-8
 
 
 def _text_chunk(keyword: str, text: str) -> bytes:
@@ -122,12 +130,11 @@ def _exif_block(entries: Mapping[str, Any]) -> bytes:
 
 
 def _read_png(image: PngImagePlugin.PngImageFile) -> dict[str, Any] | None:
-    entries = {key: str(text) for key, text in image.text.items()}
-    parameters = entries.pop(PARAMETERS_KEY, None)
+    parameters = image.text.get(PARAMETERS_KEY)
     if parameters is None:
         return None
-    entries.pop(SOFTWARE_KEY, None)
-    return {**json.loads(parameters), **entries}
+    labels = {key: str(text) for key, text in image.text.items() if key not in _NOT_LABELS}
+    return {**json.loads(parameters), **labels}
 
 
 def _read_exif(image: Image.Image) -> dict[str, Any] | None:

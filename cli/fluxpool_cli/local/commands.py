@@ -20,6 +20,7 @@ from fluxpool_cli.local.workers.scaler import worker_count
 from fluxpool_cli.options import finite, printable_path, with_option_groups
 from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line, write_table
 from fluxpool_cli.watch.display import LiveDisplay
+from fluxpool_contract.messages import EmbedParameters
 from fluxpool_contract.problems import explain
 
 T = TypeVar("T")
@@ -49,6 +50,9 @@ def up(
     ] = None,
     data_dir: DataDirOption = Path(DEFAULT_NAME),
     model: ModelOption = None,
+    embed_parameters: Annotated[
+        EmbedParameters, typer.Option(help="What image files say of their tasks.", show_default=True)
+    ] = EmbedParameters.ALL,
     min_workers: Annotated[int, typer.Option(help="Workers that run without lag.")] = 0,
     max_workers: MaxWorkersOption = None,
     target_lag: Annotated[int, typer.Option(help="Unfinished tasks for each worker.")] = 5,
@@ -65,6 +69,7 @@ def up(
         data_dir=data_dir.resolve(),
         bootstrap_servers=bootstrap_servers,
         model=_model(model),
+        embed_parameters=embed_parameters,
         min_workers=min_workers,
         max_workers=default_max_workers(model) if max_workers is None else max_workers,
         target_lag=target_lag,

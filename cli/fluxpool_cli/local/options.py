@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fluxpool_contract.kafka import KafkaConnection
+from fluxpool_contract.messages import EmbedParameters
 from fluxpool_operator.planning import ScalingConfig
 
 TINY_MODEL_WORKERS = 3
@@ -31,6 +32,8 @@ class StackOptions(BaseModel):
     """Commas between addresses; absent: the stack starts a broker."""
     model: str | None = None
     """Checkpoint folder or hub id; absent: the tiny checkpoint."""
+    embed_parameters: EmbedParameters = EmbedParameters.ALL
+    """More than pools do by default: the folder is its user's own, and shows nobody else what its files say."""
     min_workers: Annotated[int, Field(ge=0, le=64)] = 0
     max_workers: Annotated[int, Field(ge=1, le=64)] = TINY_MODEL_WORKERS
     target_lag: Annotated[int, Field(ge=1, le=1_000_000)] = 5

@@ -47,6 +47,10 @@ def submit(
     quality: Annotated[
         str | None, typer.Option(help="exact, or fast (lossy), where the pool allows it; the pool's default.")
     ] = None,
+    embed_parameters: Annotated[
+        str | None,
+        typer.Option(help="What the image file says of the task: all, noPrompt or none; the pool limits it."),
+    ] = None,
     priority: Annotated[str | None, typer.Option(help="standard or vip.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request is one task, however often it is sent.")
@@ -93,6 +97,7 @@ def submit(
         "true_cfg_scale": true_cfg_scale,
         "output_format": image_format,
         "quality": quality,
+        "embed_parameters": embed_parameters,
         "priority": priority,
     }
     if size is not None:

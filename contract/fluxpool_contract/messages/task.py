@@ -60,6 +60,20 @@ class Quality(StrEnum):
     """Lossy: 8-bit matrix products, and some steps reuse the one before."""
 
 
+class EmbedParameters(StrEnum):
+    """What an image file says of its task; everybody who gets the file can read it."""
+
+    ALL = "all"
+    NO_PROMPT = "noPrompt"
+    """All but the prompt and the negative prompt."""
+    NONE = "none"
+
+    def within(self, limit: "EmbedParameters") -> "EmbedParameters":
+        """This, or the limit where that says less."""
+        says_most_first = list(EmbedParameters)
+        return max(self, limit, key=says_most_first.index)
+
+
 def check_request_id(value: str) -> str:
     """The id itself; raises `ValueError` with the rule when it does not fit."""
     if not REQUEST_ID.fullmatch(value):
@@ -133,6 +147,8 @@ class GenerationParameters(BaseModel):
     """png, jpeg or webp."""
     quality: Annotated[Quality, Field(strict=False)] | None = None
     """exact, or fast: several times as fast and lossy, where the pool allows it. The pool's default when absent."""
+    embed_parameters: Annotated[EmbedParameters, Field(strict=False)] | None = None
+    """What the image file says of the task: all, noPrompt or none. Absent, and at most, what the pool is set to."""
     metadata: Annotated[
         dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_check_entry_count)
     ] = Field(default_factory=dict, json_schema_extra={"default": {}})

@@ -12,7 +12,7 @@ from fluxpool_contract.folder_address import SCHEME, folder_of
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.retries import DELAY_PATTERN, retry_delays_seconds, retry_group
 from fluxpool_contract.kafka.topics import TopicName, TopicNames
-from fluxpool_contract.messages.task import Quality
+from fluxpool_contract.messages.task import EmbedParameters, Quality
 from fluxpool_contract.settings.environment import EnvironmentSettings
 from fluxpool_contract.text_rules import (
     S3_URL_PATTERN,
@@ -134,6 +134,15 @@ class StorageSettings(BaseModel):
         return folder_of(self.url) if self.url.startswith(SCHEME) else None
 
 
+class ImageSettings(BaseModel):
+    """What image files say of themselves, beside their pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    embed_parameters: EmbedParameters = EmbedParameters.NO_PROMPT
+    """all, noPrompt or none: the most that a file says of its task. Tasks may ask for less."""
+
+
 class Lane(BaseModel):
     """A topic that a pool serves in a consumer group of its own."""
 
@@ -194,6 +203,7 @@ class WorkerSettings(EnvironmentSettings):
     kafka: KafkaConnection
     storage: StorageSettings
     model: ModelSettings = ModelSettings()
+    image: ImageSettings = ImageSettings()
     topics: TopicNames = TopicNames()
     consumer_group: GroupId = DEFAULT_CONSUMER_GROUP
     """Group of the first lane; every further lane adds its name: `flux-worker-group-vip`."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Final, Self
 from pydantic import Field, ValidationError
 
 from fluxpool_contract.problems import FieldProblem, explain
+from fluxpool_operator.api.image import ImageSpec
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.kubernetes_types import Labels
 from fluxpool_operator.api.model import ModelSpec
@@ -75,6 +76,8 @@ class FluxWorkerPoolSpec(ApiModel):
     """Retry policy of failed tasks."""
     storage: StorageSpec
     """Storage of the generated images."""
+    image: ImageSpec = ImageSpec()
+    """Contents of the image files beside the pixels."""
     worker: WorkerSpec
     """Pod template of the workers."""
     disruption: DisruptionSpec = DisruptionSpec()

@@ -13,7 +13,14 @@ from pydantic import SecretStr, ValidationError
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_contract.problems import FieldProblem, explain
-from fluxpool_contract.settings import Lane, ModelSettings, QualitySettings, StorageSettings, WorkerSettings
+from fluxpool_contract.settings import (
+    ImageSettings,
+    Lane,
+    ModelSettings,
+    QualitySettings,
+    StorageSettings,
+    WorkerSettings,
+)
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
@@ -59,6 +66,7 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
                 offline=spec.model.cache.is_read_only,
                 quality=quality,
             ),
+            image=ImageSettings(embed_parameters=spec.image.embed_parameters),
             topics=topic_names(spec.kafka),
             consumer_group=spec.kafka.consumer_group,
             lanes=lanes(spec.kafka),

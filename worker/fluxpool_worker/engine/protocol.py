@@ -16,7 +16,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fluxpool_contract.messages import Quality
+from fluxpool_contract.messages import EmbedParameters, Quality
+from fluxpool_worker.marks import DigitalSourceType
 
 FRAME_HEADER: Final = struct.Struct("!I")
 MAX_HEAD_BYTES: Final = 4 * 1024 * 1024
@@ -99,8 +100,10 @@ class GenerationInputs:
     output_format: str = "png"
     """png, jpeg or webp."""
     quality: Quality = Quality.EXACT
+    embed_parameters: EmbedParameters = EmbedParameters.NO_PROMPT
+    """What the image file says of these parameters."""
     embedded: dict[str, str] = field(default_factory=dict)
-    """Further text entries for the image file, such as request_id."""
+    """Further text entries for the image file, such as request_id; those, too, only as `embed_parameters` allows."""
     low_memory: bool = False
     """Draw in the way that needs the least memory, at the cost of time; for a job that ran out of it before."""
 
@@ -116,6 +119,8 @@ class EncodedImage:
     format: ShortText
     content_type: ShortText
     payload: bytes
+    source_type: DigitalSourceType | None = None
+    """What the file's XMP says of the picture; None when it has none."""
 
 
 # agent -> engine

@@ -5,14 +5,14 @@ stores the images, `ending_writer` writes a failure.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, assert_never
 
 import structlog
 
 from fluxpool_contract.kafka import LedgerEntry
-from fluxpool_contract.messages import DecodedTask, GenerationTask, ProgressType, Quality, derive_seed
+from fluxpool_contract.messages import DecodedTask, EmbedParameters, GenerationTask, ProgressType, Quality, derive_seed
 from fluxpool_transport.process import fault_point
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
@@ -84,6 +84,7 @@ class Attempts:
         slots: EngineSlots,
         budgets: Budgets,
         default_quality: Quality,
+        embed_limit: EmbedParameters,
         worker: str,
         progress: ProgressPublisher,
         clock: Clock,
@@ -93,6 +94,7 @@ class Attempts:
         self._slots = slots
         self._budgets = budgets
         self._default_quality = default_quality
+        self._embed_limit = embed_limit
         self._worker = worker
         self._progress = progress
         self._clock = clock
@@ -221,7 +223,12 @@ class Attempts:
                 report(ProgressType.STEP, step=step, total_steps=total_steps)
 
         submitting = self._engine.submit(
-            _inputs(decoded, quality=self._quality(task), low_memory=context.low_memory),
+            _inputs(
+                decoded,
+                quality=self._quality(task),
+                embed_limit=self._embed_limit,
+                low_memory=context.low_memory,
+            ),
             on_started=lambda: report(ProgressType.STARTED),
             on_step=on_step,
             on_device_free=context.slot.release,
@@ -263,7 +270,8 @@ class Attempts:
             steps=_passes(task),
             seconds=generated.timings_ms.get("denoise", 0.0) / 1000,
         )
-        return generated
+        warning = _embeds_less(task, self._embed_limit)
+        return generated if warning is None else replace(generated, warnings=(*generated.warnings, warning))
 
     def _least_seconds(self, task: GenerationTask) -> float:
         """What the task takes on the device at least; 0 when nothing of its size was generated before."""
@@ -290,7 +298,17 @@ def _passes(task: GenerationTask) -> int:
     return task.steps * task.n * (2 if guided else 1)
 
 
-def _inputs(decoded: DecodedTask, *, quality: Quality, low_memory: bool) -> GenerationInputs:
+def _embeds_less(task: GenerationTask, limit: EmbedParameters) -> str | None:
+    """A warning for the result when the image file says less of the task than was asked for."""
+    asked = task.embed_parameters
+    if asked is None or asked.within(limit) is asked:
+        return None
+    return f"embed_parameters: {asked} is more than the pool allows; {limit} was used"
+
+
+def _inputs(
+    decoded: DecodedTask, *, quality: Quality, embed_limit: EmbedParameters, low_memory: bool
+) -> GenerationInputs:
     task = decoded.task
     return GenerationInputs(
         prompt=task.prompt,
@@ -304,6 +322,7 @@ def _inputs(decoded: DecodedTask, *, quality: Quality, low_memory: bool) -> Gene
         true_cfg_scale=task.true_cfg_scale,
         output_format=task.output_format.value,
         quality=quality,
+        embed_parameters=(task.embed_parameters or embed_limit).within(embed_limit),
         embedded={"request_id": task.request_id},
         low_memory=low_memory,
     )

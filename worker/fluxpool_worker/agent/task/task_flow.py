@@ -78,6 +78,7 @@ class TaskFlow:
             slots=slots,
             budgets=self._budgets,
             default_quality=self._quality.default,
+            embed_limit=settings.image.embed_parameters,
             worker=identity.worker,
             progress=progress,
             clock=clock,
