@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fluxpool_contract.messages.derived import task_digest
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.reservations import (
@@ -91,7 +91,7 @@ class Process:
         try:
             await self.idempotency.once(key, task_digest(body.encode()), write)
         except ProblemError as error:
-            return error.problem.code.value
+            return error.code.value
         return 202
 
 
@@ -176,8 +176,8 @@ async def test_an_unknown_outcome_may_be_repeated_with_the_same_body_alone(
     kafka: Kafka, start: Callable[[], Process]
 ) -> None:
     process = start()
-    unknown = Problem(ProblemCode.QUEUE_UNAVAILABLE, "not confirmed")
-    process.fault = ProblemError(unknown)
+    unknown = ProblemError(ProblemCode.QUEUE_UNAVAILABLE, "not confirmed")
+    process.fault = unknown
     assert await process.submit(ONE) == "queue_unavailable"
     process.fault = None
 
@@ -192,8 +192,8 @@ async def test_an_unknown_outcome_may_be_repeated_with_the_same_body_alone(
 
 async def test_what_was_certainly_not_written_leaves_the_key_free(kafka: Kafka, start: Callable[[], Process]) -> None:
     process = start()
-    full = Problem(ProblemCode.QUEUE_UNAVAILABLE, "full")
-    process.fault = UnwrittenError(ProblemError(full))
+    full = ProblemError(ProblemCode.QUEUE_UNAVAILABLE, "full")
+    process.fault = UnwrittenError(full)
     assert await process.submit(ONE) == "queue_unavailable"
     process.fault = None
     assert await process.submit(TWO) == 202
@@ -204,8 +204,8 @@ async def test_a_certain_refusal_does_not_make_an_earlier_unknown_outcome_known(
     kafka: Kafka, start: Callable[[], Process]
 ) -> None:
     process = start()
-    problem = Problem(ProblemCode.QUEUE_UNAVAILABLE, "")
-    for fault in (ProblemError(problem), UnwrittenError(ProblemError(problem))):
+    problem = ProblemError(ProblemCode.QUEUE_UNAVAILABLE, "")
+    for fault in (problem, UnwrittenError(problem)):
         process.fault = fault
         assert await process.submit(ONE) == "queue_unavailable"
     process.fault = None

@@ -17,13 +17,13 @@ from fluxpool_gateway.http.generation_request import (
     parse_request,
     render_task,
 )
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 
 
-def refusal_of(body: bytes) -> Problem:
+def refusal_of(body: bytes) -> ProblemError:
     with pytest.raises(ProblemError) as caught:
         parse_request(body)
-    return caught.value.problem
+    return caught.value
 
 
 def test_a_task_holds_the_id_and_the_given_fields_alone() -> None:
@@ -123,14 +123,14 @@ def test_a_body_that_outgrows_a_task_with_its_id_is_too_large() -> None:
     outgrows = parse_request(json.dumps(body | {"negative_prompt": "🦶" * 5_000}, ensure_ascii=False).encode())
     with pytest.raises(ProblemError) as caught:
         render_task(outgrows, "r")
-    assert caught.value.problem.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    assert caught.value.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 @pytest.mark.parametrize("key", [b"", b"a b", b"\xe4", b"x" * 256, b"a\x00"])
 def test_a_malformed_idempotency_key_is_refused_by_name(key: bytes) -> None:
     with pytest.raises(ProblemError, match="Idempotency-Key") as caught:
         check_idempotency_key(key)
-    assert caught.value.problem.status == HTTPStatus.BAD_REQUEST
+    assert caught.value.status == HTTPStatus.BAD_REQUEST
 
 
 def test_fields_with_a_second_name_have_the_limits_of_the_contract() -> None:
@@ -159,6 +159,6 @@ def test_a_quality_that_the_pools_allow_is_taken(body: bytes, allowed: tuple[Qua
 def test_a_quality_that_no_pool_allows_is_refused_with_those_that_are_allowed() -> None:
     with pytest.raises(ProblemError) as caught:
         check_quality(parse_request(b'{"prompt":"a","quality":"fast"}'), (Quality.EXACT,))
-    problem = caught.value.problem
+    problem = caught.value
     assert problem.status == HTTPStatus.UNPROCESSABLE_ENTITY
     assert [str(field) for field in problem.fields] == ["quality: fast is not allowed here; use exact, or leave it out"]

@@ -26,7 +26,7 @@ from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
-from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTasks, TaskLookup
+from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
 
@@ -92,7 +92,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
     )
     engine = open_writer(settings.database_file)
     migrate(engine, settings.database_file)
-    store = AsyncTaskStore(TaskStoreReader(settings.database_file))
+    store = TaskStoreReader(settings.database_file)
     (folder / "images" / KEY).parent.mkdir(parents=True)
     (folder / "images" / KEY).write_bytes(IMAGE)
     app = build_application(settings, on_failure=lambda: None)

@@ -99,50 +99,54 @@ def apply(store: TaskStoreWriter, changes: Sequence[Change]) -> list[Quarantined
         (seen("bad", body=object()), "Error binding parameter"),  # type: ignore[arg-type]  # the driver fails
     ],
 )
-def test_a_record_that_cannot_be_applied_is_passed_over_alone(
+async def test_a_record_that_cannot_be_applied_is_passed_over_alone(
     store: TaskStoreWriter, reader: TaskStoreReader, bad: Change, reason: str | None
 ) -> None:
     good = [seen(f"t{number}") for number in range(20)]
     refused = apply(store, [*good[:7], bad, *good[7:]])
     assert [item.offset for item in refused] == ([] if reason is None else [7])
     assert all(reason is not None and reason in item.reason for item in refused)
-    assert all(reader.find(f"t{number}") is not None for number in range(20))
+    assert all([await reader.find(f"t{number}") is not None for number in range(20)])
     assert store.positions() == {(TOPIC, 0): LogPosition(21, "id")}
-    assert reader.quarantine().count == len(refused)
+    assert (await reader.quarantine()).count == len(refused)
 
 
-def test_every_record_of_a_batch_may_be_bad(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+async def test_every_record_of_a_batch_may_be_bad(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
     assert len(apply(store, [moving("bad", total_steps=10**20)] * 50)) == 50
-    assert reader.quarantine().count == 50
-    assert reader.find("bad") is None
+    assert (await reader.quarantine()).count == 50
+    assert await reader.find("bad") is None
 
 
-def test_a_bad_record_leaves_the_other_records_of_its_task(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+async def test_a_bad_record_leaves_the_other_records_of_its_task(
+    store: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
     apply(store, [seen("one"), moving("one", total_steps=10**20), moving("one", total_steps=28)])
-    found = reader.find("one")
+    found = await reader.find("one")
     assert found is not None
     assert (found.status, found.total_steps) == (TaskStatus.RUNNING, 28)
 
 
-def test_a_record_that_was_not_readable_is_kept_with_its_place_reason_and_time(
+async def test_a_record_that_was_not_readable_is_kept_with_its_place_reason_and_time(
     store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     record = QuarantinedRecord(topic=TOPIC, partition=3, offset=9, reason="a\x1b[2J\nb" + "x" * 1000, at_ms=7)
     store.apply([], {(TOPIC, 3): LogPosition(10)}, passed_over=[record], now_ms=7)
-    latest = reader.quarantine().latest
+    latest = (await reader.quarantine()).latest
     assert latest is not None
     assert (latest.topic, latest.partition, latest.offset, latest.at_ms) == (TOPIC, 3, 9, 7)
     assert latest.reason.startswith(r"a\x1b[2J\nbxxx")
     assert len(latest.reason) == 300
 
 
-def test_the_same_record_counts_once_however_often_it_is_read(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+async def test_the_same_record_counts_once_however_often_it_is_read(
+    store: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
     for _ in range(3):
         apply(store, [moving("bad", total_steps=10**20)])
-    assert reader.quarantine().count == 1
+    assert (await reader.quarantine()).count == 1
 
 
-def test_the_rows_of_passed_over_records_are_bounded_and_their_count_is_not(
+async def test_the_rows_of_passed_over_records_are_bounded_and_their_count_is_not(
     file: Path, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     records = [
@@ -154,10 +158,10 @@ def test_the_rows_of_passed_over_records_are_bounded_and_their_count_is_not(
     with closing(sqlite3.connect(file)) as connection:
         kept = connection.execute('SELECT count(*), min("offset") FROM quarantined_record').fetchone()
     assert kept == (MAX_QUARANTINED_RECORDS, 5)
-    assert reader.quarantine().count == MAX_QUARANTINED_RECORDS + 5
+    assert (await reader.quarantine()).count == MAX_QUARANTINED_RECORDS + 5
 
 
-def test_a_fault_of_the_database_is_none_of_a_record_and_saves_nothing(
+async def test_a_fault_of_the_database_is_none_of_a_record_and_saves_nothing(
     file: Path, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     with closing(sqlite3.connect(file)) as connection:
@@ -165,8 +169,8 @@ def test_a_fault_of_the_database_is_none_of_a_record_and_saves_nothing(
         with pytest.raises(DatabaseError):
             apply(store, [seen("one")])
         connection.execute("DROP TRIGGER full")
-    assert reader.find("one") is None
-    assert reader.quarantine().count == 0
+    assert await reader.find("one") is None
+    assert (await reader.quarantine()).count == 0
 
 
 def sqlite_error(kind: type[sqlite3.Error], code: int | None) -> Exception:
@@ -198,17 +202,17 @@ def test_faults_of_the_database_are_classified_and_are_never_a_records(error: Ex
     assert not is_record_fault(error)
 
 
-def test_a_topic_that_was_made_again_is_read_from_its_beginning_and_the_tasks_stay(
+async def test_a_topic_that_was_made_again_is_read_from_its_beginning_and_the_tasks_stay(
     store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     apply(store, [seen("old")])
     store.apply([], {("results", 0): LogPosition(4, "other")}, now_ms=7)
     store.forget_positions(TOPIC)
     assert store.positions() == {("results", 0): LogPosition(4, "other")}
-    assert reader.find("old") is not None
+    assert await reader.find("old") is not None
 
 
-def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(file: Path) -> None:
+async def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript(
             "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);"
@@ -229,8 +233,8 @@ def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(file: Pa
     migrate(engine, file)
     store, reader = TaskStoreWriter(engine), TaskStoreReader(file)
     assert store.positions() == {}
-    assert reader.find("old") is not None
-    assert reader.heartbeat() == Heartbeat(pid=7, beat_at_ms=8, caught_up_at_ms=9, lag_records=10)
+    assert await reader.find("old") is not None
+    assert await reader.heartbeat() == Heartbeat(pid=7, beat_at_ms=8, caught_up_at_ms=9, lag_records=10)
     assert apply(store, [seen("new")]) == []
     reader.close()
     engine.dispose()
@@ -260,7 +264,7 @@ def damage_pages(file: Path) -> None:
         raw.write(b"\xa5" * (size - 2 * 4096))
 
 
-def test_a_reader_that_finds_damage_says_so_and_tells_the_projector(
+async def test_a_reader_that_finds_damage_says_so_and_tells_the_projector(
     file: Path, engine: Engine, store: TaskStoreWriter
 ) -> None:
     apply(store, [seen(f"t{number}", body="x" * 4000) for number in range(20)])
@@ -268,7 +272,7 @@ def test_a_reader_that_finds_damage_says_so_and_tells_the_projector(
     damage_pages(file)
     reader = TaskStoreReader(file)
     with pytest.raises(StoreUnavailableError, match=r"is being rebuilt from Kafka: .*tasks\.sqlite is damaged"):
-        reader.find("t1")
+        await reader.find("t1")
     assert take_damage_report(file)
     assert not take_damage_report(file)
     reader.close()
@@ -284,22 +288,22 @@ def test_damage_of_a_file_that_was_replaced_meanwhile_is_no_damage(file: Path, e
     assert not take_damage_report(file)
 
 
-def test_a_reader_follows_the_name_when_the_store_is_built_again(
+async def test_a_reader_follows_the_name_when_the_store_is_built_again(
     file: Path, engine: Engine, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     apply(store, [seen("old")])
-    assert reader.find("old") is not None
+    assert await reader.find("old") is not None
     engine.dispose()
     aside = move_aside(file)
     assert aside is not None
     with pytest.raises(StoreUnavailableError, match="does not exist"):
-        reader.find("old")
+        await reader.find("old")
     again = open_writer(file)
     with pytest.raises(StoreUnavailableError, match=r"being built|does not exist"):
-        reader.find("old")
+        await reader.find("old")
     assert not take_damage_report(file)
     migrate(again, file)
-    assert reader.find("old") is None
+    assert await reader.find("old") is None
     again.dispose()
 
 

@@ -1,5 +1,6 @@
 """The projector's process and its file, with no broker in reach: what is done about damage, loss and a full disk."""
 
+import asyncio
 import json
 import os
 import signal
@@ -57,7 +58,7 @@ class ProjectorProcess:
             nonlocal because
             assert self.process.poll() is None, self.log_path.read_text()
             try:
-                heartbeat = reader.heartbeat()
+                heartbeat = asyncio.run(reader.heartbeat())
             except StoreUnavailableError:
                 return False
             because = None if heartbeat is None else heartbeat.rebuilt_because

@@ -4,7 +4,7 @@ FastAPI serves every route (`http.routes`) but the hot one, which `Submission` a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from fluxpool_contract.bounds import cut_text
-from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, ProblemDocument, ProblemError
+from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, Send, correlation_id_of, find_header
 from fluxpool_gateway.http.routes import Services, router
@@ -26,7 +26,7 @@ from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, ReservationFile
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
-from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTasks, TaskLookup, TaskTopicEnds
+from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
@@ -133,7 +133,7 @@ async def _running(
         deadline_seconds=settings.produce_deadline_seconds,
         on_failure=on_failure,
     )
-    store = AsyncTaskStore(TaskStoreReader(settings.database_file))
+    store = TaskStoreReader(settings.database_file)
     file = settings.database_file
     reservations = Reservations(ReservationFile(file.with_name(file.name + FILE_SUFFIX)))
     ends = TaskTopicEnds(metadata, settings.topics)
@@ -206,7 +206,7 @@ def _with_correlation_id(scope: Scope, send: Send) -> Send:
     return send_with_id
 
 
-def _answer(request: Request, problem: Problem) -> Response:
+def _answer(request: Request, problem: ProblemError) -> Response:
     # Not `request.url`, which takes the Host header for a part of an address and fails where it is none.
     body = problem.render(correlation_id=request.scope["fluxpool.correlation_id"], instance=request.scope["path"])
     return Response(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(problem.headers))
@@ -214,7 +214,7 @@ def _answer(request: Request, problem: Problem) -> Response:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)  # noqa: S101 - it is registered for this class
-    return _answer(request, error.problem)
+    return _answer(request, error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -226,19 +226,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     }.get(status, ProblemCode.INVALID_REQUEST)
     path = cut_text(request.scope["path"], MAX_SHOWN_PATH_BYTES)
     detail = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
-    headers = [(name, "GET, HEAD" if (name, value) == ("Allow", "GET") else value) for name, value in _items(error)]
-    return _answer(request, Problem(code, detail, headers=headers, other_status=status))
-
-
-def _items(error: HTTPException) -> Iterable[tuple[str, str]]:
-    return (error.headers or {}).items()
+    given = dict(error.headers or {})
+    headers = [(name, "GET, HEAD" if (name, value) == ("Allow", "GET") else value) for name, value in given.items()]
+    return _answer(request, ProblemError(code, detail, headers=headers, status=status))
 
 
 async def _on_failure(request: Request, _error: Exception) -> Response:
-    return _answer(
-        request,
-        Problem(
-            ProblemCode.INTERNAL,
-            "the gateway failed on this request; its log says why, under the same x-request-id",
-        ),
-    )
+    detail = "the gateway failed on this request; its log says why, under the same x-request-id"
+    return _answer(request, ProblemError(ProblemCode.INTERNAL, detail))

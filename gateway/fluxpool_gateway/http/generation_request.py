@@ -22,7 +22,7 @@ from fluxpool_contract.messages import (
     format_time,
 )
 from fluxpool_contract.problems import FieldProblem, explain, summarize
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError, invalid_header
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header
 
 MAX_BODY_BYTES: Final = MAX_TASK_BYTES
 MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
@@ -65,7 +65,7 @@ def parse_request(body: bytes) -> GenerationRequest:
     try:
         request: GenerationRequest = _VALIDATE(without_bom(body))
     except ValidationError as error:
-        raise ProblemError(_refusal(error, body)) from None
+        raise _refusal(error, body) from None
     return request
 
 
@@ -76,12 +76,10 @@ def check_quality(request: GenerationRequest, allowed: Collection[Quality]) -> N
     names = " or ".join(quality.value for quality in allowed)
     problem = FieldProblem("quality", f"{request.quality.value} is not allowed here; use {names}, or leave it out")
     raise ProblemError(
-        Problem(
-            ProblemCode.INVALID_REQUEST,
-            summarize([problem]),
-            fields=[problem],
-            other_status=HTTPStatus.UNPROCESSABLE_ENTITY,
-        )
+        ProblemCode.INVALID_REQUEST,
+        summarize([problem]),
+        fields=[problem],
+        status=HTTPStatus.UNPROCESSABLE_ENTITY,
     )
 
 
@@ -94,7 +92,7 @@ def render_task(request: GenerationRequest, request_id: str) -> bytes:
     fields = _SERIALIZE(request, exclude_unset=True, exclude=_NOT_IN_THE_TASK)
     value = b'{"request_id":"%s",%s' % (request_id.encode(), fields[1:])
     if len(value) > MAX_TASK_BYTES:
-        raise ProblemError(body_too_large())
+        raise body_too_large()
     return value
 
 
@@ -136,24 +134,23 @@ def render_headers(
 def check_idempotency_key(raw: bytes) -> str:
     """The key itself; raises `ProblemError` (400) when it is empty, too long or not printable ASCII."""
     if not (0 < len(raw) <= MAX_IDEMPOTENCY_KEY_CHARACTERS and all(0x21 <= byte <= 0x7E for byte in raw)):
-        problem = FieldProblem(
+        raise invalid_header(
             "Idempotency-Key",
             f"must be 1 to {MAX_IDEMPOTENCY_KEY_CHARACTERS} printable ASCII characters without blanks, such as a UUID",
         )
-        raise ProblemError(invalid_header(problem))
     return raw.decode("ascii")
 
 
-def body_too_large() -> Problem:
+def body_too_large() -> ProblemError:
     """The refusal of a body past the limit."""
-    return Problem(
+    return ProblemError(
         ProblemCode.PAYLOAD_TOO_LARGE,
         f"the request may be at most {MAX_BODY_BYTES} bytes long, with its request_id; shorten the prompt",
         headers=[("connection", "close")],
     )
 
 
-def _refusal(error: ValidationError, body: bytes) -> Problem:
+def _refusal(error: ValidationError, body: bytes) -> ProblemError:
     kinds = {item["type"] for item in error.errors(include_url=False, include_context=False, include_input=False)}
     problems = [_http_words(problem) for problem in explain(error, body=body)]
     status, code = None, ProblemCode.INVALID_REQUEST
@@ -163,7 +160,7 @@ def _refusal(error: ValidationError, body: bytes) -> Problem:
         if problems[0].field in {"width", "height"}:
             code = ProblemCode.INVALID_SIZE
         status = HTTPStatus.UNPROCESSABLE_ENTITY
-    return Problem(code, summarize(problems), fields=problems, other_status=status)
+    return ProblemError(code, summarize(problems), fields=problems, status=status)
 
 
 def _http_words(problem: FieldProblem) -> FieldProblem:

@@ -5,7 +5,6 @@ Owns the document, its schema and the closed set of codes. Knows nothing of rout
 
 import json
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, Final, Self
@@ -60,22 +59,25 @@ class ProblemCode(StrEnum):
     INTERNAL = "internal", 500, "The gateway failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One refusal, complete but for the ids of the request it answers."""
+class ProblemError(Exception):
+    """One refusal, complete but for the ids of the request it answers; raised, it ends a route with its document."""
 
-    code: ProblemCode
-    detail: str
-    _: KW_ONLY
-    fields: Sequence[FieldProblem] = ()
-    headers: Sequence[tuple[str, str]] = ()
-    other_status: HTTPStatus | None = None
-    """Instead of the code's own."""
-
-    @property
-    def status(self) -> HTTPStatus:
-        """Of the response."""
-        return self.other_status or self.code.status
+    def __init__(
+        self,
+        code: ProblemCode,
+        detail: str,
+        *,
+        fields: Sequence[FieldProblem] = (),
+        headers: Sequence[tuple[str, str]] = (),
+        status: HTTPStatus | None = None,
+    ) -> None:
+        """`status` in place of the code's own."""
+        self.code = code
+        self.detail = detail
+        self.fields = fields
+        self.headers = headers
+        self.status = status or code.status
+        super().__init__(detail)
 
     def render(self, *, correlation_id: str, instance: str | None = None) -> bytes:
         """The JSON document; `instance` is the path asked for, `correlation_id` the `x-request-id` of the answer."""
@@ -101,22 +103,15 @@ class Problem:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
-def unavailable(code: ProblemCode, detail: str) -> Problem:
+def unavailable(code: ProblemCode, detail: str) -> ProblemError:
     """503 with `Retry-After`: the same request may succeed later."""
-    return Problem(code, detail, headers=[("retry-after", str(RETRY_AFTER_SECONDS))])
+    return ProblemError(code, detail, headers=[("retry-after", str(RETRY_AFTER_SECONDS))])
 
 
-def invalid_header(problem: FieldProblem) -> Problem:
+def invalid_header(name: str, message: str) -> ProblemError:
     """400 for one header."""
-    return Problem(ProblemCode.INVALID_REQUEST, str(problem), fields=[problem])
-
-
-class ProblemError(Exception):
-    """Ends a route with a problem document."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        super().__init__(problem.detail)
+    problem = FieldProblem(name, message)
+    return ProblemError(ProblemCode.INVALID_REQUEST, str(problem), fields=[problem])
 
 
 class FieldProblemDocument(BaseModel):
@@ -136,7 +131,7 @@ class OpenAIError(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """The schema of `Problem.render` for the OpenAPI document; it renders nothing, because it would cost more."""
+    """The schema of `ProblemError.render` for the OpenAPI document; it renders nothing, because it would cost more."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES, body_too_large
-from fluxpool_gateway.http.problem import MEDIA_TYPE, Problem, ProblemCode, unavailable
+from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id_of, find_header
 
 MAX_TARGET_BYTES: Final = 16 * 1024
@@ -43,14 +43,6 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with a time of 0, socket(7)."""
 _SWEPT: Final[WeakSet[ServerState]] = WeakSet()
 """Servers whose connections are swept."""
-
-
-class _RefusedError(Exception):
-    """Ends the parsing of a request; raised in a callback of the parser."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        super().__init__(problem.detail)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -95,7 +87,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             _sweep_regularly(self.server_state, self.loop)
         if full:
             self._refused = True
-            transport.write(self._render(_too_many_connections()))
+            detail = "too many connections are open; close idle ones, or try again"
+            transport.write(self._render(unavailable(ProblemCode.TOO_MANY_CONNECTIONS, detail)))
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -116,14 +109,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         try:
             self._feed(data)
             if self._bare_bytes > MAX_HEAD_BYTES:
-                raise _RefusedError(_head_too_large())
+                raise _head_too_large()
             if self._message_bytes > MAX_MESSAGE_BYTES:
-                raise _RefusedError(body_too_large())
+                raise body_too_large()
         except httptools.HttpParserError as error:
+            # What a callback of the parser raised is only the context of the parser's own error.
             refused = error.__context__
-            self._refuse(refused.problem if isinstance(refused, _RefusedError) else _malformed(error))
-        except _RefusedError as error:
-            self._refuse(error.problem)
+            self._refuse(refused if isinstance(refused, ProblemError) else _malformed(error))
+        except ProblemError as error:
+            self._refuse(error)
         else:
             self._set_deadline()
 
@@ -133,7 +127,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             # The transport sends what is buffered before it closes.
             return self._refusal is not None
         if self._receiving:
-            self._refuse(_incomplete(), more_may_come=False)
+            detail = "the connection was closed before the request was complete; nothing was accepted"
+            self._refuse(ProblemError(ProblemCode.INVALID_REQUEST, detail), more_may_come=False)
             return True
         if self._idle():
             return None
@@ -187,7 +182,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """A part of the request's target."""
         super().on_url(url)
         if len(self.url) > MAX_TARGET_BYTES:
-            raise _RefusedError(_target_too_long())
+            raise ProblemError(
+                ProblemCode.URI_TOO_LONG, f"the address of a request may be at most {MAX_TARGET_BYTES} bytes long"
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which is no header (RFC 9110 section 6.5.1) and is dropped."""
@@ -195,7 +192,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
             self._head_bytes += len(name) + len(value) + 4
             if self._head_bytes > MAX_HEAD_BYTES:
-                raise _RefusedError(_head_too_large())
+                raise _head_too_large()
 
     def on_headers_complete(self) -> None:
         """The head is complete: hand the request to the application, or refuse it."""
@@ -214,7 +211,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._bare_bytes = 0
         self._body_bytes += len(body)
         if self._body_bytes > MAX_BODY_BYTES:
-            raise _RefusedError(body_too_large())
+            raise body_too_large()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -253,7 +250,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _head_without_upgrade(self) -> bytes:
         method = self.parser.get_method()
         if method == b"CONNECT":
-            raise _RefusedError(_malformed("CONNECT is not served here"))
+            raise _malformed("CONNECT is not served here")
         dropped = {b"upgrade", b"connection", b"http2-settings"}
         lines = [b"%s: %s\r\n" % header for header in self.headers if header[0] not in dropped]
         closing = any(
@@ -285,7 +282,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         else:
             self._deadline = math.inf
 
-    def _refuse(self, problem: Problem, *, more_may_come: bool = True) -> None:
+    def _refuse(self, problem: ProblemError, *, more_may_come: bool = True) -> None:
         """Answer the request being received with a problem, after those before it, and close the connection."""
         answer = self._render(problem)
         self._refused = True
@@ -323,7 +320,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _render(self, problem: Problem) -> bytes:
+    def _render(self, problem: ProblemError) -> bytes:
         """The whole answer of a refusal that no route makes."""
         headers = self.headers if self._receiving else ()
         correlation_id = correlation_id_of(find_header(headers, CORRELATION_ID_HEADER))
@@ -343,58 +340,32 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 
 def _check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises `_RefusedError` for a request that HTTP/1.1 does not allow or whose body is too large."""
+    """Raises `ProblemError` for a request that HTTP/1.1 does not allow or whose body is too large."""
     if version not in {"1.1", "1.0"}:
-        raise _RefusedError(_malformed(f"HTTP/{version} is not spoken here, only HTTP/1.1 and HTTP/1.0"))
+        raise _malformed(f"HTTP/{version} is not spoken here, only HTTP/1.1 and HTTP/1.0")
     hosts = 0
     for name, value in headers:
         if name == b"host":
             hosts += 1
         elif name == b"content-length" and int(value) > MAX_BODY_BYTES:
-            raise _RefusedError(body_too_large())
+            raise body_too_large()
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         # RFC 9112 section 3.2.
-        raise _RefusedError(_malformed("an HTTP/1.1 request has exactly one Host header"))
+        raise _malformed("an HTTP/1.1 request has exactly one Host header")
 
 
-def _malformed(reason: object) -> Problem:
-    return Problem(
-        ProblemCode.INVALID_REQUEST,
-        f"this is not a valid HTTP request: {reason}",
-    )
+def _malformed(reason: object) -> ProblemError:
+    return ProblemError(ProblemCode.INVALID_REQUEST, f"this is not a valid HTTP request: {reason}")
 
 
-def _incomplete() -> Problem:
-    return Problem(
-        ProblemCode.INVALID_REQUEST,
-        "the connection was closed before the request was complete; nothing was accepted",
-    )
+def _timed_out(part: str, seconds: float) -> ProblemError:
+    detail = f"the {part} of the request did not arrive within {seconds:g} s; nothing was accepted"
+    return ProblemError(ProblemCode.REQUEST_TIMEOUT, detail)
 
 
-def _timed_out(part: str, seconds: float) -> Problem:
-    return Problem(
-        ProblemCode.REQUEST_TIMEOUT,
-        f"the {part} of the request did not arrive within {seconds:g} s; nothing was accepted",
-    )
-
-
-def _target_too_long() -> Problem:
-    return Problem(
-        ProblemCode.URI_TOO_LONG,
-        f"the address of a request may be at most {MAX_TARGET_BYTES} bytes long",
-    )
-
-
-def _head_too_large() -> Problem:
-    return Problem(
-        ProblemCode.HEADERS_TOO_LARGE,
-        f"the headers of a request may be at most {MAX_HEAD_BYTES} bytes long, all together",
-    )
-
-
-def _too_many_connections() -> Problem:
-    detail = "too many connections are open; close idle ones, or try again"
-    return unavailable(ProblemCode.TOO_MANY_CONNECTIONS, detail)
+def _head_too_large() -> ProblemError:
+    detail = f"the headers of a request may be at most {MAX_HEAD_BYTES} bytes long, all together"
+    return ProblemError(ProblemCode.HEADERS_TOO_LARGE, detail)
 
 
 def _sweep_regularly(state: ServerState, loop: asyncio.AbstractEventLoop) -> None:

@@ -11,9 +11,8 @@ from typing import Final
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.task_store import Quarantine
-from fluxpool_gateway.tasks.lookup import AsyncTaskStore
 from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
 READ_INTERVAL_SECONDS: Final = 1.0
@@ -91,13 +90,13 @@ class BrokerWatch:
         return PartReadiness(ready=True, detail="a broker knows the task topics")
 
 
-async def read_readiness(watch: BrokerWatch, store: AsyncTaskStore) -> Readiness:
+async def read_readiness(watch: BrokerWatch, store: TaskStoreReader) -> Readiness:
     """The state of every part now."""
     parts = {"queue": watch.readiness(), "projection": await _projection(store, now_ms=time.time_ns() // 1_000_000)}
     return Readiness(ready=all(part.ready for part in parts.values()), parts=parts)
 
 
-async def _projection(store: AsyncTaskStore, *, now_ms: int) -> PartReadiness:
+async def _projection(store: TaskStoreReader, *, now_ms: int) -> PartReadiness:
     try:
         heartbeat = await store.heartbeat()
         quarantine = await store.quarantine()

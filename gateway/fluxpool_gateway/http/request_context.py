@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from fluxpool_contract.messages import REQUEST_ID, new_request_id
-from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, Problem
+from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, ProblemError
 
 RawPairs = Iterable[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -51,7 +51,7 @@ async def send_accepted(send: Send, *, request_id: str, base: str, correlation_i
     await _send(send, 202, b"application/json", body, [(CORRELATION_ID_HEADER, correlation_id.encode()), *extra])
 
 
-async def send_problem(send: Send, problem: Problem, *, correlation_id: str, instance: str) -> None:
+async def send_problem(send: Send, problem: ProblemError, *, correlation_id: str, instance: str) -> None:
     """The problem document; `instance` is the path of the request."""
     body = problem.render(correlation_id=correlation_id, instance=instance)
     extra = [(name.encode(), value.encode("latin-1", "replace")) for name, value in problem.headers]

@@ -17,7 +17,6 @@ from fluxpool_contract.messages import MAX_IMAGES
 from fluxpool_gateway.http.generation_request import GenerationRequest
 from fluxpool_gateway.http.problem import (
     RETRY_AFTER_SECONDS,
-    Problem,
     ProblemCode,
     ProblemDocument,
     ProblemError,
@@ -26,7 +25,8 @@ from fluxpool_gateway.http.problem import (
 from fluxpool_gateway.http.readiness import BrokerWatch, Readiness, read_readiness
 from fluxpool_gateway.http.request_context import base_url, find_header
 from fluxpool_gateway.http.submission import PATH
-from fluxpool_gateway.tasks.lookup import AsyncTaskStore, RecentTask, TaskLookup
+from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import TaskView, read_result
 from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 
@@ -47,7 +47,7 @@ class Services:
     """What the routes of one process work with; in the application's state while it runs."""
 
     lookup: TaskLookup
-    store: AsyncTaskStore
+    store: TaskStoreReader
     watch: BrokerWatch
     objects: ObjectStore
     public_url: str | None
@@ -163,19 +163,23 @@ async def get_image(
 ) -> Response:
     """The file exactly as the worker stored it."""
     if index not in _IMAGE_INDEXES:
-        raise ProblemError(_no_image(f"images are numbered from 0 to {MAX_IMAGES - 1}"))
+        raise ProblemError(ProblemCode.NOT_FOUND, f"images are numbered from 0 to {MAX_IMAGES - 1}")
     found = await services.lookup.find(request_id)
     if isinstance(found, RecentTask) or found.result is None:
-        raise ProblemError(_not_finished(request_id))
+        raise ProblemError(
+            ProblemCode.NOT_FINISHED,
+            f"task {request_id} is not finished; ask again later",
+            headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
+        )
     result = read_result(found)
     if result is None:
-        raise ProblemError(_no_image(f"the result of task {request_id} cannot be read"))
+        raise ProblemError(ProblemCode.NOT_FOUND, f"the result of task {request_id} cannot be read")
     if not result.images:
-        raise ProblemError(_no_images(f"task {request_id} {found.status} and has no images"))
+        raise ProblemError(ProblemCode.NO_IMAGES, f"task {request_id} {found.status} and has no images")
     image = next((image for image in result.images if str(image.index) == index), None)
     if image is None:
         detail = f"task {request_id} has no image {index}, only 0 to {len(result.images) - 1}"
-        raise ProblemError(_no_image(detail))
+        raise ProblemError(ProblemCode.NOT_FOUND, detail)
     headers = {"cache-control": IMAGE_CACHE_CONTROL, "x-content-type-options": "nosniff"}
     if _SHA256.fullmatch(image.sha256):
         etag = headers["etag"] = f'"{image.sha256}"'
@@ -183,7 +187,7 @@ async def get_image(
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     payload = await _stored(services.objects, image.object)
     if payload is None:
-        raise ProblemError(_no_image(f"image {index} of task {request_id} is not stored, or no longer"))
+        raise ProblemError(ProblemCode.NOT_FOUND, f"image {index} of task {request_id} is not stored, or no longer")
     media_type = image.content_type if image.content_type in _MEDIA_TYPES else "application/octet-stream"
     return Response(payload, media_type=media_type, headers=headers)
 
@@ -196,7 +200,7 @@ async def _stored(objects: ObjectStore, key: str) -> bytes | None:
         return await objects.get(key)
     except StorageUnavailableError as error:
         detail = "the image cannot be read at the moment; ask again"
-        raise ProblemError(unavailable(ProblemCode.STORAGE_FAILED, detail)) from error
+        raise unavailable(ProblemCode.STORAGE_FAILED, detail) from error
 
 
 @router.get("/healthz", summary="Whether the process is alive")
@@ -223,19 +227,3 @@ def _matches(if_none_match: str | None, etag: str) -> bool:
         return False
     candidates = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}
     return etag in candidates or "*" in candidates
-
-
-def _not_finished(request_id: str) -> Problem:
-    return Problem(
-        ProblemCode.NOT_FINISHED,
-        f"task {request_id} is not finished; ask again later",
-        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
-    )
-
-
-def _no_images(detail: str) -> Problem:
-    return Problem(ProblemCode.NO_IMAGES, detail)
-
-
-def _no_image(detail: str) -> Problem:
-    return Problem(ProblemCode.NOT_FOUND, detail)

@@ -28,7 +28,7 @@ from fluxpool_gateway.http.generation_request import (
     render_headers,
     render_task,
 )
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError, invalid_header, unavailable
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header, unavailable
 from fluxpool_gateway.http.request_context import Send, base_url, correlation_id_of, send_accepted, send_problem
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
@@ -114,15 +114,15 @@ class Submission:
         try:
             _read_headers(scope["headers"], into=headers)
             if scope["method"] != "POST":
-                raise ProblemError(_method_not_allowed(scope["method"]))
+                raise _method_not_allowed(scope["method"])
             request_id = await self._submit(headers, receive)
         except _ClientGoneError:
             return
         except ProblemError as error:
-            problem = error.problem
+            problem = error
         except Exception:  # any failure must be answered, or the client waits for ever
             logger.exception("submission_failed")
-            problem = _internal()
+            problem = ProblemError(ProblemCode.INTERNAL, f"the gateway failed on this request; {_UNKNOWN_OUTCOME}")
         else:
             base = base_url(public_url=self._public_url, scheme=scope["scheme"], host=headers.host)
             correlation_id = request_id if headers.x_request_id is None else correlation_id_of(headers.x_request_id)
@@ -161,8 +161,7 @@ class Submission:
         topic = self._topics[request.priority]
         partitions = self._partition_counts(topic)
         if not partitions:
-            problem = _unavailable(f"the topic {topic} is not known yet or no broker answers; try again")
-            raise UnwrittenError(ProblemError(problem))
+            raise UnwrittenError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))
         accepted_at = datetime.fromtimestamp(time.time(), UTC)
         work = request.relative_work
         trace = ((TRACEPARENT, headers.traceparent), (TRACESTATE, headers.tracestate))
@@ -177,10 +176,9 @@ class Submission:
             )
         except DeliveryError as error:
             if error.failure is DeliveryFailure.QUEUE_FULL:
-                answer = ProblemError(_unavailable(f"{error}; nothing was accepted, try again"))
-                raise UnwrittenError(answer) from error
+                raise UnwrittenError(_unavailable(f"{error}; nothing was accepted, try again")) from error
             reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
-            raise ProblemError(_unavailable(reason)) from error
+            raise _unavailable(reason) from error
         self._partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
         self._recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value)
 
@@ -195,7 +193,7 @@ def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) 
                 twice = name.decode().title()
             setattr(into, field, value)
     if twice is not None:
-        raise ProblemError(invalid_header(FieldProblem(twice, "is given more than once")))
+        raise invalid_header(twice, "is given more than once")
 
 
 def _check_content_type(raw: bytes | None) -> None:
@@ -203,12 +201,10 @@ def _check_content_type(raw: bytes | None) -> None:
         return
     if raw.partition(b";")[0].strip().lower() != b"application/json":
         raise ProblemError(
-            Problem(
-                ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-                f"Content-Type {_shown(raw)} is not understood; send application/json",
-                fields=[FieldProblem("Content-Type", "must be application/json")],
-                headers=[("accept", "application/json")],
-            )
+            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+            f"Content-Type {_shown(raw)} is not understood; send application/json",
+            fields=[FieldProblem("Content-Type", "must be application/json")],
+            headers=[("accept", "application/json")],
         )
 
 
@@ -217,12 +213,10 @@ def _check_content_encoding(raw: bytes | None) -> None:
     if raw is None or raw.strip().lower() in {b"", b"identity"}:
         return
     raise ProblemError(
-        Problem(
-            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-            f"Content-Encoding {_shown(raw)} is not understood; send the JSON as it is, without this header",
-            fields=[FieldProblem("Content-Encoding", "must be absent: bodies are not unpacked")],
-            headers=[("accept-encoding", "identity")],
-        )
+        ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+        f"Content-Encoding {_shown(raw)} is not understood; send the JSON as it is, without this header",
+        fields=[FieldProblem("Content-Encoding", "must be absent: bodies are not unpacked")],
+        headers=[("accept-encoding", "identity")],
     )
 
 
@@ -246,20 +240,13 @@ async def _read_body(receive: Receive) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _unavailable(detail: str) -> Problem:
+def _unavailable(detail: str) -> ProblemError:
     return unavailable(ProblemCode.QUEUE_UNAVAILABLE, detail)
 
 
-def _method_not_allowed(method: str) -> Problem:
-    return Problem(
+def _method_not_allowed(method: str) -> ProblemError:
+    return ProblemError(
         ProblemCode.METHOD_NOT_ALLOWED,
         f"{method} is not allowed at {PATH}; POST a request, or GET {PATH}/{{request_id}}",
         headers=[("allow", "POST")],
-    )
-
-
-def _internal() -> Problem:
-    return Problem(
-        ProblemCode.INTERNAL,
-        f"the gateway failed on this request; {_UNKNOWN_OUTCOME}",
     )

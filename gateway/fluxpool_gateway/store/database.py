@@ -1,6 +1,7 @@
 """The SQLite file: connections for its one writer and its many readers, and the identity of the file."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,16 +40,8 @@ def _inode(path: str) -> int:
 
 def open_writer(file: Path) -> Engine:
     """The engine of the projector, the one process that writes. Makes the file when it is missing."""
-    engine = _engine(file, mode="rwc")
-
-    @event.listens_for(engine, "connect")
-    def _settings(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL this can lose the last transactions on a power cut, never corrupt; Kafka has them all.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MILLISECONDS}")
-        cursor.close()
+    # With WAL, NORMAL can lose the last transactions on a power cut, never corrupt; Kafka has them all.
+    engine = _engine(file, mode="rwc", pragmas=("journal_mode=WAL", "synchronous=NORMAL"))
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -59,20 +52,20 @@ def open_writer(file: Path) -> Engine:
 
 def open_reader(file: Path) -> Engine:
     """The engine of a server process. Reads only; the file must exist by the time of the first query."""
-    engine = _engine(file, mode="rw")
+    return _engine(file, mode="rw", pragmas=("query_only=ON",))
+
+
+def _engine(file: Path, *, mode: str, pragmas: Sequence[str]) -> Engine:
+    # As a URI, so that a reader that comes first does not make an empty file.
+    url = URL.create("sqlite", database=f"{file.absolute().as_uri()}", query={"mode": mode, "uri": "true"})
+    # `isolation_level` None: Python's own transactions leave schema changes out, so BEGIN is said by us.
+    engine = create_engine(url, connect_args={"isolation_level": None})
 
     @event.listens_for(engine, "connect")
     def _settings(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA query_only=ON")
-        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MILLISECONDS}")
+        for pragma in (*pragmas, f"busy_timeout={_BUSY_TIMEOUT_MILLISECONDS}"):
+            cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     return engine
-
-
-def _engine(file: Path, *, mode: str) -> Engine:
-    # As a URI, so that a reader that comes first does not make an empty file.
-    url = URL.create("sqlite", database=f"{file.absolute().as_uri()}", query={"mode": mode, "uri": "true"})
-    # `isolation_level` None: Python's own transactions leave schema changes out, so BEGIN is said by us.
-    return create_engine(url, connect_args={"isolation_level": None})

@@ -3,7 +3,9 @@
 Owns the check that the path still names the opened file, and the report of damage to the projector.
 """
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar, assert_never
 
@@ -28,6 +30,7 @@ from fluxpool_gateway.store.task_store import (
 
 T = TypeVar("T")
 
+_READER_THREADS: Final = 4
 _FIND_TASK: Final = select(tasks).where(tasks.c.request_id == bindparam("request_id"))
 
 
@@ -36,43 +39,49 @@ class StoreUnavailableError(Exception):
 
 
 class TaskStoreReader:
-    """The servers' side; may be used by several threads. Every method raises `StoreUnavailableError`."""
+    """The servers' side, for an event loop; close it at the end. Every read raises `StoreUnavailableError`."""
 
     def __init__(self, file: Path) -> None:
         """`file` need not exist yet."""
         self._file = file
         self._engine = open_reader(file)
         self._identity: StoreIdentity | None = None
+        self._executor = ThreadPoolExecutor(max_workers=_READER_THREADS, thread_name_prefix="task-store")
 
-    def find(self, request_id: str) -> TaskState | None:
-        """The task with this id."""
+    async def find(self, request_id: str) -> TaskState | None:
+        """The task with this id as far as it is projected."""
 
         def read(connection: Connection) -> TaskState | None:
             row = connection.execute(_FIND_TASK, {"request_id": request_id}).mappings().first()
             return None if row is None else to_state(row)
 
-        return self._read(read)
+        return await self._read(read)
 
-    def positions(self) -> dict[Position, LogPosition]:
+    async def positions(self) -> dict[Position, LogPosition]:
         """The next position that the projector will read, of every partition that it ever read."""
-        return self._read(read_positions)
+        return await self._read(read_positions)
 
-    def heartbeat(self) -> Heartbeat | None:
+    async def heartbeat(self) -> Heartbeat | None:
         """What the projector last said of itself; None when none ever ran."""
-        return self._read(read_heartbeat)
+        return await self._read(read_heartbeat)
 
-    def quarantine(self) -> Quarantine:
+    async def quarantine(self) -> Quarantine:
         """The records that the projector passed over."""
-        return self._read(read_quarantine)
+        return await self._read(read_quarantine)
 
     def close(self) -> None:
-        """Close the connections."""
+        """End the threads and the connections."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
         self._engine.dispose()
 
-    def _read(self, read: Callable[[Connection], T]) -> T:
+    async def _read(self, read: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._read_here, read)
+
+    def _read_here(self, read: Callable[[Connection], T]) -> T:
         identity = identity_of(self._file)
         if identity is None:
             raise StoreUnavailableError(f"the store {self._file} does not exist; the projector builds it from Kafka")
+        # Threads may both see the change: to dispose twice costs a connection.
         if identity != self._identity:
             # Open connections go on reading the file that once had this name, for ever.
             self._identity = identity

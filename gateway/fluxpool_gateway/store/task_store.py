@@ -1,11 +1,11 @@
 """Reading and writing the task store; the only place with SQL statements.
 
-One process writes (`TaskStoreWriter`, the projector), any number read (`TaskStoreReader`, in `store.reading`). Both
-block: asynchronous callers use a thread.
+One process writes (`TaskStoreWriter`, the projector) and blocks: it is called in a thread. Any number read, by
+`TaskStoreReader` in `store.reading`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Final
 
@@ -142,11 +142,6 @@ class TaskStoreWriter:
         with self._engine.begin() as connection:
             connection.execute(delete(projected_offsets).where(projected_offsets.c.topic == topic))
 
-    def quarantine(self) -> Quarantine:
-        """What was passed over so far."""
-        with self._engine.connect() as connection:
-            return read_quarantine(connection)
-
     def heartbeat(self) -> Heartbeat | None:
         """The heartbeat of the projector before."""
         with self._engine.connect() as connection:
@@ -154,9 +149,8 @@ class TaskStoreWriter:
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Replace the heartbeat."""
-        row = {name: getattr(heartbeat, name) for name in Heartbeat.__slots__}
         with self._engine.begin() as connection:
-            connection.execute(_SAVE_HEARTBEAT, [{"id": 1, **row}])
+            connection.execute(_SAVE_HEARTBEAT, [{"id": 1, **asdict(heartbeat)}])
 
 
 def _apply_all(
@@ -199,16 +193,7 @@ def _quarantine(connection: Connection, records: Sequence[QuarantinedRecord]) ->
     """Keep the newest; the numbers of those that were removed still tell how many there were."""
     connection.execute(
         insert(quarantined_records).on_conflict_do_nothing(),
-        [
-            {
-                "topic": record.topic,
-                "partition": record.partition,
-                "offset": record.offset,
-                "reason": _printable(record.reason)[:_MAX_REASON_CHARACTERS],
-                "at_ms": record.at_ms,
-            }
-            for record in records
-        ],
+        [{**asdict(record), "reason": _printable(record.reason)[:_MAX_REASON_CHARACTERS]} for record in records],
     )
     newest = select(func.max(quarantined_records.c.number)).scalar_subquery()
     connection.execute(

@@ -16,7 +16,7 @@ import structlog
 
 from fluxpool_contract.messages import task_digest
 from fluxpool_contract.problems import FieldProblem
-from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, Problem, ProblemCode, ProblemError, unavailable
+from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.reservations import (
@@ -49,7 +49,7 @@ NEW_KEY: Final = "use a new key"
 
 
 class TaskStore(Protocol):
-    """The reads of the task store that idempotency needs; `AsyncTaskStore` in production."""
+    """The reads of the task store that idempotency needs; `TaskStoreReader` in production."""
 
     async def find(self, request_id: str) -> TaskState | None:
         """The task with this id as far as it is projected."""
@@ -151,7 +151,7 @@ class Idempotency:
         try:
             await self._once(request_id, digest, write)
         except BaseException as error:
-            unknown = ProblemError(_unavailable("the outcome is unknown"))
+            unknown = _unavailable("the outcome is unknown")
             running.set_exception(error if isinstance(error, ProblemError) else unknown)
             # Nothing may await it: mark the exception as retrieved, or asyncio logs it as lost.
             running.exception()
@@ -191,7 +191,7 @@ class Idempotency:
             if _is_stored(state, digest):
                 settled = RecordState.ACCEPTED
             elif state is not None and verdict is Verdict.GRANTED:
-                raise ProblemError(_conflict("was used for a request that is no longer stored"))
+                raise _conflict("was used for a request that is no longer stored")
             else:
                 # Until the broker answers: a cancellation in mid-write leaves a record that may exist.
                 settled = RecordState.UNKNOWN
@@ -216,21 +216,21 @@ class Idempotency:
                 held = await self._reservations.apply(wanted)
             except ReservationsUnavailableError as error:
                 logger.warning("reservations_unusable", reason=str(error))
-                raise ProblemError(_unavailable("the key cannot be reserved; nothing was accepted")) from error
+                raise _unavailable("the key cannot be reserved; nothing was accepted") from error
             match held.verdict:
                 case Verdict.GRANTED | Verdict.GRANTED_AGAIN:
                     return held.verdict
                 case Verdict.OTHER_IN_PROGRESS:
-                    raise ProblemError(_in_progress())
+                    raise _in_progress()
                 case Verdict.OTHER:
-                    raise ProblemError(_conflict("was used for a request with another body"))
+                    raise _conflict("was used for a request with another body")
                 case Verdict.ACCEPTED:
                     if not await self._is_lost(request_id, accepted_at_ms=held.settled_at_ms):
                         return Verdict.ACCEPTED
                     again = True
                 case Verdict.SAME_IN_PROGRESS:
                     if loop.time() > gives_up_at:
-                        raise ProblemError(_unavailable("an equal request is not answered yet; its outcome is unknown"))
+                        raise _unavailable("an equal request is not answered yet; its outcome is unknown")
                     await asyncio.sleep(_WAIT_INTERVAL_SECONDS)
                 case _:
                     assert_never(held.verdict)
@@ -239,7 +239,7 @@ class Idempotency:
         try:
             return await self._store.find(request_id)
         except StoreUnavailableError as error:
-            raise ProblemError(_unreadable(error)) from error
+            raise _unreadable(error) from error
 
     async def _find_certainly(self, request_id: str, state: TaskState | None) -> TaskState | None:
         """The task in a store that has whatever the reservations lack; `state` is what it had a moment ago."""
@@ -248,10 +248,10 @@ class Idempotency:
                 return state
             await self._barrier()
         except StoreUnavailableError as error:
-            raise ProblemError(_unreadable(error)) from error
+            raise _unreadable(error) from error
         except BarrierNotReachedError as error:
             reason = f"whether this key was used is not known yet ({error}); nothing was accepted"
-            raise ProblemError(_unavailable(reason)) from error
+            raise _unavailable(reason) from error
         return await self._find(request_id)
 
     async def _is_complete(self) -> bool:
@@ -281,7 +281,7 @@ def _is_stored(state: TaskState | None, digest: str) -> bool:
     if state is None or state.body is None:
         return False
     if task_digest(state.body.encode()) != digest:
-        raise ProblemError(_conflict("was used for a request with another body"))
+        raise _conflict("was used for a request with another body")
     return True
 
 
@@ -289,23 +289,19 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _conflict(reason: str) -> Problem:
+def _conflict(reason: str) -> ProblemError:
     problem = FieldProblem("Idempotency-Key", f"{reason}; {NEW_KEY}")
-    return Problem(
-        ProblemCode.IDEMPOTENCY_CONFLICT,
-        str(problem),
-        fields=[problem],
-    )
+    return ProblemError(ProblemCode.IDEMPOTENCY_CONFLICT, str(problem), fields=[problem])
 
 
-def _unreadable(error: StoreUnavailableError) -> Problem:
+def _unreadable(error: StoreUnavailableError) -> ProblemError:
     logger.warning("task_store_unreadable", reason=str(error))
     return _unavailable("the task store cannot be read; nothing was accepted")
 
 
-def _in_progress() -> Problem:
+def _in_progress() -> ProblemError:
     problem = FieldProblem("Idempotency-Key", f"a request with another body and this key is in progress; {NEW_KEY}")
-    return Problem(
+    return ProblemError(
         ProblemCode.IDEMPOTENCY_IN_PROGRESS,
         str(problem),
         fields=[problem],
@@ -313,5 +309,5 @@ def _in_progress() -> Problem:
     )
 
 
-def _unavailable(reason: str) -> Problem:
+def _unavailable(reason: str) -> ProblemError:
     return unavailable(ProblemCode.STORE_UNAVAILABLE, f"{reason}; repeat the request with the same Idempotency-Key")

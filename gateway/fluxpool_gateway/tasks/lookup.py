@@ -3,13 +3,11 @@
 The store first, then what this process accepted itself, then the barrier (`projection.barrier`) and the store again.
 """
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeVar
+from typing import Final
 
 import structlog
 from confluent_kafka import KafkaException
@@ -17,20 +15,17 @@ from confluent_kafka.admin import OffsetSpec
 
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import REQUEST_ID
-from fluxpool_gateway.http.problem import Problem, ProblemCode, ProblemError, unavailable
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.task_state import TaskState
-from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, Position, Quarantine
+from fluxpool_gateway.store.task_store import LogPosition, Position
 from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
-
-T = TypeVar("T")
 
 MAX_RECENT_TASKS: Final = 50_000
 """About 15 MB."""
 MAX_RECENT_SECONDS: Final = 60.0
-_READER_THREADS: Final = 4
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -69,38 +64,6 @@ class RecentTasks:
             del self._tasks[request_id]
             return None
         return task
-
-
-class AsyncTaskStore:
-    """The store's reader for an event loop; close it at the end."""
-
-    def __init__(self, reader: TaskStoreReader) -> None:
-        self._reader = reader
-        self._executor = ThreadPoolExecutor(max_workers=_READER_THREADS, thread_name_prefix="task-store")
-
-    async def find(self, request_id: str) -> TaskState | None:
-        """The task with this id as far as it is projected."""
-        return await self._run(lambda: self._reader.find(request_id))
-
-    async def positions(self) -> Mapping[Position, LogPosition]:
-        """How far the projector is."""
-        return await self._run(self._reader.positions)
-
-    async def quarantine(self) -> Quarantine:
-        """The records that the projector passed over."""
-        return await self._run(self._reader.quarantine)
-
-    async def heartbeat(self) -> Heartbeat | None:
-        """What the projector last said of itself."""
-        return await self._run(self._reader.heartbeat)
-
-    def close(self) -> None:
-        """End the threads and the connections."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._reader.close()
-
-    async def _run(self, read: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, read)
 
 
 class TaskTopicEnds:
@@ -143,7 +106,7 @@ class TaskTopicEnds:
 class TaskLookup:
     """Finds tasks by their id."""
 
-    def __init__(self, *, store: AsyncTaskStore, recent: RecentTasks, barrier: ProjectionBarrier) -> None:
+    def __init__(self, *, store: TaskStoreReader, recent: RecentTasks, barrier: ProjectionBarrier) -> None:
         self._store = store
         self._recent = recent
         self._barrier = barrier
@@ -154,28 +117,28 @@ class TaskLookup:
         Raises `ProblemError`: 404 when it certainly was never accepted, 503 while that cannot be known.
         """
         if not REQUEST_ID.fullmatch(request_id):
-            raise ProblemError(_not_found(request_id))
+            raise _not_found(request_id)
         try:
             found = await self._store.find(request_id) or self._recent.get(request_id)
             if found is None:
                 await self._barrier.passed()
                 found = await self._store.find(request_id)
         except BarrierNotReachedError as error:
-            raise ProblemError(_unknown(f"whether there is a task {request_id} is not known yet ({error})")) from error
+            raise _unknown(f"whether there is a task {request_id} is not known yet ({error})") from error
         except StoreUnavailableError as error:
             logger.warning("task_store_unreadable", reason=str(error))
-            raise ProblemError(_unknown("the task store cannot be read, or is being rebuilt")) from error
+            raise _unknown("the task store cannot be read, or is being rebuilt") from error
         if found is None:
-            raise ProblemError(_not_found(request_id))
+            raise _not_found(request_id)
         return found
 
 
-def _not_found(request_id: str) -> Problem:
-    return Problem(
+def _not_found(request_id: str) -> ProblemError:
+    return ProblemError(
         ProblemCode.NOT_FOUND,
         f"there is no task {request_id[:128]!r}; it was never accepted here, or its records are deleted by now",
     )
 
 
-def _unknown(reason: str) -> Problem:
+def _unknown(reason: str) -> ProblemError:
     return unavailable(ProblemCode.STORE_UNAVAILABLE, f"{reason}; ask again in a moment")
