@@ -77,6 +77,7 @@ class Inputs:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._digests: dict[tuple[Path, tuple[str, ...]], str] = {}
+        self._imports: dict[Path, frozenset[Path]] = {}
 
     def digest(self, test_file: Path, folders: Iterable[str] = ()) -> str:
         """Of everything that such a test depends on; the same text in another clone has the same digest."""
@@ -102,16 +103,22 @@ class Inputs:
             path = waiting.pop()
             if path not in found:
                 found.add(path)
-                waiting += [module for name in imported_names(path) if (module := self._module(name))]
+                waiting += self._imports_of(path)
         return found
 
-    def _module(self, name: str) -> Path | None:
-        place = Path(*name.split("."))
-        for folder in (path for path in self._root.iterdir() if path.is_dir()):
-            for candidate in (folder / place.with_suffix(".py"), folder / place / "__init__.py"):
-                if candidate.is_file():
-                    return candidate
-        return None
+    def _imports_of(self, path: Path) -> frozenset[Path]:
+        """Modules of the tree; each file is parsed once, for all tests that reach it."""
+        if path not in self._imports:
+            modules = (self._modules.get(name) for name in imported_names(path))
+            self._imports[path] = frozenset(module for module in modules if module)
+        return self._imports[path]
+
+    @cached_property
+    def _modules(self) -> dict[str, Path]:
+        """Every module of the tree by its dotted name below its room."""
+        rooms = [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        found = sorted((file.relative_to(room), file) for room in rooms for file in room.rglob("*.py"))
+        return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): file for name, file in found}
 
     def _hash(self, files: Iterable[Path]) -> str:
         whole = hashlib.sha256(f"{sys.version} {sys.platform}".encode())
