@@ -1,16 +1,50 @@
 """Which tests share a process under `pytest -n 2`: those of a file, and all on the control plane."""
 
-from typing import Final
+from typing import Any, Final
 
 from xdist.scheduler import LoadScopeScheduling
 
 ONE_PROCESS: Final = "tests/cluster/"
 """A control plane of its own for each process would cost more than the other gains."""
+TEST_SECONDS: Final = {ONE_PROCESS: 10.0, "tests/chaos/": 15.0, "tests/kafka/": 6.0, "tests/chart/": 3.0}
+"""What a test of a folder takes, about; of all others little."""
 
 
 class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
-    """Hands out whole files, those with the most tests first: their fixtures are made once."""
+    """Hands out whole files, the longest first: their fixtures are made once, and all processes end together."""
+
+    def remove_node(self, node: Any) -> str | None:
+        """Return the test that ended its process: it has failed and does not run again; what was behind it does.
+
+        xdist would begin it again, and puts finished files back as well, of which the next process never reports
+        anything: the run would hang.
+        """
+        files = self.assigned_work[node]
+        crashed = next(((tests, test) for tests in files.values() for test, done in tests.items() if not done), None)
+        if crashed:
+            tests, test = crashed
+            tests[test] = True
+        self.assigned_work[node] = {file: tests for file, tests in files.items() if not all(tests.values())}
+        super().remove_node(node)
+        return crashed and crashed[1]
+
+    def _reschedule(self, node: Any) -> None:
+        # A process begins a test when it knows the next one, or that there is none.
+        super()._reschedule(node)
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
+
+    def _assign_work_unit(self, node: Any) -> None:
+        longest = max(self.workqueue, key=lambda file: _seconds(file, self.workqueue[file]))
+        self.workqueue.move_to_end(longest, last=False)
+        super()._assign_work_unit(node)
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return ONE_PROCESS if file.startswith(ONE_PROCESS) else file
+
+
+def _seconds(file: str, tests: dict[str, bool]) -> float:
+    """What is left of a file takes so long."""
+    of_a_test = next((seconds for folder, seconds in TEST_SECONDS.items() if file.startswith(folder)), 0.1)
+    return of_a_test * list(tests.values()).count(False)
