@@ -1,4 +1,4 @@
-"""Cancel commands from the control topic to the tasks that watch for them; and how long denoising steps take."""
+"""Cancel commands of the control topic reach the tasks in progress; estimates of the time of a denoising step."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -53,18 +53,18 @@ def test_a_command_that_comes_before_its_task_is_kept(cancellations: Cancellatio
     assert known(cancellations)
 
 
-def test_a_task_under_way_is_told_once(cancellations: Cancellations) -> None:
-    told: list[str] = []
+def test_a_task_in_progress_is_notified_once(cancellations: Cancellations) -> None:
+    notified: list[str] = []
     with cancellations.watch(TASK) as watch, cancellations.watch(TASK) as copy:
-        watch.on_cancel = lambda: told.append("first")
-        copy.on_cancel = lambda: told.append("second")
+        watch.on_cancel = lambda: notified.append("first")
+        copy.on_cancel = lambda: notified.append("second")
         cancellations.learn(record_of(command("another")))
-        assert told == []
+        assert notified == []
         cancellations.learn(record_of(command()))
         cancellations.learn(record_of(command()))
         assert watch.command is not None
         assert watch.command.requested_by == "ops"
-    assert sorted(told) == ["first", "second"]
+    assert sorted(notified) == ["first", "second"]
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_a_command_can_be_withdrawn(cancellations: Cancellations) -> None:
     ],
     ids=["garbage", "incomplete", "list", "header"],
 )
-def test_what_is_no_command_is_let_pass(
+def test_records_that_are_no_commands_are_ignored(
     cancellations: Cancellations, value: bytes, headers: list[tuple[str, bytes]]
 ) -> None:
     cancellations.learn(record_of(value, headers))
     assert len(cancellations) == 0
 
 
-def test_records_that_cannot_be_decoded_withdraw_nothing(cancellations: Cancellations) -> None:
+def test_undecodable_records_withdraw_no_command(cancellations: Cancellations) -> None:
     cancellations.learn(record_of(command()))
     cancellations.learn(lost_records(TopicPartition("control", 0), first=8, last=9, problem="its CRC is wrong"))
     assert known(cancellations)
@@ -126,7 +126,7 @@ def test_old_commands_are_forgotten() -> None:
 SMALL, LARGE = TaskSize(64, Quality.EXACT), TaskSize(128, Quality.EXACT)
 
 
-def test_a_step_is_estimated_by_the_fastest_lately_of_the_same_size() -> None:
+def test_the_estimate_of_a_step_is_the_fastest_recent_one_of_the_same_size() -> None:
     times = StepTimes()
     assert times.least_seconds(size=SMALL, steps=50) == 0
     times.learn(size=SMALL, steps=10, seconds=20)

@@ -1,4 +1,4 @@
-"""The agent's pure decisions beside outcomes: which lane is next, and the records that it publishes."""
+"""Pure decisions of the agent: which lane is next, and the records that it publishes."""
 
 from datetime import UTC, datetime
 
@@ -71,7 +71,7 @@ def test_a_lane_is_always_chosen_when_one_waits(lanes: list[tuple[int, int]], nu
     assert choose_lane(waiting, number=number, now_ms=20_000, wait_limit_seconds=5) in range(len(lanes))
 
 
-def test_a_dead_letter_holds_the_original_untouched_and_says_why() -> None:
+def test_a_dead_letter_has_the_original_bytes_and_the_reason() -> None:
     record = ConsumerRecord(
         topic="tasks",
         partition=3,
@@ -105,7 +105,7 @@ def test_a_dead_letter_holds_the_original_untouched_and_says_why() -> None:
     ("error_class", "retryable"),
     [(ErrorClass.INVALID, False), (ErrorClass.TRANSIENT, True), (ErrorClass.WORKER_FATAL, True)],
 )
-def test_a_failed_result_says_whether_another_try_may_help(error_class: ErrorClass, *, retryable: bool) -> None:
+def test_a_failed_result_says_whether_it_is_retryable(error_class: ErrorClass, *, retryable: bool) -> None:
     failure = Failure(
         error_class=error_class, code=ErrorCode.NOT_FINITE, disposition=Disposition.EXHAUSTED, message="m", attempts=3
     )
@@ -133,7 +133,7 @@ def test_a_stored_failure_is_dead_lettered_again_as_it_was(
     assert failure_of(stored) == failure
 
 
-def test_a_rejected_task_is_nothing_for_people_to_look_at() -> None:
+def test_a_rejected_task_makes_no_dead_letter() -> None:
     failure = Failure(
         error_class=ErrorClass.REJECTED, code=ErrorCode.REJECTED, disposition=Disposition.EXHAUSTED, message="no"
     )
@@ -149,7 +149,7 @@ def test_a_rejected_task_is_nothing_for_people_to_look_at() -> None:
         ("of a newer release", "failed"),
     ],
 )
-def test_the_status_tells_expired_and_canceled_from_failed(error_class: ErrorClass | str, status: str) -> None:
+def test_the_status_distinguishes_expired_and_canceled_from_failed(error_class: ErrorClass | str, status: str) -> None:
     failure = Failure(error_class=error_class, code="x", disposition=Disposition.EXHAUSTED, message="m")
     result = failed_result("r", failure, identity=IDENTITY, completed_at=NOON)
     assert (result.status, result.image_url) == (status, None)
@@ -177,5 +177,5 @@ def test_a_brokers_time_is_when_a_record_arrived_and_never_later_than_it_was_see
     ("timestamp_ms", "waited"),
     [(NOW_MS - 60_000, 60_000), (NOW_MS, 0), (NOW_MS + 1, None), (NOW_MS // 1000, None), (-1, None), (2**63 - 1, None)],
 )
-def test_a_wait_is_only_told_where_the_records_time_can_be_right(timestamp_ms: int, waited: int | None) -> None:
+def test_a_waiting_time_is_reported_only_for_a_plausible_record_time(timestamp_ms: int, waited: int | None) -> None:
     assert waited_ms(timestamp_ms, now_ms=NOW_MS) == waited

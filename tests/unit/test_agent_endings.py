@@ -1,4 +1,4 @@
-"""Every task ends with one result, a dead letter where it failed, and its offset, whatever the store holds of it."""
+"""Every task ends with one result, a dead letter if it failed, and its offset, for every content of the store."""
 
 import hashlib
 import json
@@ -106,7 +106,7 @@ async def test_every_task_ends_with_one_result(bench: FlowBench, manifest: str, 
     assert bench.lane.ends.count("finished") == 1
     assert bench.retries == []
     if claim == "other":
-        # The id is another task's, whose result answers for it.
+        # The id belongs to another task, and the result with this id is that task's.
         assert bench.results == []
         assert [dead_letter.error_code for dead_letter in bench.dead_letters] == ["id-conflict"]
         return
@@ -142,7 +142,7 @@ async def test_a_task_that_may_be_tried_again_has_no_result_yet(bench: FlowBench
 @pytest.mark.parametrize(
     ("claim", "code"), [("absent", "invalid-field"), ("corrupt", "invalid-field"), ("other", "id-conflict")]
 )
-async def test_an_invalid_task_ends_with_a_result_unless_its_id_is_anothers(
+async def test_an_invalid_task_ends_with_a_result_unless_its_id_belongs_to_another_task(
     bench: FlowBench, claim: str, code: str
 ) -> None:
     lay_out(bench, manifest="absent", claim=claim)
@@ -163,7 +163,7 @@ async def test_a_record_without_a_value_is_answered_by_its_key(
     assert [dead_letter.request_id for dead_letter in bench.dead_letters] == [request_id]
 
 
-async def test_a_deletion_of_a_task_that_was_taken_leaves_it_its_own_result(bench: FlowBench) -> None:
+async def test_a_tombstone_does_not_change_the_result_of_a_claimed_task(bench: FlowBench) -> None:
     lay_out(bench, manifest="good", claim="own")
     await bench.run(task_record(None, key=REQUEST_ID.encode()))
     assert bench.results == []
@@ -182,7 +182,7 @@ async def test_a_deletion_of_a_task_that_was_taken_leaves_it_its_own_result(benc
         {"tenant": "another"},
     ],
 )
-async def test_a_claim_chooses_no_other_folder_than_its_tasks(bench: FlowBench, changed: dict[str, str]) -> None:
+async def test_a_claim_with_the_folder_of_another_task_is_not_used(bench: FlowBench, changed: dict[str, str]) -> None:
     bench.store(claim_key(), own_claim(**changed))
     await bench.run(task_record(headers=[attempt(MAX_ATTEMPTS)]))
     assert [result["error"]["code"] for result in bench.results] == ["corrupt-object"]
@@ -195,7 +195,7 @@ async def test_a_claim_chooses_no_other_folder_than_its_tasks(bench: FlowBench, 
         {"result": GenerationResult(request_id="another-task", image_url="x", status=ResultStatus.SUCCESS)},
     ],
 )
-async def test_a_manifest_of_another_task_is_no_answer(bench: FlowBench, changed: dict[str, Any]) -> None:
+async def test_a_manifest_of_another_task_is_not_used(bench: FlowBench, changed: dict[str, Any]) -> None:
     lay_out(bench, manifest="absent", claim="own")
     bench.store(derived.manifest_key(prefix_of(task_record())), good_manifest(**changed))
     await bench.run(task_record(headers=[attempt(MAX_ATTEMPTS)]))
@@ -282,7 +282,7 @@ async def test_an_ending_that_can_never_be_written_releases_its_record_at_the_li
     assert bench.lane.ends == ["released"]
 
 
-async def test_a_stored_failure_without_a_reason_is_answered_all_the_same(bench: FlowBench) -> None:
+async def test_a_stored_failure_without_a_reason_has_a_result(bench: FlowBench) -> None:
     lay_out(bench, manifest="absent", claim="own")
     failed = GenerationResult(request_id=REQUEST_ID, image_url=None, status=ResultStatus.FAILED)
     bench.store(derived.manifest_key(prefix_of(task_record())), good_manifest(result=failed))
@@ -291,7 +291,7 @@ async def test_a_stored_failure_without_a_reason_is_answered_all_the_same(bench:
     assert len(bench.dead_letters) == 1
 
 
-# What topics refuse
+# Records that topics refuse
 
 
 def size_limit(limit_bytes: int, topic: str) -> Any:
@@ -322,7 +322,7 @@ async def test_a_result_that_its_topic_refuses_is_sent_shorter(bench: FlowBench,
 
 
 @pytest.mark.parametrize("topic", ["results", "dead_letters"])
-async def test_a_topic_that_refuses_the_shortest_record_holds_nothing_up(bench: FlowBench, topic: str) -> None:
+async def test_a_topic_that_refuses_the_shortest_record_blocks_no_other_task(bench: FlowBench, topic: str) -> None:
     name = getattr(bench.settings.topics, topic)
     bench.topics.refuses = lambda record: record.topic == name
     await bench.run(task_record(b"no json"))
@@ -358,7 +358,7 @@ async def test_a_record_that_cannot_leave_its_retry_topic_ends_with_a_result(ben
     headers=st.lists(st.tuples(st.text(), st.none() | st.binary()), max_size=4),
     timestamp=st.integers(-(2**63), 2**63 - 1),
 )
-async def test_any_record_is_answered_once(
+async def test_any_record_has_one_result(
     tmp_path: Path, value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]], timestamp: int
 ) -> None:
     bench = FlowBench(tmp_path / hashlib.sha256(repr((value, key, headers, timestamp)).encode()).hexdigest())

@@ -1,4 +1,4 @@
-"""Holds, engine slots and abandoned operations: what a worker waits for, for how long, and in which order."""
+"""Holds, engine slots and abandoned operations: what a worker waits for, how long, and in which order."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ class Away(Exception):  # noqa: N818 - reads as what it is
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -47,7 +47,7 @@ def metrics_of(holds: Holds) -> dict[tuple[str, str], float]:
     }
 
 
-async def test_an_outage_is_a_hold_and_ends_by_itself() -> None:
+async def test_an_outage_is_a_hold_that_ends_with_it() -> None:
     clock = Clock()
     holds = Holds(limit_seconds=100, clock=clock)
     service = Service(clock, failures=2)
@@ -64,7 +64,7 @@ async def test_an_outage_is_a_hold_and_ends_by_itself() -> None:
     assert metrics_of(holds)["fluxpool_held", "kafka"] == 0
 
 
-async def test_other_errors_are_no_outage() -> None:
+async def test_other_errors_are_not_outages() -> None:
     holds = Holds(limit_seconds=100)
 
     async def broken() -> None:
@@ -75,7 +75,7 @@ async def test_other_errors_are_no_outage() -> None:
     assert holds.seconds(HoldCause.DISK) == 0
 
 
-async def test_a_hold_past_its_limit_says_which_setting_it_is() -> None:
+async def test_a_hold_past_its_limit_names_the_setting() -> None:
     clock = Clock()
     holds = Holds(limit_seconds=5, clock=clock)
     service = Service(clock, failures=1000, seconds=3.0)
@@ -147,7 +147,7 @@ def test_an_outage_that_nothing_waited_for_is_remembered_when_it_is_noted() -> N
     assert (holds.causes, holds.seconds(HoldCause.KAFKA)) == (frozenset(), 0)
 
 
-async def test_what_is_done_when_it_is_abandoned_has_its_result() -> None:
+async def test_an_operation_that_ended_before_it_is_abandoned_has_its_result() -> None:
     async def work() -> int:
         return 7
 
@@ -175,12 +175,12 @@ async def test_abandoned_work_is_cancelled() -> None:
 
 
 async def run_ready() -> None:
-    """Let everything run that can."""
+    """Run the event loop until nothing is ready."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-async def test_only_so_many_tasks_have_a_turn_at_a_time() -> None:
+async def test_the_number_of_engine_slots_is_limited() -> None:
     slots = EngineSlots(jobs=2)
     first, second = await slots.acquire(), await slots.acquire()
     third = asyncio.ensure_future(slots.acquire())
@@ -197,7 +197,7 @@ async def test_only_so_many_tasks_have_a_turn_at_a_time() -> None:
     await fourth
 
 
-async def test_one_that_is_alone_goes_first_and_has_nobody_beside_it() -> None:
+async def test_a_task_that_must_be_alone_is_next_and_runs_alone() -> None:
     slots = EngineSlots(jobs=2)
     running = await slots.acquire()
     later = [asyncio.ensure_future(slots.acquire(alone=True))]
@@ -213,7 +213,7 @@ async def test_one_that_is_alone_goes_first_and_has_nobody_beside_it() -> None:
     assert all(task.done() for task in others)
 
 
-async def test_one_that_gives_up_waiting_to_be_alone_lets_the_others_pass() -> None:
+async def test_a_cancelled_wait_to_be_alone_unblocks_the_others() -> None:
     slots = EngineSlots(jobs=2)
     running = await slots.acquire()
     waiting = asyncio.ensure_future(slots.acquire(alone=True))

@@ -1,6 +1,6 @@
-"""The agent's core under random interleavings, and led by hand where chance would take long.
+"""The agent's core under random interleavings, and rare interleavings one by one.
 
-The machine, its rules and the promises that it holds the agent to stand in `kit.agent_machine`.
+`kit.agent_machine` defines the machine, its rules and its invariants.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def machine() -> Iterator[AgentMachine]:
     machine.teardown()
 
 
-def test_a_member_that_was_thrown_out_does_not_set_the_offset_of_an_emptied_group_back(machine: AgentMachine) -> None:
+def test_a_fenced_member_does_not_lower_the_offset_of_an_empty_group(machine: AgentMachine) -> None:
     thrown_out = machine.pods["pod-a"]
     thrown_out.begin()
     machine.loop.run_for()
@@ -43,7 +43,7 @@ def test_a_member_that_was_thrown_out_does_not_set_the_offset_of_an_emptied_grou
     assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 1
 
 
-def test_a_newer_commit_that_an_older_one_overwrote_is_repeated(machine: AgentMachine) -> None:
+def test_a_commit_that_a_late_older_one_overwrote_is_repeated(machine: AgentMachine) -> None:
     pod, partition = machine.pods["pod-a"], TopicPartition(TOPIC, 0)
     machine.a_record_comes(number=0, gap=0, garbage=1)
     for _ in range(2):
@@ -82,7 +82,7 @@ def test_a_marker_behind_the_last_record_is_committed_once_all_before_it_is_done
     assert machine.group.committed_offset(partition) == machine.group.ends[partition] == 3
 
 
-def test_a_position_that_stands_still_is_committed_once(machine: AgentMachine) -> None:
+def test_an_unchanged_position_is_committed_once(machine: AgentMachine) -> None:
     pod, partition = machine.pods["pod-a"], TopicPartition(TOPIC, 1)
     for _ in range(3):
         pod.begin()
@@ -131,9 +131,7 @@ TestAgentMachine.settings = settings(
 
 
 @pytest.mark.parametrize("timestamp_ms", [-1, 0, 1_775_383_200])
-def test_a_record_with_its_producers_time_overtakes_none_that_came_before(
-    machine: AgentMachine, timestamp_ms: int
-) -> None:
+def test_a_producers_timestamp_does_not_change_the_order_of_records(machine: AgentMachine, timestamp_ms: int) -> None:
     pod = machine.pods["pod-a"]
     body = b'{"request_id": "task-3", "prompt": "a city"}'
     sent = OutgoingRecord(topic=TOPIC, key=None, value=body, headers=[])

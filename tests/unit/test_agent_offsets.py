@@ -1,4 +1,4 @@
-"""Commit points and the ledger: no interleaving may commit past unfinished work or send an offset back."""
+"""Commit points and the ledger: no interleaving commits past unfinished work or lowers an offset."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_a_record_that_was_started_is_not_accepted_again() -> None:
         offsets.start(6)
 
 
-def test_what_is_gone_from_the_log_is_passed_over_unless_something_is_in_flight() -> None:
+def test_deleted_records_are_skipped_unless_something_is_in_flight() -> None:
     offsets = PartitionOffsets()
     assert offsets.seek_past_gap(8)
     assert (offsets.commit_point(), offsets.accepts(7), offsets.accepts(8)) == (8, False, True)
@@ -51,7 +51,7 @@ def test_what_is_gone_from_the_log_is_passed_over_unless_something_is_in_flight(
     assert offsets.commit_point() == 9
 
 
-def test_nothing_is_skipped_that_the_group_has_passed_already() -> None:
+def test_offsets_below_the_committed_one_are_not_skipped_again() -> None:
     offsets = PartitionOffsets()
     offsets.advance_to_committed(8)
     assert not offsets.seek_past_gap(8)
@@ -60,7 +60,7 @@ def test_nothing_is_skipped_that_the_group_has_passed_already() -> None:
     assert offsets.commit_point() == 9
 
 
-def test_the_ledger_travels_with_the_offset_and_releases_are_taken_back() -> None:
+def test_the_ledger_is_part_of_the_commit_and_a_release_can_be_withdrawn() -> None:
     offsets = PartitionOffsets()
     offsets.start(7)
     assert decode_ledger(offsets.metadata()) == {}
@@ -73,19 +73,19 @@ def test_the_ledger_travels_with_the_offset_and_releases_are_taken_back() -> Non
     assert offsets.metadata() == encode_ledger({})
 
 
-def test_what_the_group_has_committed_can_be_committed_again_before_anything_is_started() -> None:
+def test_the_committed_offset_can_be_committed_again_before_anything_is_started() -> None:
     offsets = PartitionOffsets()
     offsets.recommits = True
     assert offsets.commit_point() is None
     offsets.advance_to_committed(8)
     assert offsets.commit_point() == 8
-    assert offsets.accepts(3), "a topic made again begins below what was committed"
+    assert offsets.accepts(3), "a recreated topic begins below the committed offset"
     offsets.start(9)
     offsets.finish(9)
     assert offsets.commit_point() == 10
 
 
-def test_what_was_given_up_for_good_is_not_taken_back_by_a_rebalance() -> None:
+def test_an_abandoned_task_is_not_resumed_after_a_rebalance() -> None:
     offsets = PartitionOffsets()
     for offset in (7, 8):
         offsets.start(offset)
@@ -96,7 +96,7 @@ def test_what_was_given_up_for_good_is_not_taken_back_by_a_rebalance() -> None:
     assert decode_ledger(offsets.metadata()) == {7: entry("7", released=True), 8: entry("8")}
 
 
-def test_the_ledger_of_a_release_is_written_in_the_form_others_read() -> None:
+def test_a_released_ledger_has_the_form_that_other_versions_read() -> None:
     text = encode_ledger({12: entry("req", crashes=2, released=True)})
     assert json.loads(text) == {
         "v": 1,
@@ -115,12 +115,12 @@ def test_an_encoded_ledger_fits_the_broker_and_keeps_its_lowest_offsets(entries:
 @pytest.mark.parametrize(
     "metadata", [None, "", "a consumer's own text", "{}", '{"tasks": 1}', '{"tasks": {"x": {}}}', "[]"]
 )
-def test_metadata_of_anybody_else_is_an_empty_ledger(metadata: str | None) -> None:
+def test_metadata_of_other_clients_is_an_empty_ledger(metadata: str | None) -> None:
     assert decode_ledger(metadata) == {}
 
 
 class PartitionMachine(RuleBasedStateMachine):
-    """Random records, finishes in any order, and rebalances that hand out everything uncommitted again."""
+    """Random records, finished in any order, and rebalances that deliver everything uncommitted again."""
 
     @initialize(first=st.integers(0, 5))
     def begin(self, first: int) -> None:
@@ -145,7 +145,7 @@ class PartitionMachine(RuleBasedStateMachine):
                 self.offsets.start(offset)
 
     @rule()
-    def delete_what_nobody_had_done(self) -> None:
+    def delete_records_that_were_not_done(self) -> None:
         log_start = self.log_end - 1
         if log_start > self.committed and not self.offsets.in_flight:
             self.existing = {offset for offset in self.existing if offset >= log_start}
@@ -153,7 +153,7 @@ class PartitionMachine(RuleBasedStateMachine):
             self.position = max(self.position, log_start)
 
     @rule()
-    def skip_what_nobody_can_read(self) -> None:
+    def skip_markers(self) -> None:
         if all(offset < self.position for offset in self.existing):
             self.position = self.log_end
         self.offsets.seek_past_gap(self.position)
@@ -169,7 +169,7 @@ class PartitionMachine(RuleBasedStateMachine):
     def commit(self) -> None:
         commit_point = self.offsets.commit_point()
         if commit_point is not None:
-            assert commit_point >= self.committed, "an offset was sent back"
+            assert commit_point >= self.committed, "an offset was lowered"
             self.committed = commit_point
 
     @rule()

@@ -1,4 +1,4 @@
-"""What a failure means: three budgets that never mix, and an end for every task."""
+"""The outcome of each failure: three separate budgets, and an end for every task."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -44,7 +44,7 @@ WITHOUT_TIERS = Budgets(max_attempts=3, max_crashes=3, retry_tiers=0)
         (FailureKind.CANCELED, 3, Action.RELEASE, ErrorCode.CANCELED, 3, None),
     ],
 )
-def test_a_failed_generation_is_judged_by_kind_and_attempt(  # noqa: PLR0917 - a table's columns
+def test_the_outcome_of_a_failed_generation_depends_on_kind_and_attempt(  # noqa: PLR0917 - a table's columns
     kind: FailureKind, attempt: int, action: Action, code: ErrorCode, next_attempt: int, tier: int | None
 ) -> None:
     verdict = judge_generation(kind, spent=Spent(attempt=attempt, crashes=1), budgets=BUDGETS, low_memory=False)
@@ -52,7 +52,7 @@ def test_a_failed_generation_is_judged_by_kind_and_attempt(  # noqa: PLR0917 - a
     assert verdict.spent == Spent(attempt=next_attempt, crashes=1)
 
 
-def test_a_full_memory_is_tried_once_more_at_once_and_only_then_costs_an_attempt() -> None:
+def test_out_of_memory_is_repeated_at_once_before_it_uses_up_an_attempt() -> None:
     first = judge_generation(FailureKind.OUT_OF_MEMORY, spent=Spent(), budgets=BUDGETS, low_memory=False)
     assert (first.action, first.spent) == (Action.TRY_LOW_MEMORY, Spent())
     second = judge_generation(FailureKind.OUT_OF_MEMORY, spent=Spent(), budgets=BUDGETS, low_memory=True)
@@ -65,7 +65,7 @@ def test_a_lost_device_counts_as_a_crash_and_not_as_an_attempt() -> None:
     assert verdict.spent == Spent(attempt=3, crashes=1)
 
 
-def test_only_a_job_that_had_begun_is_suspected_of_the_engines_death() -> None:
+def test_only_a_started_job_is_suspected_after_an_engine_crash() -> None:
     innocent = judge_engine_death(spent=Spent(crashes=2), budgets=BUDGETS, suspected=False)
     assert (innocent.action, innocent.spent) == (Action.TRY_AGAIN, Spent(crashes=2))
     suspect = judge_engine_death(spent=Spent(crashes=1), budgets=BUDGETS, suspected=True)
@@ -78,7 +78,7 @@ def test_only_a_job_that_had_begun_is_suspected_of_the_engines_death() -> None:
     )
 
 
-def test_without_retry_topics_another_try_is_made_at_once() -> None:
+def test_without_retry_topics_a_task_is_repeated_at_once() -> None:
     failed = judge_generation(FailureKind.ERROR, spent=Spent(), budgets=WITHOUT_TIERS, low_memory=False)
     died = judge_engine_death(spent=Spent(), budgets=WITHOUT_TIERS, suspected=True)
     assert [failed.action, died.action] == [Action.TRY_AGAIN, Action.TRY_AGAIN]
@@ -119,11 +119,11 @@ def test_every_row_of_failures_ends_and_no_budget_is_overdrawn(
             return
         low_memory = verdict.action is Action.TRY_LOW_MEMORY
         spent = verdict.spent
-    raise AssertionError("two hundred failures and no end")
+    raise AssertionError("no end after two hundred failures")
 
 
 @given(st.integers(1, 10), st.integers(1, 8))
-def test_later_attempts_never_wait_on_a_shorter_topic(max_attempts: int, tiers: int) -> None:
+def test_later_attempts_never_have_a_shorter_delay(max_attempts: int, tiers: int) -> None:
     budgets = Budgets(max_attempts=max_attempts, max_crashes=3, retry_tiers=tiers)
     verdicts = [
         judge_attempt(ErrorCode.GENERATION_FAILED, spent=Spent(attempt=attempt), budgets=budgets)
@@ -145,7 +145,7 @@ def test_later_attempts_never_wait_on_a_shorter_topic(max_attempts: int, tiers: 
     ],
     ids=["died", "released", "had-its-images", "this-process", "this-pod-before-its-restart"],
 )
-def test_a_taken_over_task_counts_one_more_crash_unless_its_owner_let_go_of_it(
+def test_a_task_of_a_lost_worker_counts_one_more_crash_unless_it_was_released(
     changes: dict[str, object], crashes: int
 ) -> None:
     fields: dict[str, object] = {"task": "t", "worker": "other", "started_at": 100, "crashes": 1, **changes}
@@ -154,7 +154,7 @@ def test_a_taken_over_task_counts_one_more_crash_unless_its_owner_let_go_of_it(
 
 
 @pytest.mark.parametrize(("outage_ended_at", "crashes"), [(None, 2), (99.0, 2), (100.0, 1), (400.0, 1)])
-def test_a_task_that_was_in_flight_during_an_outage_was_no_crash(outage_ended_at: float | None, crashes: int) -> None:
+def test_a_task_in_flight_during_an_outage_counts_no_crash(outage_ended_at: float | None, crashes: int) -> None:
     entry = LedgerEntry(task="t", worker="other", started_at=100, crashes=1)
     found = inherited_crashes(entry, worker="me", worker_started_at=500, outage_ended_at=outage_ended_at)
     assert found == crashes
@@ -185,7 +185,7 @@ def test_a_task_expires_when_it_cannot_be_in_time(
         assert (verdict.code, verdict.spent) == (ErrorCode.DEADLINE_EXCEEDED, spent)
 
 
-def test_a_canceled_task_ends_as_such_and_costs_nothing() -> None:
+def test_a_canceled_task_uses_up_no_attempt() -> None:
     command = CancelCommand(request_id="r", at=NOON, requested_by="ops", reason="a test")
     failed = expired_or_canceled(NOON, command, now=NOON, spent=Spent(attempt=2, crashes=1))
     assert failed is not None

@@ -1,4 +1,4 @@
-"""Records that brokers refuse or do not acknowledge, without a broker; `tests/kafka` has one."""
+"""Records that brokers reject or do not acknowledge, without a broker; `tests/kafka` uses one."""
 
 import asyncio
 from typing import Any, Self, TypeAlias
@@ -24,7 +24,7 @@ Answer: TypeAlias = BaseException | RecordMetadata | asyncio.Event
 
 
 class ScriptedProducer:
-    """Answers each record with the next of its answers: an error, the place, or nothing until the event is set."""
+    """Answers each record with the next of its answers: an error, the offset, or nothing until the event is set."""
 
     def __init__(self, answers: list[Answer]) -> None:
         self._answers = answers
@@ -69,7 +69,7 @@ class Bench:
 
     @property
     def stopped(self) -> list[bool]:
-        """Of each producer, in the order they were built."""
+        """For each producer, in the order they were built."""
         return [producer.is_stopped for producer in self.producers]
 
     async def __aenter__(self) -> Self:
@@ -93,7 +93,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         [UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed")],
     ],
 )
-async def test_a_record_that_is_refused_is_no_outage(answers: list[Answer]) -> None:
+async def test_a_rejected_record_is_not_an_outage(answers: list[Answer]) -> None:
     async with Bench(answers) as bench:
         with pytest.raises(RecordRefusedError, match="topic results"):
             await bench.publisher.publish(RECORD)
@@ -101,12 +101,12 @@ async def test_a_record_that_is_refused_is_no_outage(answers: list[Answer]) -> N
 
 
 @pytest.mark.parametrize("error", [NotEnoughReplicasError(), UnknownError(), TopicAuthorizationFailedError()])
-async def test_what_may_be_mended_is_sent_again(error: KafkaError) -> None:
+async def test_a_record_is_sent_again_after_an_error_that_can_be_corrected(error: KafkaError) -> None:
     async with Bench([error, ACKED]) as bench:
         assert (await bench.publisher.publish(RECORD)).offset == ACKED.offset
 
 
-async def test_a_topic_that_takes_no_record_refuses_where_there_is_another_way() -> None:
+async def test_a_topic_that_takes_no_record_is_an_error_where_there_is_a_fallback() -> None:
     async with Bench([TopicAuthorizationFailedError()]) as bench:
         with pytest.raises(RecordRefusedError):
             await bench.publisher.publish(RECORD, refusable=True)

@@ -1,4 +1,4 @@
-"""When a record of a retry topic is due, where it goes back to, and what it carries on its way."""
+"""When a record of a retry topic is due, to which topic it returns, and with which headers."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -67,7 +67,7 @@ def test_a_retried_task_carries_its_counts_its_origin_and_its_time() -> None:
     assert (envelope.error_class, envelope.error_code) == ("transient", "not-finite")
 
 
-def test_the_first_offset_on_its_own_topic_and_the_first_sight_stay() -> None:
+def test_the_origin_and_the_first_seen_time_do_not_change() -> None:
     envelope = retried(
         [
             ("fluxpool-origin-topic", b"tasks"),
@@ -81,7 +81,7 @@ def test_the_first_offset_on_its_own_topic_and_the_first_sight_stay() -> None:
 
 
 @pytest.mark.parametrize("named", [b"flux-generation-results", b"tasks-vip", b"retry-15s", b""])
-def test_an_origin_that_the_task_brought_along_is_replaced_by_where_it_was_taken(named: bytes) -> None:
+def test_an_origin_header_of_the_producer_is_replaced(named: bytes) -> None:
     headers = [
         ("fluxpool-origin-topic", named),
         ("fluxpool-origin-partition", b"0"),
@@ -91,7 +91,7 @@ def test_an_origin_that_the_task_brought_along_is_replaced_by_where_it_was_taken
     assert (envelope.origin_topic, envelope.origin_partition, envelope.origin_offset) == ("tasks", 3, 41)
 
 
-def test_a_task_on_its_way_back_waits_for_nothing_more() -> None:
+def test_a_relayed_task_has_no_further_delay() -> None:
     back = due_record(
         record_with([("fluxpool-not-before", b"2026-04-05T12:00:15Z"), ("fluxpool-attempt", b"2")]), topic="tasks"
     )
@@ -110,7 +110,7 @@ def test_a_task_on_its_way_back_waits_for_nothing_more() -> None:
     ],
     ids=["as-it-says", "long-past", "says-nothing", "malformed", "never"],
 )
-def test_a_record_is_due_as_it_says_and_never_later_than_its_topic_lets(
+def test_a_record_is_due_at_its_header_and_never_later_than_its_topics_delay(
     not_before: bytes | None, waits_seconds: float
 ) -> None:
     headers = [] if not_before is None else [("fluxpool-not-before", not_before), ("fluxpool-tenant", b"?!")]
@@ -123,7 +123,7 @@ def test_a_record_is_due_as_it_says_and_never_later_than_its_topic_lets(
 @given(
     st.lists(st.tuples(st.sampled_from(["fluxpool-not-before", "fluxpool-origin-topic", "x"]), st.binary() | st.none()))
 )
-def test_whatever_a_record_says_it_is_due_within_its_delay_with_all_its_jitter(
+def test_any_record_is_due_within_its_delay_and_jitter(
     headers: list[tuple[str, bytes | None]],
 ) -> None:
     due = due_seconds(arrived_seconds=0.0, not_before_seconds=not_before_seconds(headers), delay_seconds=15)
@@ -131,7 +131,7 @@ def test_whatever_a_record_says_it_is_due_within_its_delay_with_all_its_jitter(
     assert origin_topic(headers) != ""
 
 
-def test_a_record_says_where_it_belongs_or_not() -> None:
+def test_the_pool_of_a_record_is_read_from_its_headers() -> None:
     assert origin_topic([("fluxpool-origin-topic", b"tasks-vip"), ("fluxpool-deadline", b"?")]) == "tasks-vip"
     assert origin_topic([("fluxpool-origin-topic", b"a"), ("fluxpool-origin-topic", b"b")]) == "b"
     assert origin_topic([]) is None
@@ -139,7 +139,7 @@ def test_a_record_says_where_it_belongs_or_not() -> None:
 
 
 @given(st.floats(0.001, 1e5), st.floats(0, 1))
-def test_jitter_only_adds_and_not_more_than_a_fifth(delay_seconds: float, jitter: float) -> None:
+def test_jitter_adds_at_most_a_fifth(delay_seconds: float, jitter: float) -> None:
     waits = (due_at(NOON, delay_seconds, jitter=jitter) - NOON).total_seconds()
     assert delay_seconds - 1e-6 <= waits <= delay_seconds * (1 + MAX_JITTER) + 1e-6
 
@@ -154,7 +154,7 @@ def test_jitter_only_adds_and_not_more_than_a_fifth(delay_seconds: float, jitter
         ((), (), ()),
     ],
 )
-def test_the_delay_of_a_retry_topic_is_configured_or_in_its_name_or_by_its_place(
+def test_the_delay_of_a_retry_topic_comes_from_its_setting_its_name_or_its_position(
     topics: tuple[str, ...], configured: tuple[str, ...], delays: tuple[float, ...]
 ) -> None:
     assert retry_delays_seconds(topics, configured) == delays

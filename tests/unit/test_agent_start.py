@@ -1,4 +1,4 @@
-"""The probe of the object store before the first task, and the termination message."""
+"""The probe of the object store at start, and the termination message."""
 
 from pathlib import Path
 from typing import cast
@@ -24,7 +24,7 @@ SETTINGS = WorkerSettings.model_validate(
 
 
 class ScriptedStore:
-    """Its probe ends with these errors, one after the other; then it passes."""
+    """A store whose probe fails with these errors in order, then passes."""
 
     def __init__(self, *errors: StorageUnavailableError) -> None:
         self.errors = list(errors)
@@ -42,14 +42,14 @@ def task_store(*errors: StorageUnavailableError, limit_seconds: float = 100) -> 
 
 
 @pytest.mark.parametrize("error", [ConditionalWritesError("ignores"), StorageCredentialsError("wrong key")])
-async def test_a_store_that_is_configured_wrongly_is_not_waited_for(error: StorageUnavailableError) -> None:
+async def test_a_misconfigured_store_ends_the_start_at_once(error: StorageUnavailableError) -> None:
     store, holds = task_store(error)
     with pytest.raises(type(error), match=str(error)):
         await store.probe(on_trouble=lambda _reason: None)
     assert not holds.causes
 
 
-async def test_a_store_that_is_away_is_waited_for_and_says_so() -> None:
+async def test_the_start_waits_for_an_unavailable_store_and_logs_it() -> None:
     store, holds = task_store(StorageUnavailableError("no route"))
     told: list[str] = []
     await store.probe(on_trouble=told.append)
@@ -57,13 +57,13 @@ async def test_a_store_that_is_away_is_waited_for_and_says_so() -> None:
     assert not holds.causes
 
 
-async def test_a_store_that_stays_away_ends_the_start_at_the_limit_of_holds() -> None:
+async def test_a_store_that_stays_unavailable_ends_the_start_at_the_hold_limit() -> None:
     store, _ = task_store(StorageUnavailableError("no route"), limit_seconds=0)
     with pytest.raises(HoldExpiredError, match="no route"):
         await store.probe(on_trouble=lambda _reason: None)
 
 
-def test_the_reason_of_an_end_is_left_where_kubernetes_looks_for_it(tmp_path: Path) -> None:
+def test_the_reason_of_an_exit_is_written_to_the_termination_message(tmp_path: Path) -> None:
     path = tmp_path / "termination-log"
     path.touch()
     write_termination_message("model '/models/flux': there is no such folder", path=path)
@@ -72,6 +72,6 @@ def test_the_reason_of_an_end_is_left_where_kubernetes_looks_for_it(tmp_path: Pa
     assert path.stat().st_size <= MAX_MESSAGE_BYTES
 
 
-def test_no_file_is_made_outside_of_kubernetes(tmp_path: Path) -> None:
+def test_no_termination_message_is_written_outside_kubernetes(tmp_path: Path) -> None:
     write_termination_message("reason", path=tmp_path / "termination-log")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Decoding of tasks, also of records that the client library cannot decode."""
+"""Decoding of tasks, including records that the client library cannot decode."""
 
 import pytest
 from aiokafka import TopicPartition
@@ -50,7 +50,7 @@ def with_contents(value: bytes | None) -> UndecodableRecord:
     ],
     ids=["header name", "tombstone", "batch", "no bytes"],
 )
-def test_what_cannot_be_decoded_is_refused_with_the_reason(
+def test_an_undecodable_record_is_refused_with_the_reason(
     record: UndecodableRecord, request_id: str | None, message: str
 ) -> None:
     with pytest.raises(InvalidTaskError) as refused:
@@ -60,7 +60,7 @@ def test_what_cannot_be_decoded_is_refused_with_the_reason(
     assert str(refused.value) == message
 
 
-def test_an_unforeseen_error_of_decoding_refuses_the_record_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_of_decoding_refuses_that_record_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_value: bytes | None, _headers: object) -> None:
         raise RecursionError("maximum recursion depth exceeded")
 

@@ -1,4 +1,4 @@
-"""Conditions keep their time of transition until their status changes."""
+"""A condition's lastTransitionTime changes only with its status."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -21,7 +21,7 @@ from fluxpool_operator.planning import Constraint
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 
-def _said(
+def _conditions_after(
     conditions: tuple[Condition, ...],
     *,
     status: ConditionStatus,
@@ -36,21 +36,23 @@ def _said(
 
 
 def test_a_first_condition_transitions_now() -> None:
-    (condition,) = _said((), status=ConditionStatus.TRUE, now=NOON + timedelta(milliseconds=7))
+    (condition,) = _conditions_after((), status=ConditionStatus.TRUE, now=NOON + timedelta(milliseconds=7))
     assert condition.last_transition_time == NOON
 
 
 def test_another_reason_is_no_transition() -> None:
-    first = _said((), status=ConditionStatus.FALSE, now=NOON, reason=Reason.WORKERS_LOADING)
+    first = _conditions_after((), status=ConditionStatus.FALSE, now=NOON, reason=Reason.WORKERS_LOADING)
     later = NOON + timedelta(minutes=1)
-    (condition,) = _said(first, status=ConditionStatus.FALSE, now=later, reason=Reason.WAITING_FOR_GPU, message="2")
+    (condition,) = _conditions_after(
+        first, status=ConditionStatus.FALSE, now=later, reason=Reason.WAITING_FOR_GPU, message="2"
+    )
     assert (condition.reason, condition.message) == (Reason.WAITING_FOR_GPU, "2")
     assert condition.last_transition_time == NOON
 
 
 def test_another_status_is_a_transition() -> None:
-    first = _said((), status=ConditionStatus.FALSE, now=NOON)
-    (condition,) = _said(first, status=ConditionStatus.TRUE, now=NOON + timedelta(minutes=1))
+    first = _conditions_after((), status=ConditionStatus.FALSE, now=NOON)
+    (condition,) = _conditions_after(first, status=ConditionStatus.TRUE, now=NOON + timedelta(minutes=1))
     assert condition.last_transition_time == NOON + timedelta(minutes=1)
 
 
@@ -58,19 +60,19 @@ def test_another_status_is_a_transition() -> None:
 def test_conditions_have_one_order(order: list[ConditionType]) -> None:
     conditions: tuple[Condition, ...] = ()
     for kind in [*order, order[0]]:
-        conditions = _said(conditions, status=ConditionStatus.TRUE, now=NOON, kind=kind)
+        conditions = _conditions_after(conditions, status=ConditionStatus.TRUE, now=NOON, kind=kind)
     assert [condition.type for condition in conditions] == list(ConditionType)
 
 
 def test_a_message_that_is_too_long_is_truncated() -> None:
-    (condition,) = _said((), status=ConditionStatus.TRUE, now=NOON, message="x" * 40_000)
+    (condition,) = _conditions_after((), status=ConditionStatus.TRUE, now=NOON, message="x" * 40_000)
     assert len(condition.message) == MAX_MESSAGE_CHARACTERS
 
 
 def test_a_status_is_written_as_kubernetes_spells_it() -> None:
     status = FluxWorkerPoolStatus(
         observed_generation=3,
-        conditions=_said((), status=ConditionStatus.TRUE, now=NOON),
+        conditions=_conditions_after((), status=ConditionStatus.TRUE, now=NOON),
         desired_replicas=2,
         pending=12,
         oldest_age_seconds=30,

@@ -1,4 +1,4 @@
-"""What the operator reads from a pool: defaults, refusals in words, and nothing but the fields it knows."""
+"""What the operator reads from a pool: defaults, validation errors, and only the fields that it knows."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from fluxpool_operator.planning import ScalingConfig
 from kit.pool_refusals import RULE_REFUSALS, SCHEMA_REFUSALS, Refusal
 from kit.pools import ACCEPTED, FULL_SPEC, edited, pool_body
 
-# What a schema alone can say; strictness about types, names and duplicates is the API server's.
+# Rules that a schema can express; the API server checks types, names and duplicates.
 _OF_THE_MODEL = [refusal for refusal in (*RULE_REFUSALS, *SCHEMA_REFUSALS) if refusal.by_model]
 
 
@@ -37,7 +37,7 @@ def test_an_accepted_pool_can_be_read(name: str) -> None:
     assert FluxWorkerPool.parse(ACCEPTED[name]).spec.worker.image
 
 
-def test_what_is_read_can_be_written_again() -> None:
+def test_a_parsed_pool_can_be_written_again() -> None:
     pool = FluxWorkerPool.parse(pool_body(FULL_SPEC))
     again = FluxWorkerPool.parse({"metadata": pool.metadata.to_manifest(), "spec": pool.spec.to_manifest()})
     assert again == pool

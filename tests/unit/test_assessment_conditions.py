@@ -1,4 +1,4 @@
-"""What is condition_of of a pool, cause by cause."""
+"""The conditions of a pool, cause by cause."""
 
 import math
 from dataclasses import replace
@@ -357,7 +357,7 @@ MADE_FIVE_DAYS_AGO: dict[str, Any] = {".metadata.creationTimestamp": "2026-04-29
 
 
 def asleep(since: timedelta, *, pods: tuple[Any, ...] = (), **lane_fields: Any) -> PoolView:
-    """A pool whose last worker left so long ago, and whose offsets another client committed."""
+    """A pool without workers for this long, whose offsets another client committed."""
     status = FluxWorkerPoolStatus(last_scale_time=NOON - since)
     foreign = lane(**({"is_foreign": True, "member_count": 0} | lane_fields))
     return view(0, pool=pool(status), pods=pods, lanes=(foreign, lane(name="vip", member_count=0)))
@@ -414,7 +414,7 @@ def test_an_unchanged_condition_keeps_its_transition_time() -> None:
     assert set(times.values()) == {NOON}
 
 
-# What is only reported, and what settles by itself
+# Problems that are reported only, and problems that end by themselves
 
 SECRET = PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/token", stops_scaling=False)
 UNREAD = lane(partitions=0, age_seconds=math.inf, problem="partition 0: LEADER_NOT_AVAILABLE")

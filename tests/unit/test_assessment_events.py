@@ -1,4 +1,4 @@
-"""Events: each turn of things is told once, and nothing that lasts."""
+"""Events: one for each transition, none for an unchanged state."""
 
 import math
 from dataclasses import replace
@@ -16,12 +16,12 @@ from kit.pool_views import NOON, decision, deployment, lane, later, pod, pods, p
 
 
 def events(before: PoolView, **fields: Any) -> tuple[PoolEvent, ...]:
-    """What is told when a pool becomes so."""
+    """Events when the view of a pool changes in these fields."""
     status = assess(before)
     return events_of(status, assess(later(before, status, 5, **fields)))
 
 
-def told(before: PoolView, **fields: Any) -> list[tuple[str, Reason]]:
+def types_and_reasons(before: PoolView, **fields: Any) -> list[tuple[str, Reason]]:
     return [(event.type, event.reason) for event in events(before, **fields)]
 
 
@@ -135,7 +135,7 @@ def test_a_first_status_has_the_important_events_only() -> None:
     assert Reason.LAG_UNAVAILABLE in [event.reason for event in events_of(new, assess(unread))]
 
 
-def test_an_invalid_pool_has_one_event_with_its_fields() -> None:
+def test_an_invalid_pool_has_one_event_that_names_its_fields() -> None:
     error = InvalidPoolError((FieldProblem(field="spec.scaling", message="min_replicas: 7 is above"),))
     paused = assess(view(3, pool=pool(paused=True)))
     refused = invalid_status(paused, pool(), error, now=NOON)
@@ -155,4 +155,9 @@ def test_a_crash_loop_has_one_event_however_often_it_crashes() -> None:
 
 
 def test_a_changed_message_alone_has_no_event() -> None:
-    assert told(view(3, lanes=(lane(age_seconds=47, problem="a"),)), lanes=(lane(age_seconds=77, problem="b"),)) == []
+    assert (
+        types_and_reasons(
+            view(3, lanes=(lane(age_seconds=47, problem="a"),)), lanes=(lane(age_seconds=77, problem="b"),)
+        )
+        == []
+    )

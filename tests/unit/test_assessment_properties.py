@@ -1,4 +1,4 @@
-"""What holds of every status, whatever was seen and decided."""
+"""Invariants of every status, for any observation and decision."""
 
 import math
 

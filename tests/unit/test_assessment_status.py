@@ -1,4 +1,4 @@
-"""The numbers of a status, when they are written, and the patch that writes them."""
+"""The numbers of a status, when they are written, and the patch."""
 
 import copy
 import math
@@ -230,7 +230,7 @@ def test_the_patch_leaves_exactly_the_new_status(written: FluxWorkerPoolStatus, 
 
 
 def _merged(target: Any, patch: Any) -> Any:
-    """A JSON merge patch, as RFC 7396 says."""
+    """Apply a JSON merge patch (RFC 7396)."""
     if not isinstance(patch, dict):
         return copy.deepcopy(patch)
     result = dict(target) if isinstance(target, dict) else {}

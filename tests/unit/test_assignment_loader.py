@@ -1,4 +1,4 @@
-"""What a lane makes of the answers about a newly assigned partition, without a broker; with one it is tests/kafka."""
+"""How a lane loads a newly assigned partition, without a broker; `tests/kafka` uses one."""
 
 import asyncio
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ PARTITION = TopicPartition("tasks", 0)
 
 
 class OneAnswerConsumer:
-    """Its coordinator answers with this commit of every partition."""
+    """A consumer whose coordinator returns this commit for every partition."""
 
     def __init__(self, committed: OffsetAndMetadata) -> None:
         self._committed = committed
@@ -60,7 +60,7 @@ class Lane(LaneEvents):
 
 
 class Scene:
-    """A lane with a new assignment, in whose topic offset 6 was the last that was done when `next_offset` is 7."""
+    """A lane with a new assignment. With `next_offset` 7, offset 6 of its topic was the last one done."""
 
     def __init__(self, topic_id: str | None, *, next_offset: int | None = None, limit_seconds: float = 100) -> None:
         """`topic_id` is what the brokers answer."""
@@ -89,7 +89,7 @@ class Scene:
         return self.commits.progress[PARTITION].commit_point()
 
     async def load(self, consumer: OneAnswerConsumer) -> None:
-        """Return when the assignment is loaded; raises what the loader raises."""
+        """Return when the assignment is loaded; raises the loader's errors."""
         running = asyncio.create_task(self.loader.run(consumer))
         loaded = asyncio.create_task(self.lane.loaded.wait())
         await asyncio.wait({running, loaded}, return_when=asyncio.FIRST_COMPLETED)
@@ -128,13 +128,13 @@ async def test_a_commit_is_used_unless_its_ledger_names_another_topic(
     assert not scene.commits.unloaded
 
 
-async def test_progress_in_the_present_topic_outlives_a_commit_of_the_former_one() -> None:
+async def test_a_commit_of_the_former_topic_does_not_undo_progress_in_the_present_one() -> None:
     scene, consumer = Scene("present", next_offset=7), OneAnswerConsumer(commit_about("former", 50))
     await scene.load(consumer)
     assert (consumer.sought, scene.commit_point) == ([7], 7)
 
 
-async def test_a_ledger_of_another_topic_is_believed_when_the_brokers_know_that_topic_now() -> None:
+async def test_a_ledger_of_another_topic_is_used_once_the_brokers_know_that_topic() -> None:
     scene = Scene("present")
     scene.commits.topic_id = "former"
     with pytest.raises(TopicReplacedError, match=r"id former before, present now"):
@@ -146,7 +146,7 @@ async def test_the_error_of_a_replaced_topic_says_what_to_do() -> None:
     assert "its next start begins with the first record" in str(TopicReplacedError("tasks", "was deleted"))
 
 
-async def test_commits_that_cannot_be_read_end_the_membership_at_the_limit_of_holds() -> None:
+async def test_unreadable_commits_end_the_membership_at_the_hold_limit() -> None:
     class AwayCoordinator(OneAnswerConsumer):
         async def fetch_committed_offsets(
             self, _partitions: Iterable[TopicPartition]

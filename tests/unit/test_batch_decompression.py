@@ -1,4 +1,4 @@
-"""Decompression of record batches: what every codec gives, and that nothing becomes larger than the bound."""
+"""Decompression of record batches by every codec, never beyond the size limit."""
 
 import contextlib
 import gzip
@@ -37,7 +37,7 @@ CODECS = [
 
 @pytest.mark.parametrize(("compress", "decompress"), CODECS)
 @pytest.mark.parametrize("text", [b"", b"x", TEXT], ids=["empty", "byte", "text"])
-def test_what_was_compressed_comes_back(compress: Decompress, decompress: Decompress, text: bytes) -> None:
+def test_every_codec_restores_the_original(compress: Decompress, decompress: Decompress, text: bytes) -> None:
     assert decompress(compress(text)) == text
     assert decompress(memoryview(compress(text))) == text
 
@@ -60,7 +60,7 @@ def test_a_bomb_is_refused(compress: Decompress, decompress: Decompress) -> None
 
 
 @pytest.mark.parametrize(("compress", "decompress"), CODECS)
-def test_what_is_cut_short_is_refused(compress: Decompress, decompress: Decompress) -> None:
+def test_a_truncated_batch_is_refused(compress: Decompress, decompress: Decompress) -> None:
     compressed = compress(TEXT)
     with pytest.raises(BatchDecompressionError):
         decompress(compressed[: len(compressed) // 2])
@@ -74,7 +74,7 @@ def test_gzip_of_several_members_is_read_and_bounded_as_a_whole(monkeypatch: pyt
         gunzip(two)
 
 
-def test_a_snappy_length_that_lies_is_believed_by_nobody() -> None:
+def test_a_false_snappy_length_is_not_trusted() -> None:
     with pytest.raises(BatchDecompressionError, match="snappy"):
         unsnap(b"\xff\xff\xff\xff\x0f" + b"x" * 20)
 

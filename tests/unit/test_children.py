@@ -1,7 +1,7 @@
 """The children of a pool: golden files for whole manifests, properties for every pool.
 
-A golden file that changes rolls the pods of every pool: `UPDATE_GOLDEN=1 pytest tests/unit/test_children.py`
-writes them again, and the difference is to be reviewed as such.
+A changed golden file rolls the pods of every pool: `UPDATE_GOLDEN=1 pytest tests/unit/test_children.py`
+writes the files again; review the difference with that in mind.
 """
 
 import json
@@ -207,7 +207,7 @@ def test_every_secret_that_a_pod_needs_is_required() -> None:
 
 
 def _mounted_secrets(pool: FluxWorkerPool) -> dict[str, SecretKey]:
-    """Entries of Secrets by the path of the file that the worker sees."""
+    """Entries of Secrets by the path at which they are mounted."""
     template = render_children(pool, replicas=1).deployment["spec"]["template"]
     places = {mount["name"]: mount["mountPath"] for mount in _container(template)["volumeMounts"]}
     return {
@@ -247,7 +247,7 @@ def test_the_ca_of_the_token_endpoint_is_mounted_beside_that_of_kafka() -> None:
 @pytest.mark.parametrize(
     ("edits", "is_encoded"), [({}, True), ({"kafka.security.oauth.encodeCredentials": False}, False)]
 )
-def test_the_worker_is_told_whether_to_encode_its_oauth_credentials(edits: dict[str, Any], is_encoded: bool) -> None:
+def test_the_worker_gets_the_encoding_of_its_oauth_credentials(edits: dict[str, Any], is_encoded: bool) -> None:
     settings = worker_settings(_pool({"kafka.security": OAUTH_ENDPOINT, **edits}))
     assert settings.kafka.oauth_encode_credentials is is_encoded
 
@@ -318,7 +318,7 @@ def test_equal_pools_have_equal_children(edits: dict[str, Any]) -> None:
     assert [manifest_hash(child) for child in one.in_order()] == [manifest_hash(child) for child in other.in_order()]
 
 
-# What every child has
+# Properties of every child
 
 
 def _all_children(name: str) -> Children:
@@ -356,7 +356,7 @@ def test_the_selectors_find_the_pods(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_pods_can_do_nothing_but_their_work(name: str) -> None:
+def test_pods_have_no_privileges(name: str) -> None:
     spec = _all_children(name).deployment["spec"]["template"]["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
@@ -375,7 +375,7 @@ def test_pods_can_do_nothing_but_their_work(name: str) -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
 
 
-def test_probes_ask_the_address_that_the_worker_listens_on() -> None:
+def test_probes_use_the_address_that_the_worker_listens_on() -> None:
     container = _container(_template({"worker.startupTimeoutSeconds": 61}))
     assert {
         "name": "FLUXPOOL_HEALTH_HOST",
@@ -389,14 +389,14 @@ def test_probes_ask_the_address_that_the_worker_listens_on() -> None:
     assert startup["periodSeconds"] * startup["failureThreshold"] == 65
 
 
-def test_a_worker_that_ends_without_a_message_leaves_the_end_of_its_log() -> None:
+def test_the_termination_message_falls_back_to_the_end_of_the_log() -> None:
     assert _container(_template())["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
-# What a pool chooses
+# Choices of a pool
 
 
-def test_a_pool_without_gpu_asks_for_none() -> None:
+def test_a_pool_without_gpu_requests_none() -> None:
     template = _template({"worker.gpu.count": 0})
     assert _container(template)["resources"] == {}
     assert "tolerations" not in template["spec"]
@@ -444,13 +444,13 @@ def test_images_in_a_folder_are_written_to_the_claim() -> None:
     assert str(worker_settings(_pool(edits)).storage.folder) == "/data/images"
 
 
-def test_images_cannot_lie_on_a_folder_of_the_workers_own() -> None:
+def test_images_cannot_be_stored_in_a_folder_of_the_worker() -> None:
     edits = {"storage": {"url": "file:///models", "persistentVolumeClaim": {"claimName": "images"}}}
     with pytest.raises(InvalidPoolError, match=r"spec\.storage\.url: /models is a folder of the worker's own"):
         _template(edits)
 
 
-def test_a_rollout_never_needs_a_spare_gpu() -> None:
+def test_a_rollout_needs_no_spare_gpu() -> None:
     children = render_children(_pool(), replicas=8, max_unavailable=4)
     assert children.deployment["spec"]["replicas"] == 8
     assert children.deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 4}

@@ -16,7 +16,7 @@ DEADLINE_SECONDS = 20
 
 
 class PartError(Exception):
-    """What the caller of a child process raises."""
+    """Raised by the caller of a child process."""
 
 
 def child(tmp_path: Path, program: str, **settings: object) -> ChildProcess:
@@ -26,7 +26,7 @@ def child(tmp_path: Path, program: str, **settings: object) -> ChildProcess:
 
 
 async def logged(process: ChildProcess, text: str) -> None:
-    """Wait until the log's end is `text`."""
+    """Wait until the log ends with `text`."""
 
     async def done() -> bool:
         process.check_alive()
@@ -35,7 +35,7 @@ async def logged(process: ChildProcess, text: str) -> None:
     await wait_until(done, deadline_seconds=DEADLINE_SECONDS, what=f"{text!r} in the log")
 
 
-async def test_a_child_that_ended_tells_its_status_and_its_last_lines(tmp_path: Path) -> None:
+async def test_the_error_of_an_ended_child_has_its_status_and_its_last_lines(tmp_path: Path) -> None:
     process = child(tmp_path, "print('one'); print('two'); raise SystemExit(3)")
     assert (process.pid, process.exit_status) == (None, None)
     process.spawn()
@@ -47,7 +47,7 @@ async def test_a_child_that_ended_tells_its_status_and_its_last_lines(tmp_path: 
         process.check_alive()
 
 
-async def test_the_log_of_an_earlier_run_is_kept_and_not_told_again(tmp_path: Path) -> None:
+async def test_the_log_of_an_earlier_run_is_kept_and_not_reported_again(tmp_path: Path) -> None:
     process = child(tmp_path, "import os; print(os.environ['WORD'])", environment={"WORD": "first"})
     process.spawn()
     await process.wait()
@@ -58,7 +58,7 @@ async def test_the_log_of_an_earlier_run_is_kept_and_not_told_again(tmp_path: Pa
     assert again.log_path.read_text() == f"first\n{tmp_path}\n"
 
 
-async def test_a_child_that_ignores_the_request_is_killed_after_the_grace(tmp_path: Path) -> None:
+async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     ignores = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     )
@@ -69,7 +69,7 @@ async def test_a_child_that_ignores_the_request_is_killed_after_the_grace(tmp_pa
     assert process.exit_status == -signal.SIGKILL
 
 
-async def test_a_child_that_obeys_has_its_grace(tmp_path: Path) -> None:
+async def test_a_child_that_handles_sigterm_is_not_killed(tmp_path: Path) -> None:
     obeys = "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(0)); print('up', flush=True); signal.pause()"
     process = child(tmp_path, obeys)
     process.spawn()
@@ -78,7 +78,7 @@ async def test_a_child_that_obeys_has_its_grace(tmp_path: Path) -> None:
     assert process.exit_status == 0
 
 
-async def test_a_kill_takes_what_the_child_started_with_it(tmp_path: Path) -> None:
+async def test_a_kill_ends_the_processes_that_the_child_started(tmp_path: Path) -> None:
     starts = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
     process = child(tmp_path, starts)
     process.spawn()

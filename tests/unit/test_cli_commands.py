@@ -1,4 +1,4 @@
-"""The console script as a shell sees it: exit codes, and what is written to which stream."""
+"""The console script as a process: exit codes, standard output and standard error."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_gateway_that_is_down_ends_with_3_and_the_remedy(by_variable: bool, tm
     assert "fluxpool local up" in ended.stderr
 
 
-def test_without_a_local_stack_the_gateway_is_sought_at_the_default_address(
+def test_without_a_local_stack_the_default_address_of_the_gateway_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_status_of_an_unused_folder_ends_with_3_and_down_with_0(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_model_tiny_writes_a_checkpoint_once_and_never_over_something_else(tmp_path: Path) -> None:
+def test_model_tiny_writes_a_checkpoint_once_and_overwrites_nothing_else(tmp_path: Path) -> None:
     written = fluxpool("model", "tiny", "tiny", folder=tmp_path)
     assert written.returncode == 0, written.stderr
     assert written.stdout.strip() == str(tmp_path / "tiny")
@@ -154,7 +154,7 @@ def test_a_refusal_names_the_field_and_has_its_exit_code(status: int, body: obje
     assert words in str(error)
 
 
-def test_the_reason_of_a_failed_task_is_told_with_its_code() -> None:
+def test_the_reason_of_a_failed_task_is_printed_with_its_code() -> None:
     failed = Generation(
         {"request_id": "a", "status": "failed", "error": {"code": "id-conflict", "message": "used for another task"}}
     )

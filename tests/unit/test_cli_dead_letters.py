@@ -1,4 +1,4 @@
-"""`fluxpool dlq` before it reaches Kafka: how a wrong command line is refused."""
+"""How `fluxpool dlq` rejects a wrong command line before it connects to Kafka."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
         (["discard", "--reason", " "], "--reason: must say why"),
     ],
 )
-def test_a_wrong_option_is_named_with_what_would_be_right(arguments: list[str], words: str) -> None:
+def test_a_wrong_option_is_named_with_the_correct_form(arguments: list[str], words: str) -> None:
     ended = CliRunner().invoke(app, arguments, env={**NOWHERE, "COLUMNS": "300", "NO_COLOR": "1"})
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert words in " ".join(ended.stderr.replace("│", " ").split())

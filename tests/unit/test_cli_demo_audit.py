@@ -1,4 +1,4 @@
-"""A demo is judged by what lies there: every kind of loss, doubling and difference is found and named."""
+"""The audit of a demo finds and names every lost, duplicate or different result and image."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""Every command line ends with a sentence and its exit code, whatever it was given."""
+"""Every command line ends with a message and an exit code, for any arguments."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ CAPTURED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A current folder without a stack, and no settings of the user who runs the tests."""
+    """A current folder without a stack, without settings of the user who runs the tests."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("FLUXPOOL_")]:
         monkeypatch.delenv(name)
@@ -58,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (["local", "up", "--model", "/nonexistent"], "--model"),
     ],
 )
-def test_an_argument_that_cannot_be_meant_ends_with_2_and_the_rule(
+def test_an_impossible_argument_ends_with_2_and_names_the_rule(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     assert run(arguments) == ExitCode.USAGE
@@ -78,10 +78,10 @@ VALUES = st.sampled_from(["http://127.0.0.1:1", "", "\udcff", "\x1b[2J", "a\nb",
 @given(arguments=st.lists(st.one_of(WORDS, VALUES, st.text(max_size=8)), max_size=5))
 def test_no_command_line_ends_in_a_traceback(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code = run(arguments)
-    said = capsys.readouterr()
-    assert code in {ExitCode.OK, ExitCode.USAGE, ExitCode.UNREACHABLE, ExitCode.FAILED}, said.err
-    assert "Traceback" not in said.err
-    assert code == ExitCode.OK or said.err
+    output = capsys.readouterr()
+    assert code in {ExitCode.OK, ExitCode.USAGE, ExitCode.UNREACHABLE, ExitCode.FAILED}, output.err
+    assert "Traceback" not in output.err
+    assert code == ExitCode.OK or output.err
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["version"]])
@@ -97,7 +97,7 @@ def fail(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "write_line", broken)
 
 
-def test_a_defect_is_one_sentence_and_its_traceback_is_for_those_who_ask(
+def test_a_defect_is_one_sentence_and_verbose_adds_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fail(ZeroDivisionError("the\x1b[31m cause"), monkeypatch)
@@ -119,7 +119,7 @@ def test_a_defect_is_one_sentence_and_its_traceback_is_for_those_who_ask(
         (BrokenPipeError(32, "Broken pipe"), ExitCode.READER_GONE, ""),
     ],
 )
-def test_what_the_system_refuses_is_named(
+def test_an_error_of_the_system_is_named(
     error: BaseException,
     code: ExitCode,
     words: str,
@@ -138,7 +138,7 @@ def test_a_full_device_as_output_is_named_without_a_traceback() -> None:
     assert (ended.returncode, ended.stderr) == (1, "fluxpool: the output cannot be written: No space left on device\n")
 
 
-def test_a_closed_output_and_a_locale_without_the_letters_are_no_trouble(tmp_path: Path) -> None:
+def test_a_closed_output_and_an_ascii_locale_cause_no_error(tmp_path: Path) -> None:
     ended = subprocess.run(f"{FLUXPOOL} version >&-", shell=True, capture_output=True, check=False)  # noqa: S602
     assert (ended.returncode, ended.stderr) == (0, b"")
     ended = subprocess.run(

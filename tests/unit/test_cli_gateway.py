@@ -26,7 +26,7 @@ ID = "a-1"
 
 @dataclass(slots=True)
 class Answer:
-    """What a server says; `None` as status resets the connection."""
+    """A server's response; `None` as status resets the connection."""
 
     status: int | None
     body: bytes = b""
@@ -45,7 +45,7 @@ RESET = Answer(None)
 
 @dataclass(slots=True)
 class Server:
-    """Answers by method and path; the last answer of a list is repeated."""
+    """Responses by method and path; the last one of a list is repeated."""
 
     answers: dict[str, list[Answer]]
     url: str = ""
@@ -147,17 +147,17 @@ def gateway(
     ],
     ids=lambda answer: f"{answer.status}-{answer.body[:16]!r}-{answer.headers}",
 )
-def test_what_is_no_gateway_is_called_so_and_ends_with_3(
+def test_a_server_that_is_no_gateway_is_named_and_ends_with_3(
     answer: Answer, serve: Serve, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     server = serve(
         {"POST /v1/generations": [answer], "GET /elsewhere": [Answer(200, b"<html>")], "GET /v1/generations": [answer]}
     )
     assert run(["submit", "a kite", "--url", server.url]) == ExitCode.UNREACHABLE
-    said = capsys.readouterr()
-    assert "gateway" in said.err
-    assert said.out == ""
-    assert "\x1b" not in said.err
+    output = capsys.readouterr()
+    assert "gateway" in output.err
+    assert output.out == ""
+    assert "\x1b" not in output.err
     assert list(folder.iterdir()) == []
 
 
@@ -166,7 +166,7 @@ def test_what_is_no_gateway_is_called_so_and_ends_with_3(
     [AWAY, RESET, Answer(502, b"<html>"), Answer(200, b"<html>"), Answer(404, b"{}"), Answer(429)],
     ids=lambda answer: str(answer.status),
 )
-def test_waiting_goes_on_after_a_hiccup_of_a_poll_and_of_an_image(
+def test_waiting_continues_after_a_failed_poll_or_image_request(
     hiccup: Answer, serve: Serve, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     polls = [view("running"), hiccup, FINISHED]
@@ -176,7 +176,7 @@ def test_waiting_goes_on_after_a_hiccup_of_a_poll_and_of_an_image(
     assert f"{ID} succeeded" in capsys.readouterr().out
 
 
-def test_a_gateway_that_stays_away_is_waited_for_until_the_timeout_only(serve: Serve) -> None:
+def test_waiting_for_an_unavailable_gateway_ends_at_the_timeout(serve: Serve) -> None:
     server = gateway(serve, polls=[AWAY])
     began = time.monotonic()
     assert run(["submit", "a kite", "--url", server.url, "--wait", "--timeout", "1"]) == ExitCode.UNREACHABLE
@@ -190,7 +190,7 @@ def test_a_refused_poll_ends_the_waiting_at_once(serve: Serve) -> None:
     assert len(server.asked) == 2
 
 
-def test_an_image_is_not_written_over_another_file_and_the_same_image_may_lie_there(
+def test_an_image_does_not_overwrite_another_file_and_an_equal_file_is_accepted(
     serve: Serve, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["submit", "a kite", "-o", ".", "--url", gateway(serve, polls=[FINISHED]).url]
@@ -203,7 +203,7 @@ def test_an_image_is_not_written_over_another_file_and_the_same_image_may_lie_th
 
 
 @pytest.mark.parametrize("status", ["succeeded", "running"])
-def test_an_answer_about_another_task_is_no_answer(status: str, serve: Serve, folder: Path) -> None:
+def test_a_response_about_another_task_is_refused(status: str, serve: Serve, folder: Path) -> None:
     other = json.dumps({"request_id": "b-2", "status": status, "images": [{"format": "png"}]}).encode()
     server = gateway(serve, polls=[Answer(200, other)])
     assert run(["submit", "a kite", "--url", server.url, "-o", "out", "--timeout", "0.5"]) == ExitCode.UNREACHABLE
@@ -217,21 +217,21 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_task_is_sent(serve: 
     assert server.asked == []
 
 
-def test_texts_of_a_gateway_are_shown_and_not_obeyed(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_a_gateways_texts_are_escaped(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
     nasty = "\x1b[2Jnot\nfluxpool: all is well\u202e\x9b"
     polls = [view(nasty), view("failed", error={"message": nasty, "code": nasty}, warnings=[nasty])]
     server = gateway(serve, polls=polls)
     assert run(["submit", "a kite", "--url", server.url, "--wait"]) == ExitCode.FAILED
     refused = serve({"POST /v1/generations": [Answer(422, json.dumps({"detail": nasty}).encode())]})
     assert run(["submit", "a kite", "--url", refused.url]) == ExitCode.USAGE
-    said = capsys.readouterr()
-    shown = said.out + said.err
+    output = capsys.readouterr()
+    shown = output.out + output.err
     assert not set(shown) & set("\x1b\u202e\x9b")
     assert not [line for line in shown.splitlines() if line.startswith("fluxpool: all is well")]
 
 
 @pytest.mark.parametrize("key", ["line\n", "two words", "é"])
-def test_an_api_key_that_no_header_can_carry_is_named_by_its_variable(
+def test_an_api_key_that_is_no_header_value_is_named_by_its_variable(
     key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FLUXPOOL_API_KEY", key)
@@ -253,7 +253,7 @@ JSON = st.recursive(
         | {"request_id": st.just(ID) | JSON},
     )
 )
-def test_any_json_object_is_a_task_or_no_gateways_answer(fields: dict[str, Any]) -> None:
+def test_any_json_object_is_a_task_or_refused(fields: dict[str, Any]) -> None:
     try:
         task = Generation.parse(json.dumps(fields).encode())
     except NotAGatewayError:

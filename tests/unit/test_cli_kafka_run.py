@@ -1,4 +1,4 @@
-"""What a command says when its work with Kafka fails."""
+"""The messages of commands whose requests to Kafka fail."""
 
 import pytest
 from aiokafka.errors import (
@@ -25,7 +25,7 @@ TARGET = KafkaTarget(kafka=KafkaConnection(bootstrap_servers=("kafka:9092",)))
         (UnknownTopicOrPartitionError("tasks"), "refuses the request"),
     ],
 )
-def test_an_answer_of_the_broker_is_not_called_silence(error: KafkaError, words: str) -> None:
+def test_an_error_response_of_the_broker_is_not_reported_as_no_answer(error: KafkaError, words: str) -> None:
     async def work() -> None:
         raise error
 

@@ -1,4 +1,4 @@
-"""The folder of a local stack: everything is in the folder that was named, for its user alone, whatever its name is."""
+"""The folder of a local stack: any name, everything inside it, accessible to its user only."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_address_and_folder_are_inverse(parts: list[str]) -> None:
     assert folder_of(folder_address(folder)) == folder
 
 
-def test_an_address_that_was_written_with_a_blank_is_taken_as_it_is() -> None:
+def test_an_address_with_a_blank_is_accepted() -> None:
     assert folder_of("file:///my demo/") == Path("/my demo")
 
 
@@ -63,7 +63,7 @@ def test_an_address_with_two_meanings_is_refused(address: str, words: str) -> No
 
 
 def read_properties(text: str) -> dict[str, str]:
-    """As java.util.Properties reads a line of ours."""
+    """Read a line as java.util.Properties does."""
     found = {}
     for line in text.encode("ascii").decode().splitlines():
         name, _, value = line.partition("=")
@@ -73,7 +73,7 @@ def read_properties(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("value", ["zdjęcia", "🦊", "a\\b\nc\td", "plain", "\x7f\x9b"])
-def test_a_properties_file_is_ascii_and_means_the_value(value: str) -> None:
+def test_a_properties_file_is_ascii_and_has_the_value(value: str) -> None:
     assert read_properties(render_properties({"name": value})) == {"name": value}
 
 
@@ -90,13 +90,13 @@ def test_a_new_folder_is_for_its_user_alone_and_an_existing_one_keeps_its_mode(t
 
 
 @pytest.mark.parametrize("content", ['{"gateway": 99999}', '{"gateway": true}', '{"gateway": -1}', "[]", "\xff", "{"])
-def test_a_kept_port_that_cannot_be_one_is_chosen_again(content: str, tmp_path: Path) -> None:
+def test_an_impossible_stored_port_is_chosen_again(content: str, tmp_path: Path) -> None:
     folder = DataDir.at(tmp_path)
     (tmp_path / "ports.json").write_bytes(content.encode("latin-1"))
     assert 1 <= folder.gateway_port(None) <= 65_535
 
 
-def test_ports_of_a_kafka_that_cannot_be_ports_are_damage(tmp_path: Path) -> None:
+def test_impossible_ports_of_a_stored_kafka_are_damage(tmp_path: Path) -> None:
     (tmp_path / "cluster.json").write_text('{"cluster_id": "x", "ports": {"1": {"PLAINTEXT": 99999}}}')
     with pytest.raises(Exception, match=r"cluster\.json is damaged"):
         ClusterLayout.of(tmp_path)
@@ -133,7 +133,7 @@ def test_a_worker_says_why_it_ended_in_its_last_line(line: str, failure: str) ->
 
 @pytest.fixture
 def running(tmp_path: Path) -> tuple[DataDir, StackState]:
-    """A stack that this very process is said to run."""
+    """A stack whose state names this process."""
     folder = DataDir.at(tmp_path / "stack")
     folder.create()
     state = StackState(
@@ -177,9 +177,9 @@ def test_workers_that_cannot_start_are_named_by_status_and_by_a_waiting_submit(
     broken = state.model_copy(update={"workers_problem": "model x: lacks vae", "crashed_workers": 2})
     broken.save(folder.state)
     assert run(["local", "status", "--data-dir", str(folder.path)]) == ExitCode.FAILED
-    said = capsys.readouterr()
-    assert "workers cannot start: model x: lacks vae" in said.err
-    assert "crashed 2 workers" in said.out
+    output = capsys.readouterr()
+    assert "workers cannot start: model x: lacks vae" in output.err
+    assert "crashed 2 workers" in output.out
 
 
 def test_a_free_port_is_taken_only_where_it_is_free(tmp_path: Path) -> None:

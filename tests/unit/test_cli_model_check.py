@@ -1,4 +1,4 @@
-"""A model that cannot be loaded is named before anything is started."""
+"""A model that cannot be loaded is reported before anything is started."""
 
 import json
 import struct
@@ -31,26 +31,28 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_checkpoint_is_taken_by_its_absolute_folder(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_checkpoint_is_passed_on_as_its_absolute_path(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(checkpoint.parent)
     assert checked_model("my model") == str(checkpoint)
 
 
 @pytest.mark.parametrize("hub_id", ["black-forest-labs/FLUX.1-dev", "flux"])
-def test_a_hub_id_is_taken_as_it_is(hub_id: str) -> None:
+def test_a_hub_id_is_passed_on_unchanged(hub_id: str) -> None:
     assert checked_model(hub_id) == hub_id
 
 
 @pytest.mark.parametrize(
     "model", ["/nonexistent", "./models/flux", "a/b/c", "models\\flux", "a b", "x" * 5000, "~nobody-here/flux"]
 )
-def test_what_is_neither_folder_nor_hub_id_is_refused(model: str) -> None:
+def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(model: str) -> None:
     with pytest.raises(ModelError, match="there is no folder"):
         checked_model(model)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 30, -1])
-def test_a_download_that_was_cut_short_is_named_by_its_file(checkpoint: Path, cut: int) -> None:
+def test_an_incomplete_download_is_named_by_its_file(checkpoint: Path, cut: int) -> None:
     file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(weights(cut))
     with pytest.raises(ModelError, match=r"vae/diffusion_pytorch_model\.safetensors .*fetch the checkpoint again"):

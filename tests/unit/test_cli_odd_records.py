@@ -1,4 +1,4 @@
-"""One odd record never ends a listing: whatever lies on a topic is an entry, a row or an event."""
+"""No record ends a listing: any record of a topic becomes an entry, a row or an event."""
 
 import io
 import json
@@ -149,7 +149,7 @@ def test_a_record_time_in_microseconds_is_shown_as_the_nearest_date() -> None:
     assert [(event.kind, event.at.year) for event in events.found] == [(EventKind.SENT, 9999)]
 
 
-def test_a_letter_whose_time_has_no_zone_is_listed_beside_an_ordinary_one() -> None:
+def test_a_dead_letter_whose_time_has_no_zone_is_listed() -> None:
     with_zone = {**LETTER, "failed-at": "2026-04-05T11:00:00Z", "origin-offset": "2"}
     records = [
         record(

@@ -1,4 +1,4 @@
-"""How local mode scales by what Kafka answered, and what its parts are configured with."""
+"""How local mode scales by the lag, and the settings of its parts."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ LANE = LaneTarget(name="standard", topic="flux-tasks", consumer_group="flux-work
 
 
 def reading(*, committed: int, start: int, end: int) -> LaneReading:
-    """Kafka's answer for a lane of one partition."""
+    """A reading of a lane with one partition."""
     partition = PartitionLag(
         partition=0, committed_offset=committed, log_start_offset=start, log_end_offset=end, metadata=""
     )
@@ -41,7 +41,7 @@ def scaler(reports: list[str], tmp_path: Path) -> FleetScaler:
     return FleetScaler(targets=(LANE,), config=config, fleet=fleet, report=reports.append, on_round=lambda: None)
 
 
-def test_tasks_that_retention_deleted_are_counted_and_told_once(scaler: FleetScaler, reports: list[str]) -> None:
+def test_tasks_that_retention_deleted_are_counted_and_reported_once(scaler: FleetScaler, reports: list[str]) -> None:
     scaler.decide([reading(committed=10, start=10, end=12)], now_seconds=1.0)
     scaler.decide([reading(committed=10, start=13, end=16)], now_seconds=2.0)
     scaler.decide([reading(committed=10, start=13, end=16)], now_seconds=3.0)
@@ -54,7 +54,7 @@ def test_tasks_that_retention_deleted_are_counted_and_told_once(scaler: FleetSca
     assert [lane.expired_records for lane in scaler.lane_states()] == [3]
 
 
-def test_an_answer_that_lacks_the_commit_does_not_scale_the_fleet_by_it(scaler: FleetScaler) -> None:
+def test_a_reading_without_the_commit_does_not_change_the_number_of_workers(scaler: FleetScaler) -> None:
     assert scaler.decide([reading(committed=0, start=0, end=10)], now_seconds=1.0).replicas == 1
     assert scaler.decide([LaneReading(target=LANE, problem="coordinator loading")], now_seconds=2.0).replicas == 1
     assert [lane.lag_records for lane in scaler.lane_states()] == [10]

@@ -1,4 +1,4 @@
-"""Only processes that this stack started are ever signaled, whatever their pids became."""
+"""Only processes that this stack started are signaled, also after their pids were reused."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def start(command: list[str]) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def stranger() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is none of ours."""
+    """A process that the stack did not start."""
     process = start(SLEEPER)
     with process:
         yield process
@@ -49,7 +49,7 @@ def data_dir(tmp_path: Path) -> DataDir:
 
 
 def foreign(record: ProcessRecord) -> ProcessRecord:
-    """The same pid, given out again after ours had ended."""
+    """The record of a process whose pid another process has now."""
     return record.model_copy(update={"started_at": record.started_at - 3600})
 
 
@@ -66,16 +66,18 @@ def test_a_process_with_a_recorded_pid_but_another_start_time_is_never_signaled(
     assert stranger.poll() is None
 
 
-def test_the_very_process_is_signaled_and_then_counts_as_gone(stranger: subprocess.Popen[bytes]) -> None:
+def test_the_recorded_process_is_signaled_and_then_counts_as_ended(stranger: subprocess.Popen[bytes]) -> None:
     record = ProcessRecord.of("worker-1", stranger.pid)
     assert record.is_alive()
     assert record.send_signal(signal.SIGTERM)
-    # Not reaped yet: a zombie runs no more.
+    # Not reaped yet: a zombie no longer runs.
     assert wait_until_gone([record], deadline_seconds=10) == ()
     assert not record.send_signal(signal.SIGTERM)
 
 
-def test_down_leaves_strangers_with_reused_pids_alone(data_dir: DataDir, stranger: subprocess.Popen[bytes]) -> None:
+def test_down_does_not_signal_other_processes_with_reused_pids(
+    data_dir: DataDir, stranger: subprocess.Popen[bytes]
+) -> None:
     record = foreign(ProcessRecord.of("supervisor", stranger.pid))
     state_of(data_dir, record, record.model_copy(update={"name": "worker-1"})).save(data_dir.state)
     assert not end_stack(data_dir, report=lambda _line: None)
@@ -83,7 +85,7 @@ def test_down_leaves_strangers_with_reused_pids_alone(data_dir: DataDir, strange
     assert not data_dir.state.exists()
 
 
-def test_down_ends_what_a_dead_supervisor_left_and_nothing_else(
+def test_down_ends_the_orphans_of_a_dead_supervisor_and_nothing_else(
     data_dir: DataDir, stranger: subprocess.Popen[bytes]
 ) -> None:
     with start(SLEEPER) as supervisor, start(SLEEPER) as left_behind, start(STUBBORN) as stubborn:
@@ -96,32 +98,32 @@ def test_down_ends_what_a_dead_supervisor_left_and_nothing_else(
         ).save(data_dir.state)
         supervisor.kill()
         supervisor.wait()
-        said: list[str] = []
-        assert end_stack(data_dir, report=said.append)
+        ended: list[str] = []
+        assert end_stack(data_dir, report=ended.append)
         assert left_behind.wait(timeout=5) == -signal.SIGTERM
         assert stubborn.wait(timeout=5) == -signal.SIGKILL
     assert stranger.poll() is None
-    assert [line.split()[1] for line in said] == ["worker-1", "worker-2"]
-    assert not end_stack(data_dir, report=said.append)
+    assert [line.split()[1] for line in ended] == ["worker-1", "worker-2"]
+    assert not end_stack(data_dir, report=ended.append)
 
 
 def test_down_in_an_unused_folder_finds_nothing(tmp_path: Path) -> None:
     assert not end_stack(DataDir.at(tmp_path / "absent"), report=lambda _line: None)
 
 
-def test_a_damaged_state_file_is_no_state(data_dir: DataDir) -> None:
+def test_a_damaged_state_file_counts_as_absent(data_dir: DataDir) -> None:
     data_dir.state.write_text('{"version": 1, "phase": "rea')
     assert StackState.load(data_dir.state) is None
     assert not end_stack(data_dir, report=lambda _line: None)
 
 
-def test_a_state_survives_the_file(data_dir: DataDir) -> None:
+def test_a_state_is_read_as_it_was_written(data_dir: DataDir) -> None:
     state = state_of(data_dir, ProcessRecord.of("supervisor", os.getpid()))
     state.save(data_dir.state)
     assert StackState.load(data_dir.state) == state
 
 
-def test_a_folder_has_one_supervisor_and_its_death_frees_the_folder(data_dir: DataDir) -> None:
+def test_a_folder_has_one_supervisor_and_its_death_releases_the_lock(data_dir: DataDir) -> None:
     program = (
         "import sys, time; from pathlib import Path; from fluxpool_cli.local.data_dir import DataDir\n"
         "with DataDir.at(Path(sys.argv[1])).lock(): print('up', flush=True); time.sleep(600)"
@@ -134,7 +136,7 @@ def test_a_folder_has_one_supervisor_and_its_death_frees_the_folder(data_dir: Da
     wait_until_blocking(lambda: not data_dir.is_locked(), deadline_seconds=5, what="the lock is free")
 
 
-def test_down_names_a_folder_whose_owner_cannot_be_told(data_dir: DataDir) -> None:
+def test_down_names_a_folder_whose_owner_is_unknown(data_dir: DataDir) -> None:
     with data_dir.lock(), pytest.raises(CommandError, match="does not say which") as failure:
         end_stack(data_dir, report=lambda _line: None, owner_deadline_seconds=0.1)
     assert failure.value.code is ExitCode.FAILED

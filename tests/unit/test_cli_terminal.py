@@ -1,4 +1,4 @@
-"""Text of other people is shown and never obeyed, whichever way it comes to the terminal."""
+"""Control characters in foreign text never reach the terminal."""
 
 import io
 import json
@@ -32,8 +32,8 @@ ANYTHING = st.text(
 )
 
 
-def obeyed(text: str, *, own: str = "\n") -> set[str]:
-    """Characters that are no text, without those that the program writes itself."""
+def control_characters(text: str, *, own: str = "\n") -> set[str]:
+    """Control characters, except those that the program writes itself."""
     return {character for character in text if unicodedata.category(character) in OBEYED} - set(own)
 
 
@@ -56,9 +56,7 @@ def written(patch: pytest.MonkeyPatch, write: Any) -> str:
 
 
 @given(text=ANYTHING)
-def test_no_way_to_the_terminal_lets_a_control_character_of_a_text_through(
-    text: str, streams: pytest.MonkeyPatch
-) -> None:
+def test_no_output_function_writes_a_control_character_of_a_text(text: str, streams: pytest.MonkeyPatch) -> None:
     for write in (
         lambda: say(text),
         lambda: say_paragraph(text),
@@ -67,13 +65,11 @@ def test_no_way_to_the_terminal_lets_a_control_character_of_a_text_through(
         lambda: write_table(("A", "B"), [(text, text)]),
         lambda: write_json({text: [text]}),
     ):
-        assert obeyed(written(streams, write)) == set()
+        assert control_characters(written(streams, write)) == set()
 
 
 @given(text=ANYTHING)
-def test_a_text_never_becomes_a_second_line_that_begins_like_one_of_ours(
-    text: str, streams: pytest.MonkeyPatch
-) -> None:
+def test_a_text_never_becomes_a_line_that_looks_like_the_programs(text: str, streams: pytest.MonkeyPatch) -> None:
     assert written(streams, lambda: say(text)).count("\n") == 1
     assert written(streams, lambda: write_line(text)).count("\n") == 1
     assert len(table_lines(("A", "B"), [(text, text)], width=None)[0]) == 2
@@ -82,19 +78,17 @@ def test_a_text_never_becomes_a_second_line_that_begins_like_one_of_ours(
 
 
 @given(text=ANYTHING)
-def test_a_json_document_says_the_same_after_its_control_characters_are_escaped(
-    text: str, streams: pytest.MonkeyPatch
-) -> None:
+def test_escaping_control_characters_does_not_change_a_json_document(text: str, streams: pytest.MonkeyPatch) -> None:
     assert json.loads(written(streams, lambda: write_json({"text": text}))) == {"text": text}
 
 
 @given(text=ANYTHING)
-def test_a_live_view_shows_a_text_without_obeying_it(text: str) -> None:
+def test_a_live_view_escapes_markup_of_a_text(text: str) -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=60, color_system=None)
     console.print(plain_table((text,), [(text,)]))
     console.print(PoolSnapshot(lag_records={}, workers={}, results={}, plan=text))
-    assert obeyed(shown.getvalue()) == set()
+    assert control_characters(shown.getvalue()) == set()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +102,7 @@ def test_a_live_view_shows_a_text_without_obeying_it(text: str) -> None:
         ("a\u202eb\udce9", "a\\u202eb\\udce9"),
     ],
 )
-def test_text_is_shown_as_it_is_and_the_rest_as_escapes(text: str, shown: str) -> None:
+def test_text_is_shown_unchanged_and_the_rest_as_escapes(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
@@ -133,7 +127,7 @@ def test_a_pipe_gets_every_column_and_one_line_for_each_row() -> None:
     )
 
 
-def test_a_narrow_terminal_loses_columns_and_never_divides_a_word() -> None:
+def test_a_narrow_terminal_drops_columns_and_never_divides_a_word() -> None:
     lines, hidden = table_lines(COLUMNS, [ROW], width=34, optional=("CLASS",))
     assert hidden == ("CLASS",)
     assert lines == [

@@ -1,4 +1,4 @@
-"""`fluxpool trace` before it reaches Kafka, and what a timeline makes of events."""
+"""The command line of `fluxpool trace`, and timelines of events."""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
         (["r-1"], 3, "Kafka at 127.0.0.1:1 does not answer"),
     ],
 )
-async def test_a_wrong_command_line_or_a_dead_broker_is_told(
+async def test_a_wrong_command_line_or_a_dead_broker_is_reported(
     arguments: list[str], code: int, words: str, tmp_path: Path
 ) -> None:
     ended = await fluxpool("trace", *arguments, folder=tmp_path, environment=NOWHERE)
@@ -33,7 +33,7 @@ async def test_a_wrong_command_line_or_a_dead_broker_is_told(
     assert words in " ".join(ended.complaints.replace("│", " ").split())
 
 
-def test_only_an_id_that_holds_its_time_bounds_the_reading() -> None:
+def test_only_an_id_that_contains_its_time_limits_the_reading() -> None:
     made = uuid.UUID(int=int(NOON.timestamp() * 1000 + 250) << 80 | 7 << 76 | 2 << 62)
     assert reading_start(str(made)) == NOON + timedelta(milliseconds=250) - CLOCKS_APART
     now = reading_start(new_request_id())
@@ -52,7 +52,7 @@ def event(kind: EventKind, second: int, **fields: object) -> TraceEvent:
     return TraceEvent(kind=kind, **known)  # type: ignore[arg-type]  # tests name the fields
 
 
-def test_steps_share_a_row_until_another_attempt_or_event_comes() -> None:
+def test_steps_share_a_row_until_another_attempt_or_event() -> None:
     def step(second: int, number: int, attempt: int = 1) -> TraceEvent:
         detail = f"{number} of 9"
         return event(EventKind.STEP, second, attempt=attempt, step=number, total_steps=9, detail=detail)
@@ -92,7 +92,7 @@ RETRY = event(EventKind.RETRY, 1, topic="retry")
         ([SENT, LETTER, FAILED, REPLAYED], [where(RecordState.DONE)], TaskState.UNKNOWN),
     ],
 )
-def test_the_latest_replay_decides_where_a_task_stands(
+def test_the_latest_replay_decides_the_status_of_a_task(
     events: list[TraceEvent], consumption: list[Consumption], state: ResultStatus | TaskState
 ) -> None:
     traced = Trace(request_id="r-1", events=tuple(events), consumption=tuple(consumption), missing_topics=())

@@ -1,4 +1,4 @@
-"""Stopping a consumer never cancels its caller or leaves sockets and tasks, in any state of aiokafka."""
+"""Stopping a consumer never cancels its caller and leaves no sockets or tasks, in any state of aiokafka."""
 
 import asyncio
 from typing import Self
@@ -9,7 +9,7 @@ from fluxpool_transport.kafka.client_stop import stop_consumer
 
 
 class StubbornConsumer:
-    """Its `stop` ends with an error, or never."""
+    """A consumer whose `stop` fails or never ends."""
 
     def __init__(self, error: BaseException | None, *, hangs: bool = False) -> None:
         self.done: list[str] = []
@@ -55,7 +55,7 @@ async def test_a_cancelled_fetch_is_not_the_callers_cancellation_and_connections
     assert consumer.done == ["stop", "close"]
 
 
-async def test_what_is_in_the_way_is_told_and_not_raised() -> None:
+async def test_an_error_of_stop_is_logged_and_not_raised() -> None:
     assert isinstance(await stop_consumer(StubbornConsumer(KafkaConnectionError())), KafkaConnectionError)
     assert isinstance(await stop_consumer(StubbornConsumer(OSError())), OSError)
     assert isinstance(await stop_consumer(StubbornConsumer(None, hangs=True), deadline_seconds=0.01), TimeoutError)

@@ -1,4 +1,4 @@
-"""Requests to an API server that is slow, or has more to do than it can."""
+"""Requests to an API server that is slow or overloaded."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ DEADLINE_SECONDS = 3.0
 
 
 class _SlowServer:
-    """Takes its time for every answer, and for a path below /hang for ever."""
+    """Delays every response; never responds to a path below /hang."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -53,12 +53,12 @@ def _client(server: _SlowServer) -> ClusterClient:
 
 
 async def test_requests_that_wait_for_a_slot_do_not_time_out(server: _SlowServer) -> None:
-    """A thousand pools that start at once ask for more than the server can answer within one request's deadline."""
+    """A thousand pools that start at once send more requests than the server answers within one deadline."""
     async with _client(server) as client:
         paths = [f"/pools/{number}" for number in range(1000)]
         answers = await asyncio.gather(*(client.get(path) for path in paths))
     assert [answer["path"] for answer in answers] == paths
-    assert server.asked == len(paths), "some were asked again"
+    assert server.asked == len(paths), "some requests were repeated"
     rounds = len(paths) / server.most_at_once
     assert rounds * ANSWER_SECONDS > DEADLINE_SECONDS, "no request waited longer than the deadline"
 

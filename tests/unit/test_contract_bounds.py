@@ -1,4 +1,4 @@
-"""No message holds a number, a time or a text that a database, a date or a topic cannot take."""
+"""Numbers, times and texts of messages stay within the bounds of databases, dates and topics."""
 
 import json
 from contextlib import suppress
@@ -65,13 +65,13 @@ def test_a_date_without_a_zone_is_utc() -> None:
 
 
 @given(st.text(st.characters()), st.integers(3, 40))
-def test_a_cut_text_fits_and_begins_as_the_whole_one(text: str, max_bytes: int) -> None:
+def test_a_truncated_text_fits_and_is_a_prefix(text: str, max_bytes: int) -> None:
     cut = cut_text(text, max_bytes)
     assert len(cut.encode()) <= max_bytes
     assert text.encode(errors="replace").decode().startswith(cut.removesuffix("…"))
 
 
-def test_a_cut_text_says_so() -> None:
+def test_a_truncated_text_is_marked() -> None:
     assert cut_text("äöü", 6) == "äöü"
     assert cut_text("äöüß", 6) == "ä…"
     assert cut_text_start("äöü", 4) == "öü"
@@ -89,12 +89,12 @@ def test_progress_with_a_number_out_of_bounds_is_none(field: str, number: object
 
 
 @pytest.mark.parametrize("request_id", ["", "a" * 129, "a/b", "a" * 300_000, None, 7])
-def test_progress_of_what_is_no_id_is_none(request_id: object) -> None:
+def test_progress_with_an_invalid_id_is_none(request_id: object) -> None:
     with pytest.raises(ValidationError):
         ProgressEvent.model_validate_json(_progress(request_id=request_id))
 
 
-def test_names_in_progress_are_cut() -> None:
+def test_names_in_progress_are_truncated() -> None:
     event = ProgressEvent.model_validate_json(_progress(worker="w" * 300_000, type="t" * 300_000))
     assert max(map(len, (event.worker or "", event.type))) <= 512
 
@@ -142,7 +142,7 @@ def test_a_forged_description_of_an_image_makes_no_result(field: str, value: obj
 
 
 @given(st.text(st.characters(), min_size=1, max_size=3), st.integers(1, 30_000))
-def test_the_message_of_an_error_is_cut(part: str, times: int) -> None:
+def test_the_message_of_an_error_is_truncated(part: str, times: int) -> None:
     error = TaskError(
         code=ErrorCode.INVALID_FIELD, error_class=ErrorClass.INVALID, message=part * times, field=part * times
     )

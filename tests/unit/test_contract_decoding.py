@@ -1,4 +1,4 @@
-"""From bytes to tasks: what is refused, in which words, and that nothing else ever happens."""
+"""Decoding of bytes to tasks: any input is a task or a named error."""
 
 import gzip
 import json
@@ -101,7 +101,7 @@ def test_all_refused_fields_are_named_at_once() -> None:
         (b'{"request_id": "a", "prompt": "b", "x": 1e999}', "the number 1e999 is out of range"),
     ],
 )
-def test_a_body_that_is_no_task_at_all_is_undecodable(value: bytes | None, words: str) -> None:
+def test_a_body_that_is_no_task_is_undecodable(value: bytes | None, words: str) -> None:
     error = _refused(value)
     assert error.code is ErrorCode.UNDECODABLE
     assert words in str(error)
@@ -123,7 +123,7 @@ def test_a_refusal_of_many_fields_is_short_and_counts_them() -> None:
 
 
 @given(st.lists(st.text(max_size=2_000), min_size=1, max_size=12, unique=True))
-def test_a_refusal_is_short_whatever_its_fields_are_called(keys: list[str]) -> None:
+def test_a_refusal_is_short_for_any_field_names(keys: list[str]) -> None:
     value = json.dumps({"request_id": "a", "prompt": "b", "metadata": dict.fromkeys(keys, 1)}).encode()
     outcome = _outcome(value)
     assert isinstance(outcome, InvalidTaskError)
@@ -148,7 +148,7 @@ def test_a_place_is_a_json_pointer_in_fragment_form(key: str, pointer: str) -> N
     assert [problem.pointer for problem in _refused(_body(metadata={key: 5})).problems][-1:] == [pointer]
 
 
-def test_a_name_that_is_not_possible_is_pointed_at_itself() -> None:
+def test_an_invalid_name_is_its_own_pointer() -> None:
     (problem,) = _refused(_body(metadata={"k" * 65: "v"})).problems
     assert problem.pointer == "#/metadata/" + "k" * 65
     assert problem.message == "is not a possible name: must be at most 64 characters long"
@@ -191,7 +191,7 @@ def test_unknown_fields_are_kept_and_part_of_the_digest() -> None:
 
 
 def _outcome(value: bytes, headers: RawHeaders = ()) -> DecodedTask | InvalidTaskError:
-    """Whatever else is raised fails the test."""
+    """Any other exception fails the test."""
     try:
         return decode_task(value, headers)
     except InvalidTaskError as error:

@@ -1,4 +1,4 @@
-"""What is derived from a task never changes: the expected values here are frozen, other releases rely on them."""
+"""Values derived from a task never change; other releases rely on the expected values here."""
 
 import json
 import uuid
@@ -48,7 +48,7 @@ def test_the_digest_ignores_order_white_space_and_escapes(
     assert task_digest(reordered) == task_digest(json.dumps(body).encode())
 
 
-def test_the_digest_tells_values_and_lists_order_apart() -> None:
+def test_the_digest_distinguishes_values_and_the_order_of_lists() -> None:
     bodies = [b'{"a": 1}', b'{"a": "1"}', b'{"a": 1.5}', b'{"a": [1, 2]}', b'{"a": [2, 1]}', b'{"a": null}', b"{}"]
     assert len({task_digest(body) for body in bodies}) == len(bodies)
 
@@ -68,18 +68,18 @@ def test_the_digest_tells_values_and_lists_order_apart() -> None:
         (b'{"a": 1}', b'\xef\xbb\xbf{"a": 1}'),
     ],
 )
-def test_one_value_has_one_digest_however_it_is_written(one: bytes, other: bytes) -> None:
+def test_all_forms_of_one_value_have_one_digest(one: bytes, other: bytes) -> None:
     assert task_digest(one) == task_digest(other)
 
 
 @given(st.integers(-(2**60), 2**60))
-def test_whole_numbers_are_told_apart_and_known_again(number: int) -> None:
+def test_whole_numbers_are_distinguished_exactly(number: int) -> None:
     assert task_digest(b'{"a":%d}' % number) == task_digest(b'{"a":%d.0}' % number)
     assert task_digest(b'{"a":%d}' % number) != task_digest(b'{"a":%d.0}' % (number + 1))
 
 
 @pytest.mark.parametrize("body", [b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": -1e999999999999}'])
-def test_what_is_no_number_of_json_has_no_digest(body: bytes) -> None:
+def test_nan_and_infinity_have_no_digest(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a number in JSON|out of range"):
         task_digest(body)
 

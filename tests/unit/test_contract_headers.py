@@ -53,7 +53,7 @@ _envelopes = st.builds(
 
 
 @given(_envelopes)
-def test_an_envelope_survives_its_headers(envelope: Envelope) -> None:
+def test_an_envelope_is_read_as_it_was_written(envelope: Envelope) -> None:
     assert parse_envelope(render_envelope(envelope)) == envelope
 
 
@@ -92,7 +92,7 @@ def test_unknown_and_null_headers_are_ignored_and_the_last_of_equal_ones_counts(
         ("fluxpool-tenant", b"caf\xe9", "1 to 63 characters"),
     ],
 )
-def test_a_malformed_header_is_named_with_the_form_it_should_have(name: str, raw: bytes, words: str) -> None:
+def test_a_malformed_header_is_named_with_the_correct_form(name: str, raw: bytes, words: str) -> None:
     with pytest.raises(InvalidTaskError) as caught:
         parse_envelope([(name, raw)], request_id="req-1")
     assert (caught.value.code, caught.value.request_id) == (ErrorCode.INVALID_HEADER, "req-1")
@@ -111,7 +111,7 @@ _INFORMATION = ("ce_id", "ce_source", "ce_time", "ce_type", "traceparent", "trac
 
 @pytest.mark.parametrize("name", _INFORMATION)
 @pytest.mark.parametrize("raw", [b"/caf\xe9", b"\xff\xfe", b"yesterday" * 1000, b"0001-01-01T00:00:00+01:00"])
-def test_a_foreign_header_never_costs_its_task(name: str, raw: bytes) -> None:
+def test_a_foreign_header_never_refuses_its_task(name: str, raw: bytes) -> None:
     envelope = parse_envelope([(name, raw), ("fluxpool-attempt", b"2")])
     assert (envelope.attempt, envelope.ce_time) == (2, None)
 
@@ -121,7 +121,7 @@ def test_only_fluxpool_headers_can_refuse(headers: list[tuple[str, bytes | None]
     parse_envelope([(name, raw) for name, raw in headers if not name.startswith("fluxpool-")])
 
 
-def test_what_is_passed_on_of_a_foreign_header_is_bounded() -> None:
+def test_a_foreign_header_is_passed_on_truncated() -> None:
     assert parse_envelope([("tracestate", b"a" * 1024)]).tracestate == "a" * 1024
     assert parse_envelope([("tracestate", b"a" * 1025)]).tracestate is None
 
@@ -179,7 +179,7 @@ def _dead_letter(*, message: str = "m", stack: str | None = None) -> DeadLetter:
     )
 
 
-def test_a_dead_letter_survives_its_headers() -> None:
+def test_a_dead_letter_is_read_as_it_was_written() -> None:
     dead_letter = _dead_letter(stack="Traceback")
     assert DeadLetter.from_headers(dead_letter.to_headers([])) == dead_letter
 
@@ -209,7 +209,7 @@ def test_message_and_stack_are_bounded_in_bytes_and_stay_text(message: str, stac
     headers["fluxpool-dlq-stack"].decode()
 
 
-def test_of_a_long_message_the_beginning_stays_and_of_a_long_stack_the_end() -> None:
+def test_a_long_message_keeps_its_beginning_and_a_long_stack_its_end() -> None:
     headers = dict(_dead_letter(message="first" + "夜" * 5000, stack="夜" * 5000 + "last").to_headers([]))
     assert headers["fluxpool-dlq-message"].startswith(b"first")
     assert len(headers["fluxpool-dlq-message"]) > MAX_ERROR_TEXT_BYTES - 3
@@ -217,13 +217,13 @@ def test_of_a_long_message_the_beginning_stays_and_of_a_long_stack_the_end() -> 
     assert len(headers["fluxpool-dlq-stack"]) > MAX_STACK_BYTES - 3
 
 
-def test_a_foreign_dead_letter_without_a_zone_is_one_in_utc() -> None:
+def test_the_time_of_a_foreign_dead_letter_without_a_zone_is_utc() -> None:
     headers = dict(_dead_letter().to_headers([])) | {"fluxpool-dlq-failed-at": b"2026-04-05T10:00:00"}
     dead_letter = DeadLetter.from_headers(list(headers.items()))
     assert dead_letter.failed_at == datetime(2026, 4, 5, 10, tzinfo=UTC)
 
 
-def test_a_dead_letter_takes_whatever_number_is_in_the_originals_timestamp() -> None:
+def test_a_dead_letter_accepts_any_timestamp_of_its_original() -> None:
     dead_letter = _dead_letter().model_copy(update={"origin_timestamp_ms": 2**63 - 1})
     assert DeadLetter.from_headers(dead_letter.to_headers([])) == dead_letter
 
@@ -241,7 +241,7 @@ def test_a_record_of_another_origin_on_the_topic_is_refused() -> None:
         ("fluxpool-attempt", b"9" * 5000),
     ],
 )
-def test_a_value_beyond_what_can_be_represented_is_refused_like_any_other(header: str, value: bytes) -> None:
+def test_a_value_out_of_range_is_refused(header: str, value: bytes) -> None:
     with pytest.raises(InvalidTaskError) as caught:
         parse_envelope([(header, value)])
     assert [problem.field for problem in caught.value.problems] == [header]

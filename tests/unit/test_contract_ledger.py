@@ -1,4 +1,4 @@
-"""The ledger between releases: what a newer one adds is passed over, what it says besides is read."""
+"""The ledger between releases: unknown fields are ignored, known ones are read."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_the_present_ledger_is_written() -> None:
     assert written == (CORPUS / "generated.json").read_text().strip()
 
 
-def test_what_a_newer_release_adds_to_a_ledger_costs_no_entry() -> None:
+def test_unknown_fields_of_a_newer_release_are_ignored() -> None:
     entries = {
         3: LedgerEntry(task="task-3", worker="pod-a", started_at=1_700_000_000, crashes=2),
         5: LedgerEntry(task="task-5", worker="pod-b", started_at=1_700_000_001, released=True, generated=True),
@@ -38,14 +38,14 @@ def test_what_a_newer_release_adds_to_a_ledger_costs_no_entry() -> None:
     assert decode_ledger(json.dumps(newer)) == entries
 
 
-def test_an_empty_ledger_tells_who_committed_the_offset() -> None:
+def test_an_empty_ledger_marks_a_commit_of_fluxpool() -> None:
     assert is_ledger(encode_ledger({}))
     assert decode_ledger(encode_ledger({})) == {}
     too_long = LedgerEntry(task="t" * 5000, worker="pod", started_at=0)
     assert is_ledger(encode_ledger({1: too_long}))
 
 
-def test_a_ledger_names_the_topic_it_is_about_when_that_is_known() -> None:
+def test_a_ledger_has_the_id_of_its_topic_when_it_is_known() -> None:
     entries = {3: LedgerEntry(task="task-3", worker="pod-a", started_at=1_700_000_000)}
     assert committed_topic_id(encode_ledger(entries, topic_id="fgv80Pr2TvOsX3CJzj4e4w")) == "fgv80Pr2TvOsX3CJzj4e4w"
     assert decode_ledger(encode_ledger(entries, topic_id="fgv80Pr2TvOsX3CJzj4e4w")) == entries
@@ -53,12 +53,12 @@ def test_a_ledger_names_the_topic_it_is_about_when_that_is_known() -> None:
 
 
 @pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "[]", '{"topic": "a"', '{"topic": 1}'])
-def test_what_names_no_topic_is_about_any(metadata: str | None) -> None:
+def test_metadata_without_a_topic_id_has_none(metadata: str | None) -> None:
     assert committed_topic_id(metadata) is None
 
 
 @pytest.mark.parametrize("metadata", [None, "", "a consumer's own text", "{}", '{"tasks": 1}', "[]", "null"])
-def test_what_another_client_wrote_is_no_ledger(metadata: str | None) -> None:
+def test_metadata_of_another_client_is_no_ledger(metadata: str | None) -> None:
     assert not is_ledger(metadata)
 
 

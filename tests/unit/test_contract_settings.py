@@ -1,4 +1,4 @@
-"""Settings as environment variables: what is written is what is read, and every mistake is named."""
+"""Settings as environment variables: they are read as written, and every error names its variable."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -90,7 +90,7 @@ _settings = st.builds(
 
 
 @given(_settings)
-def test_settings_survive_the_environment(settings: WorkerSettings) -> None:
+def test_settings_are_read_as_they_were_written(settings: WorkerSettings) -> None:
     assert WorkerSettings.from_environment(settings.to_environment()) == settings
 
 
@@ -120,7 +120,7 @@ def test_a_mistyped_variable_names_the_nearest_known_one() -> None:
     )
 
 
-def test_variables_of_others_can_be_named_as_such() -> None:
+def test_foreign_variables_can_be_excluded() -> None:
     environment = {**REQUIRED, "FLUXPOOL_FAULT": "x:kill", "PATH": "/bin", "FLUXPOOLED": "1"}
     settings = WorkerSettings.from_environment(environment)
     assert settings == WorkerSettings.from_environment(REQUIRED)
@@ -304,7 +304,7 @@ def test_storage_keys_go_together() -> None:
         {"engine_command": ("python", "a,b", " c ", "[d", "")},
     ],
 )
-def test_a_list_that_commas_cannot_carry_is_written_as_json(changes: dict[str, object]) -> None:
+def test_a_list_with_commas_in_its_entries_is_written_as_json(changes: dict[str, object]) -> None:
     settings = WorkerSettings.from_environment(REQUIRED).model_copy(update=changes)
     assert WorkerSettings.from_environment(settings.to_environment()) == settings
 
@@ -315,7 +315,7 @@ def test_an_error_of_several_fields_together_names_a_variable() -> None:
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///x", "s3://B", "file:///srv/../etc", "file://relative", "/srv"])
-def test_an_address_that_is_no_place_for_images_is_refused(url: str) -> None:
+def test_a_storage_address_of_another_kind_is_refused(url: str) -> None:
     assert "FLUXPOOL_STORAGE_URL: " in _errors(FLUXPOOL_STORAGE_URL=url)
 
 
@@ -373,7 +373,7 @@ _KEY = {"FLUXPOOL_KAFKA_SECURITY_PROTOCOL": "SSL", "FLUXPOOL_KAFKA_TLS_KEY_PASSW
         ("hush\udce9hush", "is not UTF-8"),
     ],
 )
-def test_a_credential_that_cannot_be_one_is_named_and_never_shown(
+def test_an_impossible_credential_is_named_and_not_shown(
     login: dict[str, str], name: str, value: str, words: str
 ) -> None:
     WorkerSettings.from_environment({**REQUIRED, **login})
@@ -391,7 +391,7 @@ def test_a_pools_secret_is_checked_by_the_same_rules_and_never_shown(field: str,
     assert "hush" not in str(caught.value)
 
 
-def test_what_kubernetes_sets_for_a_service_is_no_setting() -> None:
+def test_service_variables_of_kubernetes_are_no_settings() -> None:
     links = {
         "FLUXPOOL_HEALTH_PORT": "tcp://10.0.0.7:8080",
         "FLUXPOOL_HEALTH_SERVICE_HOST": "10.0.0.7",

@@ -1,4 +1,4 @@
-"""The definition: equal to the file, without holes, with a text and a bound for every field."""
+"""The CRD matches its file, and every field has a description and bounds."""
 
 import json
 import re
@@ -22,7 +22,7 @@ DEFINITION = crd.custom_resource_definition()
 
 
 def _nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every schema below, by its path as `kubectl explain` takes it."""
+    """Every nested schema by its path, as in `kubectl explain`."""
     for name, child in schema.get("properties", {}).items():
         below = f"{path}.{name}".removeprefix(".")
         yield below, child
@@ -40,7 +40,7 @@ def _rules() -> list[dict[str, str]]:
     return [rule for node in (SCHEMA, *NODES.values()) for rule in node.get("x-kubernetes-validations", [])]
 
 
-def test_the_file_is_what_the_models_say() -> None:
+def test_the_file_matches_the_models() -> None:
     assert (ROOT / "crds" / crd.FILE_NAME).read_text() == crd.render_definition(), "run `make schemas`"
 
 
@@ -128,7 +128,7 @@ def test_every_rule_names_its_field() -> None:
             assert any(path.endswith(place) for path in NODES), rule
 
 
-def test_client_side_apply_can_remember_it() -> None:
+def test_it_fits_the_annotation_of_client_side_apply() -> None:
     # kubectl keeps the applied text in an annotation, and those of one object have 256 KiB together.
     assert len(json.dumps(DEFINITION)) < 256 * 1024
 
@@ -146,7 +146,7 @@ def test_columns_and_selectable_fields_point_to_fields() -> None:
     assert first == ["Ready", "Desired", "Pods", "Pending", "Oldest", "Age"]
 
 
-def test_scale_reads_fields_that_are_there() -> None:
+def test_scale_reads_existing_fields() -> None:
     (version,) = DEFINITION["spec"]["versions"]
     assert version["subresources"] == {
         "status": {},
@@ -178,7 +178,7 @@ def test_status_words_may_grow_without_a_new_definition() -> None:
     assert all(len(reason) <= condition["maxLength"] for reason in Reason)
 
 
-def test_a_model_that_leaves_a_hole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_an_open_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hole(ApiModel):
         """A pool with anything in it."""
 

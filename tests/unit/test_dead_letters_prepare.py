@@ -1,4 +1,4 @@
-"""What a replay sends, from values alone: merge patches, epochs, headers, refusals."""
+"""The record that a replay sends, without Kafka: merge patches, epochs, headers, refusals."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def test_a_merge_patch_follows_the_standard(target: Any, patch: Any, result: Any
 
 
 @pytest.mark.parametrize("value", [None, b"", b"not json", b"\xff", b"[" * 100_000])
-def test_what_is_no_object_is_filled_by_the_patch_alone(value: bytes | None) -> None:
+def test_a_patch_replaces_a_value_that_is_no_object(value: bytes | None) -> None:
     assert json.loads(patch_value(value, {"prompt": "a fox"})) == {"prompt": "a fox"}
 
 
@@ -99,11 +99,11 @@ def test_a_replay_is_the_same_record_whenever_it_is_prepared() -> None:
     assert later == prepared(item)
 
 
-def test_a_task_goes_back_to_the_topic_it_was_taken_from_whatever_origin_it_brought_along() -> None:
+def test_a_task_returns_to_the_topic_that_it_was_consumed_from() -> None:
     assert prepared(record(original=[("fluxpool-origin-topic", b"flux-generation-results")])).topic == "tasks"
 
 
-def test_budgets_begin_anew_and_the_envelope_is_kept() -> None:
+def test_a_replay_resets_the_budgets_and_keeps_the_envelope() -> None:
     original = [
         ("fluxpool-attempt", b"3"),
         ("fluxpool-crashes", b"2"),
@@ -130,7 +130,7 @@ def test_each_replay_raises_the_epoch_even_when_its_header_is_dropped() -> None:
     assert prepared(item, drop_headers=frozenset({"fluxpool-epoch"})).epoch == 2
 
 
-def test_a_record_without_a_timestamp_entered_when_it_failed() -> None:
+def test_a_record_without_a_timestamp_gets_the_time_of_its_failure() -> None:
     envelope = parse_envelope(prepared(record(origin_timestamp_ms=-1)).headers)
     assert envelope.first_seen == NOW
 
@@ -149,11 +149,11 @@ def test_a_record_without_a_timestamp_entered_when_it_failed() -> None:
         (record(None, object="_dead-letters/x"), {}, "lies in the object store under _dead-letters/x"),
     ],
 )
-def test_what_may_not_be_sent_is_refused(item: ConsumerRecord, choices: dict[str, Any], words: str) -> None:
+def test_an_invalid_replay_is_refused(item: ConsumerRecord, choices: dict[str, Any], words: str) -> None:
     assert words in refusal(item, **choices)
 
 
-def test_a_pointer_can_be_sent_as_a_whole_new_task() -> None:
+def test_a_pointer_can_be_replayed_with_a_complete_patch() -> None:
     item = record(None, object="_dead-letters/x")
     found = prepared(item, patch={"request_id": "r-1", "prompt": "shorter"})
     assert json.loads(found.value) == {"request_id": "r-1", "prompt": "shorter"}
@@ -164,7 +164,7 @@ def test_a_foreign_record_is_refused() -> None:
     assert "is no dead letter of a worker's" in refusal(item)
 
 
-def test_one_new_id_serves_one_letter() -> None:
+def test_a_new_id_is_accepted_for_one_dead_letter_only() -> None:
     choices = ReplayChoices(patch={"request_id": "fresh"})
     assert check_choices(choices, count=1) is None
     assert "cannot serve 2 tasks" in str(check_choices(choices, count=2))

@@ -1,4 +1,4 @@
-"""What the documentation shows is what there is: commands, options, examples, links, tables."""
+"""The documentation matches the product: commands, options, examples, links, tables."""
 
 import ast
 import itertools
@@ -55,7 +55,7 @@ def fences(kind: str) -> Iterator[tuple[Path, str, str]]:
 
 
 def rows_under(name: str, heading: str) -> dict[str, list[str]]:
-    """First cell (without backticks) to all cells of the table under a heading."""
+    """Rows of the table under a heading, by their first cell without backticks."""
     section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text_of(name), re.MULTILINE | re.DOTALL)
     assert section is not None, f"{name} has no heading {heading!r}"
     lines = [line for line in section[1].splitlines() if line.startswith("|")][2:]
@@ -67,7 +67,7 @@ def rows_under(name: str, heading: str) -> dict[str, list[str]]:
 
 
 def commands() -> list[tuple[Path, list[str]]]:
-    """Every command of the bash blocks as words, without variables before it and without the way to `.venv`."""
+    """Every command of the bash blocks as words, without variables before it and without the path to `.venv`."""
     found = []
     for path, _, text in fences("bash"):
         for line in text.replace("\\\n", " ").splitlines():
@@ -147,7 +147,7 @@ def test_every_fluxpool_command_in_the_docs_exists_with_its_options() -> None:
 
 
 @pytest.mark.parametrize("words", [["local", "upp"], ["watch", "--onze"], ["local", "down", "now"]])
-def test_a_command_that_is_not_there_would_be_noticed(words: list[str]) -> None:
+def test_a_missing_command_is_noticed(words: list[str]) -> None:
     with pytest.raises(AssertionError):
         check_fluxpool(words)
 
@@ -276,7 +276,7 @@ def _anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=str)
-def test_relative_links_lead_somewhere(path: Path) -> None:
+def test_relative_links_have_a_target(path: Path) -> None:
     text = FENCE.sub("", (ROOT / path).read_text())
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
@@ -343,9 +343,9 @@ def test_every_documented_setting_is_read_and_no_required_one_is_missing(
     rows: dict[str, list[str]] = {}
     for heading in headings:
         rows |= rows_under("docs/settings.md", heading)
-    # `{` is no JSON, no address, no path with a scheme and no number: refused wherever a form is checked at all.
-    told = _refusal(settings, dict.fromkeys(rows, "{") | {"FLUXPOOL_NO_SUCH_THING": "1"})
-    assert re.findall(r"(FLUXPOOL_\w+): is not a known setting", told) == ["FLUXPOOL_NO_SUCH_THING"]
+    # `{` is no JSON, no address, no path with a scheme and no number: every setting with a form refuses it.
+    refusal = _refusal(settings, dict.fromkeys(rows, "{") | {"FLUXPOOL_NO_SUCH_THING": "1"})
+    assert re.findall(r"(FLUXPOOL_\w+): is not a known setting", refusal) == ["FLUXPOOL_NO_SUCH_THING"]
     required = set(re.findall(r"(FLUXPOOL_\w+): is required", _refusal(settings, {})))
     assert required == {name for name, row in rows.items() if row[1] == "required"}
 
@@ -357,7 +357,7 @@ def test_every_variable_named_in_the_docs_is_read_somewhere() -> None:
             assert f"`{name}`" in settings, f"{path}: {name} is not in docs/settings.md"
     sources = "".join(path.read_text() for package in PACKAGES for path in package.rglob("*.py"))
     for name in rows_under("docs/settings.md", "Elsewhere"):
-        assert f'"{name}"' in sources, f"nobody reads {name}"
+        assert f'"{name}"' in sources, f"no program reads {name}"
 
 
 def test_the_fault_points_are_those_in_the_code() -> None:

@@ -1,4 +1,4 @@
-"""Loading checkpoints: the tiny one's folder, and what is said of folders and ids that cannot be loaded."""
+"""The tiny checkpoint, and the errors of folders and ids that cannot be loaded."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def test_another_seed_gives_other_weights(tmp_path: Path, tiny_checkpoint: Path)
     assert files_of(tmp_path / "other")[weights] != files_of(tiny_checkpoint)[weights]
 
 
-def test_building_the_tiny_checkpoint_leaves_torchs_random_state_alone(tmp_path: Path) -> None:
+def test_building_the_tiny_checkpoint_does_not_change_torchs_random_state(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
 
     write_tiny_checkpoint(tmp_path / "model")
@@ -45,7 +45,7 @@ def test_building_the_tiny_checkpoint_leaves_torchs_random_state_alone(tmp_path:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_writing_again_leaves_the_files_alone_and_no_staging_folder_behind(tmp_path: Path) -> None:
+def test_writing_again_changes_no_file_and_leaves_no_staging_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     write_tiny_checkpoint(folder)
     written = (folder / "model_index.json").stat()
@@ -89,7 +89,7 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
         write_tiny_checkpoint(tmp_path / "model")
 
 
-def test_a_folder_is_loaded_in_the_dtypes_asked_for(tiny_checkpoint: Path) -> None:
+def test_a_folder_is_loaded_in_the_requested_dtypes(tiny_checkpoint: Path) -> None:
     loaded = load_pipeline(spec_of(tiny_checkpoint, transformer_dtype="float32", encoder_dtype="float16"))
 
     assert loaded.model == tiny_checkpoint.name
@@ -117,7 +117,7 @@ def test_a_wrong_dtype_names_the_right_ones(tiny_checkpoint: Path, setting: str)
 
 
 @pytest.mark.parametrize("model", ["/nowhere/flux", "./flux", "~/nowhere/flux", "models/local/flux"])
-def test_a_missing_folder_is_said_to_be_missing(model: str) -> None:
+def test_a_missing_folder_is_reported_as_missing(model: str) -> None:
     with pytest.raises(CheckpointError, match="there is no such folder; mount the checkpoint"):
         load_pipeline(spec_of(model))
 
@@ -159,7 +159,9 @@ def test_an_empty_model_is_refused() -> None:
         ("text_encoder/config.json", "cannot be loaded .*; fetch"),
     ],
 )
-def test_a_checkpoint_with_lost_files_says_so(tmp_path: Path, tiny_checkpoint: Path, lost: str, message: str) -> None:
+def test_missing_files_of_a_checkpoint_are_named(
+    tmp_path: Path, tiny_checkpoint: Path, lost: str, message: str
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, folder)
     if (folder / lost).is_dir():
@@ -171,7 +173,7 @@ def test_a_checkpoint_with_lost_files_says_so(tmp_path: Path, tiny_checkpoint: P
         load_pipeline(spec_of(folder))
 
 
-def test_a_checkpoint_with_a_cut_file_says_so(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_a_truncated_file_of_a_checkpoint_is_named(tmp_path: Path, tiny_checkpoint: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_checkpoint, folder)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -210,6 +212,6 @@ def test_an_id_that_is_not_cached_is_refused_at_once_when_offline() -> None:
         load_pipeline(spec_of("black-forest-labs/FLUX.1-nonexistent", revision="main"))
 
 
-def test_what_is_neither_folder_nor_id_is_refused() -> None:
+def test_a_name_that_is_neither_folder_nor_id_is_refused() -> None:
     with pytest.raises(CheckpointError, match="neither a folder that exists nor a model id"):
         load_pipeline(spec_of("-bad-/-id-"))

@@ -65,7 +65,7 @@ async def running(client: EngineClient) -> AsyncIterator[None]:
 
 
 def nothing(*_arguments: int) -> None:
-    """What is reported on the way does not matter here."""
+    """Ignore progress."""
 
 
 async def result_of_a_job(client: EngineClient) -> object:
@@ -100,14 +100,14 @@ async def test_an_engine_that_is_ready_has_no_limit_of_loading() -> None:
         "say(Generated(1, (replace(IMAGE, seed=2),), {}))",
     ],
 )
-async def test_what_is_no_message_of_an_engine_counts_as_its_death(answer: str) -> None:
+async def test_an_invalid_message_of_an_engine_counts_as_its_death(answer: str) -> None:
     client = client_of(f"{READY}{UNTIL_A_JOB}{answer}\n{UNTIL_THE_END}")
     async with asyncio.timeout(60), running(client):
         with pytest.raises(EngineDiedError):
             await result_of_a_job(client)
 
 
-async def test_an_engine_is_not_told_the_agents_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_does_not_get_the_agents_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FLUXPOOL_KAFKA_SASL_PASSWORD", "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "secret")
     monkeypatch.setenv("HF_TOKEN", "needed for downloads")
@@ -117,16 +117,16 @@ async def test_an_engine_is_not_told_the_agents_credentials(monkeypatch: pytest.
         assert (await client.wait_ready()).model == "HF_TOKEN"
 
 
-async def test_an_engine_whose_socket_is_held_open_by_another_process_is_known_to_be_dead() -> None:
+async def test_a_dead_engine_is_noticed_although_another_process_holds_its_socket() -> None:
     client = client_of(f"{READY}{UNTIL_A_JOB}if os.fork(): os._exit(1)\n{UNTIL_THE_END}")
     async with asyncio.timeout(60), running(client):
         with pytest.raises(EngineDiedError, match="code 1"):
             await result_of_a_job(client)
 
 
-async def test_an_engine_that_outlives_its_sigkill_ends_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_survives_sigkill_ends_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_client, "KILLED_SECONDS", 0.1)
-    # Stopped in the kernel it could not be killed at all; here it is only not told to die.
+    # A process blocked in the kernel cannot be killed; here the signal is just not sent.
     monkeypatch.setattr(asyncio.subprocess.Process, "kill", lambda _process: None)
     client = client_of("threading.Event().wait()", load_seconds=0.05)
     async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""How an engine ends: told to, cut off, or orphaned; and what must not end it."""
+"""How an engine ends: on request, at a closed socket, or orphaned; and what must not end it."""
 
 import os
 import select
@@ -27,7 +27,7 @@ from kit.engine import DEADLINE_SECONDS, INPUTS, STAND_IN_ENGINE, Engine, StartE
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_to_stop_leave_a_running_job_alone(stand_in_engine: Engine, signal_number: signal.Signals) -> None:
+def test_stop_signals_do_not_end_a_running_job(stand_in_engine: Engine, signal_number: signal.Signals) -> None:
     stand_in_engine.send(Generate(1, replace(INPUTS, prompt="until canceled")))
     stand_in_engine.receive_until(lambda message: isinstance(message, Step))
 
@@ -38,7 +38,7 @@ def test_signals_to_stop_leave_a_running_job_alone(stand_in_engine: Engine, sign
     assert isinstance(the_end(stand_in_engine.receive_until(ends(2)), 2), Generated)
 
 
-def test_shutdown_ends_the_engine_whatever_it_does(stand_in_engine: Engine) -> None:
+def test_shutdown_ends_a_busy_engine(stand_in_engine: Engine) -> None:
     stand_in_engine.send(Generate(1, replace(INPUTS, prompt="hang")))
     stand_in_engine.receive_until(lambda message: message == Started(1))
 
@@ -108,7 +108,7 @@ def test_the_engine_dies_with_its_agent_even_on_sigkill(tmp_path: Path) -> None:
     assert gone
 
 
-def test_an_engine_whose_agent_is_gone_already_does_not_start() -> None:
+def test_an_engine_whose_agent_has_ended_does_not_start() -> None:
     ours, theirs = socket.socketpair()
     mark = StartMark.create()
     with ours, theirs, closing(mark):
@@ -145,7 +145,7 @@ def test_a_descriptor_that_was_not_inherited_is_explained(option: str, explanati
     assert explanation in ended.stderr
 
 
-def test_the_process_loop_knows_no_torch() -> None:
+def test_the_process_loop_does_not_import_torch() -> None:
     program = (
         "import sys, fluxpool_worker.engine.process; "
         "sys.exit(str([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules]))"

@@ -27,7 +27,7 @@ from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
 
 FLOAT32_ROUNDING = 1e-5
 TEXT_TOKENS = 32
-"""Fewer than FLUX.1-dev reads, which the sizes do not depend on, and much quicker on a CPU."""
+"""Fewer text tokens than FLUX.1-dev has: the sizes do not depend on it, and a CPU is much faster."""
 
 
 def load(folder: Path, *, dtype: str = "float32") -> Any:
@@ -118,7 +118,7 @@ def arguments_of(pipeline: Any, **changes: Any) -> dict[str, Any]:
     ids=str,
 )
 @torch.no_grad()
-def test_it_is_what_diffusers_computes(pipeline: Any, changes: dict[str, Any]) -> None:
+def test_it_computes_what_diffusers_computes(pipeline: Any, changes: dict[str, Any]) -> None:
     arguments = arguments_of(pipeline, **changes)
     start = noise(pipeline, width=arguments["width"], height=arguments["height"])
     assert (
@@ -138,7 +138,7 @@ def test_it_guides_away_from_a_negative_prompt_as_diffusers_does(pipeline: Any) 
 
 @pytest.mark.parametrize("tokens", [1, 77, 512])
 @torch.no_grad()
-def test_any_length_of_text_is_right(pipeline: Any, tokens: int) -> None:
+def test_any_length_of_text_matches_diffusers(pipeline: Any, tokens: int) -> None:
     arguments = arguments_of(pipeline, positive=text(pipeline, "a fox", tokens=tokens), steps=1)
     start = noise(pipeline, width=64, height=48)
     assert (
@@ -147,7 +147,7 @@ def test_any_length_of_text_is_right(pipeline: Any, tokens: int) -> None:
 
 
 @torch.no_grad()
-def test_a_model_without_guidance_is_right(schnell: Any) -> None:
+def test_a_model_without_guidance_matches_diffusers(schnell: Any) -> None:
     arguments = arguments_of(schnell)
     start = noise(schnell, width=64, height=48)
     assert difference(fused(schnell, start, **arguments), by_diffusers(schnell, start, **arguments)) < FLOAT32_ROUNDING
@@ -155,9 +155,7 @@ def test_a_model_without_guidance_is_right(schnell: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @torch.no_grad()
-def test_half_precision_ends_no_further_from_float32_than_diffusers(
-    tiny_checkpoint: Path, pipeline: Any, dtype: str
-) -> None:
+def test_half_precision_is_as_close_to_float32_as_diffusers(tiny_checkpoint: Path, pipeline: Any, dtype: str) -> None:
     half = load(tiny_checkpoint, dtype=dtype).pipeline
     arguments = arguments_of(pipeline, steps=5)
     start = noise(half, width=64, height=48, dtype=half.transformer.dtype)
@@ -167,7 +165,7 @@ def test_half_precision_ends_no_further_from_float32_than_diffusers(
 
 
 @torch.no_grad()
-def test_the_pipeline_goes_on_working_with_the_packed_weights(tiny_checkpoint: Path) -> None:
+def test_the_pipeline_still_works_with_the_packed_weights(tiny_checkpoint: Path) -> None:
     own = load(tiny_checkpoint).pipeline
     arguments, start = arguments_of(own), noise(own, width=64, height=48)
     before = by_diffusers(own, start, **arguments)
@@ -227,7 +225,7 @@ def test_a_poisoned_weight_is_noticed(tiny_checkpoint: Path) -> None:
         generate(generator_of(loaded), inputs(), is_canceled=lambda: False)
 
 
-def test_a_cpu_is_left_to_diffusers_by_name(pipeline: Any) -> None:
+def test_a_cpu_uses_diffusers_and_names_the_reason(pipeline: Any) -> None:
     assert why_not_packed(pipeline) is None
     assert why_not_fused(pipeline) == "the device is cpu"
 
@@ -244,9 +242,7 @@ def test_a_cpu_is_left_to_diffusers_by_name(pipeline: Any) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_it_does_not_cover_is_left_to_diffusers(
-    tiny_checkpoint: Path, change: Callable[[Any], None], reason: str
-) -> None:
+def test_unsupported_parts_use_diffusers(tiny_checkpoint: Path, change: Callable[[Any], None], reason: str) -> None:
     own = load(tiny_checkpoint).pipeline
     change(own)
     assert reason in (why_not_packed(own) or "")
@@ -261,7 +257,7 @@ def test_texts_are_encoded_as_the_pipeline_does(pipeline: Any, prompt: str) -> N
 
 
 @torch.no_grad()
-def test_the_last_texts_are_kept_and_no_more(pipeline: Any) -> None:
+def test_only_the_last_texts_are_cached(pipeline: Any) -> None:
     encoders = TextEncoders(pipeline, tokens=TEXT_TOKENS)
     first = encoders.encode("first")
     assert encoders.encode("first") is first
@@ -351,7 +347,7 @@ def test_the_fused_decoder_decodes_as_diffusers_does(pipeline: Any, *, is_tiled:
 
 
 @given(width=st.integers(1, 4096), doubles=st.integers(1, 19), singles=st.integers(1, 38))
-def test_modulation_vectors_lie_behind_one_another_without_gap(width: int, doubles: int, singles: int) -> None:
+def test_modulation_vectors_are_contiguous(width: int, doubles: int, singles: int) -> None:
     layout = ModulationLayout(width=width, double_blocks=doubles, single_blocks=singles)
     starts: list[int] = []
     for block in range(doubles):

@@ -1,4 +1,4 @@
-"""Drawing with the tiny checkpoint on the CPU: the real diffusers pipeline, small enough for a unit test."""
+"""Generation with the tiny checkpoint on the CPU: the real diffusers pipeline, small enough for a unit test."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,7 +46,7 @@ def render(
 
 
 def one_pipeline_call(generator_pipeline: Any, inputs: GenerationInputs) -> Pixels:
-    """The reference: diffusers' own single call, its picture as bytes."""
+    """The reference: one call of the diffusers pipeline; its image as bytes."""
     (images,) = generator_pipeline(
         prompt=inputs.prompt,
         negative_prompt=inputs.negative_prompt,
@@ -76,7 +76,7 @@ def mixed(tiny_checkpoint: Path) -> FluxGenerator:
 
 @pytest.fixture
 def spoil(tiny_checkpoint: Path) -> Callable[..., FluxGenerator]:
-    """Loads a generator after changing the pipeline, as a damaged or overflowing checkpoint would be."""
+    """Load a generator with a changed pipeline, like that of a damaged or overflowing checkpoint."""
 
     def load(change: Callable[[Any], None], **spec_changes: Any) -> FluxGenerator:
         loaded = load_pipeline(spec_of(tiny_checkpoint, **spec_changes))
@@ -92,7 +92,7 @@ def spoil(tiny_checkpoint: Path) -> Callable[..., FluxGenerator]:
     [INPUTS, replace(INPUTS, negative_prompt="blurry", true_cfg_scale=3.0), replace(INPUTS, guidance=7.0)],
     ids=["plain", "classifier-free-guidance", "other-guidance"],
 )
-def test_the_split_gives_the_bits_of_one_pipeline_call(
+def test_split_generation_equals_one_pipeline_call_bit_for_bit(
     tiny_checkpoint: Path, dtype: str, inputs: GenerationInputs
 ) -> None:
     loaded = load_pipeline(spec_of(tiny_checkpoint, transformer_dtype=dtype, encoder_dtype=dtype))
@@ -103,13 +103,13 @@ def test_the_split_gives_the_bits_of_one_pipeline_call(
     assert np.array_equal(image, expected)
 
 
-def test_default_dtypes_draw_a_picture_of_the_size_asked_for(mixed: FluxGenerator) -> None:
+def test_default_dtypes_generate_an_image_of_the_requested_size(mixed: FluxGenerator) -> None:
     rendering = render(mixed, INPUTS)
 
     (image,) = rendering.images
     assert image.shape == (48, 64, 3)
     assert image.dtype == np.uint8
-    assert image.std() > 10, "a picture, not one colour"
+    assert image.std() > 10, "an image, not one colour"
     assert rendering.warnings == ()
     assert set(rendering.timings_ms) == {"text_encode", "denoise", "vae"}
     assert all(milliseconds > 0 for milliseconds in rendering.timings_ms.values())
@@ -142,7 +142,7 @@ def test_image_i_is_the_single_image_of_seed_plus_i(mixed: FluxGenerator) -> Non
     assert not np.array_equal(first, second)
 
 
-def test_prompt_negative_prompt_and_guidance_all_change_the_picture(mixed: FluxGenerator) -> None:
+def test_prompt_negative_prompt_and_guidance_change_the_image(mixed: FluxGenerator) -> None:
     changed = [
         INPUTS,
         replace(INPUTS, prompt="a blue whale"),
@@ -163,7 +163,7 @@ def test_prompt_negative_prompt_and_guidance_all_change_the_picture(mixed: FluxG
         ({"true_cfg_scale": 4.0}, CFG_IGNORED),
     ],
 )
-def test_half_of_classifier_free_guidance_does_nothing_and_says_so(
+def test_half_of_classifier_free_guidance_has_no_effect_and_a_warning(
     mixed: FluxGenerator, changes: dict[str, Any], warning: str
 ) -> None:
     plain = render(mixed, INPUTS)
@@ -173,7 +173,7 @@ def test_half_of_classifier_free_guidance_does_nothing_and_says_so(
     assert np.array_equal(half.images[0], plain.images[0])
 
 
-def test_text_beyond_what_t5_reads_is_cut_with_a_warning(mixed: FluxGenerator) -> None:
+def test_text_beyond_the_limit_of_t5_is_truncated_with_a_warning(mixed: FluxGenerator) -> None:
     words = "x" * 700
     rendering = render(mixed, replace(INPUTS, prompt=words))
 
@@ -207,7 +207,7 @@ def test_a_cancelled_job_stops_at_its_step_and_leaves_the_next_one_right(mixed: 
     assert np.array_equal(render(mixed, INPUTS).images[0], expected)
 
 
-def test_a_job_cancelled_before_it_starts_draws_nothing(mixed: FluxGenerator) -> None:
+def test_a_job_cancelled_before_it_starts_generates_nothing(mixed: FluxGenerator) -> None:
     steps: list[int] = []
 
     with pytest.raises(GenerationCanceledError):
@@ -232,7 +232,7 @@ def poison_vae(pipeline: Any) -> None:
         pipeline.vae.decoder.conv_out.weight.fill_(float("nan"))
 
 
-def test_a_float16_overflow_is_drawn_again_with_bfloat16_arithmetic(spoil: Callable[..., FluxGenerator]) -> None:
+def test_a_float16_overflow_is_repeated_with_bfloat16_arithmetic(spoil: Callable[..., FluxGenerator]) -> None:
     generator = spoil(overflow_float16)
     steps: list[tuple[int, int]] = []
 
@@ -243,7 +243,7 @@ def test_a_float16_overflow_is_drawn_again_with_bfloat16_arithmetic(spoil: Calla
     assert steps == [(1, 3), (2, 3), (3, 3), (4, 6), (5, 6), (6, 6)]
 
 
-def test_the_rescued_picture_is_that_of_a_model_without_overflow(spoil: Callable[..., FluxGenerator]) -> None:
+def test_the_repeated_image_equals_that_of_a_model_without_overflow(spoil: Callable[..., FluxGenerator]) -> None:
     def overflow_exactly(pipeline: Any) -> None:
         # The float32 model holds the same float16 weights, so that only the arithmetic differs.
         with torch.no_grad():
@@ -257,7 +257,7 @@ def test_the_rescued_picture_is_that_of_a_model_without_overflow(spoil: Callable
     assert np.abs(rescued.astype(int) - exact.astype(int)).mean() < 8
 
 
-def test_the_loaded_weights_survive_a_rescue_untouched(tiny_checkpoint: Path) -> None:
+def test_the_bfloat16_repetition_does_not_change_the_loaded_weights(tiny_checkpoint: Path) -> None:
     loaded = load_pipeline(spec_of(tiny_checkpoint))
     overflow_float16(loaded.pipeline)
     before = {name: weight.clone() for name, weight in loaded.pipeline.transformer.state_dict().items()}
@@ -278,7 +278,7 @@ def test_the_loaded_weights_survive_a_rescue_untouched(tiny_checkpoint: Path) ->
         (poison_vae, {}, "the VAE's picture is not finite in bfloat16"),
     ],
 )
-def test_what_cannot_be_drawn_is_an_error_and_never_a_black_picture(
+def test_a_failed_generation_is_an_error_and_never_a_black_image(
     spoil: Callable[..., FluxGenerator], change: Callable[[Any], None], spec_changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(NotFiniteError, match=message):
@@ -298,9 +298,7 @@ def test_what_cannot_be_drawn_is_an_error_and_never_a_black_picture(
         ({"guidance": float("nan")}, "guidance: nan is not a finite number"),
     ],
 )
-def test_parameters_that_cannot_be_drawn_name_the_field(
-    mixed: FluxGenerator, changes: dict[str, Any], message: str
-) -> None:
+def test_invalid_parameters_name_the_field(mixed: FluxGenerator, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputsError, match=message):
         render(mixed, replace(INPUTS, **changes))
 
@@ -323,7 +321,7 @@ def test_the_shape_of_schnell_has_no_guidance_and_reads_256_tokens(tmp_path: Pat
     assert long_prompt.warnings[0].endswith("only the first 256 were read")
 
 
-def test_a_model_that_cannot_draw_does_not_pass_its_warm_up(tmp_path: Path) -> None:
+def test_a_model_that_cannot_generate_fails_its_warm_up(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file  # noqa: PLC0415 - needed by this test alone
 
     folder = tmp_path / "broken"

@@ -82,7 +82,7 @@ def test_pixels_keep_their_colours_and_places(pixels: Pixels, output_format: str
     assert difference.max() <= tolerance
 
 
-def test_png_text_is_what_other_tools_look_for(pixels: Pixels) -> None:
+def test_png_text_has_the_keys_of_other_tools(pixels: Pixels) -> None:
     encoded = encode_image(pixels, inputs=make_inputs(), index=0, model="m")
 
     with Image.open(io.BytesIO(encoded.payload)) as image:
@@ -96,7 +96,7 @@ def test_png_text_is_what_other_tools_look_for(pixels: Pixels) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
-def test_prompts_too_long_for_exif_are_shortened_and_say_so(pixels: Pixels, output_format: str) -> None:
+def test_prompts_too_long_for_exif_are_truncated_and_marked(pixels: Pixels, output_format: str) -> None:
     long_prompt = "🦊" * 10_000
     inputs = make_inputs(output_format=output_format, prompt=long_prompt, negative_prompt=long_prompt)
 
@@ -141,7 +141,7 @@ def test_an_unknown_format_names_the_known_ones(pixels: Pixels) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
-def test_an_image_without_parameters_is_told_apart(image_format: str) -> None:
+def test_an_image_without_parameters_has_its_own_error(image_format: str) -> None:
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, image_format)
 
@@ -150,7 +150,7 @@ def test_an_image_without_parameters_is_told_apart(image_format: str) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 30])
-def test_what_is_no_image_is_told_apart(payload: bytes) -> None:
+def test_a_file_that_is_no_image_has_its_own_error(payload: bytes) -> None:
     with pytest.raises(ImageParametersError, match="not a readable image"):
         read_parameters(payload)
 

@@ -1,4 +1,4 @@
-"""Estimates of how long a job still takes."""
+"""Estimates of a job's remaining time."""
 
 import asyncio
 

@@ -43,7 +43,7 @@ from kit.engine import (
 
 @pytest.fixture(scope="module")
 def real(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One engine with the tiny model for the tests of this module that do not end it."""
+    """One engine with the tiny model, for the tests that do not end it."""
     engine = Engine(REAL_ENGINE, stderr=tmp_path_factory.mktemp("engine") / "engine.log")
     with contextlib.closing(engine):
         ready = engine.load(EngineSpec(model=str(tiny_checkpoint), device=Device.CPU, offline=True))
@@ -134,7 +134,7 @@ def test_a_waiting_job_is_dropped_at_once(real: Engine) -> None:
     assert Started(21) not in real.receive_until(ends(20))
 
 
-def test_parameters_the_model_cannot_draw_are_invalid(real: Engine) -> None:
+def test_parameters_that_the_model_does_not_support_are_invalid(real: Engine) -> None:
     real.send(Generate(30, replace(INPUTS, width=100)))
 
     failed = the_end(real.receive_until(ends(30)), 30)
@@ -142,7 +142,7 @@ def test_parameters_the_model_cannot_draw_are_invalid(real: Engine) -> None:
     assert failed == Failed(30, FailureKind.INVALID, "width: 100 is not a multiple of 16; use 96")
 
 
-def test_the_log_is_json_and_keeps_prompts_to_itself(real: Engine) -> None:
+def test_the_log_is_json_without_prompts(real: Engine) -> None:
     real.send(Generate(40, replace(INPUTS, prompt=f"{SECRET_PROMPT} " * 100)))
     assert isinstance(the_end(real.receive_until(ends(40)), 40), Generated)
 
@@ -185,7 +185,7 @@ def test_an_unexpected_error_while_loading_is_reported_with_its_class(start_engi
         ("bug", FailureKind.ERROR, "RuntimeError: xxx"),
     ],
 )
-def test_a_failed_job_says_why_and_the_engine_goes_on(
+def test_a_failed_job_has_its_reason_and_the_engine_continues(
     stand_in_engine: Engine, prompt: str, kind: FailureKind, message: str
 ) -> None:
     stand_in_engine.send(Generate(1, replace(INPUTS, prompt=prompt)))
@@ -261,7 +261,7 @@ def test_a_job_that_kills_the_engine_was_marked_as_started_before(start_engine: 
     assert engine.mark.last_started() == 2
 
 
-def test_an_agent_that_does_not_read_does_not_hold_the_device_up(stand_in_engine: Engine) -> None:
+def test_an_agent_that_does_not_read_does_not_block_the_device(stand_in_engine: Engine) -> None:
     larger_than_a_socket_buffer = replace(INPUTS, width=1024, height=1024)
     for job_id in (1, 2, 3):
         stand_in_engine.send(Generate(job_id, larger_than_a_socket_buffer))

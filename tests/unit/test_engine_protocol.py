@@ -1,4 +1,4 @@
-"""Between agent and engine only data passes: whatever arrives is one of the known messages, or refused."""
+"""Messages between agent and engine are data only; anything else is refused."""
 
 import json
 import pickle
@@ -67,7 +67,7 @@ def split(frame: list[bytes]) -> tuple[bytes, list[bytes]]:
         Failed(1, FailureKind.OUT_OF_MEMORY, "too large"),
     ],
 )
-def test_what_an_engine_says_arrives_as_it_was_said(message: FromEngine) -> None:
+def test_messages_of_an_engine_are_read_as_they_were_written(message: FromEngine) -> None:
     head, payloads = split(encode_frame(message))
     decoded = head_for_agent(head)
     assert decoded.payload_bytes == tuple(map(len, payloads))
@@ -80,14 +80,14 @@ def test_what_an_engine_says_arrives_as_it_was_said(message: FromEngine) -> None
     "message",
     [EngineSpec(model="/models/flux", device=Device.CPU), Generate(1, INPUTS), Cancel(1), Shutdown()],
 )
-def test_what_an_agent_says_arrives_as_it_was_said(message: ToEngine) -> None:
+def test_messages_of_an_agent_are_read_as_they_were_written(message: ToEngine) -> None:
     head, _ = split(encode_frame(message))
     assert head_for_engine(head).message == message
     with pytest.raises(ProtocolError, match="no message for this end"):
         head_for_agent(head)
 
 
-def test_text_that_is_no_unicode_costs_no_message() -> None:
+def test_text_that_is_no_unicode_does_not_invalidate_a_message() -> None:
     head, _ = split(encode_frame(LoadFailed("no folder m\udcffdel", "")))
     assert head_for_agent(head).message == LoadFailed("no folder m?del", "")
 
@@ -114,7 +114,7 @@ def test_a_head_that_is_too_large_is_refused_before_it_is_read() -> None:
         {"message": {"job_id": 7, "images": [], "timings_ms": {"denoise": float("nan")}}},
     ],
 )
-def test_a_head_at_odds_with_itself_is_refused(change: dict[str, Any]) -> None:
+def test_an_inconsistent_head_is_refused(change: dict[str, Any]) -> None:
     head, _ = split(encode_frame(GENERATED))
     with pytest.raises(ProtocolError):
         head_for_agent(json.dumps(json.loads(head) | change).encode())

@@ -1,4 +1,4 @@
-"""What is said of weight files that cannot be loaded, before anything of the checkpoint is."""
+"""Weight files that cannot be loaded are reported before anything is loaded."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ def part_with(folder: Path, files: Mapping[str, bytes]) -> Path:
         {"model.safetensors": WHOLE, "model.fp16.safetensors": b"", "pytorch_model.bin": pickle.dumps({})},
     ],
 )
-def test_whole_safetensors_are_let_pass(tmp_path: Path, files: Mapping[str, bytes]) -> None:
+def test_complete_safetensors_have_no_problem(tmp_path: Path, files: Mapping[str, bytes]) -> None:
     assert list(weight_problems(part_with(tmp_path, files))) == []
 
 
@@ -63,9 +63,7 @@ def test_whole_safetensors_are_let_pass(tmp_path: Path, files: Mapping[str, byte
         ({"model.safetensors.index.json": INDEX.encode()}, "model-00001-of-00002.safetensors is missing"),
     ],
 )
-def test_what_cannot_be_loaded_is_named_with_the_remedy(
-    tmp_path: Path, files: Mapping[str, bytes], problem: str
-) -> None:
+def test_unloadable_files_are_named_with_the_remedy(tmp_path: Path, files: Mapping[str, bytes], problem: str) -> None:
     assert problem in next(weight_problems(part_with(tmp_path, files)))
 
 

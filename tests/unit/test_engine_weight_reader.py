@@ -103,7 +103,7 @@ def test_the_assembled_pipeline_is_that_of_from_pretrained(
             assert torch.equal(found_state[name], tensor), name
 
 
-def test_an_assembled_pipeline_draws_the_same_pixels(tiny_checkpoint: Path) -> None:
+def test_an_assembled_pipeline_generates_the_same_pixels(tiny_checkpoint: Path) -> None:
     spec, inputs = spec_of(tiny_checkpoint), GenerationInputs(prompt="a kite", width=64, height=64, steps=2, seed=7)
 
     drawings = [
@@ -192,14 +192,14 @@ def test_weights_that_do_not_fit_the_modules_are_refused(checkpoint: Path, chang
 
 
 @pytest.mark.parametrize("unusual", ["quantization_config", "auto_map"])
-def test_a_part_that_is_read_in_another_way_is_left_to_diffusers(checkpoint: Path, unusual: str) -> None:
+def test_a_part_of_another_format_is_loaded_by_diffusers(checkpoint: Path, unusual: str) -> None:
     path = checkpoint / "text_encoder_2" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), unusual: {}}))
 
     assert why_not_assembled(checkpoint) == f"text_encoder_2 has a {unusual}"
 
 
-def test_another_class_is_left_to_diffusers(checkpoint: Path) -> None:
+def test_a_part_of_another_class_is_loaded_by_diffusers(checkpoint: Path) -> None:
     path = checkpoint / "model_index.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "vae": ["diffusers", "AutoencoderTiny"]}))
 
@@ -210,7 +210,7 @@ def test_nothing_is_read_ahead_for_a_cpu(tiny_checkpoint: Path) -> None:
     assert start_reading(spec_of(tiny_checkpoint)) is None
 
 
-def test_memory_is_free_once_the_caller_lets_go_of_a_tensor(tiny_checkpoint: Path) -> None:
+def test_memory_is_freed_when_the_caller_drops_a_tensor(tiny_checkpoint: Path) -> None:
     reader = started(tiny_checkpoint)
     tensors = reader.tensors()
     watched = weakref.ref(tensors["transformer"]["x_embedder.weight"].untyped_storage())

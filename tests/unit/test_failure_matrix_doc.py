@@ -39,7 +39,7 @@ def named_tests() -> list[str]:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """The tests of the named files, with those of their marks that keep a test from counting."""
+    """The tests of the named files, with the marks that skip them or allow them to fail."""
     out = tmp_path_factory.mktemp("collected") / "tests.json"
     files = sorted({test_id.partition("::")[0] for test_id in named_tests()})
     finished = subprocess.run(
@@ -55,7 +55,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return found
 
 
-def test_every_row_has_a_number_a_fault_its_tests_and_what_was_seen() -> None:
+def test_every_row_has_a_number_a_fault_its_tests_and_the_observation() -> None:
     assert rows()
     for row in rows():
         number, fault, tests, seen = row

@@ -1,4 +1,4 @@
-"""Named fault points, in processes that really die, hang or raise."""
+"""Fault points in real processes that die, hang or raise."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ _PROGRAM = """
 import sys
 from fluxpool_transport.process.faults import fault_point
 point = fault_point("after-store")
-for turn in range(3):
-    print("before", turn, flush=True)
+for number in range(3):
+    print("before", number, flush=True)
     point()
 print("end", flush=True)
 """
@@ -61,7 +61,7 @@ def test_hang_hangs_until_the_process_is_killed() -> None:
         assert process.stdout.read() == ""
 
 
-def test_another_points_name_does_not_arm_this_one() -> None:
+def test_the_name_of_another_point_does_not_arm_this_one() -> None:
     assert _run("after-store-later:kill").stdout.endswith("end\n")
 
 

@@ -1,4 +1,4 @@
-"""What is passed over in a log, and what of that is lost: every record that went away unseen, and nothing else."""
+"""Gaps in a log, and which of their records are lost: exactly those deleted before they were consumed."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ def started(low_watermark: int | None) -> FetchGaps:
     return fetched
 
 
-def see_record(fetched: FetchGaps, offset: int) -> None:
+def consume(fetched: FetchGaps, offset: int) -> None:
     fetched.see(offset, next_offset=offset + 1)
 
 
@@ -28,32 +28,32 @@ def see_record(fetched: FetchGaps, offset: int) -> None:
         (5, 5, 9, []),
     ],
 )
-def test_lost_is_what_was_passed_over_and_lies_before_the_beginning_of_the_log(
+def test_skipped_offsets_below_the_low_watermark_are_lost(
     expected: int, seen: int, log_start: int, lost: list[int]
 ) -> None:
     assert list(lost_range(expected=expected, seen=seen, log_start=log_start)) == lost
 
 
-def test_records_one_after_the_other_leave_no_gap() -> None:
+def test_consecutive_records_leave_no_gap() -> None:
     fetched = started(5)
     for offset in (5, 6, 7):
-        see_record(fetched, offset)
+        consume(fetched, offset)
     fetched.see(8, next_offset=8)
     assert fetched.gaps == []
 
 
-def test_the_first_record_is_held_against_what_the_group_committed() -> None:
+def test_the_first_record_is_compared_with_the_committed_offset() -> None:
     fetched = started(5)
-    see_record(fetched, 8)
-    see_record(fetched, 11)
+    consume(fetched, 8)
+    consume(fetched, 11)
     assert fetched.gaps == [range(5, 8), range(9, 11)]
 
 
 def test_a_group_that_has_committed_nothing_misses_nothing_before_its_first_record() -> None:
     fetched = started(None)
-    see_record(fetched, 100)
+    consume(fetched, 100)
     assert fetched.gaps == []
-    see_record(fetched, 102)
+    consume(fetched, 102)
     assert fetched.gaps == [range(101, 102)]
 
 
@@ -66,46 +66,46 @@ def test_the_position_shows_a_gap_where_no_record_follows() -> None:
     assert fetched.gaps == []
 
 
-def test_what_is_in_flight_or_done_here_is_no_loss_when_it_does_not_come_again() -> None:
+def test_records_in_flight_or_done_are_not_lost_when_they_are_not_delivered_again() -> None:
     fetched = started(8)
-    see_record(fetched, 5)
-    see_record(fetched, 11)
+    consume(fetched, 5)
+    consume(fetched, 11)
     assert fetched.gaps == [range(8, 11)]
 
 
 def test_a_gap_is_explained_once_and_only_while_it_is_open() -> None:
     fetched = started(0)
-    see_record(fetched, 4)
+    consume(fetched, 4)
     asked = list(fetched.gaps)
-    see_record(fetched, 9)
+    consume(fetched, 9)
     assert fetched.explain(asked, log_start=2) == [range(2)]
     assert fetched.gaps == [range(5, 9)]
     assert fetched.explain(asked, log_start=2) == []
 
 
-def test_an_open_gap_outlives_a_rebalance_as_far_as_it_is_not_seen_again() -> None:
+def test_an_open_gap_remains_after_a_rebalance_where_it_is_not_consumed() -> None:
     fetched = started(0)
-    see_record(fetched, 4)
-    see_record(fetched, 9)
+    consume(fetched, 4)
+    consume(fetched, 9)
     fetched.has_start = False
     fetched.set_start(2)
     assert fetched.gaps == [range(2)]
-    see_record(fetched, 4)
+    consume(fetched, 4)
     assert fetched.gaps == [range(2), range(2, 4)]
 
 
-def test_an_assignment_that_was_never_read_leaves_the_gaps_before_it_open() -> None:
+def test_an_assignment_without_records_leaves_earlier_gaps_open() -> None:
     fetched = started(0)
-    see_record(fetched, 4)
+    consume(fetched, 4)
     fetched.has_start = False
     fetched.set_start(5)
     assert fetched.gaps == [range(4)]
 
 
-def test_only_what_was_seen_in_the_same_assignment_tells_that_the_log_goes_back() -> None:
+def test_only_records_of_the_same_assignment_show_that_the_log_went_back() -> None:
     fetched = started(5)
     assert not fetched.goes_back(0)
-    see_record(fetched, 5)
+    consume(fetched, 5)
     assert [offset for offset in range(8) if fetched.goes_back(offset)] == [0, 1, 2, 3, 4, 5]
     fetched.set_start(5)
     assert not fetched.goes_back(0)
@@ -116,7 +116,7 @@ def test_only_what_was_seen_in_the_same_assignment_tells_that_the_log_goes_back(
     steps=st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=12),
     log_start=st.integers(0, 60),
 )
-def test_lost_and_seen_together_are_all_that_lies_before_the_beginning_of_the_log(
+def test_lost_and_consumed_records_are_all_below_the_low_watermark(
     low_watermark: int, steps: list[tuple[int, bool]], log_start: int
 ) -> None:
     fetched, offset, seen = started(low_watermark), low_watermark, set[int]()

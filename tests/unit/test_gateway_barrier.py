@@ -1,4 +1,4 @@
-"""When "there is no such task" may be said: only once everything that lay in the topics was projected."""
+"""The barrier before "no such task": the projection has read the topics to their end."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,18 +13,18 @@ OLD, NEW = "old-topic", "new-topic"
 
 
 async def passes(ends: LogPosition, *projected: LogPosition | None) -> bool:
-    """Whether a round passes when the store says these things one after the other, the last one for ever."""
+    """Whether a round passes when the store has these positions in order, the last one for ever."""
     answers = list(projected)
 
-    async def told() -> Mapping[Position, LogPosition]:
+    async def positions() -> Mapping[Position, LogPosition]:
         position = answers.pop(0) if len(answers) > 1 else answers[0]
         return {} if position is None else {PLACE: position}
 
-    async def asked() -> Mapping[Position, LogPosition]:
+    async def log_ends() -> Mapping[Position, LogPosition]:
         return {PLACE: ends}
 
     async with asyncio.TaskGroup() as group:
-        barrier = ProjectionBarrier(group, ends=asked, projected=told, deadline_seconds=0.2)
+        barrier = ProjectionBarrier(group, ends=log_ends, projected=positions, deadline_seconds=0.2)
         try:
             await barrier.passed()
         except BarrierNotReachedError:
@@ -40,17 +40,17 @@ async def passes(ends: LogPosition, *projected: LogPosition | None) -> bool:
         (LogPosition(5, NEW), [LogPosition(4, NEW)], False),
         (LogPosition(5, NEW), [None], False),
         (LogPosition(0, NEW), [None], True),
-        # A topic that was made again: its predecessor's offsets say nothing, however high they are.
+        # A recreated topic: offsets of its predecessor do not count, however high they are.
         (LogPosition(5, NEW), [LogPosition(20, OLD)], False),
         (LogPosition(5, NEW), [LogPosition(20, OLD), None, LogPosition(5, NEW)], True),
-        # A log that was cut: it has to be read once more.
+        # A truncated log is read once more.
         (LogPosition(5, NEW), [LogPosition(20, NEW)], False),
-        # Brokers that tell no ids.
+        # Brokers without topic ids.
         (LogPosition(5), [LogPosition(5)], True),
         (LogPosition(5), [LogPosition(5, OLD)], True),
     ],
 )
-async def test_a_question_passes_once_the_very_log_was_read_to_its_end(
+async def test_a_request_passes_once_the_same_log_was_read_to_its_end(
     end: LogPosition, projected: list[LogPosition | None], passed: bool
 ) -> None:
     assert await passes(end, *projected) is passed

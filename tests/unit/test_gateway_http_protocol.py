@@ -1,4 +1,4 @@
-"""The bounds of a connection, over real sockets and in front of an application of the test's own."""
+"""The limits of a connection, over real sockets, in front of a test application."""
 
 import asyncio
 import itertools
@@ -32,7 +32,7 @@ class Application:
     """Reads a request to its end and answers 200 with what it read."""
 
     bodies: list[bytes] = field(default_factory=list)
-    """Of the requests that were complete."""
+    """Bodies of the complete requests."""
     headers: list[dict[bytes, bytes]] = field(default_factory=list)
     incomplete: int = 0
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,11 +64,11 @@ class Server:
     state: ServerState
 
     def pass_time(self, seconds: float = LATER_SECONDS) -> None:
-        """Let so much time have passed for all connections."""
+        """Advance the clock of all connections."""
         sweep_connections(self.state, asyncio.get_running_loop().time() + seconds)
 
     async def send(self, data: bytes, *, half_close: bool = False) -> bytes:
-        """Everything that the server says to these bytes until it closes the connection."""
+        """Everything that the server sends after these bytes until it closes the connection."""
         async with self.connect() as (reader, writer):
             writer.write(data)
             if half_close:
@@ -77,7 +77,7 @@ class Server:
 
     @asynccontextmanager
     async def connect(self, **options: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A client's connection; aborted at the end, because what a server leaves unread would keep it open."""
+        """A client's connection; aborted at the end, because bytes that the server did not read would keep it open."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, **options)
         try:
             yield reader, writer
@@ -98,7 +98,7 @@ async def serving(*, max_connections: int = 100) -> AsyncIterator[Server]:
     state = ServerState()
 
     class Protocol(BoundedHttpProtocol):
-        """With a limit of the test's."""
+        """The protocol with the limit of a test."""
 
     Protocol.max_connections = max_connections
     server = await asyncio.get_running_loop().create_server(lambda: Protocol(config, state, {}), "127.0.0.1", 0)
@@ -134,7 +134,7 @@ def problem_of(answer: bytes) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    await wait_until(condition, deadline_seconds=10, what="the server to be so far")
+    await wait_until(condition, deadline_seconds=10, what="the server to reach that state")
 
 
 async def test_a_request_in_any_pieces_is_one_request(server: Server) -> None:
@@ -176,7 +176,7 @@ async def test_a_request_in_any_pieces_is_one_request(server: Server) -> None:
         (b"\r\n" * 20_000, 431, "headers_too_large"),
     ],
 )  # fmt: skip
-async def test_what_is_no_request_or_too_large_is_answered_at_once_with_a_problem_document(
+async def test_an_invalid_or_too_large_request_gets_a_problem_document_at_once(
     server: Server, data: bytes, status: int, code: str
 ) -> None:
     problem = problem_of(await server.send(data))
@@ -291,7 +291,7 @@ async def test_a_refused_body_does_not_cut_off_the_answer_before_it(server: Serv
         (b"\r\n", None),
     ],
 )
-async def test_what_does_not_come_in_time_is_not_waited_for(server: Server, sent: bytes, status: int | None) -> None:
+async def test_a_request_that_is_late_is_refused(server: Server, sent: bytes, status: int | None) -> None:
     answering = asyncio.create_task(server.send(sent))
     await until(lambda: bool(server.state.connections))
     if sent.startswith(POST):
@@ -339,7 +339,7 @@ def kernel_state(writer: asyncio.StreamWriter) -> int:
     return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
-async def test_a_slow_answer_of_ours_is_no_fault_of_the_client(server: Server) -> None:
+async def test_a_slow_response_of_the_server_does_not_time_out_the_client(server: Server) -> None:
     server.application.may_answer.clear()
     data = POST + b"Connection: close\r\nContent-Length: 1\r\n\r\na"
     answering = asyncio.create_task(server.send(data))
@@ -349,7 +349,7 @@ async def test_a_slow_answer_of_ours_is_no_fault_of_the_client(server: Server) -
     assert status_of(await answering) == 200
 
 
-async def test_a_client_that_takes_nothing_of_its_answers_is_given_up() -> None:
+async def test_a_client_that_does_not_read_its_responses_is_disconnected() -> None:
     # The client's buffer is full after a byte, then nothing is taken from the socket.
     async with serving() as server, server.connect(limit=1) as (_, writer):
         body = b"x" * MAX_BODY_BYTES
@@ -376,7 +376,7 @@ async def write_all(writer: asyncio.StreamWriter, data: bytes) -> None:
     await writer.drain()
 
 
-async def test_too_many_connections_are_told_so() -> None:
+async def test_too_many_connections_get_a_problem_document() -> None:
     async with serving(max_connections=2) as server, server.connect():
         async with server.connect():
             await until(lambda: len(server.state.connections) == 2)

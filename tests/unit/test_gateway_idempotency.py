@@ -36,7 +36,7 @@ ONE, TWO = ('{"prompt":"one"}', '{"prompt":"two"}')
 
 @dataclass(slots=True)
 class Kafka:
-    """The records, and the store that projects them when the test says so."""
+    """The records, and the store, which projects them when the test calls `project`."""
 
     records: list[tuple[str, str]] = field(default_factory=list)
     projected: dict[str, str | None] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Kafka:
         self.project()
 
     def project(self) -> None:
-        """Let the store have what there is."""
+        """Project all records into the store."""
         for request_id, body in self.records:
             self.projected.setdefault(request_id, body)
 
@@ -160,9 +160,7 @@ async def test_another_body_is_refused_at_once_while_the_first_waits_for_kafka(
     assert (await first.submit(TWO), await second.submit(TWO)) == ("idempotency_conflict",) * 2
 
 
-async def test_a_key_is_known_after_a_restart_that_comes_before_the_projection(
-    kafka: Kafka, start: Callable[[], Process]
-) -> None:
+async def test_a_key_is_known_after_a_restart_before_the_projection(kafka: Kafka, start: Callable[[], Process]) -> None:
     before = start()
     assert await before.submit(ONE) == 202
     # Applied in order, so the settlement of the request is in the file.
@@ -182,7 +180,7 @@ async def test_an_unknown_outcome_may_be_repeated_with_the_same_body_alone(
     process.fault = None
 
     async def refused_for_good() -> bool:
-        # What became of it is written behind the answer; until then the key is in use.
+        # The outcome is written after the response; until then the key is in use.
         return await start().submit(TWO) == "idempotency_conflict"
 
     await wait_until(refused_for_good, deadline_seconds=5, what="the unknown outcome to be written down")
@@ -190,7 +188,9 @@ async def test_an_unknown_outcome_may_be_repeated_with_the_same_body_alone(
     assert kafka.records == [("key", ONE)]
 
 
-async def test_what_was_certainly_not_written_leaves_the_key_free(kafka: Kafka, start: Callable[[], Process]) -> None:
+async def test_a_record_that_was_certainly_not_written_frees_the_key(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
     process = start()
     full = ProblemError(ProblemCode.QUEUE_UNAVAILABLE, "full")
     process.fault = UnwrittenError(full)
@@ -214,7 +214,7 @@ async def test_a_certain_refusal_does_not_make_an_earlier_unknown_outcome_known(
 
 
 @pytest.mark.parametrize("fault", [ValueError("never thought of"), asyncio.CancelledError()])
-async def test_requests_that_wait_for_one_that_fails_are_told_so(
+async def test_requests_that_wait_for_one_that_fails_get_its_error(
     kafka: Kafka, start: Callable[[], Process], fault: BaseException
 ) -> None:
     process = start()
@@ -232,7 +232,7 @@ async def test_requests_that_wait_for_one_that_fails_are_told_so(
     assert await waiting == "store_unavailable"
 
 
-async def test_a_reservation_that_its_process_left_behind_is_taken_over_by_the_same_body(
+async def test_a_reservation_of_a_dead_process_is_granted_to_the_same_body(
     kafka: Kafka, start: Callable[[], Process], tmp_path: Path
 ) -> None:
     file = ReservationFile(tmp_path / "tasks.reservations")
@@ -275,7 +275,7 @@ async def test_a_key_whose_task_is_known_by_its_result_alone_is_refused(
     assert await start().submit(ONE) == "idempotency_conflict"
 
 
-async def test_a_result_that_comes_before_its_task_changes_nothing_for_the_one_who_sent_it(
+async def test_a_result_before_its_task_does_not_change_the_response_to_the_sender(
     kafka: Kafka, start: Callable[[], Process]
 ) -> None:
     process = start()
@@ -351,14 +351,14 @@ def settle(digest: str, standing: RecordState | None) -> Settle:
         ([reserve("a"), settle("a", RecordState.ACCEPTED), settle("a", None)], "a", Verdict.ACCEPTED),
     ],
 )  # fmt: skip
-def test_what_a_reservation_comes_to(tmp_path: Path, before: list[Operation], wanted: str, verdict: Verdict) -> None:
+def test_the_verdict_of_a_reservation(tmp_path: Path, before: list[Operation], wanted: str, verdict: Verdict) -> None:
     file = ReservationFile(tmp_path / "f")
     file.apply(before, now_ms=1000)
     assert verdicts(file, reserve(wanted)) == [verdict]
     file.close()
 
 
-def test_rows_are_purged_when_the_store_has_them_or_nobody_asks_any_more(tmp_path: Path) -> None:
+def test_rows_are_purged_when_the_store_has_them_or_they_expire(tmp_path: Path) -> None:
     file = ReservationFile(tmp_path / "f")
     file.apply([reserve("a"), settle("a", RecordState.ACCEPTED)], now_ms=1000)
     assert verdicts(file, Purge(accepted_before_ms=1000), reserve("a"))[-1] is Verdict.ACCEPTED
@@ -372,7 +372,7 @@ def test_rows_are_purged_when_the_store_has_them_or_nobody_asks_any_more(tmp_pat
 @pytest.mark.parametrize(
     "damage", [b"these are notes, and long ones at that; no database begins like this", b"\x00" * 9000]
 )
-def test_a_damaged_file_is_made_again_while_processes_use_it(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_file_is_recreated_while_processes_use_it(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "f"
     files = [ReservationFile(path), ReservationFile(path)]
     for file in files:
@@ -387,7 +387,7 @@ def test_a_damaged_file_is_made_again_while_processes_use_it(tmp_path: Path, dam
         file.close()
 
 
-def test_a_deleted_file_is_made_again_and_shared(tmp_path: Path) -> None:
+def test_a_deleted_file_is_recreated_and_used_by_all_processes(tmp_path: Path) -> None:
     files = [ReservationFile(tmp_path / "f"), ReservationFile(tmp_path / "f")]
     for file in files:
         file.apply([], now_ms=1000)
@@ -403,7 +403,7 @@ def test_a_file_that_cannot_be_used_is_an_error_of_its_own(tmp_path: Path) -> No
         ReservationFile(tmp_path / "f").apply([reserve("a")], now_ms=1000)
 
 
-def test_a_file_of_another_release_is_made_again(tmp_path: Path) -> None:
+def test_a_file_of_another_release_is_recreated(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "f") as connection:
         connection.execute("PRAGMA user_version=99")
     connection.close()
@@ -451,5 +451,5 @@ def test_threads_of_many_processes_agree(tmp_path: Path) -> None:
     assert len(granted) == 50
 
 
-def test_a_reservation_outlives_the_time_in_which_the_store_may_lack_its_task() -> None:
+def test_a_reservation_is_kept_until_the_store_must_have_its_task() -> None:
     assert KEPT_SECONDS > 2 * FRESH_SECONDS

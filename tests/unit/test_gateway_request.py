@@ -1,4 +1,4 @@
-"""The body of a submission: what is taken, what is refused and in which words, and the bytes it becomes."""
+"""The body of a submission: accepted fields, refusals with their texts, and the bytes of the record."""
 
 import json
 from http import HTTPStatus
@@ -100,7 +100,7 @@ def test_a_refusal_of_thousands_of_fields_is_shorter_than_its_request() -> None:
 
 
 @pytest.mark.parametrize("members", [b'"":1', b'"a":1'])
-def test_entries_are_not_looked_at_when_there_are_too_many_or_all_have_one_name(members: bytes) -> None:
+def test_entries_are_not_validated_when_there_are_too_many_or_all_have_one_name(members: bytes) -> None:
     problems = refusal_of(b'{"prompt":"a","metadata":{%s}}' % b",".join([members] * 11_000)).fields
     assert len(problems) <= 2
     many = refusal_of(json.dumps({"prompt": "a", "metadata": dict.fromkeys(map(str, range(17)), 1)}).encode())
@@ -111,11 +111,11 @@ def test_a_byte_order_mark_before_a_request_is_ignored() -> None:
     assert parse_request(b'\xef\xbb\xbf{"prompt":"a"}').prompt == "a"
 
 
-def test_a_request_in_another_encoding_is_told_so() -> None:
+def test_the_refusal_of_another_encoding_names_it() -> None:
     assert "it is encoded as UTF-16; send JSON in UTF-8" in refusal_of('{"prompt":"a"}'.encode("utf-16")).detail
 
 
-def test_a_body_that_outgrows_a_task_with_its_id_is_too_large() -> None:
+def test_a_body_that_is_too_large_with_its_id_is_refused() -> None:
     metadata = {str(index): "x" * 512 for index in range(16)}
     body = {"prompt": "🦶" * 10_000, "negative_prompt": "🦶" * 4_000, "metadata": metadata}
     fits = parse_request(json.dumps(body, ensure_ascii=False).encode())

@@ -1,4 +1,4 @@
-"""The reading routes over a real task store: what forged records and odd requests are answered with."""
+"""The GET routes over a real task store: responses to forged records and odd requests."""
 
 import asyncio
 import hashlib
@@ -48,7 +48,7 @@ class Gateway:
         self.writer.apply([(("topic", 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1)
 
     def succeed(self, **image: Any) -> None:
-        """Apply the result of a task with one image, as any producer may write it."""
+        """Apply the result of a task with one image, as any producer could write it."""
         described: dict[str, Any] = {
             "index": 0,
             "url": "http://images/0.png",
@@ -147,7 +147,7 @@ async def test_head_is_answered_as_get_everywhere(gateway: Gateway, path: str, s
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "OPTIONS"])
-async def test_what_a_route_allows_is_named(gateway: Gateway, method: str) -> None:
+async def test_the_allowed_methods_of_a_route_are_named(gateway: Gateway, method: str) -> None:
     answer = await gateway.client.request(method, "/healthz")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
     assert answer.json()["error"]["code"] == "method_not_allowed"
@@ -156,13 +156,13 @@ async def test_what_a_route_allows_is_named(gateway: Gateway, method: str) -> No
 @pytest.mark.parametrize(
     "object_key", ["", "/etc/passwd", "../secret", "default/../../secret", "a//b", "a\x00b", "ä", "./0.png", "a" * 5000]
 )
-async def test_a_key_that_no_worker_makes_is_no_image(gateway: Gateway, object_key: str) -> None:
+async def test_an_object_key_of_another_form_is_no_image(gateway: Gateway, object_key: str) -> None:
     gateway.succeed(object=object_key)
     answer = await gateway.client.get(IMAGE_PATH)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-async def test_an_image_is_served_as_nothing_but_an_image(gateway: Gateway) -> None:
+async def test_an_image_is_served_with_an_image_content_type_only(gateway: Gateway) -> None:
     gateway.succeed(content_type="image/svg+xml")
     answer = await gateway.client.get(IMAGE_PATH)
     assert (answer.status_code, answer.content) == (200, IMAGE)
@@ -179,7 +179,7 @@ async def test_a_stored_result_that_the_contract_refuses_has_no_images(gateway: 
 
 
 @pytest.mark.parametrize("sha256", ["", 'a"b', "a\r\nset-cookie: a=b", "ä", "☃"])
-async def test_a_digest_that_is_none_is_no_etag(gateway: Gateway, sha256: str) -> None:
+async def test_an_invalid_digest_is_no_etag(gateway: Gateway, sha256: str) -> None:
     gateway.succeed(sha256=sha256)
     answer = await gateway.client.get(IMAGE_PATH)
     assert (answer.status_code, answer.content) == (200, IMAGE)
@@ -194,7 +194,7 @@ async def test_an_image_has_one_address(gateway: Gateway, index: str) -> None:
 
 
 @pytest.mark.parametrize(("step", "total_steps"), [(1, -5), (1, 0), (-1, 5), (-1, -5)])
-async def test_progress_that_makes_no_sense_is_no_progress(gateway: Gateway, step: int, total_steps: int) -> None:
+async def test_impossible_progress_is_not_shown(gateway: Gateway, step: int, total_steps: int) -> None:
     running = ProgressSeen(
         request_id="r-1", status=TaskStatus.RUNNING, at_ms=1, started=True, step=step, total_steps=total_steps
     )
@@ -203,7 +203,7 @@ async def test_progress_that_makes_no_sense_is_no_progress(gateway: Gateway, ste
     assert (answer.status_code, answer.json()["progress"]) == (200, None)
 
 
-async def test_an_image_of_a_task_under_way_is_another_refusal_than_of_one_without_images(gateway: Gateway) -> None:
+async def test_images_of_a_running_task_and_of_a_task_without_images_have_different_errors(gateway: Gateway) -> None:
     failed = ResultSeen(
         request_id="failed",
         status=TaskStatus.FAILED,
@@ -223,7 +223,7 @@ async def test_an_image_of_a_task_under_way_is_another_refusal_than_of_one_witho
 
 
 @pytest.mark.parametrize("host", ["[", "[::1", "a b", "", "☃", "a" * 5000, "evil/path?x#y"])
-async def test_a_host_that_is_none_changes_no_answer(gateway: Gateway, host: str) -> None:
+async def test_an_invalid_host_header_does_not_change_the_response(gateway: Gateway, host: str) -> None:
     headers = [(b"host", host.encode())]
     for path, status in (("/v1/generations/r-1", 404), ("/nowhere", 404), ("/healthz", 200)):
         answer = await gateway.client.get(path, headers=headers)
@@ -236,7 +236,7 @@ async def test_an_answer_to_a_long_address_is_short(gateway: Gateway) -> None:
     assert len(answer.content) < 2500
 
 
-async def test_a_failure_of_ours_is_a_problem_document_and_the_connection_goes_on(gateway: Gateway) -> None:
+async def test_an_internal_error_is_a_problem_document_and_the_connection_stays_open(gateway: Gateway) -> None:
     gateway.app.state.services = None
     answer = await gateway.client.get("/v1/generations/r-1", headers={"x-request-id": "mine"})
     assert (answer.status_code, answer.json()["correlation_id"]) == (500, "mine")

@@ -1,4 +1,4 @@
-"""The task store over a real SQLite file: what one record cannot do to the others, and what damage does."""
+"""The task store over a real SQLite file: bad records do not affect others; damage is reported and repaired."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -99,7 +99,7 @@ def apply(store: TaskStoreWriter, changes: Sequence[Change]) -> list[Quarantined
         (seen("bad", body=object()), "Error binding parameter"),  # type: ignore[arg-type]  # the driver fails
     ],
 )
-async def test_a_record_that_cannot_be_applied_is_passed_over_alone(
+async def test_only_the_record_that_cannot_be_applied_is_skipped(
     store: TaskStoreWriter, reader: TaskStoreReader, bad: Change, reason: str | None
 ) -> None:
     good = [seen(f"t{number}") for number in range(20)]
@@ -111,13 +111,13 @@ async def test_a_record_that_cannot_be_applied_is_passed_over_alone(
     assert (await reader.quarantine()).count == len(refused)
 
 
-async def test_every_record_of_a_batch_may_be_bad(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+async def test_all_records_of_a_batch_can_be_bad(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
     assert len(apply(store, [moving("bad", total_steps=10**20)] * 50)) == 50
     assert (await reader.quarantine()).count == 50
     assert await reader.find("bad") is None
 
 
-async def test_a_bad_record_leaves_the_other_records_of_its_task(
+async def test_a_bad_record_does_not_affect_other_records_of_its_task(
     store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     apply(store, [seen("one"), moving("one", total_steps=10**20), moving("one", total_steps=28)])
@@ -146,7 +146,7 @@ async def test_the_same_record_counts_once_however_often_it_is_read(
     assert (await reader.quarantine()).count == 1
 
 
-async def test_the_rows_of_passed_over_records_are_bounded_and_their_count_is_not(
+async def test_the_rows_of_skipped_records_are_bounded_and_their_count_is_not(
     file: Path, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     records = [
@@ -161,7 +161,7 @@ async def test_the_rows_of_passed_over_records_are_bounded_and_their_count_is_no
     assert (await reader.quarantine()).count == MAX_QUARANTINED_RECORDS + 5
 
 
-async def test_a_fault_of_the_database_is_none_of_a_record_and_saves_nothing(
+async def test_an_error_of_the_database_is_not_blamed_on_a_record_and_saves_nothing(
     file: Path, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     with closing(sqlite3.connect(file)) as connection:
@@ -197,12 +197,14 @@ def sqlite_error(kind: type[sqlite3.Error], code: int | None) -> Exception:
         (DamagedStoreError("text"), DatabaseFault.DAMAGED),
     ],
 )
-def test_faults_of_the_database_are_classified_and_are_never_a_records(error: Exception, fault: DatabaseFault) -> None:
+def test_errors_of_the_database_are_classified_and_not_blamed_on_records(
+    error: Exception, fault: DatabaseFault
+) -> None:
     assert fault_of(error) is fault
     assert not is_record_fault(error)
 
 
-async def test_a_topic_that_was_made_again_is_read_from_its_beginning_and_the_tasks_stay(
+async def test_a_recreated_topic_is_read_from_its_beginning_and_the_tasks_are_kept(
     store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     apply(store, [seen("old")])
@@ -247,7 +249,7 @@ def test_a_store_of_a_newer_release_is_refused_with_the_remedy(file: Path, engin
         migrate(engine, file)
 
 
-def test_a_store_whose_version_nobody_wrote_is_damaged(file: Path, engine: Engine) -> None:
+def test_a_store_with_an_unknown_version_is_damaged(file: Path, engine: Engine) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = 'zzz'")
     with pytest.raises(DamagedStoreError):
@@ -255,7 +257,7 @@ def test_a_store_whose_version_nobody_wrote_is_damaged(file: Path, engine: Engin
 
 
 def damage_pages(file: Path) -> None:
-    """Overwrite all but the first two pages, as a failing disk would."""
+    """Overwrite all but the first two pages, like a failing disk."""
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with file.open("r+b") as raw:
@@ -264,7 +266,7 @@ def damage_pages(file: Path) -> None:
         raw.write(b"\xa5" * (size - 2 * 4096))
 
 
-async def test_a_reader_that_finds_damage_says_so_and_tells_the_projector(
+async def test_a_reader_reports_damage_to_its_client_and_to_the_projector(
     file: Path, engine: Engine, store: TaskStoreWriter
 ) -> None:
     apply(store, [seen(f"t{number}", body="x" * 4000) for number in range(20)])
@@ -278,7 +280,7 @@ async def test_a_reader_that_finds_damage_says_so_and_tells_the_projector(
     reader.close()
 
 
-def test_damage_of_a_file_that_was_replaced_meanwhile_is_no_damage(file: Path, engine: Engine) -> None:
+def test_damage_of_a_file_that_was_replaced_is_ignored(file: Path, engine: Engine) -> None:
     identity = identity_of(file)
     assert identity is not None
     report_damage(file, identity)
@@ -288,7 +290,7 @@ def test_damage_of_a_file_that_was_replaced_meanwhile_is_no_damage(file: Path, e
     assert not take_damage_report(file)
 
 
-async def test_a_reader_follows_the_name_when_the_store_is_built_again(
+async def test_a_reader_opens_the_new_file_when_the_store_is_rebuilt(
     file: Path, engine: Engine, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     apply(store, [seen("old")])
@@ -317,7 +319,7 @@ def test_only_the_latest_damaged_file_is_kept(file: Path) -> None:
     assert sorted(path.name for path in file.parent.iterdir()) == [aside.name, aside.name + "-wal"]
 
 
-def test_a_log_whose_file_was_deleted_is_not_read_into_the_next_one(file: Path) -> None:
+def test_the_log_of_a_deleted_file_is_not_read_into_the_next_one(file: Path) -> None:
     engine = open_writer(file)
     migrate(engine, file)
     apply(TaskStoreWriter(engine), [seen("old")])
@@ -332,7 +334,7 @@ def test_a_log_whose_file_was_deleted_is_not_read_into_the_next_one(file: Path) 
     again.dispose()
 
 
-def test_a_row_that_nobody_saved_is_damage_and_not_the_next_records_fault(file: Path, store: TaskStoreWriter) -> None:
+def test_an_invalid_row_is_damage_and_not_blamed_on_the_next_record(file: Path, store: TaskStoreWriter) -> None:
     apply(store, [seen("one")])
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE task SET status = 'garbage'")
@@ -377,7 +379,7 @@ _CHANGES = st.one_of(
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_CHANGES, max_size=20), st.integers(1, 20))
-def test_whatever_is_applied_in_batches_or_one_by_one_leaves_the_same_store(
+def test_records_in_batches_and_one_by_one_make_the_same_store(
     tmp_path_factory: pytest.TempPathFactory, changes: list[Change], size: int
 ) -> None:
     dumps = []

@@ -1,4 +1,4 @@
-"""The projector's process and its file, with no broker in reach: what is done about damage, loss and a full disk."""
+"""How the projector's process handles damage and loss of its file and a full disk; without a broker."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ UNREACHABLE = "127.0.0.1:1"
 
 @dataclass(slots=True)
 class ProjectorProcess:
-    """A projector that was started alone."""
+    """A projector without a gateway."""
 
     process: subprocess.Popen[bytes]
     file: Path
@@ -50,7 +50,7 @@ class ProjectorProcess:
         return next(event for event in self.events() if event["event"] == name)
 
     def beats_after(self, spoil: Callable[[], None]) -> str | None:
-        """Spoil something; returns why the store was built again, as soon as the projector tells of itself there."""
+        """Spoil something; return why the store was rebuilt, once the new store has a heartbeat."""
         reader = TaskStoreReader(self.file)
         because: str | None = None
 
@@ -88,7 +88,7 @@ def running_projector(file: Path, log_path: Path) -> Iterator[ProjectorProcess]:
 
 
 def checkpoint(file: Path) -> None:
-    """Have everything in the main file: what lies in the log as well would not be missed."""
+    """Move everything into the main file; damage to pages that the write-ahead log also holds has no effect."""
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -131,7 +131,7 @@ def report(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [delete, delete_log, empty, overwrite, replace, drop_tables, report])
-def test_a_store_that_is_spoiled_in_mid_life_is_built_again_by_the_same_process(
+def test_a_store_that_is_damaged_while_in_use_is_rebuilt_by_the_same_process(
     tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     file = tmp_path / "store" / "tasks.sqlite"
@@ -146,7 +146,7 @@ def test_a_store_that_is_spoiled_in_mid_life_is_built_again_by_the_same_process(
     assert moved_to is None if spoil is delete else Path(str(moved_to)).exists()
 
 
-def test_a_folder_that_is_deleted_with_the_store_is_made_again(tmp_path: Path) -> None:
+def test_a_deleted_folder_of_the_store_is_recreated(tmp_path: Path) -> None:
     file = tmp_path / "store" / "tasks.sqlite"
 
     def delete_folder() -> None:
@@ -175,7 +175,7 @@ def test_a_full_disk_is_named_with_its_remedy_and_waited_for(tmp_path: Path) -> 
             wait_until_blocking(
                 lambda: len([event for event in projector.events() if event["event"] == "projector_started"]) > started,
                 deadline_seconds=30,
-                what="the projector to go on",
+                what="the projector to continue",
             )
             assert not any(event["event"] == "database_damaged" for event in projector.events())
 
@@ -194,7 +194,7 @@ def test_a_store_that_cannot_be_moved_aside_is_named_with_its_remedy(tmp_path: P
         assert projector.beats_after(lambda: None) is not None
 
 
-def test_a_file_that_was_never_a_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_no_store_is_refused_and_not_changed(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("these are notes, and long ones at that; no database begins like this")
     with running_projector(file, tmp_path / "log") as projector:

@@ -1,4 +1,4 @@
-"""When the producer is replaced, and when it is not: over a client library of the test's own."""
+"""When the producer is replaced, and when not, with a stand-in for the client library."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from kit.waiting import wait_until
 
 
 class Library:
-    """The client library's stand-in; holds every producer that was made."""
+    """Stand-in for the client library; has every producer that was created."""
 
     def __init__(self) -> None:
         self.made: list[Client] = []
@@ -26,7 +26,7 @@ class Library:
 
 
 class Client:
-    """One producer, whose reports the test decides on."""
+    """One producer, whose delivery reports the test decides."""
 
     def __init__(self, library: Library, on_error: Callable[[Any], None]) -> None:
         self.on_error = on_error
@@ -109,13 +109,13 @@ async def test_reports_of_a_replaced_producer_do_not_replace_its_successor(
     assert len(library.made) == 2
 
 
-async def test_a_fault_of_the_present_producer_replaces_it(library: Library, producer: TaskProducer) -> None:
+async def test_a_fatal_error_of_the_current_producer_replaces_it(library: Library, producer: TaskProducer) -> None:
     library.made[0].on_error(FatalError())
     assert not send(producer).done()
     assert len(library.made) == 2
 
 
-async def test_when_reports_can_no_longer_be_taken_the_process_is_told(
+async def test_the_process_is_notified_when_delivery_reports_can_no_longer_be_processed(
     library: Library, producer: TaskProducer, failures: list[str]
 ) -> None:
     assert not send(producer).done()

@@ -1,4 +1,4 @@
-"""How records in any order add up to the state of a task."""
+"""How records in any order determine the state of a task."""
 
 import json
 from collections.abc import Sequence
@@ -83,22 +83,22 @@ def test_a_result_that_arrives_first_is_filled_in_by_its_task() -> None:
 
 
 @pytest.mark.parametrize("status", ENDS)
-def test_progress_of_any_attempt_never_undoes_an_end(status: TaskStatus) -> None:
+def test_progress_of_any_attempt_does_not_change_an_ended_task(status: TaskStatus) -> None:
     ended = fold_all([seen(), result(status)])
     assert fold(ended, progress(attempt=3, step=7)).status is status
 
 
-def test_the_first_end_of_an_attempt_stays() -> None:
+def test_the_first_result_of_an_epoch_is_kept() -> None:
     assert fold_all([seen(), result(TaskStatus.FAILED), result(TaskStatus.SUCCEEDED)]).status is TaskStatus.FAILED
 
 
-def test_a_replay_begins_a_new_life_and_forgets_the_old_end() -> None:
+def test_a_replay_resets_the_state_of_a_task() -> None:
     state = fold_all([seen(), result(TaskStatus.FAILED), seen(epoch=1)])
     assert (state.status, state.result, state.completed_at_ms) == (TaskStatus.QUEUED, None, None)
     assert fold(state, result(epoch=1)).status is TaskStatus.SUCCEEDED
 
 
-def test_a_record_that_says_nothing_new_leaves_the_very_same_state() -> None:
+def test_a_record_without_new_information_does_not_change_the_state() -> None:
     state = fold_all([seen(), progress(step=5)])
     assert fold(state, seen()) is state
     assert fold(state, progress(step=5)) is state
@@ -154,7 +154,7 @@ def a_result(request_id: str | None, *, code: ErrorCode | None = None) -> bytes:
         (TOPICS.results, a_result("r", code=ErrorCode.ID_CONFLICT)),
     ],
 )
-def test_records_that_speak_of_no_task_change_nothing(topic: str, value: bytes | None) -> None:
+def test_records_about_no_task_change_nothing(topic: str, value: bytes | None) -> None:
     assert read(topic, value) is None
 
 
@@ -260,7 +260,7 @@ def test_a_bare_task_takes_its_time_from_the_record_and_its_priority_from_the_to
     assert (change.created_at_ms, change.priority, change.tenant) == (5000, "vip", "default")
 
 
-def test_a_progress_type_of_a_later_release_means_running() -> None:
+def test_an_unknown_progress_type_means_running() -> None:
     event = ProgressEvent(request_id="r", type="warming", at=datetime.now(UTC))
     change = read(TOPICS.progress, event.to_json())
     assert isinstance(change, ProgressSeen)

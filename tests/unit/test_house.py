@@ -1,4 +1,4 @@
-"""The rules of the house that no linter checks: names that would shadow others, sizes, pins, what no file may hold."""
+"""Rules of the repository that no linter checks: shadowing names, sizes, pins, forbidden content."""
 
 import os
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 MAX_MODULE_LINES = 500
 MAX_MODULES_IN_A_FOLDER = 14
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
-# In pieces, because this file is searched too.
+# In parts, because this file is searched too.
 REGISTRY_HOSTS = tuple(
     ".".join(parts)
     for parts in (
@@ -38,7 +38,7 @@ MACHINE_PATHS = tuple("/".join(("", *parts, "")) for parts in (("work",), ("root
 def house_files() -> list[Path]:
     """Tracked files, and new ones that git does not ignore."""
     listed = subprocess.run(
-        # A clone may belong to another user than the one who runs the tests, in a container for example.
+        # In a container, for example, a clone may belong to another user than the one who runs the tests.
         ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
         capture_output=True,
@@ -50,7 +50,7 @@ def house_files() -> list[Path]:
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Name and text of every file of the house that is text."""
+    """Name and text of every text file of the repository."""
     for path in house_files():
         try:
             yield str(path.relative_to(ROOT)), path.read_text()
@@ -95,7 +95,7 @@ def test_test_files_have_names_of_their_own() -> None:
 # Sizes
 
 
-def test_no_module_is_longer_than_a_reader_bears() -> None:
+def test_no_module_is_longer_than_500_lines() -> None:
     long = {
         name: text.count("\n")
         for name, text in texts()
@@ -104,7 +104,7 @@ def test_no_module_is_longer_than_a_reader_bears() -> None:
     assert long == {}
 
 
-def test_no_folder_holds_more_modules_than_a_reader_overlooks() -> None:
+def test_no_folder_has_more_than_14_modules() -> None:
     folders = Counter(
         str(Path(name).parent) for name, _ in texts() if name.endswith(".py") and not name.startswith("tests/")
     )
@@ -145,7 +145,7 @@ def test_only_the_worker_needs_torch(deployable: str) -> None:
 
 
 def test_every_consumer_of_the_product_passes_on_what_it_cannot_decode() -> None:
-    """aiokafka's do with these options; librdkafka crashes at header names that are not UTF-8."""
+    """aiokafka's consumers do with these options; librdkafka crashes at header names that are not UTF-8."""
     rooms = ("transport/", "gateway/", "worker/", "operator/", "cli/")
     sources = {name: text for name, text in texts() if name.startswith(rooms) and name.endswith(".py")}
     readers = {name for name, text in sources.items() if "AIOKafkaConsumer(" in text}
@@ -163,7 +163,7 @@ def test_no_file_names_a_path_of_somebodys_machine() -> None:
     assert [(name, path) for name, text in texts() for path in MACHINE_PATHS if path in text] == []
 
 
-def test_every_package_says_that_it_is_typed() -> None:
+def test_every_package_is_marked_as_typed() -> None:
     packages = [path.parent for path in ROOT.glob("*/fluxpool_*/__init__.py")]
     assert len(packages) == 6
     assert [path.name for path in packages if not (path / "py.typed").is_file()] == []
@@ -181,7 +181,7 @@ def test_the_changelog_has_the_version_and_the_licence_is_whole() -> None:
 
 
 def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # The tests themselves run under make, which would take this one for a part of that run and tell its folder.
+    # The tests run under make; a nested make that inherits its variables prints its folder.
     environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL"}}
     return subprocess.run(
         ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -201,7 +201,7 @@ def test_make_without_a_target_is_help() -> None:
 
 
 def _run_ci(folder: Path, *, failing: str = "") -> subprocess.CompletedProcess[str]:
-    """The real script, in a clone whose make targets only say that they ran; `failing` names the one that fails."""
+    """The real script, in a clone whose make targets only print their names; `failing` is the one that fails."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
     recipe = "\t@echo $@ $$CI $${TEST_REQUIRE_CLUSTER:+required}; test -z \"$$(cat)\"; test '$@' != '" + failing + "'\n"
@@ -210,7 +210,7 @@ def _run_ci(folder: Path, *, failing: str = "") -> subprocess.CompletedProcess[s
         [str(folder / ".ci" / "run")],
         cwd="/",
         env={"PATH": os.environ["PATH"]},
-        input="nobody reads this\n",
+        input="unread\n",
         capture_output=True,
         text=True,
         check=False,
@@ -226,7 +226,7 @@ def test_ci_runs_the_checks_and_then_every_test_with_none_on_the_control_plane_s
     finished = _run_ci(tmp_path)
     assert finished.returncode == 0, finished.stderr
     *before, tests = finished.stdout.splitlines()
-    # The control plane is built beside the checks.
+    # The control plane is built in parallel with the checks.
     assert sorted(before) == ["control-plane true required", "lint true required", "setup true required"]
     assert tests == "test true required"
 

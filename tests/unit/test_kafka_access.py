@@ -30,7 +30,7 @@ IN_CLUSTER = {"FLUXPOOL_NAMESPACE": "fluxpool-system"}
 
 
 def names(*known: str) -> Callable[[str], Awaitable[bool]]:
-    """A DNS with these names."""
+    """A resolver with these names."""
 
     async def exists(name: str) -> bool:
         return name in known
@@ -88,14 +88,14 @@ async def test_a_pool_of_another_namespace_is_not_read_from_the_operators_own_ka
     assert found.connection.bootstrap_servers == ("kafka.images.svc:9092",)
 
 
-async def test_in_its_own_namespace_the_operator_takes_the_name_as_written(tmp_path: Path) -> None:
+async def test_in_its_own_namespace_the_operator_uses_the_name_as_written(tmp_path: Path) -> None:
     found = await access(pool(), tmp_path, environment={"FLUXPOOL_NAMESPACE": "images"})
     assert found.connection is not None
     assert found.connection.bootstrap_servers == ("kafka:9092",)
     assert found.servers == ("kafka.images.svc:9092",)
 
 
-async def test_dns_that_does_not_answer_is_reported_and_asked_again(tmp_path: Path) -> None:
+async def test_a_dns_timeout_is_reported_and_the_lookup_repeated(tmp_path: Path) -> None:
     async def silent(name: str) -> bool:
         raise BrokerNameError(f"{name} cannot be looked up: no answer")
 
@@ -197,7 +197,7 @@ async def test_a_broker_that_is_not_allowed_is_never_connected_to_and_the_status
         assert "allowedBrokers" in told.message
 
 
-async def test_a_token_endpoint_that_is_not_allowed_is_never_asked(tmp_path: Path) -> None:
+async def test_no_request_is_sent_to_a_token_endpoint_that_is_not_allowed(tmp_path: Path) -> None:
     environment = {**IN_CLUSTER, "FLUXPOOL_ALLOWED_TOKEN_ENDPOINTS": "https://sso.example.com/*"}
     body = edited(pool_body(namespace="images"), {"kafka.security": OAUTH_ENDPOINT})
     found = await access(FluxWorkerPool.parse(body), tmp_path, environment=environment)
@@ -223,7 +223,7 @@ def test_closing_an_earlier_pool_does_not_remove_the_certificates_of_the_next(tm
     assert (new.write(found, secrets) / "ca.crt").read_bytes() == b"certificate"
 
 
-async def test_pools_of_one_name_keep_their_certificates_apart(tmp_path: Path) -> None:
+async def test_pools_of_one_name_have_separate_certificates(tmp_path: Path) -> None:
     found, secrets = _certificates()
     folders = set()
     for uid in ("first", "second"):
@@ -263,7 +263,7 @@ async def test_without_the_ca_of_the_token_endpoint_there_is_no_connection(tmp_p
     assert found.connection is None
 
 
-# The content of Secrets
+# Content of Secrets
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r", b"\nx"])

@@ -83,7 +83,7 @@ def outcomes(tree: Path, *arguments: str) -> str:
     return finished.stdout
 
 
-def test_what_passed_is_skipped_with_the_remedy_and_what_did_not_runs_again(tree: Path) -> None:
+def test_passed_tests_are_skipped_with_the_remedy_and_others_run_again(tree: Path) -> None:
     assert "3 passed, 1 skipped, 1 error" in outcomes(tree)
     second = outcomes(tree)
     assert REASON in second
@@ -92,16 +92,16 @@ def test_what_passed_is_skipped_with_the_remedy_and_what_did_not_runs_again(tree
     assert "test_torn PASSED" in second
     assert "test_torn ERROR" in second
     assert "test_plain PASSED" in second
-    assert "not here" in second, "a test that could not run has not passed"
+    assert "not here" in second, "a test with an error has not passed"
 
 
 @pytest.mark.parametrize("asked", ["--test-all", "tests/test_marked.py"])
-def test_all_of_it_runs_when_it_is_asked_for(tree: Path, asked: str) -> None:
+def test_the_option_runs_all_tests(tree: Path, asked: str) -> None:
     outcomes(tree)
     assert "test_good PASSED" in outcomes(tree, asked)
 
 
-def test_it_runs_again_when_the_product_behind_it_changed(tree: Path) -> None:
+def test_a_test_runs_again_when_the_modules_it_imports_change(tree: Path) -> None:
     outcomes(tree)
     (tree / "room/product/deeper.py").write_text("NUMBER = 1\n")
     assert "4 passed, 1 skipped" in outcomes(tree)

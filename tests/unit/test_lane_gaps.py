@@ -1,4 +1,4 @@
-"""A lane whose log loses records or whose topic is replaced: a modelled Kafka, where every moment can be chosen."""
+"""A lane whose log loses records or whose topic is replaced, on a modelled Kafka with controlled timing."""
 
 import asyncio
 from collections.abc import Iterator
@@ -59,13 +59,13 @@ class Bench(LaneEvents):
         self.run_for()
 
     def stop(self) -> None:
-        """Kill the worker, and let its session expire."""
+        """Kill the worker and let its session expire."""
         self.running.cancel()
         self.run_for()
         self.group.remove(self.consumers[-1])
 
     def restart(self, *, topic_id: str | None) -> None:
-        """Start another worker in place of the present one, while the topic has that id."""
+        """Replace the worker with a new one, while the topic has that id."""
         self.stop()
         self.topic_id = topic_id
         self.start()
@@ -122,7 +122,7 @@ class Bench(LaneEvents):
         return done
 
     def lose_in_front(self, count: int) -> None:
-        """Let records come and go before the consumer has had any of them."""
+        """Produce and delete records before the consumer fetches any of them."""
         self.link.become(LinkState.SLOW)
         self.produce(count)
         self.group.delete_before(PARTITION, self.group.ends[PARTITION])
@@ -135,14 +135,14 @@ class Bench(LaneEvents):
 
 
 @pytest.fixture
-def told() -> Iterator[list[Any]]:
+def logged() -> Iterator[list[Any]]:
     with structlog.testing.capture_logs() as logged:
         yield logged
 
 
 @pytest.fixture(params=[float("inf")])
-def bench(told: list[Any], request: pytest.FixtureRequest) -> Iterator[Bench]:
-    assert told == []
+def bench(logged: list[Any], request: pytest.FixtureRequest) -> Iterator[Bench]:
+    assert logged == []
     loop = SteppedLoop()
     asyncio.set_event_loop(loop)
     bench = Bench(loop, hold_limit_seconds=request.param)
@@ -155,29 +155,31 @@ def bench(told: list[Any], request: pytest.FixtureRequest) -> Iterator[Bench]:
     asyncio.set_event_loop(None)
 
 
-def losses(told: list[Any]) -> list[range]:
-    return [range(line["first"], line["end"]) for line in told if line["event"] == "records_lost"]
+def lost_ranges(logged: list[Any]) -> list[range]:
+    return [range(line["first"], line["end"]) for line in logged if line["event"] == "records_lost"]
 
 
-def test_records_deleted_behind_full_heads_are_told_once_with_the_exact_range(bench: Bench, told: list[Any]) -> None:
+def test_records_deleted_behind_full_heads_are_logged_once_with_the_exact_range(
+    bench: Bench, logged: list[Any]
+) -> None:
     bench.produce(HEADS_PER_PARTITION + 20)
     gone_before = HEADS_PER_PARTITION + 11
     bench.group.delete_before(PARTITION, gone_before)
     kept = range(HEADS_PER_PARTITION)
     assert bench.do_next(len(kept) + 2) == [*kept, gone_before, gone_before + 1]
-    assert losses(told) == [range(HEADS_PER_PARTITION, gone_before)]
+    assert lost_ranges(logged) == [range(HEADS_PER_PARTITION, gone_before)]
     assert bench.lost == [11]
     assert bench.committed == gone_before + 2
 
 
-def test_markers_and_compacted_records_cost_a_request_and_no_alarm(bench: Bench, told: list[Any]) -> None:
+def test_markers_and_compacted_records_cost_a_request_and_log_no_loss(bench: Bench, logged: list[Any]) -> None:
     bench.produce(2)
     for _ in range(3):
         bench.group.append_marker(PARTITION)
     bench.produce(1)
     assert bench.do_next(3) == [0, 1, 5]
     assert bench.consumers[0].asked_for_starts == 1
-    assert (losses(told), bench.lost) == ([], [])
+    assert (lost_ranges(logged), bench.lost) == ([], [])
 
 
 def test_no_request_is_sent_without_a_gap(bench: Bench) -> None:
@@ -190,34 +192,34 @@ def test_no_request_is_sent_without_a_gap(bench: Bench) -> None:
     assert bench.consumers[0].asked_for_starts == 0
 
 
-def test_the_position_is_not_committed_before_the_loss_in_front_of_it_was_told(bench: Bench, told: list[Any]) -> None:
+def test_a_loss_is_logged_before_the_position_after_it_is_committed(bench: Bench, logged: list[Any]) -> None:
     bench.produce(1)
     bench.do_next()
     bench.leaders.become(LinkState.SLOW)
     bench.lose_in_front(6)
-    assert (losses(told), bench.committed) == ([], 1)
+    assert (lost_ranges(logged), bench.committed) == ([], 1)
     bench.leaders.become(LinkState.UP)
     bench.run_for()
-    assert losses(told) == [range(1, 7)]
+    assert lost_ranges(logged) == [range(1, 7)]
     assert bench.committed == 7
 
 
-def test_a_loss_that_cannot_be_asked_about_keeps_no_position_back_for_long_and_is_told_later(
-    bench: Bench, told: list[Any]
+def test_an_unconfirmed_loss_delays_a_commit_for_a_limited_time_and_is_logged_later(
+    bench: Bench, logged: list[Any]
 ) -> None:
     bench.produce(1)
     bench.do_next()
     bench.leaders.become(LinkState.SLOW)
     bench.lose_in_front(6)
     bench.run_for(LONG_SECONDS)
-    assert (losses(told), bench.committed) == ([], 7)
+    assert (lost_ranges(logged), bench.committed) == ([], 7)
     bench.leaders.become(LinkState.UP)
     bench.run_for(LONG_SECONDS)
-    assert losses(told) == [range(1, 7)]
+    assert lost_ranges(logged) == [range(1, 7)]
     assert bench.lost == [6]
 
 
-def test_a_loss_that_was_noticed_before_a_rebalance_is_told_once(bench: Bench, told: list[Any]) -> None:
+def test_a_loss_noticed_before_a_rebalance_is_logged_once(bench: Bench, logged: list[Any]) -> None:
     bench.produce(1)
     bench.do_next()
     bench.leaders.become(LinkState.SLOW)
@@ -226,11 +228,11 @@ def test_a_loss_that_was_noticed_before_a_rebalance_is_told_once(bench: Bench, t
     bench.run_for()
     bench.leaders.become(LinkState.UP)
     bench.run_for(LONG_SECONDS)
-    assert losses(told) == [range(1, 7)]
+    assert lost_ranges(logged) == [range(1, 7)]
     assert bench.committed == 7
 
 
-def test_records_lost_across_a_rebalance_are_told(bench: Bench, told: list[Any]) -> None:
+def test_records_lost_during_a_rebalance_are_logged(bench: Bench, logged: list[Any]) -> None:
     bench.produce(12)
     claimed = [bench.claim() for _ in range(2)]
     bench.record(claimed[0])
@@ -242,7 +244,7 @@ def test_records_lost_across_a_rebalance_are_told(bench: Bench, told: list[Any])
     for one in claimed:
         bench.finish(one)
     assert bench.do_next(2) == [10, 11]
-    assert losses(told) == [range(2, 10)]
+    assert lost_ranges(logged) == [range(2, 10)]
     assert bench.committed == 12
 
 
@@ -305,8 +307,8 @@ def test_a_topic_whose_id_is_unknown_for_a_while_is_the_same_topic(bench: Bench)
     assert committed_topic_id(bench.group.committed[PARTITION].metadata) == "present"
 
 
-def test_a_commit_of_a_former_topic_is_not_used_and_the_present_one_is_done_from_its_first_record(
-    bench: Bench, told: list[Any]
+def test_a_commit_of_a_former_topic_is_not_used_and_the_present_one_is_processed_from_its_first_record(
+    bench: Bench, logged: list[Any]
 ) -> None:
     bench.stop()
     bench.group.committed[PARTITION] = OffsetAndMetadata(2, encode_ledger({}, topic_id="former"))
@@ -317,7 +319,7 @@ def test_a_commit_of_a_former_topic_is_not_used_and_the_present_one_is_done_from
     bench.produce(5)
     assert bench.do_next(5) == [0, 1, 2, 3, 4]
     assert bench.committed == 5
-    assert losses(told) == []
+    assert lost_ranges(logged) == []
 
 
 def test_a_commit_of_a_former_topic_is_not_used_where_the_present_one_has_more_records(bench: Bench) -> None:
@@ -329,7 +331,7 @@ def test_a_commit_of_a_former_topic_is_not_used_where_the_present_one_has_more_r
     assert bench.committed == 5
 
 
-def test_a_late_commit_of_a_member_of_the_former_topic_costs_no_record_of_the_present_one(bench: Bench) -> None:
+def test_a_late_commit_for_the_former_topic_loses_no_record_of_the_present_one(bench: Bench) -> None:
     bench.restart(topic_id="present")
     bench.produce(5)
     assert bench.do_next(2) == [0, 1]
@@ -343,7 +345,7 @@ def test_a_late_commit_of_a_member_of_the_former_topic_costs_no_record_of_the_pr
     assert (bench.committed, bench.given_up) == (5, [])
 
 
-def test_a_ledger_of_a_later_topic_ends_the_lane_that_still_knew_the_former_one(bench: Bench) -> None:
+def test_a_ledger_of_a_later_topic_ends_a_lane_that_has_the_former_id(bench: Bench) -> None:
     bench.restart(topic_id="former")
     bench.topic_id = "present"
     bench.group.committed[PARTITION] = OffsetAndMetadata(3, encode_ledger({}, topic_id="present"))
@@ -354,7 +356,7 @@ def test_a_ledger_of_a_later_topic_ends_the_lane_that_still_knew_the_former_one(
     assert bench.committed == 3
 
 
-def test_a_member_that_has_nothing_in_flight_writes_no_old_offset_into_another_log(bench: Bench) -> None:
+def test_an_idle_member_commits_no_offset_of_the_former_topic(bench: Bench) -> None:
     bench.produce(3)
     bench.do_next(3)
     bench.leaders.become(LinkState.SLOW)
@@ -368,7 +370,7 @@ def test_a_member_that_has_nothing_in_flight_writes_no_old_offset_into_another_l
     assert isinstance(bench.running.exception(), TopicReplacedError)
 
 
-def test_commits_that_a_coordinator_does_not_know_of_cost_a_living_worker_no_progress(bench: Bench) -> None:
+def test_commits_that_a_coordinator_lost_do_not_undo_a_running_workers_progress(bench: Bench) -> None:
     bench.produce(4)
     bench.do_next(2)
     committed = bench.group.committed.pop(PARTITION)
@@ -380,15 +382,15 @@ def test_commits_that_a_coordinator_does_not_know_of_cost_a_living_worker_no_pro
     assert not bench.running.done()
 
 
-def test_a_topic_that_is_missing_is_logged_with_the_remedy_and_done_when_it_is_back(
-    bench: Bench, told: list[Any]
+def test_a_missing_topic_is_logged_with_the_remedy_and_processed_when_it_is_back(
+    bench: Bench, logged: list[Any]
 ) -> None:
     bench.produce(3)
     bench.record(bench.claim())
     log = bench.group.log.pop(PARTITION)
     bench.group.rebalance()
     bench.run_for()
-    assert [line["remedy"] for line in told if line["event"] == "topic_missing"] == ["create the topic"]
+    assert [line["remedy"] for line in logged if line["event"] == "topic_missing"] == ["create the topic"]
     assert bench.given_up == [0]
     bench.group.log[PARTITION] = log
     bench.group.rebalance()
@@ -397,8 +399,8 @@ def test_a_topic_that_is_missing_is_logged_with_the_remedy_and_done_when_it_is_b
     assert bench.committed == 3
 
 
-def test_a_fault_within_a_consumer_costs_the_lane_a_new_consumer_and_nothing_else(
-    bench: Bench, told: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_an_internal_error_of_a_consumer_only_replaces_the_consumer(
+    bench: Bench, logged: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def poll(**_arguments: Any) -> None:
         raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid start byte")
@@ -407,7 +409,7 @@ def test_a_fault_within_a_consumer_costs_the_lane_a_new_consumer_and_nothing_els
     assert bench.do_next(1) == [0]
     monkeypatch.setattr(bench.consumers[-1], "getmany", poll)
     bench.run_for(LONG_SECONDS)
-    assert [line["event"] for line in told if line["log_level"] == "error"] == ["lane_failed"]
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == ["lane_failed"]
     assert (len(bench.consumers), bench.failures, bench.running.done()) == (2, 1, False)
     assert bench.do_next(1) == [1]
     assert bench.committed == 2
@@ -430,7 +432,7 @@ def test_a_lane_whose_consumers_all_fail_ends_within_the_hold_limit(
 
 
 @pytest.mark.parametrize("bench", [20.0], indirect=True)
-def test_failures_far_from_one_another_are_no_lasting_trouble(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_far_apart_do_not_end_the_lane(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async def poll(**_arguments: Any) -> None:
         raise TopicAuthorizationFailedError(TOPIC)
 

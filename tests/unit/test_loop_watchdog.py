@@ -1,4 +1,4 @@
-"""A blocked event loop ends its process; a process that was stopped, or is merely busy, continues."""
+"""A blocked event loop ends its process; a stopped or busy process continues."""
 
 import json
 import os
@@ -27,7 +27,7 @@ import asyncio, os, sys, time
 from fluxpool_transport.process.logging_setup import configure_logging
 from fluxpool_worker.agent.loop_watchdog import ending_when_blocked
 
-def read_a_file_that_is_far_away():
+def read_a_slow_file():
     time.sleep(600)
 
 def fill_the_pipe_of_the_log():
@@ -39,7 +39,7 @@ async def main(what, limit_seconds):
         print("begun", flush=True)
         match what:
             case "sleeps":
-                read_a_file_that_is_far_away()
+                read_a_slow_file()
             case "floods":
                 fill_the_pipe_of_the_log()
             case "lives":
@@ -66,7 +66,7 @@ def _program(what: str, folder: Path, *, log: int) -> Iterator[subprocess.Popen[
         process.wait()
 
 
-def _said(folder: Path) -> list[str]:
+def _output(folder: Path) -> list[str]:
     return (folder / "out").read_text().splitlines()
 
 
@@ -76,11 +76,11 @@ def test_a_blocked_loop_ends_the_process_and_the_log_says_where_it_was_blocked(t
     [line] = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert (line["event"], line["level"], line["exit_code"]) == ("event_loop_blocked", "error", EXIT_LOOP_BLOCKED)
     assert line["blocked_seconds"] >= line["limit_seconds"] == LIMIT_SECONDS
-    assert "read_a_file_that_is_far_away" in line["stack"]
-    assert _said(tmp_path) == ["begun"]
+    assert "read_a_slow_file" in line["stack"]
+    assert _output(tmp_path) == ["begun"]
 
 
-def test_a_loop_that_is_blocked_by_its_log_ends_the_process_without_a_word(tmp_path: Path) -> None:
+def test_a_loop_that_is_blocked_by_its_log_ends_the_process_without_output(tmp_path: Path) -> None:
     full, _unread = os.pipe()[::-1]
     with _program("floods", tmp_path, log=full) as process:
         assert process.wait(END_SECONDS) == EXIT_LOOP_BLOCKED
@@ -88,33 +88,33 @@ def test_a_loop_that_is_blocked_by_its_log_ends_the_process_without_a_word(tmp_p
     os.close(_unread)
 
 
-def test_a_process_that_was_stopped_for_longer_than_the_limit_goes_on(tmp_path: Path) -> None:
+def test_a_process_that_was_stopped_for_longer_than_the_limit_continues(tmp_path: Path) -> None:
     with _program("lives", tmp_path, log=subprocess.DEVNULL) as process:
-        wait_until_blocking(lambda: "alive" in _said(tmp_path), deadline_seconds=END_SECONDS, what="a sign of life")
+        wait_until_blocking(lambda: "alive" in _output(tmp_path), deadline_seconds=END_SECONDS, what="a sign of life")
         process.send_signal(signal.SIGSTOP)
         stopped_at = time.monotonic()
         wait_until_blocking(
             lambda: time.monotonic() - stopped_at > 3 * LIMIT_SECONDS, deadline_seconds=END_SECONDS, what="the limit"
         )
         process.send_signal(signal.SIGCONT)
-        known = len(_said(tmp_path))
+        known = len(_output(tmp_path))
         wait_until_blocking(
-            lambda: len(_said(tmp_path)) > known + 2 * LIMIT_SECONDS / 0.05,
+            lambda: len(_output(tmp_path)) > known + 2 * LIMIT_SECONDS / 0.05,
             deadline_seconds=END_SECONDS,
             what="signs of life for longer than the limit",
         )
         (tmp_path / "end").touch()
         assert process.wait(END_SECONDS) == 0
-    assert _said(tmp_path)[-1] == "done"
+    assert _output(tmp_path)[-1] == "done"
 
 
-def test_time_without_a_sign_adds_up_and_one_sign_ends_it() -> None:
+def test_time_without_a_heartbeat_adds_up_until_the_next_heartbeat() -> None:
     blocked = BlockedTime(look_seconds=LOOK_SECONDS)
     looks = [(1, 0.0), (1, 0.1), (1, 0.2), (2, 0.3), (2, 0.4)]
     assert [blocked.look(signs=signs, now=now) for signs, now in looks] == pytest.approx([0, 0.1, 0.2, 0, 0.1])
 
 
-def test_a_look_that_comes_late_counts_as_a_short_time() -> None:
+def test_a_late_check_counts_as_one_interval() -> None:
     blocked = BlockedTime(look_seconds=LOOK_SECONDS)
     looks = [(1, 0.0), (1, 0.15), (1, 100.0), (1, 100.1), (2, 200.0)]
     assert [blocked.look(signs=signs, now=now) for signs, now in looks] == pytest.approx([0, 0.15, 0.35, 0.45, 0])
@@ -130,7 +130,8 @@ def test_a_loop_that_blocks_just_before_a_heartbeat_is_noticed_before_the_sessio
         session_timeout_seconds=session_timeout_seconds,
     )
     limit_seconds = blocked_limit_seconds(settings)
-    # The last sign is nearly a look old when the loop stops, and the limit is nearly a look over when it is noticed.
+    # Worst case: the last heartbeat is nearly one check interval old when the loop stops, and the check after the limit
+    # comes nearly one interval late.
     noticed_seconds = limit_seconds * (1 + 1 / LOOKS_PER_LIMIT)
     assert heartbeat_interval_seconds(settings) + noticed_seconds < session_timeout_seconds
     if session_timeout_seconds >= 45:

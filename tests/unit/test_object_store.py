@@ -60,7 +60,7 @@ async def test_a_missing_object_is_none(store: ObjectStore) -> None:
     assert await store.get("nothing/here.json") is None
 
 
-async def test_the_folder_of_a_replay_keeps_its_name(store: ObjectStore) -> None:
+async def test_the_object_key_of_a_replay_is_unchanged(store: ObjectStore) -> None:
     await store.put_if_absent("default/2026/04/05/req~1/0.png", b"x", content_type="image/png")
     assert await store.get("default/2026/04/05/req~1/0.png") == b"x"
 
@@ -109,7 +109,7 @@ async def test_a_missing_bucket_is_an_outage_and_not_a_missing_object(s3: S3Serv
         await store.probe()
 
 
-async def test_an_outage_of_s3_is_reported_and_over_when_it_is_over() -> None:
+async def test_an_outage_of_s3_is_reported_until_it_ends() -> None:
     with running_s3() as service:
         service.create_bucket("outage")
         store = open_object_store(service.settings("outage"))
@@ -139,7 +139,7 @@ async def test_wrong_keys_are_an_outage_that_names_the_rights() -> None:
 
 
 class _Bucket:
-    """A small S3 service: it may ignore conditions, and its first answers may be failures."""
+    """A small S3 service that can ignore conditions, and whose first responses can be failures."""
 
     def __init__(self, *, conditional: bool = True, failures: int = 0) -> None:
         self.objects: dict[str, bytes] = {}
@@ -198,7 +198,7 @@ async def test_a_service_that_refuses_conditions_is_named(status: int, body: str
             await _open_bucket(url).probe()
 
 
-async def test_a_service_that_says_exists_for_what_cannot_be_read_fails_the_probe() -> None:
+async def test_a_service_that_reports_an_unreadable_object_as_existing_fails_the_probe() -> None:
     async def pretend(request: web.Request) -> web.Response:
         await request.read()
         return web.Response(status=412 if request.method == "PUT" else 404)
@@ -217,7 +217,7 @@ async def test_a_conflict_at_reading_is_an_outage() -> None:
             await _open_bucket(url).get("a")
 
 
-async def test_a_panic_of_the_store_library_blames_the_credentials() -> None:
+async def test_a_panic_of_the_store_library_is_reported_as_wrong_credentials() -> None:
     async with _serving(_Bucket().answer) as url:
         settings = _bucket_settings(url).model_copy(update={"access_key_id": "AKIAEXAMPLE\n"})
         store = open_object_store(settings)
@@ -227,7 +227,7 @@ async def test_a_panic_of_the_store_library_blames_the_credentials() -> None:
             await store.get("a")
 
 
-async def test_errors_of_the_service_are_tried_again() -> None:
+async def test_requests_are_repeated_after_errors_of_the_service() -> None:
     bucket = _Bucket(failures=2)
     async with _serving(bucket.answer) as url:
         store = _open_bucket(url)
@@ -321,14 +321,14 @@ async def _serving(
     """Answer every request on a loopback port by `handler`."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", handler)
-    # A handler that hangs on purpose is not waited for.
+    # Do not wait for a handler that hangs on purpose.
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
         yield f"http{'' if tls is None else 's'}://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        # Closed in order, a TLS connection waits for the client's last word, and its socket would outlive the loop.
+        # A clean TLS shutdown waits for the client's close_notify, and its socket would outlive the loop.
         for connection in runner.server.connections if runner.server is not None else ():
             if connection.transport is not None:
                 connection.transport.abort()

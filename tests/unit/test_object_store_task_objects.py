@@ -1,4 +1,4 @@
-"""What tasks leave in the store, on a real S3 API and on real folders."""
+"""The objects of tasks in the store, on a real S3 API and on real folders."""
 
 import asyncio
 import hashlib
@@ -71,7 +71,7 @@ def _manifest(claim: Claim, *, worker: str = "w1", status: ResultStatus = Result
     )
 
 
-async def test_the_first_claim_is_fresh_and_names_the_folder(store: ObjectStore) -> None:
+async def test_the_first_claim_is_fresh_and_has_the_folder(store: ObjectStore) -> None:
     claimed = await _claim(store)
     assert claimed == Claimed(
         Claim(request_id="req-1", tenant="default", epoch=0, digest="d1", prefix="default/2026/04/05/req-1"), fresh=True
@@ -106,7 +106,7 @@ async def test_of_many_claims_at_once_one_is_fresh_and_all_agree(store: ObjectSt
     assert len({claim.claim for claim in claims}) == 1
 
 
-async def test_the_first_writers_image_is_the_visible_one(store: ObjectStore) -> None:
+async def test_the_image_of_the_first_writer_is_kept(store: ObjectStore) -> None:
     claim = (await _claim(store)).claim
     first = await store_image(store, claim, index=0, extension="png", payload=b"one", content_type="image/png")
     second = await store_image(store, claim, index=0, extension="png", payload=b"three", content_type="image/png")
@@ -116,7 +116,7 @@ async def test_the_first_writers_image_is_the_visible_one(store: ObjectStore) ->
     assert await store.get(first.key) == b"one"
 
 
-async def test_whoever_writes_the_manifest_first_decides_the_outcome(store: ObjectStore) -> None:
+async def test_the_first_manifest_decides_the_outcome(store: ObjectStore) -> None:
     claim = (await _claim(store)).claim
     assert await read_manifest(store, claim) is None
     failed = _manifest(claim, worker="w1", status=ResultStatus.FAILED)
@@ -127,7 +127,7 @@ async def test_whoever_writes_the_manifest_first_decides_the_outcome(store: Obje
     assert winner.result.to_json() == failed.result.to_json()
 
 
-async def test_garbage_in_place_of_a_claim_or_manifest_names_the_object(store: ObjectStore) -> None:
+async def test_the_error_of_a_damaged_claim_or_manifest_names_the_object(store: ObjectStore) -> None:
     claim = (await _claim(store)).claim
     await store.put_if_absent("_claims/default/bad.json", b"[]", content_type="application/json")
     with pytest.raises(CorruptObjectError, match=r"_claims/default/bad\.json is not a claim"):
@@ -148,7 +148,7 @@ async def test_fields_of_a_later_release_survive_in_claims_and_results(store: Ob
     assert claim.to_json() == later
 
 
-async def test_a_claim_knows_its_task_by_what_the_body_says_or_by_how_it_is_written(store: ObjectStore) -> None:
+async def test_a_claim_matches_its_task_by_values_or_by_bytes(store: ObjectStore) -> None:
     async def claim(digest: str, value_digest: str) -> bool:
         claimed = await claim_task(
             store,
@@ -168,7 +168,7 @@ async def test_a_claim_knows_its_task_by_what_the_body_says_or_by_how_it_is_writ
         await claim("written as 5", "five")
 
 
-async def test_a_claim_of_an_earlier_release_is_known_by_how_the_body_is_written_alone(store: ObjectStore) -> None:
+async def test_a_claim_of_an_earlier_release_matches_by_bytes_only(store: ObjectStore) -> None:
     earlier = b'{"request_id":"req-1","tenant":"default","epoch":0,"digest":"d1","prefix":"default/p/req-1"}'
     await store.put_if_absent("_claims/default/req-1.json", earlier, content_type="application/json")
     assert not (await _claim(store)).fresh
@@ -176,7 +176,7 @@ async def test_a_claim_of_an_earlier_release_is_known_by_how_the_body_is_written
         await _claim(store, digest="d2")
 
 
-async def test_an_outage_is_told_apart_from_an_answer() -> None:
+async def test_an_outage_is_distinguished_from_a_response() -> None:
     with running_s3() as service:
         service.create_bucket("gone")
         store = open_object_store(service.settings("gone"))
@@ -246,7 +246,7 @@ async def main():
                                                 event_id="e", result=result))
 
 asyncio.run(main())
-# At once: the store's own threads, which this short life left no time to rest, may abort an interpreter that ends.
+# At once: the store's threads, still active, may abort an interpreter that ends normally.
 os._exit(0)
 """
 

@@ -1,4 +1,4 @@
-"""What a lane commits, and what waits for it, without a broker; with one it is tests/chaos and tests/kafka."""
+"""Commits of a lane, and what waits for them, without a broker; tests/chaos and tests/kafka use one."""
 
 import asyncio
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class AwayConsumer:
         raise KafkaConnectionError
 
 
-async def test_a_hold_for_a_commit_ends_when_its_partition_has_gone_to_somebody_else() -> None:
+async def test_a_hold_for_a_commit_ends_when_its_partition_was_reassigned() -> None:
     holds = Holds(limit_seconds=100)
     commits = OffsetCommits(holds=holds, log=structlog.get_logger())
     commits.assign([FIRST])
@@ -40,7 +40,7 @@ async def test_a_hold_for_a_commit_ends_when_its_partition_has_gone_to_somebody_
 
 
 class SilentConsumer:
-    """The brokers take the request and never answer."""
+    """The brokers accept the request and never respond."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -51,7 +51,7 @@ class SilentConsumer:
 
 
 class ForbiddingConsumer:
-    """The group's rights were taken away."""
+    """The permission to commit for the group was revoked."""
 
     async def commit(self, _offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
         raise GroupAuthorizationFailedError("group")
@@ -67,13 +67,13 @@ def with_a_change(*, limit_seconds: float) -> tuple[OffsetCommits, Holds]:
     return commits, holds
 
 
-async def test_a_commit_that_fails_for_ever_ends_at_the_limit_of_holds() -> None:
+async def test_a_commit_that_always_fails_ends_at_the_hold_limit() -> None:
     commits, _ = with_a_change(limit_seconds=0)
     with pytest.raises(HoldExpiredError, match="GroupAuthorizationFailedError"):
         await commits.run(ForbiddingConsumer())
 
 
-async def test_a_revocation_does_not_wait_past_its_deadline_for_a_commit_under_way() -> None:
+async def test_a_revocation_does_not_wait_past_its_deadline_for_a_commit_in_progress() -> None:
     commits, _ = with_a_change(limit_seconds=100)
     consumer = SilentConsumer()
     under_way = asyncio.create_task(commits.commit_once(consumer, deadline_seconds=100))

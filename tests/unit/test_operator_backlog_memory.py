@@ -1,4 +1,4 @@
-"""What a pool remembers of its backlog: silence and surprise never become a zero."""
+"""The stored backlog of a pool: missing and implausible readings never become zero."""
 
 import math
 from dataclasses import replace
@@ -47,7 +47,7 @@ def seen(backlog: PoolBacklog, *, now: float = 0.0) -> LaneObservation:
     return lane
 
 
-# What is counted
+# Counts
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_offsets_before_the_first_record_are_not_pending() -> None:
     assert seen(pool(reading(partition(committed=3, end=9), heads={0: later}))).pending_records == 4
 
 
-def test_a_head_found_once_is_remembered_until_the_commit_moves() -> None:
+def test_a_head_is_remembered_until_the_commit_advances() -> None:
     marker = Head(offset=3, end_offset=4, record_offset=None)
     first = reading(partition(committed=3, end=4), heads={0: marker})
     assert seen(pool(first, reading(partition(committed=3, end=4)))).pending_records == 0
@@ -100,7 +100,7 @@ def test_without_pending_records_there_is_no_oldest_age() -> None:
     assert seen(pool(reading(partition(committed=2, end=2)))).oldest_age_seconds is None
 
 
-# Silence
+# Missing readings
 
 
 def test_a_lane_that_was_never_read_is_infinitely_old() -> None:
@@ -108,7 +108,7 @@ def test_a_lane_that_was_never_read_is_infinitely_old() -> None:
     assert (lane.partitions, lane.age_seconds, lane.problem) == ((), math.inf, None)
 
 
-def test_a_partition_that_cannot_be_read_keeps_its_last_value_and_grows_old() -> None:
+def test_an_unreadable_partition_keeps_its_last_value_and_grows_old() -> None:
     backlog = pool(reading(partition(0, end=4), partition(1, end=2)), reading(stale(0), partition(1, end=3)))
     lane = seen(backlog, now=9.0)
     assert (lane.pending_records, lane.age_seconds) == (7, 10.0)
@@ -131,7 +131,7 @@ def test_a_good_reading_ends_the_problem() -> None:
     assert (seen(backlog).problem, seen(backlog).age_seconds) == (None, 0.0)
 
 
-def test_due_retries_that_cannot_be_read_stay_as_they_were_and_grow_old() -> None:
+def test_unreadable_due_retries_keep_their_count_and_grow_old() -> None:
     backlog = PoolBacklog([RETRYING], {})
     backlog.update([reading(partition(), target=RETRYING, due_retries=3)], -1.0)
     backlog.update([reading(partition(), target=RETRYING, due_retries=None)], 0.0)
@@ -149,7 +149,7 @@ def test_readings_of_foreign_lanes_are_ignored() -> None:
     assert seen(pool(foreign)).partitions == ()
 
 
-# Surprise
+# Implausible readings
 
 SURPRISES = [
     (reading(partition(committed=5, end=5)), reading(partition(committed=None, end=5)), 5),
@@ -203,7 +203,7 @@ def test_a_topic_that_is_gone_keeps_its_last_values() -> None:
     assert (seen(backlog, now=100.0).pending_records, seen(backlog, now=100.0).age_seconds) == (4, 100.0)
 
 
-# Losses
+# Expired records
 
 
 def test_records_that_expire_are_counted_once() -> None:
@@ -255,7 +255,7 @@ def test_a_lane_that_was_never_read_has_no_ends_to_watch() -> None:
     assert pool(reading(stale())).idle_ends() == {}
 
 
-# For the plan
+# Input of the plan
 
 
 def test_due_retries_are_lag_of_every_partition() -> None:

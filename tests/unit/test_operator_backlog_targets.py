@@ -1,4 +1,4 @@
-"""What the operator reads for a pool: its lanes, and the retry topics at the first of them."""
+"""The topics that the operator reads for a pool: its lanes, and the retry topics with the first lane."""
 
 from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.backlog import LaneTarget, RetryTier

@@ -1,4 +1,4 @@
-"""What the operator remembers of a retry topic, and which records are a pool's due retries."""
+"""The operator's memory of a retry topic, and which records are a pool's due retries."""
 
 import pytest
 
@@ -58,15 +58,15 @@ def test_memory_is_bounded_and_dropped_origins_are_read_again() -> None:
     log = log_with(("tasks", entry(0)))
     for offset in range(1, MAX_IDLE_ORIGINS + 2):
         log.add(f"origin-{offset}", entry(offset))
-    assert not log.knows(["tasks"]), "its record was forgotten, and that is not taken for none"
+    assert not log.knows(["tasks"]), "its record was dropped, which does not count as relayed"
 
     again = log.restarted(position=0)
     again.add("tasks", entry(0))
     for offset in range(1, 2 * MAX_IDLE_ORIGINS):
         again.add(f"origin-{offset}", entry(offset))
-    assert again.due(["tasks"], NOW, delay_seconds=DELAY) == [0], "what a pool asked for is kept"
+    assert again.due(["tasks"], NOW, delay_seconds=DELAY) == [0], "records of a pool that reads the log are kept"
 
 
-def test_of_very_many_records_of_one_pool_the_newest_count() -> None:
+def test_of_too_many_records_of_one_pool_the_newest_count() -> None:
     log = log_with(*(("tasks", entry(offset)) for offset in range(MAX_ENTRIES + 5)))
     assert due(log, "tasks") == list(range(5, MAX_ENTRIES + 5))

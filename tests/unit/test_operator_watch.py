@@ -1,4 +1,4 @@
-"""Watch events: to which pool an object belongs, what is cached of it, and that no odd object ends anything."""
+"""Watch events: to which pool an object belongs, what is cached of it; odd objects end nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def pool(uid: str, **metadata: Any) -> dict[str, Any]:
     return body
 
 
-async def test_a_pool_that_was_recreated_while_the_watch_was_away_has_one_loop(tmp_path: Path) -> None:
+async def test_a_pool_that_was_recreated_during_a_watch_outage_has_one_loop(tmp_path: Path) -> None:
     pool_tasks = pool_tasks_of(tmp_path)
     pool_tasks.on_pool(pool("old"), is_deleted=False)
     pool_tasks.on_pool(pool("new"), is_deleted=False)
@@ -210,7 +210,7 @@ async def test_an_invalid_pool_is_reported_and_reconciled_once_it_is_corrected(t
         {"ownerReferences": [{}], "finalizers": [""]},
     ],
 )
-async def test_an_odd_pool_has_a_loop_and_disturbs_no_other(tmp_path: Path, metadata: dict[str, Any]) -> None:
+async def test_an_odd_pool_has_a_loop_and_does_not_affect_others(tmp_path: Path, metadata: dict[str, Any]) -> None:
     pool_tasks = pool_tasks_of(tmp_path)
     pool_tasks.on_pool(pool("odd", name="odd", **metadata), is_deleted=False)
     pool_tasks.on_pool(pool("plain"), is_deleted=False)

@@ -1,4 +1,4 @@
-"""Processes that end with their starter, however it ended."""
+"""Processes that end with their parent, however it ended."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ time.sleep(600)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does this")
-def test_a_bound_program_ends_when_its_starter_is_killed() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the Linux kernel")
+def test_a_bound_program_ends_when_its_parent_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", START_A_BOUND_SLEEPER], stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         sleeper = psutil.Process(int(starter.stdout.readline()))
@@ -43,6 +43,6 @@ def test_a_bound_program_gets_its_arguments_and_gives_its_exit_code(tmp_path: Pa
     assert (ended.returncode, ended.stdout) == (7, b"a b|-x|")
 
 
-def test_a_process_whose_starter_is_gone_is_told_so() -> None:
+def test_a_process_whose_parent_has_ended_gets_an_error() -> None:
     with pytest.raises(ParentGoneError, match="is gone"):
         die_with_parent(2**22 + 1, with_signal=signal.SIGCONT)

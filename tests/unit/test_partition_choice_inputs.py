@@ -1,4 +1,4 @@
-"""What a partition choice is told: how large a task is, and which groups serve which topics."""
+"""Inputs of the partitioner: the size of a task, and which groups consume which topics."""
 
 import pytest
 

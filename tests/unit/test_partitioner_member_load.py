@@ -1,4 +1,4 @@
-"""How much each worker is judged to have to do, from successive readings of the lag."""
+"""The estimated work of each worker, from successive readings of the lag."""
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,7 @@ def begun(*offsets: int, started_at: int = 0, generated: bool = False) -> str:
 
 
 def lag(*partitions: PartitionLag | StalePartition, owned: dict[str, tuple[int, ...]] | None = None) -> GroupLag:
-    """Each partition with a member of its own, unless told otherwise."""
+    """By default, each partition has a member of its own."""
     dealt = owned or {f"m{item.partition}": (item.partition,) for item in partitions}
     members = tuple(
         GroupMember(member_id=name, client_id=name, partitions={TOPIC: numbers}) for name, numbers in dealt.items()
@@ -45,9 +45,9 @@ def works(owners: tuple[OwnerLoad, ...]) -> list[float]:
 
 
 def learned(*, seconds_per_task: float = 4.0, tasks: int = 20) -> tuple[WorkEstimate, float]:
-    """An estimate that has seen one member finish tasks back to back on partition 0; and the time of its last reading.
+    """An estimate after one member finished tasks back to back on partition 0; and the time of its last reading.
 
-    It has just begun the task that follows the last finished one.
+    The member has just begun the next task.
     """
     estimate = WorkEstimate()
     now = 0.0
@@ -90,7 +90,7 @@ def test_tasks_of_known_size_count_by_it() -> None:
     owners = estimate.owners(lag(partition(0, committed=0, end=2), partition(1, committed=0, end=2)), now=1)
     known, unknown = works(owners)
     assert known == 4.5
-    # The average moved a little, towards what was sent.
+    # The average moved a little, towards the size that was sent.
     assert 2.0 < unknown < 2.2
 
 
@@ -102,7 +102,7 @@ def test_a_task_acknowledged_after_the_end_was_read_is_left_to_the_sender() -> N
     assert works(estimate.owners(lag(partition(0, committed=0, end=1)), now=1)) == [2.0]
 
 
-def test_finished_tasks_are_forgotten() -> None:
+def test_finished_tasks_are_dropped() -> None:
     estimate = WorkEstimate()
     estimate.owners(lag(partition(0, committed=0, end=0)), now=0)
     for offset, work in enumerate([0.5, 0.6, 4.0]):
@@ -111,7 +111,7 @@ def test_finished_tasks_are_forgotten() -> None:
     assert works(estimate.owners(lag(partition(0, committed=3, end=3)), now=2)) == [0.0]
 
 
-def test_a_topic_made_again_has_other_tasks_at_the_same_offsets() -> None:
+def test_a_recreated_topic_has_other_tasks_at_the_same_offsets() -> None:
     estimate = WorkEstimate()
     estimate.owners(lag(partition(0, committed=5, end=5)), now=0)
     estimate.acknowledged(partition=0, offset=5, work=8.0)
@@ -137,12 +137,12 @@ def test_idle_time_does_not_make_a_member_slow() -> None:
     ("elapsed_seconds", "expected"),
     [
         pytest.param(1.0, 0.875, id="just begun: since the middle of the readings it was seen between"),
-        pytest.param(3.0, 0.375, id="half way and more"),
-        pytest.param(5.0, 0.1, id="over the time it should take: nearly done"),
-        pytest.param(40.0, 7.9, id="far over it: unknown"),
+        pytest.param(3.0, 0.375, id="more than half of it"),
+        pytest.param(5.0, 0.1, id="past the expected time: nearly done"),
+        pytest.param(40.0, 7.9, id="far past it: unknown"),
     ],
 )
-def test_the_task_in_work_counts_with_what_is_left_of_it(elapsed_seconds: float, expected: float) -> None:
+def test_the_task_in_progress_counts_with_its_remaining_part(elapsed_seconds: float, expected: float) -> None:
     estimate, now = learned(seconds_per_task=4.0)
     estimate.owners(lag(partition(0, committed=21, end=21)), now=now + 4)
     begin = now + 5
@@ -152,7 +152,7 @@ def test_the_task_in_work_counts_with_what_is_left_of_it(elapsed_seconds: float,
     assert work == pytest.approx(expected, abs=0.2)
 
 
-def test_the_ledger_says_which_task_is_in_work() -> None:
+def test_the_ledger_names_the_task_in_progress() -> None:
     estimate, now = learned(seconds_per_task=4.0)
     estimate.owners(lag(partition(0, committed=21, end=21)), now=now + 4)
     estimate.acknowledged(partition=0, offset=21, work=6.0)
@@ -163,14 +163,14 @@ def test_the_ledger_says_which_task_is_in_work() -> None:
     assert work == pytest.approx(6.0, abs=0.2)
 
 
-def test_a_task_whose_images_are_drawn_leaves_its_member_free() -> None:
+def test_a_task_with_generated_images_counts_no_work() -> None:
     estimate = WorkEstimate()
     generated = lag(partition(0, committed=0, end=1, ledger=begun(0, generated=True)))
     assert works(estimate.owners(generated, now=0)) == [0.0]
     assert works(estimate.owners(generated, now=500)) == [0.0]
 
 
-def test_tasks_that_nobody_here_sent_are_those_of_others() -> None:
+def test_tasks_that_this_process_did_not_send_are_those_of_others() -> None:
     estimate = WorkEstimate()
     for second in range(60):
         estimate.owners(lag(partition(0, committed=3 * second, end=3 * second)), now=second)
@@ -178,7 +178,7 @@ def test_tasks_that_nobody_here_sent_are_those_of_others() -> None:
     assert estimate.others_per_second == pytest.approx(2.0, rel=0.1)
 
 
-def test_the_only_sender_sees_no_others() -> None:
+def test_a_single_sender_counts_no_others() -> None:
     estimate = WorkEstimate()
     for second in range(60):
         estimate.owners(lag(partition(0, committed=second, end=second)), now=second)

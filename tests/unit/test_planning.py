@@ -27,7 +27,7 @@ CONFIG = ScalingConfig(
 
 
 def lane(*pending: int, in_flight: int = 0, name: str = "standard", age_seconds: float = 0) -> LaneObservation:
-    """A lane with this many pending tasks by partition; those in flight lie on the first."""
+    """A lane with this many pending tasks by partition; those in flight are on the first."""
     return lane_of(*pending, in_flight=[in_flight], name=name, age_seconds=age_seconds)
 
 
@@ -115,7 +115,7 @@ def test_a_task_in_between_restarts_the_idle_grace() -> None:
     assert again.replicas == 1
 
 
-def test_the_last_replica_outlives_the_cool_down_until_the_idle_grace_has_passed() -> None:
+def test_the_last_replica_is_kept_after_the_cool_down_until_the_idle_grace_has_passed() -> None:
     decision = decide(lane(0), current=4, elapsed_seconds=45)
     assert (decision.replicas, decision.constraint) == (1, Constraint.IDLE)
 
@@ -154,7 +154,7 @@ def test_a_stale_lag_never_removes_replicas(age_seconds: float) -> None:
     assert "standard" in decision.reason
 
 
-def test_a_stale_lane_still_lets_a_fresh_one_raise() -> None:
+def test_a_stale_lane_does_not_stop_a_fresh_one_from_adding_replicas() -> None:
     decision = decide(lane(0, age_seconds=99), lane(5, 5, 5, name="vip"), current=1)
     assert (decision.replicas, decision.constraint) == (3, Constraint.STALE)
 
@@ -171,7 +171,7 @@ def test_time_without_a_reading_counts_as_neither_idle_nor_busy() -> None:
     assert decide(lane(0), current=1, elapsed_seconds=20, state=unread.state).replicas == 0
 
 
-def test_a_paused_pool_is_left_alone() -> None:
+def test_a_paused_pool_is_not_scaled() -> None:
     decision = decide(lane(9, 9, 9), current=1, config=ScalingConfig(max_replicas=6, paused=True))
     assert (decision.replicas, decision.constraint) == (1, Constraint.PAUSED)
 

@@ -1,4 +1,4 @@
-"""What holds of every scaling plan, whatever the backlog, the limits and the history."""
+"""Invariants of every scaling plan, for any backlog, limits and history."""
 
 from dataclasses import replace
 from random import Random
@@ -34,7 +34,7 @@ _steps = st.none() | st.integers(1, 4)
 
 @st.composite
 def _configs(draw: st.DrawFn, *, at_once: bool = False) -> ScalingConfig:
-    """Limits; `at_once` without those that let the size change only step by step or later."""
+    """Limits; `at_once` excludes those that delay or step the change of the size."""
     minimum = draw(st.integers(0, 5))
     maximum = draw(st.integers(max(1, minimum), 12))
     return ScalingConfig(
@@ -92,8 +92,8 @@ def _observed(snapshot: Snapshot) -> list[LaneObservation]:
     return [lane for lane in snapshot.lanes if isinstance(lane, LaneObservation)]
 
 
-def _housed(snapshot: Snapshot) -> Snapshot:
-    """The same with a place for every replica."""
+def _all_scheduled(snapshot: Snapshot) -> Snapshot:
+    """The same snapshot with every replica scheduled."""
     return replace(
         snapshot,
         quota_replicas=None,
@@ -168,7 +168,7 @@ def test_planning_again_at_the_same_moment_changes_nothing(snapshot: Snapshot, c
 
 @given(_snapshots(stale=False), _configs(at_once=True))
 def test_without_limits_the_lag_gets_exactly_the_required_replicas(snapshot: Snapshot, config: ScalingConfig) -> None:
-    free = replace(_housed(snapshot), current_replicas=0)
+    free = replace(_all_scheduled(snapshot), current_replicas=0)
     decision = plan(free, config)
     assert decision.replicas == min(max(decision.required_replicas, config.min_replicas), config.max_replicas)
     with_work = sum(lane.partitions_with_lag for lane in free.lanes)
@@ -179,7 +179,7 @@ def test_without_limits_the_lag_gets_exactly_the_required_replicas(snapshot: Sna
 def test_without_lag_a_pool_reaches_its_minimum_and_with_lag_it_stays_active(
     snapshot: Snapshot, config: ScalingConfig
 ) -> None:
-    moment = replace(_housed(snapshot), elapsed_seconds=config.idle_grace_seconds + 1)
+    moment = replace(_all_scheduled(snapshot), elapsed_seconds=config.idle_grace_seconds + 1)
     decision = plan(moment, config)
     if decision.lag_records == 0:
         assert decision.replicas == config.min_replicas

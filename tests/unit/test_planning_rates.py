@@ -1,4 +1,4 @@
-"""How fast the size changes: windows, steps, a fallback for silence, and pods that find no place."""
+"""How fast the size changes: windows, steps, the fallback for an unreadable lag, unschedulable pods."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ CONFIG = ScalingConfig(
 
 
 def _lane(records: int, *, in_flight: int = 0, age_seconds: float = 0) -> LaneObservation:
-    """Waiting tasks over ten partitions, those in flight one on each."""
+    """Pending tasks over ten partitions, those in flight one on each."""
     pending = [records // 10 + (number < records % 10) for number in range(10)]
     return lane_of(*pending, in_flight=[int(number < in_flight) for number in range(10)], age_seconds=age_seconds)
 
@@ -56,7 +56,7 @@ def test_replicas_are_added_only_after_the_demand_has_lasted() -> None:
     assert (first.replicas, first.constraint) == (0, Constraint.HOLD)
     assert "stays at 0 replicas until this has lasted 10 s (now 0 s)" in first.reason
     assert pool.look(_lane(6), elapsed_seconds=9).replicas == 0
-    assert pool.look(_lane(9), elapsed_seconds=1).replicas == 4  # what was needed all the time
+    assert pool.look(_lane(9), elapsed_seconds=1).replicas == 4  # required during the whole window
     assert pool.look(_lane(9), elapsed_seconds=10).replicas == 4
     assert pool.look(_lane(9), elapsed_seconds=10).replicas == 9
 
@@ -154,7 +154,7 @@ def test_the_fallback_waits_for_a_lag_that_was_never_read() -> None:
     assert restarted.look(never, elapsed_seconds=15).replicas == 0
 
 
-def test_the_fallback_keeps_to_quota_and_steps() -> None:
+def test_the_fallback_respects_quota_and_steps() -> None:
     silent = _lane(0, age_seconds=99)
     assert _Pool(fallback_replicas=3).look(silent, quota_replicas=2).replicas == 2
     assert _Pool(fallback_replicas=3, scale_up_step_replicas=1).look(silent).replicas == 1
@@ -201,7 +201,7 @@ def test_unschedulable_replicas_are_not_removed_while_they_are_required() -> Non
 def test_loading_replicas_count_as_current() -> None:
     pool = _Pool()
     assert pool.look(_lane(4)).replicas == 4
-    for _ in range(60):  # two minutes of loading: nothing is committed, nothing more is started, none is taken away
+    for _ in range(60):  # two minutes of loading: no commit, no replica added, none removed
         assert pool.look(_lane(4), elapsed_seconds=2).replicas == 4
 
 
@@ -224,7 +224,7 @@ def test_a_lag_just_above_the_partitions_requires_no_replica_too_many(records: i
     assert made.replicas == 10
 
 
-def test_a_pool_just_below_its_size_is_not_left_there() -> None:
+def test_a_pool_just_below_its_size_is_scaled_out() -> None:
     lane = lane_of(*[99] * 24)
     config = ScalingConfig(max_replicas=24)
     assert plan(Snapshot(lanes=(lane,), current_replicas=22, elapsed_seconds=1), config).replicas == 24
@@ -237,14 +237,14 @@ def test_a_hot_partition_gets_one_replica_and_is_named() -> None:
     assert "The tasks are on 1 partition, so more than 1 replica would be idle." in made.reason
 
 
-def test_twenty_minutes_without_kafka_end_without_overshoot() -> None:
+def test_twenty_minutes_without_kafka_cause_no_overshoot() -> None:
     pool = _Pool(replicas=4)
     for second in range(0, 1200, 5):
         assert pool.look(_lane(4, age_seconds=21 + second), elapsed_seconds=5).replicas == 4
     assert pool.look(_lane(6), elapsed_seconds=5).replicas == 6
 
 
-def test_a_pause_leaves_no_memory_behind() -> None:
+def test_a_pause_resets_the_history() -> None:
     pool = _Pool(replicas=4)
     pool.look(_lane(0), elapsed_seconds=29)
     pool.config = replace(pool.config, paused=True)
@@ -254,7 +254,7 @@ def test_a_pause_leaves_no_memory_behind() -> None:
     assert (held.replicas, held.constraint) == (4, Constraint.HOLD)
 
 
-def test_a_burst_far_above_the_quota_keeps_to_it_and_has_an_eta() -> None:
+def test_a_burst_far_above_the_quota_stays_within_it_and_has_an_eta() -> None:
     pool = _Pool(max_replicas=6, replicas=6)
     assert pool.look(_lane(120_000)).eta_seconds is None
     pool.look(_lane(119_940), elapsed_seconds=60)

@@ -1,4 +1,4 @@
-"""How a pool is reconciled: the requests to the API server, what never stops scaling, and what is repaired."""
+"""Reconciling a pool: requests to the API server, problems that do not stop scaling, repairs."""
 
 import copy
 from pathlib import Path
@@ -27,7 +27,7 @@ MUTUAL_TLS = {
 
 
 def bench(folder: Path, **edits: Any) -> PoolBench:
-    """A pool of at most six workers, one for each task, that takes workers away at once."""
+    """A pool of at most six workers, one for each task, that scales in at once."""
     scaling = {
         "maxReplicas": 6,
         "targetLagPerReplica": 1,
@@ -42,7 +42,7 @@ def secret(*keys: str) -> dict[str, Any]:
     return {"kind": "Secret", "data": dict.fromkeys(keys, "eA==")}
 
 
-# No loop spins
+# Rates of requests
 
 
 @pytest.mark.parametrize("security", [SASL_PLAIN, MUTUAL_TLS], ids=["one Secret", "three Secrets"])
@@ -59,7 +59,7 @@ async def test_a_pool_without_its_kafka_secret_asks_the_api_server_at_most_12_ti
     assert len(pool.cluster.requests) - before <= 12
 
 
-async def test_a_pool_whose_deployment_is_refused_tries_again_ever_more_rarely(tmp_path: Path) -> None:
+async def test_a_refused_deployment_is_applied_again_with_growing_delays(tmp_path: Path) -> None:
     pool = bench(tmp_path)
     refusal = ClusterError(request="PATCH", status=403, reason="Forbidden", message="no such thing here")
     pool.cluster.refusals[pool.deployment_path] = refusal
@@ -73,7 +73,7 @@ async def test_a_pool_whose_deployment_is_refused_tries_again_ever_more_rarely(t
     assert pool.replicas == 0
 
 
-async def test_a_pool_at_rest_asks_the_api_server_for_nothing(tmp_path: Path) -> None:
+async def test_an_idle_pool_sends_no_request_to_the_api_server(tmp_path: Path) -> None:
     pool = bench(tmp_path)
     await pool.run(30)
     before = len(pool.cluster.requests)
@@ -91,7 +91,7 @@ async def test_a_secret_that_appears_is_found_within_15_seconds(tmp_path: Path) 
     assert pool.replicas == 6
 
 
-# What never stops scaling
+# Problems that do not stop scaling
 
 
 async def test_a_missing_model_token_stops_neither_scale_out_nor_scale_in(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_pods_that_run_are_not_replaced_while_a_secret_of_theirs_is_missin
     assert pool.cluster.objects[pool.deployment_path]["spec"]["template"] == template
 
 
-async def test_a_missing_kafka_secret_does_not_keep_the_fallback_from_a_pool_with_workers(tmp_path: Path) -> None:
+async def test_a_missing_kafka_secret_does_not_stop_the_fallback_of_a_pool_with_workers(tmp_path: Path) -> None:
     fallback = {"policy": "Fallback", "replicas": 3}
     pool = bench(tmp_path, kafka__security=SASL_PLAIN, scaling__onLagUnavailable=fallback)
     pool.cluster.put(f"{SECRETS}/kafka-user", secret("username", "password"))
@@ -179,11 +179,11 @@ async def test_a_paused_pool_changes_nothing(tmp_path: Path, monkeypatch: pytest
     assert pool.condition("LagAvailable").status == "True"
 
 
-async def test_topics_that_keep_the_producers_time_are_named_with_the_remedy(tmp_path: Path) -> None:
+async def test_topics_with_producer_timestamps_are_named_with_the_remedy(tmp_path: Path) -> None:
     pool = bench(tmp_path)
     pool.create_time = ("flux-generation-tasks", "flux-generation-retry-15s")
     await pool.reconcile(Change.SPEC)
-    await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the look at the topics")
+    await wait_until(lambda: Change.TOPICS in pool.woken, deadline_seconds=5, what="the check of the topics")
     await pool.reconcile()
     condition = pool.condition("LogAppendTime")
     assert (condition.status, condition.reason) == ("False", "CreateTime")
@@ -209,8 +209,8 @@ BUDGETS = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
 ACCOUNTS = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts"
 
 
-async def _settled(folder: Path, **edits: Any) -> PoolBench:
-    """A pool whose children were applied long enough ago for a repair."""
+async def _repairable(folder: Path, **edits: Any) -> PoolBench:
+    """A pool whose children may be repaired now."""
     pool = bench(folder, **edits)
     await pool.run(30)
     return pool
@@ -221,7 +221,7 @@ async def _settled(folder: Path, **edits: Any) -> PoolBench:
     [("PodDisruptionBudget", BUDGETS), ("ServiceAccount", ACCOUNTS)],
 )
 async def test_a_deleted_child_is_created_again_at_the_watch_event(tmp_path: Path, kind: str, collection: str) -> None:
-    pool = await _settled(tmp_path)
+    pool = await _repairable(tmp_path)
     path = f"{collection}/standard-worker"
     gone = pool.cluster.objects.pop(path)
     pool.context.cache.on_child(kind, gone, is_deleted=True)
@@ -231,7 +231,7 @@ async def test_a_deleted_child_is_created_again_at_the_watch_event(tmp_path: Pat
 
 
 async def test_a_changed_label_of_the_deployment_is_repaired_at_the_watch_event(tmp_path: Path) -> None:
-    pool = await _settled(tmp_path)
+    pool = await _repairable(tmp_path)
     path = pool.deployment_path
     label = "app.kubernetes.io/component"
     pool.context.cache.on_child(
@@ -242,7 +242,7 @@ async def test_a_changed_label_of_the_deployment_is_repaired_at_the_watch_event(
 
 
 async def test_a_label_that_is_changed_again_and_again_is_repaired_at_a_bounded_rate(tmp_path: Path) -> None:
-    pool = await _settled(tmp_path)
+    pool = await _repairable(tmp_path)
     before, began = len(pool.cluster.requests), pool.seconds
     for _ in range(100):
         strange = pool.cluster.put(pool.deployment_path, {"metadata": {"labels": {"app.kubernetes.io/name": "x"}}})
@@ -254,7 +254,7 @@ async def test_a_label_that_is_changed_again_and_again_is_repaired_at_a_bounded_
 
 
 async def test_a_status_that_a_controller_writes_does_not_wake_the_loop(tmp_path: Path) -> None:
-    pool = await _settled(tmp_path)
+    pool = await _repairable(tmp_path)
     budget = pool.cluster.put(f"{BUDGETS}/standard-worker", {"status": {"currentHealthy": 3}})
     pool.context.cache.on_child("PodDisruptionBudget", budget, is_deleted=False)
     assert pool.woken == set()
@@ -273,7 +273,7 @@ async def test_a_late_event_of_an_earlier_state_is_no_drift(tmp_path: Path) -> N
 
 
 async def test_a_copy_of_the_deployment_under_another_name_is_ignored(tmp_path: Path) -> None:
-    pool = await _settled(tmp_path)
+    pool = await _repairable(tmp_path)
     copied = copy.deepcopy(pool.cluster.objects[pool.deployment_path])
     copied["metadata"] |= {"name": "mine", "uid": "copied", "resourceVersion": "9999"}
     copied["spec"]["replicas"] = 5

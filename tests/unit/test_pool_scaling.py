@@ -1,4 +1,4 @@
-"""Which number of replicas is applied, and what a plan remembers after a restart."""
+"""The number of replicas that is applied, and the history of a plan after a restart."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +17,7 @@ def test_the_plan_is_applied_only_in_mode_active(mode: str, replicas: int) -> No
     assert desired_replicas(pool(scaling__mode=mode), decision(4)) == replicas
 
 
-def test_a_new_pool_has_no_memory() -> None:
+def test_a_new_pool_has_no_history() -> None:
     assert restored_state(FluxWorkerPoolStatus(), NOON) == PlanState()
 
 
@@ -32,7 +32,7 @@ def test_observed_idle_time_survives_a_restart_and_the_time_between_does_not_cou
 
 
 @pytest.mark.parametrize("numbers", [{"pending": 3, "in_flight": 0}, {"pending": 0, "in_flight": 1}, {"pending": 0}])
-def test_work_or_silence_restores_no_idle_time(numbers: dict[str, int]) -> None:
+def test_lag_or_an_unreadable_lag_restores_no_idle_time(numbers: dict[str, int]) -> None:
     status = FluxWorkerPoolStatus(last_active_time=NOON - timedelta(hours=1), lag_observed_time=NOON, **numbers)
     assert restored_state(status, NOON).idle_seconds == 0
 

@@ -1,4 +1,4 @@
-"""How the reaction's benchmark counts seconds and steps: a step that it did not count would flatter."""
+"""How the reaction benchmark counts seconds and steps: a missed step would improve its result."""
 
 import asyncio
 import importlib
@@ -44,12 +44,12 @@ def reaction(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_every_change_is_a_step_and_the_last_one_ends_the_reaction(
     watch: Any, seen: list[tuple[float, int]], expected: tuple[float, int] | None
 ) -> None:
-    found = watch.reaction_to([watch.Sighting(*each) for each in seen], acked_at_seconds=10.0, size=12)
+    found = watch.reaction_to([watch.Sighting(*sighting) for sighting in seen], acked_at_seconds=10.0, size=12)
     assert (found and (round(found.seconds, 6), found.steps)) == expected
 
 
 class WatchedApi:
-    """One Deployment that goes from nothing to twelve, with a bookmark before each event."""
+    """One Deployment that is scaled from zero to twelve, with a bookmark before each event."""
 
     async def get(self, _path: str) -> dict[str, Any]:
         return {"metadata": {"resourceVersion": "1"}, "items": [self._deployment(0)]}
@@ -66,7 +66,7 @@ class WatchedApi:
         return {"metadata": {"name": "standard-worker"}, "spec": {"replicas": replicas}}
 
 
-async def test_only_what_a_deployment_was_told_anew_is_a_change(watch: Any) -> None:
+async def test_only_a_new_number_of_replicas_is_a_change(watch: Any) -> None:
     log = watch.ReplicaLog(WatchedApi(), namespace="reaction")
     following = asyncio.create_task(log.follow())
     await wait_until(lambda: log.replicas("standard-worker") == 12, deadline_seconds=10, what="twelve replicas")
@@ -75,7 +75,7 @@ async def test_only_what_a_deployment_was_told_anew_is_a_change(watch: Any) -> N
     assert log.replicas("another") is None
 
 
-def test_the_planned_size_is_that_of_the_tasks_and_no_limit_decides_it(reaction: Any) -> None:
+def test_the_planned_size_follows_from_the_tasks_and_no_limit(reaction: Any) -> None:
     world = importlib.import_module("cluster_parts.reaction_world")
     pool = FluxWorkerPool.parse(edited(pool_body(), {"scaling": world.SCALING}))
     size = reaction.planned_replicas(pool)
@@ -83,7 +83,7 @@ def test_the_planned_size_is_that_of_the_tasks_and_no_limit_decides_it(reaction:
     assert size < pool.spec.scaling.max_replicas
 
 
-def test_the_summary_tells_the_slow_runs_and_the_one_with_most_steps(reaction: Any, watch: Any) -> None:
+def test_the_summary_names_the_slow_runs_and_the_one_with_most_steps(reaction: Any, watch: Any) -> None:
     runs = [watch.Reaction(seconds=number / 10, steps=1) for number in range(1, 21)]
     assert reaction.summary([*runs, watch.Reaction(seconds=9.0, steps=3)]) == {
         "median_s": 1.1,

@@ -1,4 +1,4 @@
-"""Which agent relays its pool's retries, and what happens to that while the group rebalances."""
+"""Which agent relays its pool's retries, also while the group rebalances."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 FIRST, OTHER = TopicPartition("tasks", 0), TopicPartition("tasks", 1)
 
 
-def test_the_owner_of_partition_0_has_the_duty_until_it_goes_elsewhere() -> None:
+def test_the_owner_of_partition_0_relays_until_it_is_reassigned() -> None:
     duty = RelayDuty()
     assert (duty.is_held, duty.may_work) == (False, False)
     duty.assigned([OTHER])
@@ -20,7 +20,7 @@ def test_the_owner_of_partition_0_has_the_duty_until_it_goes_elsewhere() -> None
     assert (duty.is_held, duty.may_work) == (False, False)
 
 
-async def test_nothing_is_relayed_from_the_begin_of_a_rebalance_to_the_next_assignment() -> None:
+async def test_nothing_is_relayed_during_a_rebalance() -> None:
     duty = RelayDuty()
     duty.assigned([FIRST])
     term = duty.term
@@ -31,7 +31,7 @@ async def test_nothing_is_relayed_from_the_begin_of_a_rebalance_to_the_next_assi
     assert duty.term > term, "others may have relayed in between"
 
 
-async def test_a_rebalance_waits_for_the_round_under_way() -> None:
+async def test_a_rebalance_waits_for_the_current_round() -> None:
     duty = RelayDuty()
     duty.assigned([FIRST])
     async with duty.round():
@@ -42,7 +42,7 @@ async def test_a_rebalance_waits_for_the_round_under_way() -> None:
     await revoking
 
 
-async def test_whoever_waits_for_the_duty_goes_on_with_it_also_when_it_came_before() -> None:
+async def test_a_wait_for_the_duty_ends_also_when_it_came_earlier() -> None:
     duty = RelayDuty()
     waiting = asyncio.create_task(duty.wait_held())
     duty.assigned([FIRST])

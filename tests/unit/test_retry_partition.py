@@ -1,4 +1,4 @@
-"""What a pool's relay may commit of a partition of a retry topic, whichever agent relayed what."""
+"""The commits of a pool's relay on a partition of a retry topic, also after other agents relayed."""
 
 import json
 
@@ -24,7 +24,7 @@ def pending(due_seconds: float = 0.0, *, size_bytes: int = 100) -> PendingRetry:
 
 
 def partition(*due_seconds: float | None, start: int = 0) -> RetryPartition:
-    """With one record for each: when it is due, None for another pool's."""
+    """A partition with one record for each time at which it is due; None for another pool's record."""
     state = RetryPartition(start=start, topic_id="id")
     for offset, due in enumerate(due_seconds, start):
         state.see(offset, None if due is None else pending(due))
@@ -98,7 +98,7 @@ def test_what_could_not_be_committed_is_remembered_for_the_same_topic_only() -> 
 
 
 @pytest.mark.parametrize("text", ["", "x", "[]", '{"relayed": 3}', '{"relayed": ["1", -2, null]}', "[" * 2000])
-def test_a_text_that_another_client_committed_says_nothing(text: str) -> None:
+def test_metadata_of_another_client_is_ignored(text: str) -> None:
     assert (relayed_ahead(text, 5), committed_topic_id(text)) == (frozenset(), None)
 
 
@@ -123,7 +123,7 @@ def test_memory_and_the_text_beside_the_commit_are_bounded() -> None:
     st.lists(st.tuples(st.booleans(), st.integers(0, 10)), max_size=20),
     st.lists(st.tuples(st.integers(0, 10), st.integers(1, 5)), max_size=8),
 )
-def test_every_record_of_the_pool_is_relayed_once_through_any_orderly_hand_overs(
+def test_every_record_of_the_pool_is_relayed_once_across_rebalances(
     records: list[tuple[bool, int]], terms: list[tuple[int, int]]
 ) -> None:
     relayed: list[int] = []

@@ -40,7 +40,7 @@ class Reader:
 
 
 class Offsets:
-    """What groups have; a group without an entry may not be read."""
+    """Committed offsets of groups; reading a group without an entry is not permitted."""
 
     def __init__(self, **groups: StoredOffset | None) -> None:
         self.groups = groups
@@ -87,7 +87,7 @@ def start(offsets: Offsets, *, partitions: Iterable[int] = (0,), topic_id: str |
     ],
     ids=["own", "expired", "past the end", "made again", "same topic", "former", "former of another log", "none"],
 )
-async def test_a_relay_begins_where_its_pool_stood(
+async def test_a_relay_begins_at_the_committed_offset_of_its_pool(
     own: StoredOffset | None, former: StoredOffset | None, begins: int
 ) -> None:
     reader = Reader()
@@ -101,7 +101,7 @@ async def test_a_former_group_that_may_not_be_read_counts_as_none() -> None:
     assert found[PARTITION].position == 3
 
 
-async def test_a_partition_without_a_leader_is_left_out_and_looked_at_again() -> None:
+async def test_a_partition_without_a_leader_is_skipped_and_checked_again() -> None:
     reader = Reader(leaderless=[1])
     starting = start(Offsets(**{GROUP: StoredOffset(5)}), partitions=(0, 1))
     found = await starting.find(reader)
@@ -110,7 +110,7 @@ async def test_a_partition_without_a_leader_is_left_out_and_looked_at_again() ->
     assert await starting.is_outdated(found)
 
 
-async def test_a_topic_with_another_id_is_read_anew() -> None:
+async def test_a_topic_with_another_id_is_read_from_its_beginning() -> None:
     offsets = Offsets(**{GROUP: StoredOffset(5)})
     found = await start(offsets).find(Reader())
     assert not await start(offsets).is_outdated(found)

@@ -1,4 +1,4 @@
-"""What the soak counts as lost or doubled: a count that were always zero would prove nothing."""
+"""The soak finds lost and duplicate tasks, so that its zero counts mean something."""
 
 import importlib
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def soak_count(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def evidence(soak_count: Any, **changes: Any) -> Any:
-    """Two tasks that went well, but for the changes."""
+    """Two successful tasks, except for the changes."""
     well: dict[str, Any] = {
         "places": {"a": (0, 0), "b": (1, 0)},
         "answers": [answer(soak_count, "a"), answer(soak_count, "b")],
@@ -46,7 +46,7 @@ def answer(soak_count: Any, name: str, **changes: Any) -> Any:
     return soak_count.Answer(**{**well, **changes})
 
 
-def test_tasks_that_went_well_count_as_nothing(soak_count: Any) -> None:
+def test_successful_tasks_count_as_nothing(soak_count: Any) -> None:
     verdict = soak_count.judge(evidence(soak_count))
     assert asdict(verdict) == CLEAN
     assert not verdict.is_broken
@@ -62,7 +62,7 @@ def test_tasks_that_went_well_count_as_nothing(soak_count: Any) -> None:
         ({"dead_letters": 1}, {"dead_letters": 1}),
     ],
 )
-def test_what_is_missing_or_too_many_breaks_a_promise(
+def test_missing_and_duplicate_items_are_violations(
     soak_count: Any, changes: Mapping[str, Any], counted: Mapping[str, int]
 ) -> None:
     verdict = soak_count.judge(evidence(soak_count, **changes))
@@ -71,27 +71,27 @@ def test_what_is_missing_or_too_many_breaks_a_promise(
 
 
 @pytest.mark.parametrize("differing", [{"event_id": "another"}, {"body": b'{"seed": 2}'}])
-def test_a_second_answer_that_differs_is_a_doubled_task(soak_count: Any, differing: Mapping[str, Any]) -> None:
+def test_a_second_different_result_is_a_duplicate_task(soak_count: Any, differing: Mapping[str, Any]) -> None:
     answers = [answer(soak_count, "a"), answer(soak_count, "b"), answer(soak_count, "b", **differing)]
     verdict = soak_count.judge(evidence(soak_count, answers=answers))
     assert asdict(verdict) == {**CLEAN, "doubled": 1}
     assert verdict.is_broken
 
 
-def test_a_task_without_an_answer_is_lost_whatever_was_stored(soak_count: Any) -> None:
+def test_a_task_without_a_result_is_lost_also_with_stored_images(soak_count: Any) -> None:
     verdict = soak_count.judge(evidence(soak_count, answers=[answer(soak_count, "a")]))
     assert asdict(verdict) == {**CLEAN, "lost": 1}
     assert verdict.is_broken
 
 
-def test_a_failed_task_is_failed_and_not_lost_for_want_of_an_image(soak_count: Any) -> None:
+def test_a_failed_task_without_an_image_is_not_lost(soak_count: Any) -> None:
     answers = [answer(soak_count, "a"), answer(soak_count, "b", status="failed")]
     verdict = soak_count.judge(evidence(soak_count, answers=answers, images=["a"]))
     assert asdict(verdict) == {**CLEAN, "failed": 1}
     assert verdict.is_broken
 
 
-def test_repeated_answers_and_extra_generations_are_counted_and_break_nothing(soak_count: Any) -> None:
+def test_repeated_results_and_extra_generations_are_counted_and_are_no_violations(soak_count: Any) -> None:
     answers = [answer(soak_count, "a"), answer(soak_count, "b"), answer(soak_count, "b")]
     verdict = soak_count.judge(evidence(soak_count, answers=answers, begun=["a", "b", "b", "b"]))
     assert asdict(verdict) == {**CLEAN, "repeated_answers": 1, "extra_generations": 2}

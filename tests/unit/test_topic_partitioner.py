@@ -1,4 +1,4 @@
-"""The partition of a task for given loads: tables, and properties of any loads."""
+"""The partition of a task for given loads: tables, and properties for any loads."""
 
 import random
 from collections import Counter
@@ -16,7 +16,7 @@ from fluxpool_transport.partitioner.topic_partitioner import (
 )
 
 NOW = 1000.0
-# Work and the records of each of an owner's partitions.
+# Work of an owner and the records of each of its partitions.
 Load = tuple[float, dict[int, int]]
 
 
@@ -69,7 +69,7 @@ def test_a_large_task_keeps_its_owner_out_of_the_choice_for_longer() -> None:
     assert chosen(choice, 2, partitions=2) == [1, 1]
 
 
-def test_equal_owners_are_drawn_at_random() -> None:
+def test_equal_owners_are_chosen_at_random() -> None:
     loads: list[Load] = [(0.0, {0: 0}), (0.0, {1: 0}), (0.0, {2: 0}), (0.0, {3: 0})]
     firsts = Counter(chosen(choice_by(*loads, seed=seed), 1, partitions=4)[0] for seed in range(400))
     assert set(firsts) == {0, 1, 2, 3}
@@ -91,19 +91,19 @@ def test_without_usable_loads_the_partitions_are_chosen_round_robin(choice: Topi
     assert order == [(order[0] + step) % 4 for step in range(12)]
 
 
-def test_turns_go_on_when_the_number_of_partitions_changes() -> None:
+def test_round_robin_continues_when_the_number_of_partitions_changes() -> None:
     choice = new_choice()
     chosen(choice, 5, partitions=4)
     assert set(chosen(choice, 6, partitions=6)) == set(range(6))
 
 
-def test_a_snapshot_serves_to_its_last_moment() -> None:
+def test_a_snapshot_is_used_until_it_expires() -> None:
     choice = choice_by((5.0, {0: 5}), (0.0, {1: 0}))
     assert choice.is_by_load(partitions=2, now=NOW + MAX_SNAPSHOT_AGE_SECONDS)
     assert not choice.is_by_load(partitions=2, now=NOW + MAX_SNAPSHOT_AGE_SECONDS + 0.01)
 
 
-def test_what_is_sent_while_loads_are_read_is_added_to_them() -> None:
+def test_tasks_sent_while_loads_are_read_are_added_to_them() -> None:
     idle = snapshot((0.0, {0: 0}), (0.5, {1: 1}), taken_at=NOW)
     choice = choice_by((0.0, {0: 0}), (9.0, {1: 9}), taken_at=NOW - 1)
     choice.begin_reading(now=NOW)
@@ -119,7 +119,7 @@ def test_what_is_sent_while_loads_are_read_is_added_to_them() -> None:
         pytest.param(SETTLING_SECONDS * 2, 0, id="is in the log, and so in the loads"),
     ],
 )
-def test_what_was_sent_before_a_reading_counts_while_it_settles(before_seconds: float, expected: int) -> None:
+def test_tasks_sent_shortly_before_a_reading_are_added_to_it(before_seconds: float, expected: int) -> None:
     choice = choice_by((0.0, {0: 0}), (9.0, {1: 9}), taken_at=NOW - 1)
     assert chosen(choice, 1, partitions=2, now=NOW - before_seconds) == [0]
     choice.begin_reading(now=NOW)
@@ -127,7 +127,7 @@ def test_what_was_sent_before_a_reading_counts_while_it_settles(before_seconds: 
     assert chosen(choice, 1, partitions=2) == [expected]
 
 
-def test_senders_that_see_the_same_loads_spread_over_what_they_need_together() -> None:
+def test_senders_with_the_same_loads_spread_over_the_owners_they_need_together() -> None:
     loads = LoadSnapshot(
         taken_at=NOW,
         partition_count=4,
@@ -139,12 +139,12 @@ def test_senders_that_see_the_same_loads_spread_over_what_they_need_together() -
         choice = new_choice(seed)
         choice.begin_reading(now=NOW)
         choice.use(loads)
-        # In the second since the reading two others have chosen; together they need the best three.
+        # In the second since the reading two other senders have chosen; together they need the best three.
         firsts[choice.choose(partitions=4, work=1.0, now=NOW + 1)] += 1
     assert min(firsts[number] for number in range(3)) > 90
 
 
-def test_what_others_sent_is_added_once() -> None:
+def test_tasks_of_other_senders_are_added_once() -> None:
     choice = new_choice()
     choice.begin_reading(now=NOW)
     choice.use(
@@ -157,11 +157,11 @@ def test_what_others_sent_is_added_once() -> None:
         )
     )
     moment = NOW + 1.95
-    # Two others by then, of ten units each: the idle owner has twenty, and thirty of fifty are left.
+    # Two others, of ten units each: the idle owner has twenty, and thirty of fifty remain.
     assert Counter(choice.choose(partitions=2, work=1.0, now=moment) for _ in range(29)) == {0: 29}
 
 
-def test_owners_that_vanish_leave_turns() -> None:
+def test_without_owners_partitions_are_chosen_round_robin() -> None:
     choice = choice_by((0.0, {0: 0, 1: 0}))
     choice.begin_reading(now=NOW)
     choice.use(snapshot(partitions=2))
@@ -178,7 +178,7 @@ def _loads(draw: st.DrawFn) -> list[Load]:
 
 
 @given(loads=_loads(), seed=st.integers(0, 99), works=st.lists(st.floats(0.1, 8), min_size=1, max_size=60))
-def test_every_choice_is_of_an_owner_with_least_work_and_of_its_emptiest_partition(
+def test_every_choice_is_the_emptiest_partition_of_an_owner_with_least_work(
     loads: list[Load], seed: int, works: list[float]
 ) -> None:
     choice = choice_by(*loads, seed=seed)
@@ -204,7 +204,7 @@ def test_equal_tasks_level_the_owners(loads: list[Load], seed: int, count: int) 
 
 
 @given(seed=st.integers(0, 99), partitions=st.integers(1, 60), count=st.integers(1, 200))
-def test_turns_differ_by_one_at_most(seed: int, partitions: int, count: int) -> None:
+def test_round_robin_counts_differ_by_at_most_one(seed: int, partitions: int, count: int) -> None:
     numbers = Counter(chosen(new_choice(seed), count, partitions=partitions))
     assert all(0 <= number < partitions for number in numbers)
     assert max(numbers.values()) - min(numbers[number] for number in range(partitions)) <= 1

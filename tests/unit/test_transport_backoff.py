@@ -1,4 +1,4 @@
-"""Waiting for something outside that is down."""
+"""Backoff while a dependency is unavailable."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Logging of a process: one format for everything, and a quota for libraries."""
+"""Logging of a process: one format, and a rate limit for libraries."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def test_own_events_are_json_lines_with_service_level_and_fields() -> None:
     }
 
 
-def test_library_messages_take_the_same_way() -> None:
+def test_library_messages_have_the_same_format() -> None:
     stream = _configured()
     logging.getLogger("uvicorn.error").warning("listening on %s", "port 1")
     (line,) = _lines(stream)
@@ -72,7 +72,7 @@ def test_a_terminal_gets_readable_lines() -> None:
 
 
 @pytest.mark.parametrize("json_lines", [True, False])
-def test_tracebacks_are_there_but_without_local_variables(json_lines: bool) -> None:
+def test_tracebacks_have_no_local_variables(json_lines: bool) -> None:
     stream = _configured(json_lines=json_lines)
     secret = "hush" + "-hush"
     try:
@@ -84,7 +84,7 @@ def test_tracebacks_are_there_but_without_local_variables(json_lines: bool) -> N
     assert "hush-hush" not in stream.getvalue()
 
 
-def test_repeated_library_messages_are_held_back() -> None:
+def test_repeated_library_messages_are_suppressed() -> None:
     stream = _configured()
     for number in range(500):
         logging.getLogger("aiokafka.conn").error("Unable to connect to %s", number)
@@ -99,7 +99,7 @@ def _record(template: str, *arguments: object, level: int = logging.ERROR) -> lo
     return logging.LogRecord("aiokafka", level, __file__, 1, template, arguments, None)
 
 
-def test_after_the_interval_one_message_tells_how_many_were_held_back() -> None:
+def test_after_the_interval_one_message_has_the_number_suppressed() -> None:
     now = [0.0]
     quota = RepeatedMessageFilter(interval_seconds=30, clock=lambda: now[0])
     assert quota.filter(_record("lost %s", 1))
@@ -116,7 +116,7 @@ def test_after_the_interval_one_message_tells_how_many_were_held_back() -> None:
     assert "suppressed" not in again.__dict__
 
 
-def test_the_count_of_held_back_messages_is_written() -> None:
+def test_the_count_of_suppressed_messages_is_written() -> None:
     stream = _configured()
     logging.getLogger("kopf").warning("lost", extra={"suppressed": 7, "other": 1})
     (line,) = _lines(stream)
@@ -124,14 +124,14 @@ def test_the_count_of_held_back_messages_is_written() -> None:
     assert "other" not in line
 
 
-def test_messages_without_a_template_are_told_apart() -> None:
+def test_messages_without_a_template_are_distinguished() -> None:
     quota = RepeatedMessageFilter()
     assert quota.filter(_record("%s", "one"))
     assert quota.filter(_record("%s", "two"))
     assert not quota.filter(_record("%s", "one"))
 
 
-def test_chatty_libraries_speak_up_at_debug_level_only() -> None:
+def test_verbose_libraries_are_logged_at_debug_level_only() -> None:
     stream = _configured()
     logging.getLogger("aiokafka.group").info("joined")
     assert stream.getvalue() == ""
@@ -140,7 +140,7 @@ def test_chatty_libraries_speak_up_at_debug_level_only() -> None:
     assert [line["event"] for line in _lines(stream)] == ["joined"]
 
 
-def test_the_level_counts_for_own_events() -> None:
+def test_the_level_applies_to_own_events() -> None:
     stream = _configured(level="warning")
     structlog.get_logger("fluxpool_worker").info("quiet")
     structlog.get_logger("fluxpool_worker").warning("loud")

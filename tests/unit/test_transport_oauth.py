@@ -34,7 +34,7 @@ def _jwt(claims: object) -> str:
 
 
 class TokenEndpoint:
-    """Hands out `token-1`, `token-2`, ... and keeps what it was asked."""
+    """Issues `token-1`, `token-2`, ... and records the requests."""
 
     def __init__(self) -> None:
         self.answer: dict[str, Any] = {"expires_in": 300}
@@ -51,7 +51,7 @@ class TokenEndpoint:
 
 @asynccontextmanager
 async def serving(server: TokenEndpoint, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """Serve the endpoint on a loopback port, whose address it gets."""
+    """Serve the endpoint on a loopback port and yield its address."""
     application = web.Application()
     application.router.add_post("/token", server.handle)
     runner = web.AppRunner(application)
@@ -131,17 +131,17 @@ async def test_a_secret_for_an_unencrypted_endpoint_passes_no_proxy(
 
 
 @pytest.mark.parametrize("expires_in", ["1e999", -1, "soon", float("nan")])
-async def test_a_lifetime_that_is_none_is_refused(endpoint: TokenEndpoint, expires_in: object) -> None:
+async def test_an_invalid_lifetime_is_refused(endpoint: TokenEndpoint, expires_in: object) -> None:
     endpoint.answer = {"expires_in": expires_in}
     with pytest.raises(OAuthTokenError, match="did not answer with an access_token"):
         await _provider(endpoint, Clock()).token()
 
 
-def test_an_expiry_beyond_all_years_is_none() -> None:
+def test_an_expiry_out_of_range_is_ignored() -> None:
     assert jwt_expiry_seconds(_jwt({"exp": 10**30})) is None
 
 
-async def test_a_token_is_asked_for_as_the_grant_demands(endpoint: TokenEndpoint) -> None:
+async def test_a_token_request_has_the_form_of_the_grant(endpoint: TokenEndpoint) -> None:
     assert await _provider(endpoint, Clock(), scope="kafka").token() == "token-1"
     assert endpoint.asked == [
         ({"grant_type": "client_credentials", "scope": "kafka"}, f"Basic {base64.b64encode(b'worker:hush').decode()}")
@@ -164,7 +164,7 @@ async def test_callers_at_the_same_time_share_one_request(endpoint: TokenEndpoin
     assert len(endpoint.asked) == 1
 
 
-async def test_an_answer_without_a_lifetime_is_read_from_the_token(endpoint: TokenEndpoint) -> None:
+async def test_the_lifetime_of_a_response_without_one_is_read_from_the_token(endpoint: TokenEndpoint) -> None:
     clock = Clock()
     endpoint.answer = {"access_token": _jwt({"exp": clock.now + 100})}
     provider = _provider(endpoint, clock)
@@ -209,7 +209,7 @@ async def test_a_token_file_is_read_for_every_connection(tmp_path: Path) -> None
     assert await provider.token() == "two"
 
 
-def test_a_token_file_tells_how_long_its_token_is_good(tmp_path: Path) -> None:
+def test_the_lifetime_of_a_token_file_is_read_from_its_token(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(_jwt({"exp": 1_500}))
     assert read_token_file(path, now_seconds=1_000).expires_at_seconds == 1_500
@@ -242,7 +242,7 @@ def test_a_token_without_a_readable_expiry_is_opaque(token: str) -> None:
     assert jwt_expiry_seconds(token) is None
 
 
-def test_librdkafka_is_given_tokens_by_the_same_client() -> None:
+def test_librdkafka_gets_tokens_from_the_same_client() -> None:
     connection = KafkaConnection.model_validate(
         {
             "bootstrap_servers": ["a:1", "b:2"],

@@ -1,4 +1,4 @@
-"""What consumers make of fetched bytes that the client library cannot decode."""
+"""How consumers handle fetched bytes that the client library cannot decode."""
 
 import inspect
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ undecodable_records.install()
 
 
 def records_at(position: int, fetched: FetchedBytes) -> TolerantPartitionRecords:
-    """What aiokafka's fetcher makes of an answer to a fetch at that position."""
+    """The records that aiokafka's fetcher makes of a fetch response at that position."""
     return TolerantPartitionRecords(
         PARTITION, FetchedBatches(fetched), [], position, None, None, True, fetcher.READ_COMMITTED
     )
 
 
 def read(fetched: bytes, *, position: int = 0, log_end: int | None = None) -> list[ConsumerRecord]:
-    """As a consumer reads an answer to a fetch at that position."""
+    """Read a fetch response at that position like a consumer."""
     return list(records_at(position, FetchedBytes(fetched, log_end)))
 
 
 def outline(records: Sequence[ConsumerRecord]) -> list[tuple[int, object]]:
-    """(offset, value) of each, with the reason in place of what cannot be decoded."""
+    """(offset, value) of each record; the reason instead of the value if it cannot be decoded."""
     return [
         (record.offset, record.problem if isinstance(record, UndecodableRecord) else record.value) for record in records
     ]
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_what_can_be_decoded_is_left_as_it_is(codec: str) -> None:
+def test_decodable_records_are_unchanged(codec: str) -> None:
     records = read(batch([b"one" * 50, b"two" * 50], codec=codec) + batch([b"three"], base_offset=7), position=1)
 
     assert outline(records) == [(1, b"two" * 50), (7, b"three")]
@@ -52,7 +52,7 @@ def test_old_formats_are_read(codec: str) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_record_with_an_odd_header_name_keeps_its_contents(codec: str) -> None:
+def test_a_record_with_an_undecodable_header_name_keeps_its_value(codec: str) -> None:
     records = read(batch([b"a" * 99, b"b" * 99, b"c" * 99], codec=codec, odd_names=[1]))
 
     assert outline(records) == [(0, b"a" * 99), (1, "the name of a header is not UTF-8"), (2, b"c" * 99)]
@@ -95,14 +95,14 @@ def test_a_damaged_batch_at_the_end_is_passed_as_far_as_its_header_is_plausible(
     ],
     ids=["too short", "longer than what came", "negative length", "unknown magic"],
 )
-def test_bytes_that_make_no_batch_are_passed_by_one_offset(fetched: bytes, problem: str) -> None:
+def test_bytes_that_are_no_batch_are_skipped_by_one_offset(fetched: bytes, problem: str) -> None:
     (lost,) = read(fetched, position=9)
 
     assert (lost.offset, lost.first_offset, lost.value) == (9, 9, fetched)
     assert problem in lost.problem
 
 
-def test_a_batch_that_the_limit_of_the_fetch_cut_is_left_for_the_next_fetch() -> None:
+def test_a_batch_truncated_by_the_fetch_limit_is_read_by_the_next_fetch() -> None:
     assert outline(read(batch([b"one"]) + batch([b"two"], base_offset=1)[:-3])) == [(0, b"one")]
 
 
@@ -132,7 +132,7 @@ def test_a_batch_of_many_records_is_not_decoded_in_python() -> None:
     assert (first.offset, lost.first_offset, lost.offset) == (0, 1, many - 1)
 
 
-def test_a_base_offset_before_the_position_moves_the_consumer_on() -> None:
+def test_a_base_offset_before_the_position_does_not_stop_the_consumer() -> None:
     (lost,) = read(batch([b"old"], base_offset=2), position=50)
 
     assert (lost.offset, lost.problem) == (50, "its offsets lie before those that were asked for")
@@ -151,9 +151,7 @@ def test_a_base_offset_before_the_position_moves_the_consumer_on() -> None:
     st.integers(0, 2**40),
     st.none() | st.integers(0, 2**40),
 )
-def test_any_bytes_become_records_with_growing_offsets_and_move_the_consumer_on(
-    fetched: bytes, position: int, log_end: int | None
-) -> None:
+def test_any_bytes_become_records_with_growing_offsets(fetched: bytes, position: int, log_end: int | None) -> None:
     records = records_at(position, FetchedBytes(fetched, log_end))
     offsets = [record.offset for record in records]
 
@@ -162,7 +160,7 @@ def test_any_bytes_become_records_with_growing_offsets_and_move_the_consumer_on(
     assert records.next_fetch_offset > position or not fetched
 
 
-def test_offsets_beyond_the_end_of_the_log_are_believed_by_nobody() -> None:
+def test_offsets_beyond_the_end_of_the_log_are_not_trusted() -> None:
     astray = batch([b"one"], base_offset=10**9)
 
     assert outline(read(astray, position=3, log_end=5)) == [(3, "its offsets lie beyond the end of the log")]
@@ -178,7 +176,7 @@ def test_an_offset_that_the_broker_cannot_read_is_passed_without_bytes() -> None
     assert (lost.offset, lost.first_offset, lost.value, lost.has_contents) == (7, 7, None, False)
 
 
-def test_aborted_records_are_no_dead_letters_whatever_they_hold() -> None:
+def test_aborted_records_are_never_dead_letters() -> None:
     odd = batch([b"aborted"], odd_names=[0], transactional_producer=5)
     records = TolerantPartitionRecords(
         PARTITION, FetchedBatches(FetchedBytes(odd)), [(5, 0)], 0, None, None, True, fetcher.READ_COMMITTED
@@ -190,9 +188,7 @@ def test_aborted_records_are_no_dead_letters_whatever_they_hold() -> None:
 
 @settings(deadline=None)
 @given(st.integers(61, 400), st.binary(min_size=1, max_size=12), st.booleans())
-def test_a_batch_that_is_wrong_within_ends_in_one_place_and_keeps_what_lies_before_it(
-    at: int, written: bytes, is_odd: bool
-) -> None:
+def test_a_damaged_batch_keeps_the_records_before_the_damage(at: int, written: bytes, is_odd: bool) -> None:
     whole = batch([b"first" * 9, b"second" * 9, b"third" * 9], odd_names=[1] if is_odd else [])
     at = 61 + at % (len(whole) - 61)
     changed = with_right_crc((whole[:at] + written + whole[at + len(written) :])[: len(whole)])
@@ -205,7 +201,7 @@ def test_a_batch_that_is_wrong_within_ends_in_one_place_and_keeps_what_lies_befo
     assert outline(read(changed + batch([b"behind"], base_offset=3)))[-1] == (3, b"behind")
 
 
-def test_the_parts_of_aiokafka_that_are_replaced_are_those_that_its_fetcher_uses() -> None:
+def test_the_replaced_parts_of_aiokafka_are_those_that_its_fetcher_uses() -> None:
     source = inspect.getsource(fetcher.Fetcher)
     assert "records = MemoryRecords(part_data[-1])" in source
     assert "if records.has_next():" in source

@@ -1,4 +1,4 @@
-"""What the exit code of a worker says to those who look at its pod."""
+"""The exit codes of a worker."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is read from a Deployment's body, and how wide a rollout may be."""
+"""The fields read from a Deployment, and the width of a rollout."""
 
 import dataclasses
 from datetime import UTC, datetime
@@ -118,7 +118,7 @@ def _pod(name: str, stage: PodStage, *, template: str) -> PodSummary:
 
 
 def _pods(**stages: int) -> list[PodSummary]:
-    """So many pods of each stage; those with the prefix `old_` are of the former template."""
+    """This many pods of each stage; those with the prefix `old_` have the former template."""
     return [
         _pod(
             f"{name}-{number}",

@@ -1,4 +1,4 @@
-"""What is read from a pod's body, stage by stage."""
+"""The fields read from a pod, stage by stage."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -140,7 +140,7 @@ def test_a_deletion_cost_is_read_as_the_controller_reads_it(text: str, cost: int
     assert summarize_pod(body).deletion_cost == cost
 
 
-def test_a_pod_that_waits_for_the_gpu_of_a_terminating_one_is_no_shortage() -> None:
+def test_a_pod_that_waits_for_the_gpu_of_a_terminating_one_is_not_unschedulable() -> None:
     refused = [_condition("PodScheduled", "False", "Unschedulable", NO_GPU)]
     pending = summarize_pod(_body(node=None, phase="Pending", conditions=refused))
     stopping = summarize_pod(_body(deleted=True, phase="Running"))

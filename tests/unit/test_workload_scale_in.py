@@ -1,4 +1,4 @@
-"""A scale-in takes idle pods and stops before a busy one, by the order that Kubernetes itself uses."""
+"""A scale-in removes idle pods and stops before a busy one, in the order of the ReplicaSet controller."""
 
 import dataclasses
 import math
@@ -54,8 +54,8 @@ def _younger(one: datetime, other: datetime, *, uids: tuple[str, str]) -> bool:
     return uids[0] < uids[1] if difference == 0 else difference < 0
 
 
-def _goes_before(left: PodSummary, right: PodSummary, ranks: Counter[str | None]) -> bool:
-    """A transcript of `ActivePodsWithRanks.Less`, rule by rule."""
+def _is_deleted_before(left: PodSummary, right: PodSummary, ranks: Counter[str | None]) -> bool:
+    """`ActivePodsWithRanks.Less`, rule by rule."""
     uids = (left.uid, right.uid)
     phases = [PodPhase.PENDING, PodPhase.UNKNOWN, PodPhase.RUNNING]
     if left.node != right.node and None in (left.node, right.node):
@@ -75,13 +75,13 @@ def _goes_before(left: PodSummary, right: PodSummary, ranks: Counter[str | None]
     return left.created_at != right.created_at and _younger(left.created_at, right.created_at, uids=uids)
 
 
-def _taken_by_kubernetes(pods: list[PodSummary], replicas: int) -> list[PodSummary]:
-    """What the ReplicaSet controller deletes."""
+def _deleted_by_kubernetes(pods: list[PodSummary], replicas: int) -> list[PodSummary]:
+    """The pods that the ReplicaSet controller deletes."""
     active = [pod for pod in pods if pod.stage not in (PodStage.TERMINATING, PodStage.FINISHED)]
     ranks = Counter(pod.node for pod in active)
 
     def compare(left: PodSummary, right: PodSummary) -> int:
-        return -1 if _goes_before(left, right, ranks) else int(_goes_before(right, left, ranks))
+        return -1 if _is_deleted_before(left, right, ranks) else int(_is_deleted_before(right, left, ranks))
 
     return sorted(active, key=cmp_to_key(compare))[: max(0, len(active) - replicas)]
 
@@ -126,9 +126,9 @@ def test_kubernetes_deletes_no_busy_pod_and_as_many_idle_ones_as_it_can(
         return
     assert wanted <= decision.replicas <= current
     if len(active) <= current:
-        assert {pod.name for pod in _taken_by_kubernetes(after, decision.replicas)} & busy == set()
+        assert {pod.name for pod in _deleted_by_kubernetes(after, decision.replicas)} & busy == set()
     if decision.replicas > wanted:
-        one_more = {pod.name for pod in _taken_by_kubernetes(after, decision.replicas - 1)}
+        one_more = {pod.name for pod in _deleted_by_kubernetes(after, decision.replicas - 1)}
         assert one_more & busy
 
 
@@ -146,17 +146,17 @@ def test_costs_are_written_once(pods: list[PodSummary], current: int, wanted: in
         ([_pod("a"), _pod("b"), _pod("c")], {"a"}, 1, 1, {"b": VICTIM_COST, "c": VICTIM_COST}),
         ([_pod("a"), _pod("b"), _pod("c")], {"a", "b"}, 1, 2, {"c": VICTIM_COST}),
         ([_pod("a"), _pod("b"), _pod("c")], {"a", "b", "c"}, 0, 3, {}),
-        # Not ready before ready, whatever the costs: a busy worker that does not answer its probe.
+        # Not ready before ready, for any costs: a busy worker that does not answer its probe.
         ([_pod("a", PodStage.NOT_READY), _pod("b"), _pod("c")], {"a"}, 1, 3, {}),
         ([_pod("a"), _pod("b", PodStage.UNSCHEDULABLE), _pod("c")], {"a", "c"}, 2, 2, {"b": VICTIM_COST}),
         ([_pod("a"), _pod("b", PodStage.TERMINATING), _pod("c")], {"a", "b"}, 1, 1, {"c": VICTIM_COST}),
         # A cost of an earlier scale-in on a pod that is busy now.
         ([_pod("a", cost=VICTIM_COST), _pod("b"), _pod("c")], {"a"}, 2, 2, {"a": 0, "b": VICTIM_COST}),
-        # A user protects this one: the last of the idle pods, but still before a busy one.
+        # Protected by a user: the last of the idle pods, but still before a busy one.
         ([_pod("a"), _pod("b", cost=50), _pod("c", age_seconds=1)], {"a"}, 2, 2, {"c": VICTIM_COST}),
     ],
 )
-def test_a_scale_in_goes_as_far_as_idle_pods_reach(
+def test_a_scale_in_removes_no_more_than_the_idle_pods(
     pods: list[PodSummary], busy: set[str], wanted: int, replicas: int, costs: dict[str, int]
 ) -> None:
     decision = plan_scale_in(pods, busy=frozenset(busy), current=3, wanted=wanted)
@@ -186,6 +186,6 @@ def test_the_order_seen_on_a_real_server() -> None:
     idle = {"pod-2", "pod-5"}
     decision = plan_scale_in(six, busy=frozenset({pod.name for pod in six} - idle), current=6, wanted=4)
     assert decision.costs == dict.fromkeys(sorted(idle), VICTIM_COST)
-    assert {pod.name for pod in _taken_by_kubernetes(_marked(six, dict(decision.costs)), 4)} == idle
+    assert {pod.name for pod in _deleted_by_kubernetes(_marked(six, dict(decision.costs)), 4)} == idle
     marked = [_pod("idle", cost=-100), _pod("sick", PodStage.NOT_READY, cost=1000), _pod("new", PodStage.UNSCHEDULABLE)]
-    assert [pod.name for pod in _taken_by_kubernetes(marked, 1)] == ["new", "sick"]
+    assert [pod.name for pod in _deleted_by_kubernetes(marked, 1)] == ["new", "sick"]
