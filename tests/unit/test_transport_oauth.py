@@ -19,12 +19,11 @@ from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, S
 from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
 from fluxpool_transport.kafka.oauth import (
     OPAQUE_TOKEN_SECONDS,
-    ClientCredentialsTokenProvider,
-    FileTokenProvider,
     OAuthTokenError,
     TokenClient,
+    TokenFile,
+    TokenProvider,
     jwt_expiry_seconds,
-    read_token_file,
 )
 
 
@@ -80,10 +79,9 @@ class Clock:
         return self.now
 
 
-def _provider(endpoint: TokenEndpoint, clock: Clock, *, scope: str | None = None) -> ClientCredentialsTokenProvider:
-    return ClientCredentialsTokenProvider(
-        endpoint=endpoint.url, client_id="worker", client_secret=SecretStr("hush"), scope=scope, clock=clock
-    )
+def _provider(endpoint: TokenEndpoint, clock: Clock, *, scope: str | None = None) -> TokenProvider:
+    client = TokenClient(endpoint=endpoint.url, client_id="worker", client_secret=SecretStr("hush"), scope=scope)
+    return TokenProvider(client, clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +200,7 @@ async def test_an_endpoint_that_cannot_be_reached_is_tried_again_next_time() -> 
 
 async def test_a_token_file_is_read_for_every_connection(tmp_path: Path) -> None:
     path = tmp_path / "token"
-    provider = FileTokenProvider(path)
+    provider = TokenProvider(TokenFile(path))
     path.write_text("one\n")
     assert await provider.token() == "one"
     path.write_text("two\n")
@@ -212,9 +210,9 @@ async def test_a_token_file_is_read_for_every_connection(tmp_path: Path) -> None
 def test_the_lifetime_of_a_token_file_is_read_from_its_token(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(_jwt({"exp": 1_500}))
-    assert read_token_file(path, now_seconds=1_000).expires_at_seconds == 1_500
+    assert TokenFile(path).fetch(now_seconds=1_000).expires_at_seconds == 1_500
     path.write_text("opaque")
-    assert read_token_file(path, now_seconds=1_000).expires_at_seconds == 1_000 + OPAQUE_TOKEN_SECONDS
+    assert TokenFile(path).fetch(now_seconds=1_000).expires_at_seconds == 1_000 + OPAQUE_TOKEN_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -232,7 +230,7 @@ def test_a_useless_token_file_is_named_with_the_remedy(tmp_path: Path, content: 
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(OAuthTokenError, match=f"oauth_token_file: .*{words}"):
-        read_token_file(path, now_seconds=1_000)
+        TokenFile(path).fetch(now_seconds=1_000)
 
 
 @pytest.mark.parametrize(

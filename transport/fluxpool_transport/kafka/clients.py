@@ -6,6 +6,7 @@ options. Consumers with the options for aiokafka return what they cannot decode 
 
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -14,12 +15,7 @@ from aiokafka.client import AIOKafkaClient
 
 from fluxpool_contract.kafka import KafkaConnection, SaslMechanism
 from fluxpool_transport.kafka import undecodable_records
-from fluxpool_transport.kafka.oauth import (
-    ClientCredentialsTokenProvider,
-    FileTokenProvider,
-    TokenClient,
-    read_token_file,
-)
+from fluxpool_transport.kafka.oauth import TokenClient, TokenFile, TokenProvider
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +53,7 @@ def aiokafka_options(connection: KafkaConnection, *, client_id: str) -> dict[str
             options["sasl_plain_username"] = connection.sasl_username
             options["sasl_plain_password"] = _secret(connection, "sasl_password")
         case SaslMechanism.OAUTHBEARER:
-            options["sasl_oauth_token_provider"] = _token_provider(connection)
+            options["sasl_oauth_token_provider"] = TokenProvider(_token_source(connection))
         case _:
             assert_never(connection.sasl_mechanism)
     return options
@@ -99,7 +95,7 @@ def librdkafka_options(connection: KafkaConnection, *, client_id: str) -> dict[s
             options["sasl.username"] = connection.sasl_username
             options["sasl.password"] = _secret(connection, "sasl_password")
         case SaslMechanism.OAUTHBEARER:
-            options |= _librdkafka_oauth(connection)
+            options["oauth_cb"] = _librdkafka_token(connection)
         case _:
             assert_never(connection.sasl_mechanism)
     return options
@@ -137,47 +133,34 @@ def _librdkafka_tls(connection: KafkaConnection) -> dict[str, Any]:
     return options | ({"ssl.key.password": password} if password else {})
 
 
-def _librdkafka_oauth(connection: KafkaConnection) -> dict[str, Any]:
-    path = connection.oauth_token_file
-    if path is not None:
-
-        def token_from_file(_config: str) -> tuple[str, float]:
-            token = read_token_file(path, now_seconds=time.time())
-            return token.text, token.expires_at_seconds
-
-        return {"oauth_cb": token_from_file}
-    client = TokenClient(**_token_client(connection))
+def _librdkafka_token(connection: KafkaConnection) -> Callable[[str], tuple[str, float]]:
+    source = _token_source(connection)
 
     # Called in a thread of librdkafka's; its own OIDC client neither encodes credentials nor trusts another CA file.
-    def token_from_endpoint(_config: str) -> tuple[str, float]:
-        token = client.fetch(now_seconds=time.time())
-        return token.text, token.expires_at_seconds
+    def token(_config: str) -> tuple[str, float]:
+        fetched = source.fetch(now_seconds=time.time())
+        return fetched.text, fetched.expires_at_seconds
 
-    return {"oauth_cb": token_from_endpoint}
+    return token
 
 
-def _token_provider(connection: KafkaConnection) -> FileTokenProvider | ClientCredentialsTokenProvider:
+def _token_source(connection: KafkaConnection) -> TokenFile | TokenClient:
     if connection.oauth_token_file is not None:
-        return FileTokenProvider(connection.oauth_token_file)
-    return ClientCredentialsTokenProvider(**_token_client(connection))
-
-
-def _token_client(connection: KafkaConnection) -> dict[str, Any]:
-    """Fields of a `TokenClient`."""
+        return TokenFile(connection.oauth_token_file)
     endpoint, client_id = connection.oauth_token_endpoint, connection.oauth_client_id
     client_secret = connection.oauth_client_secret
     if endpoint is None or client_id is None or client_secret is None:
         raise KafkaCredentialsError("oauth_token_endpoint: is required together with oauth_client_id and its secret")
     if not endpoint.startswith("https://"):
         log.warning("oauth_endpoint_unencrypted", endpoint=endpoint, setting="kafka.oauth_token_endpoint")
-    return {
-        "endpoint": endpoint,
-        "client_id": client_id,
-        "client_secret": client_secret,
-        "scope": connection.oauth_scope,
-        "encode_credentials": connection.oauth_encode_credentials,
-        "ca_file": _readable(connection, "oauth_ca_file") or _readable(connection, "tls_ca_file"),
-    }
+    return TokenClient(
+        endpoint=endpoint,
+        client_id=client_id,
+        client_secret=client_secret,
+        scope=connection.oauth_scope,
+        encode_credentials=connection.oauth_encode_credentials,
+        ca_file=_readable(connection, "oauth_ca_file") or _readable(connection, "tls_ca_file"),
+    )
 
 
 def _readable(connection: KafkaConnection, setting: str) -> Path | None:

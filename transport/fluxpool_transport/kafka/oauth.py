@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 from urllib.parse import quote_plus
 
 import httpx
@@ -64,36 +64,41 @@ def jwt_expiry_seconds(token: str) -> float | None:
     return float(expiry) if abs(expiry) < _LATEST_SECONDS and math.isfinite(expiry) else None
 
 
-def read_token_file(path: Path, *, now_seconds: float) -> OAuthToken:
-    """The token that the file holds now. Raises `OAuthTokenError` when it is missing, empty or expired."""
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OAuthTokenError(
-            f"oauth_token_file: {path} cannot be read ({error}); mount a file with a token"
-        ) from error
-    if not text:
-        raise OAuthTokenError(f"oauth_token_file: {path} is empty; mount a file that always holds a fresh token")
-    if not (text.isprintable() and " " not in text):
-        raise OAuthTokenError(f"oauth_token_file: {path} holds more than one token; mount a file with one alone")
-    expiry = jwt_expiry_seconds(text)
-    if expiry is not None and expiry <= now_seconds:
-        raise OAuthTokenError(
-            f"oauth_token_file: the token in {path} expired {now_seconds - expiry:.0f} s ago; check what renews it"
-        )
-    return OAuthToken(text, _good_until(text, now_seconds=now_seconds))
+@dataclass(frozen=True, slots=True)
+class TokenFile:
+    """A file that always holds a valid token."""
 
+    path: Path
+    is_kept: ClassVar = False
+    """What renews the file also knows when: each connection gets what it holds then."""
 
-class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
-    """Tokens from a file, read again for every connection."""
+    def fetch(self, *, now_seconds: float) -> OAuthToken:
+        """The token that the file holds now. Raises `OAuthTokenError` when it is missing, empty or expired."""
+        try:
+            text = self.path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OAuthTokenError(
+                f"oauth_token_file: {self.path} cannot be read ({error}); mount a file with a token"
+            ) from error
+        if not text:
+            raise OAuthTokenError(
+                f"oauth_token_file: {self.path} is empty; mount a file that always holds a fresh token"
+            )
+        if not (text.isprintable() and " " not in text):
+            raise OAuthTokenError(
+                f"oauth_token_file: {self.path} holds more than one token; mount a file with one alone"
+            )
+        expiry = jwt_expiry_seconds(text)
+        if expiry is not None and expiry <= now_seconds:
+            raise OAuthTokenError(
+                f"oauth_token_file: the token in {self.path} expired {now_seconds - expiry:.0f} s ago; "
+                "check what renews it"
+            )
+        return OAuthToken(text, _good_until(text, now_seconds=now_seconds))
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
-        self._clock = clock
-
-    async def token(self) -> str:
-        """The current token; raises `OAuthTokenError`."""
-        return (await asyncio.to_thread(read_token_file, self._path, now_seconds=self._clock())).text
+    async def fetch_async(self, *, now_seconds: float) -> OAuthToken:
+        """As `fetch`, for an event loop."""
+        return await asyncio.to_thread(self.fetch, now_seconds=now_seconds)
 
 
 class _TokenAnswer(BaseModel):
@@ -117,6 +122,7 @@ class TokenClient:
     """Form-encode the id and the secret, as RFC 6749 section 2.3.1 demands; some servers take them as they are."""
     ca_file: Path | None = None
     """Authorities to trust beside those of the system."""
+    is_kept: ClassVar = True
 
     def fetch(self, *, now_seconds: float) -> OAuthToken:
         """A fresh token; waits for the endpoint, so not for an event loop. Raises `OAuthTokenError`."""
@@ -181,39 +187,23 @@ class TokenClient:
         return OAuthToken(answer.access_token, _good_until(answer.access_token, now_seconds=now_seconds))
 
 
-class ClientCredentialsTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
-    """Tokens of an endpoint for aiokafka, kept until shortly before they expire."""
+class TokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka ships no types
+    """Tokens for aiokafka; those of an endpoint are kept until shortly before they expire."""
 
-    def __init__(
-        self,
-        *,
-        endpoint: str,
-        client_id: str,
-        client_secret: SecretStr,
-        scope: str | None,
-        encode_credentials: bool = True,
-        ca_file: Path | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._client = TokenClient(
-            endpoint=endpoint,
-            client_id=client_id,
-            client_secret=client_secret,
-            scope=scope,
-            encode_credentials=encode_credentials,
-            ca_file=ca_file,
-        )
+    def __init__(self, source: TokenFile | TokenClient, *, clock: Callable[[], float] = time.time) -> None:
+        self._source = source
         self._clock = clock
         self._current: OAuthToken | None = None
         # Every broker connection asks at the same moment after an outage; one request serves them all.
         self._lock = asyncio.Lock()
 
     async def token(self) -> str:
-        """A token that is good for half a minute at least, where the endpoint grants that; raises `OAuthTokenError`."""
+        """A token that is good for half a minute at least, where the source grants that; raises `OAuthTokenError`."""
         async with self._lock:
-            if self._current is None or self._current.expires_at_seconds - self._clock() < _EXPIRY_MARGIN_SECONDS:
-                self._current = await self._client.fetch_async(now_seconds=self._clock())
-            return self._current.text
+            now, kept = self._clock(), self._current if self._source.is_kept else None
+            if kept is None or kept.expires_at_seconds - now < _EXPIRY_MARGIN_SECONDS:
+                kept = self._current = await self._source.fetch_async(now_seconds=now)
+            return kept.text
 
 
 def _good_until(token: str, *, now_seconds: float) -> float:
