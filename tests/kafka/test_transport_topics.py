@@ -12,9 +12,9 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, TopicSpec, topic_specs
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
-from fluxpool_transport.kafka.metadata import KafkaMetadata
+from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicError
 from fluxpool_transport.kafka.timestamp_type import find_create_time_topics
-from fluxpool_transport.kafka.topic_admin import TopicError, ensure_topics
+from fluxpool_transport.kafka.topic_admin import ensure_topics
 from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until

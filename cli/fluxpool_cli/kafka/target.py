@@ -31,7 +31,7 @@ from fluxpool_contract.settings import (
     serving_groups,
 )
 from fluxpool_transport.dlq import ResolutionInterruptedError
-from fluxpool_transport.kafka import KafkaCredentialsError, KafkaUnavailableError, TopicScanError
+from fluxpool_transport.kafka import KafkaCredentialsError, KafkaUnavailableError, TopicError
 
 T = TypeVar("T")
 
@@ -127,5 +127,5 @@ def run_on(target: KafkaTarget, work: Coroutine[Any, Any, T]) -> T:
         ) from None
     except ResolutionInterruptedError as error:
         raise CommandError(ExitCode.UNREACHABLE, str(error)) from None
-    except (TopicScanError, KafkaCredentialsError) as error:
+    except (TopicError, KafkaCredentialsError) as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None

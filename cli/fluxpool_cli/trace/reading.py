@@ -15,7 +15,7 @@ from fluxpool_cli.kafka.target import KafkaTarget
 from fluxpool_cli.progress_bar import Bar
 from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole, TraceEvent
 from fluxpool_contract.kafka import retry_group
-from fluxpool_transport.kafka import TopicScanError, find_ranges, scan
+from fluxpool_transport.kafka import TopicError, find_ranges, scan
 from fluxpool_transport.lag import GroupLag, LagReader, PartitionLag, StalePartition
 
 CLOCKS_APART: Final = timedelta(hours=1)
@@ -114,13 +114,13 @@ def roles_of(target: KafkaTarget) -> dict[str, TopicRole]:
 async def read_trace(target: KafkaTarget, request_id: str, *, since: datetime | None, bar: Bar) -> Trace:
     """All that the topics hold about the task now; with `since`, in records written from then on.
 
-    Raises `TopicScanError` when none of the topics exists or one cannot be read, `KafkaUnavailableError`, `KafkaError`.
+    Raises `TopicError` when none of the topics exists or one cannot be read, `KafkaUnavailableError`, `KafkaError`.
     """
     roles = roles_of(target)
     found = await find_ranges(target.kafka, list(roles), since=since)
     missing = tuple(topic for topic, ranges in found.items() if ranges is None)
     if len(missing) == len(found):
-        raise TopicScanError(f"none of the topics {', '.join(missing)} exists; set FLUXPOOL_TOPICS_TASKS and so on")
+        raise TopicError(f"none of the topics {', '.join(missing)} exists; set FLUXPOOL_TOPICS_TASKS and so on")
     ranges = [item for parts in found.values() for item in parts or ()]
     bar.set_total(sum(item.offsets for item in ranges))
     events = TaskEvents(request_id)

@@ -5,7 +5,6 @@ the same choices always gives the same record, so that sending it twice is harml
 """
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -164,10 +163,8 @@ def merge_patch(target: Any, patch: Any) -> Any:
     return merged
 
 
-def refuse_missing_topic(prepared: PreparedReplay, existing: Collection[str]) -> PreparedReplay | RefusedReplay:
-    """The replay itself, or its refusal when its topic is not among the existing ones."""
-    if prepared.topic in existing:
-        return prepared
+def refuse_missing_topic(prepared: PreparedReplay) -> RefusedReplay:
+    """The refusal of a replay whose topic does not exist."""
     problem = FieldProblem("topic", f"{prepared.topic} does not exist any more; name another one to send to")
     return RefusedReplay(entry=prepared.entry, problems=(problem,))
 

@@ -19,7 +19,8 @@ from fluxpool_contract.header_names import EPOCH
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_contract.messages import MAX_NUMBER_DIGITS, DeadLetter, RawHeaders, Resolution, is_resolution
 from fluxpool_contract.problems import explain
-from fluxpool_transport.kafka.topic_scan import Progress, ScanRange, TopicScanError, find_ranges, scan
+from fluxpool_transport.kafka.metadata import TopicError
+from fluxpool_transport.kafka.topic_scan import Progress, ScanRange, find_ranges, scan
 from fluxpool_transport.kafka.undecodable_records import UndecodableRecord
 
 FOREIGN: Final = "foreign"
@@ -176,7 +177,7 @@ async def read_dead_letters(
 ) -> tuple[DeadLetterEntry, ...]:
     """Every entry that lies on the topic now, by reference; with `since`, those written from then on.
 
-    Raises `TopicScanError` when there is no such topic or it cannot be read, `KafkaUnavailableError`, `KafkaError`.
+    Raises `TopicError` when there is no such topic or it cannot be read, `KafkaUnavailableError`, `KafkaError`.
     """
     found = _Entries()
     ranges = await ranges_of(connection, topic, since=since)
@@ -188,10 +189,10 @@ async def read_dead_letters(
 
 
 async def ranges_of(connection: KafkaConnection, topic: str, *, since: datetime | None = None) -> tuple[ScanRange, ...]:
-    """What the topic holds now. Raises `TopicScanError` when there is no such topic."""
+    """What the topic holds now. Raises `TopicError` when there is no such topic."""
     ranges = (await find_ranges(connection, [topic], since=since))[topic]
     if ranges is None:
-        raise TopicScanError(f"topic {topic} does not exist; create it, or name the dead-letter topic of this cluster")
+        raise TopicError(f"topic {topic} does not exist; create it, or name the dead-letter topic of this cluster")
     return ranges
 
 

@@ -31,7 +31,6 @@ from fluxpool_transport.dlq.prepare import (
 from fluxpool_transport.dlq.reading import DeadLetterEntry, read_records
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.kafka.metadata import KafkaMetadata
-from fluxpool_transport.kafka.topic_scan import find_partitions
 from fluxpool_transport.process.faults import fault_point
 
 CLIENT_ID: Final = "fluxpool-dead-letters"
@@ -96,8 +95,8 @@ class DeadLetterReplayer:
             async for entry, record in found:
                 prepared = prepare_replay(entry, record, choices, topic=self._topic, now=datetime.now(UTC))
                 if isinstance(prepared, PreparedReplay):
-                    known = await self._partitions_of(prepared.topic) is not None
-                    prepared = refuse_missing_topic(prepared, [prepared.topic] if known else [])
+                    exists = await self._partitions_of(prepared.topic) is not None
+                    prepared = prepared if exists else refuse_missing_topic(prepared)
                 yield prepared
 
     async def replay(
@@ -192,12 +191,11 @@ class DeadLetterReplayer:
     async def _partitions_of(self, topic: str) -> Iterator[int] | None:
         """The topic's partitions, round robin from a random one; None when there is no such topic."""
         if topic not in self._partitions:
-            numbers = (await find_partitions(self._metadata, [topic]))[topic]
-            if numbers is None:
-                self._partitions[topic] = None
-            else:
-                first = random.randrange(len(numbers))  # noqa: S311 - spreads load, guards nothing
-                self._partitions[topic] = itertools.cycle((*numbers[first:], *numbers[:first]))
+            found = (await self._metadata.existing([topic]))[topic]
+            self._partitions[topic] = None
+            if found is not None:
+                first = random.randrange(len(found.partitions))  # noqa: S311 - spreads load, guards nothing
+                self._partitions[topic] = itertools.cycle((*found.partitions[first:], *found.partitions[:first]))
         return self._partitions[topic]
 
 

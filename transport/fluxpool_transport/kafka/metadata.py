@@ -10,11 +10,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from confluent_kafka import IsolationLevel, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_transport.kafka.admin import KafkaAdmin, KafkaUnavailableError
+from fluxpool_transport.kafka.admin import KafkaAdmin, KafkaUnavailableError, explain, has_code
 from fluxpool_transport.kafka.clients import KafkaCredentialsError
 
 K = TypeVar("K")
@@ -23,6 +23,10 @@ PartitionKey = tuple[str, int]
 """Topic and partition number."""
 
 REQUEST_SECONDS: Final = 10.0
+
+
+class TopicError(Exception):
+    """A topic cannot be created, read or used; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,18 @@ class KafkaMetadata:
             for topic, answer in described.items()
         }
 
+    async def existing(self, names: Iterable[str]) -> dict[str, TopicMetadata | None]:
+        """Describe topics, None for one that does not exist; raises `TopicError` for one that may not be described."""
+        found: dict[str, TopicMetadata | None] = {}
+        for name, answer in (await self.topics(names)).items():
+            if isinstance(answer, TopicMetadata):
+                found[name] = answer
+            elif has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
+                found[name] = None
+            else:
+                raise undescribed(name, answer) from answer
+        return found
+
     async def topic_id(self, name: str) -> str | None:
         """The id of a topic; None when it is unknown.
 
@@ -115,6 +131,11 @@ class KafkaMetadata:
             if self._admin is admin:
                 self._admin = None
             raise
+
+
+def undescribed(topic: str, refusal: KafkaException) -> TopicError:
+    """The error about a topic that the brokers do not describe."""
+    return TopicError(f"topic {topic}: cannot be described: {explain(refusal)}; the Kafka user needs DESCRIBE on it")
 
 
 def _topic_metadata(described: Any) -> TopicMetadata:

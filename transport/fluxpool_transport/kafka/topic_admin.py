@@ -14,17 +14,13 @@ from confluent_kafka.admin import NewPartitions, NewTopic
 
 from fluxpool_contract.kafka import KafkaConnection, TopicSpec
 from fluxpool_transport.kafka.admin import KafkaAdmin, explain, has_code
-from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicMetadata
+from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicError, TopicMetadata, undescribed
 
 log = structlog.get_logger(__name__)
 
 _CLIENT_ID = "fluxpool-topics"
 _POLL_INTERVAL_SECONDS = 0.1
 """New topics have leaders within milliseconds on a healthy cluster; a poll costs one small request."""
-
-
-class TopicError(Exception):
-    """A topic cannot be created, read or used; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +53,7 @@ async def keep_topics(
         if has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
             missing.append(spec)
         elif isinstance(answer, KafkaException):
-            problems.append(str(_undescribed(name, answer)))
+            problems.append(str(undescribed(name, answer)))
         elif len(answer.partitions) < spec.partitions and spec.config.get("cleanup.policy") != "compact":
             narrow.append(spec)
     created, refused = await _create_each(admin, missing, deadline_seconds=deadline_seconds)
@@ -77,7 +73,7 @@ async def ensure_topics(
     loop = asyncio.get_running_loop()
     ends_at_seconds = loop.time() + deadline_seconds
     names = [spec.name for spec in specs]
-    described = await _describe(metadata, names)
+    described = await metadata.existing(names)
     missing = [spec for spec in specs if described[spec.name] is None]
     created: tuple[str, ...] = ()
     if missing:
@@ -90,27 +86,10 @@ async def ensure_topics(
                 f"after {deadline_seconds:.0f} s these partitions have no leader: {', '.join(leaderless)}; "
                 "check that the brokers holding them run"
             )
-        described = await _describe(metadata, names)
+        described = await metadata.existing(names)
         if _leaderless(described):
             await asyncio.sleep(_POLL_INTERVAL_SECONDS)
     return created
-
-
-async def _describe(metadata: KafkaMetadata, names: Sequence[str]) -> dict[str, TopicMetadata | None]:
-    """Each topic, None when there is no such topic."""
-    found: dict[str, TopicMetadata | None] = {}
-    for name, answer in (await metadata.topics(names)).items():
-        if isinstance(answer, TopicMetadata):
-            found[name] = answer
-        elif has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
-            found[name] = None
-        else:
-            raise _undescribed(name, answer) from answer
-    return found
-
-
-def _undescribed(name: str, refusal: KafkaException) -> TopicError:
-    return TopicError(f"topic {name}: cannot be described: {explain(refusal)}; the Kafka user needs DESCRIBE on it")
 
 
 async def _create(admin: KafkaAdmin, specs: Sequence[TopicSpec], *, deadline_seconds: float) -> tuple[str, ...]:

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import OffsetSpec
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_transport.kafka.admin import KafkaUnavailableError, explain, has_code
+from fluxpool_transport.kafka.admin import KafkaUnavailableError, explain
 from fluxpool_transport.kafka.client_stop import stop_consumer
 from fluxpool_transport.kafka.clients import aiokafka_options
-from fluxpool_transport.kafka.metadata import KafkaMetadata, PartitionKey, TopicMetadata
+from fluxpool_transport.kafka.metadata import KafkaMetadata, PartitionKey, TopicError
 
 CLIENT_ID: Final = "fluxpool-reader"
 STALL_SECONDS: Final = 30.0
@@ -32,10 +32,6 @@ _BATCH_RECORDS: Final = 2000
 
 Progress = Callable[[int], None]
 """Called after each batch with the number of offsets that were passed since the last call."""
-
-
-class TopicScanError(Exception):
-    """A topic cannot be read; the message names it and the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,43 +54,27 @@ async def find_ranges(
 ) -> dict[str, tuple[ScanRange, ...] | None]:
     """What each topic holds now, for each partition; None for a topic that does not exist.
 
-    With `since`, from the first record that is as young. Raises `TopicScanError`, `KafkaUnavailableError`.
+    With `since`, from the first record that is as young. Raises `TopicError`, `KafkaUnavailableError`.
     """
     metadata = KafkaMetadata(connection, client_id=CLIENT_ID)
-    found = await find_partitions(metadata, topics)
-    keys = [(topic, number) for topic, numbers in found.items() for number in numbers or ()]
+    found = await metadata.existing(topics)
+    keys = [(name, number) for name, topic in found.items() if topic for number in topic.partitions]
     first = OffsetSpec.earliest() if since is None else OffsetSpec.for_timestamp(round(since.timestamp() * 1000))
     starts, ends = await asyncio.gather(metadata.offsets(keys, first), metadata.offsets(keys, OffsetSpec.latest()))
     ranges = {key: _range(key, starts[key], ends[key]) for key in keys}
     return {
-        topic: None if numbers is None else tuple(ranges[topic, number] for number in numbers)
-        for topic, numbers in found.items()
+        name: None if topic is None else tuple(ranges[name, number] for number in topic.partitions)
+        for name, topic in found.items()
     }
-
-
-async def find_partitions(metadata: KafkaMetadata, topics: Sequence[str]) -> dict[str, tuple[int, ...] | None]:
-    """The numbers of each topic's partitions, None for a topic that does not exist; never creates one.
-
-    Raises `TopicScanError`, `KafkaUnavailableError`.
-    """
-    found: dict[str, tuple[int, ...] | None] = {}
-    for topic, answer in (await metadata.topics(topics)).items():
-        if isinstance(answer, TopicMetadata):
-            found[topic] = answer.partitions
-        elif has_code(answer, KafkaError.UNKNOWN_TOPIC_OR_PART):
-            found[topic] = None
-        else:
-            raise TopicScanError(f"topic {topic}: {explain(answer)}; the Kafka user needs DESCRIBE on it")
-    return found
 
 
 def _range(key: PartitionKey, start: Any, end: Any) -> ScanRange:
     topic, partition = key
     for answer in (start, end):
         if isinstance(answer, KafkaException):
-            raise TopicScanError(f"topic {topic}, partition {partition}: {explain(answer)}; check that its leader runs")
+            raise TopicError(f"topic {topic}, partition {partition}: {explain(answer)}; check that its leader runs")
     if end is None:
-        raise TopicScanError(f"topic {topic}, partition {partition}: its leader did not answer in time; try again")
+        raise TopicError(f"topic {topic}, partition {partition}: its leader did not answer in time; try again")
     # Without a record that is as young as asked for there is no start.
     first = end if start is None else min(start, end)
     return ScanRange(topic=topic, partition=partition, start=first, end=end)
