@@ -12,16 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_operator.backlog.groupless import KAFKA_ERRORS, GrouplessReader
+from fluxpool_operator.backlog.groupless import GrouplessReader
 from fluxpool_operator.backlog.reading import Head
 from fluxpool_transport.kafka import UndecodableRecord
-
-log = structlog.get_logger(__name__)
 
 _WAIT_SECONDS: Final = 0.25
 """A reading waits this long for heads; those found later serve the next reading."""
@@ -50,11 +46,11 @@ class HeadQuestion:
     end_offset: int
 
 
-class HeadProbe:
+class HeadProbe(GrouplessReader):
     """Answers questions about heads for one Kafka cluster; connects at the first one."""
 
     def __init__(self, connection: KafkaConnection, tasks: asyncio.TaskGroup) -> None:
-        self._reader = GrouplessReader(connection, tasks, client_id="fluxpool-heads", options=_CONSUMER_OPTIONS)
+        super().__init__(connection, tasks, client_id="fluxpool-heads", options=_CONSUMER_OPTIONS)
         self._open_questions: dict[tuple[str, int, int], HeadQuestion] = {}
         self._heads: OrderedDict[tuple[str, int, int], Head] = OrderedDict()
         self._search_again_at: dict[HeadQuestion, float] = {}
@@ -68,17 +64,9 @@ class HeadProbe:
         missing = [question for question in wanted if self._is_missing(question)]
         self._open_questions |= {_key(question): question for question in missing}
         if missing:
-            self._reader.start(self._run)
-            await self._reader.wait(_WAIT_SECONDS)
+            self._start(self._run)
+            await self._wait(_WAIT_SECONDS)
         return {question: head for question in wanted if (head := self._known(question)) is not None}
-
-    def reconnect(self) -> None:
-        """Use a new connection from the next pass on."""
-        self._reader.reconnect()
-
-    async def close(self) -> None:
-        """End the search and close the connection."""
-        await self._reader.close()
 
     def _known(self, question: HeadQuestion) -> Head | None:
         head = self._heads.get(_key(question))
@@ -99,39 +87,20 @@ class HeadProbe:
                 partition = TopicPartition(question.topic, question.partition)
                 if partition not in batch and len(batch) < _PASS_QUESTIONS:
                     batch[partition] = self._open_questions.pop(key)
-            try:
-                await self._search(batch)
-            except KAFKA_ERRORS as error:
-                log.warning("backlog_heads_unknown", error=str(error) or type(error).__name__)
-                await self._reader.drop()
-            except Exception:
-                log.exception("backlog_heads_failed")
-                await self._reader.drop()
+            await self._guarded(self._search(batch))
             self._postpone_unanswered(batch.values())
 
     async def _search(self, batch: dict[TopicPartition, HeadQuestion]) -> None:
-        consumer = await self._reader.opened()
-        loop = asyncio.get_running_loop()
-        consumer.assign(list(batch))
-        for partition, question in batch.items():
-            consumer.seek(partition, question.offset)
-        unanswered = dict(batch)
-        ends_at_seconds = loop.time() + _PASS_SECONDS
-        while unanswered and loop.time() < ends_at_seconds:
-            try:
-                records = await consumer.getmany(timeout_ms=50)
-            except KafkaError as error:  # of one partition
-                log.debug("backlog_head_unreadable", error=str(error))
-                continue
-            for partition in list(unanswered):
-                question = unanswered[partition]
-                first = next((item for item in records.get(partition, ()) if item.offset >= question.offset), None)
-                if first is None and await consumer.position(partition) < question.end_offset:
-                    continue
-                del unanswered[partition]
-                consumer.pause(partition)
-                self._remember(question, first)
-        consumer.unsubscribe()
+        def take(partition: TopicPartition, records: list[Any], position: int) -> bool:
+            question = batch[partition]
+            first = next((item for item in records if item.offset >= question.offset), None)
+            if first is None and position < question.end_offset:
+                return False
+            self._remember(question, first)
+            return True
+
+        starts = {partition: question.offset for partition, question in batch.items()}
+        await self._read_from(starts, seconds=_PASS_SECONDS, take=take)
 
     def _remember(self, question: HeadQuestion, record: Any) -> None:
         offset = None if record is None else _first_offset(record, question)

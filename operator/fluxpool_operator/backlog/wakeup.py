@@ -10,14 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
 from aiokafka import TopicPartition
 
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.backlog.groupless import KAFKA_ERRORS, GrouplessReader
 from fluxpool_transport.process import retry_forever
-
-log = structlog.get_logger(__name__)
 
 Ends = Mapping[tuple[str, int], int]
 """End offsets by (topic, partition): where the next record appears."""
@@ -42,11 +39,11 @@ class _Watch:
     wake: Callable[[], None]
 
 
-class WakeUp:
+class WakeUp(GrouplessReader):
     """Watches the idle topics of one Kafka cluster; connects at the first watch."""
 
     def __init__(self, connection: KafkaConnection, tasks: asyncio.TaskGroup) -> None:
-        self._reader = GrouplessReader(connection, tasks, client_id="fluxpool-wakeup", options=_CONSUMER_OPTIONS)
+        super().__init__(connection, tasks, client_id="fluxpool-wakeup", options=_CONSUMER_OPTIONS)
         self._watches: dict[str, _Watch] = {}
         self._woken_at: dict[str, Ends] = {}
         self._watchers: dict[TopicPartition, set[str]] = {}
@@ -71,7 +68,7 @@ class WakeUp:
         self._woken_at.pop(key, None)
         self._watches[key] = _Watch(dict(ends), wake)
         self._changed.set()
-        self._reader.start(self._run)
+        self._start(self._run)
 
     def unwatch(self, key: str) -> None:
         """Remove the watch of `key`."""
@@ -81,34 +78,24 @@ class WakeUp:
 
     def reconnect(self) -> None:
         """Use a new connection: the present one may only know brokers that are gone."""
-        if self._reader.is_open:
-            self._reader.reconnect()
+        if self._consumer is not None:
+            super().reconnect()
             # Ends the wait of a task without watches, so that it drops the old connection.
             self._changed.set()
 
     async def close(self) -> None:
         """Remove all watches and close the connection."""
         self._watches.clear()
-        await self._reader.close()
+        await super().close()
 
     async def _run(self) -> None:
         while True:
-            try:
-                await self._watch_once()
-            except KAFKA_ERRORS as error:
-                log.warning("backlog_wakeup_interrupted", error=str(error) or type(error).__name__)
-                await self._start_over()
-            except Exception:
-                log.exception("backlog_wakeup_failed")
-                await self._start_over()
-
-    async def _start_over(self) -> None:
-        await self._reader.drop()
-        await asyncio.sleep(_AGAIN_SECONDS)
+            if not await self._guarded(self._watch_once()):
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _watch_once(self) -> None:
         consumer = await retry_forever(
-            self._reader.opened, retry_on=KAFKA_ERRORS, name="backlog_wakeup", maximum_seconds=_LONGEST_WAIT_SECONDS
+            self._opened, retry_on=KAFKA_ERRORS, name="backlog_wakeup", maximum_seconds=_LONGEST_WAIT_SECONDS
         )
         if self._changed.is_set() or consumer is not self._assigned_consumer:
             # Cleared before the watches are read: a watch that is added meanwhile sets it again.
