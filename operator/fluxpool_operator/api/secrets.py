@@ -3,51 +3,46 @@
 from fluxpool_operator.api.schema import ApiModel, ObjectName, SecretEntry
 
 
-class CaSecretRef(ApiModel):
-    """Reference to a Secret with CA certificates."""
-
+class _SecretRef(ApiModel):
     name: ObjectName
     """Name of the Secret."""
+
+
+class CaSecretRef(_SecretRef):
+    """Reference to a Secret with CA certificates."""
+
     key: SecretEntry = "ca.crt"
     """Key of the CA certificates in PEM format."""
 
 
-class TokenSecretRef(ApiModel):
+class TokenSecretRef(_SecretRef):
     """Reference to a Secret with a token."""
 
-    name: ObjectName
-    """Name of the Secret."""
     key: SecretEntry = "token"
     """Key of the token."""
 
 
-class CredentialsSecretRef(ApiModel):
+class CredentialsSecretRef(_SecretRef):
     """Reference to a Secret with a user name and a password."""
 
-    name: ObjectName
-    """Name of the Secret."""
     username_key: SecretEntry = "username"
     """Key of the user name."""
     password_key: SecretEntry = "password"  # noqa: S105 - the key's name
     """Key of the password."""
 
 
-class ClientSecretRef(ApiModel):
+class ClientSecretRef(_SecretRef):
     """Reference to a Secret with OAuth client credentials."""
 
-    name: ObjectName
-    """Name of the Secret."""
     client_id_key: SecretEntry = "client-id"
     """Key of the client ID."""
     client_secret_key: SecretEntry = "client-secret"  # noqa: S105 - the key's name
     """Key of the client secret."""
 
 
-class CertificateSecretRef(ApiModel):
+class CertificateSecretRef(_SecretRef):
     """Reference to a Secret with a client certificate, such as one of type kubernetes.io/tls."""
 
-    name: ObjectName
-    """Name of the Secret."""
     certificate_key: SecretEntry = "tls.crt"
     """Key of the certificate chain in PEM format."""
     private_key_key: SecretEntry = "tls.key"
@@ -56,11 +51,9 @@ class CertificateSecretRef(ApiModel):
     """Key of the private key's password. Absent for an unencrypted key."""
 
 
-class AccessKeySecretRef(ApiModel):
+class AccessKeySecretRef(_SecretRef):
     """Reference to a Secret with the access key of an object store."""
 
-    name: ObjectName
-    """Name of the Secret."""
     access_key_id_key: SecretEntry = "access-key-id"
     """Key of the access key ID."""
     secret_access_key_key: SecretEntry = "secret-access-key"  # noqa: S105 - the key's name

@@ -69,7 +69,7 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
             image=ImageSettings(embed_parameters=spec.image.embed_parameters),
             topics=topic_names(spec.kafka),
             consumer_group=spec.kafka.consumer_group,
-            lanes=lanes(spec.kafka),
+            lanes=tuple(Lane(**lane.model_dump()) for lane in spec.kafka.lanes),
             pool=pool.name,
             gateway_url=spec.storage.gateway_url,
             health_port=HEALTH_PORT,
@@ -115,24 +115,9 @@ def kafka_connection(kafka: KafkaSpec, secrets: Mapping[str, str], *, files: Pat
         )
 
 
-def lanes(kafka: KafkaSpec) -> tuple[Lane, ...]:
-    """The lanes as the contract models them."""
-    return tuple(
-        Lane(name=lane.name, topic=lane.topic, consumer_group=lane.consumer_group, preference=lane.preference)
-        for lane in kafka.lanes
-    )
-
-
 def topic_names(kafka: KafkaSpec) -> TopicNames:
     """The topics other than those of the lanes."""
-    topics = kafka.topics
-    return TopicNames(
-        results=topics.results,
-        progress=topics.progress,
-        retry=topics.retry,
-        control=topics.control,
-        dead_letters=topics.dead_letters,
-    )
+    return TopicNames(**kafka.topics.model_dump())
 
 
 def container_environment(pool: FluxWorkerPool) -> list[dict[str, Any]]:

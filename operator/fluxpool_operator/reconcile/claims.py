@@ -18,20 +18,6 @@ class GroupClaim:
     groups: frozenset[tuple[str, str]]
     """Each bootstrap server with each group: pools conflict when they share a server and a group."""
 
-    @property
-    def precedence(self) -> tuple[str, str]:
-        """Sort key: the oldest pool first, then any fixed order."""
-        return (self.created, self.uid)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupConflict:
-    """An older pool that names one of the same groups."""
-
-    group: str
-    holder: str
-    """Namespace and name of the other pool."""
-
 
 class GroupClaims:
     """The claims of all pools."""
@@ -63,15 +49,18 @@ class GroupClaims:
                 del self._holders[group]
         return conflicting
 
-    def conflict(self, uid: str) -> GroupConflict | None:
-        """The first of the pool's groups that an older pool owns; None without a conflict."""
+    def conflict(self, uid: str) -> tuple[str, GroupClaim] | None:
+        """The first of the pool's groups that an older pool owns, with the claim of that; None without a conflict."""
         claim = self._claims.get(uid)
         if claim is None:
             return None
         for server, group in sorted(claim.groups):
-            first = min((self._claims[other] for other in self._holders[server, group]), key=lambda it: it.precedence)
+            # The oldest pool owns it; of two of one second either, but always the same.
+            first = min(
+                (self._claims[other] for other in self._holders[server, group]), key=lambda it: (it.created, it.uid)
+            )
             if first.uid != uid:
-                return GroupConflict(group=group, holder=first.name)
+                return group, first
         return None
 
     def _conflicting(self, claim: GroupClaim) -> frozenset[str]:

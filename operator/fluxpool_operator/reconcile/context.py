@@ -16,10 +16,6 @@ from fluxpool_operator.reconcile.claims import GroupClaims
 from fluxpool_operator.settings import OperatorSettings
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorContext:
     """One of each for the process."""
@@ -34,4 +30,4 @@ class OperatorContext:
     metrics: OperatorMetrics = field(default_factory=OperatorMetrics)
     observe_topics: Callable[[KafkaConnection, KafkaSpec], Coroutine[None, None, TopicReport]] = observe_topics
     clock: Callable[[], float] = time.monotonic
-    utc_now: Callable[[], datetime] = _utc_now
+    utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)

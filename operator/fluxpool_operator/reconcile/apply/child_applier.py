@@ -5,12 +5,12 @@ What differs is decided in `server_side_apply`, what a child looks like in `chil
 
 import structlog
 
-from fluxpool_operator.api import FluxWorkerPool, Reason
+from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.assessment import PoolProblem
 from fluxpool_operator.children import Children, child_name, render_children
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.reconcile.apply.scaler import Observation
-from fluxpool_operator.reconcile.apply.server_side_apply import ChildRefusedError, ForeignChildError, ServerSideApply
+from fluxpool_operator.reconcile.apply.server_side_apply import ChildError, ServerSideApply
 from fluxpool_operator.reconcile.child_cache import DEPLOYMENT, PoolKey
 from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.workload import rollout_width
@@ -63,10 +63,8 @@ class ChildApplier:
             applied = await self._server_side_apply.reconcile(
                 children, observed=cache.children(self._key), obsolete=self._obsolete(pool, children)
             )
-        except ForeignChildError as error:
-            return (PoolProblem(reason=Reason.FOREIGN_CHILD, message=str(error)),)
-        except ChildRefusedError as error:
-            return (PoolProblem(reason=Reason.CHILD_FAILED, message=str(error)),)
+        except ChildError as error:
+            return (PoolProblem(reason=error.reason, message=str(error)),)
         for stored in applied:
             # Not left to the watch: the next reconcile must count the replicas that were just applied.
             cache.store_child(self._key, stored["kind"], stored)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from fluxpool_operator.api import Reason
 from fluxpool_operator.children import FIELD_MANAGER, Children
 from fluxpool_operator.cluster import ClusterClient, ClusterError, child_path
 from fluxpool_operator.cluster.client import Body
@@ -31,12 +32,13 @@ LONGEST_RETRY_SECONDS: Final = 15.0
 """Between retries of a refused apply; a change of the manifest or of a watched child is tried at once."""
 
 
-class ForeignChildError(Exception):
-    """An object with a child's name has another owner; the message names it and the remedy."""
+class ChildError(Exception):
+    """The API server refuses a child, or an object of its name has another owner; says which, and the remedy."""
 
-
-class ChildRefusedError(Exception):
-    """The API server refuses a child; the message says which and why."""
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """Of the pool's condition."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class _Refused:
     """A refused apply, and when the same children are tried again."""
 
     children: Children
-    error: ForeignChildError | ChildRefusedError
+    error: ChildError
     retry_at_seconds: float
 
 
@@ -98,14 +100,14 @@ class ServerSideApply:
         """Apply what differs; returns the objects that were applied, in that order.
 
         `observed` are the cached children by kind; `obsolete` are the paths, by kind, of children to delete. Raises
-        `ForeignChildError`, `ChildRefusedError` and `ClusterUnreachableError`; what was applied by then stays.
+        `ChildError` and `ClusterUnreachableError`; what was applied by then stays.
         """
         last = self._refused
         if last is not None and last.children == children and self._clock() < last.retry_at_seconds:
             raise last.error
         try:
             applied = await self._reconcile(children, observed=observed, obsolete=obsolete)
-        except (ForeignChildError, ChildRefusedError) as error:
+        except ChildError as error:
             retry_at = self._clock() + self._backoff.next_seconds()
             self._refused = _Refused(children=children, error=error, retry_at_seconds=retry_at)
             raise
@@ -163,7 +165,7 @@ class ServerSideApply:
         try:
             stored = await self._cluster.apply(path, manifest, field_manager=FIELD_MANAGER)
         except ClusterError as error:
-            raise ChildRefusedError(f"{kind} {path.rpartition('/')[2]}: {error.message or error}") from error
+            raise _refused(kind, path, error) from error
         summary = summarize_child(stored)
         self._applied[kind] = _Applied(
             manifest=manifest, stored=summary, at_seconds=self._clock(), check_at_seconds=self._next_check()
@@ -172,14 +174,15 @@ class ServerSideApply:
         return stored
 
     async def _find_own(self, kind: str, path: str) -> Body | None:
-        """The child in the API server; raises `ForeignChildError` when it is not this pool's."""
+        """The child in the API server; raises `ChildError` when it is not this pool's."""
         found = await self._cluster.find(path)
         if found is not None and not self._is_own(found):
             owners = found["metadata"].get("ownerReferences", ())
             whose = ", ".join(f"{owner['kind']} {owner['name']}" for owner in owners) or "no owner"
-            raise ForeignChildError(
+            raise ChildError(
+                Reason.FOREIGN_CHILD,
                 f"{kind} {found['metadata']['name']} exists and belongs to {whose}, not to this pool; "
-                "it is left alone: delete or rename it, or name the pool differently"
+                "it is left alone: delete or rename it, or name the pool differently",
             )
         return found
 
@@ -196,9 +199,13 @@ class ServerSideApply:
                 await self._cluster.delete(path, uid=found["metadata"]["uid"])
                 log.info("child_deleted", kind=kind, name=found["metadata"]["name"])
         except ClusterError as error:
-            raise ChildRefusedError(f"{kind} {path.rpartition('/')[2]}: {error.message or error}") from error
+            raise _refused(kind, path, error) from error
         self._applied.pop(kind, None)
         self._check_absent_at[kind] = self._next_check()
+
+
+def _refused(kind: str, path: str, error: ClusterError) -> ChildError:
+    return ChildError(Reason.CHILD_FAILED, f"{kind} {path.rpartition('/')[2]}: {error.message or error}")
 
 
 def _is_changed(stored: ChildSummary, seen: ChildSummary, *, manifest: Mapping[str, Any]) -> bool:
