@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolSpec
-from fluxpool_operator.api.pool import MAX_NAME_CHARACTERS
+from fluxpool_operator.api import FluxWorkerPool
+from fluxpool_operator.api.pool import MAX_NAME_CHARACTERS, FluxWorkerPoolSpec
 from fluxpool_operator.children import FIELD_MANAGER, Children, render_children, selector_text
 from fluxpool_operator.crd import FILE_NAME
 from kit.control_plane import CommandError, ControlPlane

@@ -17,8 +17,9 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
 from fluxpool_contract.kafka.retries import former_scheduler_group
 from fluxpool_contract.kafka.retry_offsets import retry_offset_text
-from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, RetryTier
+from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
+from fluxpool_operator.backlog.observation import RetryTier
 from fluxpool_transport.kafka.clients import aiokafka_options
 from kit.kafka import KafkaFactory, create_topics, produce, unique_name
 from kit.waiting import wait_until

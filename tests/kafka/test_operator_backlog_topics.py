@@ -11,7 +11,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicSpec
 from fluxpool_operator.api.kafka import KafkaSpec
-from fluxpool_operator.backlog import TopicReport, manage_topics, observe_topics, wanted_topics
+from fluxpool_operator.backlog import TopicReport, manage_topics, observe_topics
+from fluxpool_operator.backlog.topics import wanted_topics
 from fluxpool_transport.kafka.topic_admin import TopicChanges, keep_topics
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from fluxpool_contract.kafka import LedgerEntry
-from fluxpool_operator.backlog import LaneObservation, LaneTarget, PartitionObservation
+from fluxpool_operator.backlog import LaneObservation, LaneTarget
+from fluxpool_operator.backlog.observation import PartitionObservation
 
 
 def lane_of(

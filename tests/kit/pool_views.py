@@ -7,9 +7,11 @@ from typing import Any, Final
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus
 from fluxpool_operator.assessment import PoolView
-from fluxpool_operator.backlog import LaneObservation, LaneTarget, PartitionObservation
+from fluxpool_operator.backlog import LaneObservation, LaneTarget
+from fluxpool_operator.backlog.observation import PartitionObservation
 from fluxpool_operator.planning import Constraint, Plan, PlanState
-from fluxpool_operator.workload import DeploymentSummary, PodPhase, PodStage, PodSummary
+from fluxpool_operator.workload import DeploymentSummary, PodStage, PodSummary
+from fluxpool_operator.workload.pods import PodPhase
 from kit.pools import edited, pool_body
 
 NOON: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -114,7 +116,6 @@ def view(replicas: int = 2, **fields: Any) -> PoolView:
         "deployment": deployment(replicas),
         "pods": pods(replicas),
         "template_hash": TEMPLATE,
-        "topic_partitions": {lane_.target.name: len(lane_.partitions) for lane_ in lanes if lane_.partitions},
     }
     return PoolView(**(usual | fields))
 

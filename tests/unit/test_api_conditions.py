@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_operator.api import (
-    Condition,
     ConditionStatus,
     ConditionType,
     FluxWorkerPoolStatus,
     LaneStatus,
     PlanStatus,
     Reason,
+    Verdict,
     with_condition,
 )
-from fluxpool_operator.api.conditions import MAX_MESSAGE_CHARACTERS
+from fluxpool_operator.api.conditions import MAX_MESSAGE_CHARACTERS, Condition
 from fluxpool_operator.planning import Constraint
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -30,9 +30,7 @@ def _conditions_after(
     reason: Reason = Reason.READY,
     message: str = "",
 ) -> tuple[Condition, ...]:
-    return with_condition(
-        conditions, type=kind, status=status, reason=reason, message=message, observed_generation=1, now=now
-    )
+    return with_condition(conditions, kind, Verdict(status, reason, message), observed_generation=1, now=now)
 
 
 def test_a_first_condition_transitions_now() -> None:

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from fluxpool_contract.settings.worker_exit import EXIT_MODEL_LOAD_FAILED
-from fluxpool_operator.api import Condition, ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
+from fluxpool_operator.api import ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
+from fluxpool_operator.api.conditions import Condition
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
 from fluxpool_operator.planning import Constraint
-from fluxpool_operator.workload import ContainerExit, ControllerCondition, PodStage
+from fluxpool_operator.workload import PodStage
+from fluxpool_operator.workload.deployment import ControllerCondition
+from fluxpool_operator.workload.pods import ContainerExit
 from kit.pool_views import GENERATION, NOON, decision, deployment, lane, later, pod, pods, pool, view
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN

@@ -11,7 +11,8 @@ from fluxpool_operator.api import FluxWorkerPoolStatus, InvalidPoolError, Reason
 from fluxpool_operator.assessment import PoolEvent, PoolProblem, PoolView, assess, events_of
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.reconcile.apply.status_writer import invalid_status
-from fluxpool_operator.workload import ContainerExit, PodStage
+from fluxpool_operator.workload import PodStage
+from fluxpool_operator.workload.pods import ContainerExit
 from kit.pool_views import NOON, decision, deployment, lane, later, pod, pods, pool, view
 
 
@@ -79,7 +80,7 @@ PROBLEM = PoolProblem(reason=Reason.SECRET_NOT_FOUND, message="missing: hub/toke
         (view(3, pool=pool(paused=True)), {"pool": pool()}, [("Normal", Reason.RESUMED)]),
         (
             BUSY,
-            {"lanes": (lane(partitions=4),), "topic_partitions": {"standard": 4}},
+            {"lanes": (lane(partitions=4),)},
             [("Warning", Reason.PARTITIONS_FEWER_THAN_REPLICAS)],
         ),
         (

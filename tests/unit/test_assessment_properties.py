@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from fluxpool_operator.api import ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess, events_of, status_patch, worth_writing
 from fluxpool_operator.planning import Constraint
-from fluxpool_operator.workload import ContainerExit, PodStage
+from fluxpool_operator.workload import PodStage
+from fluxpool_operator.workload.pods import ContainerExit
 from kit.pool_views import decision, deployment, lane, later, pod, pool, view
 
 _PROBLEMS = [

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
-from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog, RetryTier
+from fluxpool_operator.backlog import LaneObservation, LaneTarget, PoolBacklog
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
+from fluxpool_operator.backlog.observation import RetryTier
 from fluxpool_operator.backlog.reading import Head, LaneReading
 from fluxpool_transport.lag.lag_reader import PartitionLag, StalePartition
 

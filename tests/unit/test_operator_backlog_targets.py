@@ -1,7 +1,8 @@
 """The topics that the operator reads for a pool: its lanes, and the retry topics with the first lane."""
 
 from fluxpool_operator.api import FluxWorkerPool
-from fluxpool_operator.backlog import LaneTarget, RetryTier
+from fluxpool_operator.backlog import LaneTarget
+from fluxpool_operator.backlog.observation import RetryTier
 from fluxpool_operator.reconcile.kafka.lag_watch import lane_targets
 
 

@@ -8,15 +8,15 @@ import pytest
 
 from fluxpool_operator.api import ConditionStatus
 from fluxpool_operator.workload import (
-    ControllerCondition,
     DeploymentSummary,
-    PodPhase,
     PodStage,
     PodSummary,
     is_rolling_out,
     rollout_width,
     summarize_deployment,
 )
+from fluxpool_operator.workload.deployment import ControllerCondition
+from fluxpool_operator.workload.pods import PodPhase
 
 BODY: dict[str, Any] = {
     "metadata": {

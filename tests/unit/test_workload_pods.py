@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fluxpool_operator.workload import ContainerExit, PodCounts, PodPhase, PodStage, count_pods, summarize_pod
+from fluxpool_operator.workload import PodCounts, PodStage, count_pods, summarize_pod
+from fluxpool_operator.workload.pods import ContainerExit, PodPhase
 
 CREATED = "2026-05-04T12:00:00Z"
 READY_AT = "2026-05-04T12:01:30Z"

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_operator.workload import VICTIM_COST, PodPhase, PodStage, PodSummary, plan_scale_in
+from fluxpool_operator.workload import PodStage, PodSummary, plan_scale_in
+from fluxpool_operator.workload.pods import PodPhase
+from fluxpool_operator.workload.scale_in import VICTIM_COST
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 

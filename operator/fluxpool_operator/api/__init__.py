@@ -3,7 +3,7 @@
 Pure: parses what the API server hands out. Must not know how pools are watched, planned or applied.
 """
 
-from fluxpool_operator.api.conditions import Condition, ConditionStatus, ConditionType, Reason, with_condition
+from fluxpool_operator.api.conditions import ConditionStatus, ConditionType, Reason, Verdict, with_condition
 from fluxpool_operator.api.pool import (
     API_VERSION,
     GROUP,
@@ -11,11 +11,10 @@ from fluxpool_operator.api.pool import (
     PLURAL,
     VERSION,
     FluxWorkerPool,
-    FluxWorkerPoolSpec,
     InvalidPoolError,
     scaling_config,
 )
-from fluxpool_operator.api.scaling import LagUnavailablePolicy, ScalingMode, ScalingPolicy
+from fluxpool_operator.api.scaling import ScalingMode
 from fluxpool_operator.api.status import FluxWorkerPoolStatus, LaneStatus, PlanStatus
 
 __all__ = [
@@ -24,19 +23,16 @@ __all__ = [
     "KIND",
     "PLURAL",
     "VERSION",
-    "Condition",
     "ConditionStatus",
     "ConditionType",
     "FluxWorkerPool",
-    "FluxWorkerPoolSpec",
     "FluxWorkerPoolStatus",
     "InvalidPoolError",
-    "LagUnavailablePolicy",
     "LaneStatus",
     "PlanStatus",
     "Reason",
     "ScalingMode",
-    "ScalingPolicy",
+    "Verdict",
     "scaling_config",
     "with_condition",
 ]

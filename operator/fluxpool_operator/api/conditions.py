@@ -1,6 +1,7 @@
 """Condition types and reasons of a pool, and the update of a list of conditions."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final
@@ -117,13 +118,20 @@ class Condition(ApiModel):
     """Generation of the pool that the condition was set upon."""
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Status, reason and message of one condition."""
+
+    status: ConditionStatus
+    reason: Reason
+    message: str
+
+
 def with_condition(
     conditions: Iterable[Condition],
+    type_: ConditionType,
+    verdict: Verdict,
     *,
-    type: ConditionType,  # noqa: A002 - the field's name
-    status: ConditionStatus,
-    reason: Reason,
-    message: str,
     observed_generation: int,
     now: datetime,
 ) -> tuple[Condition, ...]:
@@ -132,17 +140,14 @@ def with_condition(
     The transition time, in whole seconds, changes only with `status`. A message that is too long is truncated.
     """
     known = {condition.type: condition for condition in conditions}
-    before, message = known.get(type), message[:MAX_MESSAGE_CHARACTERS]
-    new = (status, reason, message, observed_generation)
-    if before is None or (before.status, before.reason, before.message, before.observed_generation) != new:
-        known[type] = Condition(
-            type=type,
-            status=status,
-            reason=reason,
-            message=message,
-            last_transition_time=before.last_transition_time
-            if before and before.status is status
-            else now.replace(microsecond=0),
-            observed_generation=observed_generation,
-        )
-    return tuple(known[type_] for type_ in ConditionType if type_ in known)
+    before = known.get(type_)
+    now = now.replace(microsecond=0)
+    known[type_] = Condition(
+        type=type_,
+        status=verdict.status,
+        reason=verdict.reason,
+        message=verdict.message[:MAX_MESSAGE_CHARACTERS],
+        last_transition_time=before.last_transition_time if before and before.status is verdict.status else now,
+        observed_generation=observed_generation,
+    )
+    return tuple(known[kind] for kind in ConditionType if kind in known)

@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Final, assert_never
 
 from fluxpool_contract.kafka import explain_create_time
-from fluxpool_operator.api import ConditionType, Reason, ScalingMode
+from fluxpool_operator.api import ConditionType, Reason, ScalingMode, Verdict
 from fluxpool_operator.assessment.readiness import readiness
-from fluxpool_operator.assessment.view import PoolView, Verdict, duration_text, false, true, unknown
+from fluxpool_operator.assessment.view import PoolView, duration_text, false, true, unknown
 from fluxpool_operator.backlog.observation import LaneObservation
 from fluxpool_operator.planning import Constraint
 
@@ -158,7 +158,7 @@ def _topics_ready(view: PoolView) -> Verdict:
     for problem in view.problems:
         if problem.reason is Reason.TOPICS_FAILED:
             return false(Reason.TOPICS_FAILED, problem.message)
-    unread = [lane for lane in view.lanes if lane.target.name not in view.topic_partitions]
+    unread = [lane for lane in view.lanes if not lane.partitions]
     missing = [lane.target.topic for lane in unread if _UNKNOWN_TOPIC in (lane.problem or "")]
     if missing and not view.topics_are_settling:
         return false(
@@ -168,7 +168,7 @@ def _topics_ready(view: PoolView) -> Verdict:
         )
     if unread or not view.lanes:
         return unknown(Reason.LAG_UNAVAILABLE, "The topics could not be read yet.")
-    partitions = sum(view.topic_partitions[lane.target.name] for lane in view.lanes)
+    partitions = sum(len(lane.partitions) for lane in view.lanes)
     maximum = view.pool.spec.scaling.max_replicas
     if partitions < maximum:
         return false(

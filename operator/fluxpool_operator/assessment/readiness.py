@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from fluxpool_contract.settings import EXIT_MODEL_LOAD_FAILED
-from fluxpool_operator.api import ConditionStatus, ConditionType, Reason
-from fluxpool_operator.assessment.view import PoolView, Verdict, false, true
+from fluxpool_operator.api import ConditionStatus, ConditionType, Reason, Verdict
+from fluxpool_operator.assessment.view import PoolView, false, true
 from fluxpool_operator.workload import PodStage, PodSummary, is_rolling_out
 
 _IMAGE_REASONS: Final = frozenset(

@@ -83,13 +83,10 @@ def status_patch(written: FluxWorkerPoolStatus, new: FluxWorkerPoolStatus) -> di
 def _conditions(view: PoolView) -> tuple[Condition, ...]:
     conditions = view.pool.status.conditions
     for type_ in ConditionType:
-        condition = verdict(view, type_)
         conditions = with_condition(
             conditions,
-            type=type_,
-            status=condition.status,
-            reason=condition.reason,
-            message=condition.message,
+            type_,
+            verdict(view, type_),
             observed_generation=view.pool.metadata.generation,
             now=view.now,
         )

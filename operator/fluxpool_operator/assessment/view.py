@@ -1,13 +1,12 @@
 """The input of the assessment: one pool after a reconciliation, and the rounding of its numbers."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
-from fluxpool_operator.api import ConditionStatus, FluxWorkerPool, Reason
+from fluxpool_operator.api import ConditionStatus, FluxWorkerPool, Reason, Verdict
 from fluxpool_operator.backlog.observation import LaneObservation
 from fluxpool_operator.planning import Plan
 from fluxpool_operator.workload import DeploymentSummary, PodCounts, PodSummary, count_pods
@@ -29,28 +28,8 @@ class PoolProblem:
     """Whether the lag is not read until this is solved."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Status, reason and message of one condition."""
-
-    status: ConditionStatus
-    reason: Reason
-    message: str
-
-
-def true(reason: Reason, message: str) -> Verdict:
-    """A condition with status True."""
-    return Verdict(status=ConditionStatus.TRUE, reason=reason, message=message)
-
-
-def false(reason: Reason, message: str) -> Verdict:
-    """A condition with status False."""
-    return Verdict(status=ConditionStatus.FALSE, reason=reason, message=message)
-
-
-def unknown(reason: Reason, message: str) -> Verdict:
-    """A condition with status Unknown."""
-    return Verdict(status=ConditionStatus.UNKNOWN, reason=reason, message=message)
+true, false, unknown = (partial(Verdict, status) for status in ConditionStatus)
+"""A condition with that status, from its reason and message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +52,6 @@ class PoolView:
     """Whether the operator has just created topics, which cannot be read until their partitions have leaders."""
     create_time_topics: tuple[str, ...] | None = None
     """Task topics with message.timestamp.type=CreateTime; None when unknown."""
-    topic_partitions: Mapping[str, int] = field(default_factory=dict)
-    """Number of partitions by lane name, for the lanes that were read."""
 
     @cached_property
     def counts(self) -> PodCounts:

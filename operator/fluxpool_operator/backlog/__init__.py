@@ -9,24 +9,19 @@ from fluxpool_operator.backlog.memory import PoolBacklog
 from fluxpool_operator.backlog.observation import (
     LaneObservation,
     LaneTarget,
-    PartitionObservation,
-    RetryTier,
     lane_targets_of,
 )
 from fluxpool_operator.backlog.reading import LaneReading
-from fluxpool_operator.backlog.topics import TopicReport, manage_topics, observe_topics, wanted_topics
+from fluxpool_operator.backlog.topics import TopicReport, manage_topics, observe_topics
 
 __all__ = [
     "BacklogHub",
     "LaneObservation",
     "LaneReading",
     "LaneTarget",
-    "PartitionObservation",
     "PoolBacklog",
-    "RetryTier",
     "TopicReport",
     "lane_targets_of",
     "manage_topics",
     "observe_topics",
-    "wanted_topics",
 ]

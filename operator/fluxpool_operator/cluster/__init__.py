@@ -4,7 +4,7 @@ Owns requests and their errors. `reconcile` decides when and what is requested.
 """
 
 from fluxpool_operator.cluster.client import ClusterClient, ClusterError, ClusterUnreachableError, connect
-from fluxpool_operator.cluster.objects import KindPath, child_path, pool_path
+from fluxpool_operator.cluster.objects import KindPath, child_path
 
 __all__ = [
     "ClusterClient",
@@ -13,5 +13,4 @@ __all__ = [
     "KindPath",
     "child_path",
     "connect",
-    "pool_path",
 ]

@@ -9,15 +9,15 @@ from typing import Any, Final
 from fluxpool_operator.api import API_VERSION, KIND, PLURAL, FluxWorkerPool
 from fluxpool_operator.cluster.client import Body
 
-POOLS_PATH: Final = f"/apis/{API_VERSION}"
 _COMPONENT: Final = "fluxpool-operator"
 _MAX_EVENT_MESSAGE_BYTES: Final = 1024
 """The API server refuses longer ones."""
 
 
 class KindPath(StrEnum):
-    """The kinds that the operator touches beside pools: API path and plural, with a place for the namespace."""
+    """The kinds that the operator touches: API path and plural, with a place for the namespace."""
 
+    POOL = f"/apis/{API_VERSION}/namespaces/{{}}/{PLURAL}"
     DEPLOYMENT = "/apis/apps/v1/namespaces/{}/deployments"
     POD = "/api/v1/namespaces/{}/pods"
     SERVICE_ACCOUNT = "/api/v1/namespaces/{}/serviceaccounts"
@@ -26,9 +26,9 @@ class KindPath(StrEnum):
     SECRET = "/api/v1/namespaces/{}/secrets"  # noqa: S105 - a path
     EVENT = "/api/v1/namespaces/{}/events"
 
-    def collection(self, namespace: str) -> str:
-        """All of them in a namespace."""
-        return self.format(namespace)
+    def collection(self, namespace: str | None) -> str:
+        """All of them in a namespace, or in the cluster."""
+        return self.format(namespace) if namespace else self.replace("/namespaces/{}", "")
 
     def object(self, namespace: str, name: str) -> str:
         """One of them."""
@@ -47,17 +47,6 @@ def child_path(manifest: Mapping[str, Any]) -> str:
     """The path of a child by its manifest."""
     metadata = manifest["metadata"]
     return _OF_MANIFEST[manifest["kind"]].object(metadata["namespace"], metadata["name"])
-
-
-def pool_path(namespace: str, name: str, *, subresource: str = "") -> str:
-    """The path of a pool, or of its status."""
-    path = f"{POOLS_PATH}/namespaces/{namespace}/{PLURAL}/{name}"
-    return f"{path}/{subresource}" if subresource else path
-
-
-def listing_path(path: str, *, namespace: str | None) -> str:
-    """A collection's path for one namespace, or for all of the cluster."""
-    return path.format(namespace) if namespace else path.replace("/namespaces/{}", "")
 
 
 def pool_event(pool: FluxWorkerPool, *, type: str, reason: str, message: str, now: datetime) -> Body:  # noqa: A002

@@ -4,12 +4,10 @@ Pure: no I/O, no clock, no randomness, no logging. The operator (for pods) and l
 `plan`.
 """
 
-from fluxpool_operator.planning.drain import Drain
 from fluxpool_operator.planning.lag_policy import plan
 from fluxpool_operator.planning.pace import Pace, ReplicaChange
 from fluxpool_operator.planning.snapshot import (
     Constraint,
-    LaneLag,
     Plan,
     PlanState,
     ScalingConfig,
@@ -18,8 +16,6 @@ from fluxpool_operator.planning.snapshot import (
 
 __all__ = [
     "Constraint",
-    "Drain",
-    "LaneLag",
     "Pace",
     "Plan",
     "PlanState",

@@ -145,8 +145,9 @@ class PoolReconciler:
         conflict = self._context.claims.conflict(claim.uid)
         if conflict is None:
             return ()
+        group, older = conflict
         message = (
-            f"kafka.consumerGroup: pool {conflict.holder} already reads group {conflict.group} of these brokers; "
+            f"kafka.consumerGroup: pool {older.name} already reads group {group} of these brokers; "
             "each would take the other's partitions. Give this pool a group of its own, or delete one of them"
         )
         return (PoolProblem(reason=Reason.GROUP_CONFLICT, message=message),)
@@ -191,7 +192,6 @@ class PoolReconciler:
             problems=problems,
             topics_are_settling=self._topics.is_settling and pool.spec.kafka.manage_topics,
             create_time_topics=self._topics.create_time,
-            topic_partitions={lane.target.name: len(lane.partitions) for lane in observation.lanes if lane.partitions},
         )
         await self._writer.write(pool, assess(view))
         metrics, labels = self._context.metrics, {"namespace": self._key.namespace, "pool": self._key.name}

@@ -8,10 +8,8 @@ from typing import Final, TypeVar
 
 import structlog
 
-from fluxpool_operator.api import PLURAL
 from fluxpool_operator.children import MANAGED_BY
 from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath
-from fluxpool_operator.cluster.objects import POOLS_PATH, listing_path
 from fluxpool_operator.reconcile.child_cache import DEPLOYMENT, ChildCache
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 
@@ -22,7 +20,6 @@ T = TypeVar("T")
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 _PAGE_OBJECTS: Final = 100
 """All of a page are in memory at once, some 20 KB each."""
-_POOLS: Final = f"{POOLS_PATH}/namespaces/{{}}/{PLURAL}"
 
 
 class Sweep:
@@ -51,21 +48,19 @@ class Sweep:
         # Known uids first, then the lists: what is created meanwhile is not among them and cannot seem deleted.
         pools, pods, deployments = self._pool_tasks.pool_uids, self._cache.pod_uids(), self._cache.deployment_uids()
         managed = ",".join(f"{name}={value}" for name, value in MANAGED_BY.items())
-        for uid in await self._missing(dict.fromkeys(pools), _POOLS, selector=None):
+        for uid in await self._missing(dict.fromkeys(pools), KindPath.POOL, selector=None):
             self._pool_tasks.remove_pool(uid)
         for uid, key in (await self._missing(pods, KindPath.POD, selector=managed)).items():
             self._cache.remove_pod(key, uid)
         for uid, key in (await self._missing(deployments, KindPath.DEPLOYMENT, selector=managed)).items():
             self._cache.remove_child(key, DEPLOYMENT, uid)
 
-    async def _missing(self, known: dict[str, T], path: str, *, selector: str | None) -> dict[str, T]:
+    async def _missing(self, known: dict[str, T], kind: KindPath, *, selector: str | None) -> dict[str, T]:
         """Remove what is there from `known`, and return the rest."""
         for namespace in self._namespaces:
             query = {"limit": str(_PAGE_OBJECTS), **({"labelSelector": selector} if selector else {})}
             while True:
-                page = await self._cluster.get(
-                    listing_path(path, namespace=namespace), query=query, accept=METADATA_ONLY
-                )
+                page = await self._cluster.get(kind.collection(namespace), query=query, accept=METADATA_ONLY)
                 for item in page.get("items", ()):
                     known.pop(item["metadata"]["uid"], None)
                 if not (token := page.get("metadata", {}).get("continue")):

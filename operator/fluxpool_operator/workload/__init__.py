@@ -5,7 +5,6 @@ Pure: values in, values out. Must not know how objects are watched or written, n
 
 from fluxpool_operator.workload.child import ChildSummary, summarize_child
 from fluxpool_operator.workload.deployment import (
-    ControllerCondition,
     DeploymentSummary,
     is_rolling_out,
     rollout_width,
@@ -13,26 +12,20 @@ from fluxpool_operator.workload.deployment import (
 )
 from fluxpool_operator.workload.pods import (
     DELETION_COST_ANNOTATION,
-    ContainerExit,
     PodCounts,
-    PodPhase,
     PodStage,
     PodSummary,
     controller_uid,
     count_pods,
     summarize_pod,
 )
-from fluxpool_operator.workload.scale_in import VICTIM_COST, ScaleIn, plan_scale_in
+from fluxpool_operator.workload.scale_in import ScaleIn, plan_scale_in
 
 __all__ = [
     "DELETION_COST_ANNOTATION",
-    "VICTIM_COST",
     "ChildSummary",
-    "ContainerExit",
-    "ControllerCondition",
     "DeploymentSummary",
     "PodCounts",
-    "PodPhase",
     "PodStage",
     "PodSummary",
     "ScaleIn",

@@ -1,6 +1,6 @@
 """Kafka clients: their options and tokens, administration of topics, and reading records without a consumer group."""
 
-from fluxpool_transport.kafka.admin import KafkaAdmin, KafkaUnavailableError, explain
+from fluxpool_transport.kafka.admin import KafkaUnavailableError, explain
 from fluxpool_transport.kafka.client_stop import stop_consumer, stop_producer
 from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
 from fluxpool_transport.kafka.metadata import KafkaMetadata, PartitionKey, TopicError, TopicMetadata
@@ -11,7 +11,6 @@ from fluxpool_transport.kafka.undecodable_records import UNDECODABLE, Undecodabl
 
 __all__ = [
     "UNDECODABLE",
-    "KafkaAdmin",
     "KafkaCredentialsError",
     "KafkaMetadata",
     "KafkaUnavailableError",

@@ -18,11 +18,12 @@ from fluxpool_operator.api import (
     FluxWorkerPoolStatus,
     InvalidPoolError,
     Reason,
+    Verdict,
     with_condition,
 )
 from fluxpool_operator.api.pool import ObjectMeta
-from fluxpool_operator.assessment import events_of, status_patch, worth_writing
-from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath, pool_path
+from fluxpool_operator.assessment import PoolEvent, events_of, status_patch, worth_writing
+from fluxpool_operator.cluster import ClusterClient, ClusterError, ClusterUnreachableError, KindPath
 from fluxpool_operator.cluster.objects import pool_event
 
 log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class StatusWriter:
         since = self._clock() - self._written_at
         if not worth_writing(self.written, status, seconds_since_write=since):
             return
-        path = pool_path(pool.namespace, pool.name, subresource="status")
+        path = f"{KindPath.POOL.object(pool.namespace, pool.name)}/status"
         try:
             await self._cluster.merge_patch(path, {"status": status_patch(self.written, status)})
         except ClusterError as error:
@@ -67,16 +68,17 @@ class StatusWriter:
             raise
         before, self.written, self._written_at = self.written, status, self._clock()
         for event in events_of(before, status):
-            await self._post_event(pool, type=event.type, reason=event.reason.value, message=event.message)
+            await self._post_event(pool, event)
 
-    async def _post_event(self, pool: FluxWorkerPool, *, type: str, reason: str, message: str) -> None:  # noqa: A002
+    async def _post_event(self, pool: FluxWorkerPool, event: PoolEvent) -> None:
         """Post an event. One that is refused is only logged: the status says the same."""
-        body = pool_event(pool, type=type, reason=reason, message=message, now=datetime.now(UTC))
-        log.info("pool_event", type=type, reason=reason, message=message)
+        fields = {"type": event.type, "reason": event.reason.value, "message": event.message}
+        log.info("pool_event", **fields)
         try:
+            body = pool_event(pool, **fields, now=datetime.now(UTC))
             await self._cluster.create(KindPath.EVENT.collection(pool.namespace), body)
         except (ClusterError, ClusterUnreachableError) as error:
-            log.warning("event_not_posted", reason=reason, error=str(error))
+            log.warning("event_not_posted", reason=event.reason.value, error=str(error))
 
 
 def read_status(body: Mapping[str, Any]) -> FluxWorkerPoolStatus:
@@ -104,13 +106,6 @@ def invalid_status(
         (ConditionType.READY, str(error)),
         (ConditionType.SCALING_ACTIVE, f"Nothing is changed until the pool is valid: {error}"),
     ):
-        conditions = with_condition(
-            conditions,
-            type=type_,
-            status=ConditionStatus.FALSE,
-            reason=Reason.INVALID_SPEC,
-            message=message,
-            observed_generation=generation,
-            now=now,
-        )
+        invalid = Verdict(ConditionStatus.FALSE, Reason.INVALID_SPEC, message)
+        conditions = with_condition(conditions, type_, invalid, observed_generation=generation, now=now)
     return written.model_copy(update={"conditions": conditions, "observed_generation": generation})
