@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from fluxpool_worker.engine.checkpoint.families import TINY
 from fluxpool_worker.engine.generator import GenerationCanceledError, Pixels, Rendering
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
@@ -25,6 +26,7 @@ class StandInDevice:
     """A device that works like a kernel launched and awaited: the processor is free meanwhile."""
 
     model = "stand-in"
+    family = TINY
     device = "none"
 
     def __init__(self, *, seconds_per_task: float, journal: Path, tasks: int) -> None:

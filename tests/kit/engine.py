@@ -48,6 +48,7 @@ STAND_IN_ENGINE = (
     """
 import threading
 import numpy as np
+from fluxpool_worker.engine.checkpoint.families import TINY
 from fluxpool_worker.engine.generator import (
     CheckpointError, DeviceMemoryError, GenerationCanceledError, InputsError, NotFiniteError, Rendering)
 from fluxpool_worker.engine.process import run_engine
@@ -62,6 +63,7 @@ ERRORS = {
 
 class StandIn:
     model = "stand-in"
+    family = TINY
     device = "none"
 
     def generate(self, inputs, *, on_step, is_canceled):

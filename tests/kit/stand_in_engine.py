@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fluxpool_worker.engine.checkpoint.families import TINY
 from fluxpool_worker.engine.generator import (
     DeviceLostError,
     DeviceMemoryError,
@@ -31,6 +32,7 @@ class StandInGenerator:
     """Draws one flat colour, chosen by the seed."""
 
     model = "stand-in"
+    family = TINY
     device = "none"
 
     def generate(

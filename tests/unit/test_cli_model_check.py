@@ -62,9 +62,12 @@ def test_an_incomplete_download_is_named_by_its_file(checkpoint: Path, cut: int)
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ('{"_class_name": "StableDiffusionPipeline"}', "a checkpoint of StableDiffusionPipeline"),
+        (
+            '{"_class_name": "StableDiffusionPipeline"}',
+            r"names the pipeline 'StableDiffusionPipeline', .*use FLUX\.1-dev, FLUX\.1-Krea-dev, FLUX\.1-schnell",
+        ),
         ("{", "cannot be read"),
-        ("[]", "a checkpoint of None"),
+        ("[]", "names the pipeline 'None'"),
         (json.dumps({**INDEX, "text_encoder": ["transformers", "CLIPTextModel"]}), "lacks the folder text_encoder"),
     ],
 )

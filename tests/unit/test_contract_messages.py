@@ -116,7 +116,7 @@ def test_a_schema_that_differs_or_is_left_over_is_named(tmp_path: Path, capsys: 
 
 
 def test_schemas_describe_their_fields() -> None:
-    assert '"description": "Denoising steps."' in render_schemas()["generation-task.schema.json"]
+    assert '"description": "Denoising steps. When absent' in render_schemas()["generation-task.schema.json"]
 
 
 def test_a_rating_without_content_is_refused() -> None:

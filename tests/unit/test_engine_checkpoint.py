@@ -131,8 +131,8 @@ def test_a_folder_without_an_index_is_not_a_checkpoint(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (json.dumps({"_class_name": "StableDiffusionPipeline"}), "names the pipeline 'StableDiffusionPipeline'"),
-        (json.dumps({}), "names the pipeline None"),
-        (json.dumps([]), "names the pipeline None"),
+        (json.dumps({}), "names the pipeline 'None'"),
+        (json.dumps([]), "names the pipeline 'None'"),
         ("{", "is not JSON"),
     ],
 )

@@ -15,7 +15,7 @@ from fluxpool_cli.local.lifecycle import end_stack, start_detached, wait_for_oth
 from fluxpool_cli.local.options import StackOptions, default_max_workers
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.state_file import StackState
-from fluxpool_cli.local.workers.model_check import ModelError, checked_model
+from fluxpool_cli.local.workers.model_check import ModelError, checked_model, licensed_model
 from fluxpool_cli.local.workers.scaler import worker_count
 from fluxpool_cli.options import finite, printable_path, with_option_groups
 from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line, write_table
@@ -226,6 +226,8 @@ def _show_status(state: StackState) -> None:
     write_table(("LANE", "TOPIC", "GROUP", "LAG"), lanes, optional=("GROUP",))
     write_line()
     write_line(f"gateway {state.gateway_url}")
+    if state.model is not None:
+        write_line(f"model {licensed_model(state.model)}")
     for lane in state.lanes:
         if lane.expired_records:
             write_line(

@@ -112,6 +112,10 @@ class GenerationResult(_Message):
     """exact, or fast: lossy."""
     engine_path: Name | None = None
     """How the worker's engine drew the images: by its fused forward, or by diffusers' own modules."""
+    model_family: Name | None = None
+    """FLUX.1-dev, FLUX.1-Krea-dev, FLUX.1-schnell or tiny."""
+    model_license: Name | None = None
+    """Licence of the family's published weights: an SPDX identifier, or name, terms and address."""
     attempt: Count | None = None
     """1 for the first attempt."""
     worker: Name | None = None

@@ -134,11 +134,11 @@ class GenerationParameters(BaseModel):
     height: SidePixels = 1024
     """Pixels, a multiple of 16."""
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 28
-    """Denoising steps."""
+    """Denoising steps. When absent 4 with FLUX.1-schnell, which takes at most 50."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Seed of the first image; image i uses seed + i. Derived from `request_id` when absent."""
     guidance: Annotated[float, Field(ge=0, le=20)] = 3.5
-    """Distilled guidance of FLUX.1-dev; costs nothing."""
+    """Distilled guidance; costs nothing. When absent 4.5 with FLUX.1-Krea-dev; no effect with FLUX.1-schnell."""
     true_cfg_scale: Annotated[float, Field(ge=1, le=20)] = 1.0
     """Classifier-free guidance; above 1 doubles the cost."""
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1

@@ -43,9 +43,9 @@ class GenerationRequest(GenerationParameters):
     model_config = ConfigDict(extra="forbid", title="GenerationRequest")
 
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS, validation_alias=AliasChoices("steps", "num_inference_steps"))] = 28
-    """Denoising steps; `num_inference_steps` is understood as well."""
+    """Denoising steps; when absent 4 with FLUX.1-schnell. `num_inference_steps` is understood as well."""
     guidance: Annotated[float, Field(ge=0, le=20, validation_alias=AliasChoices("guidance", "guidance_scale"))] = 3.5
-    """Distilled guidance of FLUX.1-dev, costs nothing; `guidance_scale` is understood as well."""
+    """Distilled guidance, costs nothing; no effect with FLUX.1-schnell. `guidance_scale` is understood as well."""
     priority: Annotated[Priority, Field(strict=False)] = Priority.STANDARD
     """standard or vip."""
 

@@ -65,6 +65,9 @@ class TaskView(_View):
     seed: int | None = None
     """The seed that was used; null until the task succeeded."""
     model: str | None = None
+    model_family: str | None = None
+    model_license: str | None = None
+    """Licence of the family's published weights."""
     warnings: tuple[str, ...] = ()
     metadata: dict[str, str] = {}
     created_at: datetime | None = None
@@ -133,6 +136,8 @@ def _ended(result: GenerationResult) -> dict[str, object]:
         else ErrorView(code=error.code, message=error.message, field=error.field, retryable=error.retryable),
         "seed": result.seed,
         "model": result.model,
+        "model_family": result.model_family,
+        "model_license": result.model_license,
         "warnings": result.warnings,
         "metadata": result.metadata,
         "timings": result.timings,

@@ -119,7 +119,7 @@ class WorkerAgent:
             await run_until(self._stop, self._parts.flow.store.probe(on_trouble=self._note_start_trouble))
             self._start_trouble = None
             # The model first: a member that cannot work yet would only keep partitions from others.
-            self._parts.identity.model = (await run_until(self._stop, self._parts.engine.wait_ready())).model
+            self._parts.identity.serve(await run_until(self._stop, self._parts.engine.wait_ready()))
         except AbandonedError:
             return
         except (MissingTopicsError, StorageUnavailableError, HoldExpiredError) as error:

@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from fluxpool_contract.messages import Quality
+from fluxpool_worker.engine.checkpoint.families import Family
 from fluxpool_worker.engine.checkpoint.loading import LoadedPipeline, load_pipeline
 from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader
 from fluxpool_worker.engine.fused import FusedDenoiser, fuse, why_not_fused
@@ -35,12 +36,6 @@ from fluxpool_worker.engine.text_encoding import Text, TextEncoders
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-DEV_TEXT_TOKENS: Final = 512
-"""What FLUX.1-dev reads. Fixed: padding takes part in attention, so another length gives another picture."""
-
-SCHNELL_TEXT_TOKENS: Final = 256
-"""What FLUX.1-schnell, the model without guidance embedding, was distilled with."""
-
 MAX_SEED: Final = 2**64 - 1
 """torch's generators take 64 bits."""
 
@@ -51,6 +46,7 @@ NEGATIVE_PROMPT_IGNORED: Final = "negative_prompt has no effect unless true_cfg_
 CFG_IGNORED: Final = (
     "true_cfg_scale has no effect without negative_prompt; an empty negative_prompt is enough to switch it on"
 )
+GUIDANCE_IGNORED: Final = "guidance has no effect with {family}, which has no guidance embedding"
 LOW_MEMORY_WARNING: Final = (
     "decoded in tiles because the device's memory did not suffice; fine detail may differ slightly"
 )
@@ -102,15 +98,17 @@ class FluxGenerator:
         """Take a loaded pipeline over; no other code may call it from now on. Without `fused` diffusers denoises."""
         self._loaded, self._fused = loaded, fused
         self._pipeline = loaded.pipeline
-        self._text_tokens = (
-            DEV_TEXT_TOKENS if self._pipeline.transformer.config.guidance_embeds else SCHNELL_TEXT_TOKENS
-        )
-        self._texts = TextEncoders(self._pipeline, tokens=self._text_tokens)
+        self._texts = TextEncoders(self._pipeline, tokens=loaded.family.text_tokens)
 
     @property
     def model(self) -> str:
         """Name and revision as results report it."""
         return self._loaded.model
+
+    @property
+    def family(self) -> Family:
+        """Defaults, limits and licence."""
+        return self._loaded.family
 
     @property
     def device(self) -> str:
@@ -173,6 +171,11 @@ class FluxGenerator:
         for name, count in (("steps", inputs.steps), ("n", inputs.n)):
             if count < 1:
                 raise InputsError(f"{name}: {count} is too small; use 1 or more")
+        if inputs.steps > self.family.max_steps:
+            raise InputsError(
+                f"steps: {inputs.steps} is too large for {self.family.name}; use 1 to {self.family.max_steps} "
+                f"({self.family.default_steps} by default)"
+            )
         if inputs.seed < 0 or inputs.seed + inputs.n - 1 > MAX_SEED:
             raise InputsError(f"seed: {inputs.seed} must be 0 or more and seed + n - 1 at most {MAX_SEED}")
         for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
@@ -185,6 +188,8 @@ class FluxGenerator:
         run.check_canceled()
         with self._timed(run, "text_encode"):
             conditioning, notes = self._encode(inputs)
+        if inputs.guidance and self.family.default_guidance is None:
+            notes.append(GUIDANCE_IGNORED.format(family=self.family.name))
         if inputs.low_memory:
             notes.append(LOW_MEMORY_WARNING)
         images: list[Pixels] = []
@@ -230,8 +235,8 @@ class FluxGenerator:
 
     def _encode_text(self, text: str, *, name: str, notes: list[str]) -> Text:
         tokens = self._texts.count_tokens(text)
-        if tokens > self._text_tokens:
-            notes.append(TRUNCATED_WARNING.format(field=name, tokens=tokens, limit=self._text_tokens))
+        if tokens > self.family.text_tokens:
+            notes.append(TRUNCATED_WARNING.format(field=name, tokens=tokens, limit=self.family.text_tokens))
         return self._texts.encode(text)
 
     def _denoise_finite(
@@ -313,7 +318,7 @@ class FluxGenerator:
             width=inputs.width,
             num_inference_steps=inputs.steps,
             latents=noise,
-            max_sequence_length=self._text_tokens,
+            max_sequence_length=self.family.text_tokens,
             callback_on_step_end=run.after_pipeline_step,
             output_type="latent",
             return_dict=False,
@@ -360,6 +365,8 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
     log.info(
         "model_loaded",
         model=loaded.model,
+        family=loaded.family.name,
+        licence=str(loaded.family.licence),
         pipeline_seconds=round(loaded_at - began, 3),
         warm_up_seconds=round(time.monotonic() - loaded_at, 3),
     )

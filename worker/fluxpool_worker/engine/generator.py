@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxpool_worker.engine.checkpoint.families import Family
 from fluxpool_worker.engine.protocol import EnginePath, EngineSpec, GenerationInputs
 
 Pixels = NDArray[np.uint8]
@@ -63,6 +64,10 @@ class Generator(Protocol):
     @property
     def model(self) -> str:
         """Name and revision as results report it."""
+
+    @property
+    def family(self) -> Family:
+        """Defaults, limits and licence of the model."""
 
     @property
     def device(self) -> str:

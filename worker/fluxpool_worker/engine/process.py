@@ -154,7 +154,14 @@ def _load(spec: EngineSpec, load: Load, send_queue: SendQueue) -> Generator:
         exit_now(EXIT_LOAD_FAILED)
     load_seconds = time.monotonic() - started
     log.info("model_ready", model=generator.model, device=generator.device, load_seconds=round(load_seconds, 3))
-    send_queue.put(Ready(model=generator.model, device=generator.device, load_seconds=load_seconds))
+    send_queue.put(
+        Ready(
+            model=generator.model,
+            device=generator.device,
+            load_seconds=load_seconds,
+            family=generator.family.name,
+        )
+    )
     return generator
 
 

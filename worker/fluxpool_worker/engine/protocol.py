@@ -157,6 +157,8 @@ class Ready:
     """Name and revision as results report it."""
     device: ShortText
     load_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    family: ShortText = ""
+    """A name of `FAMILIES`."""
 
 
 @dataclass(frozen=True, slots=True)

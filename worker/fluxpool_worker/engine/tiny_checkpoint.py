@@ -20,8 +20,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
-MARKER_FILE = "fluxpool_tiny.json"
-"""Tells our folder from a real checkpoint, which must never be replaced by random weights."""
+from fluxpool_worker.engine.checkpoint.families import TINY_MARKER
 
 RECIPE_VERSION = 1
 """Raised with every change that makes the same seed give other pictures."""
@@ -44,7 +43,7 @@ def write_tiny_checkpoint(folder: Path, *, seed: int = 0, guidance_embeds: bool 
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _build_pipeline(seed=seed, guidance_embeds=guidance_embeds).save_pretrained(staging)
-        (staging / MARKER_FILE).write_text(json.dumps(marker) + "\n", encoding="utf-8")
+        (staging / TINY_MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
         staging.chmod(0o755)  # mkdtemp's 0700 would hide the model from a worker that runs as another user
         _publish(staging, folder, marker)
     finally:
@@ -66,7 +65,7 @@ def _holds(folder: Path, marker: dict[str, Any]) -> bool:
         return False
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; name a new or empty folder for the tiny checkpoint")
-    marker_file = folder / MARKER_FILE
+    marker_file = folder / TINY_MARKER
     if marker_file.is_file() and json.loads(marker_file.read_text(encoding="utf-8")) == marker:
         return True
     if any(folder.iterdir()):

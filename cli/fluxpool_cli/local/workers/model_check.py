@@ -10,7 +10,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
-_PIPELINE: Final = "FluxPipeline"
+from fluxpool_worker.engine import ForeignModelError, check_pipeline, family_of
+
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 _INDEX: Final = "model_index.json"
 _WITH_WEIGHTS: Final = ("text_encoder", "text_encoder_2", "transformer", "vae")
@@ -39,6 +40,15 @@ def checked_model(model: str) -> str:
     return model
 
 
+def licensed_model(model: str) -> str:
+    """The model with its family and the licence of that family's weights, where it is a folder that can be read."""
+    try:
+        family = family_of(Path(model))
+    except (OSError, ValueError, RecursionError):
+        return model
+    return f"{model} ({family.name}; licence of the weights: {family.licence})"
+
+
 def _check_folder(folder: Path) -> None:
     try:
         index = json.loads((folder / _INDEX).read_bytes())
@@ -46,9 +56,10 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} has no {_INDEX}; name a diffusers checkpoint folder") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder / _INDEX} cannot be read ({error}); fetch the checkpoint again") from None
-    kind = index.get("_class_name") if isinstance(index, dict) else None
-    if kind != _PIPELINE:
-        raise ModelError(f"{folder} is a checkpoint of {kind}, not of {_PIPELINE}; name one of a FLUX.1 model")
+    try:
+        check_pipeline(index)
+    except ForeignModelError as error:
+        raise ModelError(f"{folder}: {_INDEX} {error}") from None
     for name, value in index.items():
         # A component is named with its library and class; [null, null] is one that this checkpoint does not have.
         if isinstance(value, list) and any(value) and not (folder / name).is_dir():

@@ -22,6 +22,7 @@ from fluxpool_transport.process import Backoff
 from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.agent.task.outcome import MAX_ENGINE_DEATHS_IN_A_ROW
+from fluxpool_worker.engine.checkpoint.families import FAMILIES
 from fluxpool_worker.engine.protocol import (
     FRAME_HEADER,
     Cancel,
@@ -327,7 +328,14 @@ class EngineClient:
     def _handle(self, message: ToEngine | FromEngine) -> None:
         match message:
             case Ready():
-                log.info("engine_ready", device=message.device, load_seconds=round(message.load_seconds, 2))
+                family = FAMILIES.get(message.family)
+                log.info(
+                    "engine_ready",
+                    device=message.device,
+                    load_seconds=round(message.load_seconds, 2),
+                    family=message.family,
+                    licence=None if family is None else str(family.licence),
+                )
                 self._load_started_at, self._hung_loads = None, 0
                 self._ready = message
                 self._ready_event.set()

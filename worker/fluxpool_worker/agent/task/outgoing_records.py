@@ -28,6 +28,8 @@ from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.agent.task.outcome import Verdict
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
 from fluxpool_worker.agent.task.task_records import TaskRecord
+from fluxpool_worker.engine.checkpoint.families import FAMILIES, Family
+from fluxpool_worker.engine.protocol import Ready
 
 RECORD_OVERHEAD_BYTES: Final = 1024
 """What Kafka adds to a record and its batch; a few bytes for each header and under 100 for the rest."""
@@ -42,7 +44,22 @@ class WorkerIdentity:
     worker: str
     pool: str
     model: str | None = None
-    """Set once, when the engine has loaded it."""
+    """Set once, when the engine has loaded it; so is `family`."""
+    family: Family | None = None
+
+    def serve(self, ready: Ready) -> None:
+        """Name the model that the engine has loaded."""
+        self.model, self.family = ready.model, FAMILIES.get(ready.family)
+
+    @property
+    def family_name(self) -> str | None:
+        """As results report it."""
+        return None if self.family is None else self.family.name
+
+    @property
+    def licence(self) -> str | None:
+        """As results report it."""
+        return None if self.family is None else str(self.family.licence)
 
     @property
     def source(self) -> str:
@@ -91,6 +108,8 @@ def success_result(
         model=identity.model,
         quality=quality,
         engine_path=engine_path,
+        model_family=identity.family_name,
+        model_license=identity.licence,
         attempt=attempt,
         worker=identity.worker,
         pool=identity.pool,
@@ -122,6 +141,8 @@ def failed_result(
             retryable=failure.error_class in {ErrorClass.TRANSIENT, ErrorClass.WORKER_FATAL},
         ),
         model=identity.model,
+        model_family=identity.family_name,
+        model_license=identity.licence,
         attempt=failure.attempts,
         worker=identity.worker,
         pool=identity.pool,

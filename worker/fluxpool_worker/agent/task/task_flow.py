@@ -33,7 +33,7 @@ from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError
-from fluxpool_worker.agent.task.task_records import TaskRecord, read_task
+from fluxpool_worker.agent.task.task_records import TaskRecord, read_task, with_defaults
 from fluxpool_worker.agent.task.task_store import TaskStore
 
 _after_generate = fault_point("agent-after-generate")
@@ -69,6 +69,7 @@ class TaskFlow:
             retry_tiers=len(settings.topics.retry),
         )
         self._quality = settings.model.quality
+        self._identity = identity
         self._cancellations = cancellations
         self._metrics = metrics
         self._clock = clock
@@ -187,6 +188,7 @@ class TaskFlow:
 
         Raises `PartitionLostError`, `TaskReleasedError`, `HoldExpiredError` and `IdConflictError`.
         """
+        decoded = replace(decoded, task=with_defaults(decoded.task, self._identity.family))
         name = TaskName(tenant=task.envelope.tenant, request_id=decoded.task.request_id, epoch=task.envelope.epoch)
         with self._abandonment(claimed) as abandoned, self._cancellations.watch(name) as canceling:
             try:

@@ -22,6 +22,7 @@ from fluxpool_contract.messages import (
 )
 from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
 from fluxpool_transport.kafka import UndecodableRecord
+from fluxpool_worker.engine.checkpoint.families import Family
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +93,14 @@ def _check_quality(task: GenerationTask, allowed: Collection[Quality]) -> None:
         names = " or ".join(quality.value for quality in allowed)
         problem = FieldProblem("quality", f"{task.quality.value} is not allowed in this pool; use {names}")
         raise InvalidTaskError(ErrorCode.INVALID_FIELD, [problem], request_id=task.request_id)
+
+
+def with_defaults(task: GenerationTask, family: Family | None) -> GenerationTask:
+    """The task, with the family's defaults for fields that it leaves out; the contract's are FLUX.1-dev's."""
+    if family is None:
+        return task
+    defaults = {"steps": family.default_steps, "guidance": family.default_guidance or 0.0}
+    return task.model_copy(update={name: defaults[name] for name in defaults.keys() - task.model_fields_set})
 
 
 def _refused(record: ConsumerRecord, error: InvalidTaskError) -> TaskRecord:

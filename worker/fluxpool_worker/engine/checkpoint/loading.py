@@ -29,14 +29,13 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from fluxpool_worker.engine.checkpoint.assembly import AssemblyError, assemble, why_not_assembled
+from fluxpool_worker.engine.checkpoint.families import Family, ForeignModelError, check_pipeline, family_of
 from fluxpool_worker.engine.checkpoint.weight_files import INDEX_FILE, WEIGHTED_PARTS, weight_problems
 from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader, WeightReadError
 from fluxpool_worker.engine.generator import CheckpointError
 from fluxpool_worker.engine.protocol import Device, EngineSpec
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-PIPELINE_CLASS: Final = "FluxPipeline"
 
 VOCABULARY_FILES: Final = {
     "tokenizer": ("tokenizer.json", "vocab.json"),
@@ -61,6 +60,7 @@ class LoadedPipeline:
     """A `FluxPipeline`; untyped because diffusers is."""
     model: str
     """Name and revision as results report it."""
+    family: Family
     device: torch.device
     transformer_dtype: torch.dtype
     encoder_dtype: torch.dtype
@@ -85,6 +85,7 @@ def load_pipeline(spec: EngineSpec, *, reader: WeightReader | None = None) -> Lo
     encoder_dtype = _dtype(spec.encoder_dtype, setting="encoder_dtype")
     device = _device(spec.device)
     location = _locate(spec)
+    family = _family(location, spec)
     _silence_progress_bars()
     dtypes = dict.fromkeys(WEIGHTED_PARTS, encoder_dtype) | {"transformer": transformer_dtype}
     try:
@@ -123,6 +124,7 @@ def load_pipeline(spec: EngineSpec, *, reader: WeightReader | None = None) -> Lo
     return LoadedPipeline(
         pipeline=pipeline,
         model=location.model,
+        family=family,
         device=device,
         transformer_dtype=transformer_dtype,
         encoder_dtype=encoder_dtype,
@@ -262,20 +264,31 @@ def _read_index(index: Path, spec: EngineSpec) -> dict[str, Any]:
         content = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"model {spec.model!r}: {INDEX_FILE} is not JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict) or content.get("_class_name") != PIPELINE_CLASS:
-        found = content.get("_class_name") if isinstance(content, dict) else None
-        raise CheckpointError(
-            f"model {spec.model!r}: {INDEX_FILE} names the pipeline {found!r}; only {PIPELINE_CLASS} checkpoints "
-            "(FLUX.1-dev, FLUX.1-schnell and their fine-tunes) can be served"
-        )
-    for part, value in content.items():
+    try:
+        check_pipeline(content)
+    except ForeignModelError as error:
+        raise CheckpointError(f"model {spec.model!r}: {INDEX_FILE} {error}") from error
+    index_of: dict[str, Any] = content
+    for part, value in index_of.items():
         # diffusers would look for any other library among the checkpoint's own files, and run it.
         if isinstance(value, list) and value[:1] not in ([None], *([library] for library in LIBRARIES)):
             raise CheckpointError(
                 f"model {spec.model!r}: {INDEX_FILE} takes {part!r} from {value[:1]}; only parts of "
                 f"{' and '.join(LIBRARIES)} are loaded, never code that comes with a checkpoint"
             )
-    return content
+    return index_of
+
+
+def _family(location: _Location, spec: EngineSpec) -> Family:
+    try:
+        return family_of(location.folder, name=location.model)
+    except ForeignModelError as error:
+        raise CheckpointError(f"model {spec.model!r}: {location.folder.name} {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"model {spec.model!r}: {location.folder}/transformer/config.json cannot be read "
+            f"({type(error).__name__}); fetch the checkpoint again"
+        ) from error
 
 
 def _check_files(folder: Path, index: dict[str, Any], spec: EngineSpec) -> None:
