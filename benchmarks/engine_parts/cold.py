@@ -1,0 +1,56 @@
+"""From the start of a process to its first image, with warm and with empty caches.
+
+Each start is a new process that starts an engine of its own, as an agent does. Weights are in the page cache after the
+first one, which also compiles byte code and kernels for those that find them.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from report import Cell
+
+from engine_parts.ground import Ground
+
+STARTED_VARIABLE: Final = "ENGINE_BENCHMARK_STARTED"
+LIMIT_SECONDS: Final = 240.0
+
+
+async def measure(ground: Ground) -> list[dict[str, Cell]]:
+    """Everything empty but the page cache perhaps; everything warm; the kernels' cache empty."""
+    byte_code, kernels = ground.folder / "cold-byte-code", ground.folder / "cold-kernels"
+    for folder in (byte_code, kernels):
+        shutil.rmtree(folder, ignore_errors=True)
+    rows = []
+    for caches in ("all empty", "warm", "no kernels"):
+        if caches == "no kernels":
+            shutil.rmtree(kernels, ignore_errors=True)
+        rows.append({"caches": caches, **await _first_image(ground, byte_code=byte_code, kernels=kernels)})
+    return rows
+
+
+async def _first_image(ground: Ground, *, byte_code: Path, kernels: Path) -> dict[str, Cell]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+        "PYTHONPYCACHEPREFIX": str(byte_code),
+        "TRITON_CACHE_DIR": str(kernels),
+        STARTED_VARIABLE: str(time.time()),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "engine_parts.first_image", "--folder", str(ground.folder)),
+        *(["--tiny"] if ground.is_tiny else []),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(LIMIT_SECONDS):
+        said, _ = await process.communicate()
+    assert process.returncode == 0, f"the process ended with {process.returncode}"
+    row: dict[str, Cell] = json.loads(said.splitlines()[-1])
+    return row
