@@ -1,4 +1,4 @@
-"""Kafka with ways through proxies, one for each test file that wants it; a file may have listeners of its own."""
+"""A Kafka behind proxies for each test file that uses it; a file can define its own listeners."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ from kit.kafka_settings import ListenerSpec
 
 @pytest.fixture(scope="module")
 def listener() -> ListenerSpec:
-    """The one whose clients come through `kit.chaos_kafka.proxies_of`."""
+    """The listener whose clients connect through `kit.chaos_kafka.proxies_of`."""
     return proxied_listener()
 
 
 @pytest.fixture(scope="module")
 def broker_properties() -> Mapping[str, str]:
-    """What a file wants of its broker besides."""
+    """Further broker properties of a test file."""
     return {}
 
 
@@ -38,6 +38,6 @@ def own_kafka(
 
 @pytest.fixture
 async def proxied(own_kafka: KafkaCluster, listener: ListenerSpec) -> AsyncIterator[ProxiedKafka]:
-    """The same broker with its line mended for each test anew."""
+    """The same broker with its link restored for each test."""
     async with proxies_of(own_kafka, listener) as kafka:
         yield kafka

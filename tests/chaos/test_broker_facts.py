@@ -1,7 +1,7 @@
-"""What a real broker and the client library do when things go wrong, where the worker's design rests on it.
+"""Behaviour of a real broker and the client library in failures on which the worker's design depends.
 
-Each test pins one behaviour that surprised; a new release of either side that changes it makes the test fail, and then
-the rule that was drawn from it may be dropped or must be thought over.
+Each test pins one surprising behaviour. If a new release of either side changes it, the test fails, and the rule in the
+worker that follows from it can be dropped or must be reconsidered.
 """
 
 import asyncio
@@ -44,18 +44,18 @@ from kit.waiting import wait_until
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change]
 
 DEADLINE_SECONDS = 60.0
-"""For what takes milliseconds on a machine of one's own."""
+"""For operations that take milliseconds on an idle machine."""
 SESSION_TIMEOUT_MS = 6000
 """The broker's own minimum."""
 GIVE_UP_SECONDS = 1.0
 COMMITS = 50
 TAKE_OVERS = 6
-"""The surprise lasts for a third of a second, and a look may miss it."""
+"""The window is a third of a second, and a request may miss it."""
 
 
 @asynccontextmanager
 async def member(bootstrap_servers: str, topic: str, group: str, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
-    """A member of a group as aiokafka makes it, without the product's guards."""
+    """A group member of plain aiokafka, without the product's guards."""
     settings: dict[str, Any] = {
         "enable_auto_commit": False,
         "auto_offset_reset": "earliest",
@@ -85,7 +85,7 @@ async def idempotent_producer(bootstrap_servers: str, **options: Any) -> AsyncIt
 
 @pytest.fixture(scope="module")
 def broker_properties() -> dict[str, str]:
-    """Quick to forget the offsets of groups that are empty."""
+    """Offsets of empty groups expire quickly."""
     return {"offsets.retention.minutes": "1", "offsets.retention.check.interval.ms": "1000"}
 
 
@@ -107,9 +107,9 @@ async def wait_assigned(consumer: AIOKafkaConsumer, count: int) -> None:
     )
 
 
-async def wait_thrown_out(consumer: AIOKafkaConsumer) -> None:
+async def wait_fenced(consumer: AIOKafkaConsumer) -> None:
     await wait_until(
-        lambda: not has_generation(consumer), deadline_seconds=DEADLINE_SECONDS, what="the member to be thrown out"
+        lambda: not has_generation(consumer), deadline_seconds=DEADLINE_SECONDS, what="the member to be fenced"
     )
 
 
@@ -129,7 +129,7 @@ async def poll(consumer: AIOKafkaConsumer, *partitions: TopicPartition, count: i
 # Producers
 
 
-async def test_after_a_refused_batch_every_later_record_of_that_partition_fails_until_the_producer_is_new(
+async def test_after_a_rejected_batch_every_later_record_of_that_partition_fails_until_the_producer_is_replaced(
     bootstrap_servers: str,
 ) -> None:
     topic = await make_topic(bootstrap_servers, partitions=2, max_message_bytes="2000")
@@ -149,7 +149,7 @@ async def test_after_a_refused_batch_every_later_record_of_that_partition_fails_
     assert values == [(0, b"first"), (0, b"second"), (1, b"elsewhere")]
 
 
-async def test_a_record_that_was_given_up_on_is_delivered_when_the_broker_is_back(proxied: ProxiedKafka) -> None:
+async def test_an_abandoned_record_is_delivered_when_the_broker_is_back(proxied: ProxiedKafka) -> None:
     topic = await make_topic(proxied.cluster.bootstrap_servers)
     [line] = proxied.lines
     async with idempotent_producer(proxied.bootstrap_servers) as producer:
@@ -163,7 +163,7 @@ async def test_a_record_that_was_given_up_on_is_delivered_when_the_broker_is_bac
             records = await read_topic(proxied.cluster.bootstrap_servers, topic)
             return [record.value for record in records] == [b"before", b"given up"]
 
-        await wait_until(delivered, deadline_seconds=DEADLINE_SECONDS, what="the record that was given up on")
+        await wait_until(delivered, deadline_seconds=DEADLINE_SECONDS, what="the abandoned record")
 
 
 async def test_a_producer_with_a_pending_record_cannot_be_stopped_while_the_broker_is_gone(
@@ -186,7 +186,7 @@ async def test_a_producer_with_a_pending_record_cannot_be_stopped_while_the_brok
 # Membership
 
 
-async def test_a_member_that_keeps_its_partition_through_a_rebalance_may_commit_what_it_read_before(
+async def test_a_member_that_keeps_its_partition_in_a_rebalance_can_commit_earlier_records(
     bootstrap_servers: str,
 ) -> None:
     topic, group = await make_topic(bootstrap_servers, partitions=4, records=2), unique_name("group")
@@ -204,22 +204,22 @@ async def test_a_member_that_keeps_its_partition_through_a_rebalance_may_commit_
             with pytest.raises(IllegalStateError):
                 await first.commit({moved: OffsetAndMetadata(1, "not mine")})
 
-            assert first.paused() == frozenset(), "a rebalance forgets every pause"
-            # The position is back at the committed offset: what is in flight is handed out again.
+            assert first.paused() == frozenset(), "a rebalance resets every pause"
+            # The position is back at the committed offset: records in flight are delivered again.
             assert [record.offset for record in await poll(first, also_kept, count=2)] == [0, 1]
             assert [record.offset for record in await poll(second, moved, count=2)] == [0, 1]
     committed = await committed_offsets(bootstrap_servers, group)
     assert committed == {(topic, kept.partition): CommittedOffset(offset=1, metadata="adopted")}
 
 
-async def test_a_member_that_stopped_polling_believes_in_its_assignment_and_sets_an_emptied_groups_offset_back(
+async def test_a_member_that_stopped_polling_keeps_its_assignment_and_can_lower_an_empty_groups_offset(
     bootstrap_servers: str,
 ) -> None:
     topic, group = await make_topic(bootstrap_servers, records=6), unique_name("group")
     partition = TopicPartition(topic, 0)
     async with member(bootstrap_servers, topic, group, max_poll_interval_ms=1500) as thrown_out:
         await poll(thrown_out)
-        await wait_thrown_out(thrown_out)
+        await wait_fenced(thrown_out)
         assert thrown_out.assignment() == {partition}
         async with member(bootstrap_servers, topic, group) as other:
             await wait_assigned(other, 1)
@@ -233,7 +233,7 @@ async def test_a_member_that_stopped_polling_believes_in_its_assignment_and_sets
         assert (await committed_offsets(bootstrap_servers, group))[topic, 0].offset == 1
 
 
-async def test_a_commit_of_a_member_whose_session_ended_is_refused_while_another_has_its_partition(
+async def test_a_commit_after_the_session_is_refused_while_another_member_has_the_partition(
     proxied: ProxiedKafka,
 ) -> None:
     direct = proxied.cluster.bootstrap_servers
@@ -244,7 +244,7 @@ async def test_a_commit_of_a_member_whose_session_ended_is_refused_while_another
         await poll(zombie)
         await zombie.commit({partition: 1})
         await line.black_hole()
-        # With the member id and generation that it believes in.
+        # With its former member id and generation.
         late = asyncio.ensure_future(zombie.commit({partition: 2}))
         async with member(direct, topic, group) as heir:
             await wait_assigned(heir, 1)
@@ -256,7 +256,7 @@ async def test_a_commit_of_a_member_whose_session_ended_is_refused_while_another
             assert (await committed_offsets(direct, group))[topic, 0].offset == 5
 
 
-async def test_a_commit_that_was_given_up_on_lands_later(proxied: ProxiedKafka) -> None:
+async def test_an_abandoned_commit_is_applied_later(proxied: ProxiedKafka) -> None:
     direct = proxied.cluster.bootstrap_servers
     topic, group = await make_topic(direct, records=6), unique_name("group")
     partition = TopicPartition(topic, 0)
@@ -273,7 +273,7 @@ async def test_a_commit_that_was_given_up_on_lands_later(proxied: ProxiedKafka) 
         async def landed() -> bool:
             return (await committed_offsets(direct, group))[topic, 0].offset == 3
 
-        await wait_until(landed, deadline_seconds=DEADLINE_SECONDS, what="the commit that was given up on")
+        await wait_until(landed, deadline_seconds=DEADLINE_SECONDS, what="the abandoned commit")
 
 
 async def test_one_cancelled_poll_disables_the_poll_interval_for_good(bootstrap_servers: str) -> None:
@@ -285,22 +285,22 @@ async def test_one_cancelled_poll_disables_the_poll_interval_for_good(bootstrap_
     ):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(cancelled.getone(), 0.1)
-        await control.getmany(timeout_ms=100)  # later than the cancelled one, and so thrown out later
-        await wait_thrown_out(control)
+        await control.getmany(timeout_ms=100)  # later than the cancelled one, and so fenced later
+        await wait_fenced(control)
         assert has_generation(cancelled)
 
 
 # Offsets
 
 
-async def test_offsets_and_their_ledger_survive_the_move_of_the_coordinator(kafka_factory: KafkaFactory) -> None:
+async def test_offsets_and_their_ledger_are_kept_when_the_coordinator_moves(kafka_factory: KafkaFactory) -> None:
     cluster = await kafka_factory(brokers=3)
     topic, group = await make_topic(cluster.bootstrap_servers, records=6), unique_name("group")
     partition = TopicPartition(topic, 0)
     ledger = '{"v":1,"tasks":{"2":{"task":"a","crashes":1}}}'
     async with member(cluster.bootstrap_servers, topic, group) as consumer:
         await consumer.commit({partition: OffsetAndMetadata(2, ledger)})
-        assert await consumer.committed(partition) == 2, "the public way tells the bare offset"
+        assert await consumer.committed(partition) == 2, "the public method returns the bare offset"
         old = await coordinator_of(cluster, group)
         await old.kill()
         await cluster.wait_ready()
@@ -309,29 +309,31 @@ async def test_offsets_and_their_ledger_survive_the_move_of_the_coordinator(kafk
         survivors = ",".join(broker.address for broker in cluster.brokers if broker is not old)
         expected = {(topic, 0): CommittedOffset(offset=2, metadata=ledger)}
 
-        async def told() -> bool:
-            # For a moment it knows of no commit: see the next test.
+        async def offsets_returned() -> bool:
+            # For a moment it returns no commit: see the next test.
             return await committed_offsets(survivors, group) == expected
 
-        await wait_until(told, deadline_seconds=DEADLINE_SECONDS, what="the new coordinator to tell the offsets")
+        await wait_until(
+            offsets_returned, deadline_seconds=DEADLINE_SECONDS, what="the new coordinator to return the offsets"
+        )
         async with asyncio.timeout(DEADLINE_SECONDS):
             read = await committed_with_metadata(consumer, [partition])
         assert (read[partition].offset, read[partition].metadata) == (2, ledger)
-        # The member, too, is known to the new coordinator, or joins again by itself.
+        # The new coordinator knows the member, or the member joins again by itself.
         async with asyncio.timeout(DEADLINE_SECONDS):
             await consumer.commit({partition: OffsetAndMetadata(3, "")})
     assert await committed_offsets(survivors, group) == {(topic, 0): CommittedOffset(offset=3, metadata="")}
 
 
 @pytest.mark.timeout(420)
-async def test_a_coordinator_that_has_just_taken_over_tells_older_offsets_for_a_moment(
+async def test_a_new_coordinator_returns_older_offsets_for_a_moment(
     kafka_factory: KafkaFactory,
 ) -> None:
-    # It has every commit, but tells only those of which it knows already that the other replicas have them, too.
+    # It has every commit, but returns only those that it knows to be on the other replicas, too.
     cluster = await kafka_factory(brokers=3)
     topic, group = await make_topic(cluster.bootstrap_servers), unique_name("group")
     partition = TopicPartition(topic, 0)
-    told: list[int] = []
+    offsets_returned: list[int] = []
     last = 0
     async with member(cluster.bootstrap_servers, topic, group) as consumer:
         await wait_assigned(consumer, 1)
@@ -342,39 +344,39 @@ async def test_a_coordinator_that_has_just_taken_over_tells_older_offsets_for_a_
             old = await coordinator_of(cluster, group)
             await old.kill()
             survivors = ",".join(broker.address for broker in cluster.brokers if broker is not old)
-            told = await offsets_told_until(survivors, group, last)
+            offsets_returned = await offsets_read_until(survivors, group, last)
             await old.start()
             await cluster.wait_ready()
-            if len(told) > 1:
+            if len(offsets_returned) > 1:
                 break
-    assert len(told) > 1, "every coordinator told the last offset at once"
+    assert len(offsets_returned) > 1, "every coordinator returned the last offset at once"
     log = CommitLog(cluster.bootstrap_servers, group)
     try:
         committed = [commit.offset for commit in await asyncio.to_thread(lambda: list(log.read_to_end()))]
     finally:
         await asyncio.to_thread(log.close)
-    assert committed == list(range(1, last + 1)), "nothing is lost of what the coordinator has"
+    assert committed == list(range(1, last + 1)), "the coordinator has lost nothing"
 
 
-async def offsets_told_until(bootstrap_servers: str, group: str, last: int) -> list[int]:
-    """Ask as fast as can be until the last offset is told; returns every answer, 0 for none."""
-    told: list[int] = []
+async def offsets_read_until(bootstrap_servers: str, group: str, last: int) -> list[int]:
+    """Read as fast as possible until the last offset is returned; return every offset read, 0 for none."""
+    offsets_returned: list[int] = []
 
     def ask() -> None:
         admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
         try:
             found = admin.list_group_offsets(group)[group]
-            told.append(max((offset.offset for offset in found.values()), default=0))
+            offsets_returned.append(max((offset.offset for offset in found.values()), default=0))
         finally:
             admin.close()
 
     async def is_last() -> bool:
-        with contextlib.suppress(ScriptClientError):  # nobody else is the coordinator yet
+        with contextlib.suppress(ScriptClientError):  # no other broker is the coordinator yet
             await asyncio.to_thread(ask)
-        return told[-1:] == [last]
+        return offsets_returned[-1:] == [last]
 
-    await wait_until(is_last, deadline_seconds=DEADLINE_SECONDS, what="the new coordinator to tell the last offset")
-    return told
+    await wait_until(is_last, deadline_seconds=DEADLINE_SECONDS, what="the new coordinator to return the last offset")
+    return offsets_returned
 
 
 async def test_a_transaction_marker_at_the_tail_is_a_lag_until_the_position_is_committed(
@@ -423,6 +425,6 @@ async def test_offsets_with_a_retention_time_of_their_own_outlive_the_brokers(
     async def gone() -> bool:
         return await committed_offsets(address, expired) == {}
 
-    # It was empty for less long than the other group.
+    # This group has been empty for less time than the other one.
     await wait_until(gone, deadline_seconds=150, what="the other group's offset to expire")
     assert (await committed_offsets(address, kept))[topic, 0].offset == 1

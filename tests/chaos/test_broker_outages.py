@@ -1,4 +1,4 @@
-"""A broker that is gone for longer than a session: nothing is restarted, nothing is lost, nothing is done twice."""
+"""A broker outage longer than a session: nothing is restarted, lost or done twice."""
 
 import asyncio
 import json
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 OUTAGE_SECONDS = SESSION_TIMEOUT_SECONDS + 4
 FIRST_RESULT_SECONDS = 30
-"""From the broker being ready again to the first result."""
+"""From the return of the broker to the first result."""
 
 DRAIN_GRACE_SECONDS = 5.0
 HOLD_LIMIT_SECONDS = 12.0
-"""Longer than what was begun takes, and past the first look at a record that is not acknowledged."""
+"""Longer than the tasks in flight take, and past the first check of an unacknowledged record."""
 
 
 @pytest.fixture
 async def bench(kafka_factory: KafkaFactory, tmp_path: Path) -> AsyncIterator[tuple[WorkerBench, ClusterBroker]]:
-    """Two workers on a broker of their own, with a stand-in for the model."""
+    """Two workers on a separate broker, with a stand-in for the model."""
     cluster = await kafka_factory()
     async with worker_bench(cluster.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench:
         await asyncio.gather(*(bench.start_ready(drain_grace_seconds=DRAIN_GRACE_SECONDS) for _ in range(2)))
@@ -39,7 +39,7 @@ async def bench(kafka_factory: KafkaFactory, tmp_path: Path) -> AsyncIterator[tu
 
 
 async def begin_work(bench: WorkerBench) -> list[str]:
-    """Twenty tasks, some done, some in mid-generation, some waiting."""
+    """Twenty tasks: some done, some being generated, some pending."""
     names = [f"task-{number:02}" for number in range(20)]
     bodies = [(name.encode(), task_body(name, "seconds=2", steps=20)) for name in names]
     await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
@@ -49,7 +49,7 @@ async def begin_work(bench: WorkerBench) -> list[str]:
 
 
 async def wait_answered(bench: WorkerBench, names: list[str]) -> list[dict[str, Any]]:
-    """Wait until every task has a result; one whose acknowledgement was lost may be there twice, the same."""
+    """Wait until every task has a result; one whose acknowledgement was lost may have two equal records."""
 
     async def answered() -> list[dict[str, Any]]:
         results = await bench.results()
@@ -89,7 +89,7 @@ async def wait_for_first_result(bench: WorkerBench, known: int) -> None:
     log.info("first result %.1f s after the broker was back", time.monotonic() - began)
 
 
-async def test_a_killed_broker_that_comes_back_costs_nothing_but_time(
+async def test_a_restart_of_a_killed_broker_costs_nothing_but_time(
     bench: tuple[WorkerBench, ClusterBroker],
 ) -> None:
     workers, broker = bench
@@ -103,7 +103,7 @@ async def test_a_killed_broker_that_comes_back_costs_nothing_but_time(
     await assert_nothing_lost_or_doubled(workers, names)
 
 
-async def test_a_stopped_broker_that_goes_on_costs_nothing_but_time(
+async def test_a_broker_that_was_stopped_for_a_while_costs_nothing_but_time(
     bench: tuple[WorkerBench, ClusterBroker],
 ) -> None:
     workers, broker = bench
@@ -116,7 +116,7 @@ async def test_a_stopped_broker_that_goes_on_costs_nothing_but_time(
     await assert_nothing_lost_or_doubled(workers, names)
 
 
-async def test_a_worker_whose_broker_is_gone_still_ends_on_sigterm(bench: tuple[WorkerBench, ClusterBroker]) -> None:
+async def test_a_worker_without_a_broker_still_ends_on_sigterm(bench: tuple[WorkerBench, ClusterBroker]) -> None:
     workers, broker = bench
     names = await begin_work(workers)
     await broker.kill()
@@ -135,7 +135,7 @@ async def test_a_worker_whose_broker_is_gone_still_ends_on_sigterm(bench: tuple[
     assert stored < len(names)
 
 
-async def test_a_worker_that_waits_past_its_limit_ends_and_its_successor_draws_nothing_anew(
+async def test_a_worker_past_its_hold_limit_ends_and_its_successor_generates_nothing_again(
     kafka_factory: KafkaFactory, tmp_path: Path
 ) -> None:
     cluster = await kafka_factory()

@@ -1,4 +1,4 @@
-"""Clients of a broker that does not answer are closed all the same: no task and no connection is left."""
+"""Clients of a broker that does not respond can be closed: no task and no connection remains."""
 
 import asyncio
 

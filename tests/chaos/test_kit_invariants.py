@@ -1,4 +1,4 @@
-"""The watch over the promises sees each of them broken."""
+"""`PromiseWatch` detects each violation."""
 
 import json
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ DEADLINE_SECONDS = 60.0
 
 @pytest.fixture
 async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    """Topics without workers: the test plays a bad one."""
+    """Topics without workers: the test acts as a faulty one."""
     async with worker_bench(bootstrap_servers, tmp_path, model="none", partitions=1) as bench:
         yield bench
 
@@ -43,36 +43,36 @@ async def answer(bench: WorkerBench, name: str, *, event_id: bytes = b"1") -> No
     await produce(bench.bootstrap_servers, bench.topics.results, [(None, value)], headers=[("ce_id", event_id)])
 
 
-async def wait_looked(watch: PromiseWatch) -> None:
-    """Wait for a look that began from now on."""
+async def wait_observed(watch: PromiseWatch) -> None:
+    """Wait for an observation that begins after this call."""
     looks = watch.looks
     await wait_until(lambda: watch.looks >= looks + 2, deadline_seconds=DEADLINE_SECONDS, what="two looks")
 
 
-async def test_an_offset_that_passes_an_unfinished_task_is_seen(bench: WorkerBench) -> None:
+async def test_an_offset_past_an_unfinished_task_is_detected(bench: WorkerBench) -> None:
     async with PromiseWatch(bench) as watch:
         await watch.submit(2, "x")
         await answer(bench, "task-000")
         await commit(bench, 1)
-        await wait_looked(watch)
+        await wait_observed(watch)
         assert watch.broken == []
         await commit(bench, 2)
-        await wait_looked(watch)
+        await wait_observed(watch)
     assert watch.broken == ["offset 2 of partition 0 passed task-001 at 1, which has no answer"]
 
 
-async def test_an_offset_that_goes_back_is_seen(bench: WorkerBench) -> None:
+async def test_a_lowered_offset_is_detected(bench: WorkerBench) -> None:
     async with PromiseWatch(bench) as watch:
         await watch.submit(1, "x")
         await answer(bench, "task-000")
         await commit(bench, 1)
-        await wait_looked(watch)
+        await wait_observed(watch)
         await commit(bench, 0)
-        await wait_looked(watch)
+        await wait_observed(watch)
     assert watch.broken == ["the offset of partition 0 went back from 1 to 0"]
 
 
-async def test_a_second_event_id_a_missing_image_and_a_missing_drawing_are_seen(bench: WorkerBench) -> None:
+async def test_a_second_event_id_a_missing_image_and_a_missing_generation_are_detected(bench: WorkerBench) -> None:
     stored: list[str] = []
     async with PromiseWatch(bench, stored_ids=lambda: stored) as watch:
         await watch.submit(1, "x")

@@ -1,4 +1,4 @@
-"""A Kafka behind proxies: a client's whole traffic goes through them, and a fault of the line is all it sees."""
+"""A Kafka behind proxies: all traffic of a client passes them, and faults of the link affect only it."""
 
 import asyncio
 from pathlib import Path
@@ -24,7 +24,7 @@ async def values(proxied: ProxiedKafka, topic: str) -> list[bytes | None]:
     return [record.value for record in await read_topic(proxied.cluster.bootstrap_servers, topic)]
 
 
-async def test_all_of_a_clients_traffic_goes_through_the_line(proxied: ProxiedKafka) -> None:
+async def test_all_traffic_of_a_client_passes_the_proxy(proxied: ProxiedKafka) -> None:
     topic = unique_name("proxied")
     await create_topics(proxied.cluster.bootstrap_servers, {topic: 1})
     [line] = proxied.lines
@@ -55,7 +55,7 @@ async def test_all_of_a_clients_traffic_goes_through_the_line(proxied: ProxiedKa
         await producer.stop()
 
 
-async def test_nobody_gets_past_a_refusing_line(proxied: ProxiedKafka) -> None:
+async def test_no_client_passes_a_refusing_proxy(proxied: ProxiedKafka) -> None:
     await proxied.on_every_line(TcpProxy.refuse)
     producer = AIOKafkaProducer(bootstrap_servers=proxied.bootstrap_servers)
     with pytest.raises(KafkaConnectionError):
@@ -63,7 +63,7 @@ async def test_nobody_gets_past_a_refusing_line(proxied: ProxiedKafka) -> None:
     await producer.stop()
 
 
-async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(proxied: ProxiedKafka) -> None:
+async def test_a_record_whose_acknowledgement_is_lost_is_in_the_log(proxied: ProxiedKafka) -> None:
     topic = unique_name("unknown")
     await create_topics(proxied.cluster.bootstrap_servers, {topic: 1})
     [line] = proxied.lines
@@ -73,7 +73,7 @@ async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(proxied: Prox
         await line.black_hole(Direction.TO_CLIENT)
         sending = asyncio.ensure_future(producer.send_and_wait(topic, b"once", partition=0))
         await wait_until(
-            lambda: line.held_bytes[Direction.TO_CLIENT] > 0, deadline_seconds=30, what="an answer to be held"
+            lambda: line.held_bytes[Direction.TO_CLIENT] > 0, deadline_seconds=30, what="a response to be held"
         )
 
         async def stored() -> list[bytes | None]:
@@ -90,7 +90,7 @@ async def test_a_record_whose_ack_is_lost_on_the_way_is_in_the_log(proxied: Prox
     assert await values(proxied, topic) == [b"once"]
 
 
-async def test_three_brokers_have_a_line_each_and_say_who_does_what(kafka_factory: KafkaFactory) -> None:
+async def test_three_brokers_have_a_proxy_each_and_report_their_roles(kafka_factory: KafkaFactory) -> None:
     async with proxied_kafka(kafka_factory, brokers=3) as proxied:
         topic, group = unique_name("led"), unique_name("group")
         await create_topics(proxied.cluster.bootstrap_servers, {topic: 3})

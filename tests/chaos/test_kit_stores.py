@@ -1,4 +1,4 @@
-"""The disk and the S3 service of the chaos tests fail as told, and the product's own store calls it an outage."""
+"""The disk and the S3 service of the chaos tests fail on demand, and the product's store reports an outage."""
 
 import errno
 import time
@@ -38,7 +38,7 @@ def bucket(s3: FailingS3Service) -> str:
     return name
 
 
-def test_a_full_disk_takes_nothing_and_takes_it_again_when_room_is_made(disk: SmallDisk) -> None:
+def test_a_full_disk_refuses_writes_until_space_is_freed(disk: SmallDisk) -> None:
     assert disk.free_bytes > 4 * 1024 * 1024
     disk.fill()
     assert disk.free_bytes == 0
@@ -49,7 +49,7 @@ def test_a_full_disk_takes_nothing_and_takes_it_again_when_room_is_made(disk: Sm
     (disk.folder / "two").write_bytes(b"x" * 4096)
 
 
-async def test_a_full_disk_is_an_outage_of_the_store_that_names_the_remedy_and_leaves_no_half_object(
+async def test_a_full_disk_is_an_outage_that_names_the_remedy_and_leaves_no_partial_object(
     disk: SmallDisk,
 ) -> None:
     store = open_object_store(StorageSettings(url=(disk.folder / "images").as_uri()))
@@ -63,9 +63,7 @@ async def test_a_full_disk_is_an_outage_of_the_store_that_names_the_remedy_and_l
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_an_error_is_answered_until_it_is_healed_and_nothing_is_done(
-    s3: FailingS3Service, bucket: str, status: int
-) -> None:
+def test_an_injected_error_is_returned_until_it_is_cleared(s3: FailingS3Service, bucket: str, status: int) -> None:
     url = f"{s3.endpoint_url}/{bucket}/key"
     s3.fail(S3Fault(status=status))
     answers = [httpx.put(url, content=b"x" * 200_000), httpx.head(url)]
@@ -76,7 +74,7 @@ def test_an_error_is_answered_until_it_is_healed_and_nothing_is_done(
     assert httpx.put(url, content=b"x").status_code == 200
 
 
-def test_a_fault_strikes_what_it_is_meant_for_and_as_often(s3: FailingS3Service, bucket: str) -> None:
+def test_a_fault_affects_the_chosen_requests_and_number_of_them(s3: FailingS3Service, bucket: str) -> None:
     s3.fail(S3Fault(status=503, methods=frozenset({"PUT"}), key_part="image", times=1))
     address = f"{s3.endpoint_url}/{bucket}"
     statuses = [
@@ -90,7 +88,7 @@ def test_a_fault_strikes_what_it_is_meant_for_and_as_often(s3: FailingS3Service,
     assert s3.requests[-1] == ("PUT", f"/{bucket}/image")
 
 
-def test_an_answer_can_come_late_or_be_lost(s3: FailingS3Service, bucket: str) -> None:
+def test_a_response_can_be_delayed_or_lost(s3: FailingS3Service, bucket: str) -> None:
     address = f"{s3.endpoint_url}/{bucket}"
     s3.fail(S3Fault(wait_seconds=0.3))
     began = time.monotonic()
@@ -102,7 +100,7 @@ def test_an_answer_can_come_late_or_be_lost(s3: FailingS3Service, bucket: str) -
     assert s3.read(bucket, "lost").content == b"lost"
 
 
-async def test_a_create_whose_answer_was_lost_is_found_to_exist(s3: FailingS3Service, bucket: str) -> None:
+async def test_a_created_object_whose_response_was_lost_exists(s3: FailingS3Service, bucket: str) -> None:
     store = open_object_store(s3.settings(bucket))
     s3.fail(S3Fault(status=503, key_part="0.png", after_the_deed=True, times=1))
     assert await store.put_if_absent("a/0.png", b"once", content_type=CONTENT_TYPE) is False
@@ -120,7 +118,7 @@ async def test_errors_that_last_are_an_outage_of_the_store(s3: FailingS3Service,
     assert await store.put_if_absent("a/0.png", b"x", content_type=CONTENT_TYPE)
 
 
-def test_buckets_outlive_a_stop_at_the_same_address(s3: FailingS3Service, bucket: str) -> None:
+def test_buckets_are_kept_across_a_restart_at_the_same_address(s3: FailingS3Service, bucket: str) -> None:
     address = s3.endpoint_url
     httpx.put(f"{address}/{bucket}/kept", content=b"kept").raise_for_status()
     s3.stop()

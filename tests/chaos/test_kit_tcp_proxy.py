@@ -1,4 +1,4 @@
-"""The proxy of the chaos tests does to a connection what it says."""
+"""The faults of the chaos tests' TCP proxy."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from kit.waiting import wait_until
 pytestmark = pytest.mark.on_change
 
 ANSWER_SECONDS = 20.0
-"""A loopback answer takes no time; this is for a machine that is busy with everything else."""
+"""A loopback response takes microseconds; this is for a busy machine."""
 SILENCE_SECONDS = 0.3
 
 
@@ -76,14 +76,14 @@ async def assert_reset(client: Client) -> None:
         await client.hear(1)
 
 
-async def test_what_is_larger_than_a_chunk_arrives_whole(proxy: TcpProxy, clients: list[Client]) -> None:
+async def test_data_larger_than_a_chunk_arrives_complete(proxy: TcpProxy, clients: list[Client]) -> None:
     sent = bytes(range(256)) * 4096
     clients[0].say(sent)
     assert await clients[0].hear(len(sent)) == sent
     assert proxy.connections == 2
 
 
-async def test_an_end_is_passed_on_with_everything_that_came_before_it(proxy: TcpProxy, clients: list[Client]) -> None:
+async def test_an_end_of_stream_is_forwarded_after_all_data(proxy: TcpProxy, clients: list[Client]) -> None:
     clients[0].say(b"goodbye")
     clients[0].writer.write_eof()
     async with asyncio.timeout(ANSWER_SECONDS):
@@ -91,14 +91,14 @@ async def test_an_end_is_passed_on_with_everything_that_came_before_it(proxy: Tc
     await wait_until(lambda: proxy.connections == 1, deadline_seconds=20, what="the connection to end")
 
 
-async def test_a_delayed_line_makes_question_and_answer_wait(proxy: TcpProxy, clients: list[Client]) -> None:
+async def test_a_delay_applies_to_request_and_response(proxy: TcpProxy, clients: list[Client]) -> None:
     await proxy.delay(0.2)
     began = time.monotonic()
     assert await clients[0].ask(b"slowly") == b"slowly"
     assert time.monotonic() - began >= 0.4
 
 
-async def test_a_black_hole_keeps_connections_and_delivers_once_it_is_mended(
+async def test_a_black_hole_keeps_connections_and_delivers_once_it_is_restored(
     proxy: TcpProxy, clients: list[Client]
 ) -> None:
     await proxy.black_hole()
@@ -117,19 +117,17 @@ async def test_a_black_hole_keeps_connections_and_delivers_once_it_is_mended(
     newcomer.writer.transport.abort()
 
 
-async def test_a_line_that_is_dead_on_the_way_back_lets_the_question_through(
-    proxy: TcpProxy, clients: list[Client]
-) -> None:
+async def test_a_link_that_drops_responses_forwards_requests(proxy: TcpProxy, clients: list[Client]) -> None:
     await proxy.black_hole(Direction.TO_CLIENT)
     clients[0].say(b"did you hear?")
     await wait_until(
-        lambda: proxy.held_bytes[Direction.TO_CLIENT] == 13, deadline_seconds=20, what="the answer to be held"
+        lambda: proxy.held_bytes[Direction.TO_CLIENT] == 13, deadline_seconds=20, what="the response to be held"
     )
     await proxy.pass_all()
     assert await clients[0].hear(13) == b"did you hear?"
 
 
-async def test_a_client_that_gives_up_in_a_black_hole_is_forgotten_once_it_is_mended(
+async def test_a_client_that_disconnects_in_a_black_hole_is_dropped_once_it_is_restored(
     proxy: TcpProxy, clients: list[Client]
 ) -> None:
     await proxy.black_hole()
@@ -137,11 +135,11 @@ async def test_a_client_that_gives_up_in_a_black_hole_is_forgotten_once_it_is_me
     clients[0].writer.transport.abort()
     assert proxy.connections == 2
     await proxy.pass_all()
-    await wait_until(lambda: proxy.connections == 1, deadline_seconds=20, what="the connection to be forgotten")
+    await wait_until(lambda: proxy.connections == 1, deadline_seconds=20, what="the connection to be dropped")
     assert await clients[1].ask(b"still here") == b"still here"
 
 
-async def test_a_dropping_line_resets_old_and_new_connections(proxy: TcpProxy, clients: list[Client]) -> None:
+async def test_a_dropping_link_resets_old_and_new_connections(proxy: TcpProxy, clients: list[Client]) -> None:
     await proxy.drop()
     for client in clients:
         await assert_reset(client)
@@ -152,7 +150,7 @@ async def test_a_dropping_line_resets_old_and_new_connections(proxy: TcpProxy, c
     again.writer.transport.abort()
 
 
-async def test_a_refusing_line_lets_nobody_connect(proxy: TcpProxy, clients: list[Client]) -> None:
+async def test_a_refusing_link_accepts_no_connection(proxy: TcpProxy, clients: list[Client]) -> None:
     await proxy.refuse()
     for client in clients:
         await assert_reset(client)
@@ -164,7 +162,7 @@ async def test_a_refusing_line_lets_nobody_connect(proxy: TcpProxy, clients: lis
     again.writer.transport.abort()
 
 
-async def test_a_reset_ends_what_is_open_and_nothing_else(proxy: TcpProxy, clients: list[Client]) -> None:
+async def test_a_reset_ends_open_connections_only(proxy: TcpProxy, clients: list[Client]) -> None:
     proxy.reset_connections()
     for client in clients:
         await assert_reset(client)
@@ -173,6 +171,6 @@ async def test_a_reset_ends_what_is_open_and_nothing_else(proxy: TcpProxy, clien
     again.writer.transport.abort()
 
 
-async def test_a_server_that_is_gone_ends_the_clients_connection() -> None:
+async def test_a_dead_server_ends_the_clients_connection() -> None:
     async with TcpProxy(free_port()) as proxy:
         await assert_reset(await connect(proxy))

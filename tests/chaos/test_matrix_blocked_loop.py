@@ -1,4 +1,4 @@
-"""Workers whose event loop is blocked: they end by themselves, and their tasks reach one end elsewhere."""
+"""Workers with a blocked event loop end by themselves, and other workers finish their tasks once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,33 +23,33 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 
 
 async def start_blocking(bench: WorkerBench, point: str) -> WorkerProcess:
-    """A worker whose event loop is blocked for good when it first comes to that point."""
+    """A worker whose event loop is blocked for ever at the first call of that fault point."""
     return await bench.start_ready(environment={"FLUXPOOL_FAULT": f"{point}:hang"})
 
 
 async def assert_ends_blocked(worker: WorkerProcess) -> None:
-    """It ends, says why, and takes its engine along."""
+    """It ends, logs the reason, and its engine ends with it."""
     engine = worker.engine_pid()
     assert await worker.wait_exit(EVENT_SECONDS) == EXIT_LOOP_BLOCKED
     [line] = worker.events("event_loop_blocked")
     assert line["limit_seconds"] <= line["blocked_seconds"] < SESSION_TIMEOUT_SECONDS
     assert "faults.py" in line["stack"], "where it is blocked"
-    await wait_until(lambda: not is_engine(engine), deadline_seconds=EVENT_SECONDS, what="the engine to go too")
+    await wait_until(lambda: not is_engine(engine), deadline_seconds=EVENT_SECONDS, what="the engine to end too")
 
 
-async def test_what_a_blocked_worker_held_is_done_by_the_other_one(bench: WorkerBench) -> None:
+async def test_tasks_of_a_blocked_worker_are_done_by_the_other_one(bench: WorkerBench) -> None:
     blocked, other = await asyncio.gather(start_blocking(bench, "agent-after-generate"), bench.start_ready())
     async with PromiseWatch(bench) as watch:
         for partition in range(4):
             await watch.submit(2, "seconds=1", steps=10, partition=partition)
         await assert_ends_blocked(blocked)
-        # Its engine went on until the end: the task that was drawn, and the one that stood ready behind it.
+        # Its engine continued until the end: the task being generated, and the prepared one after it.
         await watch.assert_kept(repeated_generations=2)
     assert other.process.poll() is None
 
 
 @pytest.mark.parametrize(("point", "repeated_generations"), [("agent-after-generate", 1), ("agent-after-result", 0)])
-async def test_a_worker_that_was_blocked_goes_on_when_it_is_started_again(
+async def test_a_restarted_worker_continues_after_a_blocked_loop(
     bench: WorkerBench, point: str, repeated_generations: int
 ) -> None:
     blocked = await start_blocking(bench, point)

@@ -1,4 +1,4 @@
-"""Three brokers, of which one dies: a latency for the workers, and nothing else."""
+"""The death of one of three brokers costs the workers latency and nothing else."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +29,7 @@ def three_brokers(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 async def bench(three_brokers: KafkaCluster, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    """Two workers at work on three brokers that are all there."""
+    """Two workers on three running brokers."""
     await three_brokers.start()
     await three_brokers.wait_ready()
     async with worker_bench(
@@ -49,7 +49,7 @@ async def work_under_way(bench: WorkerBench) -> AsyncIterator[PromiseWatch]:
 
 
 async def leader_after(cluster: KafkaCluster, topic: str, former: ClusterBroker) -> ClusterBroker:
-    """The broker that leads partition 0 now that the former leader is dead."""
+    """The broker that leads partition 0 after the death of the former leader."""
 
     async def found() -> ClusterBroker | None:
         leader = await leader_of(cluster, topic, 0)
@@ -67,7 +67,7 @@ async def test_the_death_of_the_groups_coordinator_costs_nothing(
         coordinator = await coordinator_of(three_brokers, bench.group)
         await coordinator.kill()
         await watch.assert_kept()
-        assert coordinator.pid is None, "the work was done without it"
+        assert coordinator.pid is None, "the tasks were done without it"
         assert await coordinator_of(three_brokers, bench.group) is not coordinator
 
 
@@ -86,7 +86,7 @@ async def test_the_death_of_a_leader_of_tasks_and_of_results_costs_nothing(
         await watch.assert_kept()
 
 
-async def test_results_that_too_few_replicas_would_have_are_waited_for_and_not_committed(
+async def test_results_without_enough_in_sync_replicas_are_retried_and_not_committed(
     three_brokers: KafkaCluster, bench: WorkerBench
 ) -> None:
     admin = AdminClient({"bootstrap.servers": three_brokers.bootstrap_servers})

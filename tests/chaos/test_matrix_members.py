@@ -1,4 +1,4 @@
-"""Workers that come, go, fall asleep and wake up as somebody the group has forgotten."""
+"""Workers that join, leave, or continue after their session has expired."""
 
 import asyncio
 import signal
@@ -26,12 +26,12 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 
 
 def assigned_counts(worker: WorkerProcess) -> list[int]:
-    """How many partitions of the standard lane each assignment so far had."""
+    """The number of partitions of the standard lane in each assignment so far."""
     return [len(line["partitions"]) for line in worker.events("lane_assigned") if line["lane"] == "standard"]
 
 
-async def wait_given(worker: WorkerProcess, count: int, *, after: int) -> None:
-    """Wait for an assignment of that many partitions, later than the first `after` ones."""
+async def wait_assigned(worker: WorkerProcess, count: int, *, after: int) -> None:
+    """Wait for an assignment of that many partitions after the first `after` assignments."""
     await wait_until(
         lambda: count in assigned_counts(worker)[after:],
         deadline_seconds=EVENT_SECONDS,
@@ -40,7 +40,7 @@ async def wait_given(worker: WorkerProcess, count: int, *, after: int) -> None:
 
 
 async def wait_group_empty(bench: WorkerBench) -> None:
-    """Wait until the group has no members: it would now take a commit of anybody."""
+    """Wait until the group has no members: it now accepts a commit of any client."""
     admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
 
     async def empty() -> bool:
@@ -50,7 +50,7 @@ async def wait_group_empty(bench: WorkerBench) -> None:
     await wait_until(empty, deadline_seconds=EVENT_SECONDS, what="the group to be empty")
 
 
-async def test_a_worker_that_wakes_up_after_its_session_finds_others_at_work_and_does_no_harm(
+async def test_a_worker_that_continues_after_its_session_does_not_disturb_the_new_owner(
     bench: WorkerBench,
 ) -> None:
     sleeper, other = await asyncio.gather(bench.start_ready(), bench.start_ready())
@@ -59,18 +59,18 @@ async def test_a_worker_that_wakes_up_after_its_session_finds_others_at_work_and
         await wait_for_step(bench, "task-000")
         known = len(assigned_counts(other))
         sleeper.signal(signal.SIGSTOP)
-        await wait_given(other, PARTITIONS, after=known)
-        # While it slept, what it was drawing was begun anew by the other.
+        await wait_assigned(other, PARTITIONS, after=known)
+        # While it was stopped, the other worker started its task again.
         await bench.wait_results(4)
         given = len(assigned_counts(sleeper))
         sleeper.signal(signal.SIGCONT)
-        # Its engine went on meanwhile: the task it drew, and the one that stood ready behind it.
+        # Its engine continued meanwhile: the task being generated, and the prepared one after it.
         await watch.assert_kept(repeated_generations=2)
-        await wait_given(sleeper, PARTITIONS // 2, after=given)
+        await wait_assigned(sleeper, PARTITIONS // 2, after=given)
     assert [worker.process.poll() for worker in (sleeper, other)] == [None, None]
 
 
-async def test_a_worker_alone_that_wakes_up_after_its_session_sets_no_offset_back(bench: WorkerBench) -> None:
+async def test_a_single_worker_that_continues_after_its_session_lowers_no_offset(bench: WorkerBench) -> None:
     sleeper = await bench.start_ready()
     async with PromiseWatch(bench) as watch:
         await watch.submit(6, "seconds=1", steps=10)
@@ -79,12 +79,12 @@ async def test_a_worker_alone_that_wakes_up_after_its_session_sets_no_offset_bac
         sleeper.signal(signal.SIGSTOP)
         await wait_group_empty(bench)
         sleeper.signal(signal.SIGCONT)
-        await wait_given(sleeper, PARTITIONS, after=given)
+        await wait_assigned(sleeper, PARTITIONS, after=given)
         await watch.assert_kept()
     assert sleeper.process.poll() is None
 
 
-async def test_a_worker_that_wakes_up_after_others_did_its_work_and_left_sets_no_offset_back(
+async def test_a_worker_that_continues_after_others_did_its_tasks_and_left_lowers_no_offset(
     bench: WorkerBench,
 ) -> None:
     sleeper, other = await asyncio.gather(bench.start_ready(), bench.start_ready())
@@ -93,20 +93,20 @@ async def test_a_worker_that_wakes_up_after_others_did_its_work_and_left_sets_no
         await wait_for_step(bench, "task-000")
         known = len(assigned_counts(other))
         sleeper.signal(signal.SIGSTOP)
-        await wait_given(other, PARTITIONS, after=known)
+        await wait_assigned(other, PARTITIONS, after=known)
         await bench.wait_results(8)
         other.signal(signal.SIGTERM)
         assert await other.wait_exit(EVENT_SECONDS) == 0
         await wait_group_empty(bench)
         given = len(assigned_counts(sleeper))
         sleeper.signal(signal.SIGCONT)
-        await wait_given(sleeper, PARTITIONS, after=given)
+        await wait_assigned(sleeper, PARTITIONS, after=given)
         await watch.submit(2, "seconds=0.2")
         await watch.assert_kept(repeated_generations=2)
     assert sleeper.process.poll() is None
 
 
-async def test_partitions_that_are_added_in_mid_run_are_read_from_their_first_record(bench: WorkerBench) -> None:
+async def test_partitions_added_while_running_are_read_from_their_first_record(bench: WorkerBench) -> None:
     workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
     async with PromiseWatch(bench) as watch:
         await watch.submit(8, "seconds=1", steps=10)
@@ -118,12 +118,12 @@ async def test_partitions_that_are_added_in_mid_run_are_read_from_their_first_re
         for partition in range(PARTITIONS, 2 * PARTITIONS):
             await watch.submit(1, "seconds=0.2", partition=partition)
         for worker in workers:
-            await wait_given(worker, PARTITIONS, after=0)
+            await wait_assigned(worker, PARTITIONS, after=0)
         await watch.assert_kept()
     assert [worker.process.poll() for worker in workers] == [None, None]
 
 
-async def test_workers_that_are_replaced_one_by_one_under_load_draw_nothing_twice(bench: WorkerBench) -> None:
+async def test_workers_replaced_one_by_one_under_load_generate_nothing_twice(bench: WorkerBench) -> None:
     old = await asyncio.gather(bench.start_ready(**UNHURRIED), bench.start_ready(**UNHURRIED))
     async with PromiseWatch(bench) as watch:
         await watch.submit(24, "seconds=1", steps=10)

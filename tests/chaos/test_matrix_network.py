@@ -1,4 +1,4 @@
-"""A network between workers and broker that falls silent, tears connections and takes its time."""
+"""A network between workers and broker that drops packets, resets connections or is slow."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -20,13 +20,13 @@ from kit.worker import SESSION_TIMEOUT_SECONDS, WorkerBench, WorkerProcess, wait
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 SILENCE_SECONDS = SESSION_TIMEOUT_SECONDS * 1.5
-"""Long enough for the broker to throw everybody out."""
+"""Long enough for all sessions to expire."""
 EVENT_SECONDS = 90.0
 
 
 @pytest.fixture(scope="module")
 def listeners() -> list[ListenerSpec]:
-    """Two ways to the broker, so that two workers can be cut off one without the other."""
+    """Two listeners of the broker, so that each worker can be cut off separately."""
     return [proxied_listener(name="LEFT"), proxied_listener(name="RIGHT")]
 
 
@@ -39,7 +39,7 @@ def own_kafka(
 
 
 class Network:
-    """Two workers, each on a line of its own, and whoever looks on without one."""
+    """Two workers, each behind its own proxy, and observers without one."""
 
     def __init__(self, bench: WorkerBench, left: ProxiedKafka, right: ProxiedKafka) -> None:
         self.bench = bench
@@ -74,14 +74,14 @@ async def network(own_kafka: KafkaCluster, listeners: list[ListenerSpec], tmp_pa
 async def work_under_way(
     bench: WorkerBench, *, tasks: int = 16, prompt: str = "seconds=1"
 ) -> AsyncIterator[PromiseWatch]:
-    """Some tasks done, some in mid-generation, some waiting."""
+    """Some tasks done, some being generated, some pending."""
     async with PromiseWatch(bench) as watch:
         await watch.submit(tasks, prompt, steps=10)
         await bench.wait_results(2)
         yield watch
 
 
-async def test_workers_in_a_silent_network_go_on_when_it_is_mended_and_draw_nothing_twice(network: Network) -> None:
+async def test_workers_continue_after_a_network_outage_and_generate_nothing_twice(network: Network) -> None:
     async with work_under_way(network.bench) as watch:
         await asyncio.gather(*(line.black_hole() for line in network.lines))
         await asyncio.sleep(SILENCE_SECONDS)  # the outage itself, not a synchronisation
@@ -93,9 +93,9 @@ async def test_workers_in_a_silent_network_go_on_when_it_is_mended_and_draw_noth
     assert [worker.events("crash_counted") for worker in network.workers] == [[], []]
 
 
-async def test_an_idle_worker_that_was_in_a_silent_network_too_takes_nobody_for_crashed(network: Network) -> None:
+async def test_after_a_network_outage_an_idle_worker_counts_no_crash(network: Network) -> None:
     async with PromiseWatch(network.bench) as watch:
-        # Longer than the silence, and nothing for the other one.
+        # Longer than the outage; the other worker has no task.
         await watch.submit(1, f"seconds={SILENCE_SECONDS * 2:g}", partition=0, steps=10)
         await wait_for_step(network.bench, "task-000")
         await asyncio.gather(*(line.black_hole() for line in network.lines))
@@ -110,12 +110,12 @@ async def test_an_idle_worker_that_was_in_a_silent_network_too_takes_nobody_for_
             deadline_seconds=EVENT_SECONDS,
             what="both to be members again",
         )
-        # Whoever is the first to be back has the partition, and may begin with it before the other is there.
+        # The first worker to join has the partition and may begin with it before the other has joined.
         await watch.assert_kept(repeated_generations=1)
     assert [worker.events("crash_counted") for worker in network.workers] == [[], []]
 
 
-async def test_a_worker_that_is_cut_off_loses_its_tasks_to_the_other_and_its_offsets_never_go_back(
+async def test_a_worker_that_is_cut_off_loses_its_tasks_and_its_offsets_are_never_lowered(
     network: Network,
 ) -> None:
     cut_off, other = network.workers
@@ -125,17 +125,17 @@ async def test_a_worker_that_is_cut_off_loses_its_tasks_to_the_other_and_its_off
         await wait_until(
             lambda: any(len(line["partitions"]) == 4 for line in other.events("lane_assigned")[assigned:]),
             deadline_seconds=EVENT_SECONDS,
-            what="the other worker to be given everything",
+            what="the other worker to have all partitions",
         )
         known = len(await network.bench.results())
         await network.bench.wait_results(known + 1)
         await network.lines[0].pass_all()
-        # The one it was drawing, and one that stood ready behind it.
+        # The task it was generating, and the prepared one after it.
         await watch.assert_kept(repeated_generations=2)
     assert [worker.process.poll() for worker in (cut_off, other)] == [None, None]
 
 
-async def test_connections_that_are_torn_again_and_again_cost_nothing(network: Network) -> None:
+async def test_repeated_connection_resets_cost_nothing(network: Network) -> None:
     async with work_under_way(network.bench) as watch:
         for _ in range(6):
             for line in network.lines:
@@ -144,7 +144,7 @@ async def test_connections_that_are_torn_again_and_again_cost_nothing(network: N
             await wait_until(
                 lambda: all(line.accepted > before for line, before in zip(network.lines, seen, strict=True)),  # noqa: B023 - called at once
                 deadline_seconds=EVENT_SECONDS,
-                what="everybody to connect again",
+                what="all workers to connect again",
             )
         await watch.assert_kept()
 
@@ -152,7 +152,7 @@ async def test_connections_that_are_torn_again_and_again_cost_nothing(network: N
 async def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(network: Network) -> None:
     async with work_under_way(network.bench) as watch:
         await asyncio.gather(*(line.refuse() for line in network.lines))
-        await asyncio.sleep(SESSION_TIMEOUT_SECONDS / 2)  # within the session: nobody is thrown out
+        await asyncio.sleep(SESSION_TIMEOUT_SECONDS / 2)  # within the session: no member is fenced
         await asyncio.gather(*(line.pass_all() for line in network.lines))
         await watch.assert_kept()
 

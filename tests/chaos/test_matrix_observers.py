@@ -1,4 +1,4 @@
-"""What those who scale see of a group while its coordinator moves and loads: the truth, or that they do not know it."""
+"""Readings of a group's lag while its coordinator moves and loads: correct, or marked as unknown."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ from kit.kafka import create_topics, produce, running_kafka, unique_name
 from kit.kafka_cluster import ClusterBroker, KafkaCluster
 from kit.waiting import wait_until
 
-# An observer that is gone before its client has its first metadata leaves aiokafka's connection for them open.
+# An observer that ends before its client has its first metadata leaves aiokafka's bootstrap connection open.
 LEFT_OPEN = (
     r"Exception ignored in. <(socket\.socket|function (StreamWriter|_SelectorTransport|AIOKafkaConnection)\.__del__)"
 )
@@ -39,7 +39,7 @@ TRUTH = {
     2: KnownPartition(pending_records=0, in_flight=()),
 }
 
-# So that a coordinator has a good deal to load before it can answer.
+# So that a coordinator has much to load before it can respond.
 COMMITTERS = 8
 COMMITS_OF_EACH = 50
 PARTITIONS_OF_A_COMMIT = 60
@@ -65,7 +65,7 @@ def three_brokers(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def target(three_brokers: KafkaCluster) -> LaneTarget:
-    """A lane with a backlog and with tasks in flight, and a coordinator that has much besides to load."""
+    """A lane with a backlog and tasks in flight, and a coordinator that has much else to load."""
     target = LaneTarget(name="standard", topic=unique_name("lane"), consumer_group=unique_name("group"))
     # A loop factory keeps the runner from replacing the thread's current loop, which is pytest-asyncio's.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
@@ -75,7 +75,7 @@ def target(three_brokers: KafkaCluster) -> LaneTarget:
 
 @pytest.fixture
 async def lane(three_brokers: KafkaCluster, target: LaneTarget) -> LaneTarget:
-    """The same with every broker there, each leading what it prefers to."""
+    """The same with every broker running and leading its preferred partitions."""
     await three_brokers.start()
     await three_brokers.wait_ready()
     await elect_preferred_leaders(three_brokers)
@@ -104,7 +104,7 @@ def lane_commit(number: int) -> OffsetAndMetadata:
 async def commit(
     bootstrap_servers: str, group: str, offsets: Mapping[TopicPartition, OffsetAndMetadata], *, times: int = 1
 ) -> None:
-    """Commit for a group that has no members, again and again: each time is one more record in its log."""
+    """Commit repeatedly for a group without members: each commit is one more record to load."""
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap_servers, group_id=group, enable_auto_commit=False)
     await consumer.start()
     try:
@@ -116,7 +116,7 @@ async def commit(
 
 
 async def elect_preferred_leaders(cluster: KafkaCluster) -> None:
-    """Lead every partition where it should be led: the coordinators move there, with nobody dead."""
+    """Elect the preferred leader of every partition: the coordinators move with every broker alive."""
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap_servers})
 
     async def elected() -> bool:
@@ -136,7 +136,7 @@ async def kill(cluster: KafkaCluster, group: str) -> None:
     assert await coordinator_of(cluster, group) is not old
 
 
-async def kill_and_give_back(cluster: KafkaCluster, group: str) -> None:
+async def kill_and_restart(cluster: KafkaCluster, group: str) -> None:
     old = await coordinator_of(cluster, group)
     await old.kill()
     await cluster.wait_ready()
@@ -165,8 +165,8 @@ async def restart_all(cluster: KafkaCluster, _group: str) -> None:
     await cluster.wait_ready()
 
 
-@pytest.mark.parametrize("move", [kill, kill_and_give_back, restart, restart_all])
-async def test_an_observer_while_the_coordinator_moves_and_loads_sees_the_truth_or_that_it_does_not_know_it(
+@pytest.mark.parametrize("move", [kill, kill_and_restart, restart, restart_all])
+async def test_lag_read_while_the_coordinator_moves_and_loads_is_correct_or_unknown(
     three_brokers: KafkaCluster, lane: LaneTarget, move: Callable[[KafkaCluster, str], Awaitable[None]]
 ) -> None:
     async with BacklogWatch(three_brokers.bootstrap_servers, lane, TRUTH) as watch:

@@ -1,4 +1,4 @@
-"""Records that go out twice, are refused by the broker, or are gone before anybody read them."""
+"""Records that are sent twice, rejected by the broker, or deleted before they were consumed."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ async def distinct_answers(bench: WorkerBench) -> set[tuple[bytes | None, bytes 
 
 
 async def wait_all_committed(bench: WorkerBench) -> None:
-    """Wait until nothing of the tasks' topic is left, what came back to it included."""
+    """Wait until everything on the task topic is committed, including retries."""
 
     async def at_the_end() -> bool:
         records = await bench.records(bench.topics.tasks)
@@ -43,7 +43,7 @@ async def wait_all_committed(bench: WorkerBench) -> None:
     await wait_until(at_the_end, deadline_seconds=EVENT_SECONDS, what="the tasks' last offset to be committed")
 
 
-async def test_a_crash_between_a_dead_letter_and_the_commit_costs_a_second_letter_and_no_second_answer(
+async def test_a_crash_between_a_dead_letter_and_the_commit_costs_a_second_dead_letter_and_no_second_result(
     bench: WorkerBench,
 ) -> None:
     first = await bench.start_ready(environment={"FLUXPOOL_FAULT": "agent-after-publish:kill"})
@@ -62,7 +62,7 @@ async def test_a_crash_between_a_dead_letter_and_the_commit_costs_a_second_lette
     assert json.loads(value or b"")["status"] == "failed"
 
 
-async def test_a_crash_between_a_retry_record_and_the_commit_costs_a_second_record_and_no_second_answer(
+async def test_a_crash_between_a_retry_record_and_the_commit_costs_a_second_record_and_no_second_result(
     bench: WorkerBench,
 ) -> None:
     first = await bench.start_ready(environment={"FLUXPOOL_FAULT": "agent-after-retry:kill"})
@@ -82,7 +82,7 @@ async def test_a_crash_between_a_retry_record_and_the_commit_costs_a_second_reco
     assert bench.stored_images() == []
 
 
-async def test_a_dead_letter_that_the_broker_refuses_is_kept_beside_the_topic_and_later_records_flow(
+async def test_a_dead_letter_that_the_broker_rejects_is_stored_and_later_records_are_processed(
     bench: WorkerBench,
 ) -> None:
     admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
@@ -118,7 +118,9 @@ async def test_a_dead_letter_that_the_broker_refuses_is_kept_beside_the_topic_an
     assert statuses == {"large": "failed", "little": "failed", "sound": "success"}
 
 
-async def test_a_record_with_neither_key_nor_value_is_dead_lettered_and_later_records_flow(bench: WorkerBench) -> None:
+async def test_a_record_with_neither_key_nor_value_is_dead_lettered_and_later_records_are_processed(
+    bench: WorkerBench,
+) -> None:
     producer = Producer({"bootstrap.servers": bench.bootstrap_servers})
     producer.produce(bench.topics.tasks, partition=0)
     assert await asyncio.to_thread(producer.flush, EVENT_SECONDS) == 0
@@ -134,7 +136,7 @@ async def test_a_record_with_neither_key_nor_value_is_dead_lettered_and_later_re
     assert statuses == {None: "failed", "sound": "success"}
 
 
-async def test_a_worker_goes_on_with_what_is_left_when_records_were_deleted_unread(bench: WorkerBench) -> None:
+async def test_a_worker_continues_with_the_remaining_records_when_some_were_deleted(bench: WorkerBench) -> None:
     bodies = [(None, task_body(f"task-{number}")) for number in range(5)]
     await produce(bench.bootstrap_servers, bench.topics.tasks, bodies[:1], partition=0)
     first = await bench.start_ready()

@@ -1,4 +1,4 @@
-"""Stores that fail under workers in the middle of their work: nothing is lost, and nothing is drawn twice."""
+"""Stores that fail while workers run: nothing is lost, and nothing is generated twice."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ AUTHORIZATION = {"Authorization": "AWS testing:unchecked"}
 
 
 class Bucket:
-    """A bucket of one test's own on a service that fails on demand."""
+    """The bucket of one test on a service that fails on demand."""
 
     def __init__(self, service: FailingS3Service) -> None:
         self.service = service
@@ -65,8 +65,8 @@ async def start_two(bench: WorkerBench, storage: StorageSettings) -> None:
     await asyncio.gather(*(bench.start_ready(storage=storage) for _ in range(2)))
 
 
-async def wait_everybody_holds(bench: WorkerBench) -> None:
-    """Wait until both workers say that they wait for their store."""
+async def wait_all_hold(bench: WorkerBench) -> None:
+    """Wait until both workers report a hold for their store."""
     await wait_until(
         lambda: all(worker.events("outage_started") for worker in bench.workers),
         deadline_seconds=EVENT_SECONDS,
@@ -75,7 +75,7 @@ async def wait_everybody_holds(bench: WorkerBench) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-async def test_a_store_that_answers_errors_costs_no_attempt_and_no_drawing(
+async def test_errors_of_the_store_cost_no_attempt_and_no_generation(
     bench: WorkerBench, bucket: Bucket, status: int
 ) -> None:
     await start_two(bench, bucket.settings)
@@ -83,15 +83,15 @@ async def test_a_store_that_answers_errors_costs_no_attempt_and_no_drawing(
         await watch.submit(TASKS, "seconds=1", steps=10)
         await bench.wait_results(2)
         bucket.service.fail(S3Fault(status=status))
-        await wait_everybody_holds(bench)
+        await wait_all_hold(bench)
         bucket.service.heal()
         await watch.assert_kept()
 
 
-async def test_a_store_whose_answers_are_lost_keeps_one_image_of_each_task(bench: WorkerBench, bucket: Bucket) -> None:
+async def test_a_store_whose_responses_are_lost_has_one_image_of_each_task(bench: WorkerBench, bucket: Bucket) -> None:
     await start_two(bench, bucket.settings)
     async with PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
-        # Claims, images and manifests: each of these creates something and says that it has failed.
+        # Claims, images and manifests: each request creates an object and reports a failure.
         bucket.service.fail(S3Fault(status=503, after_the_deed=True, methods=frozenset({"PUT"}), times=12))
         await watch.submit(TASKS, "seconds=0.2", steps=2)
         await watch.assert_kept()
@@ -107,19 +107,19 @@ async def test_a_slow_store_is_only_slow(bench: WorkerBench, bucket: Bucket) -> 
     assert bucket.service.struck >= 3 * TASKS
 
 
-async def test_a_full_disk_costs_no_attempt_and_no_drawing(bench: WorkerBench, disk: SmallDisk) -> None:
+async def test_a_full_disk_costs_no_attempt_and_no_generation(bench: WorkerBench, disk: SmallDisk) -> None:
     folder = disk.folder / "images"
     await start_two(bench, StorageSettings(url=folder.as_uri()))
     async with PromiseWatch(bench, stored_ids=lambda: [path.parent.name for path in folder.rglob("*.png")]) as watch:
         await watch.submit(TASKS, "seconds=1", steps=10)
         await bench.wait_results(2)
         disk.fill()
-        await wait_everybody_holds(bench)
+        await wait_all_hold(bench)
         disk.free()
         await watch.assert_kept()
 
 
-async def test_a_silent_network_to_the_store_costs_no_attempt_and_no_drawing(
+async def test_a_network_outage_to_the_store_costs_no_attempt_and_no_generation(
     bench: WorkerBench, bucket: Bucket
 ) -> None:
     async with TcpProxy(bucket.service.port) as line, PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
@@ -127,7 +127,7 @@ async def test_a_silent_network_to_the_store_costs_no_attempt_and_no_drawing(
         await watch.submit(TASKS, "seconds=1", steps=10)
         await bench.wait_results(2)
         await line.black_hole()
-        # No answer comes, so they find out by their own deadline for one operation.
-        await wait_everybody_holds(bench)
+        # There is no response, so each operation ends at its own deadline.
+        await wait_all_hold(bench)
         await line.pass_all()
         await watch.assert_kept()

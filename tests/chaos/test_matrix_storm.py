@@ -1,4 +1,4 @@
-"""Faults of all kinds, one after the other, under one load: what holds for each alone must hold for their sum."""
+"""Faults of all kinds in sequence under one load violate no invariant."""
 
 import asyncio
 import logging
@@ -28,63 +28,63 @@ EXIT_SECONDS = 120.0
 
 @dataclass(slots=True)
 class Storm:
-    """Workers behind one line to one broker, and what can happen to them."""
+    """Workers behind one proxy to one broker, and the faults."""
 
     bench: WorkerBench
     kafka: ProxiedKafka
     chance: random.Random
     crew: list[WorkerProcess] = field(default_factory=list)
 
-    async def hire(self) -> None:
+    async def start_worker(self) -> None:
         """One more worker."""
         connection = KafkaConnection(bootstrap_servers=(self.kafka.bootstrap_servers,))
         self.crew.append(await self.bench.start_ready(kafka=connection))
 
-    async def tear(self) -> int:
-        """Every connection is reset."""
+    async def reset_connections(self) -> int:
+        """Reset every connection."""
         for line in self.kafka.lines:
             line.reset_connections()
         return 0
 
-    async def silence(self) -> int:
-        """Nothing comes through for a while, but nobody is thrown out."""
+    async def drop_traffic(self) -> int:
+        """Drop all traffic for a while, shorter than the session."""
         await self.kafka.on_every_line(lambda line: line.black_hole())
         await asyncio.sleep(SESSION_TIMEOUT_SECONDS / 3)  # the outage itself, not a synchronisation
         await self.kafka.on_every_line(lambda line: line.pass_all())
         return 0
 
     async def kill(self) -> int:
-        """A worker dies and another takes its place."""
-        victim = self._draw()
+        """Kill a worker and start another one."""
+        victim = self._choose()
         victim.signal(signal.SIGKILL)
         await victim.wait_exit(EXIT_SECONDS)
-        await self.hire()
-        # What it drew and what stood ready behind it, and what the two rebalances moved away from the others.
+        await self.start_worker()
+        # The task it was generating and the prepared one after it, and those that the two rebalances moved.
         return 2 + 2 * (WORKERS - 1)
 
     async def replace(self) -> int:
-        """A worker is asked to go and another takes its place."""
-        victim = self._draw()
+        """Terminate a worker and start another one."""
+        victim = self._choose()
         victim.signal(signal.SIGTERM)
         assert await victim.wait_exit(EXIT_SECONDS) == 0
-        await self.hire()
+        await self.start_worker()
         return 2 * (WORKERS - 1)
 
     async def sleep(self) -> int:
-        """A worker is stopped for longer than its session, and goes on."""
-        victim = self._draw()
+        """Stop a worker for longer than its session, then continue it."""
+        victim = self._choose()
         victim.signal(signal.SIGSTOP)
         await asyncio.sleep(SESSION_TIMEOUT_SECONDS * 1.5)  # the fault itself, not a synchronisation
         victim.signal(signal.SIGCONT)
         self.crew.append(victim)
         return 2 + 2 * (WORKERS - 1)
 
-    def _draw(self) -> WorkerProcess:
+    def _choose(self) -> WorkerProcess:
         return self.crew.pop(self.chance.randrange(len(self.crew)))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_a_storm_of_faults_breaks_no_promise(
+async def test_a_sequence_of_faults_violates_no_invariant(
     own_kafka: KafkaCluster, listener: ListenerSpec, tmp_path: Path, seed: int
 ) -> None:
     async with (
@@ -92,8 +92,14 @@ async def test_a_storm_of_faults_breaks_no_promise(
         worker_bench(own_kafka.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench,
     ):
         storm = Storm(bench, kafka, random.Random(seed))  # noqa: S311 - the same storm in every run
-        await asyncio.gather(*(storm.hire() for _ in range(WORKERS)))
-        faults: list[Callable[[], Awaitable[int]]] = [storm.tear, storm.silence, storm.kill, storm.replace, storm.sleep]
+        await asyncio.gather(*(storm.start_worker() for _ in range(WORKERS)))
+        faults: list[Callable[[], Awaitable[int]]] = [
+            storm.reset_connections,
+            storm.drop_traffic,
+            storm.kill,
+            storm.replace,
+            storm.sleep,
+        ]
         storm.chance.shuffle(faults)
         repeated_generations = 0
         async with PromiseWatch(bench) as watch:

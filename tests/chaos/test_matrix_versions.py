@@ -1,7 +1,7 @@
-"""Workers of two releases beside each other in one group, while one takes the place of the other.
+"""Workers of two releases in one group during an upgrade.
 
-What either release writes, the other one reads: ledgers, retry records, what lies in the store. The next release is
-stood in for by a worker that writes more than this one knows; see `kit.releases`.
+Each release reads what the other one writes: ledgers, retry records, objects in the store. A worker that writes more
+than this release knows stands in for the next release; see `kit.releases`.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 PARTITIONS = 6
 EVENT_SECONDS = 120.0
 RETRY_DELAY = "6s"
-"""Long enough for the worker that failed to be gone; its session takes as long."""
+"""Long enough for the session of the failed worker to expire."""
 
 first_release = pytest.mark.parametrize("first", [Release.THIS, Release.NEXT], ids=["upgrade", "rollback"])
 
@@ -39,12 +39,12 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 
 
 async def submit_everywhere(watch: PromiseWatch) -> None:
-    """Two more tasks on every partition, so that every worker has some, whatever the assignment."""
+    """Two more tasks on every partition, so that every worker has some in any assignment."""
     for partition in range(PARTITIONS):
         await watch.submit(2, "seconds=1", partition=partition, steps=10)
 
 
-async def wait_drawn_by(worker: WorkerProcess) -> None:
+async def wait_generated_by(worker: WorkerProcess) -> None:
     await wait_until(
         lambda: bool(worker.events("job_done")), deadline_seconds=EVENT_SECONDS, what=f"{worker.name} to draw"
     )
@@ -56,7 +56,7 @@ async def end(worker: WorkerProcess) -> None:
 
 
 @first_release
-async def test_workers_of_two_releases_that_replace_each_other_under_load_draw_nothing_twice(
+async def test_workers_of_two_releases_replaced_under_load_generate_nothing_twice(
     bench: WorkerBench, first: Release
 ) -> None:
     old = await asyncio.gather(start_ready(bench, first, **UNHURRIED), start_ready(bench, first, **UNHURRIED))
@@ -68,10 +68,10 @@ async def test_workers_of_two_releases_that_replace_each_other_under_load_draw_n
         for worker in old:
             await submit_everywhere(watch)
             new = await start_ready(bench, first.other, **UNHURRIED)
-            # However long it took to start: there is work for it, too.
+            # However long its start took, there is work for it.
             await submit_everywhere(watch)
             await end(worker)
-            await wait_drawn_by(new)
+            await wait_generated_by(new)
         await watch.assert_kept()
     results = await bench.records(bench.topics.results)
     assert {release_of(record) for record in results} == set(Release)
@@ -80,9 +80,7 @@ async def test_workers_of_two_releases_that_replace_each_other_under_load_draw_n
 
 
 @first_release
-async def test_a_task_that_one_release_sends_to_a_retry_topic_is_drawn_by_the_other(
-    bench: WorkerBench, first: Release
-) -> None:
+async def test_a_task_that_one_release_retries_is_generated_by_the_other(bench: WorkerBench, first: Release) -> None:
     failing = await start_ready(bench, first, fault="engine-step:raise")
     bodies = [(None, task_body("stumbles"))]
     [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
@@ -98,11 +96,11 @@ async def test_a_task_that_one_release_sends_to_a_retry_topic_is_drawn_by_the_ot
     assert [path.parent.name for path in bench.stored_images()] == ["stumbles"]
     _, again = sorted(await bench.records(bench.topics.tasks), key=lambda record: record.timestamp_ms)
     assert parse_envelope(again.headers).attempt == 2
-    assert ("fluxpool-next-release" in dict(again.headers)) is (first is Release.NEXT), "headers of others are kept"
+    assert ("fluxpool-next-release" in dict(again.headers)) is (first is Release.NEXT), "foreign headers are kept"
 
 
 @first_release
-async def test_a_task_that_one_release_crashed_with_is_drawn_by_the_other_which_counts_the_crash(
+async def test_a_task_that_crashed_one_release_is_generated_by_the_other_which_counts_the_crash(
     bench: WorkerBench, first: Release
 ) -> None:
     victim = await start_ready(bench, first)
@@ -120,12 +118,12 @@ async def test_a_task_that_one_release_crashed_with_is_drawn_by_the_other_which_
             entries = [entry for text in metadata for entry in decode_ledger(text).values()]
             return [(entry.worker, entry.crashes) for entry in entries] == [(heir.name, 1)]
 
-        await wait_until(counted, deadline_seconds=EVENT_SECONDS, what="the crash in the heir's ledger")
+        await wait_until(counted, deadline_seconds=EVENT_SECONDS, what="the crash in the next owner's ledger")
         await watch.assert_kept(repeated_generations=1)
 
 
 @first_release
-async def test_an_answer_that_one_release_stored_and_did_not_publish_is_published_by_the_other_as_it_is(
+async def test_a_result_that_one_release_stored_is_published_unchanged_by_the_other(
     bench: WorkerBench, first: Release
 ) -> None:
     victim = await start_ready(bench, first, fault="store-after-manifest:kill")

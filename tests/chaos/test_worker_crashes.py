@@ -1,4 +1,4 @@
-"""Agents and engines that die or drain in mid-generation: the task reaches one end, and no offset runs ahead of it."""
+"""Agents and engines that die or drain during a generation: the task ends once, and no offset passes it."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 LONG_TASK: dict[str, Any] = {"width": 512, "height": 512, "steps": 90}
 """Several seconds on one CPU core with the tiny pipeline."""
 TAKE_OVER_SECONDS = SESSION_TIMEOUT_SECONDS + 10 + 150
-"""What a take-over may take, and the generation itself on a busy machine."""
+"""Limit of a take-over with its generation on a busy machine."""
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ async def bench(bootstrap_servers: str, tmp_path: Path, tiny_checkpoint: Path) -
 
 @pytest.fixture
 async def quick_bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    """Workers with a stand-in for the model: everything else is real."""
+    """Workers with a stand-in for the model; everything else is real."""
     async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True) as bench:
         yield bench
 
 
 async def worker_of(bench: WorkerBench, request_id: str) -> WorkerProcess:
-    """The worker that is working on a task."""
+    """The worker that has a task in flight."""
     await wait_for_step(bench, request_id)
     events = [json.loads(record.value or b"") for record in await bench.records(bench.topics.progress)]
     name = next(event["worker"] for event in events if event["request_id"] == request_id)
@@ -55,7 +55,7 @@ async def worker_of(bench: WorkerBench, request_id: str) -> WorkerProcess:
 
 
 async def assert_one_end(bench: WorkerBench, *request_ids: str) -> None:
-    """Every task has one terminal event id and one answer; there is one image for each success."""
+    """Every task has one terminal event id and one result; there is one image for each success."""
     ends: dict[str, set[tuple[bytes | None, bytes | None]]] = {}
     for record in await bench.records(bench.topics.results):
         request_id = json.loads(record.value or b"")["request_id"]
@@ -100,7 +100,7 @@ async def test_a_killed_engine_is_replaced_and_its_task_tried_again(quick_bench:
     await assert_one_end(bench, "long")
 
 
-async def test_sigterm_finishes_the_task_and_the_next_member_goes_on(quick_bench: WorkerBench) -> None:
+async def test_sigterm_finishes_the_task_and_the_next_member_continues(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     first = await bench.start_ready()
     sent = await produce(
@@ -110,7 +110,7 @@ async def test_sigterm_finishes_the_task_and_the_next_member_goes_on(quick_bench
         partition=0,
     )
     await wait_for_step(bench, "running")
-    # The lanes' heads are taken in order, so `next` stands ready behind `running` in the first worker's engine.
+    # The lanes' heads are taken in order, so `next` is prepared after `running` in the first worker's engine.
     second = await bench.start_ready()
     first.signal(signal.SIGTERM)
 
@@ -123,7 +123,7 @@ async def test_sigterm_finishes_the_task_and_the_next_member_goes_on(quick_bench
     assert second.process.poll() is None
 
 
-async def test_a_draining_worker_hands_on_what_it_has_not_begun(quick_bench: WorkerBench) -> None:
+async def test_a_draining_worker_releases_the_tasks_that_it_has_not_begun(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     first = await bench.start_ready()
     bodies = [task_body(f"task-{number}", "seconds=4") for number in range(4)]
@@ -145,7 +145,7 @@ async def test_a_draining_worker_hands_on_what_it_has_not_begun(quick_bench: Wor
     assert left_at < second.events("lane_assigned")[0]["timestamp"]
 
 
-async def test_a_task_longer_than_the_grace_is_stopped_at_its_next_step_and_left_to_others(
+async def test_a_task_longer_than_the_grace_period_is_stopped_at_its_next_step_and_released(
     quick_bench: WorkerBench,
 ) -> None:
     bench = quick_bench
@@ -162,7 +162,7 @@ async def test_a_task_longer_than_the_grace_is_stopped_at_its_next_step_and_left
     await bench.wait_results(1)
     await bench.wait_committed({partition: offset + 1})
     await assert_one_end(bench, "endless")
-    assert second.events("crash_counted") == [], "what was handed on in good order is no crash"
+    assert second.events("crash_counted") == [], "an orderly release is no crash"
 
 
 async def test_a_second_sigterm_exits_at_once_and_loses_nothing(quick_bench: WorkerBench) -> None:
@@ -177,7 +177,7 @@ async def test_a_second_sigterm_exits_at_once_and_loses_nothing(quick_bench: Wor
     first.signal(signal.SIGTERM)
 
     assert await first.wait_exit(20) == 128 + signal.SIGTERM
-    await wait_until(lambda: not is_engine(engine), deadline_seconds=20, what="the engine to go too")
+    await wait_until(lambda: not is_engine(engine), deadline_seconds=20, what="the engine to end too")
     await bench.start_ready()
     await bench.wait_results(1, deadline_seconds=TAKE_OVER_SECONDS)
     await assert_one_end(bench, "patient")
@@ -216,7 +216,7 @@ async def test_a_crash_between_any_two_steps_costs_at_most_one_generation(
         assert generations == generations_after
 
 
-async def test_without_retry_topics_a_failed_generation_is_tried_again_in_place(quick_bench: WorkerBench) -> None:
+async def test_without_retry_topics_a_failed_generation_is_repeated_in_place(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-step:raise"})
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("stumbles"))])
@@ -226,7 +226,7 @@ async def test_without_retry_topics_a_failed_generation_is_tried_again_in_place(
     assert await bench.records(bench.topics.dead_letters) == []
 
 
-async def test_a_task_that_kills_every_engine_ends_as_a_crash_loop_and_its_neighbours_go_on(
+async def test_a_task_that_kills_every_engine_ends_as_a_crash_loop_and_affects_no_other(
     quick_bench: WorkerBench,
 ) -> None:
     bench = quick_bench
@@ -274,7 +274,9 @@ async def test_a_task_that_kills_every_agent_ends_as_a_crash_loop(quick_bench: W
     await bench.wait_committed({partition: offset + 1})
 
 
-async def test_engines_that_keep_dying_end_the_pod_in_good_order_and_the_count_stays(quick_bench: WorkerBench) -> None:
+async def test_engines_that_keep_dying_end_the_pod_in_an_orderly_way_and_the_count_is_kept(
+    quick_bench: WorkerBench,
+) -> None:
     bench = quick_bench
     first = await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-job-started:kill"}, max_crashes=10)
     body = task_body("unlucky")
@@ -308,7 +310,7 @@ async def test_an_engine_that_hangs_is_killed_at_the_hard_limit(quick_bench: Wor
     assert ["step_hard_limit_seconds" in line["reason"] for line in worker.events("engine_stuck")] == [True, True]
 
 
-async def test_a_lost_device_costs_the_engine_and_no_other_task(quick_bench: WorkerBench) -> None:
+async def test_a_lost_device_replaces_the_engine_and_affects_no_other_task(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     worker = await bench.start_ready(max_crashes=1)
     engine = worker.engine_pid()
@@ -321,11 +323,11 @@ async def test_a_lost_device_costs_the_engine_and_no_other_task(quick_bench: Wor
     results = {result["request_id"]: result for result in await bench.wait_results(2)}
     assert (results["loses"]["error"]["code"], results["after"]["status"]) == ("crash-loop", "success")
     assert "told to lose the device" in results["loses"]["error"]["message"]
-    # Two tasks are prepared at once, so the other one may have been drawn before.
+    # Two tasks are prepared at once, so the other one may have been generated before.
     await wait_until(lambda: worker.engine_pid() != engine, deadline_seconds=60, what="another engine")
 
 
-async def test_a_full_memory_is_tried_once_in_the_way_that_needs_less(quick_bench: WorkerBench) -> None:
+async def test_out_of_memory_is_repeated_once_in_the_mode_that_needs_less(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     worker = await bench.start_ready()
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("large", "ends=memory"))])
@@ -344,7 +346,7 @@ async def test_a_joining_worker_does_not_cost_the_running_task(quick_bench: Work
     await wait_until(
         lambda: any(line["lane"] == "standard" and line["partitions"] for line in second.events("lane_assigned")),
         deadline_seconds=60,
-        what="the newcomer to get its share",
+        what="the new worker to have an assignment",
     )
 
     await bench.wait_results(1)
@@ -353,7 +355,7 @@ async def test_a_joining_worker_does_not_cost_the_running_task(quick_bench: Work
     assert sum(len(worker.events("job_done")) for worker in (first, second)) == 1
 
 
-async def test_a_fault_in_the_commits_costs_the_lane_its_consumer_and_not_only_its_commits(
+async def test_a_failed_commit_task_replaces_the_consumer_of_the_lane(
     quick_bench: WorkerBench,
 ) -> None:
     bench = quick_bench
@@ -365,7 +367,7 @@ async def test_a_fault_in_the_commits_costs_the_lane_its_consumer_and_not_only_i
     assert worker.process.poll() is None
 
 
-async def test_no_process_is_left_when_everything_is_killed(quick_bench: WorkerBench) -> None:
+async def test_no_process_remains_when_all_agents_are_killed(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     workers = [await bench.start_ready() for _ in range(2)]
     engines = [worker.engine_pid() for worker in workers]

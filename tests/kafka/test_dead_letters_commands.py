@@ -1,4 +1,4 @@
-"""`fluxpool dlq` on the real broker: what is shown, what a replay sends and notes, and what it refuses."""
+"""`fluxpool dlq` on a real broker: listings, replays with their resolutions, and refusals."""
 
 import asyncio
 import itertools
@@ -56,7 +56,7 @@ class DeadLetterBench:
         return await fluxpool("dlq", *arguments, folder=self.folder, environment=self.environment(fault))
 
     async def run_on_terminal(self, *arguments: str) -> tuple[str, Ended]:
-        """What a terminal shows of standard error, and the end of the command."""
+        """Standard error as a terminal shows it, and the exit code."""
         environment = {**self.environment(), "TERM": "xterm"}
         return await fluxpool_on_terminal("dlq", *arguments, folder=self.folder, environment=environment)
 
@@ -69,7 +69,7 @@ class DeadLetterBench:
         partition: int = 0,
         **changes: Any,
     ) -> str:
-        """Write a dead letter as a worker does; returns its place."""
+        """Write a dead letter as a worker does; return its partition and offset."""
         fields: dict[str, Any] = {
             "origin_topic": self.tasks,
             "origin_partition": 1,
@@ -119,7 +119,7 @@ def task(request_id: str, **fields: Any) -> bytes:
     return json.dumps({"request_id": request_id, "prompt": "a fox", **fields}, indent=1).encode()
 
 
-# Looking
+# Listings
 
 
 async def test_the_summary_counts_by_class_code_and_pool(bench: DeadLetterBench) -> None:
@@ -177,7 +177,7 @@ async def test_a_dead_letter_that_a_crash_wrote_twice_is_one(bench: DeadLetterBe
 async def test_the_list_is_filtered(
     listed_bench: DeadLetterBench, options: tuple[str, ...], expected: list[str]
 ) -> None:
-    # In this process: starting the program for each would take most of the time.
+    # In this process: a program start for each case would take most of the time.
     arguments = ["list", *options, "-o", "json"]
     ended = await asyncio.to_thread(CliRunner().invoke, app, arguments, env=listed_bench.environment())
     assert [found["request_id"] for found in json.loads(ended.stdout)["dead_letters"]] == expected
@@ -221,7 +221,7 @@ async def test_show_writes_all_of_a_dead_letter_and_the_command_that_replays_it(
 # Replay
 
 
-async def test_a_dry_run_says_what_would_be_sent_and_writes_nothing(bench: DeadLetterBench) -> None:
+async def test_a_dry_run_shows_what_would_be_sent_and_writes_nothing(bench: DeadLetterBench) -> None:
     good = await bench.put(task("good"), request_id="good")
     bad = await bench.put(task("bad", width=100), request_id="bad")
 
@@ -241,7 +241,9 @@ async def test_a_dry_run_says_what_would_be_sent_and_writes_nothing(bench: DeadL
     assert await bench.notes() == []
 
 
-async def test_a_replay_sends_the_original_bytes_and_headers_once_and_notes_it(bench: DeadLetterBench) -> None:
+async def test_a_replay_sends_the_original_bytes_and_headers_once_and_writes_a_resolution(
+    bench: DeadLetterBench,
+) -> None:
     body = task("r-1", unknown_field=[1, 2])
     original = [
         ("traceparent", b"00-abc"),
@@ -273,7 +275,7 @@ async def test_a_replay_sends_the_original_bytes_and_headers_once_and_notes_it(b
     assert await bench.states() == {place: "replayed"}
 
 
-async def test_an_interrupted_replay_goes_on_and_repeats_at_most_one_record_byte_for_byte(
+async def test_an_interrupted_replay_continues_and_repeats_at_most_one_record_byte_for_byte(
     bench: DeadLetterBench,
 ) -> None:
     for number in range(4):
@@ -352,7 +354,7 @@ async def test_a_conflicting_id_is_only_replayed_under_a_new_one(bench: DeadLett
         ({"object": "_dead-letters/t/0/1-2"}, (), "lies in the object store under _dead-letters/t/0/1-2"),
     ],
 )
-async def test_what_would_only_fail_again_is_refused_with_the_reason(
+async def test_a_replay_that_must_fail_again_is_refused_with_the_reason(
     bench: DeadLetterBench, dead_letter: dict[str, Any], options: tuple[str, ...], words: str
 ) -> None:
     value = None if "object" in dead_letter else task("r-1")
@@ -366,7 +368,7 @@ async def test_what_would_only_fail_again_is_refused_with_the_reason(
     assert await bench.notes() == []
 
 
-async def test_a_dropped_header_and_another_topic_are_heeded(bench: DeadLetterBench) -> None:
+async def test_a_dropped_header_and_another_topic_are_applied(bench: DeadLetterBench) -> None:
     other = f"{bench.tasks}-other"
     await create_topics(bench.bootstrap_servers, {other: 1})
     await bench.put(task("late"), original=[("fluxpool-deadline", b"2026-01-01T00:00:00Z")], request_id="late")
@@ -383,7 +385,7 @@ async def test_a_dropped_header_and_another_topic_are_heeded(bench: DeadLetterBe
     assert "holds dead letters; name a topic of tasks" in into_itself.complaints
 
 
-async def test_a_replay_keeps_to_its_rate_and_spreads_over_partitions(bench: DeadLetterBench) -> None:
+async def test_a_replay_has_the_given_rate_and_spreads_over_partitions(bench: DeadLetterBench) -> None:
     for number in range(4):
         await bench.put(task(f"r-{number}"), request_id=f"r-{number}")
     entries = DeadLetterFilter().select(await read_dead_letters(bench.connection, bench.dead_letters))
@@ -398,7 +400,7 @@ async def test_a_replay_keeps_to_its_rate_and_spreads_over_partitions(bench: Dea
     assert {record.partition for record in await bench.sent()} == {0, 1, 2}
 
 
-async def test_two_people_who_replay_at_once_send_equal_records(bench: DeadLetterBench) -> None:
+async def test_two_concurrent_replays_send_equal_records(bench: DeadLetterBench) -> None:
     for number in range(5):
         await bench.put(task(f"r-{number}"), request_id=f"r-{number}")
 
@@ -428,7 +430,7 @@ async def test_a_discarded_dead_letter_stays_on_the_topic_and_is_never_replayed(
     assert [item["record"] for item in replayed.document["sent"]] == [good]
 
 
-# How commands end
+# Exit codes
 
 
 async def test_a_terminal_shows_a_bar_and_standard_output_stays_a_document(bench: DeadLetterBench) -> None:
@@ -444,7 +446,7 @@ async def test_a_terminal_shows_a_bar_and_standard_output_stays_a_document(bench
     assert [item["request_id"] for item in ended.document["sent"]] == ["good"]
 
 
-async def test_a_topic_that_is_not_there_ends_with_2_and_an_empty_one_with_0(bench: DeadLetterBench) -> None:
+async def test_a_missing_topic_ends_with_2_and_an_empty_one_with_0(bench: DeadLetterBench) -> None:
     missing = await bench.run("list", "--topic", "no-such-dlq")
     assert (missing.code, missing.output) == (2, "")
     assert "topic no-such-dlq does not exist" in missing.complaints

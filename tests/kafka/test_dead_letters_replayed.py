@@ -1,4 +1,4 @@
-"""A dead letter of a real worker, replayed with a correction: another task's life beside the first, and its trace."""
+"""A dead letter of a real worker, replayed with a correction: its own image, event and trace."""
 
 from pathlib import Path
 

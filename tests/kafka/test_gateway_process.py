@@ -1,4 +1,4 @@
-"""The gateway's programs: how they start, say where they are, survive their workers, and stop."""
+"""The gateway's programs: start, ready address, restart of worker processes, shutdown."""
 
 import asyncio
 import os
@@ -56,7 +56,7 @@ def test_wrong_settings_are_all_named_and_end_it_with_2(module: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_database_file_that_is_none_ends_it_with_2_and_the_remedy(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_ends_it_with_2_and_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "tasks.sqlite").write_text("these are notes, and long ones at that; no database begins like this")
     ended = run_with(
         {
@@ -72,7 +72,7 @@ def test_a_database_file_that_is_none_ends_it_with_2_and_the_remedy(tmp_path: Pa
     assert "Traceback" not in ended.stderr
 
 
-async def test_a_taken_port_is_named_and_the_first_gateway_goes_on(kafka: KafkaCluster, tmp_path: Path) -> None:
+async def test_a_port_in_use_is_named_and_the_first_gateway_continues(kafka: KafkaCluster, tmp_path: Path) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
     with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path / "first", topics)) as first:
         port = int(first.url.rstrip("/").rpartition(":")[2])
@@ -87,9 +87,7 @@ async def test_a_taken_port_is_named_and_the_first_gateway_goes_on(kafka: KafkaC
             assert (await client.get("healthz")).status_code == 200
 
 
-async def test_sigterm_finishes_what_is_under_way_and_leaves_nothing_behind(
-    kafka: KafkaCluster, tmp_path: Path
-) -> None:
+async def test_sigterm_finishes_requests_in_progress_and_leaves_no_process(kafka: KafkaCluster, tmp_path: Path) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
     settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2)
     accepted: set[str] = set()
@@ -120,7 +118,7 @@ async def test_sigterm_finishes_what_is_under_way_and_leaves_nothing_behind(
     assert {request_id.encode() for request_id in accepted} <= keys
 
 
-async def test_sigterm_ends_it_in_time_while_the_broker_is_away(kafka_factory: KafkaFactory, tmp_path: Path) -> None:
+async def test_sigterm_ends_it_in_time_while_the_broker_is_down(kafka_factory: KafkaFactory, tmp_path: Path) -> None:
     cluster = await kafka_factory()
     topics = await gateway_topics(cluster.bootstrap_servers)
     settings = gateway_settings(cluster.bootstrap_servers, tmp_path / "g", topics, produce_deadline_seconds=2)
@@ -139,7 +137,7 @@ async def test_sigterm_ends_it_in_time_while_the_broker_is_away(kafka_factory: K
                 assert await stopping == (0, 0)
             finally:
                 cluster.brokers[0].resume()
-    # Either it came too late for the server, or it got the honest answer.
+    # Either the server had already stopped listening, or it answered 503.
     assert isinstance(answer, httpx.TransportError) or (
         isinstance(answer, httpx.Response) and answer.status_code == 503
     )
@@ -210,7 +208,7 @@ async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: 
                 if answer.status_code != 202:
                     return False
                 location = answer.headers["location"]
-                # What this process accepted it would tell from memory; the store alone knows it by its projector.
+                # The accepting process would answer from memory; only the store shows that the task was projected.
                 with closing(sqlite3.connect(database_file)) as connection:
                     query = "SELECT count(*) FROM task WHERE request_id = ?"
                     return bool(connection.execute(query, [location.rpartition("/")[2]]).fetchone()[0])

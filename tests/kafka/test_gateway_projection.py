@@ -148,7 +148,7 @@ async def test_a_task_is_followed_from_queue_to_image(
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
 
 
-async def test_a_result_that_comes_before_its_task_is_shown_and_later_filled_in(
+async def test_a_result_before_its_task_is_shown_and_later_completed(
     client: httpx.AsyncClient, kafka: KafkaCluster, topics: TopicNames
 ) -> None:
     await produce(kafka.bootstrap_servers, topics.results, [(b"early", succeeded("early"))])
@@ -163,7 +163,7 @@ async def test_a_result_that_comes_before_its_task_is_shown_and_later_filled_in(
     assert (await client.get("v1/generations/early")).json()["created_at"] is not None
 
 
-async def test_records_that_cannot_be_read_hold_nothing_up(
+async def test_unreadable_records_do_not_block_the_projection(
     client: httpx.AsyncClient, kafka: KafkaCluster, topics: TopicNames
 ) -> None:
     bad = [(None, b"\xff"), (b"x", None), (b"x", b'{"request_id":"bad-task","prompt":"a","width":7}')]
@@ -203,7 +203,7 @@ async def test_after_its_202_a_task_is_found_at_once_on_either_process(
     with running_gateway(settings) as gateway:
         async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as client:
             await wait_until(lambda: answered(client, "readyz", 200), deadline_seconds=30, what="readiness")
-        # A connection for each request, so that a task is often asked for at the process that did not accept it.
+        # One connection for each request, so that the process that did not accept a task often answers for it.
         limits = httpx.Limits(max_keepalive_connections=0)
         codes = []
         async with httpx.AsyncClient(base_url=gateway.url, timeout=10, limits=limits) as client:
@@ -216,7 +216,7 @@ async def test_after_its_202_a_task_is_found_at_once_on_either_process(
             assert (await client.get("v1/generations/not%20an%20id")).status_code == 404
 
 
-async def test_a_projector_that_is_killed_and_started_again_neither_repeats_nor_misses_a_record(
+async def test_a_restarted_projector_neither_repeats_nor_misses_a_record(
     gateway: GatewayProcess, kafka: KafkaCluster, topics: TopicNames, settings: GatewaySettings
 ) -> None:
     names = [unique_name("task") for _ in range(600)]
@@ -240,9 +240,7 @@ async def test_a_projector_that_is_killed_and_started_again_neither_repeats_nor_
     assert (offsets[topics.tasks], offsets[topics.results]) == (600, 600)
 
 
-async def test_a_store_built_again_from_nothing_equals_the_first(
-    kafka: KafkaCluster, topics: TopicNames, tmp_path: Path
-) -> None:
+async def test_a_rebuilt_store_equals_the_first(kafka: KafkaCluster, topics: TopicNames, tmp_path: Path) -> None:
     tasks = [
         (f"t{n}".encode(), json.dumps({"request_id": f"t{n}", "prompt": "a", "seed": n}).encode()) for n in range(40)
     ]
@@ -253,7 +251,7 @@ async def test_a_store_built_again_from_nothing_equals_the_first(
     await produce(kafka.bootstrap_servers, topics.tasks, tasks)
     await produce(kafka.bootstrap_servers, topics.progress, events)
     await produce(kafka.bootstrap_servers, topics.results, [(f"t{n}".encode(), succeeded(f"t{n}")) for n in range(20)])
-    # A repeat of some tasks, as a client without an answer sends it.
+    # Repeat some tasks, as a client without a response does.
     await produce(kafka.bootstrap_servers, topics.tasks, tasks[:10])
     built = []
     for attempt in ("first", "second"):

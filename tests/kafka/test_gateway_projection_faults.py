@@ -1,4 +1,4 @@
-"""What must not stop the projection on a real broker: odd records, topics made again, a database that is damaged."""
+"""Faults that do not stop the projection on a real broker: odd records, recreated topics, a damaged database."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from kit.waiting import wait_until
 pytestmark = pytest.mark.kafka
 
 BOMB = b"0" * 40_000_000
-"""More than a batch may become, and some 40 kB on the wire."""
+"""Decompressed, more than the limit of a batch; about 40 kB on the wire."""
 
 
 def a_task(request_id: str) -> tuple[bytes, bytes]:
@@ -35,7 +35,7 @@ async def status_of(client: httpx.AsyncClient, request_id: str) -> int:
 
 
 async def known(client: httpx.AsyncClient, request_ids: Sequence[str]) -> None:
-    """Return once each of these tasks is answered with 200; any other status than 503 meanwhile fails."""
+    """Return once each of these tasks has status 200; any other status than 503 meanwhile fails."""
 
     async def told(request_id: str) -> bool:
         status = await status_of(client, request_id)
@@ -47,7 +47,7 @@ async def known(client: httpx.AsyncClient, request_ids: Sequence[str]) -> None:
 
 
 async def ready(client: httpx.AsyncClient) -> str:
-    """What the ready gateway says of its projection."""
+    """The readiness report of the gateway about its projection, once it is ready."""
     detail = ""
 
     async def is_ready() -> bool:
@@ -104,7 +104,7 @@ async def make_again(bootstrap_servers: str, topic: str, *, partitions: int) -> 
     await create_topics(bootstrap_servers, {topic: partitions})
 
 
-async def test_a_topic_made_again_while_the_gateway_was_away_is_read_from_its_beginning(
+async def test_a_topic_recreated_while_the_gateway_is_down_is_read_from_its_beginning(
     kafka: KafkaCluster, tmp_path: Path
 ) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
@@ -122,7 +122,7 @@ async def test_a_topic_made_again_while_the_gateway_was_away_is_read_from_its_be
             assert await status_of(client, "never") == 404
 
 
-async def test_a_topic_made_again_under_a_running_gateway_is_read_from_its_beginning(
+async def test_a_topic_recreated_under_a_running_gateway_is_read_from_its_beginning(
     kafka: KafkaCluster, tmp_path: Path
 ) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
@@ -136,7 +136,7 @@ async def test_a_topic_made_again_under_a_running_gateway_is_read_from_its_begin
 
 
 def overwrite(file: Path) -> None:
-    """All but the first two pages, as a failing disk would."""
+    """Overwrite all but the first two pages, like a failing disk."""
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with file.open("r+b") as raw:
@@ -149,7 +149,7 @@ def delete(file: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [overwrite, delete])
-async def test_a_database_that_is_spoiled_in_mid_life_is_built_again(
+async def test_a_database_that_is_damaged_while_in_use_is_rebuilt(
     kafka: KafkaCluster, tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
@@ -170,7 +170,7 @@ async def test_a_database_that_is_spoiled_in_mid_life_is_built_again(
         assert gateway.projector.poll() is None
 
 
-async def test_a_database_damaged_while_the_gateway_was_away_is_put_aside(kafka: KafkaCluster, tmp_path: Path) -> None:
+async def test_a_database_damaged_while_the_gateway_is_down_is_moved_aside(kafka: KafkaCluster, tmp_path: Path) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
     settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics)
     names = [f"task-{number}" for number in range(300)]

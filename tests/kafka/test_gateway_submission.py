@@ -1,4 +1,4 @@
-"""Submitting over real HTTP into a real broker: what becomes a record, what is refused, and what 202 means."""
+"""Submissions over real HTTP to a real broker: records, refusals, and the meaning of 202."""
 
 import asyncio
 import json
@@ -133,7 +133,7 @@ async def test_a_used_idempotency_key_with_another_body_is_refused_on_every_proc
 
     async def on_every_process(method: str, path: str, **arguments: Any) -> list[httpx.Response]:
         answers = []
-        # A connection of its own each time, so that both server processes are met.
+        # A new connection each time, so that both server processes answer.
         for _ in range(8):
             async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as fresh:
                 answers.append(await fresh.request(method, path, **arguments))
@@ -155,7 +155,7 @@ async def test_of_two_bodies_sent_at_once_under_one_key_one_is_accepted_and_writ
     key = uuid.uuid4().hex
 
     async def submit(prompt: str) -> tuple[str, int]:
-        # Connections of their own, so that both server processes are met.
+        # Separate connections, so that both server processes answer.
         async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as fresh:
             answer = await fresh.post(SUBMIT, json={"prompt": prompt}, headers={"Idempotency-Key": key})
         return prompt, answer.status_code
@@ -194,7 +194,7 @@ async def test_the_end_of_a_connection_is_not_the_end_of_a_body(
         writer.write_eof()
         assert int((await reader.read()).split(b" ")[1]) == status
     writer.close()
-    # Behind what the connection may have made.
+    # Its record follows any record of the connection.
     await client.post(SUBMIT, json={"prompt": "after"})
     records = await read_topic(kafka.bootstrap_servers, gateway.settings.topics.tasks)
     assert sum(mark.encode() in (record.value or b"") for record in records) == tasks
@@ -247,13 +247,13 @@ async def test_a_body_that_is_encoded_is_refused_by_name(client: httpx.AsyncClie
 
 
 @pytest.mark.parametrize("name", ["Idempotency-Key", "Content-Type", "Content-Encoding"])
-async def test_a_header_that_decides_something_is_given_once(client: httpx.AsyncClient, name: str) -> None:
+async def test_a_header_of_fluxpool_may_be_sent_once_only(client: httpx.AsyncClient, name: str) -> None:
     answer = await client.post(SUBMIT, content=b'{"prompt":"a"}', headers=[(name, "identity"), (name, "identity")])
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
-async def test_json_by_any_of_its_names_is_taken(client: httpx.AsyncClient, content_type: str) -> None:
+async def test_all_media_types_of_json_are_accepted(client: httpx.AsyncClient, content_type: str) -> None:
     answer = await client.post(SUBMIT, content=b'{"prompt":"a"}', headers={"Content-Type": content_type})
     assert answer.status_code == 202
 
@@ -266,7 +266,7 @@ async def test_other_methods_and_paths_are_answered_with_problem_documents(clien
     assert missing.headers["x-request-id"] == missing.json()["correlation_id"]
 
 
-async def test_the_openapi_document_describes_the_hot_route_as_it_is(client: httpx.AsyncClient) -> None:
+async def test_the_openapi_document_describes_the_submission_route(client: httpx.AsyncClient) -> None:
     document = (await client.get("openapi.json")).json()
     operation = document["paths"]["/v1/generations"]["post"]
     assert set(operation["responses"]) == {"202", "400", "408", "409", "413", "414", "415", "422", "431", "503"}
@@ -278,7 +278,7 @@ async def test_the_openapi_document_describes_the_hot_route_as_it_is(client: htt
     assert {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]} <= names
 
 
-async def test_while_the_broker_is_paused_nothing_is_accepted_and_readiness_says_so(
+async def test_while_the_broker_is_paused_nothing_is_accepted_and_the_gateway_is_not_ready(
     kafka_factory: KafkaFactory, tmp_path: Path
 ) -> None:
     cluster = await kafka_factory()
@@ -303,7 +303,7 @@ async def test_while_the_broker_is_paused_nothing_is_accepted_and_readiness_says
             assert waited_seconds < 4
             assert not unready.json()["parts"]["queue"]["ready"]
             assert unready.json()["parts"]["projection"]["ready"]
-            # Not 404: it may have been accepted by another gateway.
+            # Not 404: another gateway may have accepted it.
             assert (unknown.status_code, unknown.json()["error"]["code"]) == (503, "store_unavailable")
             assert "retry-after" in unknown.headers
             await wait_ready(client)

@@ -1,4 +1,4 @@
-"""The local Kafka keeps its promises: address, records, readiness, clean ends and clear errors."""
+"""The local Kafka: stable address, durable records, readiness, clean shutdown and clear errors."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ def authority() -> trustme.CA:
 def secured_kafka(
     kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA
 ) -> Iterator[KafkaCluster]:
-    """A broker with a listener for each way to log in."""
+    """A broker with a listener for each authentication mechanism."""
     certificate = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA)
     tls = tls_listener(
         certificate_chain_pem="".join(blob.bytes().decode() for blob in certificate.cert_chain_pems),
@@ -88,7 +88,7 @@ async def send_one(bootstrap_servers: str, topic: str, value: bytes, *, partitio
         await producer.stop()
 
 
-async def test_a_group_can_be_served_at_once_when_the_kafka_says_it_is_ready(kafka: KafkaCluster) -> None:
+async def test_a_group_can_be_used_at_once_when_the_kafka_is_ready(kafka: KafkaCluster) -> None:
     topic, group = unique_name("ready"), unique_name("group")
     await create_topics(kafka.bootstrap_servers, {topic: 2})
     await produce(kafka.bootstrap_servers, topic, [(b"k", b"v")], partition=1)
@@ -135,12 +135,12 @@ async def test_a_topic_without_records_reads_as_empty(bootstrap_servers: str) ->
     assert await read_topic(bootstrap_servers, topic) == []
 
 
-async def test_topics_are_not_made_by_asking_for_them(bootstrap_servers: str) -> None:
+async def test_topics_are_not_created_by_metadata_requests(bootstrap_servers: str) -> None:
     with pytest.raises(LookupError):
         await read_topic(bootstrap_servers, unique_name("never-created"))
 
 
-async def test_a_killed_broker_comes_back_with_its_records_at_its_address(own_kafka: KafkaCluster) -> None:
+async def test_a_restarted_broker_has_its_records_and_its_address(own_kafka: KafkaCluster) -> None:
     address, broker = own_kafka.bootstrap_servers, own_kafka.brokers[0]
     topic = unique_name("kept")
     await create_topics(address, {topic: 1})
@@ -155,7 +155,7 @@ async def test_a_killed_broker_comes_back_with_its_records_at_its_address(own_ka
     assert [record.value for record in await read_topic(address, topic)] == [str(n).encode() for n in range(50)]
 
 
-async def test_a_paused_broker_answers_again_once_it_is_resumed(own_kafka: KafkaCluster) -> None:
+async def test_a_paused_broker_responds_once_it_is_resumed(own_kafka: KafkaCluster) -> None:
     broker = own_kafka.brokers[0]
     topic = unique_name("paused")
     await create_topics(own_kafka.bootstrap_servers, {topic: 1})
@@ -192,7 +192,7 @@ async def test_a_clean_stop_leaves_no_process_and_a_new_handle_finds_everything_
     assert meta_path.read_text() == formatted
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was SIGKILLed")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a child whose parent was SIGKILLed")
 def test_a_broker_dies_with_the_program_that_started_it(kafka_libs: Path, tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
@@ -230,7 +230,7 @@ async def test_three_brokers_serve_a_replicated_topic_with_one_of_them_killed(ka
     await produce(cluster.bootstrap_servers, topic, [(None, b"before")], partition=0)
     await cluster.brokers[0].kill()
     await cluster.wait_ready()
-    # Acknowledged by the two in-sync replicas that are left, on each partition.
+    # Acknowledged by the two remaining in-sync replicas of each partition.
     for partition in range(3):
         await send_one(cluster.bootstrap_servers, topic, b"after", partition=partition)
     values = [record.value for record in await read_topic(cluster.bootstrap_servers, topic)]
@@ -242,7 +242,7 @@ async def test_three_brokers_serve_a_replicated_topic_with_one_of_them_killed(ka
     ("listener", "mechanism", "user", "password"),
     [("SASL", "PLAIN", "ada", "plain-secret"), ("SCRAM", "SCRAM-SHA-512", "grace", "scram-secret")],
 )
-async def test_a_listener_lets_in_who_knows_the_password(
+async def test_a_listener_accepts_the_right_password_only(
     secured_kafka: KafkaCluster, listener: str, mechanism: str, user: str, password: str
 ) -> None:
     topic = unique_name("secured")
@@ -329,7 +329,7 @@ def test_an_unknown_listener_is_refused_with_the_known_ones(secured_kafka: Kafka
         ({"listeners": [scram_listener(), scram_listener()]}, "each name may be used once"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(tmp_path: Path, settings: dict[str, Any], complaint: str) -> None:
+def test_impossible_settings_are_refused_by_name(tmp_path: Path, settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         KafkaCluster(tmp_path, libs=tmp_path, **settings)
 
@@ -340,7 +340,7 @@ def test_listener_names_that_kafka_cannot_use_are_refused(name: str) -> None:
         ListenerSpec(name=name, protocol=SecurityProtocol.PLAINTEXT)
 
 
-def test_a_password_that_the_format_tool_cannot_carry_is_refused_without_being_shown() -> None:
+def test_a_password_that_the_format_tool_does_not_accept_is_refused_and_not_shown() -> None:
     with pytest.raises(ValueError, match="password must not") as refused:
         ScramUser(name="ada", password="a,b")
     assert "a,b" not in str(refused.value)
@@ -370,7 +370,7 @@ async def committed_records(cluster: KafkaCluster, partition: int) -> list[Any]:
     return [record for record in records if record.partition == partition]
 
 
-async def test_waiting_says_what_it_waited_for_and_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_timeout_error_names_the_condition_and_the_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kit.waiting.PATIENCE", 3.0)
 
     async def never() -> int:

@@ -1,4 +1,4 @@
-"""The Kafka jars are found, fetched, or asked for in words that help."""
+"""The Kafka jars are found, fetched, or their absence is reported with the remedy."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.on_change("cli/fluxpool_cli/local/kafka")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_outside_a_checkout_the_error_names_both_ways_out(tmp_path: Path) -> None:
+def test_outside_a_checkout_the_error_names_both_remedies(tmp_path: Path) -> None:
     with pytest.raises(KafkaJarsError, match=r"set FLUXPOOL_KAFKA_LIBS .* --bootstrap-servers"):
         provide_kafka_libs(environment={}, checkout=tmp_path)
 
@@ -30,9 +30,7 @@ def test_a_named_folder_with_kafka_wins_over_the_cache(tmp_path: Path) -> None:
     assert provide_kafka_libs(environment={"FLUXPOOL_KAFKA_LIBS": str(tmp_path)}) == tmp_path.resolve()
 
 
-def test_a_fetch_that_cannot_be_is_reported_with_the_tools_that_are_missing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_impossible_fetch_names_the_missing_tools(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("bash", "cut", "sed", "head"):

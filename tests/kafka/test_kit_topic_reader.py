@@ -1,4 +1,4 @@
-"""The reader of the tests' topics shows what lies there at each look, though it fetches no record twice."""
+"""The topic reader of the tests returns all records at each call and fetches no record twice."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from kit.waiting import wait_until
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change]
 
 
-async def test_each_look_shows_all_records_up_to_the_end(bootstrap_servers: str) -> None:
+async def test_each_call_returns_all_records_up_to_the_end(bootstrap_servers: str) -> None:
     topic = unique_name("read-on")
     await create_topics(bootstrap_servers, {topic: 2})
     reader = TopicReader(bootstrap_servers)
@@ -28,21 +28,21 @@ async def test_each_look_shows_all_records_up_to_the_end(bootstrap_servers: str)
     reader.close()
 
 
-async def test_records_that_were_deleted_are_shown_no_more(bootstrap_servers: str) -> None:
+async def test_deleted_records_are_no_longer_returned(bootstrap_servers: str) -> None:
     topic = unique_name("deleted")
     await create_topics(bootstrap_servers, {topic: 1})
     await produce(bootstrap_servers, topic, [(None, b"0"), (None, b"1"), (None, b"2")])
     reader = TopicReader(bootstrap_servers)
     assert len(await reader.records(topic)) == 3
     place = TopicPartition(topic, 0, 2)
-    # A client that is collected leaves its futures without an answer.
+    # A garbage-collected client leaves its futures unresolved.
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     await asyncio.wrap_future(admin.delete_records([place])[place])
     assert [record.value for record in await reader.records(topic)] == [b"2"]
     reader.close()
 
 
-async def test_what_a_transaction_holds_is_shown_once_it_is_committed(bootstrap_servers: str) -> None:
+async def test_records_of_a_transaction_are_returned_once_it_is_committed(bootstrap_servers: str) -> None:
     topic = unique_name("transaction")
     await create_topics(bootstrap_servers, {topic: 1})
     reader = TopicReader(bootstrap_servers, isolation_level="read_committed")
@@ -51,7 +51,7 @@ async def test_what_a_transaction_holds_is_shown_once_it_is_committed(bootstrap_
         await producer.send_and_wait(topic, b"held", partition=0)
         assert await reader.records(topic) == []
         await producer.commit_transaction()
-        # The coordinator answers before its marker is in the log.
+        # The coordinator responds before its marker is in the log.
         found = await wait_until(lambda: reader.records(topic), deadline_seconds=20, what="the committed record")
         assert [record.value for record in found] == [b"held"]
         await producer.begin_transaction()
@@ -61,7 +61,7 @@ async def test_what_a_transaction_holds_is_shown_once_it_is_committed(bootstrap_
     reader.close()
 
 
-async def test_it_reads_on_when_the_broker_was_killed_and_is_back(kafka_factory: KafkaFactory) -> None:
+async def test_reading_continues_after_a_restart_of_the_broker(kafka_factory: KafkaFactory) -> None:
     cluster = await kafka_factory()
     topic = unique_name("outage")
     await create_topics(cluster.bootstrap_servers, {topic: 1})

@@ -1,4 +1,4 @@
-"""Local mode for real: Kafka, gateway and workers as a newcomer starts them, seen through the console script."""
+"""Local mode with real Kafka, gateway and workers, through the console script."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Fluxpool = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def fluxpool(tmp_path: Path) -> Iterator[Fluxpool]:
-    """Run the console script in a folder of its own; stacks that a failed test left there are ended."""
+    """Run the console script in a folder of its own; at the end, stop stacks that a failed test left there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
     if "FLUXPOOL_KAFKA_LIBS" in os.environ:
         environment["FLUXPOOL_KAFKA_LIBS"] = os.environ["FLUXPOOL_KAFKA_LIBS"]
@@ -72,7 +72,7 @@ def wait_gone(pids: list[int]) -> None:
     wait_until_blocking(gone, deadline_seconds=30, what=f"the processes {pids} are gone")
 
 
-def test_a_stack_comes_up_serves_sleeps_goes_down_and_comes_back_at_the_same_address(
+def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     fluxpool: Fluxpool, tmp_path: Path
 ) -> None:
     folder = tmp_path / ".fluxpool"
@@ -89,7 +89,7 @@ def test_a_stack_comes_up_serves_sleeps_goes_down_and_comes_back_at_the_same_add
     assert (status["running"], status["phase"], status["plan"]["replicas"]) == (True, "ready", 0)
     assert {part["name"] for part in status["parts"]} == {"gateway", "projector", "kafka-1"}
 
-    # Without --url the commands of this folder find this folder's gateway.
+    # Without --url, commands use the gateway of their current folder.
     refused = fluxpool("submit", "a fox", "--size", "100x64", rc=2)
     assert "width: 100 is not a multiple of 16; the nearest legal sizes are 96 or 112" in refused.stderr
     assert "priority" in fluxpool("submit", "a fox", "--priority", "urgent", rc=2).stderr
@@ -127,7 +127,7 @@ def test_a_stack_comes_up_serves_sleeps_goes_down_and_comes_back_at_the_same_add
     assert httpx.get(document["image_url"], trust_env=False).content == (tmp_path / document["files"][0]).read_bytes()
 
 
-def test_a_crashed_worker_is_replaced_and_a_killed_supervisor_takes_everything_with_it(
+def test_a_crashed_worker_is_replaced_and_the_stack_ends_with_its_supervisor(
     fluxpool: Fluxpool, tmp_path: Path
 ) -> None:
     folder = tmp_path / ".fluxpool"
@@ -202,7 +202,7 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
     assert not (tmp_path / "fg" / "state.json").exists()
 
 
-def test_a_stack_that_cannot_start_says_why_and_leaves_nothing(fluxpool: Fluxpool, tmp_path: Path) -> None:
+def test_a_stack_that_cannot_start_reports_the_reason_and_leaves_nothing(fluxpool: Fluxpool, tmp_path: Path) -> None:
     failed = fluxpool("local", "up", "--detach", "--bootstrap-servers", "127.0.0.1:1", "--data-dir", "broken", rc=1)
     assert "topics: Kafka at 127.0.0.1:1 did not answer" in failed.stderr
     assert failed.stdout == ""
@@ -210,7 +210,7 @@ def test_a_stack_that_cannot_start_says_why_and_leaves_nothing(fluxpool: Fluxpoo
     fluxpool("local", "status", "--data-dir", "broken", rc=3)
 
 
-def test_the_demo_counts_24_images_and_leaves_them_when_told_to(fluxpool: Fluxpool, tmp_path: Path) -> None:
+def test_the_demo_counts_24_images_and_keeps_them_on_request(fluxpool: Fluxpool, tmp_path: Path) -> None:
     ended = fluxpool("local", "demo", "--data-dir", "demo", "--keep", timeout_seconds=400)
     assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", ended.stdout.splitlines()[-1])
     exported = [json.loads(line) for line in (tmp_path / "demo" / "results.jsonl").read_text().splitlines()]
@@ -223,14 +223,16 @@ def test_the_demo_counts_24_images_and_leaves_them_when_told_to(fluxpool: Fluxpo
     assert not (tmp_path / "demo" / "state.json").exists()
 
 
-def test_a_demo_past_its_deadline_fails_names_what_is_missing_and_clears_up(fluxpool: Fluxpool, tmp_path: Path) -> None:
+def test_a_demo_past_its_deadline_fails_names_the_missing_tasks_and_cleans_up(
+    fluxpool: Fluxpool, tmp_path: Path
+) -> None:
     ended = fluxpool("local", "demo", "--data-dir", "demo", "--tasks", "2", "--timeout", "1", rc=1)
     assert "not finished within 1 s" in ended.stderr
     assert ended.stdout.splitlines()[-1].startswith("demo: 0 images, 0 results success, 2 lost, 0 doubled")
     assert not (tmp_path / "demo").exists()
 
 
-def test_everything_lies_in_the_folder_that_was_named_whatever_its_name_is(fluxpool: Fluxpool, tmp_path: Path) -> None:
+def test_all_files_are_in_the_data_folder_for_any_folder_name(fluxpool: Fluxpool, tmp_path: Path) -> None:
     folder = tmp_path / "root" / "- my #50%20 \"zdjęcia\" 'x'?+:,;[a]$&"
     folder.parent.mkdir()
     addresses = up(fluxpool, "--data-dir", str(folder), "--max-workers", "1")
@@ -239,7 +241,7 @@ def test_everything_lies_in_the_folder_that_was_named_whatever_its_name_is(fluxp
     assert len(list((folder / "images").rglob("*.png"))) == 1
     assert list((folder / "kafka").rglob("00000000000000000000.log"))
     assert list(folder.parent.iterdir()) == [folder]
-    # Prompts and images are for the user of the stack alone; a tiny model is public.
+    # Prompts and images are readable by the user of the stack only; a tiny model is public.
     readable = {entry.relative_to(folder) for entry in folder.rglob("*") if entry.stat().st_mode & 0o077}
     assert readable <= {Path("tiny-model")}
 

@@ -1,4 +1,4 @@
-"""The insides of aiokafka that the worker leans on, pinned on a real broker."""
+"""Internals of aiokafka that the worker depends on, on a real broker."""
 
 import asyncio
 import gc
@@ -46,7 +46,7 @@ async def member(bootstrap_servers: str, topic: str, group: str) -> AsyncIterato
         await stop_consumer(consumer)
 
 
-async def test_a_member_without_generation_cannot_set_an_emptied_groups_offset_back(bootstrap_servers: str) -> None:
+async def test_a_member_without_generation_cannot_lower_an_empty_groups_offset(bootstrap_servers: str) -> None:
     topic, group = unique_name("topic"), unique_name("group")
     await create_topics(bootstrap_servers, {topic: 1})
     await produce(bootstrap_servers, topic, [(None, b"x")] * 6)
@@ -54,8 +54,8 @@ async def test_a_member_without_generation_cannot_set_an_emptied_groups_offset_b
     async with member(bootstrap_servers, topic, group) as consumer:
         assert has_generation(consumer)
         await consumer.commit({partition: OffsetAndMetadata(5, "ledger")})
-        # What a session that expired does to a member; its assignment still shows the partition.
-        await consumer._coordinator._maybe_leave_group()  # noqa: SLF001 - there is no public way to be thrown out
+        # An expired session does this to a member; its assignment still has the partition.
+        await consumer._coordinator._maybe_leave_group()  # noqa: SLF001 - there is no public way to be fenced
         assert partition in consumer.assignment()
         with pytest.raises(CommitFailedError):
             await consumer.commit({partition: OffsetAndMetadata(1, "")})
@@ -64,9 +64,7 @@ async def test_a_member_without_generation_cannot_set_an_emptied_groups_offset_b
     assert (committed.offset, committed.metadata) == (5, "ledger")
 
 
-async def test_a_commit_asks_the_broker_to_keep_the_offset(
-    bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_commit_requests_a_retention_time(bootstrap_servers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OffsetCommitRequest, "DEFAULT_RETENTION_TIME", OffsetCommitRequest.DEFAULT_RETENTION_TIME)
     keep_offsets_for(timedelta(days=365))
     topic, group = unique_name("topic"), unique_name("group")
@@ -74,7 +72,7 @@ async def test_a_commit_asks_the_broker_to_keep_the_offset(
     await produce(bootstrap_servers, topic, [(None, b"x")])
     sent: list[Any] = []
     async with member(bootstrap_servers, topic, group) as consumer:
-        send: Callable[[Any], Any] = consumer._coordinator._send_req  # noqa: SLF001 - to see what goes over the wire
+        send: Callable[[Any], Any] = consumer._coordinator._send_req  # noqa: SLF001 - to see the request on the wire
 
         async def spy(request: Any) -> Any:
             sent.append(request)
@@ -88,7 +86,7 @@ async def test_a_commit_asks_the_broker_to_keep_the_offset(
     assert (await committed_offsets(bootstrap_servers, group))[topic, 0].offset == 1
 
 
-async def test_a_commit_that_was_given_up_on_fails_without_a_word(kafka_factory: KafkaFactory) -> None:
+async def test_an_abandoned_commit_fails_without_a_log_line(kafka_factory: KafkaFactory) -> None:
     topic, group = unique_name("topic"), unique_name("group")
     partition = TopicPartition(topic, 0)
     heard: list[dict[str, Any]] = []
@@ -106,11 +104,11 @@ async def test_a_commit_that_was_given_up_on_fails_without_a_word(kafka_factory:
             await line.pass_all()
             async with asyncio.timeout(60):
                 await consumer.commit({partition: OffsetAndMetadata(3, "")})
-    gc.collect()  # asyncio complains of a task's error when the task goes away
+    gc.collect()  # asyncio logs a task's error when the task is garbage-collected
     assert heard == []
 
 
-async def test_each_consumer_keeps_its_sticky_state_to_itself_and_most_partitions(bootstrap_servers: str) -> None:
+async def test_each_consumer_has_its_own_sticky_state_and_keeps_most_partitions(bootstrap_servers: str) -> None:
     topic, group = unique_name("topic"), unique_name("group")
     await create_topics(bootstrap_servers, {topic: 6})
     async with member(bootstrap_servers, topic, group) as first:
@@ -123,9 +121,9 @@ async def test_each_consumer_keeps_its_sticky_state_to_itself_and_most_partition
             )
             kept = first.assignment()
             async with member(bootstrap_servers, topic, group) as third:
-                # Each learns of its share by itself: the newcomer may know before those who gave something up.
+                # Each member gets its assignment separately: the new one possibly before those that lost partitions.
                 await wait_until(
-                    lambda: [len(each.assignment()) for each in (first, second, third)] == [2, 2, 2],
+                    lambda: [len(consumer.assignment()) for consumer in (first, second, third)] == [2, 2, 2],
                     deadline_seconds=20,
                     what="an even split among three",
                 )

@@ -1,4 +1,4 @@
-"""What the operator sees of its pools' backlogs on the real broker."""
+"""The backlogs that the operator reads on a real broker."""
 
 import asyncio
 import math
@@ -40,7 +40,7 @@ async def hub() -> AsyncIterator[BacklogHub]:
 
 
 class _Pool:
-    """A pool with one lane, read when a test says so, with a clock of its own."""
+    """A pool with one lane, read on demand, with its own clock."""
 
     def __init__(self, hub: BacklogHub, bootstrap_servers: str, target: LaneTarget) -> None:
         self.target = target
@@ -58,7 +58,7 @@ class _Pool:
         return lane
 
     async def read_until(self, is_so: Callable[[LaneObservation], bool], *, what: str) -> LaneObservation:
-        """Read until it is so: a topic just made, or a marker just written, is not seen by everybody at once."""
+        """Read until the condition is true: brokers learn of a new topic or marker at different times."""
 
         async def read() -> list[LaneObservation]:
             lane = await self.read()
@@ -121,7 +121,7 @@ async def _produce_in_transaction(bootstrap_servers: str, topic: str, *, count: 
 
 
 async def _produce_at(bootstrap_servers: str, topic: str, ages_seconds: list[float]) -> None:
-    """Records on partition 0 that were made so long ago."""
+    """Records on partition 0 with timestamps this long ago."""
     producer = AIOKafkaProducer(**aiokafka_options(_connection(bootstrap_servers), client_id="test"))
     await producer.start()
     try:
@@ -142,7 +142,7 @@ async def test_tasks_are_pending_unless_the_ledger_has_them(hub: BacklogHub, boo
     assert (in_flight, [entry.worker for entry in lane.in_flight]) == ([(0, 2)], ["pod-a"])
 
 
-async def test_a_group_that_never_committed_has_all_retained_records_to_do(
+async def test_all_retained_records_of_a_group_without_commits_are_pending(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 5})
@@ -156,13 +156,13 @@ async def test_records_deleted_by_retention_are_counted_once(hub: BacklogHub, bo
     await _commit(bootstrap_servers, pool.target, {0: (2, "")})
     assert (await pool.read_whole()).pending_records == 7
     await _delete_records(bootstrap_servers, pool.target.topic, before=6)
-    # Where logs start is asked for again after some seconds.
+    # Log start offsets are read again after some seconds.
     lane = await pool.read_until(lambda lane: lane.expired_records_total > 0, what="the loss")
     assert (lane.expired_records_total, lane.pending_records) == (4, 3)
     assert (await pool.read_whole()).expired_records_total == 4
 
 
-async def test_a_recreated_topic_is_held_and_then_counted_from_its_start(
+async def test_a_recreated_topic_keeps_its_last_values_and_is_then_counted_from_its_start(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 9}, partitions=1)
@@ -178,7 +178,7 @@ async def test_a_recreated_topic_is_held_and_then_counted_from_its_start(
     await wait_until(made_again, deadline_seconds=DEADLINE_SECONDS, what="the end of the topic")
     await create_topics(bootstrap_servers, {pool.target.topic: 1})
     await produce(bootstrap_servers, pool.target.topic, [(None, b"x")] * 3, partition=0)
-    # A broker forgets a deleted topic's offsets; a mirrored or restored one may still have them.
+    # A broker deletes the offsets of a deleted topic; a mirrored or restored cluster may still have them.
     await _commit(bootstrap_servers, pool.target, {0: (9, "")})
     held = await pool.read_until(lambda lane: "past the log end" in (lane.problem or ""), what="a commit past the end")
     assert held.pending_records == 0
@@ -190,7 +190,7 @@ async def test_a_recreated_topic_is_held_and_then_counted_from_its_start(
 async def test_transaction_markers_at_the_tail_are_not_pending(hub: BacklogHub, bootstrap_servers: str) -> None:
     pool = await _pool(hub, bootstrap_servers, records={0: 1}, partitions=1)
     await _produce_in_transaction(bootstrap_servers, pool.target.topic, count=2)
-    # Three records at 0-2, the marker at 3: the last record's reader commits 3, and the end is 4.
+    # Three records at 0-2, the marker at 3: the consumer of the last record commits 3, and the end is 4.
     await pool.read_until(lambda lane: _is_whole(lane) and lane.pending_records == 4, what="the marker")
     await _commit(bootstrap_servers, pool.target, {0: (3, "")})
     await pool.read_until(lambda lane: _is_whole(lane) and lane.pending_records == 0, what="an empty lane")
@@ -211,7 +211,7 @@ async def test_the_oldest_age_is_that_of_the_first_pending_record(hub: BacklogHu
 
 
 async def _retry_at(bootstrap_servers: str, topic: str, records: list[tuple[str | None, float]]) -> None:
-    """Records of a retry topic by their origin, made so long ago, on partition 0."""
+    """Records on partition 0 of a retry topic, by origin, with timestamps this long ago."""
     producer = AIOKafkaProducer(**aiokafka_options(_connection(bootstrap_servers), client_id="test"))
     await producer.start()
     try:
@@ -255,9 +255,7 @@ async def test_only_own_retries_that_are_due_and_not_relayed_count(hub: BacklogH
     assert (await other.read_whole()).due_retries == 1
 
 
-async def test_a_pool_without_offsets_of_its_own_has_none_due_that_earlier_versions_relayed(
-    hub: BacklogHub, bootstrap_servers: str
-) -> None:
+async def test_retries_that_earlier_versions_relayed_are_not_due(hub: BacklogHub, bootstrap_servers: str) -> None:
     topic = unique_name("retry")
     await create_topics(bootstrap_servers, {topic: 1})
     tier = _tier(topic, "ours", group=unique_name("group"))
@@ -268,7 +266,7 @@ async def test_a_pool_without_offsets_of_its_own_has_none_due_that_earlier_versi
     assert (await pool.read_until(lambda lane: lane.due_retries > 0, what="due retries")).due_retries == 1
 
 
-async def test_a_retry_topic_that_cannot_be_read_ages_the_lane_and_is_its_problem(
+async def test_an_unreadable_retry_topic_ages_the_lane_and_is_reported_as_its_problem(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
     missing = _tier(unique_name("retry"), "ours", group=unique_name("group"))
@@ -292,7 +290,7 @@ async def test_retries_of_a_recreated_topic_are_counted_again(hub: BacklogHub, b
     await pool.read_until(lambda lane: lane.due_retries == 1, what="the new topic")
 
 
-async def test_pools_that_ask_together_get_their_own_answers_and_their_own_problems(
+async def test_pools_in_one_request_get_their_own_readings_and_problems(
     hub: BacklogHub, bootstrap_servers: str
 ) -> None:
     pools = [await _pool(hub, bootstrap_servers, records={0: count}) for count in (1, 2, 3)]
@@ -339,14 +337,14 @@ async def test_an_unused_connection_is_closed_and_opened_again_when_needed(boots
         first = await _pool(hub, bootstrap_servers, records={0: 2})
         await first.read_whole()
         with structlog.testing.capture_logs() as logs:
-            # Another address of the same broker is another connection.
+            # Another address of the same broker uses another connection.
             other = _Pool(hub, bootstrap_servers.replace("127.0.0.1", "localhost"), first.target)
             assert (await other.read_whole()).pending_records == 2
         assert "backlog_connection_closed" in [entry["event"] for entry in logs]
         assert (await first.read_whole()).pending_records == 2
 
 
-async def test_a_cluster_that_comes_back_under_another_address_is_found_again(kafka_factory: KafkaFactory) -> None:
+async def test_a_cluster_with_a_new_address_is_found_again(kafka_factory: KafkaFactory) -> None:
     first, second = await kafka_factory(), await kafka_factory()
     await second.brokers[0].kill()
     both = f"{first.bootstrap_servers},{second.bootstrap_servers}"

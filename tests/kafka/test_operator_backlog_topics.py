@@ -1,4 +1,4 @@
-"""The topics of pools that ask the operator to look after them, on the real broker."""
+"""Topics of pools whose topics the operator manages, on a real broker."""
 
 import asyncio
 import socket
@@ -64,7 +64,7 @@ async def _until_partitions(bootstrap_servers: str, prefix: str, expected: dict[
 
 
 async def _quiet(bootstrap_servers: str, spec: KafkaSpec) -> None:
-    """Nothing is left to do, as soon as every part of the broker knows what was done."""
+    """Wait until nothing is left to do, once all parts of the broker know the changes."""
 
     async def so() -> bool:
         return await manage_topics(_connection(bootstrap_servers), spec) == TopicReport()
@@ -109,7 +109,7 @@ async def test_partitions_are_added_and_never_removed(bootstrap_servers: str) ->
     assert await _partitions(bootstrap_servers, prefix) == LAYOUT | {"tasks": 7, "vip": 7}
 
 
-async def test_settings_of_topics_that_exist_are_left_alone(bootstrap_servers: str) -> None:
+async def test_settings_of_existing_topics_are_not_changed(bootstrap_servers: str) -> None:
     prefix = unique_name("managed")
     await create_topics(bootstrap_servers, {f"{prefix}-tasks": 9}, config={"retention.ms": "86400000"})
     spec = _spec(bootstrap_servers, prefix)
@@ -156,14 +156,14 @@ async def test_a_cluster_that_does_not_answer_is_a_problem_and_no_error() -> Non
     assert "bootstrap_servers" in problem
 
 
-def test_lanes_are_laid_out_like_the_tasks_of_the_contract() -> None:
+def test_topics_of_lanes_have_the_layout_of_the_contract() -> None:
     spec = _spec("kafka:9092", "some")
     tasks, vip = wanted_topics(spec)[:2]
     assert (tasks.name, tasks.partitions, tasks.config["retention.ms"]) == ("some-tasks", 4, WEEK_MS)
     assert vip == replace(tasks, name="some-vip")
 
 
-async def test_topics_with_create_time_are_changed_when_managed_and_only_named_otherwise(
+async def test_topics_with_create_time_are_changed_when_managed_and_only_reported_otherwise(
     bootstrap_servers: str,
 ) -> None:
     prefix = unique_name("managed")

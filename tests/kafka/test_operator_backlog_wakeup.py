@@ -1,4 +1,4 @@
-"""Waking pools on the real broker when an idle topic gets a record."""
+"""Pools are woken when an idle topic gets a record, on a real broker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ async def hub() -> AsyncIterator[BacklogHub]:
 
 
 class _Sleeper:
-    """Somebody who wants to be woken, and counts how often that happened."""
+    """A watcher that counts how often it is woken."""
 
     def __init__(self, hub: BacklogHub, bootstrap_servers: str, topic: str) -> None:
         self.key = unique_name("pool")
@@ -57,8 +57,8 @@ async def _topic(bootstrap_servers: str, *, partitions: int = 2) -> str:
     return topic
 
 
-async def _settle(hub: BacklogHub, bootstrap_servers: str) -> None:
-    """Return when a watch that was asked for later has done its work: those before it had their chance."""
+async def _until_earlier_watches_are_served(hub: BacklogHub, bootstrap_servers: str) -> None:
+    """Return when a later watch has been woken; by then earlier watches have been served, too."""
     topic = await _topic(bootstrap_servers)
     for _ in range(2):
         other = _Sleeper(hub, bootstrap_servers, topic)
@@ -71,23 +71,23 @@ async def test_a_record_in_an_idle_topic_wakes_once(hub: BacklogHub, bootstrap_s
     topic = await _topic(bootstrap_servers)
     sleeper = _Sleeper(hub, bootstrap_servers, topic)
     sleeper.watch({0: 0, 1: 0})
-    await _settle(hub, bootstrap_servers)
+    await _until_earlier_watches_are_served(hub, bootstrap_servers)
     assert sleeper.times_woken == 0
     await produce(bootstrap_servers, topic, [(None, b"x")] * 3, partition=1)
     await sleeper.woken()
     await produce(bootstrap_servers, topic, [(None, b"x")] * 3, partition=0)
-    await _settle(hub, bootstrap_servers)
+    await _until_earlier_watches_are_served(hub, bootstrap_servers)
     assert sleeper.times_woken == 1
 
 
-async def test_a_record_that_came_before_the_watch_began_wakes_too(hub: BacklogHub, bootstrap_servers: str) -> None:
+async def test_a_record_from_before_the_watch_wakes_too(hub: BacklogHub, bootstrap_servers: str) -> None:
     topic = await _topic(bootstrap_servers)
     await produce(bootstrap_servers, topic, [(None, b"x")] * 5, partition=0)
     early, late = _Sleeper(hub, bootstrap_servers, topic), _Sleeper(hub, bootstrap_servers, topic)
     late.watch({0: 5})
     early.watch({0: 4})
     await early.woken()
-    await _settle(hub, bootstrap_servers)
+    await _until_earlier_watches_are_served(hub, bootstrap_servers)
     assert late.times_woken == 0
     await produce(bootstrap_servers, topic, [(None, b"x")], partition=0)
     await late.woken()
@@ -111,7 +111,7 @@ async def test_a_pool_is_woken_once_for_a_record_that_it_has_not_observed(
     await produce(bootstrap_servers, topic, [(None, b"x")], partition=0)
     await sleeper.woken()
     sleeper.watch({0: 0})
-    await _settle(hub, bootstrap_servers)
+    await _until_earlier_watches_are_served(hub, bootstrap_servers)
     assert sleeper.times_woken == 1
 
 
@@ -141,9 +141,9 @@ async def test_a_transaction_wakes_when_it_is_committed_and_never_when_it_is_abo
     try:
         await producer.begin_transaction()
         await producer.send_and_wait(topic, b"y", partition=0)
-        await _settle(hub, bootstrap_servers)
+        await _until_earlier_watches_are_served(hub, bootstrap_servers)
         await producer.abort_transaction()
-        await _settle(hub, bootstrap_servers)
+        await _until_earlier_watches_are_served(hub, bootstrap_servers)
         assert sleeper.times_woken == 0
         async with producer.transaction():
             await producer.send_and_wait(topic, b"y", partition=0)
@@ -157,7 +157,7 @@ async def test_the_first_record_of_a_recreated_topic_wakes(hub: BacklogHub, boot
     await produce(bootstrap_servers, topic, [(None, b"x")] * 9, partition=0)
     sleeper = _Sleeper(hub, bootstrap_servers, topic)
     sleeper.watch({0: 9})
-    await _settle(hub, bootstrap_servers)
+    await _until_earlier_watches_are_served(hub, bootstrap_servers)
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     await asyncio.wrap_future(admin.delete_topics([topic])[topic])
 
@@ -188,14 +188,14 @@ async def test_a_pool_that_read_its_backlog_is_woken_from_there(hub: BacklogHub,
     assert not await is_read()
 
 
-async def test_an_outage_of_the_broker_is_survived(kafka_factory: KafkaFactory) -> None:
+async def test_watching_continues_after_an_outage_of_the_broker(kafka_factory: KafkaFactory) -> None:
     cluster = await kafka_factory()
     (broker,) = cluster.brokers
     async with BacklogHub(deadline_seconds=3) as hub:
         topic = await _topic(cluster.bootstrap_servers)
         sleeper = _Sleeper(hub, cluster.bootstrap_servers, topic)
         sleeper.watch({0: 0})
-        await _settle(hub, cluster.bootstrap_servers)
+        await _until_earlier_watches_are_served(hub, cluster.bootstrap_servers)
         await broker.kill()
         await broker.start()
         await cluster.wait_ready()

@@ -1,4 +1,4 @@
-"""When a pool's backlog is read on the real broker."""
+"""When a pool's backlog is read, on a real broker."""
 
 from collections.abc import Sequence
 
@@ -54,7 +54,7 @@ async def topic(bootstrap_servers: str) -> str:
     return name
 
 
-def _aimed(hub: BacklogHub, bootstrap_servers: str, topic: str, clock: _Clock) -> LagWatch:
+def _target(hub: BacklogHub, bootstrap_servers: str, topic: str, clock: _Clock) -> LagWatch:
     watch = LagWatch(hub, key="pool", wake=lambda: None, clock=clock)
     connection = KafkaConnection(bootstrap_servers=(bootstrap_servers,))
     watch.configure(connection, (LaneTarget(name="standard", topic=topic, consumer_group=topic),), expired_before={})
@@ -65,11 +65,11 @@ def _waiting(watch: LagWatch) -> int:
     return sum(lane.pending_records for lane in watch.observe())
 
 
-async def test_who_waits_until_a_reading_is_due_finds_it_due(bootstrap_servers: str, topic: str) -> None:
-    """A wait that ended just before would be repeated, ever shorter, with a turn of the pool's loop each time."""
+async def test_a_wait_for_the_next_reading_does_not_end_early(bootstrap_servers: str, topic: str) -> None:
+    """A wait that ended early would be repeated, ever shorter, with a reconcile each time."""
     clock = _Clock()
     async with BacklogHub() as hub:
-        watch = _aimed(hub, bootstrap_servers, topic, clock)
+        watch = _target(hub, bootstrap_servers, topic, clock)
         assert watch.seconds_until_due(INTERVAL_SECONDS) <= 0
         waits = []
         for _ in range(20):
@@ -81,31 +81,29 @@ async def test_who_waits_until_a_reading_is_due_finds_it_due(bootstrap_servers: 
     assert len(set(waits)) > 1, "the readings of many pools would not spread"
 
 
-async def test_readings_of_pools_fall_together(bootstrap_servers: str, topic: str) -> None:
+async def test_pools_are_read_at_the_same_times(bootstrap_servers: str, topic: str) -> None:
     clock = _Clock()
     async with BacklogHub() as hub:
         due_in_ticks = []
         for _ in range(20):
-            watch = _aimed(hub, bootstrap_servers, topic, clock)
+            watch = _target(hub, bootstrap_servers, topic, clock)
             await watch.read(is_burst=False)
             due_in_ticks.append((clock.seconds + watch.seconds_until_due(INTERVAL_SECONDS)) / TICK_SECONDS)
             clock.seconds += TICK_SECONDS / 7
     assert due_in_ticks == pytest.approx([round(ticks) for ticks in due_in_ticks], abs=1e-6)
 
 
-async def test_a_reading_that_meets_the_first_tasks_waits_for_the_rest_of_them(
-    bootstrap_servers: str, topic: str
-) -> None:
+async def test_a_reading_with_the_first_tasks_of_a_burst_waits_for_the_rest(bootstrap_servers: str, topic: str) -> None:
     clock = _Clock()
     async with _BusyHub(topic, clock) as hub:
-        watch = _aimed(hub, bootstrap_servers, topic, clock)
+        watch = _target(hub, bootstrap_servers, topic, clock)
         await watch.read(is_burst=False)
         assert (hub.readings, _waiting(watch)) == (1, 0)
         await hub.add_task(bootstrap_servers)
         hub.tasks_to_come = 3
         await watch.read(is_burst=False)
         assert _waiting(watch) == 4
-        # Tasks that come to others that wait are traffic.
+        # Tasks that are added to pending ones are normal traffic.
         hub.tasks_to_come = 3
         before = hub.readings
         clock.seconds += BURST_SECONDS
@@ -118,7 +116,7 @@ async def test_a_burst_that_does_not_end_in_time_is_read_again_soon_until_it_doe
 ) -> None:
     clock = _Clock()
     async with _BusyHub(topic, clock, seconds_per_reading=0.5) as hub:
-        watch = _aimed(hub, bootstrap_servers, topic, clock)
+        watch = _target(hub, bootstrap_servers, topic, clock)
         await watch.read(is_burst=False)
         await hub.add_task(bootstrap_servers)
         hub.tasks_to_come = 5
@@ -132,10 +130,10 @@ async def test_a_burst_that_does_not_end_in_time_is_read_again_soon_until_it_doe
         assert _waiting(watch) == 6
 
 
-async def test_what_grows_for_long_is_read_at_the_pools_pace(bootstrap_servers: str, topic: str) -> None:
+async def test_a_steadily_growing_backlog_is_read_at_the_polling_interval(bootstrap_servers: str, topic: str) -> None:
     clock = _Clock()
     async with _BusyHub(topic, clock, seconds_per_reading=0.5) as hub:
-        watch = _aimed(hub, bootstrap_servers, topic, clock)
+        watch = _target(hub, bootstrap_servers, topic, clock)
         await hub.add_task(bootstrap_servers)
         hub.tasks_to_come = 10_000
         began_at = clock.seconds

@@ -1,4 +1,4 @@
-"""The gateway on a real broker: its tasks go to the worker with nothing to do."""
+"""The gateway on a real broker: its tasks are sent to the idle worker."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.kafka
 PARTITIONS = 4
 
 
-async def test_submitted_tasks_go_to_the_worker_with_nothing_to_do(kafka: KafkaCluster, tmp_path: Path) -> None:
+async def test_submitted_tasks_are_sent_to_the_idle_worker(kafka: KafkaCluster, tmp_path: Path) -> None:
     servers, group = kafka.bootstrap_servers, unique_name("group")
     topics = await gateway_topics(servers, task_partitions=PARTITIONS)
     connection = KafkaConnection(bootstrap_servers=tuple(servers.split(",")))
@@ -49,7 +49,7 @@ async def test_submitted_tasks_go_to_the_worker_with_nothing_to_do(kafka: KafkaC
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=20))
 
         async def partitions_of_four() -> set[int]:
-            """Where four new tasks lie; nothing while the gateway is not ready."""
+            """The partitions of four new tasks; empty while the gateway is not ready."""
             answers = [await client.post("v1/generations", json={"prompt": "a cat"}) for _ in range(4)]
             if any(answer.status_code != 202 for answer in answers):
                 return set()
@@ -59,6 +59,6 @@ async def test_submitted_tasks_go_to_the_worker_with_nothing_to_do(kafka: KafkaC
         async def on_the_idle_worker() -> bool:
             return await partitions_of_four() == idle
 
-        # At first the gateway knows no loads, and its tasks are spread round robin.
+        # At first the gateway has no loads, and partitions are chosen round robin.
         await wait_until(on_the_idle_worker, deadline_seconds=60, what=f"tasks on {idle} and none on {busy}")
         assert '"by_load": true' in gateway.log()

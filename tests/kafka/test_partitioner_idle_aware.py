@@ -1,4 +1,4 @@
-"""Loads are read only while a record is about to be sent."""
+"""Loads are read only while records are being sent."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -66,7 +66,7 @@ async def test_loads_are_read_when_a_record_is_expected_and_no_longer_when_none_
             assert not choice.partitioner.has_read.is_set()
 
 
-async def test_a_record_keeps_waiting_for_its_first_reading_and_finds_the_loads(bootstrap_servers: str) -> None:
+async def test_a_record_waits_for_the_first_reading_and_uses_it(bootstrap_servers: str) -> None:
     topic, group = unique_name("tasks"), unique_name("group")
     await create_topics(bootstrap_servers, {topic: PARTITIONS})
     async with (
@@ -78,7 +78,7 @@ async def test_a_record_keeps_waiting_for_its_first_reading_and_finds_the_loads(
         assert choice.partitioner.round_robin_reason(topic, partitions=PARTITIONS) != "not read yet"
 
 
-async def test_without_brokers_nobody_waits_long_and_partitions_take_turns() -> None:
+async def test_without_brokers_the_wait_is_short_and_the_choice_round_robin() -> None:
     async with _running("127.0.0.1:1", {"group": "tasks"}, linger_seconds=60) as choice:
         async with asyncio.timeout(30):
             for _ in range(20):

@@ -30,7 +30,7 @@ def _connection(bootstrap_servers: str) -> KafkaConnection:
 
 @asynccontextmanager
 async def _member(bootstrap_servers: str, *, topic: str, group: str) -> AsyncIterator[AIOKafkaConsumer]:
-    """A worker as the broker sees it: it joins and keeps its partitions, and commits only what a test commits."""
+    """A worker as the broker sees it: it joins, keeps its partitions, and commits what the test commits."""
     consumer = AIOKafkaConsumer(
         topic,
         group_id=group,
@@ -78,7 +78,7 @@ async def _by_load(partitioner: LoadAwarePartitioner, topic: str) -> None:
     )
 
 
-async def _settled(members: list[AIOKafkaConsumer]) -> None:
+async def _all_assigned(members: list[AIOKafkaConsumer]) -> None:
     def dealt() -> bool:
         owned = [member.assignment() for member in members]
         return all(owned) and sum(map(len, owned)) == PARTITIONS
@@ -90,30 +90,30 @@ def _owned(member: AIOKafkaConsumer) -> set[int]:
     return {partition.partition for partition in member.assignment()}
 
 
-def _draw(partitioner: LoadAwarePartitioner, topic: str, count: int) -> list[int]:
+def _choose(partitioner: LoadAwarePartitioner, topic: str, count: int) -> list[int]:
     return [partitioner.choose(topic, partitions=PARTITIONS) for _ in range(count)]
 
 
-async def test_tasks_go_to_the_member_with_nothing_to_do_until_work_is_level(bootstrap_servers: str) -> None:
+async def test_tasks_are_sent_to_the_idle_member_until_work_is_level(bootstrap_servers: str) -> None:
     topic, group = unique_name("tasks"), unique_name("group")
     await create_topics(bootstrap_servers, {topic: PARTITIONS})
     async with AsyncExitStack() as stack:
         members = [
             await stack.enter_async_context(_member(bootstrap_servers, topic=topic, group=group)) for _ in range(2)
         ]
-        await _settled(members)
+        await _all_assigned(members)
         busy, idle = map(_owned, members)
         await produce(bootstrap_servers, topic, [(None, b"x")] * 6, partition=min(busy))
         now = 100.0
         partitioner = _partitioner(bootstrap_servers, {group: topic}, clock=lambda: now)
         async with partitioner.reader() as reader:
             await _refreshed(partitioner, reader, topic)
-            chosen = _draw(partitioner, topic, 6)
+            chosen = _choose(partitioner, topic, 6)
             assert set(chosen) == idle
             assert set(Counter(chosen).values()) == {3}
-            # Level now; the busy member's other partition is the emptier one.
-            assert set(_draw(partitioner, topic, 2)) & busy == busy - {min(busy)}
-            # What was chosen was never sent: with the next reading it is forgotten, and the idle member is idle again.
+            # Work is level now; the busy member's other partition is the emptier one.
+            assert set(_choose(partitioner, topic, 2)) & busy == busy - {min(busy)}
+            # The chosen tasks were never sent: the next reading drops them, and the idle member is idle again.
             now += 2 * SETTLING_SECONDS
             await partitioner.refresh(reader)
             assert partitioner.choose(topic, partitions=PARTITIONS) in idle
@@ -134,7 +134,7 @@ async def test_what_a_member_committed_is_no_longer_its_work(bootstrap_servers: 
         first, second = [
             await stack.enter_async_context(_member(bootstrap_servers, topic=topic, group=group)) for _ in range(2)
         ]
-        await _settled([first, second])
+        await _all_assigned([first, second])
         on_first, on_second = min(_owned(first)), min(_owned(second))
         await produce(bootstrap_servers, topic, [(None, b"x")] * 8, partition=on_first)
         await produce(bootstrap_servers, topic, [(None, b"x")] * 4, partition=on_second)
@@ -152,25 +152,25 @@ async def test_partitions_follow_their_owner_when_a_member_joins(bootstrap_serve
     await create_topics(bootstrap_servers, {topic: PARTITIONS})
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(_member(bootstrap_servers, topic=topic, group=group))
-        await _settled([first])
+        await _all_assigned([first])
         await produce(bootstrap_servers, topic, [(None, b"x")] * 20, partition=0)
         partitioner = await stack.enter_async_context(_running(_partitioner(bootstrap_servers, {group: topic})))
         await _by_load(partitioner, topic)
-        # One owner has everything: its emptiest partitions.
-        assert 0 not in _draw(partitioner, topic, 12)
+        # One owner has all partitions: its emptiest ones are chosen.
+        assert 0 not in _choose(partitioner, topic, 12)
         second = await stack.enter_async_context(_member(bootstrap_servers, topic=topic, group=group))
-        await _settled([first, second])
+        await _all_assigned([first, second])
         busy, idle = sorted((_owned(first), _owned(second)), key=lambda owned: 0 not in owned)
 
         async def to_the_idle_one() -> bool:
             await _by_load(partitioner, topic)
-            return set(_draw(partitioner, topic, 4)) == idle
+            return set(_choose(partitioner, topic, 4)) == idle
 
-        # The busy member's second partition is as empty as the idle one's, and yet not chosen.
+        # The busy member's second partition is as empty as the idle member's, but is not chosen.
         await wait_until(to_the_idle_one, deadline_seconds=30, what=f"tasks on {idle} only, none on {busy}")
 
 
-async def test_a_group_without_members_leaves_turns(bootstrap_servers: str) -> None:
+async def test_without_members_the_choice_is_round_robin(bootstrap_servers: str) -> None:
     topic, group = unique_name("tasks"), unique_name("group")
     await create_topics(bootstrap_servers, {topic: PARTITIONS})
     await produce(bootstrap_servers, topic, [(None, b"x")] * 9, partition=2)
@@ -182,28 +182,28 @@ async def test_a_group_without_members_leaves_turns(bootstrap_servers: str) -> N
     async with _running(partitioner):
         await wait_until(lambda: "no member" in why(), deadline_seconds=30, what="an empty group, noticed")
         assert group in why()
-        assert set(Counter(_draw(partitioner, topic, 2 * PARTITIONS)).values()) == {2}
+        assert set(Counter(_choose(partitioner, topic, 2 * PARTITIONS)).values()) == {2}
         async with _member(bootstrap_servers, topic=topic, group=group):
             await _by_load(partitioner, topic)
-            assert 2 not in _draw(partitioner, topic, 9)
+            assert 2 not in _choose(partitioner, topic, 9)
         await wait_until(lambda: "no member" in why(), deadline_seconds=30, what="the member's leaving, noticed")
-        assert set(Counter(_draw(partitioner, topic, 2 * PARTITIONS)).values()) == {2}
+        assert set(Counter(_choose(partitioner, topic, 2 * PARTITIONS)).values()) == {2}
 
 
-async def test_topics_without_a_known_group_take_turns(bootstrap_servers: str) -> None:
+async def test_topics_without_a_known_group_are_chosen_round_robin(bootstrap_servers: str) -> None:
     partitioner = _partitioner(bootstrap_servers, {})
-    assert set(_draw(partitioner, "other", PARTITIONS)) == set(range(PARTITIONS))
+    assert set(_choose(partitioner, "other", PARTITIONS)) == set(range(PARTITIONS))
     assert "no consumer group" in (partitioner.round_robin_reason("other", partitions=PARTITIONS) or "")
     async with _running(partitioner):
-        assert set(_draw(partitioner, "other", PARTITIONS)) == set(range(PARTITIONS))
+        assert set(_choose(partitioner, "other", PARTITIONS)) == set(range(PARTITIONS))
 
 
-async def test_a_broker_that_is_away_never_delays_a_choice_and_leaves_turns(kafka_factory: KafkaFactory) -> None:
+async def test_an_unavailable_broker_never_delays_a_choice(kafka_factory: KafkaFactory) -> None:
     cluster = await kafka_factory()
     topic, group = unique_name("tasks"), unique_name("group")
     await create_topics(cluster.bootstrap_servers, {topic: PARTITIONS})
     async with _member(cluster.bootstrap_servers, topic=topic, group=group) as member:
-        await _settled([member])
+        await _all_assigned([member])
         async with _running(_partitioner(cluster.bootstrap_servers, {group: topic})) as partitioner:
             await _by_load(partitioner, topic)
             longest_seconds = 0.0
@@ -211,22 +211,22 @@ async def test_a_broker_that_is_away_never_delays_a_choice_and_leaves_turns(kafk
             def stale() -> bool:
                 nonlocal longest_seconds
                 began = time.perf_counter()
-                _draw(partitioner, topic, 1)
+                _choose(partitioner, topic, 1)
                 longest_seconds = max(longest_seconds, time.perf_counter() - began)
                 return partitioner.round_robin_reason(topic, partitions=PARTITIONS) is not None
 
             cluster.brokers[0].pause()
             try:
                 await wait_until(stale, deadline_seconds=20, what="loads too old to choose by")
-                assert set(Counter(_draw(partitioner, topic, 3 * PARTITIONS)).values()) == {3}
+                assert set(Counter(_choose(partitioner, topic, 3 * PARTITIONS)).values()) == {3}
             finally:
                 cluster.brokers[0].resume()
-            # A reading under its deadline takes 3 s; a choice in memory takes microseconds, on a busy machine some ms.
+            # A reading takes up to 3 s; a choice in memory takes microseconds, on a busy machine some ms.
             assert longest_seconds < 0.5
             await _by_load(partitioner, topic)
 
 
-async def test_without_any_broker_the_partitions_take_turns_and_the_reason_is_known() -> None:
+async def test_without_any_broker_the_choice_is_round_robin_and_the_reason_is_known() -> None:
     partitioner = _partitioner("127.0.0.1:1", {"group": "tasks"})
     async with _running(partitioner):
         await wait_until(
@@ -234,4 +234,4 @@ async def test_without_any_broker_the_partitions_take_turns_and_the_reason_is_kn
             deadline_seconds=30,
             what="the broker's absence, noticed",
         )
-        assert set(_draw(partitioner, "tasks", PARTITIONS)) == set(range(PARTITIONS))
+        assert set(_choose(partitioner, "tasks", PARTITIONS)) == set(range(PARTITIONS))

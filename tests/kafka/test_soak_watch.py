@@ -1,4 +1,4 @@
-"""A soak ends when all is done, and when nothing moves any more; what its looks see is tested with the kit's watch."""
+"""A soak ends when all is done or nothing changes any more. Tests of the kit's watch cover its observations."""
 
 import asyncio
 import importlib
@@ -28,7 +28,7 @@ def soak_watch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    """Without any worker: the test answers and commits."""
+    """A bench without workers: the test publishes results and commits."""
     async with worker_bench(bootstrap_servers, tmp_path, model="none", partitions=1) as bench:
         yield bench
 
@@ -61,7 +61,7 @@ async def test_a_soak_is_over_when_every_task_is_answered_and_committed(bench: W
     await commit(bench, 1)
     async with soak_watch.SoakWatch(bench) as watch:
         watch.expect(places)
-        await wait_until(lambda: watch.looks >= 2, deadline_seconds=SEEN_SECONDS, what="two looks at Kafka")
+        await wait_until(lambda: watch.looks >= 2, deadline_seconds=SEEN_SECONDS, what="two observations of Kafka")
         assert (watch.answered, watch.is_over) == (2, False)
         await commit(bench, 2)
         await watch.wait_over(deadline_seconds=SEEN_SECONDS)
@@ -70,7 +70,7 @@ async def test_a_soak_is_over_when_every_task_is_answered_and_committed(bench: W
         assert watch.working_seconds > 0
 
 
-async def test_a_soak_is_over_when_nothing_moves_any_more(
+async def test_a_soak_ends_when_nothing_changes_any_more(
     bench: WorkerBench, soak_watch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soak_watch, "STUCK_SECONDS", 0.5)

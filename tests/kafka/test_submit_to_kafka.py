@@ -1,4 +1,4 @@
-"""`fluxpool submit --bootstrap-servers` as a shell runs it: a task in its topic, without a gateway."""
+"""`fluxpool submit --bootstrap-servers` as a process: a task in its topic, without a gateway."""
 
 import asyncio
 import socket
@@ -66,7 +66,7 @@ async def test_a_vip_task_goes_to_the_vip_topic(bootstrap_servers: str, tmp_path
     assert ended.output == f"{(record.key or b'').decode()} queued\n"
 
 
-async def test_a_task_goes_to_the_worker_with_nothing_to_do(bootstrap_servers: str, tmp_path: Path) -> None:
+async def test_a_task_is_sent_to_the_idle_worker(bootstrap_servers: str, tmp_path: Path) -> None:
     environment = await _environment(bootstrap_servers)
     topic, group = environment["FLUXPOOL_TOPICS_TASKS"], environment["FLUXPOOL_CONSUMER_GROUP"]
     connection = KafkaConnection(bootstrap_servers=(bootstrap_servers,))
@@ -114,7 +114,7 @@ async def _submit_one(bootstrap_servers: str, folder: Path, environment: Mapping
         pytest.param(("a fox",), 3, "no-such-topic", id="no such topic"),
     ],
 )
-async def test_what_cannot_be_is_refused_with_its_reason(
+async def test_an_impossible_command_is_refused_with_its_reason(
     bootstrap_servers: str, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
 ) -> None:
     ended = await fluxpool(

@@ -1,4 +1,4 @@
-"""`fluxpool trace` on the real broker: the life of one task out of all topics, in order of time."""
+"""`fluxpool trace` on a real broker: the events of one task from all topics, in order of time."""
 
 import json
 import secrets
@@ -35,7 +35,7 @@ Headers = list[tuple[str, bytes]]
 
 @dataclass(slots=True)
 class TraceBench:
-    """The topics of one test, with records of a strange task around those it writes."""
+    """The topics of one test, with records of another task around those it writes."""
 
     bootstrap_servers: str
     folder: Path
@@ -126,7 +126,7 @@ def task(request_id: str, *, prompt: str = "a fox") -> bytes:
 
 
 def made_by_gateway(seconds: float) -> str:
-    """An id as UUIDv7 lays it out (RFC 9562): milliseconds since 1970 first."""
+    """A UUIDv7 (RFC 9562): milliseconds since 1970 first."""
     return str(uuid.UUID(int=int(seconds * 1000) << 80 | 7 << 76 | 2 << 62 | secrets.randbits(60)))
 
 
@@ -219,7 +219,7 @@ async def test_a_life_through_retry_dead_letter_and_replay_is_one_timeline(bench
     assert "of r-1" not in text
 
 
-async def test_a_task_in_work_names_its_worker_and_a_waiting_one_what_is_before_it(bench: TraceBench) -> None:
+async def test_a_task_in_flight_names_its_worker_and_a_pending_one_the_tasks_before_it(bench: TraceBench) -> None:
     topics = bench.topics
     began = int(time.time())
     _, offset = await bench.put(topics.tasks, task("r-1"), at=1)
@@ -260,7 +260,7 @@ async def test_a_task_on_a_retry_topic_waits_for_the_pools_relay(bench: TraceBen
     )
 
 
-async def test_a_cancel_request_and_records_that_cannot_be_read_are_told(bench: TraceBench) -> None:
+async def test_a_cancel_request_and_unreadable_records_are_shown(bench: TraceBench) -> None:
     topics = bench.topics
     await bench.put(topics.tasks, b'{"broken', key=b"r-1")
     await bench.put(topics.results, b"not a result", key=b"r-1")
@@ -323,7 +323,7 @@ async def test_nothing_found_ends_with_1_and_missing_topics_are_named(bench: Tra
     assert "none of the topics no-tasks" in none.complaints
 
 
-async def test_an_id_of_the_gateways_bounds_what_is_read(bench: TraceBench) -> None:
+async def test_an_id_of_the_gateway_limits_what_is_read(bench: TraceBench) -> None:
     fresh, later = (made_by_gateway(time.time() + seconds) for seconds in (0, 86_400))
     await bench.put(bench.topics.tasks, task(fresh))
     await bench.put(bench.topics.tasks, task(later))

@@ -1,4 +1,4 @@
-"""Reading lags from the real broker."""
+"""Reading lags from a real broker."""
 
 import asyncio
 import socket
@@ -62,7 +62,7 @@ def _offsets(lag: GroupLag) -> list[tuple[int | None, int, int, int]]:
 
 
 async def _readable(reader: LagReader, *, group: str, topic: str) -> GroupLag:
-    """The lag once nothing is stale: right after its creation a topic's partitions may still be."""
+    """The lag once nothing is stale; partitions of a new topic may be at first."""
 
     async def read() -> list[GroupLag]:
         lag = (await reader.read({group: topic}))[group]
@@ -71,7 +71,7 @@ async def _readable(reader: LagReader, *, group: str, topic: str) -> GroupLag:
     return (await wait_until(read, deadline_seconds=15, what=f"a readable lag of {topic}"))[0]
 
 
-async def test_a_group_with_commits_waits_for_the_rest(reader: LagReader, bootstrap_servers: str) -> None:
+async def test_records_after_the_commit_are_pending(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 5, 1: 3}), unique_name("group")
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, '{"ledger": 1}'), 1: (3, "")})
     lag = await _readable(reader, group=group, topic=topic)
@@ -81,13 +81,13 @@ async def test_a_group_with_commits_waits_for_the_rest(reader: LagReader, bootst
     assert (lag.member_count, lag.state) == (0, "Empty")
 
 
-async def test_tasks_in_a_ledger_are_in_flight_and_do_not_wait(reader: LagReader, bootstrap_servers: str) -> None:
+async def test_tasks_in_a_ledger_are_in_flight_and_not_pending(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 5}), unique_name("group")
 
     def entry(*, released: bool = False) -> LedgerEntry:
         return LedgerEntry(task="t", worker="pod-1", started_at=1_700_000_000, released=released)
 
-    # Offset 1 is older than the commit, 3 was given up, 9 does not exist.
+    # Offset 1 is below the commit, 3 was released, 9 does not exist.
     ledger = encode_ledger({1: entry(), 2: entry(), 3: entry(released=True), 9: entry()})
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, ledger)})
     lag = await _readable(reader, group=group, topic=topic)
@@ -96,7 +96,7 @@ async def test_tasks_in_a_ledger_are_in_flight_and_do_not_wait(reader: LagReader
     assert (partition.lag_records, partition.pending_records) == (3, 2)
 
 
-async def test_a_group_that_never_was_waits_for_everything(reader: LagReader, bootstrap_servers: str) -> None:
+async def test_all_records_of_an_unknown_group_are_pending(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 4}), unique_name("group")
     lag = await _readable(reader, group=group, topic=topic)
     assert _offsets(lag) == [(None, 0, 4, 4), (None, 0, 0, 0)]
@@ -144,9 +144,7 @@ async def test_members_are_counted(reader: LagReader, bootstrap_servers: str) ->
         await consumer.stop()
 
 
-async def test_records_deleted_unread_have_expired_and_wait_no_longer(
-    reader: LagReader, bootstrap_servers: str
-) -> None:
+async def test_deleted_records_have_expired_and_are_not_pending(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 9}), unique_name("group")
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (2, "")})
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
@@ -156,14 +154,14 @@ async def test_records_deleted_unread_have_expired_and_wait_no_longer(
     assert (first.lag_records, first.expired_records, first.next_offset) == (3, 4, 6)
 
 
-async def test_a_topic_made_again_is_read_from_its_start(reader: LagReader, bootstrap_servers: str) -> None:
+async def test_a_recreated_topic_is_read_from_its_start(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 3}), unique_name("group")
     await _commit(bootstrap_servers, group=group, topic=topic, offsets={0: (70, "")})
     (first, _) = (await _readable(reader, group=group, topic=topic)).readable_partitions
     assert (first.is_recreated, first.lag_records, first.expired_records) == (True, 3, 0)
 
 
-async def test_records_of_an_open_transaction_do_not_wait_yet(reader: LagReader, bootstrap_servers: str) -> None:
+async def test_records_of_an_open_transaction_are_not_pending_yet(reader: LagReader, bootstrap_servers: str) -> None:
     topic, group = await _topic(bootstrap_servers, records={0: 1}), unique_name("group")
     producer = AIOKafkaProducer(
         transactional_id=unique_name("transaction"),
@@ -178,7 +176,7 @@ async def test_records_of_an_open_transaction_do_not_wait_yet(reader: LagReader,
         await producer.stop()
 
     async def committed() -> bool:
-        # The marker that commits the transaction takes an offset of its own, and is written a moment later.
+        # The commit marker has an offset of its own and is written a moment later.
         return (await reader.read({group: topic}))[group].lag_records == 3
 
     await wait_until(committed, deadline_seconds=15, what="the committed record and its marker")
@@ -192,7 +190,7 @@ async def test_many_groups_are_read_at_once(reader: LagReader, bootstrap_servers
     assert {lags[group].lag_records for group in groups} == {4}
 
 
-async def test_no_groups_are_no_questions(reader: LagReader) -> None:
+async def test_no_groups_send_no_request(reader: LagReader) -> None:
     assert await reader.read({}) == {}
 
 
@@ -257,7 +255,7 @@ async def test_partitions_of_a_dead_broker_are_stale_and_the_others_are_read(kaf
         await wait_until(partly, deadline_seconds=60, what="a lag without the dead broker's partitions")
         await broker.start()
         await wait_until(whole, deadline_seconds=60, what="the whole lag again")
-    # What was said in between may be incomplete, but is never wrong.
+    # Readings in between may be incomplete, but are never wrong.
     assert {lag.lag_records for lag in seen} == {None, 60}
 
 

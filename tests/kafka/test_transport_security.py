@@ -1,4 +1,4 @@
-"""Logging in to the real broker with every mechanism, by both client libraries."""
+"""Authentication at a real broker with every mechanism, by both client libraries."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ class SecureKafka:
 
 
 def _unsigned_jwt(*, subject: str, lifetime_seconds: float) -> str:
-    """What Kafka's validator for tests accepts: claims under `alg: none`, with an empty signature."""
+    """A token that Kafka's unsecured validator accepts: claims under `alg: none`, with an empty signature."""
     now = time.time()
     parts = ({"alg": "none"}, {"sub": subject, "iat": now, "exp": now + lifetime_seconds})
     encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
@@ -139,7 +139,7 @@ def login(request: pytest.FixtureRequest, secure: SecureKafka) -> KafkaConnectio
             )
 
 
-async def test_aiokafka_and_librdkafka_both_get_in(login: KafkaConnection) -> None:
+async def test_aiokafka_and_librdkafka_both_connect(login: KafkaConnection) -> None:
     topic = unique_name("secure")
     await ensure_topics(login, [TopicSpec(name=topic, partitions=1, replication_factor=1)])
     producer = AIOKafkaProducer(acks="all", **aiokafka_options(login, client_id="test"))

@@ -1,4 +1,4 @@
-"""Reading what lies in topics now, on the real broker: bounds, tails without records, times, a broker that hangs."""
+"""Reading the present records of topics on a real broker: bounds, tails without records, times, a hanging broker."""
 
 import asyncio
 import time
@@ -65,12 +65,12 @@ async def test_a_tail_of_transaction_markers_and_aborted_records_ends_the_readin
         found = (await find_ranges(connection, [topic]))[topic] or ()
         return found if [item.offsets for item in found] == [4] else ()
 
-    # The coordinator writes the marker after it has answered; until then the last stable offset is in front of it.
+    # The coordinator responds before it writes the marker; until then the last stable offset is before the transaction.
     found = await wait_until(whole, deadline_seconds=15, what="the marker of the aborted transaction")
     assert await values(connection, found) == [b"kept"]
 
 
-async def test_only_what_was_written_since_is_read(bootstrap_servers: str) -> None:
+async def test_only_records_written_since_are_read(bootstrap_servers: str) -> None:
     topic = unique_name("scan")
     await create_topics(bootstrap_servers, {topic: 2})
     await produce(bootstrap_servers, topic, [(None, b"old")], partition=0)

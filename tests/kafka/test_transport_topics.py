@@ -1,4 +1,4 @@
-"""Creating topics on the real broker."""
+"""Creating topics on a real broker."""
 
 import asyncio
 import socket
@@ -55,7 +55,7 @@ async def test_all_topics_are_created_once_with_their_layout(connection: KafkaCo
     assert (await _topic_config(connection, names.dead_letters))["max.message.bytes"] == "1114112"
 
 
-async def test_only_topics_that_keep_the_producers_time_are_found(connection: KafkaConnection) -> None:
+async def test_only_topics_with_producer_timestamps_are_found(connection: KafkaConnection) -> None:
     names = _own_names()
     await ensure_topics(connection, topic_specs(names))
     foreign = unique_name("foreign")
@@ -65,7 +65,7 @@ async def test_only_topics_that_keep_the_producers_time_are_found(connection: Ka
     assert await find_create_time_topics(connection, []) == ()
 
 
-async def test_a_record_in_a_topic_of_ours_has_the_time_of_its_arrival(connection: KafkaConnection) -> None:
+async def test_a_record_in_a_created_topic_has_the_time_of_its_arrival(connection: KafkaConnection) -> None:
     names = _own_names()
     await ensure_topics(connection, topic_specs(names))
     (bootstrap,) = connection.bootstrap_servers
@@ -84,7 +84,7 @@ async def test_a_created_topic_takes_records_at_once(connection: KafkaConnection
     assert await produce(bootstrap, topic, [(None, b"x")], partition=11) == [(11, 0)]
 
 
-async def test_fewer_brokers_than_replicas_are_logged_and_made_do_with(connection: KafkaConnection) -> None:
+async def test_fewer_brokers_than_replicas_are_logged_and_accepted(connection: KafkaConnection) -> None:
     topic = unique_name("replicas")
     with structlog.testing.capture_logs() as logs:
         await ensure_topics(connection, [TopicSpec(name=topic, partitions=1, replication_factor=3)])
@@ -92,7 +92,7 @@ async def test_fewer_brokers_than_replicas_are_logged_and_made_do_with(connectio
     assert [(entry["topic"], entry["wanted"], entry["live_brokers"]) for entry in lowered] == [(topic, 3, 1)]
 
 
-async def test_an_existing_topic_is_left_as_it_is(connection: KafkaConnection) -> None:
+async def test_an_existing_topic_is_not_changed(connection: KafkaConnection) -> None:
     topic = unique_name("existing")
     await create_topics(",".join(connection.bootstrap_servers), {topic: 2}, config={"retention.ms": "1000"})
     spec = TopicSpec(name=topic, partitions=6, replication_factor=1, config={"retention.ms": "604800000"})
@@ -100,7 +100,7 @@ async def test_an_existing_topic_is_left_as_it_is(connection: KafkaConnection) -
     assert (await _topic_config(connection, topic))["retention.ms"] == "1000"
 
 
-async def test_creators_at_the_same_time_do_not_disturb_each_other(connection: KafkaConnection) -> None:
+async def test_concurrent_creation_is_no_error(connection: KafkaConnection) -> None:
     spec = TopicSpec(name=unique_name("race"), partitions=3, replication_factor=1)
     created = await asyncio.gather(*(ensure_topics(connection, [spec]) for _ in range(4)))
     assert sorted(created) == [(), (), (), (spec.name,)]
@@ -126,7 +126,7 @@ async def test_no_broker_is_reported_with_the_address_and_the_cause() -> None:
         await ensure_topics(nowhere, topic_specs(TopicNames()), deadline_seconds=2)
 
 
-async def test_a_topic_that_is_made_again_has_another_id(kafka: KafkaCluster, connection: KafkaConnection) -> None:
+async def test_a_recreated_topic_has_another_id(kafka: KafkaCluster, connection: KafkaConnection) -> None:
     topic, metadata = unique_name("topic"), KafkaMetadata(connection, client_id="test")
     assert await metadata.topic_id(topic) is None, "there is no such topic"
     await create_topics(kafka.bootstrap_servers, {topic: 1})

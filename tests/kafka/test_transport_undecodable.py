@@ -1,4 +1,4 @@
-"""Records that no client library decodes, on the real broker: consumers pass them, and other partitions go on."""
+"""Records that no client library decodes, on a real broker: consumers skip them and continue."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.kafka
 
 END_OF_FIRST = b"first\0"
 SECOND_BATCH = END_OF_FIRST + (1).to_bytes(8, "big")
-"""How the second batch of `topic_of_three` begins, with what lies before it; its length follows."""
+"""The bytes of `topic_of_three` up to the length of its second batch."""
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def reader(bootstrap_servers: str, topic: str) -> AsyncIterator[AIOKafkaCo
 
 
 async def read(consumer: AIOKafkaConsumer, *, values: Sequence[bytes]) -> list[ConsumerRecord]:
-    """All records until those with these values have come."""
+    """All records up to those with these values."""
     records: list[ConsumerRecord] = []
     async with asyncio.timeout(30):
         while not set(values) <= {record.value for record in records}:
@@ -58,7 +58,7 @@ def outline(records: Sequence[ConsumerRecord], *, partition: int = 0) -> list[tu
     ]
 
 
-async def test_an_odd_header_name_costs_no_other_record(bootstrap_servers: str) -> None:
+async def test_an_undecodable_header_name_affects_no_other_record(bootstrap_servers: str) -> None:
     topic = unique_name("odd-name")
     await create_topics(bootstrap_servers, {topic: 2})
     await produce(bootstrap_servers, topic, [(b"\xe9", b"odd")], partition=0, headers=[(RawName(b"caf\xe9"), b"1")])
@@ -108,7 +108,7 @@ def log_of(kafka: KafkaCluster, topic: str) -> Path:
 
 
 async def topic_with_damage(kafka: KafkaCluster) -> str:
-    """As `topic_of_three`, the second record damaged."""
+    """`topic_of_three` with the second record damaged."""
     topic = await topic_of_three(kafka.bootstrap_servers)
     damage_on_disk(log_of(kafka, topic), b"second", by=b"2econd")
     return topic
@@ -140,7 +140,7 @@ async def test_offsets_that_the_broker_cannot_read_are_passed_one_by_one(
 ) -> None:
     monkeypatch.setattr(fetch_responses, "CORRUPT_PATIENCE_SECONDS", 0.5)
     topic = await topic_of_three(kafka.bootstrap_servers)
-    # Neither this length nor, behind it, where a batch begins can be told.
+    # Neither this length nor the start of the next batch can be determined.
     damage_on_disk(log_of(kafka, topic), SECOND_BATCH, by=SECOND_BATCH + b"\xff\xff\xff\xff")
 
     async with reader(kafka.bootstrap_servers, topic) as consumer, asyncio.timeout(30):
@@ -164,7 +164,7 @@ async def test_the_dead_letters_around_a_damaged_one_are_listed(kafka: KafkaClus
     assert entries[1].problem == "the record cannot be decoded: its CRC is wrong"
 
 
-async def test_a_damaged_record_at_the_head_of_a_partition_waits_like_any_other(kafka: KafkaCluster) -> None:
+async def test_a_damaged_record_at_the_head_of_a_partition_is_pending_like_any_other(kafka: KafkaCluster) -> None:
     topic = await topic_with_damage(kafka)
     question = HeadQuestion(topic, 0, offset=1, end_offset=3)
     async with asyncio.TaskGroup() as tasks:

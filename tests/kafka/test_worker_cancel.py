@@ -56,11 +56,11 @@ async def test_a_task_is_canceled_in_the_middle_of_its_generation(bench: WorkerB
     assert len(worker.events("job_done")) == 1
 
 
-async def test_a_task_that_was_canceled_before_it_came_is_never_begun(bench: WorkerBench) -> None:
+async def test_a_task_canceled_before_it_is_consumed_is_never_begun(bench: WorkerBench) -> None:
     await cancel(bench, "early")
     worker = await bench.start_ready()
     await cancel(bench, "waits")
-    # It is read when a task that was sent later is canceled, for the topic has one partition.
+    # The topic has one partition: it was read once a command sent later takes effect.
     bodies = [task_body("running", "seconds=120", steps=100), task_body("waits"), task_body("early")]
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body) for body in bodies])
     await wait_for_step(bench, "running")
@@ -73,7 +73,7 @@ async def test_a_task_that_was_canceled_before_it_came_is_never_begun(bench: Wor
     await bench.wait_committed({0: 3})
 
 
-async def test_a_task_past_its_deadline_is_not_begun_and_one_that_gets_late_is_stopped(bench: WorkerBench) -> None:
+async def test_a_task_past_its_deadline_is_not_begun_and_one_that_becomes_late_is_stopped(bench: WorkerBench) -> None:
     worker = await bench.start_ready()
     for name, prompt, seconds in (("past", "", -1.0), ("late", "seconds=300", 10.0), ("in-time", "", 600.0)):
         body = task_body(name, prompt or "a lighthouse", steps=100 if name == "late" else 2)
@@ -93,7 +93,7 @@ async def test_a_task_past_its_deadline_is_not_begun_and_one_that_gets_late_is_s
     assert await bench.records(bench.topics.dead_letters) == []
 
 
-async def test_a_task_that_would_be_late_by_what_is_known_of_its_size_is_not_begun(bench: WorkerBench) -> None:
+async def test_a_task_that_would_be_late_by_the_estimate_for_its_size_is_not_begun(bench: WorkerBench) -> None:
     worker = await bench.start_ready()
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("measured", "seconds=2", steps=2))])
     await bench.wait_results(1)
@@ -117,12 +117,12 @@ async def test_a_failed_task_whose_deadline_is_nearer_than_its_retry_expires_at_
     assert await bench.records(bench.topics.retry[0]) == []
 
 
-async def test_without_the_control_topic_all_else_goes_on(bench: WorkerBench) -> None:
+async def test_without_the_control_topic_tasks_are_still_done(bench: WorkerBench) -> None:
     topics = bench.topics.model_copy(update={"control": "no-such-control"})
     worker = await bench.start_ready(topics=topics)
-    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("drawn"))])
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("unaffected"))])
     [result] = await bench.wait_results(1)
     assert result["status"] == "success"
     await wait_until(
-        lambda: worker.events("control_topic_away"), deadline_seconds=60, what="the worker to tell of the topic"
+        lambda: worker.events("control_topic_away"), deadline_seconds=60, what="the worker to report the topic"
     )

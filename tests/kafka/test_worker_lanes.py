@@ -1,4 +1,4 @@
-"""Lanes on the real broker: what they commit when nothing waits, and when each of them leaves its group."""
+"""Lanes on a real broker: their commits when nothing is pending, and when each leaves its group."""
 
 import asyncio
 import signal
@@ -29,13 +29,13 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 
 
 def partitions_of(worker: WorkerProcess, lane: str) -> list[int]:
-    """What the worker's present assignment in a lane holds."""
+    """The partitions of the worker's present assignment in a lane."""
     given = [line["partitions"] for line in worker.events("lane_assigned") if line["lane"] == lane]
     return given[-1] if given else []
 
 
 async def end_offsets(bench: WorkerBench, topic: str, partitions: int) -> dict[int, int]:
-    """High watermarks, which is what the lag of a group is counted to by others."""
+    """High watermarks, to which other tools count the lag of a group."""
     admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
     wanted = {TopicPartition(topic, number): OffsetSpec.latest() for number in range(partitions)}
     asked = admin.list_offsets(wanted)
@@ -62,7 +62,7 @@ async def test_markers_behind_the_last_task_are_committed_and_leave_no_lag(bench
         await send_in_transaction(producer, topic, [task_body("running", "seconds=8", steps=80)], partition=0)
         await wait_for_step(bench, "running")
         await send_in_transaction(producer, topic, [task_body("never")], partition=0, aborted=True)
-        # Nothing that anybody could read was ever sent here.
+        # No readable record was ever sent here.
         await send_in_transaction(producer, topic, [task_body("never")], partition=1, aborted=True)
     await bench.wait_committed({0: 2, 1: 2})
     assert [result["request_id"] for result in await bench.results()] == ["first"]
@@ -75,13 +75,13 @@ async def test_markers_behind_the_last_task_are_committed_and_leave_no_lag(bench
     assert await end_offsets(bench, topic, 2) == await bench.committed()
 
 
-async def test_a_draining_worker_gives_the_lanes_up_in_which_it_has_nothing_to_finish(bench: WorkerBench) -> None:
+async def test_a_draining_worker_leaves_lanes_without_a_task_in_flight_at_once(bench: WorkerBench) -> None:
     workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
     shares = {"vip": [[], [0]], "standard": [[0], [1]]}
     await wait_until(
         lambda: shares == {lane: sorted(partitions_of(worker, lane) for worker in workers) for lane in shares},
         deadline_seconds=EVENT_SECONDS,
-        what="each lane to be shared out",
+        what="an assignment in each lane",
     )
     busy, other = sorted(workers, key=lambda worker: partitions_of(worker, "vip"), reverse=True)
     [partition] = partitions_of(busy, "standard")
@@ -93,12 +93,12 @@ async def test_a_draining_worker_gives_the_lanes_up_in_which_it_has_nothing_to_f
     await wait_until(
         lambda: partitions_of(other, "vip") == [0],
         deadline_seconds=EVENT_SECONDS,
-        what="the idle lane to be handed on",
+        what="the idle lane to be reassigned",
     )
     await produce(bench.bootstrap_servers, bench.topics.tasks_vip, [(None, task_body("urgent"))])
     [urgent] = await bench.wait_results(1, deadline_seconds=EVENT_SECONDS)
     assert (urgent["request_id"], urgent["worker"]) == ("urgent", other.name)
-    assert partitions_of(other, "standard") != [0, 1], "the lane of the running task stays where it is"
+    assert partitions_of(other, "standard") != [0, 1], "the lane of the running task is not reassigned"
 
     assert await busy.wait_exit(EVENT_SECONDS) == 0
     results = {result["request_id"]: result["worker"] for result in await bench.results()}
@@ -108,6 +108,8 @@ async def test_a_draining_worker_gives_the_lanes_up_in_which_it_has_nothing_to_f
         bench.topics.tasks_vip, 0
     ].offset == 1
     await wait_until(
-        lambda: partitions_of(other, "standard") == [0, 1], deadline_seconds=EVENT_SECONDS, what="the rest to follow"
+        lambda: partitions_of(other, "standard") == [0, 1],
+        deadline_seconds=EVENT_SECONDS,
+        what="the other partition to be reassigned",
     )
     assert sum(len(worker.events("job_done")) for worker in workers) == 2

@@ -1,4 +1,4 @@
-"""Records that are deleted before they are done are logged once, and a topic that is created again is done in full."""
+"""Records deleted before they are done are logged once; a recreated topic is processed in full."""
 
 import asyncio
 import signal
@@ -23,9 +23,9 @@ from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, wor
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 NOTICED_SECONDS = 90.0
-"""A deleted topic is missed within the age of the metadata, a minute, even when nothing fails."""
+"""A deleted topic is noticed within the maximum age of the metadata, a minute, even when no request fails."""
 NEW = 12
-"""Records of the new topic; more than a worker ever takes of the former one before it looks again."""
+"""Records of the new topic: more than a worker takes of the former one before it checks again."""
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def make_topic_again(bench: WorkerBench) -> None:
 
 
 async def answered(bench: WorkerBench, names: set[str]) -> list[str]:
-    """Wait until these tasks have answers; returns the request id of every answer there is then."""
+    """Wait until these tasks have results; return the request id of every result at that time."""
 
     async def all_of_them() -> list[str]:
         found = [result["request_id"] for result in await bench.results()]
@@ -71,8 +71,8 @@ async def answered(bench: WorkerBench, names: set[str]) -> list[str]:
     return await wait_until(all_of_them, deadline_seconds=NOTICED_SECONDS, what=f"answers to {sorted(names)}")
 
 
-async def told_losses(worker: WorkerProcess) -> list[tuple[int, int]]:
-    await wait_until(lambda: worker.events("records_lost"), deadline_seconds=60, what="the loss to be told")
+async def logged_losses(worker: WorkerProcess) -> list[tuple[int, int]]:
+    await wait_until(lambda: worker.events("records_lost"), deadline_seconds=60, what="the loss to be logged")
     return [(lost["first"], lost["end"]) for lost in worker.events("records_lost")]
 
 
@@ -83,7 +83,7 @@ async def counted_losses(worker: WorkerProcess) -> str:
     return line.rpartition(" ")[2]
 
 
-async def test_deleted_records_are_told_and_counted_and_those_behind_them_are_done(bench: WorkerBench) -> None:
+async def test_deleted_records_are_logged_and_counted_and_later_ones_are_done(bench: WorkerBench) -> None:
     first = await bench.start_ready()
     await submit(bench, "done", 2)
     await bench.wait_committed({0: 2})
@@ -94,14 +94,14 @@ async def test_deleted_records_are_told_and_counted_and_those_behind_them_are_do
     await delete_before(bench, 5)
 
     second = await bench.start_ready()
-    assert await told_losses(second) == [(2, 5)]
+    assert await logged_losses(second) == [(2, 5)]
     results = await bench.wait_results(3)
     await bench.wait_committed({0: 6})
     assert await counted_losses(second) == "3.0"
     assert {result["request_id"] for result in results} == {"done-0", "done-1", "later-3"}
 
 
-async def test_records_deleted_in_front_of_a_living_worker_are_told_once_and_the_rest_is_done(
+async def test_records_deleted_before_a_running_worker_are_logged_once_and_the_rest_is_done(
     bench: WorkerBench,
 ) -> None:
     worker = await bench.start_ready()
@@ -111,7 +111,7 @@ async def test_records_deleted_in_front_of_a_living_worker_are_told_once_and_the
     await submit(bench, "waiting", count)
     await delete_before(bench, count - 2)
     await bench.wait_committed({0: count + 1})
-    [(first, end)] = await told_losses(worker)
+    [(first, end)] = await logged_losses(worker)
     assert 1 < first < end == count - 2
     assert await counted_losses(worker) == f"{float(end - first)}"
     results = await bench.results()
@@ -121,7 +121,7 @@ async def test_records_deleted_in_front_of_a_living_worker_are_told_once_and_the
     )
 
 
-async def test_all_records_deleted_in_front_of_a_living_worker_are_told_and_leave_no_lag(bench: WorkerBench) -> None:
+async def test_all_records_deleted_before_a_running_worker_are_logged_and_leave_no_lag(bench: WorkerBench) -> None:
     worker = await bench.start_ready()
     await submit(bench, "long", 1, prompt="seconds=6")
     await wait_for_step(bench, "long-0")
@@ -129,19 +129,19 @@ async def test_all_records_deleted_in_front_of_a_living_worker_are_told_and_leav
     await submit(bench, "waiting", end_offset - 1)
     await delete_before(bench, end_offset)
     await bench.wait_committed({0: end_offset})
-    [(first, end)] = await told_losses(worker)
+    [(first, end)] = await logged_losses(worker)
     assert first < end == end_offset
     assert await counted_losses(worker) == f"{float(end - first)}"
 
 
 async def ends_with_the_remedy(worker: WorkerProcess) -> None:
-    """Wait until a worker has noticed that its topic was created again."""
+    """Wait until a worker has noticed that its topic was recreated."""
     assert await worker.wait_exit(NOTICED_SECONDS) == 1
     [failure] = worker.events("worker_failed")
     assert "its next start begins with the first record" in failure["error"]
 
 
-async def test_an_idle_worker_ends_when_its_topic_is_created_again_and_the_next_does_all_of_the_new_one(
+async def test_an_idle_worker_ends_when_its_topic_is_recreated_and_the_next_processes_all_of_it(
     bench: WorkerBench,
 ) -> None:
     worker = await bench.start_ready()
@@ -151,7 +151,7 @@ async def test_an_idle_worker_ends_when_its_topic_is_created_again_and_the_next_
     await submit(bench, "new", 2)
     await ends_with_the_remedy(worker)
     second = await bench.start_ready()
-    # Those that were done before the worker noticed are answered again, and not generated again.
+    # Tasks done before the worker noticed get their result again without another generation.
     results = await answered(bench, {"new-0", "new-1"})
     await bench.wait_committed({0: 2})
     assert set(results) == {"new-0", "new-1", "old-0", "old-1", "old-2"}
@@ -160,7 +160,7 @@ async def test_an_idle_worker_ends_when_its_topic_is_created_again_and_the_next_
 
 
 async def start_over_full_heads(bench: WorkerBench) -> WorkerProcess:
-    """A worker with tasks of a topic that was made again meanwhile, and has more records than the former one."""
+    """A worker with tasks of a topic that was since recreated and has more records than the former one."""
     worker = await bench.start_ready()
     await submit(bench, "old", 1, prompt="seconds=6", steps=20)
     await wait_for_step(bench, "old-0")
@@ -170,7 +170,7 @@ async def start_over_full_heads(bench: WorkerBench) -> WorkerProcess:
     return worker
 
 
-async def test_a_new_topic_that_has_outgrown_the_former_one_is_done_from_its_beginning(bench: WorkerBench) -> None:
+async def test_a_longer_recreated_topic_is_processed_from_its_beginning(bench: WorkerBench) -> None:
     worker = await start_over_full_heads(bench)
     await ends_with_the_remedy(worker)
     await bench.start_ready()
@@ -178,7 +178,7 @@ async def test_a_new_topic_that_has_outgrown_the_former_one_is_done_from_its_beg
     await bench.wait_committed({0: NEW})
 
 
-async def test_a_new_topic_under_a_worker_that_is_killed_is_done_from_its_beginning_by_the_next(
+async def test_a_recreated_topic_of_a_killed_worker_is_processed_from_its_beginning_by_the_next(
     bench: WorkerBench,
 ) -> None:
     first = await start_over_full_heads(bench)
@@ -195,8 +195,8 @@ async def test_a_new_topic_under_a_worker_that_is_killed_is_done_from_its_beginn
     await bench.wait_committed({0: NEW})
 
 
-async def test_a_commit_about_a_former_topic_is_used_for_no_record_of_the_new_one(bench: WorkerBench) -> None:
-    """The moment that no timing shows for sure: a worker of the former topic commits after the new one was created."""
+async def test_a_commit_for_a_former_topic_is_not_used_for_the_new_one(bench: WorkerBench) -> None:
+    """Forced order: a worker of the former topic commits after the new one was created."""
     await submit(bench, "new", 5)
     former = encode_ledger({}, topic_id="former-topic-id")
     consumer = AIOKafkaConsumer(bootstrap_servers=bench.bootstrap_servers, group_id=bench.group)
@@ -214,7 +214,7 @@ async def test_a_commit_about_a_former_topic_is_used_for_no_record_of_the_new_on
     assert [line["offset"] for line in worker.events("former_topic_commit_ignored")] == [3]
 
 
-async def test_a_worker_whose_topic_stays_away_says_so_and_ends_when_another_has_its_name(bench: WorkerBench) -> None:
+async def test_a_worker_logs_a_missing_topic_and_ends_when_it_is_recreated(bench: WorkerBench) -> None:
     worker = await bench.start_ready()
     await submit(bench, "old", 1)
     await bench.wait_committed({0: 1})

@@ -1,4 +1,4 @@
-"""Offsets that another client committed, by a reset or before the pool took its group over."""
+"""Offsets committed by another client: by a reset, or before the pool used its group."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 
 
 async def commit_as_another_client(bench: WorkerBench, offset: int) -> None:
-    """As `kafka-consumer-groups --reset-offsets` does."""
+    """Commit as `kafka-consumer-groups --reset-offsets` does."""
     admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
     reset = ConsumerGroupTopicPartitions(bench.group, [TopicPartition(bench.topics.tasks, 0, offset)])
     for answer in admin.alter_consumer_group_offsets([reset]).values():
@@ -40,7 +40,7 @@ async def is_foreign(bench: WorkerBench) -> bool:
     return partition.is_foreign_commit
 
 
-async def test_a_worker_commits_the_offset_of_another_client_again_as_it_is(bench: WorkerBench) -> None:
+async def test_a_worker_commits_the_unchanged_offset_of_another_client_again(bench: WorkerBench) -> None:
     bodies = [(None, task_body(f"done-elsewhere-{number}")) for number in range(2)]
     await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
     await commit_as_another_client(bench, 2)

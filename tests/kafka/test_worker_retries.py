@@ -1,4 +1,4 @@
-"""Retry topics on the real broker: a failed task waits there, comes back when it is due, and ends after its budget."""
+"""Retry topics on a real broker: a failed task waits there, returns when it is due, and ends after its budget."""
 
 import asyncio
 import json
@@ -38,20 +38,20 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 
 
 async def retries(bench: WorkerBench) -> list[tuple[TopicRecord, Envelope]]:
-    """What lies on the retry topics, shortest delay first."""
+    """Records of the retry topics, shortest delay first."""
     records = [record for topic in bench.topics.retry for record in await bench.records(topic)]
     return [(record, parse_envelope(record.headers)) for record in records]
 
 
-async def wait_handed_on(bench: WorkerBench, topic: str, count: int) -> None:
-    async def handed_on() -> bool:
+async def wait_relayed(bench: WorkerBench, topic: str, count: int) -> None:
+    async def relayed() -> bool:
         committed = await committed_offsets(bench.bootstrap_servers, retry_group(bench.group))
         return sum(found.offset for (of, _), found in committed.items() if of == topic) == count
 
-    await wait_until(handed_on, deadline_seconds=60, what=f"{count} records of {topic} to be handed on")
+    await wait_until(relayed, deadline_seconds=60, what=f"{count} records of {topic} to be handed on")
 
 
-async def test_a_failed_task_comes_back_by_way_of_the_first_retry_topic(bench: WorkerBench) -> None:
+async def test_a_failed_task_returns_through_the_first_retry_topic(bench: WorkerBench) -> None:
     worker = await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-step:raise"})
     body = task_body("stumbles")
     [(_, offset)] = await produce(
@@ -69,21 +69,23 @@ async def test_a_failed_task_comes_back_by_way_of_the_first_retry_topic(bench: W
     assert parse_envelope(second.headers).not_before is None
     assert envelope.not_before is not None
     waited_ms = second.timestamp_ms - record.timestamp_ms
-    assert waited_ms >= DELAYS_MS[0] - 50, "it came back before it was due"
+    assert waited_ms >= DELAYS_MS[0] - 50, "it returned before it was due"
     assert envelope.not_before.timestamp() * 1000 - record.timestamp_ms <= DELAYS_MS[0] * (1 + MAX_JITTER)
     assert envelope.first_seen is not None
     assert envelope.first_seen.timestamp() * 1000 == pytest.approx(first.timestamp_ms, abs=1)
-    await wait_handed_on(bench, bench.topics.retry[0], 1)
+    await wait_relayed(bench, bench.topics.retry[0], 1)
     await bench.wait_committed({0: 2})
     assert await bench.records(bench.topics.dead_letters) == []
     await wait_until(
         lambda: [line["lane"] for line in worker.events("task_ended")] == ["standard", "standard"],
         deadline_seconds=30,
-        what="the lines of both ends",
+        what="the log lines of both attempts",
     )
 
 
-async def test_a_task_that_always_fails_climbs_the_retry_topics_and_ends_as_a_dead_letter(bench: WorkerBench) -> None:
+async def test_a_task_that_always_fails_goes_through_the_retry_topics_and_ends_as_a_dead_letter(
+    bench: WorkerBench,
+) -> None:
     await bench.start_ready()
     hopeless, after = task_body("hopeless", "ends=error"), task_body("after")
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(b"key", hopeless), (None, after)])
@@ -92,7 +94,7 @@ async def test_a_task_that_always_fails_climbs_the_retry_topics_and_ends_as_a_de
     assert [(result["request_id"], result["status"]) for result in results] == [
         ("after", "success"),
         ("hopeless", "failed"),
-    ], "a task that waits holds back no other"
+    ], "a waiting task blocks no other"
     error = results[1]["error"]
     assert (error["code"], error["retryable"], results[1]["attempt"]) == ("generation-failed", True, 3)
     assert [(record.topic, envelope.attempt) for record, envelope in await retries(bench)] == [
@@ -107,7 +109,7 @@ async def test_a_task_that_always_fails_climbs_the_retry_topics_and_ends_as_a_de
     await bench.wait_committed({0: 4})
 
 
-async def test_a_task_that_kills_engines_crosses_the_retry_topics_alone_and_ends_as_a_crash_loop(
+async def test_a_task_that_kills_engines_is_retried_alone_and_ends_as_a_crash_loop(
     bench: WorkerBench,
 ) -> None:
     worker = await bench.start_ready()
@@ -128,7 +130,7 @@ async def test_a_task_that_kills_engines_crosses_the_retry_topics_alone_and_ends
     assert worker.process.poll() is None
 
 
-async def test_a_rejected_task_fails_at_once_and_is_nothing_for_people_to_look_at(bench: WorkerBench) -> None:
+async def test_a_rejected_task_fails_at_once_without_a_dead_letter(bench: WorkerBench) -> None:
     await bench.start_ready()
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("refused", "ends=rejected"))])
     [result] = await bench.wait_results(1)
@@ -139,8 +141,8 @@ async def test_a_rejected_task_fails_at_once_and_is_nothing_for_people_to_look_a
     assert await retries(bench) == []
 
 
-async def test_a_crash_between_handing_on_and_committing_costs_a_copy_and_no_second_image(bench: WorkerBench) -> None:
-    """The retry record is handed on twice; the second copy finds what the first one left."""
+async def test_a_crash_between_relay_and_commit_costs_a_copy_and_no_second_image(bench: WorkerBench) -> None:
+    """The retry record is relayed twice; the second copy finds the objects of the first."""
     first = await bench.start_ready(environment={"FLUXPOOL_FAULT": "retry-after-republish:kill"})
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("memory", "ends=full"))])
     await first.wait_exit(120)
@@ -150,7 +152,7 @@ async def test_a_crash_between_handing_on_and_committing_costs_a_copy_and_no_sec
         records = await bench.records(bench.topics.tasks)
         return len([record for record in records if parse_envelope(record.headers).attempt == 2]) == 2
 
-    await wait_until(twice, deadline_seconds=120, what="the record to be handed on twice")
+    await wait_until(twice, deadline_seconds=120, what="the record to be relayed twice")
     results = await bench.wait_results(1)
     assert {(result["request_id"], result["error"]["code"]) for result in results} == {("memory", "out-of-memory")}
     records = await bench.records(bench.topics.results)
@@ -158,17 +160,17 @@ async def test_a_crash_between_handing_on_and_committing_costs_a_copy_and_no_sec
     assert second.process.poll() is None
 
 
-async def test_a_record_without_an_origin_goes_to_the_first_lane_of_the_pool_that_takes_it(bench: WorkerBench) -> None:
+async def test_a_record_without_an_origin_is_relayed_to_the_first_lane_of_a_pool(bench: WorkerBench) -> None:
     [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.retry[1], [(None, task_body("stray"))])
     await bench.start_ready()
     [result] = await bench.wait_results(1)
     assert result["request_id"] == "stray"
-    await wait_handed_on(bench, bench.topics.retry[1], 1)
-    shared = await committed_offsets(bench.bootstrap_servers, strays_group(bench.topics.retry[1]))
-    assert {place: found.offset for place, found in shared.items()} == {(bench.topics.retry[1], partition): offset + 1}
+    await wait_relayed(bench, bench.topics.retry[1], 1)
+    strays = await committed_offsets(bench.bootstrap_servers, strays_group(bench.topics.retry[1]))
+    assert {place: found.offset for place, found in strays.items()} == {(bench.topics.retry[1], partition): offset + 1}
 
 
-async def test_no_record_tells_a_worker_to_write_to_a_topic_that_is_no_lane_of_its_pool(bench: WorkerBench) -> None:
+async def test_a_worker_relays_only_to_lanes_of_its_pool(bench: WorkerBench) -> None:
     topics = bench.topics
     foreign = [topics.results, topics.control, topics.dead_letters, *topics.retry, "no/such/topic"]
     for topic in foreign:
@@ -180,7 +182,7 @@ async def test_no_record_tells_a_worker_to_write_to_a_topic_that_is_no_lane_of_i
     [result] = await bench.wait_results(1)
 
     assert (result["request_id"], result["attempt"]) == ("brings-one", 2)
-    await wait_handed_on(bench, topics.retry[0], len(foreign) + 1)
+    await wait_relayed(bench, topics.retry[0], len(foreign) + 1)
     [*_, (_, envelope)] = [item for item in await retries(bench) if b"brings-one" in (item[0].value or b"")]
     assert envelope.origin_topic == topics.tasks
     for topic in (topics.results, topics.control, topics.dead_letters, topics.retry[1], topics.tasks):
@@ -207,14 +209,14 @@ async def test_a_retry_record_that_cannot_be_decoded_gets_one_dead_letter_from_o
         return {bench.topics.tasks, other} <= ids
 
     await wait_until(answered, deadline_seconds=120, what="the tasks behind it")
-    await wait_handed_on(bench, topic, 3)
+    await wait_relayed(bench, topic, 3)
     [record] = await bench.records(bench.topics.dead_letters)
     dead_letter = DeadLetter.from_headers(record.headers)
     assert (dead_letter.origin_topic, dead_letter.origin_partition, dead_letter.origin_offset) == (topic, 1, 0)
     assert dead_letter.error_code == "undecodable"
 
 
-async def test_a_task_that_its_lane_does_not_take_back_is_dead_lettered_and_answered(bench: WorkerBench) -> None:
+async def test_a_task_that_its_lane_refuses_is_dead_lettered_and_has_a_result(bench: WorkerBench) -> None:
     admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers})
     small = ConfigResource(
         ResourceType.TOPIC,
@@ -232,10 +234,10 @@ async def test_a_task_that_its_lane_does_not_take_back_is_dead_lettered_and_answ
     [record] = await bench.records(bench.topics.dead_letters)
     assert record.value == body
     assert bench.topics.tasks_vip in DeadLetter.from_headers(record.headers).message
-    await wait_handed_on(bench, bench.topics.retry[0], 1)
+    await wait_relayed(bench, bench.topics.retry[0], 1)
 
 
-async def test_a_pool_without_offsets_begins_where_the_group_of_earlier_versions_stood(bench: WorkerBench) -> None:
+async def test_a_pool_without_offsets_begins_at_those_of_earlier_versions(bench: WorkerBench) -> None:
     topic, headers = bench.topics.retry[0], [("fluxpool-origin-topic", bench.topics.tasks.encode())]
     bodies = [(None, task_body(name)) for name in ("relayed-before", "not-yet")]
     places = await produce(bench.bootstrap_servers, topic, bodies, partition=0, headers=headers)
@@ -248,11 +250,11 @@ async def test_a_pool_without_offsets_begins_where_the_group_of_earlier_versions
     await offsets.close()
     await bench.start_ready()
     await bench.wait_results(1)
-    await wait_handed_on(bench, topic, 2)
+    await wait_relayed(bench, topic, 2)
     assert [result["request_id"] for result in await bench.results()] == ["not-yet"]
 
 
-async def test_retries_flow_while_the_relay_changes_hands_and_none_is_relayed_twice(
+async def test_retries_are_relayed_once_while_the_relay_moves(
     bench: WorkerBench,
 ) -> None:
     async def put(*numbers: int) -> None:
@@ -271,7 +273,7 @@ async def test_retries_flow_while_the_relay_changes_hands_and_none_is_relayed_tw
     results = await bench.wait_results(6)
 
     assert {result["request_id"] for result in results} == {f"retry-{number}" for number in range(6)}
-    await wait_handed_on(bench, bench.topics.retry[0], 6)
+    await wait_relayed(bench, bench.topics.retry[0], 6)
     assert len(await bench.records(bench.topics.tasks_vip)) == 6, "nothing was relayed twice"
     assert second.events("retry_relay_duty")[-1]["held"] is True
 
@@ -286,7 +288,7 @@ async def test_a_worker_without_its_topics_ends_and_names_them(bench: WorkerBenc
     assert "Traceback" not in worker.log_file.read_text()
 
 
-async def test_progress_tells_of_another_attempt(bench: WorkerBench) -> None:
+async def test_progress_reports_another_attempt(bench: WorkerBench) -> None:
     await bench.start_ready(environment={"FLUXPOOL_FAULT": "engine-step:raise"})
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("again"))])
     await bench.wait_results(1)

@@ -1,4 +1,4 @@
-"""Tasks that come back from a retry topic go to the worker with the least work, whatever their keys."""
+"""Tasks from a retry topic are sent to the worker with the least work, for any keys."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 PARTITIONS = 4
 DELAY = "6s"
-"""Much longer than readings lie apart, so that what a test sent just before it is seen on a slow machine, too."""
+"""Much longer than the interval of readings, so that also a slow machine has read what was sent before it."""
 ENDLESS = "seconds=600"
 
 
@@ -29,14 +29,14 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 
 
 def key_of(partition: int) -> bytes:
-    """A key that every usual producer would send to that partition."""
+    """A key that the usual producers send to that partition."""
     numbers = list(range(PARTITIONS))
     keys = (b"key-%d" % number for number in range(1000))
     return next(key for key in keys if DefaultPartitioner()(key, numbers, numbers) == partition)
 
 
 async def owned(*workers: WorkerProcess) -> list[list[int]]:
-    """The standard lane's partitions of each worker, once all are dealt out."""
+    """The standard lane's partitions of each worker, once all are assigned."""
 
     def dealt() -> list[list[int]]:
         assigned = [
@@ -47,7 +47,7 @@ async def owned(*workers: WorkerProcess) -> list[list[int]]:
         dealt_out = sorted(partition for partitions in found for partition in partitions)
         return found if all(found) and dealt_out == list(range(PARTITIONS)) else []
 
-    return await wait_until(dealt, deadline_seconds=60, what="a share for every worker")
+    return await wait_until(dealt, deadline_seconds=60, what="an assignment for every worker")
 
 
 async def retry(bench: WorkerBench, *names: str, key: bytes, topic: str, prompt: str = "a hill") -> None:
@@ -58,15 +58,15 @@ async def retry(bench: WorkerBench, *names: str, key: bytes, topic: str, prompt:
 
 
 async def load(bench: WorkerBench, name: str, count: int, *, partition: int) -> None:
-    """Give a partition so many endless tasks; the first is being generated, the others wait."""
+    """Send this many endless tasks to a partition; the first is being generated, the others are pending."""
     first, *others = [(None, task_body(f"{name}-{number}", ENDLESS, steps=100)) for number in range(count)]
     await produce(bench.bootstrap_servers, bench.topics.tasks, [first], partition=partition)
     await wait_for_step(bench, f"{name}-0")
     await produce(bench.bootstrap_servers, bench.topics.tasks, others, partition=partition)
 
 
-async def handed_on(bench: WorkerBench, topic: str, *names: str) -> list[TopicRecord]:
-    """The tasks of those names on their topic, once all are there."""
+async def relayed(bench: WorkerBench, topic: str, *names: str) -> list[TopicRecord]:
+    """The tasks of those names on their topic, once all were relayed."""
 
     async def back() -> list[TopicRecord]:
         records = [
@@ -80,37 +80,37 @@ async def handed_on(bench: WorkerBench, topic: str, *names: str) -> list[TopicRe
     return await wait_until(back, deadline_seconds=90, what=f"{names} to be back on {topic}")
 
 
-async def test_a_task_comes_back_to_the_emptiest_partition_of_the_worker_with_least_to_do(bench: WorkerBench) -> None:
+async def test_a_task_returns_to_the_emptiest_partition_of_the_worker_with_least_work(bench: WorkerBench) -> None:
     workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
     busy, idle = await owned(*workers)
     tasks, key = bench.topics.tasks, key_of(busy[0])
     await load(bench, "load", 8, partition=busy[0])
 
     await retry(bench, "first", "second", key=key, topic=tasks)
-    records = await handed_on(bench, tasks, "first", "second")
+    records = await relayed(bench, tasks, "first", "second")
     assert {record.partition for record in records} <= set(idle)
     assert {record.key for record in records} == {key}
     results = await bench.wait_results(2)
-    assert {result["worker"] for result in results} == {workers[1].name}, "they did not wait behind the others"
+    assert {result["worker"] for result in results} == {workers[1].name}, "they did not wait for the others"
 
-    # Now it has something to do on one of its partitions, and still less than the other one.
+    # It has work on one of its partitions now, and still less than the other worker.
     await load(bench, "more", 5, partition=idle[0])
     await retry(bench, "third", "fourth", key=key, topic=tasks, prompt=ENDLESS)
-    records = await handed_on(bench, tasks, "third", "fourth")
+    records = await relayed(bench, tasks, "third", "fourth")
     assert [record.partition for record in records] == [idle[1]] * 2
 
 
-async def test_tasks_of_another_pool_are_left_to_it(bench: WorkerBench) -> None:
+async def test_tasks_of_another_pool_are_not_relayed(bench: WorkerBench) -> None:
     other = f"{bench.topics.tasks}-of-another-pool"
     await create_topics(bench.bootstrap_servers, {other: PARTITIONS})
     await bench.start_ready()
     await retry(bench, "foreign", key=key_of(0), topic=other)
     await retry(bench, "own", key=key_of(0), topic=bench.topics.tasks)
-    await handed_on(bench, bench.topics.tasks, "own")
+    await relayed(bench, bench.topics.tasks, "own")
     assert await bench.records(other) == []
 
     lanes = (Lane(name="standard", topic=other),)
     await bench.start_ready(lanes=lanes, consumer_group=f"{bench.group}-of-another-pool")
-    await handed_on(bench, other, "foreign")
+    await relayed(bench, other, "foreign")
     assert len(await bench.wait_results(2)) == 2
     assert len(await bench.records(bench.topics.tasks)) == 1

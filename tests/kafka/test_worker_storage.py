@@ -1,4 +1,4 @@
-"""Workers whose store is an S3 service, is away for a while, or cannot be had at all."""
+"""Workers whose store is an S3 service, is unavailable for a while, or cannot be used at all."""
 
 import hashlib
 import re
@@ -30,7 +30,7 @@ PUBLIC_URL = "https://images.example.com/gallery/"
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of one test's own; all services of a test run share their contents."""
+    """The bucket of one test; all S3 services of a test run share their contents."""
 
     service: S3Service
     name: str
@@ -77,7 +77,7 @@ def public(storage: StorageSettings) -> StorageSettings:
     return storage.model_copy(update={"public_base_url": PUBLIC_URL})
 
 
-async def test_image_claim_and_manifest_lie_in_the_bucket_and_the_answer_names_the_public_address(
+async def test_image_claim_and_manifest_are_in_the_bucket_and_the_result_has_the_public_address(
     bench: WorkerBench, bucket: Bucket
 ) -> None:
     await bench.start_ready(storage=public(bucket.settings))
@@ -99,7 +99,7 @@ async def test_image_claim_and_manifest_lie_in_the_bucket_and_the_answer_names_t
     assert manifest["result"] == result
 
 
-async def test_a_task_sent_twice_has_one_object_and_one_answer(bench: WorkerBench, bucket: Bucket) -> None:
+async def test_a_task_sent_twice_has_one_object_and_one_result(bench: WorkerBench, bucket: Bucket) -> None:
     await bench.start_ready(storage=bucket.settings)
     body = task_body("twice")
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
@@ -116,10 +116,8 @@ async def test_a_task_sent_twice_has_one_object_and_one_answer(bench: WorkerBenc
     assert bucket.keys() == keys
 
 
-async def test_an_image_of_somebody_else_under_the_tasks_key_is_left_and_described(
-    bench: WorkerBench, bucket: Bucket
-) -> None:
-    foreign = b"drawn by a worker that died before its manifest"
+async def test_an_existing_image_under_the_tasks_key_is_kept_and_described(bench: WorkerBench, bucket: Bucket) -> None:
+    foreign = b"stored by a worker that died before its manifest"
     key = f"default/{datetime.now(UTC):%Y/%m/%d}/found/0.png"
     bucket.write(key, foreign)
     await bench.start_ready(storage=bucket.settings)
@@ -132,13 +130,15 @@ async def test_an_image_of_somebody_else_under_the_tasks_key_is_left_and_describ
     assert bucket.read(key).content == foreign
 
 
-async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench: WorkerBench, bucket: Bucket) -> None:
+async def test_while_the_store_is_unavailable_tasks_wait_and_use_up_no_attempt(
+    bench: WorkerBench, bucket: Bucket
+) -> None:
     worker = await bench.start_ready(storage=bucket.settings)
     bucket.service.stop()
     ids = [f"waits-{number}" for number in range(3)]
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body(name)) for name in ids])
     held = await wait_until(
-        lambda: worker.events("operation_held"), deadline_seconds=60, what="the worker to say that it waits"
+        lambda: worker.events("operation_held"), deadline_seconds=60, what="the worker to report a hold"
     )
     assert held[0]["operation"] == "object-store"
     assert bucket.service.endpoint_url in held[0]["error"]
@@ -160,7 +160,7 @@ async def test_while_the_store_is_away_tasks_wait_and_no_attempt_is_spent(bench:
     assert (ended["cause"], ended["seconds"] > 0) == ("object-store", True)
 
 
-async def test_a_store_that_stays_away_past_the_limit_hands_the_tasks_back(bench: WorkerBench, bucket: Bucket) -> None:
+async def test_a_store_outage_past_the_hold_limit_releases_the_tasks(bench: WorkerBench, bucket: Bucket) -> None:
     first = await bench.start_ready(storage=bucket.settings, infra_hold_limit_seconds=3.0)
     bucket.service.stop()
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("patient"))])
@@ -175,13 +175,13 @@ async def test_a_store_that_stays_away_past_the_limit_hands_the_tasks_back(bench
     assert second.events("crash_counted") == []
 
 
-async def test_a_store_that_goes_away_under_a_drawn_image_costs_no_second_drawing(
+async def test_a_store_outage_after_the_generation_costs_no_second_generation(
     bench: WorkerBench, bucket: Bucket
 ) -> None:
     worker = await bench.start_ready(storage=bucket.settings)
-    body = task_body("drawn", "seconds=6", steps=30)
+    body = task_body("generated", "seconds=6", steps=30)
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
-    await wait_for_step(bench, "drawn")
+    await wait_for_step(bench, "generated")
     bucket.service.stop()
     await wait_until(
         lambda: worker.events("operation_held"), deadline_seconds=60, what="the worker to say that it waits"
@@ -194,7 +194,9 @@ async def test_a_store_that_goes_away_under_a_drawn_image_costs_no_second_drawin
     assert bucket.read(result["images"][0]["object"]).status_code == 200
 
 
-async def test_a_folder_that_cannot_be_made_ends_the_worker_with_the_remedy(bench: WorkerBench, tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_created_ends_the_worker_with_the_remedy(
+    bench: WorkerBench, tmp_path: Path
+) -> None:
     (tmp_path / "occupied").write_text("a file, not a folder")
     folder = tmp_path / "occupied" / "images"
     worker = bench.start(storage=StorageSettings(url=folder.as_uri()))

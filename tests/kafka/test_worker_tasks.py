@@ -1,4 +1,4 @@
-"""One real worker, the real broker and the tiny pipeline: what becomes of all kinds of records."""
+"""A real worker, a real broker and the tiny pipeline: the endings of all kinds of records."""
 
 import asyncio
 import hashlib
@@ -95,7 +95,7 @@ async def test_the_seed_task_of_a_foreign_client_becomes_an_image(bench: WorkerB
     await wait_committed_beyond(bench, partition, offset)
 
 
-async def test_a_task_sent_twice_has_one_image_and_one_answer(bench: WorkerBench) -> None:
+async def test_a_task_sent_twice_has_one_image_and_one_result(bench: WorkerBench) -> None:
     body = task_body("twice", "the same words")
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body), (None, body)])
     first, second = await results_of(bench, "twice", count=2)
@@ -115,7 +115,7 @@ async def test_the_same_body_in_other_order_and_spacing_is_the_same_task(bench: 
     assert first.value == second.value
 
 
-async def test_another_prompt_under_a_used_id_is_a_conflict_and_the_first_result_stands(bench: WorkerBench) -> None:
+async def test_another_prompt_under_a_used_id_is_a_conflict_and_the_first_result_is_kept(bench: WorkerBench) -> None:
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("taken", "first"))])
     result = await result_of(bench, "taken")
     image = (bench.images / result["images"][0]["object"]).read_bytes()
@@ -193,7 +193,7 @@ async def test_a_missing_seed_is_the_same_on_every_worker(bench: WorkerBench) ->
 
 
 @pytest.mark.parametrize(
-    ("value", "code", "said"),
+    ("value", "code", "reason"),
     [
         (b"\x00\xff\xfenot json", "undecodable", "not valid JSON"),
         (b"", "undecodable", "no value"),
@@ -211,8 +211,8 @@ async def test_a_missing_seed_is_the_same_on_every_worker(bench: WorkerBench) ->
     ],
     ids=["garbage", "empty", "list", "900-KiB", "wrong-types", "width-1000", "steps-0", "no-id", "no-prompt"],
 )
-async def test_a_hopeless_record_is_dead_lettered_and_answered_and_its_neighbours_go_on(
-    bench: WorkerBench, value: bytes, code: str, said: str
+async def test_an_invalid_record_is_dead_lettered_and_affects_no_other(
+    bench: WorkerBench, value: bytes, code: str, reason: str
 ) -> None:
     before, after = f"before-{code}-{len(value)}", f"after-{code}-{len(value)}"
     sent = await produce(
@@ -227,7 +227,7 @@ async def test_a_hopeless_record_is_dead_lettered_and_answered_and_its_neighbour
 
     dead_letter = await dead_letter_of(bench, value)
     assert (dead_letter.error_code, dead_letter.error_class) == (code, "invalid")
-    assert said in dead_letter.message
+    assert reason in dead_letter.message
     assert (dead_letter.origin_topic, dead_letter.origin_partition, dead_letter.origin_offset) == (
         bench.topics.tasks,
         *sent[1],
@@ -244,7 +244,7 @@ async def test_a_hopeless_record_is_dead_lettered_and_answered_and_its_neighbour
     ]
 
 
-async def test_a_malformed_header_names_itself(bench: WorkerBench) -> None:
+async def test_a_malformed_header_is_named(bench: WorkerBench) -> None:
     body = task_body("bad-header")
     headers = [("fluxpool-deadline", b"tomorrow"), ("x-own", b"\xff")]
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)], headers=headers)
@@ -256,7 +256,7 @@ async def test_a_malformed_header_names_itself(bench: WorkerBench) -> None:
     assert set(headers) <= set(record.headers)
 
 
-async def test_metrics_and_probes_tell_what_goes_on(bench: WorkerBench) -> None:
+async def test_metrics_and_probes_show_the_tasks(bench: WorkerBench) -> None:
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("counted"))])
     await result_of(bench, "counted")
     async with httpx.AsyncClient(base_url=bench.workers[0].health_url) as client:
@@ -265,11 +265,11 @@ async def test_metrics_and_probes_tell_what_goes_on(bench: WorkerBench) -> None:
         async def counted() -> bool:
             return 'fluxpool_tasks_total{outcome="success"}' in (await client.get("/metrics")).text
 
-        # A result is published before its task is over.
+        # A result is published before its task has ended.
         await wait_until(counted, deadline_seconds=20, what="the task to be counted")
 
 
-async def test_progress_is_told_while_the_task_runs(bench: WorkerBench) -> None:
+async def test_progress_is_published_while_the_task_runs(bench: WorkerBench) -> None:
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("slow", steps=40))])
     await result_of(bench, "slow")
 

@@ -1,4 +1,4 @@
-"""A worker among records that no client library decodes: each has its dead letter, and the tasks behind them run."""
+"""Records that no client library decodes: each gets a dead letter, and later tasks run."""
 
 import asyncio
 from pathlib import Path
@@ -25,7 +25,7 @@ async def send_compressed(bootstrap_servers: str, topic: str, value: bytes, *, c
     assert await asyncio.to_thread(producer.flush, 60) == 0
 
 
-async def test_undecodable_records_end_as_dead_letters_and_stop_no_task(kafka: KafkaCluster, tmp_path: Path) -> None:
+async def test_undecodable_records_end_as_dead_letters_and_block_no_task(kafka: KafkaCluster, tmp_path: Path) -> None:
     boot = kafka.bootstrap_servers
     async with worker_bench(boot, tmp_path, model="none", stand_in=True, partitions=2) as bench:
         tasks = bench.topics.tasks
