@@ -34,10 +34,19 @@ class OperatorMetrics:
             "fluxpool_pool_expired_records", "Tasks lost to retention since the pool was created.", _POOL,
             registry=self.registry,
         )  # fmt: skip
+        self.loop_failures = Counter(
+            "fluxpool_pool_loop_failures", "Loops of pools that a defect ended; each begins again.", _POOL,
+            registry=self.registry,
+        )  # fmt: skip
         self.scalings = Counter(
             "fluxpool_pool_scalings", "Changes of the number of workers by direction.", [*_POOL, "direction"],
             registry=self.registry,
         )  # fmt: skip
+
+    def count_loop_failure(self, namespace: str, pool: str) -> None:
+        """A defect ended a pool's loop; also a failed reconcile, for which the chart has an alert."""
+        self.loop_failures.labels(namespace=namespace, pool=pool).inc()
+        self.reconciles.labels(outcome="failed").inc()
 
     def remove_pool(self, namespace: str, pool: str) -> None:
         """Remove the series of a deleted pool."""
@@ -47,6 +56,7 @@ class OperatorMetrics:
             self.ready_replicas,
             self.lag_age_seconds,
             self.expired_records,
+            self.loop_failures,
             self.scalings,
         ):
             metric.remove_by_labels({"namespace": namespace, "pool": pool})

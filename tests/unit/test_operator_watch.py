@@ -1,5 +1,6 @@
 """Watch events: to which pool an object belongs, what is cached of it; odd objects end nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.backlog import TopicReport
 from fluxpool_operator.children import MANAGED_BY, POOL_LABEL
+from fluxpool_operator.metrics import OperatorMetrics
 from fluxpool_operator.reconcile.child_cache import Change, ChildCache, PoolKey
 from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
@@ -149,7 +151,7 @@ def test_no_odd_deployment_fails_to_be_summarized(
 # Pools
 
 
-def pool_tasks_of(folder: Path, cluster: FakeCluster | None = None) -> PoolTasks:
+def pool_tasks_of(folder: Path, cluster: FakeCluster | None = None, **fields: Any) -> PoolTasks:
     async def observe_topics(connection: KafkaConnection, kafka: KafkaSpec) -> TopicReport:
         del connection, kafka
         return TopicReport()
@@ -160,8 +162,9 @@ def pool_tasks_of(folder: Path, cluster: FakeCluster | None = None) -> PoolTasks
         hub=FakeHub(),
         folder=folder,
         observe_topics=observe_topics,
+        **fields,
     )
-    return PoolTasks(context)
+    return PoolTasks(context, restart_seconds=0.02)
 
 
 def pool(uid: str, **metadata: Any) -> dict[str, Any]:
@@ -217,4 +220,41 @@ async def test_an_odd_pool_has_a_loop_and_does_not_affect_others(tmp_path: Path,
     for uid in ("odd", "plain"):
         pool_tasks.on_pool(pool(uid, name="odd" if uid == "odd" else "standard", **metadata), is_deleted=False)
     assert pool_tasks.pool_uids == {"odd", "plain"}
+    await pool_tasks.stop()
+
+
+class DefectiveCache(ChildCache):
+    """Ends the loop of one pool three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 3
+
+    def subscribe(self, key: PoolKey, wake: Callable[[Change], None]) -> None:
+        if key.name == "broken" and self.failures:
+            self.failures -= 1
+            raise LookupError("a defect")
+        super().subscribe(key, wake)
+
+
+async def test_a_loop_that_a_defect_ends_begins_again_while_others_go_on(tmp_path: Path) -> None:
+    cluster, metrics = FakeCluster(), OperatorMetrics()
+    pool_tasks = pool_tasks_of(tmp_path, cluster, cache=DefectiveCache(), metrics=metrics)
+    pool_tasks.on_pool(pool("broken", name="broken"), is_deleted=False)
+    pool_tasks.on_pool(pool("plain"), is_deleted=False)
+    wanted = {"standard-worker", "broken-worker"}
+    await wait_until(
+        lambda: wanted <= {path.rpartition("/deployments/")[2] for path in cluster.writes()},
+        deadline_seconds=10,
+        what="both Deployments",
+    )
+
+    def failures(name: str) -> float | None:
+        labels = {"namespace": KEY.namespace, "pool": name}
+        return metrics.registry.get_sample_value("fluxpool_pool_loop_failures_total", labels)
+
+    assert (failures("broken"), failures(KEY.name)) == (3, None)
+    assert pool_tasks.longest_silence_seconds() < 10
+    pool_tasks.remove_pool("broken")
+    assert failures("broken") is None
     await pool_tasks.stop()

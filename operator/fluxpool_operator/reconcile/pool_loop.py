@@ -6,7 +6,7 @@ Owns when `pool_reconciler` runs and what keeps the loop alive: an error ends on
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Never
 
 import structlog
 
@@ -47,12 +47,12 @@ class PoolLoop:
     ) -> None:
         self.key = pool_key(body)
         self.alive_at_seconds = context.clock()
-        """When a reconcile last ended, with or without an error."""
+        """When the loop began or a reconcile last ended, with or without an error."""
         self._context = context
         self._pool: FluxWorkerPool | Body = body
         """The body only until it is parsed: it takes far more memory."""
         self._desired = _desired_state(body)
-        self._changes: set[Change] = {Change.SPEC}
+        self._changes: set[Change] = set()
         self._woken = asyncio.Event()
         self._backoff = Backoff(initial_seconds=FIRST_BACKOFF_SECONDS, maximum_seconds=LONGEST_BACKOFF_SECONDS)
         self._writer = StatusWriter(context.cluster, written=read_status(body), clock=context.clock)
@@ -78,8 +78,10 @@ class PoolLoop:
         self._changes.add(change)
         self._woken.set()
 
-    async def run(self) -> None:
-        """Reconcile until cancelled; raises `PoolGoneError` when the pool turns out to be deleted."""
+    async def run(self) -> Never:
+        """Reconcile until cancelled; raises `PoolGoneError` when the pool turns out to be deleted. May run again."""
+        self.alive_at_seconds = self._context.clock()
+        self.wake(Change.SPEC)
         self._context.cache.subscribe(self.key, self.wake)
         try:
             while True:

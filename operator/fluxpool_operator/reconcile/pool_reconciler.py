@@ -77,7 +77,9 @@ class PoolReconciler:
         self._expired_records = 0
 
     def close(self) -> None:
-        """Release everything but the children."""
+        """Release everything but the children; the next `reconcile` takes it again."""
+        # The connection reads files that are removed here.
+        self._target = None
         self._lag.close()
         self._topics.close()
         self._kafka.close()

@@ -5,7 +5,7 @@ Owns the tasks. Must not know what a loop (`pool_loop`) does.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -14,15 +14,21 @@ from fluxpool_operator.reconcile.apply.status_writer import PoolGoneError
 from fluxpool_operator.reconcile.child_cache import Change, pool_key
 from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.pool_loop import PoolLoop
+from fluxpool_transport.process import Backoff
 
 log = structlog.get_logger(__name__)
+
+RESTART_SECONDS: Final = 5.0
+"""Before a loop that a defect ended begins again for the first time; at most twelve times as long, which is well below
+the silence that fails the liveness probe."""
 
 
 class PoolTasks:
     """The loops of all pools, by the pools' uids."""
 
-    def __init__(self, context: OperatorContext) -> None:
+    def __init__(self, context: OperatorContext, *, restart_seconds: float = RESTART_SECONDS) -> None:
         self._context = context
+        self._restart_seconds = restart_seconds
         self._running: dict[str, tuple[PoolLoop, asyncio.Task[None]]] = {}
 
     @property
@@ -47,9 +53,7 @@ class PoolTasks:
             self.remove_pool(earlier)
         log.info("pool_added", pool=str(key), uid=uid)
         loop = PoolLoop(plain, context=self._context, notify_conflicting_pools=self.notify_conflicting_pools)
-        task = asyncio.create_task(loop.run(), name=f"pool {key}")
-        task.add_done_callback(lambda ended: self._on_ended(uid, ended))
-        self._running[uid] = loop, task
+        self._running[uid] = loop, asyncio.create_task(self._run(uid, loop), name=f"pool {key}")
         self._context.metrics.pools.set(len(self._running))
 
     def remove_pool(self, uid: str) -> None:
@@ -81,13 +85,19 @@ class PoolTasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _on_ended(self, uid: str, task: asyncio.Task[None]) -> None:
-        # The uid may have a new task by now: a pool that a sweep removed wrongly comes back with its next event.
-        if task.cancelled() or uid not in self._running or self._running[uid][1] is not task:
-            return
-        error = task.exception()
-        if isinstance(error, PoolGoneError):
-            self.remove_pool(uid)
-            return
-        # A loop catches its errors, so this is a defect. Its silence fails the liveness probe.
-        log.error("pool_loop_ended", pool=str(self._running[uid][0].key), error=repr(error))
+    async def _run(self, uid: str, loop: PoolLoop) -> None:
+        """Run a pool's loop until the pool is gone; one that a defect ends begins again after a growing delay."""
+        backoff = Backoff(initial_seconds=self._restart_seconds, maximum_seconds=12 * self._restart_seconds)
+        while True:
+            try:
+                await loop.run()
+            except PoolGoneError:
+                self.remove_pool(uid)
+                return
+            except Exception:
+                # A loop catches the errors of its reconciles, so this is a defect. It must end neither this pool's
+                # scaling for good nor, by way of the liveness probe, the loops of all other pools.
+                delay_seconds = backoff.next_seconds()
+                log.exception("pool_loop_failed", pool=str(loop.key), retry_in_seconds=round(delay_seconds, 1))
+                self._context.metrics.count_loop_failure(loop.key.namespace, loop.key.name)
+            await asyncio.sleep(delay_seconds)
