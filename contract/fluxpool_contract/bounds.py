@@ -12,6 +12,7 @@ cut.
 """
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -81,23 +82,15 @@ def milliseconds_of(moment: datetime) -> int:
     return clamped_milliseconds(round(with_zone(moment).timestamp() * 1000))
 
 
-def _cut_name(text: str) -> str:
-    return cut_text(text, MAX_NAME_BYTES)
-
-
-def _cut_message(text: str) -> str:
-    return cut_text(text, MAX_ERROR_MESSAGE_BYTES)
-
-
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 """Something counted."""
 Int64 = Annotated[int, Field(ge=-MAX_INT64 - 1, le=MAX_INT64)]
 """A number that fits into a database column."""
 Offset = Annotated[int, Field(ge=0, le=MAX_INT64)]
 """An offset, a size in bytes or a seed."""
-Name = Annotated[str, AfterValidator(_cut_name)]
+Name = Annotated[str, AfterValidator(partial(cut_text, max_bytes=MAX_NAME_BYTES))]
 """A name, cut to `MAX_NAME_BYTES`."""
-ErrorMessage = Annotated[str, AfterValidator(_cut_message)]
+ErrorMessage = Annotated[str, AfterValidator(partial(cut_text, max_bytes=MAX_ERROR_MESSAGE_BYTES))]
 """Text for people, cut to `MAX_ERROR_MESSAGE_BYTES`."""
 RecordTime = Annotated[datetime, AfterValidator(with_zone)]
 """A time with a zone that can be compared with any other."""

@@ -15,8 +15,7 @@ from confluent_kafka.admin import AdminClient
 from fluxpool_contract.header_names import ORIGIN_TOPIC
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.ledger import LedgerEntry, encode_ledger
-from fluxpool_contract.kafka.retries import former_scheduler_group
-from fluxpool_contract.kafka.retry_offsets import retry_offset_text
+from fluxpool_contract.kafka.retries import former_scheduler_group, retry_offset_text
 from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog
 from fluxpool_operator.backlog.memory import CONFIRMING_SECONDS
 from fluxpool_operator.backlog.observation import RetryTier

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fluxpool_contract.settings.worker_exit import EXIT_MODEL_LOAD_FAILED
+from fluxpool_contract.settings.worker import EXIT_MODEL_LOAD_FAILED
 from fluxpool_operator.api import ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
 from fluxpool_operator.api.conditions import Condition
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess

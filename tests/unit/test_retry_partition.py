@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_contract.kafka.ledger import committed_topic_id
-from fluxpool_contract.kafka.retry_offsets import relayed_ahead
+from fluxpool_contract.kafka.retries import relayed_ahead
 from fluxpool_worker.agent.retry.retry_partition import (
     MAX_PENDING_BYTES,
     MAX_PENDING_RECORDS,

@@ -6,8 +6,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import GroupAuthorizationFailedError, NotLeaderForPartitionError
 
-from fluxpool_contract.kafka.retries import former_scheduler_group
-from fluxpool_contract.kafka.retry_offsets import retry_offset_text
+from fluxpool_contract.kafka.retries import former_scheduler_group, retry_offset_text
 from fluxpool_transport.lag.group_offsets import GroupOffsetsError, StoredOffset
 from fluxpool_worker.agent.retry import retry_start
 from fluxpool_worker.agent.retry.retry_start import RetryStart

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fluxpool_contract.settings.worker_exit import EXIT_MODEL_LOAD_FAILED
+from fluxpool_contract.settings.worker import EXIT_MODEL_LOAD_FAILED
 from fluxpool_worker import __main__ as worker
 from fluxpool_worker.agent.engine.client import EngineLoadError, EngineUnstableError
 from fluxpool_worker.agent.service import WorkerAgent

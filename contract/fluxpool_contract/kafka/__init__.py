@@ -3,20 +3,18 @@
 from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
 from fluxpool_contract.kafka.ledger import LedgerEntry, committed_topic_id, decode_ledger, encode_ledger, is_ledger
 from fluxpool_contract.kafka.retries import (
+    MAX_RELAYED_AHEAD,
     due_at,
     due_headers,
     due_seconds,
     former_scheduler_group,
     not_before_seconds,
     origin_topic,
+    relayed_ahead,
     retry_group,
     retry_headers,
-    strays_group,
-)
-from fluxpool_contract.kafka.retry_offsets import (
-    MAX_RELAYED_AHEAD,
-    relayed_ahead,
     retry_offset_text,
+    strays_group,
 )
 from fluxpool_contract.kafka.topics import (
     LOG_APPEND_TIME,

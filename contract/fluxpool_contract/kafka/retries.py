@@ -1,16 +1,20 @@
-"""Retry topics: how long a task waits in each, which pool takes it back, and the headers of its record. Pure.
+"""Retry topics: how long a task waits in each, which pool takes it back, its headers, and its pool's offsets. Pure.
 
 A retry topic has one fixed delay, so the records of a partition are due in roughly the order of their offsets. Pools
 may share retry topics: a record names the lane topic it came from, and only the pool that serves that topic takes it
-back, with offsets in a consumer group of its own.
+back, with offsets in a consumer group of its own. Records are relayed when they are due, whatever their order: the
+offsets that were relayed ahead of the committed one are listed in its metadata, and the topic id tells a topic from one
+that was created again with its name.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
 from fluxpool_contract import header_names as names
+from fluxpool_contract.kafka.ledger import offset_metadata
 from fluxpool_contract.messages.headers import Envelope, RawHeaders, format_time, parse_time
 
 DELAY_PATTERN: Final = r"^[1-9][0-9]{0,5}(ms|s|m|h)$"
@@ -20,6 +24,9 @@ DELAYS_BY_PLACE_SECONDS: Final = (15.0, 120.0, 900.0)
 MAX_JITTER: Final = 0.2
 """Share of its delay that a task may wait longer, so that tasks that failed together do not return together."""
 
+MAX_RELAYED_AHEAD: Final = 256
+"""Offsets in one text; a broker takes 4 KiB (`offset.metadata.max.bytes`)."""
+
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SUFFIX: Final = re.compile(r"(?:^|[._-])([1-9][0-9]{0,5})(ms|s|m|h)$")
 
@@ -28,7 +35,7 @@ def parse_delay(text: str) -> float:
     """Seconds of a text such as `15s`; raises `ValueError` when it has another form."""
     if re.fullmatch(DELAY_PATTERN, text) is None:
         raise ValueError(f"{text!r} must be a whole number and ms, s, m or h, such as 15s or 2m")
-    return _seconds(*_split(text))
+    return _delay_of(text, 0)
 
 
 def retry_delays_seconds(topics: Sequence[str], configured: Sequence[str] = ()) -> tuple[float, ...]:
@@ -127,6 +134,21 @@ def due_headers(original: RawHeaders) -> list[tuple[str, bytes]]:
     return _replaced(original, {names.NOT_BEFORE: None})
 
 
+def retry_offset_text(*, commit_offset: int, relayed: Iterable[int], topic_id: str | None) -> str:
+    """The metadata for `commit_offset`; at most the first `MAX_RELAYED_AHEAD` relayed offsets."""
+    ahead = sorted(offset - commit_offset for offset in relayed if offset > commit_offset)[:MAX_RELAYED_AHEAD]
+    fields = {"topic": topic_id, **({"relayed": ahead} if ahead else {})}
+    return json.dumps(fields, separators=(",", ":"), sort_keys=True)
+
+
+def relayed_ahead(text: str, commit_offset: int) -> frozenset[int]:
+    """Offsets that were relayed ahead of the committed one; none when the text is another client's."""
+    ahead = offset_metadata(text).get("relayed")
+    if not isinstance(ahead, list):
+        return frozenset()
+    return frozenset(commit_offset + item for item in ahead[:MAX_RELAYED_AHEAD] if isinstance(item, int) and item >= 0)
+
+
 def _replaced(original: RawHeaders, values: dict[str, str | None]) -> list[tuple[str, bytes]]:
     kept = [(name, value or b"") for name, value in original if name not in values]
     return kept + [(name, value.encode()) for name, value in values.items() if value is not None]
@@ -146,14 +168,5 @@ def _header_text(headers: RawHeaders, wanted: str) -> str | None:
 def _delay_of(topic: str, place: int) -> float:
     suffix = _SUFFIX.search(topic)
     if suffix is not None:
-        return _seconds(suffix[1], suffix[2])
+        return int(suffix[1]) * _UNIT_SECONDS[suffix[2]]
     return DELAYS_BY_PLACE_SECONDS[min(place, len(DELAYS_BY_PLACE_SECONDS) - 1)]
-
-
-def _split(text: str) -> tuple[str, str]:
-    number = text.rstrip("hms")
-    return number, text[len(number) :]
-
-
-def _seconds(number: str, unit: str) -> float:
-    return int(number) * _UNIT_SECONDS[unit]

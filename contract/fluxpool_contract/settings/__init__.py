@@ -3,6 +3,7 @@
 from fluxpool_contract.settings.environment import ENVIRONMENT_PREFIX, EnvironmentSettings, SettingsError
 from fluxpool_contract.settings.worker import (
     DEFAULT_CONSUMER_GROUP,
+    EXIT_MODEL_LOAD_FAILED,
     STANDARD_LANE,
     VIP_LANE,
     DType,
@@ -18,7 +19,6 @@ from fluxpool_contract.settings.worker import (
     check_lanes,
     serving_groups,
 )
-from fluxpool_contract.settings.worker_exit import EXIT_MODEL_LOAD_FAILED
 
 __all__ = [
     "DEFAULT_CONSUMER_GROUP",

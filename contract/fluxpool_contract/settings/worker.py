@@ -25,6 +25,9 @@ from fluxpool_contract.text_rules import (
 
 DEFAULT_CONSUMER_GROUP: Final = "flux-worker-group"
 
+EXIT_MODEL_LOAD_FAILED: Final = 4
+"""Exit code: the model cannot be loaded; the termination message says why. Another start would fail alike."""
+
 MAX_SECONDS: Final = 365 * 86_400
 """No wait is meant to be longer, and clients' milliseconds still fit into 64 bits."""
 
