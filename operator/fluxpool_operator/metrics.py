@@ -1,6 +1,11 @@
 """Prometheus metrics of the operator. Labels are pools and closed sets, never tasks."""
 
+from typing import TypeVar
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+Metric = TypeVar("Metric", bound=MetricWrapperBase)
 
 _POOL = ("namespace", "pool")
 
@@ -20,28 +25,25 @@ class OperatorMetrics:
             "fluxpool_reconciles", "Reconciles of pools by outcome.", ["outcome"], registry=self.registry
         )
         self.pools = Gauge("fluxpool_pools", "Pools with a running loop.", registry=self.registry)
-        self.pending_records = Gauge(
-            "fluxpool_pool_pending_records", "Tasks not begun, as last read.", _POOL, registry=self.registry
+        self._of_pools: list[MetricWrapperBase] = []
+        self.pending_records = self._of_pool(Gauge, "pending_records", "Tasks not begun, as last read.")
+        self.desired_replicas = self._of_pool(Gauge, "desired_replicas", "Desired number of workers.")
+        self.ready_replicas = self._of_pool(Gauge, "ready_replicas", "Ready workers.")
+        self.lag_age_seconds = self._of_pool(Gauge, "lag_age_seconds", "Age of the last complete reading.")
+        self.expired_records = self._of_pool(
+            Counter, "expired_records", "Tasks lost to retention since the pool was created."
         )
-        self.desired_replicas = Gauge(
-            "fluxpool_pool_desired_replicas", "Desired number of workers.", _POOL, registry=self.registry
+        self.loop_failures = self._of_pool(
+            Counter, "loop_failures", "Loops of pools that a defect ended; each begins again."
         )
-        self.ready_replicas = Gauge("fluxpool_pool_ready_replicas", "Ready workers.", _POOL, registry=self.registry)
-        self.lag_age_seconds = Gauge(
-            "fluxpool_pool_lag_age_seconds", "Age of the last complete reading.", _POOL, registry=self.registry
+        self.scalings = self._of_pool(
+            Counter, "scalings", "Changes of the number of workers by direction.", "direction"
         )
-        self.expired_records = Counter(
-            "fluxpool_pool_expired_records", "Tasks lost to retention since the pool was created.", _POOL,
-            registry=self.registry,
-        )  # fmt: skip
-        self.loop_failures = Counter(
-            "fluxpool_pool_loop_failures", "Loops of pools that a defect ended; each begins again.", _POOL,
-            registry=self.registry,
-        )  # fmt: skip
-        self.scalings = Counter(
-            "fluxpool_pool_scalings", "Changes of the number of workers by direction.", [*_POOL, "direction"],
-            registry=self.registry,
-        )  # fmt: skip
+
+    def _of_pool(self, kind: type[Metric], name: str, description: str, *labels: str) -> Metric:
+        metric = kind(f"fluxpool_pool_{name}", description, [*_POOL, *labels], registry=self.registry)
+        self._of_pools.append(metric)
+        return metric
 
     def count_loop_failure(self, namespace: str, pool: str) -> None:
         """A defect ended a pool's loop; also a failed reconcile, for which the chart has an alert."""
@@ -50,13 +52,5 @@ class OperatorMetrics:
 
     def remove_pool(self, namespace: str, pool: str) -> None:
         """Remove the series of a deleted pool."""
-        for metric in (
-            self.pending_records,
-            self.desired_replicas,
-            self.ready_replicas,
-            self.lag_age_seconds,
-            self.expired_records,
-            self.loop_failures,
-            self.scalings,
-        ):
+        for metric in self._of_pools:
             metric.remove_by_labels({"namespace": namespace, "pool": pool})

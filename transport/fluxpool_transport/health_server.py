@@ -3,7 +3,7 @@
 Needs aiohttp, which is no part of the `transport` extra: the gateway serves its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -27,17 +27,14 @@ class HealthServer:
     ) -> None:
         self._host = host
         self._port = port
-        self._why_not_alive = why_not_alive
-        self._why_not_ready = why_not_ready
-        self._registry = registry
+
+        async def metrics(_request: web.Request) -> web.Response:
+            return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
         application = web.Application()
-        application.add_routes(
-            [
-                web.get("/healthz", self._healthz),
-                web.get("/readyz", self._readyz),
-                web.get("/metrics", self._metrics),
-            ]
-        )
+        application.router.add_get("/healthz", _probe(why_not_alive))
+        application.router.add_get("/readyz", _probe(why_not_ready))
+        application.router.add_get("/metrics", metrics)
         self._runner = web.AppRunner(application, access_log=None)
 
     async def __aenter__(self) -> Self:
@@ -57,15 +54,10 @@ class HealthServer:
         """The port it listens on."""
         return int(self._runner.addresses[0][1])
 
-    async def _healthz(self, _request: web.Request) -> web.Response:
-        return _answer(self._why_not_alive())
 
-    async def _readyz(self, _request: web.Request) -> web.Response:
-        return _answer(self._why_not_ready())
+def _probe(why_not: Callable[[], str | None]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def answer(_request: web.Request) -> web.Response:
+        reason = why_not()
+        return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=reason + "\n")
 
-    async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-def _answer(reason: str | None) -> web.Response:
-    return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=reason + "\n")
+    return answer

@@ -191,14 +191,10 @@ def _scale_in(wanted: Choice, *, snapshot: Snapshot, config: ScalingConfig, dema
 
 def _why_held(state: PlanState, snapshot: Snapshot, config: ScalingConfig, demand: Demand, *, cooling: bool) -> str:
     busy, current = demand.in_flight_records, snapshot.current_replicas
-    if cooling:
-        grace = (
-            f"until there has been no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
-            if demand.lag_records == 0
-            else f"until fewer have sufficed for {config.cool_down_seconds:g} s (now {state.surplus_seconds:.0f} s)"
-        )
-    elif demand.lag_records == 0:
+    if demand.lag_records == 0:
         grace = f"until there has been no lag for {config.idle_grace_seconds:g} s (now {state.idle_seconds:.0f} s)"
+    elif cooling:
+        grace = f"until fewer have sufficed for {config.cool_down_seconds:g} s (now {state.surplus_seconds:.0f} s)"
     else:
         grace = f"while {tasks_text(busy)} in flight" if busy >= current else "because as many were required recently"
     return f"{demand.reason} The pool stays at {replicas_text(current)} {grace}."

@@ -33,15 +33,12 @@ class Pace:
 
     def may_add(self, *, step: int | None, period_seconds: float) -> int | None:
         """How many replicas may be added now; None for no limit."""
-        return self._left(step, [change.replicas for change in self._within(period_seconds) if change.replicas > 0])
+        return self._left(step, period_seconds, sign=1)
 
     def may_remove(self, *, step: int | None, period_seconds: float) -> int | None:
         """How many replicas may be removed now; None for no limit."""
-        return self._left(step, [-change.replicas for change in self._within(period_seconds) if change.replicas < 0])
+        return self._left(step, period_seconds, sign=-1)
 
-    def _within(self, seconds: float) -> list[ReplicaChange]:
-        return [change for change in self.changes if change.seconds_ago < seconds]
-
-    @staticmethod
-    def _left(step: int | None, used: list[int]) -> int | None:
-        return None if step is None else max(0, step - sum(used))
+    def _left(self, step: int | None, period_seconds: float, *, sign: int) -> int | None:
+        recent = (change.replicas for change in self.changes if change.seconds_ago < period_seconds)
+        return None if step is None else max(0, step - sum(max(0, sign * replicas) for replicas in recent))

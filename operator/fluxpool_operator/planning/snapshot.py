@@ -4,12 +4,23 @@ Owns the values and their units. `backlog.observation` and `api.pool` fill them 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from fluxpool_operator.planning.drain import Drain
 from fluxpool_operator.planning.pace import Pace
+
+_AT_LEAST_ONE: Final = frozenset(
+    {
+        "max_replicas",
+        "target_lag_per_replica",
+        "scale_up_step_replicas",
+        "scale_down_step_replicas",
+        "fallback_replicas",
+    }
+)
+"""Fields of `ScalingConfig` that may not be 0."""
 
 
 class Constraint(StrEnum):
@@ -136,25 +147,9 @@ class ScalingConfig:
 
     def __post_init__(self) -> None:
         """Check each field and their order."""
-        for name, lowest in (
-            ("min_replicas", 0),
-            ("max_replicas", 1),
-            ("target_lag_per_replica", 1),
-            ("activation_lag_records", 0),
-            ("idle_grace_seconds", 0),
-            ("cool_down_seconds", 0),
-            ("scale_up_window_seconds", 0),
-            ("scale_up_step_replicas", 1),
-            ("scale_up_period_seconds", 0),
-            ("scale_down_step_replicas", 1),
-            ("scale_down_period_seconds", 0),
-            ("stale_after_seconds", 0),
-            ("fallback_replicas", 1),
-        ):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not math.isfinite(value) or value < lowest:
+        for name in (item.name for item in fields(self)):
+            value, lowest = getattr(self, name), int(name in _AT_LEAST_ONE)
+            if value is not None and (not math.isfinite(value) or value < lowest):
                 raise ValueError(f"{name}: {value} is too small or not finite; use at least {lowest}")
         for name in ("min_replicas", "fallback_replicas"):
             value = getattr(self, name)

@@ -127,7 +127,7 @@ def summarize_pod(body: Mapping[str, Any]) -> PodSummary:
     labels = metadata.get("labels") or {}
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     scheduled, ready = conditions.get("PodScheduled", {}), conditions.get("Ready", {})
-    waiting = next(_states(status, "state", "waiting"), {})
+    since, waiting = ready.get("lastTransitionTime"), next(_states(status, "state", "waiting"), {})
     unscheduled = not spec.get("nodeName") and scheduled.get("status") == "False"
     return PodSummary(
         name=metadata["name"],
@@ -139,7 +139,7 @@ def summarize_pod(body: Mapping[str, Any]) -> PodSummary:
         deletion_cost=_deletion_cost(metadata.get("annotations") or {}),
         template_hash=labels.get(_TEMPLATE_HASH_LABEL),
         owner_uid=controller_uid(metadata),
-        ready_since=_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
+        ready_since=datetime.fromisoformat(since) if since and ready.get("status") == "True" else None,
         restarts=max((one.get("restartCount", 0) for one in status.get("containerStatuses") or ()), default=0),
         unschedulable_message=scheduled.get("message") if unscheduled else None,
         waiting_reason=waiting.get("reason"),
@@ -263,7 +263,3 @@ def _deletion_cost(annotations: Mapping[str, str]) -> int:
     except ValueError:
         return 0
     return cost if cost in _INT32 else 0
-
-
-def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)

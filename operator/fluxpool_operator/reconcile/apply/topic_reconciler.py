@@ -36,7 +36,7 @@ class TopicReconciler:
         self._reported: _Desired | None = None
         """What the last report is about."""
         self._in_progress: _Desired | None = None
-        self._task: asyncio.Task[TopicReport] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._next_at = 0.0
         self._settling_until = 0.0
         self._problems: tuple[PoolProblem, ...] = ()
@@ -63,10 +63,8 @@ class TopicReconciler:
         if self._in_progress != desired:
             self.close()
         if self._task is None and (desired != self._reported or self._clock() >= self._next_at):
-            work = manage_topics if desired.changes else self._observe
             self._in_progress = desired
-            self._task = asyncio.create_task(work(connection, spec.kafka), name=f"topics {pool.name}")
-            self._task.add_done_callback(lambda ended: self._finished(desired, ended))
+            self._task = asyncio.create_task(self._work(desired, connection), name=f"topics {pool.name}")
         return self._problems if desired.changes else ()
 
     def close(self) -> None:
@@ -75,24 +73,26 @@ class TopicReconciler:
         if task is not None:
             task.cancel()
 
-    def _finished(self, desired: "_Desired", task: asyncio.Task[TopicReport]) -> None:
-        if task is not self._task:
-            # `close` cancelled it, and another may run by now. Retrieving the error keeps asyncio from logging it.
-            if not task.cancelled():
-                task.exception()
-            return
+    async def _work(self, desired: "_Desired", connection: KafkaConnection) -> None:
+        try:
+            report = await (manage_topics if desired.changes else self._observe)(connection, desired.kafka)
+        except Exception as error:
+            # A defect: what Kafka answers is in the report. It is shown like any other problem, and tried again.
+            log.exception("topics_reconcile_failed")
+            problems = (f"topics could not be managed: {error!r}",) if desired.changes else ()
+            report = TopicReport(problems=problems, create_time=None)
+        # Nothing is awaited from here on, so `close` cannot come in between: a task that it cancelled never reports.
         is_first = self._reported is None
         self._task, self._reported = None, desired
-        report = _report_of(task, desired)
         # Also after the first report without a creation: another pool may have created the same topics moments ago.
         if desired.changes and (report.created or is_first):
             self._settling_until = self._clock() + SETTLE_SECONDS
-        problems = tuple(
+        found = tuple(
             PoolProblem(reason=Reason.TOPICS_FAILED, message=problem, stops_scaling=False)
             for problem in report.problems
         )
-        is_new = (problems, report.create_time) != (self._problems, self.create_time)
-        self._problems, self.create_time = problems, report.create_time
+        is_new = (found, report.create_time) != (self._problems, self.create_time)
+        self._problems, self.create_time = found, report.create_time
         self._next_at = self._clock() + (RETRY_SECONDS if report.problems else INTERVAL_SECONDS)
         if is_first or is_new:
             self._wake()
@@ -104,12 +104,3 @@ class _Desired:
 
     kafka: KafkaSpec
     changes: bool
-
-
-def _report_of(task: asyncio.Task[TopicReport], desired: _Desired) -> TopicReport:
-    error = None if task.cancelled() else task.exception()
-    if error is None and not task.cancelled():
-        return task.result()
-    log.warning("topics_reconcile_failed", error=repr(error))
-    problems = (f"topics could not be managed: {error!r}",) if desired.changes else ()
-    return TopicReport(problems=problems, create_time=None)
