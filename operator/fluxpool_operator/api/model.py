@@ -83,7 +83,7 @@ class QualitySpec(ApiModel):
         Quality.EXACT,
     )
     """Qualities that tasks may ask for; others are dead-lettered as invalid. fast needs a GPU with compute capability
-    8.9 or later, and 12 GB of its memory for 8-bit weights."""
+    8.9 or later, and 9 GB of its memory for 8-bit weights."""
 
     rules: ClassVar = (
         Rule("self.default in self.allowed", "default: must be one of allowed; add it there or change it", ".default"),

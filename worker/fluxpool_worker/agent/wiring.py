@@ -196,6 +196,7 @@ def _engine(settings: WorkerSettings, *, clock: Clock) -> EngineClient:
             encoder_dtype=model.encoder_dtype.value,
             offline=model.offline,
             qualities=model.quality.allowed,
+            default_quality=model.quality.default,
         ),
         command=settings.engine_command,
         limits=EngineLimits(

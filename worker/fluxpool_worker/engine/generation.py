@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import structlog
 import torch
@@ -20,7 +20,7 @@ from fluxpool_contract.messages import Quality
 from fluxpool_worker.engine.checkpoint.families import Family
 from fluxpool_worker.engine.checkpoint.loading import LoadedPipeline, load_pipeline
 from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader
-from fluxpool_worker.engine.fused import FusedDenoiser, fuse, why_not_fused
+from fluxpool_worker.engine.fused import FusedDenoiser, add_fast, fuse, why_not_fused
 from fluxpool_worker.engine.generator import (
     CheckpointError,
     DeviceLostError,
@@ -94,9 +94,18 @@ class _Run:
 class FluxGenerator:
     """A `Generator` over a diffusers `FluxPipeline`; not thread-safe, for the pipeline is not."""
 
-    def __init__(self, loaded: LoadedPipeline, *, fused: FusedDenoiser | None = None) -> None:
-        """Take a loaded pipeline over; no other code may call it from now on. Without `fused` diffusers denoises."""
-        self._loaded, self._fused = loaded, fused
+    def __init__(
+        self,
+        loaded: LoadedPipeline,
+        *,
+        fused: FusedDenoiser | None = None,
+        why_not_fast: str = "",
+    ) -> None:
+        """Take a loaded pipeline over; no other code may call it from now on. Without `fused` diffusers denoises.
+
+        `why_not_fast` is the reason to give when `fused` draws no fast images.
+        """
+        self._loaded, self._fused, self._why_not_fast = loaded, fused, why_not_fast
         self._pipeline = loaded.pipeline
         self._texts = TextEncoders(self._pipeline, tokens=loaded.family.text_tokens)
 
@@ -159,8 +168,10 @@ class FluxGenerator:
             with torch.no_grad():
                 self._texts.capture()
         side = self.size_multiple_pixels
-        inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0)
-        self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
+        for quality in Quality:
+            if quality is Quality.EXACT or self._draws(quality):
+                inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0, quality=quality)
+                self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
 
     def _check(self, inputs: GenerationInputs) -> None:
         multiple = self.size_multiple_pixels
@@ -181,8 +192,11 @@ class FluxGenerator:
         for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
             if not math.isfinite(value):
                 raise InputsError(f"{name}: {value} is not a finite number")
-        if inputs.quality is Quality.FAST:
-            raise InputsError("quality: fast cannot be drawn by this engine; use exact")
+        if inputs.quality is not Quality.EXACT and not self._draws(inputs.quality):
+            raise InputsError(f"quality: {inputs.quality.value} cannot be drawn here: {self._why_not_fast}; use exact")
+
+    def _draws(self, quality: Quality) -> bool:
+        return self._fused is not None and quality in self._fused.qualities
 
     def _render(self, inputs: GenerationInputs, run: _Run) -> Rendering:
         run.check_canceled()
@@ -205,8 +219,19 @@ class FluxGenerator:
             images=tuple(images),
             timings_ms=run.timings_ms,
             warnings=tuple(notes),
-            path=EnginePath.DIFFUSERS if self._fused is None else EnginePath.FUSED,
+            path=self._path(inputs.quality),
         )
+
+    def _path(self, quality: Quality) -> EnginePath:
+        if self._fused is None:
+            return EnginePath.DIFFUSERS
+        match quality:
+            case Quality.EXACT:
+                return EnginePath.FUSED
+            case Quality.FAST:
+                return EnginePath.FUSED_FAST
+            case _:
+                assert_never(quality)
 
     @contextlib.contextmanager
     def _timed(self, run: _Run, stage: str) -> Iterator[None]:
@@ -256,7 +281,7 @@ class FluxGenerator:
             latents = self._denoise_fused(self._fused, inputs, conditioning, noise=noise, run=run)
         if bool(torch.isfinite(latents).all()):
             return latents, False
-        if dtype is not torch.float16:
+        if dtype is not torch.float16 or inputs.quality is not Quality.EXACT:
             raise NotFiniteError(f"image {index}: the latents are not finite in {_name(dtype)}; {_NOT_FINITE_REMEDY}")
         log.warning("float16_overflowed", index=index, width=inputs.width, height=inputs.height, steps=inputs.steps)
         run.total_steps += inputs.steps
@@ -299,6 +324,7 @@ class FluxGenerator:
             guidance=inputs.guidance,
             true_cfg_scale=inputs.true_cfg_scale,
             after_step=run.after_step,
+            quality=inputs.quality,
         )
 
     def _denoise(
@@ -352,12 +378,8 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
     began = time.monotonic()
     loaded = load_pipeline(spec, reader=reader)
     loaded_at = time.monotonic()
-    reason = why_not_fused(loaded.pipeline)
-    if reason is None:
-        log.info("denoising_fused", device=str(loaded.device), dtype=_name(loaded.transformer_dtype))
-    else:
-        log.info("denoising_by_diffusers", device=str(loaded.device), reason=reason)
-    generator = FluxGenerator(loaded, fused=fuse(loaded.pipeline) if reason is None else None)
+    fused, why_not_fast = _choose_ways(spec, loaded)
+    generator = FluxGenerator(loaded, fused=fused, why_not_fast=why_not_fast)
     try:
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:
@@ -371,6 +393,27 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
         warm_up_seconds=round(time.monotonic() - loaded_at, 3),
     )
     return generator
+
+
+def _choose_ways(spec: EngineSpec, loaded: LoadedPipeline) -> tuple[FusedDenoiser | None, str]:
+    """The fused way where it covers the model, and why it draws no fast images, if so; the log has the reasons."""
+    device, reason = str(loaded.device), why_not_fused(loaded.pipeline)
+    fused = fuse(loaded.pipeline) if reason is None else None
+    if fused is None:
+        log.info("denoising_by_diffusers", device=device, reason=reason)
+    else:
+        log.info("denoising_fused", device=device, dtype=_name(loaded.transformer_dtype))
+    if Quality.FAST not in spec.qualities:
+        return fused, "the pool does not allow it"
+    if fused is not None:
+        reason = add_fast(fused, loaded.pipeline)
+    if reason is None:
+        log.info("fast_added", device=device)
+    elif spec.default_quality is Quality.FAST:
+        raise CheckpointError(f"quality: the default, fast, cannot be drawn here: {reason}; make exact the default")
+    else:
+        log.warning("fast_unavailable", device=device, reason=reason)
+    return fused, reason or ""
 
 
 def _name(dtype: torch.dtype) -> str:

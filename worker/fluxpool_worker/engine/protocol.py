@@ -49,6 +49,8 @@ class EnginePath(StrEnum):
 
     FUSED = "fused"
     """The fused forward, in the checkpoint's precision."""
+    FUSED_FAST = "fused-fast"
+    """The fused forward, with 8-bit products and a schedule of steps that are left out."""
     DIFFUSERS = "diffusers"
     """diffusers' own modules, which cover everything."""
 
@@ -80,7 +82,9 @@ class EngineSpec:
     offline: bool = False
     """Never ask a hub; fail at once when files are missing."""
     qualities: tuple[Quality, ...] = (Quality.EXACT,)
-    """What jobs will ask for."""
+    """What jobs may ask for."""
+    default_quality: Quality = Quality.EXACT
+    """What jobs of tasks that name none ask for; an engine that cannot draw it does not start."""
 
 
 @dataclass(frozen=True, slots=True)

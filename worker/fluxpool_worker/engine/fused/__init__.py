@@ -1,17 +1,20 @@
 """FLUX.1's fused transformer forward without torch.compile, at 93 to 95 % of a bare matrix product's speed.
 
-`why_not_fused` tells whether a loaded pipeline is covered, `fuse` prepares it. The VAE's decoder follows when it
-is FLUX's.
+`why_not_fused` tells whether a loaded pipeline is covered, `fuse` prepares it, and `add_fast` its lossy way. The VAE's
+decoder follows when it is FLUX's.
 """
 
 from typing import Any
 
+import torch
+
+from fluxpool_worker.engine.fused.attention import choose_attention
 from fluxpool_worker.engine.fused.choice import why_not_fused
 from fluxpool_worker.engine.fused.decoder import fuse_decoder, why_not_fused_decoder
 from fluxpool_worker.engine.fused.decoder_operations import TritonDecoderOperations
 from fluxpool_worker.engine.fused.denoising import FusedDenoiser
 
-__all__ = ["FusedDenoiser", "fuse", "why_not_fused"]
+__all__ = ["FusedDenoiser", "add_fast", "fuse", "why_not_fused"]
 
 
 def fuse(pipeline: Any) -> FusedDenoiser:
@@ -21,4 +24,27 @@ def fuse(pipeline: Any) -> FusedDenoiser:
 
     if why_not_fused_decoder(pipeline.vae) is None:
         fuse_decoder(pipeline.vae, operations=TritonDecoderOperations())
-    return FusedDenoiser(pipeline, operations=TritonOperations())
+    transformer = pipeline.transformer
+    attend = choose_attention(transformer.device, transformer.dtype, head_width=transformer.config.attention_head_dim)
+    return FusedDenoiser(pipeline, operations=TritonOperations(), attend=attend)
+
+
+def add_fast(fused: FusedDenoiser, pipeline: Any) -> str | None:
+    """Make it draw fast images, too; else the reason why it cannot. `pipeline` is the one that it was made of."""
+    # See `fuse`.
+    from fluxpool_worker.engine.fused.fast.choice import why_not_fast  # noqa: PLC0415
+    from fluxpool_worker.engine.fused.fast.triton_operations import TritonScaledOperations  # noqa: PLC0415
+
+    device = pipeline.transformer.device
+    if reason := why_not_fast(device):
+        return reason
+    head_width = pipeline.transformer.config.attention_head_dim
+    attend = choose_attention(device, torch.bfloat16, head_width=head_width)
+    try:
+        fused.add_fast(TritonScaledOperations(), attend=attend)
+    except torch.OutOfMemoryError as error:
+        reason = f"its 8-bit weights do not fit into the GPU's memory: {error}"
+    # Outside the handler, whose traceback still holds the tensors that are to be freed.
+    if reason:
+        torch.cuda.empty_cache()
+    return reason

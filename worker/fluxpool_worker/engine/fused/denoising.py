@@ -7,20 +7,28 @@ are never rounded to the transformer's dtype, so that half precision ends closer
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
+from fluxpool_contract.messages import Quality
+from fluxpool_worker.engine.fused.attention import Attention, attention
+from fluxpool_worker.engine.fused.fast.operations import ScaledOperations
+from fluxpool_worker.engine.fused.fast.products import ScaledProducts
+from fluxpool_worker.engine.fused.fast.steps import computed_steps
+from fluxpool_worker.engine.fused.fast.weights import scale_weights
 from fluxpool_worker.engine.fused.modulation import modulation_vectors
 from fluxpool_worker.engine.fused.operations import Operations
-from fluxpool_worker.engine.fused.transformer import Attention, FusedTransformer, attention
-from fluxpool_worker.engine.fused.weights import pack_weights
+from fluxpool_worker.engine.fused.products import ExactProducts, ProductsOf
+from fluxpool_worker.engine.fused.transformer import FusedTransformer
+from fluxpool_worker.engine.fused.weights import PackedWeights, pack_weights
 from fluxpool_worker.engine.text_encoding import Text
 
 KEPT_SIZES: Final = 2
-"""Token counts whose buffers are kept: about 0.4 GB each at 1024x1024, and allocated in no time."""
+"""Token counts (of a quality) whose buffers are kept: about 0.5 GB each at 1024x1024, and allocated in no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +39,37 @@ class _Guide:
     vectors: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A quality's weights, and how their products are computed."""
+
+    weights: PackedWeights
+    products: ProductsOf
+    attend: Attention
+
+
 class FusedDenoiser:
     """The fused way of one loaded pipeline; not thread-safe."""
 
     def __init__(self, pipeline: Any, *, operations: Operations, attend: Attention = attention) -> None:
         """Pack the transformer's weights; the pipeline keeps working on the same memory."""
-        self._pipeline, self._operations, self._attend = pipeline, operations, attend
+        self._pipeline, self._operations = pipeline, operations
         self._weights = pack_weights(pipeline.transformer)
-        self._by_size: OrderedDict[tuple[int, int], FusedTransformer] = OrderedDict()
+        exact = _Form(self._weights, partial(ExactProducts, operations=operations), attend)
+        self._forms: dict[Quality, _Form] = {Quality.EXACT: exact}
+        self._by_size: OrderedDict[tuple[Quality, int, int], FusedTransformer] = OrderedDict()
+
+    def add_fast(self, operations: ScaledOperations, *, attend: Attention = attention) -> None:
+        """Keep 8-bit weights beside the others, for `Quality.FAST`; again, when the others have changed."""
+        self._by_size.clear()
+        self._forms.pop(Quality.FAST, None)
+        products = partial(ScaledProducts, operations=self._operations, scaled_operations=operations)
+        self._forms[Quality.FAST] = _Form(scale_weights(self._weights), products, attend)
+
+    @property
+    def qualities(self) -> frozenset[Quality]:
+        """What can be drawn."""
+        return frozenset(self._forms)
 
     def denoise(
         self,
@@ -52,18 +83,22 @@ class FusedDenoiser:
         guidance: float,
         true_cfg_scale: float,
         after_step: Callable[[], None],
+        quality: Quality = Quality.EXACT,
     ) -> torch.Tensor:
         """Packed latents (1, tokens, channels) in float32, from packed noise of that shape.
 
-        `after_step` is called after every step; raising in it ends the loop.
+        `after_step` is called after every step; raising in it ends the loop. `quality` is one of `qualities`.
         """
         sigmas, times = self._schedule(steps, tokens=noise.shape[1])
-        transformer = self._transformer(positive, width=width, height=height)
+        transformer = self._transformer(positive, width=width, height=height, quality=quality)
+        computed = computed_steps(steps) if quality is Quality.FAST else frozenset(range(steps))
         texts = [positive] if negative is None else [positive, negative]
         guides = [self._guide(text, times=times, guidance=guidance) for text in texts]
         latents = noise[0].float().clone()
+        velocity = torch.empty(0)
         for step in range(steps):
-            velocity = self._velocity(transformer, latents, guides=guides, step=step, scale=true_cfg_scale)
+            if step in computed:
+                velocity = self._velocity(transformer, latents, guides=guides, step=step, scale=true_cfg_scale)
             latents.add_(velocity, alpha=sigmas[step + 1] - sigmas[step])
             after_step()
         return latents[None]
@@ -111,20 +146,22 @@ class FusedDenoiser:
             ),
         )
 
-    def _transformer(self, text: Text, *, width: int, height: int) -> FusedTransformer:
+    def _transformer(self, text: Text, *, width: int, height: int, quality: Quality) -> FusedTransformer:
         patch = 2 * self._pipeline.vae_scale_factor
         rows, columns, text_rows = height // patch, width // patch, text.sequence.shape[1]
-        size = (text_rows, rows * columns)
+        size = (quality, text_rows, rows * columns)
         found = self._by_size.get(size)
         if found is None:
             if len(self._by_size) >= KEPT_SIZES:
                 self._by_size.popitem(last=False)
+            form = self._forms[quality]
             found = self._by_size[size] = FusedTransformer(
-                self._weights,
+                form.weights,
                 text_rows=text_rows,
-                image_rows=size[1],
+                image_rows=rows * columns,
                 operations=self._operations,
-                attend=self._attend,
+                products=form.products,
+                attend=form.attend,
             )
         self._by_size.move_to_end(size)
         found.set_positions(self._positions(text_rows, rows=rows, columns=columns))

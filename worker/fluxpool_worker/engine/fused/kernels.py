@@ -8,10 +8,28 @@ import triton.language as tl
 
 
 @triton.jit
+def scale_of(largest):
+    """What a row is divided by, from its largest magnitude; 448 is the largest number of float8 e4m3."""
+    return tl.maximum(largest, 1e-12) / 448.0
+
+
+@triton.jit
+def within_float8(x):
+    """Rounding may exceed the range by a digit, and float8 e4m3 has no infinity to say so."""
+    return tl.minimum(tl.maximum(x, -448.0), 448.0)
+
+
+@triton.jit
+def _modulated(x, VECTORS, scale, shift):
+    return x * (1.0 + tl.load(VECTORS + scale).to(tl.float32)) + tl.load(VECTORS + shift).to(tl.float32)
+
+
+@triton.jit
 def add_and_norm_kernel(
     STREAM,
     UPDATE,
     OUT,
+    SCALES,
     VECTORS,
     text_rows,
     text_gate,
@@ -25,8 +43,12 @@ def add_and_norm_kernel(
     THIRD: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
     IS_FLOAT16: tl.constexpr,
+    IS_SCALED: tl.constexpr,
 ):
-    """WIDTH is 3 * THIRD, because Triton's ranges are powers of two: a row is three of them."""
+    """WIDTH is 3 * THIRD, because Triton's ranges are powers of two: a row is three of them.
+
+    IS_SCALED: OUT is float8 e4m3, and its rows times SCALES are the norm.
+    """
     row = tl.program_id(0)
     is_text = row < text_rows
     gate = tl.where(is_text, text_gate, image_gate)
@@ -62,11 +84,20 @@ def add_and_norm_kernel(
     x2 -= mean
     variance = tl.sum(x0 * x0 + x1 * x1 + x2 * x2, axis=0) / WIDTH
     inverse = 1.0 / tl.sqrt(variance + epsilon)
-    for third in tl.static_range(3):
-        x = x0 if third == 0 else (x1 if third == 1 else x2)
-        factor = 1.0 + tl.load(VECTORS + scale + third * THIRD + at).to(tl.float32)
-        found = x * inverse * factor + tl.load(VECTORS + shift + third * THIRD + at).to(tl.float32)
-        tl.store(OUT + base + third * THIRD + at, found.to(OUT.dtype.element_ty))
+    x0 = _modulated(x0 * inverse, VECTORS, scale + at, shift + at)
+    x1 = _modulated(x1 * inverse, VECTORS, scale + THIRD + at, shift + THIRD + at)
+    x2 = _modulated(x2 * inverse, VECTORS, scale + 2 * THIRD + at, shift + 2 * THIRD + at)
+    if IS_SCALED:
+        largest = tl.max(tl.maximum(tl.maximum(tl.abs(x0), tl.abs(x1)), tl.abs(x2)), axis=0)
+        row_scale = scale_of(largest)
+        tl.store(SCALES + row, row_scale)
+        inverse_scale = 1.0 / row_scale
+        x0 = within_float8(x0 * inverse_scale)
+        x1 = within_float8(x1 * inverse_scale)
+        x2 = within_float8(x2 * inverse_scale)
+    tl.store(OUT + base + at, x0.to(OUT.dtype.element_ty))
+    tl.store(OUT + base + THIRD + at, x1.to(OUT.dtype.element_ty))
+    tl.store(OUT + base + 2 * THIRD + at, x2.to(OUT.dtype.element_ty))
 
 
 @triton.jit

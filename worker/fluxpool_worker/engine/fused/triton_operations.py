@@ -33,6 +33,7 @@ class TritonOperations:
             stream,
             stream if update is None else update,
             out,
+            vectors,  # no scales
             vectors,
             text_rows,
             text.gate,
@@ -46,6 +47,7 @@ class TritonOperations:
             THIRD=width // 3,
             HAS_UPDATE=update is not None,
             IS_FLOAT16=stream.dtype is torch.float16,
+            IS_SCALED=False,
             num_warps=NORM_WARPS,
         )
 

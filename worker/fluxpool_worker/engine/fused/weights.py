@@ -18,6 +18,12 @@ class Linear:
 
     weight: torch.Tensor
     bias: torch.Tensor
+    scales: torch.Tensor | None = None
+    """Of the rows of an 8-bit weight (outputs), float32: the weight is `weight * scales[:, None]`."""
+
+    def outputs(self, which: slice) -> "Linear":
+        """The layer of some of its outputs; a view."""
+        return Linear(self.weight[which], self.bias[which], None if self.scales is None else self.scales[which])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +59,8 @@ class SingleBlock:
 
     query_key_value: Linear
     up: Linear
-    output_of_attention: torch.Tensor
-    """Columns of the output layer that read attention, (width, width)."""
-    output_of_feed_forward: torch.Tensor
-    """Its other columns, (width, 4 * width)."""
-    output_bias: torch.Tensor
+    output: Linear
+    """Its first `width` columns read attention, the other 4 * `width` the feed-forward layer."""
     norms: HeadNorms
 
 
@@ -67,6 +70,10 @@ class PackedWeights:
 
     transformer: Any
     """A diffusers `FluxTransformer2DModel`."""
+    first: Linear
+    """From latents to the residual stream."""
+    last: Linear
+    """From the last norm to the velocity."""
     double_blocks: tuple[DoubleBlock, ...]
     single_blocks: tuple[SingleBlock, ...]
 
@@ -82,21 +89,21 @@ class PackedWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of all weights."""
-        dtype: torch.dtype = self.transformer.x_embedder.weight.dtype
-        return dtype
+        """Of the rows between the products."""
+        return self.first.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where they are."""
-        device: torch.device = self.transformer.x_embedder.weight.device
-        return device
+        return self.first.weight.device
 
 
 def pack_weights(transformer: Any) -> PackedWeights:
     """Pack a diffusers `FluxTransformer2DModel`; it keeps working."""
     return PackedWeights(
         transformer=transformer,
+        first=_linear(transformer.x_embedder),
+        last=_linear(transformer.proj_out),
         double_blocks=tuple(_double(block) for block in transformer.transformer_blocks),
         single_blocks=tuple(_single(block) for block in transformer.single_transformer_blocks),
     )
@@ -120,15 +127,12 @@ def _double(block: Any) -> DoubleBlock:
 
 
 def _single(block: Any) -> SingleBlock:
-    attention, output = block.attn, block.proj_out
+    attention = block.attn
     norms = _by_head(attention.norm_q, attention.norm_k, heads=attention.heads)
-    width = attention.to_q.weight.shape[0]
     return SingleBlock(
         query_key_value=_joined((attention.to_q, attention.to_k, attention.to_v)),
         up=_linear(block.proj_mlp),
-        output_of_attention=output.weight[:, :width],
-        output_of_feed_forward=output.weight[:, width:],
-        output_bias=output.bias,
+        output=_linear(block.proj_out),
         norms=HeadNorms(text=norms, image=norms),
     )
 

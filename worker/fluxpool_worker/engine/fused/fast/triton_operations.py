@@ -1,0 +1,84 @@
+"""The operations of the 8-bit products on a CUDA device: Triton kernels, and torch's row-wise scaled product."""
+
+import torch
+
+from fluxpool_worker.engine.fused.fast.kernels import scale_rows_kernel
+from fluxpool_worker.engine.fused.fast.operations import ScaledRows
+from fluxpool_worker.engine.fused.kernels import add_and_norm_kernel
+from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.operations import EPSILON
+from fluxpool_worker.engine.fused.triton_operations import NORM_WARPS
+from fluxpool_worker.engine.fused.weights import Linear
+
+HIDDEN_WARPS = 8
+ATTENDED_WARPS = 4
+
+
+class TritonScaledOperations:
+    """Needs a width of three times a power of two."""
+
+    def add_norm_and_scale(
+        self,
+        *,
+        stream: torch.Tensor,
+        update: torch.Tensor | None,
+        out: ScaledRows,
+        vectors: torch.Tensor,
+        text_rows: int,
+        text: NormVectors,
+        image: NormVectors,
+    ) -> None:
+        """See `ScaledOperations`."""
+        rows, width = stream.shape
+        add_and_norm_kernel[(rows,)](
+            stream,
+            stream if update is None else update,
+            out.values,
+            out.scales,
+            vectors,
+            text_rows,
+            text.gate,
+            text.scale,
+            text.shift,
+            image.gate,
+            image.scale,
+            image.shift,
+            EPSILON,
+            WIDTH=width,
+            THIRD=width // 3,
+            HAS_UPDATE=update is not None,
+            IS_FLOAT16=False,
+            IS_SCALED=True,
+            num_warps=NORM_WARPS,
+        )
+
+    def scale_rows(self, *, attended: torch.Tensor | None, hidden: torch.Tensor | None, out: ScaledRows) -> None:
+        """See `ScaledOperations`; attended and hidden rows lie behind one another."""
+        rows, columns = out.values.shape
+        parts = (3 if attended is not None else 0) + (12 if hidden is not None else 0)
+        scale_rows_kernel[(rows,)](
+            out.values if attended is None else attended,
+            out.values if hidden is None else hidden,
+            out.values,
+            out.scales,
+            HAS_ATTENDED=attended is not None,
+            HAS_HIDDEN=hidden is not None,
+            THIRD=columns // parts,
+            IS_APPROXIMATE=out.values.is_cuda,
+            num_warps=ATTENDED_WARPS if hidden is None else HIDDEN_WARPS,
+        )
+
+    def linear(self, rows: ScaledRows, layer: Linear, *, out: torch.Tensor) -> None:
+        """See `ScaledOperations`; sums are rounded on the way as the tensor cores do it, which is twice as fast."""
+        assert layer.scales is not None  # noqa: S101 - what the weights' type cannot say
+        torch.ops.aten._scaled_mm.out(  # noqa: SLF001 - its public form has no output
+            rows.values,
+            layer.weight.t(),
+            rows.scales[:, None],
+            layer.scales[None, :],
+            layer.bias,
+            None,
+            out.dtype,
+            True,  # noqa: FBT003 - positional in torch's schema: fast accumulation
+            out=out,
+        )
