@@ -57,7 +57,7 @@ def test_one_result_with_its_image_is_a_success(tmp_path: Path) -> None:
 
 def test_a_task_without_a_result_is_lost(tmp_path: Path) -> None:
     found = judge(tmp_path)
-    assert (found.succeeded, found.lost, found.problems) == (0, 1, ("a has no result",))
+    assert (found.succeeded, found.lost, found.problems) == (0, 1, ["a has no result"])
 
 
 def test_a_success_without_its_file_is_lost(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_success_without_its_file_is_lost(tmp_path: Path) -> None:
 def test_a_second_result_is_a_double(tmp_path: Path) -> None:
     result = store(tmp_path)
     found = judge(tmp_path, result, result)
-    assert (found.succeeded, found.doubled, found.problems) == (1, 1, ("a has 2 results",))
+    assert (found.succeeded, found.doubled, found.problems) == (1, 1, ["a has 2 results"])
 
 
 @pytest.mark.parametrize("second", ["default/2026/04/06/{request_id}/0.png", "default/2026/04/05/{request_id}~1/0.png"])
@@ -89,7 +89,7 @@ def test_a_failed_task_is_named_with_its_reason(tmp_path: Path) -> None:
         error=TaskError(code="generation-failed", error_class="transient", message="no luck"),
     )
     found = judge(tmp_path, failed)
-    assert (found.succeeded, found.problems) == (0, ("a failed: no luck",))
+    assert (found.succeeded, found.problems) == (0, ["a failed: no luck"])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_an_image_changed_after_its_result_is_named(tmp_path: Path) -> None:
 
 def test_uncommitted_records_are_named(tmp_path: Path) -> None:
     found = judge(tmp_path, store(tmp_path), lag={"flux-worker-group": 2})
-    assert found.problems == ("group flux-worker-group has a lag of 2",)
+    assert found.problems == ["group flux-worker-group has a lag of 2"]
 
 
 def test_foreign_results_and_images_are_not_counted(tmp_path: Path) -> None:

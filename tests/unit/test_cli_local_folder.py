@@ -81,8 +81,8 @@ def test_a_new_folder_is_for_its_user_alone_and_an_existing_one_keeps_its_mode(t
     made, given = tmp_path / "made", tmp_path / "given"
     given.mkdir(mode=0o755)
     for folder in (made, given):
-        DataDir.at(folder).create()
-        DataDir.at(folder).gateway_port(None)
+        DataDir(folder).create()
+        DataDir(folder).gateway_port(None)
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     assert stat.S_IMODE(given.stat().st_mode) == 0o755
     for entry in (*made.rglob("*"), *given.rglob("*")):
@@ -91,7 +91,7 @@ def test_a_new_folder_is_for_its_user_alone_and_an_existing_one_keeps_its_mode(t
 
 @pytest.mark.parametrize("content", ['{"gateway": 99999}', '{"gateway": true}', '{"gateway": -1}', "[]", "\xff", "{"])
 def test_an_impossible_stored_port_is_chosen_again(content: str, tmp_path: Path) -> None:
-    folder = DataDir.at(tmp_path)
+    folder = DataDir(tmp_path)
     (tmp_path / "ports.json").write_bytes(content.encode("latin-1"))
     assert 1 <= folder.gateway_port(None) <= 65_535
 
@@ -134,7 +134,7 @@ def test_a_worker_says_why_it_ended_in_its_last_line(line: str, failure: str) ->
 @pytest.fixture
 def running(tmp_path: Path) -> tuple[DataDir, StackState]:
     """A stack whose state names this process."""
-    folder = DataDir.at(tmp_path / "stack")
+    folder = DataDir(tmp_path / "stack")
     folder.create()
     state = StackState(
         phase=Phase.READY,
@@ -186,4 +186,4 @@ def test_a_free_port_is_taken_only_where_it_is_free(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         (tmp_path / "ports.json").write_text(json.dumps({"gateway": taken.getsockname()[1]}))
         with pytest.raises(DataDirError, match="the stored port of the gateway"):
-            DataDir.at(tmp_path).gateway_port(None)
+            DataDir(tmp_path).gateway_port(None)

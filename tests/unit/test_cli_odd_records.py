@@ -122,7 +122,8 @@ def test_any_records_of_the_dead_letter_topic_are_listed_summed_up_and_shown(
     ]
     entries = DeadLetterFilter(include_resolved=True).select(map(entry_of, records))
     assert len(entries) == len(records)
-    for columns, rows in (view.list_table(entries), view.summary_table(view.summarize(entries))):
+    listed, summed_up = map(view.list_row, entries), [cause.row() for cause in view.summarize(entries)]
+    for columns, rows in ((view.LIST_COLUMNS, list(listed)), (view.SUMMARY_COLUMNS, summed_up)):
         assert len(table_lines(columns, rows, width=None)[0]) == len(rows) + 1
     assert json.loads(shown([view.entry_document(entry) for entry in entries]))
     assert json.loads(shown([summary.document() for summary in view.summarize(entries)]))

@@ -64,7 +64,7 @@ def test_gateway_and_workers_use_the_topics_that_the_environment_names(tmp_path:
     environment = {"FLUXPOOL_TOPICS_TASKS": "own-tasks", "FLUXPOOL_TOPICS_RESULTS": "own-results"}
     target = find_target("127.0.0.1:9092", tmp_path, environment)
     options = StackOptions(data_dir=tmp_path)
-    parts = PartSettings(data_dir=DataDir.at(tmp_path), target=target, gateway_port=8000, options=options)
+    parts = PartSettings(data_dir=DataDir(tmp_path), target=target, gateway_port=8000, options=options)
     settings = parts.worker_settings()
     assert {settings.group_of(lane): lane.topic for lane in settings.lanes} == {
         "flux-worker-group-vip": "flux-generation-tasks-vip",

@@ -43,7 +43,7 @@ def stranger() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> DataDir:
-    folder = DataDir.at(tmp_path / "stack")
+    folder = DataDir(tmp_path / "stack")
     folder.create()
     return folder
 
@@ -108,7 +108,7 @@ def test_down_ends_the_orphans_of_a_dead_supervisor_and_nothing_else(
 
 
 def test_down_in_an_unused_folder_finds_nothing(tmp_path: Path) -> None:
-    assert not end_stack(DataDir.at(tmp_path / "absent"), report=lambda _line: None)
+    assert not end_stack(DataDir(tmp_path / "absent"), report=lambda _line: None)
 
 
 def test_a_damaged_state_file_counts_as_absent(data_dir: DataDir) -> None:
@@ -126,7 +126,7 @@ def test_a_state_is_read_as_it_was_written(data_dir: DataDir) -> None:
 def test_a_folder_has_one_supervisor_and_its_death_releases_the_lock(data_dir: DataDir) -> None:
     program = (
         "import sys, time; from pathlib import Path; from fluxpool_cli.local.data_dir import DataDir\n"
-        "with DataDir.at(Path(sys.argv[1])).lock(): print('up', flush=True); time.sleep(600)"
+        "with DataDir(Path(sys.argv[1])).lock(): print('up', flush=True); time.sleep(600)"
     )
     with start([sys.executable, "-c", program, str(data_dir.path)]) as holder:
         assert data_dir.is_locked()
@@ -160,4 +160,4 @@ def test_a_taken_gateway_port_is_named_with_the_remedy(data_dir: DataDir) -> Non
 def test_a_data_dir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataDirError, match="--data-dir"):
-        DataDir.at(tmp_path / "file" / "stack").create()
+        DataDir(tmp_path / "file" / "stack").create()

@@ -57,7 +57,8 @@ def summary(*, chosen: FilterOptions, source: SourceOptions, output: OutputOptio
         write_json({"topic": dead_letters.topic, "causes": [item.document() for item in summaries]})
     else:
         _print_table(
-            view.summary_table(summaries),
+            view.SUMMARY_COLUMNS,
+            [item.row() for item in summaries],
             optional=view.SUMMARY_OPTIONAL,
             empty=f"no dead letters on {dead_letters.topic}",
         )
@@ -87,7 +88,10 @@ def list_letters(
         )
         return
     _print_table(
-        view.list_table(shown), optional=view.LIST_OPTIONAL, empty=f"no matching dead letters on {dead_letters.topic}"
+        view.LIST_COLUMNS,
+        [view.list_row(entry) for entry in shown],
+        optional=view.LIST_OPTIONAL,
+        empty=f"no matching dead letters on {dead_letters.topic}",
     )
     if len(shown) < len(entries):
         say(f"{len(entries) - len(shown)} older ones are not shown; raise --limit, or narrow the filter")
@@ -280,8 +284,7 @@ def _user() -> str | None:
         return None
 
 
-def _print_table(table: tuple[Sequence[str], list[tuple[str, ...]]], *, optional: Sequence[str], empty: str) -> None:
-    columns, rows = table
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str], empty: str) -> None:
     if rows:
         write_table(columns, rows, optional=optional)
     else:

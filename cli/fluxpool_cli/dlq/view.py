@@ -2,19 +2,20 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_cli.terminal import utc_text
-from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, Resolution, format_time
+from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, format_time
 from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay
 
 _MESSAGE_CHARACTERS = 100
-_LIST_COLUMNS = ("RECORD", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
-_SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "RESOLVED", "FIRST (UTC)", "LAST (UTC)", "EXAMPLE")
+LIST_COLUMNS = ("RECORD", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
+SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "RESOLVED", "FIRST (UTC)", "LAST (UTC)", "EXAMPLE")
 LIST_OPTIONAL = ("POOL", "CLASS", "STATE", "FAILED (UTC)")
 """Columns that a narrow terminal omits, the first one first."""
 SUMMARY_OPTIONAL = ("FIRST (UTC)", "POOL", "RESOLVED", "CLASS")
@@ -42,7 +43,7 @@ class CauseSummary:
         """How many were neither replayed nor discarded."""
         return sum(entry.is_open for entry in self.entries)
 
-    def document(self) -> dict[str, Any]:
+    def document(self, *, time_text: Callable[[datetime], str] = format_time) -> dict[str, Any]:
         """For machines."""
         return {
             "error_class": self.error_class,
@@ -50,23 +51,14 @@ class CauseSummary:
             "pool": self.pool,
             "open": self.open_count,
             "resolved": len(self.entries) - self.open_count,
-            "first_failed_at": format_time(self.entries[0].failed_at),
-            "last_failed_at": format_time(self.entries[-1].failed_at),
+            "first_failed_at": time_text(self.entries[0].failed_at),
+            "last_failed_at": time_text(self.entries[-1].failed_at),
             "example": str(self.entries[-1].ref),
         }
 
     def row(self) -> tuple[str, ...]:
-        """For people."""
-        return (
-            self.error_class,
-            self.error_code,
-            self.pool or "-",
-            str(self.open_count),
-            str(len(self.entries) - self.open_count),
-            utc_text(self.entries[0].failed_at),
-            utc_text(self.entries[-1].failed_at),
-            str(self.entries[-1].ref),
-        )
+        """For people: the same, in the order of `SUMMARY_COLUMNS`."""
+        return tuple("-" if value is None else str(value) for value in self.document(time_text=utc_text).values())
 
 
 def summarize(entries: Iterable[DeadLetterEntry]) -> tuple[CauseSummary, ...]:
@@ -87,17 +79,8 @@ def summarize(entries: Iterable[DeadLetterEntry]) -> tuple[CauseSummary, ...]:
     return tuple(sorted(summaries, key=lambda item: (-item.open_count, item.error_class, item.error_code)))
 
 
-def summary_table(summaries: Iterable[CauseSummary]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """Columns and rows of the summary."""
-    return _SUMMARY_COLUMNS, [summary.row() for summary in summaries]
-
-
-def list_table(entries: Iterable[DeadLetterEntry]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """Columns and rows of the list."""
-    return _LIST_COLUMNS, [_list_row(entry) for entry in entries]
-
-
-def _list_row(entry: DeadLetterEntry) -> tuple[str, ...]:
+def list_row(entry: DeadLetterEntry) -> tuple[str, ...]:
+    """An entry for people."""
     dead_letter = entry.dead_letter
     message = _one_line(dead_letter.message if dead_letter is not None else f"not written by a worker: {entry.problem}")
     return (
@@ -202,22 +185,16 @@ def outcome_document(outcome: PreparedReplay | RefusedReplay | SentReplay) -> di
                 "problems": [{"field": item.field, "message": item.message} for item in outcome.problems],
             }
         case PreparedReplay():
-            return _replay_document(outcome, None)
+            return {
+                "record": str(outcome.entry.ref),
+                "request_id": outcome.request_id,
+                "epoch": outcome.epoch,
+                "topic": outcome.topic,
+            }
         case SentReplay():
-            return _replay_document(outcome.prepared, outcome.resolution)
-
-
-def _replay_document(prepared: PreparedReplay, resolution: Resolution | None) -> dict[str, Any]:
-    sent = (
-        {} if resolution is None else {"partition": resolution.replayed_partition, "offset": resolution.replayed_offset}
-    )
-    return {
-        "record": str(prepared.entry.ref),
-        "request_id": prepared.request_id,
-        "epoch": prepared.epoch,
-        "topic": prepared.topic,
-        **sent,
-    }
+            note = outcome.resolution
+            sent_to = {"partition": note.replayed_partition, "offset": note.replayed_offset}
+            return outcome_document(outcome.prepared) | sent_to
 
 
 def refusal_line(refused: RefusedReplay) -> str:

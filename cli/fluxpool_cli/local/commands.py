@@ -76,7 +76,7 @@ def up(
         idle_grace_seconds=idle_grace,
         gateway_port=gateway_port,
     )
-    folder = DataDir.at(data_dir)
+    folder = DataDir(data_dir)
     if folder.is_locked():
         state = wait_for_other(folder)
         _refuse_changes(context, options, state)
@@ -99,7 +99,7 @@ def up(
 @with_option_groups
 def status(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOptions) -> None:
     """Show the parts of the stack, the lag and the last plan; exits 3 when nothing runs, 1 when something is broken."""
-    folder = DataDir.at(data_dir)
+    folder = DataDir(data_dir)
     state = StackState.load(folder.state)
     if state is None or not state.alive():
         if output.json:
@@ -124,7 +124,7 @@ def status(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOption
 @app.command()
 def down(*, data_dir: DataDirOption = Path(DEFAULT_NAME)) -> None:
     """End the stack of this folder: workers first, then the gateway, then Kafka. Touches nothing else."""
-    folder = DataDir.at(data_dir)
+    folder = DataDir(data_dir)
     if end_stack(folder, report=say):
         say(f"the stack in {folder.path} has ended")
     else:

@@ -8,8 +8,8 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from fluxpool_cli.local.loopback import HOST, free_port, is_free
 
@@ -28,56 +28,27 @@ class AlreadyRunningError(DataDirError):
     """Another process runs the stack of this folder."""
 
 
-@dataclass(frozen=True, slots=True)
 class DataDir:
-    """The layout of the folder; `path` is absolute."""
+    """The layout of the folder, which need not exist yet."""
 
-    path: Path
-
-    @classmethod
-    def at(cls, path: Path) -> "DataDir":
-        """The folder, which need not exist yet."""
-        return cls(path.resolve())
-
-    @property
-    def kafka(self) -> Path:
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path.resolve()
+        self.kafka: Final = self.path / "kafka"
         """Of the broker."""
-        return self.path / "kafka"
-
-    @property
-    def images(self) -> Path:
+        self.images: Final = self.path / "images"
         """The object store."""
-        return self.path / "images"
-
-    @property
-    def tiny_model(self) -> Path:
+        self.tiny_model: Final = self.path / "tiny-model"
         """The checkpoint that workers serve unless told otherwise."""
-        return self.path / "tiny-model"
-
-    @property
-    def logs(self) -> Path:
+        self.logs: Final = self.path / "logs"
         """One file for each process; the broker's are in its own folder."""
-        return self.path / "logs"
-
-    @property
-    def supervisor_log(self) -> Path:
+        self.supervisor_log: Final = self.logs / "supervisor.log"
         """Of a detached supervisor."""
-        return self.logs / "supervisor.log"
-
-    @property
-    def database(self) -> Path:
+        self.database: Final = self.path / "gateway.db"
         """The gateway's task store."""
-        return self.path / "gateway.db"
-
-    @property
-    def state(self) -> Path:
+        self.state: Final = self.path / "state.json"
         """What runs; there only while something runs."""
-        return self.path / "state.json"
-
-    @property
-    def results_export(self) -> Path:
+        self.results_export: Final = self.path / "results.jsonl"
         """The results topic, one record a line, as a demo leaves it."""
-        return self.path / "results.jsonl"
 
     def create(self) -> None:
         """Make the folders; raises `DataDirError` when that fails."""

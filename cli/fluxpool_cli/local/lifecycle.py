@@ -46,7 +46,7 @@ def start_detached(options: StackOptions, *, report: Callable[[str], None]) -> S
 
     Raises `CommandError`: 1 with the end of its log when it fails, 5 when it takes too long (it is then ended).
     """
-    data_dir = DataDir.at(options.data_dir)
+    data_dir = DataDir(options.data_dir)
     data_dir.create()
     log_path = data_dir.supervisor_log
     with log_path.open("ab") as log:

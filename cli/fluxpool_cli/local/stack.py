@@ -58,7 +58,7 @@ class LocalStack:
 
     def __init__(self, options: StackOptions, *, report: Callable[[str], None]) -> None:
         """Take the options; `report` gets a sentence about every change. Touches nothing yet."""
-        self.data_dir = DataDir.at(options.data_dir)
+        self.data_dir = DataDir(options.data_dir)
         self._options = options
         self._report = report
         self._phase = Phase.STARTING

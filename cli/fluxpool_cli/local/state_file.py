@@ -152,7 +152,7 @@ def wait_until_gone(processes: Iterable[ProcessRecord], *, deadline_seconds: flo
 
 def running_stack(data_dir: Path | None = None) -> StackState | None:
     """The stack that is ready in a data folder, by default `.fluxpool` here; null when none is."""
-    state = StackState.load(DataDir.at(data_dir or Path(DEFAULT_NAME)).state)
+    state = StackState.load(DataDir(data_dir or Path(DEFAULT_NAME)).state)
     if state is None or state.phase is not Phase.READY or not state.supervisor.is_alive():
         return None
     return state

@@ -5,7 +5,7 @@ are skipped; a malformed record of the task itself is an event, too.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, assert_never
@@ -97,24 +97,8 @@ class TraceEvent:
 
     def document(self) -> dict[str, Any]:
         """For machines; what is not known is left out."""
-        known = {
-            "epoch": self.epoch,
-            "attempt": self.attempt,
-            "worker": self.worker,
-            "pool": self.pool,
-            "status": self.status,
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "detail": self.detail or None,
-        }
-        return {
-            "at": format_time(self.at),
-            "event": str(self.kind),
-            "topic": self.topic,
-            "partition": self.partition,
-            "offset": self.offset,
-            **{name: value for name, value in known.items() if value is not None},
-        }
+        known = {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        return {"at": format_time(known.pop("at")), "event": str(known.pop("kind")), **known}
 
 
 @dataclass(slots=True)

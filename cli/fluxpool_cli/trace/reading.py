@@ -6,7 +6,7 @@ Owns which topics and groups are read; joins none. Knows nothing of how it is sh
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -51,21 +51,9 @@ class Consumption:
 
     def document(self) -> dict[str, Any]:
         """For machines; what does not apply is left out."""
-        known = {
-            "ahead_records": self.ahead_records,
-            "worker": self.worker,
-            "started_at": None if self.started_at is None else self.started_at.isoformat().replace("+00:00", "Z"),
-            "crashes": self.crashes or None,
-            "problem": self.problem or None,
-        }
-        return {
-            "topic": self.topic,
-            "partition": self.partition,
-            "offset": self.offset,
-            "group": self.group,
-            "state": str(self.state),
-            **{name: value for name, value in known.items() if value is not None},
-        }
+        started_at = None if self.started_at is None else self.started_at.isoformat().replace("+00:00", "Z")
+        known = {**asdict(self), "started_at": started_at, "crashes": self.crashes or None}
+        return {name: value for name, value in known.items() if value not in (None, "")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

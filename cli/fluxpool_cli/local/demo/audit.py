@@ -16,19 +16,19 @@ from fluxpool_worker.image_parameters import ImageParametersError, read_paramete
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".webp"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Audit:
     """The counts; `problems` is empty when all are as expected."""
 
-    images: int
+    images: int = 0
     """Image files of the submitted tasks."""
-    succeeded: int
+    succeeded: int = 0
     """Submitted tasks with a result of success."""
-    lost: int
+    lost: int = 0
     """Submitted tasks without any result, or whose successful result has no image file."""
-    doubled: int
+    doubled: int = 0
     """Results and image files beyond the first of a task."""
-    problems: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
 
     def line(self, *, seconds: float) -> str:
         """The demo's last line."""
@@ -36,14 +36,6 @@ class Audit:
             f"demo: {self.images} images, {self.succeeded} results success, {self.lost} lost, "
             f"{self.doubled} doubled, {seconds:.0f} s"
         )
-
-
-@dataclass(slots=True)
-class _Findings:
-    images: int = 0
-    lost: int = 0
-    doubled: int = 0
-    problems: list[str] = field(default_factory=list)
 
 
 def audit(
@@ -54,7 +46,7 @@ def audit(
     lag_records: Mapping[str, int],
 ) -> Audit:
     """Compare the submitted tasks (by `request_id`) with results, files and each group's lag."""
-    found = _Findings()
+    found = Audit()
     by_id: dict[str, list[GenerationResult]] = {request_id: [] for request_id in submitted}
     for result in results:
         if result.request_id in by_id:
@@ -65,13 +57,7 @@ def audit(
     for group, records in lag_records.items():
         if records:
             found.problems.append(f"group {group} has a lag of {records}")
-    return Audit(
-        images=found.images,
-        succeeded=sum(1 for ends in by_id.values() if ends and ends[-1].status is ResultStatus.SUCCESS),
-        lost=found.lost,
-        doubled=found.doubled,
-        problems=tuple(found.problems),
-    )
+    return found
 
 
 def _images_by_task(folder: Path) -> dict[str, list[Path]]:
@@ -90,7 +76,7 @@ def _judge(
     files: Sequence[Path],
     *,
     image_folder: Path,
-    found: _Findings,
+    found: Audit,
 ) -> None:
     found.images += len(files)
     if not results:
@@ -101,6 +87,7 @@ def _judge(
     if len(results) > 1:
         found.problems.append(f"{request_id} has {len(results)} results")
     result = results[-1]
+    found.succeeded += result.status is ResultStatus.SUCCESS
     if result.status is not ResultStatus.SUCCESS:
         why = f": {result.error.message}" if result.error else ""
         found.problems.append(f"{request_id} {result.status}{why}")

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,13 @@ def run_demo(options: DemoOptions, *, display: LiveDisplay) -> tuple[Audit, floa
             finished = asyncio.run(_supervised(options, folder, display=display, progress=progress, began_at=began_at))
     finally:
         if clear:
-            _clear(DataDir.at(folder))
-        _note_kept_files(DataDir.at(folder), display=display)
+            _clear(DataDir(folder))
+        _note_kept_files(DataDir(folder), display=display)
     if not finished:
         raise KeyboardInterrupt
-    found = progress.audit or Audit(images=0, succeeded=0, lost=len(progress.submitted), doubled=0)
-    complete = replace(found, problems=(*progress.problems, *found.problems))
-    return complete, time.monotonic() - began_at
+    found = progress.audit or Audit(lost=len(progress.submitted))
+    found.problems[:0] = progress.problems
+    return found, time.monotonic() - began_at
 
 
 def prompts(count: int, *, tiny: bool) -> list[dict[str, Any]]:
