@@ -42,7 +42,7 @@ from fluxpool_worker.agent.connections import build_consumer, build_reliable_pro
 from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import LaneConsumer, PartitionLostError
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
-from fluxpool_worker.agent.retry.retry_relay import RelayEvents, RetryRelay
+from fluxpool_worker.agent.retry.retry_relay import RetryRelay
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import OutgoingRecord, ReliablePublisher
@@ -78,12 +78,9 @@ def patient_consumer(settings: WorkerSettings, *, client_id: str, group: str) ->
     return consumer
 
 
-class NothingUndeliverable(RelayEvents):
-    """Every record can be relayed here."""
-
-    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
-        """Fail."""
-        raise AssertionError(record, failure)
+async def nothing_is_undeliverable(record: ConsumerRecord, failure: Failure) -> None:
+    """Fail: every record can be relayed here."""
+    raise AssertionError(record, failure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +123,7 @@ class Agent:
             ask_topic_id=self._no_id,
             publisher=self._publisher,
             choice=self._choice,
-            events=NothingUndeliverable(),
+            fail=nothing_is_undeliverable,
         )
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
-from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import ConsumerRecord, RecordMetadata, TopicPartition
 
 from fluxpool_contract.header_names import ATTEMPT, DEADLINE
 from fluxpool_contract.messages import derived
@@ -30,7 +30,6 @@ from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import (
     OutgoingRecord,
-    RecordPlace,
     RecordRefusedError,
     ReliablePublisher,
 )
@@ -129,11 +128,12 @@ class ScriptedTopics:
         self.records: list[OutgoingRecord] = []
         self.refuses: Callable[[OutgoingRecord], bool] = lambda _record: False
 
-    async def publish(self, record: OutgoingRecord, **_options: object) -> RecordPlace:
+    async def publish(self, record: OutgoingRecord, **_options: object) -> RecordMetadata:
         if self.refuses(record):
             raise RecordRefusedError(f"topic {record.topic}: told to refuse")
         self.records.append(record)
-        return RecordPlace(partition=0, offset=len(self.records) - 1)
+        partition = TopicPartition(record.topic, 0)
+        return RecordMetadata(record.topic, 0, partition, len(self.records) - 1, None, 0, 0)
 
     def report(self, *_event: object, **_fields: object) -> None:
         """Progress is not looked at."""

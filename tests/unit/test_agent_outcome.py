@@ -15,7 +15,6 @@ from fluxpool_worker.agent.task.outcome import (
     Budgets,
     Spent,
     expired_or_canceled,
-    hold_is_over,
     inherited_crashes,
     judge_attempt,
     judge_crashes,
@@ -23,7 +22,6 @@ from fluxpool_worker.agent.task.outcome import (
     judge_engine_death,
     judge_generation,
     orphan_is_worth_finishing,
-    runs_alone,
 )
 from fluxpool_worker.engine.protocol import FailureKind
 
@@ -90,8 +88,6 @@ def test_a_task_that_crashed_too_often_is_not_begun_again() -> None:
     verdict = judge_crashes(spent=Spent(crashes=3), budgets=BUDGETS)
     assert verdict is not None
     assert (verdict.action, verdict.code) == (Action.DEAD_LETTER, ErrorCode.CRASH_LOOP)
-    assert not runs_alone(0)
-    assert runs_alone(1)
 
 
 _failures = st.one_of(st.sampled_from(FailureKind), st.just("died"))
@@ -196,8 +192,3 @@ def test_a_canceled_task_uses_up_no_attempt() -> None:
         ErrorClass.CANCELED,
         Spent(attempt=2, crashes=1),
     )
-
-
-def test_a_hold_is_over_at_its_limit() -> None:
-    assert not hold_is_over(held_seconds=9.9, limit_seconds=10)
-    assert hold_is_over(held_seconds=10, limit_seconds=10)

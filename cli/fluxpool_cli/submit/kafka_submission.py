@@ -4,13 +4,10 @@ The checks, the record and the partitioner are the gateway's own, so workers see
 its errors.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
-
-from confluent_kafka import KafkaException
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.target import KafkaTarget
@@ -32,11 +29,12 @@ from fluxpool_gateway.http import (
     render_task,
 )
 from fluxpool_gateway.tasks import DeliveryError, TaskProducer
-from fluxpool_transport.kafka import explain, librdkafka_options
+from fluxpool_transport.kafka import KafkaMetadata, TopicMetadata, explain, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 
 EVENT_SOURCE: Final = "/fluxpool/submit"
 SEND_SECONDS: Final = 10.0
+CLIENT_ID: Final = "fluxpool-cli"
 
 
 async def submit_to_kafka(
@@ -70,10 +68,10 @@ async def _send(target: KafkaTarget, request: GenerationRequest, *, request_id: 
     topic = target.topics.tasks if request.priority is Priority.STANDARD else target.topics.tasks_vip
     groups = {group: served for group, served in target.groups().items() if served == topic}
     partitioner = LoadAwarePartitioner(target.kafka, groups)
-    producer = TaskProducer(librdkafka_options(target.kafka, client_id="fluxpool-cli"), deadline_seconds=SEND_SECONDS)
+    producer = TaskProducer(librdkafka_options(target.kafka, client_id=CLIENT_ID), deadline_seconds=SEND_SECONDS)
     producer.start()
     try:
-        partitions = await _partitions(producer, target, topic)
+        partitions = await _partitions(target, topic)
         async with partitioner.reader() as reader:
             # Without the lag of the workers the partition is random, which is no reason to refuse the task.
             await partitioner.refresh(reader)
@@ -100,12 +98,13 @@ async def _send(target: KafkaTarget, request: GenerationRequest, *, request_id: 
     return {"request_id": request_id, "status": "queued", "topic": topic, "partition": partition, "offset": offset}
 
 
-async def _partitions(producer: TaskProducer, target: KafkaTarget, topic: str) -> int:
-    try:
-        return await asyncio.to_thread(producer.partitions, topic, timeout_seconds=SEND_SECONDS)
-    except KafkaException as error:
-        raise CommandError(
-            ExitCode.UNREACHABLE,
-            f"Kafka at {target.servers} cannot describe topic {topic}: {explain(error)}; "
-            "check the address and the topic's name, or create it",
-        ) from None
+async def _partitions(target: KafkaTarget, topic: str) -> int:
+    metadata = KafkaMetadata(target.kafka, client_id=CLIENT_ID, timeout_seconds=SEND_SECONDS)
+    answer = (await metadata.topics([topic]))[topic]
+    if isinstance(answer, TopicMetadata):
+        return len(answer.partitions)
+    raise CommandError(
+        ExitCode.UNREACHABLE,
+        f"Kafka at {target.servers} cannot describe topic {topic}: {explain(answer)}; "
+        "check the address and the topic's name, or create it",
+    )

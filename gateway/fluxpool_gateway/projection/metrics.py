@@ -5,6 +5,8 @@ Owns names and help texts. The values are the projector's, so every process of a
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from fastapi import APIRouter, Response
@@ -24,48 +26,43 @@ router = APIRouter()
 @router.get("/metrics", include_in_schema=False)
 async def get_metrics(services: WithServices) -> Response:
     """The current values; `fluxpool_projection_readable` alone while the store cannot be read."""
-    try:
+    heartbeat, quarantine = None, None
+    with suppress(StoreUnavailableError):
         heartbeat, quarantine = await services.store.heartbeat(), await services.store.quarantine()
-    except StoreUnavailableError:
-        return _answer(None, None)
-    return _answer(heartbeat, quarantine)
-
-
-def _answer(heartbeat: Heartbeat | None, quarantine: Quarantine | None) -> Response:
     registry = CollectorRegistry()
-    registry.register(_Numbers(heartbeat, quarantine, now_seconds=time.time()))
+    registry.register(_Numbers(heartbeat, quarantine, time.time()))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Numbers(Collector):
-    def __init__(self, heartbeat: Heartbeat | None, quarantine: Quarantine | None, *, now_seconds: float) -> None:
-        self._heartbeat = heartbeat
-        self._quarantine = quarantine
-        self._now_seconds = now_seconds
+    heartbeat: Heartbeat | None
+    quarantine: Quarantine | None
+    now_seconds: float
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is known."""
-        readable = self._quarantine is not None
+        readable = self.quarantine is not None
         yield GaugeMetricFamily(f"{PREFIX}readable", "Whether the task store can be read.", value=int(readable))
-        if self._quarantine is not None:
+        if self.quarantine is not None:
             yield CounterMetricFamily(
                 f"{PREFIX}quarantined_records",
                 "Records quarantined because they cannot be projected, since the store was built.",
-                value=self._quarantine.count,
+                value=self.quarantine.count,
             )
-        if self._heartbeat is None:
+        if self.heartbeat is None:
             return
         yield GaugeMetricFamily(
             f"{PREFIX}heartbeat_age_seconds",
             "Time since the projector's last heartbeat.",
-            value=max(0.0, self._now_seconds - self._heartbeat.beat_at_ms / 1000),
+            value=max(0.0, self.now_seconds - self.heartbeat.beat_at_ms / 1000),
         )
         yield GaugeMetricFamily(
             f"{PREFIX}caught_up",
             "Whether the projector has reached the end of every partition since it started.",
-            value=int(self._heartbeat.caught_up_at_ms is not None),
+            value=int(self.heartbeat.caught_up_at_ms is not None),
         )
-        if self._heartbeat.lag_records is not None:
+        if self.heartbeat.lag_records is not None:
             yield GaugeMetricFamily(
-                f"{PREFIX}lag_records", "Records that are not projected yet.", value=self._heartbeat.lag_records
+                f"{PREFIX}lag_records", "Records that are not projected yet.", value=self.heartbeat.lag_records
             )

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final
 
 import structlog
 
@@ -53,6 +53,18 @@ class Verdict(StrEnum):
     """Another body was accepted, or may have been."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of a `Reserve`; the other operations have no outcome."""
+
+    verdict: Verdict
+    settled_at_ms: int = 0
+    """When the body was accepted."""
+
+
+_NO_OUTCOME: Final = Outcome(Verdict.GRANTED)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
     """Reserve an id for a body."""
@@ -64,6 +76,25 @@ class Reserve:
     again: bool = False
     """Also where the same body was accepted already: its record is lost."""
 
+    def apply(self, connection: sqlite3.Connection, now_ms: int) -> Outcome:
+        """`at_ms` of a row that is being written is the time until which it counts as that."""
+        query = "SELECT digest, standing, at_ms FROM reservation WHERE request_id = ?"
+        row = connection.execute(query, [self.request_id]).fetchone()
+        if row is not None:
+            digest, standing, at_ms = row
+            same = digest == self.digest
+            if standing == RecordState.WRITING and at_ms > now_ms:
+                return Outcome(Verdict.SAME_IN_PROGRESS if same else Verdict.OTHER_IN_PROGRESS)
+            if not same:
+                return Outcome(Verdict.OTHER)
+            if standing == RecordState.ACCEPTED and not self.again:
+                return Outcome(Verdict.ACCEPTED, settled_at_ms=at_ms)
+        connection.execute(
+            "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?)",
+            [self.request_id, self.digest, RecordState.WRITING.value, self.until_ms],
+        )
+        return Outcome(Verdict.GRANTED if row is None else Verdict.GRANTED_AGAIN)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settle:
@@ -73,6 +104,20 @@ class Settle:
     digest: str
     standing: RecordState | None
 
+    def apply(self, connection: sqlite3.Connection, now_ms: int) -> Outcome:
+        """Of the own body only: past its time the id may be another's. What was accepted stays so."""
+        if self.standing is None:
+            connection.execute(
+                "DELETE FROM reservation WHERE request_id = ? AND digest = ? AND standing = ?",
+                [self.request_id, self.digest, RecordState.WRITING.value],
+            )
+        else:
+            connection.execute(
+                "UPDATE reservation SET standing = ?, at_ms = ? WHERE request_id = ? AND digest = ? AND standing != ?",
+                [self.standing.value, now_ms, self.request_id, self.digest, RecordState.ACCEPTED.value],
+            )
+        return _NO_OUTCOME
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purge:
@@ -80,17 +125,23 @@ class Purge:
 
     accepted_before_ms: int
 
+    def apply(self, connection: sqlite3.Connection, now_ms: int) -> Outcome:
+        """At most `PURGED_AT_ONCE` rows of each state."""
+        unknown_before_ms = now_ms - UNKNOWN_KEPT_SECONDS * 1000
+        for standing, before_ms in (
+            (RecordState.ACCEPTED, self.accepted_before_ms),
+            (RecordState.UNKNOWN, unknown_before_ms),
+            (RecordState.WRITING, unknown_before_ms),
+        ):
+            connection.execute(
+                "DELETE FROM reservation WHERE request_id IN (SELECT request_id FROM reservation"
+                " WHERE standing = ? AND at_ms < ? ORDER BY at_ms LIMIT ?)",
+                [standing.value, before_ms, PURGED_AT_ONCE],
+            )
+        return _NO_OUTCOME
+
 
 Operation = Reserve | Settle | Purge
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Of a `Reserve`; the other operations have no outcome."""
-
-    verdict: Verdict
-    settled_at_ms: int = 0
-    """When the body was accepted."""
 
 
 class ReservationsUnavailableError(Exception):
@@ -145,7 +196,7 @@ class ReservationFile:
         connection = self._opened()
         connection.execute("BEGIN IMMEDIATE")
         try:
-            outcomes = [_apply_one(connection, operation, now_ms) for operation in operations]
+            outcomes = [operation.apply(connection, now_ms) for operation in operations]
         except BaseException:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
@@ -183,64 +234,3 @@ class ReservationFile:
         self.close()
         for suffix in ("", *COMPANIONS):
             self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
-
-
-def _apply_one(connection: sqlite3.Connection, operation: Operation, now_ms: int) -> Outcome:
-    match operation:
-        case Reserve():
-            return _reserve(connection, operation, now_ms)
-        case Settle():
-            _settle(connection, operation, now_ms)
-        case Purge():
-            _purge(connection, operation, now_ms)
-        case _:
-            assert_never(operation)
-    return Outcome(Verdict.GRANTED)
-
-
-def _reserve(connection: sqlite3.Connection, wanted: Reserve, now_ms: int) -> Outcome:
-    """`at_ms` of a row that is being written is the time until which it counts as that."""
-    query = "SELECT digest, standing, at_ms FROM reservation WHERE request_id = ?"
-    row = connection.execute(query, [wanted.request_id]).fetchone()
-    if row is not None:
-        digest, standing, at_ms = row
-        same = digest == wanted.digest
-        if standing == RecordState.WRITING and at_ms > now_ms:
-            return Outcome(Verdict.SAME_IN_PROGRESS if same else Verdict.OTHER_IN_PROGRESS)
-        if not same:
-            return Outcome(Verdict.OTHER)
-        if standing == RecordState.ACCEPTED and not wanted.again:
-            return Outcome(Verdict.ACCEPTED, settled_at_ms=at_ms)
-    connection.execute(
-        "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?)",
-        [wanted.request_id, wanted.digest, RecordState.WRITING.value, wanted.until_ms],
-    )
-    return Outcome(Verdict.GRANTED if row is None else Verdict.GRANTED_AGAIN)
-
-
-def _settle(connection: sqlite3.Connection, settled: Settle, now_ms: int) -> None:
-    """Of the own body only: past its time the id may be another's. What was accepted stays so."""
-    if settled.standing is None:
-        connection.execute(
-            "DELETE FROM reservation WHERE request_id = ? AND digest = ? AND standing = ?",
-            [settled.request_id, settled.digest, RecordState.WRITING.value],
-        )
-    else:
-        connection.execute(
-            "UPDATE reservation SET standing = ?, at_ms = ? WHERE request_id = ? AND digest = ? AND standing != ?",
-            [settled.standing.value, now_ms, settled.request_id, settled.digest, RecordState.ACCEPTED.value],
-        )
-
-
-def _purge(connection: sqlite3.Connection, purge: Purge, now_ms: int) -> None:
-    unknown_before_ms = now_ms - UNKNOWN_KEPT_SECONDS * 1000
-    for standing, before_ms in (
-        (RecordState.ACCEPTED, purge.accepted_before_ms),
-        (RecordState.UNKNOWN, unknown_before_ms),
-        (RecordState.WRITING, unknown_before_ms),
-    ):
-        connection.execute(
-            "DELETE FROM reservation WHERE request_id IN (SELECT request_id FROM reservation"
-            " WHERE standing = ? AND at_ms < ? ORDER BY at_ms LIMIT ?)",
-            [standing.value, before_ms, PURGED_AT_ONCE],
-        )

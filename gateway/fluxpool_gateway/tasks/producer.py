@@ -147,16 +147,6 @@ class TaskProducer:
         self._waiting.append((self._loop.time() + self._deadline_seconds, future))
         return future
 
-    def partitions(self, topic: str, *, timeout_seconds: float) -> int:
-        """How many partitions a topic has; asks a broker and blocks, so call it in a thread.
-
-        Raises `KafkaException` when no broker answers in time or the topic does not exist.
-        """
-        metadata = self._producer.list_topics(topic, timeout_seconds).topics[topic]
-        if metadata.error is not None:
-            raise KafkaException(metadata.error)
-        return len(metadata.partitions)
-
     def _begin(self) -> None:
         on_error = partial(self._on_error, self._generation)
         self._producer = Producer({**self._configuration, "error_cb": on_error})

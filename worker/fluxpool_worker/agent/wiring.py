@@ -8,7 +8,6 @@ from functools import partial
 from typing import Final, TypeVar
 
 from aiokafka import TopicPartition
-from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_contract.settings import Lane, WorkerSettings
@@ -30,11 +29,11 @@ from fluxpool_worker.agent.engine.client import EngineClient, EngineLimits
 from fluxpool_worker.agent.engine.slots import EngineSlots
 from fluxpool_worker.agent.metrics import WorkerMetrics
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
-from fluxpool_worker.agent.retry.retry_relay import RelayEvents, RetryRelay
+from fluxpool_worker.agent.retry.retry_relay import RetryRelay
 from fluxpool_worker.agent.task.cancellations import Cancellations, ControlListener
 from fluxpool_worker.agent.task.holds import HoldCause, Holds
 from fluxpool_worker.agent.task.outcome import inherited_crashes
-from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
+from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from fluxpool_worker.agent.task.task_flow import TaskFlow
@@ -46,24 +45,23 @@ ENGINE_JOBS: Final = 2
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _LaneEvents(LaneEvents):
     """Passes on what one lane reports."""
 
+    parts: "WorkerParts"
     lane: str
-    record_waiting: asyncio.Event
-    metrics: WorkerMetrics
     duty: RelayDuty | None
-    count_crashes: Callable[[LedgerEntry], int]
+    """Of the first lane."""
 
     def on_record_waiting(self) -> None:
-        self.record_waiting.set()
+        self.parts.record_waiting.set()
 
     def on_records_lost(self, count: int) -> None:
-        self.metrics.records_lost.labels(self.lane).inc(count)
+        self.parts.metrics.records_lost.labels(self.lane).inc(count)
 
     def on_consumer_failed(self) -> None:
-        self.metrics.lane_failures.labels(self.lane).inc()
+        self.parts.metrics.lane_failures.labels(self.lane).inc()
 
     def on_assigned(self, partitions: Collection[TopicPartition]) -> None:
         if self.duty is not None:
@@ -74,19 +72,7 @@ class _LaneEvents(LaneEvents):
             await self.duty.revoked()
 
     def crashes_of(self, entry: LedgerEntry) -> int:
-        return self.count_crashes(entry)
-
-
-@dataclass(frozen=True, slots=True)
-class _RelayEvents(RelayEvents):
-    flow: TaskFlow
-    metrics: WorkerMetrics
-
-    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
-        await self.flow.fail(record, failure)
-
-    def on_relayed(self, retry_topic: str) -> None:
-        self.metrics.retries_relayed.labels(retry_topic).inc()
+        return self.parts.count_crashes(entry)
 
 
 class WorkerParts:
@@ -149,7 +135,8 @@ class WorkerParts:
             ask_topic_id=self._metadata.topic_id,
             publisher=self.publisher,
             choice=self.partitioner,
-            events=_RelayEvents(self.flow, self.metrics),
+            fail=self.flow.fail,
+            on_relayed=lambda topic: self.metrics.retries_relayed.labels(topic).inc(),
             clock=clock,
         )
 
@@ -163,19 +150,14 @@ class WorkerParts:
             topic=lane.topic,
             build_consumer=partial(self._client(build_consumer), group=settings.group_of(lane)),
             ask_topic_id=partial(self._metadata.topic_id, lane.topic),
-            events=_LaneEvents(
-                lane=lane.name,
-                record_waiting=self.record_waiting,
-                metrics=self.metrics,
-                duty=self._duty if lane == settings.lanes[0] else None,
-                count_crashes=self._count_crashes,
-            ),
+            events=_LaneEvents(self, lane.name, self._duty if lane == settings.lanes[0] else None),
             holds=self.holds,
             revoke_wait_seconds=settings.revoke_wait_seconds,
             clock=self._clock,
         )
 
-    def _count_crashes(self, entry: LedgerEntry) -> int:
+    def count_crashes(self, entry: LedgerEntry) -> int:
+        """How many crashes an entry of a former owner's ledger means."""
         since = self.holds.seconds_since_outage(HoldCause.KAFKA)
         return inherited_crashes(
             entry,

@@ -60,16 +60,6 @@ _after_republish = fault_point("retry-after-republish")
 log = structlog.get_logger(__name__)
 
 
-class RelayEvents:
-    """What the relay reports; the defaults ignore it."""
-
-    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
-        """A record cannot be relayed, ever; returns when that is answered."""
-
-    def on_relayed(self, retry_topic: str) -> None:
-        """A record of that topic was relayed."""
-
-
 class RetryRelay:
     """Serves all retry topics of the pool; `choice.run()` must be running meanwhile."""
 
@@ -83,10 +73,11 @@ class RetryRelay:
         ask_topic_id: Callable[[str], Awaitable[str | None]],
         publisher: ReliablePublisher,
         choice: IdleAwarePartitioner,
-        events: RelayEvents,
+        fail: Callable[[ConsumerRecord, Failure], Awaitable[None]],
+        on_relayed: Callable[[str], None] = lambda _retry_topic: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """`build_reader` makes a consumer without a group."""
+        """`build_reader` makes a consumer without a group; `fail` ends a record that cannot be relayed, ever."""
         self._delays = dict(zip(settings.topics.retry, settings.retry_delays_seconds, strict=True))
         self._origins = frozenset(lane.topic for lane in settings.lanes)
         self._home_topic = settings.lanes[0].topic
@@ -103,7 +94,8 @@ class RetryRelay:
         )
         self._publisher = publisher
         self._choice = choice
-        self._events = events
+        self._fail = fail
+        self._on_relayed = on_relayed
         self._clock = clock
         self._partitions: dict[TopicPartition, RetryPartition] = {}
         self._stopping = asyncio.Event()
@@ -283,7 +275,7 @@ class RetryRelay:
         stored = (await self._offsets.fetch(group, [partition])).get(partition)
         if stored is None or stored.offset <= offset:
             if item.is_undecodable:
-                await self._events.on_undeliverable(item.record, _undecodable(item.record))
+                await self._fail(item.record, _undecodable(item.record))
             else:
                 await self._send_back(item.record, self._home_topic)
             await self._offsets.commit(group, {partition: StoredOffset(offset + 1)})
@@ -300,10 +292,10 @@ class RetryRelay:
                 choose_partition=lambda partitions: partitioner.choose(topic, partitions=partitions, work=AVERAGE_WORK),
             )
         except RecordRefusedError as error:
-            await self._events.on_undeliverable(record, _refused(topic, error))
+            await self._fail(record, _refused(topic, error))
         if place is not None and place.offset >= 0:
             partitioner.acknowledged(topic, partition=place.partition, offset=place.offset, work=AVERAGE_WORK)
-        self._events.on_relayed(record.topic)
+        self._on_relayed(record.topic)
         log.info(
             "retry_relayed",
             retry_topic=record.topic,

@@ -7,7 +7,6 @@ stood, which was shared by all pools.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -24,12 +23,6 @@ CONFIRMING_INTERVAL_SECONDS: Final = 1.0
 BOUNDS_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    begin: int
-    end: int
 
 
 class RetryStart:
@@ -78,10 +71,7 @@ class RetryStart:
         if set(await self._existing()) != partitions.keys():
             return True
         ids = {topic: await self._ask_topic_id(topic) for topic in self._topics}
-        return any(
-            None not in (state.topic_id, ids[partition.topic]) and state.topic_id != ids[partition.topic]
-            for partition, state in partitions.items()
-        )
+        return any(_is_other(state.topic_id, ids[partition.topic]) for partition, state in partitions.items())
 
     async def _existing(self) -> list[TopicPartition]:
         found: list[TopicPartition] = []
@@ -94,8 +84,8 @@ class RetryStart:
 
     async def _confirmed(
         self, reader: AIOKafkaConsumer, partitions: list[TopicPartition]
-    ) -> tuple[dict[TopicPartition, StoredOffset], dict[TopicPartition, _Bounds]]:
-        """What the group has, and the bounds of each log that has a leader."""
+    ) -> tuple[dict[TopicPartition, StoredOffset], dict[TopicPartition, range]]:
+        """What the group has, and the offsets of each log that has a leader."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + CONFIRMING_SECONDS
         while True:
@@ -104,7 +94,7 @@ class RetryStart:
             doubtful = [
                 partition
                 for partition, bound in bounds.items()
-                if bound.end > bound.begin and (partition not in stored or stored[partition].offset > bound.end)
+                if bound and (partition not in stored or stored[partition].offset > bound.stop)
             ]
             if not doubtful or clock() >= deadline:
                 return stored, bounds
@@ -125,14 +115,14 @@ class RetryStart:
 
 
 def _state(
-    stored: StoredOffset | None, former: StoredOffset | None, *, bound: _Bounds, topic_id: str | None
+    stored: StoredOffset | None, former: StoredOffset | None, *, bound: range, topic_id: str | None
 ) -> RetryPartition:
-    if stored is None and former is not None and former.offset <= bound.end:
-        return RetryPartition(start=max(former.offset, bound.begin), topic_id=topic_id)
-    if stored is None or stored.offset > bound.end or _is_other(committed_topic_id(stored.metadata), topic_id):
+    if stored is None and former is not None and former.offset <= bound.stop:
+        return RetryPartition(start=max(former.offset, bound.start), topic_id=topic_id)
+    if stored is None or stored.offset > bound.stop or _is_other(committed_topic_id(stored.metadata), topic_id):
         # Never committed, or the topic was deleted and made again since.
-        return RetryPartition(start=bound.begin, topic_id=topic_id)
-    start = max(stored.offset, bound.begin)
+        return RetryPartition(start=bound.start, topic_id=topic_id)
+    start = max(stored.offset, bound.start)
     return RetryPartition(start=start, relayed=relayed_ahead(stored.metadata, stored.offset), topic_id=topic_id)
 
 
@@ -140,8 +130,8 @@ def _is_other(known: str | None, topic_id: str | None) -> bool:
     return known is not None and topic_id is not None and known != topic_id
 
 
-async def _bounds(reader: AIOKafkaConsumer, partitions: list[TopicPartition]) -> dict[TopicPartition, _Bounds]:
-    async def ask(partition: TopicPartition) -> _Bounds | None:
+async def _bounds(reader: AIOKafkaConsumer, partitions: list[TopicPartition]) -> dict[TopicPartition, range]:
+    async def ask(partition: TopicPartition) -> range | None:
         try:
             async with asyncio.timeout(BOUNDS_SECONDS):
                 begins = await reader.beginning_offsets([partition])
@@ -152,7 +142,7 @@ async def _bounds(reader: AIOKafkaConsumer, partitions: list[TopicPartition]) ->
                 "retry_partition_unreadable", topic=partition.topic, partition=partition.partition, error=repr(error)
             )
             return None
-        return _Bounds(begins[partition], ends[partition])
+        return range(begins[partition], ends[partition])
 
     answers = await asyncio.gather(*map(ask, partitions))
     return {partition: bound for partition, bound in zip(partitions, answers, strict=True) if bound is not None}

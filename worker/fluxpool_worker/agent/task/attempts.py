@@ -31,7 +31,6 @@ from fluxpool_worker.agent.task.outcome import (
     judge_engine_death,
     judge_generation,
     orphan_is_worth_finishing,
-    runs_alone,
 )
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
@@ -200,7 +199,8 @@ class Attempts:
         return None
 
     async def _take_slot(self, context: AttemptContext) -> None:
-        alone = runs_alone(context.spent.crashes)
+        # If it crashes again, no other task beside it counts a crash.
+        alone = context.spent.crashes > 0
         if context.slot.is_released or (alone and not context.slot.alone):
             # Released first: a task that waits for the whole engine and holds a slot would wait for itself.
             context.slot.release()

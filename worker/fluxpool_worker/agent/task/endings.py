@@ -11,7 +11,7 @@ from typing import Final
 
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.kafka import due_at
-from fluxpool_contract.messages import Disposition, GenerationResult
+from fluxpool_contract.messages import Disposition, GenerationResult, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest
 from fluxpool_worker.agent.task.outcome import Action, Failed, judge_deadline
@@ -149,17 +149,12 @@ def shorter_results(result: GenerationResult) -> Iterator[GenerationResult]:
     yield result
     error = result.error
     if error is not None:
-        field = None if error.field is None else cut_text(error.field, SHORT_TEXT_BYTES)
-        message = cut_text(error.message, SHORT_TEXT_BYTES)
-        error = type(error).model_validate(
-            {
-                "code": error.code,
-                "error_class": error.error_class,
-                "message": message,
-                "field": field,
-                "retryable": error.retryable,
-            }
-        )
+        short_texts = {
+            "message": cut_text(error.message, SHORT_TEXT_BYTES),
+            "field": None if error.field is None else cut_text(error.field, SHORT_TEXT_BYTES),
+        }
+        # Known fields alone: one of a newer release may be as long as those that are cut.
+        error = TaskError.model_validate({name: getattr(error, name) for name in TaskError.model_fields} | short_texts)
     known = {name: getattr(result, name) for name in GenerationResult.model_fields}
     short = GenerationResult.model_construct(**{**known, "error": error, "metadata": {}, "timings": {}, "warnings": ()})
     yield short

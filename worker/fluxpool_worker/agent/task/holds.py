@@ -16,7 +16,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fluxpool_transport.process import retry_forever
-from fluxpool_worker.agent.task.outcome import hold_is_over
 from fluxpool_worker.agent.task.run_until import run_until
 
 LAST_TRY_SECONDS: Final = 1.0
@@ -110,7 +109,7 @@ class Holds(Collector):
     def check(self, hold: Hold, reason: object) -> None:
         """Raise `HoldExpiredError` when the hold has lasted too long."""
         held_seconds = self._clock() - hold.began_at
-        if hold_is_over(held_seconds=held_seconds, limit_seconds=self._limit_seconds):
+        if held_seconds >= self._limit_seconds:
             raise HoldExpiredError(
                 f"{hold.cause} was away for {held_seconds:.0f} s, longer than infra_hold_limit_seconds: {reason}"
             )

@@ -197,16 +197,6 @@ def crashed_too_often(crashes: int) -> str:
     return f"{crashes} engines or workers died while they worked on this task"
 
 
-def hold_is_over(*, held_seconds: float, limit_seconds: float) -> bool:
-    """Whether the infrastructure was away for so long that the worker hands its tasks back."""
-    return held_seconds >= limit_seconds
-
-
-def runs_alone(crashes: int) -> bool:
-    """Whether the task has the engine alone: if it crashes again, no other task beside it counts a crash."""
-    return crashes > 0
-
-
 def inherited_crashes(
     entry: LedgerEntry, *, worker: str, worker_started_at: int, outage_ended_at: float | None = None
 ) -> int:

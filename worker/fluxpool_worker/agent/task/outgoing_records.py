@@ -1,6 +1,6 @@
 """Records that a worker publishes about a task: result, dead letter, retry, progress. Pure: values in, records out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -132,7 +132,7 @@ def failed_result(
     return GenerationResult(
         request_id=request_id,
         image_url=None,
-        status=_status_of(failure),
+        status=_OTHER_STATUS.get(failure.error_class, ResultStatus.FAILED),
         error=TaskError(
             code=failure.code,
             error_class=failure.error_class,
@@ -151,14 +151,11 @@ def failed_result(
     )
 
 
-def _status_of(failure: Failure) -> ResultStatus:
-    match failure.error_class:
-        case ErrorClass.EXPIRED:
-            return ResultStatus.EXPIRED
-        case ErrorClass.CANCELED:
-            return ResultStatus.CANCELED
-        case _:
-            return ResultStatus.FAILED
+_OTHER_STATUS: Final[Mapping[str, ResultStatus]] = {
+    ErrorClass.EXPIRED: ResultStatus.EXPIRED,
+    ErrorClass.CANCELED: ResultStatus.CANCELED,
+}
+"""Of a failed task, by the class of its error; `failed` for all other classes."""
 
 
 def result_record(

@@ -69,15 +69,6 @@ class OutgoingRecord:
     headers: list[tuple[str, bytes]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordPlace:
-    """Where an acknowledged record lies."""
-
-    partition: int
-    offset: int
-    """Negative when the brokers had the record already and do not say where."""
-
-
 def by_key(_partitions: int) -> None:
     """Leave the partition to the record's key: equal keys lie on one partition, in their order."""
 
@@ -119,8 +110,10 @@ class ReliablePublisher:
         *,
         refusable: bool = False,
         choose_partition: Callable[[int], int | None] = by_key,
-    ) -> RecordPlace:
+    ) -> RecordMetadata:
         """Send and await the ack of all in-sync replicas; returns where the record lies.
+
+        Its offset is negative when the brokers had the record already and do not say where.
 
         `choose_partition` gets the number of the topic's partitions, each time the record is sent.
 
@@ -158,7 +151,7 @@ class ReliablePublisher:
         finally:
             self._holds.end(hold)
 
-    async def _send(self, record: OutgoingRecord, choose_partition: Callable[[int], int | None]) -> RecordPlace:
+    async def _send(self, record: OutgoingRecord, choose_partition: Callable[[int], int | None]) -> RecordMetadata:
         connection = await self._connected()
         # No await between the two: another record's failure could close the connection before this one is counted.
         connection.unanswered += 1
@@ -199,7 +192,7 @@ class ReliablePublisher:
             raise RecordRefusedError(f"topic {record.topic}: the client cannot encode the record: {error!r}") from error
         return acked
 
-    async def _acknowledged(self, acked: "asyncio.Future[RecordMetadata]", record: OutgoingRecord) -> RecordPlace:
+    async def _acknowledged(self, acked: "asyncio.Future[RecordMetadata]", record: OutgoingRecord) -> RecordMetadata:
         """Wait for the answer of the brokers."""
         hold: Hold | None = None
         try:
@@ -210,8 +203,7 @@ class ReliablePublisher:
                     self.unknown += 1
                     log.warning("publish_outcome_unknown", topic=record.topic)
                 self._holds.check(hold, "a record was sent and not acknowledged")
-            metadata = acked.result()
-            return RecordPlace(partition=metadata.partition, offset=metadata.offset)
+            return acked.result()
         finally:
             if hold is not None:
                 self.unknown -= 1
