@@ -135,25 +135,16 @@ def _named(problem: FieldProblem, names: Mapping[str, tuple[tuple[str, ...], Any
 
 
 def _is_text_tuple(kind: Any) -> bool:
-    if get_origin(kind) in {Union, types.UnionType}:
-        return any(_is_text_tuple(part) for part in get_args(kind))
-    if get_origin(kind) is not tuple:
-        return False
-    item = get_args(kind)[0]
+    item = get_args(kind)[0] if get_origin(kind) is tuple else None
     item = getattr(item, "__origin__", item)  # of an annotated type
     return isinstance(item, type) and issubclass(item, str)
 
 
-def _is_structure(kind: Any) -> bool:
-    if get_origin(kind) in {Union, types.UnionType}:
-        return any(_is_structure(part) for part in get_args(kind))
-    return get_origin(kind) in {tuple, list, dict}
-
-
 def _parse(text: str, kind: Any) -> Any:
-    if _is_text_tuple(kind) and not text.startswith("["):
+    kinds = get_args(kind) if get_origin(kind) in {Union, types.UnionType} else (kind,)
+    if any(map(_is_text_tuple, kinds)) and not text.startswith("["):
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if _is_structure(kind):
+    if any(get_origin(one) in {tuple, list, dict} for one in kinds):
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:

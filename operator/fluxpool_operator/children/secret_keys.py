@@ -1,7 +1,7 @@
 """Which entries of Secrets a pool needs, and the checksum that reveals their change. Reads no Secret."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
@@ -20,7 +20,22 @@ class SecretKey:
 
 def secret_variables(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     """The worker's variables whose values come from Secrets."""
-    return dict(_variables(spec))
+    found = {}
+    security = spec.kafka.security
+    if credentials := security.credentials_secret_ref:
+        found["FLUXPOOL_KAFKA_SASL_USERNAME"] = SecretKey(credentials.name, credentials.username_key)
+        found["FLUXPOOL_KAFKA_SASL_PASSWORD"] = SecretKey(credentials.name, credentials.password_key)
+    if client := security.oauth.client_secret_ref if security.oauth else None:
+        found["FLUXPOOL_KAFKA_OAUTH_CLIENT_ID"] = SecretKey(client.name, client.client_id_key)
+        found["FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET"] = SecretKey(client.name, client.client_secret_key)
+    if (certificate := security.client_certificate_secret_ref) and certificate.password_key:
+        found["FLUXPOOL_KAFKA_TLS_KEY_PASSWORD"] = SecretKey(certificate.name, certificate.password_key)
+    if access := spec.storage.credentials_secret_ref:
+        found["FLUXPOOL_STORAGE_ACCESS_KEY_ID"] = SecretKey(access.name, access.access_key_id_key)
+        found["FLUXPOOL_STORAGE_SECRET_ACCESS_KEY"] = SecretKey(access.name, access.secret_access_key_key)
+    if token := spec.model.token_secret_ref:
+        found["HF_TOKEN"] = SecretKey(token.name, token.key)
+    return found
 
 
 def kafka_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
@@ -78,20 +93,3 @@ def secrets_checksum(values: Mapping[SecretKey, bytes]) -> str:
         for part in (key.name.encode(), key.key.encode(), values[key]):
             digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:32]
-
-
-def _variables(spec: FluxWorkerPoolSpec) -> Iterator[tuple[str, SecretKey]]:
-    security = spec.kafka.security
-    if credentials := security.credentials_secret_ref:
-        yield "FLUXPOOL_KAFKA_SASL_USERNAME", SecretKey(credentials.name, credentials.username_key)
-        yield "FLUXPOOL_KAFKA_SASL_PASSWORD", SecretKey(credentials.name, credentials.password_key)
-    if client := security.oauth.client_secret_ref if security.oauth else None:
-        yield "FLUXPOOL_KAFKA_OAUTH_CLIENT_ID", SecretKey(client.name, client.client_id_key)
-        yield "FLUXPOOL_KAFKA_OAUTH_CLIENT_SECRET", SecretKey(client.name, client.client_secret_key)
-    if (certificate := security.client_certificate_secret_ref) and certificate.password_key:
-        yield "FLUXPOOL_KAFKA_TLS_KEY_PASSWORD", SecretKey(certificate.name, certificate.password_key)
-    if access := spec.storage.credentials_secret_ref:
-        yield "FLUXPOOL_STORAGE_ACCESS_KEY_ID", SecretKey(access.name, access.access_key_id_key)
-        yield "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY", SecretKey(access.name, access.secret_access_key_key)
-    if token := spec.model.token_secret_ref:
-        yield "HF_TOKEN", SecretKey(token.name, token.key)

@@ -9,23 +9,20 @@ from fluxpool_operator.planning.snapshot import Constraint, LaneLag, ScalingConf
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """What the lag requires, before limits and history."""
-
-    replicas: int
-    constraint: Constraint
-    reason: str
-    lag_records: int
-    in_flight_records: int
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """A number of replicas and the constraint that determined it."""
 
     replicas: int
     constraint: Constraint
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demand(Choice):
+    """What the lag requires, before limits and history."""
+
+    lag_records: int
+    in_flight_records: int
 
 
 def demand_of(lanes: tuple[LaneLag, ...], *, current_replicas: int, config: ScalingConfig) -> Demand:

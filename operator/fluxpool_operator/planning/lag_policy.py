@@ -36,9 +36,7 @@ def plan(snapshot: Snapshot, config: ScalingConfig) -> Plan:
     # Replicas above the maximum are removed at once; windows and grace periods apply to those below.
     excess = snapshot.current_replicas > config.max_replicas
     observed = replace(snapshot, current_replicas=min(snapshot.current_replicas, config.max_replicas))
-    wanted = within_limits(
-        Choice(demand.replicas, demand.constraint, demand.reason), demand=demand, snapshot=observed, config=config
-    )
+    wanted = within_limits(demand, demand=demand, snapshot=observed, config=config)
     if _is_stale(snapshot, config):
         # The history is not advanced: time without a reading counts neither as idle nor as busy.
         choice, state = _hold_stale(wanted, snapshot=observed, config=config, demand=demand), snapshot.state

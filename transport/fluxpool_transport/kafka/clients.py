@@ -45,18 +45,8 @@ def aiokafka_options(connection: KafkaConnection, *, client_id: str) -> dict[str
     }
     if connection.security_protocol.uses_tls:
         options["ssl_context"] = _ssl_context(connection)
-    if connection.sasl_mechanism is None:
-        return options
-    options["sasl_mechanism"] = connection.sasl_mechanism.value
-    match connection.sasl_mechanism:
-        case SaslMechanism.PLAIN | SaslMechanism.SCRAM_SHA_256 | SaslMechanism.SCRAM_SHA_512:
-            options["sasl_plain_username"] = connection.sasl_username
-            options["sasl_plain_password"] = _secret(connection, "sasl_password")
-        case SaslMechanism.OAUTHBEARER:
-            options["sasl_oauth_token_provider"] = TokenProvider(_token_source(connection))
-        case _:
-            assert_never(connection.sasl_mechanism)
-    return options
+    names = ("sasl_mechanism", "sasl_plain_username", "sasl_plain_password", "sasl_oauth_token_provider")
+    return options | _sasl(connection, *names, token=TokenProvider)
 
 
 async def open_client(connection: KafkaConnection, *, client_id: str) -> AIOKafkaClient:
@@ -87,18 +77,30 @@ def librdkafka_options(connection: KafkaConnection, *, client_id: str) -> dict[s
     }
     if connection.security_protocol.uses_tls:
         options |= _librdkafka_tls(connection)
-    if connection.sasl_mechanism is None:
-        return options
-    options["sasl.mechanism"] = connection.sasl_mechanism.value
+    names = ("sasl.mechanism", "sasl.username", "sasl.password", "oauth_cb")
+    return options | _sasl(connection, *names, token=_librdkafka_token)
+
+
+def _sasl(
+    connection: KafkaConnection,
+    mechanism: str,
+    username: str,
+    password: str,
+    oauth: str,
+    *,
+    token: Callable[[TokenFile | TokenClient], Any],
+) -> dict[str, Any]:
+    """The options of authentication by a library's names; `token` makes of a source what it asks for tokens."""
     match connection.sasl_mechanism:
+        case None:
+            return {}
         case SaslMechanism.PLAIN | SaslMechanism.SCRAM_SHA_256 | SaslMechanism.SCRAM_SHA_512:
-            options["sasl.username"] = connection.sasl_username
-            options["sasl.password"] = _secret(connection, "sasl_password")
+            credentials = {username: connection.sasl_username, password: _secret(connection, "sasl_password")}
         case SaslMechanism.OAUTHBEARER:
-            options["oauth_cb"] = _librdkafka_token(connection)
+            credentials = {oauth: token(_token_source(connection))}
         case _:
             assert_never(connection.sasl_mechanism)
-    return options
+    return {mechanism: connection.sasl_mechanism.value, **credentials}
 
 
 def _ssl_context(connection: KafkaConnection) -> ssl.SSLContext:
@@ -133,9 +135,7 @@ def _librdkafka_tls(connection: KafkaConnection) -> dict[str, Any]:
     return options | ({"ssl.key.password": password} if password else {})
 
 
-def _librdkafka_token(connection: KafkaConnection) -> Callable[[str], tuple[str, float]]:
-    source = _token_source(connection)
-
+def _librdkafka_token(source: TokenFile | TokenClient) -> Callable[[str], tuple[str, float]]:
     # Called in a thread of librdkafka's; its own OIDC client neither encodes credentials nor trusts another CA file.
     def token(_config: str) -> tuple[str, float]:
         fetched = source.fetch(now_seconds=time.time())
