@@ -36,8 +36,7 @@ from fluxpool_contract.settings.worker import Lane, ModelSettings, StorageSettin
 from fluxpool_transport.kafka.topic_admin import ensure_topics
 from fluxpool_transport.kafka.topic_scan import find_ranges, scan
 from fluxpool_transport.lag.group_offsets import MemberlessOffsets
-from fluxpool_transport.partitioner.idle_aware import IdleAwarePartitioner
-from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
+from fluxpool_transport.partitioner.load_aware import IdleAwarePartitioner, LoadAwarePartitioner
 from fluxpool_worker.agent.connections import build_consumer, build_reliable_producer, build_retry_reader
 from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import LaneConsumer, PartitionLostError

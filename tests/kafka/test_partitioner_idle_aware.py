@@ -9,8 +9,7 @@ from aiokafka import AIOKafkaConsumer
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
-from fluxpool_transport.partitioner.idle_aware import IdleAwarePartitioner
-from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
+from fluxpool_transport.partitioner.load_aware import IdleAwarePartitioner, LoadAwarePartitioner
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until
 
@@ -31,7 +30,7 @@ async def _running(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert not choice.is_reading
+        assert not choice.partitioner.has_read.is_set()
 
 
 @asynccontextmanager
@@ -60,10 +59,9 @@ async def test_loads_are_read_when_a_record_is_expected_and_no_longer_when_none_
             return choice.partitioner.round_robin_reason(topic, partitions=PARTITIONS) is None
 
         for _ in range(2):
-            assert not choice.is_reading
-            await wait_until(by_load, deadline_seconds=30, what="loads to choose by")
-            await wait_until(lambda: not choice.is_reading, deadline_seconds=30, what="the rest")
             assert not choice.partitioner.has_read.is_set()
+            await wait_until(by_load, deadline_seconds=30, what="loads to choose by")
+            await wait_until(lambda: not choice.partitioner.has_read.is_set(), deadline_seconds=30, what="the rest")
 
 
 async def test_a_record_waits_for_the_first_reading_and_uses_it(bootstrap_servers: str) -> None:

@@ -7,7 +7,7 @@ a worker wrote twice because of a crash is one entry; a foreign record is an ent
 import re
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Self
 
@@ -120,36 +120,6 @@ class DeadLetterFilter:
         return tuple(sorted(filter(self.matches, entries), key=lambda entry: (entry.failed_at, entry.ref)))
 
 
-@dataclass(slots=True)
-class _Entries:
-    """Entries by the failure that they report, in the order of reading."""
-
-    entries: dict[tuple[object, ...], DeadLetterEntry] = field(default_factory=dict)
-    resolutions: dict[RecordRef, Resolution] = field(default_factory=dict)
-
-    def add(self, record: ConsumerRecord) -> None:
-        if is_resolution(record.headers):
-            resolution = _parse_resolution(record)
-            if resolution is not None:
-                self.resolutions[RecordRef(resolution.partition, resolution.offset)] = resolution
-            return
-        entry = entry_of(record)
-        about = _about(entry)
-        first = self.entries.get(about)
-        if first is None:
-            self.entries[about] = entry
-        else:
-            self.entries[about] = replace(first, copies=(*first.copies, entry.ref))
-
-    def resolved(self) -> tuple[DeadLetterEntry, ...]:
-        """Every entry with its resolution, by reference."""
-        entries = [
-            replace(entry, resolution=next(filter(None, map(self.resolutions.get, (entry.ref, *entry.copies))), None))
-            for entry in self.entries.values()
-        ]
-        return tuple(sorted(entries, key=lambda entry: entry.ref))
-
-
 def entry_of(record: ConsumerRecord) -> DeadLetterEntry:
     """What a record of the dead-letter topic says; any record is an entry."""
     dead_letter, problem = None, ""
@@ -179,13 +149,25 @@ async def read_dead_letters(
 
     Raises `TopicError` when there is no such topic or it cannot be read, `KafkaUnavailableError`, `KafkaError`.
     """
-    found = _Entries()
+    entries: dict[tuple[object, ...], DeadLetterEntry] = {}
+    resolutions: dict[RecordRef, Resolution] = {}
     ranges = await ranges_of(connection, topic, since=since)
     async with aclosing(scan(connection, ranges, on_progress=on_progress)) as batches:
         async for records in batches:
             for record in records:
-                found.add(record)
-    return found.resolved()
+                if is_resolution(record.headers):
+                    if (resolution := _parse_resolution(record)) is not None:
+                        resolutions[RecordRef(resolution.partition, resolution.offset)] = resolution
+                    continue
+                entry = entry_of(record)
+                first = entries.setdefault(_about(entry), entry)
+                if first is not entry:
+                    entries[_about(entry)] = replace(first, copies=(*first.copies, entry.ref))
+    found = [
+        replace(entry, resolution=next(filter(None, map(resolutions.get, (entry.ref, *entry.copies))), None))
+        for entry in entries.values()
+    ]
+    return tuple(sorted(found, key=lambda entry: entry.ref))
 
 
 async def ranges_of(connection: KafkaConnection, topic: str, *, since: datetime | None = None) -> tuple[ScanRange, ...]:

@@ -29,6 +29,7 @@ from fluxpool_transport.dlq.prepare import (
     refuse_missing_topic,
 )
 from fluxpool_transport.dlq.reading import DeadLetterEntry, read_records
+from fluxpool_transport.kafka.client_stop import stop_producer
 from fluxpool_transport.kafka.clients import aiokafka_options
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.process.faults import fault_point
@@ -37,8 +38,6 @@ CLIENT_ID: Final = "fluxpool-dead-letters"
 SOURCE: Final = "/fluxpool/dead-letters"
 """CloudEvents source of resolutions."""
 ACK_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 5.0
-"""With the broker away `stop()` would wait for ever for a pending record."""
 
 _after_send = fault_point("replay-after-send")
 
@@ -77,12 +76,8 @@ class DeadLetterReplayer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close, under a deadline."""
-        if self._producer is not None:
-            try:
-                async with asyncio.timeout(STOP_SECONDS):
-                    await self._producer.stop()
-            except (KafkaError, TimeoutError) as failure:
-                log.warning("producer_stop_failed", error=repr(failure))
+        if self._producer is not None and (failure := await stop_producer(self._producer)):
+            log.warning("producer_stop_failed", error=repr(failure))
 
     async def plan(
         self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices

@@ -5,6 +5,7 @@ unreachable or the group is empty or rebalances, partitions are chosen round rob
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,10 @@ IDLE_INTERVAL_SECONDS: Final = 1.0
 MOST_TIME_READING: Final = 0.25
 """Share of the time that readings may take: mostly they wait for brokers, but a busy event loop has other work."""
 READ_DEADLINE_SECONDS: Final = 3.0
+AHEAD_SECONDS: Final = 3.0
+"""How long before it sends a sender should call `expect`: time to connect and for a few readings."""
+LINGER_SECONDS: Final = 10.0
+"""How long reading continues after the last `expect`: the next sender needs no new connection."""
 STABLE: Final = "Stable"
 _NO_GROUP: Final = "no consumer group is known for this topic"
 # Members are asked for less often than offsets: a partition that moved is known soon enough, and nothing is lost by it.
@@ -168,8 +173,50 @@ class LoadAwarePartitioner:
             max(self._quick_interval_seconds, reading_seconds / MOST_TIME_READING), IDLE_INTERVAL_SECONDS
         )
         await asyncio.sleep(quick_seconds)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDLE_INTERVAL_SECONDS - quick_seconds):
                 await self._sent.wait()
-        except TimeoutError:
-            pass
+
+
+class IdleAwarePartitioner:
+    """Reads loads only while a record is about to be sent, for senders that are idle most of the time.
+
+    One that always reads asks the group's coordinator at least once a second: cheap for a gateway, too much for a
+    thousand agents of which a few have a retry to send. Give `run()` a task, call `expect` ahead of time, `ready`
+    before choosing. Not thread-safe: all of it belongs to one event loop.
+    """
+
+    def __init__(self, partitioner: LoadAwarePartitioner, *, linger_seconds: float = LINGER_SECONDS) -> None:
+        """`linger_seconds` is above `AHEAD_SECONDS`."""
+        self.partitioner = partitioner
+        self._linger_seconds = linger_seconds
+        self._needed = asyncio.Event()
+
+    def expect(self) -> None:
+        """Announce that a record will be sent soon; may be repeated."""
+        self._needed.set()
+
+    async def ready(self) -> None:
+        """Wait for the first reading since the last pause, at most 3 s; without it the choice is round robin."""
+        self.expect()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_DEADLINE_SECONDS):
+                await self.partitioner.has_read.wait()
+
+    async def run(self) -> None:
+        """Read whenever it is needed, until cancelled."""
+        while True:
+            await self._needed.wait()
+            reading = asyncio.create_task(self.partitioner.run(), name="partition-loads")
+            try:
+                await self._until_idle()
+            finally:
+                reading.cancel()
+                await asyncio.wait({reading})
+
+    async def _until_idle(self) -> None:
+        while self._needed.is_set():
+            self._needed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._linger_seconds):
+                    await self._needed.wait()

@@ -58,7 +58,8 @@ class WorkEstimate:
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
         self._members: dict[str, _Progress] = {}
-        self._mean_work = 1.0
+        self.mean_work = 1.0
+        """Of a task, as far as this process sent some."""
         self._finished_work = 0.0
         self._busy_seconds = 0.0
         self._acknowledged = 0
@@ -72,18 +73,13 @@ class WorkEstimate:
         return self._busy_seconds / self._finished_work if self._finished_work >= LEAST_TASKS else None
 
     @property
-    def mean_work(self) -> float:
-        """Of a task, as far as this process sent some."""
-        return self._mean_work
-
-    @property
     def others_per_second(self) -> float:
         """Tasks that arrived from other senders, on average."""
         return max(0.0, self._others_per_second)
 
     def acknowledged(self, *, partition: int, offset: int, work: float) -> None:
         """A task of this size lies there now."""
-        self._mean_work += _MEAN_WEIGHT * (work - self._mean_work)
+        self.mean_work += _MEAN_WEIGHT * (work - self.mean_work)
         self._acknowledged += 1
         known = self._partitions.get(partition)
         if known is None:
@@ -138,7 +134,7 @@ class WorkEstimate:
             unknown -= 1
         if not known.tasks:
             known.work = 0.0
-        return finished + max(0, unknown) * self._mean_work
+        return finished + max(0, unknown) * self.mean_work
 
     def _progress(
         self, member: GroupMember, owned: Iterable[PartitionLag], *, finished: Mapping[int, float], now: float
@@ -156,7 +152,7 @@ class WorkEstimate:
         return _Progress(now, is_busy, now - elapsed_seconds / 2 if begins else before.since)
 
     def _learn(self, *, work: float, busy_seconds: float) -> None:
-        kept = 0.5 ** (work / (MEMORY_TASKS * self._mean_work))
+        kept = 0.5 ** (work / (MEMORY_TASKS * self.mean_work))
         self._finished_work = self._finished_work * kept + work
         self._busy_seconds = self._busy_seconds * kept + busy_seconds
 
@@ -190,13 +186,13 @@ class WorkEstimate:
                 break
             work -= later
             count -= 1
-        return max(0.0, work) + max(0, item.lag_records - count) * self._mean_work
+        return max(0.0, work) + max(0, item.lag_records - count) * self.mean_work
 
     def _size(self, offset: int, partition: int) -> float:
         for known, work in self._partitions[partition].tasks:
             if known >= offset:
-                return work if known == offset else self._mean_work
-        return self._mean_work
+                return work if known == offset else self.mean_work
+        return self.mean_work
 
     def _rest(self, work: float, age_seconds: float) -> float:
         speed = self.seconds_per_work
