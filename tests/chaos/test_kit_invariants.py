@@ -58,7 +58,7 @@ async def test_an_offset_past_an_unfinished_task_is_detected(bench: WorkerBench)
         assert watch.broken == []
         await commit(bench, 2)
         await wait_observed(watch)
-    assert watch.broken == ["offset 2 of partition 0 passed task-001 at 1, which has no answer"]
+    assert watch.broken == ["offset 2 of partition 0 passed task-001 at 1, which has no result"]
 
 
 async def test_a_lowered_offset_is_detected(bench: WorkerBench) -> None:
@@ -81,7 +81,7 @@ async def test_a_second_event_id_a_missing_image_and_a_missing_generation_are_de
         with pytest.raises(AssertionError, match="stored images"):
             await watch.assert_kept()
         stored.append("task-000")
-        with pytest.raises(AssertionError, match="drawn 0 times, not 1 to 1"):
+        with pytest.raises(AssertionError, match="generated 0 times, not 1 to 1"):
             await watch.assert_kept()
         await answer(bench, "task-000", event_id=b"2")
         with pytest.raises(AssertionError, match="different answers"):

@@ -322,7 +322,7 @@ async def test_a_lost_device_replaces_the_engine_and_affects_no_other_task(quick
     )
     results = {result["request_id"]: result for result in await bench.wait_results(2)}
     assert (results["loses"]["error"]["code"], results["after"]["status"]) == ("crash-loop", "success")
-    assert "told to lose the device" in results["loses"]["error"]["message"]
+    assert "device lost on request" in results["loses"]["error"]["message"]
     # Two tasks are prepared at once, so the other one may have been generated before.
     await wait_until(lambda: worker.engine_pid() != engine, deadline_seconds=60, what="another engine")
 

@@ -1,1 +1,1 @@
-"""What tests of all folders share: real parts and ways to wait for them."""
+"""Code shared by the tests of all folders: real components and ways to wait for them."""

@@ -1,13 +1,13 @@
-"""The agent's core under random interleavings: lanes, ledger, attempts and the way of a task, over a modelled Kafka.
+"""The agent's core under random interleavings: lanes, ledger, attempts and task flow, on a modelled Kafka.
 
-Everything of a worker between its consumer, its engine, its store and its producer is the real thing: `LaneConsumer`,
-`TaskFlow`, `Attempts`, `Holds`, claims and manifests. What is outside is modelled, each of its faults is a rule, and
-time passes only in a rule.
+All code of a worker between its consumer, its engine, its store and its producer is real: `LaneConsumer`, `TaskFlow`,
+`Attempts`, `Holds`, claims and manifests. The outside is modelled, each of its faults is a rule, and time passes only
+in a rule.
 
-Three promises are held against a truth that the machine keeps by itself. A committed offset never passes a task without
-a visible end. No accepted commit sets back what its sender could have known. The ledger counts no crash that did not
-happen (a task that moved, or was released) and forgets none that did. At the end of each run the faults are mended, and
-every task must come to exactly one end, and no lag may be left, not even of what no worker can read.
+Three invariants are checked against the machine's own records. A committed offset never passes a task without a visible
+end. No accepted commit lowers an offset that its sender could have known. The ledger counts no crash that did not
+happen (a task that moved, or was released) and misses none that did. At the end of each run the faults are removed;
+then every task must have exactly one end, and no lag may remain, not even of undecodable records.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ PODS: Final = ("pod-a", "pod-b", "pod-c")
 MAX_RECORDS: Final = 12
 MAX_MARKERS: Final = 6
 CALM_SECONDS: Final = 12.0
-"""Longer than any deadline or pause of the lane: a pod that is in touch by then has committed all it had to."""
+"""Longer than any deadline or pause of the lane: a connected pod has committed everything by then."""
 MENDING_ROUNDS: Final = 200
 SETTINGS: Final = WorkerSettings.model_validate(
     {"kafka": {"bootstrap_servers": ["kafka:9092"]}, "storage": {"url": "s3://images/"}}
@@ -68,30 +68,30 @@ class AgentMachine(RuleBasedStateMachine):
         self.records = 0
         self.markers = 0
         self.commits = 0
-        """How often the broker took an offset of a partition."""
+        """How often the broker accepted an offset of a partition."""
         self.deleted: set[str | None] = set()
-        """Request ids of records that retention took, done or not."""
+        """Request ids of records that retention deleted, done or not."""
         self.ended: set[RecordPosition] = set()
         self.answers: dict[str | None, set[str]] = defaultdict(set)
         self.waiting_retries: list[OutgoingRecord] = []
         self.crashes_possible: Counter[str | None] = Counter()
-        """By request id: how often a pod that had the task died, or vanished without a commit."""
+        """By request id: how often a pod with the task died, or left without a commit."""
         self.crashes_certain: dict[RecordPosition, int] = {}
-        """The count that the ledger must show since a pod died that had the task at the device and was in touch."""
+        """The count that the ledger must show since a connected pod died with the task at the device."""
 
-    # What the machine sees
+    # Observations
 
     def see_commit(self, commit: Commit, partition: TopicPartition, committed: OffsetAndMetadata) -> None:
         self.commits += 1
         if committed.offset < commit.committed_when_sent[partition]:
-            self.broken.append(f"{partition}: set back from {commit.committed_when_sent[partition]} to {committed}")
+            self.broken.append(f"{partition}: lowered from {commit.committed_when_sent[partition]} to {committed}")
         ledger = decode_ledger(committed.metadata)
         for offset, entry in ledger.items():
             if entry.crashes > self.crashes_possible[entry.task]:
                 self.broken.append(f"{partition}: {offset} was not crashed so often: {entry}")
         for pod in self.living:
             if commit.sender in pod.consumers and pod.is_cut_off:
-                # It had been thrown out and started the task meanwhile, not knowing who else did: its entry counts.
+                # It had been fenced and started the task meanwhile, unaware of the new owner: its entry counts.
                 for run in pod.runs:
                     self.crashes_certain.pop(place_of(run), None)
         for (place, offset), crashes in self.crashes_certain.items():
@@ -114,7 +114,7 @@ class AgentMachine(RuleBasedStateMachine):
                 self.ended.add(place)
 
     def check_count(self, place: RecordPosition, request_id: str | None, crashes: int) -> None:
-        # Not too few: a pod that lost its partition before another one died over the task cannot know of that.
+        # Not too few: a pod that lost its partition before another one died during the task cannot know of that.
         if crashes > self.crashes_possible[request_id]:
             self.broken.append(f"{place}: {crashes} crashes published")
 
@@ -135,11 +135,11 @@ class AgentMachine(RuleBasedStateMachine):
         for name in PODS[:pods]:
             self.start(name)
         for number in range(records):
-            self.a_record_comes(number=number % PARTITIONS, gap=0, garbage=1)
+            self.a_record_arrives(number=number % PARTITIONS, gap=0, garbage=1)
 
     @precondition(lambda self: self.records < MAX_RECORDS)
     @rule(number=st.integers(0, PARTITIONS - 1), gap=st.integers(0, 1), garbage=st.integers(0, 9))
-    def a_record_comes(self, number: int, gap: int, garbage: int) -> None:
+    def a_record_arrives(self, number: int, gap: int, garbage: int) -> None:
         body = {"request_id": f"task-{self.records}", "prompt": "a city"}
         value = b"{" if garbage == 0 else json.dumps(body).encode()
         self.append(number, OutgoingRecord(topic=TOPIC, key=None, value=value, headers=[]), gap=gap)
@@ -152,7 +152,7 @@ class AgentMachine(RuleBasedStateMachine):
         self.loop.run_for()
 
     @rule(number=st.integers(0, PARTITIONS - 1), records=st.integers(1, 3))
-    def retention_takes_records(self, number: int, records: int) -> None:
+    def retention_deletes_records(self, number: int, records: int) -> None:
         partition = TopicPartition(TOPIC, number)
         taken = self.group.log[partition][:records]
         if taken:
@@ -167,7 +167,8 @@ class AgentMachine(RuleBasedStateMachine):
 
     def append(self, number: int, sent: OutgoingRecord, *, gap: int = 0, producers_time_ms: int | None = None) -> None:
         offset = self.group.ends[TopicPartition(TOPIC, number)] + gap
-        # None later than now, and no two alike: the order among equals is that of a set, another one in each process.
+        # None later than now, and no two equal: the order among equals is that of a set, which differs between
+        # processes.
         now_ms = round((EPOCH_SECONDS + self.loop.time() - 1) * 1000) + self.records
         record = consumer_record(sent, number=number, offset=offset, timestamp_ms=now_ms)
         if producers_time_ms is not None:
@@ -193,7 +194,7 @@ class AgentMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data())
-    def an_image_is_drawn(self, data: st.DataObject) -> None:
+    def an_image_is_generated(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.busy)).engine.finish()
         self.loop.run_for()
 
@@ -255,7 +256,7 @@ class AgentMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(not pod.is_draining for pod in self.living))
     @rule(data=st.data())
-    def a_pod_is_told_to_stop(self, data: st.DataObject) -> None:
+    def a_pod_gets_sigterm(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from([pod for pod in self.living if not pod.is_draining])).drain()
         self.loop.run_for()
 
@@ -272,14 +273,14 @@ class AgentMachine(RuleBasedStateMachine):
     def a_session_expires(self, data: st.DataObject) -> None:
         member = self.group.members[data.draw(st.sampled_from(sorted(self.group.members)))]
         for pod in self.living:
-            # It has no chance to say what it gives up.
+            # It cannot release its tasks.
             pod.is_cut_off = pod.is_cut_off or member in pod.consumers
         self.group.remove(member)
         self.loop.run_for()
 
     @precondition(lambda self: self.living)
     @rule(data=st.data())
-    def a_heartbeat_is_answered(self, data: st.DataObject) -> None:
+    def a_heartbeat_response_arrives(self, data: st.DataObject) -> None:
         self.group.heartbeat(data.draw(st.sampled_from(self.living)).consumers[-1])
         self.loop.run_for()
 
@@ -296,10 +297,10 @@ class AgentMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.disturbed)
     @rule(data=st.data(), last_first=st.booleans())
-    def a_link_is_mended(self, data: st.DataObject, *, last_first: bool) -> None:
+    def a_link_is_restored(self, data: st.DataObject, *, last_first: bool) -> None:
         pod, index = data.draw(st.sampled_from(self.disturbed))
         if last_first and pod.kafka.waiting_requests > 1:
-            # What overtakes a release undoes it: no other pod can tell that from a crash.
+            # A request that overtakes a release undoes it: other pods cannot distinguish that from a crash.
             self.may_have_crashed(pod)
         pod.links[index].become(LinkState.UP, last_first=last_first)
         self.loop.run_for()
@@ -314,10 +315,10 @@ class AgentMachine(RuleBasedStateMachine):
             if seconds >= CALM_SECONDS and self.group.owns(pod.consumers[-1]) and pod.kafka.state is LinkState.UP:
                 pod.is_cut_off = False
 
-    # Promises
+    # Invariants
 
     @invariant()
-    def nothing_broke(self) -> None:
+    def nothing_failed(self) -> None:
         assert not self.broken, "\n".join(self.broken)
 
     @invariant()
@@ -330,23 +331,23 @@ class AgentMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self.mend()
-            self.nothing_broke()
+            self.nothing_failed()
             self.no_committed_offset_has_passed_a_task_without_an_end()
             for request_id, event_ids in self.answers.items():
                 assert request_id is None or len(event_ids) == 1, f"{request_id} has several ends: {event_ids}"
             wanted = {request_id_of(record) for log in self.group.log.values() for record in log}
             assert wanted <= set(self.answers) <= wanted | self.deleted
-            self.nothing_was_called_lost_that_was_not_deleted()
+            self.only_deleted_records_were_reported_lost()
         finally:
             self.close()
 
-    def nothing_was_called_lost_that_was_not_deleted(self) -> None:
+    def only_deleted_records_were_reported_lost(self) -> None:
         for told in self.logged:
             if told["event"] == "records_lost":
                 assert told["first"] < told["end"] <= self.group.starts[TopicPartition(TOPIC, told["partition"])]
 
     def mend(self) -> None:
-        """Take every fault away, and work until all is done."""
+        """Remove every fault, and run until all is done."""
         for pod, index in self.disturbed:
             pod.links[index].become(LinkState.UP)
         for _ in range(MENDING_ROUNDS):
@@ -371,7 +372,7 @@ class AgentMachine(RuleBasedStateMachine):
         assert self.is_done, f"unfinished: {self.group.committed}"
 
     def close(self) -> None:
-        """End all there is."""
+        """End all pods."""
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()
@@ -380,7 +381,7 @@ class AgentMachine(RuleBasedStateMachine):
         asyncio.set_event_loop(None)
         self.logs.__exit__(None, None, None)
 
-    # Looks
+    # Queries
 
     @property
     def living(self) -> list[ModelPod]:

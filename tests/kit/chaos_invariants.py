@@ -1,7 +1,7 @@
-"""The promises of the service, looked at from outside while everything is being broken.
+"""The guarantees of the service, observed from outside during faults.
 
-Four things hold whatever happens: every accepted task has one terminal answer with one event id, a committed offset
-never passes an unfinished task, there is one image for each task, and nobody draws more often than the fault allows.
+Four invariants: every accepted task has one terminal result with one event id, a committed offset never passes an
+unfinished task, there is one image for each task, and no task is generated more often than the fault allows.
 """
 
 import json
@@ -14,16 +14,16 @@ from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body
 
 END_SECONDS: Final = 150.0
-"""For all tasks to end once nothing is broken any more, on a busy machine."""
+"""For all tasks to end after the last fault, on a busy machine."""
 
 T = TypeVar("T")
 
 
 class PromiseWatch(OffsetWatch):
-    """Sends tasks to a bench, and looks at offsets and answers all the while; use with `async with`."""
+    """Sends tasks to a bench and observes offsets and results meanwhile; use with `async with`."""
 
     def __init__(self, bench: WorkerBench, *, stored_ids: Callable[[], Iterable[str]] | None = None) -> None:
-        """`stored_ids` lists the request id of every stored image; unless given, of those in the bench's folder."""
+        """`stored_ids` lists the request id of every stored image; default: of those in the bench's folder."""
         super().__init__(bench)
         self._stored_ids = stored_ids or (lambda: [path.parent.name for path in bench.stored_images()])
 
@@ -36,7 +36,7 @@ class PromiseWatch(OffsetWatch):
         return names
 
     async def wait_another_end(self) -> None:
-        """Wait until one more task has an answer than now, if any is still without."""
+        """Wait until one more task than now has a result, if any is without one."""
         await _until_seen(self._looked, what="the answers")
         known = self.answered
         await self._wait_seen(
@@ -44,9 +44,9 @@ class PromiseWatch(OffsetWatch):
         )
 
     async def assert_kept(self, *, repeated_generations: int = 0, attempts: frozenset[int] = frozenset({1})) -> None:
-        """Wait until every task has ended and assert all promises.
+        """Wait until every task has ended and assert all invariants.
 
-        `repeated_generations` is how many more pictures may have been drawn than there are tasks.
+        `repeated_generations`: the allowed number of generations beyond one for each task.
         """
         names = sorted(self._places)
         await self._wait_seen(lambda: self.is_done, what=f"the ends of {len(names)} tasks, all committed")
@@ -59,9 +59,9 @@ class PromiseWatch(OffsetWatch):
         _same("stored images", sorted(self._stored_ids()), names)
         await _until_seen(self._looked, what="the offsets")
         _same("broken promises about offsets", self.broken, [])
-        drawn = sum(len(worker.events("job_done")) for worker in self._bench.workers)
+        generated = sum(len(worker.events("job_done")) for worker in self._bench.workers)
         allowed = range(len(names), len(names) + repeated_generations + 1)
-        assert drawn in allowed, f"drawn {drawn} times, not {allowed.start} to {allowed.stop - 1}"
+        assert generated in allowed, f"generated {generated} times, not {allowed.start} to {allowed.stop - 1}"
 
     async def _wait_seen(self, reached: Callable[[], bool], *, what: str) -> None:
         def seen() -> bool:
@@ -75,11 +75,11 @@ class PromiseWatch(OffsetWatch):
         return True
 
     async def _dead_letters(self) -> tuple[list[TopicRecord]]:
-        """In a tuple, because no letters are an answer, too."""
+        """In a tuple, because an empty list is a valid observation, too."""
         return (await self._bench.records(self._bench.topics.dead_letters),)
 
     async def _answers(self) -> dict[str, set[tuple[bytes, bytes]]]:
-        """Request id -> the different (event id, body) of its answers."""
+        """Request id -> the different (event id, body) of its results."""
         answers: dict[str, set[tuple[bytes, bytes]]] = {}
         for record in await self._bench.records(self._bench.topics.results):
             value = record.value or b"{}"
@@ -88,7 +88,7 @@ class PromiseWatch(OffsetWatch):
 
 
 async def _until_seen(look: Callable[[], Awaitable[T]], *, what: str) -> T:
-    """The first true answer; a look that fails because a broker is away is made again."""
+    """The first true value; a read that fails because a broker is down is repeated."""
 
     async def tolerant() -> T | None:
         try:

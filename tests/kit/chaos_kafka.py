@@ -1,7 +1,7 @@
-"""Kafka behind a network that fails on demand: every connection of a client goes through proxies.
+"""Kafka behind a network that fails on demand: every connection of a client passes a proxy.
 
-The brokers tell clients the proxies' addresses, so nothing that they learn leads past them. Brokers talk among
-themselves directly, and `bootstrap_servers` of the cluster stays the undisturbed way for whoever looks on.
+The brokers advertise the proxies' addresses, so no metadata leads past them. Brokers connect to each other directly;
+observers use `bootstrap_servers` of the cluster, which no fault affects.
 """
 
 import asyncio
@@ -27,23 +27,23 @@ _REQUEST_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ProxiedKafka:
-    """A cluster and the lines to its brokers, by node id from 1 on."""
+    """A cluster and the proxies of its brokers, by node id from 1 on."""
 
     cluster: KafkaCluster
     lines: tuple[TcpProxy, ...]
 
     @property
     def bootstrap_servers(self) -> str:
-        """What the clients under test are given."""
+        """Bootstrap servers for the clients under test."""
         return ",".join(line.address for line in self.lines)
 
     async def on_every_line(self, change: Callable[[TcpProxy], Awaitable[None]]) -> None:
-        """Change all lines at once: `on_every_line(TcpProxy.black_hole)`."""
+        """Change all proxies at once: `on_every_line(TcpProxy.black_hole)`."""
         await asyncio.gather(*(change(line) for line in self.lines))
 
 
 def proxied_listener(*, brokers: Literal[1, 3] = 1, name: str = "PROXIED") -> ListenerSpec:
-    """A listener whose clients are told to come through proxies."""
+    """A listener that advertises proxies."""
     ports: set[int] = set()
     while len(ports) < brokers:
         ports.add(free_port(taken=ports))
@@ -53,7 +53,7 @@ def proxied_listener(*, brokers: Literal[1, 3] = 1, name: str = "PROXIED") -> Li
 
 @asynccontextmanager
 async def proxies_of(cluster: KafkaCluster, listener: ListenerSpec) -> AsyncIterator[ProxiedKafka]:
-    """Open the lines to a running cluster that was started with this listener; mended for every test anew."""
+    """Open the proxies of a running cluster that was started with this listener; restored for every test."""
     async with AsyncExitStack() as stack:
         lines = [
             TcpProxy(broker.ports[listener.name], port=listener.advertised_ports[broker.node_id])
@@ -85,7 +85,7 @@ async def coordinator_of(cluster: KafkaCluster, group: str) -> ClusterBroker:
             await admin.start()
             node_id = await admin.find_coordinator(group)
         except KafkaError:
-            return None  # nobody has been chosen yet
+            return None  # no coordinator has been chosen yet
         return next((broker for broker in cluster.brokers if broker.node_id == node_id and broker.pid), None)
 
     try:

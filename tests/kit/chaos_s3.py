@@ -1,4 +1,4 @@
-"""A real S3 API that fails on demand: moto's server behind a handler that answers in its place, late, or in vain."""
+"""A real S3 API that fails on demand: moto's server behind a handler that injects errors and delays."""
 
 import threading
 import time
@@ -20,23 +20,23 @@ _REASONS: Final = {500: "Internal Server Error", 503: "Service Unavailable"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Fault:
-    """What happens to a request; without `status` it is served as it should."""
+    """A fault of requests; without `status` the request is served."""
 
     status: int | None = None
-    """The error answered instead: 500 or 503."""
+    """The error status: 500 or 503."""
     after_the_deed: bool = False
-    """Serve the request first and then answer the error all the same: its outcome is lost on the way back."""
+    """Serve the request and respond with the error anyway: the outcome is lost."""
     wait_seconds: float = 0.0
-    """How long to wait before anything else."""
+    """Delay before the request is handled."""
     methods: frozenset[str] = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
     key_part: str = ""
-    """Only requests whose path holds this text."""
+    """Only requests whose path contains this text."""
     times: int | None = None
-    """How many requests it strikes; None for all until it is lifted."""
+    """How many requests it affects; None for all until it is cleared."""
 
 
 class FailingS3Service(S3Service):
-    """An S3 service with at most one fault at a time; its buckets outlive faults, stops and starts."""
+    """An S3 service with at most one fault at a time; its buckets are kept across faults and restarts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class FailingS3Service(S3Service):
         self._front_port = 0
         self._thread: threading.Thread | None = None
         self.struck = 0
-        """How many requests faults have struck so far."""
+        """How many requests faults have affected so far."""
         self.requests: list[tuple[str, str]] = []
-        """(method, path) of everything that was asked, in order."""
+        """(method, path) of all requests, in order."""
 
     @property
     def port(self) -> int:
@@ -62,7 +62,7 @@ class FailingS3Service(S3Service):
         return f"http://{HOST}:{self._front_port}"
 
     def fail(self, fault: S3Fault) -> None:
-        """Let requests meet this fault from now on."""
+        """Apply this fault to requests from now on."""
         with self._lock:
             self._fault, self._left = fault, fault.times
 
@@ -104,7 +104,7 @@ class FailingS3Service(S3Service):
             for _ in application(environ, lambda *_: None):
                 pass
         else:
-            # A body that nobody reads would make closing the connection a reset, which hides the answer.
+            # With an unread body, closing the connection sends a reset, which hides the response.
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         body = f"<Error><Code>{_ERROR_CODES[fault.status]}</Code><Message>on demand</Message></Error>".encode()
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
@@ -125,7 +125,7 @@ class FailingS3Service(S3Service):
 
 class _QuietHandler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Say nothing of requests."""
+        """Log no requests."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The installed `fluxpool` program as a shell runs it: its exit code and both of its streams."""
+"""The installed `fluxpool` program as a process: its exit code and both of its streams."""
 
 import asyncio
 import errno
@@ -18,7 +18,7 @@ _SECONDS = 90.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     output: str
@@ -26,7 +26,7 @@ class Ended:
 
     @property
     def document(self) -> Any:
-        """Standard output as JSON; fails with the complaints when there is none."""
+        """Standard output as JSON; fails with standard error when there is none."""
         assert self.output, self.complaints
         return json.loads(self.output)
 
@@ -37,10 +37,10 @@ async def fluxpool(*arguments: str, folder: Path, environment: Mapping[str, str]
 
 
 async def fluxpool_on_terminal(*arguments: str, folder: Path, environment: Mapping[str, str]) -> tuple[str, Ended]:
-    """The same with a terminal as its standard error; returns what that was sent, escapes included."""
+    """The same with a terminal as its standard error; returns its output, escapes included."""
     terminal, end_of_command = os.openpty()
     try:
-        # As wide as the lines of tests, which would be folded otherwise.
+        # As wide as the lines of tests, which would be wrapped otherwise.
         termios.tcsetwinsize(end_of_command, (50, 300))
         shown = asyncio.create_task(asyncio.to_thread(_read_terminal, terminal))
         try:
@@ -69,12 +69,12 @@ def _run(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str
 
 
 def _read_terminal(terminal: int) -> str:
-    """All that is written until the last end of it is closed."""
+    """All output until the last writer has closed it."""
     shown = b""
     while True:
         try:
             shown += os.read(terminal, 65_536)
         except OSError as error:
-            if error.errno != errno.EIO:  # how Linux says that nobody writes any more
+            if error.errno != errno.EIO:  # Linux's error when the last writer is gone
                 raise
             return shown.decode()

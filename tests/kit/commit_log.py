@@ -1,7 +1,7 @@
-"""What a group committed, commit by commit, as the brokers keep it; and reading a topic on from where one was.
+"""Every commit of a group, from Kafka's offsets topic; and a topic reader that continues from its last position.
 
-A coordinator may tell an older offset for a moment after it has taken over, so whoever asks what was ever committed
-reads the log of commits itself. Joins no group and changes nothing.
+A new coordinator may return an older offset for a moment, so a complete history needs the log of commits itself. Joins
+no group and changes nothing.
 """
 
 import struct
@@ -16,7 +16,7 @@ OFFSETS_TOPIC: Final = "__consumer_offsets"
 REQUEST_SECONDS: Final = 5.0
 READ_SECONDS: Final = 15.0
 RECONNECT_MS: Final = 1000
-"""The library's own ten seconds would show in every time that is measured by this."""
+"""The library's ten seconds would show in every time that is measured with this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Commit:
 
 
 class TopicTail:
-    """Reads a topic on from where it was; a read costs only what is new since the one before."""
+    """Reads a topic from its last position; a read fetches only new records."""
 
     def __init__(self, bootstrap_servers: str, topic: str, *, only_for: str | None = None) -> None:
-        """Unless all partitions are wanted, `only_for` names the group whose commits are."""
+        """`only_for` restricts the partitions to that of this group's commits."""
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
         self._only_for = only_for
@@ -40,7 +40,7 @@ class TopicTail:
         self._consumer = self._open()
 
     def read_to_end(self) -> Iterator[Message]:
-        """Up to the end at the time of the call; nothing while there is no such topic.
+        """Read up to the end at the time of the call; nothing while the topic does not exist.
 
         Raises `KafkaException`, `LookupError` or `TimeoutError`; what was yielded before is not yielded again.
         """
@@ -53,7 +53,7 @@ class TopicTail:
                 self._restart()
                 raise TimeoutError(f"the end of {self._topic} was not reached")
             for message in self._consumer.consume(num_messages=1000, timeout=0.2):
-                # A reader that had to begin anew sees again what it has seen.
+                # A restarted reader gets records again.
                 if message.error() is None and message.offset() >= self._next[message.partition()]:
                     self._next[message.partition()] = message.offset() + 1
                     yield message
@@ -66,13 +66,13 @@ class TopicTail:
         return Consumer(
             {
                 "bootstrap.servers": self._bootstrap_servers,
-                # librdkafka wants one; only a subscription or a commit would make use of it.
+                # librdkafka requires one; only a subscription or a commit would use it.
                 "group.id": "unused",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "fetch.wait.max.ms": 100,
                 "reconnect.backoff.max.ms": RECONNECT_MS,
-                # That brokers go away is what is being watched.
+                # Broker outages are expected here.
                 "log_level": 0,
             }
         )
@@ -86,7 +86,7 @@ class TopicTail:
         self._assign()
 
     def _restart(self) -> None:
-        """Go on with another client: after a leader lost its place and got it back, one was seen to fetch no more."""
+        """Continue with another client: after a leader lost and regained its role, one was seen to fetch no more."""
         self._consumer.close()
         self._consumer = self._open()
         self._assign()
@@ -97,19 +97,19 @@ class TopicTail:
     def _end_of(self, number: int) -> int:
         bounds = self._consumer.get_watermark_offsets(TopicPartition(self._topic, number), timeout=REQUEST_SECONDS)
         if bounds is None:
-            raise TimeoutError(f"the end of {self._topic} was not told")
+            raise TimeoutError(f"the end of {self._topic} was not returned")
         return int(bounds[1])
 
 
 class CommitLog:
-    """The commits of one group in the order in which the brokers took them."""
+    """The commits of one group in the order in which the brokers accepted them."""
 
     def __init__(self, bootstrap_servers: str, group: str) -> None:
         self._group = group
         self._tail = TopicTail(bootstrap_servers, OFFSETS_TOPIC, only_for=group)
 
     def read_to_end(self) -> Iterator[Commit]:
-        """Those since the last read; raises what `TopicTail.read_to_end` raises."""
+        """Commits since the last read; raises the errors of `TopicTail.read_to_end`."""
         for message in self._tail.read_to_end():
             commit = commit_of(message.key(), message.value(), group=self._group)
             if commit is not None:
@@ -121,7 +121,7 @@ class CommitLog:
 
 
 def commit_of(key: bytes | None, value: bytes | None, *, group: str) -> Commit | None:
-    """The commit of that group in a record of the offsets topic; None when it says something else.
+    """The commit of that group in a record of the offsets topic; None when it is something else.
 
     The schemas are Kafka's `OffsetCommitKey` and the beginning of `OffsetCommitValue`, which all its versions share.
     """
@@ -138,7 +138,7 @@ def commit_of(key: bytes | None, value: bytes | None, *, group: str) -> Commit |
 
 
 def _text(data: bytes, at: int) -> tuple[str, int]:
-    """A string, and where what follows it begins."""
+    """A string, and the position after it."""
     (length,) = struct.unpack_from(">h", data, at)
     end = at + 2 + length
     return data[at + 2 : end].decode(), end

@@ -1,8 +1,8 @@
 """A real Kubernetes control plane on loopback: etcd, API server, controllers, scheduler, with kubectl and helm.
 
-Owns the data folder, the flags, the order of starts and stops, and the answer to "can it serve?". There is no kubelet:
-pods run where `kit.process_node` or `kit.fake_nodes` plays one. Services do not route, because nothing programs a
-network and EndpointSlices refuse loopback addresses.
+Owns the data folder, the flags, the order of starts and stops, and readiness. There is no kubelet: `kit.process_node`
+and `kit.fake_nodes` take its place. Services do not route, because nothing programs a network and EndpointSlices refuse
+loopback addresses.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _READINESS_INTERVAL_SECONDS = 0.05
 _COMMAND_SECONDS = 120.0
 # An API server waits for requests in flight, and its watches never end by themselves.
 _STOP_GRACE_SECONDS = 5.0
-# Metadata says who did what to which object, which is what access rules are about; bodies are never kept.
+# Metadata has user, verb and object, which is enough to check access rules; bodies are not stored.
 _AUDIT_POLICY = """\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -41,7 +41,7 @@ rules:
 
 
 class ControlPlaneError(Exception):
-    """The control plane cannot do what was asked; the message says why, with the end of the log where one helps."""
+    """An operation failed; the message has the reason, and the end of the log where it helps."""
 
 
 class Component(StrEnum):
@@ -235,7 +235,7 @@ class ControlPlane:
             stdin=subprocess.DEVNULL if standard_input is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # Caches and plugins of the person who runs the tests stay out.
+            # Do not use caches and plugins of the person who runs the tests.
             env={
                 "PATH": os.environ["PATH"],
                 "HOME": str(home),
@@ -279,7 +279,7 @@ class ControlPlane:
             f"--listen-client-urls={address}",
             f"--advertise-client-urls={address}",
             f"--listen-peer-urls=http://{HOST}:0",
-            # The data need not outlive the machine.
+            # The data need not survive a crash of the machine.
             "--unsafe-no-fsync",
         ]
 

@@ -1,6 +1,6 @@
-"""Where the programs of the control plane lie: in KUBEBUILDER_ASSETS, or where `make control-plane` builds them.
+"""The folder of the control plane's programs: KUBEBUILDER_ASSETS, or where `make control-plane` builds them.
 
-Builds nothing itself, so that a test run never spends minutes unasked.
+Builds nothing itself, because that takes minutes.
 """
 
 import os

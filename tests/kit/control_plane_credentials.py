@@ -1,6 +1,6 @@
 """Keys, certificates and kubeconfig files of a control plane on loopback.
 
-Owns the folder they lie in, which is kept between runs. Who may do what is the API server's business.
+Owns their folder, which is kept between runs. The API server decides about permissions.
 """
 
 import json
@@ -57,7 +57,7 @@ class Credentials:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL
         _write_private(self.service_account_key_file, key.private_bytes(encoding, form, serialization.NoEncryption()))
-        # Last, because its presence says that all is there.
+        # Last, because its presence means that all files exist.
         line = f'{secrets.token_hex(16)},{ADMIN_USER},{ADMIN_USER},"system:masters"\n'
         _write_private(self.token_file, line.encode())
 

@@ -1,4 +1,4 @@
-"""A disk that is full on demand: a small file system of its own, which nothing else feels."""
+"""A disk that is full on demand: a small, separate file system."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ _CHUNK_BYTES: Final = 64 * 1024
 
 
 class SmallDisk:
-    """A mounted folder with little room."""
+    """A mounted folder with little space."""
 
     def __init__(self, folder: Path) -> None:
         """Take a folder that is mounted already; see `small_disk`."""
@@ -23,12 +23,12 @@ class SmallDisk:
 
     @property
     def free_bytes(self) -> int:
-        """Room that is left."""
+        """Remaining space."""
         usage = os.statvfs(self.folder)
         return usage.f_bavail * usage.f_frsize
 
     def fill(self) -> None:
-        """Use up all the room: whoever writes now gets ENOSPC."""
+        """Use up all space: writes now fail with ENOSPC."""
         with (self.folder / _BALLAST).open("ab", buffering=0) as ballast:
             try:
                 while True:
@@ -38,7 +38,7 @@ class SmallDisk:
                     raise
 
     def free(self) -> None:
-        """Give back what `fill` took."""
+        """Release the space that `fill` used."""
         (self.folder / _BALLAST).unlink(missing_ok=True)
 
 

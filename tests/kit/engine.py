@@ -1,6 +1,6 @@
-"""The agent's side of one real engine process, and a stand-in for its model: for tests of the process loop.
+"""The agent's side of one real engine process, and a stand-in for its model, for tests of the process loop.
 
-Knows the protocol and nothing of what a test wants to see.
+Knows the protocol and no expectations of tests.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from kit.waiting import PATIENCE
 DEADLINE_SECONDS = 75.0 * PATIENCE
 """Importing torch and diffusers takes seconds, and many when the machine is busy."""
 
-SECRET_PROMPT = "a lighthouse nobody else may know of"
+SECRET_PROMPT = "a secret lighthouse"
 INPUTS = GenerationInputs(
     prompt=SECRET_PROMPT, width=64, height=64, steps=2, seed=1, embed_parameters=EmbedParameters.ALL
 )
@@ -172,7 +172,7 @@ StartEngine = Callable[..., Engine]
 
 @pytest.fixture
 def start_engine(tmp_path: Path) -> Iterator[StartEngine]:
-    """Starts engines and ends whatever is left of them."""
+    """Starts engines and ends those that remain."""
     with contextlib.ExitStack() as started:
 
         def start(command: tuple[str, ...] = STAND_IN_ENGINE, *, environment: dict[str, str] | None = None) -> Engine:

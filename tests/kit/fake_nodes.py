@@ -1,7 +1,7 @@
-"""Nodes without machines: capacity for the real scheduler, and on wish pods that only say that they run.
+"""Nodes without machines: capacity for the real scheduler, and optionally pods that only report to run.
 
-One task keeps all nodes alive, one more plays all of their pods, so hundreds of both are cheap. Nothing is executed:
-where a pod's program matters use `kit.process_node`.
+One task renews all nodes, another one reports the status of all pods, so hundreds of both are cheap. Nothing is
+executed: if a pod's program matters, use `kit.process_node`.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _REQUESTS_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakePods:
-    """How pods on fake nodes behave: Ready this long after they were bound, gone this long after their deletion."""
+    """How pods on fake nodes behave: Ready this long after they were bound, removed this long after their deletion."""
 
     ready_after_seconds: float = 0.2
     terminate_after_seconds: float = 0.1
@@ -154,12 +154,12 @@ class FakeNodes:
                     if (due.uid, _Step.GO_AWAY) not in self._planned:
                         body = {"metadata": {"uid": due.uid}, "status": _ready_status(due.pod)}
                         await self._api.patch(f"{path}/status", body, patch_type=PatchType.STRATEGIC)
-                    # The node controller takes it back when the node was silent; a node that is back says it anew.
+                    # The node controller resets it when the node was silent; a node that is back reports it again.
                     self._planned.discard((due.uid, due.step))
                 case _Step.GO_AWAY:
                     await self._api.delete(path, grace_period_seconds=0, uid=due.uid)
         except ApiError as error:
-            # Gone or replaced in the meantime: nothing left to play.
+            # Deleted or replaced meanwhile: nothing to do.
             if error.status not in (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT):
                 _log.warning("fake_pod_step_refused", step=due.step, pod=metadata["name"], error=str(error))
                 self._again(due, pods)
@@ -172,7 +172,7 @@ class FakeNodes:
 
 
 def _is_unready(pod: Body) -> bool:
-    """Whether a running pod was said not to be ready, as the node controller does for a silent node."""
+    """Whether the node controller marked a running pod as not ready, as it does for a silent node."""
     return pod["status"].get("phase") == "Running" and condition(pod, "Ready").get("status") == "False"
 
 

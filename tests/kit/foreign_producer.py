@@ -1,7 +1,7 @@
-"""Write records as other people's producers do: any codec, any time, header names that are no text.
+"""Write records like other producers: any codec, any time, header names that are not UTF-8.
 
-librdkafka writes all that its interface takes; kafka-python, uncompressed, the header names that are no text, because
-it lets a name through whose bytes are its own.
+Uses librdkafka for everything that its interface accepts, and kafka-python, uncompressed, for header names that are not
+UTF-8.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignRecord:
-    """What is to be written; `headers` are names and values in bytes."""
+    """The record to write; `headers` are names and values in bytes."""
 
     key: bytes | None = None
     value: bytes | None = None
@@ -32,12 +32,12 @@ class ForeignRecord:
 
     @property
     def has_raw_names(self) -> bool:
-        """Whether the name of a header is no text, which only a `RawProducer` writes."""
+        """Whether the name of a header is not UTF-8, which only a `RawProducer` writes."""
         return any(not _is_text(name) for name, _ in self.headers)
 
 
 class _RawName(str):
-    """A header name whose bytes on the wire are these and no others."""
+    """A header name with these bytes on the wire."""
 
     __slots__ = ("raw",)
     raw: bytes
@@ -77,7 +77,7 @@ class RawProducer:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Return once every record is acknowledged or given up."""
+        """Return once every record is acknowledged or has failed."""
         self._producer.flush(timeout=_SECONDS)
         self._producer.close(timeout=_SECONDS)
 

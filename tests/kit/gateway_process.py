@@ -1,4 +1,4 @@
-"""A real gateway for tests: its server and its projector as processes, on topics of their own."""
+"""A real gateway for tests: server and projector as processes, on unique topics."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ STOP_DEADLINE_SECONDS = 30.0
 
 @dataclass(slots=True)
 class GatewayProcess:
-    """A started gateway. Nothing starts its programs again but the test, in the place of a kubelet."""
+    """A started gateway. Only the test restarts its programs, in place of a kubelet."""
 
     settings: GatewaySettings
     server: subprocess.Popen[bytes]
@@ -41,7 +41,7 @@ class GatewayProcess:
         return self.settings.address_file.read_text().strip()
 
     def log(self) -> str:
-        """What its programs wrote."""
+        """Output of its programs."""
         return self.log_path.read_text()
 
     def servers(self) -> list[int]:
@@ -52,7 +52,7 @@ class GatewayProcess:
         return [child.pid for child in children if _is_worker(child)]
 
     def pids(self) -> dict[str, int]:
-        """Every living process by a name of its own."""
+        """Every living process by name."""
         servers = {f"server {number}": pid for number, pid in enumerate(self.servers())}
         return servers | ({"projector": self.projector.pid} if self.projector.poll() is None else {})
 
@@ -90,7 +90,7 @@ class GatewayProcess:
         return self.server.wait(STOP_DEADLINE_SECONDS), self.projector.wait(STOP_DEADLINE_SECONDS)
 
     def kill(self) -> None:
-        """SIGKILL whatever still runs."""
+        """SIGKILL all running processes."""
         for program in (self.server, self.projector):
             program.kill()
             program.wait()
@@ -134,13 +134,13 @@ def start_gateway(settings: GatewaySettings, *, environment: Mapping[str, str] =
 def start_projector(
     settings: GatewaySettings, *, log_path: Path, environment: Mapping[str, str] = os.environ
 ) -> subprocess.Popen[bytes]:
-    """Start a projector alone and return at once."""
+    """Start only a projector and return at once."""
     return _start("fluxpool_gateway.projector", settings, log_path=log_path, environment=environment)
 
 
 @contextmanager
 def running_gateway(settings: GatewaySettings) -> Iterator[GatewayProcess]:
-    """Run a gateway for a block; it answers, and is stopped at the end, by force if need be."""
+    """Run a gateway for a block; it responds, and is stopped at the end, by force if necessary."""
     gateway = start_gateway(settings)
     try:
         gateway.wait_listening()

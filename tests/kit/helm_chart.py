@@ -1,6 +1,6 @@
-"""The chart as Helm renders it without a cluster, and what may be asked of the objects that come out.
+"""The chart rendered by Helm without a cluster, and queries of the rendered objects.
 
-Knows Helm and Kubernetes' pod fields, nothing of what Fluxpool's chart should contain.
+Knows Helm and Kubernetes' pod fields, but not the expected content of Fluxpool's chart.
 """
 
 import json
@@ -19,7 +19,7 @@ from kit.kubernetes_api import Body
 
 CHART: Final = Path(__file__).parents[2] / "charts" / "fluxpool"
 CI_VALUES: Final = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
-"""One file for each way of installing that the chart promises."""
+"""One values file for each supported kind of installation."""
 
 RELEASE: Final = "demo"
 NAMESPACE: Final = "images"
@@ -39,7 +39,7 @@ _ALLOWED_VOLUMES: Final = frozenset(
 
 
 class HelmError(Exception):
-    """Helm refused; the message is what it printed."""
+    """Helm failed; the message is its output."""
 
 
 def helm_program() -> Path:
@@ -90,7 +90,7 @@ class Helm:
         return _flags((), values)
 
     def notes(self, *files: Path, values: Mapping[str, Any] | None = None) -> str:
-        """What is printed after an installation."""
+        """The notes printed after an installation."""
         arguments = ("--dry-run=client", "--namespace", NAMESPACE, *_flags(files, values))
         return self.run("install", RELEASE, str(CHART), *arguments).partition("\nNOTES:\n")[2]
 
@@ -132,7 +132,7 @@ def environment(container: Body) -> dict[str, str]:
 
 
 def restricted_violations(spec: Body) -> list[str]:
-    """What the restricted Pod Security Standard refuses in a pod's spec.
+    """Violations of the restricted Pod Security Standard in a pod's spec.
 
     https://kubernetes.io/docs/concepts/security/pod-security-standards/
     """

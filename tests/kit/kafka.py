@@ -1,7 +1,6 @@
-"""The real Kafka of the tests: brokers to start, and topics, records and offsets to write and read around the product.
+"""The real Kafka of the tests: start brokers; write and read topics, records and offsets independently of the product.
 
-Everything here is groupless or foreign on purpose: it looks at Kafka without the product's own code and without joining
-its groups.
+Nothing here uses the product's code or joins its groups.
 """
 
 import asyncio
@@ -32,12 +31,12 @@ with warnings.catch_warnings():
     from kafka.errors import KafkaError as _KafkaPythonError
 
 ScriptClientError: type[Exception] = _KafkaPythonError
-"""What `produce` and `committed_offsets` raise when the brokers are away."""
+"""Errors of `produce` and `committed_offsets` when the brokers are down."""
 
 _REQUEST_SECONDS = 10.0
 _UNSERVED_PAUSE_SECONDS = 0.2
 _SILENCE_SECONDS = 5.0
-"""A client whose leader lost its place and got it back was seen to fetch no more; a new one does."""
+"""After a leader lost and regained its role, a client was seen to fetch no more; a new client does."""
 _UNSERVED = frozenset(
     getattr(KafkaError, name)
     for name in (
@@ -53,12 +52,12 @@ _UNSERVED = frozenset(
         "UNKNOWN_TOPIC_OR_PART",
     )
 )
-"""What brokers that come back answer before they have taken up their partitions."""
+"""Errors of restarted brokers before they lead their partitions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicRecord:
-    """A record as it lies in the log; `headers` keeps order and repeats, `timestamp_ms` is Unix time."""
+    """A record of the log; `headers` keeps order and duplicates, `timestamp_ms` is Unix time."""
 
     topic: str
     partition: int
@@ -71,14 +70,14 @@ class TopicRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedOffset:
-    """What a group committed for a partition."""
+    """A group's committed offset and metadata of a partition."""
 
     offset: int
     metadata: str
 
 
 class KafkaFactory(Protocol):
-    """Start one more Kafka for a test; takes the settings of `KafkaCluster` but folder and jars."""
+    """Start another Kafka for a test; takes the settings of `KafkaCluster` except folder and jars."""
 
     async def __call__(self, **settings: Any) -> KafkaCluster:
         """Return it ready; its brokers are killed when the test ends."""
@@ -143,35 +142,35 @@ async def read_topic(
 
 
 class TopicReader:
-    """Reads topics up to their ends with one client, again and again; a read fetches only what came since the last one.
+    """Reads topics repeatedly up to their ends with one client; a read fetches only new records.
 
-    Joins no group. For topics that are neither compacted nor deleted and created again: what was read is kept, but for
-    records that the log's beginning has passed.
+    Joins no group. For topics that are neither compacted nor recreated: records that were read are kept until the log
+    start offset passes them.
     """
 
     def __init__(self, bootstrap_servers: str, *, isolation_level: str = "read_uncommitted") -> None:
         self._settings = {
             "bootstrap.servers": bootstrap_servers,
-            # librdkafka wants one; only a subscription or a commit would make use of it.
+            # librdkafka requires one; only a subscription or a commit would use it.
             "group.id": "unused",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 100,
             "isolation.level": isolation_level,
-            # Brokers of tests come back at once, and that they go away is no news.
+            # Brokers of tests are restarted soon, and their outages are expected.
             "reconnect.backoff.max.ms": 1000,
             "log_level": 0,
         }
         self._consumer: Any = None
         self._held: dict[tuple[str, int], list[TopicRecord]] = {}
         self._next: dict[tuple[str, int], int] = {}
-        # A wait that expires leaves its read behind in a thread.
+        # An expired wait leaves its read running in a thread.
         self._reading = threading.Lock()
 
     async def records(self, topic: str, *, deadline_seconds: float = 60) -> list[TopicRecord]:
         """Return all records up to the end at the time of the call, by partition and offset.
 
-        Brokers that do not serve the topic yet are asked again. Raises `LookupError` when there is no such topic,
+        Repeats requests to brokers that do not serve the topic yet. Raises `LookupError` when there is no such topic,
         `TimeoutError` when the end is not reached in time, `confluent_kafka.KafkaException` when it is not served by
         then.
         """
@@ -182,7 +181,7 @@ class TopicReader:
                 try:
                     return self._read(topic, deadline=deadline)
                 except BaseException:
-                    # After a fault the next read begins with connections of its own.
+                    # After a fault the next read uses new connections.
                     self._close()
                     raise
 
@@ -219,7 +218,7 @@ class TopicReader:
         return [record for number in sorted(partitions) for record in self._held[topic, number]]
 
     def _read_on(self, topic: str, ends: Mapping[int, int], *, deadline: float) -> None:
-        """Read these partitions from where they were read to before up to these ends."""
+        """Read these partitions from their last positions to these ends."""
         self._consumer.assign([TopicPartition(topic, number, self._next[topic, number]) for number in ends])
         unread = set(ends)
         silent_at = time.monotonic() + _SILENCE_SECONDS
@@ -233,7 +232,7 @@ class TopicReader:
                 number = message.partition()
                 if number not in unread:
                     continue
-                # Transaction markers and compaction leave tails without records: the end itself tells.
+                # Transaction markers and compaction leave tails without records: compare with the end offset.
                 if message.error() is None:
                     self._held[topic, number].append(_as_topic_record(message))
                     self._next[topic, number] = message.offset() + 1
@@ -244,12 +243,12 @@ class TopicReader:
                     raise KafkaException(message.error())
                 if self._next[topic, number] >= ends[number]:
                     unread.discard(number)
-        # An assigned partition would be fetched on and on.
+        # An assigned partition would be fetched forever.
         self._consumer.unassign()
 
 
 def _again_until_served(seconds: float) -> AsyncRetrying:
-    """Ask again while brokers that came back do not serve yet."""
+    """Repeat while restarted brokers do not serve yet."""
     return AsyncRetrying(
         retry=retry_if_exception(_is_unserved),
         wait=wait_fixed(_UNSERVED_PAUSE_SECONDS),
@@ -305,10 +304,10 @@ async def produce(
 
 
 async def committed_offsets(bootstrap_servers: str, group: str) -> dict[tuple[str, int], CommittedOffset]:
-    """Return what the group committed, by (topic, partition); joins nothing.
+    """Return the group's committed offsets by (topic, partition), without joining it.
 
-    Partitions without a commit are absent. A coordinator that moves or loads is asked again. Raises kafka-python's
-    errors for any other answer, and when nobody can be reached.
+    Partitions without a commit are absent. Repeats the request while the coordinator moves or loads. Raises
+    kafka-python's errors for any other error, and when no broker can be reached.
     """
 
     def fetch() -> dict[tuple[str, int], CommittedOffset]:
@@ -326,7 +325,7 @@ async def committed_offsets(bootstrap_servers: str, group: str) -> dict[tuple[st
 
 
 def sasl_plain_listener(users: Mapping[str, str], *, name: str = "SASL") -> ListenerSpec:
-    """Return a listener that lets these users (name -> password) in by SASL PLAIN."""
+    """Return a listener that accepts these users (name -> password) by SASL PLAIN."""
     logins = " ".join(f'user_{user}="{password}"' for user, password in users.items())
     module = "org.apache.kafka.common.security.plain.PlainLoginModule"
     return ListenerSpec(
@@ -340,7 +339,7 @@ def sasl_plain_listener(users: Mapping[str, str], *, name: str = "SASL") -> List
 
 
 def scram_listener(*, name: str = "SCRAM") -> ListenerSpec:
-    """Return a listener that lets the cluster's `scram_users` in, by either mechanism."""
+    """Return a listener that accepts the cluster's `scram_users`, by either mechanism."""
     module = "org.apache.kafka.common.security.scram.ScramLoginModule"
     return ListenerSpec(
         name=name,

@@ -1,6 +1,6 @@
-"""A real Apache Kafka for tests: one or three brokers, with listeners, users and properties of their own.
+"""A real Apache Kafka for tests: one or three brokers with configurable listeners, users and properties.
 
-The product's plain broker, several times and with more settings. Creates no topics.
+Uses the product's broker, several times and with more settings. Creates no topics.
 """
 
 import asyncio
@@ -183,7 +183,7 @@ class KafkaCluster:
 
 
 async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all at once; the first failure ends the others and is raised as itself."""
+    """Run all concurrently; the first failure ends the others and is raised unchanged."""
     try:
         async with asyncio.TaskGroup() as group:
             for coroutine in work:

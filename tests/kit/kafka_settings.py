@@ -1,4 +1,4 @@
-"""How brokers of tests are configured beyond a plain one: listeners, users, replicas, and any other property.
+"""Settings of test brokers: listeners, users, replicas, and any other property.
 
 Plain values; starts nothing and touches no file.
 """
@@ -11,8 +11,7 @@ from fluxpool_cli.local.kafka.broker import CONTROLLER_LISTENER, PLAIN_LISTENER,
 from fluxpool_cli.local.loopback import HOST
 from fluxpool_contract.kafka import SaslMechanism, SecurityProtocol
 
-# Every partition has to be led and loaded before each group can be served, and readiness asks them one by one: far
-# fewer than Kafka's 50.
+# Readiness needs a leader and a loaded coordinator for every partition, one by one: far fewer than Kafka's 50.
 OFFSETS_PARTITIONS = 3
 
 _OWNED_SETTINGS = frozenset(

@@ -1,4 +1,4 @@
-"""A thin client of the Kubernetes API for the test kit: objects are plain dictionaries, as they travel.
+"""A thin client of the Kubernetes API for the test kit: objects are plain dictionaries, as on the wire.
 
 Owns the connection and the errors. Knows no kinds: callers give paths such as `/api/v1/namespaces/default/pods/a`.
 """
@@ -30,7 +30,7 @@ class PatchType(StrEnum):
 
 
 class ApiError(Exception):
-    """The API server refused; `status` is its HTTP status and `reason` the one of its Status object."""
+    """The API server returned an error; `status` is its HTTP status and `reason` that of its Status object."""
 
     def __init__(self, *, request: str, status: int, reason: str, message: str) -> None:
         super().__init__(f"{request}: {status} {reason}: {message}")

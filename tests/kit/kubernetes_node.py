@@ -1,4 +1,4 @@
-"""Node objects as a kubelet keeps them: registration, status and the Lease that says the node is alive.
+"""Node objects like those of a kubelet: registration, status and the Lease as heartbeat.
 
 Knows nothing of pods. Without a renewed Lease the node controller taints a node after 50 s and its pods turn NotReady.
 """
@@ -27,7 +27,7 @@ class Taint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSpec:
-    """What a node is and offers; `capacity` is added to generous amounts of cpu, memory and pods."""
+    """Labels, taints and capacity of a node; `capacity` is added to generous amounts of cpu, memory and pods."""
 
     name: str
     capacity: Mapping[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from fluxpool_operator.backlog.observation import PartitionObservation
 def lane_of(
     *pending: int, in_flight: Sequence[int] = (), name: str = "standard", age_seconds: float = 0.0, due_retries: int = 0
 ) -> LaneObservation:
-    """A lane with so many pending records, and tasks in flight, on each partition."""
+    """A lane with these numbers of pending records and these tasks in flight on each partition."""
     numbers = [*in_flight, *[0] * (len(pending) - len(in_flight))]
     partitions = tuple(
         PartitionObservation(

@@ -1,6 +1,6 @@
-"""Kubernetes objects as dictionaries for tests: the few that nearly every cluster test writes.
+"""Kubernetes objects as dictionaries: the few that nearly every cluster test creates.
 
-Everything passes `restricted` PodSecurity only where a test says so; nothing here knows Fluxpool.
+They comply with `restricted` Pod Security only where a test says so. Knows nothing of Fluxpool.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ def pod_spec(node: str | None, image: str, **spec: Any) -> Body:
     of_pod = {key: spec.pop(key) for key in _POD_KEYS if key in spec}
     container = {"name": "main", "image": image, **spec}
     selector = {} if node is None else {"nodeSelector": {"kubernetes.io/hostname": node}}
-    # Without tokens, unless a test is about them: they would cost a request each.
+    # Without tokens, unless a test needs them: each costs a request.
     return {"containers": [container], "automountServiceAccountToken": False, **selector, **of_pod}
 
 
@@ -77,7 +77,7 @@ async def create_deployment(api: KubernetesApi, namespace: str, manifest: Body) 
 
 
 def is_ready(pod_object: Body) -> bool:
-    """Whether the pod's Ready condition holds."""
+    """Whether the pod's Ready condition is True."""
     return condition(pod_object, "Ready").get("status") == "True"
 
 

@@ -1,8 +1,8 @@
-"""A model of one topic and one consumer group, for state machines: a fault is a call, and so is the passing of time.
+"""A model of one topic and one consumer group, for state machines: faults and the passing of time are calls.
 
-Owns what a broker and aiokafka do as far as the worker's lane depends on it: generations, eager rebalances, commits
-that are refused, lost or late, and a group without members that takes a commit from anybody. Tests on a real broker pin
-the same behaviour; the model is for the interleavings that no real broker can be made to show. Knows nothing of tasks.
+Owns the behaviour of broker and aiokafka on which the worker's lane depends: generations, eager rebalances, commits
+that are refused, lost or late, and a group without members that accepts a commit of any client. Tests on a real broker
+pin the same behaviour; the model is for interleavings that cannot be forced on a real broker. Knows nothing of tasks.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
         return self.now_seconds
 
     def run_for(self, seconds: float = 0.0) -> None:
-        """Let that much time pass, and return when nothing can go on without more."""
+        """Advance the clock by this time; return when nothing can continue without more."""
         self._until_seconds = self.now_seconds + seconds
         self.run_forever()
 
@@ -48,7 +48,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
 
 
 class _IdleSelector(selectors.SelectSelector):
-    """Never waits: tells the loop instead."""
+    """Never waits: advances the loop's clock instead."""
 
     def __init__(self, loop: SteppedLoop) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ class LinkState(StrEnum):
 
     UP = "up"
     SLOW = "slow"
-    """They wait on their way; each arrives when the link is up again, however late."""
+    """Requests are delayed; each arrives when the link is up again, however late."""
     DEAF = "deaf"
-    """They arrive, and the answers wait on their way."""
+    """Requests arrive, and responses are delayed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,11 +78,11 @@ class Link:
     _requests: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = field(default_factory=list)
     _answers: list[tuple[Any, asyncio.Future[Any]]] = field(default_factory=list)
     _lost: list[asyncio.Future[Any]] = field(default_factory=list)
-    """Held, because a task that waits for one of these must not be collected as garbage."""
+    """References, because a task that waits for one of these must not be garbage-collected."""
     _is_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call(self, request: Callable[[], T]) -> T:
-        """The answer to a request; cancelling the call does not take the request back."""
+        """The response to a request; cancelling the call does not withdraw the request."""
         answered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         match self.state:
             case LinkState.UP:
@@ -100,14 +100,14 @@ class Link:
             await self._is_up.wait()
 
     def become(self, state: LinkState, *, last_first: bool = False) -> None:
-        """Change; what waited arrives first, in its order or with the last request overtaking all others."""
+        """Change the state; delayed requests arrive first, in order or with the last one overtaking all others."""
         self.state = state
         if state is LinkState.UP:
             self.deliver(last_first=last_first)
             self._is_up.set()
 
     def deliver(self, *, last_first: bool = False) -> None:
-        """Let every waiting request arrive, and then every answer."""
+        """Deliver every delayed request, and then every response."""
         requests, self._requests = self._requests, []
         for request, answered in reversed(requests) if last_first else requests:
             self._answers.append((request(), answered))
@@ -118,11 +118,11 @@ class Link:
 
     @property
     def waiting_requests(self) -> int:
-        """How many requests are on their way."""
+        """How many requests are delayed."""
         return len(self._requests)
 
     def drop(self) -> None:
-        """What is on its way never arrives, and a caller that waits for it waits for ever."""
+        """Drop delayed requests and responses; their callers wait for ever."""
         self._lost += [answered for _, answered in (*self._requests, *self._answers)]
         self._requests.clear()
         self._answers.clear()
@@ -150,13 +150,13 @@ class ModelGroup:
         on_commit: Callable[[Commit, TopicPartition, OffsetAndMetadata], None],
         on_removed: "Callable[[ModelConsumer], None]",
     ) -> None:
-        """`on_commit` is called for each partition of an accepted commit, before it holds; `on_removed` before a member
-        is gone, by its own will or not."""
+        """`on_commit` is called for each partition of an accepted commit, before it is applied; `on_removed` before a
+        member leaves or is removed."""
         self.log: dict[TopicPartition, list[ConsumerRecord]] = {TopicPartition(topic, n): [] for n in range(partitions)}
         self.ends: dict[TopicPartition, int] = dict.fromkeys(self.log, 0)
-        """End offsets: behind the last record, and behind markers."""
+        """End offsets: after the last record or marker."""
         self.starts: dict[TopicPartition, int] = dict.fromkeys(self.log, 0)
-        """Where the logs begin."""
+        """Log start offsets."""
         self.committed: dict[TopicPartition, OffsetAndMetadata] = {}
         self.generation = 0
         self.members: dict[int, ModelConsumer] = {}
@@ -177,16 +177,16 @@ class ModelGroup:
         self._end_at(partition, record.offset + 1)
 
     def append_marker(self, partition: TopicPartition) -> None:
-        """End a transaction: a marker takes an offset and is no record."""
+        """End a transaction: a marker has an offset and is no record."""
         self._end_at(partition, self.ends[partition] + 1)
 
     def delete_before(self, partition: TopicPartition, offset: int) -> None:
-        """Take records away, as retention does."""
+        """Delete records, as retention does."""
         self.starts[partition] = offset
         self.log[partition] = [record for record in self.log[partition] if record.offset >= offset]
 
     def make_again(self, partition: TopicPartition) -> None:
-        """Delete the partition with all it has, and what was committed for it, and create it again."""
+        """Delete the partition with its records and commits, and create it again."""
         self.log[partition] = []
         self.starts[partition] = self.ends[partition] = 0
         self.committed.pop(partition, None)
@@ -201,7 +201,7 @@ class ModelGroup:
     # Membership
 
     async def join(self, consumer: "ModelConsumer") -> tuple[int, frozenset[TopicPartition]] | None:
-        """Generation and share, when all members have joined; None when thrown out meanwhile."""
+        """Generation and assignment, when all members have joined; None when removed meanwhile."""
         if self.members.get(consumer.member_id) is not consumer:
             consumer.member_id = next(self._ids)
             self.members[consumer.member_id] = consumer
@@ -213,13 +213,13 @@ class ModelGroup:
         return await joined
 
     def rebalance(self) -> None:
-        """Ask all members to join again; those that cannot be reached learn of it by a later heartbeat."""
+        """Ask all members to join again; unreachable ones learn of it by a later heartbeat."""
         self.is_rebalancing = bool(self.members)
         for member in list(self.members.values()):
             self.heartbeat(member)
 
     def heartbeat(self, consumer: "ModelConsumer") -> None:
-        """Let a member learn whether it still is one, and whether the group rebalances."""
+        """Tell a member whether it is still one, and whether the group rebalances."""
         if consumer.link.state is not LinkState.UP:
             return
         if self.members.get(consumer.member_id) is not consumer:
@@ -228,7 +228,7 @@ class ModelGroup:
             consumer.request_rejoin()
 
     def remove(self, consumer: "ModelConsumer") -> None:
-        """The member has left, or its session is over; it may not know."""
+        """The member has left, or its session has expired; it may not know."""
         if self.members.get(consumer.member_id) is not consumer:
             return
         self._on_removed(consumer)
@@ -240,7 +240,7 @@ class ModelGroup:
         self._complete_join()
 
     def owns(self, consumer: "ModelConsumer") -> bool:
-        """Whether the consumer is a member of the present, completed generation."""
+        """Whether the consumer is a member of the current, completed generation."""
         return (
             not self.is_rebalancing
             and self.members.get(consumer.member_id) is consumer
@@ -262,7 +262,7 @@ class ModelGroup:
     # Offsets
 
     def commit(self, commit: Commit) -> bool:
-        """Whether the commit was accepted; an empty group takes one from anybody who claims no generation."""
+        """Whether the commit was accepted; an empty group accepts one without a generation from any client."""
         if commit.generation == NO_GENERATION:
             accepted = not self.members
         else:
@@ -279,10 +279,10 @@ class ModelGroup:
 
 
 class ModelConsumer:
-    """What the lane uses of `AIOKafkaConsumer`; its own coordinator is folded in, as `_coordinator`."""
+    """The part of `AIOKafkaConsumer` that the lane uses, with its coordinator as `_coordinator`."""
 
     def __init__(self, group: ModelGroup, link: Link, *, leaders: Link | None = None) -> None:
-        """`link` leads to the group's coordinator, `leaders` to those who know where logs begin and end."""
+        """`link` is the connection to the group's coordinator, `leaders` that to the partition leaders."""
         self.link = link
         self._leaders = leaders or link
         self.member_id = 0
@@ -310,7 +310,7 @@ class ModelConsumer:
         self._membership = asyncio.create_task(self._keep_membership(listener))
 
     async def stop(self) -> None:
-        """Leave the group, when it can be told."""
+        """Leave the group, if it can be reached."""
         if self._membership is not None:
             self._membership.cancel()
         if self.link.state is LinkState.UP:
@@ -332,11 +332,11 @@ class ModelConsumer:
             self._stable.set()
 
     def request_rejoin(self) -> None:
-        """A heartbeat was answered with a rebalance."""
+        """A heartbeat response announced a rebalance."""
         self._rejoin.set()
 
     def reset_generation(self) -> None:
-        """The broker does not know this member any more: it joins as a new one, and shows its assignment until then."""
+        """The broker no longer knows this member: it joins as a new one, and keeps its assignment until then."""
         self.generation = NO_GENERATION
         self._group.remove(self)
         self._rejoin.set()
@@ -344,15 +344,15 @@ class ModelConsumer:
     # Records
 
     def assignment(self) -> frozenset[TopicPartition]:
-        """Also after the group has given the partitions to others, until the next join."""
+        """The assignment, also after the partitions were assigned to others, until the next join."""
         return self._assigned
 
     def partitions_for_topic(self, _topic: str) -> set[int]:
-        """What the metadata say."""
+        """Partitions in the metadata."""
         return {partition.partition for partition in self._group.log}
 
     def paused(self) -> set[TopicPartition]:
-        """Forgotten by every rebalance."""
+        """Paused partitions; reset by every rebalance."""
         return set(self._paused)
 
     def pause(self, *partitions: TopicPartition) -> None:
@@ -369,7 +369,7 @@ class ModelConsumer:
         self._arrived.set()
 
     async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """Records of one partition, as aiokafka gives them; does not return during a rebalance."""
+        """Records of one partition, like aiokafka's; does not return during a rebalance."""
         while True:
             await asyncio.sleep(0)
             await self._stable.wait()
@@ -390,13 +390,13 @@ class ModelConsumer:
         if not self._group.starts[partition] <= position <= self._group.ends[partition]:
             position = self._group.starts[partition]
         records = [record for record in self._group.log[partition] if record.offset >= position][:max_records]
-        # As aiokafka: what is behind the last record is passed over when there was room for one more.
+        # As aiokafka: offsets after the last record are skipped when there was room for one more record.
         at_end = len(records) < max_records
         self._positions[partition] = self._group.ends[partition] if at_end else records[-1].offset + 1
         return records
 
     async def position(self, partition: TopicPartition) -> int:
-        """Where the next fetch begins; does not return before the first fetch."""
+        """Offset of the next fetch; does not return before the first fetch."""
         if partition not in self._assigned:
             raise IllegalStateError("partition is not assigned")
         if partition not in self._positions:
@@ -406,7 +406,7 @@ class ModelConsumer:
     # Offsets
 
     async def commit(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
-        """As aiokafka: a commit that its caller gave up continues."""
+        """As aiokafka: a commit continues after its caller was cancelled."""
         if not offsets.keys() <= self._assigned:
             raise IllegalStateError("partition is not assigned")
         async with self._commit_lock:
@@ -438,7 +438,7 @@ class ModelConsumer:
         self.wake()
 
     async def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where the logs begin."""
+        """Log start offsets."""
         self.asked_for_starts += 1
         return await self._leaders.call(lambda: {partition: self._group.starts[partition] for partition in partitions})
 
@@ -451,7 +451,7 @@ class ModelConsumer:
     async def fetch_committed_offsets(
         self, partitions: Iterable[TopicPartition]
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Offsets with their metadata, of those that have one."""
+        """Committed offsets with their metadata."""
         wanted = frozenset(partitions)
         return await self.link.call(
             lambda: {partition: offset for partition, offset in self._group.committed.items() if partition in wanted}

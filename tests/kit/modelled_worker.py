@@ -1,6 +1,6 @@
-"""A worker pod for state machines: the real lane, task flow and attempts, between models of everything outside.
+"""A worker pod for state machines: the real lane, task flow and attempts, with models of everything outside.
 
-Owns the wiring of one pod and what its engine, store and producer do; its driver decides when.
+Owns the wiring of one pod and the behaviour of its engine, store and producer; its driver decides when.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ DRAIN_SECONDS: Final = 10.0
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A record on its way through one pod."""
+    """A record in one pod."""
 
     taken: ClaimedRecord
     is_recorded: bool = False
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def record(self) -> ConsumerRecord:
-        """What it works on."""
+        """The record."""
         return self.taken.record
 
 
@@ -58,7 +58,7 @@ OnPublished = Callable[[OutgoingRecord, Run], None]
 
 
 class ModelEngine:
-    """What tasks use of `EngineClient`: jobs are worked on one by one, in their order."""
+    """The part of `EngineClient` that tasks use: jobs run one by one, in order."""
 
     def __init__(self, loop: SteppedLoop) -> None:
         self._loop = loop
@@ -101,13 +101,13 @@ class ModelEngine:
         self._start_next()
 
     def fail(self) -> None:
-        """The present job fails of its own, and the engine lives on."""
+        """The present job fails by itself, and the engine continues."""
         job, _ = self._jobs.pop(0)
         self._fail(job, GenerationError(FailureKind.ERROR, "failed"))
         self._start_next()
 
     def die(self) -> list[Run]:
-        """All jobs fail, and another engine is ready; the runs that may have killed this one."""
+        """All jobs fail, and another engine is ready; returns the runs that may have killed this one."""
         jobs, self._jobs = self._jobs, []
         for job, _ in jobs:
             self._fail(job, EngineDiedError("killed", job_started=job.started_at is not None))
@@ -128,7 +128,7 @@ class ModelEngine:
 
 
 class ModelStore:
-    """What tasks use of `ObjectStore`: objects in memory, at the end of a link."""
+    """The part of `ObjectStore` that tasks use: objects in memory, behind a link."""
 
     def __init__(self, objects: dict[str, bytes], link: Link) -> None:
         self._objects = objects
@@ -150,7 +150,7 @@ class ModelStore:
 
 
 class ModelPublisher:
-    """What tasks use of both publishers."""
+    """The part of both publishers that tasks use."""
 
     def __init__(self, link: Link, on_published: OnPublished) -> None:
         self._link = link
@@ -162,7 +162,7 @@ class ModelPublisher:
         await self._link.call(lambda: self._on_published(record, run))
 
     def report(self, *_event: object, **_fields: object) -> None:
-        """Progress is lossy: here it is always lost."""
+        """Progress is lossy; here it is always dropped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +183,7 @@ async def _unknown_id() -> None:
 
 @dataclass(slots=True)
 class Surroundings:
-    """What all pods share."""
+    """The environment of all pods."""
 
     loop: SteppedLoop
     settings: WorkerSettings
@@ -213,11 +213,11 @@ class ModelPod:
         self.engine = ModelEngine(around.loop)
         self.runs: set[Run] = set()
         self.released: set[Run] = set()
-        """What was under way when the drain began."""
+        """Tasks in flight when the drain began."""
         self.is_alive = True
         self.is_draining = False
         self.is_cut_off = False
-        """Whether something it sent to its group may not have arrived, or it may not know what became of it."""
+        """Whether a request to its group may not have arrived, or its response is unknown."""
         self.consumers: list[ModelConsumer] = []
         self._around = around
         self._slots = EngineSlots(jobs=ENGINE_JOBS)
@@ -259,7 +259,7 @@ class ModelPod:
 
     @property
     def is_in_order(self) -> bool:
-        """Whether the ledger says at this moment what this pod knows."""
+        """Whether the ledger matches what this pod knows."""
         return (
             not self.is_cut_off
             and self.kafka.state is LinkState.UP
@@ -269,7 +269,7 @@ class ModelPod:
 
     @property
     def may_begin(self) -> bool:
-        """Whether a record waits and there is room for it."""
+        """Whether a record is pending and there is room for it."""
         has_room = self.is_alive and not self.is_draining and len(self.runs) < IN_FLIGHT
         return has_room and self.lane.oldest_head_ms() is not None
 
@@ -278,13 +278,13 @@ class ModelPod:
         self._spawn(self._run_one())
 
     def drain(self) -> None:
-        """Be told to stop."""
+        """Handle SIGTERM."""
         self.is_draining = True
         self.released = set(self.runs)
         self._spawn(self._drain())
 
     def kill(self, *, deliver: bool) -> None:
-        """Die at once; `deliver`: what was on its way still arrives."""
+        """Die at once; `deliver`: delayed requests still arrive."""
         self.is_alive = False
         for link in self.links:
             link.state = LinkState.SLOW

@@ -1,4 +1,4 @@
-"""A process node with a namespace of its own for one test, and the questions that tests ask about its pods."""
+"""A process node with a namespace for one test, and queries of its pods."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from kit.process_node import ProcessImage, ProcessNode
 from kit.waiting import wait_until
 
 SLEEP = "import time; time.sleep(600)"
-# Ends only when it is killed, and so does its child in a session of its own.
+# Ends only when it is killed, like its child in a separate session.
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -81,7 +81,7 @@ class Bench:
         return await create_pod(self.api, self.namespace, pod(name, node=self.node.name, **spec))
 
     async def wait(self, name: str, reached: Callable[[Body], Any], what: str, *, deadline_seconds: float = 30) -> Body:
-        """Wait until a pod is as told and return it."""
+        """Wait until a pod satisfies the predicate and return it."""
 
         async def check() -> Body | None:
             found = await get_pod(self.api, self.namespace, name)

@@ -1,4 +1,4 @@
-"""Record batches as foreign or faulty producers write them, and damaged ones, as bytes."""
+"""Record batches of foreign or faulty producers, and damaged ones, as bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,13 +71,13 @@ def with_wrong_crc(whole: bytes) -> bytes:
 
 
 def with_right_crc(changed: bytes) -> bytes:
-    """The batch with the checksum of what it holds now: brokers take it, whatever that is."""
+    """The batch with the checksum of its present content, so that brokers accept it."""
     checksum: int = calc_crc32c(changed[_CRC_END:])
     return changed[:_CRC_BEGIN] + checksum.to_bytes(4, "big") + changed[_CRC_END:]
 
 
 def damage_on_disk(log: Path, what: bytes, *, by: bytes) -> None:
-    """Write over a place in a partition's log, as a failing disk does; the broker goes on running."""
+    """Overwrite a position in a partition's log, like a failing disk; the broker continues to run."""
     content = log.read_bytes()
     position = content.index(what)
     with log.open("r+b") as file:

@@ -1,8 +1,7 @@
-"""Looks at commits and answers from outside while everything is being broken: whether an offset ever goes wrong.
+"""Observes commits and results from outside during faults: whether an offset is ever wrong.
 
-No commit escapes it, because it reads their log. A look reads only what is new since the one before, so that it costs
-the same with a hundred thousand tasks. Changes nothing and joins no group; what became of the tasks is counted by
-others, afterwards.
+It sees every commit, because it reads their log. An observation reads only new records, so that its cost does not grow
+with the number of tasks. Changes nothing and joins no group. The outcome of the tasks is counted elsewhere.
 """
 
 import asyncio
@@ -23,14 +22,14 @@ LOOK_INTERVAL_SECONDS: Final = 0.5
 """The workers need the cores."""
 
 AWAY: Final = (ScriptClientError, KafkaException, TimeoutError, LookupError)
-"""What a look ends with while brokers are away; it is made again."""
+"""Errors of an observation while brokers are down; it is repeated."""
 
 
 class OffsetWatch:
-    """Use with `async with`; it sees the standard lane. A look that fails, because brokers are away, is left out."""
+    """Use with `async with`; observes the standard lane. Observations that fail while brokers are down are skipped."""
 
     def __init__(self, bench: WorkerBench, *, interval_seconds: float = LOOK_INTERVAL_SECONDS) -> None:
-        """`interval_seconds` lies between two looks."""
+        """`interval_seconds` is the pause between two observations."""
         self._bench = bench
         self._interval_seconds = interval_seconds
         self._commit_log = CommitLog(bench.bootstrap_servers, bench.group)
@@ -45,31 +44,31 @@ class OffsetWatch:
         self._ending = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self.looks = 0
-        """How many looks succeeded."""
+        """Number of successful observations."""
         self.moved_at = time.monotonic()
-        """Monotonic time of the last look that saw a new answer or commit; of the begin before any did."""
+        """Monotonic time of the last observation with a new result or commit; initially of the begin."""
         self.broken: list[str] = []
-        """In words: offsets that went back, or passed a task without an answer."""
+        """Descriptions of offsets that were lowered, or passed a task without a result."""
 
     def expect(self, places: Mapping[str, tuple[int, int]]) -> None:
-        """From now on also watch these tasks: request id -> partition and offset."""
+        """Also watch these tasks: request id -> partition and offset."""
         self._places |= places
         self._ahead |= places
 
     @property
     def answered(self) -> int:
-        """How many tasks have an answer."""
+        """How many tasks have a result."""
         return len(self._answered)
 
     @property
     def is_done(self) -> bool:
-        """Whether every task has an answer and is committed."""
+        """Whether every task has a result and is committed."""
         return not self._ahead and self._answered >= self._places.keys()
 
     async def look(self) -> None:
-        """Look once more, now; raises one of `AWAY` when brokers are away."""
+        """Observe once, now; raises one of `AWAY` when brokers are down."""
         async with self._looking:
-            # Commits first: whatever had ended when they were made is among the answers read after them.
+            # Commits first: the results of tasks that had ended before a commit are among those read after it.
             await asyncio.to_thread(self._read_commits)
             known = self.answered
             await asyncio.to_thread(self._read_answers)
@@ -79,7 +78,7 @@ class OffsetWatch:
             self.looks += 1
 
     def check_watching(self) -> None:
-        """Raise what ended the watch, if anything did."""
+        """Raise the error that ended the watch, if any."""
         if self._watching is not None and self._watching.done():
             self._watching.result()
 
@@ -91,7 +90,7 @@ class OffsetWatch:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End, once the look under way is over: its clients live in a thread that nobody can cancel."""
+        """End after the current observation: its clients run in a thread that cannot be cancelled."""
         self._ending.set()
         if self._watching is not None:
             await asyncio.wait({self._watching})
@@ -108,7 +107,7 @@ class OffsetWatch:
                 await asyncio.wait_for(self._ending.wait(), self._interval_seconds)
 
     def _read_commits(self) -> None:
-        """Those of the lane since the last check; a look that fails later leaves them to the next one."""
+        """Commits of the lane since the last check; if the observation fails later, the next one uses them."""
         for commit in self._commit_log.read_to_end():
             if commit.topic == self._bench.topics.tasks:
                 self._unchecked.append(commit)
@@ -133,5 +132,5 @@ class OffsetWatch:
             if name not in self._answered:
                 self.broken.append(
                     f"offset {self._reached[partition]} of partition {partition} passed {name} at {offset}, "
-                    "which has no answer"
+                    "which has no result"
                 )

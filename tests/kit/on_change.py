@@ -1,8 +1,8 @@
-"""Tests of what seldom changes run when their inputs change: a pytest plugin for the marker `on_change`.
+"""A pytest plugin for the marker `on_change`: its tests run when their inputs change.
 
 They test the kit or foreign software. A test that passed is skipped until one of its inputs differs: the kit, `hack`,
 the pinned packages, its own file, the product's modules that it imports, and the folders that its marker names. Owns
-the stamps in the cache folder; must not know what the tests are about.
+the stamps in the cache folder; must not know the content of the tests.
 """
 
 import ast
@@ -27,17 +27,17 @@ _PASSED: Final = pytest.StashKey[bool]()
 
 
 class UnchangedTests:
-    """Skips marked tests that passed with the same inputs, and notes those that pass."""
+    """Skips marked tests that passed with the same inputs, and records those that pass."""
 
     def __init__(self, *, root: Path, stamps: Path, run_all: bool, named: frozenset[Path]) -> None:
-        """`named` are test files to run anyhow, as the one who names them works on them."""
+        """`named` are test files that always run, because whoever names them is working on them."""
         self._inputs = Inputs(root)
         self._stamps = stamps
         self._run_all = run_all
         self._named = named
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Skip what has passed."""
+        """Skip tests that have passed."""
         if self._run_all:
             return
         for item in items:
@@ -47,7 +47,7 @@ class UnchangedTests:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Note a test whose set-up, call and teardown passed; skipped is not passed."""
+        """Record a test whose set-up, call and teardown passed; skipped is not passed."""
         report = yield
         item.stash[_PASSED] = report.passed and (report.when == "setup" or item.stash[_PASSED])
         if report.when == "teardown" and item.stash[_PASSED] and item.get_closest_marker(MARKER):
@@ -63,7 +63,7 @@ class UnchangedTests:
 
     def _note(self, item: pytest.Item) -> None:
         self._stamps.mkdir(parents=True, exist_ok=True)
-        # One short append for each test: runs side by side do not tear each other's lines.
+        # One short append for each test: concurrent runs do not interleave their lines.
         with self._stamp(item).open("a") as stamp:
             stamp.write(f"{item.name}\n")
         for old in self._stamps.iterdir():
@@ -72,7 +72,7 @@ class UnchangedTests:
 
 
 class Inputs:
-    """Digests of what the tests of a tree read."""
+    """Digests of the inputs of the tests of a tree."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -80,7 +80,7 @@ class Inputs:
         self._imports: dict[Path, frozenset[Path]] = {}
 
     def digest(self, test_file: Path, folders: Iterable[str] = ()) -> str:
-        """Of everything that such a test depends on; the same text in another clone has the same digest."""
+        """Digest of all inputs of such a test; the same text in another clone has the same digest."""
         key = test_file, tuple(sorted(folders))
         if key not in self._digests:
             self._digests[key] = self._hash({*self._always, *self._below(key[1]), *self._imported([test_file])})
@@ -115,7 +115,7 @@ class Inputs:
 
     @cached_property
     def _modules(self) -> dict[str, Path]:
-        """Every module of the tree by its dotted name below its room."""
+        """Every module of the tree by its dotted name."""
         rooms = [path for path in self._root.iterdir() if path.is_dir() and not path.name.startswith(".")]
         found = sorted((file.relative_to(room), file) for room in rooms for file in room.rglob("*.py"))
         return {".".join(name.with_suffix("").parts).removesuffix(".__init__"): file for name, file in found}
@@ -142,5 +142,5 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 def stamps_folder() -> Path:
-    """Where runs of this machine share what passed."""
+    """Folder of the stamps that all runs of this machine share."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fluxpool" / "passed"

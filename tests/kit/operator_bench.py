@@ -1,7 +1,6 @@
-"""A whole Fluxpool for one test: the operator as the chart's pod, pools beside it, topics on the real broker.
+"""A complete Fluxpool for one test: the operator as the chart's pod, pools, topics on the real broker.
 
-Knows how people use it (kubectl, helm, a Kafka producer) and what they can see. What must then be so is the tests'
-business.
+Knows the interfaces of users (kubectl, helm, a Kafka producer) and what they show, but no expectations of tests.
 """
 
 import asyncio
@@ -40,14 +39,14 @@ START_SECONDS: Final = 90.0
 
 
 def operator_image() -> ProcessImage:
-    """What the operator's Dockerfile runs, from the environment of the tests."""
+    """The command of the operator's Dockerfile, in the environment of the tests."""
     return ProcessImage(
         entrypoint=(sys.executable, "-m", "fluxpool_operator"), environment=_environment(), folders=(str(ROOT),)
     )
 
 
 def worker_image(*, stand_in: bool = True, **environment: str) -> ProcessImage:
-    """What the worker's Dockerfile runs; with the stand-in for the engine, pictures take as long as a prompt says."""
+    """The command of the worker's Dockerfile; with the stand-in engine, the prompt sets the duration of an image."""
     engine = {"FLUXPOOL_ENGINE_COMMAND": f"{sys.executable},{STAND_IN}"} if stand_in else {}
     return ProcessImage(
         entrypoint=(sys.executable, "-m", "fluxpool_worker"),
@@ -62,18 +61,18 @@ def _environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class FakeWorkers:
-    """Nodes whose pods only say that they run."""
+    """Nodes whose pods only report to run."""
 
     labels: dict[str, str]
 
     @property
     def placement(self) -> dict[str, Any]:
-        """Edits of a pool that bring its pods there."""
+        """Edits of a pool that schedule its pods there."""
         return {"worker__nodeSelector": self.labels}
 
 
 class ReplicaWatch:
-    """Every number of replicas that a Deployment was told, in order."""
+    """Every value of a Deployment's `spec.replicas`, in order."""
 
     def __init__(self, api: KubernetesApi, path: str) -> None:
         self._api = api
@@ -82,7 +81,7 @@ class ReplicaWatch:
         self._task = asyncio.create_task(self._follow(), name=f"replicas of {path}")
 
     async def stop(self) -> list[int]:
-        """What was seen, without repeats in a row."""
+        """The observed values, without consecutive duplicates."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         return self._seen
@@ -93,7 +92,7 @@ class ReplicaWatch:
         self._note(await self._api.get(self._path))
         changes = self._api.watch(collection, resource_version=version, fieldSelector=f"metadata.name={name}")
         async for event, found in changes:
-            if event != "BOOKMARK":  # of nobody, yet with a number of replicas
+            if event != "BOOKMARK":  # a bookmark: no object, but with a number of replicas
                 self._note(found)
 
     def _note(self, found: Body) -> None:
@@ -110,21 +109,21 @@ class OperatorBench(PoolTasks):
 
     @property
     def namespace(self) -> str:
-        """Where the pools are."""
+        """Namespace of the pools."""
         return self.bench.namespace
 
     def on(self, bootstrap_servers: str) -> "OperatorBench":
-        """The same on another Kafka."""
+        """The same bench on another Kafka."""
         return replace(self, bootstrap_servers=bootstrap_servers, groups={})
 
     async def restrict(self) -> None:
-        """Let the namespace admit only what the restricted Pod Security Standard allows."""
+        """Enforce the restricted Pod Security Standard in the namespace."""
         enforced = {"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"}
         await self.bench.api.patch(f"/api/v1/namespaces/{self.namespace}", {"metadata": {"labels": enforced}})
 
     @asynccontextmanager
     async def fake_workers(self, *, gpus: int = 32, pods: FakePods | None = None) -> AsyncIterator[FakeWorkers]:
-        """A node with so many GPUs whose pods only say that they run; it is removed afterwards."""
+        """A node with this many GPUs whose pods only report to run; it is removed afterwards."""
         name = unique_name("fake")
         labels = {"kit.fluxpool.dev/fake": name}
         spec = NodeSpec(name=name, capacity={GPU: str(gpus)}, labels=labels)
@@ -164,7 +163,7 @@ class OperatorBench(PoolTasks):
         return found
 
     async def operator_pods(self) -> list[Body]:
-        """The operator's pods; one, but for the moments of a change."""
+        """The operator's pods; one, except during a change."""
         return await pods_of(
             self.bench.api,
             self.bench.namespace,
@@ -172,23 +171,23 @@ class OperatorBench(PoolTasks):
         )
 
     async def operator_logs(self) -> dict[str, str]:
-        """What the operator's pods wrote, by name."""
+        """Output of the operator's pods, by name."""
         return {
             pod["metadata"]["name"]: self.bench.log(pod["metadata"]["name"], "operator")
             for pod in await self.operator_pods()
         }
 
     async def kill_operator(self) -> None:
-        """SIGKILL; the node starts it again."""
+        """SIGKILL; the node restarts it."""
         (pod,) = await self.operator_pods()
         os.kill(self.bench.pid(pod["metadata"]["name"], "operator"), signal.SIGKILL)
 
     async def restarts(self) -> int:
-        """How often the operator's container was started again."""
+        """Restart count of the operator's container."""
         return sum(container_status(pod, "operator").get("restartCount", 0) for pod in await self.operator_pods())
 
     async def wait_restarts(self, count: int) -> None:
-        """Wait until the operator's container was started again so often at least."""
+        """Wait until the operator's container was restarted at least this often."""
 
         async def reached() -> bool:
             return await self.restarts() >= count
@@ -269,13 +268,13 @@ class OperatorBench(PoolTasks):
         return f"/apis/fluxpool.dev/v1alpha1/namespaces/{self.namespace}/fluxworkerpools/{name}"
 
     async def get(self, name: str = "standard") -> Body:
-        """A pool; its status is empty as long as nobody has written one."""
+        """A pool; its status is empty until one is written."""
         return {"status": {}, **await self.bench.api.get(self.path(name))}
 
     async def wait_pool(
         self, what: str, reached: Callable[[Body], Any], *, name: str = "standard", deadline_seconds: float = 60
     ) -> Body:
-        """Wait until a pool is as told and return it."""
+        """Wait until a pool satisfies the predicate and return it."""
 
         async def check() -> Body | None:
             found = await self.get(name)
@@ -316,7 +315,7 @@ class OperatorBench(PoolTasks):
         return f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{name}-worker"
 
     async def wait_replicas(self, count: int, *, name: str = "standard", deadline_seconds: float = 60) -> Body:
-        """Wait until the Deployment asks for so many pods."""
+        """Wait until the Deployment requests this many pods."""
 
         async def reached() -> Body | None:
             try:
@@ -340,7 +339,7 @@ class OperatorBench(PoolTasks):
     async def wait_pods(
         self, count: int, *, name: str = "standard", deadline_seconds: float = START_SECONDS
     ) -> list[Body]:
-        """Wait for exactly so many pods, all of them ready and none about to go."""
+        """Wait for exactly this many pods, all ready and none terminating."""
 
         async def reached() -> list[Body] | None:
             pods = await self.pods(name)
@@ -354,7 +353,7 @@ class OperatorBench(PoolTasks):
         return found
 
     async def replica_sets(self, name: str = "standard") -> int:
-        """How many ReplicaSets a pool's Deployment has made: one for each template it ever had."""
+        """Number of ReplicaSets of a pool's Deployment: one for each template it ever had."""
         path = f"/apis/apps/v1/namespaces/{self.namespace}/replicasets"
         return len((await self.bench.api.get(path, labelSelector=f"fluxpool.dev/pool={name}"))["items"])
 
@@ -363,13 +362,13 @@ class OperatorBench(PoolTasks):
         return await wait_until(lambda: self.busy_pods(name), deadline_seconds=60, what=f"a busy pod of {name}")
 
     async def pod_names(self, name: str = "standard") -> frozenset[str]:
-        """Names of a pool's pods that are not told to go."""
+        """Names of a pool's pods that are not terminating."""
         return frozenset(
             pod["metadata"]["name"] for pod in await self.pods(name) if "deletionTimestamp" not in pod["metadata"]
         )
 
     async def wait_leaving(self, before: frozenset[str], *, name: str = "standard") -> frozenset[str]:
-        """Wait until one of those pods at least is told to go; returns the names of all that are."""
+        """Wait until at least one of those pods is terminating; return the names of all that are."""
 
         async def leaving() -> frozenset[str]:
             return before - await self.pod_names(name)
@@ -377,7 +376,7 @@ class OperatorBench(PoolTasks):
         return await wait_until(leaving, deadline_seconds=60, what=f"a pod of {name} to leave")
 
     def watch_replicas(self, name: str = "standard") -> ReplicaWatch:
-        """Note every number of replicas from now on."""
+        """Record every number of replicas from now on."""
         return ReplicaWatch(self.bench.api, self.deployment_path(name))
 
     async def wait_no_pods(self, name: str = "standard") -> None:
@@ -389,7 +388,7 @@ class OperatorBench(PoolTasks):
         await wait_until(none, deadline_seconds=90, what=f"the pods of {name} to go")
 
     async def events(self, name: str = "standard") -> list[tuple[str, str, str]]:
-        """(type, reason, message) of each Event on a pool, in the order they were told."""
+        """(type, reason, message) of each Event on a pool, in order."""
         listed = await self.bench.api.get(
             f"/api/v1/namespaces/{self.namespace}/events",
             fieldSelector=f"involvedObject.name={name},involvedObject.kind=FluxWorkerPool",
@@ -398,7 +397,7 @@ class OperatorBench(PoolTasks):
         return [(event["type"], event["reason"], event["message"]) for event in ordered]
 
     async def clean_up(self) -> None:
-        """Remove the release and the pools, as far as they are still there; pods go with the node."""
+        """Remove the release and the pools, if they still exist; pods are removed with the node."""
         await asyncio.to_thread(self.reader.close)
         with contextlib.suppress(CommandError):
             await self.uninstall()

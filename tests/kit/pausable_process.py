@@ -7,10 +7,10 @@ from fluxpool_cli.local.child_process import ChildProcess
 
 
 class PausableProcess(ChildProcess):
-    """A child process that can be paused: its connections stay open and nothing answers."""
+    """A child process that can be paused: its connections stay open, without responses."""
 
     def pause(self) -> None:
-        """SIGSTOP; returns once every thread has stopped, which on a busy machine may still answer meanwhile."""
+        """SIGSTOP; return once every thread has stopped; on a busy machine some may still respond meanwhile."""
         pid = self._signal(signal.SIGSTOP)
         os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
@@ -19,7 +19,7 @@ class PausableProcess(ChildProcess):
         self._signal(signal.SIGCONT)
 
     def terminate(self) -> None:
-        """SIGTERM, which a paused process takes only once it is resumed."""
+        """SIGTERM, which a paused process handles only once it is resumed."""
         super().terminate()
         if self.pid is not None:
             self.resume()

@@ -1,6 +1,6 @@
-"""Every change of a set of pods, as a list-then-watch loop that outlives the API server.
+"""Every change of a set of pods: a list-then-watch loop that continues after outages of the API server.
 
-Owns listing again after outages and expired versions. Knows nothing of what is done with a pod.
+Owns listing again after outages and expired versions. Knows no use of the pods.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The reconciler of one pool on an API server in memory, a scripted backlog and a clock that the test moves.
+"""The reconciler of one pool on an API server in memory, a scripted backlog and a clock that the test advances.
 
-Knows what the API server does with an apply as far as the operator sees it; must not know what a reconcile should do.
+Knows the API server's behaviour for an apply as the operator sees it; must not know what a reconcile should do.
 """
 
 import copy
@@ -30,17 +30,17 @@ NOON: Final = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
 
 class FakeCluster(ClusterClient):
-    """Objects by path. Every request is written down as its verb and path."""
+    """Objects by path. Every request is recorded as its verb and path."""
 
     def __init__(self) -> None:
         self.objects: dict[str, Body] = {}
         self.requests: list[tuple[str, str]] = []
         self.refusals: dict[str, ClusterError] = {}
-        """What applies of a path are answered with."""
+        """Errors returned for applies, by path."""
         self._versions = 0
 
     def writes(self) -> list[str]:
-        """Paths that were written to, events and statuses of pools left out."""
+        """Paths that were written to, except events and statuses of pools."""
         return [
             path
             for verb, path in self.requests
@@ -99,7 +99,7 @@ class FakeCluster(ClusterClient):
 
 
 class FakeHub(BacklogHub):
-    """A Kafka whose backlog is scripted: `pending` records in each lane, or None for one that does not answer."""
+    """A Kafka with a scripted backlog: `pending` records in each lane, or None for one that does not respond."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class PoolBench:
     cluster: FakeCluster = field(default_factory=FakeCluster)
     hub: FakeHub = field(default_factory=FakeHub)
     shared: OperatorContext | None = None
-    """Of another pool of the same operator."""
+    """The operator context of another pool, to share it."""
     create_time: tuple[str, ...] | None = ()
     """Reported for topics that are only observed."""
     seconds: float = 1000.0
@@ -171,7 +171,7 @@ class PoolBench:
 
     @property
     def deployment_path(self) -> str:
-        """Where the pool's Deployment is."""
+        """API path of the pool's Deployment."""
         return f"/apis/apps/v1/namespaces/{self.pool.namespace}/deployments/{self.pool.name}-worker"
 
     @property
@@ -191,12 +191,12 @@ class PoolBench:
 
     async def reconcile(self, *changes: Change) -> float:
         """Reconcile once; returns the seconds until the next time."""
-        given = frozenset({*changes, *self.woken})
+        pending = frozenset({*changes, *self.woken})
         self.woken.clear()
-        return await self.reconciler.reconcile(self.pool, given)
+        return await self.reconciler.reconcile(self.pool, pending)
 
     async def run(self, seconds: float) -> int:
-        """Reconcile whenever it is due, as the loop does; returns how often."""
+        """Reconcile whenever it is due, as the loop does; return how often."""
         ends_at, count = self.seconds + seconds, 0
         while self.seconds < ends_at:
             delay = await self.reconcile()

@@ -1,4 +1,4 @@
-"""Every way in which the API server, and in part the model, refuses a pool; for unit and cluster tests."""
+"""Every refusal of a pool by the API server, and partly by the model; for unit and cluster tests."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -8,16 +8,16 @@ from kit.pools import OAUTH_ENDPOINT, OAUTH_TOKEN, REMOVED, SASL_PLAIN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An edit of the minimal pool that is refused, and what the person is told."""
+    """An edit of the minimal pool that is refused, and the error."""
 
     name: str
     edits: dict[str, Any]
     message: str
-    """Part of the API server's answer."""
+    """Part of the API server's message."""
     before: dict[str, Any] | None = None
-    """When given: the edit of the pool that exists, because only the change is refused."""
+    """If set: the edit of the existing pool, because only the change is refused."""
     by_model: bool = field(default=False)
-    """Whether the model refuses it too, being more than a rule among fields."""
+    """Whether the model refuses it, too."""
 
 
 def _lanes(*lanes: tuple[str, str, str | None]) -> dict[str, Any]:
@@ -290,7 +290,7 @@ RULE_REFUSALS: Final = (
         message="podAnnotations: annotations that begin with fluxpool.dev/ are reserved; choose others",
     ),
     Refusal(
-        name="annotations of somebody else's account",
+        name="annotations of another account",
         edits={"worker.serviceAccountName": "mine", "worker.serviceAccountAnnotations": {"a": "b"}},
         message="serviceAccountAnnotations: cannot be used with serviceAccountName; annotate that account instead",
     ),

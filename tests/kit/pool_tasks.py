@@ -1,6 +1,6 @@
-"""The tasks of a test's pools: topics on the real broker, records in, results and images out.
+"""The tasks of a test's pools: topics on the real broker, task records, results and images.
 
-Looks at Kafka and the object store past the product's own code. Must not know of Kubernetes.
+Reads Kafka and the object store without the product's code. Must not know of Kubernetes.
 """
 
 import json
@@ -20,7 +20,7 @@ _KINDS: Final[Mapping[str, int]] = {"results": 1, "progress": 1, "control": 1, "
 
 @dataclass(slots=True)
 class PoolTasks:
-    """Topics, groups and images of pools by name; `groups` holds what all names of a pool begin with."""
+    """Topics, groups and images of pools by name; `groups` has the common prefix of a pool's names."""
 
     bootstrap_servers: str
     s3: S3Service
@@ -28,11 +28,11 @@ class PoolTasks:
     reader: TopicReader = field(init=False)
 
     def __post_init__(self) -> None:
-        """One reader for all looks at the topics."""
+        """Create one reader for the topics."""
         self.reader = TopicReader(self.bootstrap_servers)
 
     async def describe(self, name: str) -> str:
-        """What a person would want to see of a pool when a wait for it expired."""
+        """A description of the pool for an expired wait."""
         return f"{len(await self.results(name))} results, lag {await self.lag(name)}"
 
     async def wait(self, predicate: Callable[[], Awaitable[T]], *, what: str, name: str, deadline_seconds: float) -> T:
@@ -44,7 +44,7 @@ class PoolTasks:
             raise
 
     async def topics(self, name: str, *, partitions: int = 6) -> str:
-        """Make a pool's topics and bucket for `name`; returns the task topic."""
+        """Create a pool's topics and bucket for `name`; return the task topic."""
         prefix = unique_name(name)
         names = {f"{prefix}-{kind}": count for kind, count in _KINDS.items()}
         wanted = {f"{prefix}-tasks": partitions, **names}
@@ -79,7 +79,7 @@ class PoolTasks:
     async def wait_results(
         self, ids: Iterable[str], *, name: str = "standard", deadline_seconds: float = 120
     ) -> list[dict[str, Any]]:
-        """Wait until every id has a result; asserts that each has one end and a stored image of its own."""
+        """Wait until every id has a result; assert that each has one outcome and one stored image."""
         wanted = set(ids)
 
         async def complete() -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ class PoolTasks:
         results = await self.wait(
             complete, what=f"{len(wanted)} results of {name}", name=name, deadline_seconds=deadline_seconds
         )
-        # A repeated publication of the same end is allowed, a second end is not.
+        # A repeated publication of the same result is allowed, a second outcome is not.
         ends = {(result["request_id"], result["status"], result["image_url"]) for result in results}
         assert {end[0] for end in ends} == wanted
         assert len(ends) == len(wanted), ends
@@ -113,7 +113,7 @@ class PoolTasks:
         )
 
     async def busy_pods(self, name: str = "standard") -> frozenset[str]:
-        """Pods that hold a task, as the ledger in the committed offsets says."""
+        """Pods with a task in flight, from the ledger in the committed offsets."""
         committed = await committed_offsets(self.bootstrap_servers, self.groups[name])
         return frozenset(
             entry.worker

@@ -41,7 +41,7 @@ def pod(name: str, stage: PodStage = PodStage.READY, **fields: Any) -> PodSummar
 
 
 def pods(ready: int, *others: PodSummary) -> tuple[PodSummary, ...]:
-    """So many ready pods, and others."""
+    """This many ready pods, and others."""
     return (*(pod(f"ready-{number}") for number in range(ready)), *others)
 
 
@@ -105,7 +105,7 @@ def decision(
 
 
 def view(replicas: int = 2, **fields: Any) -> PoolView:
-    """A pool in order, with so many workers, all ready, unless a field says otherwise."""
+    """A healthy pool with this many ready workers, changed by the given fields."""
     lanes = fields.get("lanes", (lane(),))
     usual: dict[str, Any] = {
         "pool": pool(),

@@ -1,11 +1,11 @@
-"""Pools to begin with, and those that are accepted; shared by unit and cluster tests."""
+"""Minimal and accepted pools, for unit and cluster tests."""
 
 import copy
 from collections.abc import Mapping
 from typing import Any, Final
 
 REMOVED: Final = object()
-"""As a value of an edit: take the field away."""
+"""As a value of an edit: remove the field."""
 
 MINIMAL_SPEC: Final[dict[str, Any]] = {
     "kafka": {"bootstrapServers": ["kafka:9092"]},
@@ -162,7 +162,7 @@ OAUTH_TOKEN: Final = {
 def pool_body(
     spec: Mapping[str, Any] = MINIMAL_SPEC, *, name: str = "standard", namespace: str = "images"
 ) -> dict[str, Any]:
-    """A pool as the API server hands it out."""
+    """A pool as the API server returns it."""
     return {
         "apiVersion": "fluxpool.dev/v1alpha1",
         "kind": "FluxWorkerPool",

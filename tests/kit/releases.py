@@ -1,7 +1,7 @@
-"""Workers of two releases for one bench: this one, and one that stands in for the next.
+"""Workers of two releases for one bench: this one, and a stand-in for the next.
 
-Knows how each is started and how its work is told from the other's; what the other release changes stands in
-`next_version/sitecustomize.py`.
+Knows how each is started and how their records differ; `next_version/sitecustomize.py` has the changes of the next
+release.
 """
 
 import json
@@ -16,7 +16,7 @@ NEXT_VERSION = Path(__file__).with_name("next_version")
 
 
 class Release(StrEnum):
-    """Which of the two a worker is of."""
+    """Release of a worker."""
 
     THIS = "this"
     NEXT = "next"
@@ -30,7 +30,7 @@ class Release(StrEnum):
 async def start_ready(
     bench: WorkerBench, release: Release, *, fault: str | None = None, **changes: Any
 ) -> WorkerProcess:
-    """Start a worker of that release, with a fault or changed settings, and wait until it serves."""
+    """Start a worker of that release, with a fault or changed settings, and wait until it is ready."""
     environment = {} if fault is None else {"FLUXPOOL_FAULT": fault}
     if release is Release.NEXT:
         environment["PYTHONPATH"] = str(NEXT_VERSION)
@@ -38,12 +38,12 @@ async def start_ready(
 
 
 def release_of(record: TopicRecord) -> Release:
-    """Whose a record is that a worker made: a result or progress."""
+    """Release that wrote a record, a result or progress."""
     return Release.NEXT if "ce_fluxpoolrelease" in dict(record.headers) else Release.THIS
 
 
 async def releases_at_work(bench: WorkerBench) -> set[Release]:
-    """The releases whose ledgers stand beside the committed offsets of the standard lane now."""
+    """Releases of the ledgers in the committed offsets of the standard lane now."""
     committed = await committed_offsets(bench.bootstrap_servers, bench.group)
     ledgers: list[dict[str, Any]] = [json.loads(found.metadata) for found in committed.values() if found.metadata]
     return {Release.NEXT if "release" in ledger else Release.THIS for ledger in ledgers}

@@ -1,4 +1,4 @@
-"""A real S3 API on a loopback port: moto's server, with buckets that outlive its stops and starts."""
+"""A real S3 API on a loopback port: moto's server, with buckets that are kept across restarts."""
 
 import re
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class S3Service:
         httpx.put(f"{self.endpoint_url}/{name}").raise_for_status()
 
     def read(self, bucket: str, key: str) -> httpx.Response:
-        """Get an object past the product's own code, headers included."""
+        """Get an object without the product's code, headers included."""
         # moto asks for a signature of private objects but does not check it.
         return httpx.get(f"{self.endpoint_url}/{bucket}/{key}", headers={"Authorization": f"AWS {_KEY}:unchecked"})
 

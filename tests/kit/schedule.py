@@ -1,23 +1,23 @@
-"""Which tests share a process under `pytest -n 2`: those of a file, and all on the control plane."""
+"""Distribution of tests under `pytest -n`: one process for a file, one for all tests on the control plane."""
 
 from typing import Any, Final
 
 from xdist.scheduler import LoadScopeScheduling
 
 ONE_PROCESS: Final = "tests/cluster/"
-"""A control plane of its own for each process would cost more than the other gains."""
+"""A separate control plane for each process would cost more than parallel tests save."""
 TEST_SECONDS: Final = {ONE_PROCESS: 10.0, "tests/chaos/": 15.0, "tests/kafka/": 6.0, "tests/chart/": 3.0}
-"""What a test of a folder takes, about; of all others little."""
+"""Approximate time of a test of a folder; all others are short."""
 
 
 class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
-    """Hands out whole files, the longest first: their fixtures are made once, and all processes end together."""
+    """Assigns whole files, the longest first: fixtures are created once, and processes end together."""
 
     def remove_node(self, node: Any) -> str | None:
-        """Return the test that ended its process: it has failed and does not run again; what was behind it does.
+        """Return the test that ended its process: it has failed and does not run again; later ones do.
 
-        xdist would begin it again, and puts finished files back as well, of which the next process never reports
-        anything: the run would hang.
+        xdist would repeat it, and also put finished files back, for which the next process never reports anything: the
+        run would hang.
         """
         files = self.assigned_work[node]
         crashed = next(((tests, test) for tests in files.values() for test, done in tests.items() if not done), None)
@@ -29,7 +29,7 @@ class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not
         return crashed and crashed[1]
 
     def _reschedule(self, node: Any) -> None:
-        # A process begins a test when it knows the next one, or that there is none.
+        # A process begins a test only when it knows the next one, or that there is none.
         super()._reschedule(node)
         while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
             super()._reschedule(node)
@@ -45,6 +45,6 @@ class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not
 
 
 def _seconds(file: str, tests: dict[str, bool]) -> float:
-    """What is left of a file takes so long."""
+    """Estimated time of the rest of a file."""
     of_a_test = next((seconds for folder, seconds in TEST_SECONDS.items() if file.startswith(folder)), 0.1)
     return of_a_test * list(tests.values()).count(False)

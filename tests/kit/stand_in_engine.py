@@ -1,8 +1,8 @@
-"""An engine whose model is a stand-in: the real process loop, with pictures that take as long as the prompt says.
+"""An engine with a stand-in for the model: the real process loop, with a duration of images set by the prompt.
 
-For tests of everything around the model. A prompt may hold `seconds=2.5`; the time is divided evenly over the steps.
-With `ends=...` it fails at its first step: `error`, `rejected`, `memory` (not in the way that needs the least), `full`
-(always out of memory), `device` (lost), `killed` (the process), `hung`.
+For tests of everything around the model. A prompt may contain `seconds=2.5`; the time is divided evenly over the steps.
+With `ends=...` it fails at its first step: `error`, `rejected`, `memory` (except in the mode that needs least memory),
+`full` (always out of memory), `device` (lost), `killed` (the process), `hung`.
 """
 
 import os
@@ -29,7 +29,7 @@ DEFAULT_SECONDS = 0.05
 
 
 class StandInGenerator:
-    """Draws one flat colour, chosen by the seed."""
+    """Generates one flat colour, chosen by the seed."""
 
     model = "stand-in"
     family = TINY
@@ -38,10 +38,10 @@ class StandInGenerator:
     def generate(
         self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
     ) -> Rendering:
-        """Take the prompt's time; the contract is that of `Generator.generate`."""
+        """Take the time in the prompt; the contract is that of `Generator.generate`."""
         match = re.search(r"seconds=([0-9.]+)", inputs.prompt)
         seconds = float(match[1]) if match else DEFAULT_SECONDS
-        _end_as_told(inputs)
+        _fail_as_requested(inputs)
         total_steps = inputs.steps * inputs.n
         for step in range(1, total_steps + 1):
             time.sleep(seconds / total_steps)
@@ -55,7 +55,7 @@ class StandInGenerator:
         return Rendering(images=images, timings_ms={"denoise": seconds * 1000})
 
 
-def _end_as_told(inputs: GenerationInputs) -> None:
+def _fail_as_requested(inputs: GenerationInputs) -> None:
     match = re.search(r"ends=([a-z]+)", inputs.prompt)
     match match[1] if match else None:
         case "error":
@@ -63,9 +63,9 @@ def _end_as_told(inputs: GenerationInputs) -> None:
         case "rejected":
             raise RejectedError("told to refuse")
         case "memory" | "full" as kind if kind == "full" or not inputs.low_memory:
-            raise DeviceMemoryError("told to run out of memory")
+            raise DeviceMemoryError("out of memory on request")
         case "device":
-            raise DeviceLostError("told to lose the device")
+            raise DeviceLostError("device lost on request")
         case "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         case "hung":

@@ -1,7 +1,7 @@
-"""The corpus of foreign inputs: what other people's programs really send, each with its right answer.
+"""The corpus of foreign inputs: real inputs of other programs, each with its expected response.
 
-One file per input under `tests/strangers/`; the folder decides the model, the file's name is the test's name. A file
-that does not fit its model fails the test that reads it. Knows nothing of the borders that the inputs meet.
+One file per input under `tests/strangers/`; the folder determines the model, the file's name is the test's name. A file
+that does not match its model fails the test that reads it. Knows nothing of the components that get the inputs.
 """
 
 import json
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 CORPUS: Final = Path(__file__).parents[1] / "strangers"
 _BYTE: Final = re.compile(rb"\{([0-9a-f]{2})\}")
 ID_PLACEHOLDER: Final = b"{id}"
-"""In a value or key: the request id that the test chooses, so that an input can be sent more than once."""
+"""Placeholder in a value or key for the request id, so that an input can be sent more than once."""
 
 
 class _Strict(BaseModel):
@@ -25,12 +25,12 @@ class _Strict(BaseModel):
 
 
 class Stranger(_Strict):
-    """What every input has."""
+    """Fields of every input."""
 
     what: str
-    """Who sends it, and what is odd about it."""
+    """Its sender, and what is odd about it."""
     source: Annotated[str, Field(alias="from")]
-    """A public report of the same trouble (`owner/repository#number`), a standard, or `own`."""
+    """A public report of the same problem (`owner/repository#number`), a standard, or `own`."""
 
 
 class Repeat(_Strict):
@@ -80,16 +80,16 @@ class HeaderField(_Strict):
 
 
 class RightResult(_Strict):
-    """What becomes of a record."""
+    """Expected outcome of a record."""
 
     status: Literal["success", "failed", "expired"] | None = None
-    """Of the result with the record's id; absent: no result is due."""
+    """Status of the result with the record's id; absent: no result is expected."""
     code: str | None = None
-    """Of the result's error."""
+    """Code of the result's error."""
     dead_letters: int = 0
-    """How many the record makes."""
+    """Number of dead letters."""
     known: bool = True
-    """Whether the gateway knows the task afterwards."""
+    """Whether the gateway then knows the task."""
 
 
 class StrangeRecord(Stranger):
@@ -112,21 +112,21 @@ class StrangeRequest(Stranger):
     then: Literal["wait", "close", "half-close"] = "wait"
     """What the client does once all is sent."""
     right_statuses: tuple[int, ...]
-    """Any of these; empty: no answer is due, the connection may just end."""
+    """Accepted statuses; empty: no response is expected, the connection may just end."""
     says: tuple[str, ...] = ()
-    """Texts that the answer's body must hold."""
+    """Texts that the response body must contain."""
     makes_task: bool = False
     """Whether a record is written for it."""
 
 
 class StrangeEnvironment(Stranger):
-    """Settings as people have them."""
+    """Environment variables of a program."""
 
     program: Literal["worker", "gateway"] = "worker"
     variables: Mapping[str, str]
-    """Over those that make the program start."""
+    """Added to those that the program needs to start."""
     refused_with: tuple[str, ...] = ()
-    """Texts of the refusal, the setting's name among them; empty: it is taken."""
+    """Texts of the refusal, including the setting's name; empty: it is accepted."""
 
 
 class StrangeArguments(Stranger):
@@ -139,19 +139,19 @@ class StrangeArguments(Stranger):
     says: tuple[str, ...] = ()
 
     def as_bytes(self) -> list[bytes]:
-        """The arguments as a shell hands them over."""
+        """The arguments as a shell passes them."""
         return [_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), text.encode()) for text in self.arguments]
 
 
 class StrangeManifest(Stranger):
-    """A `FluxWorkerPool`, by its changes to the smallest one."""
+    """A `FluxWorkerPool`, as changes to the smallest one."""
 
     edits: Mapping[str, Any]
     """Dotted path below `spec`, or with a leading dot below the resource, and the value there."""
     refused_with: tuple[str, ...] = ()
     """Texts of the refusal; empty: it is accepted."""
     by: Literal["both", "api-server"] = "both"
-    """Who refuses it; what the API server's rules refuse never reaches the operator."""
+    """Who refuses it; the operator never gets what the API server refuses."""
 
 
 class StrangeValues(Stranger):
@@ -165,7 +165,7 @@ class StrangeValues(Stranger):
     @model_validator(mode="after")
     def _says_what_is_right(self) -> Self:
         if "" in self.refused_with:
-            raise ValueError("refused_with: say what the refusal says")
+            raise ValueError("refused_with: name texts of the refusal")
         return self
 
 

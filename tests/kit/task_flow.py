@@ -1,6 +1,6 @@
-"""The real `TaskFlow` over a store in a folder; scripts replace engine, lane and topics.
+"""The real `TaskFlow` with a store in a folder; scripts replace engine, lane and topics.
 
-Knows what was published and committed, and nothing of what a test expects.
+Records what was published and committed; knows no expectations of tests.
 """
 
 import asyncio
@@ -70,18 +70,18 @@ def attempt(number: int) -> tuple[str, bytes]:
 
 
 def deadline_passed() -> tuple[str, bytes]:
-    """The header of a task that nobody waits for any more."""
+    """The header of a task whose deadline has passed."""
     return (DEADLINE, format_time(datetime.now(UTC) - timedelta(minutes=1)).encode())
 
 
 class ScriptedEngine:
-    """Every job fails, or has its images, at once."""
+    """An engine whose jobs fail or succeed at once."""
 
     def __init__(self) -> None:
         self.fails = True
         self.jobs = 0
         self.inputs: GenerationInputs | None = None
-        """Of the last job."""
+        """Inputs of the last job."""
 
     async def submit(
         self,
@@ -118,11 +118,11 @@ class ScriptedEngine:
         return job
 
     def cancel(self, _job: EngineJob) -> None:
-        """Too late for what ends at once."""
+        """Does nothing: every job has already ended."""
 
 
 class ScriptedTopics:
-    """Keeps what is published, and refuses what it is told to."""
+    """Records what is published, and refuses records on request."""
 
     def __init__(self) -> None:
         self.records: list[OutgoingRecord] = []
@@ -130,18 +130,18 @@ class ScriptedTopics:
 
     async def publish(self, record: OutgoingRecord, **_options: object) -> RecordMetadata:
         if self.refuses(record):
-            raise RecordRefusedError(f"topic {record.topic}: told to refuse")
+            raise RecordRefusedError(f"topic {record.topic}: refused on request")
         self.records.append(record)
         partition = TopicPartition(record.topic, 0)
         return RecordMetadata(record.topic, 0, partition, len(self.records) - 1, None, 0, 0)
 
     def report(self, *_event: object, **_fields: object) -> None:
-        """Progress is not looked at."""
+        """Ignore progress."""
 
 
 @dataclass(slots=True)
 class ScriptedLane:
-    """What a task uses of its lane."""
+    """The part of a lane that a task uses."""
 
     name: str = "standard"
     ends: list[str] = field(default_factory=list)
@@ -194,7 +194,7 @@ class FlowBench:
         )
 
     async def run(self, record: ConsumerRecord) -> None:
-        """Bring the record to its end."""
+        """Process the record to its end."""
         taken = ClaimedRecord(lane=cast("LaneConsumer", self.lane), record=record)
         await self._flow.run(taken, slot=await self._slots.acquire())
 
@@ -203,20 +203,20 @@ class FlowBench:
         await self._flow.fail(record, failure)
 
     def count_end(self, outcome: str, _seconds: float) -> None:
-        """Note how a record left the worker."""
+        """Record how a record ended."""
         self.outcomes.append(outcome)
 
     def count_refused(self, topic: str) -> None:
-        """Note a topic that refused even the shortest record."""
+        """Record a topic that refused even the shortest record."""
         self.refused_topics.append(topic)
 
     def cancel(self) -> None:
-        """A cancel command for the task is known."""
+        """Receive a cancel command for the task."""
         command = CancelCommand(request_id=REQUEST_ID, at=datetime.now(UTC))
         self.cancellations.learn(task_record(command.model_dump_json().encode()))
 
     def store(self, key: str, content: bytes) -> None:
-        """Somebody has written an object."""
+        """Another process has written an object."""
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -228,7 +228,7 @@ class FlowBench:
 
     @property
     def dead_letters(self) -> list[DeadLetter]:
-        """What the headers of the dead-letter topic say."""
+        """Dead letters, from the headers of their topic."""
         return [DeadLetter.from_headers(record.headers) for record in self._on(self.settings.topics.dead_letters)]
 
     @property
@@ -241,7 +241,7 @@ class FlowBench:
 
 
 def claim_key() -> str:
-    """Where the claim of the task lies."""
+    """Object key of the task's claim."""
     return derived.claim_key(Envelope().tenant, REQUEST_ID)
 
 

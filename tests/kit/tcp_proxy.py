@@ -1,6 +1,6 @@
-"""A network that fails on demand: a TCP proxy for one server, whose line can be slow, cut, dead or silent.
+"""A network that fails on demand: a TCP proxy for one server, whose link can be slow, cut or silent.
 
-Knows nothing of what is spoken over it. Lives in the event loop that started it, which must not be blocked meanwhile.
+Knows no protocol. Runs in the event loop that started it, which must not be blocked meanwhile.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Final, Self, assert_never
 from fluxpool_cli.local.loopback import HOST, free_port
 
 _CHUNK_BYTES: Final = 64 * 1024
-# on, 0 s: closing sends RST and throws away what was not sent yet.
+# on, 0 s: closing sends RST and discards unsent bytes.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -24,18 +24,18 @@ class LineMode(StrEnum):
     PASS = "pass"
     """Everything goes through."""
     DELAY = "delay"
-    """Every chunk waits before it goes on, so a question and its answer take twice that long."""
+    """Every chunk is delayed, so a request with its response takes twice that long."""
     DROP = "drop"
-    """Connections are reset, new ones as soon as they are made: a proxy or firewall without its server."""
+    """Connections are reset, new ones as soon as they are accepted: a proxy or firewall without its server."""
     BLACK_HOLE = "black-hole"
-    """Nothing goes through and nothing ends; connecting still works. What was sent arrives when the line is mended, as
-    TCP's own repetitions would make it."""
+    """No byte is forwarded and no connection ends; connecting still works. Bytes arrive when the link is restored, as
+    with TCP retransmissions."""
     REFUSE = "refuse"
-    """Connections are reset and new ones refused: a server that is gone."""
+    """Connections are reset and new ones refused: a dead server."""
 
 
 class Direction(StrEnum):
-    """One way of the line."""
+    """One direction of the link."""
 
     TO_SERVER = "to-server"
     TO_CLIENT = "to-client"
@@ -45,10 +45,10 @@ BOTH_WAYS: Final = frozenset(Direction)
 
 
 class TcpProxy:
-    """The line to one server; `async with` opens and closes it. Its address stays the same in every mode."""
+    """The link to one server; `async with` opens and closes it. Its address stays the same in every mode."""
 
     def __init__(self, server_port: int, *, port: int | None = None) -> None:
-        """Both are loopback ports; without one of its own the proxy chooses a free one."""
+        """Both are loopback ports; without `port` the proxy chooses a free one."""
         self.port: Final = port or free_port()
         self._server_port = server_port
         self._listener: asyncio.Server | None = None
@@ -58,9 +58,9 @@ class TcpProxy:
         self._open = {direction: asyncio.Event() for direction in Direction}
         self._connections: dict[asyncio.Task[None], set[asyncio.StreamWriter]] = {}
         self.accepted = 0
-        """How many connections clients have made so far."""
+        """Number of connections accepted so far."""
         self.held_bytes = dict.fromkeys(Direction, 0)
-        """What waits in a black hole, by direction: a test can wait for a question to have been asked."""
+        """Bytes held in a black hole, by direction: a test can wait for a request to have been sent."""
 
     @property
     def address(self) -> str:
@@ -77,15 +77,15 @@ class TcpProxy:
         await self._change(LineMode.PASS)
 
     async def delay(self, seconds: float) -> None:
-        """Hold every chunk up for that long, each way."""
+        """Delay every chunk by that long, in each direction."""
         await self._change(LineMode.DELAY, delay_seconds=seconds)
 
     async def drop(self) -> None:
-        """Reset every connection, now and as soon as a new one is made."""
+        """Reset every connection, now and as soon as a new one is accepted."""
         await self._change(LineMode.DROP)
 
     async def black_hole(self, *directions: Direction) -> None:
-        """Let nothing through, in these directions or both; without the way back a server's answers are lost."""
+        """Forward nothing in these directions or both; without the way back a server's responses are lost."""
         await self._change(LineMode.BLACK_HOLE, directions=frozenset(directions) or BOTH_WAYS)
 
     async def refuse(self) -> None:
@@ -93,7 +93,7 @@ class TcpProxy:
         await self._change(LineMode.REFUSE)
 
     def reset_connections(self) -> None:
-        """Reset every open connection once; new ones are welcome as before."""
+        """Reset every open connection once; new ones work as before."""
         for writers in self._connections.values():
             for writer in writers:
                 _reset(writer)
@@ -140,12 +140,12 @@ class TcpProxy:
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
-            # Not waited for: since Python 3.12 that would include the open connections, which have other ends.
+            # Do not wait: since Python 3.12 that would include the open connections.
             self._listener.close()
             self._listener = None
 
     def _accept(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
-        # A task of our own: asyncio's prints a traceback when it is cancelled, which is how every line is closed.
+        # A separate task: asyncio's prints a traceback when it is cancelled, which is how every link is closed.
         self.accepted += 1
         writers = {client_writer}
         task = asyncio.get_running_loop().create_task(self._serve(client_reader, client_writer, writers))
@@ -158,7 +158,7 @@ class TcpProxy:
         client_writer: asyncio.StreamWriter,
         writers: set[asyncio.StreamWriter],
     ) -> None:
-        """Carry one connection to its end; `writers` are to be reset with the line."""
+        """Forward one connection until it ends; `writers` are reset with the link."""
         try:
             await self._open[Direction.TO_SERVER].wait()
             if self._mode is LineMode.DROP:
@@ -171,14 +171,14 @@ class TcpProxy:
             for writer in writers:
                 writer.close()
         except* OSError:
-            pass  # either end went away, which the other is about to see
+            pass  # either end closed, which the other is about to notice
         finally:
             for writer in writers:
                 if not writer.is_closing():
                     _reset(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
-        """Carry one direction until its sender ends it."""
+        """Forward one direction until its sender ends it."""
         is_open = self._open[direction]
         while chunk := await self._read(reader, is_open):
             if self._mode is LineMode.DELAY:
@@ -193,7 +193,7 @@ class TcpProxy:
             writer.write_eof()
 
     async def _read(self, reader: asyncio.StreamReader, is_open: asyncio.Event) -> bytes:
-        """The next bytes; a dead line tells nobody of an end or a reset either."""
+        """The next bytes; a silent link forwards no end and no reset either."""
         try:
             chunk = await reader.read(_CHUNK_BYTES)
         except OSError:

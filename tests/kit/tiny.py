@@ -1,4 +1,4 @@
-"""The tiny FLUX checkpoint for tests: written once a session, read by the real engine."""
+"""The tiny FLUX checkpoint for tests: written once a session, loaded by the real engine."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Waiting for a condition with a deadline: what tests use instead of sleeping.
+"""Waiting for a condition with a deadline, instead of sleeping.
 
-Knows nothing of what is waited for; on expiry the error says it in the caller's words. Deadlines are meant for a
-machine that runs one test at a time; where it runs several, `TEST_PATIENCE` multiplies them.
+On expiry the error has the caller's description. Deadlines suit a machine that runs one test at a time; where it runs
+several, `TEST_PATIENCE` multiplies them.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ async def wait_until(predicate: Callable[[], Awaitable[T]], *, deadline_seconds:
 @overload
 async def wait_until(predicate: Callable[[], T], *, deadline_seconds: float, what: str) -> T: ...
 async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seconds: float, what: str) -> T:
-    """Return the first true value of `predicate`, which may be a coroutine function and is asked every 20 ms.
+    """Return the first true value of `predicate`, which may be a coroutine function and is called every 20 ms.
 
     Its exceptions pass through. Raises `WaitExpiredError` with `what` and the last value when the deadline passes, also
     when the predicate itself hangs.

@@ -1,6 +1,6 @@
-"""Real workers on the real broker: processes with topics, groups and a store of their own.
+"""Real workers on the real broker: processes with unique topics and groups and a separate store.
 
-Knows how a worker is started, signalled and looked at from outside; what it must do is the tests' business.
+Knows how a worker is started, signalled and observed from outside; knows no expectations of tests.
 """
 
 import asyncio
@@ -38,18 +38,18 @@ STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 SESSION_TIMEOUT_SECONDS = 6.0
 """The broker's own minimum (`group.min.session.timeout.ms`)."""
 LOOK_SECONDS = 0.1
-"""Between two looks at a topic: the workers need the cores."""
+"""Between two reads of a topic: the workers need the cores."""
 READY_SECONDS = 180.0
 """The engine imports torch and diffusers, which takes long on a busy machine."""
 UNHURRIED: Mapping[str, Any] = MappingProxyType(
     {"session_timeout_seconds": 45.0, "rebalance_timeout_seconds": 60.0, "revoke_wait_seconds": 30.0}
 )
-"""Settings for workers of which nothing may be drawn twice, however long a busy machine takes for what is in flight."""
+"""Settings for workers that must generate nothing twice, however long a busy machine takes for tasks in flight."""
 
 
 @dataclass(slots=True)
 class WorkerProcess:
-    """One worker as the tests see it."""
+    """One worker, observed from outside."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -109,7 +109,7 @@ class WorkerProcess:
 
 @dataclass(slots=True)
 class WorkerBench:
-    """Topics, groups and a store for one test, and the workers it starts on them."""
+    """Topics, groups and a store for one test, and its workers."""
 
     bootstrap_servers: str
     folder: Path
@@ -122,7 +122,7 @@ class WorkerBench:
     reader: TopicReader = field(init=False)
 
     def __post_init__(self) -> None:
-        """One reader for all looks at the topics."""
+        """Create one reader for the topics."""
         self.reader = TopicReader(self.bootstrap_servers)
 
     def settings(self, name: str, **changes: Any) -> WorkerSettings:
@@ -176,7 +176,7 @@ class WorkerBench:
         return worker
 
     async def start_ready(self, **arguments: Any) -> WorkerProcess:
-        """Start a worker and wait until it serves."""
+        """Start a worker and wait until it is ready."""
         worker = self.start(**arguments)
         await worker.wait_ready()
         return worker
@@ -210,12 +210,12 @@ class WorkerBench:
         }
 
     async def wait_committed(self, expected: Mapping[int, int], *, deadline_seconds: float = 60) -> None:
-        """Wait until the standard lane's committed offsets are those."""
+        """Wait until the standard lane has these committed offsets."""
 
         async def reached() -> bool:
             if await self.committed() == dict(expected):
                 return True
-            # Each look at a group opens connections of its own.
+            # Each read of a group opens new connections.
             await asyncio.sleep(2 * LOOK_SECONDS)
             return False
 
@@ -237,7 +237,7 @@ async def worker_bench(
     retry_delays: tuple[str, ...] = (),
     topic_config: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[WorkerBench]:
-    """A bench whose workers are all gone afterwards, with their engines; one retry topic for each delay."""
+    """A bench whose workers and engines have all ended afterwards; one retry topic for each delay."""
     prefix = unique_name("t")
     topics = TopicNames(
         tasks=f"{prefix}-tasks",
@@ -295,13 +295,13 @@ def is_engine(pid: int) -> bool:
 
 
 def task_body(request_id: str, prompt: str = "a lighthouse", **fields: Any) -> bytes:
-    """A task as a foreign producer writes it; small and quick unless told otherwise."""
+    """A task as a foreign producer writes it; small and quick by default."""
     body = {"request_id": request_id, "prompt": prompt, "width": 64, "height": 64, "steps": 2, **fields}
     return json.dumps(body).encode()
 
 
 async def wait_for_step(bench: WorkerBench, request_id: str, *, deadline_seconds: float = 60) -> None:
-    """Wait until the task is in mid-generation, as its progress says."""
+    """Wait until the task is being generated, according to its progress."""
 
     async def stepping() -> bool:
         events = [json.loads(record.value or b"{}") for record in await bench.records(bench.topics.progress)]

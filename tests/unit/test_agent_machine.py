@@ -39,13 +39,13 @@ def test_a_fenced_member_does_not_lower_the_offset_of_an_empty_group(machine: Ag
     assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 1
     machine.group.heartbeat(thrown_out.consumers[-1])
     machine.loop.run_for(CALM_SECONDS)
-    machine.nothing_broke()
+    machine.nothing_failed()
     assert machine.group.committed_offset(TopicPartition(TOPIC, 0)) == 1
 
 
 def test_a_commit_that_a_late_older_one_overwrote_is_repeated(machine: AgentMachine) -> None:
     pod, partition = machine.pods["pod-a"], TopicPartition(TOPIC, 0)
-    machine.a_record_comes(number=0, gap=0, garbage=1)
+    machine.a_record_arrives(number=0, gap=0, garbage=1)
     for _ in range(2):
         pod.begin()
         machine.loop.run_for()

@@ -1,7 +1,7 @@
-"""Makes a worker one of a next release: its Python runs this first, because it finds it on its PYTHONPATH.
+"""Turns a worker into one of a next release: Python runs this first when it is on the PYTHONPATH.
 
-There is no second release to run beside this one, so a worker of this one is changed as a next minor release may change
-it by the contract: everything that it writes for others holds something more, and all else stays as it is.
+There is no later release to run beside this one, so this changes a worker of this release as the contract allows a next
+minor release to: everything that it writes for others has additional content, and all else is unchanged.
 """
 
 import json
@@ -70,6 +70,6 @@ def _with_more_in_the_result(build: Callable[..., Any]) -> Callable[..., Any]:
     return build_more
 
 
-# Not the engine: it is as old as its agent, whatever release that is of, and knows nothing of Kafka.
+# Not the engine: it always has the release of its agent, and knows nothing of Kafka.
 if "fluxpool_worker" in sys.orig_argv:
     _become_the_next_release()

@@ -1,6 +1,6 @@
-"""A node agent that runs bound pods as local processes; it knows the Kubernetes API and nothing of what pods do.
+"""A node agent that runs bound pods as local processes; it knows the Kubernetes API, but not the programs of pods.
 
-`ProcessNode` is the agent. A pod's way through it: `admission` (what can be honoured), `volumes`, `environment`,
+`ProcessNode` is the agent. A pod's way through it: `admission` (supported fields), `volumes`, `environment`,
 `container_loop` (attempts and restarts), `container` and `shim` (the processes), `probes`, `status`; `pod_worker` puts
 them in order.
 """

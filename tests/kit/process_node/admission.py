@@ -1,7 +1,6 @@
-"""Which fields of a pod this node honours, which it knowingly does not, and which it refuses.
+"""Which fields of a pod this node supports, which it ignores on purpose, and which it refuses.
 
-An allowlist: a field that nobody thought of is refused, because a pod that silently runs otherwise than written makes
-tests lie.
+An allowlist: unknown fields are refused, because tests of a pod that silently ignores its spec would prove nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,7 +44,7 @@ _UNHONOURED_RESOURCES = frozenset({"cpu", "ephemeral-storage"})
 
 
 def refused_fields(pod: Body) -> list[str]:
-    """Return the paths of fields that this node cannot honour and must not ignore; empty when the pod may run."""
+    """Return the paths of fields that this node neither supports nor may ignore; empty when the pod may run."""
     return sorted(set(_refused(pod["spec"])))
 
 
@@ -78,7 +77,7 @@ def _refused_container(path: str, container: Body, known: frozenset[str]) -> Ite
     for name in _PROBES:
         probe = container.get(name, {})
         yield from _beyond(f"{path}.{name}", probe, _PROBE)
-        # A `host` would ask another machine than the pod.
+        # A `host` would send the request to another machine than the pod.
         yield from _beyond(f"{path}.{name}.httpGet", probe.get("httpGet", {}), _HTTP_GET)
         yield from _beyond(f"{path}.{name}.tcpSocket", probe.get("tcpSocket", {}), _TCP_SOCKET)
     lifecycle = container.get("lifecycle", {})
@@ -89,7 +88,7 @@ def _refused_container(path: str, container: Body, known: frozenset[str]) -> Ite
 def _unhonoured(spec: Body) -> Iterator[str]:
     yield from _within("spec.securityContext", spec.get("securityContext") or {}, _UNHONOURED_SECURITY)
     for volume in spec.get("volumes", []):
-        # Memory is an ordinary folder here, and no folder is bounded.
+        # Memory is an ordinary folder here, and folders have no size limit.
         empty_dir = volume.get("emptyDir") or {}
         yield from _within(f"spec.volumes[{volume['name']}].emptyDir", empty_dir, frozenset({"medium", "sizeLimit"}))
     for kind in ("initContainers", "containers"):
@@ -102,7 +101,7 @@ def _unhonoured(spec: Body) -> Iterator[str]:
 
 
 def _beyond(path: str, found: Mapping[str, object], known: frozenset[str]) -> Iterator[str]:
-    # False and empty are what an absent field means.
+    # False and empty equal an absent field.
     yield from (f"{path}.{name}" for name, value in found.items() if name not in known and value)
 
 

@@ -27,7 +27,7 @@ _UNKNOWN_EXIT_CODE = 137
 
 
 class StopScope(StrEnum):
-    """Who gets SIGTERM: everybody in the process group, or the main process alone as with a container runtime."""
+    """Who gets SIGTERM: the whole process group, or the main process only, as with a container runtime."""
 
     PROCESS_GROUP = "process-group"
     MAIN_PROCESS = "main-process"
@@ -38,7 +38,7 @@ class ContainerStartError(Exception):
 
 
 class IsolationUnavailableError(Exception):
-    """This machine does not let the caller make mount namespaces."""
+    """This machine does not permit mount namespaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRequest:
-    """All that a container is started with; nothing is inherited from the agent."""
+    """The complete configuration of a container; nothing is inherited from the agent."""
 
     argv: Sequence[str]
     environment: Mapping[str, str]
@@ -64,7 +64,7 @@ class ContainerRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerExit:
-    """How it ended; `exit_code` is 128 + the signal's number after a signal, times are Unix seconds."""
+    """The end of a container; `exit_code` is 128 + the signal's number after a signal, times are Unix seconds."""
 
     exit_code: int
     started_at: float
@@ -74,7 +74,7 @@ class ContainerExit:
 
 
 def check_isolation() -> None:
-    """Raise `IsolationUnavailableError` when containers cannot have file systems of their own here."""
+    """Raise `IsolationUnavailableError` when containers cannot have separate file systems here."""
     probe = "mount --make-rprivate / && mount -t tmpfs tmpfs /mnt && mkdir /mnt/u /mnt/w /mnt/r && mount -t overlay "
     probe += "overlay -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
     try:
@@ -91,7 +91,7 @@ def check_isolation() -> None:
 
 
 class ContainerProcess:
-    """A container that was started, by this agent or by one before it."""
+    """A container started by this agent or an earlier one."""
 
     def __init__(self, folder: Path) -> None:
         """Read `started.json` of an attempt folder; `start` and `attach` are the ways to get one."""
@@ -117,7 +117,7 @@ class ContainerProcess:
         try:
             output, errors = await asyncio.shield(launching)
         except asyncio.CancelledError:
-            # Half a start would leave a process that nobody knows of yet.
+            # A partial start would leave an unknown process.
             await launching
             raise
         answer = json.loads(output) if output else {"error": errors.decode(errors="replace").strip() or "no answer"}
@@ -135,15 +135,15 @@ class ContainerProcess:
 
     @property
     def running(self) -> bool:
-        """Whether its end has not been seen yet: the shim lives, by pid and start time."""
+        """Whether its end has not been observed yet: the shim lives, by pid and start time."""
         return _is_process(self._shim_pid, self._shim_start_ticks)
 
     async def wait(self) -> ContainerExit:
-        """Return how it ended, once all of its processes are gone."""
+        """Return how it ended, once all of its processes have ended."""
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(self._shim_pid)
             try:
-                # A pid may have been given away; a pidfd of the right process cannot.
+                # A pid may have been reused; a pidfd of the right process cannot.
                 if self.running:
                     await _readable(descriptor)
             finally:
@@ -151,7 +151,7 @@ class ContainerProcess:
         try:
             ended = json.loads((self.folder / "exit.json").read_bytes())
         except FileNotFoundError:
-            # Somebody killed the shim: what it guarded must not run on unseen.
+            # The shim was killed: its container must not continue unsupervised.
             self.kill()
             return ContainerExit(
                 exit_code=_UNKNOWN_EXIT_CODE, started_at=self.started_at, finished_at=time.time(), known=False
@@ -175,18 +175,18 @@ class ContainerProcess:
                     os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL the process group; the shim ends what left it."""
+        """SIGKILL the process group; the shim ends processes that left it."""
         if _is_process(self.pid, self._pid_start_ticks):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def kill_for_memory(self) -> None:
-        """SIGKILL it and remember that it was for its memory."""
+        """SIGKILL it and record that it exceeded its memory limit."""
         (self.folder / _OOM_MARKER).touch()
         self.kill()
 
     def resident_bytes(self) -> int:
-        """Sum of the resident memory of all of its processes; pages they share count more than once."""
+        """Sum of the resident memory of all of its processes; shared pages count more than once."""
         total = 0
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self._shim_pid).children(recursive=True):
@@ -239,7 +239,7 @@ async def _launch(folder: Path) -> tuple[bytes, bytes]:
 
 
 def log_path(folder: Path) -> Path:
-    """Return where an attempt's output goes."""
+    """Return the file of an attempt's output."""
     return folder / "log"
 
 

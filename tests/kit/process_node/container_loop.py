@@ -1,6 +1,6 @@
-"""The life of one container of a pod: start, watch, and start again as the restart policy says.
+"""The lifecycle of one container of a pod: start, watch, and restart by the restart policy.
 
-Owns attempts and their order, probes' consequences and the memory limit. Publishes by calling back; asks the API only
+Owns attempts and their order, the effects of probes and the memory limit. Publishes by callback; uses the API only
 through `PodReferences`.
 """
 
@@ -33,14 +33,14 @@ _MEMORY_INTERVAL_SECONDS = 0.25
 
 
 class RestartPolicy(StrEnum):
-    """When an ended container is started again."""
+    """When an ended container is restarted."""
 
     ALWAYS = "Always"
     ON_FAILURE = "OnFailure"
     NEVER = "Never"
 
     def restarts(self, exit_code: int) -> bool:
-        """Whether it is after this exit code."""
+        """Whether it is restarted after this exit code."""
         match self:
             case RestartPolicy.ALWAYS:
                 return True
@@ -54,7 +54,7 @@ class RestartPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePolicy:
-    """How a node treats containers; the kubelet's own values but for `retry_seconds`, which is 10 there."""
+    """How a node treats containers; the kubelet's values except `retry_seconds`, which is 10 there."""
 
     retry_seconds: float = 1.0
     restart_backoff_seconds: float = 10.0
@@ -84,7 +84,7 @@ class ContainerLoop:
     """One container from its first attempt to its last."""
 
     def __init__(self, container: Body, *, folder: Path, scene: PodScene, restart_policy: RestartPolicy) -> None:
-        """Find the attempts of an earlier agent in `folder`, so that `run` goes on with the last of them."""
+        """Find the attempts of an earlier agent in `folder`, so that `run` continues with the last one."""
         self.record = ContainerRecord(name=container["name"], image=container["image"])
         self._container = container
         self._folder = folder
@@ -96,14 +96,14 @@ class ContainerLoop:
 
     @property
     def will_restart(self) -> bool:
-        """Whether this container, once ended, is to be started again."""
+        """Whether this container is restarted once it has ended."""
         if self._scene.termination.requested:
             return False
         state = self.record.state
         return not isinstance(state, Terminated) or self._restart_policy.restarts(state.exit_code)
 
     async def run(self) -> None:
-        """Return when the container has ended for good; `record.state` then says how, unless it never started."""
+        """Return when the container has ended for good; `record.state` then has its end, unless it never started."""
         process = ContainerProcess.attach(self._folder / str(self._attempt))
         await self._recall_last_state()
         while True:
@@ -119,7 +119,7 @@ class ContainerLoop:
                 return
             await self._back_off(ended)
             if self._scene.termination.requested:
-                # It ended and is not started again: that is its state, not a wait.
+                # It ended and is not restarted: its state is Terminated, not Waiting.
                 self.record.state = ended
                 return
             self.record.restart_count += 1
@@ -133,7 +133,7 @@ class ContainerLoop:
             self.record.last_state = _as_terminated(await earlier.wait())
 
     async def _start(self) -> ContainerProcess | None:
-        """Start the next attempt, trying until it works; None when the pod has to end first."""
+        """Start the next attempt, retrying until it succeeds; None when the pod has to end first."""
         while not self._scene.termination.requested:
             folder = self._folder / str(self._attempt)
             try:
@@ -144,7 +144,7 @@ class ContainerLoop:
             except (MissingReferenceError, ValueError) as error:
                 await self._wait_with("CreateContainerConfigError", str(error))
             except ContainerStartError as error:
-                # Not a run: the next try takes its place, and it counts as no restart.
+                # Not a run: the next try replaces it, and it counts as no restart.
                 await asyncio.to_thread(shutil.rmtree, folder)
                 await self._wait_with("CreateContainerError", str(error))
             else:
@@ -232,7 +232,7 @@ class ContainerLoop:
         prober = self._prober(probe, process)
         while True:
             verdict = await prober.verdict()
-            # A pod that has to end is not killed for being slow at it.
+            # Do not kill a terminating pod for slow probes.
             if self._scene.termination.requested:
                 return
             if not verdict.healthy:
@@ -265,7 +265,7 @@ class ContainerLoop:
         if "sleep" in hook:
             await asyncio.sleep(float(hook["sleep"]["seconds"]))
         elif "exec" in hook:
-            # The grace period, by which this is cancelled, bounds it.
+            # The grace period cancels this.
             await process.execute(hook["exec"]["command"], timeout_seconds=None)
         process.terminate(self._scene.policy.stop_scope)
 
@@ -294,7 +294,7 @@ class _NoImageError(Exception):
 
 async def _watch_memory(process: ContainerProcess, *, limit_bytes: int) -> None:
     while True:
-        # Walking a tree of processes reads many small files.
+        # Reading a tree of processes reads many small files.
         if await asyncio.to_thread(process.resident_bytes) > limit_bytes:
             process.kill_for_memory()
             return
@@ -302,7 +302,7 @@ async def _watch_memory(process: ContainerProcess, *, limit_bytes: int) -> None:
 
 
 def _hidden_folders(image: ProcessImage, mounts: Sequence[Mount]) -> list[Mount]:
-    """The image's own folders that a volume would hide: a program that lies below /tmp, when a pod mounts one there."""
+    """Folders of the image that a volume would hide, such as a program below /tmp."""
     targets = [PurePosixPath(mount.target) for mount in mounts]
     return [
         Mount(source=folder, target=folder, read_only=True)

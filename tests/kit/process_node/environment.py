@@ -1,4 +1,4 @@
-"""A container's command line and environment as Kubernetes defines them, from nothing but the pod and its image.
+"""A container's command line and environment as Kubernetes defines them, from the pod and its image only.
 
 Owns `$(VAR)` expansion, the order of sources and the variables of Services. Nothing of the agent's own environment is
 passed on.
@@ -18,21 +18,21 @@ _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessImage:
-    """What an image name stands for: a program on this machine, in the fields of an image's own configuration."""
+    """An image: a program on this machine, in the fields of an image configuration."""
 
     entrypoint: Sequence[str] = ()
     cmd: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = "/"
     folders: Sequence[str] = ()
-    """Folders of this machine that are the image's own: still there, read-only, when a volume is mounted above them."""
+    """Folders of this machine that belong to the image: visible, read-only, when a volume is mounted above them."""
 
 
 def command_line(container: Body, image: ProcessImage, variables: Mapping[str, str]) -> list[str]:
     """Return the arguments to execute: `command` replaces both of the image's parts, `args` the second one.
 
-    `variables` are the container's own, without its image's: those alone are expanded. Raises `ValueError` when nothing
-    is left to execute.
+    Only `variables`, those of the container without its image's, are expanded. Raises `ValueError` when there is
+    nothing to execute.
     """
     head = [expand(text, variables) for text in container.get("command") or ()] or list(image.entrypoint)
     tail = [expand(text, variables) for text in container.get("args") or ()]
@@ -44,7 +44,7 @@ def command_line(container: Body, image: ProcessImage, variables: Mapping[str, s
 
 
 async def container_variables(container: Body, references: PodReferences, *, api_server: str) -> dict[str, str]:
-    """Return the variables that the pod gives a container; raises `MissingReferenceError`."""
+    """Return the variables that the pod defines for a container; raises `MissingReferenceError`."""
     known: dict[str, str] = {}
     if references.pod["spec"].get("enableServiceLinks", True):
         for service in await references.services():
@@ -60,7 +60,7 @@ async def container_variables(container: Body, references: PodReferences, *, api
 
 
 def whole_environment(variables: Mapping[str, str], image: ProcessImage, *, hostname: str) -> dict[str, str]:
-    """Return what the process sees: the runtime's variables, the image's over them, the container's over both."""
+    """Return the environment of the process: the runtime's variables, overridden by the image's and the container's."""
     return {"PATH": _DEFAULT_PATH, "HOSTNAME": hostname, "HOME": "/root", **image.environment, **variables}
 
 
@@ -76,7 +76,7 @@ def expand(text: str, known: Mapping[str, str]) -> str:
 
 
 def api_server_variables(server: str) -> dict[str, str]:
-    """Return the variables by which a client inside the cluster finds the API server."""
+    """Return the variables from which a client in the cluster gets the API server's address."""
     parts = urlsplit(server)
     port = str(parts.port or 443)
     return {
@@ -87,7 +87,7 @@ def api_server_variables(server: str) -> dict[str, str]:
 
 
 def service_variables(service: Body) -> dict[str, str]:
-    """Return the Docker-style variables of a Service; programs with settings of the same prefix trip over them."""
+    """Return the Docker-style variables of a Service; they can collide with settings of the same prefix."""
     address, ports = service["spec"].get("clusterIP"), service["spec"].get("ports") or []
     if not ports or address in (None, "", "None"):
         return {}

@@ -48,7 +48,7 @@ class EventRecorder:
             "count": 1,
         }
         try:
-            # Telling must never hold up what it is about.
+            # An Event must never delay its subject.
             async with asyncio.timeout(5):
                 await self._api.create(f"/api/v1/namespaces/{namespace}/events", event)
         except (ApiError, ApiUnreachableError, TimeoutError) as error:

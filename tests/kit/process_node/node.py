@@ -1,7 +1,7 @@
-"""The node agent: registers a Node, keeps it alive, and gives every pod bound to it a `PodWorker`.
+"""The node agent: registers a Node, renews it, and runs a `PodWorker` for every pod bound to it.
 
-Owns the data folder of one node and the tasks of its pods. It acts with the node's own credentials, so the Node
-authorizer and NodeRestriction judge it as they judge a kubelet.
+Owns the data folder of one node and the tasks of its pods. It uses the node's own credentials, so the Node authorizer
+and NodeRestriction apply as to a kubelet.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ class ProcessNode:
     """One node whose pods are processes of this machine; `async with` registers it and ends its pods afterwards.
 
     Pods share the machine's network: each has its own loopback address as `podIP`, on which its servers must listen.
-    Their output lies in files, whose paths are told by an Event on the pod and by `container_log`; the API server's
-    log endpoint has nobody to ask. Pods die with the process `owner_pid` at the latest.
+    Their output is written to files, whose paths are in an Event on the pod and in `container_log`; the API server's
+    log endpoint does not work. Pods die with the process `owner_pid` at the latest.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class ProcessNode:
         policy: NodePolicy | None = None,
         owner_pid: int | None = None,
     ) -> None:
-        """Take the login of user `system:node:<name>` in group `system:nodes`, and what image names stand for.
+        """Take the login of user `system:node:<name>` in group `system:nodes`, and the images by name.
 
-        `images` is asked anew for every start, so names may be added while the node runs. Raises
-        `IsolationUnavailableError` where pods cannot have mount namespaces of their own.
+        `images` is read for every start, so names can be added while the node runs. Raises
+        `IsolationUnavailableError` where pods cannot have separate mount namespaces.
         """
         check_isolation()
         self.name = spec.name
@@ -92,7 +92,7 @@ class ProcessNode:
             task.add_done_callback(self._note_failure)
 
     async def stop(self) -> None:
-        """End every pod's processes at once, telling nobody; errors of the agent's own tasks are raised here."""
+        """End every pod's processes at once without a status update; errors of the agent's tasks are raised here."""
         await self.crash()
         for folder in self._pods_dir.iterdir():
             await _end_processes(folder)
@@ -100,11 +100,11 @@ class ProcessNode:
             raise ExceptionGroup(f"node {self.name}", self._failures)
 
     async def crash(self) -> None:
-        """Stop the agent as SIGKILL would: pods run on, and a new agent on the same folder adopts them."""
+        """Stop the agent as SIGKILL would: pods continue, and a new agent on the same folder adopts them."""
         tasks = [*self._tasks, *(task for _, task in self._workers.values())]
         for task in tasks:
             task.cancel()
-        # Failures are noted by the tasks' callbacks.
+        # The tasks' callbacks record failures.
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks, self._workers = [], {}
         await self._api.close()
@@ -127,7 +127,7 @@ class ProcessNode:
         return process.pid if process is not None and process.running else None
 
     def container_log(self, namespace: str, pod: str, container: str) -> str:
-        """Return the output of a container's newest run, also after its pod is gone; empty before the first one."""
+        """Return the output of a container's newest run, also after its pod was removed; empty before the first one."""
         attempt = self._newest_attempt(namespace, pod, container)
         if attempt is None or not log_path(attempt).exists():
             return ""
@@ -138,7 +138,7 @@ class ProcessNode:
         for folder in self._pods_dir.iterdir():
             known = _kept(folder)
             if (known.get("namespace"), known.get("name")) == (namespace, pod):
-                # A StatefulSet's pods have had many lives under one name.
+                # A StatefulSet reuses pod names.
                 candidate = (float(known["start_time"]), folder)
                 newest = max(newest, candidate) if newest else candidate
         if newest is None:
@@ -204,7 +204,7 @@ class ProcessNode:
 
 
 def _new_pod_ip() -> str:
-    """Return a loopback address that, among twelve million, no other pod of any node here is likely to have."""
+    """Return one of twelve million loopback addresses, so that a collision with another pod is unlikely."""
     return f"127.{64 + secrets.randbelow(190)}.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
 
 

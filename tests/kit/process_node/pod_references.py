@@ -1,6 +1,6 @@
-"""What a pod refers to: Secrets, ConfigMaps, its own fields, its resources.
+"""References of a pod: Secrets, ConfigMaps, its own fields, its resources.
 
-Owns the look-ups that environment and volumes share, and their one error. Starts nothing and writes nothing.
+Owns the look-ups for environment and volumes, and their error. Starts nothing and writes nothing.
 """
 
 import base64
@@ -21,12 +21,12 @@ _ABSENT_OR_NOT_YET = (httpx.codes.NOT_FOUND, httpx.codes.FORBIDDEN)
 
 
 class MissingReferenceError(Exception):
-    """Something the pod refers to is missing; the message names it. Tried again until it is there."""
+    """A referenced object is missing; the message names it. Retried until it exists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodPlace:
-    """Where a pod runs, as the downward API tells it."""
+    """Where a pod runs, for the downward API."""
 
     node_name: str
     node_capacity: Mapping[str, str]
@@ -74,7 +74,7 @@ class PodReferences:
         return items
 
     async def service_account_token(self, *, audience: str | None, expiration_seconds: int) -> str:
-        """Return a token of the pod's service account that dies with the pod."""
+        """Return a token of the pod's service account that is bound to the pod."""
         metadata = self.pod["metadata"]
         account = self.pod["spec"].get("serviceAccountName", "default")
         spec: Body = {

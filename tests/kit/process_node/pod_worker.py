@@ -1,7 +1,7 @@
 """One pod on this node from its binding to its removal.
 
-Owns the order: admission, volumes, init containers, containers, the terminal status, the removal from the API; and the
-publishing of the newest status, which outlives outages of the API server.
+Owns the order: admission, volumes, init containers, containers, the terminal status, the removal from the API; and
+publishes the newest status, also after outages of the API server.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _GONE = (httpx.codes.NOT_FOUND, httpx.codes.CONFLICT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodHost:
-    """What every pod of a node shares."""
+    """The environment of all pods of a node."""
 
     api: KubernetesApi
     api_server: str
@@ -42,10 +42,10 @@ class PodHost:
 
 
 class PodWorker:
-    """The pod with one uid; `run` is a task of its own, `update` brings news of the object."""
+    """The pod with one uid; `run` is its task, `update` passes changes of the object."""
 
     def __init__(self, pod: Body, *, host: PodHost, folder: Path, place: PodPlace) -> None:
-        """Take up the pod, also one that an earlier agent started in the same folder."""
+        """Take the pod, also one that an earlier agent started in the same folder."""
         metadata = pod["metadata"]
         self.uid = str(metadata["uid"])
         self.name = str(metadata["name"])
@@ -73,23 +73,23 @@ class PodWorker:
         self.update(pod)
 
     def update(self, pod: Body) -> None:
-        """Take the object's news: whether, and how soon, it has to end."""
+        """Read the new object: whether and when it has to end."""
         self._pod = pod
         if "deletionTimestamp" in pod["metadata"]:
-            # The grace counts from here, as with the kubelet: clocks may differ.
+            # The grace period counts from here, as with the kubelet: clocks may differ.
             self._termination.request(float(pod["metadata"].get("deletionGracePeriodSeconds", 0)))
 
     def vanish(self) -> None:
-        """The object is gone: kill what runs and tell nobody."""
+        """The object was deleted: kill all processes without a status update."""
         self._vanished = True
         self._termination.request(0)
         self._dirty.set()
 
     async def run(self) -> None:
-        """Return when the pod has ended and its object is gone."""
+        """Return when the pod has ended and its object is removed."""
         was_over = (self._pod.get("status") or {}).get("phase") in (PodPhase.SUCCEEDED, PodPhase.FAILED)
         if was_over and not self._folder.exists():
-            # Ended under an agent whose folder is gone: never run twice.
+            # It ended under an agent whose folder was deleted: never run it twice.
             await self._termination.wait_requested()
             await self._remove_object()
             return
@@ -135,7 +135,7 @@ class PodWorker:
         ]
 
     def _remember_start(self) -> None:
-        """Keep address and start time for an agent that comes after this one."""
+        """Store address and start time for a later agent."""
         path = self._folder / "pod.json"
         if path.exists():
             self._start_time = float(json.loads(path.read_bytes())["start_time"])
@@ -176,7 +176,7 @@ class PodWorker:
         self._publish()
 
     async def _refuse(self, fields: Sequence[str]) -> None:
-        """Say what cannot be honoured and leave the pod Pending: a Failed one would be replaced without end."""
+        """Report unsupported fields and leave the pod Pending: a Failed one would be replaced again and again."""
         message = f"this node cannot honour {', '.join(fields)}: leave them out, or run the pod on another node"
         for loop in [*self._init_loops, *self._loops_of_pod]:
             loop.record.state = Waiting(reason="UnsupportedPodSpec", message=message)
@@ -262,7 +262,7 @@ class PodWorker:
         )
 
     def _phase_of_ended_pod(self) -> PodPhase:
-        """Return the terminal phase of a pod whose end was asked for; what never ran counts as failed."""
+        """Return the terminal phase of a pod that was asked to end; one that never ran counts as failed."""
         states = [loop.record.state for loop in self._loops_of_pod]
         succeeded = all(isinstance(state, Terminated) and state.exit_code == 0 for state in states)
         return PodPhase.SUCCEEDED if succeeded else PodPhase.FAILED

@@ -1,6 +1,6 @@
-"""Probes of a container: one question at a time, and the count of answers that makes a verdict.
+"""Probes of a container: one request at a time, and thresholds of consecutive results.
 
-Owns HTTP, TCP and exec questions to the pod's own address. What a verdict leads to is the pod worker's business.
+Owns HTTP, TCP and exec probes of the pod's address. The container loop acts on a verdict.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from kit.process_node.container import ContainerProcess
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeVerdict:
-    """What enough equal answers in a row amount to; `message` is the last failure's."""
+    """The result after enough equal results in a row; `message` is that of the last failure."""
 
     healthy: bool
     message: str
 
 
 class Prober:
-    """Asks one probe of one run of a container."""
+    """Runs one probe of one run of a container."""
 
     def __init__(self, probe: Body, *, container: Body, process: ContainerProcess, pod_ip: str) -> None:
-        """Take the probe as the pod has it; asks nothing yet."""
+        """Take the probe of the pod; sends no request yet."""
         self._probe = probe
         self._container = container
         self._process = process
@@ -36,7 +36,7 @@ class Prober:
         self._failures = 0
 
     async def verdict(self) -> ProbeVerdict:
-        """Ask until the threshold of equal answers in a row is reached, or held, and return what they amount to."""
+        """Probe until the threshold of equal results in a row is reached, and return the verdict."""
         while True:
             await asyncio.sleep(self._pause_seconds)
             self._pause_seconds = float(self._probe.get("periodSeconds", 10))
@@ -52,7 +52,7 @@ class Prober:
 
 
 async def ask(probe: Body, *, container: Body, process: ContainerProcess, pod_ip: str) -> str | None:
-    """Ask once; returns None when all is well, else what was wrong."""
+    """Probe once; return None on success, else the failure."""
     timeout_seconds = float(probe.get("timeoutSeconds", 1))
     if "exec" in probe:
         code = await process.execute(probe["exec"]["command"], timeout_seconds=timeout_seconds)

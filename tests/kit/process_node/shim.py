@@ -1,7 +1,7 @@
-"""The process between the agent and one container: makes its view of the files, runs it, writes down how it ended.
+"""The process between the agent and one container: sets up its file system, runs it, records how it ended.
 
-Run as a program by a bare interpreter, so the standard library alone. It outlives the agent, which finds it again by
-`started.json` and reads `exit.json`; it ends with `owner_pid`, the test run, so that nothing is ever left behind.
+Runs in a bare interpreter, so it uses the standard library only. It survives the agent, which finds it again by
+`started.json` and reads `exit.json`; it ends with `owner_pid`, the test run, so that no process remains.
 
 Usage: shim.py FOLDER, with `request.json` in it:
   argv, environment, working_dir, log_path, owner_pid, root (an empty folder for the container's file system),
@@ -30,9 +30,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def main(folder: str) -> None:
     """Detach from the agent, then run the container to its end."""
-    with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123 - starts quicker without
+    with open(os.path.join(folder, "request.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123 - starts faster without
         request = json.load(file)
-    # The agent waits for this process alone; its grandchild belongs to nobody, so that an agent can come and go.
+    # The agent waits for this process only; its grandchild has no parent, so that the agent can be restarted.
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -58,7 +58,7 @@ def main(folder: str) -> None:
 
 
 def reply(message: dict[str, object]) -> None:
-    """Tell the agent, and let go of its pipe."""
+    """Reply to the agent, and close its pipe."""
     os.write(1, json.dumps(message).encode() + b"\n")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -73,7 +73,7 @@ def start(request: dict[str, object]) -> int:
     if pid == 0:
         try:
             run(request)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the parent reports it
+        except BaseException as error:  # noqa: BLE001 - the parent reports any error
             os.write(writing, str(error).encode())
         os._exit(127)
     os.close(writing)
@@ -86,7 +86,7 @@ def start(request: dict[str, object]) -> int:
 
 
 def run(request: dict[str, object]) -> None:
-    """Become the container's main process, the leader of a session and process group of its own."""
+    """Become the container's main process, the leader of a new session and process group."""
     os.setsid()
     log = os.open(str(request["log_path"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -97,7 +97,7 @@ def run(request: dict[str, object]) -> None:
     try:
         os.chdir(str(request["working_dir"]))
     except FileNotFoundError:
-        # A container runtime makes a missing working folder.
+        # A container runtime creates a missing working folder.
         os.makedirs(str(request["working_dir"]))  # noqa: PTH103
         os.chdir(str(request["working_dir"]))
     argv, environment = request["argv"], request["environment"]
@@ -107,16 +107,16 @@ def run(request: dict[str, object]) -> None:
 
 
 def enter_root(request: dict[str, object]) -> None:
-    """Give this process a file system of its own: the machine's, copy on write, with the container's mounts in it.
+    """Give this process its own file system: the machine's, copy on write, with the container's mounts in it.
 
-    Mount points that the machine lacks are made in the copy, so nothing is ever written to the machine itself. Files
-    that the machine changes while the container runs may be seen old or new: what both share belongs into a volume.
+    Missing mount points are created in the copy, so nothing is written to the machine itself. The container may see
+    old or new versions of files that the machine changes while it runs: use a volume for shared files.
     """
     mounts = request["mounts"]
     assert isinstance(mounts, list)
     check(_libc.unshare(CLONE_NEWNS | CLONE_NEWUTS), "unshare")
     mount("none", "/", None, MS_REC | MS_PRIVATE)
-    # Opened before the root changes: behind the new one the same paths lead to copies. And after `unshare`: a mount of
+    # Opened before the root changes: after it the same paths are copies. And after `unshare`: a mount of
     # another namespace cannot be bound.
     sources = [os.open(entry["source"], os.O_PATH | os.O_CLOEXEC) for entry in mounts]
     hostname = str(request["hostname"]).encode()
@@ -130,7 +130,7 @@ def enter_root(request: dict[str, object]) -> None:
 
 
 def enter_copy_of_machine(scratch: str) -> None:
-    """Make the machine's file system, copy on write, the root; what is written to it lies in memory."""
+    """Make the machine's file system, copy on write, the root; writes go to memory."""
     others = [point for point in mount_points() if point != "/"]
     mount("tmpfs", scratch, "tmpfs", 0, "mode=0755")
     root, upper, work = (f"{scratch}/{name}" for name in ("root", "upper", "work"))
@@ -138,7 +138,7 @@ def enter_copy_of_machine(scratch: str) -> None:
         os.mkdir(path)  # noqa: PTH102
     mount("overlay", root, "overlay", 0, f"lowerdir=/,upperdir={upper},workdir={work}")
     for point in others:
-        # A mount point that another mount hides cannot be reached, and nobody would see it.
+        # A mount point that another mount hides cannot be reached and is not needed.
         with contextlib.suppress(OSError):
             mount(point, root + point, None, MS_BIND)
     mount("tmpfs", f"{root}/dev/shm", "tmpfs", 0, SHARED_MEMORY)  # noqa: S108 - the container's own
@@ -147,7 +147,7 @@ def enter_copy_of_machine(scratch: str) -> None:
 
 
 def bind(source: int, target: str, *, read_only: bool) -> None:
-    """Bind an open file or folder to a path of the present root, making the path."""
+    """Bind an open file or folder to a path of the present root; create the path."""
     is_folder = stat.S_ISDIR(os.fstat(source).st_mode)
     os.makedirs(target if is_folder else os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
     if not is_folder and not os.path.exists(target):  # noqa: PTH110
@@ -181,13 +181,13 @@ def wait(pid: int, owner_fd: int) -> int:
     """Return the wait status of the main process; kills everything when the owner ends first."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writing)
-    # Without a handler the signal would not wake anybody; a blocked SIGTERM of the session is not ours to take.
+    # Without a handler the signal would wake no wait; do not consume a blocked SIGTERM of the session.
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     poll.register(owner_fd, select.POLLIN)
     while True:
-        # As the subreaper this process inherits whatever the container leaves behind.
+        # As the subreaper this process inherits all orphans of the container.
         while (ended := reap()) is not None:
             if ended[0] == pid:
                 return ended[1]
@@ -208,13 +208,13 @@ def reap() -> tuple[int, int] | None:
 
 
 def end_descendants() -> None:
-    """SIGKILL all that is left below this process, also what moved to sessions of its own."""
+    """SIGKILL all descendants of this process, also those in other sessions."""
     me = os.getpid()
     while children := [int(pid) for pid in children_of(me)]:
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        # Their children become ours, as the subreaper's.
+        # Their children become children of the subreaper.
         for child in children:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child, 0)
@@ -227,9 +227,9 @@ def children_of(pid: int) -> list[str]:
 
 
 def start_ticks(pid: int) -> int:
-    """Return when a process started, in clock ticks since boot: with the pid it names a process for good."""
+    """Return when a process started, in clock ticks since boot: with the pid it identifies a process."""
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-        # The name in parentheses may hold anything, so fields are counted from its end.
+        # The name in parentheses may contain anything, so fields are counted from its end.
         return int(file.read().rpartition(")")[2].split()[19])
 
 

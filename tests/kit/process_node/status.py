@@ -14,7 +14,7 @@ from kit.kubernetes_api import Body
 
 
 class PodPhase(StrEnum):
-    """Where a pod is in its life."""
+    """Phase of a pod."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -24,7 +24,7 @@ class PodPhase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """Not started, or not yet again."""
+    """Not started or restarted yet."""
 
     reason: str
     message: str = ""
@@ -32,14 +32,14 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """Its main process lives; Unix seconds."""
+    """Its main process runs; Unix seconds."""
 
     started_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terminated:
-    """Its processes are gone; Unix seconds."""
+    """Its processes have ended; Unix seconds."""
 
     exit_code: int
     reason: str
@@ -53,7 +53,7 @@ ContainerState = Waiting | Running | Terminated
 
 @dataclass(slots=True, kw_only=True)
 class ContainerRecord:
-    """What is known of one container; changed by its loop, read for the status."""
+    """The state of one container; changed by its loop, read for the status."""
 
     name: str
     image: str
@@ -67,7 +67,7 @@ class ContainerRecord:
 def pod_phase(
     init_containers: Sequence[ContainerRecord], containers: Sequence[ContainerRecord], *, will_restart: bool
 ) -> PodPhase:
-    """Return the phase; `will_restart` says whether an ended container is started again."""
+    """Return the phase; `will_restart`: whether an ended container is restarted."""
     if any(_failed(record) for record in init_containers) and not will_restart:
         return PodPhase.FAILED
     if not all(_succeeded(record) for record in init_containers):
@@ -93,7 +93,7 @@ def pod_status(
     volumes_ready: bool,
     now: float,
 ) -> Body:
-    """Return the status to patch; conditions of others, such as PodScheduled, are left out and so stay."""
+    """Return the status to patch; conditions of other writers, such as PodScheduled, are omitted and so kept."""
     done = phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
     unready = [record.name for record in containers if not record.ready]
     if phase is PodPhase.SUCCEEDED:

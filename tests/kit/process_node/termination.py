@@ -1,4 +1,4 @@
-"""The end of a pod as its owner asked for it: once requested, with a deadline that later requests only shorten.
+"""The requested end of a pod, with a deadline that later requests can only shorten.
 
 Knows nothing of processes or of the API.
 """
@@ -21,13 +21,13 @@ class Termination:
         return self._requested.is_set()
 
     def request(self, grace_seconds: float) -> None:
-        """Ask for the end within a grace from now; a shorter one than before takes its place, a longer one does not."""
+        """Request the end within a grace period from now, which replaces an earlier one only if it is shorter."""
         self._deadline = min(self._deadline, asyncio.get_running_loop().time() + grace_seconds)
         self._requested.set()
         self._changed.set()
 
     async def wait_requested(self) -> None:
-        """Return once the end is asked for."""
+        """Return once the end is requested."""
         await self._requested.wait()
 
     async def pause(self, seconds: float) -> None:

@@ -23,22 +23,22 @@ class PodVolumes:
     """The volumes of one pod, shared by its containers and kept over their restarts."""
 
     def __init__(self, folder: Path, references: PodReferences) -> None:
-        """Take the folder to make them in; touches nothing yet."""
+        """Take the folder of the volumes; creates nothing yet."""
         self._folder = folder
         self._references = references
         self._sources: dict[str, Path] = {}
 
     async def prepare(self) -> None:
-        """Make every volume; those of an earlier agent are kept as they are. Raises `MissingReferenceError`."""
+        """Create every volume; those of an earlier agent are kept. Raises `MissingReferenceError`."""
         for volume in self._references.pod["spec"].get("volumes", []):
             self._sources[volume["name"]] = await self._prepare(volume)
 
     def mounts(self, container: Body) -> list[Mount]:
-        """Return a container's mounts; raises `MissingReferenceError` for a sub-path that leads nowhere."""
+        """Return a container's mounts; raises `MissingReferenceError` for a sub-path that does not exist."""
         return [self._mount(entry) for entry in container.get("volumeMounts", [])]
 
     async def remove(self) -> None:
-        """Remove what lies in the pod's own folder; host paths stay."""
+        """Remove the pod's own folder; host paths are kept."""
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     def _mount(self, entry: Body) -> Mount:
@@ -130,7 +130,7 @@ def _selected(found: Mapping[str, bytes] | None, source: Body) -> _Files:
 
 
 def _write_all(target: Path, files: _Files, *, world_writable: bool) -> None:
-    """Make the volume in one step, so that a killed agent leaves a whole one or none."""
+    """Create the volume atomically, so that a killed agent leaves a complete one or none."""
     draft = target.with_name(f".{target.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
