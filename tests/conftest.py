@@ -23,7 +23,7 @@ from kit.tiny import tiny_checkpoint
 __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
 
 
-# Machines are shared: how long an example takes says nothing about the code.
+# Machines are shared: the duration of an example says nothing about the code.
 settings.register_profile(
     "shared-machine", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -34,12 +34,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let everything be asked for."""
+    """Add the option that runs every test."""
     parser.addoption(OPTION, action="store_true", help=f"run tests marked {MARKER} also when their inputs are the same")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Skip what tests the kit and foreign software, and passed with the same inputs."""
+    """Register the plugin that skips `on_change` tests which passed with the same inputs."""
     named = frozenset(
         (config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args
     )
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keep each file in one process when several run the tests."""
-    # Only those who ask for several processes need the package.
+    # Only runs with several processes need the package.
     from kit.schedule import FileScheduling  # noqa: PLC0415
 
     return FileScheduling(config, log)
@@ -58,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _keep_logging() -> Iterator[None]:
-    """What a program configures when a test calls its main function is not the next test's."""
+    """Restore logging after a test that called a program's main function."""
     config = structlog.get_config()
     yield
     structlog.configure(**config)
@@ -72,7 +72,7 @@ def kafka_libs() -> Path:
 
 @pytest.fixture(scope="session")
 def kafka(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    """One broker for the whole run: leave it up, and use `kit.kafka.unique_name` for topics and groups."""
+    """One broker for the whole run: do not stop it, and use `kit.kafka.unique_name` for topics and groups."""
     with running_kafka(tmp_path_factory.mktemp("kafka"), libs=kafka_libs) as cluster:
         yield cluster
 
@@ -85,7 +85,7 @@ def bootstrap_servers(kafka: KafkaCluster) -> str:
 
 @pytest.fixture
 def kafka_factory(kafka_libs: Path, tmp_path: Path) -> Iterator[KafkaFactory]:
-    """Brokers of a test's own, to kill, pause or configure; see `kit.kafka.running_kafka` for wider scopes."""
+    """Separate brokers for one test, to kill, pause or configure; see `kit.kafka.running_kafka` for wider scopes."""
     clusters: list[KafkaCluster] = []
 
     async def start(**settings: Any) -> KafkaCluster:
@@ -96,7 +96,7 @@ def kafka_factory(kafka_libs: Path, tmp_path: Path) -> Iterator[KafkaFactory]:
         return cluster
 
     yield start
-    # Killed, not stopped: nobody looks at their data any more, and three brokers take 5 s to part in order.
+    # Killed, not stopped: their data is not needed any more, and three brokers take 5 s to shut down.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         for cluster in clusters:
             for broker in cluster.brokers:

@@ -1,4 +1,4 @@
-"""Fixtures of the chart tests. Without Helm those that render are skipped, because building it takes minutes."""
+"""Fixtures of the chart tests. Without Helm, tests that render are skipped, because building it takes minutes."""
 
 import os
 from collections.abc import Callable
@@ -24,20 +24,20 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 
 @pytest.fixture(scope="session", params=[None, *CI_VALUES], ids=lambda path: path.stem if path else "defaults")
 def values_file(request: pytest.FixtureRequest) -> Path | None:
-    """Each way of installing that the chart promises: the defaults, and those of `ci/`."""
+    """Each supported kind of installation: the defaults, and the values files of `ci/`."""
     path: Path | None = request.param
     return path
 
 
 @pytest.fixture(scope="session")
 def rendered(helm: Helm, values_file: Path | None) -> list[Body]:
-    """All objects of that way."""
+    """All objects of that installation."""
     return helm.render(*([values_file] if values_file else []))
 
 
 @pytest.fixture(scope="session")
 def rendered_from(helm: Helm) -> Callable[[str], list[Body]]:
-    """Render with one of the files of `ci/`, named without its ending."""
+    """Render with one of the files of `ci/`, named without its extension."""
 
     def render(name: str) -> list[Body]:
         (path,) = [path for path in CI_VALUES if path.stem == f"{name}-values"]

@@ -1,4 +1,4 @@
-"""What docs/helm.md shows is what there is: commands, values, images."""
+"""docs/helm.md matches the chart: commands, values, images."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def commands(program: str) -> Iterator[list[str]]:
                 yield words
 
 
-def test_the_images_that_are_built_are_those_that_the_chart_asks_for(helm: Helm) -> None:
+def test_the_images_that_are_built_are_those_of_the_chart(helm: Helm) -> None:
     built = set()
     for words in commands("docker"):
         verb, file_flag, file, tag_flag, tag, context = words
@@ -39,7 +39,7 @@ def test_the_images_that_are_built_are_those_that_the_chart_asks_for(helm: Helm)
     assert built == asked
 
 
-def test_every_helm_command_is_taken(helm: Helm) -> None:
+def test_every_helm_command_is_accepted(helm: Helm) -> None:
     verbs = set()
     for verb, *words in commands("helm"):
         verbs.add(verb)
@@ -50,13 +50,13 @@ def test_every_helm_command_is_taken(helm: Helm) -> None:
     assert verbs == {"install", "test", "upgrade", "uninstall"}
 
 
-def test_the_definition_that_is_applied_and_deleted_is_there() -> None:
+def test_the_crd_that_is_applied_and_deleted_exists() -> None:
     folders = {word for words in commands("kubectl") for word in words if word.endswith("/")}
     assert folders == {"crds/"}
     assert list((ROOT / "crds").glob("*.yaml"))
 
 
-def test_the_example_with_a_gateway_and_a_pool_is_what_it_says(helm: Helm) -> None:
+def test_the_example_with_a_gateway_and_a_pool_renders_both(helm: Helm) -> None:
     objects = helm.render(values=_example())
     assert len(of_kind(objects, "Deployment")) == 2
     pool = only(objects, "FluxWorkerPool")

@@ -1,4 +1,4 @@
-"""What the chart renders: rights, security, settings and names, for every way of installing it."""
+"""The rendered objects: permissions, security, settings and names, for every kind of installation."""
 
 import re
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def test_the_chart_passes_the_linter(helm: Helm, values_file: Path | None) -> No
     helm.run("lint", "--strict", str(CHART), *([f"--values={values_file}"] if values_file else []))
 
 
-def test_the_default_is_an_operator_for_its_own_namespace_and_no_more(helm: Helm) -> None:
+def test_the_default_is_an_operator_for_its_own_namespace_only(helm: Helm) -> None:
     kinds = sorted(f"{found['kind']}/{found['metadata']['name']}" for found in helm.render())
     operator = f"{RELEASE}-fluxpool-operator"
     assert kinds == [
@@ -43,9 +43,7 @@ def test_the_default_is_an_operator_for_its_own_namespace_and_no_more(helm: Helm
     ]
 
 
-def test_every_kind_of_object_of_the_chart_is_rendered_by_some_way_of_installing(
-    helm: Helm, rendered_from: RenderedFrom
-) -> None:
+def test_every_kind_of_object_is_rendered_by_some_installation(helm: Helm, rendered_from: RenderedFrom) -> None:
     ways = [helm.render(), *map(rendered_from, ("cluster-wide", "gateway", "minimal-rights", "namespaces"))]
     kinds = {found["kind"] for objects in ways for found in objects}
     assert kinds == {
@@ -92,7 +90,7 @@ def test_labels_given_by_the_user_reach_every_object_and_never_replace_the_chart
     assert template["annotations"]["example.com/note"] == "for two teams"
 
 
-def test_selectors_find_their_own_pods_alone(rendered: list[Body]) -> None:
+def test_selectors_find_their_own_pods_only(rendered: list[Body]) -> None:
     templates = {
         found["metadata"]["name"]: found["spec"]["template"]["metadata"]["labels"]
         for found in of_kind(rendered, "Deployment")
@@ -107,14 +105,14 @@ def test_selectors_find_their_own_pods_alone(rendered: list[Body]) -> None:
         assert [pod for pod, labels in templates.items() if selector.items() <= labels.items()] == [name]
 
 
-def test_a_release_name_of_any_length_makes_names_that_pods_can_bear(helm: Helm) -> None:
+def test_a_release_name_of_any_length_makes_valid_pod_names(helm: Helm) -> None:
     output = helm.run("template", "r" * 53, str(CHART))
     names = [found["metadata"]["name"] for found in yaml.safe_load_all(output) if found["kind"] == "Deployment"]
-    # The hashes of the ReplicaSet and the pod come behind, and a pod's name is its host's.
+    # The hashes of the ReplicaSet and the pod are appended, and a pod's name is its host name.
     assert [len(f"{name}-0123456789-01234") <= MAX_LABEL_CHARACTERS for name in names] == [True]
 
 
-# Rights
+# Permissions
 
 
 def _granted(role: Body) -> set[tuple[str, str, str]]:
@@ -132,11 +130,11 @@ def _needed(*, pod_monitors: bool) -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("pod_monitors", [False, True])
-def test_the_operators_role_is_the_list_of_what_it_asks_for(helm: Helm, pod_monitors: bool) -> None:
+def test_the_operators_role_has_exactly_the_listed_rules(helm: Helm, pod_monitors: bool) -> None:
     objects = helm.render(values={"podMonitors.enabled": pod_monitors})
     role = only(objects, "Role")
     assert _granted(role) == _needed(pod_monitors=pod_monitors)
-    # Exact names, so that nothing is granted that the list does not show.
+    # Exact names, so that only listed permissions are granted.
     assert not {"*"} & {part for triple in _granted(role) for part in triple}
 
 
@@ -160,16 +158,16 @@ def test_every_watched_namespace_has_a_role_and_the_release_has_no_other(rendere
     assert _operator_environment(objects)["FLUXPOOL_WATCH_NAMESPACES"] == ",".join(watched)
 
 
-def test_administrators_can_keep_accounts_and_roles_to_themselves(rendered_from: RenderedFrom) -> None:
+def test_accounts_and_roles_can_be_created_by_administrators(rendered_from: RenderedFrom) -> None:
     objects = rendered_from("minimal-rights")
     assert {found["kind"] for found in objects} == {"Deployment", "Pod", "Service"}
     pods = pod_specs(objects)
     assert pods["Deployment/flux-operator"]["serviceAccountName"] == "given-by-the-administrators"
-    # Whoever chooses the users of pods, as OpenShift does, must find none.
+    # A cluster that chooses the users of pods, such as OpenShift, must find none.
     assert all("runAsUser" not in spec["securityContext"] for spec in pods.values())
 
 
-def test_only_pods_that_talk_to_the_api_get_a_token(rendered: list[Body]) -> None:
+def test_only_pods_that_use_the_api_get_a_token(rendered: list[Body]) -> None:
     tokens = {name: spec["automountServiceAccountToken"] for name, spec in pod_specs(rendered).items()}
     assert tokens == {name: not name.endswith("-gateway") for name in tokens}
     assert all(account["automountServiceAccountToken"] is False for account in of_kind(rendered, "ServiceAccount"))
@@ -185,11 +183,11 @@ def test_pods_pass_the_restricted_standard_and_cannot_write_to_their_root(render
         assert restricted_violations(spec) == [], name
         for container in spec["containers"]:
             assert container["securityContext"]["readOnlyRootFilesystem"] is True
-            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]  # noqa: S108 - a volume's place
+            assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]  # noqa: S108 - the mount path of a volume
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}
 
 
-def test_the_check_of_the_restricted_standard_sees_what_is_wrong() -> None:
+def test_the_check_of_the_restricted_standard_finds_violations() -> None:
     spec = {
         "hostNetwork": True,
         "volumes": [{"name": "host", "hostPath": {"path": "/"}}],
@@ -216,13 +214,13 @@ def test_the_check_of_the_restricted_standard_sees_what_is_wrong() -> None:
     ]
 
 
-def test_never_two_operators_or_two_gateways_at_once(rendered: list[Body]) -> None:
+def test_operator_and_gateway_are_replaced_by_recreate(rendered: list[Body]) -> None:
     for found in of_kind(rendered, "Deployment"):
         assert found["spec"]["strategy"] == {"type": "Recreate"}
         assert found["spec"]["replicas"] in (0, 1)
 
 
-def test_images_carry_the_charts_version_unless_one_is_given(helm: Helm, rendered_from: RenderedFrom) -> None:
+def test_images_have_the_charts_version_by_default(helm: Helm, rendered_from: RenderedFrom) -> None:
     version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     images = {container["image"] for spec in pod_specs(helm.render()).values() for container in spec["containers"]}
     assert images == {f"fluxpool-operator:{version}"}
@@ -246,7 +244,7 @@ def _containers(objects: list[Body], component: str) -> list[Body]:
     return list(only(objects, "Deployment", suffix=f"-{component}")["spec"]["template"]["spec"]["containers"])
 
 
-def test_the_operator_reads_what_the_chart_tells_it(rendered: list[Body], values_file: Path | None) -> None:
+def test_the_operator_reads_the_settings_of_the_chart(rendered: list[Body], values_file: Path | None) -> None:
     given = _operator_environment(rendered)
     of_the_pod = {"FLUXPOOL_HEALTH_HOST": "10.0.0.1", "FLUXPOOL_NAMESPACE": NAMESPACE}
     settings = OperatorSettings.from_environment({**given, **of_the_pod})
@@ -267,13 +265,13 @@ def test_the_operator_reads_what_the_chart_tells_it(rendered: list[Body], values
         api_deadline_seconds=values.get("apiDeadlineSeconds", defaults.api_deadline_seconds),
         kafka_deadline_seconds=values.get("kafkaDeadlineSeconds", defaults.kafka_deadline_seconds),
     )
-    # A setting that the chart does not know could only be given as extraEnv.
+    # A setting without a value in the chart could only be set by extraEnv.
     known = {f"FLUXPOOL_{name.upper()}" for name in OperatorSettings.model_fields}
     optional = {"FLUXPOOL_WATCH_NAMESPACES", "FLUXPOOL_ALLOWED_BROKERS", "FLUXPOOL_ALLOWED_TOKEN_ENDPOINTS"}
     assert known - given.keys() <= optional
 
 
-def test_the_self_check_is_told_the_same_as_the_operator(rendered: list[Body], values_file: Path | None) -> None:
+def test_the_self_check_has_the_settings_of_the_operator(rendered: list[Body], values_file: Path | None) -> None:
     (container,) = only(rendered, "Pod")["spec"]["containers"]
     extra = {variable["name"] for variable in values_of(values_file).get("extraEnv", [])}
     operator = {name: value for name, value in _operator_environment(rendered).items() if name not in extra}
@@ -281,7 +279,7 @@ def test_the_self_check_is_told_the_same_as_the_operator(rendered: list[Body], v
     assert container["command"] == ["python", "-m", "fluxpool_operator.self_check"]
 
 
-def test_the_gateway_reads_what_the_chart_tells_it(rendered_from: RenderedFrom) -> None:
+def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom) -> None:
     container, projector = _containers(rendered_from("gateway"), "gateway")
     given = environment(container)
     secrets = {
@@ -298,7 +296,7 @@ def test_the_gateway_reads_what_the_chart_tells_it(rendered_from: RenderedFrom) 
     }
     assert (projector["image"], projector["env"]) == (container["image"], container["env"])
     assert projector["command"] == ["python", "-m", "fluxpool_gateway.projector"]
-    # As the kubelet hands it out: $$ is one dollar.
+    # As the kubelet expands it: $$ is one dollar.
     settings = GatewaySettings.from_environment({name: value.replace("$$", "$") for name, value in given.items()})
     assert settings.kafka.bootstrap_servers == ("kafka-0.kafka:9093", "kafka-1.kafka:9093")
     assert settings.storage.public_base_url == "https://images.example.com/$(bucket)/"
@@ -318,7 +316,7 @@ def test_the_gateway_reads_what_the_chart_tells_it(rendered_from: RenderedFrom) 
     assert (str(settings.public_url), settings.produce_deadline_seconds) == ("https://flux.example.com/", 2.5)
 
 
-def test_every_file_that_the_gateway_is_told_of_lies_on_a_mounted_volume(rendered: list[Body]) -> None:
+def test_every_file_in_the_gateways_settings_is_on_a_mounted_volume(rendered: list[Body]) -> None:
     for name, spec in pod_specs(rendered).items():
         if not name.endswith("-gateway"):
             continue
@@ -344,7 +342,7 @@ def test_every_file_that_the_gateway_is_told_of_lies_on_a_mounted_volume(rendere
         assert provided == {path for path in files if path.is_relative_to("/etc/fluxpool")}
 
 
-def test_a_folder_of_images_is_mounted_where_the_workers_see_it(rendered_from: RenderedFrom) -> None:
+def test_a_folder_of_images_is_mounted_at_the_path_of_the_workers(rendered_from: RenderedFrom) -> None:
     spec = pod_specs(rendered_from("minimal-rights"))["Deployment/flux-gateway"]
     container, _ = spec["containers"]
     assert environment(container)["FLUXPOOL_STORAGE_URL"] == "file:///images/"
@@ -354,10 +352,10 @@ def test_a_folder_of_images_is_mounted_where_the_workers_see_it(rendered_from: R
     assert claims["database"] == {"claimName": "gateway-database"}
 
 
-# The way to the gateway
+# Network access to the gateway
 
 
-def test_probes_service_and_ingress_lead_to_the_ports_that_are_listened_on(rendered_from: RenderedFrom) -> None:
+def test_probes_service_and_ingress_use_the_listening_ports(rendered_from: RenderedFrom) -> None:
     objects = rendered_from("gateway")
     for component, port in (("operator", 8080), ("gateway", 9000)):
         container = _containers(objects, component)[0]
@@ -373,7 +371,7 @@ def test_probes_service_and_ingress_lead_to_the_ports_that_are_listened_on(rende
     assert path["backend"]["service"]["port"] == {"name": "http"}
 
 
-def test_network_policies_cover_every_pod_and_let_it_do_its_work(rendered_from: RenderedFrom) -> None:
+def test_network_policies_cover_every_pod_and_allow_its_traffic(rendered_from: RenderedFrom) -> None:
     objects = rendered_from("gateway")
     policies = {found["metadata"]["name"]: found["spec"] for found in of_kind(objects, "NetworkPolicy")}
     operator, gateway = (policies[f"{RELEASE}-fluxpool-{component}"] for component in ("operator", "gateway"))
@@ -390,7 +388,7 @@ def test_network_policies_cover_every_pod_and_let_it_do_its_work(rendered_from: 
 # Pools and metrics
 
 
-def test_the_sample_pool_is_one_that_the_operator_can_read(rendered_from: RenderedFrom) -> None:
+def test_the_operator_can_read_the_sample_pool(rendered_from: RenderedFrom) -> None:
     for way, place in (("gateway", (NAMESPACE, "standard")), ("namespaces", ("team-b", "sample"))):
         manifest = only(rendered_from(way), "FluxWorkerPool")
         metadata = manifest["metadata"]
@@ -400,7 +398,7 @@ def test_the_sample_pool_is_one_that_the_operator_can_read(rendered_from: Render
         assert pool.spec.worker.image == "fluxpool-worker:0.1.0"
 
 
-def test_alerts_ask_for_metrics_that_the_operator_has(rendered_from: RenderedFrom) -> None:
+def test_alerts_use_existing_metrics_of_the_operator(rendered_from: RenderedFrom) -> None:
     rule = only(rendered_from("cluster-wide"), "PrometheusRule")
     (group,) = rule["spec"]["groups"]
     asked = {name for alert in group["rules"] for name in re.findall(r"fluxpool_\w+", alert["expr"])}
@@ -418,7 +416,7 @@ def test_monitors_scrape_the_operators_own_port(rendered_from: RenderedFrom) -> 
     assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "http", "path": "/metrics", "interval": "30s"}]
 
 
-# What is printed
+# Notes
 
 
 def test_the_notes_name_objects_that_exist(helm: Helm, values_file: Path | None, rendered: list[Body]) -> None:
@@ -431,7 +429,7 @@ def test_the_notes_name_objects_that_exist(helm: Helm, values_file: Path | None,
     assert ("restricted Pod Security Standard" in notes) == values_of(values_file).get("hostPathAllowed", False)
 
 
-def test_the_gateway_asks_a_token_endpoint_with_a_private_authority_as_a_worker_does(helm: Helm) -> None:
+def test_the_gateway_trusts_a_private_ca_of_the_token_endpoint_like_a_worker(helm: Helm) -> None:
     values = {
         "gateway.enabled": True,
         "gateway.kafka.bootstrapServers": ["kafka:9092"],

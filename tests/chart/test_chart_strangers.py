@@ -1,4 +1,4 @@
-"""Foreign values, releases and namespaces: what Kubernetes takes as text arrives there as text."""
+"""Foreign values, releases and namespaces: text fields of Kubernetes are rendered as text."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def _render(helm: Helm, stranger: StrangeValues) -> list[dict[str, Any]]:
 
 
 def _texts_of_names(node: Any, path: str = "") -> list[tuple[str, object]]:
-    """Every name, namespace, label, annotation, argument and variable with its place."""
+    """Every name, namespace, label, annotation, argument and variable with its path."""
     if isinstance(node, dict):
         found = []
         for key, value in node.items():

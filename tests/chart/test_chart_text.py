@@ -1,4 +1,4 @@
-"""What Kubernetes takes as text arrives there as text, whatever it looks like, and whole numbers arrive whole."""
+"""Text fields of Kubernetes are rendered as text, for any content, and whole numbers as whole numbers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ import yaml
 from kit.helm_chart import CHART, Helm, of_kind, only
 
 LOOKALIKES = ("4444412", "1e3", "0x1f", "0o17", "010", "true", "null", "yes", "off", "y", "2001-01-01")
-"""Legal names that a reader of YAML may take for a number, a truth value, a date or nothing."""
+"""Legal names that a YAML parser may read as a number, a boolean, a date or null."""
 GATEWAY: dict[str, Any] = {
     "gateway.enabled": True,
     "gateway.kafka.bootstrapServers": ["kafka:9092"],
@@ -30,7 +30,7 @@ POOL_SPEC = {
 
 
 def _values(text: str) -> dict[str, Any]:
-    """This text in every place that takes any."""
+    """This text in every text field."""
     reference = {"name": text}
     security = {
         "protocol": "SASL_SSL",
@@ -90,15 +90,15 @@ def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
 
 def _rendered(helm: Helm, text: str) -> list[yaml.ScalarNode]:
     output = helm.run("template", text, str(CHART), "--namespace", text, *helm.flags(_values(text)))
-    return [each for root in yaml.compose_all(output) for each in _scalars(root)]
+    return [scalar for root in yaml.compose_all(output) for scalar in _scalars(root)]
 
 
 @pytest.mark.parametrize("text", LOOKALIKES)
-def test_text_that_looks_like_something_else_is_quoted_everywhere(helm: Helm, text: str) -> None:
-    # Readers of YAML 1.1 and 1.2 differ in what is a number: only a quoted one is text to all of them.
-    quoted = [each for each in _rendered(helm, text) if each.value == text and each.style is not None]
-    # With a name that looks like nothing else, quotes or not do not matter.
-    assert len(quoted) >= len([each for each in _rendered(helm, "quince") if each.value == "quince"])
+def test_ambiguous_text_is_quoted_everywhere(helm: Helm, text: str) -> None:
+    # YAML 1.1 and 1.2 differ in what is a number: only a quoted one is text in both.
+    quoted = [scalar for scalar in _rendered(helm, text) if scalar.value == text and scalar.style is not None]
+    # For an unambiguous name quotes do not matter.
+    assert len(quoted) >= len([scalar for scalar in _rendered(helm, "quince") if scalar.value == "quince"])
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True])

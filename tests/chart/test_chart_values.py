@@ -1,4 +1,4 @@
-"""The chart's values: each one explained and checked, and a wrong one refused by its name."""
+"""The chart's values: each is described and validated, and an invalid one is refused by name."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from kit.pools import OAUTH_TOKEN, edited
 
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
 VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
-# Of a parent chart, never of ours.
+# Of a parent chart, not of this one.
 FOREIGN = {"global"}
 GATEWAY = {
     "gateway.enabled": True,
@@ -35,14 +35,14 @@ POOL_SPEC = {
 
 
 def resolved(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema with its reference followed."""
+    """A schema with its reference resolved."""
     while "$ref" in schema:
         schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
     return schema
 
 
 def paths_of(values: Mapping[str, Any], schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Every value down to where the schema no longer names fields."""
+    """Every value whose fields the schema names."""
     named = resolved(schema).get("properties", {})
     for name, value in values.items():
         below = f"{path}.{name}".removeprefix(".")
@@ -57,38 +57,38 @@ def test_values_and_schema_name_the_same_fields() -> None:
         assert values.keys() == schema["properties"].keys() - FOREIGN, path
         for name, value in values.items():
             below = resolved(schema["properties"][name])
-            # An empty one shows that nothing is given; what it takes is told by the schema alone.
+            # An empty object is a default; only the schema has its fields.
             if isinstance(value, dict) and value and "properties" in below and "$ref" not in schema["properties"][name]:
                 compare(value, below, f"{path}.{name}")
 
     compare(VALUES, SCHEMA, "")
 
 
-def test_every_value_is_explained_by_the_comment_before_it() -> None:
+def test_every_value_is_described_by_the_comment_before_it() -> None:
     lines = (CHART / "values.yaml").read_text().splitlines()
     leaves = [number for number, line in enumerate(lines) if re.match(r"\s*[a-zA-Z]+: \S", line)]
     unexplained = [
         lines[number].strip()
         for number in leaves
         if not lines[number - 1].lstrip().startswith("#")
-        # Parts of a default that is explained as a whole.
+        # Parts of a default that is described as a whole.
         and not re.match(r"\s+(cpu|memory): ", lines[number])
     ]
     assert unexplained == []
 
 
 @pytest.mark.parametrize("path", CI_VALUES, ids=lambda path: path.stem)
-def test_the_ways_of_installing_give_values_that_exist(path: Path) -> None:
+def test_the_installations_use_existing_values(path: Path) -> None:
     known = set(paths_of(VALUES, SCHEMA))
     given = set(paths_of(yaml.safe_load(path.read_text()), SCHEMA))
     assert {one for one in given if one.count(".") < 1} <= known
 
 
-def test_every_value_is_tried_by_some_way_of_installing() -> None:
+def test_every_value_is_used_by_some_installation() -> None:
     tried = {one for path in CI_VALUES for one in paths_of(yaml.safe_load(path.read_text()), SCHEMA)}
     tried |= {one.rpartition(".")[0] for one in tried}
     untried = {one for one in paths_of(VALUES, SCHEMA) if one not in tried}
-    # Plain passages into pods, or alternatives of something that is tried.
+    # Values copied into pods, or alternatives of a value that is tried.
     assert untried <= {
         "gateway.affinity",
         "gateway.extraEnv",

@@ -1,6 +1,6 @@
-"""The Dockerfiles: what they copy is there and suffices, their install steps work, what comes out runs as anybody.
+"""The Dockerfiles: they copy existing and sufficient files, their steps work, and the images run as any user.
 
-No container engine is needed: the steps of the build stage run in a folder and a virtual environment of the test's own.
+No container engine is needed: the steps of the build stage run in a temporary folder and virtual environment.
 """
 
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOYABLES = ("operator", "gateway", "worker")
 INSTALLED = "/opt/fluxpool"
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")
-# How fast and where from, not what: with them the test would fetch and compile gigabytes that already lie on this disk.
+# Options of speed and source only: with them the test would download and compile gigabytes that this disk has already.
 BUILD_SPEED_VARIABLES = {"UV_COMPILE_BYTECODE", "UV_LINK_MODE", "UV_NO_CACHE"}
 
 
@@ -33,7 +33,7 @@ class Instruction:
 
 
 def stages_of(deployable: str) -> list[list[Instruction]]:
-    """The stages of a Dockerfile, each from its FROM on."""
+    """The stages of a Dockerfile, each from its FROM."""
     text = (ROOT / deployable / "Dockerfile").read_text()
     lines = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)).splitlines()
     stages: list[list[Instruction]] = []
@@ -56,13 +56,13 @@ def environment_of(stage: list[Instruction]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class BuiltImage:
-    """What a Dockerfile made of this tree, with `root` for the image's root."""
+    """The result of a Dockerfile for this tree, with `root` as the image's root."""
 
     deployable: str
     root: Path
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the image's python as the last stage has it, knowing nothing of the tree and of the test's packages."""
+        """Run the image's python in the environment of the last stage, without the tree and the test's packages."""
         declared = environment_of(stages_of(self.deployable)[-1])
         path = declared.pop("PATH").replace(INSTALLED, f"{self.root}{INSTALLED}").replace("$PATH", os.defpath)
         python = shutil.which("python", path=path)
@@ -80,7 +80,7 @@ class BuiltImage:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clean Python with pip, as the base image has one; what one image's steps put there, the others find there."""
+    """A clean Python with pip, like that of the base image; the steps of all images share it."""
     folder = tmp_path_factory.mktemp("base-image")
     venv.create(folder, with_pip=True)
     return folder
@@ -88,7 +88,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=DEPLOYABLES)
 def image(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuiltImage]:
-    """A deployable's image, built by the steps of its Dockerfile."""
+    """The image of a component, built by the steps of its Dockerfile."""
     root = tmp_path_factory.mktemp(f"{request.param}-image")
     build, _ = stages_of(request.param)
     declared = {name: value for name, value in environment_of(build).items() if name not in BUILD_SPEED_VARIABLES}
@@ -115,12 +115,12 @@ def image(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.T
                 )
                 assert finished.returncode == 0, f"RUN {step.argument}\n{finished.stdout}{finished.stderr}"
     yield BuiltImage(request.param, root)
-    # Gigabytes where they are not shared with the cache that they came from.
+    # Gigabytes where files are not hard links to the cache.
     shutil.rmtree(root)
 
 
 def _copy(argument: str, folder: Path) -> None:
-    """`COPY source... target` from the tree, without what was never committed."""
+    """`COPY source... target` from the tree, without untracked files."""
     *sources, target = argument.split()
     for source in sources:
         if (ROOT / source).is_dir():
@@ -133,7 +133,7 @@ def _copy(argument: str, folder: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_image_holds_its_own_packages_and_the_pinned_ones_alone(image: BuiltImage) -> None:
+def test_the_image_has_its_own_packages_and_the_pinned_ones_only(image: BuiltImage) -> None:
     program = (
         "import importlib.metadata as m, importlib.util as u, json, sys\n"
         "print(json.dumps([{d.name.lower().replace('_', '-').replace('.', '-'): d.version for d in m.distributions()},"
@@ -163,19 +163,19 @@ def test_every_module_of_the_image_can_be_imported(image: BuiltImage) -> None:
         "        if not module.name.endswith(('__main__', 'migrations.env')):\n"
         "            importlib.import_module(module.name)\n"
     )
-    # Of the transport, whose modules have their packages in different extras, what the deployable imports.
+    # Of transport, whose modules have their packages in different extras, only what the component imports.
     finished = image.run("-c", program, "fluxpool_contract", f"fluxpool_{image.deployable}")
     assert finished.returncode == 0, finished.stderr
 
 
 @pytest.mark.timeout(900)
-def test_without_settings_the_entrypoint_says_what_is_missing(image: BuiltImage) -> None:
+def test_without_settings_the_entrypoint_names_what_is_missing(image: BuiltImage) -> None:
     (entrypoint,) = arguments_of(stages_of(image.deployable)[-1], "ENTRYPOINT")
     program, *arguments = json.loads(entrypoint)
     assert program == "python"
     finished = image.run(*arguments)
     if image.deployable == "operator":
-        # It has no required setting; what it lacks here is a cluster.
+        # It has no required setting; only a cluster is missing here.
         assert (finished.returncode, "run in a pod, or set KUBECONFIG" in finished.stderr) == (1, True)
     else:
         assert finished.returncode == 2
@@ -183,15 +183,15 @@ def test_without_settings_the_entrypoint_says_what_is_missing(image: BuiltImage)
 
 
 @pytest.mark.parametrize("deployable", DEPLOYABLES)
-def test_the_last_stage_runs_as_nobody_and_writes_nothing(deployable: str) -> None:
+def test_the_last_stage_runs_unprivileged_and_writes_nothing(deployable: str) -> None:
     build, last = stages_of(deployable)
     assert [stage[0].argument for stage in (build, last)] == ["python:3.11-slim AS build", "python:3.11-slim"]
     assert arguments_of(last, "USER") == ["65532:65532"]
     assert arguments_of(last, "COPY") == [f"--from=build {INSTALLED} {INSTALLED}"]
-    # No step but packages, so nothing in it is writable by that user.
+    # The only step installs packages, so nothing in it is writable by that user.
     assert all(step.startswith("apt-get update && apt-get install ") for step in arguments_of(last, "RUN"))
     declared = environment_of(last)
-    # torch asks for a user's name where passwd knows none, and byte code has no place to be written to.
+    # torch needs a user name that passwd does not have, and byte code cannot be written.
     assert {"USER", "HOME"} <= declared.keys()
     assert declared["PYTHONDONTWRITEBYTECODE"] == "1"
     assert environment_of(build)["UV_COMPILE_BYTECODE"] == "1"

@@ -1,4 +1,4 @@
-"""The self check without a cluster: what it says of brokers, of an API that is away and of wrong settings."""
+"""The self check without a cluster: brokers, an unreachable API server and invalid settings."""
 
 import os
 import socket
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-# Port 1 is nobody's.
+# Port 1 is unused.
 KUBECONFIG = """\
 apiVersion: v1
 kind: Config
 clusters: [{name: away, cluster: {server: "https://127.0.0.1:1"}}]
-contexts: [{name: away, context: {cluster: away, user: nobody}}]
-users: [{name: nobody, user: {}}]
+contexts: [{name: away, context: {cluster: away, user: none}}]
+users: [{name: none, user: {}}]
 current-context: away
 """
 
@@ -39,7 +39,9 @@ def listening() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("text", ["", KUBECONFIG], ids=["no-kubeconfig", "no-server"])
-def test_without_a_cluster_it_says_so_and_still_looks_at_the_brokers(listening: int, tmp_path: Path, text: str) -> None:
+def test_without_a_cluster_it_reports_that_and_still_checks_the_brokers(
+    listening: int, tmp_path: Path, text: str
+) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     if text:
         kubeconfig.write_text(text)

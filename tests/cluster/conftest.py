@@ -47,7 +47,7 @@ def binaries() -> Path:
 
 @pytest.fixture(scope="session")
 def control_plane(binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The control plane of the whole run: leave it up, and use a namespace and nodes of your own."""
+    """The control plane of the whole run: do not stop it, and use unique namespaces and nodes."""
     with running_control_plane(tmp_path_factory.mktemp("control-plane"), binaries=binaries) as running:
         yield running
 
@@ -61,7 +61,7 @@ async def api(control_plane: ControlPlane) -> AsyncIterator[KubernetesApi]:
 
 @pytest.fixture
 async def namespace(api: KubernetesApi) -> AsyncIterator[str]:
-    """A namespace with a default service account; its deletion is asked for at the end and not waited for."""
+    """A namespace with a default service account; it is deleted at the end without waiting."""
     name = unique_name("t")
     await api.create("/api/v1/namespaces", {"metadata": {"name": name}})
     await wait_exists(api, f"/api/v1/namespaces/{name}/serviceaccounts/default")
@@ -74,7 +74,7 @@ async def namespace(api: KubernetesApi) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 def isolation() -> None:
-    """Skips where this machine does not let containers have file systems of their own."""
+    """Skip where this machine does not permit containers with separate file systems."""
     try:
         check_isolation()
     except IsolationUnavailableError as error:
@@ -88,10 +88,10 @@ def make_bench(
     control_plane: ControlPlane,
     api: KubernetesApi,
     namespace: str,
-    isolation: None,  # noqa: ARG001 - nothing runs without it
+    isolation: None,  # noqa: ARG001 - required to run anything
     tmp_path: Path,
 ) -> Callable[..., Bench]:
-    """Make a bench whose process node is not started yet; the same node name finds the same folder again."""
+    """Make a bench whose process node is not started yet; the same node name uses the same folder."""
 
     def make(name: str | None = None, **arguments: Any) -> Bench:
         name = name or unique_name("node")
@@ -126,7 +126,7 @@ def object_store() -> Iterator[S3Service]:
 async def fluxpool(
     make_bench: Callable[..., Bench], kafka: KafkaCluster, object_store: S3Service
 ) -> AsyncIterator[OperatorBench]:
-    """Definitions applied and a node with eight GPUs; nothing is installed yet."""
+    """The CRD and a node with eight GPUs; nothing is installed yet."""
     name = unique_name("node")
     bench = make_bench(
         name,
@@ -138,6 +138,6 @@ async def fluxpool(
         made = OperatorBench(bench=bench, bootstrap_servers=kafka.bootstrap_servers, s3=object_store)
         await made.create_bucket_secret()
         yield made
-        # Before the node is deleted, so that no pod of this test waits for one that never comes back.
+        # Before the node is deleted, so that no pod of this test remains on a missing node.
         await made.clean_up()
     await bench.api.delete(f"/api/v1/nodes/{bench.node.name}")

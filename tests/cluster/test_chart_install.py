@@ -1,4 +1,4 @@
-"""The chart on a real API server: admitted, upgraded and gone again, in one namespace and in all of them."""
+"""The chart on a real API server: install, upgrade and uninstall, for one namespace and for all."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ DEFINITIONS = CHART.parents[1] / "crds"
 WAIT = ("--wait", "--timeout=90s")
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "audit", "warn")}
 VIOLATION = "pod-security.kubernetes.io/audit-violations"
-# What Kubernetes itself puts into every namespace, or keeps there for a while.
+# Objects that Kubernetes creates in every namespace, or keeps there for a while.
 NOT_OURS = {"configmap/kube-root-ca.crt", "serviceaccount/default"}
 POOL_SPEC = {
     "kafka": {"bootstrapServers": ["kafka:9092"]},
@@ -42,7 +42,7 @@ POOL_SPEC = {
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One release of the chart in a namespace of its own."""
+    """One release of the chart in its own namespace."""
 
     control_plane: ControlPlane
     namespace: str
@@ -74,14 +74,14 @@ class Release:
         return await self.control_plane.helm("test", self.name, "--namespace", self.namespace, "--timeout=100s")
 
     async def objects(self) -> set[str]:
-        """Everything in the namespace, of whatever kind, but events and what is not ours."""
+        """All objects of the release in the namespace, except events."""
         kinds = await self.control_plane.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name")
         wanted = ",".join(kind for kind in kinds.split() if not kind.startswith("events"))
         listed = await self.control_plane.kubectl("get", wanted, "--namespace", self.namespace, "--output=name")
         return set(listed.split()) - NOT_OURS
 
     async def cluster_objects(self) -> set[str]:
-        """Everything of the release outside namespaces."""
+        """Cluster-scoped objects of the release."""
         label = f"--selector=app.kubernetes.io/instance={self.name}"
         kinds = "clusterroles,clusterrolebindings"
         return set((await self.control_plane.kubectl("get", kinds, label, "--output=name")).split())
@@ -89,7 +89,7 @@ class Release:
 
 @pytest.fixture
 async def release(control_plane: ControlPlane, api: KubernetesApi, namespace: str) -> AsyncIterator[Release]:
-    """A restricted namespace, a name, and a node whose pods only say that they run."""
+    """A restricted namespace, a name, and a node whose pods only report to run."""
     await api.patch(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": RESTRICTED}})
     node = NodeSpec(name=unique_name("node"))
     async with FakeNodes(api, [node], pods=FakePods()):
@@ -99,7 +99,7 @@ async def release(control_plane: ControlPlane, api: KubernetesApi, namespace: st
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A release whose self check really runs; the operator itself is left out."""
+    """A release whose self check really runs, without the operator."""
 
     release: Release
     bench: Bench
@@ -108,13 +108,13 @@ class Checked:
         await self.release.helm("install", {"replicas": 0, **values})
 
     async def log(self) -> str:
-        """What the pod of the last self check wrote."""
+        """Output of the last self check's pod."""
         return self.bench.log(f"{self.release.name}-fluxpool-self-check", "self-check")
 
 
 @pytest.fixture
 async def checked(make_bench: Callable[..., Bench]) -> AsyncIterator[Checked]:
-    """A release on a node that runs the programs of pods, beside the definition of pools."""
+    """A release on a node that runs the programs of pods, with the CRD."""
     bench = make_bench(images={"fluxpool-operator:0.1.0": python_image()})
     await apply_definitions(bench.control_plane, bench.api)
     async with bench.node:
@@ -123,7 +123,7 @@ async def checked(make_bench: Callable[..., Bench]) -> AsyncIterator[Checked]:
 
 
 def _violations(control_plane: ControlPlane, namespace: str) -> list[str]:
-    """What the API server noted against the restricted standard."""
+    """Violations of the restricted standard in the audit log."""
     return [
         event["annotations"][VIOLATION]
         for event in control_plane.audit_events()
@@ -131,7 +131,7 @@ def _violations(control_plane: ControlPlane, namespace: str) -> list[str]:
     ]
 
 
-async def test_a_restricted_namespace_admits_everything_without_a_warning_and_nothing_stays(
+async def test_a_restricted_namespace_admits_everything_without_a_warning_and_uninstall_removes_it(
     release: Release, api: KubernetesApi
 ) -> None:
     gateway = {
@@ -156,14 +156,14 @@ async def test_a_restricted_namespace_admits_everything_without_a_warning_and_no
         return await release.objects() <= before and not await release.cluster_objects()
 
     await wait_until(empty, deadline_seconds=30, what="an empty namespace")
-    # And the log would have shown a violation.
+    # A violation would be in the log.
     await create_deployment(api, release.namespace, deployment("rooted", replicas=0))
     assert await wait_until(
         lambda: _violations(release.control_plane, release.namespace), deadline_seconds=10, what="a violation"
     )
 
 
-async def test_the_claim_of_the_gateways_database_goes_with_the_release(release: Release) -> None:
+async def test_the_claim_of_the_gateways_database_is_deleted_with_the_release(release: Release) -> None:
     kafka_and_storage = {"kafka": {"bootstrapServers": ["kafka:9092"]}, "storage": {"url": "s3://images/"}}
     await release.helm("install", {"replicas": 0, "gateway": {"enabled": True, "replicas": 0, **kafka_and_storage}})
     claims = {found for found in await release.objects() if found.startswith("persistentvolumeclaim/")}
@@ -176,7 +176,7 @@ async def test_the_claim_of_the_gateways_database_goes_with_the_release(release:
     await wait_until(gone, deadline_seconds=30, what="the end of the claim")
 
 
-async def test_two_releases_look_after_a_namespace_each(
+async def test_two_releases_each_watch_one_namespace(
     release: Release, api: KubernetesApi, control_plane: ControlPlane
 ) -> None:
     other = unique_name("team")
@@ -205,7 +205,7 @@ async def _can(control_plane: ControlPlane, user: str, verb: str, kind: str, nam
         return False
 
 
-async def test_the_clusters_own_roles_learn_of_pools_when_asked_to(
+async def test_pools_are_aggregated_to_the_default_cluster_roles_on_request(
     release: Release, control_plane: ControlPlane, api: KubernetesApi
 ) -> None:
     await apply_definitions(control_plane, api)
@@ -234,7 +234,7 @@ async def test_the_clusters_own_roles_learn_of_pools_when_asked_to(
 
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["namespaced", "cluster"])
-async def test_helm_test_says_that_all_is_well_and_leaves_nothing(checked: Checked, cluster_wide: bool) -> None:
+async def test_helm_test_succeeds_and_leaves_nothing(checked: Checked, cluster_wide: bool) -> None:
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server:
@@ -246,12 +246,12 @@ async def test_helm_test_says_that_all_is_well_and_leaves_nothing(checked: Check
         printed = await checked.release.test()
     assert "Phase:          Succeeded" in printed
     await checked.release.uninstall()
-    # The pod of a check that went well was deleted with it.
+    # The pod of a successful check was deleted.
     assert not any("self-check" in found for found in await checked.release.objects())
     assert await checked.release.cluster_objects() == set()
 
 
-async def test_helm_test_names_each_right_that_is_missing_and_each_broker_that_is_away(checked: Checked) -> None:
+async def test_helm_test_names_each_missing_permission_and_each_unreachable_broker(checked: Checked) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         broker = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -273,7 +273,7 @@ async def test_helm_test_names_each_right_that_is_missing_and_each_broker_that_i
 
 @pytest.fixture
 async def whole(binaries: Path, tmp_path: Path) -> AsyncIterator[Release]:
-    """A release that brought the definition, in a cluster of its own."""
+    """A release that installed the CRD, in a separate cluster."""
     async with ControlPlane(tmp_path, binaries=binaries) as control_plane:
         release = Release(control_plane, "default", "flux", "nowhere", brings_definition=True)
         await release.helm("install", {"replicas": 0})
@@ -290,7 +290,7 @@ async def whole(binaries: Path, tmp_path: Path) -> AsyncIterator[Release]:
 
 
 @pytest.mark.parametrize("first", ["release", "definition"])
-async def test_release_and_definition_go_in_either_order(whole: Release, first: str) -> None:
+async def test_release_and_crd_can_be_deleted_in_either_order(whole: Release, first: str) -> None:
     kubectl = whole.control_plane.kubectl
     pool = {"apiVersion": "fluxpool.dev/v1alpha1", "kind": "FluxWorkerPool", "metadata": {"name": "standard"}}
     await kubectl("create", "--filename", "-", input=json.dumps({**pool, "spec": POOL_SPEC}))
@@ -303,16 +303,14 @@ async def test_release_and_definition_go_in_either_order(whole: Release, first: 
         await whole.uninstall()
     else:
         await whole.uninstall()
-        # Pools are people's, and stay.
+        # Pools belong to users, and are kept.
         assert "fluxworkerpool.fluxpool.dev/standard" in await whole.objects()
         await delete_definition()
     assert await whole.objects() <= {"service/kubernetes"}
     assert await whole.cluster_objects() == set()
 
 
-async def test_the_command_of_the_notes_brings_a_definition_that_helm_made_up_to_date(
-    whole: Release, tmp_path: Path
-) -> None:
+async def test_the_command_of_the_notes_updates_a_crd_that_helm_created(whole: Release, tmp_path: Path) -> None:
     newer = yaml.safe_load((DEFINITIONS / crd.FILE_NAME).read_text())
     newer["metadata"]["annotations"][crd.HASH_ANNOTATION] = "of-a-newer-one"
     (tmp_path / "crds").mkdir()

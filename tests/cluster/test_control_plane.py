@@ -1,4 +1,4 @@
-"""The control plane of the tests is a real one: it refuses, schedules, collects, comes back and leaves nothing."""
+"""The control plane of the tests is real: admission, scheduling, garbage collection, restarts, clean shutdown."""
 
 import json
 import os
@@ -62,12 +62,12 @@ async def test_kubectl_and_the_server_are_the_same_release(control_plane: Contro
     assert client == server != "v0.0.0-master+$Format:%H$"
 
 
-async def test_kubectl_says_what_was_wrong(control_plane: ControlPlane) -> None:
-    with pytest.raises(CommandError, match=r"kubectl get pod nobody.*not found"):
-        await control_plane.kubectl("get", "pod", "nobody")
+async def test_kubectl_errors_are_raised_with_their_message(control_plane: ControlPlane) -> None:
+    with pytest.raises(CommandError, match=r"kubectl get pod unknown.*not found"):
+        await control_plane.kubectl("get", "pod", "unknown")
 
 
-async def test_a_pod_without_enough_gpus_stays_pending_and_the_scheduler_says_why(
+async def test_a_pod_without_enough_gpus_stays_pending_with_the_schedulers_reason(
     api: KubernetesApi, namespace: str
 ) -> None:
     node = NodeSpec(name=unique_name("gpu"), capacity={"nvidia.com/gpu": "5"})
@@ -168,7 +168,7 @@ async def test_helm_installs_and_uninstalls_a_chart(
         await wait_gone(api, f"/apis/apps/v1/namespaces/{namespace}/deployments/demo")
 
 
-async def test_rbac_refuses_a_stranger_and_the_audit_log_keeps_it_without_bodies(
+async def test_rbac_refuses_an_unknown_user_and_the_audit_log_has_it_without_bodies(
     control_plane: ControlPlane, api: KubernetesApi, namespace: str
 ) -> None:
     secret = {"metadata": {"name": "kept"}, "stringData": {"password": "only-for-its-owner"}}
@@ -230,7 +230,7 @@ async def test_the_deletion_of_a_namespace_with_running_pods_finishes(api: Kuber
         await wait_gone(api, f"/api/v1/namespaces/{name}", deadline_seconds=60)
 
 
-async def test_an_api_server_that_was_killed_comes_back_at_its_address_and_work_goes_on(
+async def test_a_killed_api_server_restarts_at_its_address_and_work_continues(
     control_plane: ControlPlane, api: KubernetesApi, namespace: str
 ) -> None:
     node = NodeSpec(name=unique_name("node"))
@@ -248,7 +248,7 @@ async def test_an_api_server_that_was_killed_comes_back_at_its_address_and_work_
         async def all_ready() -> bool:
             return sum(map(is_ready, await pods_of(api, namespace))) == 3
 
-        # Scheduler, controllers and fake nodes have to find the server again, too.
+        # Scheduler, controllers and fake nodes have to reconnect, too.
         await wait_until(all_ready, deadline_seconds=60, what="three ready pods after the outage")
 
 

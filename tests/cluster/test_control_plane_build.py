@@ -1,4 +1,4 @@
-"""The programs of the control plane are built once, whole or not at all, and tests without them say how to get them."""
+"""The control plane is built once and atomically, and tests without it name the remedy."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from kit.control_plane_binaries import BUILD_SCRIPT, PROGRAMS, BinariesMissingEr
 
 pytestmark = pytest.mark.on_change
 
-# Stands in for Go, whose real build takes minutes: notes each call, takes its time, and writes what it was asked for.
+# Replaces Go, whose real build takes minutes: records each call and writes the requested files.
 GO = """\
 #!/bin/sh
 echo "$PWD" >> "$GO_CALLS"
@@ -29,7 +29,7 @@ esac
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A cache of the test's own, and a stand-in for Go."""
+    """A temporary cache, and a stand-in for Go."""
     go = tmp_path / "path" / "go"
     go.parent.mkdir()
     go.write_text(GO)
@@ -60,7 +60,7 @@ async def test_two_builds_at_once_build_once_and_a_third_does_nothing(
     assert sorted(path.name for path in folder.iterdir()) == sorted(PROGRAMS)
 
 
-async def test_a_build_that_fails_leaves_nothing_and_says_what_to_look_at(
+async def test_a_failed_build_leaves_nothing_and_names_what_to_check(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     status, complaints = await build(environment | {"GO_FAILS_IN": "kubernetes"})
@@ -85,7 +85,7 @@ def test_binaries_that_are_not_built_are_named_with_the_remedy(tmp_path: Path) -
         control_plane_binaries(environment=environment)
 
 
-def test_a_folder_of_assets_is_used_and_what_it_lacks_is_named(tmp_path: Path) -> None:
+def test_a_folder_of_assets_is_used_and_missing_programs_are_named(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "KUBEBUILDER_ASSETS": str(tmp_path)}
     for program in PROGRAMS[:-1]:
         (tmp_path / program).touch(mode=0o755)

@@ -1,4 +1,4 @@
-"""The definition and the children on a real API server: its rules, its words, its defaults, its apply."""
+"""The CRD and the children on a real API server: rules, messages, defaults, server-side apply."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ SERVER_SIDE = (
     "-f",
     "-",
 )
-# Named by the fullest pool; admission asks for them before it looks at anything else.
+# Referenced by the fullest pool; admission requires them.
 CLASSES = """\
 apiVersion: scheduling.k8s.io/v1
 kind: PriorityClass
@@ -49,7 +49,7 @@ handler: nvidia
 
 @pytest.fixture(scope="module")
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """The definition in place, and a namespace that only admits what the restricted standard allows."""
+    """The CRD, and a namespace that enforces the restricted standard."""
     name = f"pools-{uuid4().hex[:8]}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
@@ -64,7 +64,7 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
 
     async def prepare() -> None:
         await control_plane.kubectl("apply", "--server-side", "-f", str(CRD_FILE))
-        await wait_until(served, deadline_seconds=30, what="the definition is served")
+        await wait_until(served, deadline_seconds=30, what="the CRD is served")
         await control_plane.kubectl("apply", "-f", "-", input=CLASSES)
         await control_plane.kubectl("create", "-f", "-", input=json.dumps(body))
 
@@ -75,7 +75,7 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
 
 
 def _manifest(body: Mapping[str, Any], *, namespace: str) -> dict[str, Any]:
-    """The pool as a person writes it, under a name of its own that is as long as allowed if it was."""
+    """The pool as a user writes it, with a unique name; one of maximum length keeps that length."""
     name = body["metadata"]["name"]
     if len(name) <= MAX_NAME_CHARACTERS and "." not in name:
         name = name[: MAX_NAME_CHARACTERS - 8] + uuid4().hex[:8]
@@ -105,7 +105,7 @@ async def _new_pool(
     return await _create(control_plane, _manifest(edited(pool_body(), edits or {}), namespace=namespace))
 
 
-# What is accepted and what is refused
+# Validation
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -127,7 +127,9 @@ async def test_a_foreign_pool_is_accepted_or_refused_by_name(
 
 
 @pytest.mark.parametrize("refusal", [*RULE_REFUSALS, *SCHEMA_REFUSALS], ids=lambda refusal: refusal.name)
-async def test_the_server_refuses_and_says_why(control_plane: ControlPlane, namespace: str, refusal: Refusal) -> None:
+async def test_the_server_refuses_with_the_reason(
+    control_plane: ControlPlane, namespace: str, refusal: Refusal
+) -> None:
     if refusal.before is None:
         body = _manifest(edited(pool_body(), refusal.edits), namespace=namespace)
         message = await _refusal_of(control_plane, "create", "--dry-run=server", "-f", "-", body=body)
@@ -172,9 +174,7 @@ async def test_a_pool_may_change(
     await _replace(control_plane, edited(body, edits))
 
 
-async def test_what_is_not_known_is_pruned_for_those_who_do_not_ask(
-    control_plane: ControlPlane, namespace: str
-) -> None:
+async def test_unknown_fields_are_pruned_without_strict_validation(control_plane: ControlPlane, namespace: str) -> None:
     edits = {"novel": 1, "worker.tolerations": [{"key": "spot", "novel": 1}], "kafka.security.novel": {"a": 1}}
     body = _manifest(edited(pool_body(), edits), namespace=namespace)
     created = await _create(control_plane, body, "--validate=false")
@@ -187,12 +187,12 @@ async def test_the_servers_defaults_are_the_models(
 ) -> None:
     created = await _create(control_plane, _manifest(pool_body(spec), namespace=namespace))
     assert FluxWorkerPool.parse(created).spec == FluxWorkerPoolSpec.model_validate(spec)
-    # As the server would fill it in, so that nothing the operator relies on is its own invention.
+    # With the server's defaults, so that the operator relies on no default of its own.
     written = FluxWorkerPoolSpec.model_validate(spec).to_manifest()
     assert created["spec"] == written
 
 
-# Scale, status, columns, explanations
+# Scale, status, columns, descriptions
 
 
 async def test_a_new_pool_can_be_scaled_by_hand_only_in_manual_mode(
@@ -277,7 +277,9 @@ async def test_a_status_alone_cannot_change_the_spec(control_plane: ControlPlane
         ("fwp.status.plan.constraint", "Constraint that determined the number"),
     ],
 )
-async def test_explain_teaches(control_plane: ControlPlane, namespace: str, path: str, text: str) -> None:
+async def test_explain_shows_the_descriptions(
+    control_plane: ControlPlane, namespace: str, path: str, text: str
+) -> None:
     assert namespace
     explained = await control_plane.kubectl("explain", path)
     assert text in " ".join(explained.split())
@@ -306,7 +308,7 @@ def _written_by_operator(applied: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _served_here(children: Children) -> list[dict[str, Any]]:
-    """All but the monitor, whose kind comes with the Prometheus operator."""
+    """All children except the monitor, whose CRD belongs to the Prometheus Operator."""
     return [child for child in children.in_order() if child["kind"] != "PodMonitor"]
 
 
@@ -319,7 +321,7 @@ async def test_children_can_be_applied_and_again_without_a_change(
     for child in _served_here(children):
         first = await _apply(control_plane, child)
         again = await _apply(control_plane, child)
-        # Controllers write status meanwhile, so what the operator itself owns is compared, with the time it wrote it.
+        # Controllers write status meanwhile, so compare only the operator's managed fields and their time.
         assert _written_by_operator(first) == _written_by_operator(again)
         assert first["metadata"].get("generation") == again["metadata"].get("generation")
         assert [owner["uid"] for owner in first["metadata"]["ownerReferences"]] == [pool.metadata.uid]
@@ -346,7 +348,7 @@ async def test_pods_meet_the_restricted_standard_unless_they_use_a_folder_of_the
         assert admitted["spec"]["automountServiceAccountToken"] is False
 
 
-async def test_children_go_with_their_pool(control_plane: ControlPlane, namespace: str) -> None:
+async def test_children_are_garbage_collected_with_their_pool(control_plane: ControlPlane, namespace: str) -> None:
     pool = FluxWorkerPool.parse(await _new_pool(control_plane, namespace))
     for child in _served_here(render_children(pool, replicas=0)):
         await _apply(control_plane, child)
@@ -361,7 +363,7 @@ async def test_children_go_with_their_pool(control_plane: ControlPlane, namespac
     await wait_until(gone, deadline_seconds=30, what="the children are collected")
 
 
-async def test_a_deployment_of_somebody_elses_is_not_taken_over(control_plane: ControlPlane, namespace: str) -> None:
+async def test_a_deployment_of_another_owner_is_not_adopted(control_plane: ControlPlane, namespace: str) -> None:
     first, second = [FluxWorkerPool.parse(await _new_pool(control_plane, namespace)) for _ in range(2)]
     deployment = render_children(first, replicas=0).deployment
     await _apply(control_plane, deployment)

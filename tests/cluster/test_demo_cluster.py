@@ -1,4 +1,4 @@
-"""`make demo-cluster` as a person runs it, but with few tasks: its last line, what it leaves up, and what it leaves."""
+"""`make demo-cluster` with few tasks: its last line, what it keeps running, and a complete shutdown."""
 
 import os
 import re
@@ -23,7 +23,7 @@ STOP_SECONDS = 120
 
 
 class Demo:
-    """A demo in a process of its own; what it says, and every process that it was ever seen to have."""
+    """A demo in its own process, with its output and every process that it started."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -33,7 +33,7 @@ class Demo:
         self._reader.start()
 
     def wait_line(self, pattern: str, *, deadline_seconds: float) -> str:
-        """Wait for a line that begins so; fails at once when the demo ends without one."""
+        """Wait for a line with this beginning; fails at once when the demo ends without one."""
 
         def found() -> str | None:
             if self.process.poll() is None:
@@ -97,7 +97,7 @@ def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
 
 
 @pytest.mark.usefixtures("isolation")
-def test_a_demo_counts_all_there_stays_up_for_kubectl_and_leaves_nothing(binaries: Path, tmp_path: Path) -> None:
+def test_a_demo_counts_everything_stays_up_for_kubectl_and_leaves_nothing(binaries: Path, tmp_path: Path) -> None:
     with running_demo(tmp_path, "--tasks", "3", "--max-replicas", "1", "--keep") as demo:
         export = demo.wait_line("export KUBECONFIG=", deadline_seconds=700)
         last = demo.wait_line("demo-cluster: ", deadline_seconds=30)
@@ -133,7 +133,7 @@ def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("isolation", "binaries")
-def test_what_is_not_there_in_time_is_lost_and_exits_1(tmp_path: Path) -> None:
+def test_tasks_that_are_late_count_as_lost_and_exit_1(tmp_path: Path) -> None:
     # No worker loads its model in a second.
     with running_demo(tmp_path, "--tasks", "1", "--max-replicas", "1", "--timeout", "1") as demo:
         last = demo.wait_line("demo-cluster: ", deadline_seconds=400)

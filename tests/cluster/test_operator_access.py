@@ -1,4 +1,4 @@
-"""The operator's rights are what it uses: the API server's own log beside the rules that the chart rendered."""
+"""The operator's permissions are exactly those that it uses: the audit log compared with the chart's rules."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -22,9 +22,9 @@ BY_APPLY = {
     ("create", "poddisruptionbudgets.policy"),
     ("create", MONITORS),
 }
-"""An apply that makes an object is checked for this right too, and is written down as a patch."""
+"""An apply that creates an object also requires this verb; the audit log shows a patch."""
 NEVER_USED = {("update", "fluxworkerpools/finalizers.fluxpool.dev")}
-"""Asked for only by clusters that enforce the permissions of owner references."""
+"""Required only by clusters that enforce owner reference permissions."""
 MONITOR_DEFINITION = """\
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
@@ -43,7 +43,7 @@ spec:
 
 @pytest.fixture
 async def monitors(control_plane: ControlPlane) -> AsyncIterator[None]:
-    """The Prometheus operator's definition, as far as an API server needs it."""
+    """A minimal PodMonitor CRD."""
     await control_plane.kubectl("apply", "-f", "-", input=MONITOR_DEFINITION)
     await control_plane.kubectl("wait", "--for=condition=Established", f"crd/{MONITORS}", "--timeout=60s")
     yield
@@ -52,7 +52,7 @@ async def monitors(control_plane: ControlPlane) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("cluster_wide", [False, True], ids=["namespaced", "cluster"])
 @pytest.mark.usefixtures("monitors")
-async def test_the_rules_are_exactly_what_the_operator_asks_for(fluxpool: OperatorBench, cluster_wide: bool) -> None:
+async def test_the_rules_are_exactly_what_the_operator_requests(fluxpool: OperatorBench, cluster_wide: bool) -> None:
     await fluxpool.install(watch__clusterWide=cluster_wide, podMonitors__enabled=True, resyncIntervalSeconds=2)
     await _visit_everything(fluxpool)
     granted = await _granted(fluxpool, cluster_wide=cluster_wide)
@@ -62,7 +62,7 @@ async def test_the_rules_are_exactly_what_the_operator_asks_for(fluxpool: Operat
         return granted - BY_APPLY - NEVER_USED <= set(_asked(fluxpool, user))
 
     try:
-        await wait_until(complete, deadline_seconds=20, what="every right to be used")
+        await wait_until(complete, deadline_seconds=20, what="every permission to be used")
     except AssertionError as error:
         error.add_note(f"unused: {granted - BY_APPLY - NEVER_USED - set(_asked(fluxpool, user))}")
         raise
@@ -83,7 +83,7 @@ async def _visit_everything(fluxpool: OperatorBench) -> None:
     await fluxpool.apply(fluxpool.pool(scaling__minReplicas=2, podMonitor={"intervalSeconds": 15}))
     await fluxpool.wait_pods(2)
     await wait_exists(fluxpool.bench.api, path)
-    # Down while one of them works: idle ones are marked.
+    # Scale-in while one of them is busy: idle ones are marked.
     await fluxpool.produce(1, seconds=8)
     await fluxpool.wait_busy()
     await fluxpool.patch("standard", {"scaling": {"minReplicas": 1}})
@@ -94,7 +94,7 @@ async def _visit_everything(fluxpool: OperatorBench) -> None:
 
 
 async def _granted(fluxpool: OperatorBench, *, cluster_wide: bool) -> set[Access]:
-    """What the rendered rules allow, as they stand in the API server."""
+    """Permissions of the rules in the API server."""
     kind = "clusterroles" if cluster_wide else f"namespaces/{fluxpool.namespace}/roles"
     role = await fluxpool.bench.api.get(f"/apis/rbac.authorization.k8s.io/v1/{kind}/{OPERATOR}")
     return {
@@ -107,7 +107,7 @@ async def _granted(fluxpool: OperatorBench, *, cluster_wide: bool) -> set[Access
 
 
 def _events(fluxpool: OperatorBench, user: str) -> list[dict[str, Any]]:
-    """What the API server wrote down of a user, as far as it is about objects."""
+    """Audit events of a user about objects."""
     return [
         event
         for event in fluxpool.bench.control_plane.audit_events()
@@ -116,7 +116,7 @@ def _events(fluxpool: OperatorBench, user: str) -> list[dict[str, Any]]:
 
 
 def _asked(fluxpool: OperatorBench, user: str) -> dict[Access, set[str]]:
-    """What was asked for, with the namespaces; empty text for the whole cluster."""
+    """Requested permissions with their namespaces; empty for cluster scope."""
     asked: dict[Access, set[str]] = {}
     for event in _events(fluxpool, user):
         reference = event["objectRef"]

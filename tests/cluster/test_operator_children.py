@@ -1,4 +1,4 @@
-"""What the operator makes and keeps: drift, foreign hands, new Secrets, and everything that can refuse a pod."""
+"""Children of pools: drift, other field managers, changed Secrets, and everything that can reject a pod."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ async def test_a_changed_secret_rolls_the_pods_and_a_missing_one_is_named(fluxpo
 
         await wait_until(renewed, deadline_seconds=60, what="a pod with the new Secret")
         await fluxpool.wait_condition("Ready", "True")
-        # The value itself is nowhere but in the Secret.
+        # The value itself is in the Secret only.
         assert "second" not in json.dumps([await fluxpool.get(), await fluxpool.deployment(), await fluxpool.events()])
 
 
@@ -119,7 +119,7 @@ async def test_two_pools_of_one_group_and_foreign_objects_are_reported(fluxpool:
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
         await fluxpool.wait_pods(1)
-        # Whole seconds tell which pool is the older one.
+        # Creation times have whole seconds; they decide which pool is older.
         created = datetime.fromisoformat((await fluxpool.get())["metadata"]["creationTimestamp"])
         await wait_until(
             lambda: datetime.now(UTC) >= created + timedelta(seconds=1), deadline_seconds=10, what="another second"

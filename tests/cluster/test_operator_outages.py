@@ -1,4 +1,4 @@
-"""The operator, the API server, nodes and pools end at the worst moment: everything converges, nothing is lost."""
+"""Operator, API server, nodes and pools fail at the worst moment: everything converges, nothing is lost."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 API_DEADLINE_SECONDS = 2
 OUTAGE_SECONDS = 4.0 * API_DEADLINE_SECONDS
-"""Of each kind: several requests run into their deadlines, and the operator tries again after each."""
+"""Duration of each outage: several requests time out, and the operator retries after each."""
 SCALE_INS = 20
 
 
@@ -30,7 +30,7 @@ async def test_an_operator_killed_around_its_apply_converges_without_a_duplicate
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(**nodes.placement))
         await fluxpool.produce(40)
-        # The second time that this point is reached ends each of its lives, so it makes one step in each.
+        # Each process dies when it reaches this point the second time, so each makes one step.
         await fluxpool.wait_pods(4)
         await fluxpool.wait_restarts(2)
         assert await fluxpool.replica_sets() == 1
@@ -67,7 +67,7 @@ async def test_loops_survive_an_outage_of_the_api_server(fluxpool: OperatorBench
         await fluxpool.produce(20)
         await fluxpool.wait_pods(2)
         restarts = await fluxpool.restarts()
-        # First it hangs, so that requests run into their deadlines, then it is gone; with etcd away it answers 500.
+        # First it hangs, so that requests time out, then it is down; without etcd it returns 500.
         server = control_plane.process(Component.API_SERVER)
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
@@ -86,7 +86,7 @@ async def test_loops_survive_an_outage_of_the_api_server(fluxpool: OperatorBench
         await fluxpool.wait_pods(4)
         assert await fluxpool.restarts() == restarts
         assert await fluxpool.replica_sets() == 1
-        # Watches live too: an edit arrives without waiting for the next resync.
+        # Watches continue, too: an edit arrives before the next resync.
         await fluxpool.patch("standard", {"scaling": {"minReplicas": 5}})
         await fluxpool.wait_replicas(5, deadline_seconds=30)
 
@@ -124,7 +124,7 @@ async def test_a_node_lost_with_a_busy_worker_loses_nothing(
     await fluxpool.wait_pods(1)
     ids = await fluxpool.produce(3, seconds=4)
     await fluxpool.wait_busy()
-    # The machine is gone with everything on it; the cloud removes its Node, and with it the pods.
+    # The machine fails with everything on it; the cloud provider removes its Node, and with it the pods.
     await lost.node.stop()
     await fluxpool.bench.api.delete(f"/api/v1/nodes/{name}")
     unready = await fluxpool.wait_condition("Ready", "False", deadline_seconds=120)
@@ -136,14 +136,14 @@ async def test_a_node_lost_with_a_busy_worker_loses_nothing(
     await fluxpool.wait_condition("Ready", "True", deadline_seconds=90)
 
 
-async def test_twenty_scale_ins_take_no_busy_worker_and_lose_no_task(fluxpool: OperatorBench) -> None:
+async def test_twenty_scale_ins_remove_no_busy_worker_and_lose_no_task(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard", partitions=3)
     await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=3, scaling__maxReplicas=3))
     await fluxpool.wait_pods(3, deadline_seconds=180)
     ids: list[str] = []
     for number in range(SCALE_INS):
-        # One task keeps one worker busy, whichever it is, and the others have nothing to do.
+        # One task keeps one worker busy, and the others are idle.
         ids += await fluxpool.produce(1, seconds=4, start=number, partition=number % 3)
         busy = await fluxpool.wait_busy()
         pods = await fluxpool.pod_names()

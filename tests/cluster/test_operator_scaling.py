@@ -1,4 +1,4 @@
-"""Who decides how many workers there are: the plan, a person, an autoscaler; and what happens while Kafka is away."""
+"""What sets the number of workers: the plan, a user, an autoscaler; and scaling while Kafka is unavailable."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from kit.waiting import wait_until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
-async def test_a_person_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: OperatorBench) -> None:
+async def test_a_user_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: OperatorBench) -> None:
     await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
@@ -27,7 +27,7 @@ async def test_a_person_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool
         )
         await fluxpool.wait_replicas(3)
         await fluxpool.produce(40)
-        await fluxpool.wait_pool("the pending tasks seen", lambda pool: pool["status"].get("pending") == 40)
+        await fluxpool.wait_pool("the pending tasks observed", lambda pool: pool["status"].get("pending") == 40)
         pool = await fluxpool.wait_pool("the plan shown", lambda pool: pool["status"]["plan"]["requiredReplicas"] == 4)
         assert pool["status"]["desiredReplicas"] == 3
         scale = await fluxpool.bench.api.get(f"{fluxpool.path('standard')}/scale")
@@ -42,7 +42,7 @@ async def test_an_autoscaler_drives_a_manual_pool_through_the_scale_subresource(
         await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=1, **nodes.placement))
         await fluxpool.wait_replicas(1)
         await fluxpool.wait_pool("a selector", lambda pool: pool["status"].get("selector"))
-        # Without any metrics it still keeps the number between its bounds.
+        # Without metrics it still keeps the number within its bounds.
         await fluxpool.bench.control_plane.kubectl("apply", "-f", "-", input=json.dumps(_autoscaler(fluxpool, 3, 5)))
         await fluxpool.wait_replicas(3, deadline_seconds=90)
         await fluxpool.bench.control_plane.kubectl("apply", "-f", "-", input=json.dumps(_autoscaler(fluxpool, 1, 2)))
@@ -66,7 +66,7 @@ async def test_a_shadow_pool_reports_its_plan_and_a_paused_one_is_left_unchanged
         # Changes by others are not reverted while the pool is paused.
         await fluxpool.bench.api.patch(fluxpool.deployment_path(), {"spec": {"replicas": 2}})
         pool = await fluxpool.wait_pool(
-            "the new spec seen", lambda pool: pool["status"]["observedGeneration"] == pool["metadata"]["generation"]
+            "the new spec observed", lambda pool: pool["status"]["observedGeneration"] == pool["metadata"]["generation"]
         )
         assert condition(pool, "ScalingActive")["reason"] == "Paused"
         assert (await fluxpool.deployment())["spec"]["replicas"] == 2
@@ -75,7 +75,7 @@ async def test_a_shadow_pool_reports_its_plan_and_a_paused_one_is_left_unchanged
         await fluxpool.wait_condition("ScalingActive", "True")
 
 
-async def test_replicas_hold_while_kafka_is_away_and_follow_the_lag_afterwards(
+async def test_replicas_are_held_while_kafka_is_unavailable_and_then_follow_the_lag(
     fluxpool: OperatorBench, kafka_factory: KafkaFactory
 ) -> None:
     kafka = await kafka_factory()
@@ -91,7 +91,7 @@ async def test_replicas_hold_while_kafka_is_away_and_follow_the_lag_afterwards(
         lost = await own.wait_condition("LagAvailable", "False")
         assert lost["message"]
         assert (await own.deployment())["spec"]["replicas"] == 3
-        # Longer than the grace and the cool-down together: what is unknown is not idle.
+        # Longer than the idle grace and the cool-down together: an unknown lag is not idle.
         await asyncio.sleep(8)
         assert (await own.deployment())["spec"]["replicas"] == 3
         assert [reason for _, reason, _ in await own.events()].count("LagUnavailable") == 1
@@ -99,12 +99,12 @@ async def test_replicas_hold_while_kafka_is_away_and_follow_the_lag_afterwards(
         await kafka.wait_ready()
         await own.wait_condition("LagAvailable", "True")
 
-        async def told() -> list[str]:
+        async def reported() -> list[str]:
             reasons = [reason for _, reason, _ in await own.events()]
             return reasons if "LagRestored" in reasons else []
 
         # The event follows the condition.
-        reasons = await wait_until(told, deadline_seconds=30, what="the event that tells of the lag")
+        reasons = await wait_until(reported, deadline_seconds=30, what="the event about the lag")
         assert [reasons.count(reason) for reason in ("LagUnavailable", "LagRestored")] == [1, 1]
         await own.produce(30, start=30)
         await own.wait_replicas(6)
@@ -122,12 +122,12 @@ async def test_without_enough_gpus_replicas_do_not_grow_and_a_new_node_helps(flu
         assert "Insufficient nvidia.com/gpu" in ready["message"]
         asked = (await fluxpool.deployment())["spec"]["replicas"]
         assert 5 <= asked <= 8
-        # More work asks for no more pods than there is room for.
+        # More lag creates no more pods than can be scheduled.
         await fluxpool.produce(40, start=80)
         await fluxpool.wait_pool("the new pending tasks", lambda pool: pool["status"]["pending"] == 120)
         assert (await fluxpool.deployment())["spec"]["replicas"] <= asked
 
-        # A new image is rolled out although not every pod can be scheduled.
+        # A new image is rolled out although some pods are unschedulable.
         old = {pod["metadata"]["uid"] for pod in await fluxpool.pods() if is_ready(pod)}
         await fluxpool.patch("standard", {"worker": {"image": "fluxpool-worker:next"}})
 

@@ -1,4 +1,4 @@
-"""The whole story on real parts: definitions, chart, two pools, a burst, images, zero again, nothing left behind."""
+"""End to end on real components: CRD, chart, two pools, a burst, images, scale to zero, uninstall."""
 
 import pytest
 
@@ -43,7 +43,7 @@ async def test_two_pools_scale_out_at_once_finish_all_tasks_and_scale_to_zero(fl
     ).replicas
     for name in ("standard", "vip"):
         seen = await sizes[name].stop()
-        # Up in one jump, down in as many steps as the work allows, never up again.
+        # Scaled out in one step, in by any number of steps, never out again.
         assert seen[:2] == [0, planned], (name, seen)
         assert seen[1:] == sorted(seen[1:], reverse=True), (name, seen)
         assert seen[-1] == 0
@@ -91,7 +91,7 @@ async def test_deletion_in_either_order_leaves_nothing(fluxpool: OperatorBench, 
 
 
 async def _everything(fluxpool: OperatorBench) -> list[Body]:
-    """Every object of the namespace that a release or a pool could have made."""
+    """Every object of the namespace that a release or a pool could have created."""
     found: list[Body] = []
     for kind, path in {
         "Deployment": "/apis/apps/v1",
@@ -119,7 +119,7 @@ async def _everything(fluxpool: OperatorBench) -> list[Body]:
 
 
 def _is_of_kubernetes(item: Body) -> bool:
-    """What every namespace has, and what the test itself made."""
+    """Objects of every namespace, and those of the test itself."""
     return (item["kind"], item["metadata"]["name"]) in {
         ("ServiceAccount", "default"),
         ("ConfigMap", "kube-root-ca.crt"),

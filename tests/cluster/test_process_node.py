@@ -1,4 +1,4 @@
-"""A process node runs bound pods as a kubelet would: starts, files, restarts, probes and limits of real programs."""
+"""A process node runs bound pods like a kubelet: starts, files, restarts, probes and limits of real programs."""
 
 import json
 from collections.abc import Callable
@@ -53,7 +53,7 @@ async def test_a_deployment_rolls_out_and_every_pod_serves_the_same_port_at_its_
         uids = {one["metadata"]["uid"] for one in pods}
         return len(pods) == 2 and not uids & {one["metadata"]["uid"] for one in before}
 
-    await wait_until(replaced, deadline_seconds=30, what="two new pods alone")
+    await wait_until(replaced, deadline_seconds=30, what="only two new pods")
 
 
 async def test_a_container_sees_its_own_variables_from_every_source_and_none_of_the_agents(
@@ -123,7 +123,7 @@ async def test_a_container_sees_its_own_variables_from_every_source_and_none_of_
     assert {name: seen.get(name) for name in expected} == expected
 
 
-async def test_without_a_command_the_image_says_what_runs(bench: Bench) -> None:
+async def test_without_a_command_the_images_command_runs(bench: Bench) -> None:
     bare = pod("bare", node=bench.node.name, restartPolicy="Never")
     await create_pod(bench.api, bench.namespace, bare)
     arguments = pod("arguments", node=bench.node.name, args=["-c", "print('of the pod')"], restartPolicy="Never")
@@ -134,14 +134,14 @@ async def test_without_a_command_the_image_says_what_runs(bench: Bench) -> None:
 
 
 async def test_an_unknown_image_is_not_pulled_and_the_event_names_the_known_ones(bench: Bench) -> None:
-    await bench.create("unknown", image="nobody/knows:1")
+    await bench.create("unknown", image="unknown/image:1")
     found = await bench.wait_waiting("unknown", "ErrImagePull")
     message = container_status(found)["state"]["waiting"]["message"]
-    assert message == "image 'nobody/knows:1' is not one of this node's: python"
+    assert message == "image 'unknown/image:1' is not one of this node's: python"
     assert found["status"]["phase"] == "Pending"
 
 
-async def test_a_program_that_is_not_there_is_a_create_error(bench: Bench) -> None:
+async def test_a_missing_program_is_a_create_error(bench: Bench) -> None:
     await bench.create("absent", command=["no-such-program"])
     found = await bench.wait_waiting("absent", "CreateContainerError")
     assert "No such file" in container_status(found)["state"]["waiting"]["message"]
@@ -158,7 +158,7 @@ async def test_a_missing_secret_is_waited_for(bench: Bench) -> None:
     assert bench.log("patient") == "arrived\n"
 
 
-async def test_fields_that_cannot_be_honoured_are_refused_by_name_and_nothing_runs(bench: Bench) -> None:
+async def test_unsupported_fields_are_refused_by_name_and_nothing_runs(bench: Bench) -> None:
     claim = {"name": "disk", "persistentVolumeClaim": {"claimName": "disk"}}
     claim_object = {
         "metadata": {"name": "disk"},
@@ -166,7 +166,7 @@ async def test_fields_that_cannot_be_honoured_are_refused_by_name_and_nothing_ru
     }
     await bench.api.create(f"/api/v1/namespaces/{bench.namespace}/persistentvolumeclaims", claim_object)
     manifest = pod("refused", node=None, volumes=[claim])
-    # Bound by hand: the scheduler waits for the claim for ever.
+    # Bound by the test: the scheduler waits for the claim for ever.
     manifest["spec"]["nodeName"] = bench.node.name
     await create_pod(bench.api, bench.namespace, manifest)
     found = await bench.wait_waiting("refused", "UnsupportedPodSpec")
@@ -179,7 +179,7 @@ async def test_fields_that_cannot_be_honoured_are_refused_by_name_and_nothing_ru
     )
 
 
-async def test_what_is_accepted_without_effect_is_told_and_where_the_output_goes(bench: Bench) -> None:
+async def test_events_name_ignored_fields_and_the_output_file(bench: Bench) -> None:
     memory = {"name": "m", "emptyDir": {"medium": "Memory"}}
     await bench.create("secured", securityContext={"runAsUser": 1000}, volumes=[memory])
     await bench.wait_ready("secured")
@@ -262,18 +262,18 @@ async def test_a_volume_of_a_missing_config_map_is_waited_for(bench: Bench) -> N
     script = "print(open('/late/key').read())"
     await bench.create("mounting", script, volumes=volumes, volumeMounts=mounts, restartPolicy="Never")
 
-    async def told() -> bool:
+    async def reported() -> bool:
         events = await events_of(bench.api, bench.namespace, "mounting")
         return any(reason == "FailedMount" and 'configmap "late"' in message for reason, message in events)
 
-    await wait_until(told, deadline_seconds=20, what="an event about the mount")
+    await wait_until(reported, deadline_seconds=20, what="an event about the mount")
     config_map = {"metadata": {"name": "late"}, "data": {"key": "value"}}
     await bench.api.create(f"/api/v1/namespaces/{bench.namespace}/configmaps", config_map)
     await bench.wait_phase("mounting", "Succeeded")
     assert bench.log("mounting") == "value\n"
 
 
-async def test_what_a_container_writes_stays_in_it_but_for_its_volumes(bench: Bench) -> None:
+async def test_writes_of_a_container_stay_in_it_except_in_volumes(bench: Bench) -> None:
     kept = bench.folder / "kept"
     script = (
         "import pathlib\n"
@@ -288,7 +288,7 @@ async def test_what_a_container_writes_stays_in_it_but_for_its_volumes(bench: Be
     await bench.wait_phase("writer", "Succeeded")
     assert (kept / "of-the-volume").read_text() == "y"
     assert not exists("/models/of-the-container")
-    assert not exists("/dev/shm/of-the-container")  # noqa: S108 - the machine's own
+    assert not exists("/dev/shm/of-the-container")  # noqa: S108 - of the machine
 
 
 async def test_a_read_only_root_and_a_read_only_mount_refuse_writes_and_an_empty_dir_takes_them(bench: Bench) -> None:
@@ -340,7 +340,7 @@ async def test_a_program_stays_reachable_when_a_volume_is_mounted_above_it(
     await bench.api.delete(f"/api/v1/nodes/{bench.node.name}")
 
 
-async def test_a_service_account_token_speaks_for_the_pod_and_dies_with_it(bench: Bench) -> None:
+async def test_a_service_account_token_authenticates_the_pod_and_is_bound_to_it(bench: Bench) -> None:
     script = (
         "import json, os, ssl, urllib.request\n"
         "folder = '/var/run/secrets/kubernetes.io/serviceaccount'\n"
@@ -364,14 +364,14 @@ async def test_a_service_account_token_speaks_for_the_pod_and_dies_with_it(bench
 # Restarts
 
 
-async def test_a_container_that_ends_is_started_again_with_a_growing_pause(bench: Bench) -> None:
+async def test_an_ended_container_is_restarted_with_growing_backoff(bench: Bench) -> None:
     await bench.create("crashing", "raise SystemExit(7)")
     await bench.wait_waiting("crashing", "CrashLoopBackOff")
 
-    def thrice(found: Body) -> bool:
+    def restarted_three_times(found: Body) -> bool:
         return int(container_status(found)["restartCount"]) >= 3
 
-    found = await bench.wait("crashing", thrice, "three restarts")
+    found = await bench.wait("crashing", restarted_three_times, "three restarts")
     last = container_status(found)["lastState"]["terminated"]
     assert (last["exitCode"], last["reason"]) == (7, "Error")
     assert found["status"]["phase"] == "Running"
@@ -396,7 +396,7 @@ async def test_a_pod_that_is_not_restarted_ends_with_its_exit_code(
     assert not is_ready(found)
 
 
-async def test_on_failure_starts_again_until_it_works(bench: Bench) -> None:
+async def test_on_failure_restarts_until_success(bench: Bench) -> None:
     script = (
         "import pathlib\n"
         "path = pathlib.Path('/state/count')\n"
@@ -410,7 +410,7 @@ async def test_on_failure_starts_again_until_it_works(bench: Bench) -> None:
     assert container_status(found)["restartCount"] == 2
 
 
-async def test_a_container_over_its_memory_limit_is_killed_for_it(bench: Bench) -> None:
+async def test_a_container_over_its_memory_limit_is_killed(bench: Bench) -> None:
     greedy = "import time\nheld = b'x' * (200 << 20)\ntime.sleep(600)"
     await bench.create("greedy", greedy, resources={"limits": {"memory": "100Mi"}}, restartPolicy="Never")
     found = await bench.wait_phase("greedy", "Failed")
@@ -439,14 +439,14 @@ async def test_readiness_follows_the_probe_and_the_transition_time_is_kept(bench
     assert container_status(found)["restartCount"] == 0
 
 
-async def test_a_container_that_fails_its_liveness_probe_is_started_again(bench: Bench) -> None:
+async def test_a_container_that_fails_its_liveness_probe_is_restarted(bench: Bench) -> None:
     # Starting Python takes longer than a second on a busy machine.
     alive = {"exec": {"command": ["python", "-c", "open('/state/alive')"]}, "timeoutSeconds": 10}
     script = "import time; open('/state/alive', 'w'); time.sleep(600)"
     state = bench.folder / "state"
     volumes = [{"name": "state", "hostPath": {"path": str(state), "type": "DirectoryOrCreate"}}]
     liveness = alive | {"periodSeconds": 1, "failureThreshold": 2}
-    # The liveness probe begins once the program has written its file, however long that takes.
+    # The liveness probe begins only after the program has written its file.
     startup = {"exec": {"command": ["test", "-e", "/state/alive"]}, "periodSeconds": 1, "failureThreshold": 60}
     probes = {"livenessProbe": liveness, "startupProbe": startup}
     await bench.create("dying", script, **probes, volumes=volumes, volumeMounts=[STATE_MOUNT])
@@ -483,11 +483,11 @@ async def test_the_other_probes_wait_for_the_startup_probe(bench: Bench) -> None
     def restarted(found: Body) -> bool:
         return bool(container_status(found)["restartCount"])
 
-    # The liveness probe, which never succeeds, was not asked before.
+    # The liveness probe, which never succeeds, was not run before.
     await bench.wait("slow", restarted, "a restart by the liveness probe")
 
 
-async def test_a_tcp_probe_asks_the_pods_own_address(bench: Bench) -> None:
+async def test_a_tcp_probe_uses_the_pods_address(bench: Bench) -> None:
     probe = {"tcpSocket": {"port": 8080}, "periodSeconds": 1}
     await bench.create("listening", SERVER, env=[POD_IP], readinessProbe=probe)
     await bench.create("elsewhere", SERVER, env=[{"name": "POD_IP", "value": "127.63.0.1"}], startupProbe=probe)

@@ -1,4 +1,4 @@
-"""How pods of a process node end, and what survives an agent, an API server and a test run that died."""
+"""How pods of a process node end, also when the agent, the API server or the test run died."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ async def child_of(bench: Bench, name: str) -> int:
 # Ends
 
 
-async def test_a_deleted_pod_gets_sigterm_and_says_goodbye(bench: Bench) -> None:
+async def test_a_deleted_pod_gets_sigterm_and_can_write_output(bench: Bench) -> None:
     await bench.create("polite", POLITE)
     await bench.wait_log("polite", "serving")
     pid = bench.pid("polite")
@@ -51,7 +51,7 @@ async def test_a_deleted_pod_gets_sigterm_and_says_goodbye(bench: Bench) -> None
 
 
 async def last_status(bench: Bench, name: str) -> Body:
-    """Delete a pod and return the object as it last was."""
+    """Delete a pod and return its last object."""
     last = await get_pod(bench.api, bench.namespace, name)
     version = last["metadata"]["resourceVersion"]
     await bench.api.delete(bench.path(name))
@@ -65,7 +65,7 @@ async def last_status(bench: Bench, name: str) -> Body:
     return last
 
 
-async def test_the_terminal_status_is_there_before_the_pod_is_gone(bench: Bench) -> None:
+async def test_the_terminal_status_is_written_before_the_pod_is_removed(bench: Bench) -> None:
     await bench.create("watched", POLITE)
     await bench.wait_log("watched", "serving")
     last = await last_status(bench, "watched")
@@ -75,13 +75,13 @@ async def test_the_terminal_status_is_there_before_the_pod_is_gone(bench: Bench)
 
 
 async def test_a_pod_that_never_ran_is_removed_as_failed(bench: Bench) -> None:
-    await bench.create("unknown", image="nobody/knows:1")
+    await bench.create("unknown", image="unknown/image:1")
     await bench.wait_waiting("unknown", "ErrImagePull")
     last = await last_status(bench, "unknown")
     assert last["status"]["phase"] == "Failed"
 
 
-async def test_who_ignores_sigterm_is_killed_after_the_grace_with_all_its_children(bench: Bench) -> None:
+async def test_a_pod_that_ignores_sigterm_is_killed_after_the_grace_period_with_all_its_children(bench: Bench) -> None:
     await bench.create("stubborn", STUBBORN, terminationGracePeriodSeconds=2)
     child, pid = await child_of(bench, "stubborn"), bench.pid("stubborn")
     await bench.api.delete(bench.path("stubborn"))
@@ -122,7 +122,7 @@ async def test_before_sigterm_the_pre_stop_hook_runs_inside_the_container(bench:
 
 
 @pytest.mark.parametrize(("scope", "told"), [(StopScope.PROCESS_GROUP, True), (StopScope.MAIN_PROCESS, False)])
-async def test_children_get_sigterm_only_when_the_whole_group_is_meant(
+async def test_children_get_sigterm_only_with_stop_scope_group(
     make_bench: Callable[..., Bench],
     scope: StopScope,
     told: bool,
@@ -158,10 +158,10 @@ async def test_the_deletion_of_a_namespace_finishes_and_leaves_no_process(bench:
     assert [is_alive(pid) for pid in pids] == [False, False]
 
 
-# Survival
+# Failures of agent, API server and test run
 
 
-async def test_a_new_agent_adopts_what_runs_reports_what_ended_and_kills_what_is_unwanted(
+async def test_a_new_agent_adopts_running_reports_ended_and_kills_deleted_pods(
     make_bench: Callable[..., Bench],
 ) -> None:
     first = make_bench()
@@ -175,19 +175,19 @@ async def test_a_new_agent_adopts_what_runs_reports_what_ended_and_kills_what_is
     assert all(is_alive(pid) for pid in pids.values())
     await first.api.delete(first.path("unwanted"), grace_period_seconds=0)
     os.kill(pids["ending"], signal.SIGTERM)
-    await wait_until(lambda: not is_alive(pids["ending"]), deadline_seconds=10, what="the end of one")
+    await wait_until(lambda: not is_alive(pids["ending"]), deadline_seconds=10, what="the end of the first")
 
     bench = make_bench(first.node.name)
     async with bench.node:
         ended = await bench.wait_phase("ending", "Failed")
         assert container_status(ended)["state"]["terminated"]["exitCode"] == 143
-        await wait_until(lambda: not is_alive(pids["unwanted"]), deadline_seconds=10, what="the end of the unwanted")
+        await wait_until(lambda: not is_alive(pids["unwanted"]), deadline_seconds=10, what="the end of the deleted pod")
         assert bench.pid("kept") == pids["kept"]
         kept = await bench.wait_ready("kept")
         assert kept["status"]["podIP"] == before["kept"]["status"]["podIP"]
         assert container_status(kept)["restartCount"] == 0
         assert container_status(kept)["state"] == container_status(before["kept"])["state"]
-        # Adopted for good: the new agent sees its end and starts it again.
+        # The new agent has adopted it: it observes the end and restarts it.
         os.kill(pids["kept"], signal.SIGKILL)
 
         def restarted(found: Body) -> bool:
@@ -198,7 +198,7 @@ async def test_a_new_agent_adopts_what_runs_reports_what_ended_and_kills_what_is
     assert not is_alive(pids["kept"])
 
 
-async def test_pods_run_on_without_an_api_server_and_what_happened_is_told_later(bench: Bench) -> None:
+async def test_pods_continue_without_an_api_server_and_their_status_is_written_later(bench: Bench) -> None:
     await bench.create("calm", SLEEP)
     await bench.create("ended", SLEEP, restartPolicy="Never")
     await bench.wait_ready("calm")
@@ -207,7 +207,7 @@ async def test_pods_run_on_without_an_api_server_and_what_happened_is_told_later
     await bench.control_plane.kill_component(Component.API_SERVER)
     try:
         os.kill(pids["ended"], signal.SIGKILL)
-        await wait_until(lambda: not is_alive(pids["ended"]), deadline_seconds=10, what="the end of one")
+        await wait_until(lambda: not is_alive(pids["ended"]), deadline_seconds=10, what="the end of the first")
     finally:
         await bench.control_plane.start_component(Component.API_SERVER)
     found = await bench.wait_phase("ended", "Failed")
@@ -233,10 +233,10 @@ async def test_pods_die_with_the_test_run_that_owns_them(
         )
 
 
-# Rights and neighbours
+# Permissions and other nodes
 
 
-async def test_the_agent_has_the_rights_of_a_node_and_no_more(bench: Bench, control_plane: ControlPlane) -> None:
+async def test_the_agent_has_the_permissions_of_a_node_only(bench: Bench, control_plane: ControlPlane) -> None:
     secret = {"metadata": {"name": "foreign"}, "stringData": {"key": "value"}}
     await bench.api.create(f"/api/v1/namespaces/{bench.namespace}/secrets", secret)
     login = control_plane.login_as(f"system:node:{bench.node.name}", group="system:nodes")
@@ -249,7 +249,7 @@ async def test_the_agent_has_the_rights_of_a_node_and_no_more(bench: Bench, cont
             await node_api.patch(f"/api/v1/nodes/{bench.node.name}", reserved)
 
 
-async def test_nodes_beside_each_other_get_the_pods_that_are_meant_for_them(
+async def test_two_nodes_get_their_own_pods(
     make_bench: Callable[..., Bench],
 ) -> None:
     names = [unique_name("node"), unique_name("node")]

@@ -1,4 +1,4 @@
-"""What a process node decides without a cluster: command lines, phases, refused fields, deadlines."""
+"""Pure decisions of a process node: command lines, phases, refused fields, deadlines."""
 
 import asyncio
 from typing import Any
@@ -128,7 +128,7 @@ def test_fields_of_a_pod_that_are_not_honoured_are_refused(field: str) -> None:
     assert refused_fields(manifest) == [f"spec.{field}"]
 
 
-def test_fields_that_say_nothing_are_not_refused() -> None:
+def test_fields_with_empty_values_are_not_refused() -> None:
     manifest: Body = pod("a", stdin=False)
     manifest["spec"] |= {"hostNetwork": False, "securityContext": {}, "hostAliases": []}
     assert (refused_fields(manifest), unhonoured_fields(manifest)) == ([], [])

@@ -1,4 +1,4 @@
-"""Foreign pools at the operator's border; `tests/cluster` asks the API server about the same inputs."""
+"""Foreign pools parsed by the operator; `tests/cluster` sends the same inputs to the API server."""
 
 import pytest
 

@@ -1,7 +1,7 @@
-"""Foreign records through the real parts: one broker, one worker, one gateway and the command line.
+"""Foreign records through real components: one broker, one worker, one gateway and the command line.
 
-All are written at the beginning, each with a plain task behind it on its partition; then every input has a test that
-looks at what became of it, and the last tests look at whether all parts still stand.
+All are written at the beginning, each followed by a plain task on its partition. Every input has a test of its outcome;
+the last tests check that all components still run.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ NAMES = {id(parameter.values[0]): str(parameter.id) for parameter in RECORDS}
 PARTITION = 0
 SECONDS = 120.0
 ANY_TIME = {"message.timestamp.type": "CreateTime", "message.timestamp.after.max.ms": str(2**62)}
-"""Topics that somebody else laid out: the producers' clocks stay in the records, whatever they say."""
+"""Topics with CreateTime: records keep any timestamps of their producers."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Aftermath:
-    """What was written, and the parts that met it."""
+    """The written records, and the components that read them."""
 
     bench: WorkerBench
     worker: WorkerProcess
@@ -46,15 +46,15 @@ class Aftermath:
     places: Mapping[str, int]
     """Offset of each input."""
     behind: Mapping[str, str]
-    """Request id of the plain task behind each input of a task topic."""
+    """Request id of the plain task after each input of a task topic."""
     results: dict[str, list[dict[str, Any]]]
     dead_letters: list[dict[str, Any]]
 
     def topic(self, stranger: StrangeRecord) -> str:
         return _topic(self.bench, stranger)
 
-    def letters_of(self, name: str, stranger: StrangeRecord) -> list[dict[str, Any]]:
-        """The dead letters that an input made, or is."""
+    def dead_letters_of(self, name: str, stranger: StrangeRecord) -> list[dict[str, Any]]:
+        """The dead letters of an input, or the input itself."""
         if stranger.topic == "dead_letters":
             return [found for found in self.dead_letters if found["record"] == f"0/{self.places[name]}"]
         return [
@@ -84,7 +84,7 @@ def _in_task_topic(stranger: StrangeRecord) -> bool:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def aftermath(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Write everything, and wait until it is answered or the time is over."""
+    """Write everything, and wait until all results exist or the time is over."""
     folder = tmp_path_factory.mktemp("strangers")
     servers = kafka.bootstrap_servers
     async with worker_bench(
@@ -134,7 +134,7 @@ def _record(stranger: StrangeRecord, request_id: str) -> ForeignRecord:
 
 
 async def _results(bench: WorkerBench, due: set[str]) -> dict[str, list[dict[str, Any]]]:
-    """All results by id, once those that are due are there, or after the longest time."""
+    """All results by id, once the expected ones exist, or after the maximum time."""
     by_id: dict[str, list[dict[str, Any]]] = {}
 
     async def answered() -> bool:
@@ -148,16 +148,16 @@ async def _results(bench: WorkerBench, due: set[str]) -> dict[str, list[dict[str
         return False
 
     try:
-        await wait_until(answered, deadline_seconds=SECONDS, what="every result that is due")
+        await wait_until(answered, deadline_seconds=SECONDS, what="every expected result")
     except AssertionError:
-        return by_id  # the test of each input that has none says so
+        return by_id  # the test of each input without one fails
     return by_id
 
 
 @pytest.mark.parametrize("stranger", RECORDS)
-async def test_a_record_comes_to_its_right_end(aftermath: Aftermath, stranger: StrangeRecord) -> None:
+async def test_a_record_has_the_expected_outcome(aftermath: Aftermath, stranger: StrangeRecord) -> None:
     name, right = NAMES[id(stranger)], stranger.right
-    dead_letters = aftermath.letters_of(name, stranger)
+    dead_letters = aftermath.dead_letters_of(name, stranger)
     if stranger.topic != "results":
         found = aftermath.results.get(aftermath.ids[name], [])
         assert [result["status"] for result in found] == ([right.status] if right.status else []), dead_letters
@@ -167,13 +167,13 @@ async def test_a_record_comes_to_its_right_end(aftermath: Aftermath, stranger: S
 
 
 @pytest.mark.parametrize("stranger", [found for found in RECORDS if _in_task_topic(found.values[0])])
-async def test_the_plain_task_behind_it_succeeds(aftermath: Aftermath, stranger: StrangeRecord) -> None:
+async def test_the_plain_task_after_it_succeeds(aftermath: Aftermath, stranger: StrangeRecord) -> None:
     found = aftermath.results.get(aftermath.behind[NAMES[id(stranger)]], [])
     assert [result["status"] for result in found] == ["success"]
 
 
 @pytest.mark.parametrize("stranger", RECORDS)
-async def test_the_gateway_knows_a_task_or_says_that_it_does_not(aftermath: Aftermath, stranger: StrangeRecord) -> None:
+async def test_the_gateway_knows_a_task_or_answers_404(aftermath: Aftermath, stranger: StrangeRecord) -> None:
     async with httpx.AsyncClient(base_url=aftermath.gateway.url) as client:
         answer = await client.get(f"v1/generations/{aftermath.ids[NAMES[id(stranger)]]}")
     assert answer.status_code == (200 if stranger.right.known else 404), answer.text
@@ -187,7 +187,7 @@ async def test_a_trace_of_it_is_shown(aftermath: Aftermath, stranger: StrangeRec
     assert "\x1b" not in ended.output
 
 
-async def test_nobody_ended(aftermath: Aftermath) -> None:
+async def test_no_process_ended(aftermath: Aftermath) -> None:
     assert aftermath.worker.process.poll() is None
     assert aftermath.gateway.server.poll() is None
     assert aftermath.gateway.projector.poll() is None

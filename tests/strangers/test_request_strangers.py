@@ -1,4 +1,4 @@
-"""Foreign HTTP requests as bytes, against the real gateway process; a plain one behind each is served at once."""
+"""Foreign HTTP requests as bytes to a real gateway process; a plain request after each is served at once."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ async def served(
 
 
 async def _send(gateway: GatewayProcess, request: bytes, *, then: str) -> bytes:
-    """Send bytes, do as told, and return all that comes back."""
+    """Send bytes, end the connection as specified, and return the whole response."""
     address = urlsplit(gateway.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
@@ -75,7 +75,7 @@ def _plain() -> bytes:
 
 
 @pytest.mark.parametrize("stranger", strangers("requests", StrangeRequest))
-async def test_a_request_is_answered_and_blocks_nobody(
+async def test_a_request_is_answered_and_blocks_no_other(
     kafka: KafkaCluster, served: tuple[GatewayProcess, TopicNames], stranger: StrangeRequest
 ) -> None:
     gateway, topics = served

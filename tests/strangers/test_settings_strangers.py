@@ -1,4 +1,4 @@
-"""Foreign environments and command lines: taken or refused as each input's file says, never with a traceback."""
+"""Foreign environments and command lines: accepted or refused as specified, never with a traceback."""
 
 import os
 import subprocess
@@ -25,12 +25,12 @@ SETTINGS: dict[str, type[EnvironmentSettings]] = {"worker": WorkerSettings, "gat
 
 
 @pytest.mark.parametrize("program", ["worker", "gateway"])
-def test_the_variables_below_every_input_are_enough(program: str) -> None:
+def test_the_base_variables_are_sufficient(program: str) -> None:
     assert SETTINGS[program].from_environment(ENOUGH[program]).to_environment() == ENOUGH[program]
 
 
 @pytest.mark.parametrize("stranger", strangers("environments", StrangeEnvironment))
-def test_an_environment_is_taken_or_refused_by_name(stranger: StrangeEnvironment) -> None:
+def test_an_environment_is_accepted_or_refused_by_name(stranger: StrangeEnvironment) -> None:
     variables = {**ENOUGH[stranger.program], **stranger.variables}
     if not stranger.refused_with:
         SETTINGS[stranger.program].from_environment(variables)
