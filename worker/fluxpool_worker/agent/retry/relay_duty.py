@@ -27,7 +27,8 @@ class RelayDuty:
         self.term = 0
         """Counts the assignments that gave or renewed the duty: other agents may have relayed between two of them."""
         self._held = asyncio.Event()
-        self._may_work = False
+        self._assigned = asyncio.Event()
+        """Set by each assignment, cleared while the group rebalances."""
         self._round = asyncio.Lock()
 
     @property
@@ -38,14 +39,14 @@ class RelayDuty:
     @property
     def may_work(self) -> bool:
         """Whether it did, and the group has not begun to rebalance since."""
-        return self._may_work
+        return self.is_held and self._assigned.is_set()
 
     def assigned(self, partitions: Collection[TopicPartition]) -> None:
         """The lane has a new assignment; empty when it has left its group. Must not await."""
         is_held = any(item.partition == RELAY_PARTITION for item in partitions)
         if is_held != self.is_held:
             log.info("retry_relay_duty", held=is_held)
-        self._may_work = is_held
+        self._assigned.set()
         if is_held:
             self.term += 1
             self._held.set()
@@ -54,7 +55,7 @@ class RelayDuty:
 
     async def revoked(self) -> None:
         """The group rebalances: returns when the round under way is finished, or takes too long."""
-        self._may_work = False
+        self._assigned.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_OVER_SECONDS), self._round:
                 pass
@@ -68,3 +69,7 @@ class RelayDuty:
     async def wait_held(self) -> None:
         """Return when this agent has the duty."""
         await self._held.wait()
+
+    async def wait_assigned(self) -> None:
+        """Return at once, or when the rebalance that is under way has given an assignment, with the duty or without."""
+        await self._assigned.wait()

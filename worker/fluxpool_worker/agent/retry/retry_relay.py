@@ -9,6 +9,7 @@ twice, and the second copy finds the manifest of the first. Knows nothing of wha
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -159,6 +160,10 @@ class RetryRelay:
                     refresh_at = self._clock.monotonic() + REFRESH_SECONDS
                 if not await self._poll(reader):
                     return
+                if not self._duty.may_work:
+                    # A due record leaves the next poll no time to wait, so this loop would never let the lane rejoin.
+                    with contextlib.suppress(AbandonedError):
+                        await run_until(self._stopping, self._duty.wait_assigned())
                 async with self._duty.round():
                     if self._duty.may_work:
                         await self._work()
@@ -181,7 +186,7 @@ class RetryRelay:
             await self._wait_stopping(POLL_SECONDS)
             return True
         # Never cancelled: a cancelled poll would lose what it had fetched.
-        batches = await reader.getmany(timeout_ms=int(self._nap_seconds() * 1000), max_records=POLL_RECORDS)
+        batches = await reader.getmany(timeout_ms=math.ceil(self._nap_seconds() * 1000), max_records=POLL_RECORDS)
         for partition, records in batches.items():
             state = self._partitions[partition]
             for record in records:
