@@ -6,6 +6,7 @@ letter, no process may end, no lag may be left, and memory must not grow with wh
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -64,9 +65,10 @@ class Memory:
     samples: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def look(self, parts: Mapping[str, int]) -> None:
-        """Take a sample; parts are names with process ids."""
+        """Take a sample; parts are names with process ids. A process that ended has none: it is counted at the end."""
         for name, pid in parts.items():
-            self.samples[name].append(psutil.Process(pid).memory_info().rss)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.samples[name].append(psutil.Process(pid).memory_info().rss)
 
     def rows(self) -> list[dict[str, Cell]]:
         """First, middle and last third of the run, MiB."""
@@ -178,7 +180,7 @@ def _write(bench: WorkerBench, options: argparse.Namespace, written: Written) ->
             if number % TOLD_RECORDS == 0:
                 sys.stderr.write(f"{number} of {options.records} written\n")
     for producer in producers.values():
-        if producer.flush(60):
+        if producer.flush(300):
             raise RuntimeError("Kafka did not take the records in time")
 
 

@@ -22,7 +22,7 @@ from fluxpool_transport.partitioner.idle_aware import IdleAwarePartitioner
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_worker.agent.connections import build_reliable_producer, build_retry_reader
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
-from fluxpool_worker.agent.retry.retry_relay import RelayEvents, RetryRelay
+from fluxpool_worker.agent.retry.retry_relay import RetryRelay
 from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
@@ -36,17 +36,9 @@ BUSY_SHARE = 0.5
 """Of one core: a loop that does not wait takes all of it; a relay at rest takes next to nothing."""
 
 
-class Relayed(RelayEvents):
-    """Counts what the relay did."""
-
-    def __init__(self) -> None:
-        self.topics: list[str] = []
-
-    def on_relayed(self, retry_topic: str) -> None:
-        self.topics.append(retry_topic)
-
-    async def on_undeliverable(self, record: ConsumerRecord, failure: Failure) -> None:
-        raise AssertionError(record, failure)
+async def nothing_is_undeliverable(record: ConsumerRecord, failure: Failure) -> None:
+    """Fail: every record can be relayed here."""
+    raise AssertionError(record, failure)
 
 
 def settings_of(bootstrap_servers: str, folder: Path) -> WorkerSettings:
@@ -68,9 +60,9 @@ async def no_topic_id(_topic: str) -> None:
 
 
 @asynccontextmanager
-async def running_relay(settings: WorkerSettings, *, duty: RelayDuty) -> AsyncIterator[Relayed]:
-    """A relay with real clients; the test plays the lane that reports its assignments."""
-    events, name = Relayed(), settings.consumer_group
+async def running_relay(settings: WorkerSettings, *, duty: RelayDuty) -> AsyncIterator[list[str]]:
+    """A relay with real clients, and the topics of what it relayed; the test plays the lane that reports assignments."""
+    relayed, name = list[str](), settings.consumer_group
     publisher = ReliablePublisher(
         partial(build_reliable_producer, settings, client_id=name), holds=Holds(limit_seconds=60, outage_seconds=10)
     )
@@ -85,11 +77,12 @@ async def running_relay(settings: WorkerSettings, *, duty: RelayDuty) -> AsyncIt
         ask_topic_id=no_topic_id,
         publisher=publisher,
         choice=choice,
-        events=events,
+        fail=nothing_is_undeliverable,
+        on_relayed=relayed.append,
     )
     choosing, relaying = asyncio.create_task(choice.run()), asyncio.create_task(relay.run())
     try:
-        yield events
+        yield relayed
     finally:
         relay.stop()
         await relaying
@@ -110,17 +103,17 @@ async def test_due_retries_wait_for_a_rebalance_and_leave_the_event_loop_to_it(
     settings, duty = settings_of(bootstrap_servers, tmp_path), RelayDuty()
     await create_topics(bootstrap_servers, {settings.topics.tasks: 1, settings.topics.retry[0]: 1})
     partitions = [TopicPartition(settings.topics.tasks, 0)]
-    async with running_relay(settings, duty=duty) as events:
+    async with running_relay(settings, duty=duty) as relayed:
         duty.assigned(partitions)
         await due_retries(settings, [b"before"])
-        await wait_until(lambda: len(events.topics) == 1, deadline_seconds=30, what="the first retry to be relayed")
+        await wait_until(lambda: len(relayed) == 1, deadline_seconds=30, what="the first retry to be relayed")
 
         await due_retries(settings, [b"during"])  # due after its delay of 1 s: in the middle of the rebalance
         await duty.revoked()
         began = time.process_time()
         await asyncio.sleep(OBSERVED_SECONDS)
         assert time.process_time() - began < BUSY_SHARE * OBSERVED_SECONDS, "the relay waits without taking a core"
-        assert len(events.topics) == 1, "nothing is relayed during a rebalance"
+        assert len(relayed) == 1, "nothing is relayed during a rebalance"
 
         duty.assigned(partitions)
-        await wait_until(lambda: len(events.topics) == 2, deadline_seconds=30, what="the second retry to be relayed")
+        await wait_until(lambda: len(relayed) == 2, deadline_seconds=30, what="the second retry to be relayed")
