@@ -18,8 +18,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.settings.worker import Lane, ModelSettings, StorageSettings, WorkerSettings
 from fluxpool_transport.lag.group_offsets import MemberlessOffsets
-from fluxpool_transport.partitioner.idle_aware import IdleAwarePartitioner
-from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
+from fluxpool_transport.partitioner.load_aware import IdleAwarePartitioner, LoadAwarePartitioner
 from fluxpool_worker.agent.connections import build_reliable_producer, build_retry_reader
 from fluxpool_worker.agent.retry.relay_duty import RelayDuty
 from fluxpool_worker.agent.retry.retry_relay import RetryRelay
@@ -61,7 +60,7 @@ async def no_topic_id(_topic: str) -> None:
 
 @asynccontextmanager
 async def running_relay(settings: WorkerSettings, *, duty: RelayDuty) -> AsyncIterator[list[str]]:
-    """A relay with real clients, and the topics of what it relayed; the test plays the lane that reports assignments."""
+    """A relay with real clients; the test reports assignments as its lane would. Gives what it relayed."""
     relayed, name = list[str](), settings.consumer_group
     publisher = ReliablePublisher(
         partial(build_reliable_producer, settings, client_id=name), holds=Holds(limit_seconds=60, outage_seconds=10)
