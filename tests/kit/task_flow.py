@@ -74,6 +74,18 @@ def deadline_passed() -> tuple[str, bytes]:
     return (DEADLINE, format_time(datetime.now(UTC) - timedelta(minutes=1)).encode())
 
 
+def _no_picture(inputs: GenerationInputs) -> EncodedImage:
+    return EncodedImage(
+        index=0,
+        seed=inputs.seed,
+        width=inputs.width,
+        height=inputs.height,
+        format="png",
+        content_type="image/png",
+        payload=b"image",
+    )
+
+
 class ScriptedEngine:
     """An engine whose jobs fail or succeed at once."""
 
@@ -82,6 +94,8 @@ class ScriptedEngine:
         self.jobs = 0
         self.inputs: GenerationInputs | None = None
         """Inputs of the last job."""
+        self.encode: Callable[[GenerationInputs], EncodedImage] = _no_picture
+        """Makes the image of a job that does not fail."""
 
     async def submit(
         self,
@@ -105,15 +119,7 @@ class ScriptedEngine:
         if self.fails:
             job.result.set_exception(GenerationError(FailureKind.ERROR, "told to fail"))
         else:
-            image = EncodedImage(
-                index=0,
-                seed=inputs.seed,
-                width=inputs.width,
-                height=inputs.height,
-                format="png",
-                content_type="image/png",
-                payload=b"image",
-            )
+            image = self.encode(inputs)
             job.result.set_result(Generated(job.job_id, (image,), {"denoise": 1.0}))
         return job
 
@@ -180,6 +186,7 @@ class FlowBench:
         self.outcomes: list[str] = []
         self.refused_topics: list[str] = []
         self._slots = EngineSlots(jobs=2)
+        self._holds = Holds(limit_seconds=hold_limit_seconds)
         self._flow = TaskFlow(
             self.settings,
             identity=WorkerIdentity(worker="worker-1", pool=self.settings.pool),
@@ -188,7 +195,7 @@ class FlowBench:
             slots=self._slots,
             publisher=cast("ReliablePublisher", self.topics),
             progress=cast("ProgressPublisher", self.topics),
-            holds=Holds(limit_seconds=hold_limit_seconds),
+            holds=self._holds,
             cancellations=self.cancellations,
             metrics=self,
         )
@@ -197,6 +204,15 @@ class FlowBench:
         """Process the record to its end."""
         taken = ClaimedRecord(lane=cast("LaneConsumer", self.lane), record=record)
         await self._flow.run(taken, slot=await self._slots.acquire())
+
+    async def probe_signing(self) -> None:
+        """As at a worker's start."""
+        await self._flow.store.signing.probe()
+
+    @property
+    def held_by(self) -> set[str]:
+        """What tasks wait for."""
+        return {str(cause) for cause in self._holds.causes}
 
     async def fail(self, record: ConsumerRecord, failure: Failure) -> None:
         """End a record that cannot leave its retry topic."""

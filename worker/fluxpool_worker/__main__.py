@@ -17,6 +17,7 @@ from fluxpool_worker.agent.loop_watchdog import ending_when_blocked
 from fluxpool_worker.agent.service import MissingTopicsError, WorkerAgent
 from fluxpool_worker.agent.task.holds import HoldExpiredError
 from fluxpool_worker.agent.termination import write_termination_message
+from fluxpool_worker.marks.signing import SigningError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -40,6 +41,7 @@ def main() -> int:
         EngineUnstableError,
         HoldExpiredError,
         MissingTopicsError,
+        SigningError,
         # A store as it is configured; one that is away is waited for.
         StorageUnavailableError,
         TopicReplacedError,

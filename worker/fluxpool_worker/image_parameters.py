@@ -2,7 +2,7 @@
 
 PNG carries the text entry `parameters` (JSON) and one further text entry for every label; JPEG and WebP carry EXIF
 with the same JSON and the labels in one UserComment. It must know neither torch nor the pixel encoders: reading
-them needs Pillow alone. The marks of a file, and its XMP, are `marks`.
+them needs Pillow alone. The marks of a file are read by `image_marks`.
 """
 
 import io

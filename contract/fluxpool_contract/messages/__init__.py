@@ -30,7 +30,7 @@ from fluxpool_contract.messages.headers import (
 )
 from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.resolution import Resolution, ResolutionAction, is_resolution
-from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus, TaskError
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, Mark, ResultStatus, TaskError
 from fluxpool_contract.messages.task import (
     MAX_IMAGES,
     MAX_STEPS,
@@ -62,6 +62,7 @@ __all__ = [
     "GenerationResult",
     "GenerationTask",
     "ImageDescription",
+    "Mark",
     "OutputFormat",
     "ProgressEvent",
     "ProgressType",

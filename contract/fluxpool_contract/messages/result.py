@@ -28,6 +28,15 @@ class ResultStatus(StrEnum):
     CANCELED = "canceled"
 
 
+class Mark(StrEnum):
+    """How a file says that a model made its picture."""
+
+    XMP = "xmp"
+    """The IPTC's DigitalSourceType in its XMP packet."""
+    C2PA = "c2pa"
+    """Content credentials: a signed manifest."""
+
+
 def _check_object_key(key: str) -> str:
     """A result may be forged: its object must not lead out of the store's folder or prefix."""
     if not key.isprintable() or any(part in {"", ".", ".."} for part in key.split("/")):
@@ -68,6 +77,8 @@ class ImageDescription(_Message):
     """Size of the stored file."""
     sha256: Name
     """Of the stored file, lower-case hex."""
+    marks: Annotated[tuple[Mark | Name, ...], Field(max_length=MAX_LIST_ITEMS)] = ()
+    """How the file says that a model made it: xmp in every file, c2pa when it is signed. Empty in earlier results."""
 
 
 class TaskError(_Message):
@@ -123,7 +134,7 @@ class GenerationResult(_Message):
     pool: Name | None = None
     """The worker's pool."""
     timings: Annotated[dict[str, Milliseconds], Field(max_length=MAX_LIST_ITEMS)] = {}
-    """Milliseconds by stage: queue_ms, text_encode_ms, denoise_ms, vae_ms, image_encode_ms, store_ms."""
+    """Milliseconds by stage: queue_ms, text_encode_ms, denoise_ms, vae_ms, image_encode_ms, signing_ms, store_ms."""
     warnings: Annotated[tuple[ErrorMessage, ...], Field(max_length=MAX_LIST_ITEMS)] = ()
     """What the caller should know although there is an image."""
     metadata: Annotated[dict[str, str], Field(max_length=MAX_LIST_ITEMS)] = {}

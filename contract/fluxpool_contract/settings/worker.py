@@ -144,6 +144,8 @@ class ImageSettings(BaseModel):
 
     embed_parameters: EmbedParameters = EmbedParameters.NO_PROMPT
     """all, noPrompt or none: the most that a file says of its task. Tasks may ask for less."""
+    signing_folder: Path | None = None
+    """Folder with `tls.crt` and `tls.key` that files are signed with (C2PA). Absent: they are not signed."""
 
 
 class Lane(BaseModel):

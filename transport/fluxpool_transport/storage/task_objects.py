@@ -8,7 +8,7 @@ as it is published, so that a redelivered task is answered with the very same re
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -98,7 +98,7 @@ class StoredImage:
     """An image in the store; describes the stored bytes, also when they are another worker's."""
 
     key: str
-    bytes: int
+    payload: bytes = field(repr=False)
     sha256: str
     """Lower-case hex."""
     created: bool
@@ -150,7 +150,7 @@ async def store_image(
     key = image_key(claim.prefix, index, extension)
     stored, created = await _create_or_read(store, key, payload, content_type=content_type)
     _after_image()
-    return StoredImage(key=key, bytes=len(stored), sha256=hashlib.sha256(stored).hexdigest(), created=created)
+    return StoredImage(key=key, payload=stored, sha256=hashlib.sha256(stored).hexdigest(), created=created)
 
 
 async def store_manifest(store: ObjectStore, claim: Claim, manifest: Manifest) -> Manifest:

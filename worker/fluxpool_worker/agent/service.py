@@ -28,6 +28,7 @@ from fluxpool_worker.agent.engine.slots import EngineSlot
 from fluxpool_worker.agent.task.holds import HoldCause, HoldExpiredError
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 from fluxpool_worker.agent.wiring import WorkerParts
+from fluxpool_worker.marks.signing import SigningError
 
 TASKS_IN_FLIGHT: Final = 4
 """Two that the engine has, and two being stored and published: what a crash may cost besides the image under way."""
@@ -61,9 +62,9 @@ class WorkerAgent:
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain.
 
-        Raises `EngineLoadError`, `EngineUnstableError`, `MissingTopicsError`, `StorageUnavailableError` (of a
-        store that is configured wrongly), `HoldExpiredError`, `TopicReplacedError`, or an `ExceptionGroup` of whatever
-        else keeps the pod from working; Kubernetes starts it again.
+        Raises `EngineLoadError`, `EngineUnstableError`, `MissingTopicsError`, `SigningError`, `StorageUnavailableError`
+        (of a store that is configured wrongly), `HoldExpiredError`, `TopicReplacedError`, or an `ExceptionGroup` of
+        whatever else keeps the pod from working; Kubernetes starts it again.
         """
         keep_offsets_for(timedelta(days=self._settings.offset_retention_days))
         loop = asyncio.get_running_loop()
@@ -115,6 +116,7 @@ class WorkerAgent:
 
     async def _serve(self, group: asyncio.TaskGroup) -> None:
         try:
+            await run_until(self._stop, self._parts.flow.store.signing.probe())
             await run_until(self._stop, self._check_topics())
             await run_until(self._stop, self._parts.flow.store.probe(on_trouble=self._note_start_trouble))
             self._start_trouble = None
@@ -122,7 +124,7 @@ class WorkerAgent:
             self._parts.identity.serve(await run_until(self._stop, self._parts.engine.wait_ready()))
         except AbandonedError:
             return
-        except (MissingTopicsError, StorageUnavailableError, HoldExpiredError) as error:
+        except (MissingTopicsError, SigningError, StorageUnavailableError, HoldExpiredError) as error:
             self._failure = error
             return
         memberships = [

@@ -57,7 +57,7 @@ KILLED_SECONDS: Final = 30.0
 LAST_WORDS_SECONDS: Final = 1.0
 """From the end of an engine until its end of the socket is closed, unless another process has inherited it."""
 WATCHDOG_SECONDS: Final = 1.0
-AGENT_ONLY_VARIABLES: Final = ("FLUXPOOL_KAFKA_", "FLUXPOOL_STORAGE_", "AWS_")
+AGENT_ONLY_VARIABLES: Final = ("FLUXPOOL_IMAGE_SIGNING_", "FLUXPOOL_KAFKA_", "FLUXPOOL_STORAGE_", "AWS_")
 MAX_HUNG_LOADS: Final = 2
 """A second hung load means that the model cannot be read, not that this moment is bad."""
 LOST_DEVICE_SECONDS: Final = 10.0

@@ -31,6 +31,8 @@ class HoldCause(StrEnum):
     OBJECT_STORE = "object-store"
     DISK = "disk"
     KAFKA = "kafka"
+    SIGNING = "signing"
+    """The key or certificate for image files cannot sign."""
 
 
 class HoldExpiredError(Exception):

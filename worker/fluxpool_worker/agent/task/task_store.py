@@ -36,6 +36,7 @@ from fluxpool_transport.storage import (
 )
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane_choice import waited_ms
+from fluxpool_worker.agent.image_signing import ImageSigning
 from fluxpool_worker.agent.task.attempts import Success
 from fluxpool_worker.agent.task.holds import HoldCause, Holds
 from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity, success_result
@@ -61,6 +62,7 @@ class TaskStore:
         self._identity = identity
         self._holds = holds
         self._clock = clock
+        self.signing = ImageSigning(settings.image.signing_folder, holds=holds)
         self._cause = HoldCause.OBJECT_STORE if settings.storage.folder is None else HoldCause.DISK
 
     async def probe(self, *, on_trouble: Callable[[str], None]) -> None:
@@ -119,11 +121,15 @@ class TaskStore:
     async def keep_images(
         self, record: ConsumerRecord, decoded: DecodedTask, claim: Claim, success: Success
     ) -> GenerationResult:
-        """Store the images; returns the result that describes them."""
+        """Sign and store the images; returns the result that describes them."""
         generated = success.generated
-        began = self._clock.monotonic()
-        images = [await self._keep_image(decoded, claim, image) for image in generated.images]
         timings = {f"{name}_ms": value for name, value in generated.timings_ms.items()}
+        began = self._clock.monotonic()
+        files = [await self.signing.sign(image) for image in generated.images]
+        if self.signing.is_on:
+            timings["signing_ms"] = (self._clock.monotonic() - began) * 1000
+        began = self._clock.monotonic()
+        images = [await self._keep_image(decoded, claim, image) for image in files]
         timings["store_ms"] = (self._clock.monotonic() - began) * 1000
         waited = waited_ms(record.timestamp, now_ms=self._clock.time() * 1000)
         if waited is not None:
@@ -174,8 +180,9 @@ class TaskStore:
             seed=image.seed,
             format=image.format,
             content_type=image.content_type,
-            bytes=stored.bytes,
+            bytes=len(stored.payload),
             sha256=stored.sha256,
+            marks=self.signing.marks_of(image) if stored.created else await self.signing.marks_in(stored.payload),
         )
 
     def _image_url(self, request_id: str, index: int, key: str) -> str:
