@@ -69,6 +69,10 @@ FULL_SPEC: Final[dict[str, Any]] = {
         "credentialsSecretRef": {"name": "bucket"},
         "caSecretRef": {"name": "bucket-ca", "key": "root.pem"},
     },
+    "image": {
+        "embedParameters": "none",
+        "provenance": {"signingSecretRef": {"name": "image-signer", "privateKeyKey": "signer.pem"}},
+    },
     "worker": {
         "image": "registry.example.com/fluxpool-worker@sha256:" + "0" * 64,
         "imagePullPolicy": "IfNotPresent",

@@ -10,7 +10,7 @@ import pytest
 from fluxpool_contract.settings.worker import EXIT_MODEL_LOAD_FAILED
 from fluxpool_operator.api import ConditionStatus, ConditionType, FluxWorkerPoolStatus, Reason
 from fluxpool_operator.api.conditions import Condition
-from fluxpool_operator.assessment import PoolProblem, PoolView, assess
+from fluxpool_operator.assessment import PoolProblem, PoolView, SigningCertificate, assess
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
 from fluxpool_operator.workload.deployment import ControllerCondition
@@ -470,3 +470,35 @@ def test_the_condition_of_record_times_follows_the_topics(
     topics: tuple[str, ...] | None, status: ConditionStatus
 ) -> None:
     assert condition_of(view(1, create_time_topics=topics), ConditionType.LOG_APPEND_TIME).status is status
+
+
+SIGNED: dict[str, Any] = {"image__provenance": {"signingSecretRef": {"name": "image-signer"}}}
+HOUR = timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("edits", "validity", "status", "reason", "words"),
+    [
+        ({}, None, FALSE, Reason.SIGNING_OFF, "name a Secret in image.provenance.signingSecretRef"),
+        (SIGNED, None, FALSE, Reason.SECRET_NOT_FOUND, "Secret image-signer has no entry tls.crt; create it"),
+        (SIGNED, (None, None), FALSE, Reason.SECRET_INVALID, "image-signer/tls.crt holds no PEM certificates"),
+        (SIGNED, (-HOUR, HOUR), TRUE, Reason.CERTIFICATE_VALID, "to 2026-05-04T13:00:00Z"),
+        (SIGNED, (-2 * HOUR, -HOUR), FALSE, Reason.CERTIFICATE_NOT_VALID, "to 2026-05-04T11:00:00Z; workers keep"),
+        (SIGNED, (HOUR, 2 * HOUR), FALSE, Reason.CERTIFICATE_NOT_VALID, "valid from 2026-05-04T13:00:00Z"),
+    ],
+)
+def test_the_condition_says_whether_images_are_signed(
+    edits: dict[str, Any],
+    validity: tuple[timedelta | None, timedelta | None] | None,
+    status: ConditionStatus,
+    reason: Reason,
+    words: str,
+) -> None:
+    certificate = None
+    if validity is not None:
+        valid_from, valid_until = (None if moment is None else NOON + moment for moment in validity)
+        certificate = SigningCertificate(entry="image-signer/tls.crt", valid_from=valid_from, valid_until=valid_until)
+    seen = view(pool=pool(**edits), signing_certificate=certificate)
+    condition = condition_of(seen, ConditionType.IMAGES_SIGNED)
+    assert (condition.status, condition.reason) == (status, reason)
+    assert words in condition.message

@@ -195,6 +195,8 @@ def test_every_secret_that_a_pod_needs_is_required() -> None:
         "bucket/secret-access-key",
         "bucket-ca/root.pem",
         "hub/token",
+        "image-signer/signer.pem",
+        "image-signer/tls.crt",
         "kafka-ca/ca.crt",
         "kafka-client/pass",
         "kafka-client/tls.crt",
@@ -226,6 +228,8 @@ def test_certificates_are_mounted_where_the_settings_look_for_them() -> None:
         str(settings.kafka.tls_certificate_file): SecretKey("kafka-client", "tls.crt"),
         str(settings.kafka.tls_key_file): SecretKey("kafka-client", "tls.key"),
         str(settings.storage.ca_file): SecretKey("bucket-ca", "root.pem"),
+        f"{settings.image.signing_folder}/tls.crt": SecretKey("image-signer", "tls.crt"),
+        f"{settings.image.signing_folder}/tls.key": SecretKey("image-signer", "signer.pem"),
     }
 
 

@@ -178,6 +178,13 @@ async def test_a_stored_result_that_the_contract_refuses_has_no_images(gateway: 
     assert (view.status_code, view.json()["status"], view.json()["images"]) == (200, "succeeded", [])
 
 
+@pytest.mark.parametrize("marks", [(), ("xmp",), ("xmp", "c2pa", "a-later-mark")])
+async def test_a_task_tells_how_its_images_are_marked(gateway: Gateway, marks: tuple[str, ...]) -> None:
+    gateway.succeed(marks=marks)
+    view = await gateway.client.get("/v1/generations/r-1")
+    assert [image["marks"] for image in view.json()["images"]] == [list(marks)]
+
+
 @pytest.mark.parametrize("sha256", ["", 'a"b', "a\r\nset-cookie: a=b", "ä", "☃"])
 async def test_an_invalid_digest_is_no_etag(gateway: Gateway, sha256: str) -> None:
     gateway.succeed(sha256=sha256)

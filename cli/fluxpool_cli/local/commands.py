@@ -53,6 +53,12 @@ def up(
     embed_parameters: Annotated[
         EmbedParameters, typer.Option(help="What image files say of their tasks.", show_default=True)
     ] = EmbedParameters.ALL,
+    signing_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with tls.crt and tls.key that image files are signed with (C2PA).", callback=printable_path
+        ),
+    ] = None,
     min_workers: Annotated[int, typer.Option(help="Workers that run without lag.")] = 0,
     max_workers: MaxWorkersOption = None,
     target_lag: Annotated[int, typer.Option(help="Unfinished tasks for each worker.")] = 5,
@@ -70,6 +76,7 @@ def up(
         bootstrap_servers=bootstrap_servers,
         model=_model(model),
         embed_parameters=embed_parameters,
+        signing_folder=None if signing_folder is None else signing_folder.resolve(),
         min_workers=min_workers,
         max_workers=default_max_workers(model) if max_workers is None else max_workers,
         target_lag=target_lag,

@@ -34,6 +34,8 @@ class StackOptions(BaseModel):
     """Checkpoint folder or hub id; absent: the tiny checkpoint."""
     embed_parameters: EmbedParameters = EmbedParameters.ALL
     """More than pools do by default: the folder is its user's own, and shows nobody else what its files say."""
+    signing_folder: Path | None = None
+    """Folder with `tls.crt` and `tls.key` that image files are signed with."""
     min_workers: Annotated[int, Field(ge=0, le=64)] = 0
     max_workers: Annotated[int, Field(ge=1, le=64)] = TINY_MODEL_WORKERS
     target_lag: Annotated[int, Field(ge=1, le=1_000_000)] = 5

@@ -77,7 +77,9 @@ class PartSettings:
             topics=self.target.topics,
             storage=self._storage(),
             model=ModelSettings(id=self.model, offline=Path(self.model).is_dir()),
-            image=ImageSettings(embed_parameters=self.options.embed_parameters),
+            image=ImageSettings(
+                embed_parameters=self.options.embed_parameters, signing_folder=self.options.signing_folder
+            ),
             lanes=lanes_of(self.target.topics),
             pool="local",
             gateway_url=self.gateway_url,

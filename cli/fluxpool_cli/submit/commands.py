@@ -163,5 +163,7 @@ def _show(generation: Generation, files: list[Path], as_format: OutputFormat) ->
     write_line(f"{generation.request_id} {generation.status}")
     for file in files:
         write_line(str(file))
+    if files and any(generation.image_marks):
+        say(f"marks: {'; '.join(dict.fromkeys(generation.image_marks))}")
     for warning in generation.warnings:
         say(f"warning: {warning}")

@@ -74,6 +74,12 @@ class Generation:
         return [_extension(image) for image in _items(self.document.get("images"))[:_MAX_IMAGES]]
 
     @property
+    def image_marks(self) -> list[str]:
+        """What each image file says of its origin, in order; empty texts for a gateway that does not tell."""
+        images = _items(self.document.get("images"))[:_MAX_IMAGES]
+        return [", ".join(map(str, _items(_mapping(image).get("marks")))) for image in images]
+
+    @property
     def warnings(self) -> list[str]:
         """What the sender should know."""
         return [str(warning) for warning in _items(self.document.get("warnings"))]

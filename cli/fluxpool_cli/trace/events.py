@@ -262,7 +262,12 @@ def _result(record: ConsumerRecord) -> TraceEvent | None:
     if result.error is not None:
         words = [f"{result.error.code}: {result.error.message}"]
     else:
-        words = [result.image_url or "", ", ".join(f"{name} {value:g}" for name, value in result.timings.items())]
+        marks = dict.fromkeys(mark for image in result.images for mark in image.marks)
+        words = [
+            result.image_url or "",
+            f"marks {'+'.join(marks)}," if marks else "",
+            ", ".join(f"{name} {value:g}" for name, value in result.timings.items()),
+        ]
     detail = " ".join(filter(None, [str(result.status), *words]))
     return _event_of(
         record,

@@ -45,7 +45,17 @@ def watch(
 def result_line(result: GenerationResult) -> str:
     """One result for a person."""
     where = result.image_url or (result.error.message if result.error else "")
-    return f"{result.status} {result.request_id} by {result.worker or '?'} {where}"
+    marks = dict.fromkeys(mark for image in result.images for mark in image.marks)
+    return " ".join(
+        filter(
+            None,
+            (
+                f"{result.status} {result.request_id} by {result.worker or '?'}",
+                where,
+                f"({'+'.join(marks)})" if marks else "",
+            ),
+        )
+    )
 
 
 async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, output: OutputOptions) -> None:

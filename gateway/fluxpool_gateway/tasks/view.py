@@ -37,6 +37,8 @@ class ImageView(_View):
     content_type: str
     bytes: int
     sha256: str
+    marks: tuple[str, ...] = ()
+    """How the file says that a model made it: xmp, c2pa. Empty in results of earlier releases."""
 
 
 class ErrorView(_View):

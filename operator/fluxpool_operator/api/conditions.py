@@ -33,6 +33,8 @@ class ConditionType(StrEnum):
     """The brokers retain the committed offsets while the pool is scaled to zero."""
     LOG_APPEND_TIME = "LogAppendTime"
     """Tasks carry the broker's timestamp, so that a wrong producer clock cannot make retention delete them early."""
+    IMAGES_SIGNED = "ImagesSigned"
+    """Image files are signed with a certificate that is valid."""
 
 
 class ConditionStatus(StrEnum):
@@ -50,6 +52,8 @@ class Reason(StrEnum):
     ADDRESS_NOT_ALLOWED = "AddressNotAllowed"
     AT_MAX_REPLICAS = "AtMaxReplicas"
     CAPACITY_SHORT = "CapacityShort"
+    CERTIFICATE_NOT_VALID = "CertificateNotValid"
+    CERTIFICATE_VALID = "CertificateValid"
     CHILD_FAILED = "ChildFailed"
     CONTAINER_FAILED = "ContainerFailed"
     CREATE_TIME = "CreateTime"
@@ -88,6 +92,7 @@ class Reason(StrEnum):
     SECRET_INVALID = "SecretInvalid"  # noqa: S105 - a reason
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
     SHADOW_MODE = "ShadowMode"
+    SIGNING_OFF = "SigningOff"
     TOPICS_FAILED = "TopicsFailed"
     TOPICS_FOUND = "TopicsFound"
     TOPICS_MISSING = "TopicsMissing"
@@ -104,8 +109,8 @@ class Condition(ApiModel):
 
     # A plain string in the definition: an older definition must accept the values of a newer operator.
     type: Annotated[ConditionType, WithJsonSchema({"type": "string", "maxLength": 316})]
-    """Type of condition: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired, OffsetsRetained
-    or LogAppendTime."""
+    """Type of condition: Ready, ScalingActive, ScalingLimited, LagAvailable, TopicsReady, TasksExpired,
+    OffsetsRetained, LogAppendTime or ImagesSigned."""
     status: ConditionStatus
     """Status of the condition, one of True, False, Unknown."""
     reason: Annotated[Reason, WithJsonSchema({"type": "string", "maxLength": 1024})]

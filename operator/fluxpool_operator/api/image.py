@@ -2,6 +2,14 @@
 
 from fluxpool_contract.messages import EmbedParameters
 from fluxpool_operator.api.schema import ApiModel
+from fluxpool_operator.api.secrets import SigningSecretRef
+
+
+class ProvenanceSpec(ApiModel):
+    """Signature of the image files."""
+
+    signing_secret_ref: SigningSecretRef | None = None
+    """Secret with the ECDSA P-256 key that files are signed with (C2PA). Absent, files are not signed."""
 
 
 class ImageSpec(ApiModel):
@@ -10,3 +18,5 @@ class ImageSpec(ApiModel):
     embed_parameters: EmbedParameters = EmbedParameters.NO_PROMPT
     """Parameters of the task that a file contains, for everyone who gets it: all, noPrompt or none. A task may ask for
     less, not for more."""
+    provenance: ProvenanceSpec = ProvenanceSpec()
+    """Signature of the image files."""

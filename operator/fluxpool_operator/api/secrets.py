@@ -40,13 +40,18 @@ class ClientSecretRef(_SecretRef):
     """Key of the client secret."""
 
 
-class CertificateSecretRef(_SecretRef):
-    """Reference to a Secret with a client certificate, such as one of type kubernetes.io/tls."""
+class SigningSecretRef(_SecretRef):
+    """Reference to a Secret with a certificate and its private key, such as one of type kubernetes.io/tls."""
 
     certificate_key: SecretEntry = "tls.crt"
     """Key of the certificate chain in PEM format."""
     private_key_key: SecretEntry = "tls.key"
     """Key of the private key in PEM format."""
+
+
+class CertificateSecretRef(SigningSecretRef):
+    """Reference to a Secret with a client certificate, such as one of type kubernetes.io/tls."""
+
     password_key: SecretEntry | None = None
     """Key of the private key's password. Absent for an unencrypted key."""
 

@@ -6,12 +6,13 @@ are.
 
 from fluxpool_operator.assessment.events import PoolEvent, events_of
 from fluxpool_operator.assessment.status import assess, status_patch, worth_writing
-from fluxpool_operator.assessment.view import PoolProblem, PoolView
+from fluxpool_operator.assessment.view import PoolProblem, PoolView, SigningCertificate
 
 __all__ = [
     "PoolEvent",
     "PoolProblem",
     "PoolView",
+    "SigningCertificate",
     "assess",
     "events_of",
     "status_patch",

@@ -48,6 +48,8 @@ def verdict(view: PoolView, type_: ConditionType) -> Verdict:
             return _offsets_retained(view)
         case ConditionType.LOG_APPEND_TIME:
             return _log_append_time(view)
+        case ConditionType.IMAGES_SIGNED:
+            return _images_signed(view)
         case _:
             assert_never(type_)
 
@@ -221,3 +223,30 @@ def _log_append_time(view: PoolView) -> Verdict:
         likewise = f" The same applies to: {', '.join(topics[1:])}." if topics[1:] else ""
         return false(Reason.CREATE_TIME, f"{explain_create_time(topics[0])}.{likewise} kafka.manageTopics sets it.")
     return true(Reason.LOG_APPEND_TIME, "No task topic is known to use the timestamps of producers.")
+
+
+def _images_signed(view: PoolView) -> Verdict:
+    reference, found = view.pool.spec.image.provenance.signing_secret_ref, view.signing_certificate
+    if reference is None:
+        return false(
+            Reason.SIGNING_OFF,
+            "Image files are marked in XMP and not signed; name a Secret in image.provenance.signingSecretRef to sign"
+            " them.",
+        )
+    if found is None:
+        return false(
+            Reason.SECRET_NOT_FOUND,
+            f"image.provenance.signingSecretRef: Secret {reference.name} has no entry {reference.certificate_key};"
+            " create it in the pool's namespace.",
+        )
+    if found.valid_from is None or found.valid_until is None:
+        return false(
+            Reason.SECRET_INVALID, f"The entry {found.entry} holds no PEM certificates; put the signer's there."
+        )
+    validity = f"valid from {found.valid_from:%Y-%m-%dT%H:%M:%SZ} to {found.valid_until:%Y-%m-%dT%H:%M:%SZ}"
+    if not found.valid_from <= view.now <= found.valid_until:
+        return false(
+            Reason.CERTIFICATE_NOT_VALID,
+            f"The certificate in {found.entry} is {validity}; workers keep their images until it is renewed.",
+        )
+    return true(Reason.CERTIFICATE_VALID, f"Image files are signed; the certificate in {found.entry} is {validity}.")

@@ -28,6 +28,17 @@ class PoolProblem:
     """Whether the lag is not read until this is solved."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningCertificate:
+    """The entry of a Secret with the certificates that image files are signed with."""
+
+    entry: str
+    """Name of the Secret and key of the entry."""
+    valid_from: datetime | None
+    """None when the entry holds no certificates."""
+    valid_until: datetime | None
+
+
 true, false, unknown = (partial(Verdict, status) for status in ConditionStatus)
 """A condition with that status, from its reason and message."""
 
@@ -52,6 +63,8 @@ class PoolView:
     """Whether the operator has just created topics, which cannot be read until their partitions have leaders."""
     create_time_topics: tuple[str, ...] | None = None
     """Task topics with message.timestamp.type=CreateTime; None when unknown."""
+    signing_certificate: SigningCertificate | None = None
+    """None when the pool names none or its Secret is missing."""
 
     @cached_property
     def counts(self) -> PodCounts:

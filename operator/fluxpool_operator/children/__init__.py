@@ -11,16 +11,19 @@ from fluxpool_operator.children.identity import (
 )
 from fluxpool_operator.children.render import Children, render_children
 from fluxpool_operator.children.secret_keys import (
+    CERTIFICATE_FILE,
     SecretKey,
     authorities,
     kafka_secret_files,
     required_secret_keys,
     secret_variables,
     secrets_checksum,
+    signing_secret_files,
 )
 from fluxpool_operator.children.worker_settings import kafka_connection, topic_names, worker_settings
 
 __all__ = [
+    "CERTIFICATE_FILE",
     "FIELD_MANAGER",
     "MANAGED_BY",
     "POOL_LABEL",
@@ -37,6 +40,7 @@ __all__ = [
     "secret_variables",
     "secrets_checksum",
     "selector_text",
+    "signing_secret_files",
     "topic_names",
     "worker_settings",
 ]

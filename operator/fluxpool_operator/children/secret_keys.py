@@ -3,8 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
+from fluxpool_operator.api.secrets import SigningSecretRef
+
+CERTIFICATE_FILE: Final = "tls.crt"
+KEY_FILE: Final = "tls.key"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,8 +50,7 @@ def kafka_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     if ca := security.ca_secret_ref:
         files["ca.crt"] = SecretKey(ca.name, ca.key)
     if certificate := security.client_certificate_secret_ref:
-        files["tls.crt"] = SecretKey(certificate.name, certificate.certificate_key)
-        files["tls.key"] = SecretKey(certificate.name, certificate.private_key_key)
+        files |= _certificate_files(certificate)
     if ca := security.oauth.ca_secret_ref if security.oauth else None:
         files["oauth-ca.crt"] = SecretKey(ca.name, ca.key)
     return files
@@ -56,6 +60,12 @@ def storage_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     """Entries that the object store client reads from files, by file name."""
     ca = spec.storage.ca_secret_ref
     return {"ca.crt": SecretKey(ca.name, ca.key)} if ca else {}
+
+
+def signing_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
+    """Entries that image files are signed with, by file name."""
+    signing = spec.image.provenance.signing_secret_ref
+    return _certificate_files(signing) if signing else {}
 
 
 def authorities(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
@@ -75,6 +85,7 @@ def required_secret_keys(spec: FluxWorkerPoolSpec) -> tuple[SecretKey, ...]:
         *secret_variables(spec).values(),
         *kafka_secret_files(spec).values(),
         *storage_secret_files(spec).values(),
+        *signing_secret_files(spec).values(),
     }
     for variable in spec.worker.env:
         source = variable.value_from.secret_key_ref if variable.value_from else None
@@ -93,3 +104,10 @@ def secrets_checksum(values: Mapping[SecretKey, bytes]) -> str:
         for part in (key.name.encode(), key.key.encode(), values[key]):
             digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:32]
+
+
+def _certificate_files(reference: SigningSecretRef) -> dict[str, SecretKey]:
+    return {
+        CERTIFICATE_FILE: SecretKey(reference.name, reference.certificate_key),
+        KEY_FILE: SecretKey(reference.name, reference.private_key_key),
+    }

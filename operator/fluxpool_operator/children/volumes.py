@@ -11,8 +11,10 @@ from fluxpool_operator.children.worker_settings import (
     KAFKA_FILES_PATH,
     MODELS_PATH,
     SCRATCH_PATH,
+    SIGNING_FILES_PATH,
     STORAGE_FILES_PATH,
     kafka_files,
+    signing_files,
     storage_files,
 )
 
@@ -57,6 +59,7 @@ def worker_volumes(spec: FluxWorkerPoolSpec, *, host_path_allowed: bool) -> tupl
     for name, path, sources in (
         ("kafka-files", KAFKA_FILES_PATH, kafka_files(spec)),
         ("storage-files", STORAGE_FILES_PATH, storage_files(spec)),
+        ("signing-files", SIGNING_FILES_PATH, signing_files(spec)),
     ):
         if sources:
             projected = {"projected": {"defaultMode": OWNER_AND_GROUP_READ, "sources": sources}}

@@ -24,7 +24,13 @@ from fluxpool_contract.settings import (
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
-from fluxpool_operator.children.secret_keys import SecretKey, kafka_secret_files, secret_variables, storage_secret_files
+from fluxpool_operator.children.secret_keys import (
+    SecretKey,
+    kafka_secret_files,
+    secret_variables,
+    signing_secret_files,
+    storage_secret_files,
+)
 
 HEALTH_PORT: Final = 8080
 DRAIN_MARGIN_SECONDS: Final = 15
@@ -34,6 +40,7 @@ MODELS_PATH: Final = "/models"
 SCRATCH_PATH: Final = "/var/cache/fluxpool"
 KAFKA_FILES_PATH: Final = "/etc/fluxpool/kafka"
 STORAGE_FILES_PATH: Final = "/etc/fluxpool/storage"
+SIGNING_FILES_PATH: Final = "/etc/fluxpool/signing"
 OAUTH_TOKEN_FILE: Final = "token"  # noqa: S105 - a file's name
 
 _PLACEHOLDER: Final = "by-reference"
@@ -66,7 +73,10 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
                 offline=spec.model.cache.is_read_only,
                 quality=quality,
             ),
-            image=ImageSettings(embed_parameters=spec.image.embed_parameters),
+            image=ImageSettings(
+                embed_parameters=spec.image.embed_parameters,
+                signing_folder=Path(SIGNING_FILES_PATH) if spec.image.provenance.signing_secret_ref else None,
+            ),
             topics=topic_names(spec.kafka),
             consumer_group=spec.kafka.consumer_group,
             lanes=tuple(Lane(**lane.model_dump()) for lane in spec.kafka.lanes),
@@ -171,6 +181,11 @@ def kafka_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
 def storage_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
     """Sources of the projected volume with the files of the object store; may be empty."""
     return _projected(storage_secret_files(spec))
+
+
+def signing_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
+    """Sources of the projected volume with the key for image files; may be empty."""
+    return _projected(signing_secret_files(spec))
 
 
 def _projected(files: Mapping[str, SecretKey]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from fluxpool_operator.reconcile.kafka.broker_addresses import comparable_server
 from fluxpool_operator.reconcile.kafka.kafka_access import KafkaAccess, KafkaAccessFinder, kafka_keys
 from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch, lane_targets
 from fluxpool_operator.reconcile.kafka.pool_secrets import SecretsReader, SecretValues
+from fluxpool_operator.reconcile.signing_certificate import signing_certificate
 from fluxpool_operator.workload import controller_uid
 
 _READ_AT_ONCE: Final = frozenset({Change.RECORDS, Change.SPEC, Change.TOPICS})
@@ -115,7 +116,9 @@ class PoolReconciler:
                 pool, replicas=replicas, secrets_checksum=checksum, observation=observation
             )
             observation = replace(observation, deployment=self._context.cache.deployment(self._key))
-        await self._report(pool, observation=observation, plan=plan, replicas=replicas, problems=problems)
+        await self._report(
+            pool, secrets=secrets, observation=observation, plan=plan, replicas=replicas, problems=problems
+        )
         self._lag.wake_when_grown()
         due = max(0.0, self._lag.seconds_until_due(_interval(pool)))
         return min(due, self._applier.seconds_until_due(), self._secrets.seconds_until_due())
@@ -176,6 +179,7 @@ class PoolReconciler:
         self,
         pool: FluxWorkerPool,
         *,
+        secrets: SecretValues,
         observation: Observation,
         plan: Plan,
         replicas: int,
@@ -194,6 +198,7 @@ class PoolReconciler:
             problems=problems,
             topics_are_settling=self._topics.is_settling and pool.spec.kafka.manage_topics,
             create_time_topics=self._topics.create_time,
+            signing_certificate=signing_certificate(pool, secrets),
         )
         await self._writer.write(pool, assess(view))
         metrics, labels = self._context.metrics, {"namespace": self._key.namespace, "pool": self._key.name}
