@@ -20,7 +20,7 @@ from kit.lanes import entry_of, lane_of
 
 _counts = st.integers(0, 40) | st.sampled_from([0, 1, 10_000])
 _seconds = st.sampled_from([0.0, 0.5, 1.0, 5.0, 10.0, 29.9, 30.0, 100.0])
-
+_periods = st.sampled_from([1.0, 5.0, 10.0, 30.0, 100.0])
 
 _paces = st.builds(
     Pace,
@@ -42,9 +42,9 @@ def _configs(draw: st.DrawFn, *, at_once: bool = False) -> ScalingConfig:
         max_replicas=maximum,
         scale_up_window_seconds=0.0 if at_once else draw(_seconds),
         scale_up_step_replicas=None if at_once else draw(_steps),
-        scale_up_period_seconds=draw(_seconds),
+        scale_up_period_seconds=draw(_periods),
         scale_down_step_replicas=None if at_once else draw(_steps),
-        scale_down_period_seconds=draw(_seconds),
+        scale_down_period_seconds=draw(_periods),
         fallback_replicas=draw(st.none() | st.integers(1, maximum)),
         target_lag_per_replica=draw(st.integers(1, 10)),
         activation_lag_records=draw(st.integers(0, 5)),

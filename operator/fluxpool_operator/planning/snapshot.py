@@ -16,11 +16,13 @@ _AT_LEAST_ONE: Final = frozenset(
         "max_replicas",
         "target_lag_per_replica",
         "scale_up_step_replicas",
+        "scale_up_period_seconds",
         "scale_down_step_replicas",
+        "scale_down_period_seconds",
         "fallback_replicas",
     }
 )
-"""Fields of `ScalingConfig` that may not be 0."""
+"""Fields of `ScalingConfig` that may not be 0: a step within no time would be no limit."""
 
 
 class Constraint(StrEnum):
