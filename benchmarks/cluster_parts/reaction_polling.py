@@ -8,9 +8,10 @@ from typing import Final
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_operator.api import FluxWorkerPool, scaling_config
-from fluxpool_operator.backlog import BacklogHub
+from fluxpool_operator.backlog import BacklogHub, lane_targets_of
+from fluxpool_operator.children import worker_settings
 from fluxpool_operator.planning import PlanState, Snapshot, plan
-from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch, lane_targets
+from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch
 from kit.kubernetes_api import Body, KubernetesApi
 
 DEPLOYMENT: Final = "polling"
@@ -25,7 +26,7 @@ async def scale_by_polling(api: KubernetesApi, pool: FluxWorkerPool, *, bootstra
     async with BacklogHub() as hub:
         lag = LagWatch(hub, key=DEPLOYMENT, wake=lambda: None)
         connection = KafkaConnection(bootstrap_servers=(bootstrap_servers,))
-        lag.configure(connection, lane_targets(pool), expired_before={})
+        lag.configure(connection, lane_targets_of(worker_settings(pool)), expired_before={})
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:

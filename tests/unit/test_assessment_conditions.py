@@ -13,7 +13,6 @@ from fluxpool_operator.api.conditions import Condition
 from fluxpool_operator.assessment import PoolProblem, PoolView, SigningCertificate, assess
 from fluxpool_operator.planning import Constraint
 from fluxpool_operator.workload import PodStage
-from fluxpool_operator.workload.deployment import ControllerCondition
 from fluxpool_operator.workload.pods import ContainerExit
 from kit.pool_views import GENERATION, NOON, decision, deployment, lane, later, pod, pods, pool, view
 
@@ -159,7 +158,7 @@ UNSCHEDULABLE = (
         (
             short(
                 (pod("a", PodStage.STARTING),),
-                progressing=ControllerCondition(FALSE, "ProgressDeadlineExceeded", "has timed out progressing"),
+                progressing=("ProgressDeadlineExceeded", "has timed out progressing"),
             ),
             FALSE,
             Reason.WORKERS_LOADING,

@@ -1,13 +1,14 @@
 """The topics that the operator reads for a pool: its lanes, and the retry topics with the first lane."""
 
+from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_operator.api import FluxWorkerPool
-from fluxpool_operator.backlog import LaneTarget
+from fluxpool_operator.backlog import LaneTarget, lane_targets_of
 from fluxpool_operator.backlog.observation import RetryTier
-from fluxpool_operator.reconcile.kafka.lag_watch import lane_targets
+from fluxpool_operator.children import worker_settings
 
 
-def _pool(kafka: dict[str, object]) -> FluxWorkerPool:
-    return FluxWorkerPool.parse(
+def _settings(kafka: dict[str, object]) -> WorkerSettings:
+    pool = FluxWorkerPool.parse(
         {
             "apiVersion": "fluxpool.dev/v1alpha1",
             "kind": "FluxWorkerPool",
@@ -20,10 +21,11 @@ def _pool(kafka: dict[str, object]) -> FluxWorkerPool:
             },
         }
     )
+    return worker_settings(pool)
 
 
 def test_the_default_pool_reads_the_topic_and_group_of_the_contract_with_all_retry_topics() -> None:
-    (target,) = lane_targets(_pool({}))
+    (target,) = lane_targets_of(_settings({}))
     assert (target.topic, target.consumer_group) == ("flux-generation-tasks", "flux-worker-group")
     assert target.retry_tiers == tuple(
         RetryTier(
@@ -42,7 +44,9 @@ def test_further_lanes_have_groups_of_their_own_and_no_retry_topics() -> None:
         {"name": "vip", "topic": "tasks-vip"},
         {"name": "bulk", "topic": "tasks-bulk", "consumerGroup": "bulk-readers"},
     ]
-    first, *others = lane_targets(_pool({"lanes": lanes, "consumerGroup": "eu", "topics": {"retry": ["later-1h"]}}))
+    first, *others = lane_targets_of(
+        _settings({"lanes": lanes, "consumerGroup": "eu", "topics": {"retry": ["later-1h"]}})
+    )
     (tier,) = first.retry_tiers
     assert (tier.topic, tier.group, tier.delay_seconds) == ("later-1h", "eu-retry", 3600.0)
     assert tier.origins == ("tasks", "tasks-vip", "tasks-bulk")

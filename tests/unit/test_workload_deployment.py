@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from fluxpool_operator.api import ConditionStatus
 from fluxpool_operator.workload import (
     DeploymentSummary,
     PodStage,
@@ -15,7 +14,6 @@ from fluxpool_operator.workload import (
     rollout_width,
     summarize_deployment,
 )
-from fluxpool_operator.workload.deployment import ControllerCondition
 from fluxpool_operator.workload.pods import PodPhase
 
 BODY: dict[str, Any] = {
@@ -69,7 +67,7 @@ def test_a_deployment_with_its_numbers() -> None:
         ready=5,
         updated=3,
         template_hash="0f1e",
-        progressing=ControllerCondition(ConditionStatus.TRUE, "ReplicaSetUpdated", "is progressing"),
+        progressing=("ReplicaSetUpdated", "is progressing"),
     )
     assert not summarize_deployment(BODY).is_observed
 

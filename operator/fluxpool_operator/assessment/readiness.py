@@ -66,9 +66,9 @@ def _workers(view: PoolView) -> Verdict | None:
     tally = f"{deployment.ready} of {view.desired_replicas} workers are ready."
     if deployment.ready < view.desired_replicas:
         reason, cause = _pod_fault(view) or _pod_wait(view)
-        progress = deployment.progressing
-        if progress is not None and progress.reason == _DEADLINE_REASON:
-            cause += f" {_sentence(progress.message)}"
+        stalled, message = deployment.progressing or ("", "")
+        if stalled == _DEADLINE_REASON:
+            cause += f" {_sentence(message)}"
         return false(reason, f"{tally} {cause}")
     if is_rolling_out(deployment, view.pods) or not _counts_are_about_the_template(view):
         updated = min(deployment.updated, deployment.replicas)

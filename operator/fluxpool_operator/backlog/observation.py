@@ -35,7 +35,10 @@ class LaneTarget:
 
 
 def lane_targets_of(settings: WorkerSettings) -> tuple[LaneTarget, ...]:
-    """The lanes of workers with these settings, with the groups that the workers use."""
+    """The lanes of workers with these settings, with the groups that the workers join.
+
+    The retry topics count for the first lane.
+    """
     tiers = tuple(
         RetryTier(
             topic=topic,

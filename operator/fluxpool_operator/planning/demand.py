@@ -3,6 +3,7 @@
 Owns the limits that apply at every moment. `lag_policy` owns windows, rates and history.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fluxpool_operator.planning.snapshot import Constraint, LaneLag, ScalingConfig, Snapshot
@@ -53,7 +54,7 @@ def within_limits(choice: Choice, *, demand: Demand, snapshot: Snapshot, config:
     """The choice under every limit; quota and capacity prevent new replicas but do not end running ones."""
     current = snapshot.current_replicas
     for constraint, limit, why in _limits(snapshot):
-        if limit is not None and choice.replicas > max(limit, current):
+        if choice.replicas > max(limit, current):
             choice = Choice(max(limit, current), constraint, f"{choice.reason} {why}")
     if choice.replicas > config.max_replicas:
         reason = f"{demand.reason} The maximum is {replicas_text(config.max_replicas)}."
@@ -64,40 +65,28 @@ def within_limits(choice: Choice, *, demand: Demand, snapshot: Snapshot, config:
     return choice
 
 
-def _limits(snapshot: Snapshot) -> tuple[tuple[Constraint, int | None, str], ...]:
+def _limits(snapshot: Snapshot) -> Iterator[tuple[Constraint, int, str]]:
     """What prevents new replicas: the constraint, the limit in replicas and a sentence.
 
     A replica that cannot be scheduled is not helped by another one, so while there is one no replica is added.
     """
-    quota = snapshot.quota_replicas
-    gated, unschedulable = snapshot.gated_replicas, snapshot.unschedulable_replicas
-    waiting, stopping = snapshot.waiting_for_gpu_replicas, snapshot.terminating_replicas
     current = snapshot.current_replicas
-    return (
-        (
-            Constraint.QUOTA,
-            quota,
-            f"The quota admits only {replicas_text(quota or 0)}.",
-        ),
-        (
-            Constraint.QUOTA,
-            current if gated else None,
-            f"{replicas_text(gated)} of {current} {_be(gated)} gated, so none is added.",
-        ),
-        (
-            Constraint.CAPACITY,
-            current if unschedulable else None,
-            f"{replicas_text(unschedulable)} of {current} {_be(unschedulable)} unschedulable, so none is added.",
-        ),
-        (
-            Constraint.CAPACITY,
-            current if waiting else None,
-            (
-                f"{replicas_text(waiting)} of {current} {'waits' if waiting == 1 else 'wait'} for the GPUs of "
-                f"{replicas_text(stopping)} that {_be(stopping)} terminating, so none is added."
-            ),
-        ),
-    )
+    if snapshot.quota_replicas is not None:
+        quota = snapshot.quota_replicas
+        yield Constraint.QUOTA, quota, f"The quota admits only {replicas_text(quota)}."
+    for constraint, count, state in (
+        (Constraint.QUOTA, snapshot.gated_replicas, "gated"),
+        (Constraint.CAPACITY, snapshot.unschedulable_replicas, "unschedulable"),
+    ):
+        if count:
+            yield constraint, current, f"{replicas_text(count)} of {current} {_be(count)} {state}, so none is added."
+    if waiting := snapshot.waiting_for_gpu_replicas:
+        stopping = snapshot.terminating_replicas
+        sentence = (
+            f"{replicas_text(waiting)} of {current} {'waits' if waiting == 1 else 'wait'} for the GPUs of "
+            f"{replicas_text(stopping)} that {_be(stopping)} terminating, so none is added."
+        )
+        yield Constraint.CAPACITY, current, sentence
 
 
 def replicas_text(count: int) -> str:

@@ -10,8 +10,8 @@ from typing import Final
 
 from fluxpool_operator.api import FluxWorkerPool, Reason
 from fluxpool_operator.assessment import PoolProblem, PoolView, assess
-from fluxpool_operator.backlog import LaneTarget
-from fluxpool_operator.children import child_name, required_secret_keys
+from fluxpool_operator.backlog import LaneTarget, lane_targets_of
+from fluxpool_operator.children import child_name, required_secret_keys, worker_settings
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.planning import Plan
 from fluxpool_operator.reconcile.apply.child_applier import ChildApplier
@@ -23,7 +23,7 @@ from fluxpool_operator.reconcile.claims import GroupClaim
 from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.kafka.broker_addresses import comparable_server
 from fluxpool_operator.reconcile.kafka.kafka_access import KafkaAccess, KafkaAccessFinder, kafka_keys
-from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch, lane_targets
+from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch
 from fluxpool_operator.reconcile.kafka.pool_secrets import SecretsReader, SecretValues
 from fluxpool_operator.reconcile.signing_certificate import signing_certificate
 from fluxpool_operator.workload import controller_uid
@@ -129,7 +129,7 @@ class PoolReconciler:
         if last is not None and last.pool is pool and last.secrets == secrets and last.access.is_final:
             return last
         # Deriving the lanes takes long enough to do it once for each change of the pool.
-        lanes = last.lanes if last is not None and last.pool is pool else lane_targets(pool)
+        lanes = last.lanes if last is not None and last.pool is pool else lane_targets_of(worker_settings(pool))
         access = await self._kafka.find(pool, secrets)
         expired = {lane.name: lane.expired or 0 for lane in self._writer.written.lanes}
         self._lag.configure(access.connection, lanes, expired_before=expired)

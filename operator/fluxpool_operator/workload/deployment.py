@@ -16,15 +16,6 @@ _RESTARTED_AT: Final = "metadata.annotations.kubectl.kubernetes.io/restartedAt"
 """Written by `kubectl rollout restart`: expected, not a foreign change."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControllerCondition:
-    """A condition that the Deployment controller wrote."""
-
-    status: ConditionStatus
-    reason: str
-    message: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSummary:
     """The Deployment of a pool."""
@@ -45,7 +36,8 @@ class DeploymentSummary:
     """Of the Secrets that the pod template was rendered with; empty for none."""
     replica_failure: tuple[str, str] | None = None
     """Reason and message of condition ReplicaFailure: pods cannot be created."""
-    progressing: ControllerCondition | None = None
+    progressing: tuple[str, str] | None = None
+    """Reason and message of condition Progressing, whatever its status."""
     foreign_template_managers: tuple[str, ...] = ()
     """Other managers of fields of the pod template: their values survive every apply."""
     foreign_template_fields: tuple[str, ...] = ()
@@ -66,7 +58,7 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
     """Read a Deployment's body."""
     metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
-    failure, progressing = conditions.get("ReplicaFailure"), conditions.get("Progressing")
+    failure, progressing = conditions.get("ReplicaFailure", {}), conditions.get("Progressing", {})
     foreign = _foreign_template_fields(metadata)
     return DeploymentSummary(
         uid=metadata["uid"],
@@ -78,14 +70,8 @@ def summarize_deployment(body: Mapping[str, Any]) -> DeploymentSummary:
         updated=status.get("updatedReplicas", 0),
         template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
         secrets_checksum=_template_annotations(spec).get(SECRETS_CHECKSUM_ANNOTATION, ""),
-        replica_failure=(failure.get("reason", ""), failure.get("message", ""))
-        if failure and failure["status"] == ConditionStatus.TRUE
-        else None,
-        progressing=ControllerCondition(
-            _condition_status(progressing.get("status")), progressing.get("reason", ""), progressing.get("message", "")
-        )
-        if progressing
-        else None,
+        replica_failure=_reason_and_message(failure) if failure.get("status") == ConditionStatus.TRUE else None,
+        progressing=_reason_and_message(progressing) if progressing else None,
         foreign_template_managers=tuple(sorted(foreign)),
         foreign_template_fields=tuple(sorted({path for paths in foreign.values() for path in paths})),
     )
@@ -109,8 +95,8 @@ def rollout_width(deployment: DeploymentSummary, pods: Sequence[PodSummary]) -> 
     return 1 + counts.unschedulable + counts.gated
 
 
-def _condition_status(text: str | None) -> ConditionStatus:
-    return ConditionStatus(text) if text in set(ConditionStatus) else ConditionStatus.UNKNOWN
+def _reason_and_message(condition: Mapping[str, Any]) -> tuple[str, str]:
+    return condition.get("reason", ""), condition.get("message", "")
 
 
 def _template_annotations(spec: Mapping[str, Any]) -> Mapping[str, str]:

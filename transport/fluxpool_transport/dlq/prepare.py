@@ -133,9 +133,10 @@ def prepare_replay(
     return PreparedReplay(
         entry=entry,
         topic=target,
-        key=_key(record.key, decoded.task.request_id, patched=choices.patch is not None),
+        # Keys are request ids; what a foreign producer chose stays, unless a patch may have changed the id.
+        key=record.key if record.key is not None and choices.patch is None else decoded.task.request_id.encode(),
         value=value,
-        headers=_replay_headers(kept, entry, decoded, epoch=epoch, topic=topic),
+        headers=_replay_headers(kept, entry.dead_letter, decoded, epoch=epoch, replay_of=f"{topic}/{entry.ref}"),
         request_id=decoded.task.request_id,
         epoch=epoch,
     )
@@ -189,17 +190,9 @@ def _forbidden(entry: DeadLetterEntry, dead_letter: DeadLetter, choices: ReplayC
     return problems
 
 
-def _key(key: bytes | None, request_id: str, *, patched: bool) -> bytes | None:
-    """Keys are request ids; what a foreign producer chose stays, unless a patch may have changed the id."""
-    return request_id.encode() if patched or key is None else key
-
-
 def _replay_headers(
-    kept: RawHeaders, entry: DeadLetterEntry, decoded: DecodedTask, *, epoch: int, topic: str
+    kept: RawHeaders, dead_letter: DeadLetter, decoded: DecodedTask, *, epoch: int, replay_of: str
 ) -> list[tuple[str, bytes]]:
-    dead_letter = entry.dead_letter
-    if dead_letter is None:
-        raise ValueError(f"{entry.ref} holds no dead letter")
     replaced = _OF_THE_FAILURE | {header_names.EPOCH, header_names.REPLAY_OF, header_names.FIRST_SEEN}
     # The day in the object key stays that of the first sending, however late the replay is.
     entered_ms = dead_letter.origin_timestamp_ms
@@ -210,7 +203,7 @@ def _replay_headers(
         *encode_headers(
             [
                 (header_names.EPOCH, str(epoch)),
-                (header_names.REPLAY_OF, f"{topic}/{entry.ref}"),
+                (header_names.REPLAY_OF, replay_of),
                 (header_names.FIRST_SEEN, format_time(first_seen(decoded.envelope, entered_ms))),
             ]
         ),

@@ -25,15 +25,6 @@ class RetryEntry:
     arrived_seconds: float
     not_before_seconds: float | None
 
-    def is_due(self, now_seconds: float, *, delay_seconds: float) -> bool:
-        """Whether a worker relays it by now."""
-        due = due_seconds(
-            arrived_seconds=self.arrived_seconds,
-            not_before_seconds=self.not_before_seconds,
-            delay_seconds=delay_seconds,
-        )
-        return due <= now_seconds
-
 
 class RetryLog:
     """The records from the log start up to `position`."""
@@ -87,10 +78,15 @@ class RetryLog:
                 self._asked[origin] = [entry for entry in entries if entry.offset >= offset]
 
     def due(self, origins: Iterable[str], now_seconds: float, *, delay_seconds: float) -> list[int]:
-        """The offsets of these origins' records that are due."""
+        """The offsets of these origins' records that are due: a worker relays them by now."""
         return [
             entry.offset
             for origin in origins
             for entry in self._asked.get(origin, ())
-            if entry.is_due(now_seconds, delay_seconds=delay_seconds)
+            if now_seconds
+            >= due_seconds(
+                arrived_seconds=entry.arrived_seconds,
+                not_before_seconds=entry.not_before_seconds,
+                delay_seconds=delay_seconds,
+            )
         ]

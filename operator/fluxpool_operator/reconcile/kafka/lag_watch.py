@@ -10,9 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_operator.api import FluxWorkerPool
-from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog, lane_targets_of
-from fluxpool_operator.children import worker_settings
+from fluxpool_operator.backlog import BacklogHub, LaneObservation, LaneTarget, PoolBacklog
 
 SETTLE_INTERVAL_SECONDS: Final = 0.1
 """Between two readings of a burst that is being produced: longer than a producer lingers."""
@@ -27,14 +25,6 @@ JITTER: Final = 0.05
 TICK_SECONDS: Final = 0.05
 """Readings are due at multiples of this: of a thousand pools ten then share requests, which halves their cost. With
 larger ticks a pool that wakes up would wait for many others."""
-
-
-def lane_targets(pool: FluxWorkerPool) -> tuple[LaneTarget, ...]:
-    """The lanes of a pool with the groups that its workers join; raises `InvalidPoolError`.
-
-    The pool's retry topics count for the first lane.
-    """
-    return lane_targets_of(worker_settings(pool))
 
 
 class LagWatch:
