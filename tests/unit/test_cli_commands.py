@@ -8,8 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 
 from fluxpool_cli.exit_codes import ExitCode
+from fluxpool_cli.submit.commands import parse_lora
 from fluxpool_cli.submit.gateway_answers import Generation
 from fluxpool_cli.submit.gateway_client import default_gateway_url, refusal
 from kit.waiting import PATIENCE
@@ -161,3 +163,21 @@ def test_the_reason_of_a_failed_task_is_printed_with_its_code() -> None:
     assert failed.finished
     assert not failed.succeeded
     assert failed.failure == "a failed: used for another task (id-conflict)"
+
+
+@pytest.mark.parametrize(
+    ("text", "lora"),
+    [
+        ("watercolour", {"name": "watercolour"}),
+        ("watercolour-v2.1:0.8", {"name": "watercolour-v2.1", "scale": 0.8}),
+        ("snow:-1", {"name": "snow", "scale": -1.0}),
+    ],
+)
+def test_a_lora_is_a_name_and_perhaps_a_scale(text: str, lora: dict[str, object]) -> None:
+    assert parse_lora(text) == lora
+
+
+@pytest.mark.parametrize("text", ["snow:", "snow:much", "snow:nan", "a:b:1"])
+def test_a_scale_that_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_lora(text)

@@ -1,6 +1,7 @@
 """Records of every release are readable, and the published schemas match the models."""
 
 import ast
+import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.messages.task import GenerationTask, OutputFormat, Quality
+from fluxpool_contract.problems import InvalidTaskError
 from fluxpool_contract.schemas import differing_files, main, render_schemas
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -81,6 +83,32 @@ def test_an_id_and_a_prompt_are_enough() -> None:
 def test_a_quality_is_read_and_left_to_the_pool_when_there_is_none() -> None:
     assert decode_task((CORPUS / "task-fast.json").read_bytes(), []).task.quality is Quality.FAST
     assert decode_task((CORPUS / "task-smallest.json").read_bytes(), []).task.quality is None
+
+
+def test_a_task_names_loras_with_their_scales() -> None:
+    loras = decode_task((CORPUS / "task-loras.json").read_bytes(), []).task.loras
+    assert [(lora.name, lora.scale) for lora in loras] == [("watercolour-v2.1", -0.5), ("snow", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "loras",
+    [
+        [{"name": "../secret"}],
+        [{"name": "a/b"}],
+        [{"name": ".hidden"}],
+        [{"name": ""}],
+        [{"name": "a", "scale": 2.5}],
+        [{"name": "a", "scale": -2.01}],
+        [{"name": "a", "strength": 1}],
+        [{"name": "a"}, {"name": "a", "scale": 0.5}],
+        [{"name": name} for name in "abcde"],
+        ["a"],
+        "a",
+    ],
+)
+def test_loras_that_are_none_are_refused_naming_the_field(loras: object) -> None:
+    with pytest.raises(InvalidTaskError, match="loras"):
+        decode_task(json.dumps({"request_id": "a", "prompt": "b", "loras": loras}).encode(), [])
 
 
 def test_the_plain_result_is_complete() -> None:

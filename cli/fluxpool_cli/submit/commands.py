@@ -51,6 +51,10 @@ def submit(
         str | None,
         typer.Option(help="What the image file says of the task: all, noPrompt or none; the pool limits it."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA of the pool as NAME or NAME:SCALE, scale -2 to 2 (default 1); may be repeated."),
+    ] = None,
     priority: Annotated[str | None, typer.Option(help="standard or vip.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request is one task, however often it is sent.")
@@ -98,6 +102,7 @@ def submit(
         "output_format": image_format,
         "quality": quality,
         "embed_parameters": embed_parameters,
+        "loras": [parse_lora(text) for text in lora or ()] or None,
         "priority": priority,
     }
     if size is not None:
@@ -153,6 +158,19 @@ def parse_size(text: str) -> tuple[int, int]:
     if found is None:
         raise typer.BadParameter(f"{text!r} must be width x height in pixels, such as 1024x768", param_hint="--size")
     return int(found[1]), int(found[2])
+
+
+def parse_lora(text: str) -> dict[str, Any]:
+    """Name and scale out of `watercolour:0.8`; raises `typer.BadParameter`."""
+    name, colon, scale = text.partition(":")
+    if not colon:
+        return {"name": name}
+    try:
+        return {"name": name, "scale": finite(float(scale))}
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} must be NAME or NAME:SCALE, such as watercolour:0.8", param_hint="--lora"
+        ) from None
 
 
 def _show(generation: Generation, files: list[Path], as_format: OutputFormat) -> None:

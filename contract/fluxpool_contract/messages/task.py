@@ -22,6 +22,10 @@ MAX_STEPS = 100
 MAX_IMAGES = 8
 MAX_SEED = 2**32 - 1
 MAX_METADATA_ENTRIES = 16
+MAX_LORAS = 4
+MAX_LORA_SCALE = 2.0
+LORA_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""A file's name without `.safetensors`; it names no other folder."""
 MAX_TASK_BYTES = 64 * 1024
 """Largest task value; a prompt and a negative prompt of full length in a four-byte script stay below twice this, and
 nothing legitimate comes near it."""
@@ -120,6 +124,26 @@ def _check_entry_count(value: object) -> object:
     return value
 
 
+class TaskLora(BaseModel):
+    """A LoRA of the pool, and how strongly it acts."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    name: Annotated[str, Field(pattern=LORA_NAME_PATTERN)]
+    """Of a file in the pool's LoRA folder, without `.safetensors`."""
+    scale: Annotated[float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE)] = 1.0
+    """Factor of its effect."""
+
+
+def _check_loras(loras: tuple[TaskLora, ...]) -> tuple[TaskLora, ...]:
+    names = [lora.name for lora in loras]
+    if len(set(names)) != len(names):
+        raise ValueError("must not name a LoRA twice; give it one scale")
+    return loras
+
+
 class GenerationParameters(BaseModel):
     """Prompt and parameters of a generation; shared by the HTTP request and the Kafka task."""
 
@@ -143,6 +167,8 @@ class GenerationParameters(BaseModel):
     """Classifier-free guidance; above 1 doubles the cost."""
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
     """How many images."""
+    loras: Annotated[tuple[TaskLora, ...], Field(max_length=MAX_LORAS), AfterValidator(_check_loras)] = ()
+    """LoRAs to draw with, each as `{"name": ..., "scale": 1.0}`, -2 to 2; at most 4, of those that the pool has."""
     output_format: Annotated[OutputFormat, Field(strict=False)] = OutputFormat.PNG
     """png, jpeg or webp."""
     quality: Annotated[Quality, Field(strict=False)] | None = None

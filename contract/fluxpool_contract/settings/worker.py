@@ -101,6 +101,8 @@ class ModelSettings(BaseModel):
     """Of T5, CLIP and the VAE; float16 overflows in T5."""
     offline: bool = False
     """Never ask the hub; fail when files are missing."""
+    lora_folder: Path | None = None
+    """Folder whose safetensors files are the LoRAs that tasks may name; absent: none."""
     quality: QualitySettings = QualitySettings()
     """What tasks get, and what they may ask for."""
 

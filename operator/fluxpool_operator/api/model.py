@@ -103,6 +103,14 @@ class ModelSpec(ApiModel):
     """Data type of the text encoders and the VAE. float16 overflows in T5."""
     device: ModelDevice = ModelDevice.AUTO
     """Device that runs the model. With cuda, a pod without a GPU fails instead of running on the CPU."""
+    lora_folder: (
+        Annotated[
+            str, Field(max_length=1024), Matching(r"/[^:]+", "loraFolder: must be absolute, such as /models/loras")
+        ]
+        | None
+    ) = None
+    """Folder in the pod whose safetensors files are the LoRAs that tasks may name, such as /models/loras in the volume
+    of the checkpoint files."""
     quality: QualitySpec = QualitySpec()
     """Quality of the images."""
     token_secret_ref: TokenSecretRef | None = None

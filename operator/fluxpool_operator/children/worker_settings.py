@@ -71,6 +71,7 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
                 transformer_dtype=spec.model.dtype,
                 encoder_dtype=spec.model.encoder_dtype,
                 offline=spec.model.cache.is_read_only,
+                lora_folder=None if spec.model.lora_folder is None else Path(spec.model.lora_folder),
                 quality=quality,
             ),
             image=ImageSettings(

@@ -177,6 +177,7 @@ def _engine(settings: WorkerSettings, *, clock: Clock) -> EngineClient:
             transformer_dtype=model.transformer_dtype.value,
             encoder_dtype=model.encoder_dtype.value,
             offline=model.offline,
+            lora_folder=None if model.lora_folder is None else str(model.lora_folder),
             qualities=model.quality.allowed,
             default_quality=model.quality.default,
         ),

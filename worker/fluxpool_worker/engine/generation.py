@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, assert_never
 
 import structlog
@@ -31,6 +32,9 @@ from fluxpool_worker.engine.generator import (
     Pixels,
     Rendering,
 )
+from fluxpool_worker.engine.lora.lora_files import LoraFolder
+from fluxpool_worker.engine.lora.merging import LoraMerger
+from fluxpool_worker.engine.lora.originals import Originals
 from fluxpool_worker.engine.protocol import EnginePath, EngineSpec, GenerationInputs
 from fluxpool_worker.engine.text_encoding import Text, TextEncoders
 
@@ -100,13 +104,20 @@ class FluxGenerator:
         *,
         fused: FusedDenoiser | None = None,
         why_not_fast: str = "",
+        lora_folder: Path | None = None,
     ) -> None:
         """Take a loaded pipeline over; no other code may call it from now on. Without `fused` diffusers denoises.
 
-        `why_not_fast` is the reason to give when `fused` draws no fast images.
+        `why_not_fast` is the reason to give when `fused` draws no fast images. `lora_folder` has the
+        LoRAs that jobs may name.
         """
         self._loaded, self._fused, self._why_not_fast = loaded, fused, why_not_fast
         self._pipeline = loaded.pipeline
+        self._loras = LoraMerger(
+            self._pipeline.transformer,
+            folder=LoraFolder(lora_folder),
+            originals=Originals(loaded.folder / "transformer"),
+        )
         self._texts = TextEncoders(self._pipeline, tokens=loaded.family.text_tokens)
 
     @property
@@ -189,6 +200,8 @@ class FluxGenerator:
             )
         if inputs.seed < 0 or inputs.seed + inputs.n - 1 > MAX_SEED:
             raise InputsError(f"seed: {inputs.seed} must be 0 or more and seed + n - 1 at most {MAX_SEED}")
+        if inputs.loras and inputs.quality is Quality.FAST:
+            raise InputsError("loras: are merged into 16-bit weights, which quality fast does not draw with; use exact")
         for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
             if not math.isfinite(value):
                 raise InputsError(f"{name}: {value} is not a finite number")
@@ -200,8 +213,10 @@ class FluxGenerator:
 
     def _render(self, inputs: GenerationInputs, run: _Run) -> Rendering:
         run.check_canceled()
+        warnings_of_loras = self._switch_loras(inputs, run)
         with self._timed(run, "text_encode"):
             conditioning, notes = self._encode(inputs)
+        notes += warnings_of_loras
         if inputs.guidance and self.family.default_guidance is None:
             notes.append(GUIDANCE_IGNORED.format(family=self.family.name))
         if inputs.low_memory:
@@ -232,6 +247,16 @@ class FluxGenerator:
                 return EnginePath.FUSED_FAST
             case _:
                 assert_never(quality)
+
+    def _switch_loras(self, inputs: GenerationInputs, run: _Run) -> tuple[str, ...]:
+        """Warnings about the job's LoRAs, which are in the weights then; a switch has a timing of its own."""
+        began = time.perf_counter()
+        switched, notes = self._loras.switch(inputs.loras)
+        if switched:
+            if self._loaded.device.type == "cuda":
+                torch.cuda.synchronize(self._loaded.device)
+            run.timings_ms["lora"] = 1000 * (time.perf_counter() - began)
+        return notes
 
     @contextlib.contextmanager
     def _timed(self, run: _Run, stage: str) -> Iterator[None]:
@@ -379,7 +404,12 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
     loaded = load_pipeline(spec, reader=reader)
     loaded_at = time.monotonic()
     fused, why_not_fast = _choose_ways(spec, loaded)
-    generator = FluxGenerator(loaded, fused=fused, why_not_fast=why_not_fast)
+    generator = FluxGenerator(
+        loaded,
+        fused=fused,
+        why_not_fast=why_not_fast,
+        lora_folder=None if spec.lora_folder is None else Path(spec.lora_folder),
+    )
     try:
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:

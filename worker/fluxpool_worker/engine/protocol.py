@@ -81,10 +81,20 @@ class EngineSpec:
     """dtype of T5, CLIP and the VAE."""
     offline: bool = False
     """Never ask a hub; fail at once when files are missing."""
+    lora_folder: str | None = None
+    """Its safetensors files are the LoRAs that jobs may name."""
     qualities: tuple[Quality, ...] = (Quality.EXACT,)
     """What jobs may ask for."""
     default_quality: Quality = Quality.EXACT
     """What jobs of tasks that name none ask for; an engine that cannot draw it does not start."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedLora:
+    """A LoRA of the pool's folder, by name, and how strongly it acts."""
+
+    name: str
+    scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,7 @@ class GenerationInputs:
     negative_prompt: str | None = None
     guidance: float = 3.5
     true_cfg_scale: float = 1.0
+    loras: tuple[AppliedLora, ...] = ()
     output_format: str = "png"
     """png, jpeg or webp."""
     quality: Quality = Quality.EXACT

@@ -34,7 +34,7 @@ from fluxpool_worker.agent.task.outcome import (
 )
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
-from fluxpool_worker.engine.protocol import FailureKind, Generated, GenerationInputs
+from fluxpool_worker.engine.protocol import AppliedLora, FailureKind, Generated, GenerationInputs
 
 PROGRESS_SECONDS: Final = 0.5
 """Least time between two progress events of a task."""
@@ -320,6 +320,7 @@ def _inputs(
         n=task.n,
         guidance=task.guidance,
         true_cfg_scale=task.true_cfg_scale,
+        loras=tuple(AppliedLora(name=lora.name, scale=lora.scale) for lora in task.loras),
         output_format=task.output_format.value,
         quality=quality,
         embed_parameters=(task.embed_parameters or embed_limit).within(embed_limit),

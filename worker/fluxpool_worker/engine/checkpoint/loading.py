@@ -61,6 +61,8 @@ class LoadedPipeline:
     model: str
     """Name and revision as results report it."""
     family: Family
+    folder: Path
+    """The checkpoint's."""
     device: torch.device
     transformer_dtype: torch.dtype
     encoder_dtype: torch.dtype
@@ -125,6 +127,7 @@ def load_pipeline(spec: EngineSpec, *, reader: WeightReader | None = None) -> Lo
         pipeline=pipeline,
         model=location.model,
         family=family,
+        folder=location.folder,
         device=device,
         transformer_dtype=transformer_dtype,
         encoder_dtype=encoder_dtype,

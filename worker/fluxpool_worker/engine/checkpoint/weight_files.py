@@ -39,7 +39,7 @@ def weight_problems(part: Path) -> Iterator[str]:
     if not weights:
         yield _why_none(part)
     for path in weights:
-        yield from _file_problems(part, path)
+        yield from file_problems(path, name=f"{part.name}/{path.name}")
 
 
 def weight_paths(part: Path) -> list[Path]:
@@ -101,11 +101,11 @@ def _sharded_problems(part: Path, index: Path) -> Iterator[str]:
         elif not (part / shard).is_file():
             yield f"{part.name}/{shard} is missing; fetch the checkpoint again"
         else:
-            yield from _file_problems(part, part / shard)
+            yield from file_problems(part / shard, name=f"{part.name}/{shard}")
 
 
-def _file_problems(part: Path, path: Path) -> Iterator[str]:
-    name = f"{part.name}/{path.name}"
+def file_problems(path: Path, *, name: str) -> Iterator[str]:
+    """What is wrong with one safetensors file, by its beginning and its size; `name` is what the messages call it."""
     try:
         with path.open("rb") as file:
             head = file.read(len(LFS_POINTER))
