@@ -1,8 +1,8 @@
-"""Accepted requests a second and their latency, with acks=all on a real broker: the gateway beside the simple way.
+"""Accepted requests a second and their latency, with acks=all on a real broker: the gateway and a simple server.
 
 Closed loop by wrk for throughput, open loop at a constant rate for latency. After every run the records in Kafka are
-counted: an accepted request without a record is lost. (wrk leaves up to one unanswered request a connection at its end,
-so there may be that many more records than answers; the open loop waits for every answer and must be exact.)
+counted: an accepted request without a record is lost. (wrk ends with up to one open request a connection, so there can
+be that many more records than responses; the open loop waits for every response and must match exactly.)
 """
 
 import argparse
@@ -38,7 +38,7 @@ from kit.kafka_cluster import KafkaCluster
 CONNECTIONS: Final = (64, 128)
 WARM_UP_SECONDS: Final = 3
 START_DEADLINE_SECONDS: Final = 60.0
-# The broker as in production: the local mode's default would leave out the JIT's second stage for a quicker start.
+# The broker as in production: local mode's default skips the JIT's second stage for a faster start.
 JVM_OPTIONS: Final = ("-Xmx1g", "-XX:+UseSerialGC")
 FOLDER: Final = Path(__file__).parent
 BODY: Final = json.dumps(
@@ -67,7 +67,7 @@ GOALS: Final = "goals: ratio_to_simple >= 3, ratio_single >= 4.5, open_p99_ms <=
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to accept requests, with so many server processes."""
+    """One way to accept requests, with a number of server processes."""
 
     way: str
     processes: int
@@ -78,7 +78,7 @@ VARIANTS: Final = tuple(Variant(way, processes) for processes in (1, 2) for way 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all runs share."""
+    """The environment of all runs."""
 
     bootstrap_servers: str
     folder: Path
@@ -92,7 +92,7 @@ class Bench:
 
 
 async def main() -> int:
-    """Run everything; returns the exit status, 1 when an accepted request was lost."""
+    """Run everything; return the exit status, 1 when an accepted request was lost."""
     options = _options()
     wrk = shutil.which("wrk")
     if wrk is None:
@@ -218,7 +218,7 @@ async def _wrk(bench: Bench, url: str, *, connections: int, seconds: int) -> dic
 
 
 async def _fresh_topics(bench: Bench) -> TopicNames:
-    """Topics of a run's own, so that nothing of an earlier one is counted or projected."""
+    """New topics for a run, so that nothing of an earlier one is counted or projected."""
     run = os.urandom(4).hex()
     names = ("tasks", "tasks_vip", "results", "progress")
     topics = TopicNames(**{name: f"accept-{run}-{name}" for name in names})
@@ -228,7 +228,7 @@ async def _fresh_topics(bench: Bench) -> TopicNames:
 
 
 async def _settled_records(bench: Bench, topics: TopicNames) -> int:
-    """Records in the tasks topic once requests that wrk gave up have arrived as well."""
+    """Records in the tasks topic, once the open requests of wrk have arrived, too."""
     admin = AdminClient({"bootstrap.servers": bench.bootstrap_servers, "log_level": 0})
     partitions = (await asyncio.to_thread(admin.list_topics, topics.tasks, 10)).topics[topics.tasks].partitions
     asked = {TopicPartition(topics.tasks, number): OffsetSpec.latest() for number in partitions}
@@ -244,7 +244,7 @@ async def _settled_records(bench: Bench, topics: TopicNames) -> int:
 
 @asynccontextmanager
 async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncIterator[str]:
-    """Run a variant's server; yields its URL once it answers."""
+    """Run a variant's server; yield its URL once it responds."""
     port = _free_port()
     projector: list[str] = []
     match variant.way:

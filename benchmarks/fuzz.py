@@ -1,7 +1,7 @@
-"""Whether anything stands still when records are garbage: real Apache Kafka, workers, a gateway, the command line.
+"""Whether fuzzed records block or end anything: real Apache Kafka, workers, a gateway, the command line.
 
-Every topic that the parts read gets fuzzed records. Each record of a task topic must be answered by a result or a dead
-letter, no process may end, no lag may be left, and memory must not grow with what was read.
+Every topic that the components read gets fuzzed records. Each record of a task topic must have a result or a dead
+letter, no process may end, no lag may remain, and memory must not grow with the number of records.
 """
 
 import argparse
@@ -40,19 +40,19 @@ PARTITIONS: Final = 6
 SAMPLE_SECONDS: Final = 10.0
 LARGEST_BYTES: Final = 1024 * 1024
 TOLD_RECORDS: Final = 20_000
-"""Between two lines about how far the producers are."""
+"""Interval of the progress lines."""
 ANY_TIME: Final = {
     "message.timestamp.type": "CreateTime",
     "message.timestamp.after.max.ms": str(2**62),
-    # By the records' own times, which may be of 1970.
+    # Retention uses the records' timestamps, which may be of 1970.
     "retention.ms": "-1",
 }
-"""Topics that somebody else laid out: the producers' clocks stay in the records, whatever they say."""
+"""Topics with CreateTime: records keep any timestamps of their producers."""
 
 
 @dataclass(slots=True)
 class Written:
-    """Where the records of the task topics lie."""
+    """Positions of the records of the task topics."""
 
     ids: dict[tuple[str, int, int], str | None] = field(default_factory=dict)
     other: int = 0
@@ -83,7 +83,7 @@ def _thirds(name: str, samples: list[int]) -> dict[str, Cell]:
 
 
 async def main() -> int:
-    """Run it; returns the exit status, 1 when a promise was broken."""
+    """Run it; return the exit status, 1 when a goal was missed."""
     options = _options()
     quiet_logs("kafka", "aiokafka", level=logging.ERROR)
     with run_folder(options.folder) as folder:
@@ -181,7 +181,7 @@ def _write(bench: WorkerBench, options: argparse.Namespace, written: Written) ->
                 sys.stderr.write(f"{number} of {options.records} written\n")
     for producer in producers.values():
         if producer.flush(300):
-            raise RuntimeError("Kafka did not take the records in time")
+            raise RuntimeError("Kafka did not acknowledge the records in time")
 
 
 def _producer_settings(bench: WorkerBench, codec: str) -> dict[str, Any]:
@@ -236,12 +236,12 @@ def _send(
 
 
 async def _drain(bench: WorkerBench, workers: list[WorkerProcess]) -> int:
-    """Wait until no record is left to be read, as long as there is progress; returns the lag that stays."""
+    """Wait until no record is left to be read, as long as there is progress; return the remaining lag."""
     ends = await _ends(bench)
     best, since = None, time.monotonic()
     while True:
         committed = await bench.committed()
-        # Retries come back behind the ends that were looked up.
+        # Retries are relayed after the ends that were read.
         lag = sum(max(0, end - committed.get(partition, 0)) for partition, end in ends.items())
         if lag == 0 or all(worker.process.poll() is not None for worker in workers):
             return lag
@@ -269,7 +269,7 @@ async def _wait_projected(gateway: GatewayProcess) -> None:
 
 
 async def _answered(bench: WorkerBench, written: Written) -> tuple[set[tuple[str, int, int]], int]:
-    """The places of answered records, and how many dead letters repeat another's origin."""
+    """Positions of records with a result, and how many dead letters repeat another's origin."""
     dead_letters: set[tuple[str, int, int]] = set()
     count = 0
     async for record in _read(bench, bench.topics.dead_letters):

@@ -1,8 +1,8 @@
-"""Sends fuzzed HTTP requests to a real gateway on a real broker, and looks whether it fails, hangs, grows or restarts.
+"""Sends fuzzed HTTP requests to a real gateway on a real broker: failures, hangs, memory growth, restarts.
 
-Each connection sends bytes of `fuzz_parts.http_requests` and reads the answers. Counts answers by status, connections
-without an end, failures in the log, and the memory of the server processes before and after. At the end a plain request
-must be accepted. Exits with status 1 when any of that is not as it should be.
+Each connection sends bytes of `fuzz_parts.http_requests` and reads the responses. Counts responses by status, hanging
+connections, errors in the log, and the memory of the server processes before and after. At the end a plain request
+must be accepted. Exits with status 1 when a check fails.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import httpx
-from fuzz_parts.http_requests import Ending, Exchange, make_exchange
+from fuzz_parts.http_requests import ConnectionScript, Ending, make_connection_script
 from report import Cell, print_report
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
@@ -31,7 +31,7 @@ from kit.waiting import wait_until
 
 CONNECTIONS: Final = 50
 WARM_UP_SHARE: Final = 0.1
-"""Of the requests; memory is measured from there on, when caches and pools have their size."""
+"""Share of the requests after which memory is measured, when caches and pools are full."""
 HANG_SECONDS: Final = 40.0
 """The longest deadline of the gateway is 30 s."""
 MAX_GROWTH_MEGABYTES: Final = 48
@@ -50,13 +50,13 @@ class Counts:
     statuses: Counter[int] = field(default_factory=Counter)
     codes: Counter[str] = field(default_factory=Counter)
     faults: list[tuple[bytes, bytes]] = field(default_factory=list)
-    """Exchanges with an answer that must not be: what was sent, what came."""
+    """Connections with a forbidden response: request and response."""
     hangs: list[bytes] = field(default_factory=list)
     longest_seconds: float = 0.0
 
 
 async def main() -> int:
-    """Run everything; returns the exit status."""
+    """Run everything; return the exit status."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="fluxpool-fuzz-http-") as name:
         folder = Path(name)
@@ -124,43 +124,43 @@ async def _send_all(url: str, counts: Counts, *, until: int, seed: int) -> None:
     async def one(number: int) -> None:
         random = Random(seed + number)  # noqa: S311 - repeatable, not secret
         while counts.requests < until:
-            exchange = make_exchange(random)
-            counts.requests += exchange.requests
-            counts.sent_bytes += len(exchange.data)
-            await _exchange(address.hostname or "", address.port or 0, exchange, counts)
+            script = make_connection_script(random)
+            counts.requests += script.requests
+            counts.sent_bytes += len(script.data)
+            await _run_connection(address.hostname or "", address.port or 0, script, counts)
 
     async with asyncio.TaskGroup() as group:
         for number in range(CONNECTIONS):
             group.create_task(one(number))
 
 
-async def _exchange(host: str, port: int, exchange: Exchange, counts: Counts) -> None:
+async def _run_connection(host: str, port: int, script: ConnectionScript, counts: Counts) -> None:
     began = time.monotonic()
     came = bytearray()
     try:
         async with asyncio.timeout(HANG_SECONDS):
-            await _converse(host, port, exchange, came)
+            await _converse(host, port, script, came)
     except TimeoutError:
-        counts.hangs.append(exchange.data)
+        counts.hangs.append(script.data)
     except OSError:
-        # The gateway closes connections on bytes that are no request; what it said before is counted.
+        # The gateway closes connections on bytes that are no request; earlier responses count.
         pass
     counts.longest_seconds = max(counts.longest_seconds, time.monotonic() - began)
     counts.received_bytes += len(came)
-    _count(exchange, bytes(came), counts)
+    _count(script, bytes(came), counts)
 
 
-async def _converse(host: str, port: int, exchange: Exchange, came: bytearray) -> None:
+async def _converse(host: str, port: int, script: ConnectionScript, came: bytearray) -> None:
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        if exchange.ending is Ending.RESET:
+        if script.ending is Ending.RESET:
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        reading = asyncio.ensure_future(_read(reader, came)) if exchange.ending is Ending.HALF_CLOSE else None
-        size = -(-len(exchange.data) // exchange.pieces) or 1
+        reading = asyncio.ensure_future(_read(reader, came)) if script.ending is Ending.HALF_CLOSE else None
+        size = -(-len(script.data) // script.pieces) or 1
         try:
-            for start in range(0, len(exchange.data), size):
-                writer.write(exchange.data[start : start + size])
+            for start in range(0, len(script.data), size):
+                writer.write(script.data[start : start + size])
                 await writer.drain()
             if reading is not None:
                 writer.write_eof()
@@ -179,16 +179,16 @@ async def _read(reader: asyncio.StreamReader, came: bytearray) -> None:
         return
 
 
-def _count(exchange: Exchange, came: bytes, counts: Counts) -> None:
+def _count(script: ConnectionScript, came: bytes, counts: Counts) -> None:
     statuses = [int(status) for status in _STATUS.findall(came)]
     codes = _CODE.findall(came)
     counts.statuses.update(statuses)
     counts.codes.update(code.decode() for code in codes)
     faulty = any(status >= 500 and status != 503 for status in statuses)
-    # Without a body there is no code.
-    explained = b"HEAD " in exchange.data or b'"ready":false' in came or not _NO_FAULT.isdisjoint(codes)
+    # A response without a body has no code.
+    explained = b"HEAD " in script.data or b'"ready":false' in came or not _NO_FAULT.isdisjoint(codes)
     if faulty or (503 in statuses and not explained):
-        counts.faults.append((exchange.data, came))
+        counts.faults.append((script.data, came))
 
 
 async def _accepts(url: str) -> bool:

@@ -1,9 +1,9 @@
-"""How one operator looks after many pools: real groups on the real broker, the real API server, fake nodes and pods.
+"""The cost of one operator with many pools: real groups on a real broker, a real API server, fake nodes and pods.
 
-Every pool has a topic and a group of its own with tasks in it, so each reads a real backlog, and nothing changes while
-it is measured: what the operator then writes is waste. Beside it, in the same run, the backlog of all groups is read
-once as the operator reads it and once by a client that asks for one group after the other. Broker, control plane, fake
-nodes and operator share this machine's cores; only the operator's own processor time and memory are counted.
+Every pool has its own topic and group with tasks, so each reads a real backlog. Nothing changes during the
+measurement, so any write of the operator is waste. In the same run, the backlog of all groups is read as the operator
+reads it, and by a client that requests one group after the other. Broker, control plane, fake nodes and operator share
+this machine's cores; only the operator's processor time and memory are counted.
 """
 
 import argparse
@@ -44,7 +44,7 @@ GOALS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The operator's process at one moment."""
+    """The operator's process at one time."""
 
     at_seconds: float
     rss_mb: float
@@ -52,7 +52,7 @@ class Sample:
 
 
 async def main() -> int:
-    """Build, measure, print; returns the exit status, 1 when pools did not settle."""
+    """Build, measure, print; return the exit status, 1 when pools did not become ready."""
     options = _options()
     return await on_cluster_ground("scale", lambda ground: _scale(options, ground), jvm_options=JVM_OPTIONS)
 
@@ -86,7 +86,7 @@ async def _measure(options: argparse.Namespace, ground: ClusterGround) -> dict[s
         pods=options.pods,
         partitions=options.partitions,
     ) as testbed:
-        _report(began, f"{options.pools} pools with {options.partitions} partitions each are there")
+        _report(began, f"{options.pools} pools with {options.partitions} partitions each exist")
         with running_operator(ground.control_plane, ground.folder, namespace=NAMESPACE) as operator:
             await testbed.wait_settled()
             _report(began, f"{options.pods} pods are ready")
@@ -101,7 +101,7 @@ async def _watch(
     operator: Operator,
     began: float,
 ) -> dict[str, Cell]:
-    """Look at the operator while nothing happens."""
+    """Sample the operator while nothing changes."""
     audited = AuditTail(control_plane.audit_log_path)
     before = await _cycles(operator.metrics_url)
     samples = [_sample(operator.process)]
@@ -147,7 +147,7 @@ def _slope(samples: Sequence[Sample]) -> float:
 
 
 async def _cycles(metrics_url: str) -> dict[float, float]:
-    """The histogram of observe -> plan cycles: how many took at most so many seconds."""
+    """The histogram of observe -> plan cycles: cumulative counts by seconds."""
     async with httpx.AsyncClient() as client:
         text = (await client.get(metrics_url)).raise_for_status().text
     found = re.findall(r'fluxpool_pool_cycle_seconds_bucket\{le="([^"]+)"\} ([0-9.e+]+)', text)
@@ -155,7 +155,7 @@ async def _cycles(metrics_url: str) -> dict[float, float]:
 
 
 def _quantile(before: dict[float, float], after: dict[float, float], share: float) -> float:
-    """Within the bucket that holds it, as Prometheus' histogram_quantile does."""
+    """Interpolated within its bucket, as Prometheus' histogram_quantile does."""
     counts = {bound: after[bound] - before.get(bound, 0) for bound in sorted(after)}
     wanted = counts[float("inf")] * share
     lower, below = 0.0, 0.0
@@ -169,7 +169,7 @@ def _quantile(before: dict[float, float], after: dict[float, float], share: floa
 
 
 class AuditTail:
-    """What the API server writes down from now on; its log rotates by size, so files that are gone are not missed."""
+    """New audit events of the API server; its log rotates by size, and rotated files are read in time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -197,11 +197,11 @@ class AuditTail:
         return sorted(self._path.parent.glob(f"{self._path.stem}*{self._path.suffix}"))
 
 
-# The same reading in two ways
+# The same backlog read in two ways
 
 
 async def _read_both(testbed: Testbed) -> tuple[float, float]:
-    """Seconds for the backlog of all pools: as the operator reads it, and one group after the other; medians."""
+    """Median seconds for the backlog of all pools: as the operator reads it, and one group after the other."""
     connection = KafkaConnection(bootstrap_servers=(testbed.bootstrap_servers,))
     targets = [LaneTarget(name="standard", topic=topic, consumer_group=topic) for topic in testbed.topics]
     ours, theirs = [], []
@@ -211,7 +211,7 @@ async def _read_both(testbed: Testbed) -> tuple[float, float]:
         await admin.start()
         await consumer.start()
         try:
-            # The first of each connects and learns the topics.
+            # The first reading of each connects and fetches metadata.
             for _ in range(READINGS + 1):
                 ours.append(await _read_ours(hub, connection, targets, testbed.tasks_per_pool))
                 theirs.append(await _read_one_by_one(admin, consumer, testbed.topics, testbed.tasks_per_pool))
@@ -233,7 +233,7 @@ async def _read_ours(hub: BacklogHub, connection: KafkaConnection, targets: Sequ
         for (reading,) in readings
     }
     if waiting != {tasks}:
-        raise RuntimeError(f"every group has {tasks} tasks waiting, but {waiting} were read")
+        raise RuntimeError(f"every group has {tasks} pending tasks, but {waiting} were read")
     return seconds
 
 
@@ -246,7 +246,7 @@ async def _read_one_by_one(
         ends = await consumer.end_offsets(list(committed))
         lag = sum(ends[partition] - found.offset for partition, found in committed.items())
         if lag != tasks:
-            raise RuntimeError(f"{topic} has {tasks} tasks waiting, but {lag} were read")
+            raise RuntimeError(f"{topic} has {tasks} pending tasks, but {lag} were read")
     return time.perf_counter() - began
 
 

@@ -1,8 +1,8 @@
-"""What an outage of all brokers costs that lasts for minutes: tasks lost, done twice or begun again, and time.
+"""The cost of an outage of all brokers for minutes: tasks lost, done twice or begun again, and time.
 
-One real broker that is killed, stopped, or behind a network that falls silent, under real agents and engine processes
-in mid-work; the model alone is a stand-in that takes a fixed time and keeps a journal of what it began. Workers have
-the limits they are shipped with and are never touched: who ends by itself, or would be restarted for its probes, is
+One real broker is killed, stopped, or behind a network that drops all traffic, while real agents and engine processes
+have tasks in flight; the model is a stand-in that takes a fixed time and records each generation in a journal. Workers
+have default limits and no intervention: those that end by themselves, or would be restarted for their probes, are
 counted. The tests do the same for half a minute.
 """
 
@@ -42,46 +42,46 @@ ENGINE: Final = Path(__file__).parent / "soak_parts" / "engine.py"
 SHIPPED: Final = {
     name: WorkerSettings.model_fields[name].default for name in ("session_timeout_seconds", "rebalance_timeout_seconds")
 }
-"""Tests shorten these; an outage is met with what pods have."""
+"""Tests shorten these; the outage uses the values of pods."""
 USUAL_BROKER: Final = {"group.initial.rebalance.delay.ms": "3000"}
-"""Kafka's default. Local mode and the tests have 0 to start soon; then whoever is the first to come back from an outage
-is given everything, and loses most of it again to those behind."""
+"""Kafka's default. Local mode and the tests use 0 for a fast start; then the first member after an outage is assigned
+all partitions, and loses most of them again to the next ones."""
 RETRY_DELAYS: Final = ("15s",)
-"""A retry topic of its own, because the agents are members of its group too."""
+"""A separate retry topic, because the agents are members of its group, too."""
 PROBE_INTERVAL_SECONDS: Final = 1.0
 BROKER_SECONDS: Final = 120.0
 BEGIN_SECONDS: Final = 120.0
 END_SECONDS: Final = 300.0
-"""From the outage's end until everything is answered, beside the time that the tasks themselves take."""
+"""From the end of the outage until every task has a result, besides the time of the tasks themselves."""
 HELD_METRIC: Final = 'fluxpool_held{cause="kafka"} 1'
 
 
 class Kind(StrEnum):
-    """How the brokers go away."""
+    """The kind of outage."""
 
     KILLED = "killed"
-    """SIGKILL; started again on what they had written."""
+    """SIGKILL; restarted with their data."""
     STOPPED = "stopped"
-    """SIGSTOP: connecting works, nothing is answered."""
+    """SIGSTOP: connecting works, without responses."""
     SILENT = "silent"
-    """The network between workers and brokers carries nothing and ends nothing."""
+    """The network between workers and brokers drops all packets and ends no connection."""
 
 
 @dataclass(slots=True)
 class Probing:
-    """One worker as its kubelet and its metrics would show it during the outage."""
+    """Probes and metrics of one worker during the outage."""
 
     worker: WorkerProcess
     began_at: float
     looks: int = 0
     not_alive: int = 0
-    """Looks at which `/healthz` refused; a kubelet restarts the container after a few in a row."""
+    """Failed `/healthz` probes; a kubelet restarts the container after a few in a row."""
     not_ready: int = 0
     held_after_seconds: float | None = None
-    """From the outage's begin until its metrics said that Kafka holds it up."""
+    """From the begin of the outage until its metrics reported a hold for Kafka."""
 
     async def look(self, client: httpx.AsyncClient) -> None:
-        """Ask once; a worker that does not answer in time is not judged by it, for the machine may be busy."""
+        """Probe once; a late response does not count, because the machine may be busy."""
         with contextlib.suppress(httpx.TransportError):
             alive = await client.get(f"{self.worker.health_url}/healthz")
             ready = await client.get(f"{self.worker.health_url}/readyz")
@@ -95,22 +95,22 @@ class Probing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """An outage that is over."""
+    """The result of an outage."""
 
     verdict: Verdict
     offsets_broken: Sequence[str]
     probings: Sequence[Probing]
     attempts_spent: int
-    """Answers by a later attempt than the first."""
+    """Results of a later attempt than the first."""
     crashes_counted: int
-    """Tasks in flight that one worker took over and held for another's victim, which they are not."""
+    """Tasks in flight that another worker wrongly counted as crashed."""
     workers_ended: int
-    """Agents that were no longer there when all was over."""
+    """Agents that had ended at the end."""
     engines_restarted: int
     """Engine processes beyond one for each agent."""
     begun_while_away: int
     ends_seconds: Sequence[float]
-    """When workers ended tasks after the outage, from its end on."""
+    """Times from the end of the outage at which workers ended tasks."""
 
     @property
     def is_broken(self) -> bool:
@@ -130,7 +130,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Scene:
-    """The broker, its line, and the workers behind it."""
+    """The broker, its proxy, and the workers behind it."""
 
     kafka: ProxiedKafka
     bench: WorkerBench
@@ -138,8 +138,8 @@ class Scene:
     journal: Path
     probings: list[Probing] = field(default_factory=list)
 
-    async def hire(self, count: int) -> None:
-        """That many workers, ready."""
+    async def start_workers(self, count: int) -> None:
+        """Start this many workers and wait until they are ready."""
         environment = {JOURNAL_VARIABLE: str(self.journal)}
         connection = KafkaConnection(bootstrap_servers=tuple(self.kafka.bootstrap_servers.split(",")))
         await asyncio.gather(
@@ -147,7 +147,7 @@ class Scene:
         )
 
     async def submit(self, *, tasks: int, seconds_per_task: float) -> dict[str, tuple[int, int]]:
-        """Send all tasks; returns partition and offset of each."""
+        """Send all tasks; return partition and offset of each."""
         names = [f"task-{number:04}" for number in range(tasks)]
         bodies = [(name.encode(), task_body(name, f"seconds={seconds_per_task}", steps=10)) for name in names]
         places = await produce(self.bench.bootstrap_servers, self.bench.topics.tasks, bodies)
@@ -166,8 +166,8 @@ class Scene:
             case _:
                 assert_never(self.kind)
 
-    async def mend(self) -> None:
-        """The outage is over when this returns: brokers listen, and take up their partitions."""
+    async def restore(self) -> None:
+        """End the outage: when this returns, brokers listen and begin to lead their partitions."""
         match self.kind:
             case Kind.KILLED:
                 await self.kafka.cluster.start(deadline_seconds=BROKER_SECONDS)
@@ -180,7 +180,7 @@ class Scene:
                 assert_never(self.kind)
 
     async def last(self, seconds: float) -> None:
-        """Let the outage last, and look at every worker's probes and metrics meanwhile."""
+        """Wait during the outage, and read every worker's probes and metrics meanwhile."""
         began_at = time.monotonic()
         self.probings = [Probing(worker, began_at) for worker in self.bench.workers]
         async with httpx.AsyncClient(timeout=PROBE_INTERVAL_SECONDS * 5) as client:
@@ -190,7 +190,7 @@ class Scene:
 
 
 async def main() -> int:
-    """Run it; returns the exit status, 1 when the outage cost anything but time."""
+    """Run it; return the exit status, 1 when the outage cost anything but time."""
     options = _options()
     quiet_logs("kafka", "aiokafka")
     with run_folder(options.folder) as folder:
@@ -204,11 +204,11 @@ async def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kind", type=Kind, choices=[*Kind], default=Kind.KILLED, help="how the brokers go away")
-    parser.add_argument("--seconds", type=float, default=300.0, help="how long they stay away")
+    parser.add_argument("--kind", type=Kind, choices=[*Kind], default=Kind.KILLED, help="kind of outage")
+    parser.add_argument("--seconds", type=float, default=300.0, help="duration of the outage")
     parser.add_argument("--tasks", type=int, default=40, help="tasks, produced beforehand")
-    parser.add_argument("--seconds-per-task", type=float, default=2.0, help="time the stand-in takes for a picture")
-    parser.add_argument("--workers", type=int, default=2, help="how many there are")
+    parser.add_argument("--seconds-per-task", type=float, default=2.0, help="time of the stand-in for an image")
+    parser.add_argument("--workers", type=int, default=2, help="number of workers")
     parser.add_argument("--partitions", type=int, default=4, help="of the task topic")
     add_folder_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -220,13 +220,13 @@ def _options() -> argparse.Namespace:
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: use 1 or more")
     if options.tasks < options.workers * 8:
-        parser.error(f"--tasks {options.tasks}: {options.workers} workers must be in mid-work; use 8 or more for each")
+        parser.error(f"--tasks {options.tasks}: {options.workers} workers must be busy; use 8 or more for each")
     return options
 
 
 @asynccontextmanager
 async def _scene(folder: Path, options: argparse.Namespace) -> AsyncIterator[Scene]:
-    """One broker, ready, and the workers behind its line, ready."""
+    """One ready broker, and ready workers behind its proxy."""
     listener = proxied_listener()
     async with (
         KafkaCluster(
@@ -243,7 +243,7 @@ async def _scene(folder: Path, options: argparse.Namespace) -> AsyncIterator[Sce
     ):
         bench.engine_command = (sys.executable, str(ENGINE))
         scene = Scene(kafka=kafka, bench=bench, kind=options.kind, journal=folder / "journal")
-        await scene.hire(options.workers)
+        await scene.start_workers(options.workers)
         yield scene
 
 
@@ -256,8 +256,8 @@ async def _outage(scene: Scene, options: argparse.Namespace) -> Outcome:
         await scene.break_off()
         await scene.last(options.seconds)
         begun_while_away = len(read_journal(scene.journal)) - begun
-        await scene.mend()
-        mended_at = datetime.now(UTC)
+        await scene.restore()
+        restored_at = datetime.now(UTC)
         working_seconds = options.tasks * options.seconds_per_task / options.workers
         await _until(lambda: watch.is_done, watch, END_SECONDS + working_seconds, "the end of every task")
     evidence = await gather_evidence(scene.bench, places=places, journal=scene.journal)
@@ -271,16 +271,16 @@ async def _outage(scene: Scene, options: argparse.Namespace) -> Outcome:
         probings=scene.probings,
         begun_while_away=begun_while_away,
         ends_seconds=[
-            (ended_at - mended_at).total_seconds()
+            (ended_at - restored_at).total_seconds()
             for worker in scene.bench.workers
             for line in worker.events("task_ended")
-            if (ended_at := datetime.fromisoformat(line["timestamp"])) > mended_at
+            if (ended_at := datetime.fromisoformat(line["timestamp"])) > restored_at
         ],
     )
 
 
 async def _until(reached: Callable[[], bool], watch: OffsetWatch, deadline_seconds: float, what: str) -> None:
-    """Wait for it, and say so when it does not come: the count tells what is missing."""
+    """Wait, and print when the condition is not reached: the count shows what is missing."""
 
     def seen() -> bool:
         watch.check_watching()

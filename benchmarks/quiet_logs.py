@@ -1,4 +1,4 @@
-"""What benchmarks let their parts log: figures are read by people and by programs, noise by nobody."""
+"""Logging of benchmarks: the figures remain readable."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import structlog
 
 
 def quiet_logs(*clients: str, level: int = logging.WARNING) -> None:
-    """Our own parts from a level on to standard error, and nothing of these clients', which tell of lost connections.
+    """Log Fluxpool's events from a level on to standard error, and silence these clients, which log lost connections.
 
     `clients` are names of Python's loggers, such as `aiokafka`.
     """

@@ -1,15 +1,15 @@
-"""How soon a sleeping pool asks for all the workers that a burst of tasks needs, and in how many steps.
+"""How soon a pool at zero requests all workers that a burst of tasks needs, and in how many steps.
 
-120 tasks come at once on the 12 partitions of a pool that rests at zero replicas, at a random moment between two of its
-readings. The clock runs from the last acknowledgement to the moment at which a watch shows the planned size in the
-Deployment's `spec.replicas`. Then the group's offsets are set to the ends, the pool scales to zero, and the next run
-begins. Broker, API server, controllers, scheduler and operator are real; nodes and pods are fake. The pool says only
-what a pool must say, and `targetLagPerReplica: 10`, so that the size follows the tasks and not the partitions, and
-`idleGracePeriodSeconds: 0`, so that it scales to zero at once; all else, `pollIntervalSeconds` above all, is as users
-get it.
+120 tasks are sent at once to the 12 partitions of a pool at zero replicas, at a random time between two of its
+readings. The clock runs from the last acknowledgement until a watch shows the planned size in the Deployment's
+`spec.replicas`. Then the group's offsets are set to the ends, the pool scales to zero, and the next run begins.
+Broker, API server, controllers, scheduler and operator are real; nodes and pods are fake. The pool has only required
+fields, `targetLagPerReplica: 10`, so that the size follows the tasks and not the partitions, and
+`idleGracePeriodSeconds: 0`, so that it scales to zero at once; all others, such as `pollIntervalSeconds`, have their
+defaults.
 
-Beside it, on the same bursts, a second scaler reads the same lag by the same means at the pool's interval only, makes
-the same plan and scales a Deployment of its own. All of it shares this machine's cores.
+For comparison, on the same bursts, a second scaler reads the same lag in the same way at the pool's interval only,
+makes the same plan and scales a separate Deployment. All of it shares this machine's cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ GOALS: Final = "goals: median_s <= 0.5, p95_s <= 1, steps 1"
 
 
 async def main() -> int:
-    """Build, measure, print; returns the exit status, 1 when the planned size was not reached."""
+    """Build, measure, print; return the exit status, 1 when the planned size was not reached."""
     options = _options()
     return await on_cluster_ground("reaction", lambda ground: _react(options, ground))
 
@@ -63,7 +63,7 @@ async def _react(options: argparse.Namespace, ground: ClusterGround) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1, help="of the moments at which the bursts come")
+    parser.add_argument("--seed", type=int, default=1, help="of the times of the bursts")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     if options.runs < 1:
@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
 async def _measure(options: argparse.Namespace, testbed: Testbed, bootstrap_servers: str) -> dict[str, list[Reaction]]:
     """The reactions of each way, run by run."""
     names = {"fluxpool": child_name(testbed.pool.name), "polling": POLLING}
-    moments = random.Random(options.seed)  # noqa: S311 - the same moments for the same seed
+    moments = random.Random(options.seed)  # noqa: S311 - the same times for the same seed
     measured: dict[str, list[Reaction]] = {way: [] for way in names}
     replicas = ReplicaLog(testbed.api, namespace=NAMESPACE)
     async with asyncio.TaskGroup() as group:
@@ -98,10 +98,10 @@ async def _measure(options: argparse.Namespace, testbed: Testbed, bootstrap_serv
 
 
 async def _run(testbed: Testbed, replicas: ReplicaLog, names: Mapping[str, str]) -> dict[str, Reaction]:
-    """One burst, and how each way came to the planned size."""
+    """One burst, and how each way reached the planned size."""
     size = planned_replicas(testbed.pool)
     burst = await asyncio.to_thread(testbed.tasks.burst)
-    # At least one more reading of everybody belongs to it: who has not yet seen all of the burst takes a second step.
+    # Include at least one more reading of each scaler: one that has not read all of the burst takes a second step.
     looked_until = burst.acked_at_seconds + testbed.pool.spec.scaling.poll_interval_seconds
 
     def reached() -> dict[str, Reaction]:
@@ -126,11 +126,11 @@ async def _wait_for_rest(testbed: Testbed, replicas: ReplicaLog, names: Mapping[
         await asyncio.sleep(REST_LOOK_SECONDS)
         return all(replicas.replicas(name) == 0 for name in names.values()) and await testbed.is_resting()
 
-    await wait_until(resting, deadline_seconds=REST_SECONDS, what="everything to be at rest")
+    await wait_until(resting, deadline_seconds=REST_SECONDS, what="the pool to be idle")
 
 
 def planned_replicas(pool: FluxWorkerPool) -> int:
-    """What the pool's plan asks for when it sees the whole burst and nothing else."""
+    """The planned size for the whole burst and nothing else."""
     lane = lane_of(*[TASKS // PARTITIONS] * PARTITIONS)
     snapshot = Snapshot(lanes=(lane,), current_replicas=0, elapsed_seconds=0.0)
     return plan(snapshot, scaling_config(pool.spec)).replicas

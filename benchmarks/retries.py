@@ -1,10 +1,10 @@
-"""How late due retries go back to their lane while many agents of a pool join and leave.
+"""How late due retries are relayed to their lane while many agents of a pool join and leave.
 
-Broker, lanes, groups, relay and producer are the real ones; agents share one event loop and have stand-in engines that
-end each task at once. `relay` is Fluxpool's way: the owner of partition 0 of the lane reads the retry topic without a
-group. `group` is the simple way: every agent is a member of one more group, on the retry topic. Agents leave and others
-join all the time; every third one that leaves is the one that relays. Late is what lies between the time a record was
-due and the timestamp of its copy on the lane's topic.
+Broker, lanes, groups, relay and producer are real; agents share one event loop and have stand-in engines that end each
+task at once. `relay` is Fluxpool's way: the owner of partition 0 of the lane reads the retry topic without a group.
+`group` is the simple way: every agent is a member of another group, on the retry topic. Agents leave and join all the
+time; every third one that leaves is the relay. The delay is the time from when a record is due to the timestamp of its
+copy on the lane's topic.
 """
 
 import argparse
@@ -56,7 +56,7 @@ FINISH_SECONDS: Final = 180.0
 
 
 def settings_of(bootstrap_servers: str, way: str, *, folder: Path) -> WorkerSettings:
-    """What all agents of one way share."""
+    """The settings of all agents of one way."""
     topics = TopicNames(tasks=f"{way}-tasks", retry=(f"{way}-retry-2s",))
     return WorkerSettings(
         kafka=KafkaConnection(bootstrap_servers=(bootstrap_servers,)),
@@ -71,9 +71,9 @@ def settings_of(bootstrap_servers: str, way: str, *, folder: Path) -> WorkerSett
 
 
 def patient_consumer(settings: WorkerSettings, *, client_id: str, group: str) -> AIOKafkaConsumer:
-    """As an agent's, but asking for records less often: two hundred share the cores that two hundred pods have."""
+    """Like an agent's, but with fewer fetch requests: two hundred agents share the cores of one machine."""
     consumer = build_consumer(settings, client_id=client_id, group=group)
-    consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - no option of an agent
+    consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # noqa: SLF001 - agents have no such option
     return consumer
 
 
@@ -143,17 +143,17 @@ class Agent:
 
     @property
     def relays(self) -> bool:
-        """Whether due retries wait for this one, or some of them."""
+        """Whether this agent relays, all retries or some of them."""
         return self.duty.is_held
 
     def start(self) -> None:
-        """Join; returns at once."""
+        """Join; return at once."""
         work = [self.lane.run(), self._end_tasks(), self._choice.run()]
         work += [self._relay.run()] if self._way == "relay" else [self._retry_lane.run(), self._relay_by_group()]
         self._tasks = [asyncio.create_task(item) for item in work]
 
     async def leave(self) -> None:
-        """As an agent drains."""
+        """Leave like a draining agent."""
         self._relay.stop()
         lanes = [self.lane, self._retry_lane] if self._way == "group" else [self.lane]
         for lane in lanes:
@@ -190,7 +190,7 @@ class Agent:
 
 
 async def send_retries(settings: WorkerSettings, *, count: int, per_second: float) -> dict[str, float]:
-    """Put records on the retry topic at that rate; returns when each is due."""
+    """Put records on the retry topic at that rate; return when each is due."""
     holds = Holds(limit_seconds=3600, outage_seconds=60)
     publisher = ReliablePublisher(partial(build_reliable_producer, settings, client_id="sender"), holds=holds)
     due: dict[str, float] = {}
@@ -212,7 +212,7 @@ async def send_retries(settings: WorkerSettings, *, count: int, per_second: floa
 async def churning(
     agents: list[Agent], settings: WorkerSettings, *, way: str, seconds: float
 ) -> AsyncIterator[list[int]]:
-    """One leaves and another joins, again and again; yields counts of [changes, changes of the one that relays]."""
+    """Repeatedly let one agent leave and another join; yield counts of [changes, changes of the relay]."""
     changes = [0, 0]
 
     async def churn() -> None:
@@ -239,7 +239,7 @@ async def churning(
 
 
 async def copies(settings: WorkerSettings) -> dict[str, list[float]]:
-    """When each task came back to its lane, in seconds since 1970."""
+    """When each task was relayed to its lane, in seconds since 1970."""
     found: dict[str, list[float]] = {}
     ranges = (await find_ranges(settings.kafka, [settings.topics.tasks]))[settings.topics.tasks] or ()
     async for records in scan(settings.kafka, ranges):
@@ -262,7 +262,7 @@ async def measure(way: str, cluster: KafkaCluster, options: argparse.Namespace, 
         agent.start()
         await asyncio.sleep(0.02)
     async with asyncio.timeout(SETTLE_SECONDS):
-        while not all(agent.lane.is_joined for agent in agents):  # noqa: ASYNC110 - nobody tells when
+        while not all(agent.lane.is_joined for agent in agents):  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.2)
     settled = time.monotonic() - began
     async with churning(agents, settings, way=way, seconds=options.churn_seconds) as changes:
@@ -292,7 +292,7 @@ async def measure(way: str, cluster: KafkaCluster, options: argparse.Namespace, 
 
 
 async def run(options: argparse.Namespace) -> list[dict[str, Cell]]:
-    """All ways, one after the other, each on a broker of its own."""
+    """All ways, one after the other, each on a separate broker."""
     rows = []
     for way in options.ways:
         with tempfile.TemporaryDirectory(prefix="fluxpool-retries-") as folder:

@@ -1,8 +1,8 @@
-"""Whether anything is lost or done twice while agents, engines and brokers are killed and workers come and go.
+"""Whether anything is lost or done twice while agents, engines and brokers are killed and workers join and leave.
 
-Real Apache Kafka, real agents and engine processes, a real store; the model alone is a stand-in that takes a fixed time
-and keeps a journal of what it began. Faults follow one another in an order that the seed decides, until every task has
-its answer; while a broker is away, the others go on. Then topics, offsets, store and journal are read and counted.
+Real Apache Kafka, real agents and engine processes, a real store; only the model is a stand-in that takes a fixed time
+and records each generation in a journal. Faults follow each other in an order set by the seed, until every task has a
+result; while a broker is down, other faults continue. Then topics, offsets, store and journal are read and counted.
 """
 
 import argparse
@@ -34,16 +34,16 @@ GOALS: Final = "goals: lost 0, doubled 0, extra_generations_per_kill <= 1 for 10
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """One fault that is over."""
+    """One finished fault."""
 
     fault: Fault
     seconds: float
-    """Until whoever it hit had been replaced."""
+    """Time until the affected process was replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A soak that is over."""
+    """The result of a soak."""
 
     verdict: Verdict
     happened: Sequence[Happened]
@@ -53,12 +53,12 @@ class Outcome:
 
     @property
     def is_broken(self) -> bool:
-        """Whether any promise was broken."""
+        """Whether any guarantee was violated."""
         return self.verdict.is_broken or bool(self.offsets_broken)
 
 
 async def main() -> int:
-    """Run it; returns the exit status, 1 when a promise was broken."""
+    """Run it; return the exit status, 1 when a guarantee was violated."""
     options = _options()
     quiet_logs("kafka", "aiokafka")
     with run_folder(options.folder) as folder:
@@ -77,10 +77,10 @@ async def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tasks", type=int, default=2000, help="tasks, produced beforehand")
-    parser.add_argument("--seconds-per-task", type=float, default=0.02, help="time the stand-in takes for a picture")
-    parser.add_argument("--workers", type=int, default=3, help="how many there are to begin with")
+    parser.add_argument("--seconds-per-task", type=float, default=0.02, help="time of the stand-in for an image")
+    parser.add_argument("--workers", type=int, default=3, help="number of workers at the begin")
     parser.add_argument("--partitions", type=int, default=6, help="of the task topic")
-    parser.add_argument("--brokers", type=int, choices=(1, 3), default=3, help="one is an outage whenever it is killed")
+    parser.add_argument("--brokers", type=int, choices=(1, 3), default=3, help="with one, each kill is an outage")
     parser.add_argument("--calm-seconds", type=float, default=1.0, help="mean time from one fault's end to the next")
     parser.add_argument("--only", nargs="+", choices=[*Fault], default=[*Fault], help="leave the other faults out")
     parser.add_argument("--seed", type=int, default=1, help="decides order, victims and pauses of the faults")
@@ -104,15 +104,15 @@ async def _soak(kafka: KafkaCluster, bench: WorkerBench, *, options: argparse.Na
     bench.engine_command = (sys.executable, str(ENGINE))
     chance = random.Random(options.seed)  # noqa: S311 - the same seed must give the same faults
     scene = Scene(bench=bench, kafka=kafka, journal=bench.folder / "journal", chance=chance)
-    await asyncio.gather(*(scene.hire() for _ in range(options.workers)))
+    await asyncio.gather(*(scene.start_worker() for _ in range(options.workers)))
     places = await _submit(bench, tasks=options.tasks, seconds_per_task=options.seconds_per_task)
     async with SoakWatch(bench) as watch:
         watch.expect(places)
         kinds = [Fault(name) for name in options.only]
         happened = await _storm(scene, watch, kinds=kinds, tasks=options.tasks, calm_seconds=options.calm_seconds)
-        await scene.mend()
+        await scene.replace_ended()
         await watch.wait_over()
-    sys.stderr.write(f"{watch.answered} of {options.tasks} answered, {watch.looks} looks at offsets and answers\n")
+    sys.stderr.write(f"{watch.answered} of {options.tasks} ended, {watch.looks} observations\n")
     return Outcome(
         verdict=judge(await gather_evidence(bench, places=places, journal=scene.journal)),
         happened=happened,
@@ -123,7 +123,7 @@ async def _soak(kafka: KafkaCluster, bench: WorkerBench, *, options: argparse.Na
 
 
 async def _submit(bench: WorkerBench, *, tasks: int, seconds_per_task: float) -> dict[str, tuple[int, int]]:
-    """Send all tasks; returns partition and offset of each."""
+    """Send all tasks; return partition and offset of each."""
     names = [f"task-{number:06}" for number in range(tasks)]
     bodies = [(name.encode(), task_body(name, f"seconds={seconds_per_task}")) for name in names]
     places = await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
@@ -133,7 +133,7 @@ async def _submit(bench: WorkerBench, *, tasks: int, seconds_per_task: float) ->
 async def _storm(
     scene: Scene, watch: SoakWatch, *, kinds: Sequence[Fault], tasks: int, calm_seconds: float
 ) -> list[Happened]:
-    """One fault after the other until it is over; a dead broker's return is waited for by the next one's death only."""
+    """One fault after the other until the soak is over; only the next kill of a broker waits for its return."""
     happened: list[Happened] = []
     returning: asyncio.Task[None] | None = None
 
@@ -150,7 +150,7 @@ async def _storm(
                 await returning
             if watch.is_over:
                 break
-            await scene.mend()
+            await scene.replace_ended()
             if fault is Fault.KILL_BROKER:
                 returning = group.create_task(happen(fault))
             else:

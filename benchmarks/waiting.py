@@ -1,9 +1,8 @@
 """How long tasks wait for a device at 80 % load with partitions chosen by load, round robin, or by the key's hash.
 
-Broker, group members, ledger, commits, producer and partition choice are the real ones; a device merely takes time, and
-times are scaled down so that a run takes minutes. The three ways run side by side, each with a topic and workers of its
-own, on the same arrivals and sizes. Beside them stands one queue shared by all workers, computed, in which nothing but
-the devices takes time.
+Broker, group members, ledger, commits, producer and partitioner are real; a device only takes time, and times are
+scaled down so that a run takes minutes. The three ways run concurrently, each with its own topic and workers, on the
+same arrivals and sizes. They are compared with one computed queue for all workers, in which only the devices take time.
 """
 
 import argparse
@@ -32,11 +31,11 @@ from kit.kafka_cluster import KafkaCluster
 
 JVM_OPTIONS: Final = ("-Xmx1g", "-XX:+UseSerialGC")
 SIZES: Final = ((0.5, 0.25), (1.0, 0.5), (1.5, 0.25))
-"""Of tasks, with their shares; the sender knows them, as a gateway does from steps, pixels and images."""
+"""Sizes of tasks, with their shares; the sender knows them, as a gateway does from steps, pixels and images."""
 NOISE: Final = 0.05
-"""Standard deviation of a device's time around what the size says."""
+"""Standard deviation of a device's time around that of the size."""
 WARM_UP_SHARE: Final = 0.1
-"""The first tasks meet an empty system; they are not counted."""
+"""The first tasks, in an empty system, are not counted."""
 FINISH_SECONDS: Final = 120.0
 IDEAL: Final = "ideal"
 GOALS: Final = "goals: p95_to_key_hash <= 0.3, p95_to_ideal <= 2"
@@ -47,7 +46,7 @@ class Load:
     """The tasks of one seed."""
 
     due_seconds: list[float]
-    """When each is sent, from the begin of the run."""
+    """When each is sent, in seconds from the begin of the run."""
     sizes: list[float]
     service_seconds: list[float]
 
@@ -74,7 +73,7 @@ class Run:
 
 
 async def main() -> int:
-    """Run everything; returns the exit status, 1 when a task was lost."""
+    """Run everything; return the exit status, 1 when a task was lost."""
     options = _options()
     quiet_logs("aiokafka")
     rows: list[dict[str, Cell]] = []
@@ -96,13 +95,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--service-seconds", type=float, default=1.5, help="mean time of a task")
     parser.add_argument("--tasks", type=int, default=400, help="of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs, each with other arrivals and sizes")
-    parser.add_argument("--senders", type=int, default=1, help="processes that choose for themselves, as gateways do")
+    parser.add_argument("--senders", type=int, default=1, help="independent partitioners, like those of gateways")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args()
 
 
 def _ratios(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
-    """Of the means over all seeds, so that an unlucky seed of one way does not decide."""
+    """Ratios of the means over all seeds, so that an unlucky seed of one way does not decide."""
 
     def mean(way: str, quantile: str) -> float:
         return statistics.fmean(float(row[quantile] or 0) for row in rows if row["way"] == way)
@@ -197,7 +196,7 @@ async def _measure(run: Run, ready: asyncio.Barrier) -> list[float | None]:
 
 
 async def _send(load: Load, senders: Sequence[Sender]) -> list[float]:
-    """Send every task when it is due; returns when that was, in monotonic seconds."""
+    """Send every task when it is due; return these times, in monotonic seconds."""
     begin = time.monotonic()
     due_at = [begin + seconds for seconds in load.due_seconds]
     async with asyncio.TaskGroup() as group:

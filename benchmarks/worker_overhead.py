@@ -1,10 +1,10 @@
-"""How long the device stands idle between two tasks while a backlog waits: the worker beside the simple serial loop.
+"""How long the device is idle between two tasks of a backlog: the worker and a simple serial loop.
 
-Real Apache Kafka, the real agent process and the engine's own process loop; only the model is a stand-in that takes a
-fixed time and yields 1024x1024 pixels, which are encoded and stored for real. The idle time is measured on the device:
-from the end of one picture to the begin of the next. The broker, the store, the agent and the stand-in share this
-machine's cores, which a GPU would not; below about 1.5 free cores the encoding itself is the limit, not the worker's
-overhead. After every run results and images are counted.
+Real Apache Kafka, the real agent process and the engine's process loop; only the model is a stand-in that takes a fixed
+time and returns 1024x1024 pixels, which are encoded and stored. The idle time is measured on the device: from the end
+of one image to the begin of the next. The broker, the store, the agent and the stand-in share this machine's cores,
+which a GPU would not; below about 1.5 free cores the encoding is the limit, not the worker's overhead. After every run
+results and images are counted.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from fluxpool_transport.kafka.topic_admin import ensure_topics
 from kit.kafka_cluster import KafkaCluster
 
 FOLDER: Final = Path(__file__).parent
-# The broker as in production: the local mode's default would leave out the JIT's second stage for a quicker start.
+# The broker as in production: local mode's default skips the JIT's second stage for a faster start.
 JVM_OPTIONS: Final = ("-Xmx1g", "-XX:+UseSerialGC")
 STEPS: Final = 4
 BUCKET: Final = "images"
@@ -52,7 +52,7 @@ GOALS: Final = "goals: idle_p50_ms <= 2, ratio_to_simple >= 20, lost 0"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to work off the tasks."""
+    """One way to process the tasks."""
 
     way: str
     partitions: int
@@ -60,7 +60,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """How `--only` calls it."""
+        """Its name for `--only`."""
         return f"{self.way}-{self.partitions}-{self.store}"
 
 
@@ -75,7 +75,7 @@ VARIANTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One variant with topics, a group and a folder of its own."""
+    """One variant with its own topics, group and folder."""
 
     variant: Variant
     bootstrap_servers: str
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def journal(self) -> Path:
-        """Where the device writes when it worked."""
+        """The file in which the device records its work."""
         return self.folder / "journal"
 
     @property
@@ -96,7 +96,7 @@ class Run:
         return START_SECONDS + self.tasks * (self.seconds_per_task + SLOWEST_SECONDS_PER_TASK)
 
     def environment(self) -> dict[str, str]:
-        """What the processes of the run are told; the simple loop reads the rest from here as well."""
+        """The environment of the run's processes, with the settings of the simple loop."""
         return {
             JOURNAL_VARIABLE: str(self.journal),
             SECONDS_VARIABLE: str(self.seconds_per_task),
@@ -110,7 +110,7 @@ class Run:
 
 
 async def main() -> int:
-    """Run everything; returns the exit status, 1 when a task has no result or no image."""
+    """Run everything; return the exit status, 1 when a task has no result or no image."""
     options = _options()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     rows: list[dict[str, Cell]] = []
@@ -137,13 +137,13 @@ async def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tasks", type=int, default=400, help="tasks of each run, produced beforehand")
-    parser.add_argument("--seconds-per-task", type=float, default=0.05, help="time the stand-in takes for a picture")
+    parser.add_argument("--seconds-per-task", type=float, default=0.05, help="time of the stand-in for an image")
     names = [variant.name for variant in VARIANTS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="leave the other runs out")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     options = parser.parse_args()
     if options.tasks < 2:
-        parser.error(f"--tasks {options.tasks}: idle time lies between two tasks; use 2 or more")
+        parser.error(f"--tasks {options.tasks}: idle time needs two tasks; use 2 or more")
     if options.seconds_per_task < 0:
         parser.error(f"--seconds-per-task {options.seconds_per_task}: use 0 or more")
     return options
@@ -172,7 +172,7 @@ def _ratios(rows: Sequence[Mapping[str, Cell]]) -> dict[str, Cell]:
 async def _prepare(
     variant: Variant, bootstrap_servers: str, folder: Path, *, s3_endpoint_url: str, options: argparse.Namespace
 ) -> Run:
-    """Fresh topics with all tasks on them."""
+    """New topics with all tasks."""
     await asyncio.to_thread(folder.mkdir)
     run_id = os.urandom(4).hex()
     names = ("tasks", "tasks_vip", "results", "progress", "control", "dead_letters", "feedback")
@@ -204,7 +204,7 @@ async def _prepare(
 
 
 def _produce(bootstrap_servers: str, topic: str, *, partitions: int, count: int) -> None:
-    """Put the tasks onto the partitions in turn."""
+    """Produce the tasks to the partitions round robin."""
     producer = Producer({"bootstrap.servers": bootstrap_servers, "acks": "all", "linger.ms": 5})
     failed: list[str] = []
     for number in range(count):
@@ -290,7 +290,7 @@ def _quantile(ordered: Sequence[float], fraction: float) -> float:
 
 
 async def _collect_results(run: Run, process: asyncio.subprocess.Process, log_file: Path) -> list[dict[str, Any]]:
-    """Read the results topic until every task has one; groupless, and seldom enough not to disturb."""
+    """Read the results topic until every task has one; without a group, and rarely, so that it does not disturb."""
     consumer = Consumer({"bootstrap.servers": run.bootstrap_servers, "group.id": "unused", "enable.auto.commit": False})
     try:
         metadata = await asyncio.to_thread(consumer.list_topics, run.topics.results, 10)
@@ -340,7 +340,7 @@ async def _count_images(run: Run) -> int:
     async with httpx.AsyncClient(base_url=run.storage.endpoint_url or "") as client:
         while True:
             query = {"list-type": "2", "prefix": prefix, **({"continuation-token": token} if token else {})}
-            # moto asks for a signature but does not check it.
+            # moto requires a signature but does not check it.
             answer = await client.get(BUCKET, params=query, headers={"Authorization": "AWS benchmark:unchecked"})
             answer.raise_for_status()
             keys += re.findall(r"<Key>([^<]*\.png)</Key>", answer.text)
@@ -352,7 +352,7 @@ async def _count_images(run: Run) -> int:
 
 @contextmanager
 def _s3() -> Iterator[str]:
-    """An S3 service on loopback with an empty bucket; yields its address."""
+    """An S3 service on loopback with an empty bucket; yield its address."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -1,6 +1,6 @@
-"""A load of constant rate over keep-alive connections, whose latencies count from the moment a request was due.
+"""A load of constant rate over keep-alive connections; latencies count from the time at which a request was due.
 
-A client that waits for an answer before it sends the next request (wrk) hides the time requests would have waited;
+A client that waits for a response before it sends the next request (wrk) hides the time requests would have waited;
 this one does not. Knows nothing of Kafka.
 """
 
@@ -17,7 +17,7 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 @dataclass(slots=True)
 class OpenLoopResult:
-    """What came back; latencies in seconds."""
+    """Responses and their latencies in seconds."""
 
     sent: int = 0
     accepted: int = 0
@@ -26,13 +26,13 @@ class OpenLoopResult:
     latencies_seconds: list[float] = field(default_factory=list)
 
     def quantile_milliseconds(self, share: float) -> float:
-        """The latency that this share of the answers did not exceed; infinite when something was not answered."""
+        """The latency that this share of the responses did not exceed; infinite when a response is missing."""
         ordered = sorted([*self.latencies_seconds, *([float("inf")] * self.unanswered)])
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection with one request under way at most."""
+    """One keep-alive connection with at most one open request."""
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
@@ -114,7 +114,7 @@ class _Load:
 async def run_open_loop(
     *, host: str, port: int, path: str, body: bytes, rate_per_second: float, seconds: float, connections: int
 ) -> OpenLoopResult:
-    """POST `body` at a constant rate and wait for all answers, at most 10 s after the last request."""
+    """POST `body` at a constant rate and wait for all responses, at most 10 s after the last request."""
     request = (
         f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
@@ -130,7 +130,7 @@ async def run_open_loop(
             load.send(start + load.result.sent / rate_per_second)
         await asyncio.sleep(TICK_SECONDS)
     deadline = loop.time() + ANSWER_DEADLINE_SECONDS
-    while load.under_way and loop.time() < deadline:  # noqa: ASYNC110 - one check for thousands of answers
+    while load.under_way and loop.time() < deadline:  # noqa: ASYNC110 - one check for thousands of responses
         await asyncio.sleep(10 * TICK_SECONDS)
     load.result.unanswered += load.under_way
     load.under_way = 0

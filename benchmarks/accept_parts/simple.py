@@ -1,6 +1,6 @@
-"""The simple way to accept a request, to be compared with: a sync handler, one `send` and one `flush` for each.
+"""The simple way to accept a request, for comparison: a sync handler, one `send` and one `flush` for each.
 
-What a short script with FastAPI and kafka-python does. Run by `accept.py` under uvicorn.
+Like a short script with FastAPI and kafka-python. Run by `accept.py` under uvicorn.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The gateway's own hot route with every record acknowledged at once: what the route costs without Kafka.
+"""The gateway's submission route with every record acknowledged at once: its cost without Kafka.
 
 Run by `accept.py` under uvicorn.
 """
@@ -22,7 +22,7 @@ class _NoKafka:
     def send(
         self,
         *,
-        topic: str,  # noqa: ARG002 - the shape of the real one
+        topic: str,  # noqa: ARG002 - signature of the real one
         partition: int,  # noqa: ARG002
         key: bytes,  # noqa: ARG002
         value: bytes,  # noqa: ARG002
@@ -50,7 +50,7 @@ _submission = Submission(
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve the hot route, and anything else with an empty answer."""
+    """Serve the submission route, and any other with an empty response."""
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
     elif scope["path"] == PATH:

@@ -1,6 +1,6 @@
-"""The ground of the operator's benchmarks: a real broker and a real control plane on this machine.
+"""The environment of the operator's benchmarks: a real broker and a real control plane on this machine.
 
-Owns their start, their folder and their end. Knows nothing of pools.
+Owns their start, folder and end. Knows nothing of pools.
 """
 
 import sys
@@ -21,7 +21,7 @@ from kit.kafka_cluster import KafkaCluster
 
 @dataclass(frozen=True, slots=True)
 class ClusterGround:
-    """What a benchmark of the operator stands on."""
+    """The environment of a benchmark of the operator."""
 
     folder: Path
     bootstrap_servers: str
@@ -34,7 +34,7 @@ async def on_cluster_ground(
     *,
     jvm_options: Sequence[str] = DEFAULT_JVM_OPTIONS,
 ) -> int:
-    """Measure there; returns the exit status, which is 1 with the remedy told when the control plane is not built."""
+    """Measure there; return the exit status: 1, with the remedy printed, when the control plane is not built."""
     quiet_logs("aiokafka")
     try:
         async with _cluster_ground(name, jvm_options) as ground:

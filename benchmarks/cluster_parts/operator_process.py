@@ -1,6 +1,6 @@
-"""The operator as a process of its own, on a control plane of this machine.
+"""The operator as a process on a control plane of this machine.
 
-Owns its start, its user, where its log lies and its end. Must not know what is measured about it.
+Owns its start, user, log and end. Must not know what is measured.
 """
 
 import os
@@ -21,12 +21,12 @@ from kit.control_plane import ControlPlane
 OPERATOR_USER: Final = "fluxpool-operator-benchmark"
 STOP_SECONDS: Final = 30.0
 LOG_CHARACTERS: Final = 4000
-"""Of the log's end, shown when the process ended by itself."""
+"""Lines of the log's end that are shown when the process ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """The operator's process and where it shows its metrics."""
+    """The operator's process and the address of its metrics."""
 
     process: psutil.Process
     metrics_url: str

@@ -1,6 +1,6 @@
-"""The simple way beside the operator: reads the same backlog at the pool's interval, and at no other time.
+"""A polling scaler for comparison: it reads the same backlog at the pool's interval only.
 
-Owns a Deployment of its own. Readings and plan are the operator's, so that only the way of noticing differs.
+Owns a separate Deployment. Readings and plan are the operator's, so that only the trigger differs.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ DEPLOYMENT: Final = "polling"
 
 
 async def scale_by_polling(api: KubernetesApi, pool: FluxWorkerPool, *, bootstrap_servers: str) -> None:
-    """Keep a Deployment at the size that the pool's plan asks for, until cancelled; errors end it."""
+    """Keep a Deployment at the planned size of the pool, until cancelled; errors end it."""
     deployments = f"/apis/apps/v1/namespaces/{pool.namespace}/deployments"
     await api.create(deployments, _deployment(pool))
     interval_seconds, config = pool.spec.scaling.poll_interval_seconds, scaling_config(pool.spec)

@@ -1,6 +1,6 @@
-"""What a watch on Deployments shows of their replicas, and when; and what of it is the reaction to a burst of tasks.
+"""The replicas of Deployments over time, from a watch, and the reaction to a burst of tasks.
 
-Owns the moments at which a change was seen. Must not know who scales, nor why.
+Owns the times of observed changes. Must not know what scales, nor why.
 """
 
 import time
@@ -12,27 +12,27 @@ from kit.kubernetes_api import Body, KubernetesApi
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A number of replicas as a Deployment was told it."""
+    """One value of a Deployment's `spec.replicas`."""
 
     at_seconds: float
-    """On the monotonic clock, when the watch brought it."""
+    """Monotonic time of the watch event."""
     replicas: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """How a Deployment came to the planned size."""
+    """How a Deployment reached the planned size."""
 
     seconds: float
-    """From the last task's acknowledgement; negative if the size was there before."""
+    """From the last task's acknowledgement; negative if the size was reached before."""
     steps: int
     """Changes of the number of replicas since the burst began."""
 
 
 def reaction_to(sightings: Sequence[Sighting], *, acked_at_seconds: float, size: int) -> Reaction | None:
-    """The reaction to a burst, from all that was seen since the burst began; None while the size is another one.
+    """The reaction to a burst, from all changes since it began; None while the size is another one.
 
-    The last change counts: who left the planned size again, or went beyond it, was not there yet.
+    The last change counts: a scaler that left the planned size again, or exceeded it, had not reached it.
     """
     if not sightings or sightings[-1].replicas != size:
         return None
@@ -43,24 +43,24 @@ class ReplicaLog:
     """Every change of `spec.replicas` of a namespace's Deployments, by their names, while `follow` runs."""
 
     def __init__(self, api: KubernetesApi, *, namespace: str) -> None:
-        """Nothing is seen before `follow`."""
+        """No change is recorded before `follow`."""
         self._api = api
         self._path = f"/apis/apps/v1/namespaces/{namespace}/deployments"
         self._seen: dict[str, list[Sighting]] = {}
 
     async def follow(self) -> None:
-        """Watch until cancelled; raises what the API client does, but for a watch that came to its usual end."""
+        """Watch until cancelled; raises the API client's errors, except for the normal end of a watch."""
         while True:
             listed = await self._api.get(self._path)
             for found in listed["items"]:
                 self._note(found)
             version = listed["metadata"]["resourceVersion"]
             async for event, found in self._api.watch(self._path, resource_version=version):
-                if event != "BOOKMARK":  # of nobody, yet with a number of replicas
+                if event != "BOOKMARK":  # a bookmark: no object, but with a number of replicas
                     self._note(found)
 
     def replicas(self, name: str) -> int | None:
-        """What a Deployment was told last; None when it was not seen."""
+        """Last value of a Deployment; None before the first."""
         return self._seen[name][-1].replicas if name in self._seen else None
 
     def since(self, name: str, at_seconds: float) -> list[Sighting]:

@@ -1,7 +1,6 @@
-"""The world of the reaction's benchmark: a pool at zero replicas, its topics and group, bursts of tasks, fake nodes.
+"""The test bed of the reaction benchmark: a pool at zero replicas, its topics and group, bursts of tasks, fake nodes.
 
-Knows how a burst comes and how the pool comes to rest again; measures nothing but the moment of the last
-acknowledgement.
+Knows how a burst is sent and how the pool returns to zero; measures only the time of the last acknowledgement.
 """
 
 import asyncio
@@ -30,29 +29,29 @@ POOL: Final = "standard"
 PARTITIONS: Final = 12
 TASKS: Final = 120
 LINGER_MS: Final = 5
-"""As the gateway's producer lingers."""
+"""The linger time of the gateway's producer."""
 ACK_SECONDS: Final = 30.0
-# The maximum is above what is planned, and the target as large as a partition's share, so that the size tells how much
-# of the burst was seen. Without a grace for idle workers a run follows the other within seconds.
+# The maximum is above the planned size, and the target equals a partition's share, so that the size shows how much of
+# the burst was read. Without an idle grace, runs follow each other within seconds.
 SCALING: Final = {"maxReplicas": 20, "targetLagPerReplica": 10, "idleGracePeriodSeconds": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """Tasks that came at once."""
+    """Tasks sent at once."""
 
     began_at_seconds: float
-    """On the monotonic clock, as all moments here."""
+    """Monotonic time, like all times here."""
     acked_at_seconds: float
-    """When the last one was acknowledged."""
+    """Time of the last acknowledgement."""
 
 
 class Tasks:
     """The tasks of the pool: produced, and committed as if workers had done them."""
 
     def __init__(self, bootstrap_servers: str, *, topic: str, group: str) -> None:
-        """Connects with the first use."""
-        # They outlive the broker, and would tell of it.
+        """Connect with the first use."""
+        # These clients outlive the broker, and would log errors.
         connection = {"bootstrap.servers": bootstrap_servers, "log_level": 0}
         self._admin = AdminClient(connection)
         self._producer = Producer({**connection, "acks": "all", "linger.ms": LINGER_MS})
@@ -92,14 +91,14 @@ class Tasks:
 
 @dataclass(frozen=True, slots=True)
 class Testbed:
-    """What one run after the other needs."""
+    """The parts of all runs."""
 
     api: KubernetesApi
     pool: FluxWorkerPool
     tasks: Tasks
 
     async def is_resting(self) -> bool:
-        """Whether the pool says that nothing waits and nobody works, and no pod of anybody is left."""
+        """Whether the pool reports no pending task and no worker, and no pod is left."""
         namespace = f"namespaces/{NAMESPACE}"
         found = await self.api.get(f"/apis/fluxpool.dev/v1alpha1/{namespace}/fluxworkerpools/{POOL}")
         status = found.get("status", {})
@@ -109,11 +108,11 @@ class Testbed:
 
 @asynccontextmanager
 async def build_testbed(control_plane: ControlPlane, bootstrap_servers: str) -> AsyncIterator[Testbed]:
-    """Make everything but who scales; the fake nodes live as long as the context."""
+    """Create everything but the scalers; the fake nodes live as long as the context."""
     specs = topic_specs(TopicNames(), task_partitions=PARTITIONS)
     await create_topics(bootstrap_servers, {spec.name: spec.partitions for spec in specs})
     await control_plane.kubectl("create", "namespace", NAMESPACE)
-    # Room for the workers of everybody who scales.
+    # Capacity for the workers of all scalers.
     node = NodeSpec(name="reaction", capacity={GPU: "64"})
     async with control_plane.api() as api, FakeNodes(api, [node], pods=FakePods()):
         await apply_definitions(control_plane, api)

@@ -1,6 +1,6 @@
-"""The world of the operator's benchmark: topics and groups with tasks, fake nodes, and pools of a fixed size.
+"""The test bed of the operator's benchmark: topics and groups with tasks, fake nodes, and pools of a fixed size.
 
-Knows what stands still while the operator is measured; measures nothing itself.
+Keeps everything unchanged while the operator is measured; measures nothing itself.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ WRITE_SECONDS: Final = 120
 TASKS_AGE_SECONDS: Final = 3 * 86_400 + 300
 SETTLE_POLL_SECONDS: Final = 10.0
 SETTLE_DEADLINE_SECONDS: Final = 1800.0
-# A thousand topics reach a client's metadata some time after they were made.
+# A thousand topics reach a client's metadata some time after they were created.
 UNKNOWN_PLACE: Final = (
     KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - librdkafka's local error codes carry the underscore in their public names
     KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
@@ -48,7 +48,7 @@ SHARED_TOPICS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Testbed:
-    """What the operator looks after."""
+    """The pools of the operator."""
 
     api: KubernetesApi
     bootstrap_servers: str
@@ -65,7 +65,7 @@ class Testbed:
             await asyncio.sleep(SETTLE_POLL_SECONDS)
             try:
                 pools = (await self.api.get(path))["items"]
-            except ApiUnreachableError as error:  # busy making pods
+            except ApiUnreachableError as error:  # busy creating pods
                 sys.stderr.write(f"{error}; asking again\n")
                 return False
             ready = [pool for pool in pools if pool.get("status", {}).get("readyReplicas") == self.pods_per_pool]
@@ -79,7 +79,7 @@ class Testbed:
 async def build_testbed(
     control_plane: ControlPlane, bootstrap_servers: str, *, pools: int, pods: int, partitions: int
 ) -> AsyncIterator[Testbed]:
-    """Make everything but the operator; the fake nodes live as long as the context."""
+    """Create everything but the operator; the fake nodes live as long as the context."""
     topics = tuple(f"scale-{number}" for number in range(pools))
     pods_per_pool = max(1, pods // pools)
     await asyncio.to_thread(_make_groups, bootstrap_servers, topics, partitions, pods_per_pool)
@@ -97,7 +97,7 @@ async def build_testbed(
 
 
 def _tasks(partitions: int, pods_per_pool: int) -> int:
-    """As many on each partition, and at least one for each pod."""
+    """The same number on each partition, and at least one for each pod."""
     return partitions * math.ceil(pods_per_pool / partitions)
 
 
@@ -121,8 +121,8 @@ def _make_groups(bootstrap_servers: str, topics: tuple[str, ...], partitions: in
 
 
 def _write_tasks(bootstrap_servers: str, places: list[tuple[str, int]]) -> None:
-    """One task at each place, a topic and a partition of it; again, as long as the producer does not know it yet."""
-    # Days old, so that their age, which a status tells in steps, stands still as well.
+    """Write one task to each partition; repeat those that the producer does not know yet."""
+    # Days old, so that their age, which a status shows in steps, does not change either.
     written_at_ms = int((time.time() - TASKS_AGE_SECONDS) * 1000)
     producer = Producer({"bootstrap.servers": bootstrap_servers, "linger.ms": 50})
     for _ in range(WRITE_ROUNDS):
@@ -169,7 +169,7 @@ async def _make_pool(api: KubernetesApi, bootstrap_servers: str, topic: str, pod
                     "lanes": [{"name": "standard", "topic": topic}],
                     "topics": SHARED_TOPICS,
                 },
-                # The size does not move: the smallest, the largest and what the tasks ask for are the same.
+                # The size is constant: minimum, maximum and required number are the same.
                 "scaling": {"minReplicas": pods, "maxReplicas": pods, "targetLagPerReplica": 1},
                 "storage": {"url": "s3://images/"},
                 "worker": {"image": "fluxpool-worker:dev"},

@@ -1,6 +1,6 @@
-"""HTTP requests as strangers and attackers send them: bytes of any kind, near what is valid and far from it.
+"""Odd and hostile HTTP requests: bytes near valid requests and far from them.
 
-Pure: a seed gives the same requests each time. `make_exchange` is what one connection sends and how it ends.
+Pure: a seed gives the same requests each time. `make_connection_script` makes the requests of one connection and its end.
 """
 
 import gzip
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 SUBMIT: Final = "/v1/generations"
 IDEMPOTENCY_KEYS: Final = 200
-"""So few that bodies meet under one key."""
+"""So few that several bodies use one key."""
 _METHODS: Final = (
     "GET",
     "POST",
@@ -115,18 +115,18 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """What one connection sends."""
+class ConnectionScript:
+    """The requests of one connection."""
 
     data: bytes
     requests: int
-    """How many were meant."""
+    """Number of intended requests."""
     ending: Ending
     pieces: int
-    """In how many writes."""
+    """The bytes of each write."""
 
 
-def make_exchange(random: Random) -> Exchange:
+def make_connection_script(random: Random) -> ConnectionScript:
     """A connection's bytes: one to four requests, some damaged, some cut short."""
     count = random.choice((1, 1, 1, 2, 3, 4))
     data = b"".join(make_request(random) for _ in range(count))
@@ -135,7 +135,7 @@ def make_exchange(random: Random) -> Exchange:
     if random.random() < 0.1:
         data = data[: random.randrange(len(data) + 1)]
     ending = random.choices(list(Ending), weights=(90, 6, 4))[0]
-    return Exchange(data, count, ending, pieces=random.choice((1, 1, 1, 2, 5, 20)))
+    return ConnectionScript(data, count, ending, pieces=random.choice((1, 1, 1, 2, 5, 20)))
 
 
 def make_request(random: Random) -> bytes:
@@ -172,7 +172,7 @@ def make_body(random: Random) -> bytes:
 
 
 def damage(random: Random, data: bytes) -> bytes:
-    """The bytes with some flipped, lost, doubled or put in."""
+    """The bytes with some flipped, removed, doubled or inserted."""
     found = bytearray(data)
     for _ in range(random.choice((1, 1, 2, 8))):
         place = random.randrange(len(found) + 1)

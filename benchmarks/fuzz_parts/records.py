@@ -1,6 +1,6 @@
-"""Records that no sane producer writes, from a seed: bytes, headers, times, sizes, codecs and tombstones.
+"""Fuzzed records from a seed: bytes, headers, times, sizes, codecs and tombstones.
 
-Knows the shape of a task only to bend it. What becomes of the records is `fuzz.py`'s business.
+Knows the form of a task only to change it. `fuzz.py` checks the outcome of the records.
 """
 
 import json
@@ -63,7 +63,7 @@ _FIELDS: Final = ("prompt", "negative_prompt", "width", "height", "steps", "seed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FuzzedRecord:
-    """A record, the role of its topic, and the id by which it may be answered."""
+    """A record, the role of its topic, and the possible id of its result."""
 
     role: str
     record: ForeignRecord
@@ -71,7 +71,7 @@ class FuzzedRecord:
 
 
 def fuzzed_records(count: int, *, seed: int, valid_share: float = 0.002) -> Iterator[FuzzedRecord]:
-    """`count` records; `valid_share` of those for the task topics are tasks that can be drawn."""
+    """`count` records; `valid_share` of those for the task topics are valid tasks."""
     chance = random.Random(seed)  # noqa: S311 - the same seed must give the same records
     for number in range(count):
         role = chance.choice(ROLES)
@@ -114,7 +114,7 @@ def _value(chance: random.Random, request_id: str, *, role: str, is_valid: bool)
         case 9:
             return json.dumps(_other_message(chance, request_id)).encode()
         case _:
-            # Without an id most often: with one, each leaves two small files in the store.
+            # Mostly without an id: with one, each leaves two small files in the store.
             bent = {**task, chance.choice(_FIELDS): chance.choice(_VALUES), "steps": 0}
             if chance.random() < 0.9:
                 del bent["request_id"]

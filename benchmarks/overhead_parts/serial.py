@@ -1,6 +1,6 @@
-"""The simple worker, to be compared with: consume one task, draw, save, send the result and flush, commit, next.
+"""The simple worker, for comparison: consume one task, generate, save, send the result and flush, commit, next.
 
-What a short script with kafka-python and Pillow does. Run by `worker_overhead.py`; ends after `OVERHEAD_TASKS` tasks.
+Like a short script with kafka-python and Pillow. Run by `worker_overhead.py`; ends after `OVERHEAD_TASKS` tasks.
 """
 
 import itertools
@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 
 def main() -> int:
-    """Serve the tasks; returns the exit status."""
+    """Process the tasks; return the exit status."""
     servers = os.environ["OVERHEAD_BOOTSTRAP_SERVERS"]
     folder = Path(os.environ["OVERHEAD_IMAGES"])
     folder.mkdir(parents=True)

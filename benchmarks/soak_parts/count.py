@@ -1,6 +1,6 @@
-"""What became of every task of a soak: read from topics, group, store and journal when all is over, then counted.
+"""The outcome of every task of a soak: read from topics, group, store and journal at the end, then counted.
 
-Owns what counts as lost or doubled. Knows nothing of faults, and trusts nothing that was seen while they happened.
+Owns the definition of lost and doubled. Knows nothing of faults, and uses no observation made during them.
 """
 
 import json
@@ -16,7 +16,7 @@ from soak_parts.engine import read_journal
 
 READ_SECONDS: Final = 30.0
 RECORDS_PER_SECOND: Final = 1000
-"""Slower reading than this is stuck, on a busy machine too."""
+"""A slower read is stuck, also on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What lies there in the end."""
+    """The final content of topics, group, store and journal."""
 
     places: Mapping[str, tuple[int, int]]
     """Request id -> partition and offset of every task that the brokers acknowledged."""
@@ -47,25 +47,25 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How many tasks the promises were broken for, and what the faults cost."""
+    """Numbers of tasks with a violated guarantee, and the cost of the faults."""
 
     lost: int
-    """Without an answer, or answered by success without an image."""
+    """Without a result, or with a success without an image."""
     doubled: int
-    """With two answers that differ in event id or body, or with two images."""
+    """With two results that differ in event id or body, or with two images."""
     failed: int
-    """Answered by something else than success, although nothing is wrong with any task."""
+    """With another result than success, although every task is valid."""
     uncommitted: int
     """Not below the committed offset of their partition: they would be delivered again."""
     dead_letters: int
     repeated_answers: int
-    """Records that repeat an answer byte for byte under its event id, which readers drop."""
+    """Records that repeat a result byte for byte under its event id, which readers drop."""
     extra_generations: int
     """Begun beyond one for each task that was begun."""
 
     @property
     def is_broken(self) -> bool:
-        """Whether a promise about tasks was broken."""
+        """Whether a guarantee about tasks was violated."""
         return any((self.lost, self.doubled, self.failed, self.uncommitted, self.dead_letters))
 
 
@@ -90,7 +90,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 async def gather_evidence(bench: WorkerBench, *, places: Mapping[str, tuple[int, int]], journal: Path) -> Evidence:
-    """Read everything afresh; the brokers must all be there."""
+    """Read everything; all brokers must be up."""
     return Evidence(
         places=places,
         answers=[_answer_of(record) for record in await _all_records(bench, bench.topics.results, tasks=len(places))],

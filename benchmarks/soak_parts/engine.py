@@ -18,17 +18,17 @@ JOURNAL_VARIABLE: Final = "SOAK_JOURNAL"
 
 
 class JournalingGenerator(StandInGenerator):
-    """Notes each generation before its first step."""
+    """Records each generation before its first step."""
 
     def __init__(self, journal: Path) -> None:
         """Append to `journal`, beside other engines."""
-        # One write of one short line: it is there whole or not at all, whoever else writes or kills.
+        # One write of one short line: it is atomic, also with concurrent writers and kills.
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def generate(
         self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
     ) -> Rendering:
-        """Take the prompt's time; the contract is that of `Generator.generate`."""
+        """Take the time in the prompt; the contract is that of `Generator.generate`."""
         os.write(self._journal, f"{inputs.embedded['request_id']}\n".encode())
         return super().generate(inputs, on_step=on_step, is_canceled=is_canceled)
 

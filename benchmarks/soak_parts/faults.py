@@ -1,7 +1,7 @@
-"""What happens to workers and brokers in a soak, and in which order.
+"""The faults of workers and brokers in a soak, and their order.
 
-Owns the crew of workers and the brokers' deaths. A fault is over when whoever it hit has been replaced, as a Deployment
-would, so that faults that follow one another do not add up to an empty cluster. Counts no tasks.
+Owns the workers and the kills of brokers. A fault ends when the affected process has been replaced, as by a
+Deployment, so that successive faults do not leave an empty cluster. Counts no tasks.
 """
 
 import asyncio
@@ -23,18 +23,18 @@ EXIT_SECONDS: Final = 120.0
 BROKER_SECONDS: Final = 120.0
 ENGINE_SECONDS: Final = 120.0
 OUTAGE_SECONDS: Final = (1.0, 5.0)
-"""How long a killed broker stays away before it is started again."""
+"""How long a killed broker is down before it is restarted."""
 
 
 class Fault(StrEnum):
     """What can happen."""
 
     KILL_AGENT = "kill-agent"
-    """SIGKILL; another worker takes its place."""
+    """SIGKILL; another worker is started."""
     KILL_ENGINE = "kill-engine"
     """SIGKILL; the agent starts another one."""
     KILL_BROKER = "kill-broker"
-    """SIGKILL; it is started again on what it had written."""
+    """SIGKILL; it is restarted with its data."""
     JOIN = "join"
     """One more worker."""
     LEAVE = "leave"
@@ -42,11 +42,11 @@ class Fault(StrEnum):
 
 
 GENERATION_KILLS: Final = frozenset({Fault.KILL_AGENT, Fault.KILL_ENGINE})
-"""What may cost a generation; a broker's death may not."""
+"""Faults that may cost a generation; the death of a broker may not."""
 
 
 def endless_faults(kinds: Sequence[Fault], chance: random.Random) -> Iterator[Fault]:
-    """The faults in their order: every kind once, then every kind once more, each time shuffled anew.
+    """The faults in order: every kind once in each round, shuffled for every round.
 
     So each kind happens early, and as many workers join as leave.
     """
@@ -56,7 +56,7 @@ def endless_faults(kinds: Sequence[Fault], chance: random.Random) -> Iterator[Fa
 
 @dataclass(slots=True)
 class Scene:
-    """The workers and brokers that faults happen to."""
+    """The workers and brokers."""
 
     bench: WorkerBench
     kafka: KafkaCluster
@@ -64,24 +64,24 @@ class Scene:
     chance: random.Random
     crew: list[WorkerProcess] = field(default_factory=list)
     unasked_exits: int = 0
-    """Workers that ended by themselves, or not with 0 when they were asked to."""
+    """Workers that ended by themselves, or not with 0 after SIGTERM."""
 
-    async def hire(self) -> None:
-        """One more worker, ready."""
+    async def start_worker(self) -> None:
+        """Start another worker and wait until it is ready."""
         self.crew.append(await self.bench.start_ready(environment={JOURNAL_VARIABLE: str(self.journal)}))
 
-    async def mend(self) -> None:
+    async def replace_ended(self) -> None:
         """Replace workers that ended by themselves."""
         ended = [worker for worker in self.crew if worker.process.poll() is not None]
         self.unasked_exits += len(ended)
         self.crew = [worker for worker in self.crew if worker not in ended]
         for _ in ended:
-            await self.hire()
+            await self.start_worker()
 
     async def happen(self, fault: Fault) -> str:
-        """Let it happen and wait until it is over; returns whom it hit.
+        """Cause the fault and wait until it ends; return the affected process.
 
-        Raises `AssertionError` when a worker does not come or go in time, `KafkaError` when a broker stays away.
+        Raises `AssertionError` when a worker does not start or end in time, `KafkaError` when a broker stays down.
         """
         match fault:
             case Fault.KILL_AGENT:
@@ -91,7 +91,7 @@ class Scene:
             case Fault.KILL_BROKER:
                 return await self._kill_broker()
             case Fault.JOIN:
-                await self.hire()
+                await self.start_worker()
                 return self.crew[-1].name
             case Fault.LEAVE:
                 return await self._leave()
@@ -99,15 +99,15 @@ class Scene:
                 assert_never(fault)
 
     async def _kill_agent(self) -> str:
-        victim = self._drawn()
+        victim = self._choose()
         self.crew.remove(victim)
         victim.signal(signal.SIGKILL)
         await victim.wait_exit(EXIT_SECONDS)
-        await self.hire()
+        await self.start_worker()
         return victim.name
 
     async def _kill_engine(self) -> str:
-        victim = self._drawn()
+        victim = self._choose()
         engine = victim.engine_pid()
         if is_engine(engine):
             os.kill(engine, signal.SIGKILL)
@@ -116,7 +116,7 @@ class Scene:
             deadline_seconds=ENGINE_SECONDS,
             what=f"another engine of {victim.name}",
         )
-        await self.mend()
+        await self.replace_ended()
         if victim in self.crew:
             await victim.wait_ready()
         return victim.name
@@ -131,11 +131,11 @@ class Scene:
         return broker.name
 
     async def _leave(self) -> str:
-        victim = self._drawn()
+        victim = self._choose()
         self.crew.remove(victim)
         victim.signal(signal.SIGTERM)
         self.unasked_exits += await victim.wait_exit(EXIT_SECONDS) != 0
         return victim.name
 
-    def _drawn(self) -> WorkerProcess:
+    def _choose(self) -> WorkerProcess:
         return self.chance.choice(self.crew)

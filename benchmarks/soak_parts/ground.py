@@ -1,4 +1,4 @@
-"""The folder of a run in which brokers go away on purpose."""
+"""The folder of a run with broker outages."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ def add_folder_option(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def run_folder(wanted: Path | None) -> Iterator[Path]:
-    """The wanted folder, made now and kept, or one that is gone afterwards."""
+    """The given folder, created and kept, or a temporary one."""
     if wanted is None:
         with tempfile.TemporaryDirectory(prefix="fluxpool-run-") as name:
             yield Path(name)

@@ -1,4 +1,4 @@
-"""When a soak is over: all is done, or nothing moves any more. What a look sees is `kit.offset_watch`'s business."""
+"""When a soak is over: all is done, or nothing changes any more. `kit.offset_watch` owns the observations."""
 
 import asyncio
 import contextlib
@@ -9,27 +9,27 @@ from kit.offset_watch import OffsetWatch
 from kit.worker import WorkerBench
 
 INTERVAL_SECONDS: Final = 1.0
-"""Between two looks, of which a soak makes thousands."""
+"""Interval of the observations, of which a soak makes thousands."""
 STUCK_SECONDS: Final = 240.0
-"""Without any new answer or commit; several times what a killed broker and a lost session take together."""
+"""Time without a new result or commit; several times that of a killed broker and an expired session together."""
 
 
 class SoakWatch(OffsetWatch):
-    """Use with `async with`, once the tasks have their places."""
+    """Use with `async with`, once the tasks have their offsets."""
 
     def __init__(self, bench: WorkerBench) -> None:
-        """Tell it the tasks by `expect`."""
+        """Add the tasks with `expect`."""
         super().__init__(bench, interval_seconds=INTERVAL_SECONDS)
         self._began_at = self.moved_at
 
     @property
     def is_over(self) -> bool:
-        """Whether all is done, or nothing has moved for so long that nothing will."""
+        """Whether all is done, or nothing has changed for so long that nothing will."""
         return self.is_done or time.monotonic() - self.moved_at > STUCK_SECONDS
 
     @property
     def working_seconds(self) -> float:
-        """From the begin until the last new answer or commit."""
+        """From the begin until the last new result or commit."""
         return self.moved_at - self._began_at
 
     async def wait_over(self, *, deadline_seconds: float | None = None) -> None:

@@ -1,6 +1,6 @@
-"""Senders for `waiting.py`: the gateway's producer with the partition chosen by load, in turns, or by the key's hash.
+"""Senders for `waiting.py`: the gateway's producer with the partition chosen by load, round robin, or by key hash.
 
-Knows nothing of who takes the tasks.
+Knows nothing of the workers.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from fluxpool_transport.kafka.clients import librdkafka_options
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
 SEND_SECONDS: Final = 60.0
-"""A machine that stands still for a while makes waits longer; it must not end the run."""
+"""A pause of the machine makes waits longer, but must not end the run."""
 LOADS_KNOWN_SECONDS: Final = 30.0
 _BY_HASH: Final = -1
-"""librdkafka then hashes the key."""
+"""No partition: librdkafka hashes the key."""
 
 
 class Way(StrEnum):
-    """Who chooses the partition."""
+    """How the partition is chosen."""
 
     BY_LOAD = "by load"
     ROUND_ROBIN = "round robin"
@@ -33,7 +33,7 @@ class Way(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """One sending process, as far as the broker can tell: a producer and a partitioner of its own."""
+    """Like one sending process: a separate producer and partitioner."""
 
     way: Way
     topic: str
@@ -64,8 +64,8 @@ class Sender:
 async def running_senders(
     connection: KafkaConnection, way: Way, *, topic: str, group: str, partitions: int, count: int
 ) -> AsyncIterator[Sequence[Sender]]:
-    """Senders that are ready: their partitioners know the loads when they choose by them."""
-    # Without a group to look at the partitions take turns.
+    """Ready senders: those that choose by load have read the loads."""
+    # Without a group, partitions are chosen round robin.
     groups = {group: topic} if way is Way.BY_LOAD else {}
     senders = [
         Sender(
@@ -82,7 +82,7 @@ async def running_senders(
     reading = [asyncio.create_task(sender.partitioner.run()) for sender in senders if groups]
     try:
         async with asyncio.timeout(LOADS_KNOWN_SECONDS):
-            while groups and any(  # noqa: ASYNC110 - nobody tells when
+            while groups and any(  # noqa: ASYNC110 - there is no event to wait for
                 sender.partitioner.round_robin_reason(topic, partitions=partitions) for sender in senders
             ):
                 await asyncio.sleep(0.1)

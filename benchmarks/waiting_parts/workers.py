@@ -1,7 +1,7 @@
-"""Workers for `waiting.py`: the agent's own lanes on a real consumer group, with a device that merely takes time.
+"""Workers for `waiting.py`: the agent's lanes on a real consumer group, with a device that only takes time.
 
-Membership, polling, ledger and commits are those of a real worker; two hands share the device as an agent's do, so that
-the next task stands ready when one ends. Knows nothing of how tasks were sent.
+Membership, polling, ledger and commits are those of a real worker; two tasks at a time use the device like an agent's,
+so that the next task is prepared when one ends. Knows nothing of how tasks were sent.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ LEAVE_SECONDS: Final = 15.0
 
 @dataclass(slots=True)
 class Journal:
-    """What the devices did; one for all workers of a run."""
+    """The work of the devices; one journal for all workers of a run."""
 
     service_seconds: list[float]
-    """How long each task takes, by its number, which is the value of its record."""
+    """The time of each task, by its number, which is the value of its record."""
     begun_at: dict[int, float] = field(default_factory=dict)
-    """Monotonic seconds, by task; a task that was handed out twice keeps its first."""
+    """Monotonic seconds, by task; a task that was delivered twice keeps its first."""
     finished: set[int] = field(default_factory=set)
     progressed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Workers:
-    """The members of one group: `async with Workers(...)` waits until they hold all partitions."""
+    """The members of one group: `async with Workers(...)` waits until they have all partitions."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class Workers:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        """Join; raises `TimeoutError` when the group does not settle."""
+        """Join; raises `TimeoutError` when the group does not become stable."""
         for worker in self._workers:
             self._tasks.append(asyncio.create_task(worker.lane.run()))
             self._tasks += [asyncio.create_task(worker.work()) for _ in range(HANDS)]
         try:
             async with asyncio.timeout(JOIN_SECONDS):
-                while not self._settled():  # noqa: ASYNC110 - nobody tells when
+                while not self._settled():  # noqa: ASYNC110 - there is no event to wait for
                     await asyncio.sleep(0.1)
         except BaseException:
             await self._cancel()
@@ -115,12 +115,12 @@ class _Worker(LaneEvents):
         )
 
     def on_record_waiting(self) -> None:
-        """Let a hand look."""
+        """Wake the loops that take tasks."""
         self._wake.set()
 
     def _builder(self, connection: KafkaConnection, group: str) -> Callable[[], AIOKafkaConsumer]:
         def build() -> AIOKafkaConsumer:
-            # As the agent's own.
+            # Like the agent's.
             self._consumer = AIOKafkaConsumer(
                 **aiokafka_options(connection, client_id=self._name),
                 group_id=group,
@@ -139,11 +139,11 @@ class _Worker(LaneEvents):
         return build
 
     def assigned(self) -> int:
-        """How many partitions it holds now."""
+        """How many partitions it has now."""
         return len(self._consumer.assignment()) if self._consumer is not None and self.lane.is_joined else 0
 
     async def work(self) -> None:
-        """One hand: take, write into the ledger, use the device, commit."""
+        """One loop: take a task, write it to the ledger, use the device, commit."""
         while True:
             taken = self.lane.claim_next()
             if taken is None:
@@ -157,7 +157,7 @@ class _Worker(LaneEvents):
     async def _serve(self, taken: ClaimedRecord) -> None:
         number = int(taken.record.value)
         entry = LedgerEntry(task=str(number), worker=self._name, started_at=int(time.time()))
-        # The ledger is written while the device is busy with the task before.
+        # The ledger is written while the device is busy with the previous task.
         recorded = asyncio.create_task(self.lane.record(taken, entry))
         async with self._device:
             await recorded

@@ -1,6 +1,5 @@
-"""`make demo-cluster`: a whole Fluxpool on a real Kubernetes control plane of this machine, as a show.
+"""`make demo-cluster`: a demo of a complete Fluxpool on a real Kubernetes control plane of this machine.
 
-`cluster` starts and stops the parts, `pools` says what is applied, `observation` and `view` are what one sees
-meanwhile, `story` puts it in order, `count` judges what is there in the end. The parts are those of the tests
-(`tests/kit`).
+`cluster` starts and stops the components, `pools` has the applied manifests, `observation` and `view` show the
+progress, `story` runs the steps, `count` checks the outcome. The components are those of the tests (`tests/kit`).
 """

@@ -1,4 +1,4 @@
-"""`python -m demo_cluster`: the demo as a program, with its options, its end by a signal and its exit status."""
+"""`python -m demo_cluster`: the demo as a program: options, signals and exit status."""
 
 import argparse
 import asyncio
@@ -42,21 +42,21 @@ _FAULTS: Final = (
     KafkaJarsError,
     WaitExpiredError,
 )
-"""What the parts raise when something of theirs does not work; all messages are for people."""
+"""Errors of the components; all messages are for users."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Ending:
-    """How the demo went, as far as it got."""
+    """The result of the demo."""
 
     well: bool | None = None
     """None until it was counted."""
     signal_number: int | None = None
-    """What ended it early, or the time after it."""
+    """What ended it early, or while it stayed up."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo; returns 0 when all that was sent is there once, 1 otherwise, 128 + N after signal N."""
+    """Run the demo; return 0 when every task has one result and one image, 1 otherwise, 128 + N after signal N."""
     options = _parser().parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="fluxpool-demo-cluster-"))
     _log_to(folder / "demo.log")
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_until_signal(_run(options, folder, ending), ending))
     except _FAULTS as error:
-        # Ctrl-C in a terminal also reaches a kubectl or helm that is running: its end is no fault.
+        # Ctrl-C in a terminal also reaches a running kubectl or helm: its end is no error.
         if ending.signal_number is None:
             notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
             say(f"demo-cluster: {error}{notes}")
@@ -82,14 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="make demo-cluster",
-        description="Two pools on a real Kubernetes control plane of this machine rise from zero and sleep again.",
+        description="Two pools on a real Kubernetes control plane of this machine scale from zero and back.",
     )
     parser.add_argument("--tasks", type=_positive, default=24, help="tasks for each of the two pools (default: 24)")
     parser.add_argument(
         "--max-replicas", type=_positive, default=2, help="most workers of each pool, about 600 MB each (default: 2)"
     )
-    parser.add_argument("--timeout", type=_positive, default=600, help="seconds for the work (default: 600)")
-    parser.add_argument("--keep", action="store_true", help="leave everything up afterwards, until Ctrl-C")
+    parser.add_argument("--timeout", type=_positive, default=600, help="seconds for the tasks (default: 600)")
+    parser.add_argument("--keep", action="store_true", help="keep everything running afterwards, until Ctrl-C")
     return parser
 
 
@@ -101,14 +101,14 @@ def _positive(text: str) -> int:
 
 
 def _log_to(path: Path) -> None:
-    """Keep what libraries log away from the view."""
+    """Log libraries to a file, not to the view."""
     file = path.open("w", encoding="utf-8")
     structlog.configure(logger_factory=structlog.WriteLoggerFactory(file=file))
     logging.basicConfig(stream=file, level=logging.WARNING)
 
 
 async def _until_signal(work: Coroutine[Any, Any, None], ending: Ending) -> None:
-    """Do the work; the first signal cancels it, further ones are ignored while it cleans up."""
+    """Run the demo; the first signal cancels it, further ones are ignored during the cleanup."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
 

@@ -1,4 +1,4 @@
-"""The parts that the demo runs on: control plane, node, Kafka, object store, tiny checkpoint; started and stopped.
+"""Start and stop the components of the demo: control plane, node, Kafka, object store, tiny checkpoint.
 
 Knows nothing of pools and tasks.
 """
@@ -29,16 +29,16 @@ from kit.s3 import running_s3
 _NODE: Final = "demo-node"
 _OPERATOR_IMAGE: Final = "fluxpool-operator:0.1.0"
 _START_SECONDS: Final = 180.0
-"""For each part; seconds do on an idle machine, but all start at once, and other work may be going on."""
+"""For each component; an idle machine needs seconds, but all start at once, and the machine may be busy."""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoCluster:
-    """Everything is up: a control plane with one node and an empty namespace, Kafka and a bucket."""
+    """The running components: a control plane with one node and an empty namespace, Kafka and a bucket."""
 
     bench: OperatorBench
     binaries: Path
@@ -50,9 +50,9 @@ class DemoCluster:
 
 @asynccontextmanager
 async def running_cluster(folder: Path, *, gpus: int, report: Callable[[str], None]) -> AsyncIterator[DemoCluster]:
-    """Start all parts below `folder` and stop them afterwards, whatever happens; `gpus` is what the node says to have.
+    """Start all components below `folder` and always stop them afterwards; `gpus` is the reported capacity of the node.
 
-    Raises what the parts raise: `BinariesMissingError`, `IsolationUnavailableError` and `KafkaJarsError` before
+    Raises the components' errors: `BinariesMissingError`, `IsolationUnavailableError` and `KafkaJarsError` before
     anything is started.
     """
     binaries = control_plane_binaries()

@@ -1,4 +1,4 @@
-"""Compares the records, the images in the bucket and the offsets of a demo with what was sent.
+"""Compares the records, the images in the bucket and the offsets of a demo with the tasks that were sent.
 
 Sends and changes nothing.
 """
@@ -18,7 +18,7 @@ from fluxpool_transport.lag.lag_reader import GroupLag
 from kit.s3 import S3Service
 
 Submitted = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""By pool and `request_id`, what was sent."""
+"""The tasks that were sent, by pool and `request_id`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +30,9 @@ class Count:
     images: int
     """Image objects of the tasks that were sent."""
     lost: int
-    """Tasks without a result, or without the image that it tells of."""
+    """Tasks without a result, or without the image of the result."""
     doubled: int
-    """Second ends and second images of a task."""
+    """Second results and second images of a task."""
     problems: tuple[str, ...]
 
     def line(self, *, peak_replicas: int, seconds: float) -> str:
@@ -51,7 +51,7 @@ async def count(
     store: S3Service,
     folder: Path,
 ) -> Count:
-    """Fetch every image of the bucket into `folder`, and judge each pool's records, images and offsets."""
+    """Fetch every image of the bucket into `folder`, and check each pool's records, images and offsets."""
     audits: list[Audit] = []
     problems: list[str] = []
     for pool in POOLS:
@@ -88,7 +88,7 @@ async def count(
 def _ends(values: Sequence[bytes]) -> tuple[list[GenerationResult], int]:
     """The different results, and how many records are none.
 
-    Delivery is at least once: a repetition byte by byte is the same end, told twice.
+    Delivery is at least once: a repetition byte by byte counts once.
     """
     results, unreadable = [], 0
     for value in dict.fromkeys(values):
@@ -100,7 +100,7 @@ def _ends(values: Sequence[bytes]) -> tuple[list[GenerationResult], int]:
 
 
 def _records(backlog: GroupLag) -> int:
-    """Records that lie in the group's topic."""
+    """Records of the group's topic."""
     return sum(one.log_end_offset - one.log_start_offset for one in backlog.readable_partitions)
 
 

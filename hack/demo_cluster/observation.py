@@ -1,6 +1,6 @@
 """Observes the pools: objects of the API server, the groups' lag, the results.
 
-Changes nothing. What cannot be read is read again the next time.
+Changes nothing. A failed read is repeated the next time.
 """
 
 from collections import Counter
@@ -24,14 +24,14 @@ _GROUPS: Mapping[str, str] = {pool.group: pool.topics.tasks for pool in POOLS}
 
 
 class Observer:
-    """`async with Observer(bench) as observer`, once the topics are there; then `observe` and `backlogs`."""
+    """`async with Observer(bench) as observer`, once the topics exist; then `observe` and `backlogs`."""
 
     def __init__(self, bench: OperatorBench) -> None:
         self._bench = bench
         connection = KafkaConnection.model_validate({"bootstrap_servers": [bench.bootstrap_servers]})
         self._reader = LagReader(connection)
         self.results = {pool.name: ResultsTopic(connection, pool.topics.results) for pool in POOLS}
-        """The results topic of each pool, as far as it was read."""
+        """The results of each pool read so far."""
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -50,7 +50,7 @@ class Observer:
         await self._open.aclose()
 
     async def backlogs(self) -> dict[str, GroupLag]:
-        """Each pool's group on its topic, by the pool's name; raises `KafkaUnavailableError`."""
+        """The lag of each pool's group, by the pool's name; raises `KafkaUnavailableError`."""
         found = await self._reader.read(_GROUPS)
         return {pool.name: found[pool.group] for pool in POOLS}
 

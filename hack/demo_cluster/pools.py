@@ -21,7 +21,7 @@ _TARGET_LAG_PER_REPLICA: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPool:
-    """A pool with a lane, topics and a folder of the bucket for itself."""
+    """A pool with its own lane, topics and folder of the bucket."""
 
     name: str
     group: str
@@ -29,7 +29,7 @@ class DemoPool:
 
     @property
     def image_prefix(self) -> str:
-        """What the keys of its objects begin with."""
+        """Prefix of the keys of its objects."""
         return f"{self.name}/"
 
 
@@ -39,7 +39,7 @@ VIP: Final = DemoPool(
     group=f"{DEFAULT_CONSUMER_GROUP}-vip",
     topics=TopicNames(
         tasks=_DEFAULTS.tasks_vip,
-        # A pool of one lane has no second one; every topic needs a name of its own.
+        # A pool of one lane has no vip lane, but every topic needs a unique name.
         tasks_vip=f"{_DEFAULTS.tasks_vip}-unused",
         results=f"{_DEFAULTS.results}-vip",
         progress=f"{_DEFAULTS.progress}-vip",
@@ -60,7 +60,7 @@ def pool_manifest(
     worker_image: str,
     max_replicas: int,
 ) -> dict[str, Any]:
-    """The `FluxWorkerPool` to apply; `models` is a folder of the node that holds the checkpoint `TINY_MODEL`."""
+    """The `FluxWorkerPool` to apply; `models` is a folder of the node with the checkpoint `TINY_MODEL`."""
     return {
         "apiVersion": "fluxpool.dev/v1alpha1",
         "kind": "FluxWorkerPool",
@@ -76,7 +76,7 @@ def pool_manifest(
                 "minReplicas": 0,
                 "maxReplicas": max_replicas,
                 "targetLagPerReplica": _TARGET_LAG_PER_REPLICA,
-                # Seconds, where a service would take minutes: a demo must not take long.
+                # Seconds, where a service would use minutes: a demo should be short.
                 "pollIntervalSeconds": 1,
                 "idleGracePeriodSeconds": 10,
                 "scaleDown": {"stabilizationWindowSeconds": 5},

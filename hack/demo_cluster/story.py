@@ -1,6 +1,6 @@
-"""The story of the demo: definitions, chart, pools, a burst, images, zero again, and the count.
+"""The steps of the demo: CRD, chart, pools, a burst, images, scale to zero, and the count.
 
-Owns the order and the deadlines. The parts are running already and are stopped by others.
+Owns the order and the deadlines. The components run already; the caller stops them.
 """
 
 import asyncio
@@ -22,31 +22,31 @@ from kit.operator_bench import WORKER_IMAGE, apply_definitions
 
 _INTERVAL_SECONDS: Final = 0.5
 _POOL_READY_SECONDS: Final = 300.0
-"""The operator starts in this time too."""
+"""Includes the start of the operator."""
 _LOG_TAIL_CHARACTERS: Final = 2000
 
 
 @dataclass(slots=True, kw_only=True)
 class Story:
-    """One demo on a running cluster: `tell`, then `count`."""
+    """One demo on a running cluster; `run` executes it."""
 
     cluster: DemoCluster
     display: LiveDisplay
     tasks_per_pool: int
     max_replicas: int
     deadline_seconds: float
-    """For the work after the burst, until all pools sleep."""
+    """Time from the burst until all pools are scaled to zero."""
     submitted: dict[str, dict[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """By pool and `request_id`, what was sent."""
+    """The tasks that were sent, by pool and `request_id`."""
     peak_replicas: int = 0
-    """Most ready workers of all pools at one moment."""
+    """Maximum of the ready workers of all pools at one time."""
     problems: list[str] = field(default_factory=list)
-    """What went wrong and did not end the story."""
+    """Problems that did not end the demo."""
     _planned: dict[str, int | None] = field(default_factory=dict)
     """The number of replicas that was reported last, by pool."""
 
     async def run(self) -> Count:
-        """Install, send, watch until all pools sleep, count. Raises what the parts raise before the burst."""
+        """Install, send, watch until all pools are at zero, count. Raises the components' errors before the burst."""
         await self._install()
         async with Observer(self.cluster.bench) as observer:
             # The pools before the burst.
@@ -88,10 +88,10 @@ class Story:
         )
 
     def _bodies(self) -> list[list[dict[str, Any]]]:
-        """What each pool is asked for; no two prompts are the same."""
+        """The tasks of each pool; all prompts differ."""
         bodies = prompts(self.tasks_per_pool * len(POOLS), tiny=True)
         for body in bodies:
-            # The topic says it already.
+            # The topic determines it.
             body.pop("priority", None)
         return [bodies[number * self.tasks_per_pool :][: self.tasks_per_pool] for number in range(len(POOLS))]
 
@@ -103,7 +103,7 @@ class Story:
         await produce(self.cluster.bench.bootstrap_servers, pool.topics.tasks, list(records))
 
     async def _watch(self, observer: Observer) -> None:
-        """Show moments until every task has an end and every pool sleeps."""
+        """Show observations until every task has a result and every pool is at zero."""
         while True:
             moment = await self._look(observer)
             ended = {name: _ends(observer, name) >= tasks.keys() for name, tasks in self.submitted.items()}
@@ -113,7 +113,7 @@ class Story:
             await asyncio.sleep(_INTERVAL_SECONDS)
 
     async def _look(self, observer: Observer) -> Observation | None:
-        """Show one moment and every new plan; None when the API server did not answer."""
+        """Show one observation and every new plan; None when the API server did not respond."""
         try:
             moment = await observer.observe()
         except ApiUnreachableError:
@@ -138,7 +138,7 @@ class Story:
         )
 
     async def _describe(self) -> str:
-        """What a person needs to find out why it takes so long."""
+        """Diagnostics for a demo that takes too long."""
         bench = self.cluster.bench
         parts = []
         for pool in POOLS:

@@ -1,4 +1,4 @@
-"""How an observation of the demo is shown: a table on a terminal, a line elsewhere."""
+"""Shows an observation of the demo: a table on a terminal, a line otherwise."""
 
 from dataclasses import dataclass
 
@@ -10,25 +10,25 @@ from fluxpool_cli.watch.display import Displayed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolObservation:
-    """One pool, as Kafka and the API server have it."""
+    """State of one pool, from Kafka and the API server."""
 
     name: str
     lag_records: int | None
-    """Unfinished tasks in its group; None when not all partitions could be read."""
+    """Lag of its group; None when not all partitions could be read."""
     planned: int | None
-    """Workers that there should be, as its status says; None before the operator said so."""
+    """Planned workers in its status; None before the first plan."""
     ready: int
-    """Worker pods that can work."""
+    """Ready worker pods."""
     pods: int
-    """All its worker pods, those on their way in or out included."""
+    """All its worker pods, including starting and terminating ones."""
     succeeded: int
-    """Tasks with a result of success."""
+    """Tasks that succeeded."""
     failed: int
     """Tasks with any other result."""
     constraint: str = ""
-    """What decided the number of replicas."""
+    """The constraint of the plan."""
     reason: str = ""
-    """The plan in sentences."""
+    """The reason of the plan."""
 
     @property
     def asleep(self) -> bool:
@@ -36,14 +36,14 @@ class PoolObservation:
         return self.lag_records == 0 and self.planned == 0 and self.pods == 0
 
     def plan(self) -> str:
-        """The number of replicas and why it is that."""
+        """The number of replicas with its reason."""
         number = "no plan yet" if self.planned is None else f"{self.planned} replica{'' if self.planned == 1 else 's'}"
         return f"{self.name}: {number}" + (f" ({self.constraint}). {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Observation(Displayed):
-    """All pools at once."""
+    """State of all pools at one time."""
 
     pools: tuple[PoolObservation, ...]
 
@@ -56,7 +56,7 @@ class Observation(Displayed):
         )
 
     def __rich__(self) -> Group:
-        """The table of the live view, the plans' reasons below it."""
+        """The table of the live view, with the plans' reasons below it."""
         rows = [
             (
                 pool.name,
