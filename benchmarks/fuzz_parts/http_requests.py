@@ -1,6 +1,6 @@
 """Odd and hostile HTTP requests: bytes near valid requests and far from them.
 
-Pure: a seed gives the same requests each time. `make_connection_script` makes the requests of one connection and its end.
+Pure: a seed gives the same requests each time. `make_connection_script` makes those of one connection, and its end.
 """
 
 import gzip

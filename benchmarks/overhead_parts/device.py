@@ -30,7 +30,7 @@ class StandInDevice:
     device = "none"
 
     def __init__(self, *, seconds_per_task: float, journal: Path, tasks: int) -> None:
-        """Generate each image in `seconds_per_task`; record begin and end of up to twice `tasks` of them in `journal`."""
+        """Generate each image in `seconds_per_task`; record up to twice `tasks` begins and ends in `journal`."""
         self._seconds_per_task = seconds_per_task
         # Memory that outlives the process. Writing to a file would release the interpreter's lock to another thread,
         # and the wait for it would count as idle.
