@@ -55,7 +55,7 @@ def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(model: str) -> None
 def test_an_incomplete_download_is_named_by_its_file(checkpoint: Path, cut: int) -> None:
     file = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(weights(cut))
-    with pytest.raises(ModelError, match=r"vae/diffusion_pytorch_model\.safetensors .*fetch the checkpoint again"):
+    with pytest.raises(ModelError, match=r"vae/diffusion_pytorch_model\.safetensors .*fetch it again"):
         checked_model(str(checkpoint))
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxpool_worker.agent.consumer.gap_tracker import FetchGaps, lost_range
+from fluxpool_worker.agent.consumer.gap_tracker import FetchGaps
 
 
 def started(low_watermark: int | None) -> FetchGaps:
@@ -20,18 +20,21 @@ def consume(fetched: FetchGaps, offset: int) -> None:
 @pytest.mark.parametrize(
     ("expected", "seen", "log_start", "lost"),
     [
-        (5, 8, 8, [5, 6, 7]),
-        (5, 8, 7, [5, 6]),
-        (5, 8, 20, [5, 6, 7]),
+        (5, 8, 8, [range(5, 8)]),
+        (5, 8, 7, [range(5, 7)]),
+        (5, 8, 20, [range(5, 8)]),
         (5, 8, 5, []),
         (5, 8, 0, []),
         (5, 5, 9, []),
     ],
 )
 def test_skipped_offsets_below_the_low_watermark_are_lost(
-    expected: int, seen: int, log_start: int, lost: list[int]
+    expected: int, seen: int, log_start: int, lost: list[range]
 ) -> None:
-    assert list(lost_range(expected=expected, seen=seen, log_start=log_start)) == lost
+    fetched = started(expected)
+    consume(fetched, seen)
+    assert fetched.explain(list(fetched.gaps), log_start=log_start) == lost
+    assert fetched.gaps == []
 
 
 def test_consecutive_records_leave_no_gap() -> None:

@@ -12,7 +12,7 @@ import structlog
 from pydantic import BaseModel, ConfigDict
 
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from fluxpool_gateway.store.task_store import Quarantine
+from fluxpool_gateway.store.task_store import Heartbeat, Quarantine
 from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
 READ_INTERVAL_SECONDS: Final = 1.0
@@ -81,45 +81,45 @@ class BrokerWatch:
         self._failure = failure
         self._answered_at = asyncio.get_running_loop().time()
 
-    def readiness(self) -> PartReadiness:
-        """Whether a broker described the task topics lately."""
-        if self._failure is not None:
-            return PartReadiness(ready=False, detail=self._failure)
-        if asyncio.get_running_loop().time() - self._answered_at > MAX_ANSWER_AGE_SECONDS:
-            return PartReadiness(ready=False, detail="no broker answers")
-        return PartReadiness(ready=True, detail="a broker knows the task topics")
+    def why_not_ready(self) -> str | None:
+        """Why requests would be refused; None when a broker described the task topics lately."""
+        is_old = asyncio.get_running_loop().time() - self._answered_at > MAX_ANSWER_AGE_SECONDS
+        return self._failure or ("no broker answers" if is_old else None)
 
 
 async def read_readiness(watch: BrokerWatch, store: TaskStoreReader) -> Readiness:
     """The state of every part now."""
-    parts = {"queue": watch.readiness(), "projection": await _projection(store, now_ms=time.time_ns() // 1_000_000)}
+    failure = watch.why_not_ready()
+    queue = PartReadiness(ready=failure is None, detail=failure or "a broker knows the task topics")
+    try:
+        heartbeat, quarantine = await store.heartbeat(), await store.quarantine()
+    except StoreUnavailableError as error:
+        projection = PartReadiness(ready=False, detail=str(error))
+    else:
+        failure = _why_behind(heartbeat, now_ms=time.time_ns() // 1_000_000)
+        lag_records = 0 if heartbeat is None else heartbeat.lag_records
+        detail = failure or f"{lag_records} records to read{_passed_over(quarantine)}"
+        projection = PartReadiness(ready=failure is None, detail=detail)
+    parts = {"queue": queue, "projection": projection}
     return Readiness(ready=all(part.ready for part in parts.values()), parts=parts)
 
 
-async def _projection(store: TaskStoreReader, *, now_ms: int) -> PartReadiness:
-    try:
-        heartbeat = await store.heartbeat()
-        quarantine = await store.quarantine()
-    except StoreUnavailableError as error:
-        return PartReadiness(ready=False, detail=str(error))
+def _why_behind(heartbeat: Heartbeat | None, *, now_ms: int) -> str | None:
+    """Why the store does not show what Kafka has; None when it does."""
     if heartbeat is None:
-        return PartReadiness(ready=False, detail="no projector has run yet")
+        return "no projector has run yet"
     silent_seconds = (now_ms - heartbeat.beat_at_ms) / 1000
     if silent_seconds > MAX_HEARTBEAT_AGE_SECONDS:
-        return PartReadiness(
-            ready=False, detail=f"the projector is silent since {silent_seconds:.0f} s; its log says why"
-        )
+        return f"the projector is silent since {silent_seconds:.0f} s; its log says why"
     if heartbeat.caught_up_at_ms is None:
         to_read = f"{heartbeat.lag_records} records to read"
         if heartbeat.rebuilt_because is None:
-            return PartReadiness(ready=False, detail=f"the store is being built ({to_read})")
-        detail = f"the store is being rebuilt from Kafka ({to_read}): {heartbeat.rebuilt_because}"
-        return PartReadiness(ready=False, detail=detail)
+            return f"the store is being built ({to_read})"
+        return f"the store is being rebuilt from Kafka ({to_read}): {heartbeat.rebuilt_because}"
     behind_seconds = (now_ms - heartbeat.caught_up_at_ms) / 1000
     if behind_seconds > MAX_BEHIND_SECONDS:
-        detail = f"the projection is behind since {behind_seconds:.0f} s ({heartbeat.lag_records} records)"
-        return PartReadiness(ready=False, detail=detail)
-    return PartReadiness(ready=True, detail=f"{heartbeat.lag_records} records to read{_passed_over(quarantine)}")
+        return f"the projection is behind since {behind_seconds:.0f} s ({heartbeat.lag_records} records)"
+    return None
 
 
 def _passed_over(quarantine: Quarantine) -> str:

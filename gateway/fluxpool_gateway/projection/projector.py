@@ -109,7 +109,7 @@ class Projector:
                 change = self._read(record)
             except Exception as error:  # noqa: BLE001 - one record must not stop those behind it
                 reason = str(error) if isinstance(error, UnreadableRecordError) else f"{type(error).__name__}: {error}"
-                unreadable.append(_quarantined(place, reason, now_ms))
+                unreadable.append(QuarantinedRecord.at(place, reason, now_ms))
             else:
                 if change is not None:
                     changes.append((place, change))
@@ -234,11 +234,6 @@ class Projector:
         if now - self._logged_at.get(event, -_LOG_INTERVAL_SECONDS) >= _LOG_INTERVAL_SECONDS:
             self._logged_at[event] = now
             logger.warning(event, **values)
-
-
-def _quarantined(place: RecordRef, reason: str, now_ms: int) -> QuarantinedRecord:
-    topic, partition, offset = place
-    return QuarantinedRecord(topic=topic, partition=partition, offset=offset, reason=reason, at_ms=now_ms)
 
 
 def _now_ms() -> int:

@@ -7,7 +7,7 @@ One process writes (`TaskStoreWriter`, the projector) and blocks: it is called i
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
-from typing import Final
+from typing import Final, Self
 
 from sqlalchemy import Connection, Engine, Table, delete, func, select
 from sqlalchemy.dialects import sqlite
@@ -54,6 +54,12 @@ class QuarantinedRecord:
     reason: str
     at_ms: int
     """When it was passed over, in milliseconds since 1970, UTC."""
+
+    @classmethod
+    def at(cls, place: RecordRef, reason: str, now_ms: int) -> Self:
+        """The record that lies there."""
+        topic, partition, offset = place
+        return cls(topic=topic, partition=partition, offset=offset, reason=reason, at_ms=now_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,20 +174,14 @@ def _apply_all(
         if not is_record_fault(error):
             raise
         if len(changes) == 1:
-            topic, partition, offset = changes[0][0]
-            reason = _reason(error)
-            return [QuarantinedRecord(topic=topic, partition=partition, offset=offset, reason=reason, at_ms=now_ms)]
+            cause = getattr(error, "orig", None) or error
+            return [QuarantinedRecord.at(changes[0][0], f"{type(cause).__name__}: {cause}", now_ms)]
         middle = len(changes) // 2
         return [
             *_apply_all(connection, changes[:middle], now_ms=now_ms),
             *_apply_all(connection, changes[middle:], now_ms=now_ms),
         ]
     return []
-
-
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error
-    return f"{type(cause).__name__}: {cause}"
 
 
 def _printable(text: str) -> str:

@@ -1,22 +1,18 @@
 """Checks a model folder before anything is started.
 
-Owns the quick checks: index, component folders, and the length that each safetensors header states. The engine finds
-other faults when it loads the checkpoint.
+Owns the quick checks: index, component folders, and what the engine itself says of the weight files. It finds other
+faults when it loads the checkpoint.
 """
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Final
 
-from fluxpool_worker.engine import ForeignModelError, check_pipeline, family_of
+from fluxpool_worker.engine import WEIGHTED_PARTS, ForeignModelError, check_pipeline, family_of, weight_problems
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 _INDEX: Final = "model_index.json"
-_WITH_WEIGHTS: Final = ("text_encoder", "text_encoder_2", "transformer", "vae")
-_MAX_HEADER_BYTES: Final = 100_000_000
-"""The limit of the safetensors format."""
 
 
 class ModelError(ValueError):
@@ -64,25 +60,6 @@ def _check_folder(folder: Path) -> None:
         # A component is named with its library and class; [null, null] is one that this checkpoint does not have.
         if isinstance(value, list) and any(value) and not (folder / name).is_dir():
             raise ModelError(f"{folder} lacks the folder {name}, which its {_INDEX} names; fetch the checkpoint again")
-    for name in _WITH_WEIGHTS:
-        for file in sorted((folder / name).glob("*.safetensors")):
-            _check_weights(file)
-
-
-def _check_weights(file: Path) -> None:
-    """A download that was cut short is the usual damage."""
-    try:
-        has_bytes = file.stat().st_size
-        with file.open("rb") as content:
-            (header_bytes,) = struct.unpack("<Q", content.read(8))
-            if header_bytes > _MAX_HEADER_BYTES:
-                raise ValueError("its header is too long")
-            header = json.loads(content.read(header_bytes))
-            ends = [item["data_offsets"][1] for name, item in header.items() if name != "__metadata__"]
-            wanted_bytes = 8 + header_bytes + max(ends, default=0)
-    except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, struct.error):
-        raise ModelError(f"{file} is no whole safetensors file; fetch the checkpoint again") from None
-    if has_bytes != wanted_bytes:
-        raise ModelError(f"{file} has {has_bytes} bytes instead of {wanted_bytes}; fetch the checkpoint again")
+    for part in (folder / name for name in WEIGHTED_PARTS if (folder / name).is_dir()):
+        for problem in weight_problems(part):
+            raise ModelError(f"{folder}: {problem}")

@@ -58,19 +58,13 @@ class FetchGaps:
         self.reached = next_offset
 
     def explain(self, asked: list[range], *, log_start: int) -> list[range]:
-        """The offsets within gaps that are gone from the log, of those that are still open; they are closed now."""
+        """The offsets within gaps that are gone from the log, of those that are still open; they are closed now.
+
+        Retention or a DeleteRecords request removes them. An upper bound: markers have offsets too.
+        """
         known = [gap for gap in asked if gap in self.gaps]
         self.gaps = [gap for gap in self.gaps if gap not in known]
-        ranges = (lost_range(expected=gap.start, seen=gap.stop, log_start=log_start) for gap in known)
-        return [lost for lost in ranges if lost]
-
-
-def lost_range(*, expected: int, seen: int, log_start: int) -> range:
-    """Offsets that were never seen and are gone from the log; empty as a rule.
-
-    Retention or a DeleteRecords request removes them. An upper bound: markers have offsets too.
-    """
-    return range(expected, max(expected, min(seen, log_start)))
+        return [lost for gap in known if (lost := range(gap.start, min(gap.stop, log_start)))]
 
 
 class GapTracker:

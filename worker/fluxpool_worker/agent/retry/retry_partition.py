@@ -110,13 +110,13 @@ class RetryPartition:
             if relayed >= self.position:
                 self._relayed.add(relayed)
         self.position = max(self.position, offset)
-        self.committed, self._committed_text = offset, metadata
-        self._trim()
+        self.commit_done(offset, metadata)
 
     def commit_done(self, offset: int, metadata: str) -> None:
         """The group has what `commit_offset` and `metadata()` said."""
         self.committed, self._committed_text = offset, metadata
-        self._trim()
+        low_watermark = min(self.commit_offset, offset)
+        self._relayed = {known for known in self._relayed if known >= low_watermark}
 
     def commit_again(self) -> None:
         """Have the present state committed once more, so that Kafka keeps it."""
@@ -125,7 +125,3 @@ class RetryPartition:
     def metadata(self) -> str:
         """The text beside the committed offset."""
         return retry_offset_text(commit_offset=self.commit_offset, relayed=self._relayed, topic_id=self.topic_id)
-
-    def _trim(self) -> None:
-        low_watermark = min(self.commit_offset, self.committed)
-        self._relayed = {offset for offset in self._relayed if offset >= low_watermark}
