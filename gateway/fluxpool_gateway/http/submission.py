@@ -80,33 +80,20 @@ class RecordSink(Protocol):
         """Begin to write a record; its offset comes with the acknowledgement. Either raises `DeliveryError`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """The route; one instance serves one process."""
 
-    def __init__(
-        self,
-        *,
-        producer: RecordSink,
-        partitioner: LoadAwarePartitioner,
-        partition_counts: PartitionCounts,
-        recent: RecentTasks,
-        once: Once,
-        topics: TopicNames,
-        qualities: Collection[Quality] = (),
-        public_url: str | None,
-    ) -> None:
-        """`partition_counts` says how many partitions a topic has, None while that is unknown.
-
-        `once` writes the record of a request with a key, as `Idempotency.once` does.
-        """
-        self._producer = producer
-        self._partitioner = partitioner
-        self._partition_counts = partition_counts
-        self._recent = recent
-        self._once = once
-        self._topics = {Priority.STANDARD: topics.tasks, Priority.VIP: topics.tasks_vip}
-        self._qualities = qualities
-        self._public_url = public_url
+    producer: RecordSink
+    partitioner: LoadAwarePartitioner
+    partition_counts: PartitionCounts
+    """How many partitions a topic has, None while that is unknown."""
+    recent: RecentTasks
+    once: Once
+    """Writes the record of a request with a key, as `Idempotency.once` does."""
+    topics: TopicNames
+    qualities: Collection[Quality] = ()
+    public_url: str | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -124,7 +111,7 @@ class Submission:
             logger.exception("submission_failed")
             problem = ProblemError(ProblemCode.INTERNAL, f"the gateway failed on this request; {_UNKNOWN_OUTCOME}")
         else:
-            base = base_url(public_url=self._public_url, scheme=scope["scheme"], host=headers.host)
+            base = base_url(public_url=self.public_url, scheme=scope["scheme"], host=headers.host)
             correlation_id = request_id if headers.x_request_id is None else correlation_id_of(headers.x_request_id)
             await send_accepted(send, request_id=request_id, base=base, correlation_id=correlation_id)
             return
@@ -136,7 +123,7 @@ class Submission:
         _check_content_encoding(headers.content_encoding)
         body = await _read_body(receive)
         request = parse_request(body)
-        check_quality(request, self._qualities)
+        check_quality(request, self.qualities)
         if headers.idempotency_key is None:
             request_id = new_request_id()
             value = render_task(request, request_id)
@@ -148,7 +135,7 @@ class Submission:
         request_id = idempotent_request_id(DEFAULT_TENANT, check_idempotency_key(headers.idempotency_key))
         value = render_task(request, request_id)
         produce = partial(self._produce, headers, request, request_id=request_id, value=value)
-        await self._once(request_id, task_digest(value), produce)
+        await self.once(request_id, task_digest(value), produce)
         return request_id
 
     async def _produce(
@@ -158,16 +145,16 @@ class Submission:
 
         Raises `UnwrittenError` when it certainly is not in Kafka, `ProblemError` when that is unknown.
         """
-        topic = self._topics[request.priority]
-        partitions = self._partition_counts(topic)
+        topic = self.topics.tasks_vip if request.priority is Priority.VIP else self.topics.tasks
+        partitions = self.partition_counts(topic)
         if not partitions:
             raise UnwrittenError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))
         accepted_at = datetime.fromtimestamp(time.time(), UTC)
         work = request.relative_work
         trace = ((TRACEPARENT, headers.traceparent), (TRACESTATE, headers.tracestate))
-        partition = self._partitioner.choose(topic, partitions=partitions, work=work)
+        partition = self.partitioner.choose(topic, partitions=partitions, work=work)
         try:
-            offset = await self._producer.send(
+            offset = await self.producer.send(
                 topic=topic,
                 partition=partition,
                 key=request_id.encode(),
@@ -179,8 +166,8 @@ class Submission:
                 raise UnwrittenError(_unavailable(f"{error}; nothing was accepted, try again")) from error
             reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
             raise _unavailable(reason) from error
-        self._partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
-        self._recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value)
+        self.partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
+        self.recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value)
 
 
 def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) -> None:

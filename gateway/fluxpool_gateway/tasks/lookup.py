@@ -103,13 +103,13 @@ class TaskTopicEnds:
         return described
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLookup:
     """Finds tasks by their id."""
 
-    def __init__(self, *, store: TaskStoreReader, recent: RecentTasks, barrier: ProjectionBarrier) -> None:
-        self._store = store
-        self._recent = recent
-        self._barrier = barrier
+    store: TaskStoreReader
+    recent: RecentTasks
+    barrier: ProjectionBarrier
 
     async def find(self, request_id: str) -> TaskState | RecentTask:
         """The task.
@@ -119,10 +119,10 @@ class TaskLookup:
         if not REQUEST_ID.fullmatch(request_id):
             raise _not_found(request_id)
         try:
-            found = await self._store.find(request_id) or self._recent.get(request_id)
+            found = await self.store.find(request_id) or self.recent.get(request_id)
             if found is None:
-                await self._barrier.passed()
-                found = await self._store.find(request_id)
+                await self.barrier.passed()
+                found = await self.store.find(request_id)
         except BarrierNotReachedError as error:
             raise _unknown(f"whether there is a task {request_id} is not known yet ({error})") from error
         except StoreUnavailableError as error:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -44,32 +44,25 @@ class _Worker:
     kill_at_seconds: float = float("inf")
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class WorkerFleet:
     """All workers of one stack."""
 
-    def __init__(
-        self,
-        *,
-        environment: WorkerEnvironment,
-        log_dir: Path,
-        drain_grace_seconds: float,
-        report: Callable[[str], None],
-    ) -> None:
-        """Start with none; `report` gets a sentence about every change."""
-        self._environment = environment
-        self._log_dir = log_dir
-        self._drain_grace_seconds = drain_grace_seconds
-        self._report = report
-        self._workers: dict[str, _Worker] = {}
-        self._numbers = 0
-        self._wanted = 0
-        self._crashes_in_a_row = 0
-        self._spawn_not_before_seconds = 0.0
-        self._last_failure: str | None = None
-        self.crashed = 0
-        """Workers that ended without a signal of ours, since the start."""
-        self.problem: str | None = None
-        """Why two workers in a row failed before they were ready: the next one will, too."""
+    environment: WorkerEnvironment
+    log_dir: Path
+    drain_grace_seconds: float
+    report: Callable[[str], None]
+    """Gets a sentence about every change."""
+    crashed: int = field(default=0, init=False)
+    """Workers that ended without a signal of ours, since the start."""
+    problem: str | None = field(default=None, init=False)
+    """Why two workers in a row failed before they were ready: the next one will, too."""
+    _workers: dict[str, _Worker] = field(default_factory=dict, init=False)
+    _numbers: int = field(default=0, init=False)
+    _wanted: int = field(default=0, init=False)
+    _crashes_in_a_row: int = field(default=0, init=False)
+    _spawn_not_before_seconds: float = field(default=0.0, init=False)
+    _last_failure: str | None = field(default=None, init=False)
 
     @property
     def replicas(self) -> int:
@@ -137,29 +130,29 @@ class WorkerFleet:
             child = ChildProcess(
                 name,
                 WORKER_COMMAND,
-                environment=self._environment(name, port),
-                log_path=self._log_dir / f"{name}.log",
+                environment=self.environment(name, port),
+                log_path=self.log_dir / f"{name}.log",
             )
             child.spawn()
         except OSError as error:
             # A full disk, or no process or port left: the condition may pass, so the stack continues.
             self._numbers -= 1
             delay = self._back_off()
-            self._report(f"{name} cannot be started ({error}); the next attempt is in {delay:g} s")
+            self.report(f"{name} cannot be started ({error}); the next attempt is in {delay:g} s")
             return
         self._workers[name] = _Worker(child, port)
-        self._report(f"{name} starts")
+        self.report(f"{name} starts")
 
     def _drain(self, worker: _Worker) -> None:
         worker.state = WorkerState.DRAINING
-        worker.kill_at_seconds = time.monotonic() + self._drain_grace_seconds + _KILL_MARGIN_SECONDS
+        worker.kill_at_seconds = time.monotonic() + self.drain_grace_seconds + _KILL_MARGIN_SECONDS
         worker.child.terminate()
-        self._report(f"{worker.child.name} drains")
+        self.report(f"{worker.child.name} drains")
 
     def _kill_overdue(self) -> None:
         for worker in self._workers.values():
             if time.monotonic() > worker.kill_at_seconds and worker.child.exit_status is None:
-                self._report(f"{worker.child.name} did not end within its grace and is killed")
+                self.report(f"{worker.child.name} did not end within its grace and is killed")
                 worker.child.send_kill()
 
     def _reap(self) -> None:
@@ -171,15 +164,15 @@ class WorkerFleet:
             del self._workers[name]
             # A worker that was still starting has no handler yet: the signal itself ends it.
             if worker.state is WorkerState.DRAINING and status in {0, -signal.SIGTERM}:
-                self._report(f"{name} ended")
+                self.report(f"{name} ended")
                 continue
             if worker.state is WorkerState.DRAINING:
-                self._report(f"{name} ended with status {status} while it drained; its log is {worker.child.log_path}")
+                self.report(f"{name} ended with status {status} while it drained; its log is {worker.child.log_path}")
                 continue
             self.crashed += 1
             delay = self._back_off()
             last = worker.child.log_tail(lines=1) or "it logged nothing"
-            self._report(
+            self.report(
                 f"{name} ended unexpectedly with status {status}; a new one starts in {delay:g} s. "
                 f"The last line of {worker.child.log_path}: {last}"
             )
@@ -196,7 +189,7 @@ class WorkerFleet:
     def _note_failure(self, failure: str) -> None:
         if failure == self._last_failure and failure != self.problem:
             self.problem = failure
-            self._report(f"workers cannot start: {failure}")
+            self.report(f"workers cannot start: {failure}")
         self._last_failure = failure
 
     async def _probe(self, http: httpx.AsyncClient) -> None:
@@ -211,7 +204,7 @@ class WorkerFleet:
                 worker.state = WorkerState.READY
                 self._crashes_in_a_row = 0
                 self._last_failure = self.problem = None
-                self._report(f"{worker.child.name} is ready")
+                self.report(f"{worker.child.name} is ready")
 
 
 def failure_in(last_line: str, *, status: int) -> str:

@@ -8,7 +8,8 @@ again ends the worker; each ledger names its topic by id, so that the next start
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from typing import Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -52,34 +53,24 @@ class AssignmentEvents(Protocol):
         """The partition is read again from another offset; what was fetched so far does not count."""
 
 
+@dataclass(slots=True, eq=False)
 class AssignmentLoader:
     """Reads what the group knows of newly assigned partitions into the lane's `OffsetCommits`."""
 
-    def __init__(
-        self,
-        commits: OffsetCommits,
-        gaps: GapTracker,
-        *,
-        lane: AssignmentEvents,
-        events: LaneEvents,
-        topic: str,
-        ask_topic_id: Callable[[], Awaitable[str | None]],
-        holds: Holds,
-        log: FilteringBoundLogger,
-    ) -> None:
-        """`ask_topic_id` returns the id of the topic that has the name now, None when it is unknown."""
-        self._commits = commits
-        self._gaps = gaps
-        self._lane = lane
-        self._events = events
-        self._topic = topic
-        self._ask_topic_id = ask_topic_id
-        self._holds = holds
-        self._hold: Hold | None = None
-        self._backoff = Backoff(initial_seconds=0.25, maximum_seconds=1.0)
-        self._log = log
-        self._assigned = asyncio.Event()
-        self._loaded = asyncio.Event()
+    commits: OffsetCommits
+    gaps: GapTracker
+    _: KW_ONLY
+    lane: AssignmentEvents
+    events: LaneEvents
+    topic: str
+    ask_topic_id: Callable[[], Awaitable[str | None]]
+    """Returns the id of the topic that has the name now, None when it is unknown."""
+    holds: Holds
+    log: FilteringBoundLogger
+    _hold: Hold | None = field(default=None, init=False)
+    _backoff: Backoff = field(default_factory=partial(Backoff, initial_seconds=0.25, maximum_seconds=1.0), init=False)
+    _assigned: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _loaded: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def begin(self) -> None:
         """Load a new assignment; returns at once."""
@@ -94,7 +85,7 @@ class AssignmentLoader:
         while True:
             await self._assigned.wait()
             self._assigned.clear()
-            epoch, unloaded = self._commits.epoch, self._commits.unloaded
+            epoch, unloaded = self.commits.epoch, self.commits.unloaded
             try:
                 async with asyncio.timeout(READ_DEADLINE_SECONDS):
                     committed = await committed_with_metadata(consumer, unloaded)
@@ -103,17 +94,17 @@ class AssignmentLoader:
                 continue
             # The id comes before any offset is used: an offset of a former topic would skip records of this one. It may
             # be outdated where a ledger has another one, or no commit is left: Kafka deletes them with their topic.
-            if not (committed and self._commits.topic_id) or any(map(self._is_of_former_topic, committed.values())):
+            if not (committed and self.commits.topic_id) or any(map(self._is_of_former_topic, committed.values())):
                 await self._check_topic()
             # A rebalance during the requests has set the event again; these answers are about its predecessor.
-            if epoch != self._commits.epoch:
+            if epoch != self.commits.epoch:
                 continue
-            for partition in unloaded & self._commits.progress.keys():
+            for partition in unloaded & self.commits.progress.keys():
                 self._load(consumer, partition, committed.get(partition))
             self._hold = None
             self._backoff.reset()
-            self._commits.mark_loaded()
-            self._lane.on_loaded()
+            self.commits.mark_loaded()
+            self.lane.on_loaded()
             self._loaded.set()
 
     async def watch_topic(self) -> None:
@@ -125,65 +116,65 @@ class AssignmentLoader:
             await self._check_topic()
 
     async def _check_topic(self) -> None:
-        known, present = self._commits.topic_id, await self._ask_topic_id()
+        known, present = self.commits.topic_id, await self.ask_topic_id()
         if known is not None and present not in (None, known):
-            raise TopicReplacedError(self._topic, f"was deleted and created again (id {known} before, {present} now)")
-        self._commits.topic_id = known or present
+            raise TopicReplacedError(self.topic, f"was deleted and created again (id {known} before, {present} now)")
+        self.commits.topic_id = known or present
 
     def _is_of_former_topic(self, committed: OffsetAndMetadata) -> bool:
         topic_id = committed_topic_id(committed.metadata)
-        return topic_id is not None and self._commits.topic_id not in (None, topic_id)
+        return topic_id is not None and self.commits.topic_id not in (None, topic_id)
 
     async def _retry(self, error: str) -> None:
-        self._log.warning("committed_offsets_unreadable", error=error)
-        self._hold = self._hold or self._holds.begin_apart(HoldCause.KAFKA)
-        self._holds.check(self._hold, f"committed offsets cannot be read: {error}")
+        self.log.warning("committed_offsets_unreadable", error=error)
+        self._hold = self._hold or self.holds.begin_apart(HoldCause.KAFKA)
+        self.holds.check(self._hold, f"committed offsets cannot be read: {error}")
         await self._backoff.sleep()
         self._assigned.set()
 
     def _load(self, consumer: AIOKafkaConsumer, partition: TopicPartition, committed: OffsetAndMetadata | None) -> None:
-        offsets = self._commits.progress[partition]
+        offsets = self.commits.progress[partition]
         if committed is not None and self._is_of_former_topic(committed):
             self._restart(consumer, partition, ignored=committed)
         elif committed is not None:
             self._adopt(partition, committed)
         known = [offset for offset in (offsets.next_offset, offsets.committed) if offset is not None]
-        self._gaps.set_start(partition, max(known, default=None))
+        self.gaps.set_start(partition, max(known, default=None))
 
     def _restart(self, consumer: AIOKafkaConsumer, partition: TopicPartition, *, ignored: OffsetAndMetadata) -> None:
         """The commit is about a former topic: begin at the first record, or where this member was in the new topic."""
-        offsets = self._commits.progress[partition]
+        offsets = self.commits.progress[partition]
         if offsets.next_offset is None:
             offsets.next_offset = 0
-        self._commits.mark_changed(partition)
-        self._log.warning(
+        self.commits.mark_changed(partition)
+        self.log.warning(
             "former_topic_commit_ignored",
             partition=partition.partition,
             offset=ignored.offset,
             start=offsets.commit_point(),
         )
         # The consumer itself began at the ignored offset.
-        self._lane.on_restarted(partition)
+        self.lane.on_restarted(partition)
         with contextlib.suppress(IllegalStateError):  # a rebalance has just taken the partition away
             consumer.seek(partition, offsets.commit_point())
 
     def _adopt(self, partition: TopicPartition, committed: OffsetAndMetadata) -> None:
-        offsets = self._commits.progress[partition]
+        offsets = self.commits.progress[partition]
         # After this member was thrown out and came back, others may have owned the partition: their commits count.
-        self._lane.on_overtaken(partition, offsets.advance_to_committed(committed.offset))
-        self._commits.topic_id = self._commits.topic_id or committed_topic_id(committed.metadata)
+        self.lane.on_overtaken(partition, offsets.advance_to_committed(committed.offset))
+        self.commits.topic_id = self.commits.topic_id or committed_topic_id(committed.metadata)
         if not is_ledger(committed.metadata):
             # Another client's commit: Kafka forgets it some days after the last member left. One from here is kept.
             offsets.recommits = True
-            self._commits.mark_changed(partition)
+            self.commits.mark_changed(partition)
         entries = {
             offset: entry for offset, entry in decode_ledger(committed.metadata).items() if offsets.accepts(offset)
         }
-        counted = {offset: replace(entry, crashes=self._events.crashes_of(entry)) for offset, entry in entries.items()}
+        counted = {offset: replace(entry, crashes=self.events.crashes_of(entry)) for offset, entry in entries.items()}
         offsets.inherit(counted)
         for offset, entry in counted.items():
             if entry.crashes:
-                self._log.warning(
+                self.log.warning(
                     "crash_counted" if entry.crashes > entries[offset].crashes else "crashes_inherited",
                     request_id=entry.task,
                     crashes=entry.crashes,

@@ -7,6 +7,7 @@ stood, which was shared by all pools.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Final
 
 import structlog
@@ -25,25 +26,18 @@ BOUNDS_SECONDS: Final = 5.0
 log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class RetryStart:
     """Finds the partitions and their first offsets."""
 
-    def __init__(
-        self,
-        topics: tuple[str, ...],
-        *,
-        group: str,
-        offsets: MemberlessOffsets,
-        partitions_of: Callable[[str], Awaitable[set[int]]],
-        ask_topic_id: Callable[[str], Awaitable[str | None]],
-    ) -> None:
-        self._topics = topics
-        self._group = group
-        self._offsets = offsets
-        self._partitions_of = partitions_of
-        self._ask_topic_id = ask_topic_id
-        self.is_complete = True
-        """Whether the last `find` found every partition."""
+    topics: tuple[str, ...]
+    _: KW_ONLY
+    group: str
+    offsets: MemberlessOffsets
+    partitions_of: Callable[[str], Awaitable[set[int]]]
+    ask_topic_id: Callable[[str], Awaitable[str | None]]
+    is_complete: bool = field(default=True, init=False)
+    """Whether the last `find` found every partition."""
 
     async def find(self, reader: AIOKafkaConsumer) -> dict[TopicPartition, RetryPartition]:
         """Every partition that can be read, with the reader assigned to all of them and sought to their starts.
@@ -53,7 +47,7 @@ class RetryStart:
         known = await self._existing()
         reader.assign(known)
         stored, bounds = await self._confirmed(reader, known)
-        ids = {topic: await self._ask_topic_id(topic) for topic in self._topics}
+        ids = {topic: await self.ask_topic_id(topic) for topic in self.topics}
         former = await self._former([partition for partition in bounds if partition not in stored])
         self.is_complete = bounds.keys() == set(known)
         if not self.is_complete:
@@ -70,14 +64,14 @@ class RetryStart:
         """Whether a topic has other partitions by now, or was deleted and made again."""
         if set(await self._existing()) != partitions.keys():
             return True
-        ids = {topic: await self._ask_topic_id(topic) for topic in self._topics}
+        ids = {topic: await self.ask_topic_id(topic) for topic in self.topics}
         return any(_is_other(state.topic_id, ids[partition.topic]) for partition, state in partitions.items())
 
     async def _existing(self) -> list[TopicPartition]:
         found: list[TopicPartition] = []
-        for topic in self._topics:
+        for topic in self.topics:
             try:
-                found += [TopicPartition(topic, number) for number in sorted(await self._partitions_of(topic))]
+                found += [TopicPartition(topic, number) for number in sorted(await self.partitions_of(topic))]
             except KafkaError as error:
                 log.warning("retry_topic_unreadable", topic=topic, error=repr(error))
         return found
@@ -89,7 +83,7 @@ class RetryStart:
         clock = asyncio.get_running_loop().time
         deadline = clock() + CONFIRMING_SECONDS
         while True:
-            stored = await self._offsets.fetch(self._group, partitions)
+            stored = await self.offsets.fetch(self.group, partitions)
             bounds = await _bounds(reader, partitions)
             doubtful = [
                 partition
@@ -107,7 +101,7 @@ class RetryStart:
         found: dict[TopicPartition, StoredOffset] = {}
         for topic, wanted in by_topic.items():
             try:
-                found |= await self._offsets.fetch(former_scheduler_group(topic), wanted)
+                found |= await self.offsets.fetch(former_scheduler_group(topic), wanted)
             except GroupOffsetsError as error:
                 if not isinstance(error.__cause__, GroupAuthorizationFailedError):
                     raise  # to begin at the log's start would relay again what was relayed before

@@ -5,7 +5,7 @@ stores the images, `ending_writer` writes a failure.
 """
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Final, assert_never
 
@@ -73,46 +73,37 @@ class AttemptContext:
     """The one with the engine now."""
 
 
+@dataclass(slots=True, eq=False)
 class Attempts:
     """Runs generations."""
 
-    def __init__(
-        self,
-        engine: EngineClient,
-        *,
-        slots: EngineSlots,
-        budgets: Budgets,
-        default_quality: Quality,
-        embed_limit: EmbedParameters,
-        worker: str,
-        progress: ProgressPublisher,
-        clock: Clock,
-    ) -> None:
-        """`default_quality` is for tasks that name none; `worker` is this worker's name in the ledger."""
-        self._engine = engine
-        self._slots = slots
-        self._budgets = budgets
-        self._default_quality = default_quality
-        self._embed_limit = embed_limit
-        self._worker = worker
-        self._progress = progress
-        self._clock = clock
-        self._step_times = StepTimes()
-        self._jobs: set[EngineJob] = set()
-        self._draining = False
+    engine: EngineClient
+    _: KW_ONLY
+    slots: EngineSlots
+    budgets: Budgets
+    default_quality: Quality
+    """Of tasks that name none."""
+    embed_limit: EmbedParameters
+    worker: str
+    """This worker's name in the ledger."""
+    progress: ProgressPublisher
+    clock: Clock
+    _step_times: StepTimes = field(default_factory=StepTimes, init=False)
+    _jobs: set[EngineJob] = field(default_factory=set, init=False)
+    _draining: bool = field(default=False, init=False)
 
     def drain(self) -> None:
         """Cancel what the engine has not begun; what it works on may finish."""
         self._draining = True
         for job in self._jobs:
             if job.started_at is None:
-                self._engine.cancel(job)
+                self.engine.cancel(job)
 
     def stop_running(self) -> None:
         """Cancel every job at its next step."""
         self._draining = True
         for job in self._jobs:
-            self._engine.cancel(job)
+            self.engine.cancel(job)
 
     async def generate(self, context: AttemptContext) -> Success | Failed:
         """The task's images, or why there are none.
@@ -121,7 +112,7 @@ class Attempts:
         and the task is not worth finishing here.
         """
         spent = context.spent
-        if verdict := judge_crashes(spent=spent, budgets=self._budgets):
+        if verdict := judge_crashes(spent=spent, budgets=self.budgets):
             return Failed(verdict=verdict, attempt=spent.attempt, message=crashed_too_often(spent.crashes))
         context.canceling.on_cancel = context.abandoned.set
         try:
@@ -130,7 +121,7 @@ class Attempts:
                 if isinstance(ended, Success):
                     # Generated, but too late to be of use; a cancel command comes too late itself now.
                     late = expired_or_canceled(
-                        context.decoded.envelope.deadline, None, now=self._clock.now(), spent=context.spent
+                        context.decoded.envelope.deadline, None, now=self.clock.now(), spent=context.spent
                     )
                     return late or ended
                 if ended is not None:
@@ -145,7 +136,7 @@ class Attempts:
         return expired_or_canceled(
             context.decoded.envelope.deadline,
             context.canceling.command,
-            now=self._clock.now(),
+            now=self.clock.now(),
             spent=context.spent,
             needed_seconds=needed_seconds,
         )
@@ -167,11 +158,11 @@ class Attempts:
             return Success(await self._try(context), context.spent.attempt)
         except GenerationError as error:
             verdict = judge_generation(
-                error.kind, spent=context.spent, budgets=self._budgets, low_memory=context.low_memory
+                error.kind, spent=context.spent, budgets=self.budgets, low_memory=context.low_memory
             )
             message, stack, crashed = str(error), error.stack, error.kind is FailureKind.DEVICE_LOST
         except EngineDiedError as error:
-            verdict = judge_engine_death(spent=context.spent, budgets=self._budgets, suspected=error.job_started)
+            verdict = judge_engine_death(spent=context.spent, budgets=self.budgets, suspected=error.job_started)
             message, stack, crashed = str(error), "", error.job_started
         log.warning(
             "generation_failed",
@@ -187,7 +178,7 @@ class Attempts:
             case Action.TRY_LOW_MEMORY:
                 context.low_memory = True
             case Action.TRY_AGAIN:
-                self._progress.report(context.decoded, ProgressType.RETRYING, attempt=verdict.spent.attempt)
+                self.progress.report(context.decoded, ProgressType.RETRYING, attempt=verdict.spent.attempt)
             case Action.RELEASE:
                 return self._abandon(context)
             case Action.RETRY_LATER | Action.DEAD_LETTER | Action.FAIL:
@@ -204,29 +195,29 @@ class Attempts:
         if context.slot.is_released or (alone and not context.slot.alone):
             # Released first: a task that waits for the whole engine and holds a slot would wait for itself.
             context.slot.release()
-            context.slot = await run_until(context.abandoned, self._slots.acquire(alone=alone))
+            context.slot = await run_until(context.abandoned, self.slots.acquire(alone=alone))
 
     async def _try(self, context: AttemptContext) -> Generated:
         claimed, decoded, task = context.claimed, context.decoded, context.decoded.task
         await run_until(context.abandoned, claimed.lane.record(claimed, self._entry(context)))
         _after_record()
-        report = partial(self._progress.report, decoded, attempt=context.spent.attempt)
+        report = partial(self.progress.report, decoded, attempt=context.spent.attempt)
         last_report = 0.0
 
         def on_step(step: int, total_steps: int) -> None:
             nonlocal last_report
             if step < total_steps and context.job is not None and self._expired_or_canceled(context):
-                self._engine.cancel(context.job)
-            now = self._clock.monotonic()
+                self.engine.cancel(context.job)
+            now = self.clock.monotonic()
             if now - last_report >= PROGRESS_SECONDS or step == total_steps:
                 last_report = now
                 report(ProgressType.STEP, step=step, total_steps=total_steps)
 
-        submitting = self._engine.submit(
+        submitting = self.engine.submit(
             _inputs(
                 decoded,
                 quality=self._quality(task),
-                embed_limit=self._embed_limit,
+                embed_limit=self.embed_limit,
                 low_memory=context.low_memory,
             ),
             on_started=lambda: report(ProgressType.STARTED),
@@ -239,25 +230,25 @@ class Attempts:
         def on_lost() -> None:
             context.abandoned.set()
             if job.started_at is None or not orphan_is_worth_finishing(job.fraction_done()):
-                self._engine.cancel(job)
+                self.engine.cancel(job)
 
         def on_cancel() -> None:
             context.abandoned.set()
-            self._engine.cancel(job)
+            self.engine.cancel(job)
 
         # From here on events reach the job. One that came while the job was being submitted only set `abandoned`, which
         # is not awaited any more: each is checked again below, after its callback is in place.
         context.canceling.on_cancel, claimed.on_lost = on_cancel, on_lost
         # A job that is queued in the engine begins while its lane waits for the one before it.
         claimed.remaining_seconds = lambda: job.remaining_seconds(
-            now=self._clock.monotonic(), whole_seconds=self._least_seconds(task) or None
+            now=self.clock.monotonic(), whole_seconds=self._least_seconds(task) or None
         )
         if context.canceling.command is not None:
             on_cancel()
         if claimed.lost:
             on_lost()
         if self._draining and job.started_at is None:
-            self._engine.cancel(job)
+            self.engine.cancel(job)
         try:
             # The engine sets the result, also after this task was cancelled: it must not meet a cancelled future.
             generated = await asyncio.shield(job.result)
@@ -270,7 +261,7 @@ class Attempts:
             steps=_passes(task),
             seconds=generated.timings_ms.get("denoise", 0.0) / 1000,
         )
-        warning = _embeds_less(task, self._embed_limit)
+        warning = _embeds_less(task, self.embed_limit)
         return generated if warning is None else replace(generated, warnings=(*generated.warnings, warning))
 
     def _least_seconds(self, task: GenerationTask) -> float:
@@ -281,13 +272,13 @@ class Attempts:
         return TaskSize(pixels=task.width * task.height, quality=self._quality(task))
 
     def _quality(self, task: GenerationTask) -> Quality:
-        return task.quality or self._default_quality
+        return task.quality or self.default_quality
 
     def _entry(self, context: AttemptContext) -> LedgerEntry:
         return LedgerEntry(
             task=context.decoded.task.request_id,
-            worker=self._worker,
-            started_at=int(self._clock.time()),
+            worker=self.worker,
+            started_at=int(self.clock.time()),
             crashes=context.spent.crashes,
         )
 

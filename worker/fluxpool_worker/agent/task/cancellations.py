@@ -121,30 +121,28 @@ class Cancellations:
         self._commands.pop(TaskName(tenant=envelope.tenant, request_id=request_id, epoch=envelope.epoch), None)
 
 
+@dataclass(frozen=True, slots=True)
 class ControlListener:
     """Reads the control topic from its beginning on."""
 
-    def __init__(
-        self, topic: str, *, build_consumer: Callable[[], AIOKafkaConsumer], cancellations: Cancellations
-    ) -> None:
-        self._topic = topic
-        self._build_consumer = build_consumer
-        self._cancellations = cancellations
+    topic: str
+    build_consumer: Callable[[], AIOKafkaConsumer]
+    cancellations: Cancellations
 
     async def run(self) -> None:
         """Listen until cancelled, through outages; without the topic nothing can be canceled, and all else works."""
         backoff = Backoff(initial_seconds=1, maximum_seconds=MAX_REBUILD_SECONDS)
         while True:
-            consumer = self._build_consumer()
+            consumer = self.build_consumer()
             try:
                 await consumer.start()
                 backoff.reset()
                 await self._listen(consumer)
             except KafkaError as error:
-                log.warning("control_topic_away", topic=self._topic, error=repr(error))
+                log.warning("control_topic_away", topic=self.topic, error=repr(error))
             except Exception:
                 # To raise would end an agent with tasks in flight, and canceling is not worth that.
-                log.exception("control_reader_failed", topic=self._topic)
+                log.exception("control_reader_failed", topic=self.topic)
             finally:
                 await stop_consumer(consumer)
             await backoff.sleep()
@@ -154,7 +152,7 @@ class ControlListener:
             for records in (await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000))).values():
                 for record in records:
                     try:
-                        self._cancellations.learn(record)
+                        self.cancellations.learn(record)
                     except Exception:
                         # The reader would start over, meet the record again and never read what follows it.
                         log.exception("control_record_failed", offset=record.offset)

@@ -9,7 +9,7 @@ import base64
 import json
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -73,30 +73,18 @@ async def _no_offset() -> None:
     """The offset is the caller's."""
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class EndingWriter:
     """Writes the endings of one worker's tasks."""
 
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        *,
-        identity: WorkerIdentity,
-        store: TaskStore,
-        publisher: ReliablePublisher,
-        progress: ProgressPublisher,
-        holds: Holds,
-        metrics: TaskMetrics,
-        clock: Clock,
-    ) -> None:
-        self._topics = settings.topics
-        self._retry_delays_seconds = settings.retry_delays_seconds
-        self._identity = identity
-        self._store = store
-        self._publisher = publisher
-        self._progress = progress
-        self._holds = holds
-        self._metrics = metrics
-        self._clock = clock
+    settings: WorkerSettings
+    identity: WorkerIdentity
+    store: TaskStore
+    publisher: ReliablePublisher
+    progress: ProgressPublisher
+    holds: Holds
+    metrics: TaskMetrics
+    clock: Clock
 
     async def finish(
         self,
@@ -125,28 +113,26 @@ class EndingWriter:
         self, task: TaskRecord, found: Manifest | IdConflictError | Failed | Failure, *, ask_store: bool
     ) -> Ending:
         """By way of a retry topic if the verdict says so; else the terminal one, for which a failure asks the store."""
-        now = self._clock.now()
+        now = self.clock.now()
         if isinstance(found, Failed):
             retry = retry_of(
                 found,
                 deadline=task.envelope.deadline,
                 now=now,
-                delays_seconds=self._retry_delays_seconds,
-                topics=self._topics.retry,
+                delays_seconds=self.settings.retry_delays_seconds,
+                topics=self.settings.topics.retry,
                 jitter=random.random(),  # noqa: S311 - it spreads load and protects nothing
             )
             if isinstance(retry, Retry):
                 return Ending(outcome="retry", retry=retry)
             found = retry
         if not isinstance(found, Failure):
-            return ending_of(task, found, identity=self._identity, now=now)
+            return ending_of(task, found, identity=self.identity, now=now)
         stored = None
         if ask_store and task.request_id is not None:
             # The manifest decides: this failure's, unless another worker has written one.
-            stored = await self._store.claim_and_conclude(
-                task, result_of(task, found, identity=self._identity, now=now)
-            )
-        return ending_of(task, stored, failure=found, identity=self._identity, now=now)
+            stored = await self.store.claim_and_conclude(task, result_of(task, found, identity=self.identity, now=now))
+        return ending_of(task, stored, failure=found, identity=self.identity, now=now)
 
     async def _write_retry(self, task: TaskRecord, retry: Retry) -> Failure | None:
         """Send the task to its retry topic; returns why it fails instead, None when it is there."""
@@ -154,13 +140,13 @@ class EndingWriter:
             task.record, task.envelope, topic=retry.topic, verdict=retry.failed.verdict, not_before=retry.not_before
         )
         try:
-            await self._safely(partial(self._publisher.publish, outgoing, refusable=True))
+            await self._safely(partial(self.publisher.publish, outgoing, refusable=True))
         except RecordRefusedError as error:
             return failure_from(retry.failed, besides=f"and it could not be kept for another try: {error}")
         _after_retry()
         attempt = retry.failed.verdict.spent.attempt
         if isinstance(task.content, DecodedTask):
-            self._progress.report(task.content, ProgressType.RETRYING, attempt=attempt)
+            self.progress.report(task.content, ProgressType.RETRYING, attempt=attempt)
         log.info("task_retried_later", request_id=task.request_id, topic=retry.topic, attempt=attempt)
         return None
 
@@ -178,9 +164,9 @@ class EndingWriter:
             dead_letter_record,
             task.record,
             request_id=task.request_id,
-            identity=self._identity,
-            failed_at=self._clock.now(),
-            topics=self._topics,
+            identity=self.identity,
+            failed_at=self.clock.now(),
+            topics=self.settings.topics,
         )
         whole = render(failure)
         if record_bytes(whole) <= MAX_DEAD_LETTER_BYTES and await self._is_taken(whole, refusable=True):
@@ -190,22 +176,22 @@ class EndingWriter:
         for pointer in (render(failure, object_key=key), replace(render(short, object_key=key), key=None, value=b"")):
             if await self._is_taken(pointer):
                 return
-        self._metrics.count_refused(self._topics.dead_letters)
+        self.metrics.count_refused(self.settings.topics.dead_letters)
 
     async def _write_result(self, task: TaskRecord, result: GenerationResult) -> None:
         for shorter in shorter_results(result):
-            completed_at = shorter.completed_at or self._clock.now()
+            completed_at = shorter.completed_at or self.clock.now()
             outgoing = result_record(
-                shorter, task, completed_at=completed_at, source=self._identity.source, topics=self._topics
+                shorter, task, completed_at=completed_at, source=self.identity.source, topics=self.settings.topics
             )
             if record_bytes(outgoing) <= MAX_MESSAGE_BYTES and await self._is_taken(outgoing):
                 return
-        self._metrics.count_refused(self._topics.results)
+        self.metrics.count_refused(self.settings.topics.results)
 
     async def _is_taken(self, outgoing: OutgoingRecord, *, refusable: bool = False) -> bool:
         """Publish; returns whether the topic took the record."""
         try:
-            await self._safely(partial(self._publisher.publish, outgoing, refusable=refusable))
+            await self._safely(partial(self.publisher.publish, outgoing, refusable=refusable))
         except RecordRefusedError as error:
             log.warning("record_refused", topic=outgoing.topic, error=str(error))
             return False
@@ -217,8 +203,8 @@ class EndingWriter:
         headers = [
             [name, None if value is None else base64.b64encode(value).decode()] for name, value in record.headers
         ]
-        await self._store.put(f"{key}.headers.json", json.dumps(headers).encode(), content_type="application/json")
-        await self._store.put(key, record.value or b"", content_type="application/octet-stream")
+        await self.store.put(f"{key}.headers.json", json.dumps(headers).encode(), content_type="application/json")
+        await self.store.put(key, record.value or b"", content_type="application/octet-stream")
         return key
 
     async def _safely(self, write: Callable[[], Awaitable[T]]) -> T:
@@ -235,8 +221,8 @@ class EndingWriter:
                 raise
             except Exception as error:
                 log.exception("ending_failed")
-                hold = hold or self._holds.begin_apart(HoldCause.KAFKA)
-                self._holds.check(hold, f"an ending could not be written: {error!r}")
+                hold = hold or self.holds.begin_apart(HoldCause.KAFKA)
+                self.holds.check(hold, f"an ending could not be written: {error!r}")
             await backoff.sleep()
 
 

@@ -6,6 +6,8 @@ They have a producer of their own, so that a lost event cannot break the sequenc
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -24,22 +26,16 @@ MAX_WAITING: Final = 256
 log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class ProgressPublisher:
     """Sends what it can and drops the oldest when it cannot keep up; `run()` must be running meanwhile."""
 
-    def __init__(
-        self,
-        build_producer: Callable[[], AIOKafkaProducer],
-        *,
-        identity: WorkerIdentity,
-        topics: TopicNames,
-        clock: Clock = SYSTEM_CLOCK,
-    ) -> None:
-        self._build_producer = build_producer
-        self._identity = identity
-        self._topics = topics
-        self._clock = clock
-        self._waiting: asyncio.Queue[OutgoingRecord] = asyncio.Queue(MAX_WAITING)
+    build_producer: Callable[[], AIOKafkaProducer]
+    _: KW_ONLY
+    identity: WorkerIdentity
+    topics: TopicNames
+    clock: Clock = SYSTEM_CLOCK
+    _waiting: asyncio.Queue[OutgoingRecord] = field(default_factory=partial(asyncio.Queue, MAX_WAITING), init=False)
 
     def report(
         self,
@@ -57,21 +53,21 @@ class ProgressPublisher:
             attempt=attempt,
             step=step,
             total_steps=total_steps,
-            at=self._clock.now(),
-            worker=self._identity.worker,
-            pool=self._identity.pool,
+            at=self.clock.now(),
+            worker=self.identity.worker,
+            pool=self.identity.pool,
         )
         if self._waiting.full():
             self._waiting.get_nowait()
         self._waiting.put_nowait(
-            progress_record(event, envelope=decoded.envelope, source=self._identity.source, topics=self._topics)
+            progress_record(event, envelope=decoded.envelope, source=self.identity.source, topics=self.topics)
         )
 
     async def run(self) -> None:
         """Send until cancelled."""
         backoff = Backoff(initial_seconds=1, maximum_seconds=10)
         while True:
-            producer = self._build_producer()
+            producer = self.build_producer()
             try:
                 await producer.start()
                 backoff.reset()

@@ -85,7 +85,7 @@ class TaskFlow:
             clock=clock,
         )
         self._endings = EndingWriter(
-            settings,
+            settings=settings,
             identity=identity,
             store=self.store,
             publisher=publisher,
