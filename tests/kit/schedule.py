@@ -1,13 +1,21 @@
-"""Distribution of tests under `pytest -n`: one process for a file, one for all tests on the control plane."""
+"""Distribution of tests under `pytest -n`: one process for a file, and for most files on the control plane."""
 
 from typing import Any, Final
 
 from xdist.scheduler import LoadScopeScheduling
 
-ONE_PROCESS: Final = "tests/cluster/"
-"""A separate control plane for each process would cost more than parallel tests save."""
-TEST_SECONDS: Final = {ONE_PROCESS: 10.0, "tests/chaos/": 15.0, "tests/kafka/": 6.0, "tests/chart/": 3.0}
-"""Approximate time of a test of a folder; all others are short."""
+TOGETHER: Final = ("tests/cluster/test_operator_", "tests/cluster/test_demo_", "tests/cluster/")
+"""Files with these prefixes share a process and its control plane. All together would take longer than all other tests;
+the demo starts its own control plane."""
+TEST_SECONDS: Final = {
+    "tests/cluster/test_operator_": 40.0,
+    "tests/cluster/test_demo_": 60.0,
+    "tests/cluster/": 2.0,
+    "tests/chaos/": 15.0,
+    "tests/kafka/": 6.0,
+    "tests/chart/": 3.0,
+}
+"""Approximate time of a test by the prefix of its file; all others are short."""
 
 
 class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
@@ -41,7 +49,7 @@ class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return ONE_PROCESS if file.startswith(ONE_PROCESS) else file
+        return next((together for together in TOGETHER if file.startswith(together)), file)
 
 
 def _seconds(file: str, tests: dict[str, bool]) -> float:
