@@ -6,46 +6,59 @@ Every failing command writes one sentence and exits with a code of `exit_codes`;
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO, Annotated, Protocol, cast
+from typing import IO, Annotated, Any, Final, Protocol, cast
 
 import structlog
 import typer
 
-from fluxpool_cli import model
-from fluxpool_cli.dlq import commands as dlq
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.local.commands import app as local_app
 from fluxpool_cli.options import check_arguments, with_option_groups
-from fluxpool_cli.submit.commands import submit
 from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line
-from fluxpool_cli.trace.commands import trace
-from fluxpool_cli.watch.commands import watch
 
-app = typer.Typer(
-    name="fluxpool",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    # Plain help: rich's boxes cut the names of variables at 80 columns, and colour what `NO_COLOR` wants plain.
-    rich_markup_mode=None,
-    help="FLUX text-to-image through Apache Kafka: run it on this machine, send prompts, watch.",
-)
-app.add_typer(local_app, name="local")
-app.add_typer(model.app, name="model")
-app.add_typer(dlq.app, name="dlq")
-app.command()(submit)
-app.command()(watch)
-app.command()(trace)
+COMMANDS: Final = {
+    "submit": ("submit.commands", "Send a prompt to the gateway; with --wait, show its progress and save its images."),
+    "watch": ("watch.commands", "Show lag by lane, workers and the newest results; Ctrl-C ends it."),
+    "trace": ("trace.commands", "Show a task's life across topics, offsets, attempts and workers, in order of time."),
+    "local": ("local.commands", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
+    "model": ("model", "Model folders for workers."),
+    "dlq": ("dlq.commands", "Dead letters: look at them, send their tasks again, discard them."),
+}
+"""Module, imported when the command is named, and line of the help: all modules together take a second to import."""
 
 
-@app.command()
+def command_line(names: Collection[str] = COMMANDS.keys()) -> Any:
+    """The command line as typer runs it; of commands that are not named it has the name and the help alone."""
+    app = typer.Typer(
+        name="fluxpool",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        # Plain help: rich's boxes cut the names of variables at 80 columns, and colour what `NO_COLOR` wants plain.
+        rich_markup_mode=None,
+        help="FLUX text-to-image through Apache Kafka: run it on this machine, send prompts, watch.",
+    )
+    app.callback()(_settings)
+    for name, (place, summary) in COMMANDS.items():
+        if name not in names:
+            app.command(name, help=summary)(_settings)
+            continue
+        module = importlib.import_module(f"fluxpool_cli.{place}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    app.command()(version)
+    return typer.main.get_command(app)
+
+
 @with_option_groups
 def version(*, output: OutputOptions) -> None:
     """Print the version."""
@@ -65,7 +78,6 @@ def _version_option(asked: bool) -> None:  # noqa: FBT001 - typer calls it with 
         raise typer.Exit
 
 
-@app.callback()
 def _settings(
     *,
     verbose: Annotated[
@@ -164,7 +176,10 @@ def _command(arguments: Sequence[str]) -> int:
     """Parse and run; returns the exit code."""
     try:
         check_arguments(arguments)
-        ended = typer.main.get_command(app).main(list(arguments), prog_name="fluxpool", standalone_mode=False)
+        # The options before a command have no values. A shell that completes words asks for all commands.
+        named = [word for word in arguments if not word.startswith("-")][:1]
+        commands = command_line(COMMANDS.keys() if "_FLUXPOOL_COMPLETE" in os.environ else named)
+        ended = commands.main(list(arguments), prog_name="fluxpool", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except SystemExit as ending:

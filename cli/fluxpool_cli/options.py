@@ -16,7 +16,6 @@ from typing import Any, get_type_hints
 import typer
 
 from fluxpool_cli.terminal import visible
-from fluxpool_contract.messages import parse_time
 
 _OPTION = re.compile(r"-\w|--[a-z][a-z-]*")
 _AGO = re.compile(r"(\d{1,6})(s|m|h|d)")
@@ -87,6 +86,9 @@ def parse_time_option(text: str, *, now: datetime, option: str) -> datetime:
 
     Raises `typer.BadParameter` for the option, with both forms.
     """
+    # The models of all messages come with it, and every command imports this module.
+    from fluxpool_contract.messages import parse_time  # noqa: PLC0415
+
     ago = _AGO.fullmatch(text)
     try:
         if ago is not None:

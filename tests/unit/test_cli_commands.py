@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from fluxpool_cli.exit_codes import ExitCode
+from fluxpool_cli.main import COMMANDS, command_line
 from fluxpool_cli.submit.commands import parse_lora
 from fluxpool_cli.submit.gateway_answers import Generation
 from fluxpool_cli.submit.gateway_client import default_gateway_url, refusal
@@ -40,9 +41,23 @@ def test_version_prints_the_version_on_standard_output(tmp_path: Path) -> None:
     assert json.loads(as_json.stdout)["version"] == plain.stdout.split()[1]
 
 
-def test_no_command_imports_torch(tmp_path: Path) -> None:
-    program = "import sys, fluxpool_cli.main; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("program", "absent"),
+    [
+        ("fluxpool_cli.main.command_line()", {"torch"}),
+        ("fluxpool_cli.main.run(['--help'])", {"aiohttp", "aiokafka", "httpx", "kubernetes", "pydantic"}),
+        ("fluxpool_cli.main.run(['version'])", {"aiohttp", "aiokafka", "httpx", "kubernetes"}),
+    ],
+)
+def test_commands_import_what_they_need(tmp_path: Path, program: str, absent: set[str]) -> None:
+    code = f"import sys, fluxpool_cli.main; {program}; print({absent} & sys.modules.keys())"
+    imported = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert imported.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_help_is_the_one_of_the_commands_themselves() -> None:
+    lines = {name: command.get_short_help_str(200) for name, command in command_line().commands.items()}
+    assert {name: summary for name, (_, summary) in COMMANDS.items()}.items() <= lines.items()
 
 
 @pytest.mark.parametrize(

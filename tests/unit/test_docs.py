@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from pydantic import TypeAdapter
 
 from fluxpool_cli.exit_codes import ExitCode
-from fluxpool_cli.main import app
+from fluxpool_cli.main import command_line
 from fluxpool_contract import header_names
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.messages import dead_letter
@@ -115,7 +114,7 @@ def test_every_variable_given_to_make_in_the_docs_is_read_by_that_target() -> No
 
 def check_fluxpool(words: list[str]) -> None:
     """Walk the command's words through the real command line's parameters."""
-    command: Any = typer.main.get_command(app)
+    command: Any = command_line()
     rest = list(words)
     while rest and hasattr(command, "commands"):
         assert rest[0] in command.commands, f"there is no command {rest[0]!r}"
@@ -168,7 +167,7 @@ def test_every_program_of_the_tests_named_in_contributing_exists() -> None:
 
 
 def test_the_options_of_local_up_are_those_of_the_command_with_their_defaults() -> None:
-    command: Any = typer.main.get_command(app)
+    command: Any = command_line()
     parameters = {option: item for item in command.commands["local"].commands["up"].params for option in item.opts}
     for names, row in rows_under("docs/local-mode.md", "Choices").items():
         options = re.findall(r"--[a-z-]+", names)
