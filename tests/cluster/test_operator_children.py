@@ -11,54 +11,10 @@ from kit.manifests import condition, is_ready, wait_gone
 from kit.operator_bench import OperatorBench
 from kit.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-
-
-async def test_drift_is_repaired_and_foreign_fields_stay_and_a_new_operator_rolls_nothing(
-    fluxpool: OperatorBench,
-) -> None:
-    await fluxpool.install()
-    await fluxpool.topics("standard")
-    async with fluxpool.fake_workers() as nodes:
-        await fluxpool.apply(fluxpool.pool(scaling__minReplicas=2, **nodes.placement))
-        await fluxpool.wait_pods(2)
-        await fluxpool.wait_condition("Ready", "True")
-        path = fluxpool.deployment_path()
-        before = await fluxpool.deployment()
-
-        await fluxpool.bench.api.patch(path, {"spec": {"replicas": 5}, "metadata": {"annotations": {"mine": "yes"}}})
-        repaired = await fluxpool.wait_replicas(2)
-        assert repaired["metadata"]["annotations"]["mine"] == "yes"
-        assert repaired["spec"]["template"] == before["spec"]["template"]
-        uid = before["metadata"]["uid"]
-        await fluxpool.bench.api.delete(path)
-
-        async def made_again() -> bool:
-            listed = await fluxpool.bench.api.get(f"/apis/apps/v1/namespaces/{fluxpool.namespace}/deployments")
-            uids = {item["metadata"]["name"]: item["metadata"]["uid"] for item in listed["items"]}
-            return bool(uids.get("standard-worker", uid) != uid)
-
-        await wait_until(made_again, deadline_seconds=30, what="a new Deployment")
-        await fluxpool.wait_pods(2)
-        await fluxpool.wait_condition("Ready", "True")
-
-        revision = (await fluxpool.deployment())["metadata"]["generation"]
-        pods = {pod["metadata"]["uid"] for pod in await fluxpool.pods()}
-        await fluxpool.upgrade(podAnnotations={"upgraded": "yes"})
-
-        async def replaced() -> bool:
-            found = [pod for pod in await fluxpool.operator_pods() if is_ready(pod)]
-            return len(found) == 1 and found[0]["metadata"].get("annotations", {}).get("upgraded") == "yes"
-
-        await wait_until(replaced, deadline_seconds=90, what="the new operator")
-        await fluxpool.patch("standard", {"scaling": {"minReplicas": 3}})
-        await fluxpool.wait_pods(3)
-        assert pods <= {pod["metadata"]["uid"] for pod in await fluxpool.pods()}
-        assert (await fluxpool.deployment())["metadata"]["generation"] == revision + 1
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_operator")]
 
 
 async def test_a_changed_secret_rolls_the_pods_and_a_missing_one_is_named(fluxpool: OperatorBench) -> None:
-    await fluxpool.install(secretIntervalSeconds=1)
     await fluxpool.topics("standard")
     secret = f"/api/v1/namespaces/{fluxpool.namespace}/secrets"
     async with fluxpool.fake_workers() as nodes:
@@ -85,7 +41,6 @@ async def test_a_changed_secret_rolls_the_pods_and_a_missing_one_is_named(fluxpo
 
 async def test_what_rejects_pods_is_reported_in_ready_with_its_message(fluxpool: OperatorBench) -> None:
     await fluxpool.restrict()
-    await fluxpool.install(hostPathAllowed=True)
     for name in ("policy", "quota", "image", "standard"):
         await fluxpool.topics(name)
     async with fluxpool.fake_workers() as nodes:
@@ -113,7 +68,6 @@ async def test_what_rejects_pods_is_reported_in_ready_with_its_message(fluxpool:
 
 
 async def test_two_pools_of_one_group_and_foreign_objects_are_reported(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     await fluxpool.topics("taken")
     async with fluxpool.fake_workers() as nodes:
@@ -157,7 +111,6 @@ async def test_two_pools_of_one_group_and_foreign_objects_are_reported(fluxpool:
 
 
 async def test_a_foreign_entry_in_the_template_survives_and_is_reported(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
@@ -173,7 +126,6 @@ async def test_a_foreign_entry_in_the_template_survives_and_is_reported(fluxpool
 
 
 async def test_children_that_others_delete_or_relabel_are_repaired_within_15_seconds(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
@@ -202,7 +154,6 @@ async def test_children_that_others_delete_or_relabel_are_repaired_within_15_sec
 
 
 async def test_a_restarted_rollout_completes_and_is_not_reported(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, **nodes.placement))
@@ -224,7 +175,6 @@ async def test_a_restarted_rollout_completes_and_is_not_reported(fluxpool: Opera
 
 
 async def test_topics_are_created_on_demand_and_an_invalid_pool_reports_why(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     fluxpool.groups["fresh"] = f"{fluxpool.groups['standard']}-fresh"
     async with fluxpool.fake_workers() as nodes:

@@ -12,11 +12,10 @@ from kit.manifests import condition, is_ready
 from kit.operator_bench import GPU, OperatorBench
 from kit.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_operator")]
 
 
 async def test_a_user_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=1, **nodes.placement))
@@ -36,7 +35,6 @@ async def test_a_user_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: 
 
 
 async def test_an_autoscaler_drives_a_manual_pool_through_the_scale_subresource(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__mode="Manual", replicas=1, **nodes.placement))
@@ -50,7 +48,6 @@ async def test_an_autoscaler_drives_a_manual_pool_through_the_scale_subresource(
 
 
 async def test_a_shadow_pool_reports_its_plan_and_a_paused_one_is_left_unchanged(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard")
     async with fluxpool.fake_workers() as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__mode="Shadow", replicas=1, **nodes.placement))
@@ -80,7 +77,6 @@ async def test_replicas_are_held_while_kafka_is_unavailable_and_then_follow_the_
 ) -> None:
     kafka = await kafka_factory()
     own = fluxpool.on(kafka.bootstrap_servers)
-    await own.install()
     await own.topics("standard")
     async with own.fake_workers() as nodes:
         await own.apply(own.pool(**nodes.placement))
@@ -111,7 +107,6 @@ async def test_replicas_are_held_while_kafka_is_unavailable_and_then_follow_the_
 
 
 async def test_without_enough_gpus_replicas_do_not_grow_and_a_new_node_helps(fluxpool: OperatorBench) -> None:
-    await fluxpool.install()
     await fluxpool.topics("standard", partitions=8)
     async with fluxpool.fake_workers(gpus=5) as nodes:
         await fluxpool.apply(fluxpool.pool(scaling__maxReplicas=8, **nodes.placement))

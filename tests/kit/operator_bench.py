@@ -106,6 +106,8 @@ class OperatorBench(PoolTasks):
     """One operator's release, and the pools and topics of one test."""
 
     bench: Bench
+    operator: Bench | None = None
+    """Bench of the shared operator, if this test does not install one."""
 
     @property
     def namespace(self) -> str:
@@ -166,14 +168,14 @@ class OperatorBench(PoolTasks):
         """The operator's pods; one, except during a change."""
         return await pods_of(
             self.bench.api,
-            self.bench.namespace,
+            (self.operator or self.bench).namespace,
             label="app.kubernetes.io/name=fluxpool,app.kubernetes.io/component=operator",
         )
 
     async def operator_logs(self) -> dict[str, str]:
         """Output of the operator's pods, by name."""
         return {
-            pod["metadata"]["name"]: self.bench.log(pod["metadata"]["name"], "operator")
+            pod["metadata"]["name"]: (self.operator or self.bench).log(pod["metadata"]["name"], "operator")
             for pod in await self.operator_pods()
         }
 
@@ -397,10 +399,11 @@ class OperatorBench(PoolTasks):
         return [(event["type"], event["reason"], event["message"]) for event in ordered]
 
     async def clean_up(self) -> None:
-        """Remove the release and the pools, if they still exist; pods are removed with the node."""
+        """Remove this test's release and pools, if they still exist; pods are removed with the node."""
         await asyncio.to_thread(self.reader.close)
-        with contextlib.suppress(CommandError):
-            await self.uninstall()
+        if self.operator is None:
+            with contextlib.suppress(CommandError):
+                await self.uninstall()
         await self.bench.control_plane.kubectl(
             "delete", "fluxworkerpools", "--all", "--namespace", self.namespace, "--ignore-not-found", "--wait=false"
         )
