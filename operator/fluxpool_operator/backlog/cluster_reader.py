@@ -99,6 +99,7 @@ class ClusterReader:
         except _KAFKA_ERRORS as error:
             problem = str(error) or type(error).__name__
         except Exception as error:
+            # A defect. Every pool of the cluster waits for an answer: they get the problem, and the next reading.
             log.exception("backlog_reading_failed")
             problem = f"the backlog could not be read: {type(error).__name__}: {error}"
         await self._start_over()

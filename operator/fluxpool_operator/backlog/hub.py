@@ -103,6 +103,7 @@ class BacklogHub:
         for connection, cluster in list(self._clusters.items()):
             # A busy one stays: closing would cancel the readings and watches of pools that still use it.
             if cluster.used_at_seconds < oldest and not cluster.is_busy:
+                # Removed before it closes: a pool that reads meanwhile gets a new one.
                 del self._clusters[connection]
                 log.info("backlog_connection_closed", bootstrap_servers=connection.bootstrap_servers)
                 self._tasks.create_task(cluster.close(), name="backlog-close")

@@ -6,6 +6,7 @@ are placeholders in the settings and `secretKeyRef`s in the environment.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -154,7 +155,7 @@ def container_environment(pool: FluxWorkerPool) -> list[dict[str, Any]]:
     for name, path in _POD_FIELDS.items():
         variables[name] = {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
     for name, key in secret_variables(spec).items():
-        variables[name] = {"name": name, "valueFrom": {"secretKeyRef": _key_selector(key)}}
+        variables[name] = {"name": name, "valueFrom": {"secretKeyRef": asdict(key)}}
     for extra in spec.worker.env:
         if extra.name in variables:
             problem = FieldProblem(field="spec.worker.env", message=f"{extra.name} is set by the operator; remove it")
@@ -215,10 +216,6 @@ def _refused_as(field: str) -> Iterator[None]:
     except ValidationError as error:
         problems = (FieldProblem(field=field, message=str(problem)) for problem in explain(error))
         raise InvalidPoolError(tuple(problems)) from error
-
-
-def _key_selector(key: SecretKey) -> dict[str, str]:
-    return {"name": key.name, "key": key.key}
 
 
 def _literal(value: str) -> str:

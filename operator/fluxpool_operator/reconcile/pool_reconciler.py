@@ -90,13 +90,13 @@ class PoolReconciler:
 
         Raises `InvalidPoolError` for a pool that contradicts itself, `PoolGoneError`, and what the cluster client does.
         """
-        started_at = self._context.clock()
+        started_at, interval_seconds = self._context.clock(), float(pool.spec.scaling.poll_interval_seconds)
         if Change.CHILD_DELETED in changes:
             self._applier.on_child_deleted()
         secrets = await self._secrets.read(required_secret_keys(pool.spec))
         target = await self._read_target(pool, secrets)
         topic_problems = self._topics.reconcile(pool, target.access.connection)
-        if changes & _READ_AT_ONCE or self._lag.seconds_until_due(_interval(pool)) <= 0:
+        if changes & _READ_AT_ONCE or self._lag.seconds_until_due(interval_seconds) <= 0:
             await self._lag.read(is_burst=Change.RECORDS in changes)
         observation = await self._observe(pool)
         problems = (
@@ -120,7 +120,7 @@ class PoolReconciler:
             pool, secrets=secrets, observation=observation, plan=plan, replicas=replicas, problems=problems
         )
         self._lag.wake_when_grown()
-        due = max(0.0, self._lag.seconds_until_due(_interval(pool)))
+        due = max(0.0, self._lag.seconds_until_due(interval_seconds))
         return min(due, self._applier.seconds_until_due(), self._secrets.seconds_until_due())
 
     async def _read_target(self, pool: FluxWorkerPool, secrets: SecretValues) -> _ReadTarget:
@@ -209,10 +209,6 @@ class PoolReconciler:
         # The status remembers the sum across operators, a counter only grows.
         before, self._expired_records = self._expired_records, sum(it.expired_records_total for it in observation.lanes)
         metrics.expired_records.labels(**labels).inc(max(0, self._expired_records - before))
-
-
-def _interval(pool: FluxWorkerPool) -> float:
-    return float(pool.spec.scaling.poll_interval_seconds)
 
 
 def _missing(pool: FluxWorkerPool, secrets: SecretValues, observation: Observation) -> tuple[PoolProblem, ...]:

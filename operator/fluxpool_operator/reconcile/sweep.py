@@ -37,6 +37,7 @@ class Sweep:
     async def run(self, *, interval_seconds: float) -> None:
         """Sweep at an interval until cancelled; an error ends one sweep only."""
         while True:
+            # First: at a start the watches list everything anyway.
             await asyncio.sleep(interval_seconds)
             try:
                 await self.sweep()

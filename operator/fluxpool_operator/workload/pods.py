@@ -49,11 +49,6 @@ class PodStage(StrEnum):
     FINISHED = "Finished"
     """Its containers have ended; holds no GPU."""
 
-    @property
-    def is_active(self) -> bool:
-        """Whether the ReplicaSet counts it as one of its replicas."""
-        return self not in (PodStage.TERMINATING, PodStage.FINISHED)
-
 
 @dataclass(frozen=True, slots=True)
 class ContainerExit:
@@ -96,7 +91,7 @@ class PodSummary:
     @property
     def is_active(self) -> bool:
         """Whether the ReplicaSet counts it as one of its replicas."""
-        return self.stage.is_active
+        return self.stage not in (PodStage.TERMINATING, PodStage.FINISHED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,7 @@ class KafkaMetadata:
 
     async def admin(self) -> KafkaAdmin:
         """The admin client, for other requests; opened when there is none."""
+        # Requests that start together share one client; opening takes long with OAUTHBEARER.
         async with self._opening:
             self._admin = self._admin or await KafkaAdmin.open(self._connection, client_id=self._client_id)
             return self._admin
@@ -128,6 +129,7 @@ class KafkaMetadata:
             return await admin.results(request(admin.client))
         except BaseException:
             # Also when a deadline cancels: librdkafka asks a dead controller until its metadata are a minute old.
+            # Another request may have replaced it by now.
             if self._admin is admin:
                 self._admin = None
             raise

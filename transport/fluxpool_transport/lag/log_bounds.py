@@ -62,7 +62,11 @@ class LogBoundsReader:
         old = [key for key in wanted if _is_older(self._starts.get(key), self._start_seconds, now)]
         unread, ends = await asyncio.gather(self._read_starts(old, now), self._offsets(wanted, OffsetSpec.latest()))
         # A cached start past the end belongs to a topic that was deleted and created again.
-        wrong = [key for key in self._starts.keys() & ends.keys() if _is_past(self._starts[key][0], ends[key])]
+        wrong = [
+            key
+            for key, end in ends.items()
+            if isinstance(end, int) and key in self._starts and self._starts[key][0] > end
+        ]
         unread |= await self._read_starts(wrong, now)
         bounds = {key: self._bounds(unread.get(key), ends[key], key) for key in wanted}
         for (topic, number), bound in bounds.items():
@@ -88,10 +92,6 @@ class LogBoundsReader:
         if isinstance(end, str):
             return end
         return problem or LogBounds(self._starts[key][0], end)
-
-
-def _is_past(start: int, end: int | str) -> bool:
-    return isinstance(end, int) and start > end
 
 
 def _is_older(known: tuple[object, float] | None, limit_seconds: float, now: float) -> bool:

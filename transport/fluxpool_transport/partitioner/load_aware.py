@@ -117,6 +117,7 @@ class LoadAwarePartitioner:
         async with self.reader() as reader:
             while True:
                 began_at = self._clock()
+                # Cleared before reading: a record that is sent meanwhile makes the next reading a quick one.
                 self._sent.clear()
                 await self.refresh(reader)
                 self.has_read.set()
@@ -216,6 +217,7 @@ class IdleAwarePartitioner:
 
     async def _until_idle(self) -> None:
         while self._needed.is_set():
+            # Cleared before the wait: any `expect` from now on starts the time again.
             self._needed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._linger_seconds):

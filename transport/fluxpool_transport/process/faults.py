@@ -33,10 +33,6 @@ class FaultSpecError(ValueError):
     """The variable's value does not have the form `<point>:<kill|hang|raise>[:nth]`."""
 
 
-def _do_nothing() -> None:
-    return None
-
-
 def fault_point(name: str, environment: Mapping[str, str] = os.environ) -> Callable[[], None]:
     """Bind the point `name`; call the result where the program may fail.
 
@@ -44,14 +40,14 @@ def fault_point(name: str, environment: Mapping[str, str] = os.environ) -> Calla
     """
     spec = environment.get(ENVIRONMENT_VARIABLE)
     if not spec:
-        return _do_nothing
+        return lambda: None
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise FaultSpecError(
             f"{ENVIRONMENT_VARIABLE}={spec!r}: expected <point>:<kill|hang|raise>[:nth], such as after-store:kill:2"
         )
     if match["point"] != name:
-        return _do_nothing
+        return lambda: None
     return _armed(name, FaultAction(match["action"]), int(match["nth"] or 1))
 
 

@@ -3,10 +3,11 @@
 Owns what was written last. What a status says is `assessment`'s; only that of an invalid pool is made here.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -28,8 +29,6 @@ from fluxpool_operator.cluster.objects import pool_event
 
 log = structlog.get_logger(__name__)
 
-NEVER: Final = float("-inf")
-
 
 class PoolGoneError(Exception):
     """The pool was deleted."""
@@ -47,7 +46,7 @@ class StatusWriter:
     ) -> None:
         self._cluster = cluster
         self._clock = clock
-        self._written_at = NEVER
+        self._written_at = -math.inf
         self.written = written
         """As last written; the only memory that outlives this process."""
 

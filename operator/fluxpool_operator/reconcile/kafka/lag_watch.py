@@ -60,6 +60,7 @@ class LagWatch:
         if targets != self._targets:
             self._backlog = PoolBacklog(targets, expired_before)
         if (connection, targets) != (self._connection, self._targets):
+            # The watch is about the old topics or brokers; `wake_when_grown` sets the next after a reading of the new.
             self._hub.unwatch(self._key)
             self._read_at = None
         self._connection, self._targets = connection, targets
