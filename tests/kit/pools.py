@@ -23,6 +23,7 @@ FULL_SPEC: Final[dict[str, Any]] = {
         "dtype": "bfloat16",
         "encoderDtype": "bfloat16",
         "device": "cuda",
+        "offload": "never",
         "quality": {"default": "fast", "allowed": ["exact", "fast"]},
         "tokenSecretRef": {"name": "hub"},
         "cache": {"persistentVolumeClaim": {"claimName": "checkpoints", "readOnly": True}},

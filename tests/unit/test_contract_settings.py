@@ -17,6 +17,7 @@ from fluxpool_contract.settings.worker import (
     DType,
     Lane,
     ModelDevice,
+    ModelOffload,
     ModelSettings,
     QualitySettings,
     StorageSettings,
@@ -65,6 +66,7 @@ _settings = st.builds(
         id=_text,
         transformer_dtype=st.sampled_from(DType),
         device=st.sampled_from(ModelDevice),
+        offload=st.sampled_from(ModelOffload),
         quality=st.just(QualitySettings()) | st.just(QualitySettings(default=Quality.FAST, allowed=tuple(Quality))),
     ),
     topics=st.builds(

@@ -310,8 +310,23 @@ def test_a_device_without_eight_bit_products_refuses_fast_jobs_by_name(tiny_chec
 
 def test_a_default_that_cannot_be_drawn_ends_the_start(tiny_checkpoint: Path) -> None:
     spec = spec_of(tiny_checkpoint, qualities=tuple(Quality), default_quality=Quality.FAST)
-    with pytest.raises(CheckpointError, match="the default, fast, cannot be drawn here: the device is cpu; make exact"):
+    with pytest.raises(CheckpointError, match="quality: fast cannot be drawn here: the device is cpu; make exact"):
         load_generator(spec)
+
+
+def test_a_fast_way_that_fails_its_warm_up_is_refused_with_the_reason(tiny_checkpoint: Path) -> None:
+    own = load_pipeline(spec_of(tiny_checkpoint))
+
+    def refuse(*_tensors: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    generator = FluxGenerator(own, fused=denoiser_of(own, refuse))
+    generator.warm_up()
+    with pytest.raises(
+        InputsError, match=r"its warm-up failed \(RuntimeError: CUBLAS_STATUS_NOT_SUPPORTED\); use exact"
+    ):
+        generate(generator)
+    assert generate(generator, replace(INPUTS, quality=Quality.EXACT)).path is EnginePath.FUSED
 
 
 def test_a_job_for_what_the_pool_does_not_allow_is_refused(loaded: LoadedPipeline) -> None:

@@ -67,6 +67,14 @@ class ModelDevice(StrEnum):
     CUDA = "cuda"
 
 
+class ModelOffload(StrEnum):
+    """Whether weights are kept in host memory; `auto`: when the GPU has no room for all of them."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
+
+
 class QualitySettings(BaseModel):
     """What tasks get, and what they may ask for."""
 
@@ -103,6 +111,8 @@ class ModelSettings(BaseModel):
     """Never ask the hub; fail when files are missing."""
     lora_folder: Path | None = None
     """Folder whose safetensors files are the LoRAs that tasks may name; absent: none."""
+    offload: ModelOffload = ModelOffload.AUTO
+    """auto, never or always: whether weights stay in host memory and are copied to the GPU block by block."""
     quality: QualitySettings = QualitySettings()
     """What tasks get, and what they may ask for."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from fluxpool_contract.messages import Quality
-from fluxpool_contract.settings import DType, ModelDevice, ModelSettings
+from fluxpool_contract.settings import DType, ModelDevice, ModelOffload, ModelSettings
 from fluxpool_operator.api.kubernetes_types import PullPolicy
 from fluxpool_operator.api.schema import SET, ApiModel, Matching, ObjectName, Quantity, Rule
 from fluxpool_operator.api.secrets import TokenSecretRef
@@ -111,6 +111,9 @@ class ModelSpec(ApiModel):
     ) = None
     """Folder in the pod whose safetensors files are the LoRAs that tasks may name, such as /models/loras in the volume
     of the checkpoint files."""
+    offload: ModelOffload = ModelOffload.AUTO
+    """Whether weights are kept in pinned host memory and copied to the GPU block by block: slower, for GPUs with 24 GB.
+    With auto, only if the GPU has no room for all weights."""
     quality: QualitySpec = QualitySpec()
     """Quality of the images."""
     token_secret_ref: TokenSecretRef | None = None

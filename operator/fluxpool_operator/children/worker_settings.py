@@ -73,6 +73,7 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
                 encoder_dtype=spec.model.encoder_dtype,
                 offline=spec.model.cache.is_read_only,
                 lora_folder=None if spec.model.lora_folder is None else Path(spec.model.lora_folder),
+                offload=spec.model.offload,
                 quality=quality,
             ),
             image=ImageSettings(

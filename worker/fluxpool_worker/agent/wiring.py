@@ -37,7 +37,7 @@ from fluxpool_worker.agent.task.outgoing_records import WorkerIdentity
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from fluxpool_worker.agent.task.task_flow import TaskFlow
-from fluxpool_worker.engine.protocol import Device, EngineSpec
+from fluxpool_worker.engine.protocol import Device, EngineSpec, Offload
 
 ENGINE_JOBS: Final = 2
 """One on the device, one that is queued there, so that the device never waits for Kafka or the store."""
@@ -178,6 +178,7 @@ def _engine(settings: WorkerSettings, *, clock: Clock) -> EngineClient:
             encoder_dtype=model.encoder_dtype.value,
             offline=model.offline,
             lora_folder=None if model.lora_folder is None else str(model.lora_folder),
+            offload=Offload(model.offload.value),
             qualities=model.quality.allowed,
             default_quality=model.quality.default,
         ),

@@ -174,15 +174,35 @@ class FluxGenerator:
         return True
 
     def warm_up(self) -> None:
-        """Draw the smallest picture once, so that the first job does not pay for lazy initialisation."""
-        if self._loaded.device.type == "cuda":
+        """Draw the smallest picture once in every quality, so that the first job does not pay for lazy initialisation.
+
+        Where the fast one fails, fast jobs are refused with the reason from now on.
+        """
+        # A graph replays kernels and no hooks, which bring offloaded weights.
+        if self._loaded.device.type == "cuda" and self._loaded.why_offloaded is None:
             with torch.no_grad():
                 self._texts.capture()
+        self._draw_smallest(Quality.EXACT)
+        if self._fused is not None and self.draws(Quality.FAST):
+            try:
+                self._draw_smallest(Quality.FAST)
+            except (RuntimeError, NotFiniteError, DeviceMemoryError) as error:
+                self._why_not_fast = f"its warm-up failed ({type(error).__name__}: {error})"
+                log.warning("fast_unavailable", device=self.device, reason=self._why_not_fast)
+                self._fused.remove_fast()
+
+    def draws(self, quality: Quality) -> bool:
+        """Whether jobs may ask for it."""
+        return quality is Quality.EXACT or (self._fused is not None and quality in self._fused.qualities)
+
+    def refusal(self, quality: Quality) -> str:
+        """Why jobs may not ask for it."""
+        return f"quality: {quality.value} cannot be drawn here: {self._why_not_fast}"
+
+    def _draw_smallest(self, quality: Quality) -> None:
         side = self.size_multiple_pixels
-        for quality in Quality:
-            if quality is Quality.EXACT or self._draws(quality):
-                inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0, quality=quality)
-                self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
+        inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0, quality=quality)
+        self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
 
     def _check(self, inputs: GenerationInputs) -> None:
         multiple = self.size_multiple_pixels
@@ -205,11 +225,8 @@ class FluxGenerator:
         for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
             if not math.isfinite(value):
                 raise InputsError(f"{name}: {value} is not a finite number")
-        if inputs.quality is not Quality.EXACT and not self._draws(inputs.quality):
-            raise InputsError(f"quality: {inputs.quality.value} cannot be drawn here: {self._why_not_fast}; use exact")
-
-    def _draws(self, quality: Quality) -> bool:
-        return self._fused is not None and quality in self._fused.qualities
+        if not self.draws(inputs.quality):
+            raise InputsError(f"{self.refusal(inputs.quality)}; use exact")
 
     def _render(self, inputs: GenerationInputs, run: _Run) -> Rendering:
         run.check_canceled()
@@ -239,7 +256,7 @@ class FluxGenerator:
 
     def _path(self, quality: Quality) -> EnginePath:
         if self._fused is None:
-            return EnginePath.DIFFUSERS
+            return EnginePath.DIFFUSERS if self._loaded.why_offloaded is None else EnginePath.DIFFUSERS_OFFLOADED
         match quality:
             case Quality.EXACT:
                 return EnginePath.FUSED
@@ -414,6 +431,8 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:
         raise CheckpointError(f"model {spec.model!r} was loaded but cannot draw: {error}") from error
+    if not generator.draws(spec.default_quality):
+        raise CheckpointError(f"{generator.refusal(spec.default_quality)}; make exact the default")
     log.info(
         "model_loaded",
         model=loaded.model,
@@ -427,7 +446,8 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
 
 def _choose_ways(spec: EngineSpec, loaded: LoadedPipeline) -> tuple[FusedDenoiser | None, str]:
     """The fused way where it covers the model, and why it draws no fast images, if so; the log has the reasons."""
-    device, reason = str(loaded.device), why_not_fused(loaded.pipeline)
+    offloaded = None if loaded.why_offloaded is None else "the weights are in host memory"
+    device, reason = str(loaded.device), offloaded or why_not_fused(loaded.pipeline)
     fused = fuse(loaded.pipeline) if reason is None else None
     if fused is None:
         log.info("denoising_by_diffusers", device=device, reason=reason)
@@ -439,8 +459,6 @@ def _choose_ways(spec: EngineSpec, loaded: LoadedPipeline) -> tuple[FusedDenoise
         reason = add_fast(fused, loaded.pipeline)
     if reason is None:
         log.info("fast_added", device=device)
-    elif spec.default_quality is Quality.FAST:
-        raise CheckpointError(f"quality: the default, fast, cannot be drawn here: {reason}; make exact the default")
     else:
         log.warning("fast_unavailable", device=device, reason=reason)
     return fused, reason or ""

@@ -53,6 +53,16 @@ class EnginePath(StrEnum):
     """The fused forward, with 8-bit products and a schedule of steps that are left out."""
     DIFFUSERS = "diffusers"
     """diffusers' own modules, which cover everything."""
+    DIFFUSERS_OFFLOADED = "diffusers-offloaded"
+    """The same with weights in host memory."""
+
+
+class Offload(StrEnum):
+    """Whether weights are kept in host memory; `auto`: when the GPU has no room for all of them."""
+
+    AUTO = "auto"
+    NEVER = "never"
+    ALWAYS = "always"
 
 
 class FailureKind(StrEnum):
@@ -83,6 +93,7 @@ class EngineSpec:
     """Never ask a hub; fail at once when files are missing."""
     lora_folder: str | None = None
     """Its safetensors files are the LoRAs that jobs may name."""
+    offload: Offload = Offload.AUTO
     qualities: tuple[Quality, ...] = (Quality.EXACT,)
     """What jobs may ask for."""
     default_quality: Quality = Quality.EXACT

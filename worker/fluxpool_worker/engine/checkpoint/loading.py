@@ -30,6 +30,8 @@ from transformers.utils import logging as transformers_logging
 
 from fluxpool_worker.engine.checkpoint.assembly import AssemblyError, assemble, why_not_assembled
 from fluxpool_worker.engine.checkpoint.families import Family, ForeignModelError, check_pipeline, family_of
+from fluxpool_worker.engine.checkpoint.offloading import offload
+from fluxpool_worker.engine.checkpoint.placement import why_offload
 from fluxpool_worker.engine.checkpoint.weight_files import INDEX_FILE, WEIGHTED_PARTS, weight_problems
 from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader, WeightReadError
 from fluxpool_worker.engine.generator import CheckpointError
@@ -66,6 +68,8 @@ class LoadedPipeline:
     device: torch.device
     transformer_dtype: torch.dtype
     encoder_dtype: torch.dtype
+    why_offloaded: str | None = None
+    """Why weights are in host memory; None when all are on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +93,29 @@ def load_pipeline(spec: EngineSpec, *, reader: WeightReader | None = None) -> Lo
     location = _locate(spec)
     family = _family(location, spec)
     _silence_progress_bars()
+    why_offloaded = why_offload(spec, location.folder)
+    home = device if why_offloaded is None else torch.device("cpu")
     dtypes = dict.fromkeys(WEIGHTED_PARTS, encoder_dtype) | {"transformer": transformer_dtype}
     try:
-        pipeline = _assembled(location.folder, reader, dtypes=dtypes, device=device)
+        pipeline = _assembled(location.folder, reader, dtypes=dtypes, device=home)
         if pipeline is None:
             pipeline = FluxPipeline.from_pretrained(
                 str(location.folder),
                 dtype={**dtypes, "default": encoder_dtype},
                 # Weights go straight to the GPU; on the CPU they are where they should be already.
-                device_map=device.type if device.type == "cuda" else None,
+                device_map=home.type if home.type == "cuda" else None,
                 local_files_only=True,
                 # Everything else is a pickle.
                 use_safetensors=True,
             )
+        if why_offloaded is not None:
+            log.info("weights_offloaded", device=str(device), reason=why_offloaded)
+            offload(pipeline, device)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"model {spec.model!r} does not fit into the memory of {device}: {error}; "
-            "use a larger GPU, or make sure that no other process holds this one"
+            "use a larger GPU, keep the weights in host memory (offload), or make sure that no other process holds "
+            "this one"
         ) from error
     except (
         OSError,
@@ -131,6 +141,7 @@ def load_pipeline(spec: EngineSpec, *, reader: WeightReader | None = None) -> Lo
         device=device,
         transformer_dtype=transformer_dtype,
         encoder_dtype=encoder_dtype,
+        why_offloaded=why_offloaded,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import torch
 
+from fluxpool_worker.engine.checkpoint.placement import why_offload
 from fluxpool_worker.engine.checkpoint.weight_files import (
     INDEX_FILE,
     MAX_HEADER_BYTES,
@@ -48,6 +49,8 @@ def start_reading(spec: EngineSpec) -> "WeightReader | None":
     """A started reader, where the model is a folder and there is a GPU; a CPU reads best by mapping the files."""
     folder = Path(spec.model).expanduser()
     if spec.device is Device.CPU or not torch.cuda.is_available() or not (folder / INDEX_FILE).is_file():
+        return None
+    if why_offload(spec, folder) is not None:
         return None
     reader = WeightReader(folder, WEIGHTED_PARTS, torch.device("cuda", 0))
     reader.start()

@@ -61,10 +61,14 @@ class FusedDenoiser:
 
     def add_fast(self, operations: ScaledOperations, *, attend: Attention = attention) -> None:
         """Keep 8-bit weights beside the others, for `Quality.FAST`; again, when the others have changed."""
-        self._by_size.clear()
-        self._forms.pop(Quality.FAST, None)
+        self.remove_fast()
         products = partial(ScaledProducts, operations=self._operations, scaled_operations=operations)
         self._forms[Quality.FAST] = _Form(scale_weights(self._weights), products, attend)
+
+    def remove_fast(self) -> None:
+        """Free what `add_fast` made."""
+        self._by_size.clear()
+        self._forms.pop(Quality.FAST, None)
 
     @property
     def qualities(self) -> frozenset[Quality]:

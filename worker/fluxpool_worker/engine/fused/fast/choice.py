@@ -5,6 +5,7 @@ from typing import Final
 import torch
 
 from fluxpool_worker.engine.fused.fast.operations import scaled
+from fluxpool_worker.engine.fused.fast.products import FEWEST_ROWS
 from fluxpool_worker.engine.fused.fast.triton_operations import TritonScaledOperations
 from fluxpool_worker.engine.fused.fast.weights import ROWS_DTYPE
 from fluxpool_worker.engine.fused.weights import Linear
@@ -31,13 +32,15 @@ def why_not_fast(device: torch.device) -> str | None:
 
 def _difference_of_products(device: torch.device) -> float:
     generator = torch.Generator(device).manual_seed(0)
-    values = torch.randn(32, 128, device=device, generator=generator)
-    weights = torch.randn(64, 128, device=device, generator=generator)
+    # The most columns that a FLUX.1 layer has: support depends on them.
+    count, columns, outputs = FEWEST_ROWS, 15_360, 64
+    values = torch.randn(count, columns, device=device, generator=generator)
+    weights = torch.randn(outputs, columns, device=device, generator=generator)
     # Scales that differ from row to row: a product that took one scale for all would be noticed.
-    rows = scaled(values * torch.arange(1, 33, device=device)[:, None])
-    layer = scaled(weights * torch.arange(1, 65, device=device)[:, None])
-    bias = torch.zeros(64, device=device, dtype=ROWS_DTYPE)
-    out = torch.empty(32, 64, device=device, dtype=ROWS_DTYPE)
+    rows = scaled(values * torch.arange(1, count + 1, device=device)[:, None])
+    layer = scaled(weights * torch.arange(1, outputs + 1, device=device)[:, None])
+    bias = torch.zeros(outputs, device=device, dtype=ROWS_DTYPE)
+    out = torch.empty(count, outputs, device=device, dtype=ROWS_DTYPE)
     TritonScaledOperations().linear(rows, Linear(layer.values, bias, layer.scales), out=out)
     wanted = (rows.values.float() * rows.scales[:, None]) @ (layer.values.float() * layer.scales[:, None]).t()
     return float((out.float() - wanted).norm() / wanted.norm())

@@ -13,7 +13,9 @@ from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.weights import Linear, PackedWeights, Streams
 
 ROWS_MULTIPLE: Final = 16
-"""cuBLASLt refuses row-wise scaled products of 1 and of 12 rows; others are padded likewise."""
+FEWEST_ROWS: Final = 512
+"""cuBLASLt refuses row-wise scaled products of few rows, and how few depends on the columns (pytorch/ao#4582): 16 rows
+of 12,288 columns were refused on an H200, 512 never."""
 
 
 class ScaledProducts:
@@ -32,7 +34,7 @@ class ScaledProducts:
         self._plain, self._operations, self._text_rows = operations, scaled_operations, text_rows
         rows, width = text_rows + image_rows, weights.width
         # What is padded reads on behind its last row.
-        room, device, dtype = rows + ROWS_MULTIPLE, weights.device, weights.dtype
+        room, device, dtype = rows + FEWEST_ROWS, weights.device, weights.dtype
         self._all, self._width = slice(0, rows), width
         self._normed = ScaledRows(_bytes(room, width, device), torch.zeros(room, device=device))
         self._hidden = torch.empty(rows, 4 * width, device=device, dtype=dtype)
@@ -108,7 +110,7 @@ class ScaledProducts:
 
     def _linear(self, found: ScaledRows, layer: Linear, *, rows: slice, out: torch.Tensor) -> None:
         count = rows.stop - rows.start
-        padded = -(-count // ROWS_MULTIPLE) * ROWS_MULTIPLE
+        padded = max(FEWEST_ROWS, -(-count // ROWS_MULTIPLE) * ROWS_MULTIPLE)
         found = found[rows.start : rows.start + padded]
         if padded == count:
             self._operations.linear(found, layer, out=out)
