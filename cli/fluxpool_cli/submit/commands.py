@@ -4,6 +4,7 @@ Owns the command line and its result; `polling` waits, `image_files` writes the 
 """
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,7 +129,7 @@ def submit(
     if wait or output_dir is not None:
         check_folder(folder)
     own_stack = url is None
-    with GatewayClient(url or default_gateway_url(data_dir)) as gateway:
+    with closing(GatewayClient(url or default_gateway_url(data_dir))) as gateway:
         accepted = gateway.submit(body, idempotency_key=idempotency_key)
         if own_stack and (why := why_workers_cannot_start(data_dir)):
             say(f"the workers of the local stack cannot start: {why}")

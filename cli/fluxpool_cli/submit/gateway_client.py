@@ -8,8 +8,7 @@ import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import httpx
 
@@ -52,7 +51,7 @@ class NotFoundError(CommandError):
 
 
 class GatewayClient:
-    """Blocking client of one gateway; a context manager.
+    """Blocking client of one gateway; close it at the end.
 
     Every method raises `CommandError`: 2 for a request that was refused, 3 (`GatewayAwayError`) when the gateway does
     not serve, 4 without permission.
@@ -75,13 +74,7 @@ class GatewayClient:
             trust_env="//127.0.0.1" not in url and "//localhost" not in url,
         )
 
-    def __enter__(self) -> Self:
-        """The client itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Close the connections."""
         self._http.close()
 

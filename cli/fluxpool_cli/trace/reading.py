@@ -68,22 +68,20 @@ class Trace:
     missing_topics: tuple[str, ...]
 
 
-def made_at(request_id: str) -> datetime | None:
-    """When an id of the gateway's (UUIDv7) was made; None for any other id."""
+def reading_start(request_id: str) -> datetime | None:
+    """From when on records can be about this task: for an id of the gateway's (UUIDv7) a while before it was made.
+
+    None for any other id: from the beginning.
+    """
     try:
         made = uuid.UUID(request_id)
     except ValueError:
         return None
-    if made.version != _MADE_BY_GATEWAY or str(made) != request_id:
-        return None
     seconds = (made.int >> 80) / 1000
-    return datetime.fromtimestamp(seconds, UTC) if seconds < _LATEST_RECORD_TIME.timestamp() else None
-
-
-def reading_start(request_id: str) -> datetime | None:
-    """From when on records can be about this task; None: from the beginning."""
-    made = made_at(request_id)
-    return None if made is None else made - CLOCKS_APART
+    by_gateway = made.version == _MADE_BY_GATEWAY and str(made) == request_id
+    if not by_gateway or seconds >= _LATEST_RECORD_TIME.timestamp():
+        return None
+    return datetime.fromtimestamp(seconds, UTC) - CLOCKS_APART
 
 
 def roles_of(target: KafkaTarget) -> dict[str, TopicRole]:

@@ -186,7 +186,7 @@ async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[
     """Run a background part until cancelled; when it ends by itself, call `on_failure`, because nothing restarts it."""
     try:
         await run()
-    except Exception:
+    except Exception:  # the top of a part: whatever ended it, the process must end with it
         logger.exception("background_part_failed", part=name)
     else:
         logger.error("background_part_ended", part=name)

@@ -7,6 +7,7 @@ projecting itself is `projection.projector`.
 import asyncio
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -130,27 +131,27 @@ class StoreKeeper:
         self._stopping.wait(delay_seconds)
 
 
+@dataclass(slots=True)
 class _StopCheck:
     """Whether to stop, asked between batches; twice a second also whether the file is still the one that was opened."""
 
-    def __init__(self, file: Path, opened: StoreIdentity | None, stopping: threading.Event) -> None:
-        self._file = file
-        self._opened = opened
-        self._stopping = stopping
-        self._check_at = 0.0
+    file: Path
+    opened: StoreIdentity | None
+    stopping: threading.Event
+    check_at: float = 0.0
 
     def __call__(self) -> bool:
         """Raises `DamagedStoreError`."""
         now = time.monotonic()
-        if now >= self._check_at:
-            self._check_at = now + _CHECK_SECONDS
-            found = identity_of(self._file)
+        if now >= self.check_at:
+            self.check_at = now + _CHECK_SECONDS
+            found = identity_of(self.file)
             if found is None:
                 raise DamagedStoreError("the file was deleted")
             # Readers that open the path from now on would not see what is written here, and another writer's log
             # would overwrite it.
-            if found != self._opened:
+            if found != self.opened:
                 raise DamagedStoreError("the file, its write-ahead log or its index was deleted or replaced")
-            if take_damage_report(self._file):
+            if take_damage_report(self.file):
                 raise DamagedStoreError("a reader found damage")
-        return self._stopping.is_set()
+        return self.stopping.is_set()

@@ -10,7 +10,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol, assert_never
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, assert_never
 
 import structlog
 
@@ -114,26 +115,20 @@ class Reservations:
         return self._file.apply(operations, now_ms=_now_ms())
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class Idempotency:
     """Deduplicates requests with a key; one instance serves one process."""
 
-    def __init__(
-        self,
-        *,
-        reservations: Reservations,
-        store: TaskStore,
-        barrier: Callable[[], Awaitable[None]],
-        deadline_seconds: float,
-    ) -> None:
-        """`barrier` returns once the store has what Kafka has now; `deadline_seconds` is the longest wait for Kafka."""
-        self._reservations = reservations
-        self._store = store
-        self._barrier = barrier
-        self._patience_seconds = deadline_seconds + GRACE_SECONDS
-        self._running: dict[tuple[str, str], asyncio.Future[None]] = {}
-        """Equal requests of this process wait for one of them; between others the reservations decide."""
-        self._heartbeat: Heartbeat | None = None
-        self._heartbeat_expires_at = 0.0
+    reservations: Reservations
+    store: TaskStore
+    barrier: Callable[[], Awaitable[None]]
+    """Returns once the store has what Kafka has now."""
+    deadline_seconds: float
+    """The longest wait for Kafka."""
+    _running: dict[tuple[str, str], asyncio.Future[None]] = field(default_factory=dict, init=False)
+    """Equal requests of this process wait for one of them; between others the reservations decide."""
+    _heartbeat: Heartbeat | None = field(default=None, init=False)
+    _heartbeat_expires_at: float = field(default=0.0, init=False)
 
     async def once(self, request_id: str, digest: str, write: Callable[[], Awaitable[None]]) -> None:
         """Return when the record with this id and digest is in Kafka, written by `write` or by another request.
@@ -166,11 +161,11 @@ class Idempotency:
         while True:
             await asyncio.sleep(PURGE_INTERVAL_SECONDS)
             try:
-                heartbeat = await self._store.heartbeat()
+                heartbeat = await self.store.heartbeat()
                 if heartbeat is not None and heartbeat.caught_up_at_ms is not None:
                     in_store_ms = heartbeat.caught_up_at_ms - FRESH_SECONDS * 1000
                     before_ms = min(_now_ms() - KEPT_SECONDS * 1000, in_store_ms)
-                    await self._reservations.apply(Purge(accepted_before_ms=int(before_ms)))
+                    await self.reservations.apply(Purge(accepted_before_ms=int(before_ms)))
             except (StoreUnavailableError, ReservationsUnavailableError) as error:
                 logger.warning("reservations_not_purged", reason=str(error))
 
@@ -202,18 +197,19 @@ class Idempotency:
             raise error.answer from error
         finally:
             # Not awaited: the answer need not wait for the file. If it is lost, `until_ms` ends the reservation.
-            self._reservations.apply(Settle(request_id=request_id, digest=digest, standing=settled))
+            self.reservations.apply(Settle(request_id=request_id, digest=digest, standing=settled))
 
     async def _reserve(self, request_id: str, digest: str) -> Verdict:
         """Whether the record is to be written by this request, or was accepted. Waits for an equal request."""
         loop = asyncio.get_running_loop()
-        gives_up_at = loop.time() + self._patience_seconds
+        patience_seconds = self.deadline_seconds + GRACE_SECONDS
+        gives_up_at = loop.time() + patience_seconds
         again = False
         while True:
-            until_ms = _now_ms() + int(self._patience_seconds * 1000)
+            until_ms = _now_ms() + int(patience_seconds * 1000)
             wanted = Reserve(request_id=request_id, digest=digest, until_ms=until_ms, again=again)
             try:
-                held = await self._reservations.apply(wanted)
+                held = await self.reservations.apply(wanted)
             except ReservationsUnavailableError as error:
                 logger.warning("reservations_unusable", reason=str(error))
                 raise _unavailable("the key cannot be reserved; nothing was accepted") from error
@@ -237,7 +233,7 @@ class Idempotency:
 
     async def _find(self, request_id: str) -> TaskState | None:
         try:
-            return await self._store.find(request_id)
+            return await self.store.find(request_id)
         except StoreUnavailableError as error:
             raise _unreadable(error) from error
 
@@ -246,7 +242,7 @@ class Idempotency:
         try:
             if await self._is_complete():
                 return state
-            await self._barrier()
+            await self.barrier()
         except StoreUnavailableError as error:
             raise _unreadable(error) from error
         except BarrierNotReachedError as error:
@@ -258,7 +254,7 @@ class Idempotency:
         """Whether the store was caught up with Kafka since it was made: then reservations have all that it lacks."""
         now = asyncio.get_running_loop().time()
         if now >= self._heartbeat_expires_at:
-            self._heartbeat = await self._store.heartbeat()
+            self._heartbeat = await self.store.heartbeat()
             self._heartbeat_expires_at = now + HEARTBEAT_CACHED_SECONDS
         return self._heartbeat is not None and self._heartbeat.caught_up_at_ms is not None
 
@@ -267,7 +263,7 @@ class Idempotency:
         if _now_ms() - accepted_at_ms < FRESH_SECONDS * 1000:
             return False
         try:
-            await self._barrier()
+            await self.barrier()
         except BarrierNotReachedError:
             return False
         return await self._find(request_id) is None
@@ -289,9 +285,9 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _conflict(reason: str) -> ProblemError:
+def _conflict(reason: str, code: ProblemCode = ProblemCode.IDEMPOTENCY_CONFLICT, **more: Any) -> ProblemError:
     problem = FieldProblem("Idempotency-Key", f"{reason}; {NEW_KEY}")
-    return ProblemError(ProblemCode.IDEMPOTENCY_CONFLICT, str(problem), fields=[problem])
+    return ProblemError(code, str(problem), fields=[problem], **more)
 
 
 def _unreadable(error: StoreUnavailableError) -> ProblemError:
@@ -300,13 +296,9 @@ def _unreadable(error: StoreUnavailableError) -> ProblemError:
 
 
 def _in_progress() -> ProblemError:
-    problem = FieldProblem("Idempotency-Key", f"a request with another body and this key is in progress; {NEW_KEY}")
-    return ProblemError(
-        ProblemCode.IDEMPOTENCY_IN_PROGRESS,
-        str(problem),
-        fields=[problem],
-        headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
-    )
+    reason = "a request with another body and this key is in progress"
+    retry = [("retry-after", str(RETRY_AFTER_SECONDS))]
+    return _conflict(reason, ProblemCode.IDEMPOTENCY_IN_PROGRESS, headers=retry)
 
 
 def _unavailable(reason: str) -> ProblemError:

@@ -6,7 +6,9 @@ Owns the rhythm. Reading the lag, remembering it, counting expired tasks and pla
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import httpx
 
@@ -21,30 +23,26 @@ _READ_DEADLINE_SECONDS = 5.0
 _PROBE_DEADLINE_SECONDS = 2.0
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class FleetScaler:
     """Keeps a fleet at the planned size for as long as `run` runs."""
 
-    def __init__(
-        self,
-        *,
-        targets: tuple[LaneTarget, ...],
-        config: ScalingConfig,
-        fleet: WorkerFleet,
-        report: Callable[[str], None],
-        on_round: Callable[[], None],
-    ) -> None:
-        """`report` gets a sentence about every changed plan, `on_round` is called after each round."""
-        self._config = config
-        self._fleet = fleet
-        self._report = report
-        self._on_round = on_round
-        self._targets = targets
-        self._backlog = PoolBacklog(targets, {})
-        self._expired = dict.fromkeys((target.name for target in targets), 0)
-        self._state = PlanState()
-        self._planned_at_seconds: float | None = None
-        self.plan: Plan | None = None
-        """The last one."""
+    targets: tuple[LaneTarget, ...]
+    config: ScalingConfig
+    fleet: WorkerFleet
+    report: Callable[[str], None]
+    """Gets a sentence about every changed plan."""
+    on_round: Callable[[], None]
+    """Called after each round."""
+    plan: Plan | None = field(default=None, init=False)
+    """The last one."""
+    _backlog: PoolBacklog = field(init=False)
+    _expired: Counter[str] = field(default_factory=Counter, init=False)
+    _state: PlanState = field(default_factory=PlanState, init=False)
+    _planned_at_seconds: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._backlog = PoolBacklog(self.targets, {})
 
     async def run(self, connection: KafkaConnection) -> None:
         """Read, plan and reconcile until cancelled."""
@@ -53,9 +51,9 @@ class FleetScaler:
             httpx.AsyncClient(timeout=_PROBE_DEADLINE_SECONDS, trust_env=False) as http,
         ):
             while True:
-                decision = self.decide(await hub.read(connection, self._targets), now_seconds=time.monotonic())
-                await self._fleet.reconcile(decision.replicas, http=http)
-                self._on_round()
+                decision = self.decide(await hub.read(connection, self.targets), now_seconds=time.monotonic())
+                await self.fleet.reconcile(decision.replicas, http=http)
+                self.on_round()
                 await asyncio.sleep(INTERVAL_SECONDS)
 
     def lane_states(self) -> tuple[LaneState, ...]:
@@ -86,19 +84,19 @@ class FleetScaler:
             self._report_expired(lane.target.name, lane.expired_records_total)
         elapsed_seconds = 0.0 if self._planned_at_seconds is None else now_seconds - self._planned_at_seconds
         snapshot = Snapshot(
-            lanes=lanes, current_replicas=self._fleet.replicas, elapsed_seconds=elapsed_seconds, state=self._state
+            lanes=lanes, current_replicas=self.fleet.replicas, elapsed_seconds=elapsed_seconds, state=self._state
         )
-        decision = plan(snapshot, self._config)
+        decision = plan(snapshot, self.config)
         before = self.plan
         if before is None or (before.replicas, before.constraint) != (decision.replicas, decision.constraint):
-            self._report(f"plan: {worker_count(decision.replicas)} ({decision.constraint}). {decision.reason}")
+            self.report(f"plan: {worker_count(decision.replicas)} ({decision.constraint}). {decision.reason}")
         self._state, self._planned_at_seconds, self.plan = decision.state, now_seconds, decision
         return decision
 
     def _report_expired(self, lane: str, total: int) -> None:
         more, self._expired[lane] = total - self._expired[lane], total
         if more > 0:
-            self._report(
+            self.report(
                 f"topic retention deleted {more} {'task' if more == 1 else 'tasks'} of lane {lane} before a worker "
                 "consumed them; raise the topic's retention.ms or --max-workers"
             )

@@ -219,7 +219,7 @@ class EndingWriter:
                 return await write()
             except (HoldExpiredError, RecordRefusedError):
                 raise
-            except Exception as error:
+            except Exception as error:  # whatever fails here must not lose an ending
                 log.exception("ending_failed")
                 hold = hold or self.holds.begin_apart(HoldCause.KAFKA)
                 self.holds.check(hold, f"an ending could not be written: {error!r}")

@@ -80,7 +80,7 @@ def decode_record(record: ConsumerRecord) -> DecodedTask:
             return decode_task(record.value, record.headers)
         except InvalidTaskError:
             raise
-        except Exception as error:
+        except Exception as error:  # a record that any producer may write must not end the worker
             log.exception("decoding_failed", topic=record.topic, partition=record.partition, offset=record.offset)
             problem = FieldProblem("", f"the record cannot be read: {type(error).__name__}")
             raise InvalidTaskError(ErrorCode.UNDECODABLE, [problem], request_id=None) from error
