@@ -261,7 +261,7 @@ async def _measure(run: Run) -> dict[str, Cell]:
         "load_average": round(os.getloadavg()[0], 1),
         "tasks_per_second": round(len(begun) / ((ended[-1] - begun[0]) / 1e9), 2),
         "tasks": run.tasks,
-        "drawn": len(begun),
+        "generated": len(begun),
         "results": len(results),
         "images": images,
         "lost": run.tasks - min(len(distinct), images),

@@ -87,7 +87,7 @@ _FOR_POD_MONITORS: Final = AccessRule(
     group="monitoring.coreos.com",
     resource="podmonitors",
     verbs=("get", "list", "watch", "create", "patch", "delete"),
-    why="for the monitor of a pool that asks for one; deleted when it no longer does",
+    why="for the monitor of a pool with podMonitor; deleted when the field is removed",
 )
 
 

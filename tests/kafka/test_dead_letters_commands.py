@@ -351,7 +351,7 @@ async def test_a_conflicting_id_is_only_replayed_under_a_new_one(bench: DeadLett
         ({"original": [("fluxpool-attempt", b"x")]}, (), "fluxpool-attempt: must be a whole number"),
         ({"origin_topic": "gone-tasks"}, (), "gone-tasks does not exist any more"),
         ({}, ("--to-topic", "nowhere-tasks"), "nowhere-tasks does not exist any more"),
-        ({"object": "_dead-letters/t/0/1-2"}, (), "lies in the object store under _dead-letters/t/0/1-2"),
+        ({"object": "_dead-letters/t/0/1-2"}, (), "is in the object store under _dead-letters/t/0/1-2"),
     ],
 )
 async def test_a_replay_that_must_fail_again_is_refused_with_the_reason(
@@ -382,7 +382,7 @@ async def test_a_dropped_header_and_another_topic_are_applied(bench: DeadLetterB
     assert "0 refused" in into_itself.output
     await bench.put(task("again"), request_id="again")
     into_itself = await bench.run("replay", "--to-topic", bench.dead_letters)
-    assert "holds dead letters; name a topic of tasks" in into_itself.complaints
+    assert "holds dead letters; name a task topic" in into_itself.complaints
 
 
 async def test_a_replay_has_the_given_rate_and_spreads_over_partitions(bench: DeadLetterBench) -> None:

@@ -238,7 +238,7 @@ async def test_only_own_retries_that_are_due_and_not_relayed_count(hub: BacklogH
     )
     other = await _pool(hub, bootstrap_servers, records={}, retry_tiers=(_tier(first, "theirs", group=theirs),))
     await _retry_at(bootstrap_servers, first, [("ours", 400), ("ours", 300), ("theirs", 200), ("ours", 100)])
-    await _retry_at(bootstrap_servers, first, [("ours", 90), ("ours", 30), (None, 400), ("nobody", 400)])
+    await _retry_at(bootstrap_servers, first, [("ours", 90), ("ours", 30), (None, 400), ("unknown", 400)])
     relayed = LaneTarget(name="retries", topic=first, consumer_group=ours)
     text = retry_offset_text(commit_offset=1, relayed=[3], topic_id=None)
     await _commit(bootstrap_servers, relayed, {0: (1, text)})

@@ -30,7 +30,7 @@ class UnchangedTests:
     """Skips marked tests that passed with the same inputs, and records those that pass."""
 
     def __init__(self, *, root: Path, stamps: Path, run_all: bool, named: frozenset[Path]) -> None:
-        """`named` are test files that always run, because whoever names them is working on them."""
+        """`named` are test files that always run: naming a file means working on it."""
         self._inputs = Inputs(root)
         self._stamps = stamps
         self._run_all = run_all

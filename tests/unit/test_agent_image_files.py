@@ -171,7 +171,7 @@ async def test_no_file_is_stored_unsigned_while_the_key_is_away(tmp_path: Path) 
 
     assert bench.results[0]["images"][0]["marks"] == ["xmp", "c2pa"]
     assert bench.held_by == set()
-    assert bench.engine.jobs == 1, "the picture is drawn once"
+    assert bench.engine.jobs == 1, "the image is generated once"
 
 
 async def test_a_key_that_stays_away_releases_the_task_without_a_file(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_a_hub_id_is_passed_on_unchanged(hub_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["/nonexistent", "./models/flux", "a/b/c", "models\\flux", "a b", "x" * 5000, "~nobody-here/flux"]
+    "model", ["/nonexistent", "./models/flux", "a/b/c", "models\\flux", "a b", "x" * 5000, "~unknown-here/flux"]
 )
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused(model: str) -> None:
     with pytest.raises(ModelError, match="there is no folder"):

@@ -137,7 +137,7 @@ def test_a_folder_has_one_supervisor_and_its_death_releases_the_lock(data_dir: D
 
 
 def test_down_names_a_folder_whose_owner_is_unknown(data_dir: DataDir) -> None:
-    with data_dir.lock(), pytest.raises(CommandError, match="does not say which") as failure:
+    with data_dir.lock(), pytest.raises(CommandError, match="does not name it") as failure:
         end_stack(data_dir, report=lambda _line: None, owner_deadline_seconds=0.1)
     assert failure.value.code is ExitCode.FAILED
 

@@ -146,7 +146,7 @@ def test_a_record_without_a_timestamp_gets_the_time_of_its_failure() -> None:
         (record(error_code=ErrorCode.ID_CONFLICT), {}, "r-1 belongs to another task; patch in a new request_id"),
         (record(), {"to_topic": "dlq"}, "dlq holds dead letters"),
         (record(origin_topic="dlq"), {}, "dlq holds dead letters"),
-        (record(None, object="_dead-letters/x"), {}, "lies in the object store under _dead-letters/x"),
+        (record(None, object="_dead-letters/x"), {}, "is in the object store under _dead-letters/x"),
     ],
 )
 def test_an_invalid_replay_is_refused(item: ConsumerRecord, choices: dict[str, Any], words: str) -> None:

@@ -106,7 +106,7 @@ def test_a_folder_is_loaded_in_the_requested_dtypes(tiny_checkpoint: Path) -> No
 def test_auto_takes_the_cpu_where_there_is_no_cuda_and_cuda_is_refused(tiny_checkpoint: Path) -> None:
     assert load_pipeline(spec_of(tiny_checkpoint, device=Device.AUTO)).device.type == "cpu"
 
-    with pytest.raises(CheckpointError, match="device: 'cuda' was asked for but torch sees no CUDA device"):
+    with pytest.raises(CheckpointError, match="device: 'cuda' was requested but torch finds no CUDA device"):
         load_pipeline(spec_of(tiny_checkpoint, device=Device.CUDA))
 
 

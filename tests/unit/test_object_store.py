@@ -204,7 +204,7 @@ async def test_a_service_that_reports_an_unreadable_object_as_existing_fails_the
         return web.Response(status=412 if request.method == "PUT" else 404)
 
     async with _serving(pretend) as url:
-        with pytest.raises(ConditionalWritesError, match="said to exist, but it cannot be read"):
+        with pytest.raises(ConditionalWritesError, match="reported to exist, but cannot be read"):
             await _open_bucket(url).probe()
 
 

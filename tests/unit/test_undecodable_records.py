@@ -135,7 +135,7 @@ def test_a_batch_of_many_records_is_not_decoded_in_python() -> None:
 def test_a_base_offset_before_the_position_does_not_stop_the_consumer() -> None:
     (lost,) = read(batch([b"old"], base_offset=2), position=50)
 
-    assert (lost.offset, lost.problem) == (50, "its offsets lie before those that were asked for")
+    assert (lost.offset, lost.problem) == (50, "its offsets are before the requested ones")
 
 
 @given(

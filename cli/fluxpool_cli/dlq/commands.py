@@ -44,7 +44,7 @@ from fluxpool_transport.dlq import (
 DEFAULT_RATE = 10.0
 """Replays a second: fast for a person, a small load for a pool that serves others."""
 
-app = typer.Typer(no_args_is_help=True, help="Dead letters: look at them, send their tasks again, discard them.")
+app = typer.Typer(no_args_is_help=True, help="List dead letters, replay their tasks, discard them.")
 
 
 @app.command()
@@ -162,7 +162,7 @@ def replay(
     source: SourceOptions,
     output: OutputOptions,
 ) -> None:
-    """Send the tasks of open dead letters again; without --yes only say what would be sent and what would fail again.
+    """Send the tasks of open dead letters again; without --yes only show what would be sent and what would be refused.
 
     Exits 0 when every task was sent (or would be looked at), 1 when with --yes some were refused, 3 when Kafka did
     not acknowledge; the same command then continues with the open ones.
@@ -199,7 +199,7 @@ def replay(
 def discard(
     places: PlacesArgument = None,
     *,
-    reason: Annotated[str, typer.Option(help="Why; kept in the note.")],
+    reason: Annotated[str, typer.Option(help="Reason; stored in the resolution.")],
     chosen: FilterOptions,
     yes: YesOption = False,
     source: SourceOptions,
@@ -207,7 +207,7 @@ def discard(
 ) -> None:
     """Mark open dead letters as discarded: no replay sends them; they stay on the topic until they expire."""
     if not reason.strip():
-        raise typer.BadParameter("must say why, in words", param_hint="--reason")
+        raise typer.BadParameter("must not be blank", param_hint="--reason")
     dead_letters = source.dead_letters(chosen.filter(places))
     entries = run_on(dead_letters.target, _discard(dead_letters, reason=reason.strip(), yes=yes))
     if output.json:
@@ -272,7 +272,7 @@ def _droppable(names: Sequence[str]) -> frozenset[str]:
     for name in names:
         if name.startswith(DEAD_LETTER_PREFIX):
             raise typer.BadParameter(
-                f"{name} says why the task failed and is never sent along", param_hint="--drop-header"
+                f"{name} describes the failure and is never sent", param_hint="--drop-header"
             )
     return frozenset(names)
 

@@ -51,7 +51,7 @@ def up(
     data_dir: DataDirOption = Path(DEFAULT_NAME),
     model: ModelOption = None,
     embed_parameters: Annotated[
-        EmbedParameters, typer.Option(help="What image files say of their tasks.", show_default=True)
+        EmbedParameters, typer.Option(help="Parameters of the task in image files.", show_default=True)
     ] = EmbedParameters.ALL,
     signing_folder: Annotated[
         Path | None,

@@ -153,7 +153,7 @@ def _state_of_owner(data_dir: DataDir, *, deadline_seconds: float) -> StackState
         if time.monotonic() > ends_at_seconds:
             raise CommandError(
                 ExitCode.FAILED,
-                f"a process has locked {data_dir.path} but {data_dir.state.name} does not say which; end it yourself",
+                f"a process has locked {data_dir.path} but {data_dir.state.name} does not name it; end it yourself",
             )
         time.sleep(_POLL_INTERVAL_SECONDS)
     return state

@@ -33,7 +33,7 @@ UrlOption = Annotated[
 
 
 def submit(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, typer.Argument(help="Description of the image.")],
     *,
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid; needs --true-cfg-scale above 1.")] = None,
     size: Annotated[str | None, typer.Option(help="Width x height in pixels, multiples of 16: 1024x768.")] = None,
@@ -50,7 +50,7 @@ def submit(
     ] = None,
     embed_parameters: Annotated[
         str | None,
-        typer.Option(help="What the image file says of the task: all, noPrompt or none; the pool limits it."),
+        typer.Option(help="Parameters of the task in the image file: all, noPrompt or none; the pool limits it."),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -68,7 +68,7 @@ def submit(
             "-o",
             "--output-dir",
             callback=printable_path,
-            help="Folder for the images; implies --wait. The current one by default. (For JSON say --json.)",
+            help="Folder for the images; implies --wait. The current one by default. (For JSON use --json.)",
         ),
     ] = None,
     output: Annotated[OutputFormat, typer.Option("--output", help="Form of the result.")] = OutputFormat.TABLE,
@@ -113,7 +113,7 @@ def submit(
     # Checked before the task is sent, not after its images are generated.
     if output_dir is not None and str(output_dir) in set(OutputFormat) and not output_dir.exists():
         raise typer.BadParameter(
-            f"is the folder for the images here; for the form of the result say --output {output_dir}, "
+            f"is the folder for the images; for the format of the result use --output {output_dir}, "
             f"for a folder of that name ./{output_dir}/",
             param_hint="-o",
         )

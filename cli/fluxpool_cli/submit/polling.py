@@ -54,7 +54,7 @@ def patiently(ask: Callable[[], T], *, deadline: Deadline) -> T:
                 raise
             if str(error) != told:
                 told = str(error)
-                say(f"{told}; asking again until --timeout")
+                say(f"{told}; retrying until --timeout")
             wanted_seconds = error.retry_after_seconds
         except NotFoundError:
             if deadline.remaining_seconds == 0.0 or time.monotonic() > unknown_until_seconds:
@@ -91,8 +91,7 @@ def wait_until_finished(
             if deadline.remaining_seconds == 0.0:
                 raise CommandError(
                     ExitCode.TIMED_OUT,
-                    f"{request_id} is still {generation.status} after {deadline.timeout_seconds:g} s; it is worked on "
-                    f"all the same: {gateway.url}/v1/generations/{request_id} tells how it ended, or wait longer with "
-                    "--timeout",
+                    f"{request_id} is still {generation.status} after {deadline.timeout_seconds:g} s and continues; "
+                    f"see {gateway.url}/v1/generations/{request_id} for its result, or wait longer with --timeout",
                 )
             time.sleep(min(_INTERVAL_SECONDS, deadline.remaining_seconds))

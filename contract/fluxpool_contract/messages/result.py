@@ -118,11 +118,11 @@ class GenerationResult(_Message):
     steps: Count | None = None
     """Denoising steps."""
     model: Name | None = None
-    """Model and revision that drew the images."""
+    """Model and revision that generated the images."""
     quality: Name | None = None
     """exact, or fast: lossy."""
     engine_path: Name | None = None
-    """How the worker's engine drew the images: by its fused forward, or by diffusers' own modules."""
+    """How the worker's engine generated the images: by its fused forward, or by diffusers' modules."""
     model_family: Name | None = None
     """FLUX.1-dev, FLUX.1-Krea-dev, FLUX.1-schnell or tiny."""
     model_license: Name | None = None

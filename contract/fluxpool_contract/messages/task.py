@@ -150,7 +150,7 @@ class GenerationParameters(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_check_prompt)]
-    """What to draw. Text beyond 512 T5 tokens is cut, with a warning in the result."""
+    """Description of the image. Text beyond 512 T5 tokens is truncated, with a warning in the result."""
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_check_text)] | None = None
     """What to avoid. Acts only with `true_cfg_scale` above 1; the result warns otherwise."""
     width: SidePixels = 1024

@@ -101,7 +101,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
         async with _running(app, settings, fail):
             yield
         if failed:
-            raise BackgroundPartError("a background part ended; its log event says which and why")
+            raise BackgroundPartError("a background task ended; the log has its name and the reason")
 
     app = GatewayApplication(
         title="Fluxpool",
@@ -232,5 +232,5 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_failure(request: Request, _error: Exception) -> Response:
-    detail = "the gateway failed on this request; its log says why, under the same x-request-id"
+    detail = "the gateway failed on this request; its log has the reason, with the same x-request-id"
     return _answer(request, ProblemError(ProblemCode.INTERNAL, detail))

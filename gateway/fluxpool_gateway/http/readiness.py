@@ -110,7 +110,7 @@ def _why_behind(heartbeat: Heartbeat | None, *, now_ms: int) -> str | None:
         return "no projector has run yet"
     silent_seconds = (now_ms - heartbeat.beat_at_ms) / 1000
     if silent_seconds > MAX_HEARTBEAT_AGE_SECONDS:
-        return f"the projector is silent since {silent_seconds:.0f} s; its log says why"
+        return f"the projector is silent since {silent_seconds:.0f} s; see its log"
     if heartbeat.caught_up_at_ms is None:
         to_read = f"{heartbeat.lag_records} records to read"
         if heartbeat.rebuilt_because is None:

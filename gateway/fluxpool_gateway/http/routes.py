@@ -67,7 +67,7 @@ def _problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]
     return {status: {"model": ProblemDocument, "description": text} for status, text in descriptions.items()}
 
 
-_READ_PROBLEMS: Final = {404: "No such task was ever accepted.", 503: "Not known at the moment; ask again."}
+_READ_PROBLEMS: Final = {404: "No such task was ever accepted.", 503: "Unknown at the moment; retry."}
 _SUBMIT_PROBLEMS: Final = {
     400: "The body is not JSON, or holds a field that is not known.",
     408: "The request did not arrive in time; nothing was accepted.",
@@ -168,7 +168,7 @@ async def get_image(
     if isinstance(found, RecentTask) or found.result is None:
         raise ProblemError(
             ProblemCode.NOT_FINISHED,
-            f"task {request_id} is not finished; ask again later",
+            f"task {request_id} is not finished; retry later",
             headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
         )
     result = read_result(found)
@@ -199,7 +199,7 @@ async def _stored(objects: ObjectStore, key: str) -> bytes | None:
     try:
         return await objects.get(key)
     except StorageUnavailableError as error:
-        detail = "the image cannot be read at the moment; ask again"
+        detail = "the image cannot be read at the moment; retry"
         raise unavailable(ProblemCode.STORAGE_FAILED, detail) from error
 
 
@@ -212,7 +212,7 @@ async def get_health() -> dict[str, str]:
 @router.get(
     "/readyz",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "Some part is not ready; `parts` says which and why."}},
+    responses={503: {"model": Readiness, "description": "Some part is not ready; `parts` has the reasons."}},
     summary="Whether requests can be accepted and followed",
 )
 async def get_readiness(services: WithServices) -> Response:

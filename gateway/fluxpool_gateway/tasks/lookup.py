@@ -141,4 +141,4 @@ def _not_found(request_id: str) -> ProblemError:
 
 
 def _unknown(reason: str) -> ProblemError:
-    return unavailable(ProblemCode.STORE_UNAVAILABLE, f"{reason}; ask again in a moment")
+    return unavailable(ProblemCode.STORE_UNAVAILABLE, f"{reason}; retry in a moment")

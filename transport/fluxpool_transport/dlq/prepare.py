@@ -103,7 +103,7 @@ def prepare_replay(
             problems=(FieldProblem("", f"is no dead letter of a worker's ({entry.problem}); copy it by other means"),),
         )
     if entry.dead_letter.object is not None and choices.patch is None:
-        stored = f"was too large to be kept; it lies in the object store under {entry.dead_letter.object}"
+        stored = f"was too large for the topic; it is in the object store under {entry.dead_letter.object}"
         return RefusedReplay(
             entry=entry, problems=(FieldProblem("", f"{stored}; patch in all fields of a smaller task"),)
         )
@@ -122,7 +122,7 @@ def prepare_replay(
     if target in choices.retry_topics:
         target = decoded.envelope.origin_topic or target
     if target == topic:
-        problems.append(FieldProblem("topic", f"{topic} holds dead letters; name a topic of tasks to send to"))
+        problems.append(FieldProblem("topic", f"{topic} holds dead letters; name a task topic"))
     deadline = decoded.envelope.deadline
     if deadline is not None and deadline <= now:
         problems.append(FieldProblem(header_names.DEADLINE, f"passed at {format_time(deadline)}"))

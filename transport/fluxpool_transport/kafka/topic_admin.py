@@ -178,7 +178,7 @@ def _remedy(refusal: KafkaException) -> str:
     if has_code(refusal, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
         return "grant the Kafka user CREATE, or create the topic by other means"
     if has_code(refusal, KafkaError.INVALID_REPLICATION_FACTOR):
-        return "ask for a smaller replication factor, or start more brokers"
+        return "use a smaller replication factor, or start more brokers"
     return "correct its layout, or create it by other means"
 
 

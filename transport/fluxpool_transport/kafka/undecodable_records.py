@@ -49,7 +49,7 @@ _LEGACY_HEADER_BYTES: Final = 26
 _COUNT_OFFSET: Final = 57
 _LAST_DELTA_OFFSET: Final = 23
 _MAX_TIMESTAMP_OFFSET: Final = 35
-_BEYOND_BATCH: Final = "a record's offset lies beyond its batch"
+_BEYOND_BATCH: Final = "a record's offset is beyond its batch"
 _MAX_GAP_OFFSETS: Final = 1000
 """Between what was asked for and a damaged batch; markers of transactions leave gaps of one or two."""
 
@@ -136,7 +136,7 @@ class TolerantPartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc] 
             yield from self._unpack_batch(fetched, following)
         if self.next_fetch_offset == began_at and batches:
             # Nothing moved the position: aiokafka would fetch the same bytes again without end.
-            yield self._lost(batches[0], "its offsets lie before those that were asked for", last=began_at)
+            yield self._lost(batches[0], "its offsets are before the requested ones", last=began_at)
 
     def _unpack_batch(self, fetched: bytes, following: bytes | None) -> Iterator[ConsumerRecord]:
         try:

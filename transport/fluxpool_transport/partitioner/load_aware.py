@@ -107,7 +107,7 @@ class LoadAwarePartitioner:
                     self._note_failure(str(error))
                 except Exception:  # the loop must live: without it every choice is round robin
                     logger.exception("partition_loads_failed")
-                    self._note_failure("reading failed; the log says why")
+                    self._note_failure("reading failed; see the log")
                 self.has_read.set()
                 await asyncio.sleep(IDLE_INTERVAL_SECONDS)
         finally:

@@ -129,7 +129,7 @@ class ObjectStore:
         if await self._create_probe():
             raise self._without_conditions("a second object replaced the first one")
         if await self.get(PROBE_KEY) is None:
-            raise self._without_conditions(f"{PROBE_KEY} is said to exist, but it cannot be read")
+            raise self._without_conditions(f"{PROBE_KEY} is reported to exist, but cannot be read")
         self._creates_conditionally = True
 
     async def _create_probe(self) -> bool:

@@ -111,7 +111,7 @@ def _differences(file: Path, body: Mapping[str, Any], request_id: str, sha256: s
     payload = file.read_bytes()
     problems = []
     if hashlib.sha256(payload).hexdigest() != sha256:
-        problems.append("its content is not what the result says (sha256)")
+        problems.append("its content differs from the result (sha256)")
     try:
         embedded = read_parameters(payload)
     except ImageParametersError as error:

@@ -182,7 +182,7 @@ class ServerSideApply:
             raise ChildError(
                 Reason.FOREIGN_CHILD,
                 f"{kind} {found['metadata']['name']} exists and belongs to {whose}, not to this pool; "
-                "it is left alone: delete or rename it, or name the pool differently",
+                "it is not changed: delete or rename it, or name the pool differently",
             )
         return found
 

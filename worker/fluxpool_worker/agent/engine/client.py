@@ -408,7 +408,7 @@ class EngineClient:
         if not has_ended:
             raise EngineUnstableError(
                 f"the engine, process {process.pid}, did not end within {KILLED_SECONDS:g} s of SIGKILL: it waits in "
-                "the kernel; look at the node's driver, disk and network file systems"
+                "the kernel; check the node's driver, disk and network file systems"
             )
 
     @staticmethod
@@ -440,7 +440,7 @@ def _check_images(generated: Generated, inputs: GenerationInputs) -> None:
         for image in generated.images
     ]
     if sent != wanted:
-        raise ProtocolError(f"job {generated.job_id}: other images than those asked for: {sent[:2]}")
+        raise ProtocolError(f"job {generated.job_id}: other images than requested: {sent[:2]}")
 
 
 def _engine_environment(environment: Mapping[str, str]) -> dict[str, str]:

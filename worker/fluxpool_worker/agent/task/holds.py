@@ -113,7 +113,7 @@ class Holds(Collector):
         held_seconds = self._clock() - hold.began_at
         if held_seconds >= self._limit_seconds:
             raise HoldExpiredError(
-                f"{hold.cause} was away for {held_seconds:.0f} s, longer than infra_hold_limit_seconds: {reason}"
+                f"{hold.cause} was unavailable for {held_seconds:.0f} s, longer than infra_hold_limit_seconds: {reason}"
             )
 
     async def through(

@@ -296,7 +296,7 @@ def failure_of(result: GenerationResult) -> Failure:
             error_class=ErrorClass.TRANSIENT,
             code=ErrorCode.GENERATION_FAILED,
             disposition=Disposition.EXHAUSTED,
-            message="the stored result says that the task failed, and not why",
+            message="the stored result has status failed, without a reason",
         )
     if error.error_class == ErrorClass.INVALID:
         disposition = Disposition.OVERSIZE if error.code == ErrorCode.TOO_LARGE else Disposition.INVALID

@@ -180,7 +180,7 @@ def _device(wanted: Device) -> torch.device:
         case Device.CUDA:
             if not torch.cuda.is_available():
                 raise CheckpointError(
-                    "device: 'cuda' was asked for but torch sees no CUDA device; give the worker a GPU "
+                    "device: 'cuda' was requested but torch finds no CUDA device; give the worker a GPU "
                     "(nvidia.com/gpu), check its driver, or use 'auto' or 'cpu'"
                 )
             return torch.device("cuda", 0)
