@@ -215,6 +215,12 @@ RULE_REFUSALS: Final = (
         message="cache: set exactly one of emptyDir, persistentVolumeClaim, hostPath and image",
     ),
     Refusal(
+        name="a relative folder of LoRAs",
+        edits={"model.loraFolder": "loras"},
+        message="loraFolder: must be absolute, such as /models/loras",
+        by_model=True,
+    ),
+    Refusal(
         name="a relative folder of the node",
         edits={"model.cache": {"hostPath": {"path": "models"}}},
         message="path: must be absolute, such as /var/lib/models",

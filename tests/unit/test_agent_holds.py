@@ -79,7 +79,9 @@ async def test_a_hold_past_its_limit_names_the_setting() -> None:
     clock = Clock()
     holds = Holds(limit_seconds=5, clock=clock)
     service = Service(clock, failures=1000, seconds=3.0)
-    with pytest.raises(HoldExpiredError, match="object-store was unavailable for 6 s, longer than infra_hold_limit_seconds"):
+    with pytest.raises(
+        HoldExpiredError, match="object-store was unavailable for 6 s, longer than infra_hold_limit_seconds"
+    ):
         await holds.through(service, cause=HoldCause.OBJECT_STORE, retry_on=(Away,))
     assert holds.causes == frozenset()
 

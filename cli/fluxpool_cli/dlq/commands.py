@@ -271,9 +271,7 @@ def _patch(text: str | None) -> dict[str, Any] | None:
 def _droppable(names: Sequence[str]) -> frozenset[str]:
     for name in names:
         if name.startswith(DEAD_LETTER_PREFIX):
-            raise typer.BadParameter(
-                f"{name} describes the failure and is never sent", param_hint="--drop-header"
-            )
+            raise typer.BadParameter(f"{name} describes the failure and is never sent", param_hint="--drop-header")
     return frozenset(names)
 
 

@@ -179,7 +179,7 @@ async def _create_or_read(store: ObjectStore, key: str, payload: bytes, *, conte
         if stored is not None:
             return stored, False
     raise StorageUnavailableError(
-        f"object store: {store.location(key)} is reported to exist but cannot be read; check whether something deletes objects"
+        f"object store: {store.location(key)} is reported to exist but cannot be read; is something deleting objects?"
     )
 
 
@@ -208,6 +208,5 @@ def _is_prefix(claim: Claim) -> bool:
 
 def _corrupt(kind: type[_StoredJson], store: ObjectStore, key: str) -> CorruptObjectError:
     return CorruptObjectError(
-        f"{store.location(key)} is not a {kind.__name__.lower()} of this task; move it away, then "
-        "replay the task"
+        f"{store.location(key)} is not a {kind.__name__.lower()} of this task; move it away, then replay the task"
     )

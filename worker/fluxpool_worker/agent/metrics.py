@@ -80,7 +80,7 @@ class _EngineCounters(Collector):
         )
         generations = CounterMetricFamily(
             "fluxpool_generations",
-            "Generations by quality and by how the engine drew them.",
+            "Generations by quality and engine path.",
             labels=["quality", "path"],
         )
         for labels, count in self._engine.generated.items():
