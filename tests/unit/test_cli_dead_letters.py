@@ -26,7 +26,10 @@ NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
         (["replay", "--rate", "0"], "--rate"),
         (["replay", "--patch", "{width: 3}"], "--patch: is not JSON"),
         (["replay", "--patch", "[1]"], "--patch: must be a JSON object"),
-        (["replay", "--drop-header", "fluxpool-dlq-message"], "--drop-header: fluxpool-dlq-message describes the failure"),
+        (
+            ["replay", "--drop-header", "fluxpool-dlq-message"],
+            "--drop-header: fluxpool-dlq-message describes the failure",
+        ),
         (["replay", "--max-replays", "0"], "--max-replays"),
         (["discard"], "--reason"),
         (["discard", "--reason", " "], "--reason: must not be blank"),
