@@ -227,6 +227,12 @@ RULE_REFUSALS: Final = (
         by_model=True,
     ),
     Refusal(
+        name="a relative folder of LoRAs",
+        edits={"model.loraFolder": "loras"},
+        message="loraFolder: must be absolute, such as /models/loras",
+        by_model=True,
+    ),
+    Refusal(
         name="an unknown kind of storage",
         edits={"storage.url": "gs://images/"},
         message="url: must be s3://bucket/prefix/ or file:///folder/",

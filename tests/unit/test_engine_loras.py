@@ -243,6 +243,16 @@ def test_the_part_for_the_text_encoder_is_told_to_be_left_out(tiny_checkpoint: P
     assert merger.switch([AppliedLora("both", 1.0)]) == (False, warnings)
 
 
+def in_kohya_format_beyond_the_converter() -> dict[str, torch.Tensor]:
+    """Of layers outside the blocks, which diffusers' converter does not expect alone (huggingface/diffusers#13998)."""
+    key = "lora_unet_final_layer_linear"
+    return {
+        f"{key}.lora_down.weight": torch.zeros(RANK, 32),
+        f"{key}.lora_up.weight": torch.zeros(64, RANK),
+        f"{key}.alpha": torch.tensor(4.0),
+    }
+
+
 def replaced(layer: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
     return in_diffusers_format(matrices() | {layer: (down, up)})
 
@@ -267,6 +277,17 @@ def replaced(layer: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torc
         (
             in_diffusers_format(matrices()) | {f"transformer.{QUERY}.lora_B.bias": torch.zeros(32)},
             "is no low-rank weight",
+        ),
+        (in_kohya_format_beyond_the_converter(), "cannot be read as a LoRA|is no"),
+        # What the converter makes of other layers than attention (huggingface/diffusers#14009).
+        (
+            replaced("transformer_blocks.0", torch.zeros(RANK, 32), torch.zeros(32, RANK)),
+            r"changes transformer_blocks\.0, which is no linear layer",
+        ),
+        # A Control LoRA widens the first layer (huggingface/diffusers#10397).
+        (
+            replaced("x_embedder", torch.zeros(RANK, 128), torch.zeros(32, RANK)),
+            "does not fit this model: x_embedder is",
         ),
         ({f"transformer.{QUERY}.lora_A.weight": torch.zeros(RANK, 32)}, "only one half"),
         ({f"transformer.{QUERY}.lokr_w1": torch.zeros(4, 4)}, "no low-rank weight|cannot be read as a LoRA"),
