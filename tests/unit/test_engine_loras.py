@@ -373,3 +373,12 @@ def test_loras_are_not_drawn_with_8_bit_weights(tiny_checkpoint: Path, folder: P
     generator = generator_of(tiny_checkpoint, folder)
     with pytest.raises(InputsError, match="loras: are merged into 16-bit weights"):
         render(generator, AppliedLora("fox", 1.0), quality=Quality.FAST)
+
+
+def test_loras_are_not_merged_into_weights_that_are_copied_to_the_device(tiny_checkpoint: Path, folder: Path) -> None:
+    loaded = load_pipeline(EngineSpec(model=str(tiny_checkpoint), device=Device.CPU, offline=True))
+    offloaded = FluxGenerator(replace(loaded, why_offloaded="the pool asks for it"), lora_folder=folder)
+    with pytest.raises(
+        InputsError, match=r"loras: cannot be merged into weights in host memory, .*the pool asks for it"
+    ):
+        render(offloaded, AppliedLora("fox", 1.0))

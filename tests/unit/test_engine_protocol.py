@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fluxpool_worker.engine.protocol import (
     FRAME_HEADER,
     MAX_HEAD_BYTES,
+    AppliedLora,
     Cancel,
     Device,
     DeviceFree,
@@ -78,7 +79,13 @@ def test_messages_of_an_engine_are_read_as_they_were_written(message: FromEngine
 
 @pytest.mark.parametrize(
     "message",
-    [EngineSpec(model="/models/flux", device=Device.CPU), Generate(1, INPUTS), Cancel(1), Shutdown()],
+    [
+        EngineSpec(model="/models/flux", device=Device.CPU, lora_folder="/models/loras"),
+        Generate(1, INPUTS),
+        Generate(2, replace(INPUTS, loras=(AppliedLora("fox", -0.5), AppliedLora("snow", 1.0)))),
+        Cancel(1),
+        Shutdown(),
+    ],
 )
 def test_messages_of_an_agent_are_read_as_they_were_written(message: ToEngine) -> None:
     head, _ = split(encode_frame(message))

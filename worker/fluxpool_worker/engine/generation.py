@@ -220,6 +220,12 @@ class FluxGenerator:
             )
         if inputs.seed < 0 or inputs.seed + inputs.n - 1 > MAX_SEED:
             raise InputsError(f"seed: {inputs.seed} must be 0 or more and seed + n - 1 at most {MAX_SEED}")
+        if inputs.loras and self._loaded.why_offloaded is not None:
+            # A block may be on the device between jobs, as a copy that changes in vain.
+            raise InputsError(
+                f"loras: cannot be merged into weights in host memory, where they are because "
+                f"{self._loaded.why_offloaded}"
+            )
         if inputs.loras and inputs.quality is Quality.FAST:
             raise InputsError("loras: are merged into 16-bit weights, which quality fast does not draw with; use exact")
         for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
