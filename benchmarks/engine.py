@@ -31,16 +31,16 @@ from report import Cell, print_table
 Rows = list[dict[str, Cell]]
 EXPECTED_SECONDS: Final = {
     "ceiling": 20,
-    "plain": 130,
-    "exact": 190,
-    "sizes": 80,
-    "fast": 60,
-    "numerics": 90,
-    "cold": 110,
-    "mixed": 110,
-    "worker": 130,
+    "plain": 105,
+    "exact": 130,
+    "sizes": 60,
+    "fast": 80,
+    "numerics": 40,
+    "cold": 130,
+    "mixed": 90,
+    "worker": 110,
 }
-"""On an H200, besides 60 s for writing the checkpoint."""
+"""On an H200, besides 15 s for writing the checkpoint."""
 MIXED_JOBS: Final = 200
 NOT_SHOWN: Final = {"runs", "celsius", "at_power_limit"}
 """Fields that the JSON has and the tables have no room for."""
@@ -126,7 +126,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ground = grounds.tiny(folder) if arguments.tiny else grounds.full_size(folder, seconds=arguments.seconds)
     expected = sum(EXPECTED_SECONDS[part] for part in arguments.only)
-    _say(f"parts: {', '.join(arguments.only)}; on an H200 about {expected} s, and 60 s for writing the checkpoint")
+    _say(f"parts: {', '.join(arguments.only)}; on an H200 about {expected} s, and 15 s for writing the checkpoint")
     if set(arguments.only) != {"ceiling"}:
         began = time.perf_counter()
         ground.write_checkpoint()

@@ -22,16 +22,39 @@ LIMIT_SECONDS: Final = 240.0
 
 
 async def measure(ground: Ground) -> list[dict[str, Cell]]:
-    """Everything empty but the page cache perhaps; everything warm; the kernels' cache empty."""
-    byte_code, kernels = ground.folder / "cold-byte-code", ground.folder / "cold-kernels"
-    for folder in (byte_code, kernels):
+    """Everything empty but the page cache perhaps; all warm; the kernels' cache empty; kernels as from an image."""
+    byte_code, kernels, ahead = (ground.folder / f"cold-{name}" for name in ("byte-code", "kernels", "ahead"))
+    for folder in (byte_code, kernels, ahead):
         shutil.rmtree(folder, ignore_errors=True)
-    rows = []
-    for caches in ("all empty", "warm", "no kernels"):
+    rows: list[dict[str, Cell]] = []
+    for caches, folder in (("all empty", kernels), ("warm", kernels), ("no kernels", kernels), ("from image", ahead)):
         if caches == "no kernels":
             shutil.rmtree(kernels, ignore_errors=True)
-        rows.append({"caches": caches, **await _first_image(ground, byte_code=byte_code, kernels=kernels)})
+        if caches == "from image":
+            if ground.is_tiny:
+                continue
+            await _compile_ahead(ahead)
+        before = _cubins(folder)
+        row = await _first_image(ground, byte_code=byte_code, kernels=folder)
+        rows.append({"caches": caches, **row, "kernels_compiled": _cubins(folder) - before})
     return rows
+
+
+def _cubins(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*/*.cubin"))
+
+
+async def _compile_ahead(folder: Path) -> None:
+    """As an image's build does it, for this GPU."""
+    import torch  # noqa: PLC0415 - the processes that are measured import this module
+
+    major, minor = torch.cuda.get_device_capability()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "fluxpool_worker.engine.kernel_cache"),
+        *("--folder", str(folder), "--capability", f"{major}{minor}"),
+    )
+    assert await process.wait() == 0
 
 
 async def _first_image(ground: Ground, *, byte_code: Path, kernels: Path) -> dict[str, Cell]:

@@ -27,6 +27,7 @@ async def main() -> None:
     case = Case(side=ground.side, steps=ground.steps[0])
     async with ours.running_engine(ours.spec(ground, ground.dtypes[0])) as (client, ready):
         times = {"ready_seconds": time.time() - started, "load_seconds": ready.load_seconds}
+        times |= {f"{phase}_seconds": seconds for phase, seconds in ready.phase_seconds.items()}
         await ours.draw(client, ours.inputs(case, seed=0))
         times["first_image_seconds"] = time.time() - started
         began = time.time()

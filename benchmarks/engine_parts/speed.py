@@ -37,12 +37,12 @@ def speed_row(
     case: Case,
     *,
     dtype: str,
-    first: float,
+    first: float | None,
     seconds: Sequence[float],
     phases: Sequence[Mapping[str, float]],
     said: Mapping[str, Cell],
 ) -> dict[str, Cell]:
-    """Medians of the runs; `first` is the run before them, `phases` milliseconds of each run."""
+    """Medians of the runs; `first` is the first run at that size, `phases` milliseconds of each run."""
     taken = {
         f"{name}_ms": statistics.median(run[name] for run in phases) if phases and name in phases[0] else None
         for name in PHASES

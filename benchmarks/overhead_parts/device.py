@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from fluxpool_worker.engine.checkpoint.families import TINY
-from fluxpool_worker.engine.generator import GenerationCanceledError, Pixels, Rendering
+from fluxpool_worker.engine.generator import GenerationCanceledError, Pixels, Rendering, StartPhases
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
 
@@ -87,7 +87,7 @@ def _picture() -> Pixels:
     return np.clip(127 + 100 * np.stack(shapes, axis=-1) + grain, 0, 255).astype(np.uint8)
 
 
-def load(_spec: EngineSpec) -> StandInDevice:
+def load(_spec: EngineSpec, _phases: StartPhases) -> StandInDevice:
     """Nothing to load."""
     return device_of_environment()
 

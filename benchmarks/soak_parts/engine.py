@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from fluxpool_worker.engine.generator import Rendering
+from fluxpool_worker.engine.generator import Rendering, StartPhases
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
 from kit.stand_in_engine import StandInGenerator
@@ -38,7 +38,7 @@ def read_journal(journal: Path) -> list[str]:
     return journal.read_text().splitlines() if journal.exists() else []
 
 
-def load(_spec: EngineSpec) -> JournalingGenerator:
+def load(_spec: EngineSpec, _phases: StartPhases) -> JournalingGenerator:
     """Nothing to load."""
     return JournalingGenerator(Path(os.environ[JOURNAL_VARIABLE]))
 

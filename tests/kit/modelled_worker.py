@@ -4,7 +4,7 @@ Owns the wiring of one pod and the behaviour of its engine, store and producer; 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -201,6 +201,9 @@ class _NoMetrics:
 
     def count_refused(self, topic: str) -> None:
         """A topic refused a record."""
+
+    def observe_phases(self, timings_ms: Mapping[str, float]) -> None:
+        """A generation has its images."""
 
 
 class ModelPod:

@@ -21,6 +21,7 @@ from fluxpool_worker.engine.generator import (
     GenerationCanceledError,
     RejectedError,
     Rendering,
+    StartPhases,
 )
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
@@ -72,7 +73,7 @@ def _fail_as_requested(inputs: GenerationInputs) -> None:
             threading.Event().wait()
 
 
-def load(_spec: EngineSpec) -> StandInGenerator:
+def load(_spec: EngineSpec, _phases: StartPhases) -> StandInGenerator:
     """Nothing to load."""
     return StandInGenerator()
 

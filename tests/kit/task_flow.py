@@ -5,7 +5,7 @@ Records what was published and committed; knows no expectations of tests.
 
 import asyncio
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -185,6 +185,7 @@ class FlowBench:
         self.cancellations = Cancellations()
         self.outcomes: list[str] = []
         self.refused_topics: list[str] = []
+        self.phases_ms: list[dict[str, float]] = []
         self._slots = EngineSlots(jobs=2)
         self._holds = Holds(limit_seconds=hold_limit_seconds)
         self._flow = TaskFlow(
@@ -225,6 +226,10 @@ class FlowBench:
     def count_refused(self, topic: str) -> None:
         """Record a topic that refused even the shortest record."""
         self.refused_topics.append(topic)
+
+    def observe_phases(self, timings_ms: Mapping[str, float]) -> None:
+        """Note where the time of a generation went."""
+        self.phases_ms.append(dict(timings_ms))
 
     def cancel(self) -> None:
         """Receive a cancel command for the task."""

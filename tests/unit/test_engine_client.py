@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from prometheus_client import generate_latest
 
 from fluxpool_worker.agent.engine import client as engine_client
 from fluxpool_worker.agent.engine.client import (
@@ -17,6 +19,9 @@ from fluxpool_worker.agent.engine.client import (
     EngineLoadError,
     EngineUnstableError,
 )
+from fluxpool_worker.agent.metrics import WorkerMetrics
+from fluxpool_worker.agent.task.holds import Holds
+from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
 from kit.waiting import wait_until
 
@@ -86,6 +91,22 @@ async def test_an_engine_that_is_ready_has_no_limit_of_loading() -> None:
     async with asyncio.timeout(60), running(client):
         await client.wait_ready()
         assert client.is_ready
+
+
+async def test_the_phases_of_a_start_and_of_a_generation_are_metrics() -> None:
+    client = client_of("say(Ready('model', 'none', 3.5, 'flux', {'imports': 2.0, 'warm_up': 1.5}))\n" + UNTIL_THE_END)
+    holds = Holds(limit_seconds=60.0)
+    publisher = ReliablePublisher(AIOKafkaProducer, holds=holds)
+    metrics = WorkerMetrics(engine=client, publisher=publisher, holds=holds)
+    assert 'fluxpool_engine_start_seconds{phase="imports"}' not in generate_latest(metrics.registry).decode()
+    async with asyncio.timeout(60), running(client):
+        await client.wait_ready()
+        metrics.observe_phases({"denoise": 3500.0, "vae": 30.0})
+        exposed = generate_latest(metrics.registry).decode()
+    assert 'fluxpool_engine_start_seconds{phase="warm_up"} 1.5' in exposed
+    assert 'fluxpool_generation_phase_seconds_bucket{le="3.0",phase="denoise"} 0.0' in exposed
+    assert 'fluxpool_generation_phase_seconds_bucket{le="4.0",phase="denoise"} 1.0' in exposed
+    assert 'fluxpool_generation_phase_seconds_sum{phase="vae"} 0.03' in exposed
 
 
 @pytest.mark.parametrize(

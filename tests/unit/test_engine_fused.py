@@ -19,8 +19,8 @@ from fluxpool_worker.engine.fused.modulation import ModulationLayout, NormVector
 from fluxpool_worker.engine.fused.operations import ReferenceOperations
 from fluxpool_worker.engine.fused.triton_operations import TritonOperations
 from fluxpool_worker.engine.fused.weights import HeadNorms
-from fluxpool_worker.engine.generation import FluxGenerator
-from fluxpool_worker.engine.generator import GenerationCanceledError, NotFiniteError
+from fluxpool_worker.engine.generation import RESCUE_WARNING, FluxGenerator
+from fluxpool_worker.engine.generator import GenerationCanceledError, NotFiniteError, Rendering
 from fluxpool_worker.engine.protocol import Device, EngineSpec, GenerationInputs
 from fluxpool_worker.engine.text_encoding import KEPT_TEXTS, Text, TextEncoders
 from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
@@ -223,6 +223,27 @@ def test_a_poisoned_weight_is_noticed(tiny_checkpoint: Path) -> None:
         loaded.pipeline.transformer.transformer_blocks[1].ff.net[2].weight[0, 0] = torch.nan
     with pytest.raises(NotFiniteError):
         generate(generator_of(loaded), inputs(), is_canceled=lambda: False)
+
+
+@torch.no_grad()
+def test_a_float16_overflow_is_rescued_and_leaves_the_next_job_right(tiny_checkpoint: Path) -> None:
+    loaded = load(tiny_checkpoint, dtype="float16")
+    generator = generator_of(loaded)
+
+    def draw() -> Rendering:
+        return generator.generate(inputs(), on_step=lambda _step, _total: None, is_canceled=lambda: False)
+
+    right = draw()
+    weight = loaded.pipeline.transformer.x_embedder.weight
+    sound = weight.clone()
+    weight.mul_(1e5)
+    rescued = draw()
+    assert rescued.warnings == (RESCUE_WARNING.format(index=0),)
+    assert rescued.images[0].std() > 10
+    weight.copy_(sound)
+    again = draw()
+    assert not again.warnings
+    assert (again.images[0] == right.images[0]).all()
 
 
 def test_a_cpu_uses_diffusers_and_names_the_reason(pipeline: Any) -> None:

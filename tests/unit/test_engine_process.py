@@ -49,7 +49,8 @@ def real(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         ready = engine.load(EngineSpec(model=str(tiny_checkpoint), device=Device.CPU, offline=True))
         assert ready.model == tiny_checkpoint.name
         assert ready.device == "cpu"
-        assert ready.load_seconds > 0
+        assert list(ready.phase_seconds) == ["imports", "weights", "kernels", "warm_up"]
+        assert 0 < sum(ready.phase_seconds.values()) <= ready.load_seconds
         yield engine
 
 

@@ -1,10 +1,10 @@
 """The worker's Prometheus metrics; `HealthServer` serves them at `/metrics`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fluxpool_transport.kafka import UNDECODABLE
@@ -27,6 +27,13 @@ class WorkerMetrics:
             "Seconds from taking a record to its end, by outcome.",
             ["outcome"],
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160),
+            registry=self.registry,
+        )
+        self.phase_seconds = Histogram(
+            "fluxpool_generation_phase_seconds",
+            "Seconds of a generation by phase: text_encode, denoise, vae, image_encode and others, as in its result.",
+            ["phase"],
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 20, 40, 80),
             registry=self.registry,
         )
         self.tasks_in_flight = gauge("fluxpool_tasks_in_flight", "Tasks under way.")
@@ -62,6 +69,11 @@ class WorkerMetrics:
         """A topic refused even the shortest record."""
         self.records_refused.labels(topic).inc()
 
+    def observe_phases(self, timings_ms: Mapping[str, float]) -> None:
+        """A generation took so many milliseconds in each of its phases."""
+        for phase, milliseconds in timings_ms.items():
+            self.phase_seconds.labels(phase).observe(milliseconds / 1000)
+
 
 class _EngineCounters(Collector):
     """Counts that the engine's client keeps itself, read at each scrape."""
@@ -86,3 +98,11 @@ class _EngineCounters(Collector):
         for labels, count in self._engine.generated.items():
             generations.add_metric(labels, count)
         yield generations
+        start = GaugeMetricFamily(
+            "fluxpool_engine_start_seconds",
+            "Seconds that the present engine's start took, by phase: imports, weights, kernels, warm_up.",
+            labels=["phase"],
+        )
+        for phase, seconds in self._engine.start_seconds.items():
+            start.add_metric([phase], seconds)
+        yield start

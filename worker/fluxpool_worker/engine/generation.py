@@ -31,6 +31,7 @@ from fluxpool_worker.engine.generator import (
     NotFiniteError,
     Pixels,
     Rendering,
+    StartPhases,
 )
 from fluxpool_worker.engine.lora.lora_files import LoraFolder
 from fluxpool_worker.engine.lora.merging import LoraMerger
@@ -39,6 +40,9 @@ from fluxpool_worker.engine.protocol import EnginePath, EngineSpec, GenerationIn
 from fluxpool_worker.engine.text_encoding import Text, TextEncoders
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+USUAL_SIDE_PIXELS: Final = 1024
+"""Of tasks that name no size."""
 
 MAX_SEED: Final = 2**64 - 1
 """torch's generators take 64 bits."""
@@ -174,18 +178,27 @@ class FluxGenerator:
         return True
 
     def warm_up(self) -> None:
-        """Draw the smallest picture once in every quality, so that the first job does not pay for lazy initialisation.
+        """Draw once in every quality before the first job, so that it does not pay for lazy initialisation.
 
-        Where the fast one fails, fast jobs are refused with the reason from now on.
+        The smallest picture shows that the model draws at all. A GPU draws one of the usual size, too: its libraries
+        load the code of large products and plan attention at the first use, which takes a second. Where the fast
+        quality fails, fast jobs are refused with the reason from now on.
         """
         # A graph replays kernels and no hooks, which bring offloaded weights.
-        if self._loaded.device.type == "cuda" and self._loaded.why_offloaded is None:
+        is_resident = self._loaded.device.type == "cuda" and self._loaded.why_offloaded is None
+        if is_resident:
             with torch.no_grad():
                 self._texts.capture()
-        self._draw_smallest(Quality.EXACT)
+        self._draw_once(Quality.EXACT, side=self.size_multiple_pixels)
+        if is_resident:
+            try:
+                self._draw_once(Quality.EXACT, side=USUAL_SIDE_PIXELS)
+            except DeviceMemoryError as error:
+                log.info("usual_size_not_warmed_up", reason=str(error))
         if self._fused is not None and self.draws(Quality.FAST):
             try:
-                self._draw_smallest(Quality.FAST)
+                for side in (self.size_multiple_pixels, *((USUAL_SIDE_PIXELS,) if is_resident else ())):
+                    self._draw_once(Quality.FAST, side=side)
             except (RuntimeError, NotFiniteError, DeviceMemoryError) as error:
                 self._why_not_fast = f"its warm-up failed ({type(error).__name__}: {error})"
                 log.warning("fast_unavailable", device=self.device, reason=self._why_not_fast)
@@ -199,8 +212,7 @@ class FluxGenerator:
         """Why jobs may not ask for it."""
         return f"quality: {quality.value} cannot be drawn here: {self._why_not_fast}"
 
-    def _draw_smallest(self, quality: Quality) -> None:
-        side = self.size_multiple_pixels
+    def _draw_once(self, quality: Quality, *, side: int) -> None:
         inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0, quality=quality)
         self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
 
@@ -421,11 +433,13 @@ class FluxGenerator:
         return pixels
 
 
-def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> FluxGenerator:
+def load_generator(
+    spec: EngineSpec, *, phases: StartPhases | None = None, reader: WeightReader | None = None
+) -> FluxGenerator:
     """Load and warm the model that `spec` names; raises `CheckpointError` with the remedy."""
-    began = time.monotonic()
+    phases = phases or StartPhases()
     loaded = load_pipeline(spec, reader=reader)
-    loaded_at = time.monotonic()
+    phases.end("weights")
     fused, why_not_fast = _choose_ways(spec, loaded)
     generator = FluxGenerator(
         loaded,
@@ -433,6 +447,7 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
         why_not_fast=why_not_fast,
         lora_folder=None if spec.lora_folder is None else Path(spec.lora_folder),
     )
+    phases.end("kernels")
     try:
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:
@@ -444,9 +459,8 @@ def load_generator(spec: EngineSpec, *, reader: WeightReader | None = None) -> F
         model=loaded.model,
         family=loaded.family.name,
         licence=str(loaded.family.licence),
-        pipeline_seconds=round(loaded_at - began, 3),
-        warm_up_seconds=round(time.monotonic() - loaded_at, 3),
     )
+    phases.end("warm_up")
     return generator
 
 

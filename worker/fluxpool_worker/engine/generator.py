@@ -4,6 +4,7 @@ It knows neither torch nor the socket, so that the loop can serve a stand-in in 
 the model.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,5 +86,20 @@ class Generator(Protocol):
         """
 
 
-Load = Callable[[EngineSpec], Generator]
-"""Loads and warms a model; raises `CheckpointError`."""
+class StartPhases:
+    """How long each phase of a start took; one phase begins where the one before it ended."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """The first phase begins now."""
+        self._clock, self._began = clock, clock()
+        self.seconds: dict[str, float] = {}
+        """By phase, in their order: imports, weights, kernels, warm_up."""
+
+    def end(self, phase: str) -> None:
+        """The phase that runs was this one, and is over."""
+        now = self._clock()
+        self.seconds[phase], self._began = now - self._began, now
+
+
+Load = Callable[[EngineSpec, StartPhases], Generator]
+"""Loads and warms a model, and notes its phases; raises `CheckpointError`."""

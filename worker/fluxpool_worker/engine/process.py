@@ -36,6 +36,7 @@ from fluxpool_worker.engine.generator import (
     NotFiniteError,
     RejectedError,
     Rendering,
+    StartPhases,
 )
 from fluxpool_worker.engine.images import encode_image
 from fluxpool_worker.engine.jobs import CancelOutcome, JobQueue
@@ -144,22 +145,29 @@ def serve(sock: socket.socket, load: Load, *, mark: StartMark) -> NoReturn:
 
 
 def _load(spec: EngineSpec, load: Load, send_queue: SendQueue) -> Generator:
-    started = time.monotonic()
+    started, phases = time.monotonic(), StartPhases()
     try:
-        generator = load(spec)
+        generator = load(spec, phases)
     except Exception as error:
         log.exception("load_failed", model=spec.model)
         send_queue.put(LoadFailed(message=_describe(error), stack=_stack()))
         send_queue.flush(timeout_seconds=LAST_WORDS_SECONDS)
         exit_now(EXIT_LOAD_FAILED)
     load_seconds = time.monotonic() - started
-    log.info("model_ready", model=generator.model, device=generator.device, load_seconds=round(load_seconds, 3))
+    log.info(
+        "model_ready",
+        model=generator.model,
+        device=generator.device,
+        load_seconds=round(load_seconds, 3),
+        phases={phase: round(seconds, 3) for phase, seconds in phases.seconds.items()},
+    )
     send_queue.put(
         Ready(
             model=generator.model,
             device=generator.device,
             load_seconds=load_seconds,
             family=generator.family.name,
+            phase_seconds=phases.seconds,
         )
     )
     return generator

@@ -27,6 +27,7 @@ MAX_IMAGE_BYTES: Final = 64 * 1024 * 1024
 MAX_IMAGES: Final = 64
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ShortText = Annotated[str, Field(max_length=1_000)]
 LongText = Annotated[str, Field(max_length=100_000)]
@@ -182,9 +183,11 @@ class Ready:
     model: ShortText
     """Name and revision as results report it."""
     device: ShortText
-    load_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    load_seconds: Seconds
     family: ShortText = ""
     """A name of `FAMILIES`."""
+    phase_seconds: Annotated[dict[ShortText, Seconds], Field(max_length=16)] = field(default_factory=dict)
+    """How long each phase of the start took, by the names of `StartPhases`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,6 +141,11 @@ class EngineClient:
         return self._ready_event.is_set()
 
     @property
+    def start_seconds(self) -> Mapping[str, float]:
+        """How long each phase of the present engine's start took; empty before it is ready."""
+        return self._ready.phase_seconds if self._ready is not None and self.is_ready else {}
+
+    @property
     def pid(self) -> int | None:
         """Process id of the present engine."""
         return self._process.pid if self._process is not None else None
@@ -335,6 +340,7 @@ class EngineClient:
                     load_seconds=round(message.load_seconds, 2),
                     family=message.family,
                     licence=None if family is None else str(family.licence),
+                    phases={phase: round(seconds, 2) for phase, seconds in message.phase_seconds.items()},
                 )
                 self._load_started_at, self._hung_loads = None, 0
                 self._ready = message

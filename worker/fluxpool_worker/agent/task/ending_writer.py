@@ -8,7 +8,7 @@ loses an ending. `endings` decides what is written.
 import base64
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -60,13 +60,16 @@ T = TypeVar("T")
 
 
 class TaskMetrics(Protocol):
-    """Counts how tasks leave the worker; `WorkerMetrics` does."""
+    """Counts how tasks leave the worker, and where their time went; `WorkerMetrics` does."""
 
     def count_end(self, outcome: str, seconds: float) -> None:
         """A record left the worker."""
 
     def count_refused(self, topic: str) -> None:
         """A topic refused even the shortest record."""
+
+    def observe_phases(self, timings_ms: Mapping[str, float]) -> None:
+        """A generation took so many milliseconds in each of its phases."""
 
 
 async def _no_offset() -> None:

@@ -202,6 +202,7 @@ class TaskFlow:
                 _after_generate()
                 if not isinstance(ended, Success):
                     return ended
+                self._metrics.observe_phases(ended.generated.timings_ms)
                 claimed.lane.mark_generated(claimed)
                 result = await self.store.keep_images(claimed.record, decoded, stored.claim, ended)
                 return await self.store.conclude(stored.claim, result)

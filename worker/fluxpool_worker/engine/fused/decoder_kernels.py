@@ -2,13 +2,16 @@
 
 torch's group norm takes half of a decode at 1024x1024 (one block a group), and copies what is channels_last. What they
 compute says `decoder_operations.DecoderOperations`; X is always (pixels, channels).
+
+Triton compiles a kernel again when a number becomes 1 or a multiple of 16. Numbers that depend on the image's size are
+left out of that: the smallest image, drawn at the start, compiles all there is.
 """
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "pixels_per_program"])
 def channel_sums_kernel(
     X, ADDED, SUMS, pixels, pixels_per_program, CHANNELS: tl.constexpr, ROWS: tl.constexpr, HAS_ADDED: tl.constexpr
 ):
@@ -33,7 +36,7 @@ def channel_sums_kernel(
     tl.store(SUMS + program * 2 * CHANNELS + CHANNELS + channel, tl.sum(squares, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs", "count"])
 def group_factors_kernel(
     SUMS,
     WEIGHT,
@@ -71,7 +74,7 @@ def group_factors_kernel(
     tl.store(OFFSET + channel, offset)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def scale_channels_kernel(
     X, OUT, FACTOR, OFFSET, pixels, CHANNELS: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr
 ):
@@ -87,7 +90,7 @@ def scale_channels_kernel(
     tl.store(OUT + at, y.to(OUT.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels"])
 def add_residual_kernel(
     X,
     RESIDUAL,

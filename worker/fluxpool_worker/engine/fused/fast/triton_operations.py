@@ -64,7 +64,7 @@ class TritonScaledOperations:
             HAS_ATTENDED=attended is not None,
             HAS_HIDDEN=hidden is not None,
             THIRD=columns // parts,
-            IS_APPROXIMATE=out.values.is_cuda,
+            IS_APPROXIMATE=out.values.device.type != "cpu",
             num_warps=ATTENDED_WARPS if hidden is None else HIDDEN_WARPS,
         )
 
