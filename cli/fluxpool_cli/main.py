@@ -28,6 +28,7 @@ COMMANDS: Final = {
     "submit": ("submit.commands", "Send a prompt to the gateway; with --wait, show its progress and save its images."),
     "watch": ("watch.commands", "Show lag by lane, workers and the newest results; Ctrl-C ends it."),
     "trace": ("trace.commands", "Show a task's life across topics, offsets, attempts and workers, in order of time."),
+    "verify": ("verify.commands", "Tell how image files say that a model made them, and who signed that."),
     "local": ("local.commands", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
     "model": ("model", "Model folders for workers."),
     "dlq": ("dlq.commands", "Dead letters: look at them, send their tasks again, discard them."),

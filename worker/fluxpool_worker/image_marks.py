@@ -69,6 +69,12 @@ class FoundMarks:
         found = {Mark.XMP: self.source_type in _AI_SOURCES, Mark.C2PA: self.credentials is not None}
         return tuple(mark for mark, is_there in found.items() if is_there)
 
+    @property
+    def says_that_a_model_made_it(self) -> bool:
+        """Whether one of the marks names a source that is a model."""
+        signed = None if self.credentials is None else self.credentials.source_type
+        return bool({self.source_type, signed} & _AI_SOURCES)
+
 
 def read_marks(payload: bytes, *, anchors: str | None = None) -> FoundMarks:
     """The marks of a PNG, JPEG or WebP file; `anchors` are root certificates in PEM form.
@@ -76,12 +82,15 @@ def read_marks(payload: bytes, *, anchors: str | None = None) -> FoundMarks:
     Raises `UnreadableImageError`.
     """
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(payload), formats=FORMATS) as image:
-            # Of a picture that is large: its pixels are not decoded here.
-            warnings.simplefilter("ignore")
-            properties = dict(_properties(image.getxmp()))
-            image_format = str(image.format).lower()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            # No picture of ours is so large, and readers of its parameters would have to decode it.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(payload), formats=FORMATS) as image:
+                properties = dict(_properties(image.getxmp()))
+                image_format = str(image.format).lower()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImageError(f"is too large: {error}") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnreadableImageError(f"is no readable PNG, JPEG or WebP file: {error}") from error
     return FoundMarks(
         format=image_format,

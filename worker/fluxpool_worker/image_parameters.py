@@ -88,8 +88,8 @@ def read_parameters(payload: bytes) -> dict[str, Any]:
             found = _read_png(image) if isinstance(image, PngImagePlugin.PngImageFile) else _read_exif(image)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ImageParametersError(f"the payload is not a readable image: {error}") from error
-    except ValueError as error:
-        raise ImageParametersError(f"the image's parameters are not valid JSON: {error}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ImageParametersError(f"the image's parameters are no JSON object: {error}") from error
     if found is None:
         raise ImageParametersError("the image carries no generation parameters; was it edited or converted?")
     return found

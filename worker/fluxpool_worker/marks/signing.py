@@ -16,12 +16,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
-from fluxpool_worker.marks.xmp import DigitalSourceType
+from fluxpool_worker.marks.xmp import CLAIM_GENERATOR, DigitalSourceType
 
 if TYPE_CHECKING:
     from c2pa import Signer
 
-CLAIM_GENERATOR: Final = "Fluxpool"
 CERTIFICATE_FILE: Final = "tls.crt"
 KEY_FILE: Final = "tls.key"
 

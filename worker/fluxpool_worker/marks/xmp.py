@@ -9,6 +9,9 @@ from enum import StrEnum
 from typing import Final
 from xml.sax.saxutils import escape
 
+CLAIM_GENERATOR: Final = "Fluxpool"
+"""The program's name in XMP and in signed manifests."""
+
 XMP_PNG_KEYWORD: Final = "XML:com.adobe.xmp"
 """Of the text entry that holds the packet in PNG (XMP specification, part 3)."""
 
@@ -29,7 +32,7 @@ class DigitalSourceType(StrEnum):
 
 def creator_tool(model: str | None) -> str:
     """This program and its version, with the model's name unless that is to be left out."""
-    program = f"Fluxpool {importlib.metadata.version('fluxpool')}"
+    program = f"{CLAIM_GENERATOR} {importlib.metadata.version('fluxpool')}"
     return program if model is None else f"{program} ({model})"
 
 

@@ -1,0 +1,1 @@
+"""`fluxpool verify`: how image files are marked, and whether the marks hold."""
