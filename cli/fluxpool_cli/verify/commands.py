@@ -1,6 +1,7 @@
 """`fluxpool verify`: the command line; `reports` judges the files."""
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def verify(
     anchors = None if trust is None else _anchors(trust)
     reports = [report_on(file, anchors=anchors) for file in files]
     if url is not None:
-        with GatewayClient(url) as gateway:
+        with closing(GatewayClient(url)) as gateway:
             reports = [_asked(gateway, report) for report in reports]
     if output.json:
         write_json({"files": [report.document() for report in reports]})
