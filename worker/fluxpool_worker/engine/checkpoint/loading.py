@@ -341,7 +341,7 @@ def _choose_attention(pipeline: Any, device: torch.device) -> None:
     is_forced = (
         device.type == "cuda"
         and torch.cuda.get_device_capability(device) >= CUDNN_ATTENTION_MIN_CAPABILITY
-        and kernel is not SDPBackend.CUDNN_ATTENTION
+        and kernel != SDPBackend.CUDNN_ATTENTION
     )
     if is_forced:
         transformer.set_attention_backend("_native_cudnn")
