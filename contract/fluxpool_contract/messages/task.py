@@ -172,7 +172,7 @@ class GenerationParameters(BaseModel):
     output_format: Annotated[OutputFormat, Field(strict=False)] = OutputFormat.PNG
     """png, jpeg or webp."""
     quality: Annotated[Quality, Field(strict=False)] | None = None
-    """exact, or fast: several times as fast and lossy, where the pool allows it. The pool's default when absent."""
+    """exact, or fast (lossy: 8-bit products, fewer computed steps) where the pool allows it. Absent: its default."""
     embed_parameters: Annotated[EmbedParameters, Field(strict=False)] | None = None
     """What the image file says of the task: all, noPrompt or none. Absent, and at most, what the pool is set to."""
     metadata: Annotated[
