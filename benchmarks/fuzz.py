@@ -37,6 +37,8 @@ from kit.worker import WorkerBench, WorkerProcess, worker_bench
 
 GOALS: Final = "goals: unanswered 0, ended_processes 0, lag 0, memory flat for 1,000,000 records"
 PARTITIONS: Final = 6
+LISTED_PER_SECOND: Final = 1000
+"""Far fewer than `dlq list` reads on two idle cores."""
 SAMPLE_SECONDS: Final = 10.0
 LARGEST_BYTES: Final = 1024 * 1024
 TOLD_RECORDS: Final = 20_000
@@ -135,7 +137,11 @@ async def _fuzz(
         sampling.cancel()
     await _wait_projected(gateway)
     listing = await fluxpool(
-        "dlq", "list", "--json", "--limit", "100", folder=bench.folder, environment=_environment(bench)
+        *("dlq", "list", "--json", "--limit", "100"),
+        folder=bench.folder,
+        environment=_environment(bench),
+        # The command reads every dead letter, to know which are open.
+        deadline_seconds=90 + options.records / LISTED_PER_SECOND,
     )
     ended = [name for name, pid in parts.items() if not psutil.pid_exists(pid)]
     ended += [f"{name} replaced" for name, pid in _parts(workers, gateway).items() if parts[name] != pid]

@@ -31,9 +31,13 @@ class Ended:
         return json.loads(self.output)
 
 
-async def fluxpool(*arguments: str, folder: Path, environment: Mapping[str, str]) -> Ended:
+async def fluxpool(
+    *arguments: str, folder: Path, environment: Mapping[str, str], deadline_seconds: float = _SECONDS
+) -> Ended:
     """Run a command in a folder, with no other `FLUXPOOL_` variable than the given ones."""
-    return await asyncio.to_thread(_run, arguments, folder, environment, subprocess.PIPE)
+    return await asyncio.to_thread(
+        _run, arguments, folder, environment, subprocess.PIPE, deadline_seconds=deadline_seconds
+    )
 
 
 async def fluxpool_on_terminal(*arguments: str, folder: Path, environment: Mapping[str, str]) -> tuple[str, Ended]:
@@ -52,7 +56,14 @@ async def fluxpool_on_terminal(*arguments: str, folder: Path, environment: Mappi
         os.close(terminal)
 
 
-def _run(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str], complaints: int) -> Ended:
+def _run(
+    arguments: tuple[str, ...],
+    folder: Path,
+    environment: Mapping[str, str],
+    complaints: int,
+    *,
+    deadline_seconds: float = _SECONDS,
+) -> Ended:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
     ended = subprocess.run(
         [PROGRAM, *arguments],
@@ -62,7 +73,7 @@ def _run(arguments: tuple[str, ...], folder: Path, environment: Mapping[str, str
         stdout=subprocess.PIPE,
         stderr=complaints,
         text=True,
-        timeout=_SECONDS,
+        timeout=deadline_seconds,
         check=False,
     )
     return Ended(code=ended.returncode, output=ended.stdout, complaints=ended.stderr or "")
