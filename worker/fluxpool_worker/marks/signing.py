@@ -4,7 +4,6 @@ Owns the key, its checks and the manifest. The manifest never says anything of t
 whole file. c2pa is imported with the first key, 23 MB that workers without one do not need.
 """
 
-import importlib.metadata
 import io
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
-from fluxpool_worker.marks.xmp import CLAIM_GENERATOR, DigitalSourceType
+from fluxpool_worker.marks.xmp import CLAIM_GENERATOR, DigitalSourceType, program_version
 
 if TYPE_CHECKING:
     from c2pa import Signer
@@ -75,7 +74,7 @@ class FileSigner:
         import c2pa  # noqa: PLC0415 - see above
 
         manifest = {
-            "claim_generator_info": [{"name": CLAIM_GENERATOR, "version": importlib.metadata.version("fluxpool")}],
+            "claim_generator_info": [{"name": CLAIM_GENERATOR, "version": program_version()}],
             "assertions": [
                 {
                     "label": "c2pa.actions.v2",

@@ -4,6 +4,7 @@ XMP is ISO 16684-1; the property is the IPTC's, in the namespace that its Photo 
 `Iptc4xmpExt`. Where the packet is in a file is the knowledge of the encoders.
 """
 
+import functools
 import importlib.metadata
 from enum import StrEnum
 from typing import Final
@@ -32,8 +33,14 @@ class DigitalSourceType(StrEnum):
 
 def creator_tool(model: str | None) -> str:
     """This program and its version, with the model's name unless that is to be left out."""
-    program = f"{CLAIM_GENERATOR} {importlib.metadata.version('fluxpool')}"
+    program = f"{CLAIM_GENERATOR} {program_version()}"
     return program if model is None else f"{program} ({model})"
+
+
+@functools.cache
+def program_version() -> str:
+    """Of the installed distribution, whose metadata is a file to be read."""
+    return importlib.metadata.version("fluxpool")
 
 
 def xmp_packet(*, source_type: DigitalSourceType, creator: str) -> str:
