@@ -87,6 +87,8 @@ def pool_manifest(
                 "region": "us-east-1",
                 "credentialsSecretRef": {"name": BUCKET_SECRET},
             },
+            # The demo compares the prompt in each file with the one that it sent.
+            "image": {"embedParameters": "all"},
             "worker": {"image": worker_image, "terminationGracePeriodSeconds": 60},
         },
     }

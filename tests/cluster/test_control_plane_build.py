@@ -104,7 +104,7 @@ def test_a_folder_of_assets_is_used_and_missing_programs_are_named(tmp_path: Pat
 def test_tests_without_the_programs_are_skipped_unless_they_are_required(
     tmp_path: Path, required: str, outcome: str
 ) -> None:
-    test = f"{Path(__file__).with_name('test_control_plane.py')}::test_kubectl_says_what_was_wrong"
+    test = f"{Path(__file__).with_name('test_control_plane.py')}::test_kubectl_errors_are_raised_with_their_message"
     environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "TEST_REQUIRE_CLUSTER": required}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
