@@ -31,7 +31,7 @@ COMMANDS: Final = {
     "verify": ("verify.commands", "Tell how image files say that a model made them, and who signed that."),
     "local": ("local.commands", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
     "model": ("model", "Model folders for workers."),
-    "dlq": ("dlq.commands", "Dead letters: look at them, send their tasks again, discard them."),
+    "dlq": ("dlq.commands", "List dead letters, replay their tasks, discard them."),
 }
 """Module, imported when the command is named, and line of the help: all modules together take a second to import."""
 

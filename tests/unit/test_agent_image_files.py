@@ -177,7 +177,7 @@ async def test_no_file_is_stored_unsigned_while_the_key_is_away(tmp_path: Path) 
 async def test_a_key_that_stays_away_releases_the_task_without_a_file(tmp_path: Path) -> None:
     bench = signing_bench(tmp_path / "store", key_folder=tmp_path / "missing", hold_limit_seconds=0.2)
 
-    with pytest.raises(HoldExpiredError, match=r"signing was away .*/missing/tls\.crt: cannot be read"):
+    with pytest.raises(HoldExpiredError, match=r"signing was unavailable .*/missing/tls\.crt: cannot be read"):
         await bench.run(task_record())
 
     assert bench.lane.ends[-1] == "released"
