@@ -21,7 +21,16 @@ from fluxpool_gateway.projection.projected_records import (
     projected_topics,
     read_change,
 )
-from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskState, TaskStatus, fold
+from fluxpool_gateway.store.task_state import (
+    Change,
+    ProgressSeen,
+    ResultSeen,
+    TaskSeen,
+    TaskState,
+    TaskStatus,
+    fold,
+    version_of,
+)
 from fluxpool_gateway.tasks.view import TaskView
 
 TOPICS = TopicNames()
@@ -276,3 +285,11 @@ def test_a_result_keeps_fields_that_this_release_does_not_know() -> None:
     change = read(TOPICS.results, json.dumps(body).encode())
     assert isinstance(change, ResultSeen)
     assert json.loads(change.body) == body
+
+
+_INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(st.sampled_from(TaskStatus), _INT64, _INT64, st.none() | _INT64)
+def test_a_version_fits_into_the_stores_column(status: TaskStatus, epoch: int, attempt: int, step: int | None) -> None:
+    assert 0 <= version_of(status=status, epoch=epoch, attempt=attempt, step=step) < 2**63

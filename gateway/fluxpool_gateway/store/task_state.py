@@ -101,9 +101,9 @@ def version_of(*, status: TaskStatus, epoch: int, attempt: int, step: int | None
 
     By replay epoch first, then ended or not (an end counts more than any attempt, since workers number attempts in
     place differently from results), then attempt, queued before running, and step (none before the first). Fits into
-    63 bits.
+    63 bits, whatever the numbers.
     """
-    steps_begun = 0 if step is None else min(step, _MAX_STEP) + 1
+    steps_begun = 0 if step is None else _within(step, _MAX_STEP) + 1
     match status:
         case TaskStatus.QUEUED:
             rank = 10
@@ -113,8 +113,12 @@ def version_of(*, status: TaskStatus, epoch: int, attempt: int, step: int | None
             rank = 90
         case _:
             assert_never(status)
-    within_epoch = int(status.terminal) * 10**11 + min(attempt, _MAX_ATTEMPT) * 10**6 + rank * 10**4 + steps_begun
-    return min(epoch, _MAX_EPOCH) * 10**12 + within_epoch
+    within_epoch = int(status.terminal) * 10**11 + _within(attempt, _MAX_ATTEMPT) * 10**6 + rank * 10**4 + steps_begun
+    return _within(epoch, _MAX_EPOCH) * 10**12 + within_epoch
+
+
+def _within(number: int, maximum: int) -> int:
+    return max(0, min(number, maximum))
 
 
 def fold(state: TaskState | None, change: Change) -> TaskState:
