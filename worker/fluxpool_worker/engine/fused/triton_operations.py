@@ -28,27 +28,15 @@ class TritonOperations:
         image: NormVectors,
     ) -> None:
         """See `Operations`."""
-        rows, width = stream.shape
-        add_and_norm_kernel[(rows,)](
-            stream,
-            stream if update is None else update,
-            out,
-            vectors,  # no scales
-            vectors,
-            text_rows,
-            text.gate,
-            text.scale,
-            text.shift,
-            image.gate,
-            image.scale,
-            image.shift,
-            EPSILON,
-            WIDTH=width,
-            THIRD=width // 3,
-            HAS_UPDATE=update is not None,
-            IS_FLOAT16=stream.dtype is torch.float16,
-            IS_SCALED=False,
-            num_warps=NORM_WARPS,
+        launch_add_and_norm(
+            stream=stream,
+            update=update,
+            out=out,
+            scales=None,
+            vectors=vectors,
+            text_rows=text_rows,
+            text=text,
+            image=image,
         )
 
     def norm_and_rotate(
@@ -81,3 +69,39 @@ class TritonOperations:
     def linear_gelu(self, rows: torch.Tensor, layer: Linear, *, out: torch.Tensor) -> None:
         """See `Operations`; on CUDA this operator has the tanh form, on a CPU another."""
         torch.ops.aten._addmm_activation.out(layer.bias, rows, layer.weight.t(), use_gelu=True, out=out)  # noqa: SLF001
+
+
+def launch_add_and_norm(
+    *,
+    stream: torch.Tensor,
+    update: torch.Tensor | None,
+    out: torch.Tensor,
+    scales: torch.Tensor | None,
+    vectors: torch.Tensor,
+    text_rows: int,
+    text: NormVectors,
+    image: NormVectors,
+) -> None:
+    """`Operations.add_and_norm`; with `scales` (rows) the rows of `out` are in 8 bits."""
+    rows, width = stream.shape
+    add_and_norm_kernel[(rows,)](
+        stream,
+        stream if update is None else update,
+        out,
+        vectors if scales is None else scales,
+        vectors,
+        text_rows,
+        text.gate,
+        text.scale,
+        text.shift,
+        image.gate,
+        image.scale,
+        image.shift,
+        EPSILON,
+        WIDTH=width,
+        THIRD=width // 3,
+        HAS_UPDATE=update is not None,
+        IS_FLOAT16=scales is None and stream.dtype is torch.float16,
+        IS_SCALED=scales is not None,
+        num_warps=NORM_WARPS,
+    )

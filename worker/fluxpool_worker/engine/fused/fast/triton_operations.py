@@ -4,10 +4,8 @@ import torch
 
 from fluxpool_worker.engine.fused.fast.kernels import scale_rows_kernel
 from fluxpool_worker.engine.fused.fast.operations import ScaledRows
-from fluxpool_worker.engine.fused.kernels import add_and_norm_kernel
 from fluxpool_worker.engine.fused.modulation import NormVectors
-from fluxpool_worker.engine.fused.operations import EPSILON
-from fluxpool_worker.engine.fused.triton_operations import NORM_WARPS
+from fluxpool_worker.engine.fused.triton_operations import launch_add_and_norm
 from fluxpool_worker.engine.fused.weights import Linear
 
 HIDDEN_WARPS = 8
@@ -29,27 +27,15 @@ class TritonScaledOperations:
         image: NormVectors,
     ) -> None:
         """See `ScaledOperations`."""
-        rows, width = stream.shape
-        add_and_norm_kernel[(rows,)](
-            stream,
-            stream if update is None else update,
-            out.values,
-            out.scales,
-            vectors,
-            text_rows,
-            text.gate,
-            text.scale,
-            text.shift,
-            image.gate,
-            image.scale,
-            image.shift,
-            EPSILON,
-            WIDTH=width,
-            THIRD=width // 3,
-            HAS_UPDATE=update is not None,
-            IS_FLOAT16=False,
-            IS_SCALED=True,
-            num_warps=NORM_WARPS,
+        launch_add_and_norm(
+            stream=stream,
+            update=update,
+            out=out.values,
+            scales=out.scales,
+            vectors=vectors,
+            text_rows=text_rows,
+            text=text,
+            image=image,
         )
 
     def scale_rows(self, *, attended: torch.Tensor | None, hidden: torch.Tensor | None, out: ScaledRows) -> None:
