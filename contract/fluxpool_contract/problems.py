@@ -132,11 +132,26 @@ def explain(error: ValidationError, *, body: bytes = b"") -> tuple[FieldProblem,
     A `body` that is not JSON is named by its encoding or compression where that can be recognised.
     """
     items = error.errors(include_url=False, include_input=False)
+    _release_frames(items)
     refused_parts = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
     # A collection whose items were refused counts as too short as well; the items say what is wrong.
     told = [item for item in items if not (item["type"] == "too_short" and item["loc"] in refused_parts)]
     problems = [_problem(item["loc"], _plain(item, body)) for item in told[: MAX_PROBLEMS + 1]]
     return _capped(problems, count=len(told))
+
+
+def _release_frames(items: Iterable[Mapping[str, Any]]) -> None:
+    """Drop the tracebacks of the `ValueError`s that validators raised.
+
+    Their frames lead to every caller's. Where one of these keeps what comes of the error, that is a cycle through
+    `ValidationError`, which does not show the garbage collector what it holds: it would never be freed, nor would the
+    record (known as dapper91/pydantic-xml#222).
+    """
+    for item in items:
+        raised = item.get("ctx", {}).get("error")
+        while isinstance(raised, BaseException):
+            raised.__traceback__ = None
+            raised = raised.__cause__ or raised.__context__
 
 
 def _capped(problems: Sequence[FieldProblem], *, count: int) -> tuple[FieldProblem, ...]:

@@ -1,5 +1,8 @@
 """Decoding of tasks, including records that the client library cannot decode."""
 
+import gc
+import weakref
+
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
@@ -87,3 +90,25 @@ def test_a_quality_that_the_pool_does_not_allow_is_refused_by_name() -> None:
     assert isinstance(task.content, InvalidTaskError)
     assert (task.request_id, task.content.code) == ("odd", ErrorCode.INVALID_FIELD)
     assert str(task.content) == "quality: fast is not allowed in this pool; use exact"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"request_id": "a/b", "prompt": "a red kite"}',
+        b'{"request_id": "odd", "prompt": " "}',
+        b'{"request_id": "odd", "prompt": "a red kite", "negative_prompt": "\\u0000"}',
+        b'{"request_id": "odd"}',
+    ],
+)
+def test_a_refused_record_is_freed(value: bytes) -> None:
+    def keep_refusal() -> weakref.ref[ConsumerRecord]:
+        record = task_record(value)
+        task = read_task(record)  # its frame keeps the refusal, and validators' frames lead to it
+        assert isinstance(task.content, InvalidTaskError)
+        return weakref.ref(record)
+
+    freed = keep_refusal()
+    gc.collect()
+
+    assert freed() is None
