@@ -31,13 +31,13 @@ def measure(ground: Ground) -> list[dict[str, Cell]]:
     for name, product in products.items():
         with Readings() as readings:
             rates, half_way = _rates(product, side=side, seconds=seconds, is_cuda=not ground.is_tiny)
-            said = readings.since(half_way)
+            measured = readings.since(half_way)
         rows.append(
             {
                 "dtype": name,
                 "first_tflops": rates[0],
                 "sustained_tflops": median(rates[len(rates) // 2 :]),
-                **{key: said[key] for key in ("watts", "sm_mhz", "celsius", "at_power_limit")},
+                **{key: measured[key] for key in ("watts", "sm_mhz", "celsius", "at_power_limit")},
             }
         )
     products.clear()

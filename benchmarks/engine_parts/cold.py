@@ -73,7 +73,7 @@ async def _first_image(ground: Ground, *, byte_code: Path, kernels: Path) -> dic
         stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(LIMIT_SECONDS):
-        said, _ = await process.communicate()
+        output, _ = await process.communicate()
     assert process.returncode == 0, f"the process ended with {process.returncode}"
-    row: dict[str, Cell] = json.loads(said.splitlines()[-1])
+    row: dict[str, Cell] = json.loads(output.splitlines()[-1])
     return row

@@ -1,6 +1,6 @@
 """Many jobs of all kinds through one engine, some of them canceled.
 
-Memory stays flat, and pictures do not depend on what was drawn before them.
+Memory stays flat, and pictures do not depend on the ones generated before them.
 """
 
 import asyncio

@@ -132,7 +132,7 @@ async def _rows(ground: Ground, quality: Quality, cases: Sequence[Case], *, dtyp
                         first=first,
                         seconds=seconds,
                         phases=phases,
-                        said=readings.since(hot) | {"kernels_compiled": _kernels() - kernels},
+                        measured=readings.since(hot) | {"kernels_compiled": _kernels() - kernels},
                     )
                 )
     return rows

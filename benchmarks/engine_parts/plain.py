@@ -68,5 +68,5 @@ async def _row(ground: Ground, pipeline: Any, case: Case, *, dtype: str, reading
         draw(pipeline, case, seed=number + 1)
 
     seconds = await seconds_of_runs(run, seconds=ground.seconds)
-    said = readings.since(hot) | {"kernels_compiled": None}
-    return speed_row("plain", case, dtype=dtype, first=first, seconds=seconds, phases=[], said=said)
+    measured = readings.since(hot) | {"kernels_compiled": None}
+    return speed_row("plain", case, dtype=dtype, first=first, seconds=seconds, phases=[], measured=measured)

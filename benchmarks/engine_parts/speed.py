@@ -10,7 +10,7 @@ from report import Cell
 from engine_parts.ground import median, tflop_per_forward
 
 FLOOR_TFLOPS: Final = 790.0
-"""What an H200 is said to do, and does for its first instants."""
+"""What an H200 computes by its data sheet, and does for its first moments."""
 PHASES: Final = ("text_encode", "denoise", "vae", "copy", "image_encode")
 """As the engine's timings name them, in their order."""
 
@@ -40,7 +40,7 @@ def speed_row(
     first: float | None,
     seconds: Sequence[float],
     phases: Sequence[Mapping[str, float]],
-    said: Mapping[str, Cell],
+    measured: Mapping[str, Cell],
 ) -> dict[str, Cell]:
     """Medians of the runs; `first` is the first run at that size, `phases` milliseconds of each run."""
     taken = {
@@ -58,15 +58,15 @@ def speed_row(
         "first_seconds": first,
         "tflop": case.tflop,
         **taken,
-        **said,
+        **measured,
     }
 
 
 def with_shares(rows: Sequence[dict[str, Cell]], *, ceilings: Mapping[str, float]) -> list[dict[str, Cell]]:
-    """The rows with what they are beside the plain way, the floor and the card's own ceiling in their dtype.
+    """The rows, compared with the plain way, the floor and the card's own ceiling in their dtype.
 
-    The plain way compared with is the faster one of its dtypes, where it was measured for that case. The share of the
-    ceiling is that of denoising alone; the share of the floor that of the whole image.
+    The plain way is the faster one of its dtypes, where it was measured for the same case. The share of the ceiling is
+    that of denoising alone; the share of the floor that of the whole image.
     """
     shown = []
     for row in rows:

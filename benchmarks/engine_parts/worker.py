@@ -79,7 +79,7 @@ class _WatchedEngine(EngineClient):
         return await super().submit(inputs, on_started=started, on_step=on_step, on_device_free=device_free)
 
 
-class _Outbox:
+class _PublishedRecords:
     """Both publishers: keeps results, answers after the fixed time, drops progress."""
 
     def __init__(self, results_topic: str, *, expected: int) -> None:
@@ -138,21 +138,21 @@ async def _worker(ground: Ground, case: Case) -> dict[str, Cell]:
         }
     )
     engine = _WatchedEngine(ours.spec(ground, ground.dtypes[0]), limits=ours.limits())
-    outbox = _Outbox(settings.topics.results, expected=TASKS)
+    published = _PublishedRecords(settings.topics.results, expected=TASKS)
     with Readings() as readings:
         async with asyncio.TaskGroup() as group:
             running = group.create_task(engine.run())
             await engine.wait_ready()
-            serving = group.create_task(_serve(settings, engine=engine, outbox=outbox, case=case))
-            await outbox.is_complete.wait()
+            serving = group.create_task(_serve(settings, engine=engine, published=published, case=case))
+            await published.is_complete.wait()
             serving.cancel()
             await engine.stop()
             await running
-        said = readings.since(engine.begun[WARM_UP_TASKS] if not outbox.unexpected else 0.0)
-    assert not outbox.unexpected, outbox.unexpected[0]
-    failed = [result for result in outbox.results if result["status"] != "success"]
+        measured = readings.since(engine.begun[WARM_UP_TASKS] if not published.unexpected else 0.0)
+    assert not published.unexpected, published.unexpected[0]
+    failed = [result for result in published.results if result["status"] != "success"]
     assert not failed, failed[0]
-    hot = sorted(outbox.results, key=lambda result: result["seed"])[WARM_UP_TASKS:]
+    hot = sorted(published.results, key=lambda result: result["seed"])[WARM_UP_TASKS:]
     busy = sum(result["timings"].get(f"{phase}_ms", 0.0) for result in hot for phase in DEVICE_PHASES) / 1000
     span = engine.ended[-1] - engine.begun[WARM_UP_TASKS]
     stored = sum(1 for _ in images.rglob("*.png"))
@@ -167,11 +167,11 @@ async def _worker(ground: Ground, case: Case) -> dict[str, Cell]:
         "idle_p50_ms": statistics.median(gaps),
         "tasks": TASKS,
         "images_stored": stored,
-        **{name: said[name] for name in ("watts", "sm_mhz")},
+        **{name: measured[name] for name in ("watts", "sm_mhz")},
     }
 
 
-async def _serve(settings: WorkerSettings, *, engine: EngineClient, outbox: _Outbox, case: Case) -> None:
+async def _serve(settings: WorkerSettings, *, engine: EngineClient, published: _PublishedRecords, case: Case) -> None:
     """Until cancelled: the worker between consumer and engine, as `wiring` connects it and `service` dispatches."""
     model = ModelGroup(
         PARTITION.topic, partitions=1, on_commit=lambda *_commit: None, on_removed=lambda _consumer: None
@@ -194,8 +194,8 @@ async def _serve(settings: WorkerSettings, *, engine: EngineClient, outbox: _Out
         store=open_object_store(settings.storage),
         engine=engine,
         slots=slots,
-        publisher=cast("ReliablePublisher", outbox),
-        progress=cast("ProgressPublisher", outbox),
+        publisher=cast("ReliablePublisher", published),
+        progress=cast("ProgressPublisher", published),
         holds=holds,
         cancellations=Cancellations(),
         metrics=_NoMetrics(),
@@ -282,7 +282,7 @@ async def _serial(ground: Ground, case: Case) -> dict[str, Cell]:
             await asyncio.sleep(ACKNOWLEDGED_SECONDS)  # the result, flushed
             await asyncio.sleep(ACKNOWLEDGED_SECONDS)  # the commit
             seconds.append(time.perf_counter() - start)
-        said = readings.since(began)
+        measured = readings.since(began)
     del pipeline
     free_device_memory()
     return {
@@ -292,5 +292,5 @@ async def _serial(ground: Ground, case: Case) -> dict[str, Cell]:
         "idle_p50_ms": None,
         "tasks": SERIAL_TASKS,
         "images_stored": len(seconds) - 1,
-        **{name: said[name] for name in ("watts", "sm_mhz")},
+        **{name: measured[name] for name in ("watts", "sm_mhz")},
     }

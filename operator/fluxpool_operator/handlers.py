@@ -32,7 +32,7 @@ _CHUNK_OBJECTS: Final = 100
 _IDLE_SECONDS: Final = 0.5
 """kopf has a task for each object, which keeps the last event for so long: many while thousands of pods start."""
 _WATCH_SECONDS: Final = 300
-"""The server ends a watch after this time and kopf opens the next: bounds how long a dead one goes unnoticed."""
+"""The server ends a watch after this time and kopf opens the next: bounds how long a dead watch is unnoticed."""
 _ERROR_BACKOFFS: Final = (0.5, 1, 2, 3, 5, 5, 5, 5)
 """At most 5 s, so that the watches are back within 10 s of an outage."""
 

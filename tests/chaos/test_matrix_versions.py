@@ -1,7 +1,7 @@
 """Workers of two releases in one group during an upgrade.
 
 Each release reads what the other one writes: ledgers, retry records, objects in the store. A worker that writes more
-than this release knows stands in for the next release; see `kit.releases`.
+than this release knows plays the next release; see `kit.releases`.
 """
 
 import asyncio

@@ -133,7 +133,7 @@ class StrangeArguments(Stranger):
     """A command line."""
 
     arguments: tuple[str, ...]
-    """Without the program's name; `{e9}` stands for the byte 0xE9."""
+    """Without the program's name; `{e9}` is the byte 0xE9."""
     environment: Mapping[str, str] = {}
     code: int
     says: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ class LineMode(StrEnum):
     """What happens to bytes and connections."""
 
     PASS = "pass"
-    """Everything goes through."""
+    """Everything passes."""
     DELAY = "delay"
     """Every chunk is delayed, so a request with its response takes twice that long."""
     DROP = "drop"

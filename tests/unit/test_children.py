@@ -443,8 +443,8 @@ def test_a_monitor_is_created_on_demand() -> None:
 
 def test_images_in_a_folder_are_written_to_the_claim() -> None:
     edits = {"storage": {"url": "file:///data/images/", "persistentVolumeClaim": {"claimName": "images"}}}
-    (mount,) = (each for each in _container(_template(edits))["volumeMounts"] if each["name"] == "images")
-    assert mount == {"name": "images", "mountPath": "/data/images"}
+    mounts = {mount["name"]: mount for mount in _container(_template(edits))["volumeMounts"]}
+    assert mounts["images"] == {"name": "images", "mountPath": "/data/images"}
     assert str(worker_settings(_pool(edits)).storage.folder) == "/data/images"
 
 

@@ -78,8 +78,8 @@ def verify(capsys: pytest.CaptureFixture[str]) -> Callable[..., Verified]:
 
     def verify(*arguments: str | Path) -> Verified:
         code = run(["verify", *map(str, arguments), "--json"])
-        said = capsys.readouterr()
-        return Verified(code, json.loads(said.out), said.err)
+        printed = capsys.readouterr()
+        return Verified(code, json.loads(printed.out), printed.err)
 
     return verify
 
@@ -244,7 +244,7 @@ def _entities(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "printed"),
     [
         (_empty, "no readable PNG, JPEG or WebP"),
         (_text, "no readable PNG, JPEG or WebP"),
@@ -260,7 +260,7 @@ def _entities(folder: Path) -> Path:
     ],
 )
 def test_what_cannot_be_read_ends_in_a_sentence_and_with_2(
-    verify: Callable[..., Verified], tmp_path: Path, make: Callable[[Path], Path], said: str
+    verify: Callable[..., Verified], tmp_path: Path, make: Callable[[Path], Path], printed: str
 ) -> None:
     marked = save(tmp_path, encoded(), "marked.png")
 
@@ -268,7 +268,7 @@ def test_what_cannot_be_read_ends_in_a_sentence_and_with_2(
 
     assert ended.code == 2
     assert [file["verdict"] for file in ended.files] == ["unreadable", "marked"]
-    assert said in ended.files[0]["problem"]
+    assert printed in ended.files[0]["problem"]
     assert "Traceback" not in ended.complaints
 
 
@@ -292,9 +292,9 @@ def test_no_text_of_a_file_or_of_its_name_reaches_the_terminal_raw(
 
     assert run(["verify", str(file)]) == 0
 
-    said = capsys.readouterr()
-    assert not {"\x1b", "\x9b"} & set(said.out + said.err)
-    assert not any(line.startswith("forged") for line in said.out.splitlines())
+    printed = capsys.readouterr()
+    assert not {"\x1b", "\x9b"} & set(printed.out + printed.err)
+    assert not any(line.startswith("forged") for line in printed.out.splitlines())
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\0", b"no certificate"])

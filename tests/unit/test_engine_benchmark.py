@@ -37,7 +37,7 @@ def test_ratios_compare_with_the_fastest_plain_run_of_the_same_case_and_the_ceil
     main, larger = speed.Case(side=1024, steps=28), speed.Case(side=1536, steps=28)
 
     def row(way: str, case: Any, dtype: str, seconds: float, phases: list[dict[str, float]]) -> Any:
-        return speed.speed_row(way, case, dtype=dtype, first=9.0, seconds=[seconds], phases=phases, said={})
+        return speed.speed_row(way, case, dtype=dtype, first=9.0, seconds=[seconds], phases=phases, measured={})
 
     rows = speed.with_shares(
         [

@@ -63,12 +63,12 @@ def noise(pipeline: Any, *, width: int, height: int, dtype: torch.dtype = torch.
 def by_diffusers(pipeline: Any, start: torch.Tensor, **arguments: Any) -> torch.Tensor:
     dtype = start.dtype
     positive, negative = arguments["positive"].to(dtype), arguments["negative"]
-    unwanted = negative.to(dtype) if negative is not None else None
+    negatives = negative.to(dtype) if negative is not None else None
     (latents,) = pipeline(
         prompt_embeds=positive.sequence,
         pooled_prompt_embeds=positive.pooled,
-        negative_prompt_embeds=unwanted.sequence if unwanted else None,
-        negative_pooled_prompt_embeds=unwanted.pooled if unwanted else None,
+        negative_prompt_embeds=negatives.sequence if negatives else None,
+        negative_pooled_prompt_embeds=negatives.pooled if negatives else None,
         true_cfg_scale=arguments["true_cfg_scale"],
         guidance_scale=arguments["guidance"],
         height=arguments["height"],

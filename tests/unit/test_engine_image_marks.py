@@ -16,7 +16,7 @@ from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
 from fluxpool_worker.image_parameters import ImageParametersError, read_parameters
 from fluxpool_worker.marks import DigitalSourceType
 
-PROMPT = "a lighthouse nobody else may know of, bei Nacht über der Küste"
+PROMPT = "a lighthouse that only its keeper may know of, bei Nacht über der Küste"
 NEGATIVE_PROMPT = "verschwommene Möwen"
 REQUEST_ID = "req_known_to_few"
 VERSION = importlib.metadata.version("fluxpool")

@@ -26,7 +26,7 @@ from fluxpool_worker.marks.signing import SIGNING_USAGES, FileSigner, SigningErr
 from kit.signing_keys import SigningKey, key_pem, make_signing_key
 from kit.waiting import wait_until
 
-PROMPT = "a lighthouse nobody else may know of"
+PROMPT = "a lighthouse that only its keeper may know of"
 FORMATS = pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 
 
@@ -177,7 +177,7 @@ def _rsa(key: SigningKey, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "file", "said"),
+    ("spoil", "file", "message"),
     [
         (_without_certificate, "tls.crt", "cannot be read"),
         (_without_key, "tls.key", "cannot be read"),
@@ -212,12 +212,12 @@ def _rsa(key: SigningKey, folder: Path) -> None:
     ],
 )
 def test_a_key_that_cannot_sign_is_named_with_its_file(
-    tmp_path: Path, spoil: Callable[[SigningKey, Path], object], file: str, said: str
+    tmp_path: Path, spoil: Callable[[SigningKey, Path], object], file: str, message: str
 ) -> None:
     folder = tmp_path / "key"
     spoil(make_signing_key(), folder)
 
-    with pytest.raises(SigningError, match=said) as refused:
+    with pytest.raises(SigningError, match=message) as refused:
         FileSigner(folder).probe()
 
     assert str(refused.value).startswith(f"{folder / file}: ")
@@ -225,7 +225,7 @@ def test_a_key_that_cannot_sign_is_named_with_its_file(
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SigningError, match=r"the folder must hold tls\.crt and tls\.key"):
+    with pytest.raises(SigningError, match=r"the folder needs tls\.crt and tls\.key"):
         FileSigner(tmp_path / "missing").probe()
 
 

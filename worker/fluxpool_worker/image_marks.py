@@ -1,4 +1,4 @@
-"""Reads the marks of an image file, whoever wrote it. Decodes no pixels, and fetches nothing from the network."""
+"""Reads the marks of an image file of any origin. Decodes no pixels, and fetches nothing from the network."""
 
 import io
 import json

@@ -66,7 +66,7 @@ def summary(*, chosen: FilterOptions, source: SourceOptions, output: OutputOptio
 
 @app.command(name="list")
 @with_option_groups
-def list_letters(
+def list_dead_letters(
     *,
     chosen: FilterOptions,
     include_resolved: AllOption = False,

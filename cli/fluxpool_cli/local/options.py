@@ -33,7 +33,7 @@ class StackOptions(BaseModel):
     model: str | None = None
     """Checkpoint folder or hub id; absent: the tiny checkpoint."""
     embed_parameters: EmbedParameters = EmbedParameters.ALL
-    """More than pools do by default: the folder is its user's own, and shows nobody else what its files say."""
+    """More than the default of pools: only the user reads this folder."""
     signing_folder: Path | None = None
     """Folder with `tls.crt` and `tls.key` that image files are signed with."""
     min_workers: Annotated[int, Field(ge=0, le=64)] = 0

@@ -61,8 +61,8 @@ class TopicNames(BaseModel):
         for role, topic in self._by_role():
             if topic in roles:
                 raise ValueError(
-                    f"{role}: {topic} is the topic of {roles[topic]} as well, so that records of one would be taken "
-                    "for those of the other; choose another topic"
+                    f"{role}: {topic} is the topic of {roles[topic]} as well, so their records could not be "
+                    "told apart; choose another topic"
                 )
             roles[topic] = role
         return self

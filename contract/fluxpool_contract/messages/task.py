@@ -65,7 +65,7 @@ class Quality(StrEnum):
 
 
 class EmbedParameters(StrEnum):
-    """What an image file says of its task; everybody who gets the file can read it."""
+    """Parameters of the task that are embedded in its image files, where every recipient can read them."""
 
     ALL = "all"
     NO_PROMPT = "noPrompt"

@@ -225,7 +225,7 @@ class Projector:
         return self._source.lag_records() if self._assigned else None
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run a transaction in the store's thread; the loop goes on serving the consumer's heartbeats and fetches."""
+        """Run a transaction in the store's thread; the event loop keeps serving the consumer's fetches."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     def _warn(self, event: str, **values: object) -> None:

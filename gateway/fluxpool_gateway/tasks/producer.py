@@ -169,10 +169,10 @@ class TaskProducer:
         try:
             while not self._stopping.is_set():
                 poll(_POLL_SECONDS)
-                # Counts may overlap when the loop has not settled the last batch yet: `_settle` takes what is left.
+                # Counts may overlap when the loop has not resolved the last batch yet: `_resolve` takes what is left.
                 count = len(self._reports)
                 if count:
-                    self._loop.call_soon_threadsafe(self._settle, count)
+                    self._loop.call_soon_threadsafe(self._resolve, count)
                 elif producer is not self._producer and not len(producer):
                     return
         except Exception:
@@ -180,9 +180,9 @@ class TaskProducer:
             logger.exception("delivery_reports_failed")
             self._loop.call_soon_threadsafe(self._on_failure)
 
-    def _settle(self, count: int) -> None:
+    def _resolve(self, count: int) -> None:
         reports = self._reports[:count]
-        # The poll thread appends meanwhile: only what was copied may go.
+        # The poll thread appends meanwhile: delete only what was copied.
         del self._reports[: len(reports)]
         for future, outcome, generation in reports:
             # A future may be done already: `_expire` fails it at the deadline, and a cancelled request cancels it.

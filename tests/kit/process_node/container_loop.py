@@ -151,7 +151,7 @@ class ContainerLoop:
                 await self._scene.emit(
                     "Normal",
                     "Started",
-                    f"Container {self.record.name} started, pid {process.pid}; its output goes to {log_path(folder)}",
+                    f"Container {self.record.name} started, pid {process.pid}; its output is in {log_path(folder)}",
                 )
                 return process
         return None

@@ -86,15 +86,15 @@ def _encode(pixels: Pixels, *, inputs: GenerationInputs, parameters: dict[str, A
     if inputs.output_format == "png":
         entries = {} if parameters is None else png_entries(parameters=parameters, labels=labels)
         return png_with_text(_encode_png(pixels), {XMP_PNG_KEYWORD: xmp, **entries})
-    said = {"xmp": xmp.encode()}
+    metadata = {"xmp": xmp.encode()}
     if parameters is not None:
-        said["exif"] = exif_with_parameters(parameters=parameters, labels=labels)
+        metadata["exif"] = exif_with_parameters(parameters=parameters, labels=labels)
     file = io.BytesIO()
     image = Image.fromarray(pixels)
     if inputs.output_format == "jpeg":
-        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4", **said)
+        image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4", **metadata)
     else:
-        image.save(file, "WEBP", quality=WEBP_QUALITY, method=WEBP_METHOD, **said)
+        image.save(file, "WEBP", quality=WEBP_QUALITY, method=WEBP_METHOD, **metadata)
     return file.getvalue()
 
 

@@ -1,6 +1,6 @@
 """Triton's kernels compiled ahead: into a folder of the image, without a GPU, and from there into an engine's cache.
 
-`python -m fluxpool_worker.engine.kernel_cache` compiles all kernels of FLUX.1 for the kinds of GPU it is told. It runs
+`python -m fluxpool_worker.engine.kernel_cache` compiles all kernels of FLUX.1 for the given kinds of GPU. It runs
 the engine's own operations on tensors without memory, with a driver that launches nothing, so that Triton makes and
 files what it would on a GPU. A worker's root is read-only, so an engine copies the folder into the cache on its mount.
 What is left for a start are small C modules that belong to the node's driver. `seed_kernels` imports no torch.

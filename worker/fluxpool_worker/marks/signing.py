@@ -26,7 +26,7 @@ KEY_FILE: Final = "tls.key"
 SIGNING_USAGES: Final = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
 """Extended key usages of signers: emailProtection, documentSigning (RFC 9336), and C2PA's own claimSigning."""
 
-# A thumbnail in the manifest takes 60 ms and up to 3 MB; whoever has the file has the picture. Nothing is fetched.
+# A thumbnail in the manifest takes 60 ms and up to 3 MB; the file itself shows the picture. Nothing is fetched.
 _SETTINGS: Final = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"remote_manifest_fetch": False},
@@ -153,5 +153,5 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise SigningError(
-            f"{file}: cannot be read ({error.strerror}); the folder must hold {CERTIFICATE_FILE} and {KEY_FILE}"
+            f"{file}: cannot be read ({error.strerror}); the folder needs {CERTIFICATE_FILE} and {KEY_FILE}"
         ) from error

@@ -260,7 +260,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             return
         heads, seen_ms = self._heads[partition], self._clock.time() * 1000
         for record in records:
-            await self._see(consumer, partition, record.offset, next_offset=record.offset + 1)
+            await self._observe(consumer, partition, record.offset, next_offset=record.offset + 1)
             is_new = self._commits.progress[partition].accepts(record.offset)
             if is_new and not (heads and record.offset <= heads[-1].record.offset):
                 arrived = arrived_ms(record.timestamp, record.timestamp_type, seen_ms=seen_ms)
@@ -268,7 +268,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if heads:
             self._events.on_record_waiting()
 
-    async def _see(
+    async def _observe(
         self, consumer: AIOKafkaConsumer, partition: TopicPartition, offset: int, *, next_offset: int
     ) -> None:
         """Take note of a record or position; raises `TopicReplacedError` when the log ends before what was read."""
@@ -299,7 +299,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
                 # Known at once or left to the next look: in an await that suspends, a record might be received.
                 async with asyncio.timeout(0):
                     position = await consumer.position(partition)
-                await self._see(consumer, partition, position, next_offset=position)
+                await self._observe(consumer, partition, position, next_offset=position)
                 if self._is_idle(partition) and self._commits.progress[partition].seek_past_gap(position):
                     self._commits.mark_changed(partition)
 

@@ -33,7 +33,7 @@ def why_offload_from(offload: Offload, folder: Path, *, memory_bytes: int) -> st
             try:
                 weights = [path.stat().st_size for part in WEIGHTED_PARTS for path in weight_paths(folder / part)]
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
-                # What is wrong with the files is told when they are loaded.
+                # Loading reports what is wrong with the files.
                 return None
             needed = sum(weights) + ROOM_BYTES
             if needed <= memory_bytes:

@@ -77,7 +77,7 @@ class WeightReader:
                 for path in weight_paths(self._folder / name):
                     self._plan(path, tensors)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-            # Files are read before they are checked: whatever a damaged header makes of this is told by `tensors`.
+            # Files are read before they are checked: `tensors` reports what a damaged header causes here.
             self._error = error
             return
         # Large pieces first, so that no thread begins with one when the others have ended.

@@ -4,7 +4,7 @@ torch's group norm takes half of a decode at 1024x1024 (one block a group), and 
 compute says `decoder_operations.DecoderOperations`; X is always (pixels, channels).
 
 Triton compiles a kernel again when a number becomes 1 or a multiple of 16. Numbers that depend on the image's size are
-left out of that: the smallest image, drawn at the start, compiles all there is.
+exempt (`do_not_specialize`): the smallest image, generated at the start, compiles every kernel.
 """
 
 import triton
