@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from fluxpool_contract.kafka import LedgerEntry
-from fluxpool_operator.api import FluxWorkerPool, FluxWorkerPoolStatus
-from fluxpool_operator.assessment import PoolView
+from fluxpool_operator.api import ConditionType, FluxWorkerPool, FluxWorkerPoolStatus
+from fluxpool_operator.api.conditions import Condition
+from fluxpool_operator.assessment import PoolView, assess
 from fluxpool_operator.backlog import LaneObservation, LaneTarget
 from fluxpool_operator.backlog.observation import PartitionObservation
 from fluxpool_operator.planning import Constraint, Plan, PlanState
@@ -127,3 +128,8 @@ def later(before: PoolView, status: FluxWorkerPoolStatus, seconds: float = 0, **
         "now": before.now + timedelta(seconds=seconds),
     }
     return replace(before, **(changes | fields))
+
+
+def condition_of(seen: PoolView, kind: ConditionType) -> Condition:
+    """What the assessment says of one thing."""
+    return next(condition for condition in assess(seen).conditions if condition.type is kind)
