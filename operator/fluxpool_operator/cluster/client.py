@@ -21,7 +21,7 @@ Body = dict[str, Any]
 APPLY: Final = "application/apply-patch+yaml"
 MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
-_CONNECTIONS: Final = 8
+CONNECTIONS: Final = 8
 """Concurrent requests; more would only queue in the server's priority and fairness. A TLS connection takes 0.25 MB."""
 ACCOUNT_FOLDER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -57,7 +57,7 @@ async def connect(*, deadline_seconds: float) -> "ClusterClient":
         config.load_incluster_config(client_configuration=configuration)
     else:
         await config.load_kube_config(client_configuration=configuration)
-    configuration.connection_pool_maxsize = _CONNECTIONS
+    configuration.connection_pool_maxsize = CONNECTIONS
     return ClusterClient(ApiClient(configuration), deadline_seconds=deadline_seconds)
 
 
@@ -69,7 +69,7 @@ class ClusterClient:
         self._deadline_seconds = deadline_seconds
         # A request's deadline starts when it gets a slot. When a thousand pools start at once, those at the end of the
         # queue would otherwise time out, and be repeated, before they were ever sent.
-        self._request_slots = asyncio.Semaphore(_CONNECTIONS)
+        self._request_slots = asyncio.Semaphore(CONNECTIONS)
 
     async def __aenter__(self) -> Self:
         """The first request opens a connection."""
