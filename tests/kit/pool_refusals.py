@@ -233,6 +233,12 @@ RULE_REFUSALS: Final = (
         by_model=True,
     ),
     Refusal(
+        name="a prefix of pictures that is no folder",
+        edits={"image.inputPrefix": "inputs"},
+        message="inputPrefix: must be a folder of the storage with a slash, such as inputs/",
+        by_model=True,
+    ),
+    Refusal(
         name="an unknown kind of storage",
         edits={"storage.url": "gs://images/"},
         message="url: must be s3://bucket/prefix/ or file:///folder/",

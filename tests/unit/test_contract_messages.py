@@ -20,7 +20,7 @@ from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
-from fluxpool_contract.messages.task import GenerationTask, OutputFormat, Quality
+from fluxpool_contract.messages.task import GenerationTask, OutputFormat, Quality, steps_to_run
 from fluxpool_contract.problems import InvalidTaskError
 from fluxpool_contract.schemas import differing_files, main, render_schemas
 
@@ -88,6 +88,52 @@ def test_a_quality_is_read_and_left_to_the_pool_when_there_is_none() -> None:
 def test_a_task_names_loras_with_their_scales() -> None:
     loras = decode_task((CORPUS / "task-loras.json").read_bytes(), []).task.loras
     assert [(lora.name, lora.scale) for lora in loras] == [("watercolour-v2.1", -0.5), ("snow", 1.0)]
+
+
+def test_a_task_names_a_picture_to_start_from() -> None:
+    task = decode_task((CORPUS / "task-image.json").read_bytes(), []).task
+    assert (task.image, task.strength, task.steps_to_run) == ("inputs/cat.png", 0.75, 21)
+    without = decode_task((CORPUS / "task.json").read_bytes(), []).task
+    assert (without.image, without.steps_to_run) == (None, 50)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "expected"),
+    [(28, 1.0, 28), (28, 0.6, 17), (4, 0.6, 3), (10, 0.3, 3), (1, 0.5, 1), (100, 0.001, 1), (28, 1e-300, 1)],
+)
+def test_strength_is_the_share_of_steps_that_is_run(steps: int, strength: float, expected: int) -> None:
+    assert steps_to_run(steps, strength=strength) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        *(
+            ({"image": image}, "image")
+            for image in (
+                "",
+                "/etc/passwd",
+                "inputs/../x",
+                "inputs//x",
+                "inputs/",
+                "./x",
+                "http://x/y",
+                "inputs/a\nb",
+                7,
+                "s3://bucket/../x",
+                "file:///",
+                "a" * 1025,
+            )
+        ),
+        *(({"image": "inputs/a", "strength": strength}, "strength") for strength in (0, -0.1, 1.01, "0.5")),
+        ({"strength": 0.5}, "strength"),
+    ],
+)
+def test_a_picture_that_is_none_is_refused_naming_the_field(fields: dict[str, object], field: str) -> None:
+    body = json.dumps({"request_id": "a", "prompt": "b", **fields}).encode()
+    with pytest.raises(InvalidTaskError) as refused:
+        decode_task(body, [])
+    assert refused.value.problems[0].field == field
 
 
 @pytest.mark.parametrize(

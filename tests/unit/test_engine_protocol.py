@@ -83,15 +83,30 @@ def test_messages_of_an_engine_are_read_as_they_were_written(message: FromEngine
         EngineSpec(model="/models/flux", device=Device.CPU, lora_folder="/models/loras"),
         Generate(1, INPUTS),
         Generate(2, replace(INPUTS, loras=(AppliedLora("fox", -0.5), AppliedLora("snow", 1.0)))),
+        Generate(3, replace(INPUTS, image=bytes(range(256)), strength=0.25)),
+        Generate(4, replace(INPUTS, image=b"")),
         Cancel(1),
         Shutdown(),
     ],
 )
 def test_messages_of_an_agent_are_read_as_they_were_written(message: ToEngine) -> None:
-    head, _ = split(encode_frame(message))
-    assert head_for_engine(head).message == message
+    head, payloads = split(encode_frame(message))
+    decoded = head_for_engine(head)
+    assert decoded.payload_bytes == tuple(map(len, payloads))
+    assert decoded.complete(payloads) == message
     with pytest.raises(ProtocolError, match="no message for this end"):
         head_for_agent(head)
+
+
+@pytest.mark.parametrize("sizes", [[], [1, 1], [-1], [2**40], None])
+def test_a_job_that_announces_another_picture_than_its_own_is_refused(sizes: object) -> None:
+    head, _ = split(encode_frame(Generate(1, replace(INPUTS, image=b"picture"))))
+    with pytest.raises(ProtocolError):
+        head_for_engine(json.dumps(json.loads(head) | {"payload_bytes": sizes}).encode())
+
+
+def test_the_bytes_of_a_picture_are_not_shown() -> None:
+    assert "picture" not in repr(replace(INPUTS, image=b"picture"))
 
 
 def test_text_that_is_no_unicode_does_not_invalidate_a_message() -> None:

@@ -32,6 +32,7 @@ from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.resolution import Resolution, ResolutionAction, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, Mark, ResultStatus, TaskError
 from fluxpool_contract.messages.task import (
+    DEFAULT_STRENGTH,
     MAX_IMAGES,
     MAX_STEPS,
     MAX_TASK_BYTES,
@@ -42,10 +43,12 @@ from fluxpool_contract.messages.task import (
     OutputFormat,
     Quality,
     check_request_id,
+    steps_to_run,
 )
 
 __all__ = [
     "DEAD_LETTER_PREFIX",
+    "DEFAULT_STRENGTH",
     "DEFAULT_TENANT",
     "MAX_IMAGES",
     "MAX_NUMBER_DIGITS",
@@ -93,5 +96,6 @@ __all__ = [
     "record_event_id",
     "render_envelope",
     "result_event_id",
+    "steps_to_run",
     "task_digest",
 ]

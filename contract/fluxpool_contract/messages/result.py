@@ -134,7 +134,8 @@ class GenerationResult(_Message):
     pool: Name | None = None
     """The worker's pool."""
     timings: Annotated[dict[str, Milliseconds], Field(max_length=MAX_LIST_ITEMS)] = {}
-    """Milliseconds by stage: queue_ms, text_encode_ms, denoise_ms, vae_ms, image_encode_ms, signing_ms, store_ms."""
+    """Milliseconds by stage: queue_ms, text_encode_ms, denoise_ms, vae_ms, image_encode_ms, signing_ms, store_ms and,
+    with `image`, input_image_ms."""
     warnings: Annotated[tuple[ErrorMessage, ...], Field(max_length=MAX_LIST_ITEMS)] = ()
     """What the caller should know although there is an image."""
     metadata: Annotated[dict[str, str], Field(max_length=MAX_LIST_ITEMS)] = {}

@@ -10,6 +10,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fluxpool_contract.bounds import MAX_OBJECT_KEY_BYTES
+
 MAX_PROMPT_CHARACTERS = 10_000
 """T5 reads 512 tokens, about 2,500 characters; the rest of the room is for languages with long encodings."""
 
@@ -26,6 +28,8 @@ MAX_LORAS = 4
 MAX_LORA_SCALE = 2.0
 LORA_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """A file's name without `.safetensors`; it names no other folder."""
+DEFAULT_STRENGTH = 0.6
+"""diffusers' own default for image-to-image."""
 MAX_TASK_BYTES = 64 * 1024
 """Largest task value; a prompt and a negative prompt of full length in a four-byte script stay below twice this, and
 nothing legitimate comes near it."""
@@ -124,6 +128,30 @@ def _check_entry_count(value: object) -> object:
     return value
 
 
+def _check_image(address: str) -> str:
+    """The form alone; which store and which folder of it is the pool's choice (`fluxpool_transport.storage`)."""
+    scheme, separator, path = address.rpartition("://")
+    if separator and scheme not in {"s3", "file"}:
+        raise ValueError(
+            f"{scheme[:16]!r} is no scheme of the pool's storage, which alone is read; put the picture there and give "
+            "its key, such as inputs/cat.png"
+        )
+    if scheme == "file":
+        path = path.removeprefix("/")
+    if not path.isprintable() or any(part in {"", ".", ".."} for part in path.split("/")):
+        raise ValueError(
+            "must be the key of an object in the pool's storage, such as inputs/cat.png, or its address, without "
+            "empty, . or .. segments and without control characters"
+        )
+    return address
+
+
+def steps_to_run(steps: int, *, strength: float) -> int:
+    """How many of `steps` are run from a picture: diffusers' own arithmetic, and at least one."""
+    skipped = int(max(steps - min(steps * strength, steps), 0))
+    return max(steps - skipped, 1)
+
+
 class TaskLora(BaseModel):
     """A LoRA of the pool, and how strongly it acts."""
 
@@ -169,6 +197,12 @@ class GenerationParameters(BaseModel):
     """How many images."""
     loras: Annotated[tuple[TaskLora, ...], Field(max_length=MAX_LORAS), AfterValidator(_check_loras)] = ()
     """LoRAs to draw with, each as `{"name": ..., "scale": 1.0}`, -2 to 2; at most 4, of those that the pool has."""
+    image: Annotated[str, Field(max_length=MAX_OBJECT_KEY_BYTES), AfterValidator(_check_image)] | None = None
+    """Picture to start from (image-to-image): key or address of a PNG, JPEG or WebP file in the pool's storage, such as
+    inputs/cat.png. It is cropped at its centre to the shape of the image, and scaled."""
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    """How much of `image` changes: that share of `steps` is run; 1 keeps nothing of it. 0.6 when absent; only with
+    `image`."""
     output_format: Annotated[OutputFormat, Field(strict=False)] = OutputFormat.PNG
     """png, jpeg or webp."""
     quality: Annotated[Quality, Field(strict=False)] | None = None
@@ -181,9 +215,16 @@ class GenerationParameters(BaseModel):
     """The caller's own labels, echoed in every result."""
 
     @property
+    def steps_to_run(self) -> int:
+        """Denoising steps of each image that are computed: with `image` those that `strength` leaves."""
+        if self.image is None:
+            return self.steps
+        return steps_to_run(self.steps, strength=self.strength or DEFAULT_STRENGTH)
+
+    @property
     def relative_work(self) -> float:
         """Estimated duration by pixels, steps and images; 1 is one image with the default parameters."""
-        steps = self.steps * self.n
+        steps = self.steps_to_run * self.n
         # A second pass for each step, with the negative prompt.
         passes = 2 * steps if self.true_cfg_scale > 1 and self.negative_prompt is not None else steps
         return self.width * self.height * passes / _USUAL_WORK
@@ -194,6 +235,12 @@ class GenerationParameters(BaseModel):
             raise ValueError(
                 f"seed: {self.seed} leaves no room for {self.n} images; use at most {MAX_SEED - self.n + 1}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _strength_has_an_image(self) -> Self:
+        if self.image is None and self.strength is not None:
+            raise ValueError("strength: has no effect without image; give an image, or leave it out")
         return self
 
 

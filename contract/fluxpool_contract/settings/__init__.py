@@ -4,6 +4,8 @@ from fluxpool_contract.settings.environment import ENVIRONMENT_PREFIX, Environme
 from fluxpool_contract.settings.worker import (
     DEFAULT_CONSUMER_GROUP,
     EXIT_MODEL_LOAD_FAILED,
+    INPUT_PREFIX_PATTERN,
+    MAX_INPUT_BYTES,
     STANDARD_LANE,
     VIP_LANE,
     DType,
@@ -25,6 +27,8 @@ __all__ = [
     "DEFAULT_CONSUMER_GROUP",
     "ENVIRONMENT_PREFIX",
     "EXIT_MODEL_LOAD_FAILED",
+    "INPUT_PREFIX_PATTERN",
+    "MAX_INPUT_BYTES",
     "STANDARD_LANE",
     "VIP_LANE",
     "DType",

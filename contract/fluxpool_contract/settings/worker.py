@@ -31,6 +31,12 @@ EXIT_MODEL_LOAD_FAILED: Final = 4
 MAX_SECONDS: Final = 365 * 86_400
 """No wait is meant to be longer, and clients' milliseconds still fit into 64 bits."""
 
+MAX_INPUT_BYTES: Final = 64 * 1024 * 1024
+"""Of a picture on its way from an agent to its engine."""
+
+INPUT_PREFIX_PATTERN: Final = r"([A-Za-z0-9][A-Za-z0-9._-]*/)+"
+"""Begins with no underscore, as the folder of claims does."""
+
 GroupId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")]
 Delay = Annotated[str, Field(pattern=DELAY_PATTERN)]
 
@@ -150,7 +156,7 @@ class StorageSettings(BaseModel):
 
 
 class ImageSettings(BaseModel):
-    """What image files say of themselves, beside their pixels."""
+    """What image files say of themselves, beside their pixels, and which pictures tasks may start from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -158,6 +164,10 @@ class ImageSettings(BaseModel):
     """all, noPrompt or none: the most that a file says of its task. Tasks may ask for less."""
     signing_folder: Path | None = None
     """Folder with `tls.crt` and `tls.key` that files are signed with (C2PA). Absent: they are not signed."""
+    input_prefix: Annotated[str, Field(max_length=256, pattern=rf"^{INPUT_PREFIX_PATTERN}$")] = "inputs/"
+    """Where in the storage the pictures lie that tasks may start from; no other object is read for a task."""
+    input_max_bytes: Annotated[int, Field(ge=1, le=MAX_INPUT_BYTES)] = 32 * 1024 * 1024
+    """Largest picture that tasks may start from, as a file."""
 
 
 class Lane(BaseModel):

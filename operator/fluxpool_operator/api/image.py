@@ -1,7 +1,12 @@
 """`spec.image`: what the image files say of themselves."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from fluxpool_contract.messages import EmbedParameters
-from fluxpool_operator.api.schema import ApiModel
+from fluxpool_contract.settings import INPUT_PREFIX_PATTERN, MAX_INPUT_BYTES, ImageSettings
+from fluxpool_operator.api.schema import ApiModel, Matching
 from fluxpool_operator.api.secrets import SigningSecretRef
 
 
@@ -13,10 +18,21 @@ class ProvenanceSpec(ApiModel):
 
 
 class ImageSpec(ApiModel):
-    """Contents of the image files beside the pixels. Every file says in XMP that a model made it."""
+    """Contents of the image files, each of which says in XMP that a model made it, and pictures tasks start from."""
 
     embed_parameters: EmbedParameters = EmbedParameters.NO_PROMPT
     """Parameters of the task that a file contains, for everyone who gets it: all, noPrompt or none. A task may ask for
     less, not for more."""
     provenance: ProvenanceSpec = ProvenanceSpec()
     """Signature of the image files."""
+    input_prefix: Annotated[
+        str,
+        Field(max_length=256),
+        Matching(INPUT_PREFIX_PATTERN, "inputPrefix: must be a folder of the storage with a slash, such as inputs/"),
+    ] = ImageSettings.model_fields["input_prefix"].default
+    """Folder of the storage with the pictures that tasks may start from (image-to-image). No other object is read for
+    a task."""
+    input_max_bytes: Annotated[int, Field(ge=1, le=MAX_INPUT_BYTES)] = ImageSettings.model_fields[
+        "input_max_bytes"
+    ].default
+    """Maximum size of such a picture as a file, in bytes."""

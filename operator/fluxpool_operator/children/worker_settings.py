@@ -79,6 +79,8 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
             image=ImageSettings(
                 embed_parameters=spec.image.embed_parameters,
                 signing_folder=Path(SIGNING_FILES_PATH) if spec.image.provenance.signing_secret_ref else None,
+                input_prefix=spec.image.input_prefix,
+                input_max_bytes=spec.image.input_max_bytes,
             ),
             topics=topic_names(spec.kafka),
             consumer_group=spec.kafka.consumer_group,

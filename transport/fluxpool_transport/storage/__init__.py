@@ -1,5 +1,6 @@
 """The object store, and what a task leaves in it."""
 
+from fluxpool_transport.storage.input_objects import read_input
 from fluxpool_transport.storage.object_store import (
     ConditionalWritesError,
     ObjectStore,
@@ -31,6 +32,7 @@ __all__ = [
     "StorageUnavailableError",
     "claim_task",
     "open_object_store",
+    "read_input",
     "read_manifest",
     "store_image",
     "store_manifest",

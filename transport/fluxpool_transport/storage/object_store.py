@@ -9,8 +9,10 @@ operation ends after 45 s. For longer outages the caller has to wait.
 
 import asyncio
 import codecs
+import errno
 import os
 import re
+import stat
 from collections.abc import Awaitable
 from datetime import timedelta
 from pathlib import Path
@@ -54,6 +56,8 @@ _DEBUG_DUMP: Final = re.compile(r"\s*Debug source:.*", re.DOTALL)
 _MAX_REASON_CHARACTERS: Final = 500
 # How services say that they do not know `If-None-Match` on PUT: 501 NotImplemented, or 400 that names the header.
 _NO_CONDITIONS: Final = re.compile(r"NotImplemented|status code: 501|If-None-Match", re.IGNORECASE)
+# Errors of one file, which waiting does not mend; others are the disk's.
+_OF_THE_FILE: Final = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL})
 # What a panic in the store library arrives as; neither class can be imported.
 _PANICS: Final = frozenset({"RustPanic", "PanicException"})
 
@@ -70,6 +74,18 @@ class ConditionalWritesError(StorageUnavailableError):
     """The store does not support creating an object only if it is absent; time alone does not mend that."""
 
 
+class ObjectTooLargeError(Exception):
+    """An object is larger than the caller takes."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        super().__init__(f"{size_bytes} bytes")
+
+
+class ForeignObjectError(Exception):
+    """What lies at a key of a folder is no file of that folder; the message says what it is."""
+
+
 class ObjectStore:
     """Create-only access to one bucket prefix or folder. Keys are relative, with `/` between their segments.
 
@@ -79,13 +95,14 @@ class ObjectStore:
 
     def __init__(self, store: LocalStore | S3Store, *, url: str) -> None:
         self._store = store
-        self._url = url
+        self.url: Final = url
+        """Address that keys are relative to, with a slash at its end."""
         # The create of a folder is the operating system's; that of a service is its own, and must be seen to work.
         self._creates_conditionally = isinstance(store, LocalStore)
 
     def location(self, key: str) -> str:
         """Address of an object within the infrastructure: `s3://bucket/prefix/key` or `file:///folder/key`."""
-        return self._url + _checked(key)
+        return self.url + _checked(key)
 
     async def put_if_absent(self, key: str, payload: bytes, *, content_type: str) -> bool:
         """Create the object; False when it existed and was left as it is.
@@ -118,6 +135,22 @@ class ObjectStore:
         """The object's bytes; None when there is no such object."""
         return await self._guarded("read", key, self._read(_checked(key)))
 
+    async def get_bounded(self, key: str, *, folder: str, max_bytes: int) -> bytes | None:
+        """The bytes of an object that others may have written by other means; None when there is no such object.
+
+        `key` begins with `folder`, which no link may lead out of. Raises `ObjectTooLargeError` before it is read, and
+        `ForeignObjectError` for what is no readable file.
+        """
+        checked = _checked(key)
+        if isinstance(self._store, LocalStore):
+            root = Path(str(self._store.prefix))
+            reading = asyncio.to_thread(_read_file, root, root / folder, root / checked, max_bytes=max_bytes)
+            try:
+                return await self._guarded("read", key, reading)
+            except FileNotFoundError as error:
+                raise self._unavailable("read", key, error) from error
+        return await self._guarded("read", key, self._read(checked, max_bytes=max_bytes))
+
     async def probe(self) -> None:
         """Return when the store can be written to and read, and creates objects only if they are absent.
 
@@ -135,13 +168,16 @@ class ObjectStore:
     async def _create_probe(self) -> bool:
         return await self._create(PROBE_KEY, PROBE_CONTENT, content_type="text/plain")
 
-    async def _read(self, key: str) -> bytes | None:
+    async def _read(self, key: str, *, max_bytes: int | None = None) -> bytes | None:
         try:
             answer = await obstore.get_async(self._store, key)
         except FileNotFoundError as error:
             if _NO_BUCKET in str(error):
                 raise self._unavailable("read", key, error) from error
             return None
+        size = answer.meta["size"]
+        if max_bytes is not None and size > max_bytes:
+            raise ObjectTooLargeError(size)
         return bytes(await answer.bytes_async())
 
     async def _guarded(self, verb: str, key: str, operation: Awaitable[T]) -> T:
@@ -173,20 +209,20 @@ class ObjectStore:
         if verb == "create" and _NO_CONDITIONS.search(text):
             return self._without_conditions(text)
         return StorageUnavailableError(
-            f"object store {self._url}: cannot {verb} {key}: {text}; check storage.url, storage.endpoint_url, "
+            f"object store {self.url}: cannot {verb} {key}: {text}; check storage.url, storage.endpoint_url, "
             "the credentials (GetObject, PutObject, ListBucket) and free space"
         )
 
     def _refused(self, verb: str, key: str, reason: str) -> StorageCredentialsError:
         return StorageCredentialsError(
-            f"object store {self._url}: cannot {verb} {key}: {reason}; check the credentials: "
+            f"object store {self.url}: cannot {verb} {key}: {reason}; check the credentials: "
             "storage.access_key_id and storage.secret_access_key, or those of the environment (AWS_*), must be valid, "
             "without line ends, and have the rights GetObject, PutObject and ListBucket"
         )
 
     def _without_conditions(self, reason: str) -> ConditionalWritesError:
         return ConditionalWritesError(
-            f"object store {self._url}: does not support conditional writes (PUT with If-None-Match: *), without which "
+            f"object store {self.url}: does not support conditional writes (PUT with If-None-Match: *), without which "
             f"one task could overwrite the images of another: {reason}; use a service or a release that supports them"
         )
 
@@ -252,6 +288,39 @@ def _open_folder(folder: Path) -> LocalStore:
             f"object store file://{folder}: the folder cannot be made ({error}); "
             "choose a storage.url that can be written to"
         ) from error
+
+
+def _read_file(root: Path, folder: Path, file: Path, *, max_bytes: int) -> bytes | None:
+    """A regular file below the folder, links resolved; see `ObjectStore.get_bounded`."""
+    if not root.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder is missing", str(root))
+    try:
+        found = file.resolve(strict=True)
+        if not found.is_relative_to(folder.resolve(strict=True)):
+            raise ForeignObjectError("is a link out of its folder")
+        # Another process may put a link or a pipe there meanwhile; opening a pipe would wait for its writer.
+        descriptor = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except RuntimeError:  # pathlib's, of a link that leads to itself
+        raise ForeignObjectError("is a link to itself") from None
+    except OSError as error:
+        if error.errno in _OF_THE_FILE:
+            raise ForeignObjectError(f"cannot be read ({error.strerror})") from None
+        raise
+    try:
+        seen = os.fstat(descriptor)
+        if not stat.S_ISREG(seen.st_mode):
+            raise ForeignObjectError("is no regular file")
+        if seen.st_size > max_bytes:
+            raise ObjectTooLargeError(seen.st_size)
+        with os.fdopen(descriptor, "rb", closefd=False) as opened:
+            payload = opened.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(payload) > max_bytes:  # it has grown
+        raise ObjectTooLargeError(len(payload))
+    return payload
 
 
 def _checked(key: str) -> str:

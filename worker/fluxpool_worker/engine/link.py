@@ -74,9 +74,13 @@ def received(sock: socket.socket) -> Iterator[ToEngine | FromEngine]:
                 if len(header) < FRAME_HEADER.size:
                     return
                 length = head_bytes(header)
-                head = stream.read(length)
+                encoded = stream.read(length)
+                if len(encoded) < length:
+                    return
+                head = head_for_engine(encoded)
+                payloads = [stream.read(size) for size in head.payload_bytes]
             except ConnectionError:
                 return
-            if len(head) < length:
+            if tuple(map(len, payloads)) != head.payload_bytes:
                 return
-            yield head_for_engine(head).message  # agents send no files
+            yield head.complete(payloads)

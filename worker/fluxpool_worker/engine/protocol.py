@@ -1,7 +1,8 @@
 """What agent and engine say to each other over their socket pair.
 
 Plain frozen values and their framing; it knows neither torch nor asyncio, so both processes import it. A frame is a
-4-byte big-endian length, a head of that many bytes in JSON, and the image files that the head announces, as they are.
+4-byte big-endian length, a head of that many bytes in JSON, and the image files that the head announces, as they are:
+those of a job's images, or the one that a job starts from.
 
 The engine parses models and prompts of others, and the agent holds the credentials: what arrives is only ever data,
 checked field by field, and never larger than the limits below.
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from fluxpool_contract.messages import EmbedParameters, Quality
+from fluxpool_contract.messages import DEFAULT_STRENGTH, EmbedParameters, Quality, steps_to_run
 from fluxpool_worker.marks import DigitalSourceType
 
 FRAME_HEADER: Final = struct.Struct("!I")
@@ -133,6 +134,15 @@ class GenerationInputs:
     """Further text entries for the image file, such as request_id; those, too, only as `embed_parameters` allows."""
     low_memory: bool = False
     """Draw in the way that needs the least memory, at the cost of time; for a job that ran out of it before."""
+    image: bytes | None = field(default=None, repr=False)
+    """The file to start from instead of noise alone, as a stranger wrote it."""
+    strength: float = DEFAULT_STRENGTH
+    """How much of `image` changes."""
+
+    @property
+    def steps_to_run(self) -> int:
+        """Steps of each image that are computed."""
+        return self.steps if self.image is None else steps_to_run(self.steps, strength=self.strength)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,19 +275,34 @@ class Head:
 
     def complete(self, payloads: Sequence[bytes]) -> ToEngine | FromEngine:
         """The message with its files."""
-        if not isinstance(self.message, Generated):
-            return self.message
-        images = zip(self.message.images, payloads, strict=True)
-        return replace(self.message, images=tuple(replace(image, payload=payload) for image, payload in images))
+        match self.message:
+            case Generated() as generated:
+                images = zip(generated.images, payloads, strict=True)
+                return replace(generated, images=tuple(replace(image, payload=payload) for image, payload in images))
+            case Generate(inputs=inputs) as generate if inputs.image is not None:
+                (image,) = payloads
+                return replace(generate, inputs=replace(inputs, image=image))
+            case _:
+                return self.message
 
 
 def encode_frame(message: ToEngine | FromEngine) -> list[bytes]:
     """The bytes of one message on the socket, in pieces: image files are not copied."""
-    payloads = [image.payload for image in message.images] if isinstance(message, Generated) else []
+    payloads = _payloads(message)
     head = {"type": type(message).__name__, "payload_bytes": list(map(len, payloads)), "message": _plain(message)}
     # A path or an error may hold bytes that were no UTF-8; they are not worth a message.
     encoded = json.dumps(head, ensure_ascii=False).encode("utf-8", "replace")
     return [FRAME_HEADER.pack(len(encoded)) + encoded, *payloads]
+
+
+def _payloads(message: ToEngine | FromEngine) -> list[bytes]:
+    match message:
+        case Generated(images=images):
+            return [image.payload for image in images]
+        case Generate(inputs=GenerationInputs(image=bytes() as image)):
+            return [image]
+        case _:
+            return []
 
 
 def head_bytes(header: bytes) -> int:
@@ -310,7 +335,7 @@ def _decode_head(encoded: bytes, kinds: tuple[type, ...]) -> Head:
         message = _ADAPTERS[kind].validate_python(body)
     except ValidationError as error:
         raise ProtocolError(f"{kind}: {error.errors(include_input=False, include_url=False)[:3]}") from error
-    images = len(message.images) if isinstance(message, Generated) else 0
+    images = len(_payloads(message))
     is_sound = isinstance(sizes, list) and len(sizes) == images <= MAX_IMAGES
     if not is_sound or not all(isinstance(size, int) and 0 <= size <= MAX_IMAGE_BYTES for size in sizes):
         raise ProtocolError(f"{kind}: announces {str(sizes)[:100]} bytes for {images} images")

@@ -12,7 +12,15 @@ from typing import Final, assert_never
 import structlog
 
 from fluxpool_contract.kafka import LedgerEntry
-from fluxpool_contract.messages import DecodedTask, EmbedParameters, GenerationTask, ProgressType, Quality, derive_seed
+from fluxpool_contract.messages import (
+    DEFAULT_STRENGTH,
+    DecodedTask,
+    EmbedParameters,
+    GenerationTask,
+    ProgressType,
+    Quality,
+    derive_seed,
+)
 from fluxpool_transport.process import fault_point
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, PartitionLostError
@@ -62,6 +70,8 @@ class AttemptContext:
 
     claimed: ClaimedRecord
     decoded: DecodedTask
+    image: bytes | None = None
+    """The file that the task starts from."""
     spent: Spent
     slot: EngineSlot
     """Released when the device is done with the task."""
@@ -219,6 +229,7 @@ class Attempts:
                 quality=self._quality(task),
                 embed_limit=self.embed_limit,
                 low_memory=context.low_memory,
+                image=context.image,
             ),
             on_started=lambda: report(ProgressType.STARTED),
             on_step=on_step,
@@ -286,7 +297,7 @@ class Attempts:
 def _passes(task: GenerationTask) -> int:
     """Steps of all images; classifier-free guidance makes each twice as long."""
     guided = task.negative_prompt is not None and task.true_cfg_scale > 1
-    return task.steps * task.n * (2 if guided else 1)
+    return task.steps_to_run * task.n * (2 if guided else 1)
 
 
 def _embeds_less(task: GenerationTask, limit: EmbedParameters) -> str | None:
@@ -298,7 +309,7 @@ def _embeds_less(task: GenerationTask, limit: EmbedParameters) -> str | None:
 
 
 def _inputs(
-    decoded: DecodedTask, *, quality: Quality, embed_limit: EmbedParameters, low_memory: bool
+    decoded: DecodedTask, *, quality: Quality, embed_limit: EmbedParameters, low_memory: bool, image: bytes | None
 ) -> GenerationInputs:
     task = decoded.task
     return GenerationInputs(
@@ -317,4 +328,6 @@ def _inputs(
         embed_parameters=(task.embed_parameters or embed_limit).within(embed_limit),
         embedded={"request_id": task.request_id},
         low_memory=low_memory,
+        image=image,
+        strength=task.strength or DEFAULT_STRENGTH,
     )

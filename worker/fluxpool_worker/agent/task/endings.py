@@ -11,7 +11,7 @@ from typing import Final
 
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.kafka import due_at
-from fluxpool_contract.messages import Disposition, GenerationResult, TaskError
+from fluxpool_contract.messages import Disposition, GenerationResult, GenerationTask, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode, InvalidTaskError
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest
 from fluxpool_worker.agent.task.outcome import Action, Failed, judge_deadline
@@ -120,11 +120,15 @@ def refusal(error: InvalidTaskError) -> Failure:
 def failure_from(failed: Failed, *, besides: str = "") -> Failure:
     """Why a task gets no images from this worker, for its dead letter and result."""
     verdict = failed.verdict
+    # The engine and the store begin their message with the field, as `FieldProblem` does.
+    field, _, _ = failed.message.partition(": ")
+    is_named = verdict.error_class is ErrorClass.INVALID and field in GenerationTask.model_fields
     return Failure(
         error_class=verdict.error_class,
         code=verdict.code,
         disposition=verdict.disposition,
         message=f"{failed.message}; {besides}" if besides else failed.message,
+        field=field if is_named else None,
         stack=failed.stack,
         attempts=failed.attempt,
         crashes=verdict.spent.crashes,

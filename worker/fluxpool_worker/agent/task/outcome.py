@@ -90,12 +90,21 @@ class Failed:
     stack: str = ""
 
 
+def invalid(message: str, *, spent: Spent) -> Failed:
+    """The failure of a task that can never become an image; the message begins with the field."""
+    return Failed(verdict=_invalid(spent), attempt=spent.attempt, message=message)
+
+
+def _invalid(spent: Spent) -> Verdict:
+    verdict = Verdict(Action.DEAD_LETTER, ErrorClass.INVALID, ErrorCode.INVALID_FIELD, spent=spent)
+    return replace(verdict, disposition=Disposition.INVALID)
+
+
 def judge_generation(kind: FailureKind, *, spent: Spent, budgets: Budgets, low_memory: bool) -> Verdict:
     """What a failed generation means; `low_memory`: it already ran in the way that needs the least."""
     match kind:
         case FailureKind.INVALID:
-            invalid = Verdict(Action.DEAD_LETTER, ErrorClass.INVALID, ErrorCode.INVALID_FIELD, spent=spent)
-            return replace(invalid, disposition=Disposition.INVALID)
+            return _invalid(spent)
         case FailureKind.REJECTED:
             return Verdict(Action.FAIL, ErrorClass.REJECTED, ErrorCode.REJECTED, spent=spent)
         case FailureKind.OUT_OF_MEMORY if not low_memory:

@@ -15,7 +15,7 @@ import structlog
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.messages import DecodedTask
-from fluxpool_contract.problems import ErrorCode
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest, ObjectStore
@@ -28,7 +28,7 @@ from fluxpool_worker.agent.task.cancellations import Cancellations, CancelWatch,
 from fluxpool_worker.agent.task.ending_writer import EndingWriter, TaskMetrics
 from fluxpool_worker.agent.task.endings import refusal
 from fluxpool_worker.agent.task.holds import HoldExpiredError, Holds
-from fluxpool_worker.agent.task.outcome import Budgets, Failed, Spent, expired_or_canceled, judge_attempt
+from fluxpool_worker.agent.task.outcome import Budgets, Failed, Spent, expired_or_canceled, invalid, judge_attempt
 from fluxpool_worker.agent.task.outgoing_records import Failure, WorkerIdentity
 from fluxpool_worker.agent.task.progress import ProgressPublisher
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
@@ -196,7 +196,13 @@ class TaskFlow:
                 if not stored.fresh and (manifest := await self.store.outcome(stored.claim, abandoned=abandoned)):
                     return manifest
                 context = AttemptContext(
-                    claimed=claimed, decoded=decoded, spent=spent, slot=slot, abandoned=abandoned, canceling=canceling
+                    claimed=claimed,
+                    decoded=decoded,
+                    image=await self.store.input_image(decoded.task, abandoned=abandoned),
+                    spent=spent,
+                    slot=slot,
+                    abandoned=abandoned,
+                    canceling=canceling,
                 )
                 ended = await self._attempts.generate(context)
                 _after_generate()
@@ -208,6 +214,13 @@ class TaskFlow:
                 return await self.store.conclude(stored.claim, result)
             except AbandonedError:
                 raise (PartitionLostError if claimed.lost else TaskReleasedError) from None
+            except IdConflictError:
+                raise
+            except InvalidTaskError as error:
+                late = expired_or_canceled(
+                    decoded.envelope.deadline, canceling.command, now=self._clock.now(), spent=spent
+                )
+                return late or invalid(str(error), spent=spent)
             except CorruptObjectError as error:
                 return self._judge_corrupt(task, error, spent=spent, canceling=canceling)
 

@@ -13,6 +13,7 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract.messages import (
     DecodedTask,
     GenerationResult,
+    GenerationTask,
     ImageDescription,
     first_seen,
     result_event_id,
@@ -30,6 +31,7 @@ from fluxpool_transport.storage import (
     StorageCredentialsError,
     StorageUnavailableError,
     claim_task,
+    read_input,
     read_manifest,
     store_image,
     store_manifest,
@@ -117,6 +119,25 @@ class TaskStore:
     async def outcome(self, claim: Claim, *, abandoned: asyncio.Event | None = None) -> Manifest | None:
         """The task's manifest; None while there is none. Raises `AbandonedError` soon after `abandoned` is set."""
         return await self._hold(lambda: read_manifest(self._store, claim), abandoned)
+
+    async def input_image(self, task: GenerationTask, *, abandoned: asyncio.Event) -> bytes | None:
+        """The picture that the task starts from; None when it names none.
+
+        Raises `InvalidTaskError` when there is no such picture, and `AbandonedError` soon after `abandoned` is set.
+        """
+        address, limits = task.image, self._settings.image
+        if address is None:
+            return None
+        return await self._hold(
+            lambda: read_input(
+                self._store,
+                address,
+                prefix=limits.input_prefix,
+                max_bytes=limits.input_max_bytes,
+                request_id=task.request_id,
+            ),
+            abandoned,
+        )
 
     async def keep_images(
         self, record: ConsumerRecord, decoded: DecodedTask, claim: Claim, success: Success

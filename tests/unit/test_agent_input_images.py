@@ -1,0 +1,189 @@
+"""The picture that a task starts from, on its way from the store to the engine, and why there may be none."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fluxpool_contract.messages import Disposition
+from fluxpool_contract.problems import ErrorCode, InvalidTaskError
+from fluxpool_transport.storage import ObjectStore, read_input
+from fluxpool_transport.storage.object_store import StorageUnavailableError, open_object_store
+from fluxpool_worker.agent.task import task_store
+from kit.s3 import S3Service, running_s3
+from kit.task_flow import TASK, FlowBench, deadline_passed, task_record
+
+PICTURE = b"not looked at by the agent"
+PREFIX = "inputs/"
+MAX_BYTES = 100
+
+
+def record(image: str, **fields: Any) -> Any:
+    return task_record(json.dumps({**TASK, "image": image, **fields}).encode())
+
+
+def bench_with_picture(folder: Path, **changes: Any) -> FlowBench:
+    bench = FlowBench(folder, **changes)
+    bench.engine.fails = False
+    bench.store("inputs/cat.png", PICTURE)
+    return bench
+
+
+@pytest.mark.parametrize("is_whole_address", [False, True])
+async def test_the_engine_gets_the_bytes_and_the_strength(tmp_path: Path, *, is_whole_address: bool) -> None:
+    bench = bench_with_picture(tmp_path)
+    address = f"{bench.settings.storage.url}inputs/cat.png" if is_whole_address else "inputs/cat.png"
+    await bench.run(record(address, strength=0.25))
+    assert bench.engine.inputs is not None
+    assert (bench.engine.inputs.image, bench.engine.inputs.strength) == (PICTURE, 0.25)
+    assert bench.outcomes == ["success"]
+
+
+async def test_a_task_without_a_picture_starts_from_noise(tmp_path: Path) -> None:
+    bench = bench_with_picture(tmp_path)
+    await bench.run(task_record())
+    assert bench.engine.inputs is not None
+    assert bench.engine.inputs.image is None
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("inputs/dog.png", "image: there is no inputs/dog.png in the pool's storage; put the picture there"),
+        ("inputs/cat.png/x", "image: there is no inputs/cat.png/x in"),
+        ("default/2026/04/05/task-9/0.png", "image: must be below inputs/ in the pool's storage, such as inputs/cat"),
+        ("_fluxpool/probe", "image: must be below inputs/"),
+        ("s3://bucket/inputs/cat.png", "image: must be below inputs/"),
+        ("file:///etc/inputs/cat.png", "image: must be below inputs/"),
+        ("inputs-of-others/cat.png", "image: must be below inputs/"),
+        ("inputs/folder", "image: inputs/folder is no regular file; put the picture itself there"),
+        ("inputs/pipe", "image: inputs/pipe is no regular file; "),
+        ("inputs/out", "image: inputs/out is a link out of its folder; "),
+        ("inputs/away/secret.png", "image: inputs/away/secret.png is a link out of its folder; "),
+        ("inputs/self", "image: inputs/self is a link to itself; "),
+        (f"inputs/{'a' * 300}", "cannot be read (File name too long)"),
+        ("inputs/large.png", "image: inputs/large.png has 2,000 bytes; at most 1,000 are allowed"),
+    ],
+)
+async def test_what_cannot_be_read_ends_the_task_and_names_the_field(tmp_path: Path, image: str, message: str) -> None:
+    bench = bench_with_picture(tmp_path / "store", image={"input_max_bytes": 1000})
+    inputs, outside = bench.folder / "inputs", tmp_path / "secret.png"
+    outside.write_bytes(PICTURE)
+    bench.store("inputs/large.png", b"x" * 2000)
+    (inputs / "folder").mkdir()
+    os.mkfifo(inputs / "pipe")
+    (inputs / "out").symlink_to(outside)
+    (inputs / "away").symlink_to(tmp_path)
+    (inputs / "self").symlink_to(inputs / "self")
+
+    await bench.run(record(image))
+
+    (result,), (letter,) = bench.results, bench.dead_letters
+    assert message in result["error"]["message"]
+    assert (result["status"], result["error"]["field"]) == ("failed", "image")
+    assert result["error"]["code"] == ErrorCode.INVALID_FIELD
+    assert not result["error"]["retryable"]
+    assert letter.disposition == Disposition.INVALID
+    assert bench.engine.jobs == 0
+    assert bench.lane.ends == ["finished"], "its offset is committed"
+
+
+@pytest.mark.parametrize("image", ["/etc/passwd", "inputs/../claims/x", "http://example.com/cat.png", "inputs//x", ""])
+async def test_an_address_of_no_object_is_refused_with_the_record(tmp_path: Path, image: str) -> None:
+    bench = bench_with_picture(tmp_path)
+    await bench.run(record(image))
+    (result,) = bench.results
+    assert result["error"]["field"] == "image"
+    assert bench.engine.jobs == 0
+
+
+async def test_a_strength_without_a_picture_is_refused(tmp_path: Path) -> None:
+    bench = bench_with_picture(tmp_path)
+    await bench.run(task_record(json.dumps({**TASK, "strength": 0.5}).encode()))
+    (result,) = bench.results
+    assert result["error"]["field"] == "strength"
+
+
+async def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
+    bench = bench_with_picture(tmp_path)
+    (tmp_path / "inputs" / "latest.png").symlink_to("cat.png")
+    await bench.run(record("inputs/latest.png"))
+    assert bench.outcomes == ["success"]
+
+
+async def test_another_prefix_and_its_limit_are_the_pools(tmp_path: Path) -> None:
+    bench = bench_with_picture(tmp_path, image={"input_prefix": "uploads/app-1/"})
+    bench.store("uploads/app-1/dog.png", b"dog")
+    await bench.run(record("uploads/app-1/dog.png"))
+    assert bench.engine.inputs is not None
+    assert bench.engine.inputs.image == b"dog"
+
+
+async def test_a_late_task_is_expired_rather_than_invalid(tmp_path: Path) -> None:
+    bench = bench_with_picture(tmp_path)
+    late = task_record(json.dumps({**TASK, "image": "inputs/dog.png"}).encode(), headers=[deadline_passed()])
+    await bench.run(late)
+    assert bench.results[0]["status"] == "expired"
+
+
+async def test_a_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_with_picture(tmp_path)
+    tries: list[set[str]] = []
+
+    async def away_once(*arguments: Any, **options: Any) -> bytes:
+        tries.append(bench.held_by)
+        if len(tries) == 1:
+            raise StorageUnavailableError("told to be away")
+        return await read_input(*arguments, **options)
+
+    monkeypatch.setattr(task_store, "read_input", away_once)
+    await bench.run(record("inputs/cat.png"))
+    assert tries == [set(), {"disk"}]
+    assert bench.outcomes == ["success"]
+    assert bench.engine.inputs is not None
+    assert bench.engine.inputs.image == PICTURE
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Service]:
+    with running_s3() as service:
+        service.create_bucket("images")
+        yield service
+
+
+@pytest.fixture
+def s3_store(s3: S3Service, tmp_path: Path) -> ObjectStore:
+    return open_object_store(s3.settings("images", prefix=tmp_path.name))
+
+
+async def read(store: ObjectStore, address: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+    return await read_input(store, address, prefix=PREFIX, max_bytes=max_bytes)
+
+
+async def test_an_object_of_s3_is_read_up_to_the_limit(s3_store: ObjectStore) -> None:
+    await s3_store.put_if_absent("inputs/a.png", b"x" * MAX_BYTES, content_type="image/png")
+    for address in ("inputs/a.png", s3_store.location("inputs/a.png")):
+        assert await read(s3_store, address) == b"x" * MAX_BYTES
+    with pytest.raises(InvalidTaskError, match=r"^image: inputs/a.png has 100 bytes; at most 99 are allowed"):
+        await read(s3_store, "inputs/a.png", max_bytes=MAX_BYTES - 1)
+
+
+@pytest.mark.parametrize("address", ["inputs/b.png", "other/a.png", "s3://images/inputs/a.png", "inputs/../a.png"])
+async def test_another_object_of_s3_is_refused(s3_store: ObjectStore, address: str) -> None:
+    with pytest.raises(InvalidTaskError, match=r"^image: "):
+        await read(s3_store, address)
+
+
+async def test_a_missing_bucket_is_an_outage(s3: S3Service) -> None:
+    with pytest.raises(StorageUnavailableError):
+        await read(open_object_store(s3.settings("no-such-bucket")), "inputs/a.png")
+
+
+async def test_a_missing_folder_of_the_store_is_an_outage(tmp_path: Path) -> None:
+    store = open_object_store(FlowBench(tmp_path / "store").settings.storage)
+    (tmp_path / "store").rmdir()
+    with pytest.raises(StorageUnavailableError):
+        await read(store, "inputs/a.png")
