@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fluxpool_contract.messages import EmbedParameters
 from fluxpool_worker.engine.protocol import (
     Cancel,
     Device,
     DeviceFree,
+    EncodedImage,
     EnginePath,
     EngineSpec,
     Failed,
@@ -29,6 +31,7 @@ from fluxpool_worker.engine.protocol import (
     Step,
 )
 from fluxpool_worker.image_parameters import read_parameters
+from fluxpool_worker.marks import XMP_PNG_KEYWORD, DigitalSourceType
 from kit.engine import (
     DEADLINE_SECONDS,
     INPUTS,
@@ -213,6 +216,26 @@ def test_an_image_that_cannot_be_encoded_fails_its_job_alone(stand_in_engine: En
 
     stand_in_engine.send(Generate(2, INPUTS))
     assert isinstance(the_end(stand_in_engine.receive_until(ends(2)), 2), Generated)
+
+
+def test_a_job_from_a_picture_says_so_in_its_file(stand_in_engine: Engine) -> None:
+    # As large as many reads of a socket, and no picture: the stand-in does not look at it.
+    from_picture = replace(INPUTS, image=bytes(3_000_000), strength=0.25, embed_parameters=EmbedParameters.ALL)
+    stand_in_engine.send(Generate(1, from_picture))
+    stand_in_engine.send(Generate(2, INPUTS))
+    files: dict[int, EncodedImage] = {}
+    while len(files) < 2:  # they are encoded side by side, so either may be the first
+        message = stand_in_engine.receive()
+        if isinstance(message, Generated):
+            (files[message.job_id],) = message.images
+    image, plain = files[1], files[2]
+    assert image.source_type is DigitalSourceType.COMPOSITE_WITH_TRAINED_ALGORITHMIC_MEDIA
+    assert image.source_type.value in Image.open(io.BytesIO(image.payload)).info[XMP_PNG_KEYWORD]
+    parameters = read_parameters(image.payload)
+    assert parameters["strength"] == 0.25
+    assert "image" not in parameters
+    assert plain.source_type is DigitalSourceType.TRAINED_ALGORITHMIC_MEDIA
+    assert "strength" not in read_parameters(plain.payload)
 
 
 def test_the_device_does_not_wait_for_an_encoding_that_hangs(start_engine: StartEngine) -> None:

@@ -1,7 +1,7 @@
 """Drawing images with a loaded FLUX pipeline: encode the text, denoise, decode.
 
-It owns the order of the three stages, the dtypes between them, seeds, cancellation and the guard against pictures
-that are not finite; it must not know about sockets or image files. The split gives the same bits as one call of the
+It owns the order of the three stages, the dtypes between them, cancellation and the guard against pictures that are
+not finite; it must not know about sockets or image files. The split gives the same bits as one call of the
 pipeline when all modules have one dtype, and makes mixed dtypes possible, which one call refuses.
 """
 
@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, assert_never
 
@@ -33,6 +33,9 @@ from fluxpool_worker.engine.generator import (
     Rendering,
     StartPhases,
 )
+from fluxpool_worker.engine.latents.picture_files import read_picture
+from fluxpool_worker.engine.latents.schedule import schedule_of
+from fluxpool_worker.engine.latents.starting_latents import StartingLatents
 from fluxpool_worker.engine.lora.lora_files import LoraFolder
 from fluxpool_worker.engine.lora.merging import LoraMerger
 from fluxpool_worker.engine.lora.originals import Originals
@@ -67,10 +70,12 @@ _NOT_FINITE_REMEDY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Conditioning:
-    """What steers one job: its text and, with classifier-free guidance, the text to lead away from."""
+    """What steers one job: its text, with classifier-free guidance the text to lead away from, and its picture."""
 
     positive: Text
     negative: Text | None
+    picture: Any | None = None
+    """The VAE's distribution of the latents of the picture to start from."""
 
 
 @dataclass(slots=True)
@@ -123,6 +128,7 @@ class FluxGenerator:
             originals=Originals(loaded.folder / "transformer"),
         )
         self._texts = TextEncoders(self._pipeline, tokens=loaded.family.text_tokens)
+        self._starts = StartingLatents(self._pipeline, loaded.device)
 
     @property
     def model(self) -> str:
@@ -149,7 +155,7 @@ class FluxGenerator:
     ) -> Rendering:
         """Draw `inputs.n` images one by one, sharing the text's embeddings; see `Generator.generate`."""
         self._check(inputs)
-        run = _Run(on_step=on_step, is_canceled=is_canceled, total_steps=inputs.n * inputs.steps)
+        run = _Run(on_step=on_step, is_canceled=is_canceled, total_steps=inputs.n * inputs.steps_to_run)
         try:
             with torch.no_grad():
                 return self._render(inputs, run)
@@ -251,6 +257,11 @@ class FluxGenerator:
         warnings_of_loras = self._switch_loras(inputs, run)
         with self._timed(run, "text_encode"):
             conditioning, notes = self._encode(inputs)
+        if inputs.image is not None:
+            with self._timed(run, "input_image"):
+                picture = read_picture(inputs.image, width=inputs.width, height=inputs.height)
+                encoded = self._starts.encode(picture, low_memory=inputs.low_memory)
+                conditioning = replace(conditioning, picture=encoded)
         notes += warnings_of_loras
         if inputs.guidance and self.family.default_guidance is None:
             notes.append(GUIDANCE_IGNORED.format(family=self.family.name))
@@ -299,7 +310,8 @@ class FluxGenerator:
         yield
         if self._loaded.device.type == "cuda":
             torch.cuda.synchronize(self._loaded.device)
-        run.timings_ms[stage] += 1000 * (time.perf_counter() - started)
+        spent_ms = 1000 * (time.perf_counter() - started)
+        run.timings_ms[stage] = run.timings_ms.get(stage, 0.0) + spent_ms
 
     def _encode(self, inputs: GenerationInputs) -> tuple[_Conditioning, list[str]]:
         """Embeddings in the encoders' dtype, and warnings for the result.
@@ -334,9 +346,9 @@ class FluxGenerator:
         to bfloat16 and back would lose three bits of every weight for good. It starts from the same noise.
         """
         dtype = self._loaded.transformer_dtype
-        noise = self._noise(inputs, index=index, dtype=dtype)
+        noise = self._starts.of(inputs, index=index, dtype=dtype, picture=conditioning.picture)
         if self._fused is None:
-            latents = self._denoise(inputs, conditioning, noise=noise, run=run)
+            latents = self._denoise(inputs, conditioning, noise=noise.to(dtype), run=run)
         else:
             latents = self._denoise_fused(self._fused, inputs, conditioning, noise=noise, run=run)
         if bool(torch.isfinite(latents).all()):
@@ -344,7 +356,7 @@ class FluxGenerator:
         if dtype is not torch.float16 or inputs.quality is not Quality.EXACT:
             raise NotFiniteError(f"image {index}: the latents are not finite in {_name(dtype)}; {_NOT_FINITE_REMEDY}")
         log.warning("float16_overflowed", index=index, width=inputs.width, height=inputs.height, steps=inputs.steps)
-        run.total_steps += inputs.steps
+        run.total_steps += inputs.steps_to_run
         with torch.autocast(self._loaded.device.type, dtype=torch.bfloat16), warnings.catch_warnings():
             # RMSNorm's weights stay float16 under autocast, and torch says that this is not its fastest way.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
@@ -354,20 +366,6 @@ class FluxGenerator:
                 f"image {index}: the latents are not finite, neither in float16 nor in bfloat16; {_NOT_FINITE_REMEDY}"
             )
         return latents, True
-
-    def _noise(self, inputs: GenerationInputs, *, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Packed noise (1, tokens, channels); generated on the CPU, so that every kind of GPU starts from the same."""
-        generator = torch.Generator("cpu").manual_seed(inputs.seed + index)
-        latents, _ = self._pipeline.prepare_latents(
-            1,
-            self._pipeline.transformer.config.in_channels // 4,
-            inputs.height,
-            inputs.width,
-            dtype,
-            self._loaded.device,
-            generator,
-        )
-        return torch.as_tensor(latents)
 
     @staticmethod
     def _denoise_fused(
@@ -385,6 +383,7 @@ class FluxGenerator:
             true_cfg_scale=inputs.true_cfg_scale,
             after_step=run.after_step,
             quality=inputs.quality,
+            run=inputs.steps_to_run,
         )
 
     def _denoise(
@@ -393,6 +392,9 @@ class FluxGenerator:
         """Packed latents in the dtype of the noise, which the embeddings are cast to."""
         positive = conditioning.positive.to(noise.dtype)
         negative = conditioning.negative.to(noise.dtype) if conditioning.negative is not None else None
+        schedule = schedule_of(
+            self._pipeline.scheduler, steps=inputs.steps, tokens=noise.shape[1], run=inputs.steps_to_run
+        )
         (latents,) = self._pipeline(
             prompt_embeds=positive.sequence,
             pooled_prompt_embeds=positive.pooled,
@@ -402,7 +404,8 @@ class FluxGenerator:
             guidance_scale=inputs.guidance,
             height=inputs.height,
             width=inputs.width,
-            num_inference_steps=inputs.steps,
+            num_inference_steps=inputs.steps_to_run,
+            sigmas=schedule.unshifted,
             latents=noise,
             max_sequence_length=self.family.text_tokens,
             callback_on_step_end=run.after_pipeline_step,

@@ -52,6 +52,7 @@ def encode_image(
         "true_cfg_scale": inputs.true_cfg_scale,
         "model": model,
         "quality": inputs.quality,
+        **({} if inputs.image is None else {"strength": inputs.strength}),
         **({"loras": [{"name": lora.name, "scale": lora.scale} for lora in inputs.loras]} if inputs.loras else {}),
     }
     parameters: dict[str, Any] | None

@@ -57,6 +57,7 @@ from fluxpool_worker.engine.protocol import (
     Step,
 )
 from fluxpool_worker.engine.start_mark import StartMark
+from fluxpool_worker.marks import DigitalSourceType
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -237,9 +238,14 @@ def _draw(job: Generate, *, generator: Generator, jobs: JobQueue, send_queue: Se
 def _encode(job: Generate, *, rendering: Rendering, model: str, send_queue: SendQueue) -> None:
     """Encode a job's images and send them; in a thread of the pool."""
     started = time.monotonic()
+    source_type = (
+        DigitalSourceType.TRAINED_ALGORITHMIC_MEDIA
+        if job.inputs.image is None
+        else DigitalSourceType.COMPOSITE_WITH_TRAINED_ALGORITHMIC_MEDIA
+    )
     try:
         images = tuple(
-            encode_image(pixels, inputs=job.inputs, index=index, model=model)
+            encode_image(pixels, inputs=job.inputs, index=index, model=model, source_type=source_type)
             for index, pixels in enumerate(rendering.images)
         )
         timings_ms = {**rendering.timings_ms, "image_encode": 1000 * (time.monotonic() - started)}

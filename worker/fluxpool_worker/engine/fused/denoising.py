@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from fluxpool_contract.messages import Quality
 from fluxpool_worker.engine.fused.attention import Attention, attention
@@ -25,6 +23,7 @@ from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.products import ExactProducts, ProductsOf
 from fluxpool_worker.engine.fused.transformer import FusedTransformer
 from fluxpool_worker.engine.fused.weights import PackedWeights, pack_weights
+from fluxpool_worker.engine.latents.schedule import schedule_of
 from fluxpool_worker.engine.text_encoding import Text
 
 KEPT_SIZES: Final = 2
@@ -88,19 +87,23 @@ class FusedDenoiser:
         true_cfg_scale: float,
         after_step: Callable[[], None],
         quality: Quality = Quality.EXACT,
+        run: int | None = None,
     ) -> torch.Tensor:
         """Packed latents (1, tokens, channels) in float32, from packed noise of that shape.
 
-        `after_step` is called after every step; raising in it ends the loop. `quality` is one of `qualities`.
+        `after_step` is called after every step; raising in it ends the loop. `quality` is one of `qualities`. With
+        `run` only so many of the last steps are run, and `noise` has a picture in it (`StartingLatents`).
         """
-        sigmas, times = self._schedule(steps, tokens=noise.shape[1])
+        run = steps if run is None else run
+        schedule = schedule_of(self._pipeline.scheduler, steps=steps, tokens=noise.shape[1], run=run)
+        sigmas = schedule.sigmas
         transformer = self._transformer(positive, width=width, height=height, quality=quality)
-        computed = computed_steps(steps) if quality is Quality.FAST else frozenset(range(steps))
+        computed = computed_steps(run) if quality is Quality.FAST else frozenset(range(run))
         texts = [positive] if negative is None else [positive, negative]
-        guides = [self._guide(text, times=times, guidance=guidance) for text in texts]
+        guides = [self._guide(text, times=schedule.times, guidance=guidance) for text in texts]
         latents = noise[0].float().clone()
         velocity = torch.empty(0)
-        for step in range(steps):
+        for step in range(run):
             if step in computed:
                 velocity = self._velocity(transformer, latents, guides=guides, step=step, scale=true_cfg_scale)
             latents.add_(velocity, alpha=sigmas[step + 1] - sigmas[step])
@@ -127,16 +130,6 @@ class FusedDenoiser:
             return found[0]
         positive, negative = found
         return negative + scale * (positive - negative)
-
-    def _schedule(self, steps: int, *, tokens: int) -> tuple[list[float], torch.Tensor]:
-        """Sigmas (steps + 1) and times (steps) of diffusers' own scheduler."""
-        scheduler = self._pipeline.scheduler
-        config = scheduler.config
-        shift = calculate_shift(
-            tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-        )
-        times, _ = retrieve_timesteps(scheduler, steps, "cpu", sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
-        return [float(sigma) for sigma in scheduler.sigmas], times
 
     def _guide(self, text: Text, *, times: torch.Tensor, guidance: float) -> _Guide:
         transformer, dtype = self._weights.transformer, self._weights.dtype
