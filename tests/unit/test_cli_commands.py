@@ -67,6 +67,8 @@ def test_the_help_is_the_one_of_the_commands_themselves() -> None:
         (["submit", "a fox", "--size", "1024"], "--size"),
         (["submit", "a fox", "--size", "1024x"], "1024x768"),
         (["submit", "a fox", "--steps", "many"], "--steps"),
+        (["submit", "a fox", "--strength", "0.5"], "has no effect without --image"),
+        (["submit", "a fox", "--image", "cat.png"], "a file can be sent to the local stack alone"),
         (["submit", "a fox", "--url", "gateway:8000"], "--url: 'gateway:8000' must begin with http://"),
         (["local", "up", "--max-workers", "0"], "--max-workers"),
         (["local", "up", "--min-workers", "4", "--max-workers", "2"], "4 is above max_workers (2)"),

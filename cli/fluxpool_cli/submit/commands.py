@@ -17,6 +17,7 @@ from fluxpool_cli.options import finite, printable_path
 from fluxpool_cli.submit.gateway_answers import Generation
 from fluxpool_cli.submit.gateway_client import GatewayClient, default_gateway_url
 from fluxpool_cli.submit.image_files import check_folder, save_images
+from fluxpool_cli.submit.input_images import image_address
 from fluxpool_cli.submit.kafka_submission import submit_to_kafka
 from fluxpool_cli.submit.polling import Deadline, wait_until_finished
 from fluxpool_cli.terminal import JsonOption, OutputFormat, say, write_json, write_line
@@ -55,6 +56,17 @@ def submit(
     lora: Annotated[
         list[str] | None,
         typer.Option(help="LoRA of the pool as NAME or NAME:SCALE, scale -2 to 2 (default 1); may be repeated."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Picture to start from: a PNG, JPEG or WebP file (local stack), or its address in the pool's storage.",
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much of --image changes, above 0 and at most 1 (default 0.6).", callback=finite),
     ] = None,
     priority: Annotated[str | None, typer.Option(help="standard or vip.")] = None,
     idempotency_key: Annotated[
@@ -104,11 +116,13 @@ def submit(
         "quality": quality,
         "embed_parameters": embed_parameters,
         "loras": [parse_lora(text) for text in lora or ()] or None,
+        "strength": strength,
         "priority": priority,
     }
+    if strength is not None and image is None:
+        raise typer.BadParameter("has no effect without --image", param_hint="--strength")
     if size is not None:
         fields["width"], fields["height"] = parse_size(size)
-    body = {name: value for name, value in fields.items() if value is not None}
     as_format = OutputFormat.JSON if as_json else output
     # Checked before the task is sent, not after its images are generated.
     if output_dir is not None and str(output_dir) in set(OutputFormat) and not output_dir.exists():
@@ -117,6 +131,10 @@ def submit(
             f"for a folder of that name ./{output_dir}/",
             param_hint="-o",
         )
+    if image is not None:
+        is_local = url is None and bootstrap_servers is None
+        fields["image"] = image_address(image, data_dir=data_dir, is_local=is_local)
+    body = {name: value for name, value in fields.items() if value is not None}
     if bootstrap_servers is not None:
         if wait or output_dir is not None:
             raise typer.BadParameter(
