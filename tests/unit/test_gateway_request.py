@@ -39,6 +39,27 @@ def test_a_task_decodes_as_the_worker_reads_it() -> None:
     assert decoded.task.model_extra == {}
 
 
+def test_a_picture_to_start_from_reaches_the_task_and_counts_the_steps_that_are_run() -> None:
+    request = parse_request(b'{"prompt": "a cat", "image": "inputs/cat.png", "strength": 0.5, "steps": 20}')
+    decoded = decode_task(render_task(request, "r-1"), [])
+    assert (decoded.task.image, decoded.task.strength) == ("inputs/cat.png", 0.5)
+    assert request.relative_work == pytest.approx(10 / 28)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"prompt": "a", "strength": 0.5}', "strength"),
+        (b'{"prompt": "a", "image": "https://example.com/a.png"}', "image"),
+        (b'{"prompt": "a", "image": "inputs/../claims/a"}', "image"),
+    ],
+)
+def test_a_picture_that_no_pool_reads_is_refused_at_once(body: bytes, field: str) -> None:
+    problem = refusal_of(body)
+    assert problem.status is HTTPStatus.UNPROCESSABLE_ENTITY
+    assert problem.fields[0].field == field
+
+
 def test_the_same_fields_in_another_order_and_under_other_names_are_the_same_bytes() -> None:
     one = parse_request(b'{"prompt":"a","num_inference_steps":4,"guidance_scale":3}')
     two = parse_request(b'{ "guidance": 3.0, "steps": 4, "prompt": "a" }')
