@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fluxpool_worker.engine.generator import InputsError
-from fluxpool_worker.engine.latents.picture_files import MAX_PICTURE_PIXELS, read_picture
+from fluxpool_worker.engine.latents.picture_files import MAX_JPEG_SCANS, MAX_PICTURE_PIXELS, read_picture
 
 WIDTH, HEIGHT = 64, 32
 LEFT, RIGHT = (200, 30, 30), (30, 30, 200)
 ORIENTATION = 0x0112
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+GREY, RGB, GREY_ALPHA, RGB_ALPHA = 0, 2, 4, 6
 
 
 def two_halves(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
@@ -45,9 +47,13 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack("!I", len(content)) + kind + content + struct.pack("!I", zlib.crc32(kind + content))
 
 
+def png(width: int, height: int, *, bits: int, colours: int, rows: bytes = b"", before: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack("!IIBBBBB", width, height, bits, colours, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def png_that_states(width: int, height: int) -> bytes:
-    header = struct.pack("!IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png(width, height, bits=8, colours=RGB)
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"quality": 95}), ("WEBP", {"lossless": True})])
@@ -68,6 +74,38 @@ def test_a_decompression_bomb_is_refused_by_what_it_states(size: tuple[int, int]
     assert size[0] * size[1] > MAX_PICTURE_PIXELS
     with pytest.raises(InputsError, match=r"^image: has .* pixels; at most 50,000,000 pixels are allowed"):
         read(png_that_states(*size))
+
+
+def with_scans(file: bytes, scans: int) -> bytes:
+    """The JPEG with its last scan repeated."""
+    last = file.rindex(START_OF_SCAN)
+    return file[:-2] + file[last:-2] * (scans - file.count(START_OF_SCAN)) + END_OF_IMAGE
+
+
+@pytest.mark.parametrize("between", [b"", b"garbage", b"\xff\xff\xff", b"\xff\xd3", b"\xff\xfe\x00\x04\xff\xd9"])
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(between: bytes) -> None:
+    progressive = encoded(two_halves(), "JPEG", progressive=True)
+    file = with_scans(progressive, MAX_JPEG_SCANS + 1)
+    start = file.index(START_OF_SCAN)
+    with pytest.raises(InputsError, match=r"^image: has more than 100 scans; save it with fewer"):
+        read(file[:start] + between + file[start:])
+
+
+def test_scans_up_to_the_limit_are_decoded() -> None:
+    progressive = encoded(two_halves(), "JPEG", progressive=True, quality=95)
+    assert is_close(read(with_scans(progressive, MAX_JPEG_SCANS))[16, 8], LEFT)
+
+
+def test_thumbnails_and_what_follows_the_end_of_a_jpeg_are_no_scans_of_it() -> None:
+    many = START_OF_SCAN * (MAX_JPEG_SCANS + 1)
+    file = encoded(two_halves(), "JPEG", quality=95, comment=many)
+    assert is_close(read(file + many)[16, 8], LEFT)
+
+
+def test_a_camera_s_file_of_several_pictures_is_the_first() -> None:
+    further = Image.new("RGB", (WIDTH, HEIGHT), (0, 255, 0))
+    file = encoded(two_halves(), "MPO", save_all=True, append_images=[further], quality=95)
+    assert is_close(read(file)[16, 8], LEFT)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +200,32 @@ def test_a_colour_that_stands_for_transparency_becomes_white() -> None:
 def test_other_kinds_of_pixels_keep_their_brightness(image: Image.Image) -> None:
     expected = 128 if image.mode in {"L", "I;16"} else image.convert("L").getpixel((0, 0))
     assert np.abs(read(encoded(image)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("colours", "pixel", "expected"),
+    [
+        (RGB, (0x8000, 0x4000, 0xFFFF), (128, 64, 255)),
+        (GREY_ALPHA, (0x8000, 0xFFFF), (128, 128, 128)),
+        (GREY_ALPHA, (0x8000, 0), (255, 255, 255)),
+        (RGB_ALPHA, (0x8000, 0x4000, 0xFFFF, 0x8000), (191, 159, 255)),
+    ],
+    ids=["colours", "opaque", "transparent", "half-transparent"],
+)
+def test_16_bits_are_read_by_their_upper_half(
+    colours: int, pixel: tuple[int, ...], expected: tuple[int, int, int]
+) -> None:
+    row = b"\x00" + struct.pack(f"!{len(pixel)}H", *pixel) * WIDTH
+    pixels = read(png(WIDTH, HEIGHT, bits=16, colours=colours, rows=row * HEIGHT))
+    assert is_close(pixels[16, 8], expected, tolerance=1)
+
+
+def test_a_16_bit_level_that_stands_for_transparency_becomes_white() -> None:
+    row = b"\x00" + struct.pack("!H", 0x8000) * (WIDTH // 2) + struct.pack("!H", 0x4000) * (WIDTH // 2)
+    transparent = chunk(b"tRNS", struct.pack("!H", 0x8000))
+    pixels = read(png(WIDTH, HEIGHT, bits=16, colours=GREY, rows=row * HEIGHT, before=transparent))
+    assert is_close(pixels[16, 8], (255, 255, 255))
+    assert is_close(pixels[16, 56], (64, 64, 64))
 
 
 def test_cmyk_is_read() -> None:

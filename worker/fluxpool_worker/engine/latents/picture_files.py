@@ -1,11 +1,13 @@
 """From the file of a stranger to the pixels that a job starts from. Knows nothing of models.
 
-Only PNG, JPEG and WebP are tried, whatever else Pillow could read, and the size that a file states is checked before a
-pixel of it is decoded. The rules are those that a viewer follows: turned as its EXIF orientation says, transparency on
-white, the first frame of an animation. Colour profiles are ignored, as in diffusers.
+Only PNG, JPEG and WebP are tried, whatever else Pillow could read. The size that a file states and the scans that a
+JPEG has are checked before a pixel is decoded: together they bound the memory and the time of decoding. The rules are
+those that a viewer follows: turned as its EXIF orientation says, transparency on white, the first frame of an
+animation. Colour profiles are ignored, as in diffusers.
 """
 
 import io
+import re
 import warnings
 from typing import Final
 
@@ -17,7 +19,14 @@ from fluxpool_worker.engine.generator import InputsError
 FORMATS: Final = ("PNG", "JPEG", "WEBP")
 MAX_PICTURE_PIXELS: Final = 50_000_000
 """The largest photographs of telephones; decoding one takes about half a gigabyte of host memory."""
+MAX_JPEG_SCANS: Final = 100
+"""Encoders write about ten. A scan of 50 bytes visits every block of a picture: 45 ms at 50 million pixels."""
 
+_JPEG_START: Final = b"\xff\xd8"
+_JPEG_MARKER: Final = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)
+"""Markers of segments and the end. The others (JPEG B.1.1.3) are within a scan's data or have no content."""
+_START_OF_SCAN: Final = 0xDA
+_END_OF_IMAGE: Final = 0xD9
 _ORIENTATION: Final = 0x0112
 """The EXIF tag."""
 _TURNS: Final = {
@@ -42,6 +51,10 @@ def read_picture(file: bytes, *, width: int, height: int) -> Image.Image:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(file), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PICTURE_PIXELS:
                 raise _too_large(f"{opened.width}x{opened.height} pixels")
+            if _jpeg_scans(file) > MAX_JPEG_SCANS:
+                raise InputsError(
+                    f"image: has more than {MAX_JPEG_SCANS} scans; save it with fewer, or as a baseline JPEG"
+                )
             opened.load()
             picture = _flattened(_turned(opened))
     except InputsError:
@@ -59,6 +72,24 @@ def _too_large(size: str) -> InputsError:
     return InputsError(f"image: has {size}; at most {MAX_PICTURE_PIXELS:,} pixels are allowed; scale it down")
 
 
+def _jpeg_scans(file: bytes) -> int:
+    """How many scans a decoder would read, at most one above the limit; 0 of other formats.
+
+    Thumbnails, which are content of segments, and what cameras append after the end (films, further pictures) do not
+    count. Bytes between segments are skipped, as libjpeg does.
+    """
+    scans, place = 0, len(_JPEG_START)
+    if not file.startswith(_JPEG_START):
+        return 0
+    while scans <= MAX_JPEG_SCANS and (marker := _JPEG_MARKER.search(file, place)):
+        kind = marker[1][0]
+        if kind == _END_OF_IMAGE:
+            break
+        scans += kind == _START_OF_SCAN
+        place = marker.end() + int.from_bytes(file[marker.end() : marker.end() + 2])
+    return scans
+
+
 def _turned(picture: Image.Image) -> Image.Image:
     try:
         orientation = picture.getexif().get(_ORIENTATION)
@@ -71,7 +102,9 @@ def _turned(picture: Image.Image) -> Image.Image:
 def _flattened(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         # 16 bits of grey, of which Pillow's own conversion would cut all above 255 off.
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+        levels = np.asarray(picture)
+        grey = np.where(levels == picture.info.get("transparency"), 255, levels >> 8)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     see_through = picture.convert("RGBA")
