@@ -234,8 +234,14 @@ RULE_REFUSALS: Final = (
     ),
     Refusal(
         name="a prefix of pictures that is no folder",
-        edits={"image.inputPrefix": "inputs"},
-        message="inputPrefix: must be a folder of the storage with a slash, such as inputs/",
+        edits={"image.inputPrefix": "_inputs"},
+        message="inputPrefix: must be _inputs/ or a folder below it with a slash, such as _inputs/pool-a/",
+        by_model=True,
+    ),
+    Refusal(
+        name="a prefix of pictures where a tenant's images are stored",
+        edits={"image.inputPrefix": "inputs/"},
+        message="inputPrefix: must be _inputs/ or a folder below it with a slash, such as _inputs/pool-a/",
         by_model=True,
     ),
     Refusal(

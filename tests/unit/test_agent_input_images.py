@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fluxpool_contract import header_names as names
 from fluxpool_contract.messages import Disposition
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_transport.storage import ObjectStore, read_input
@@ -17,7 +18,7 @@ from kit.s3 import S3Service, running_s3
 from kit.task_flow import TASK, FlowBench, deadline_passed, task_record
 
 PICTURE = b"not looked at by the agent"
-PREFIX = "inputs/"
+PREFIX = "_inputs/default/"
 MAX_BYTES = 100
 
 
@@ -28,14 +29,14 @@ def record(image: str, **fields: Any) -> Any:
 def bench_with_picture(folder: Path, **changes: Any) -> FlowBench:
     bench = FlowBench(folder, **changes)
     bench.engine.fails = False
-    bench.store("inputs/cat.png", PICTURE)
+    bench.store("_inputs/default/cat.png", PICTURE)
     return bench
 
 
 @pytest.mark.parametrize("is_whole_address", [False, True])
 async def test_the_engine_gets_the_bytes_and_the_strength(tmp_path: Path, *, is_whole_address: bool) -> None:
     bench = bench_with_picture(tmp_path)
-    address = f"{bench.settings.storage.url}inputs/cat.png" if is_whole_address else "inputs/cat.png"
+    address = f"{bench.settings.storage.url}_inputs/default/cat.png" if is_whole_address else "_inputs/default/cat.png"
     await bench.run(record(address, strength=0.25))
     assert bench.engine.inputs is not None
     assert (bench.engine.inputs.image, bench.engine.inputs.strength) == (PICTURE, 0.25)
@@ -52,27 +53,33 @@ async def test_a_task_without_a_picture_starts_from_noise(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        ("inputs/dog.png", "image: there is no inputs/dog.png in the pool's storage; put the picture there"),
-        ("inputs/cat.png/x", "image: there is no inputs/cat.png/x in"),
-        ("default/2026/04/05/task-9/0.png", "image: must be below inputs/ in the pool's storage, such as inputs/cat"),
-        ("_fluxpool/probe", "image: must be below inputs/"),
-        ("s3://bucket/inputs/cat.png", "image: must be below inputs/"),
-        ("file:///etc/inputs/cat.png", "image: must be below inputs/"),
-        ("inputs-of-others/cat.png", "image: must be below inputs/"),
-        ("inputs/folder", "image: inputs/folder is no regular file; put the picture itself there"),
-        ("inputs/pipe", "image: inputs/pipe is no regular file; "),
-        ("inputs/out", "image: inputs/out is a link out of its folder; "),
-        ("inputs/away/secret.png", "image: inputs/away/secret.png is a link out of its folder; "),
-        ("inputs/self", "image: inputs/self is a link to itself; "),
-        (f"inputs/{'a' * 300}", "cannot be read (File name too long)"),
-        ("inputs/large.png", "image: inputs/large.png has 2,000 bytes; at most 1,000 are allowed"),
+        (
+            "_inputs/default/dog.png",
+            "image: there is no _inputs/default/dog.png in the pool's storage; put the picture there",
+        ),
+        ("_inputs/default/cat.png/x", "image: there is no _inputs/default/cat.png/x in"),
+        (
+            "default/2026/04/05/task-9/0.png",
+            "image: must be below _inputs/default/ in the pool's storage, such as _inputs/default/cat",
+        ),
+        ("_fluxpool/probe", "image: must be below _inputs/default/"),
+        ("s3://bucket/_inputs/default/cat.png", "image: must be below _inputs/default/"),
+        ("file:///etc/_inputs/default/cat.png", "image: must be below _inputs/default/"),
+        ("_inputs/default-2/cat.png", "image: must be below _inputs/default/"),
+        ("_inputs/default/folder", "image: _inputs/default/folder is no regular file; put the picture itself there"),
+        ("_inputs/default/pipe", "image: _inputs/default/pipe is no regular file; "),
+        ("_inputs/default/out", "image: _inputs/default/out is a link out of its folder; "),
+        ("_inputs/default/away/secret.png", "image: _inputs/default/away/secret.png is a link out of its folder; "),
+        ("_inputs/default/self", "image: _inputs/default/self is a link to itself; "),
+        (f"_inputs/default/{'a' * 300}", "cannot be read (File name too long)"),
+        ("_inputs/default/large.png", "image: _inputs/default/large.png has 2,000 bytes; at most 1,000 are allowed"),
     ],
 )
 async def test_what_cannot_be_read_ends_the_task_and_names_the_field(tmp_path: Path, image: str, message: str) -> None:
     bench = bench_with_picture(tmp_path / "store", image={"input_max_bytes": 1000})
-    inputs, outside = bench.folder / "inputs", tmp_path / "secret.png"
+    inputs, outside = bench.folder / "_inputs" / "default", tmp_path / "secret.png"
     outside.write_bytes(PICTURE)
-    bench.store("inputs/large.png", b"x" * 2000)
+    bench.store("_inputs/default/large.png", b"x" * 2000)
     (inputs / "folder").mkdir()
     os.mkfifo(inputs / "pipe")
     (inputs / "out").symlink_to(outside)
@@ -91,7 +98,9 @@ async def test_what_cannot_be_read_ends_the_task_and_names_the_field(tmp_path: P
     assert bench.lane.ends == ["finished"], "its offset is committed"
 
 
-@pytest.mark.parametrize("image", ["/etc/passwd", "inputs/../claims/x", "http://example.com/cat.png", "inputs//x", ""])
+@pytest.mark.parametrize(
+    "image", ["/etc/passwd", "_inputs/default/../claims/x", "http://example.com/cat.png", "_inputs/default//x", ""]
+)
 async def test_an_address_of_no_object_is_refused_with_the_record(tmp_path: Path, image: str) -> None:
     bench = bench_with_picture(tmp_path)
     await bench.run(record(image))
@@ -109,22 +118,31 @@ async def test_a_strength_without_a_picture_is_refused(tmp_path: Path) -> None:
 
 async def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:
     bench = bench_with_picture(tmp_path)
-    (tmp_path / "inputs" / "latest.png").symlink_to("cat.png")
-    await bench.run(record("inputs/latest.png"))
+    (tmp_path / "_inputs" / "default" / "latest.png").symlink_to("cat.png")
+    await bench.run(record("_inputs/default/latest.png"))
     assert bench.outcomes == ["success"]
 
 
 async def test_another_prefix_and_its_limit_are_the_pools(tmp_path: Path) -> None:
-    bench = bench_with_picture(tmp_path, image={"input_prefix": "uploads/app-1/"})
-    bench.store("uploads/app-1/dog.png", b"dog")
-    await bench.run(record("uploads/app-1/dog.png"))
+    bench = bench_with_picture(tmp_path, image={"input_prefix": "_inputs/pool-a/"})
+    bench.store("_inputs/pool-a/default/dog.png", b"dog")
+    await bench.run(record("_inputs/pool-a/default/dog.png"))
     assert bench.engine.inputs is not None
     assert bench.engine.inputs.image == b"dog"
 
 
+async def test_pictures_of_another_tenant_are_not_read(tmp_path: Path) -> None:
+    bench = bench_with_picture(tmp_path)
+    theirs = json.dumps({**TASK, "image": "_inputs/default/cat.png"}).encode()
+    await bench.run(task_record(theirs, headers=[(names.TENANT, b"acme")]))
+    (result,) = bench.results
+    assert "image: must be below _inputs/acme/ in the pool's storage" in result["error"]["message"]
+    assert bench.engine.jobs == 0
+
+
 async def test_a_late_task_is_expired_rather_than_invalid(tmp_path: Path) -> None:
     bench = bench_with_picture(tmp_path)
-    late = task_record(json.dumps({**TASK, "image": "inputs/dog.png"}).encode(), headers=[deadline_passed()])
+    late = task_record(json.dumps({**TASK, "image": "_inputs/default/dog.png"}).encode(), headers=[deadline_passed()])
     await bench.run(late)
     assert bench.results[0]["status"] == "expired"
 
@@ -140,7 +158,7 @@ async def test_a_store_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: p
         return await read_input(*arguments, **options)
 
     monkeypatch.setattr(task_store, "read_input", away_once)
-    await bench.run(record("inputs/cat.png"))
+    await bench.run(record("_inputs/default/cat.png"))
     assert tries == [set(), {"disk"}]
     assert bench.outcomes == ["success"]
     assert bench.engine.inputs is not None
@@ -164,14 +182,16 @@ async def read(store: ObjectStore, address: str, *, max_bytes: int = MAX_BYTES) 
 
 
 async def test_an_object_of_s3_is_read_up_to_the_limit(s3_store: ObjectStore) -> None:
-    await s3_store.put_if_absent("inputs/a.png", b"x" * MAX_BYTES, content_type="image/png")
-    for address in ("inputs/a.png", s3_store.location("inputs/a.png")):
+    await s3_store.put_if_absent("_inputs/default/a.png", b"x" * MAX_BYTES, content_type="image/png")
+    for address in ("_inputs/default/a.png", s3_store.location("_inputs/default/a.png")):
         assert await read(s3_store, address) == b"x" * MAX_BYTES
-    with pytest.raises(InvalidTaskError, match=r"^image: inputs/a.png has 100 bytes; at most 99 are allowed"):
-        await read(s3_store, "inputs/a.png", max_bytes=MAX_BYTES - 1)
+    with pytest.raises(InvalidTaskError, match=r"^image: _inputs/default/a.png has 100 bytes; at most 99 are allowed"):
+        await read(s3_store, "_inputs/default/a.png", max_bytes=MAX_BYTES - 1)
 
 
-@pytest.mark.parametrize("address", ["inputs/b.png", "other/a.png", "s3://images/inputs/a.png", "inputs/../a.png"])
+@pytest.mark.parametrize(
+    "address", ["_inputs/default/b.png", "other/a.png", "s3://images/_inputs/default/a.png", "_inputs/default/../a.png"]
+)
 async def test_another_object_of_s3_is_refused(s3_store: ObjectStore, address: str) -> None:
     with pytest.raises(InvalidTaskError, match=r"^image: "):
         await read(s3_store, address)
@@ -179,11 +199,11 @@ async def test_another_object_of_s3_is_refused(s3_store: ObjectStore, address: s
 
 async def test_a_missing_bucket_is_an_outage(s3: S3Service) -> None:
     with pytest.raises(StorageUnavailableError):
-        await read(open_object_store(s3.settings("no-such-bucket")), "inputs/a.png")
+        await read(open_object_store(s3.settings("no-such-bucket")), "_inputs/default/a.png")
 
 
 async def test_a_missing_folder_of_the_store_is_an_outage(tmp_path: Path) -> None:
     store = open_object_store(FlowBench(tmp_path / "store").settings.storage)
     (tmp_path / "store").rmdir()
     with pytest.raises(StorageUnavailableError):
-        await read(store, "inputs/a.png")
+        await read(store, "_inputs/default/a.png")

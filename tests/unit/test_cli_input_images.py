@@ -39,7 +39,7 @@ def test_a_file_is_stored_by_its_content_once_and_for_its_user_alone(
 ) -> None:
     file = written(tmp_path, content)
     address = image_address(file, data_dir=data_dir.path, is_local=True)
-    assert address == f"inputs/{hashlib.sha256(content).hexdigest()}.{kind}"
+    assert address == f"_inputs/default/{hashlib.sha256(content).hexdigest()}.{kind}"
     stored = data_dir.images / address
     assert stored.read_bytes() == content
     assert stat.S_IMODE(stored.stat().st_mode) & 0o077 == 0
@@ -47,7 +47,7 @@ def test_a_file_is_stored_by_its_content_once_and_for_its_user_alone(
 
 
 def test_an_address_is_left_as_it_is(tmp_path: Path) -> None:
-    address = "s3://bucket/inputs/cat.png"
+    address = "s3://bucket/_inputs/default/cat.png"
     assert image_address(address, data_dir=tmp_path, is_local=False) == address
 
 
@@ -68,5 +68,5 @@ def test_a_missing_file_is_named(data_dir: DataDir) -> None:
 
 @pytest.mark.parametrize("is_local", [True, False])
 def test_without_a_local_stack_the_remedy_is_named(tmp_path: Path, *, is_local: bool) -> None:
-    with pytest.raises(typer.BadParameter, match=r"give its address, such as s3://bucket/inputs/cat\.png"):
+    with pytest.raises(typer.BadParameter, match=r"give its address, such as s3://bucket/_inputs/default/cat\.png"):
         image_address(written(tmp_path, PNG), data_dir=tmp_path / "none", is_local=is_local)

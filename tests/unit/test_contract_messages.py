@@ -92,7 +92,7 @@ def test_a_task_names_loras_with_their_scales() -> None:
 
 def test_a_task_names_a_picture_to_start_from() -> None:
     task = decode_task((CORPUS / "task-image.json").read_bytes(), []).task
-    assert (task.image, task.strength, task.steps_to_run) == ("inputs/cat.png", 0.75, 21)
+    assert (task.image, task.strength, task.steps_to_run) == ("_inputs/default/cat.png", 0.75, 21)
     without = decode_task((CORPUS / "task.json").read_bytes(), []).task
     assert (without.image, without.steps_to_run) == (None, 50)
 
@@ -113,19 +113,19 @@ def test_strength_is_the_share_of_steps_that_is_run(steps: int, strength: float,
             for image in (
                 "",
                 "/etc/passwd",
-                "inputs/../x",
-                "inputs//x",
-                "inputs/",
+                "_inputs/default/../x",
+                "_inputs/default//x",
+                "_inputs/default/",
                 "./x",
                 "http://x/y",
-                "inputs/a\nb",
+                "_inputs/default/a\nb",
                 7,
                 "s3://bucket/../x",
                 "file:///",
                 "a" * 1025,
             )
         ),
-        *(({"image": "inputs/a", "strength": strength}, "strength") for strength in (0, -0.1, 1.01, "0.5")),
+        *(({"image": "_inputs/default/a", "strength": strength}, "strength") for strength in (0, -0.1, 1.01, "0.5")),
         ({"strength": 0.5}, "strength"),
     ],
 )

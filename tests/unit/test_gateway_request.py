@@ -40,9 +40,9 @@ def test_a_task_decodes_as_the_worker_reads_it() -> None:
 
 
 def test_a_picture_to_start_from_reaches_the_task_and_counts_the_steps_that_are_run() -> None:
-    request = parse_request(b'{"prompt": "a cat", "image": "inputs/cat.png", "strength": 0.5, "steps": 20}')
+    request = parse_request(b'{"prompt": "a cat", "image": "_inputs/default/cat.png", "strength": 0.5, "steps": 20}')
     decoded = decode_task(render_task(request, "r-1"), [])
-    assert (decoded.task.image, decoded.task.strength) == ("inputs/cat.png", 0.5)
+    assert (decoded.task.image, decoded.task.strength) == ("_inputs/default/cat.png", 0.5)
     assert request.relative_work == pytest.approx(10 / 28)
 
 
@@ -51,7 +51,7 @@ def test_a_picture_to_start_from_reaches_the_task_and_counts_the_steps_that_are_
     [
         (b'{"prompt": "a", "strength": 0.5}', "strength"),
         (b'{"prompt": "a", "image": "https://example.com/a.png"}', "image"),
-        (b'{"prompt": "a", "image": "inputs/../claims/a"}', "image"),
+        (b'{"prompt": "a", "image": "_inputs/default/../claims/a"}', "image"),
     ],
 )
 def test_a_picture_that_no_pool_reads_is_refused_at_once(body: bytes, field: str) -> None:

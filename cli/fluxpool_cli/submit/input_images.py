@@ -13,12 +13,14 @@ import typer
 from fluxpool_cli.local.data_dir import DataDir, private_files
 from fluxpool_cli.local.state_file import running_stack
 from fluxpool_contract.folder_address import folder_address
+from fluxpool_contract.messages import DEFAULT_TENANT, input_folder
 from fluxpool_contract.settings import ImageSettings, StorageSettings
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
 
 _OPTION: Final = "--image"
 _LIMITS: Final = ImageSettings()
 """Those of the local stack's workers."""
+_FOLDER: Final = input_folder(_LIMITS.input_prefix, DEFAULT_TENANT)
 _SIGNATURES: Final = ((b"\x89PNG\r\n\x1a\n", 0, "png"), (b"\xff\xd8\xff", 0, "jpeg"), (b"WEBP", 8, "webp"))
 
 
@@ -34,12 +36,12 @@ def image_address(image: str, *, data_dir: Path, is_local: bool) -> str:
     if stack is None:
         raise typer.BadParameter(
             "a file can be sent to the local stack alone (`fluxpool local up`); put it into the pool's storage, and "
-            f"give its address, such as s3://bucket/{_LIMITS.input_prefix}cat.png",
+            f"give its address, such as s3://bucket/{_FOLDER}cat.png",
             param_hint=_OPTION,
         )
     payload = _read(Path(image))
     kind = _kind_of(payload)
-    key = f"{_LIMITS.input_prefix}{hashlib.sha256(payload).hexdigest()}.{kind}"
+    key = f"{_FOLDER}{hashlib.sha256(payload).hexdigest()}.{kind}"
     settings = StorageSettings(url=folder_address(DataDir(stack.data_dir).images))
     try:
         with private_files():

@@ -103,6 +103,11 @@ def object_prefix(tenant: str, day: datetime, request_id: str, epoch: int = 0) -
     return f"{tenant}/{day.astimezone(UTC):%Y/%m/%d}/{folder}"
 
 
+def input_folder(prefix: str, tenant: str) -> str:
+    """Folder of the pictures that a tenant's tasks may start from, with a slash; `prefix` is the pool's."""
+    return f"{prefix}{tenant}/"
+
+
 def image_key(prefix: str, index: int, extension: str) -> str:
     """Key of one image below its task's prefix."""
     return f"{prefix}/{index}.{extension}"

@@ -134,14 +134,14 @@ def _check_image(address: str) -> str:
     if separator and scheme not in {"s3", "file"}:
         raise ValueError(
             f"{scheme[:16]!r} is no scheme of the pool's storage, which alone is read; put the picture there and give "
-            "its key, such as inputs/cat.png"
+            "its key, such as _inputs/default/cat.png"
         )
     if scheme == "file":
         path = path.removeprefix("/")
     if not path.isprintable() or any(part in {"", ".", ".."} for part in path.split("/")):
         raise ValueError(
-            "must be the key of an object in the pool's storage, such as inputs/cat.png, or its address, without "
-            "empty, . or .. segments and without control characters"
+            "must be the key of an object in the pool's storage, such as _inputs/default/cat.png, or its address, "
+            "without empty, . or .. segments and without control characters"
         )
     return address
 
@@ -199,7 +199,7 @@ class GenerationParameters(BaseModel):
     """LoRAs to draw with, each as `{"name": ..., "scale": 1.0}`, -2 to 2; at most 4, of those that the pool has."""
     image: Annotated[str, Field(max_length=MAX_OBJECT_KEY_BYTES), AfterValidator(_check_image)] | None = None
     """Picture to start from (image-to-image): key or address of a PNG, JPEG or WebP file in the pool's storage, such as
-    inputs/cat.png. It is cropped at its centre to the shape of the image, and scaled."""
+    _inputs/default/cat.png. It is cropped at its centre to the shape of the image, and scaled."""
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     """How much of `image` changes: that share of `steps` is run; 1 keeps nothing of it. 0.6 when absent; only with
     `image`."""

@@ -34,8 +34,8 @@ MAX_SECONDS: Final = 365 * 86_400
 MAX_INPUT_BYTES: Final = 64 * 1024 * 1024
 """Of a picture on its way from an agent to its engine."""
 
-INPUT_PREFIX_PATTERN: Final = r"([A-Za-z0-9][A-Za-z0-9._-]*/)+"
-"""Begins with no underscore, as the folder of claims does."""
+INPUT_PREFIX_PATTERN: Final = r"_inputs/([A-Za-z0-9][A-Za-z0-9._-]*/)*"
+"""Begins as no tenant's name can, so that no prefix of pictures is where images of a tenant are stored."""
 
 GroupId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,255}$")]
 Delay = Annotated[str, Field(pattern=DELAY_PATTERN)]
@@ -164,8 +164,9 @@ class ImageSettings(BaseModel):
     """all, noPrompt or none: the most that a file says of its task. Tasks may ask for less."""
     signing_folder: Path | None = None
     """Folder with `tls.crt` and `tls.key` that files are signed with (C2PA). Absent: they are not signed."""
-    input_prefix: Annotated[str, Field(max_length=256, pattern=rf"^{INPUT_PREFIX_PATTERN}$")] = "inputs/"
-    """Where in the storage the pictures lie that tasks may start from; no other object is read for a task."""
+    input_prefix: Annotated[str, Field(max_length=256, pattern=rf"^{INPUT_PREFIX_PATTERN}$")] = "_inputs/"
+    """Folder of the storage, `_inputs/` or below, with the pictures that tasks may start from: a folder for each
+    tenant, such as `_inputs/default/`. No other object is read for a task."""
     input_max_bytes: Annotated[int, Field(ge=1, le=MAX_INPUT_BYTES)] = 32 * 1024 * 1024
     """Largest picture that tasks may start from, as a file."""
 

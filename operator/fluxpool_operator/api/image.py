@@ -28,10 +28,13 @@ class ImageSpec(ApiModel):
     input_prefix: Annotated[
         str,
         Field(max_length=256),
-        Matching(INPUT_PREFIX_PATTERN, "inputPrefix: must be a folder of the storage with a slash, such as inputs/"),
+        Matching(
+            INPUT_PREFIX_PATTERN,
+            "inputPrefix: must be _inputs/ or a folder below it with a slash, such as _inputs/pool-a/",
+        ),
     ] = ImageSettings.model_fields["input_prefix"].default
-    """Folder of the storage with the pictures that tasks may start from (image-to-image). No other object is read for
-    a task."""
+    """Folder of the storage, `_inputs/` or below, with the pictures that tasks may start from (image-to-image): a
+    folder for each tenant, such as `_inputs/default/`. No other object is read for a task."""
     input_max_bytes: Annotated[int, Field(ge=1, le=MAX_INPUT_BYTES)] = ImageSettings.model_fields[
         "input_max_bytes"
     ].default

@@ -198,7 +198,7 @@ class TaskFlow:
                 context = AttemptContext(
                     claimed=claimed,
                     decoded=decoded,
-                    image=await self.store.input_image(decoded.task, abandoned=abandoned),
+                    image=await self.store.input_image(decoded, abandoned=abandoned),
                     spent=spent,
                     slot=slot,
                     abandoned=abandoned,

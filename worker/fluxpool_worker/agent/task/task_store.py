@@ -13,9 +13,9 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract.messages import (
     DecodedTask,
     GenerationResult,
-    GenerationTask,
     ImageDescription,
     first_seen,
+    input_folder,
     result_event_id,
 )
 from fluxpool_contract.settings import WorkerSettings
@@ -120,21 +120,21 @@ class TaskStore:
         """The task's manifest; None while there is none. Raises `AbandonedError` soon after `abandoned` is set."""
         return await self._hold(lambda: read_manifest(self._store, claim), abandoned)
 
-    async def input_image(self, task: GenerationTask, *, abandoned: asyncio.Event) -> bytes | None:
+    async def input_image(self, decoded: DecodedTask, *, abandoned: asyncio.Event) -> bytes | None:
         """The picture that the task starts from; None when it names none.
 
         Raises `InvalidTaskError` when there is no such picture, and `AbandonedError` soon after `abandoned` is set.
         """
-        address, limits = task.image, self._settings.image
+        address, limits = decoded.task.image, self._settings.image
         if address is None:
             return None
         return await self._hold(
             lambda: read_input(
                 self._store,
                 address,
-                prefix=limits.input_prefix,
+                prefix=input_folder(limits.input_prefix, decoded.envelope.tenant),
                 max_bytes=limits.input_max_bytes,
-                request_id=task.request_id,
+                request_id=decoded.task.request_id,
             ),
             abandoned,
         )
