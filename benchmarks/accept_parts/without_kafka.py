@@ -12,6 +12,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.http.request_context import Send
 from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission
+from fluxpool_gateway.identity.gate import OpenGate
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
@@ -38,6 +39,7 @@ async def _write(_request_id: str, _digest: str, write: Callable[[], Awaitable[N
 
 
 _submission = Submission(
+    admit=OpenGate().admit,
     producer=_NoKafka(),
     # Never run: the partitions are chosen round robin.
     partitioner=LoadAwarePartitioner(KafkaConnection(bootstrap_servers=("localhost:9092",)), {}),

@@ -1,5 +1,7 @@
 """Settings of the gateway, read from `FLUXPOOL_*` variables."""
 
+import ipaddress
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Self
 
@@ -20,6 +22,16 @@ from fluxpool_contract.settings import (
 
 EXIT_CONFIGURATION: Final = 2
 """Exit status of a program whose settings are wrong: starting it again does not help."""
+
+
+class Authentication(StrEnum):
+    """Who may use the gateway."""
+
+    KEYS = "keys"
+    """Holders of an API key."""
+    NONE_ON_LOOPBACK = "none-on-loopback"
+    """Whoever is on this machine."""
+    NONE_FOR_ANYONE_WHO_CAN_CONNECT = "none-for-anyone-who-can-connect"
 
 
 class GatewaySettings(EnvironmentSettings):
@@ -50,6 +62,15 @@ class GatewaySettings(EnvironmentSettings):
     """Longest wait for the broker's acknowledgement; past it the answer is 503 and the outcome unknown."""
     public_url: HttpBaseUrl | None = None
     """Address under which clients reach the gateway; the `Host` header of each request when absent."""
+    authentication: Authentication | None = None
+    """API keys, or in words that there are none. Absent: `none-on-loopback` where the gateway listens on a loopback
+    address and has no bootstrap key, else `keys`."""
+    bootstrap_key_file: Path | None = None
+    """File with the first key, which has every scope; added when the gateway starts, unless the keys have it already.
+    Without it the gateway starts only where another key is accepted."""
+    keys_file: Path | None = None
+    """SQLite file of the API keys, hashed. Nothing builds it again: back it up. Absent: `api-keys.db` beside the
+    database file."""
     address_file: Path | None = None
     """File that gets the gateway's URL, whole or not at all, once it listens."""
 
@@ -58,6 +79,35 @@ class GatewaySettings(EnvironmentSettings):
         check_lanes(self.lanes, self.topics, groups=list(self.groups()) if self.lanes else [])
         return self
 
+    @model_validator(mode="after")
+    def _authenticates(self) -> Self:
+        if self.authentication is Authentication.NONE_ON_LOOPBACK and not _is_loopback(self.listen_host):
+            raise ValueError(
+                f"authentication: {self.listen_host} is not a loopback address; use keys, or "
+                f"{Authentication.NONE_FOR_ANYONE_WHO_CAN_CONNECT} to let everyone who can connect use the gateway"
+            )
+        if self.bootstrap_key_file is not None and self.authentication not in {None, Authentication.KEYS}:
+            raise ValueError("bootstrap_key_file: is not used without authentication by keys; remove it")
+        return self
+
+    def needs_keys(self) -> bool:
+        """Whether requests need an API key."""
+        if self.authentication is not None:
+            return self.authentication is Authentication.KEYS
+        return self.bootstrap_key_file is not None or not _is_loopback(self.listen_host)
+
+    def key_store_file(self) -> Path:
+        """Where the API keys are."""
+        # Not named after the database file: that one may be deleted with all that begins with its name.
+        return self.keys_file or self.database_file.with_name("api-keys.db")
+
     def groups(self) -> dict[str, str]:
         """Each consumer group of the workers with the topic it takes tasks from."""
         return serving_groups(self.consumer_group, self.lanes, self.topics)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -4,21 +4,34 @@ FastAPI serves every route (`http.routes`) but the hot one, which `Submission` a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from fluxpool_contract.bounds import cut_text
+from fluxpool_contract.problems import explain_items, summarize
+from fluxpool_gateway.http import key_routes
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
-from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, Send, correlation_id_of, find_header
+from fluxpool_gateway.http.request_context import (
+    CORRELATION_ID_HEADER,
+    Send,
+    correlation_id_of,
+    find_authorization,
+    find_header,
+    send_problem,
+)
 from fluxpool_gateway.http.routes import Services, router
+from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
 from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission
+from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
+from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.projection import metrics
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
@@ -36,6 +49,15 @@ CLIENT_ID: Final = "fluxpool-gateway"
 METADATA_SECONDS: Final = 2.0
 """Longest wait for metadata: `GET` of a task that is not projected yet waits for it."""
 MAX_SHOWN_PATH_BYTES: Final = 200
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
+"""Probes, scrapers and the description of the API; every other path needs a key, also one that does not exist."""
+_SECURITY_SCHEMES: Final = {
+    SECURITY_SCHEME: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, fp_<id>_<secret>, with the scope.",
+    }
+}
 _PROBLEM_SCHEMA: Final = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -45,6 +67,7 @@ class GatewayApplication(FastAPI):
     """FastAPI with the hot route in front of it."""
 
     submission: Submission
+    gate: Gate
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one ASGI scope."""
@@ -59,7 +82,14 @@ class GatewayApplication(FastAPI):
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        send = _with_correlation_id(scope, send)
+        plain_send, send = send, _with_correlation_id(scope, send)
+        if scope["path"] not in OPEN_PATHS:
+            try:
+                scope[CALLER_KEY] = await self.gate.admit(find_authorization(scope["headers"]))
+            except ProblemError as problem:
+                correlation_id = scope["fluxpool.correlation_id"]
+                await send_problem(plain_send, problem, correlation_id=correlation_id, instance=scope["path"])
+                return
         try:
             await super().__call__(scope, receive, send)
         except Exception as error:
@@ -70,6 +100,7 @@ class GatewayApplication(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; FastAPI declares problems as `application/json`, here they get their media type."""
         document = super().openapi()
+        document["components"]["securitySchemes"] = _SECURITY_SCHEMES
         for operation in (operation for path in document["paths"].values() for operation in path.values()):
             for response in operation["responses"].values():
                 content = response.get("content", {})
@@ -112,9 +143,12 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.gate = KeyGate(KeyStore(settings.key_store_file())) if settings.needs_keys() else OpenGate()
     app.include_router(router)
+    app.include_router(key_routes.router)
     app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_failure)
     return app
@@ -158,6 +192,7 @@ async def _running(
                 public_url=settings.public_url,
             )
             app.submission = Submission(
+                admit=app.gate.admit,
                 producer=producer,
                 partitioner=partitioner,
                 partition_counts=watch.partition_count,
@@ -172,6 +207,8 @@ async def _running(
                 "partitioner": partitioner.run,
                 "reservations": idempotency.purge,
             }
+            if isinstance(app.gate, KeyGate):
+                parts["key_usage"] = app.gate.run
             background = [group.create_task(run_or_fail(run, on_failure, name=name)) for name, run in parts.items()]
             yield
             for task in background:
@@ -180,6 +217,8 @@ async def _running(
             await reservations.close()
     finally:
         store.close()
+        if isinstance(app.gate, KeyGate):
+            await app.gate.close()
 
 
 async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[], None], *, name: str) -> None:
@@ -215,6 +254,17 @@ def _answer(request: Request, problem: ProblemError) -> Response:
 async def _on_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, ProblemError)  # noqa: S101 - it is registered for this class
     return _answer(request, error)
+
+
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class
+    errors: Sequence[Any] = error.errors()
+    # FastAPI puts the part of the request before the path of the field, and the offset behind it for bad JSON.
+    items = [{**item, "loc": () if item["type"] == "json_invalid" else item["loc"][1:]} for item in errors]
+    fields = explain_items(items)
+    status = None if any(item["type"] == "json_invalid" for item in items) else HTTPStatus.UNPROCESSABLE_ENTITY
+    problem = ProblemError(ProblemCode.INVALID_REQUEST, summarize(fields), fields=fields, status=status)
+    return _answer(request, problem)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -14,7 +14,6 @@ from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 from fluxpool_contract import header_names
 from fluxpool_contract.json_body import without_bom
 from fluxpool_contract.messages import (
-    DEFAULT_TENANT,
     MAX_STEPS,
     MAX_TASK_BYTES,
     GenerationParameters,
@@ -102,13 +101,17 @@ _CONSTANT_HEADERS: Final = [
     (header_names.CE_TYPE, header_names.TYPE_REQUESTED.encode()),
     (header_names.CE_SOURCE, EVENT_SOURCE.encode()),
     (header_names.CONTENT_TYPE, b"application/json"),
-    (header_names.TENANT, DEFAULT_TENANT.encode()),
 ]
 _PRIORITY_HEADER: Final = {priority: (header_names.PRIORITY, priority.value.encode()) for priority in Priority}
 
 
 def render_headers(
-    request_id: str, priority: Priority, *, accepted_at: datetime, trace: Iterable[tuple[str, bytes | None]]
+    request_id: str,
+    priority: Priority,
+    *,
+    tenant: str,
+    accepted_at: datetime,
+    trace: Iterable[tuple[str, bytes | None]],
 ) -> list[tuple[str, bytes]]:
     """The same headers as `cloud_event_headers` and `render_envelope` give, at less cost for each record.
 
@@ -118,6 +121,7 @@ def render_headers(
     encoded_id = request_id.encode()
     rendered = [
         *_CONSTANT_HEADERS,
+        (header_names.TENANT, tenant.encode()),
         (header_names.CE_ID, encoded_id),
         (header_names.CE_SUBJECT, encoded_id),
         (header_names.CE_TIME, time_text),

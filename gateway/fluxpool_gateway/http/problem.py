@@ -4,7 +4,7 @@ Owns the document, its schema and the closed set of codes. Knows nothing of rout
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, Final, Self
@@ -49,8 +49,11 @@ class ProblemCode(StrEnum):
     TOO_MANY_CONNECTIONS = "too_many_connections", 503, "Too many connections are open"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict", 422, "The Idempotency-Key was used for another request"
     IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress", 409, "Another request with this Idempotency-Key is in progress"
+    UNAUTHORIZED = "unauthorized", 401, "The request needs a valid API key"
+    INSUFFICIENT_SCOPE = "insufficient_scope", 403, "The API key does not allow this"
     NOT_FOUND = "not_found", 404, "There is nothing at this address"
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "The method is not allowed here"
+    KEY_NOT_ACTIVE = "key_not_active", 409, "The API key is not active"
     NOT_FINISHED = "not_finished", 409, "The task is not finished"
     NO_IMAGES = "no_images", 409, "The task has no images"
     QUEUE_UNAVAILABLE = "queue_unavailable", 503, "The queue is not available"
@@ -146,3 +149,8 @@ class ProblemDocument(BaseModel):
     errors: list[FieldProblemDocument] = []
     """Each invalid field; absent when no field is at fault."""
     error: OpenAIError
+
+
+def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Responses of a route as FastAPI declares them, from statuses and what they mean there."""
+    return {status: {"model": ProblemDocument, "description": text} for status, text in descriptions.items()}

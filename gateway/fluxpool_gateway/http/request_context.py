@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from fluxpool_contract.messages import REQUEST_ID, new_request_id
-from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, ProblemError
+from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, ProblemError, invalid_header
 
 RawPairs = Iterable[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -29,6 +29,14 @@ def correlation_id_of(offered: bytes | None) -> str:
 def find_header(headers: RawPairs, name: bytes) -> bytes | None:
     """The first value of a header, by its lower-case name."""
     return next((value for key, value in headers if key == name), None)
+
+
+def find_authorization(headers: RawPairs) -> bytes | None:
+    """The `Authorization` header; raises `ProblemError` (400) when it is given twice, as to two readers."""
+    found = [value for key, value in headers if key == b"authorization"]
+    if len(found) > 1:
+        raise invalid_header("Authorization", "is given more than once")
+    return found[0] if found else None
 
 
 def base_url(*, public_url: str | None, scheme: str, host: bytes | None) -> str:

@@ -4,10 +4,9 @@
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
@@ -18,13 +17,16 @@ from fluxpool_gateway.http.generation_request import GenerationRequest
 from fluxpool_gateway.http.problem import (
     RETRY_AFTER_SECONDS,
     ProblemCode,
-    ProblemDocument,
     ProblemError,
+    problems,
     unavailable,
 )
 from fluxpool_gateway.http.readiness import BrokerWatch, Readiness, read_readiness
 from fluxpool_gateway.http.request_context import base_url, find_header
+from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.http.submission import PATH
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import TaskView, read_result
@@ -63,12 +65,13 @@ WithServices = Annotated[Services, Depends(_services)]
 RequestIdInPath = Annotated[str, Path(description="Id of the task, as its submission was answered with.")]
 
 
-def _problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ProblemDocument, "description": text} for status, text in descriptions.items()}
-
-
-_READ_PROBLEMS: Final = {404: "No such task was ever accepted.", 503: "Unknown at the moment; retry."}
+_READ_PROBLEMS: Final = {
+    **SECURITY_PROBLEMS,
+    404: "No such task was ever accepted, or it is another tenant's.",
+    503: "Unknown at the moment; retry.",
+}
 _SUBMIT_PROBLEMS: Final = {
+    **SECURITY_PROBLEMS,
     400: "The body is not JSON, or holds a field that is not known.",
     408: "The request did not arrive in time; nothing was accepted.",
     409: "Another request with the same Idempotency-Key is in progress; repeat it after Retry-After.",
@@ -97,8 +100,9 @@ class AcceptedGeneration(BaseModel):
     PATH,
     status_code=HTTPStatus.ACCEPTED,
     response_description="Queued.",
-    responses={202: {"headers": _ACCEPTED_HEADERS}, **_problems(_SUBMIT_PROBLEMS)},
+    responses={202: {"headers": _ACCEPTED_HEADERS}, **problems(_SUBMIT_PROBLEMS)},
     summary="Submit a request for images",
+    **requires(KeyScope.SUBMIT),
 )
 async def submit_generation(
     request: GenerationRequest,
@@ -119,11 +123,17 @@ async def submit_generation(
 
 
 @router.get(
-    PATH + "/{request_id}", response_model=TaskView, responses=_problems(_READ_PROBLEMS), summary="The state of a task"
+    PATH + "/{request_id}",
+    response_model=TaskView,
+    responses=problems(_READ_PROBLEMS),
+    summary="The state of a task",
+    **requires(KeyScope.READ),
 )
-async def get_generation(request_id: RequestIdInPath, request: Request, services: WithServices) -> Response:
+async def get_generation(
+    request_id: RequestIdInPath, request: Request, services: WithServices, caller: WithCaller
+) -> Response:
     """200 for every known task, also a failed one; `status` holds its state."""
-    found = await services.lookup.find(request_id)
+    found = await services.lookup.find(request_id, caller)
     base = base_url(
         public_url=services.public_url,
         scheme=request.scope["scheme"],
@@ -147,24 +157,26 @@ async def get_generation(request_id: RequestIdInPath, request: Request, services
     responses={
         200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}},
         304: {"description": "The image is the one that `If-None-Match` names."},
-        **_problems(
+        **problems(
             {
                 409: "The task is not finished (`not_finished`), or it ended without images (`no_images`).",
                 **_READ_PROBLEMS,
             }
         ),
     },
+    **requires(KeyScope.READ),
 )
 async def get_image(
     request_id: RequestIdInPath,
     index: Annotated[str, Path(description="Number of the image.", json_schema_extra={"pattern": "^[0-7]$"})],
     request: Request,
     services: WithServices,
+    caller: WithCaller,
 ) -> Response:
     """The file exactly as the worker stored it."""
     if index not in _IMAGE_INDEXES:
         raise ProblemError(ProblemCode.NOT_FOUND, f"images are numbered from 0 to {MAX_IMAGES - 1}")
-    found = await services.lookup.find(request_id)
+    found = await services.lookup.find(request_id, caller)
     if isinstance(found, RecentTask) or found.result is None:
         raise ProblemError(
             ProblemCode.NOT_FINISHED,
@@ -185,16 +197,20 @@ async def get_image(
         etag = headers["etag"] = f'"{image.sha256}"'
         if _matches(request.headers.get("if-none-match"), etag):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    payload = await _stored(services.objects, image.object)
+    payload = await _stored(services.objects, image.object, caller)
     if payload is None:
         raise ProblemError(ProblemCode.NOT_FOUND, f"image {index} of task {request_id} is not stored, or no longer")
     media_type = image.content_type if image.content_type in _MEDIA_TYPES else "application/octet-stream"
     return Response(payload, media_type=media_type, headers=headers)
 
 
-async def _stored(objects: ObjectStore, key: str) -> bytes | None:
+async def _stored(objects: ObjectStore, key: str, caller: Caller) -> bytes | None:
     """The object; None when it does not exist, also for a key that no worker makes: results are any producer's."""
-    if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(key.split("/")):
+    parts = key.split("/")
+    if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(parts):
+        return None
+    # Objects lie in a folder of their tenant (`object_prefix`): a false result must not lead into another's.
+    if not caller.sees(parts[0]):
         return None
     try:
         return await objects.get(key)

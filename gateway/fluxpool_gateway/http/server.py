@@ -13,6 +13,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,7 @@ from uvicorn.supervisors import Multiprocess
 from fluxpool_contract.settings import SettingsError
 from fluxpool_gateway.http.app import GatewayApplication, build_application
 from fluxpool_gateway.http.protocol import BoundedHttpProtocol
+from fluxpool_gateway.identity.key_store import KeysError
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.process import configure_logging, die_with_parent
@@ -53,7 +55,9 @@ def main() -> int:
         # Reported once and plainly here, rather than by each worker.
         librdkafka_options(settings.kafka, client_id="settings-check")
         open_object_store(settings.storage)
-    except (SettingsError, KafkaCredentialsError, StorageUnavailableError) as error:
+        if settings.needs_keys():
+            _prepare_keys(settings)
+    except (SettingsError, KafkaCredentialsError, StorageUnavailableError, KeysError) as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
     configure_logging(service="gateway")
@@ -62,6 +66,15 @@ def main() -> int:
     except ListenError as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return 1
+
+
+def _prepare_keys(settings: GatewaySettings) -> None:
+    # Here alone: Alembic is large, and servers that are started by this one do without.
+    from fluxpool_gateway.identity.bootstrap import prepare_keys  # noqa: PLC0415
+
+    prepare_keys(
+        settings.key_store_file(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=time.time_ns() // 1_000_000
+    )
 
 
 def _serve(settings: GatewaySettings) -> int:

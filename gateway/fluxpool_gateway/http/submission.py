@@ -17,7 +17,7 @@ import structlog
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.header_names import TRACEPARENT, TRACESTATE
 from fluxpool_contract.kafka import TopicNames
-from fluxpool_contract.messages import DEFAULT_TENANT, Quality, idempotent_request_id, new_request_id, task_digest
+from fluxpool_contract.messages import Quality, idempotent_request_id, new_request_id, task_digest
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_gateway.http.generation_request import (
     GenerationRequest,
@@ -30,6 +30,8 @@ from fluxpool_gateway.http.generation_request import (
 )
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header, unavailable
 from fluxpool_gateway.http.request_context import Send, base_url, correlation_id_of, send_accepted, send_problem
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
@@ -53,6 +55,7 @@ logger = structlog.stdlib.get_logger(__name__)
 class _RequestHeaders:
     """The headers that the route reads, raw."""
 
+    authorization: bytes | None = None
     content_encoding: bytes | None = None
     content_type: bytes | None = None
     host: bytes | None = None
@@ -63,7 +66,7 @@ class _RequestHeaders:
 
 
 _READ: Final = {field.replace("_", "-").encode(): field for field in _RequestHeaders.__slots__}
-_GIVEN_ONCE: Final = frozenset({"content_encoding", "content_type", "idempotency_key"})
+_GIVEN_ONCE: Final = frozenset({"authorization", "content_encoding", "content_type", "idempotency_key"})
 """With two values a proxy may have acted on the other one."""
 
 
@@ -84,6 +87,8 @@ class RecordSink(Protocol):
 class Submission:
     """The route; one instance serves one process."""
 
+    admit: Callable[[bytes | None], Awaitable[Caller]]
+    """Says who calls by the `Authorization` header, as `Gate.admit` does."""
     producer: RecordSink
     partitioner: LoadAwarePartitioner
     partition_counts: PartitionCounts
@@ -100,9 +105,11 @@ class Submission:
         headers = _RequestHeaders()
         try:
             _read_headers(scope["headers"], into=headers)
+            caller = await self.admit(headers.authorization)
             if scope["method"] != "POST":
                 raise _method_not_allowed(scope["method"])
-            request_id = await self._submit(headers, receive)
+            caller.require(KeyScope.SUBMIT)
+            request_id = await self._submit(headers, receive, caller.tenant)
         except _ClientGoneError:
             return
         except ProblemError as error:
@@ -117,7 +124,7 @@ class Submission:
             return
         await send_problem(send, problem, correlation_id=correlation_id_of(headers.x_request_id), instance=PATH)
 
-    async def _submit(self, headers: _RequestHeaders, receive: Receive) -> str:
+    async def _submit(self, headers: _RequestHeaders, receive: Receive, tenant: str) -> str:
         """Check the request, produce its record, await the acknowledgement; returns the task's id."""
         _check_content_type(headers.content_type)
         _check_content_encoding(headers.content_encoding)
@@ -128,18 +135,18 @@ class Submission:
             request_id = new_request_id()
             value = render_task(request, request_id)
             try:
-                await self._produce(headers, request, request_id=request_id, value=value)
+                await self._produce(headers, request, tenant=tenant, request_id=request_id, value=value)
             except UnwrittenError as error:
                 raise error.answer from error
             return request_id
-        request_id = idempotent_request_id(DEFAULT_TENANT, check_idempotency_key(headers.idempotency_key))
+        request_id = idempotent_request_id(tenant, check_idempotency_key(headers.idempotency_key))
         value = render_task(request, request_id)
-        produce = partial(self._produce, headers, request, request_id=request_id, value=value)
+        produce = partial(self._produce, headers, request, tenant=tenant, request_id=request_id, value=value)
         await self.once(request_id, task_digest(value), produce)
         return request_id
 
     async def _produce(
-        self, headers: _RequestHeaders, request: GenerationRequest, *, request_id: str, value: bytes
+        self, headers: _RequestHeaders, request: GenerationRequest, *, tenant: str, request_id: str, value: bytes
     ) -> None:
         """Write the record.
 
@@ -159,7 +166,9 @@ class Submission:
                 partition=partition,
                 key=request_id.encode(),
                 value=value,
-                headers=render_headers(request_id, request.priority, accepted_at=accepted_at, trace=trace),
+                headers=render_headers(
+                    request_id, request.priority, tenant=tenant, accepted_at=accepted_at, trace=trace
+                ),
             )
         except DeliveryError as error:
             if error.failure is DeliveryFailure.QUEUE_FULL:
@@ -167,7 +176,7 @@ class Submission:
             reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
             raise _unavailable(reason) from error
         self.partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
-        self.recent.add(request_id, accepted_at=accepted_at, priority=request.priority.value)
+        self.recent.add(request_id, tenant=tenant, accepted_at=accepted_at, priority=request.priority.value)
 
 
 def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) -> None:

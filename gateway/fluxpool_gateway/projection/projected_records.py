@@ -92,12 +92,14 @@ def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
     event = ProgressEvent.model_validate_json(value)
     # A type of a later release: whatever it is, a worker runs the task.
     status = TaskStatus.QUEUED if event.type == ProgressType.RETRYING else TaskStatus.RUNNING
+    envelope = _lenient_envelope(headers)
     return ProgressSeen(
         request_id=event.request_id,
         status=status,
         at_ms=milliseconds_of(event.at),
         started=event.type == ProgressType.STARTED,
-        epoch=_lenient_envelope(headers).epoch,
+        tenant=envelope.tenant,
+        epoch=envelope.epoch,
         attempt=max(1, event.attempt),
         step=event.step,
         total_steps=event.total_steps,
@@ -111,6 +113,7 @@ def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen 
     # It reports a second body under a used id; the task of that id has a result of its own.
     if result.error is not None and result.error.code == ErrorCode.ID_CONFLICT:
         return None
+    envelope = _lenient_envelope(headers)
     return ResultSeen(
         request_id=result.request_id,
         status=_STATUS[result.status],
@@ -118,7 +121,8 @@ def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen 
         completed_at_ms=clamped_milliseconds(timestamp_ms)
         if result.completed_at is None
         else milliseconds_of(result.completed_at),
-        epoch=_lenient_envelope(headers).epoch,
+        tenant=envelope.tenant,
+        epoch=envelope.epoch,
         attempt=max(1, result.attempt or 1),
     )
 

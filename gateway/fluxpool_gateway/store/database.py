@@ -38,10 +38,12 @@ def _inode(path: str) -> int:
         return 0
 
 
-def open_writer(file: Path) -> Engine:
-    """The engine of the projector, the one process that writes. Makes the file when it is missing."""
-    # With WAL, NORMAL can lose the last transactions on a power cut, never corrupt; Kafka has them all.
-    engine = _engine(file, mode="rwc", pragmas=("journal_mode=WAL", "synchronous=NORMAL"))
+def open_writer(file: Path, *, synchronous: str = "NORMAL") -> Engine:
+    """The engine of a process that writes. Makes the file when it is missing.
+
+    With WAL, NORMAL can lose the last transactions on a power cut, never corrupt; Kafka has all of the task store's.
+    """
+    engine = _engine(file, mode="rwc", pragmas=("journal_mode=WAL", f"synchronous={synchronous}"))
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Migrates the task store to this release's schema; apart from `database`, because servers do not import Alembic."""
+"""Migrates a SQLite file to this release's schema; apart from `database`, because servers do not import Alembic."""
 
 import re
 from pathlib import Path
@@ -27,12 +27,8 @@ def migrate(engine: Engine, file: Path) -> None:
     Raises `DatabaseFileError` when the file is of a newer release, and SQLAlchemy's `DatabaseError` or
     `DamagedStoreError` when it does not answer as a store.
     """
-    configuration = Config()
-    configuration.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     try:
-        with engine.begin() as connection:
-            configuration.attributes["connection"] = connection
-            command.upgrade(configuration, "head")
+        upgrade(engine, _MIGRATIONS)
     except CommandError as error:
         with engine.connect() as connection:
             revisions = list(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
@@ -42,3 +38,12 @@ def migrate(engine: Engine, file: Path) -> None:
                 "run that release, or delete the file: it is built again from Kafka"
             ) from error
         raise DamagedStoreError(f"no release wrote this schema: {error}") from error
+
+
+def upgrade(engine: Engine, scripts: Path) -> None:
+    """Run the migrations in a folder, all or none; raises Alembic's `CommandError` for a file of another release."""
+    configuration = Config()
+    configuration.set_main_option("script_location", str(scripts).replace("%", "%%"))
+    with engine.begin() as connection:
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "head")

@@ -48,6 +48,8 @@ class ProgressSeen:
     at_ms: int
     started: bool
     """Whether it says that an attempt began."""
+    tenant: str | None = None
+    """As its headers tell, which the worker takes from the task."""
     epoch: int = 0
     attempt: int = 1
     step: int | None = None
@@ -63,6 +65,8 @@ class ResultSeen:
     body: str
     """The record's value."""
     completed_at_ms: int
+    tenant: str | None = None
+    """As its headers tell, which the worker takes from the task."""
     epoch: int = 0
     attempt: int = 1
 
@@ -84,6 +88,7 @@ class TaskState:
     """The task as sent; None while only its results are known."""
     priority: str | None = None
     tenant: str | None = None
+    """The task's; that of its latest record while the task itself is not known."""
     created_at_ms: int | None = None
     started_at_ms: int | None = None
     completed_at_ms: int | None = None
@@ -181,7 +186,11 @@ def _advance(
         state = TaskState(request_id=change.request_id, version=-1, status=status, attempts=change.attempt)
     if change.attempt > state.attempts:
         state = replace(state, attempts=change.attempt)
-    if version <= state.version:
+    is_later = version > state.version
+    # A result may come before its task, or outlive it in Kafka; without a tenant its owner could not see it.
+    if state.body is None and change.tenant not in {None, state.tenant} and (is_later or state.tenant is None):
+        state = replace(state, tenant=change.tenant)
+    if not is_later:
         return state
     return replace(
         state,

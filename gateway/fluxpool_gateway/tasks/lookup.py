@@ -16,6 +16,7 @@ from confluent_kafka.admin import OffsetSpec
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import REQUEST_ID
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, unavailable
+from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
@@ -34,6 +35,7 @@ logger = structlog.stdlib.get_logger(__name__)
 class RecentTask:
     """One accepted request."""
 
+    tenant: str
     accepted_at: datetime
     priority: str
     expires_at_seconds: float
@@ -50,10 +52,11 @@ class RecentTasks:
         self._clock = clock
         self._tasks: OrderedDict[str, RecentTask] = OrderedDict()
 
-    def add(self, request_id: str, *, accepted_at: datetime, priority: str) -> None:
+    def add(self, request_id: str, *, tenant: str, accepted_at: datetime, priority: str) -> None:
         """Remember a request whose record the broker has acknowledged."""
         tasks = self._tasks
-        tasks.setdefault(request_id, RecentTask(accepted_at, priority, self._clock() + MAX_RECENT_SECONDS))
+        expires_at_seconds = self._clock() + MAX_RECENT_SECONDS
+        tasks.setdefault(request_id, RecentTask(tenant, accepted_at, priority, expires_at_seconds))
         if len(tasks) > MAX_RECENT_TASKS:
             tasks.popitem(last=False)
 
@@ -105,16 +108,17 @@ class TaskTopicEnds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLookup:
-    """Finds tasks by their id."""
+    """Finds tasks by their id, for a caller who may know of them."""
 
     store: TaskStoreReader
     recent: RecentTasks
     barrier: ProjectionBarrier
 
-    async def find(self, request_id: str) -> TaskState | RecentTask:
+    async def find(self, request_id: str, caller: Caller) -> TaskState | RecentTask:
         """The task.
 
-        Raises `ProblemError`: 404 when it certainly was never accepted, 503 while that cannot be known.
+        Raises `ProblemError`: 404 when it certainly was never accepted, or is of another tenant, which must look alike;
+        503 while that cannot be known.
         """
         if not REQUEST_ID.fullmatch(request_id):
             raise _not_found(request_id)
@@ -128,7 +132,7 @@ class TaskLookup:
         except StoreUnavailableError as error:
             logger.warning("task_store_unreadable", reason=str(error))
             raise _unknown("the task store cannot be read, or is being rebuilt") from error
-        if found is None:
+        if found is None or not caller.sees(found.tenant):
             raise _not_found(request_id)
         return found
 

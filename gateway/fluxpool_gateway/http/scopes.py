@@ -1,0 +1,34 @@
+"""The scope that a route needs: checked before it runs, and declared in the OpenAPI document.
+
+Who calls was decided before any route was chosen (`GatewayApplication`), so that no route can be forgotten.
+"""
+
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Request
+
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.caller import Caller
+
+CALLER_KEY: Final = "fluxpool.caller"
+"""Where the ASGI scope of an admitted request has its caller."""
+SECURITY_SCHEME: Final = "apiKey"
+SECURITY_PROBLEMS: Final = {401: "No API key, or one that is not valid.", 403: "The API key does not have the scope."}
+
+
+def _caller(request: Request) -> Caller:
+    caller = request.scope[CALLER_KEY]
+    assert isinstance(caller, Caller)  # noqa: S101 - set for every path but the open ones
+    return caller
+
+
+WithCaller = Annotated[Caller, Depends(_caller)]
+
+
+def requires(scope: KeyScope) -> dict[str, Any]:
+    """Arguments of a route that needs this scope."""
+
+    def check(caller: WithCaller) -> None:
+        caller.require(scope)
+
+    return {"dependencies": [Depends(check)], "openapi_extra": {"security": [{SECURITY_SCHEME: [scope.value]}]}}

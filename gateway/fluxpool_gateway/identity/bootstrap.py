@@ -1,0 +1,93 @@
+"""Prepares the key store before the servers start: schema, the first admin key, and the refusal to start without any.
+
+Blocks; called once for all server processes. Apart from `key_store`, because servers do not import Alembic.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from alembic.util import CommandError
+from sqlalchemy import Connection
+from sqlalchemy.exc import DatabaseError
+
+from fluxpool_contract.messages import DEFAULT_TENANT
+from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey, parse_key
+from fluxpool_gateway.identity.key_record import KeyRecord
+from fluxpool_gateway.identity.key_store import KeysError, add_key, find_key, has_active_key
+from fluxpool_gateway.store.database import open_writer
+from fluxpool_gateway.store.migration import upgrade
+
+BOOTSTRAP_NAME: Final = "bootstrap"
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+def prepare_keys(file: Path, *, bootstrap_key_file: Path | None, now_ms: int) -> None:
+    """Make or migrate the file, and add the bootstrap key unless it is there already.
+
+    A bootstrap key that was revoked stays so, whatever the file holds. Raises `KeysError`, also when no key would be
+    accepted.
+    """
+    bootstrap = None if bootstrap_key_file is None else _read_key(bootstrap_key_file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Names and tenants are nobody else's business.
+        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+        engine = open_writer(file, synchronous="FULL")
+        try:
+            upgrade(engine, _MIGRATIONS)
+            with engine.begin() as connection:
+                if bootstrap is not None:
+                    _add_bootstrap(connection, bootstrap, now_ms)
+                has_keys = has_active_key(connection, now_ms)
+        finally:
+            engine.dispose()
+    except CommandError as error:
+        raise KeysError(f"keys_file: {file} was written by a newer release ({error}); run that release") from error
+    except (DatabaseError, OSError) as error:
+        reason = error.orig if isinstance(error, DatabaseError) else error.strerror
+        raise KeysError(
+            f"keys_file: {file} cannot be used ({reason}); let the gateway's user write it and its folder, or restore "
+            "it: the keys are nowhere else"
+        ) from error
+    if not has_keys:
+        raise KeysError(
+            "bootstrap_key_file: no API key would be accepted; name a file with a key in FLUXPOOL_BOOTSTRAP_KEY_FILE "
+            "(`fluxpool keys generate` makes one). To let everyone who can connect use the gateway, set "
+            "FLUXPOOL_AUTHENTICATION=none-for-anyone-who-can-connect"
+        )
+
+
+def _read_key(file: Path) -> PresentedKey:
+    try:
+        # 1 KiB: a key is 69 characters long, and the file may be anything.
+        with file.open("rb") as opened:
+            text = opened.read(1024).decode("ascii", errors="replace")
+    except OSError as error:
+        raise KeysError(f"bootstrap_key_file: {file} cannot be read ({error.strerror}); mount the Secret") from error
+    # A Secret made with `echo` ends in a line end.
+    key = parse_key(text.strip())
+    if key is None:
+        raise KeysError(
+            f"bootstrap_key_file: {file} does not hold one API key of the form fp_<id>_<secret>; "
+            "make one with `fluxpool keys generate`"
+        )
+    return key
+
+
+def _add_bootstrap(connection: Connection, key: PresentedKey, now_ms: int) -> None:
+    found = find_key(connection, key.key_id)
+    if found is None:
+        record = KeyRecord(
+            key_id=key.key_id,
+            digest=key.digest,
+            name=BOOTSTRAP_NAME,
+            tenant=DEFAULT_TENANT,
+            scopes=frozenset(KeyScope),
+            created_at_ms=now_ms,
+        )
+        add_key(connection, record)
+    elif not found.matches(key):
+        raise KeysError(
+            f"bootstrap_key_file: another key has the id {key.key_id}; make a new one with `fluxpool keys generate`"
+        )

@@ -1,0 +1,43 @@
+"""Who makes a request: its tenant, its scopes, and whose tasks it sees. Pure."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from fluxpool_contract.messages import DEFAULT_TENANT
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError
+from fluxpool_gateway.identity.api_key import KeyScope
+
+REALM: Final = "fluxpool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The holder of a key, or anybody where there are no keys."""
+
+    tenant: str
+    """Of the tasks that it submits."""
+    scopes: frozenset[KeyScope]
+    key_id: str | None = None
+    """None without authentication."""
+
+    def sees(self, tenant: str | None) -> bool:
+        """Whether this caller may know of a task of this tenant; None: nothing read so far tells whose it is.
+
+        Without authentication nobody is kept apart.
+        """
+        return self.key_id is None or tenant == self.tenant
+
+    def require(self, scope: KeyScope) -> None:
+        """Raises `ProblemError` (403) when the key does not have the scope."""
+        if scope not in self.scopes:
+            challenge = f'Bearer realm="{REALM}", error="insufficient_scope", scope="{scope}"'
+            raise ProblemError(
+                ProblemCode.INSUFFICIENT_SCOPE,
+                f"this request needs a key with the scope {scope}; key {self.key_id} has "
+                f"{', '.join(sorted(self.scopes)) or 'none'}",
+                headers=[("www-authenticate", challenge)],
+            )
+
+
+ANYBODY: Final = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(KeyScope))
+"""Whoever calls a gateway without authentication."""

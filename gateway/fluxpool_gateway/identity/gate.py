@@ -1,0 +1,175 @@
+"""Admits a request by its `Authorization` header: finds the key and says who calls, or refuses with 401.
+
+Owns the cache in front of the key store, and when keys were used last. Each server process has its own; what another
+process or replica changes is seen here within `CACHED_SECONDS`. Knows nothing of routes; scopes are checked by these.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol, assert_never
+
+import structlog
+
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError, unavailable
+from fluxpool_gateway.identity.api_key import PresentedKey, parse_key
+from fluxpool_gateway.identity.caller import ANYBODY, REALM, Caller
+from fluxpool_gateway.identity.key_record import KeyRecord, KeyState
+from fluxpool_gateway.identity.key_store import KeyStore, KeyStoreUnavailableError
+
+CACHED_SECONDS: Final = 2.0
+"""A revoked key is accepted for so long at most; each key in use costs one read of the store in that time."""
+MAX_CACHED_KEYS: Final = 10_000
+"""About 10 MB. Ids that were made up are cached as well, and push out others: that costs reads, nothing else."""
+SAVE_USED_SECONDS: Final = 60.0
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class Gate(Protocol):
+    """Decides who makes a request."""
+
+    async def admit(self, authorization: bytes | None) -> Caller:
+        """The caller; raises `ProblemError` (401, 503)."""
+
+
+class OpenGate:
+    """The gate of a gateway without authentication."""
+
+    async def admit(self, authorization: bytes | None) -> Caller:  # noqa: ARG002 - a client may send its key anywhere
+        """Admit anybody."""
+        return ANYBODY
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    record: KeyRecord | None
+    caller: Caller | None
+    until_seconds: float
+
+
+class KeyGate:
+    """The gate of a gateway with keys, for one event loop."""
+
+    def __init__(
+        self,
+        store: KeyStore,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`clock` is monotonic, in seconds; `now_ms` is the time of day, in milliseconds since 1970."""
+        self.store = store
+        self.now_ms = now_ms
+        self._clock = clock
+        self._cache: OrderedDict[str, _Cached] = OrderedDict()
+        self._reading: dict[str, asyncio.Future[KeyRecord | None]] = {}
+        self._used_at_ms: dict[str, int] = {}
+
+    async def admit(self, authorization: bytes | None) -> Caller:
+        """The holder of the key.
+
+        Raises `ProblemError`: 401 for a key that is not accepted, 503 while that cannot be known.
+        """
+        presented = _presented(authorization)
+        cached = self._cache.get(presented.key_id)
+        if cached is None or cached.until_seconds <= self._clock():
+            cached = await self._read(presented.key_id)
+        # Unknown ids and wrong secrets look alike. What follows is said to a holder of the secret alone.
+        if cached.record is None or cached.caller is None or not cached.record.matches(presented):
+            raise _unauthorized("the API key is not valid")
+        now_ms = self.now_ms()
+        match cached.record.state(now_ms):
+            case KeyState.ACTIVE:
+                self._used_at_ms[presented.key_id] = now_ms
+                return cached.caller
+            case KeyState.REVOKED:
+                raise _unauthorized(f"the API key {presented.key_id} was revoked")
+            case KeyState.EXPIRED:
+                raise _unauthorized(f"the API key {presented.key_id} has expired")
+            case unknown:
+                assert_never(unknown)
+
+    def forget(self, key_id: str) -> None:
+        """Read a key again before it is used next: it was changed here."""
+        self._cache.pop(key_id, None)
+        # What is being read may be from before the change.
+        self._reading.pop(key_id, None)
+
+    async def run(self) -> None:
+        """Save when keys were used, every minute until cancelled."""
+        while True:
+            await asyncio.sleep(SAVE_USED_SECONDS)
+            await self.save_used()
+
+    async def save_used(self) -> None:
+        """Save when keys were used since the last time; kept for the next time when that fails."""
+        used, self._used_at_ms = self._used_at_ms, {}
+        if not used:
+            return
+        try:
+            await self.store.save_used(used)
+        except KeyStoreUnavailableError as error:
+            logger.warning("key_usage_not_saved", reason=str(error))
+            self._used_at_ms = used | self._used_at_ms
+
+    async def close(self) -> None:
+        """Save and close the store."""
+        await self.save_used()
+        self.store.close()
+
+    async def _read(self, key_id: str) -> _Cached:
+        reading = self._reading.get(key_id)
+        if reading is None:
+            # Requests that come meanwhile share the read.
+            reading = self._reading[key_id] = self.store.find(key_id)
+            reading.add_done_callback(partial(self._on_read, key_id))
+        try:
+            # A client that goes away must not cancel the read of others.
+            record = await asyncio.shield(reading)
+        except KeyStoreUnavailableError as error:
+            logger.warning("key_store_unusable", reason=str(error))
+            detail = "API keys cannot be checked at the moment; nothing was done, retry"
+            raise unavailable(ProblemCode.STORE_UNAVAILABLE, detail) from error
+        return self._cached(record)
+
+    def _cached(self, record: KeyRecord | None) -> _Cached:
+        caller = None if record is None else record.caller()
+        return _Cached(record, caller, self._clock() + CACHED_SECONDS)
+
+    def _on_read(self, key_id: str, reading: asyncio.Future[KeyRecord | None]) -> None:
+        # Every request for it may be gone by now: look at the exception, or asyncio logs it as lost.
+        failed = reading.cancelled() or reading.exception() is not None
+        if self._reading.get(key_id) is not reading:
+            return
+        del self._reading[key_id]
+        if failed:
+            return
+        self._cache[key_id] = self._cached(reading.result())
+        self._cache.move_to_end(key_id)
+        if len(self._cache) > MAX_CACHED_KEYS:
+            self._cache.popitem(last=False)
+
+
+def _presented(authorization: bytes | None) -> PresentedKey:
+    if authorization is None:
+        raise ProblemError(
+            ProblemCode.UNAUTHORIZED,
+            "this gateway needs an API key: send it as `Authorization: Bearer fp_...`",
+            headers=[("www-authenticate", f'Bearer realm="{REALM}"')],
+        )
+    scheme, _, credentials = authorization.decode("latin-1").strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise _unauthorized("the Authorization header is not understood; send `Bearer fp_...`")
+    presented = parse_key(credentials.strip())
+    if presented is None:
+        raise _unauthorized("the API key is not valid")
+    return presented
+
+
+def _unauthorized(reason: str) -> ProblemError:
+    challenge = f'Bearer realm="{REALM}", error="invalid_token", error_description="{reason.replace(chr(96), "")}"'
+    return ProblemError(ProblemCode.UNAUTHORIZED, reason, headers=[("www-authenticate", challenge)])

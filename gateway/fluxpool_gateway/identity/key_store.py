@@ -1,0 +1,156 @@
+"""The store of API keys: a SQLite file of its own, read and written by every server process of a gateway.
+
+Not in the task store's file: that one is a projection, which is moved aside and built again from Kafka when it is
+damaged, and keys are nowhere else. Owns the statements. Every method runs in a thread and returns a future, or raises
+`KeyStoreUnavailableError` from it. `identity.bootstrap` makes the file.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import DatabaseError
+
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.key_record import KeyRecord
+from fluxpool_gateway.identity.tables import api_keys
+from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader, open_writer
+
+T = TypeVar("T")
+
+_THREADS: Final = 2
+_SCOPES: Final = frozenset(KeyScope)
+_FIND: Final = select(api_keys).where(api_keys.c.key_id == bindparam("key_id"))
+_USED: Final = (
+    update(api_keys)
+    .where(api_keys.c.key_id == bindparam("used_id"))
+    .values(last_used_at_ms=func.max(func.coalesce(api_keys.c.last_used_at_ms, 0), bindparam("at_ms")))
+)
+
+
+class KeysError(Exception):
+    """The gateway cannot start with these keys; the message names the setting and the remedy."""
+
+
+class KeyStoreUnavailableError(Exception):
+    """The keys cannot be read or written now; the message says why."""
+
+
+class KeyStore:
+    """The keys, for an event loop; close it at the end."""
+
+    def __init__(self, file: Path) -> None:
+        """Opens nothing yet."""
+        self._file = file
+        self._reader = open_reader(file)
+        # A revocation that was answered must survive a power cut.
+        self._writer = open_writer(file, synchronous="FULL")
+        self._identity: StoreIdentity | None = None
+        self._executor = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="api-keys")
+
+    def find(self, key_id: str) -> asyncio.Future[KeyRecord | None]:
+        """The key with this id."""
+        return self._run(self._reader, lambda connection: find_key(connection, key_id))
+
+    def page(self, *, after: str, limit: int) -> asyncio.Future[Sequence[KeyRecord]]:
+        """At most `limit` keys, by their ids, those after the given one."""
+        query = select(api_keys).where(api_keys.c.key_id > after).order_by(api_keys.c.key_id).limit(limit)
+
+        def read(connection: Connection) -> Sequence[KeyRecord]:
+            return [_to_record(row) for row in connection.execute(query).mappings()]
+
+        return self._run(self._reader, read)
+
+    def add(self, record: KeyRecord) -> asyncio.Future[None]:
+        """Add a new key."""
+        return self._run(self._writer, lambda connection: add_key(connection, record))
+
+    def change(
+        self, key_id: str, change: Callable[[KeyRecord], tuple[KeyRecord, KeyRecord | None]]
+    ) -> asyncio.Future[KeyRecord | None]:
+        """Replace a key by what `change` makes of it, and add the second key that it returns.
+
+        In one transaction, which what `change` raises undoes. None when there is no such key.
+        """
+
+        def write(connection: Connection) -> KeyRecord | None:
+            found = find_key(connection, key_id)
+            if found is None:
+                return None
+            changed, added = change(found)
+            if changed != found:
+                row = _to_row(changed)
+                connection.execute(update(api_keys).where(api_keys.c.key_id == key_id).values(row))
+            if added is not None:
+                add_key(connection, added)
+            return changed
+
+        return self._run(self._writer, write)
+
+    def save_used(self, used_at_ms: Mapping[str, int]) -> asyncio.Future[None]:
+        """Note when keys were used last; an earlier time than the stored one changes nothing."""
+
+        def write(connection: Connection) -> None:
+            rows = [{"used_id": key_id, "at_ms": at_ms} for key_id, at_ms in used_at_ms.items()]
+            connection.execute(_USED, rows)
+
+        return self._run(self._writer, write)
+
+    def close(self) -> None:
+        """End the threads and the connections."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._reader.dispose()
+        self._writer.dispose()
+
+    def _run(self, engine: Engine, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._executor, self._run_here, engine, work)
+
+    def _run_here(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+        identity = identity_of(self._file)
+        if identity is None:
+            # Not made again: a gateway whose keys were deleted accepts nobody until it is started again.
+            raise KeyStoreUnavailableError(f"{self._file} does not exist; restore it, or start the gateway again")
+        if identity != self._identity:
+            # Open connections go on using the file that once had this name.
+            self._identity = identity
+            self._reader.dispose()
+            self._writer.dispose()
+        try:
+            with engine.begin() as connection:
+                return work(connection)
+        except DatabaseError as error:
+            raise KeyStoreUnavailableError(f"{self._file} cannot be used ({error.orig})") from error
+
+
+def find_key(connection: Connection, key_id: str) -> KeyRecord | None:
+    """The key with this id."""
+    row = connection.execute(_FIND, {"key_id": key_id}).mappings().first()
+    return None if row is None else _to_record(row)
+
+
+def add_key(connection: Connection, record: KeyRecord) -> None:
+    """Add a new key."""
+    connection.execute(insert(api_keys).values(_to_row(record)))
+
+
+def has_active_key(connection: Connection, now_ms: int) -> bool:
+    """Whether any key is accepted now."""
+    never = api_keys.c.expires_at_ms.is_(None)
+    accepted = api_keys.c.revoked_at_ms.is_(None) & (never | (api_keys.c.expires_at_ms > now_ms))
+    return connection.execute(select(api_keys.c.key_id).where(accepted).limit(1)).first() is not None
+
+
+def _to_row(record: KeyRecord) -> dict[str, Any]:
+    row = {column.name: getattr(record, column.name) for column in api_keys.columns}
+    return row | {"scopes": " ".join(sorted(record.scopes))}
+
+
+def _to_record(row: RowMapping) -> KeyRecord:
+    values = dict(row)
+    # A scope of a newer release allows nothing that this one has.
+    scopes = frozenset(KeyScope(name) for name in values.pop("scopes").split() if name in _SCOPES)
+    return KeyRecord(scopes=scopes, **values)

@@ -1,0 +1,178 @@
+"""Two replicas of a gateway with API keys, over real stores and without Kafka or sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_gateway.http.app import GatewayApplication, build_application
+from fluxpool_gateway.http.readiness import BrokerWatch
+from fluxpool_gateway.http.routes import Services
+from fluxpool_gateway.http.submission import Submission
+from fluxpool_gateway.identity.api_key import KeyScope, new_key
+from fluxpool_gateway.identity.bootstrap import prepare_keys
+from fluxpool_gateway.identity.gate import KeyGate
+from fluxpool_gateway.identity.key_store import KeyStore
+from fluxpool_gateway.projection.barrier import ProjectionBarrier
+from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_gateway.store.database import open_writer
+from fluxpool_gateway.store.migration import migrate
+from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.store.task_state import Change
+from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
+from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
+from fluxpool_transport.kafka.metadata import KafkaMetadata
+from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
+from fluxpool_transport.storage.object_store import open_object_store
+
+NOW_MS = 1_800_000_000_000
+KAFKA = KafkaConnection(bootstrap_servers=("localhost:9092",))
+
+
+@dataclass(slots=True)
+class Clock:
+    """The time of day and the monotonic clock of every gateway of a test."""
+
+    now_ms: int = NOW_MS
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now_ms += int(seconds * 1000)
+
+    def monotonic(self) -> float:
+        return self.now_ms / 1000
+
+
+@dataclass(slots=True)
+class Records:
+    """What the gateways wrote to Kafka."""
+
+    headers: list[dict[str, bytes]] = field(default_factory=list)
+
+    async def send(
+        self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
+    ) -> int:
+        assert all((topic, partition >= 0, key, value))
+        self.headers.append(dict(headers))
+        return len(self.headers)
+
+
+@dataclass(slots=True)
+class Replica:
+    """One server process."""
+
+    app: GatewayApplication
+    gate: KeyGate
+    http: httpx.AsyncClient
+
+    async def ask(self, method: str, path: str, key: str | None = None, **arguments: Any) -> httpx.Response:
+        headers = dict(arguments.pop("headers", {}))
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        return await self.http.request(method, path, headers=headers, **arguments)
+
+    async def submit(self, key: str | None, **arguments: Any) -> httpx.Response:
+        return await self.ask("POST", "/v1/generations", key, json={"prompt": "a fox"}, **arguments)
+
+
+@dataclass(slots=True)
+class Gateway:
+    """Two replicas on the same stores, and an admin's key."""
+
+    one: Replica
+    two: Replica
+    admin: str
+    clock: Clock
+    records: Records
+    tasks: TaskStoreWriter
+    settings: GatewaySettings
+
+    async def create(self, *scopes: str, tenant: str = "default", **more: Any) -> str:
+        body = {"name": "test", "tenant": tenant, "scopes": scopes or list(KeyScope), **more}
+        answer = await self.one.ask("POST", "/v1/keys", self.admin, json=body)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["key"])
+
+    def project(self, *changes: Change) -> None:
+        self.tasks.apply([(("topic", 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1)
+
+
+def key_id(key: str) -> str:
+    return key.split("_")[1]
+
+
+def keyed_settings(tmp_path: Path) -> GatewaySettings:
+    """Settings of a gateway with a bootstrap key, which keeps everything below the folder."""
+    bootstrap = tmp_path / "bootstrap-key"
+    bootstrap.write_text(new_key() + "\n")
+    return GatewaySettings(
+        kafka=KAFKA,
+        storage=StorageSettings(url=(tmp_path / "images").as_uri()),
+        database_file=tmp_path / "tasks.sqlite",
+        bootstrap_key_file=bootstrap,
+    )
+
+
+def prepare(settings: GatewaySettings) -> None:
+    """What the program does before it starts its servers."""
+    prepare_keys(settings.key_store_file(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=NOW_MS)
+
+
+@asynccontextmanager
+async def keyed_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
+    """Run both replicas for a block."""
+    prepare(settings)
+    assert settings.bootstrap_key_file is not None
+    engine = open_writer(settings.database_file)
+    migrate(engine, settings.database_file)
+    clock, records = Clock(), Records()
+    async with replica(settings, clock, records) as one, replica(settings, clock, records) as two:
+        admin = settings.bootstrap_key_file.read_text().strip()
+        yield Gateway(one, two, admin, clock, records, TaskStoreWriter(engine), settings)
+    engine.dispose()
+
+
+@asynccontextmanager
+async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> AsyncIterator[Replica]:
+    store = TaskStoreReader(settings.database_file)
+    app = build_application(settings, on_failure=lambda: None)
+    # The same as the application's own, but for the clock.
+    gate = app.gate = KeyGate(KeyStore(settings.key_store_file()), clock=clock.monotonic, now_ms=lambda: clock.now_ms)
+    recent = RecentTasks(clock.monotonic)
+
+    async def nothing() -> Mapping[Position, LogPosition]:
+        return {}
+
+    async def once(_request_id: str, _digest: str, write: Callable[[], Awaitable[None]]) -> None:
+        await write()
+
+    async with asyncio.TaskGroup() as group:
+        barrier = ProjectionBarrier(group, ends=nothing, projected=nothing)
+        app.state.services = Services(
+            lookup=TaskLookup(store=store, recent=recent, barrier=barrier),
+            store=store,
+            watch=BrokerWatch(KafkaMetadata(settings.kafka, client_id="test"), ()),
+            objects=open_object_store(settings.storage),
+            public_url=None,
+        )
+        app.submission = Submission(
+            admit=gate.admit,
+            producer=records,
+            partitioner=LoadAwarePartitioner(settings.kafka, {}),
+            partition_counts=lambda _topic: 3,
+            recent=recent,
+            once=once,
+            topics=TopicNames(),
+            public_url=None,
+        )
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            yield Replica(app, gate, client)
+    await gate.close()
+    store.close()
