@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "trace": ("trace.commands", "Show a task's life across topics, offsets, attempts and workers, in order of time."),
     "verify": ("verify.commands", "Tell how image files say that a model made them, and who signed that."),
     "local": ("local.commands", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
+    "keys": ("keys.commands", "API keys of a gateway: create, list, rotate and revoke them."),
     "model": ("model", "Model folders for workers."),
     "dlq": ("dlq.commands", "List dead letters, replay their tasks, discard them."),
 }

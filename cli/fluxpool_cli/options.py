@@ -81,6 +81,14 @@ def printable_path(path: Path | None) -> Path | None:
     return path
 
 
+def parse_duration_option(text: str, *, option: str) -> int:
+    """Seconds of `90s`, `15m`, `24h` or `7d`; raises `typer.BadParameter` for the option."""
+    found = _AGO.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} must be a duration such as 90s, 15m, 24h or 7d", param_hint=option)
+    return int(found[1]) * _SECONDS[found[2]]
+
+
 def parse_time_option(text: str, *, now: datetime, option: str) -> datetime:
     """The UTC moment of `90s`, `15m`, `24h`, `7d` (so long before `now`) or of an RFC 3339 time.
 

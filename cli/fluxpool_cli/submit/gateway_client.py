@@ -14,7 +14,7 @@ import httpx
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.state_file import running_stack
-from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
+from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, parse_object, refusal_reason
 
 URL_VARIABLE: Final = "FLUXPOOL_URL"
 API_KEY_VARIABLE: Final = "FLUXPOOL_API_KEY"
@@ -97,6 +97,17 @@ class GatewayClient:
         if not kind.startswith("image/") or not body:
             raise GatewayAwayError(self._no_gateway(f"{path} is no image, but {kind or 'without a type'}"))
         return body
+
+    def document(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
+    ) -> Mapping[str, Any]:
+        """The JSON object that another route answers with."""
+        arguments = {} if body is None else {"json": dict(body)}
+        _, answer = self._exchange(method, path, params=dict(query or {}), **arguments)
+        try:
+            return parse_object(answer)
+        except NotAGatewayError as error:
+            raise GatewayAwayError(self._no_gateway(str(error))) from None
 
     def _view(self, body: bytes, *, expected_id: str | None = None) -> Generation:
         try:

@@ -1,0 +1,1 @@
+"""`fluxpool keys`: the API keys of a gateway."""
