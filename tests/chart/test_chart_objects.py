@@ -313,6 +313,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
     assert settings.groups() == {"eu-workers": "eu-tasks", "eu-urgent": "eu-tasks-vip"}
     assert [lane.preference for lane in settings.lanes] == [0, 10]
     assert (settings.processes, settings.listen_port, settings.listen_host) == (2, 9000, "::")
+    assert (settings.needs_keys(), settings.bootstrap_key_file) == (True, Path("/etc/fluxpool/keys/bootstrap"))
     assert (str(settings.public_url), settings.produce_deadline_seconds) == ("https://flux.example.com/", 2.5)
 
 

@@ -1,7 +1,10 @@
 """The start of a gateway with API keys: its first key, its settings, and the form of keys."""
 
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -126,3 +129,33 @@ def test_one_changed_character_makes_it_no_key() -> None:
     for place in range(3, len(key)):
         other = "a" if key[place] != "a" else "b"
         assert parse_key(key[:place] + other + key[place + 1 :]) is None
+
+
+# The program
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"FLUXPOOL_LISTEN_HOST": ALL_ADDRESSES}, "FLUXPOOL_BOOTSTRAP_KEY_FILE"),
+        ({"FLUXPOOL_AUTHENTICATION": "keys"}, "FLUXPOOL_BOOTSTRAP_KEY_FILE"),
+        ({"FLUXPOOL_AUTHENTICATION": "none"}, "FLUXPOOL_AUTHENTICATION"),
+        ({"FLUXPOOL_BOOTSTRAP_KEY_FILE": "/no/such/file"}, "bootstrap_key_file: /no/such/file cannot be read"),
+    ],
+)
+def test_the_server_without_keys_ends_with_2_and_the_remedy(
+    tmp_path: Path, environment: dict[str, str], named: str
+) -> None:
+    settings = GatewaySettings.model_validate(
+        {"kafka": KAFKA, "storage": {"url": (tmp_path / "images").as_uri()}, "database_file": tmp_path / "tasks.sqlite"}
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "fluxpool_gateway"],
+        env={**os.environ, **settings.to_environment(), "FLUXPOOL_LISTEN_PORT": "0", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, named in ended.stderr) == (2, True), ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -36,6 +36,10 @@
   value: {{ $gateway.processes | quote }}
 - name: FLUXPOOL_PRODUCE_DEADLINE_SECONDS
   value: {{ $gateway.produceDeadlineSeconds | quote }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_AUTHENTICATION" "value" $gateway.authentication) }}
+{{- if $gateway.bootstrapKeySecretRef.name }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_BOOTSTRAP_KEY_FILE" "value" "/etc/fluxpool/keys/bootstrap") }}
+{{- end }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_PUBLIC_URL" "value" $gateway.publicUrl) }}
 {{- include "fluxpool.kafkaEnvironment" $gateway.kafka }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_CONSUMER_GROUP" "value" $gateway.kafka.consumerGroup) }}
@@ -130,6 +134,11 @@ volumeMounts:
     mountPath: /tmp
   - name: database
     mountPath: {{ include "fluxpool.databaseFolder" . | quote }}
+  {{- if $gateway.bootstrapKeySecretRef.name }}
+  - name: bootstrap-key
+    mountPath: /etc/fluxpool/keys
+    readOnly: true
+  {{- end }}
   {{- if include "fluxpool.kafkaFiles" $gateway.kafka.security | trim }}
   - name: kafka-files
     mountPath: /etc/fluxpool/kafka
