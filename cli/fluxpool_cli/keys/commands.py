@@ -29,14 +29,6 @@ app = typer.Typer(no_args_is_help=True, help="API keys of a gateway: create, lis
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `list` shows it, or the key.")]
 
 
-@app.callback()
-def _group() -> None:
-    """API keys of a gateway.
-
-    The gateway is that of --url or FLUXPOOL_URL, and FLUXPOOL_API_KEY a key with the scope admin.
-    """
-
-
 @app.command()
 def generate() -> None:
     """Print a new random key, without any gateway: for the Secret or file that a gateway takes its first key from."""
@@ -57,7 +49,10 @@ def create(
     url: UrlOption = None,
     output: OutputOptions,
 ) -> None:
-    """Create a key and print it. It is shown this once; the gateway keeps only its hash."""
+    """Create a key and print it. It is shown this once; the gateway keeps only its hash.
+
+    FLUXPOOL_API_KEY is a key with the scope admin, as for all commands that change or list keys.
+    """
     body: dict[str, Any] = {"name": name, "tenant": tenant, "scopes": [one.value for one in scope or _DEFAULT]}
     if expires is not None:
         body["expires_in_seconds"] = parse_duration_option(expires, option="--expires")

@@ -102,7 +102,7 @@ class GatewayClient:
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
         """The JSON object that another route answers with."""
-        arguments = {} if body is None else {"json": dict(body)}
+        arguments: dict[str, Any] = {} if body is None else {"json": dict(body)}
         _, answer = self._exchange(method, path, params=dict(query or {}), **arguments)
         try:
             return parse_object(answer)
