@@ -76,6 +76,7 @@ def succeeded(request_id: str, tenant: str, *, object_key: str | None = None) ->
 
 
 async def test_every_route_but_the_open_ones_needs_a_key(gateway: Gateway) -> None:
+    assert {"/healthz", "/readyz", "/metrics", "/openapi.json"} == OPEN_PATHS
     asked = list(requests_of_every_route(gateway.one.app))
     assert {path.split("/")[2] for _, path, _ in asked} == {"generations", "keys"}
     for method, path, _ in [*asked, ("GET", "/nowhere", ""), ("PUT", "/v1/generations", ""), ("GET", "/healthz/", "")]:

@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 
+from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_gateway.http.app import build_application
 from fluxpool_gateway.identity.api_key import new_key, parse_key
 from fluxpool_gateway.identity.bootstrap import prepare_keys
-from fluxpool_gateway.identity.key_store import KeysError
+from fluxpool_gateway.identity.key_store import KeysError, KeyStore
 from fluxpool_gateway.settings import GatewaySettings
 from kit.keyed_gateway import KAFKA, NOW_MS, Gateway, key_id, keyed_gateway, keyed_settings, prepare
 
@@ -159,3 +162,27 @@ def test_the_server_without_keys_ends_with_2_and_the_remedy(
     )
     assert (ended.returncode, named in ended.stderr) == (2, True), ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_the_application_as_it_runs_takes_keys_and_saves_their_use_when_it_stops(tmp_path: Path) -> None:
+    # Nothing listens there: keys do not depend on Kafka.
+    kafka = KafkaConnection(bootstrap_servers=("127.0.0.1:1",))
+    settings = keyed_settings(tmp_path).model_copy(update={"kafka": kafka})
+    prepare(settings)
+    assert settings.bootstrap_key_file is not None
+    key = settings.bootstrap_key_file.read_text().strip()
+    app = build_application(settings, on_failure=lambda: None)
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://gateway") as http,
+    ):
+        refused = await http.post("/v1/generations", json={"prompt": "a fox"})
+        listed = await http.get("/v1/keys", headers={"authorization": f"Bearer {key}"})
+    assert (refused.status_code, listed.status_code) == (401, 200)
+    assert listed.json()["keys"][0]["last_used_at"] is None
+    store = KeyStore(settings.key_store_file())
+    record = await store.find(key_id(key))
+    store.close()
+    assert record is not None
+    assert record.last_used_at_ms is not None
