@@ -131,13 +131,12 @@ def explain(error: ValidationError, *, body: bytes = b"") -> tuple[FieldProblem,
 
     A `body` that is not JSON is named by its encoding or compression where that can be recognised.
     """
-    items = error.errors(include_url=False, include_input=False)
-    _release_frames(items)
-    return explain_items(items, body=body)
+    return explain_items(error.errors(include_url=False, include_input=False), body=body)
 
 
 def explain_items(items: Sequence[Mapping[str, Any]], *, body: bytes = b"") -> tuple[FieldProblem, ...]:
     """The same for the items of `ValidationError.errors()`, which frameworks pass on in exceptions of their own."""
+    _release_frames(items)
     refused_parts = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
     # A collection whose items were refused counts as too short as well; the items say what is wrong.
     told = [item for item in items if not (item["type"] == "too_short" and item["loc"] in refused_parts)]
