@@ -19,6 +19,7 @@ from kit.kafka import KafkaFactory, running_kafka
 from kit.kafka_cluster import KafkaCluster
 from kit.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
 from kit.tiny import tiny_checkpoint
+from kit.waiting import PATIENCE
 
 __all__ = ["stand_in_engine", "start_engine", "tiny_checkpoint"]
 
@@ -45,6 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     plugin = UnchangedTests(root=ROOT, stamps=stamps_folder(), run_all=config.getoption(OPTION), named=named)
     config.pluginmanager.register(plugin)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests the time that suits the machine, as `kit.waiting` does their deadlines."""
+    usual = float(config.getini("timeout"))
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        item.add_marker(pytest.mark.timeout(PATIENCE * (marker.args[0] if marker else usual)), append=False)
 
 
 @pytest.hookimpl(optionalhook=True)
