@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
+from fluxpool_worker.agent.wiring import ENGINE_JOBS
 from kit.kafka import TopicRecord, produce
 from kit.offset_watch import AWAY, OffsetWatch
 from kit.waiting import wait_until
@@ -15,6 +16,13 @@ from kit.worker import WorkerBench, task_body
 
 END_SECONDS: Final = 150.0
 """For all tasks to end after the last fault, on a busy machine."""
+
+MOST_BEGUN: Final = ENGINE_JOBS + 1
+"""Tasks that a worker loses at most when it stops: those in its engine, and one that has its images and is not stored.
+
+The engine's slot is free as soon as the device is: while the images of one task are encoded and stored, the next may
+enter the engine.
+"""
 
 T = TypeVar("T")
 
