@@ -68,6 +68,7 @@ class FuzzedRecord:
     role: str
     record: ForeignRecord
     request_id: str | None
+    """What its value says, after a changed byte too; None without one."""
 
 
 def fuzzed_records(count: int, *, seed: int, valid_share: float = 0.002) -> Iterator[FuzzedRecord]:
@@ -86,8 +87,16 @@ def fuzzed_records(count: int, *, seed: int, valid_share: float = 0.002) -> Iter
                 timestamp_ms=_timestamp(chance),
                 compression=chance.choice(CODECS),
             ),
-            request_id=request_id,
+            request_id=_named(value),
         )
+
+
+def _named(value: bytes | None) -> str | None:
+    try:
+        named = json.loads(value or b"null")["request_id"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return named if isinstance(named, str) else None
 
 
 def _value(chance: random.Random, request_id: str, *, role: str, is_valid: bool) -> bytes | None:
