@@ -170,6 +170,16 @@ async def test_a_record_without_an_origin_is_relayed_to_the_first_lane_of_a_pool
     assert {place: found.offset for place, found in strays.items()} == {(bench.topics.retry[1], partition): offset + 1}
 
 
+async def test_records_without_an_origin_are_relayed_whichever_of_them_is_due_first(bench: WorkerBench) -> None:
+    names = [f"stray-{number}" for number in range(8)]
+    await produce(
+        bench.bootstrap_servers, bench.topics.retry[0], [(b"one-partition", task_body(name)) for name in names]
+    )
+    await bench.start_ready()
+    results = await bench.wait_results(len(names))
+    assert sorted(result["request_id"] for result in results) == names
+
+
 async def test_a_worker_relays_only_to_lanes_of_its_pool(bench: WorkerBench) -> None:
     topics = bench.topics
     foreign = [topics.results, topics.control, topics.dead_letters, *topics.retry, "no/such/topic"]

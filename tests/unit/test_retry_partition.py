@@ -19,8 +19,8 @@ MAX_METADATA_BYTES = 4096
 """Kafka's `offset.metadata.max.bytes`."""
 
 
-def pending(due_seconds: float = 0.0, *, size_bytes: int = 100) -> PendingRetry:
-    return PendingRetry(record=None, due_seconds=due_seconds, size_bytes=size_bytes)
+def pending(due_seconds: float = 0.0, *, size_bytes: int = 100, is_stray: bool = False) -> PendingRetry:
+    return PendingRetry(record=None, due_seconds=due_seconds, size_bytes=size_bytes, is_stray=is_stray)
 
 
 def partition(*due_seconds: float | None, start: int = 0) -> RetryPartition:
@@ -48,6 +48,13 @@ def test_a_record_that_is_not_relayed_holds_back_the_commit_and_nothing_else() -
     assert state.commit_offset == 1
     state.relayed(1)
     assert (state.commit_offset, state.next_due_seconds()) == (4, None)
+
+
+def test_a_record_without_an_origin_is_due_no_sooner_than_those_before_it() -> None:
+    state = RetryPartition(start=0)
+    for offset, (due, is_stray) in enumerate([(10.0, True), (5.0, True), (5.0, False), (20.0, True), (15.0, True)]):
+        state.see(offset, pending(due, is_stray=is_stray))
+    assert {offset: item.due_seconds for offset, item in state.due(100.0)} == {0: 10, 1: 10, 2: 5, 3: 20, 4: 20}
 
 
 def test_what_was_relayed_ahead_of_the_commit_is_not_relayed_by_the_next_relay() -> None:

@@ -48,6 +48,7 @@ class RelayDuty:
             log.info("retry_relay_duty", held=is_held)
         self._assigned.set()
         if is_held:
+            # Also when the duty is kept: another agent may have relayed between the two assignments.
             self.term += 1
             self._held.set()
         else:
@@ -55,6 +56,7 @@ class RelayDuty:
 
     async def revoked(self) -> None:
         """The group rebalances: returns when the round under way is finished, or takes too long."""
+        # Before the wait: a round that begins from here on finds no permission to work.
         self._assigned.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_OVER_SECONDS), self._round:

@@ -5,7 +5,7 @@ until it is relayed. Records are relayed when they are due, whatever their order
 commit and nothing else. Offsets that were relayed ahead of the commit are written beside it, for the next relay.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fluxpool_contract.kafka import MAX_RELAYED_AHEAD, relayed_ahead, retry_offset_text
@@ -44,6 +44,7 @@ class RetryPartition:
         self._pending: dict[int, PendingRetry] = {}
         self._relayed = {offset for offset in relayed if offset >= start}
         self._pending_bytes = 0
+        self._stray_due_seconds = 0.0
         self._committed_text: str | None = None
 
     @property
@@ -78,6 +79,10 @@ class RetryPartition:
             return  # another relay of the pool got further
         self.position = offset + 1
         if pending is not None and offset not in self._relayed:
+            if pending.is_stray:
+                # In the order of their offsets: pools tell each other of strays by one offset, which covers all before.
+                self._stray_due_seconds = max(self._stray_due_seconds, pending.due_seconds)
+                pending = replace(pending, due_seconds=self._stray_due_seconds)
             self._pending[offset] = pending
             self._pending_bytes += pending.size_bytes
 

@@ -136,6 +136,7 @@ class RetryRelay:
         reader = self._build_reader()
         try:
             await reader.start()
+            # Before the offsets are read: a hand-over during the reading makes them outdated and raises the term.
             term = self._duty.term
             found = await self._start.find(reader)
             for partition, state in found.items():
@@ -244,6 +245,7 @@ class RetryRelay:
             await self._catch_up(list({partition for partition, _, _ in self._due()}))
             due = self._due()[:BATCH_RECORDS]
             await asyncio.gather(*(self._relay(*item) for item in due if not item[2].is_stray))
+            # One after the other, in the order of their offsets: each commit covers all offsets before it.
             for partition, offset, item in due:
                 if item.is_stray and self._is_still(term):
                     await self._relay_stray(partition, offset, item)
@@ -272,6 +274,7 @@ class RetryRelay:
     async def _relay(self, partition: TopicPartition, offset: int, item: PendingRetry) -> None:
         record = item.record
         await self._send_back(record, origin_topic(record.headers) or self._home_topic)
+        # Only when acknowledged: the next commit passes what is marked here.
         self._partitions[partition].relayed(offset)
 
     async def _relay_stray(self, partition: TopicPartition, offset: int, item: PendingRetry) -> None:
@@ -283,6 +286,7 @@ class RetryRelay:
                 await self._fail(item.record, _undecodable(item.record))
             else:
                 await self._send_back(item.record, self._home_topic)
+            # After the send is acknowledged: a crash in between relays the task twice, the other order would lose it.
             await self._offsets.commit(group, {partition: StoredOffset(offset + 1)})
         self._partitions[partition].relayed(offset)
 
@@ -325,6 +329,7 @@ class RetryRelay:
         if not changed:
             return
         await self._offsets.commit(self._group, changed)
+        # What was sent, not the present state: records may be relayed during the request.
         for partition, stored in changed.items():
             self._partitions[partition].commit_done(stored.offset, stored.metadata)
 

@@ -84,6 +84,7 @@ class RetryStart:
         deadline = clock() + CONFIRMING_SECONDS
         while True:
             stored = await self.offsets.fetch(self.group, partitions)
+            # After the offsets: a log only grows, so an offset past this end is doubtful, not early.
             bounds = await _bounds(reader, partitions)
             doubtful = [
                 partition
