@@ -93,6 +93,7 @@ class Projector:
                 await self._beat()
         finally:
             watching.cancel()
+            # `wait` raises nothing: consumer and thread are closed below in any case.
             await asyncio.wait({watching})
             await self._source.close()
             self._executor.shutdown()
@@ -130,6 +131,7 @@ class Projector:
         refused = await self._in_thread(
             lambda: self._store.apply(changes, positions, passed_over=unreadable, now_ms=now_ms)
         )
+        # Only after the transaction: a failed one is read again from the former positions.
         self._positions |= positions
         if quarantined := [*unreadable, *refused]:
             latest = quarantined[-1]
@@ -170,6 +172,7 @@ class Projector:
             for partition in layout.partitions:
                 position = self._positions.get((topic, partition))
                 offsets[topic, partition] = None if position is None else position.offset
+        # Before `_assigned` is set: an assignment that fails is tried again in the next round.
         starts = await self._source.assign(offsets)
         self._assigned = layouts
         for (topic, partition), start in starts.items():

@@ -137,6 +137,7 @@ class GrouplessReader:
                 if take(partition, records, positions[partition]):
                     del positions[partition]
                     consumer.pause(partition)
+        # An assigned consumer would prefetch these partitions in the background until the next reading.
         consumer.unsubscribe()
         if positions and problem is not None:
             raise problem

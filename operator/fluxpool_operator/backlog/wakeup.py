@@ -140,6 +140,7 @@ class WakeUp(GrouplessReader):
                 continue
             end = watch.ends.get((partition.topic, partition.partition))
             if end is not None and (is_recreated or last_offset >= end):
+                # Before the call: the woken pool may watch again at once.
                 del self._watches[key]
                 self._woken_at[key] = watch.ends
                 self._changed.set()

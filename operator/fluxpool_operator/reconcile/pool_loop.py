@@ -82,6 +82,7 @@ class PoolLoop:
         """Reconcile until cancelled; raises `PoolGoneError` when the pool turns out to be deleted. May run again."""
         self.alive_at_seconds = self._context.clock()
         self.wake(Change.SPEC)
+        # Before the first reconcile: a change of a child during it causes the next one.
         self._context.cache.subscribe(self.key, self.wake)
         try:
             while True:

@@ -98,6 +98,7 @@ class PoolReconciler:
         topic_problems = self._topics.reconcile(pool, target.access.connection)
         if changes & _READ_AT_ONCE or self._lag.seconds_until_due(interval_seconds) <= 0:
             await self._lag.read(is_burst=Change.RECORDS in changes)
+        # After the lag: pods that the cache learns of during the reading count in this plan.
         observation = await self._observe(pool)
         problems = (
             self._claim(target.claim) + _missing(pool, secrets, observation) + target.access.problems + topic_problems
@@ -119,6 +120,7 @@ class PoolReconciler:
         await self._report(
             pool, secrets=secrets, observation=observation, plan=plan, replicas=replicas, problems=problems
         )
+        # Last: the watch begins at the ends of the latest reading, and until here the loop is awake anyway.
         self._lag.wake_when_grown()
         due = max(0.0, self._lag.seconds_until_due(interval_seconds))
         return min(due, self._applier.seconds_until_due(), self._secrets.seconds_until_due())

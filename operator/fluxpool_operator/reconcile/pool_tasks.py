@@ -92,6 +92,7 @@ class PoolTasks:
             try:
                 await loop.run()
             except PoolGoneError:
+                # It cancels the present task too, which has no await left.
                 self.remove_pool(uid)
                 return
             except Exception:

@@ -131,6 +131,7 @@ class LoadAwarePartitioner:
         """Read once; without an answer the loads stay as they are. For `run`, and for senders of a few records."""
         began_at = self._clock()
         for group_topic in self._groups.values():
+            # Before the request: what is sent during it may or may not be in the answer, and is counted apart.
             self._topics[group_topic].choice.begin_reading(now=began_at)
         try:
             lags = await reader.read(self._groups)

@@ -88,6 +88,7 @@ class WorkerAgent:
             try:
                 await self._serve(group)
             finally:
+                # After the lanes have left: tasks that run on need the engine, and their endings the publisher.
                 await self._parts.engine.stop()
                 await self._parts.publisher.stop()
                 for task in background:
@@ -213,6 +214,7 @@ class WorkerAgent:
     async def _drain(self, dispatcher: asyncio.Task[None], relaying: asyncio.Task[None]) -> None:
         """Claim nothing more, finish what runs within the grace period, commit, leave the groups."""
         began = self._clock.monotonic()
+        # First: a record that is claimed from here on would only be released again.
         dispatcher.cancel()
         self._parts.relay.stop()
         for member in self._parts.lanes:
@@ -222,6 +224,7 @@ class WorkerAgent:
             # Lanes without a task in flight leave at once: others serve their partitions while a task runs on here.
             leaving = [group.create_task(member.leave_when_done()) for member in self._parts.lanes]
             await self._end_tasks(relaying)
+            # `leave()` below does the same for all, without waiting for tasks that did not end.
             for waiting in leaving:
                 waiting.cancel()
         await asyncio.gather(*(member.leave() for member in self._parts.lanes))

@@ -66,6 +66,7 @@ class StatusWriter:
                 raise PoolGoneError from error
             raise
         before, self.written, self._written_at = self.written, status, self._clock()
+        # After the status: an event of a transition that was not written would be posted again.
         for event in events_of(before, status):
             await self._post_event(pool, event)
 

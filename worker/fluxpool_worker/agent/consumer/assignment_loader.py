@@ -103,6 +103,7 @@ class AssignmentLoader:
                 self._load(consumer, partition, committed.get(partition))
             self._hold = None
             self._backoff.reset()
+            # Only after every partition: from here on records start, and commits replace what was just read.
             self.commits.mark_loaded()
             self.lane.on_loaded()
             self._loaded.set()

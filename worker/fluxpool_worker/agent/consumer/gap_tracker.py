@@ -62,6 +62,7 @@ class FetchGaps:
 
         Retention or a DeleteRecords request removes them. An upper bound: markers have offsets too.
         """
+        # A new assignment may have cut or closed gaps while the start of the log was requested.
         known = [gap for gap in asked if gap in self.gaps]
         self.gaps = [gap for gap in self.gaps if gap not in known]
         return [lost for gap in known if (lost := range(gap.start, min(gap.stop, log_start)))]
@@ -115,6 +116,7 @@ class GapTracker:
         """Explain gaps; never returns."""
         while True:
             await self._gap.wait()
+            # Before the gaps are read: one that is seen during the request sets the event again.
             self._gap.clear()
             asked = {
                 partition: list(fetched.gaps)

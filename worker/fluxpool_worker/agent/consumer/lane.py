@@ -163,6 +163,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         consumer = self._build_consumer()
         self._consumer, self._member = consumer, None
         await consumer.start()
+        # Before the subscription: from the first join on, no commit goes out unguarded.
         refuse_commits_without_generation(consumer)
         consumer.subscribe([self.topic], listener=self)
         background = [
@@ -216,8 +217,10 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if self._consumer is not None:
             with contextlib.suppress(TopicReplacedError):  # the commit is set back: the next owner begins there
                 await self._commit_positions(self._consumer)
+        # For good: a rebalance on the way out would otherwise resume these tasks here.
         self._commits.release_all(for_good=True)
         await self._commits.wait_committed()
+        # Last: `run()` polls until then, and polling keeps the membership that the commit needs.
         self._leaving = True
 
     # Heads
@@ -237,6 +240,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if oldest is None:
             return None
         partition = TopicPartition(oldest.record.topic, oldest.record.partition)
+        # No await from here to `start`: a commit in between would pass a record that is in neither place.
         record = self._heads[partition].popleft().record
         inherited = self._commits.progress[partition].start(record.offset)
         claimed = ClaimedRecord(lane=self, record=record, crashes=inherited.crashes if inherited is not None else 0)
@@ -261,6 +265,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         heads, seen_ms = self._heads[partition], self._clock.time() * 1000
         for record in records:
             await self._observe(consumer, partition, record.offset, next_offset=record.offset + 1)
+            # After a rebalance the consumer begins at the commit: finished records and those in flight here come again.
             is_new = self._commits.progress[partition].accepts(record.offset)
             if is_new and not (heads and record.offset <= heads[-1].record.offset):
                 arrived = arrived_ms(record.timestamp, record.timestamp_type, seen_ms=seen_ms)
@@ -350,6 +355,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._commits.assign(assigned)
         self._gaps.assign(assigned)
         self._heads = {partition: deque() for partition in assigned}
+        # After the new epoch: the load compares it to discard answers about an earlier assignment.
         self._loader.begin()
         self._events.on_assigned(assigned)
         if self._consumer is not None:
@@ -391,6 +397,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._lose_claimed(claimed for claimed in self._in_flight if claimed.partition in partitions)
 
     def _lose_claimed(self, lost: Iterator[ClaimedRecord]) -> None:
+        # A copy: the generator reads `_in_flight`, which the loop changes.
         for claimed in list(lost):
             self._in_flight.discard(claimed)
             claimed.lost = True

@@ -89,6 +89,7 @@ class OffsetCommits:
             self.progress.pop(partition, None)
             self._changed_at.pop(partition, None)
             self._committed_at.pop(partition, None)
+            # Wakes `run()`, which tells those who wait for a commit of these partitions.
             self._changed.set()
 
     def end(self) -> None:
@@ -149,7 +150,9 @@ class OffsetCommits:
         """
         while True:
             await self._changed.wait()
+            # Before the commit reads the state: a change during its request sets the event again.
             self._changed.clear()
+            # Waiters first: a condition may have changed without a commit, and the next join may take long.
             await self.notify()
             await self._joined.wait()
             if await self.commit_once(consumer, deadline_seconds=COMMIT_DEADLINE_SECONDS):

@@ -268,6 +268,7 @@ class EngineClient:
             ours.close()
             raise
         finally:
+            # The engine has its own copy; with ours open its death would not close the socket.
             theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._process = process

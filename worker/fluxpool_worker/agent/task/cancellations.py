@@ -93,6 +93,7 @@ class Cancellations:
     def watch(self, task: TaskName) -> Iterator[CancelWatch]:
         """The task's command, known already or yet to come."""
         watch = CancelWatch(command=self._commands.get(task))
+        # No await since the lookup: a command that arrives in between would be in neither.
         self._watches.setdefault(task, set()).add(watch)
         try:
             yield watch
@@ -107,6 +108,7 @@ class Cancellations:
         if _moment(command) < now - KEPT_FOR:
             return
         self._commands[task] = command
+        # A repeated command counts from its last arrival: the loop below drops from the front.
         self._commands.move_to_end(task)
         while len(self._commands) > MAX_COMMANDS or _moment(next(iter(self._commands.values()))) < now - KEPT_FOR:
             self._commands.popitem(last=False)

@@ -109,6 +109,7 @@ class EndingWriter:
         if ending.result is not None:
             await self._write_result(task, ending.result)
             _after_result()
+        # Last: after a crash before this the record is redelivered, and the writes that are missing follow.
         await commit()
         return ending.outcome
 

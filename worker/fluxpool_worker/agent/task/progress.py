@@ -58,6 +58,7 @@ class ProgressPublisher:
             pool=self.identity.pool,
         )
         if self._waiting.full():
+            # The oldest: of a task's steps only the latest is worth showing.
             self._waiting.get_nowait()
         self._waiting.put_nowait(
             progress_record(event, envelope=decoded.envelope, source=self.identity.source, topics=self.topics)

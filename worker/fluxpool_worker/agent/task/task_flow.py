@@ -177,6 +177,7 @@ class TaskFlow:
             message = f"the worker met an error: {type(error).__name__}"
             found, expected = Failed(verdict=verdict, attempt=spent.attempt, message=message), False
         slot.release()
+        # A failure is the next owner's to judge; a manifest that was stored decides for every owner.
         if claimed.lost and isinstance(found, Failed):
             raise PartitionLostError
         return await self._endings.finish(task, found, commit=commit, ask_store=expected)
@@ -209,6 +210,7 @@ class TaskFlow:
                 if not isinstance(ended, Success):
                     return ended
                 self._metrics.observe_phases(ended.generated.timings_ms)
+                # Before the images are stored: a crash from here on is not the fault of the generation.
                 claimed.lane.mark_generated(claimed)
                 result = await self.store.keep_images(claimed.record, decoded, stored.claim, ended)
                 return await self.store.conclude(stored.claim, result)
@@ -240,6 +242,7 @@ class TaskFlow:
         abandoned = asyncio.Event()
         if claimed.lost or self._draining:
             abandoned.set()
+        # Checked above and connected here without an await: a loss in between would be missed.
         claimed.on_lost = abandoned.set
         self._abandonable.add(abandoned)
         try:
