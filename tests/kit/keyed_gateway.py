@@ -28,6 +28,7 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
+from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
@@ -160,6 +161,8 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             watch=BrokerWatch(KafkaMetadata(settings.kafka, client_id="test"), ()),
             objects=open_object_store(settings.storage),
             public_url=None,
+            waits=TaskWaits(group, versions=store.versions),
+            stopping=asyncio.Event(),
         )
         app.submission = Submission(
             admit=gate.admit,

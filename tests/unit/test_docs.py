@@ -209,6 +209,7 @@ JSON_EXAMPLES: Mapping[str, Callable[[str], object]] = {
     "result": _check_result,
     "problem": _check_problem,
     "accepted": _check_accepted,
+    "response": json.loads,  # compared with the gateway's own in test_docs_http
     "progress": ProgressEvent.model_validate_json,
     "cancel": CancelCommand.model_validate_json,
     "rating": Rating.model_validate_json,

@@ -27,6 +27,7 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
+from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
 
@@ -108,6 +109,8 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             watch=BrokerWatch(KafkaMetadata(settings.kafka, client_id="test"), ()),
             objects=open_object_store(storage),
             public_url=None,
+            waits=TaskWaits(group, versions=store.versions),
+            stopping=asyncio.Event(),
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -269,7 +272,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 42
+    assert len(problems) == 50
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

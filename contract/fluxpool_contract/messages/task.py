@@ -24,6 +24,7 @@ MAX_STEPS = 100
 MAX_IMAGES = 8
 MAX_SEED = 2**32 - 1
 MAX_METADATA_ENTRIES = 16
+MAX_GROUP_CHARACTERS = 64
 MAX_LORAS = 4
 MAX_LORA_SCALE = 2.0
 LORA_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -88,6 +89,14 @@ def check_request_id(value: str) -> str:
         raise ValueError(
             "must be 1 to 128 characters out of A-Z a-z 0-9 . _ - and begin with a letter or digit "
             "(a UUID or req_20250405_flux_001, for example)"
+        )
+    return value
+
+
+def _check_group_id(value: str) -> str:
+    if not REQUEST_ID.fullmatch(value):
+        raise ValueError(
+            f"must be 1 to {MAX_GROUP_CHARACTERS} characters out of A-Z a-z 0-9 . _ - and begin with a letter or digit"
         )
     return value
 
@@ -209,6 +218,8 @@ class GenerationParameters(BaseModel):
     """exact, or fast (lossy: 8-bit products, fewer computed steps) where the pool allows it. Absent: its default."""
     embed_parameters: Annotated[EmbedParameters, Field(strict=False)] | None = None
     """What the image file says of the task: all, noPrompt or none. Absent, and at most, what the pool is set to."""
+    group_id: Annotated[str, Field(max_length=MAX_GROUP_CHARACTERS), AfterValidator(_check_group_id)] | None = None
+    """Tasks of the same group are counted, listed and canceled together; no effect on their images."""
     metadata: Annotated[
         dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_check_entry_count)
     ] = Field(default_factory=dict, json_schema_extra={"default": {}})

@@ -12,15 +12,18 @@ from typing import Any, Final
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.problems import explain_items, summarize
-from fluxpool_gateway.http import key_routes
+from fluxpool_gateway.http import key_routes, task_routes
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import (
     CORRELATION_ID_HEADER,
+    STOPPING,
     Send,
     correlation_id_of,
     find_authorization,
@@ -41,6 +44,7 @@ from fluxpool_gateway.store.reservations import FILE_SUFFIX, ReservationFile
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
+from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import open_object_store
@@ -73,7 +77,7 @@ class GatewayApplication(FastAPI):
         """Serve one ASGI scope."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
-        elif scope["path"] == PATH:
+        elif scope["path"] == PATH and scope["method"] == "POST":
             await self.submission(scope, receive, send)
         else:
             if scope["method"] == "HEAD":
@@ -121,16 +125,18 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     """
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         failed = False
+        stopping = asyncio.Event()
 
         def fail() -> None:
             nonlocal failed
             failed = True
             on_failure()
 
-        async with _running(app, settings, fail):
-            yield
+        async with _running(app, settings, fail, stopping=stopping):
+            # The connections get it (`http.protocol`): the lifespan ends only when all of them are closed.
+            yield {STOPPING: stopping}
         if failed:
             raise BackgroundPartError("a background task ended; the log has its name and the reason")
 
@@ -145,6 +151,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     )
     app.gate = KeyGate(KeyStore(settings.key_store_file())) if settings.needs_keys() else OpenGate()
     app.include_router(router)
+    app.include_router(task_routes.router)
     app.include_router(key_routes.router)
     app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)
@@ -156,7 +163,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
 
 @asynccontextmanager
 async def _running(
-    app: GatewayApplication, settings: GatewaySettings, on_failure: Callable[[], None]
+    app: GatewayApplication, settings: GatewaySettings, on_failure: Callable[[], None], *, stopping: asyncio.Event
 ) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     objects = open_object_store(settings.storage)
@@ -190,6 +197,8 @@ async def _running(
                 watch=watch,
                 objects=objects,
                 public_url=settings.public_url,
+                waits=TaskWaits(group, versions=store.versions),
+                stopping=stopping,
             )
             app.submission = Submission(
                 admit=app.gate.admit,
@@ -276,9 +285,20 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     }.get(status, ProblemCode.INVALID_REQUEST)
     path = cut_text(request.scope["path"], MAX_SHOWN_PATH_BYTES)
     detail = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
-    given = dict(error.headers or {})
-    headers = [(name, "GET, HEAD" if (name, value) == ("Allow", "GET") else value) for name, value in given.items()]
-    return _answer(request, ProblemError(code, detail, headers=headers, status=status))
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    return _answer(request, ProblemError(code, detail, headers=list(headers.items()), status=status))
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Of all routes with this path; Starlette names those of the first one."""
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        found = route.original_route
+        if isinstance(found, Route) and found.matches(request.scope)[0] is not Match.NONE:
+            methods |= found.methods or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _on_failure(request: Request, _error: Exception) -> Response:

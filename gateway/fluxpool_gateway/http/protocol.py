@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES, body_too_large
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemError, unavailable
-from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, correlation_id_of, find_header
+from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, STOPPING, correlation_id_of, find_header
 
 MAX_TARGET_BYTES: Final = 16 * 1024
 MAX_HEAD_BYTES: Final = 32 * 1024
@@ -137,6 +137,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return True
 
     # What the server calls
+
+    def shutdown(self) -> None:
+        """Close once the request under way is answered; one that waits for a task is answered now."""
+        stopping = self.app_state.get(STOPPING)
+        if stopping is not None:
+            stopping.set()
+        super().shutdown()
 
     def sweep(self, now: float) -> None:
         """Act on deadlines that have passed; `now` is the event loop's time."""

@@ -14,6 +14,10 @@ RawPairs = Iterable[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 CORRELATION_ID_HEADER = b"x-request-id"
+STOPPING = "fluxpool.stopping"
+"""Where the state of the lifespan has the event that is set when the server is about to stop."""
+_PREFERENCE = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
+_WAIT = re.compile(r'\s*wait\s*(?:=\s*"?(?P<seconds>[0-9]{1,9})"?\s*)?(?:;.*)?', re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")
 
 
@@ -37,6 +41,18 @@ def find_authorization(headers: RawPairs) -> bytes | None:
     if len(found) > 1:
         raise invalid_header("Authorization", "is given more than once")
     return found[0] if found else None
+
+
+def preferred_wait_seconds(prefer: str, *, maximum: int) -> int | None:
+    """The wait that a `Prefer` header (RFC 7240) asks for, at most `maximum`, which a bare `wait` means.
+
+    None without one; what is not understood is ignored, as section 2 says. Of several the first counts.
+    """
+    for preference in _PREFERENCE.findall(prefer):
+        wait = _WAIT.fullmatch(preference)
+        if wait is not None:
+            return maximum if wait["seconds"] is None else min(int(wait["seconds"]), maximum)
+    return None
 
 
 def base_url(*, public_url: str | None, scheme: str, host: bytes | None) -> str:

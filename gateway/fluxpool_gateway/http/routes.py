@@ -1,8 +1,9 @@
-"""The routes: the state of a task, its images, the health of the process; and the declaration of the hot route.
+"""The routes of images and of the health of the process, what all routes work with, and the hot route's declaration.
 
 `http.submission` answers the hot route; here it is declared for the OpenAPI document alone.
 """
 
+import asyncio
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -22,14 +23,14 @@ from fluxpool_gateway.http.problem import (
     unavailable,
 )
 from fluxpool_gateway.http.readiness import BrokerWatch, Readiness, read_readiness
-from fluxpool_gateway.http.request_context import base_url, find_header
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.http.submission import PATH
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
-from fluxpool_gateway.tasks.view import TaskView, read_result
+from fluxpool_gateway.tasks.view import read_result
+from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 
 # The bytes under an address never change; prompts are personal, so no shared cache keeps their images.
@@ -53,6 +54,9 @@ class Services:
     watch: BrokerWatch
     objects: ObjectStore
     public_url: str | None
+    waits: TaskWaits
+    stopping: asyncio.Event
+    """Set when the server is about to stop: requests that wait are to be answered."""
 
 
 def _services(request: Request) -> Services:
@@ -65,7 +69,7 @@ WithServices = Annotated[Services, Depends(_services)]
 RequestIdInPath = Annotated[str, Path(description="Id of the task, as its submission was answered with.")]
 
 
-_READ_PROBLEMS: Final = {
+READ_PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     404: "No such task was ever accepted, or it is another tenant's.",
     503: "Unknown at the moment; retry.",
@@ -123,34 +127,6 @@ async def submit_generation(
 
 
 @router.get(
-    PATH + "/{request_id}",
-    response_model=TaskView,
-    responses=problems(_READ_PROBLEMS),
-    summary="The state of a task",
-    **requires(KeyScope.READ),
-)
-async def get_generation(
-    request_id: RequestIdInPath, request: Request, services: WithServices, caller: WithCaller
-) -> Response:
-    """200 for every known task, also a failed one; `status` holds its state."""
-    found = await services.lookup.find(request_id, caller)
-    base = base_url(
-        public_url=services.public_url,
-        scheme=request.scope["scheme"],
-        host=find_header(request.scope["headers"], b"host"),
-    )
-    status_url = f"{base}v1/generations/{request_id}"
-    if isinstance(found, RecentTask):
-        view = TaskView.of_recent(request_id, found, status_url=status_url)
-    else:
-        view = TaskView.of_state(found, status_url=status_url)
-    headers = {"cache-control": "no-store"}
-    if not view.status.terminal:
-        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
-    return Response(view.model_dump_json(), media_type="application/json", headers=headers)
-
-
-@router.get(
     PATH + "/{request_id}/images/{index}",
     response_class=Response,
     summary="The bytes of one image",
@@ -160,7 +136,7 @@ async def get_generation(
         **problems(
             {
                 409: "The task is not finished (`not_finished`), or it ended without images (`no_images`).",
-                **_READ_PROBLEMS,
+                **READ_PROBLEMS,
             }
         ),
     },
@@ -195,7 +171,7 @@ async def get_image(
     headers = {"cache-control": IMAGE_CACHE_CONTROL, "x-content-type-options": "nosniff"}
     if _SHA256.fullmatch(image.sha256):
         etag = headers["etag"] = f'"{image.sha256}"'
-        if _matches(request.headers.get("if-none-match"), etag):
+        if matches(request.headers.get("if-none-match"), etag):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     payload = await _stored(services.objects, image.object, caller)
     if payload is None:
@@ -238,7 +214,8 @@ async def get_readiness(services: WithServices) -> Response:
     return JSONResponse(readiness.model_dump(), status_code=status)
 
 
-def _matches(if_none_match: str | None, etag: str) -> bool:
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether a response with this tag is one that the client has; by weak comparison (RFC 9110 section 13.1.2)."""
     if if_none_match is None:
         return False
     candidates = {candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")}

@@ -106,8 +106,6 @@ class Submission:
         try:
             _read_headers(scope["headers"], into=headers)
             caller = await self.admit(headers.authorization)
-            if scope["method"] != "POST":
-                raise _method_not_allowed(scope["method"])
             caller.require(KeyScope.SUBMIT)
             request_id = await self._submit(headers, receive, caller.tenant)
         except _ClientGoneError:
@@ -176,7 +174,13 @@ class Submission:
             reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
             raise _unavailable(reason) from error
         self.partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
-        self.recent.add(request_id, tenant=tenant, accepted_at=accepted_at, priority=request.priority.value)
+        self.recent.add(
+            request_id,
+            tenant=tenant,
+            accepted_at=accepted_at,
+            priority=request.priority.value,
+            group_id=request.group_id,
+        )
 
 
 def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) -> None:
@@ -238,11 +242,3 @@ async def _read_body(receive: Receive) -> bytes:
 
 def _unavailable(detail: str) -> ProblemError:
     return unavailable(ProblemCode.QUEUE_UNAVAILABLE, detail)
-
-
-def _method_not_allowed(method: str) -> ProblemError:
-    return ProblemError(
-        ProblemCode.METHOD_NOT_ALLOWED,
-        f"{method} is not allowed at {PATH}; POST a request, or GET {PATH}/{{request_id}}",
-        headers=[("allow", "POST")],
-    )

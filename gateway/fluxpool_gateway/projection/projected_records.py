@@ -83,6 +83,7 @@ def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Pri
         priority=priority.value,
         tenant=envelope.tenant,
         created_at_ms=milliseconds_of(first_seen(envelope, timestamp_ms)),
+        group_id=task.group_id,
         epoch=envelope.epoch,
         attempt=envelope.attempt,
     )

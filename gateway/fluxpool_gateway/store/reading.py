@@ -4,7 +4,7 @@ Owns the check that the path still names the opened file, and the report of dama
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar, assert_never
@@ -16,6 +16,15 @@ from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of
 from fluxpool_gateway.store.tables import tasks
+from fluxpool_gateway.store.task_list import (
+    GroupCounts,
+    ListCursor,
+    ListFilter,
+    ListOrder,
+    TaskPage,
+    count_group,
+    list_tasks,
+)
 from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.store.task_store import (
     Heartbeat,
@@ -25,6 +34,7 @@ from fluxpool_gateway.store.task_store import (
     read_heartbeat,
     read_positions,
     read_quarantine,
+    read_versions,
     to_state,
 )
 
@@ -56,6 +66,22 @@ class TaskStoreReader:
             return None if row is None else to_state(row)
 
         return await self._read(read)
+
+    async def list(
+        self, wanted: ListFilter, *, order: ListOrder, after: ListCursor | None = None, limit: int
+    ) -> TaskPage:
+        """At most `limit` tasks that pass the filter, as far as they are projected."""
+        return await self._read(
+            lambda connection: list_tasks(connection, wanted, order=order, after=after, limit=limit)
+        )
+
+    async def count_group(self, *, tenant: str, group_id: str) -> GroupCounts:
+        """The tasks of a group by status, as far as they are projected."""
+        return await self._read(lambda connection: count_group(connection, tenant=tenant, group_id=group_id))
+
+    async def versions(self, request_ids: Sequence[str]) -> dict[str, int]:
+        """How far each of these tasks is, of those that are projected; a higher number is later."""
+        return await self._read(lambda connection: read_versions(connection, request_ids))
 
     async def positions(self) -> dict[Position, LogPosition]:
         """The next position that the projector will read, of every partition that it ever read."""

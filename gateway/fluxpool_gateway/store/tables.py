@@ -1,8 +1,18 @@
 """The tables of the task store, as the newest migration leaves them."""
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, UniqueConstraint
+from typing import Final
+
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Table, Text, UniqueConstraint, text
 
 metadata = MetaData()
+
+LISTED_AT: Final = "coalesce(created_at_ms, completed_at_ms, 0)"
+"""The time that a list is ordered by. Without its task a row has no other than that of its result.
+
+SQLite uses an index on an expression, or with a condition, only where a statement has the same one.
+"""
+NOT_ENDED: Final = "status IN ('queued', 'running')"
+UNSUCCESSFUL: Final = "status IN ('failed', 'expired', 'canceled')"
 
 tasks = Table(
     "task",
@@ -20,7 +30,20 @@ tasks = Table(
     Column("started_at_ms", BigInteger),
     Column("completed_at_ms", BigInteger),
     Column("result", Text),
+    Column("group_id", String(64)),
     sqlite_with_rowid=False,
+)
+_LISTED: Final = (tasks.c.tenant, text(LISTED_AT), tasks.c.request_id)
+Index("task_by_time", *_LISTED)
+Index("task_not_ended", *_LISTED, sqlite_where=text(NOT_ENDED))
+Index("task_unsuccessful", *_LISTED, sqlite_where=text(UNSUCCESSFUL))
+Index(
+    "task_by_group",
+    tasks.c.tenant,
+    tasks.c.group_id,
+    *_LISTED[1:],
+    tasks.c.status,
+    sqlite_where=text("group_id IS NOT NULL"),
 )
 
 projected_offsets = Table(

@@ -35,6 +35,7 @@ class TaskSeen:
     priority: str
     tenant: str
     created_at_ms: int
+    group_id: str | None = None
     epoch: int = 0
     attempt: int = 1
 
@@ -94,6 +95,7 @@ class TaskState:
     completed_at_ms: int | None = None
     result: str | None = None
     """The result as published; there exactly when the status is terminal."""
+    group_id: str | None = None
 
 
 _MAX_EPOCH: Final = 999_999
@@ -141,6 +143,7 @@ def fold(state: TaskState | None, change: Change) -> TaskState:
                     priority=change.priority,
                     tenant=change.tenant,
                     created_at_ms=change.created_at_ms,
+                    group_id=change.group_id,
                 )
             return later
         case ProgressSeen():
@@ -167,6 +170,7 @@ def _first(task: TaskSeen) -> TaskState:
         priority=task.priority,
         tenant=task.tenant,
         created_at_ms=task.created_at_ms,
+        group_id=task.group_id,
     )
 
 

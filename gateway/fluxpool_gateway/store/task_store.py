@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Final, Self
 
-from sqlalchemy import Connection, Engine, Table, delete, func, select
+from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import RowMapping
@@ -95,6 +95,9 @@ def _upsert(table: Table) -> Insert:
 _SAVE_TASKS: Final = str(_upsert(tasks).compile(dialect=sqlite.dialect()))
 _SAVE_OFFSETS: Final = _upsert(projected_offsets)
 _SAVE_HEARTBEAT: Final = _upsert(projector_heartbeat)
+_FIND_VERSIONS: Final = select(tasks.c.request_id, tasks.c.version).where(
+    tasks.c.request_id.in_(bindparam("request_ids", expanding=True))
+)
 _FIND_TASKS: Final = f"{select(tasks).compile(dialect=sqlite.dialect())} WHERE request_id IN"
 
 
@@ -217,6 +220,16 @@ def _load(connection: Connection, request_ids: Sequence[str]) -> dict[str, TaskS
         statement = f"{_FIND_TASKS} ({', '.join('?' * len(chunk))})"
         rows: Iterable[RowMapping] = connection.exec_driver_sql(statement, chunk).mappings()
         found.update((row["request_id"], to_state(row)) for row in rows)
+    return found
+
+
+def read_versions(connection: Connection, request_ids: Sequence[str]) -> dict[str, int]:
+    """The version of each of these tasks that there is."""
+    found: dict[str, int] = {}
+    for start in range(0, len(request_ids), _LOOKUP_CHUNK):
+        chunk = request_ids[start : start + _LOOKUP_CHUNK]
+        rows = connection.execute(_FIND_VERSIONS, {"request_ids": chunk})
+        found.update((row.request_id, row.version) for row in rows)
     return found
 
 

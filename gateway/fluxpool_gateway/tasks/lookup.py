@@ -38,6 +38,7 @@ class RecentTask:
     tenant: str
     accepted_at: datetime
     priority: str
+    group_id: str | None
     expires_at_seconds: float
 
 
@@ -52,11 +53,11 @@ class RecentTasks:
         self._clock = clock
         self._tasks: OrderedDict[str, RecentTask] = OrderedDict()
 
-    def add(self, request_id: str, *, tenant: str, accepted_at: datetime, priority: str) -> None:
+    def add(self, request_id: str, *, tenant: str, accepted_at: datetime, priority: str, group_id: str | None) -> None:
         """Remember a request whose record the broker has acknowledged."""
         tasks = self._tasks
         expires_at_seconds = self._clock() + MAX_RECENT_SECONDS
-        tasks.setdefault(request_id, RecentTask(tenant, accepted_at, priority, expires_at_seconds))
+        tasks.setdefault(request_id, RecentTask(tenant, accepted_at, priority, group_id, expires_at_seconds))
         if len(tasks) > MAX_RECENT_TASKS:
             tasks.popitem(last=False)
 

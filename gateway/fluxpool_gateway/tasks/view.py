@@ -6,7 +6,9 @@ from typing import Annotated, Self
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import GenerationResult
+from fluxpool_gateway.store.task_list import GroupCounts
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
 from fluxpool_gateway.tasks.lookup import RecentTask
 
@@ -72,6 +74,8 @@ class TaskView(_View):
     """Licence of the family's published weights."""
     warnings: tuple[str, ...] = ()
     metadata: dict[str, str] = {}
+    group_id: str | None = None
+    """As given with the task."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -90,6 +94,7 @@ class TaskView(_View):
             progress=_progress(state),
             attempts=state.attempts,
             priority=state.priority,
+            group_id=state.group_id,
             created_at=_moment(state.created_at_ms),
             started_at=_moment(state.started_at_ms),
             completed_at=_moment(state.completed_at_ms),
@@ -104,8 +109,48 @@ class TaskView(_View):
             request_id=request_id,
             status=TaskStatus.QUEUED,
             priority=task.priority,
+            group_id=task.group_id,
             created_at=_whole_milliseconds(task.accepted_at),
             status_url=status_url,
+        )
+
+
+class TaskPageView(_View):
+    """Some tasks of a list."""
+
+    data: tuple[TaskView, ...]
+    has_more: bool
+    """Whether there may be further tasks."""
+    next_cursor: str | None
+    """`cursor` of the next page; null on the last one."""
+
+
+class GroupView(_View):
+    """How far the tasks of a group are."""
+
+    group_id: str
+    total: int
+    """How many tasks it has so far."""
+    counts: dict[TaskStatus, int]
+    """Tasks by status; every status is there."""
+    ended: bool
+    """Whether all of them have ended."""
+    first_created_at: datetime
+    last_created_at: datetime
+    tasks_url: str
+    """The tasks themselves."""
+
+    @classmethod
+    def of(cls, group_id: str, counted: GroupCounts, *, tasks_url: str) -> Self:
+        """The view of a group that has tasks."""
+        return cls(
+            group_id=group_id,
+            total=counted.total,
+            counts={status: counted.counts.get(status, 0) for status in TaskStatus},
+            ended=all(status.terminal for status in counted.counts),
+            first_created_at=moment_at(counted.first_at_ms),
+            last_created_at=moment_at(counted.last_at_ms),
+            tasks_url=tasks_url,
         )
 
 

@@ -1,0 +1,267 @@
+"""The routes that read tasks: one, with a wait for its end; a list; the counts of a group."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Awaitable, Coroutine
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from fluxpool_contract.bounds import milliseconds_of, with_zone
+from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
+from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, problems, unavailable
+from fluxpool_gateway.http.request_context import base_url, find_header, preferred_wait_seconds
+from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, Services, WithServices, matches
+from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
+from fluxpool_gateway.http.submission import PATH
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.projection.barrier import BarrierNotReachedError
+from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder
+from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.tasks.lookup import RecentTask
+from fluxpool_gateway.tasks.view import GroupView, TaskPageView, TaskView
+
+MAX_WAIT_SECONDS: Final = 60
+"""As other services have it; proxies commonly give up on a silent request after 60 to 120 s."""
+MAX_LIMIT: Final = 200
+_GROUPS_PATH: Final = "/v1/groups"
+_PLUS_LOST: Final = re.compile(r"(T\d\d:\d\d:\d\d(?:\.\d+)?) (\d\d:\d\d)$")
+_LIST_PROBLEMS: Final = {
+    **SECURITY_PROBLEMS,
+    422: "A parameter is not allowed; `errors` names each.",
+    503: READ_PROBLEMS[503],
+}
+_NO_STORE: Final = {"cache-control": "no-store"}
+
+T = TypeVar("T")
+
+router = APIRouter()
+
+
+@router.get(
+    PATH + "/{request_id}",
+    response_model=TaskView,
+    responses={
+        200: {
+            "headers": {
+                "ETag": {"description": "Changes whenever the response does.", "schema": {"type": "string"}},
+                "Preference-Applied": {"description": "The wait that was granted.", "schema": {"type": "string"}},
+                "Retry-After": {"description": "Seconds; absent once the task ended.", "schema": {"type": "string"}},
+            }
+        },
+        304: {"description": "The state is the one that `If-None-Match` names."},
+        **problems(READ_PROBLEMS),
+    },
+    summary="The state of a task",
+    **requires(KeyScope.READ),
+)
+async def get_generation(
+    request_id: RequestIdInPath,
+    request: Request,
+    *,
+    services: WithServices,
+    caller: WithCaller,
+    prefer: Annotated[
+        list[str],
+        Header(description=f"`wait=N`: answer when the task ends, or after N seconds, {MAX_WAIT_SECONDS} at most."),
+    ] = [],  # noqa: B006 - FastAPI copies it
+    if_none_match: Annotated[
+        list[str], Header(description="An `ETag`; with `wait`: answer as soon as the state is another one.")
+    ] = [],  # noqa: B006
+) -> Response:
+    """200 for every known task, also a failed one; `status` holds its state."""
+    base = _base(request, services)
+    # Several headers of one name are one list (RFC 9110 section 5.3).
+    known = ", ".join(if_none_match) or None
+    wait_seconds = preferred_wait_seconds(", ".join(prefer), maximum=MAX_WAIT_SECONDS)
+    body, etag, found = await _state(request_id, services, caller, base=base)
+    if wait_seconds:
+        waiting = _wait(request_id, services, caller, found=found, base=base, known=known)
+        await _answer_by(request, services, waiting, seconds=wait_seconds)
+        body, etag, found = await _state(request_id, services, caller, base=base)
+    headers = {**_NO_STORE, "etag": etag}
+    if not _has_ended(found):
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    if wait_seconds is not None:
+        headers["preference-applied"] = f"wait={wait_seconds}"
+    if matches(known, etag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+async def _state(
+    request_id: str, services: Services, caller: Caller, *, base: str
+) -> tuple[str, str, TaskState | RecentTask]:
+    """The task as JSON, the tag of that, and what it was made of; raises `ProblemError`."""
+    found = await services.lookup.find(request_id, caller)
+    body = view_of(request_id, found, base=base).model_dump_json()
+    return body, f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"', found
+
+
+async def _wait(
+    request_id: str,
+    services: Services,
+    caller: Caller,
+    *,
+    found: TaskState | RecentTask,
+    base: str,
+    known: str | None,
+) -> None:
+    """Return once the task has ended or, where a tag is given, is in another state than that."""
+    while not _has_ended(found):
+        etag = (await _state(request_id, services, caller, base=base))[1]
+        if known is not None and not matches(known, etag):
+            return
+        await services.waits.later_than(request_id, found.version if isinstance(found, TaskState) else -1)
+        found = await services.lookup.find(request_id, caller)
+
+
+async def _answer_by(
+    request: Request, services: Services, waiting: Coroutine[Any, Any, None], *, seconds: float
+) -> None:
+    """Wait for a time at most, and no longer than the client is there and the server is not about to stop."""
+    ends = [asyncio.ensure_future(end) for end in (waiting, services.stopping.wait(), _disconnected(request))]
+    try:
+        await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for end in ends:
+            end.cancel()
+        # What went wrong in the wait goes wrong in the answer as well, and is told there.
+        await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _has_ended(found: TaskState | RecentTask) -> bool:
+    return isinstance(found, TaskState) and found.status.terminal
+
+
+def view_of(request_id: str, found: TaskState | RecentTask, *, base: str) -> TaskView:
+    """A task as clients see it."""
+    status_url = f"{base}v1/generations/{request_id}"
+    if isinstance(found, RecentTask):
+        return TaskView.of_recent(request_id, found, status_url=status_url)
+    return TaskView.of_state(found, status_url=status_url)
+
+
+def _base(request: Request, services: Services) -> str:
+    return base_url(
+        public_url=services.public_url,
+        scheme=request.scope["scheme"],
+        host=find_header(request.scope["headers"], b"host"),
+    )
+
+
+def _with_plus(value: object) -> object:
+    """`+` in a query is a blank unless it is written `%2B`; in a time that can have been nothing else."""
+    return _PLUS_LOST.sub(r"\1+\2", value) if isinstance(value, str) else value
+
+
+def _check_cursor(value: str) -> str:
+    ListCursor.parse(value)
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_with_plus)]
+
+
+class ListQuery(BaseModel):
+    """Which tasks to list."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    status: Annotated[list[TaskStatus], Field(max_length=len(TaskStatus))] = []
+    """Only tasks with one of these; may be repeated."""
+    group_id: Annotated[str, Field(pattern=REQUEST_ID.pattern, max_length=MAX_GROUP_CHARACTERS)] | None = None
+    """Only tasks of this group."""
+    created_after: Moment | None = None
+    """Only tasks that were accepted then or later; UTC when it has no zone."""
+    created_before: Moment | None = None
+    """Only tasks that were accepted before; UTC when it has no zone."""
+    order: ListOrder = ListOrder.DESC
+    """By the time of acceptance: desc (newest first) or asc."""
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 50
+    """Most tasks on one page. A page may have fewer, or none, and still have a next one."""
+    cursor: Annotated[str, AfterValidator(_check_cursor)] | None = None
+    """`next_cursor` of the page before, with the same filters and order."""
+
+
+@router.get(
+    PATH,
+    response_model=TaskPageView,
+    responses=problems(_LIST_PROBLEMS),
+    summary="Tasks of the caller's tenant",
+    **requires(KeyScope.READ),
+)
+async def list_generations(
+    query: Annotated[ListQuery, Query()], request: Request, services: WithServices, caller: WithCaller
+) -> Response:
+    """Page by page, in a stable order. A task appears here some milliseconds after it was accepted."""
+    wanted = ListFilter(
+        tenant=caller.tenant,
+        statuses=frozenset(query.status),
+        group_id=query.group_id,
+        from_ms=None if query.created_after is None else milliseconds_of(with_zone(query.created_after)),
+        before_ms=None if query.created_before is None else milliseconds_of(with_zone(query.created_before)),
+    )
+    after = None if query.cursor is None else ListCursor.parse(query.cursor)
+    page = await _read(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
+    base = _base(request, services)
+    view = TaskPageView(
+        data=tuple(view_of(task.request_id, task, base=base) for task in page.tasks),
+        has_more=page.next is not None,
+        next_cursor=None if page.next is None else str(page.next),
+    )
+    return Response(view.model_dump_json(), media_type="application/json", headers=_NO_STORE)
+
+
+@router.get(
+    _GROUPS_PATH + "/{group_id}",
+    response_model=GroupView,
+    responses=problems({**READ_PROBLEMS, 404: "No task of the caller's tenant is in this group."}),
+    summary="How far the tasks of a group are",
+    **requires(KeyScope.READ),
+)
+async def get_group(
+    group_id: Annotated[str, Path(description="As given with the tasks.")],
+    request: Request,
+    services: WithServices,
+    caller: WithCaller,
+) -> Response:
+    """Counts every task that was accepted before the request."""
+    if len(group_id) > MAX_GROUP_CHARACTERS or not REQUEST_ID.fullmatch(group_id):
+        raise _no_such_group(group_id)
+    try:
+        await services.lookup.barrier.passed()
+    except BarrierNotReachedError as error:
+        detail = f"not every task of the group {group_id} is counted yet ({error}); retry in a moment"
+        raise unavailable(ProblemCode.STORE_UNAVAILABLE, detail) from error
+    counted = await _read(services.store.count_group(tenant=caller.tenant, group_id=group_id))
+    if not counted.total:
+        raise _no_such_group(group_id)
+    tasks_url = f"{_base(request, services)}v1/generations?group_id={group_id}"
+    view = GroupView.of(group_id, counted, tasks_url=tasks_url)
+    return Response(view.model_dump_json(), media_type="application/json", headers=_NO_STORE)
+
+
+def _no_such_group(group_id: str) -> ProblemError:
+    return ProblemError(
+        ProblemCode.NOT_FOUND, f"no task has the group {group_id[:MAX_GROUP_CHARACTERS]!r}; submit one with group_id"
+    )
+
+
+async def _read(reading: Awaitable[T]) -> T:
+    try:
+        return await reading
+    except StoreUnavailableError as error:
+        detail = "the task store cannot be read, or is being rebuilt; retry in a moment"
+        raise unavailable(ProblemCode.STORE_UNAVAILABLE, detail) from error

@@ -1,0 +1,197 @@
+"""Pages of tasks in the order of their time, and the counts of a group. Owns the statements and the cursor.
+
+The work for a page is bounded whatever the filter: a page may be short, or empty, and still have a next one.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Self
+
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select
+
+from fluxpool_gateway.store.tables import LISTED_AT, NOT_ENDED, UNSUCCESSFUL, tasks
+from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.store.task_store import to_state
+
+MAX_SCANNED_ROWS: Final = 5_000
+"""Rows that are looked at for one page; about 50 ms."""
+MAX_PAGE_CHARACTERS: Final = 4 * 1024 * 1024
+"""Of the results on one page: a usual one has 2,000, but any producer may write a megabyte."""
+_CURSOR: Final = re.compile(r"([0-9]{1,16})\.([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
+_INDEXED: Final = {
+    NOT_ENDED: frozenset({TaskStatus.QUEUED, TaskStatus.RUNNING}),
+    UNSUCCESSFUL: frozenset({TaskStatus.FAILED, TaskStatus.EXPIRED, TaskStatus.CANCELED}),
+}
+"""The statuses that have an index of their own, by its condition: other tasks are not looked at for these."""
+_LISTED_AT: Final[ColumnElement[int]] = literal_column(LISTED_AT)
+
+
+class ListOrder(StrEnum):
+    """Which tasks come first."""
+
+    DESC = "desc"
+    """The newest."""
+    ASC = "asc"
+    """The oldest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListCursor:
+    """The place of one task in a list. The id is part of it, because many tasks may have one time."""
+
+    listed_at_ms: int
+    request_id: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The place; raises `ValueError` for a text that `str` never makes."""
+        try:
+            decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+        except (binascii.Error, ValueError):
+            decoded = ""
+        found = _CURSOR.fullmatch(decoded)
+        if found is None:
+            raise ValueError("is not a cursor; take next_cursor of the page before as it is, or leave it out")
+        return cls(int(found[1]), found[2])
+
+    def __str__(self) -> str:
+        return base64.urlsafe_b64encode(f"{self.listed_at_ms}.{self.request_id}".encode()).rstrip(b"=").decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFilter:
+    """Which tasks of a tenant. Times are milliseconds since 1970, UTC, of when the task was accepted."""
+
+    tenant: str
+    statuses: frozenset[TaskStatus] = frozenset()
+    """Any when empty."""
+    group_id: str | None = None
+    from_ms: int | None = None
+    """Tasks accepted then or later."""
+    before_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPage:
+    """Some tasks, and where the next ones begin."""
+
+    tasks: Sequence[TaskState]
+    next: ListCursor | None
+    """None on the last page."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCounts:
+    """How many tasks of a group have each status."""
+
+    counts: dict[TaskStatus, int] = field(default_factory=dict)
+    first_at_ms: int = 0
+    last_at_ms: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many tasks it has."""
+        return sum(self.counts.values())
+
+
+def list_tasks(
+    connection: Connection,
+    wanted: ListFilter,
+    *,
+    order: ListOrder = ListOrder.DESC,
+    after: ListCursor | None = None,
+    limit: int,
+) -> TaskPage:
+    """At most `limit` tasks that pass the filter, those behind the cursor."""
+    passing, scanned_to = _scan(connection, _places(wanted, order=order, after=after), wanted, limit=limit)
+    shown: list[TaskState] = []
+    size = 0
+    for start in range(0, min(len(passing), limit), _CHUNK):
+        chunk = passing[start : min(start + _CHUNK, limit)]
+        rows = connection.execute(_FIND_TASKS, {"request_ids": [place.request_id for place in chunk]}).mappings()
+        found = {row["request_id"]: to_state(row) for row in rows}
+        for number, place in enumerate(chunk, start):
+            state = found.get(place.request_id)
+            if state is None:
+                continue
+            size += len(state.result or "") + len(state.body or "")
+            if shown and size > MAX_PAGE_CHARACTERS:
+                return TaskPage(tasks=shown, next=passing[number - 1])
+            shown.append(state)
+    return TaskPage(tasks=shown, next=passing[limit - 1] if len(passing) > limit else scanned_to)
+
+
+def _scan(
+    connection: Connection, places: Select[Any], wanted: ListFilter, *, limit: int
+) -> tuple[list[ListCursor], ListCursor | None]:
+    """The places that pass, one more than the limit if there are so many; and where a scan was given up."""
+    passing: list[ListCursor] = []
+    # Rows are read one by one: SQLite need not look for those that nobody takes.
+    for scanned, place in enumerate(connection.execute(places), 1):
+        if not wanted.statuses or place.status in wanted.statuses:
+            passing.append(_cursor(place))
+            if len(passing) > limit:
+                return passing, None
+        if scanned == MAX_SCANNED_ROWS:
+            return passing, _cursor(place)
+    return passing, None
+
+
+def count_group(connection: Connection, *, tenant: str, group_id: str) -> GroupCounts:
+    """The tasks of a group by status; all zero when nobody ever named it."""
+    rows = connection.execute(_COUNT_GROUP, {"tenant": tenant, "group_id": group_id}).all()
+    if not rows:
+        return GroupCounts()
+    return GroupCounts(
+        counts={TaskStatus(row.status): row.tasks for row in rows},
+        first_at_ms=min(row.first_at_ms for row in rows),
+        last_at_ms=max(row.last_at_ms for row in rows),
+    )
+
+
+_CHUNK: Final = 50
+"""Read at once; a page that is full by its size has read so many in vain at most."""
+_FIND_TASKS: Final = select(tasks).where(tasks.c.request_id.in_(bindparam("request_ids", expanding=True)))
+_COUNT_GROUP: Final = (
+    select(
+        tasks.c.status,
+        func.count().label("tasks"),
+        func.min(_LISTED_AT).label("first_at_ms"),
+        func.max(_LISTED_AT).label("last_at_ms"),
+    )
+    .where(tasks.c.tenant == bindparam("tenant"), tasks.c.group_id == bindparam("group_id"))
+    .group_by(tasks.c.status)
+)
+
+
+def _places(wanted: ListFilter, *, order: ListOrder, after: ListCursor | None) -> Select[Any]:
+    """The places that the range and the cursor leave, in their order; other statuses are still among them."""
+    query = select(tasks.c.request_id, _LISTED_AT.label("listed_at_ms"), tasks.c.status)
+    query = query.where(tasks.c.tenant == wanted.tenant)
+    if wanted.group_id is not None:
+        query = query.where(tasks.c.group_id == wanted.group_id)
+    for condition, statuses in _INDEXED.items():
+        if wanted.statuses and wanted.statuses <= statuses:
+            query = query.where(literal_column(condition))
+    if wanted.from_ms is not None:
+        query = query.where(wanted.from_ms <= _LISTED_AT)
+    if wanted.before_ms is not None:
+        query = query.where(wanted.before_ms > _LISTED_AT)
+    is_descending = order is ListOrder.DESC
+    if after is not None:
+        at, behind = after.listed_at_ms, tasks.c.request_id
+        # The first condition is the one that SQLite takes from the index.
+        if is_descending:
+            query = query.where(at >= _LISTED_AT, (at > _LISTED_AT) | (behind < after.request_id))
+        else:
+            query = query.where(at <= _LISTED_AT, (at < _LISTED_AT) | (behind > after.request_id))
+    columns = (_LISTED_AT, tasks.c.request_id)
+    return query.order_by(*(column.desc() if is_descending else column.asc() for column in columns))
+
+
+def _cursor(place: Any) -> ListCursor:
+    return ListCursor(place.listed_at_ms, place.request_id)

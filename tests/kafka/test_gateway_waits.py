@@ -1,0 +1,79 @@
+"""Requests that wait for a task, and groups, on a real gateway and broker."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.result import GenerationResult, ResultStatus
+from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
+from kit.kafka import produce
+from kit.kafka_cluster import KafkaCluster
+from kit.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+async def topics(kafka: KafkaCluster) -> TopicNames:
+    return await gateway_topics(kafka.bootstrap_servers)
+
+
+@pytest.fixture
+async def gateway(kafka: KafkaCluster, topics: TopicNames, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
+    with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path, topics)) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=90) as opened:
+
+        async def ready() -> bool:
+            return (await opened.get("readyz")).status_code == 200
+
+        await wait_until(ready, deadline_seconds=30, what="readiness")
+        yield opened
+
+
+def waiting_for(client: httpx.AsyncClient, address: str) -> asyncio.Task[httpx.Response]:
+    return asyncio.ensure_future(client.get(address, headers={"prefer": "wait=60"}))
+
+
+async def test_a_wait_ends_with_the_result_and_its_group_has_ended(
+    client: httpx.AsyncClient, kafka: KafkaCluster, topics: TopicNames
+) -> None:
+    submitted = [await client.post("v1/generations", json={"prompt": "a", "group_id": "g-1"}) for _ in range(3)]
+    group = (await client.get("v1/groups/g-1")).json()
+    assert (group["total"], group["counts"]["queued"], group["ended"]) == (3, 3, False)
+    waiting = [waiting_for(client, answer.headers["location"]) for answer in submitted]
+    ids = [answer.json()["request_id"] for answer in submitted]
+    results = [GenerationResult(request_id=name, image_url=None, status=ResultStatus.SUCCESS) for name in ids]
+    await produce(
+        kafka.bootstrap_servers,
+        topics.results,
+        [(name.encode(), result.to_json()) for name, result in zip(ids, results, strict=True)],
+    )
+    ended = await asyncio.gather(*waiting)
+    assert {answer.json()["status"] for answer in ended} == {"succeeded"}
+    # The barrier of groups is about tasks: a result is counted as soon as a state shows it.
+    group = (await client.get("v1/groups/g-1")).json()
+    assert (group["counts"]["succeeded"], group["ended"]) == (3, True)
+    listed = (await client.get("v1/generations", params={"group_id": "g-1", "order": "asc"})).json()
+    assert {entry["request_id"] for entry in listed["data"]} == set(ids)
+
+
+async def test_sigterm_answers_those_who_wait(gateway: GatewayProcess, client: httpx.AsyncClient) -> None:
+    submitted = await client.post("v1/generations", json={"prompt": "a"})
+    waiting = waiting_for(client, submitted.headers["location"])
+    await asyncio.wait({waiting}, timeout=1)
+    assert not waiting.done()
+    started = time.monotonic()
+    stopping = asyncio.ensure_future(asyncio.to_thread(gateway.stop))
+    assert (await waiting).json()["status"] == "queued"
+    assert await stopping == (0, 0)
+    assert time.monotonic() - started < 30

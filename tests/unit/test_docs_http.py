@@ -1,0 +1,156 @@
+"""The examples of docs/http.md, sent to a gateway over a real task store: each answers what the page shows."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from fastapi.routing import iter_route_contexts
+from starlette.routing import Match, Route
+
+from fluxpool_contract.bounds import milliseconds_of
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
+from fluxpool_gateway.http.key_routes import PATH as KEYS_PATH
+from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "http.md"
+BLOCK = re.compile(r"^```(bash|json response)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FOLDER = "default/2026/04/05/fox-1"
+VARYING = {"correlation_id", "request_id", "status_url"}
+"""Of a request without an id of its own."""
+
+
+def examples() -> Iterator[tuple[list[str], Any]]:
+    """Each curl command as words, and the response that is shown behind it, if any."""
+    waiting: list[list[str]] = []
+    for kind, text in BLOCK.findall(PAGE.read_text()):
+        if kind == "bash":
+            yield from ((words, None) for words in waiting)
+            lines = text.replace("\\\n", " ").splitlines()
+            waiting = [words for words in map(shlex.split, lines) if words]
+        else:
+            (words,) = waiting
+            yield words, json.loads(text)
+            waiting = []
+    yield from ((words, None) for words in waiting)
+
+
+def request_of(words: list[str]) -> httpx.Request:
+    """The request that curl would send."""
+    assert words[0] == "curl"
+    method, headers, body = "GET", httpx.Headers(), None
+    rest = iter(words[1:])
+    url = ""
+    for word in rest:
+        match word:
+            case "-H":
+                name, _, value = next(rest).partition(": ")
+                headers[name] = value
+            case "-d" | "--json":
+                method, body = "POST" if method == "GET" else method, next(rest)
+                if word == "--json":
+                    headers["content-type"] = "application/json"
+            case "-X":
+                method = next(rest)
+            case "-o":
+                next(rest)
+            case _:
+                assert word.startswith("http://127.0.0.1:8000/"), word
+                url = word
+    return httpx.Request(method, url, headers=headers, content=body)
+
+
+def at(text: str) -> int:
+    return milliseconds_of(datetime.fromisoformat(text).astimezone(UTC))
+
+
+def state() -> list[Change]:
+    tasks = [
+        TaskSeen(
+            request_id=f"fox-{number + 1}",
+            body='{"prompt": "a fox"}',
+            priority="standard",
+            tenant="default",
+            created_at_ms=at(f"2026-04-05T10:00:0{number}Z"),
+            group_id="foxes",
+        )
+        for number in range(3)
+    ]
+    image = ImageDescription(
+        index=0, url="http://127.0.0.1:8000/v1/generations/fox-1/images/0", object=f"{FOLDER}/0.png",
+        width=64, height=64, seed=7, format="png", content_type="image/png", bytes=3, sha256="",
+    )  # fmt: skip
+    result = GenerationResult(request_id="fox-1", image_url=image.url, status=ResultStatus.SUCCESS, images=(image,))
+    step = {"request_id": "fox-2", "status": TaskStatus.RUNNING, "at_ms": at("2026-04-05T10:00:03Z")}
+    return [
+        *tasks,
+        ProgressSeen(**step, started=True),  # type: ignore[arg-type]
+        ProgressSeen(**step, started=False, step=14, total_steps=28),  # type: ignore[arg-type]
+        ResultSeen(
+            request_id="fox-1",
+            status=TaskStatus.SUCCEEDED,
+            body=result.model_dump_json(),
+            completed_at_ms=at("2026-04-05T10:00:09Z"),
+            tenant="default",
+        ),
+    ]
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> Any:
+    (tmp_path / "images" / FOLDER).mkdir(parents=True)
+    (tmp_path / "images" / FOLDER / "0.png").write_bytes(b"PNG")
+    async with keyed_gateway(keyed_settings(tmp_path)) as running:
+        running.project(*state())
+        yield running
+
+
+async def sent(gateway: Gateway, request: httpx.Request) -> httpx.Response:
+    url = urlsplit(str(request.url))
+    target = url.path + (f"?{url.query}" if url.query else "")
+    headers = {name: value for name, value in request.headers.items() if name != "content-length"}
+    return await gateway.one.ask(
+        request.method, target, gateway.admin, headers=headers | {"host": "127.0.0.1:8000"}, content=request.content
+    )
+
+
+def without_varying(value: Any) -> Any:
+    return {name: item for name, item in value.items() if name not in VARYING} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize(("words", "shown"), [pytest.param(*example, id=example[0][-1][:60]) for example in examples()])
+async def test_an_example_is_answered_as_shown(gateway: Gateway, words: list[str], shown: Any) -> None:
+    answer = await sent(gateway, request_of(words))
+    if shown is None:
+        assert answer.status_code in {200, 503}, answer.text
+        return
+    document = answer.json()
+    assert answer.status_code == shown["status"] if "type" in shown else answer.is_success
+    assert document.keys() == shown.keys()
+    names_an_id = "fox-" in str(request_of(words).url)
+    assert document == shown if names_an_id else without_varying(document) == without_varying(shown)
+
+
+def test_every_route_has_an_example(tmp_path: Path) -> None:
+    from fluxpool_gateway.http.app import build_application  # noqa: PLC0415
+
+    routes = [
+        route.original_route
+        for route in iter_route_contexts(build_application(keyed_settings(tmp_path), on_failure=lambda: None).routes)
+        if isinstance(route.original_route, Route) and not route.original_route.path.startswith(KEYS_PATH)
+    ]
+    asked = [request_of(words) for words, _ in examples()]
+    scopes = [{"type": "http", "path": sent.url.path, "method": sent.method, "headers": []} for sent in asked]
+    missing = [
+        (route.path, route.methods)
+        for route in routes
+        if route.path != "/openapi.json" and not any(route.matches(scope)[0] is Match.FULL for scope in scopes)
+    ]
+    assert missing == []
