@@ -243,16 +243,6 @@ def test_the_part_for_the_text_encoder_is_told_to_be_left_out(tiny_checkpoint: P
     assert merger.switch([AppliedLora("both", 1.0)]) == (False, warnings)
 
 
-def in_kohya_format_beyond_the_converter() -> dict[str, torch.Tensor]:
-    """Of layers outside the blocks, which diffusers' converter does not expect alone (huggingface/diffusers#13998)."""
-    key = "lora_unet_final_layer_linear"
-    return {
-        f"{key}.lora_down.weight": torch.zeros(RANK, 32),
-        f"{key}.lora_up.weight": torch.zeros(64, RANK),
-        f"{key}.alpha": torch.tensor(4.0),
-    }
-
-
 def replaced(layer: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torch.Tensor]:
     return in_diffusers_format(matrices() | {layer: (down, up)})
 
@@ -278,7 +268,6 @@ def replaced(layer: str, down: torch.Tensor, up: torch.Tensor) -> dict[str, torc
             in_diffusers_format(matrices()) | {f"transformer.{QUERY}.lora_B.bias": torch.zeros(32)},
             "is no low-rank weight",
         ),
-        (in_kohya_format_beyond_the_converter(), "cannot be read as a LoRA|is no"),
         # What the converter makes of other layers than attention (huggingface/diffusers#14009).
         (
             replaced("transformer_blocks.0", torch.zeros(RANK, 32), torch.zeros(32, RANK)),

@@ -5,6 +5,7 @@ layer is alpha / rank as PEFT applies it (peft `tuners/lora/layer.py`, `scaling`
 layer's weight (DoRA, LoKr, biases, norms) is refused.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,14 +16,13 @@ from typing import Any, Final
 import torch
 from diffusers import FluxPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from fluxpool_worker.engine.generator import InputsError
+from fluxpool_worker.engine.lora.file_keys import DOWN, TRANSFORMER, UP, convertible_keys
 
-TRANSFORMER: Final = "transformer."
-TEXT_ENCODER: Final = "text_encoder."
-DOWN: Final = ".lora_A.weight"
-UP: Final = ".lora_B.weight"
+_CONFIG: Final = "lora_adapter_metadata"
+"""Key of the adapter's configuration in a file's metadata, as diffusers writes it."""
 
 TEXT_ENCODER_IGNORED: Final = "lora {name}: its part for the text encoder is not applied"
 
@@ -50,17 +50,21 @@ class LoraContent:
 def read_lora(path: Path, *, name: str) -> LoraContent:
     """The content of a safetensors file; raises `InputsError` with `name` for what is no LoRA of FLUX.1."""
     try:
-        state, alphas, metadata = FluxPipeline.lora_state_dict(
-            str(path.parent),
-            weight_name=path.name,
-            use_safetensors=True,
-            local_files_only=True,
-            return_alphas=True,
-            return_lora_metadata=True,
-        )
+        with safe_open(path, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            config = json.loads((file.metadata() or {}).get(_CONFIG, "{}"))
+        keys = convertible_keys(tensors, name=name)
+        state, alphas = FluxPipeline.lora_state_dict(dict(keys.state), return_alphas=True)
         if not any(DOWN in key for key in state):
             state = convert_unet_state_dict_to_peft(state)
+        changes = _changes(state, _Scales(alphas or {}, config), name=name)
+    except InputsError:
+        raise
     except (
+        # The converters' own checks of shapes and keys, and patterns in a file's configuration, too.
+        AssertionError,
+        ArithmeticError,
+        re.error,
         ValueError,
         LookupError,
         TypeError,
@@ -72,20 +76,20 @@ def read_lora(path: Path, *, name: str) -> LoraContent:
         raise InputsError(
             f"loras: {name!r} cannot be read as a LoRA of FLUX.1 ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    return _content(state, _Scales(alphas or {}, metadata or {}), name=name)
+    if len(changes) < keys.layers:
+        raise InputsError(f"loras: {name!r} can be read in part only: {len(changes)} of {keys.layers} layers")
+    warnings = (TEXT_ENCODER_IGNORED.format(name=name),) if keys.has_text_encoder else ()
+    return LoraContent(changes=changes, warnings=warnings)
 
 
-def _content(state: Mapping[str, torch.Tensor], scales: "_Scales", *, name: str) -> LoraContent:
-    warnings: list[str] = []
+def _changes(state: Mapping[str, torch.Tensor], scales: "_Scales", *, name: str) -> dict[str, LowRank]:
     downs: dict[str, torch.Tensor] = {}
     ups: dict[str, torch.Tensor] = {}
     for key, tensor in state.items():
-        if key.startswith(TEXT_ENCODER):
-            if not warnings:
-                warnings.append(TEXT_ENCODER_IGNORED.format(name=name))
-        elif key.startswith(TRANSFORMER) and key.endswith(DOWN):
+        # The converter gives layers outside the blocks no prefix.
+        if key.endswith(DOWN):
             downs[key.removeprefix(TRANSFORMER).removesuffix(DOWN)] = tensor
-        elif key.startswith(TRANSFORMER) and key.endswith(UP):
+        elif key.endswith(UP):
             ups[key.removeprefix(TRANSFORMER).removesuffix(UP)] = tensor
         else:
             raise InputsError(f"loras: {name!r} has {key[:200]}, which is no low-rank weight of a FLUX.1 transformer")
@@ -101,7 +105,7 @@ def _content(state: Mapping[str, torch.Tensor], scales: "_Scales", *, name: str)
         if not (bool(torch.isfinite(down).all()) and bool(torch.isfinite(up).all())):
             raise InputsError(f"loras: {name!r}: {layer[:200]} holds numbers that are not finite")
         changes[layer] = LowRank(down=down, up=up, scale=scales.of(layer, rank=down.shape[0], name=name))
-    return LoraContent(changes=changes, warnings=tuple(warnings))
+    return changes
 
 
 class _Scales:
