@@ -1,4 +1,4 @@
-"""The checkpoints that `engine.py` draws with: FLUX.1-dev's architecture in full size, or the tiny one of the tests.
+"""The checkpoints that `engine.py` uses: FLUX.1-dev's architecture in full size, or the tiny one of the tests.
 
 Speed and memory do not depend on what the weights are, so nothing is downloaded. They are the same on every machine of
 one kind: normal with a deviation of 0.02, norms near 1, modulation of a size that moves every norm.
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from fluxpool_worker.engine.kernel_cache import flux_vae
 from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
 
 __all__ = ["write_full_size_checkpoint", "write_tiny_checkpoint"]
@@ -35,7 +36,7 @@ def write_full_size_checkpoint(folder: Path) -> None:
     pipeline.transformer = _random(_transformer, seed=1)
     pipeline.text_encoder_2 = _random(_t5, seed=2)
     pipeline.text_encoder = _random(lambda: _clip(pipeline.tokenizer), seed=3)
-    pipeline.vae = _random(_vae, seed=4)
+    pipeline.vae = _random(flux_vae, seed=4)
     pipeline.save_pretrained(str(folder))
 
 
@@ -105,19 +106,4 @@ def _clip(tokenizer: Any) -> Any:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-    )
-
-
-def _vae() -> Any:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=16,
-        sample_size=1024,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
     )

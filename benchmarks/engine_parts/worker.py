@@ -2,7 +2,7 @@
 
 The worker's lane, ledger, task flow, store and engine are real. The broker's side is the tests' model of it: a topic
 and a consumer group in this process, and acknowledgements after a fixed time, because a machine with a GPU need not
-have Kafka. The script draws with the plain pipeline, and its acknowledgements take as long.
+have Kafka. The script uses the plain pipeline, and its acknowledgements take as long.
 """
 
 import asyncio

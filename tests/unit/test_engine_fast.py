@@ -303,14 +303,18 @@ def test_a_poisoned_weight_is_noticed_in_eight_bits(tiny_checkpoint: Path) -> No
 
 def test_a_device_without_eight_bit_products_refuses_fast_jobs_by_name(tiny_checkpoint: Path) -> None:
     generator = load_generator(spec_of(tiny_checkpoint, qualities=tuple(Quality)))
-    with pytest.raises(InputsError, match="quality: fast cannot be drawn here: the device is cpu; use exact"):
+    with pytest.raises(
+        InputsError, match="quality: fast is not available on this worker: the device is cpu; use exact"
+    ):
         generate(generator)
     assert generate(generator, replace(INPUTS, quality=Quality.EXACT)).path is EnginePath.DIFFUSERS
 
 
 def test_a_default_that_cannot_be_drawn_ends_the_start(tiny_checkpoint: Path) -> None:
     spec = spec_of(tiny_checkpoint, qualities=tuple(Quality), default_quality=Quality.FAST)
-    with pytest.raises(CheckpointError, match="quality: fast cannot be drawn here: the device is cpu; make exact"):
+    with pytest.raises(
+        CheckpointError, match="quality: fast is not available on this worker: the device is cpu; make exact"
+    ):
         load_generator(spec)
 
 
@@ -331,7 +335,7 @@ def test_a_fast_way_that_fails_its_warm_up_is_refused_with_the_reason(tiny_check
 
 def test_a_job_for_what_the_pool_does_not_allow_is_refused(loaded: LoadedPipeline) -> None:
     generator = FluxGenerator(loaded, why_not_fast="the pool does not allow it")
-    with pytest.raises(InputsError, match="cannot be drawn here: the pool does not allow it"):
+    with pytest.raises(InputsError, match="is not available on this worker: the pool does not allow it"):
         generate(generator)
 
 

@@ -331,5 +331,5 @@ def test_a_model_that_cannot_generate_fails_its_warm_up(tmp_path: Path) -> None:
     weights["proj_out.weight"][0, 0] = float("inf")
     save_file(weights, weights_file)
 
-    with pytest.raises(CheckpointError, match=r"was loaded but cannot draw: .*not finite"):
+    with pytest.raises(CheckpointError, match=r"was loaded but cannot generate: .*not finite"):
         load_generator(spec_of(folder))

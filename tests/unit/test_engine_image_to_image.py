@@ -1,4 +1,4 @@
-"""Images from a picture, on the tiny checkpoint: what diffusers' `FluxImg2ImgPipeline` draws, by both ways."""
+"""Images from a picture, on the tiny checkpoint: what diffusers' `FluxImg2ImgPipeline` generates, by both ways."""
 
 import io
 from collections.abc import Callable

@@ -50,6 +50,7 @@ def main() -> int:
         log.error("worker_failed", error=str(error))  # noqa: TRY400 - likewise
         return EXIT_MODEL_LOAD_FAILED if isinstance(error, EngineLoadError) else EXIT_FAILED
     except Exception as error:
+        # Raised again: the pod's status then shows any failure, expected or not.
         write_termination_message(repr(error))
         raise
     return 0

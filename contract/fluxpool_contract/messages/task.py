@@ -205,7 +205,7 @@ class GenerationParameters(BaseModel):
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
     """How many images."""
     loras: Annotated[tuple[TaskLora, ...], Field(max_length=MAX_LORAS), AfterValidator(_check_loras)] = ()
-    """LoRAs to draw with, each as `{"name": ..., "scale": 1.0}`, -2 to 2; at most 4, of those that the pool has."""
+    """LoRAs to generate with, each as `{"name": ..., "scale": 1.0}`, -2 to 2; at most 4, of those that the pool has."""
     image: Annotated[str, Field(max_length=MAX_OBJECT_KEY_BYTES), AfterValidator(_check_image)] | None = None
     """Picture to start from (image-to-image): key or address of a PNG, JPEG or WebP file in the pool's storage, such as
     _inputs/default/cat.png. It is cropped at its centre to the shape of the image, and scaled."""

@@ -1,4 +1,4 @@
-"""`spec.image`: what the image files say of themselves."""
+"""`spec.image`: metadata and signature of the image files, and the input images of tasks."""
 
 from typing import Annotated
 
@@ -18,11 +18,11 @@ class ProvenanceSpec(ApiModel):
 
 
 class ImageSpec(ApiModel):
-    """Contents of the image files, each of which says in XMP that a model made it, and pictures tasks start from."""
+    """Metadata of the image files, each of which says in XMP that a model made it, and input images of tasks."""
 
     embed_parameters: EmbedParameters = EmbedParameters.NO_PROMPT
-    """Parameters of the task that a file contains, for everyone who gets it: all, noPrompt or none. A task may ask for
-    less, not for more."""
+    """Task parameters that the files contain, readable by every recipient: all, noPrompt or none. A task can request
+    less, not more."""
     provenance: ProvenanceSpec = ProvenanceSpec()
     """Signature of the image files."""
     input_prefix: Annotated[
@@ -33,9 +33,9 @@ class ImageSpec(ApiModel):
             "inputPrefix: must be _inputs/ or a folder below it with a slash, such as _inputs/pool-a/",
         ),
     ] = ImageSettings.model_fields["input_prefix"].default
-    """Folder of the storage, `_inputs/` or below, with the pictures that tasks may start from (image-to-image): a
-    folder for each tenant, such as `_inputs/default/`. No other object is read for a task."""
+    """Folder of the storage with the input images of tasks (image-to-image): `_inputs/` or a folder below it, with a
+    subfolder for each tenant, such as `_inputs/default/`. Workers read no other object for a task."""
     input_max_bytes: Annotated[int, Field(ge=1, le=MAX_INPUT_BYTES)] = ImageSettings.model_fields[
         "input_max_bytes"
     ].default
-    """Maximum size of such a picture as a file, in bytes."""
+    """Maximum size of an input image, as a file in bytes."""

@@ -77,7 +77,7 @@ class FluxWorkerPoolSpec(ApiModel):
     storage: StorageSpec
     """Storage of the generated images."""
     image: ImageSpec = ImageSpec()
-    """Contents of the image files beside the pixels."""
+    """Metadata and signature of the image files, and input images of tasks."""
     worker: WorkerSpec
     """Pod template of the workers."""
     disruption: DisruptionSpec = DisruptionSpec()

@@ -26,7 +26,7 @@ class ImageSigning:
         """`folder` holds the key and the certificates, see `FileSigner`."""
         self._signer = None if folder is None else FileSigner(folder)
         self._holds = holds
-        # One thread: a key signs one file at a time, in a hundredth of the time that drawing takes.
+        # One thread: a key signs one file at a time, in a hundredth of the time that a generation takes.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sign")
 
     @property

@@ -1,4 +1,4 @@
-"""Drawing images with a loaded FLUX pipeline: encode the text, denoise, decode.
+"""Generates images with a loaded FLUX pipeline: encode the text, denoise, decode.
 
 It owns the order of the three stages, the dtypes between them, cancellation and the guard against pictures that are
 not finite; it must not know about sockets or image files. The split gives the same bits as one call of the
@@ -117,7 +117,7 @@ class FluxGenerator:
     ) -> None:
         """Take a loaded pipeline over; no other code may call it from now on. Without `fused` diffusers denoises.
 
-        `why_not_fast` is the reason to give when `fused` draws no fast images. `lora_folder` has the
+        `why_not_fast` is the reason to give when `fused` generates no fast images. `lora_folder` has the
         LoRAs that jobs may name.
         """
         self._loaded, self._fused, self._why_not_fast = loaded, fused, why_not_fast
@@ -184,41 +184,41 @@ class FluxGenerator:
         return True
 
     def warm_up(self) -> None:
-        """Draw once in every quality before the first job, so that it does not pay for lazy initialisation.
+        """Generate once in every quality before the first job, so that it does not pay for lazy initialisation.
 
-        The smallest picture shows that the model draws at all. A GPU draws one of the usual size, too: its libraries
-        load the code of large products and plan attention at the first use, which takes a second. Where the fast
-        quality fails, fast jobs are refused with the reason from now on.
+        The smallest picture shows that the model works at all. A GPU generates one of the usual size, too: its
+        libraries load the code of large products and plan attention at the first use, which takes a second. Where the
+        fast quality fails, fast jobs are refused with the reason from now on.
         """
         # A graph replays kernels and no hooks, which bring offloaded weights.
         is_resident = self._loaded.device.type == "cuda" and self._loaded.why_offloaded is None
         if is_resident:
             with torch.no_grad():
                 self._texts.capture()
-        self._draw_once(Quality.EXACT, side=self.size_multiple_pixels)
+        self._generate_once(Quality.EXACT, side=self.size_multiple_pixels)
         if is_resident:
             try:
-                self._draw_once(Quality.EXACT, side=USUAL_SIDE_PIXELS)
+                self._generate_once(Quality.EXACT, side=USUAL_SIDE_PIXELS)
             except DeviceMemoryError as error:
                 log.info("usual_size_not_warmed_up", reason=str(error))
-        if self._fused is not None and self.draws(Quality.FAST):
+        if self._fused is not None and self.supports(Quality.FAST):
             try:
                 for side in (self.size_multiple_pixels, *((USUAL_SIDE_PIXELS,) if is_resident else ())):
-                    self._draw_once(Quality.FAST, side=side)
+                    self._generate_once(Quality.FAST, side=side)
             except (RuntimeError, NotFiniteError, DeviceMemoryError) as error:
                 self._why_not_fast = f"its warm-up failed ({type(error).__name__}: {error})"
                 log.warning("fast_unavailable", device=self.device, reason=self._why_not_fast)
                 self._fused.remove_fast()
 
-    def draws(self, quality: Quality) -> bool:
+    def supports(self, quality: Quality) -> bool:
         """Whether jobs may ask for it."""
         return quality is Quality.EXACT or (self._fused is not None and quality in self._fused.qualities)
 
     def refusal(self, quality: Quality) -> str:
         """Why jobs may not ask for it."""
-        return f"quality: {quality.value} cannot be drawn here: {self._why_not_fast}"
+        return f"quality: {quality.value} is not available on this worker: {self._why_not_fast}"
 
-    def _draw_once(self, quality: Quality, *, side: int) -> None:
+    def _generate_once(self, quality: Quality, *, side: int) -> None:
         inputs = GenerationInputs(prompt="warm-up", width=side, height=side, steps=1, seed=0, quality=quality)
         self.generate(inputs, on_step=lambda _step, _total: None, is_canceled=lambda: False)
 
@@ -245,11 +245,11 @@ class FluxGenerator:
                 f"{self._loaded.why_offloaded}"
             )
         if inputs.loras and inputs.quality is Quality.FAST:
-            raise InputsError("loras: are merged into 16-bit weights, which quality fast does not draw with; use exact")
+            raise InputsError("loras: are merged into 16-bit weights, which quality fast does not use; use exact")
         for name, value in (("guidance", inputs.guidance), ("true_cfg_scale", inputs.true_cfg_scale)):
             if not math.isfinite(value):
                 raise InputsError(f"{name}: {value} is not a finite number")
-        if not self.draws(inputs.quality):
+        if not self.supports(inputs.quality):
             raise InputsError(f"{self.refusal(inputs.quality)}; use exact")
 
     def _render(self, inputs: GenerationInputs, run: _Run) -> Rendering:
@@ -454,8 +454,8 @@ def load_generator(
     try:
         generator.warm_up()
     except (NotFiniteError, DeviceMemoryError) as error:
-        raise CheckpointError(f"model {spec.model!r} was loaded but cannot draw: {error}") from error
-    if not generator.draws(spec.default_quality):
+        raise CheckpointError(f"model {spec.model!r} was loaded but cannot generate: {error}") from error
+    if not generator.supports(spec.default_quality):
         raise CheckpointError(f"{generator.refusal(spec.default_quality)}; make exact the default")
     log.info(
         "model_loaded",
@@ -468,7 +468,7 @@ def load_generator(
 
 
 def _choose_ways(spec: EngineSpec, loaded: LoadedPipeline) -> tuple[FusedDenoiser | None, str]:
-    """The fused way where it covers the model, and why it draws no fast images, if so; the log has the reasons."""
+    """The fused way where it covers the model, and why it generates no fast images, if so; the log has the reasons."""
     offloaded = None if loaded.why_offloaded is None else "the weights are in host memory"
     device, reason = str(loaded.device), offloaded or why_not_fused(loaded.pipeline)
     fused = fuse(loaded.pipeline) if reason is None else None

@@ -36,7 +36,7 @@ class NotFiniteError(Exception):
 
 
 class RejectedError(Exception):
-    """The model's owner refuses to draw this; nothing is wrong with the form of the job, and no retry will help."""
+    """The model's owner refuses this job; its form is valid, and no retry will help."""
 
 
 class DeviceLostError(Exception):
@@ -56,7 +56,7 @@ class Rendering:
     """text_encode, denoise, vae; milliseconds."""
     warnings: tuple[str, ...] = ()
     path: EnginePath | None = None
-    """How they were drawn."""
+    """How they were computed."""
 
 
 class Generator(Protocol):

@@ -17,8 +17,6 @@ from typing import Any, Final
 
 CAPABILITIES: Final = (80, 86, 89, 90, 100, 120)
 """A100, RTX 30, L4 and RTX 40, H100 and H200, B200, RTX 50."""
-FLOAT8_CAPABILITY: Final = 89
-"""The first with 8-bit products."""
 WIDTH: Final = 3072
 HEADS, HEAD_WIDTH, ROWS, TEXT_ROWS = 24, 128, 1024, 512
 
@@ -104,11 +102,13 @@ def compile_kernels(folder: Path, capability: int) -> None:
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
     from triton.runtime import driver  # noqa: PLC0415
 
+    from fluxpool_worker.engine.fused.fast.choice import MIN_CAPABILITY  # noqa: PLC0415
+
     driver.set_active(_DryDriver(GPUTarget("cuda", capability, 32)))
     with torch.no_grad():
         for dtype in (torch.float16, torch.bfloat16):
             _forward(dtype)
-        if capability >= FLOAT8_CAPABILITY:
+        if divmod(capability, 10) >= MIN_CAPABILITY:
             _fast_forward()
         _decode()
 
@@ -177,7 +177,6 @@ def _fast_forward() -> None:
 
 def _decode() -> None:
     import torch  # noqa: PLC0415 - as above
-    from diffusers import AutoencoderKL  # noqa: PLC0415
 
     from fluxpool_worker.engine.fused.decoder import fuse_decoder  # noqa: PLC0415
     from fluxpool_worker.engine.fused.decoder_operations import TritonDecoderOperations  # noqa: PLC0415
@@ -185,19 +184,29 @@ def _decode() -> None:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("meta"):
-            vae: Any = AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                latent_channels=16,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            )
+            vae = flux_vae()
     finally:
         torch.set_default_dtype(torch.float32)
     fuse_decoder(vae, operations=TritonDecoderOperations())
     vae.decode(_empty(1, 16, 16, 16, dtype=torch.bfloat16), return_dict=False)
+
+
+def flux_vae() -> Any:
+    """A VAE of FLUX.1's shape, with new weights on torch's default device and in its default dtype."""
+    from diffusers import AutoencoderKL  # noqa: PLC0415 - as above
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=16,
+        sample_size=1024,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,9 +5,9 @@ be served by the very same loop. Three kinds of threads:
 
 - the main thread loads the model and runs the jobs in order, and alone touches the device;
 - a reader receives; whatever the device does, the end of the agent or `Shutdown` ends the process from there;
-- a small pool encodes image files while the device already draws the next job.
+- a small pool encodes image files while the device already runs the next job.
 
-Signals to stop are ignored: a service manager sends them to the whole process group, and a task that is being drained
+Signals to stop are ignored: a service manager sends them to the whole process group, and a task that is being finished
 must not lose its engine. The agent ends an engine by `Shutdown`, by closing the socket or with SIGKILL; the end of
 the agent itself, however sudden, ends it too.
 """
@@ -135,7 +135,7 @@ def serve(sock: socket.socket, load: Load, *, mark: StartMark) -> NoReturn:
             # Should this job kill the process, the agent must know that it was this one.
             mark.set(job.job_id)
             try:
-                rendering = _draw(job, generator=generator, jobs=jobs, send_queue=send_queue)
+                rendering = _run_job(job, generator=generator, jobs=jobs, send_queue=send_queue)
             except DeviceLostError:
                 break
             if rendering is not None:
@@ -150,6 +150,7 @@ def _load(spec: EngineSpec, load: Load, send_queue: SendQueue) -> Generator:
     try:
         generator = load(spec, phases)
     except Exception as error:
+        # torch, diffusers and the hub raise what they like; the agent decides whether another start may help.
         log.exception("load_failed", model=spec.model)
         send_queue.put(LoadFailed(message=_describe(error), stack=_stack()))
         send_queue.flush(timeout_seconds=LAST_WORDS_SECONDS)
@@ -196,6 +197,7 @@ def _receive(
                 case _:
                     assert_never(message)
     except Exception:
+        # A thread has no caller to raise to, and without this one the engine would hear of no cancellation or end.
         log.exception("protocol_broken")
         exit_now(EXIT_PROTOCOL)
     exit_now(EXIT_AGENT_GONE)
@@ -208,7 +210,7 @@ def _cancel(job_id: int, *, jobs: JobQueue, send_queue: SendQueue) -> None:
         send_queue.put(Failed(job_id=job_id, kind=FailureKind.CANCELED, message="canceled while it was waiting"))
 
 
-def _draw(job: Generate, *, generator: Generator, jobs: JobQueue, send_queue: SendQueue) -> Rendering | None:
+def _run_job(job: Generate, *, generator: Generator, jobs: JobQueue, send_queue: SendQueue) -> Rendering | None:
     """Run one job on the device; None when it failed, which has been reported then.
 
     Raises `DeviceLostError`, reported too, when no further job can be run.

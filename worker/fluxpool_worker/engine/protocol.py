@@ -47,7 +47,7 @@ class Device(StrEnum):
 
 
 class EnginePath(StrEnum):
-    """How images are drawn; chosen by what the device and the checkpoint allow."""
+    """How images are computed; chosen by what the device and the checkpoint allow."""
 
     FUSED = "fused"
     """The fused forward, in the checkpoint's precision."""
@@ -99,7 +99,7 @@ class EngineSpec:
     qualities: tuple[Quality, ...] = (Quality.EXACT,)
     """What jobs may ask for."""
     default_quality: Quality = Quality.EXACT
-    """What jobs of tasks that name none ask for; an engine that cannot draw it does not start."""
+    """Quality of jobs whose task names none; an engine that cannot compute it does not start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class GenerationInputs:
     embedded: dict[str, str] = field(default_factory=dict)
     """Further text entries for the image file, such as request_id; those, too, only as `embed_parameters` allows."""
     low_memory: bool = False
-    """Draw in the way that needs the least memory, at the cost of time; for a job that ran out of it before."""
+    """Generate in the way that needs the least memory, at the cost of time; for a job that ran out of it before."""
     image: bytes | None = field(default=None, repr=False)
     """The file to start from instead of noise alone, as a stranger wrote it."""
     strength: float = DEFAULT_STRENGTH
@@ -241,7 +241,7 @@ class Generated:
     """text_encode, denoise, vae, image_encode; milliseconds."""
     warnings: Annotated[tuple[ShortText, ...], Field(max_length=32)] = ()
     path: EnginePath | None = None
-    """How they were drawn; None when the generator does not say."""
+    """How they were computed; None when the generator does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The models that an engine draws with: how each is recognised, its defaults and limits, and its licence. No torch.
+"""The models that an engine supports: how each is recognised, its defaults and limits, and its licence. No torch.
 
 Published checkpoints say by the class in `model_index.json` what pipeline they are for; FLUX.1-dev, -schnell and
 -Krea-dev share one, and are told apart by the transformer's config and by the checkpoint's name. A fine-tune counts to

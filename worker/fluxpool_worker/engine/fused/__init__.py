@@ -30,7 +30,7 @@ def fuse(pipeline: Any) -> FusedDenoiser:
 
 
 def add_fast(fused: FusedDenoiser, pipeline: Any) -> str | None:
-    """Make it draw fast images, too; else the reason why it cannot. `pipeline` is the one that it was made of."""
+    """Let it generate fast images, too; else the reason why it cannot. `pipeline` is the one that it was made of."""
     # See `fuse`.
     from fluxpool_worker.engine.fused.fast.choice import why_not_fast  # noqa: PLC0415
     from fluxpool_worker.engine.fused.fast.triton_operations import TritonScaledOperations  # noqa: PLC0415

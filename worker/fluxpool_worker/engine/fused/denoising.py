@@ -71,7 +71,7 @@ class FusedDenoiser:
 
     @property
     def qualities(self) -> frozenset[Quality]:
-        """What can be drawn."""
+        """Qualities that it can generate."""
         return frozenset(self._forms)
 
     def denoise(

@@ -1,7 +1,7 @@
 """The weights of a FLUX transformer as the fused forward reads them. No arithmetic but the packing.
 
 Query, key and value of each block become one matrix, once; the diffusers module's own parameters turn into views of
-it, so that both ways of drawing share one copy of the weights. Weights that change afterwards (by a LoRA, for
+it, so that both ways of generating share one copy of the weights. Weights that change afterwards (by a LoRA, for
 example) must change in place.
 """
 

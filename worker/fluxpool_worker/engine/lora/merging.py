@@ -2,7 +2,7 @@
 
 All adapters of a job are added to a layer's original weight in float32 and rounded once. Weights change in place, so
 that packed views of their memory (`fused.weights`) see the change. An error on the way leaves the weights as the
-checkpoint has them; where even that fails, the next switch tries it again before anything is drawn.
+checkpoint has them; where even that fails, the next switch tries it again before the next generation.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -17,7 +17,7 @@ TOLERANCE: Final = 0.02
 
 
 def why_not_fast(device: torch.device) -> str | None:
-    """The reason why fast images cannot be drawn where exact ones are drawn by the fused way; None when they can."""
+    """Why this device cannot compute fast images, given that it computes exact ones the fused way; None when it can."""
     if device.type != "cuda":
         return f"the device is {device.type}"
     capability = torch.cuda.get_device_capability(device)
