@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from kit.chaos_invariants import PromiseWatch
+from kit.chaos_invariants import MOST_BEGUN, PromiseWatch
 from kit.waiting import wait_until
-from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, wait_for_step, worker_bench
+from kit.worker import UNHURRIED, UNHURRIED_REBALANCE, WorkerBench, WorkerProcess, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -53,7 +53,9 @@ async def wait_group_empty(bench: WorkerBench) -> None:
 async def test_a_worker_that_continues_after_its_session_does_not_disturb_the_new_owner(
     bench: WorkerBench,
 ) -> None:
-    sleeper, other = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    sleeper, other = await asyncio.gather(
+        bench.start_ready(**UNHURRIED_REBALANCE), bench.start_ready(**UNHURRIED_REBALANCE)
+    )
     async with PromiseWatch(bench) as watch:
         await watch.submit(10, "seconds=3", steps=30)
         await wait_for_step(bench, "task-000")
@@ -64,8 +66,8 @@ async def test_a_worker_that_continues_after_its_session_does_not_disturb_the_ne
         await bench.wait_results(4)
         given = len(assigned_counts(sleeper))
         sleeper.signal(signal.SIGCONT)
-        # Its engine continued meanwhile: the task being generated, and the prepared one after it.
-        await watch.assert_kept(repeated_generations=2)
+        # Its engine continued meanwhile.
+        await watch.assert_kept(repeated_generations=MOST_BEGUN)
         await wait_assigned(sleeper, PARTITIONS // 2, after=given)
     assert [worker.process.poll() for worker in (sleeper, other)] == [None, None]
 
@@ -87,7 +89,9 @@ async def test_a_single_worker_that_continues_after_its_session_lowers_no_offset
 async def test_a_worker_that_continues_after_others_did_its_tasks_and_left_lowers_no_offset(
     bench: WorkerBench,
 ) -> None:
-    sleeper, other = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    sleeper, other = await asyncio.gather(
+        bench.start_ready(**UNHURRIED_REBALANCE), bench.start_ready(**UNHURRIED_REBALANCE)
+    )
     async with PromiseWatch(bench) as watch:
         await watch.submit(8, "seconds=2", steps=20)
         await wait_for_step(bench, "task-000")
@@ -102,7 +106,7 @@ async def test_a_worker_that_continues_after_others_did_its_tasks_and_left_lower
         sleeper.signal(signal.SIGCONT)
         await wait_assigned(sleeper, PARTITIONS, after=given)
         await watch.submit(2, "seconds=0.2")
-        await watch.assert_kept(repeated_generations=2)
+        await watch.assert_kept(repeated_generations=MOST_BEGUN)
     assert sleeper.process.poll() is None
 
 

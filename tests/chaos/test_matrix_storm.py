@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fluxpool_contract.kafka.connection import KafkaConnection
-from kit.chaos_invariants import PromiseWatch
+from kit.chaos_invariants import MOST_BEGUN, PromiseWatch
 from kit.chaos_kafka import ProxiedKafka, proxies_of
 from kit.kafka_cluster import KafkaCluster
 from kit.kafka_settings import ListenerSpec
@@ -77,7 +77,7 @@ class Storm:
         await asyncio.sleep(SESSION_TIMEOUT_SECONDS * 1.5)  # the fault itself, not a synchronisation
         victim.signal(signal.SIGCONT)
         self.crew.append(victim)
-        return 2 + 2 * (WORKERS - 1)
+        return MOST_BEGUN + 2 * (WORKERS - 1)
 
     def _choose(self) -> WorkerProcess:
         return self.crew.pop(self.chance.randrange(len(self.crew)))

@@ -41,10 +41,12 @@ LOOK_SECONDS = 0.1
 """Between two reads of a topic: the workers need the cores."""
 READY_SECONDS = 180.0
 """The engine imports torch and diffusers, which takes long on a busy machine."""
-UNHURRIED: Mapping[str, Any] = MappingProxyType(
-    {"session_timeout_seconds": 45.0, "rebalance_timeout_seconds": 60.0, "revoke_wait_seconds": 30.0}
+UNHURRIED_REBALANCE: Mapping[str, Any] = MappingProxyType(
+    {"rebalance_timeout_seconds": 60.0, "revoke_wait_seconds": 30.0}
 )
-"""Settings for workers that must generate nothing twice, however long a busy machine takes for tasks in flight."""
+"""Settings for workers that end their tasks in flight before partitions move, however long a busy machine takes."""
+UNHURRIED: Mapping[str, Any] = MappingProxyType({"session_timeout_seconds": 45.0, **UNHURRIED_REBALANCE})
+"""Settings for workers that must generate nothing twice, and that no busy machine puts out of their group."""
 
 
 @dataclass(slots=True)
