@@ -70,7 +70,6 @@ class TopicTail:
                 "group.id": "unused",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 100,
                 "reconnect.backoff.max.ms": RECONNECT_MS,
                 # Broker outages are expected here.
                 "log_level": 0,

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings
+from kit.http_probe import answers_ok
 from kit.kafka import create_topics, unique_name
 from kit.waiting import wait_until_blocking
 
@@ -72,12 +72,7 @@ class GatewayProcess:
             assert self.projector.poll() is None, self.log()
             log = self.log_path.read_bytes()[self.log_start_bytes :]
             has_store = b"projector_started" in log or b"projector_standby" in log
-            if not has_store or not address_file.exists():
-                return False
-            try:
-                return httpx.get(f"{self.url}healthz", trust_env=False, timeout=2).is_success
-            except httpx.TransportError:
-                return False
+            return has_store and address_file.exists() and answers_ok(f"{self.url}healthz")
 
         wait_until_blocking(answers, deadline_seconds=START_DEADLINE_SECONDS, what="the gateway's first answer")
 

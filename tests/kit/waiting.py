@@ -11,7 +11,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, overload
 
-_POLL_INTERVAL_SECONDS = 0.02
+_SHORTEST_INTERVAL_SECONDS = 0.02
+_LONGEST_INTERVAL_SECONDS = 0.1
+_INTERVALS_PER_WAIT = 20
+"""What is waited for needs the cores that look for it. A look comes late by a twentieth of the wait at most."""
 PATIENCE: Final = float(os.environ.get("TEST_PATIENCE", "1"))
 T = TypeVar("T")
 
@@ -25,13 +28,15 @@ async def wait_until(predicate: Callable[[], Awaitable[T]], *, deadline_seconds:
 @overload
 async def wait_until(predicate: Callable[[], T], *, deadline_seconds: float, what: str) -> T: ...
 async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seconds: float, what: str) -> T:
-    """Return the first true value of `predicate`, which may be a coroutine function and is called every 20 ms.
+    """Return the first true value of `predicate`, which may be a coroutine function; it is called every 20 ms, in
+    waits of seconds every 100 ms.
 
     Its exceptions pass through. Raises `WaitExpiredError` with `what` and the last value when the deadline passes, also
     when the predicate itself hangs.
     """
     deadline_seconds *= PATIENCE
     value: T | None = None
+    began = time.monotonic()
     deadline = asyncio.timeout(deadline_seconds)
     try:
         async with deadline:
@@ -40,7 +45,7 @@ async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seco
                 value = await answer if inspect.isawaitable(answer) else answer
                 if value:
                     return value
-                await asyncio.sleep(_POLL_INTERVAL_SECONDS)
+                await asyncio.sleep(_interval_seconds(time.monotonic() - began))
     except TimeoutError:
         # A timeout of the predicate's own is its error, not ours.
         if not deadline.expired():
@@ -51,12 +56,16 @@ async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seco
 def wait_until_blocking(predicate: Callable[[], T], *, deadline_seconds: float, what: str) -> T:
     """Do the same outside an event loop; a predicate that hangs is not interrupted."""
     deadline_seconds *= PATIENCE
-    deadline = time.monotonic() + deadline_seconds
+    began = time.monotonic()
     while not (value := predicate()):
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= began + deadline_seconds:
             raise WaitExpiredError(_expiry(what, deadline_seconds, value))
-        time.sleep(_POLL_INTERVAL_SECONDS)
+        time.sleep(_interval_seconds(time.monotonic() - began))
     return value
+
+
+def _interval_seconds(waited_seconds: float) -> float:
+    return min(max(_SHORTEST_INTERVAL_SECONDS, waited_seconds / _INTERVALS_PER_WAIT), _LONGEST_INTERVAL_SECONDS)
 
 
 def _expiry(what: str, deadline_seconds: float, value: object) -> str:

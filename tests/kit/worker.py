@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import httpx
 import psutil
 
 from fluxpool_cli.local.loopback import free_port
@@ -31,6 +30,7 @@ from fluxpool_contract.settings.worker import (
     StorageSettings,
     WorkerSettings,
 )
+from kit.http_probe import answers_ok
 from kit.kafka import TopicReader, TopicRecord, committed_offsets, create_topics, unique_name
 from kit.waiting import wait_until
 
@@ -77,19 +77,13 @@ class WorkerProcess:
 
     async def wait_ready(self) -> None:
         """Wait until `/readyz` is ok; fails with the log when the worker ends first."""
-        async with httpx.AsyncClient() as client:
 
-            async def ready() -> bool:
-                if self.process.poll() is not None:
-                    raise AssertionError(
-                        f"{self.name} ended with {self.process.returncode}:\n{self.log_file.read_text()}"
-                    )
-                try:
-                    return (await client.get(f"{self.health_url}/readyz")).status_code == 200
-                except httpx.TransportError:
-                    return False
+        async def ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"{self.name} ended with {self.process.returncode}:\n{self.log_file.read_text()}")
+            return await asyncio.to_thread(answers_ok, f"{self.health_url}/readyz")
 
-            await wait_until(ready, deadline_seconds=READY_SECONDS, what=f"{self.name} to be ready")
+        await wait_until(ready, deadline_seconds=READY_SECONDS, what=f"{self.name} to be ready")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the agent."""
