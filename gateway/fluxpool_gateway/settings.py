@@ -5,10 +5,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
-from fluxpool_contract.messages import Quality
+from fluxpool_contract.messages import Quality, check_tenant
 from fluxpool_contract.settings import (
     DEFAULT_CONSUMER_GROUP,
     EnvironmentSettings,
@@ -32,6 +32,24 @@ class Authentication(StrEnum):
     NONE_ON_LOOPBACK = "none-on-loopback"
     """Whoever is on this machine."""
     NONE_FOR_ANYONE_WHO_CAN_CONNECT = "none-for-anyone-who-can-connect"
+
+
+EVERY_TENANT: Final = "*"
+
+
+def _check_limited(name: str) -> str:
+    return name if name == EVERY_TENANT else check_tenant(name)
+
+
+class TenantLimits(BaseModel):
+    """What a tenant may use of the gateway."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    submit: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,6}/(second|minute|hour|day)$")] | None = None
+    """Tasks that it may submit in a time: 50/second, or 3000/minute for longer bursts."""
+    outstanding: Annotated[int, Field(ge=1, le=30_000)] | None = None
+    """Tasks of it that may be unfinished."""
 
 
 class GatewaySettings(EnvironmentSettings):
@@ -71,6 +89,11 @@ class GatewaySettings(EnvironmentSettings):
     keys_file: Path | None = None
     """SQLite file of the API keys, hashed. Nothing builds it again: back it up. Absent: `api-keys.db` beside the
     database file."""
+    tenant_limits: Annotated[
+        dict[Annotated[str, AfterValidator(_check_limited)], TenantLimits], Field(max_length=1000)
+    ] = Field(default_factory=dict)
+    """Limits by tenant, each as `{"submit": "50/second", "outstanding": 1000}`; those of `*` are for every tenant that
+    is not named. They hold over all processes of the gateway. Without keys every task is of the tenant `default`."""
     address_file: Path | None = None
     """File that gets the gateway's URL, whole or not at all, once it listens."""
 

@@ -12,7 +12,7 @@ import httpx
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.settings.worker import StorageSettings
-from fluxpool_gateway.http.app import GatewayApplication, build_application
+from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.http.submission import Submission
@@ -153,6 +153,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
     async def once(_request_id: str, _digest: str, write: Callable[[], Awaitable[None]]) -> None:
         await write()
 
+    quotas = open_quotas(settings, store)
     async with asyncio.TaskGroup() as group:
         barrier = ProjectionBarrier(group, ends=nothing, projected=nothing)
         app.state.services = Services(
@@ -172,10 +173,13 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             recent=recent,
             once=once,
             topics=TopicNames(),
+            quotas=quotas,
             public_url=None,
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield Replica(app, gate, client)
     await gate.close()
+    if quotas is not None:
+        await quotas.close()
     store.close()

@@ -16,16 +16,16 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.reservations import (
-    Operation,
     Outcome,
     Purge,
     RecordState,
-    ReservationFile,
-    ReservationsUnavailableError,
+    ReservationOperation,
     Reserve,
     Settle,
     Verdict,
+    reservation_file,
 )
+from fluxpool_gateway.store.shared_file import SharedFile, SharedFileError
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import Heartbeat
 from fluxpool_gateway.tasks.idempotency import FRESH_SECONDS, KEPT_SECONDS, Idempotency, Reservations, UnwrittenError
@@ -107,7 +107,7 @@ async def start(kafka: Kafka, tmp_path: Path) -> AsyncIterator[Callable[[], Proc
     started: list[Process] = []
 
     def start_one() -> Process:
-        reservations = Reservations(ReservationFile(tmp_path / "tasks.reservations"))
+        reservations = Reservations(reservation_file(tmp_path / "tasks.reservations"))
         idempotency = Idempotency(reservations=reservations, store=kafka, barrier=kafka.passed, deadline_seconds=0.5)
         started.append(Process(kafka, idempotency, reservations))
         return started[-1]
@@ -235,7 +235,7 @@ async def test_requests_that_wait_for_one_that_fails_get_its_error(
 async def test_a_reservation_of_a_dead_process_is_granted_to_the_same_body(
     kafka: Kafka, start: Callable[[], Process], tmp_path: Path
 ) -> None:
-    file = ReservationFile(tmp_path / "tasks.reservations")
+    file = reservation_file(tmp_path / "tasks.reservations")
     digest = task_digest(ONE.encode())
     file.apply([Reserve(request_id="key", digest=digest, until_ms=1)], now_ms=0)
     file.close()
@@ -299,15 +299,13 @@ async def test_while_the_store_or_the_reservations_cannot_be_read_nothing_is_acc
 async def test_a_record_that_is_lost_with_its_topic_is_written_again(
     kafka: Kafka, start: Callable[[], Process], tmp_path: Path
 ) -> None:
-    file = ReservationFile(tmp_path / "tasks.reservations")
+    file = reservation_file(tmp_path / "tasks.reservations")
     digest = task_digest(ONE.encode())
-    file.apply(
-        [
-            Reserve(request_id="key", digest=digest, until_ms=1),
-            Settle(request_id="key", digest=digest, standing=RecordState.ACCEPTED),
-        ],
-        now_ms=1,
-    )
+    operations: list[ReservationOperation] = [
+        Reserve(request_id="key", digest=digest, until_ms=1),
+        Settle(request_id="key", digest=digest, standing=RecordState.ACCEPTED),
+    ]
+    file.apply(operations, now_ms=1)
     file.close()
     kafka.reached = False
     assert await start().submit(ONE) == 202
@@ -320,7 +318,7 @@ async def test_a_record_that_is_lost_with_its_topic_is_written_again(
 # The file
 
 
-def verdicts(file: ReservationFile, *operations: Operation, now_ms: int = 1000) -> list[Verdict]:
+def verdicts(file: SharedFile, *operations: ReservationOperation, now_ms: int = 1000) -> list[Verdict]:
     return [outcome.verdict for outcome in file.apply(operations, now_ms=now_ms)]
 
 
@@ -351,16 +349,19 @@ def settle(digest: str, standing: RecordState | None) -> Settle:
         ([reserve("a"), settle("a", RecordState.ACCEPTED), settle("a", None)], "a", Verdict.ACCEPTED),
     ],
 )  # fmt: skip
-def test_the_verdict_of_a_reservation(tmp_path: Path, before: list[Operation], wanted: str, verdict: Verdict) -> None:
-    file = ReservationFile(tmp_path / "f")
+def test_the_verdict_of_a_reservation(
+    tmp_path: Path, before: list[ReservationOperation], wanted: str, verdict: Verdict
+) -> None:
+    file = reservation_file(tmp_path / "f")
     file.apply(before, now_ms=1000)
     assert verdicts(file, reserve(wanted)) == [verdict]
     file.close()
 
 
 def test_rows_are_purged_when_the_store_has_them_or_they_expire(tmp_path: Path) -> None:
-    file = ReservationFile(tmp_path / "f")
-    file.apply([reserve("a"), settle("a", RecordState.ACCEPTED)], now_ms=1000)
+    file = reservation_file(tmp_path / "f")
+    operations: list[ReservationOperation] = [reserve("a"), settle("a", RecordState.ACCEPTED)]
+    file.apply(operations, now_ms=1000)
     assert verdicts(file, Purge(accepted_before_ms=1000), reserve("a"))[-1] is Verdict.ACCEPTED
     assert verdicts(file, Purge(accepted_before_ms=1001), reserve("b"))[-1] is Verdict.GRANTED
     file.apply([settle("b", RecordState.UNKNOWN)], now_ms=1000)
@@ -374,7 +375,7 @@ def test_rows_are_purged_when_the_store_has_them_or_they_expire(tmp_path: Path) 
 )
 def test_a_damaged_file_is_recreated_while_processes_use_it(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "f"
-    files = [ReservationFile(path), ReservationFile(path)]
+    files = [reservation_file(path), reservation_file(path)]
     for file in files:
         file.apply([], now_ms=1000)
     for suffix in ("-wal", "-shm"):
@@ -388,7 +389,7 @@ def test_a_damaged_file_is_recreated_while_processes_use_it(tmp_path: Path, dama
 
 
 def test_a_deleted_file_is_recreated_and_used_by_all_processes(tmp_path: Path) -> None:
-    files = [ReservationFile(tmp_path / "f"), ReservationFile(tmp_path / "f")]
+    files = [reservation_file(tmp_path / "f"), reservation_file(tmp_path / "f")]
     for file in files:
         file.apply([], now_ms=1000)
     (tmp_path / "f").unlink()
@@ -399,15 +400,15 @@ def test_a_deleted_file_is_recreated_and_used_by_all_processes(tmp_path: Path) -
 
 def test_a_file_that_cannot_be_used_is_an_error_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
-    with pytest.raises(ReservationsUnavailableError, match="cannot be used"):
-        ReservationFile(tmp_path / "f").apply([reserve("a")], now_ms=1000)
+    with pytest.raises(SharedFileError, match="cannot be used"):
+        reservation_file(tmp_path / "f").apply([reserve("a")], now_ms=1000)
 
 
 def test_a_file_of_another_release_is_recreated(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "f") as connection:
         connection.execute("PRAGMA user_version=99")
     connection.close()
-    file = ReservationFile(tmp_path / "f")
+    file = reservation_file(tmp_path / "f")
     assert verdicts(file, reserve("a")) == [Verdict.GRANTED]
     file.close()
 
@@ -420,7 +421,7 @@ SETTLED = st.sampled_from([RecordState.ACCEPTED, RecordState.UNKNOWN, None])
 def test_one_id_is_never_granted_to_two_bodies_of_which_one_may_be_written(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, RecordState | None]]
 ) -> None:
-    file = ReservationFile(tmp_path_factory.mktemp("reservations") / "f")
+    file = reservation_file(tmp_path_factory.mktemp("reservations") / "f")
     perhaps_written: set[str] = set()
     for digest, standing in steps:
         (verdict,) = verdicts(file, reserve(digest))
@@ -437,7 +438,7 @@ def test_threads_of_many_processes_agree(tmp_path: Path) -> None:
     granted: list[Outcome] = []
 
     def run(digest: str) -> None:
-        file = ReservationFile(tmp_path / "f")
+        file = reservation_file(tmp_path / "f")
         for number in range(50):
             wanted = Reserve(request_id=str(number), digest=digest, until_ms=10_000)
             granted.extend(out for out in file.apply([wanted], now_ms=1000) if out.verdict is Verdict.GRANTED)

@@ -261,7 +261,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
     }
     hot = operations["post", "/v1/generations"]
     assert set(hot["responses"]) == {
-        "202", "400", "401", "403", "408", "409", "413", "414", "415", "422", "431", "503",
+        "202", "400", "401", "403", "408", "409", "413", "414", "415", "422", "429", "431", "503",
     }  # fmt: skip
     assert set(hot["responses"]["202"]["headers"]) == {"Location", "Retry-After"}
     assert {parameter["name"] for parameter in hot["parameters"]} == {"Idempotency-Key", "traceparent"}
@@ -272,7 +272,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 50
+    assert len(problems) == 51
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

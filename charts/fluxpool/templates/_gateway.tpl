@@ -37,6 +37,9 @@
 - name: FLUXPOOL_PRODUCE_DEADLINE_SECONDS
   value: {{ $gateway.produceDeadlineSeconds | quote }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_AUTHENTICATION" "value" $gateway.authentication) }}
+{{- if $gateway.tenantLimits }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_TENANT_LIMITS" "value" (toJson $gateway.tenantLimits)) }}
+{{- end }}
 {{- if $gateway.bootstrapKeySecretRef.name }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_BOOTSTRAP_KEY_FILE" "value" "/etc/fluxpool/keys/bootstrap") }}
 {{- end }}

@@ -157,6 +157,10 @@ def _is_plain(part: Any) -> bool:
     return isinstance(part, str) and part != "" and part == part.strip() and "," not in part and part[0] != "["
 
 
+def _plain(part: Any) -> Any:
+    return part.model_dump(mode="json") if isinstance(part, BaseModel) else part
+
+
 def _render(value: Any) -> str:
     match value:
         case SecretStr():
@@ -168,6 +172,8 @@ def _render(value: Any) -> str:
         case tuple() if value and all(_is_plain(part) for part in value):
             return ",".join(value)
         case tuple():
-            return json.dumps([part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in value])
+            return json.dumps([_plain(part) for part in value])
+        case dict():
+            return json.dumps({name: _plain(part) for name, part in value.items()})
         case _:
             return str(value)

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -40,7 +40,7 @@ from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.reading import TaskStoreReader
-from fluxpool_gateway.store.reservations import FILE_SUFFIX, ReservationFile
+from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
@@ -48,6 +48,9 @@ from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import open_object_store
+
+if TYPE_CHECKING:
+    from fluxpool_gateway.identity.quotas import Quotas
 
 CLIENT_ID: Final = "fluxpool-gateway"
 METADATA_SECONDS: Final = 2.0
@@ -176,7 +179,8 @@ async def _running(
     )
     store = TaskStoreReader(settings.database_file)
     file = settings.database_file
-    reservations = Reservations(ReservationFile(file.with_name(file.name + FILE_SUFFIX)))
+    reservations = Reservations(reservation_file(file.with_name(file.name + FILE_SUFFIX)))
+    quotas = open_quotas(settings, store)
     ends = TaskTopicEnds(metadata, settings.topics)
     recent = RecentTasks(loop.time)
     partitioner = LoadAwarePartitioner(settings.kafka, settings.groups())
@@ -209,6 +213,7 @@ async def _running(
                 once=idempotency.once,
                 topics=settings.topics,
                 qualities=settings.qualities,
+                quotas=quotas,
                 public_url=settings.public_url,
             )
             parts = {
@@ -224,10 +229,25 @@ async def _running(
                 task.cancel()
             await producer.stop()
             await reservations.close()
+            if quotas is not None:
+                await quotas.close()
     finally:
         store.close()
         if isinstance(app.gate, KeyGate):
             await app.gate.close()
+
+
+def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | None":
+    """The limits of tenants; None where the settings have none."""
+    if not settings.tenant_limits:
+        return None
+    # Here alone, for the start of gateways without limits: it takes a tenth of it.
+    from fluxpool_gateway.identity.quotas import Quotas  # noqa: PLC0415
+    from fluxpool_gateway.store import quota_file  # noqa: PLC0415
+
+    file = settings.database_file
+    counts = quota_file.quota_file(file.with_name(file.name + quota_file.FILE_SUFFIX))
+    return Quotas(settings.tenant_limits, counts, store)
 
 
 async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[], None], *, name: str) -> None:

@@ -83,6 +83,7 @@ _SUBMIT_PROBLEMS: Final = {
     414: "The address is too long.",
     415: "The body is not application/json, or is encoded.",
     422: "A value is not allowed, or the Idempotency-Key was used for another request; `errors` names each field.",
+    429: "A limit of the tenant is reached; `detail` names it.",
     431: "The headers are too large.",
     503: "The broker did not confirm in time: the outcome is unknown. Repeat it with the same Idempotency-Key.",
 }

@@ -83,6 +83,16 @@ class RecordSink(Protocol):
         """Begin to write a record; its offset comes with the acknowledgement. Either raises `DeliveryError`."""
 
 
+class TaskQuotas(Protocol):
+    """What tenants may submit; `Quotas` in service."""
+
+    async def admit(self, tenant: str, request_ids: Sequence[str]) -> Sequence[tuple[str, str]]:
+        """Headers of the response; raises `ProblemError` (429)."""
+
+    def release(self, tenant: str, request_ids: Sequence[str]) -> None:
+        """Admitted tasks were not written."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """The route; one instance serves one process."""
@@ -98,6 +108,8 @@ class Submission:
     """Writes the record of a request with a key, as `Idempotency.once` does."""
     topics: TopicNames
     qualities: Collection[Quality] = ()
+    quotas: TaskQuotas | None = None
+    """The limits of tenants; None where there are none."""
     public_url: str | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,7 +119,9 @@ class Submission:
             _read_headers(scope["headers"], into=headers)
             caller = await self.admit(headers.authorization)
             caller.require(KeyScope.SUBMIT)
-            request_id = await self._submit(headers, receive, caller.tenant)
+            # Only its own record uses up a limit, not one that an equal request has written.
+            more: list[tuple[str, str]] = []
+            request_id = await self._submit(headers, receive, caller, more)
         except _ClientGoneError:
             return
         except ProblemError as error:
@@ -118,12 +132,18 @@ class Submission:
         else:
             base = base_url(public_url=self.public_url, scheme=scope["scheme"], host=headers.host)
             correlation_id = request_id if headers.x_request_id is None else correlation_id_of(headers.x_request_id)
-            await send_accepted(send, request_id=request_id, base=base, correlation_id=correlation_id)
+            await send_accepted(send, request_id=request_id, base=base, correlation_id=correlation_id, more=more)
             return
         await send_problem(send, problem, correlation_id=correlation_id_of(headers.x_request_id), instance=PATH)
 
-    async def _submit(self, headers: _RequestHeaders, receive: Receive, tenant: str) -> str:
-        """Check the request, produce its record, await the acknowledgement; returns the task's id."""
+    async def _submit(
+        self, headers: _RequestHeaders, receive: Receive, caller: Caller, more: list[tuple[str, str]]
+    ) -> str:
+        """Check the request, produce its record, await the acknowledgement; returns the task's id.
+
+        Adds headers of the response to `more`.
+        """
+        tenant = caller.tenant
         _check_content_type(headers.content_type)
         _check_content_encoding(headers.content_encoding)
         body = await _read_body(receive)
@@ -133,15 +153,48 @@ class Submission:
             request_id = new_request_id()
             value = render_task(request, request_id)
             try:
-                await self._produce(headers, request, tenant=tenant, request_id=request_id, value=value)
+                await self._admit_and_produce(
+                    headers, request, tenant=tenant, request_id=request_id, value=value, more=more
+                )
             except UnwrittenError as error:
                 raise error.answer from error
             return request_id
         request_id = idempotent_request_id(tenant, check_idempotency_key(headers.idempotency_key))
         value = render_task(request, request_id)
-        produce = partial(self._produce, headers, request, tenant=tenant, request_id=request_id, value=value)
+        produce = partial(
+            self._admit_and_produce,
+            headers,
+            request,
+            tenant=tenant,
+            request_id=request_id,
+            value=value,
+            more=more,
+        )
         await self.once(request_id, task_digest(value), produce)
         return request_id
+
+    async def _admit_and_produce(
+        self,
+        headers: _RequestHeaders,
+        request: GenerationRequest,
+        *,
+        tenant: str,
+        request_id: str,
+        value: bytes,
+        more: list[tuple[str, str]],
+    ) -> None:
+        """Write the record within the limits of the tenant; raises as `_produce` does."""
+        if self.quotas is not None:
+            try:
+                more += await self.quotas.admit(tenant, [request_id])
+            except ProblemError as error:
+                raise UnwrittenError(error) from error
+        try:
+            await self._produce(headers, request, tenant=tenant, request_id=request_id, value=value)
+        except UnwrittenError:
+            if self.quotas is not None:
+                self.quotas.release(tenant, [request_id])
+            raise
 
     async def _produce(
         self, headers: _RequestHeaders, request: GenerationRequest, *, tenant: str, request_id: str, value: bytes

@@ -4,12 +4,13 @@ Owns the check that the path still names the opened file, and the report of dama
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar, assert_never
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, select, text
 from sqlalchemy.exc import DatabaseError
 
 from fluxpool_gateway.store.damage import report_damage
@@ -41,6 +42,11 @@ from fluxpool_gateway.store.task_store import (
 T = TypeVar("T")
 
 _READER_THREADS: Final = 4
+_COUNT_UNFINISHED: Final = text(
+    "SELECT count(*) FROM (SELECT 1 FROM task WHERE tenant = :tenant AND status IN ('queued', 'running') LIMIT :most)"
+)
+"""With the states as they are in the index of unfinished tasks, which serves only a query that names the same."""
+_STORED: Final = text("SELECT request_id FROM task WHERE request_id IN (SELECT value FROM json_each(:known))")
 _FIND_TASK: Final = select(tasks).where(tasks.c.request_id == bindparam("request_id"))
 
 
@@ -94,6 +100,22 @@ class TaskStoreReader:
     async def quarantine(self) -> Quarantine:
         """The records that the projector passed over."""
         return await self._read(read_quarantine)
+
+    def count_unfinished(self, tenant: str, *, known: Sequence[str], most: int) -> tuple[int, Collection[str]]:
+        """Unfinished tasks of the tenant, counted up to `most`, and which of the ids in `known` are stored.
+
+        Blocks, for callers with a thread of their own. Both are of one moment.
+        """
+
+        def read(connection: Connection) -> tuple[int, Collection[str]]:
+            # Each statement would see a moment of its own otherwise: readers begin no transaction themselves. It ends
+            # when the connection is returned.
+            connection.exec_driver_sql("BEGIN")
+            count = connection.execute(_COUNT_UNFINISHED, {"tenant": tenant, "most": most}).scalar_one()
+            stored = connection.execute(_STORED, {"known": json.dumps(known)}).scalars().all() if known else ()
+            return count, stored
+
+        return self._read_here(read)
 
     def close(self) -> None:
         """End the threads and the connections."""

@@ -1,33 +1,28 @@
-"""Idempotency reservations: a small SQLite file, shared by all server processes, that says which body holds which key.
+"""Idempotency reservations: which body holds which key, in a file that all server processes share.
 
 A key is reserved before its record is written, so that of two bodies one is refused while neither is in Kafka yet. Owns
-the file and its statements. Rows whose task the task store knows are redundant and are purged. Blocks: callers use a
-thread.
+the statements. Rows whose task the task store knows are redundant and are purged.
 """
 
-import fcntl
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-import structlog
-
-from fluxpool_gateway.store.database import COMPANIONS
+from fluxpool_gateway.store.shared_file import SharedFile
 
 FILE_SUFFIX: Final = ".reservations"
-LOCK_SUFFIX: Final = ".lock"
 UNKNOWN_KEPT_SECONDS: Final = 24 * 3600
 """A body whose outcome is unknown holds its key so long; clients stop repeating earlier."""
 PURGED_AT_ONCE: Final = 2000
 """Rows of one purge, so that it holds up a submission for some milliseconds at most."""
 _SCHEMA_VERSION: Final = 1
-_BUSY_SECONDS: Final = 5.0
-
-logger = structlog.stdlib.get_logger(__name__)
+_SCHEMA: Final = (
+    """CREATE TABLE IF NOT EXISTS reservation (request_id TEXT PRIMARY KEY, digest TEXT NOT NULL,
+    standing TEXT NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS reservation_by_time ON reservation (standing, at_ms)",
+)
 
 
 class RecordState(StrEnum):
@@ -141,96 +136,9 @@ class Purge:
         return _NO_OUTCOME
 
 
-Operation = Reserve | Settle | Purge
+ReservationOperation = Reserve | Settle | Purge
 
 
-class ReservationsUnavailableError(Exception):
-    """The file cannot be used; the message says why."""
-
-
-class ReservationFile:
-    """The file, as one process uses it in one thread."""
-
-    def __init__(self, file: Path) -> None:
-        """Opens nothing yet. `file` is made when it is missing, and again when it is damaged."""
-        self._file = file
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
-
-    def apply(self, operations: Sequence[Operation], *, now_ms: int) -> list[Outcome]:
-        """Apply all in one transaction, in order.
-
-        Raises `ReservationsUnavailableError`; then none was applied.
-        """
-        try:
-            with self._locked():
-                try:
-                    return self._apply(operations, now_ms)
-                except sqlite3.DatabaseError as error:
-                    # Its subclass says what may pass, as a full disk does; the class itself, that this is no database.
-                    if type(error) is not sqlite3.DatabaseError:
-                        raise
-                    logger.warning("reservations_recreated", file=str(self._file), reason=str(error))
-                    self._remove()
-                    return self._apply(operations, now_ms)
-        except (sqlite3.Error, OSError) as error:
-            self.close()
-            raise ReservationsUnavailableError(f"{self._file} cannot be used ({error})") from error
-
-    def close(self) -> None:
-        """Close the file; the next operation opens it again."""
-        if self._connection is not None:
-            with suppress(sqlite3.Error):
-                self._connection.close()
-            self._connection = None
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time. SQLite's own lock is asked for again and again with growing pauses instead."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.with_name(self._file.name + LOCK_SUFFIX).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def _apply(self, operations: Sequence[Operation], now_ms: int) -> list[Outcome]:
-        connection = self._opened()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            outcomes = [operation.apply(connection, now_ms) for operation in operations]
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
-        return outcomes
-
-    def _opened(self) -> sqlite3.Connection:
-        """The connection to the file that is there now: it may have been deleted, or made again by another process."""
-        try:
-            inode = self._file.stat().st_ino
-        except FileNotFoundError:
-            inode = 0
-        if self._connection is not None and inode == self._inode:
-            return self._connection
-        self.close()
-        # No thread is the owner, because `close` comes from another one than the last operation.
-        connection = sqlite3.connect(self._file, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._connection = connection
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in {0, _SCHEMA_VERSION}:
-            raise sqlite3.DatabaseError(f"it is of another release (schema {version})")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS reservation (request_id TEXT PRIMARY KEY, digest TEXT NOT NULL,"
-            " standing TEXT NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID"
-        )
-        connection.execute("CREATE INDEX IF NOT EXISTS reservation_by_time ON reservation (standing, at_ms)")
-        connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
-        self._inode = self._file.stat().st_ino
-        return connection
-
-    def _remove(self) -> None:
-        self.close()
-        for suffix in ("", *COMPANIONS):
-            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
+def reservation_file(file: Path) -> SharedFile:
+    """The reservations in this file."""
+    return SharedFile(file, schema=_SCHEMA, version=_SCHEMA_VERSION)

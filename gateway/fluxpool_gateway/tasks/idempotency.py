@@ -8,8 +8,7 @@ refused at once. Between gateways with databases of their own the task store alo
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, assert_never
 
@@ -19,18 +18,18 @@ from fluxpool_contract.messages import task_digest
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
+from fluxpool_gateway.store.batches import Batches
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.reservations import (
-    Operation,
     Outcome,
     Purge,
     RecordState,
-    ReservationFile,
-    ReservationsUnavailableError,
+    ReservationOperation,
     Reserve,
     Settle,
     Verdict,
 )
+from fluxpool_gateway.store.shared_file import SharedFile, SharedFileError
 from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.store.task_store import Heartbeat
 
@@ -68,50 +67,24 @@ class UnwrittenError(Exception):
 
 
 class Reservations:
-    """The reservation file for one event loop: operations that arrive during a transaction share the next one."""
+    """The reservation file for one event loop; close it at the end."""
 
-    def __init__(self, file: ReservationFile) -> None:
+    def __init__(self, file: SharedFile) -> None:
+        """`file` comes from `reservation_file`."""
         self._file = file
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reservations")
-        self._waiting: list[tuple[Operation, asyncio.Future[Outcome]]] = []
-        self._applying: asyncio.Future[None] | None = None
+        self._batches: Batches[ReservationOperation, Outcome] = Batches(
+            self._apply, name="reservations", error=SharedFileError
+        )
 
-    def apply(self, operation: Operation) -> asyncio.Future[Outcome]:
-        """Apply an operation; the future raises `ReservationsUnavailableError`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        self._waiting.append((operation, future))
-        if self._applying is None:
-            self._applying = asyncio.ensure_future(self._apply_waiting())
-        return future
+    def apply(self, operation: ReservationOperation) -> asyncio.Future[Outcome]:
+        """Apply an operation; the future raises `SharedFileError`."""
+        return self._batches.add(operation)
 
     async def close(self) -> None:
         """Apply what is waiting and close the file."""
-        while self._applying is not None:
-            await self._applying
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._file.close)
-        self._executor.shutdown(wait=False)
+        await self._batches.close(self._file.close)
 
-    async def _apply_waiting(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            operations = [operation for operation, _ in batch]
-            try:
-                outcomes = await loop.run_in_executor(self._executor, self._apply, operations)
-            except ReservationsUnavailableError as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                        # A settlement is not waited for.
-                        future.exception()
-            else:
-                for (_, future), outcome in zip(batch, outcomes, strict=True):
-                    if not future.done():
-                        future.set_result(outcome)
-        self._applying = None
-
-    def _apply(self, operations: list[Operation]) -> list[Outcome]:
+    def _apply(self, operations: Sequence[ReservationOperation]) -> Sequence[Outcome]:
         return self._file.apply(operations, now_ms=_now_ms())
 
 
@@ -166,7 +139,7 @@ class Idempotency:
                     in_store_ms = heartbeat.caught_up_at_ms - FRESH_SECONDS * 1000
                     before_ms = min(_now_ms() - KEPT_SECONDS * 1000, in_store_ms)
                     await self.reservations.apply(Purge(accepted_before_ms=int(before_ms)))
-            except (StoreUnavailableError, ReservationsUnavailableError) as error:
+            except (StoreUnavailableError, SharedFileError) as error:
                 logger.warning("reservations_not_purged", reason=str(error))
 
     async def _once(self, request_id: str, digest: str, write: Callable[[], Awaitable[None]]) -> None:
@@ -210,7 +183,7 @@ class Idempotency:
             wanted = Reserve(request_id=request_id, digest=digest, until_ms=until_ms, again=again)
             try:
                 held = await self.reservations.apply(wanted)
-            except ReservationsUnavailableError as error:
+            except SharedFileError as error:
                 logger.warning("reservations_unusable", reason=str(error))
                 raise _unavailable("the key cannot be reserved; nothing was accepted") from error
             match held.verdict:

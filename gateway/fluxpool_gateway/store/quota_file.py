@@ -1,0 +1,241 @@
+"""What the limits of tenants count, in a file that all server processes share: submissions in a time, unfinished tasks.
+
+How many submissions fit is decided by the `limits` library (sliding window counter); here is its storage. It has none
+for processes that share a disk and no server. Outstanding are the tasks that the task store knows as unfinished, and
+those admitted here that it does not know yet: an admission is dropped in the transaction that finds its task projected,
+so that no task counts twice or not at all. Blocks: callers use a thread.
+"""
+
+import sqlite3
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from math import ceil, floor
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+from limits import RateLimitItem
+from limits.storage import SlidingWindowCounterSupport, Storage
+from limits.storage.base import TimestampedSlidingWindow
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.shared_file import SharedFile
+
+FILE_SUFFIX: Final = ".quotas"
+_SCHEMA_VERSION: Final = 1
+_SCHEMA: Final = (
+    """CREATE TABLE IF NOT EXISTS hits (key TEXT PRIMARY KEY, count INTEGER NOT NULL, ends_at_ms INTEGER NOT NULL)
+    WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS admission (tenant TEXT, request_id TEXT, at_ms INTEGER NOT NULL,
+    PRIMARY KEY (tenant, request_id)) WITHOUT ROWID""",
+)
+UNPROJECTED_SECONDS: Final = 300
+"""An admission whose task is not in the store after so long counts no longer: its record was never written."""
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class LimitName(StrEnum):
+    """Which limit of a tenant."""
+
+    SUBMIT = "submit"
+    """Tasks submitted in a time."""
+    OUTSTANDING = "outstanding"
+    """Tasks that are not finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of a tenant; None where there is none."""
+
+    submit: RateLimitItem | None = None
+    outstanding: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remaining:
+    """What is left of a limit."""
+
+    limit: LimitName
+    count: int
+    more_in_seconds: int | None
+    """When more is left; None where that depends on other things than time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What a request for admission came to."""
+
+    exceeded: LimitName | None
+    """The limit that refuses it; None when it is granted."""
+    remaining: tuple[Remaining, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admit:
+    """Admit tasks of a tenant, all or none."""
+
+    tenant: str
+    request_ids: tuple[str, ...]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Take an admission back: its task certainly was not written. The submission still counts as one."""
+
+    tenant: str
+    request_ids: tuple[str, ...]
+
+
+class UnfinishedTasks(Protocol):
+    """The task store, as far as it is asked here; `TaskStoreReader` in service."""
+
+    def count_unfinished(self, tenant: str, *, known: Sequence[str], most: int) -> tuple[int, Collection[str]]:
+        """Unfinished tasks of the tenant, counted up to `most`, and which of the ids in `known` are stored."""
+
+
+def quota_file(file: Path) -> SharedFile:
+    """The counts in this file."""
+    return SharedFile(file, schema=_SCHEMA, version=_SCHEMA_VERSION)
+
+
+class Transaction:
+    """Admissions and releases of one process, applied together; an operation of a `SharedFile`."""
+
+    def __init__(self, requests: Sequence[Admit | Release], store: UnfinishedTasks) -> None:
+        self._requests = requests
+        self._store = store
+        self._outstanding: dict[str, int] = {}
+
+    def apply(self, connection: sqlite3.Connection, now_ms: int) -> list[Grant]:
+        """The outcome of each, in order."""
+        # A transaction that is repeated in a new file starts from nothing.
+        self._outstanding.clear()
+        connection.execute("DELETE FROM hits WHERE ends_at_ms <= ?", [now_ms])
+        windows = SlidingWindowCounterRateLimiter(_Hits(connection, now_ms / 1000))
+        grants = []
+        for request in self._requests:
+            if isinstance(request, Admit):
+                grants.append(self._admit(request, connection, windows, now_ms))
+                continue
+            rows = [(request.tenant, request_id) for request_id in request.request_ids]
+            connection.executemany("DELETE FROM admission WHERE tenant = ? AND request_id = ?", rows)
+            self._outstanding.pop(request.tenant, None)
+            grants.append(Grant(exceeded=None))
+        return grants
+
+    def _admit(
+        self, request: Admit, connection: sqlite3.Connection, windows: SlidingWindowCounterRateLimiter, now_ms: int
+    ) -> Grant:
+        tenant, limits, wanted = request.tenant, request.limits, len(request.request_ids)
+        remaining: list[Remaining] = []
+        exceeded: LimitName | None = None
+        outstanding = 0
+        if limits.outstanding is not None:
+            outstanding = self._count(connection, tenant, limits.outstanding, now_ms)
+            if outstanding + wanted > limits.outstanding:
+                exceeded = LimitName.OUTSTANDING
+        # Last, because it cannot be undone: what is refused for another reason uses up nothing.
+        if limits.submit is not None:
+            if exceeded is None and not windows.hit(limits.submit, tenant, cost=wanted):
+                exceeded = LimitName.SUBMIT
+            state = windows.get_window_stats(limits.submit, tenant)
+            wait_seconds = max(1, ceil(state.reset_time - time.time()))
+            remaining.append(Remaining(limit=LimitName.SUBMIT, count=state.remaining, more_in_seconds=wait_seconds))
+        if limits.outstanding is not None:
+            if exceeded is None:
+                rows = [(tenant, request_id, now_ms) for request_id in request.request_ids]
+                connection.executemany("INSERT OR REPLACE INTO admission VALUES (?, ?, ?)", rows)
+                outstanding = self._outstanding[tenant] = outstanding + wanted
+            left = max(0, limits.outstanding - outstanding)
+            remaining.append(Remaining(limit=LimitName.OUTSTANDING, count=left, more_in_seconds=None))
+        return Grant(exceeded=exceeded, remaining=tuple(remaining))
+
+    def _count(self, connection: sqlite3.Connection, tenant: str, most: int, now_ms: int) -> int:
+        """Outstanding tasks of the tenant, read once in this transaction."""
+        counted = self._outstanding.get(tenant)
+        if counted is not None:
+            return counted
+        long_ago_ms = now_ms - UNPROJECTED_SECONDS * 1000
+        connection.execute("DELETE FROM admission WHERE tenant = ? AND at_ms < ?", [tenant, long_ago_ms])
+        rows = connection.execute("SELECT request_id FROM admission WHERE tenant = ?", [tenant])
+        admitted = [request_id for (request_id,) in rows]
+        try:
+            unfinished, projected = self._store.count_unfinished(tenant, known=admitted, most=most)
+        except StoreUnavailableError as error:
+            # Submissions do not depend on the task store; neither may they with a limit.
+            logger.warning("outstanding_tasks_unknown", tenant=tenant, reason=str(error))
+            unfinished, projected = 0, ()
+        gone = [(tenant, request_id) for request_id in projected]
+        connection.executemany("DELETE FROM admission WHERE tenant = ? AND request_id = ?", gone)
+        counted = self._outstanding[tenant] = unfinished + len(admitted) - len(gone)
+        return counted
+
+
+class _Hits(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
+    """The storage of `limits` for the length of one transaction, which makes all of it atomic."""
+
+    STORAGE_SCHEME = None
+
+    def __init__(self, connection: sqlite3.Connection, now_seconds: float) -> None:
+        super().__init__()
+        self._connection = connection
+        self._now_seconds = now_seconds
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """What it raises."""
+        return sqlite3.Error
+
+    def get(self, key: str) -> int:
+        """Hits in one window."""
+        row = self._connection.execute("SELECT count FROM hits WHERE key = ?", [key]).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        """Add hits to a window, which is forgotten after `expiry` seconds."""
+        statement = "INSERT INTO hits VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
+        self._connection.execute(statement, [key, amount, int(1000 * (self._now_seconds + expiry))])
+        return self.get(key)
+
+    def get_expiry(self, key: str) -> float:
+        """When a window is forgotten, in seconds since 1970."""
+        row = self._connection.execute("SELECT ends_at_ms FROM hits WHERE key = ?", [key]).fetchone()
+        return self._now_seconds if row is None else row[0] / 1000
+
+    def check(self) -> bool:
+        """The transaction runs."""
+        return True
+
+    def reset(self) -> int | None:
+        """Forget everything."""
+        return self._connection.execute("DELETE FROM hits").rowcount
+
+    def clear(self, key: str) -> None:
+        """Forget one window."""
+        self._connection.execute("DELETE FROM hits WHERE key = ?", [key])
+
+    def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        """Hits of the window before and how long they count, and the same of this one."""
+        before, current = self.sliding_window_keys(key, expiry, self._now_seconds)
+        hits_before = self.get(before)
+        rest_seconds = expiry - self._now_seconds % expiry
+        return hits_before, rest_seconds if hits_before else 0.0, self.get(current), rest_seconds + expiry
+
+    def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        """Add hits when they fit; hits of the window before count for the part of it that is not over."""
+        before, before_seconds, current, _ = self.get_sliding_window(key, expiry)
+        if floor(before * before_seconds / expiry + current) + amount > limit:
+            return False
+        # Read in the next window as well.
+        self.incr(self.sliding_window_keys(key, expiry, self._now_seconds)[1], 2 * expiry, amount)
+        return True
+
+    def clear_sliding_window(self, key: str, expiry: int) -> None:
+        """Forget both windows."""
+        for name in self.sliding_window_keys(key, expiry, self._now_seconds):
+            self.clear(name)
