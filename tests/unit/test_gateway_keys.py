@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
+import sqlite3
 import string
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
 from fluxpool_gateway.identity.api_key import KeyScope, new_key, parse_key
 from fluxpool_gateway.identity.gate import CACHED_SECONDS
 from fluxpool_gateway.store.task_state import ResultSeen, TaskSeen, TaskStatus
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
+from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings, prepare
 
 IMAGE = b"\x89PNG and so on"
 
@@ -333,3 +335,69 @@ async def test_many_requests_at_once_share_one_read_of_their_key(gateway: Gatewa
     await asyncio.sleep(0)
     answers[0].cancel()
     assert {(await answer).status_code for answer in answers[1:]} == {202}
+
+
+# Rights
+
+
+async def test_a_key_allows_the_standard_priority_alone_unless_it_says_more(gateway: Gateway) -> None:
+    plain = await gateway.create("submit")
+    important = await gateway.create("submit", priorities=["standard", "vip"])
+    body = {"prompt": "a fox", "priority": "vip"}
+    refused = await gateway.one.ask("POST", "/v1/generations", plain, json=body)
+    problem = refused.json()
+    assert (refused.status_code, problem["error"]["code"], problem["error"]["param"]) == (
+        403,
+        "not_entitled",
+        "priority",
+    )
+    assert "does not allow vip; use standard" in problem["detail"]
+    assert (await gateway.one.submit(plain)).status_code == 202
+    for key in (important, gateway.admin):
+        assert (await gateway.one.ask("POST", "/v1/generations", key, json=body)).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("rights", "more", "refused"),
+    [
+        ({"qualities": ["fast"]}, {"quality": "fast"}, None),
+        ({"qualities": ["fast"]}, {"quality": "exact"}, "quality"),
+        ({"qualities": ["fast"]}, {}, "quality"),
+        ({"loras": ["ink"]}, {"loras": [{"name": "ink"}]}, None),
+        ({"loras": ["ink"]}, {"loras": [{"name": "ink"}, {"name": "oil"}]}, "loras"),
+        ({"loras": []}, {"loras": [{"name": "ink"}]}, "loras"),
+        ({"loras": []}, {}, None),
+        ({"priorities": ["vip"]}, {}, "priority"),
+        ({}, {"quality": "exact", "loras": [{"name": "ink"}]}, None),
+    ],
+)
+async def test_a_submission_holds_what_its_key_allows(
+    gateway: Gateway, rights: dict[str, Any], more: dict[str, Any], refused: str | None
+) -> None:
+    key = await gateway.create("submit", **rights)
+    answer = await gateway.one.ask("POST", "/v1/generations", key, json={"prompt": "a fox", **more})
+    assert (answer.status_code, answer.json().get("error", {}).get("param")) == (403 if refused else 202, refused)
+
+
+async def test_a_rotated_key_keeps_its_rights(gateway: Gateway) -> None:
+    rights = {"priorities": ["standard", "vip"], "qualities": ["exact"], "loras": ["ink", "oil"]}
+    old = await gateway.create("submit", **rights)
+    path = f"/v1/keys/{key_id(old)}/rotate"
+    new = (await gateway.one.ask("POST", path, gateway.admin, json={})).json()
+    assert {name: new[name] for name in rights} == rights
+    listed = (await gateway.two.ask("GET", "/v1/keys", gateway.admin)).json()["keys"]
+    assert [item["loras"] for item in listed if item["name"] == "test"] == [["ink", "oil"], ["ink", "oil"]]
+
+
+def test_keys_from_before_rights_keep_what_they_could(tmp_path: Path) -> None:
+    settings = keyed_settings(tmp_path)
+    prepare(settings)
+    file = settings.key_store_file()
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for column in ("priorities", "qualities", "loras"):
+            connection.execute(f"ALTER TABLE api_key DROP COLUMN {column}")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    prepare(settings)
+    with closing(sqlite3.connect(file)) as connection:
+        rows = connection.execute("SELECT priorities, qualities, loras FROM api_key").fetchall()
+    assert rows == [("standard vip", None, None)]

@@ -46,6 +46,17 @@ def create(
     ] = None,
     tenant: Annotated[str, typer.Option(help="Whose tasks are submitted and seen with the key.")] = "default",
     expires: Annotated[str | None, typer.Option(help="When it expires: 12h or 90d from now. Never by default.")] = None,
+    priority: Annotated[
+        list[str] | None,
+        typer.Option(help="standard or vip: what its tasks may be; may be repeated. standard by default."),
+    ] = None,
+    quality: Annotated[
+        list[str] | None,
+        typer.Option(help="exact or fast: what its tasks may be, and have to name; may be repeated. All by default."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="LoRA that its tasks may use; may be repeated. All by default.")
+    ] = None,
     url: UrlOption = None,
     output: OutputOptions,
 ) -> None:
@@ -54,6 +65,8 @@ def create(
     FLUXPOOL_API_KEY is a key with the scope admin, as for all commands that change or list keys.
     """
     body: dict[str, Any] = {"name": name, "tenant": tenant, "scopes": [one.value for one in scope or _DEFAULT]}
+    rights = {"priorities": priority, "qualities": quality, "loras": lora}
+    body |= {field: values for field, values in rights.items() if values}
     if expires is not None:
         body["expires_in_seconds"] = parse_duration_option(expires, option="--expires")
     _show_new(_ask("POST", PATH, url=url, body=body), output)

@@ -35,6 +35,7 @@ from fluxpool_contract.messages.resolution import Resolution, ResolutionAction, 
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, Mark, ResultStatus, TaskError
 from fluxpool_contract.messages.task import (
     DEFAULT_STRENGTH,
+    LORA_NAME_PATTERN,
     MAX_GROUP_CHARACTERS,
     MAX_IMAGES,
     MAX_STEPS,
@@ -53,6 +54,7 @@ __all__ = [
     "DEAD_LETTER_PREFIX",
     "DEFAULT_STRENGTH",
     "DEFAULT_TENANT",
+    "LORA_NAME_PATTERN",
     "MAX_GROUP_CHARACTERS",
     "MAX_IMAGES",
     "MAX_NUMBER_DIGITS",

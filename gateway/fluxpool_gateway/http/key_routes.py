@@ -11,13 +11,15 @@ import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from fluxpool_contract.messages import DEFAULT_TENANT, check_tenant
+from fluxpool_contract.messages import DEFAULT_TENANT, LORA_NAME_PATTERN, Quality, check_tenant
+from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems, unavailable
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey, new_key, parse_key
 from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.identity.key_record import KeyRecord, KeyState
 from fluxpool_gateway.identity.key_store import KeyStoreUnavailableError
+from fluxpool_gateway.identity.rights import Rights
 
 PATH: Final = "/v1/keys"
 DAY_SECONDS: Final = 24 * 3600
@@ -26,6 +28,7 @@ MAX_OVERLAP_SECONDS: Final = 30 * DAY_SECONDS
 """An overlap that nobody ends is a second key for ever."""
 MAX_LIFETIME_SECONDS: Final = 10 * 365 * DAY_SECONDS
 MAX_PAGE: Final = 1000
+MAX_LORA_RIGHTS: Final = 100
 _NAME_PATTERN: Final = "^[A-Za-z0-9][A-Za-z0-9 ._@/-]{0,63}$"
 """What any terminal and log shows as it is."""
 _KEY_PROBLEMS: Final = {
@@ -35,6 +38,8 @@ _KEY_PROBLEMS: Final = {
 }
 _CHANGE_PROBLEMS: Final = {409: "The key was revoked, has expired or was rotated.", **_KEY_PROBLEMS}
 _BODY_PROBLEMS: Final = {400: "The body is not JSON.", 422: "A value is not allowed; `errors` names each field."}
+
+LoraName = Annotated[str, Field(pattern=LORA_NAME_PATTERN)]
 
 logger = structlog.stdlib.get_logger(__name__)
 router = APIRouter()
@@ -53,6 +58,12 @@ class KeyRequest(_Model):
     scopes: Annotated[frozenset[KeyScope], Field(min_length=1)]
     expires_in_seconds: Annotated[int, Field(ge=1, le=MAX_LIFETIME_SECONDS)] | None = None
     """Absent: it does not expire."""
+    priorities: Annotated[frozenset[Priority], Field(min_length=1)] = frozenset({Priority.STANDARD})
+    """Priorities that its tasks may have."""
+    qualities: Annotated[frozenset[Quality], Field(min_length=1)] | None = None
+    """Qualities that its tasks may have, and have to name. Absent: all."""
+    loras: Annotated[frozenset[LoraName], Field(max_length=MAX_LORA_RIGHTS)] | None = None
+    """LoRAs that its tasks may use. Absent: all."""
 
 
 class RotationRequest(_Model):
@@ -71,6 +82,11 @@ class KeyView(BaseModel):
     name: str
     tenant: str
     scopes: tuple[KeyScope, ...]
+    priorities: tuple[Priority, ...]
+    qualities: tuple[Quality, ...] | None
+    """Null: all."""
+    loras: tuple[str, ...] | None
+    """Null: all."""
     state: KeyState
     created_at: datetime
     expires_at: datetime | None
@@ -89,6 +105,9 @@ class KeyView(BaseModel):
                 "name": record.name,
                 "tenant": record.tenant,
                 "scopes": tuple(scope for scope in KeyScope if scope in record.scopes),
+                "priorities": sorted(record.rights.priorities),
+                "qualities": None if record.rights.qualities is None else sorted(record.rights.qualities),
+                "loras": None if record.rights.loras is None else sorted(record.rights.loras),
                 "state": record.state(now_ms),
                 "created_at": _moment(record.created_at_ms),
                 "expires_at": _moment(record.expires_at_ms),
@@ -149,6 +168,7 @@ async def create_key(wanted: KeyRequest, gate: WithGate, caller: WithCaller) -> 
         name=wanted.name,
         tenant=wanted.tenant,
         scopes=wanted.scopes,
+        rights=Rights(priorities=wanted.priorities, qualities=wanted.qualities, loras=wanted.loras),
         created_at_ms=now_ms,
         expires_at_ms=None if lifetime_seconds is None else now_ms + 1000 * lifetime_seconds,
     )

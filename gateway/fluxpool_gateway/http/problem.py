@@ -51,6 +51,7 @@ class ProblemCode(StrEnum):
     IDEMPOTENCY_IN_PROGRESS = "idempotency_in_progress", 409, "Another request with this Idempotency-Key is in progress"
     UNAUTHORIZED = "unauthorized", 401, "The request needs a valid API key"
     INSUFFICIENT_SCOPE = "insufficient_scope", 403, "The API key does not allow this"
+    NOT_ENTITLED = "not_entitled", 403, "The API key does not allow a value"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "The tenant submits more than it may"
     OUTSTANDING_LIMIT_EXCEEDED = "outstanding_limit_exceeded", 429, "The tenant has too many unfinished tasks"
     NOT_FOUND = "not_found", 404, "There is nothing at this address"

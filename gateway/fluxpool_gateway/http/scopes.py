@@ -13,7 +13,10 @@ from fluxpool_gateway.identity.caller import Caller
 CALLER_KEY: Final = "fluxpool.caller"
 """Where the ASGI scope of an admitted request has its caller."""
 SECURITY_SCHEME: Final = "apiKey"
-SECURITY_PROBLEMS: Final = {401: "No API key, or one that is not valid.", 403: "The API key does not have the scope."}
+SECURITY_PROBLEMS: Final = {
+    401: "No API key, or one that is not valid.",
+    403: "The API key does not have the scope, or does not allow a value.",
+}
 
 
 def _caller(request: Request) -> Caller:

@@ -149,6 +149,7 @@ class Submission:
         body = await _read_body(receive)
         request = parse_request(body)
         check_quality(request, self.qualities)
+        caller.rights.check(request)
         if headers.idempotency_key is None:
             request_id = new_request_id()
             value = render_task(request, request_id)

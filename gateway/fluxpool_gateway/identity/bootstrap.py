@@ -15,6 +15,7 @@ from fluxpool_contract.messages import DEFAULT_TENANT
 from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey, parse_key
 from fluxpool_gateway.identity.key_record import KeyRecord
 from fluxpool_gateway.identity.key_store import KeysError, add_key, find_key, has_active_key
+from fluxpool_gateway.identity.rights import EVERYTHING
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import upgrade
 
@@ -84,6 +85,7 @@ def _add_bootstrap(connection: Connection, key: PresentedKey, now_ms: int) -> No
             name=BOOTSTRAP_NAME,
             tenant=DEFAULT_TENANT,
             scopes=frozenset(KeyScope),
+            rights=EVERYTHING,
             created_at_ms=now_ms,
         )
         add_key(connection, record)

@@ -6,6 +6,7 @@ from typing import Final
 from fluxpool_contract.messages import DEFAULT_TENANT
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.rights import EVERYTHING, Rights
 
 REALM: Final = "fluxpool"
 
@@ -17,6 +18,8 @@ class Caller:
     tenant: str
     """Of the tasks that it submits."""
     scopes: frozenset[KeyScope]
+    rights: Rights
+    """What it may ask for in a submission."""
     key_id: str | None = None
     """None without authentication."""
 
@@ -39,5 +42,5 @@ class Caller:
             )
 
 
-ANYBODY: Final = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(KeyScope))
+ANYBODY: Final = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(KeyScope), rights=EVERYTHING)
 """Whoever calls a gateway without authentication."""

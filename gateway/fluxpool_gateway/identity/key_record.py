@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey
 from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.identity.rights import Rights
 
 
 class KeyState(StrEnum):
@@ -25,6 +26,7 @@ class KeyRecord:
     name: str
     tenant: str
     scopes: frozenset[KeyScope]
+    rights: Rights
     created_at_ms: int
     expires_at_ms: int | None = None
     revoked_at_ms: int | None = None
@@ -47,7 +49,7 @@ class KeyRecord:
 
     def caller(self) -> Caller:
         """Who presents it."""
-        return Caller(tenant=self.tenant, scopes=self.scopes, key_id=self.key_id)
+        return Caller(tenant=self.tenant, scopes=self.scopes, rights=self.rights, key_id=self.key_id)
 
     def revoked(self, *, now_ms: int) -> "KeyRecord":
         """The revoked key; one that was revoked before stays as it is."""

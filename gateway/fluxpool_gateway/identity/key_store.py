@@ -6,8 +6,9 @@ damaged, and keys are nowhere else. Owns the statements. Every method runs in a 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,15 +16,18 @@ from sqlalchemy import Connection, Engine, bindparam, func, insert, select, upda
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import DatabaseError
 
+from fluxpool_contract.messages import Quality
+from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.key_record import KeyRecord
+from fluxpool_gateway.identity.rights import Rights
 from fluxpool_gateway.identity.tables import api_keys
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader, open_writer
 
 T = TypeVar("T")
+Name = TypeVar("Name", bound=StrEnum)
 
 _THREADS: Final = 2
-_SCOPES: Final = frozenset(KeyScope)
 _FIND: Final = select(api_keys).where(api_keys.c.key_id == bindparam("key_id"))
 _USED: Final = (
     update(api_keys)
@@ -145,12 +149,35 @@ def has_active_key(connection: Connection, now_ms: int) -> bool:
 
 
 def _to_row(record: KeyRecord) -> dict[str, Any]:
-    row = {column.name: getattr(record, column.name) for column in api_keys.columns}
-    return row | {"scopes": " ".join(sorted(record.scopes))}
+    rights = record.rights
+    as_text = {
+        "scopes": _joined(record.scopes),
+        "priorities": _joined(rights.priorities),
+        "qualities": None if rights.qualities is None else _joined(rights.qualities),
+        "loras": None if rights.loras is None else _joined(rights.loras),
+    }
+    return {
+        column.name: as_text[column.name] if column.name in as_text else getattr(record, column.name)
+        for column in api_keys.columns
+    }
 
 
 def _to_record(row: RowMapping) -> KeyRecord:
     values = dict(row)
-    # A scope of a newer release allows nothing that this one has.
-    scopes = frozenset(KeyScope(name) for name in values.pop("scopes").split() if name in _SCOPES)
-    return KeyRecord(scopes=scopes, **values)
+    qualities, loras = values.pop("qualities"), values.pop("loras")
+    rights = Rights(
+        priorities=_members(Priority, values.pop("priorities")),
+        qualities=None if qualities is None else _members(Quality, qualities),
+        loras=None if loras is None else frozenset(loras.split()),
+    )
+    return KeyRecord(scopes=_members(KeyScope, values.pop("scopes")), rights=rights, **values)
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " ".join(sorted(names))
+
+
+def _members(kind: type[Name], text: str) -> frozenset[Name]:
+    """The names that this release knows: one of a newer release allows nothing that this one has."""
+    known = frozenset(kind)
+    return frozenset(kind(name) for name in text.split() if name in known)

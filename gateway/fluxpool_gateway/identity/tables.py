@@ -1,6 +1,6 @@
 """The table of API keys, as the newest migration leaves it."""
 
-from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -17,4 +17,7 @@ api_keys = Table(
     Column("revoked_at_ms", BigInteger),
     Column("last_used_at_ms", BigInteger),
     Column("replaced_by", String(12)),
+    Column("priorities", String(64), nullable=False),
+    Column("qualities", String(64)),
+    Column("loras", Text),
 )
