@@ -1,5 +1,6 @@
 """Accepted requests a second and their latency, with acks=all on a real broker: the gateway and a simple server.
 
+The gateway checks an API key in every request; the others take any.
 Closed loop by wrk for throughput, open loop at a constant rate for latency. After every run the records in Kafka are
 counted: an accepted request without a record is lost. (wrk ends with up to one open request a connection, so there can
 be that many more records than responses; the open loop waits for every response and must match exactly.)
@@ -31,6 +32,7 @@ from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_transport.kafka.topic_admin import ensure_topics
 from kit.kafka_cluster import KafkaCluster
@@ -55,6 +57,7 @@ WRK_SCRIPT: Final = """
 wrk.method = "POST"
 wrk.body = [==[%s]==]
 wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer %s"
 function done(summary, latency, requests)
   io.write(string.format('RESULT {"requests":%%d,"microseconds":%%d,"refused":%%d,"broken":%%d,"p50":%%d,"p99":%%d}\\n',
     summary.requests, summary.duration, summary.errors.status,
@@ -84,6 +87,7 @@ class Bench:
     folder: Path
     wrk: str
     wrk_script: Path
+    key_file: Path
 
     @property
     def connection(self) -> KafkaConnection:
@@ -104,9 +108,11 @@ async def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fluxpool-accept-") as name:
         folder = Path(name)
         script = folder / "post.lua"
-        script.write_text(WRK_SCRIPT % BODY)
+        key_file = folder / "key"
+        key_file.write_text(new_key())
+        script.write_text(WRK_SCRIPT % (BODY, key_file.read_text()))
         async with KafkaCluster(folder / "kafka", libs=provide_kafka_libs(), jvm_options=JVM_OPTIONS) as kafka:
-            bench = Bench(kafka.bootstrap_servers, folder, wrk, script)
+            bench = Bench(kafka.bootstrap_servers, folder, wrk, script, key_file)
             for variant in VARIANTS:
                 rows += await _closed_loop(bench, variant, seconds=options.seconds)
             opened = await _open_loop(bench, rate_per_second=options.open_rate, seconds=options.open_seconds)
@@ -182,6 +188,7 @@ async def _open_loop(bench: Bench, *, rate_per_second: float, seconds: float) ->
             host=host,
             port=int(port),
             path="/v1/generations",
+            authorization=f"Bearer {bench.key_file.read_text()}",
             body=BODY.encode(),
             rate_per_second=rate_per_second,
             seconds=seconds,
@@ -256,6 +263,7 @@ async def _serving(bench: Bench, variant: Variant, topics: TopicNames) -> AsyncI
                 database_file=bench.folder / topics.tasks / "tasks.sqlite",
                 listen_port=port,
                 processes=variant.processes,
+                bootstrap_key_file=bench.key_file,
             )
             command, projector = ["-m", "fluxpool_gateway"], ["-m", "fluxpool_gateway.projector"]
             environment = settings.to_environment()

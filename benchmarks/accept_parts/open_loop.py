@@ -112,12 +112,20 @@ class _Load:
 
 
 async def run_open_loop(
-    *, host: str, port: int, path: str, body: bytes, rate_per_second: float, seconds: float, connections: int
+    *,
+    host: str,
+    port: int,
+    path: str,
+    authorization: str,
+    body: bytes,
+    rate_per_second: float,
+    seconds: float,
+    connections: int,
 ) -> OpenLoopResult:
     """POST `body` at a constant rate and wait for all responses, at most 10 s after the last request."""
     request = (
         f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
+        f"authorization: {authorization}\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body
     loop = asyncio.get_running_loop()
     load = _Load(request)

@@ -5,6 +5,7 @@ process or replica changes is seen here within `CACHED_SECONDS`. Knows nothing o
 """
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class KeyGate:
         self.now_ms = now_ms
         self._clock = clock
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
+        self._parsed: OrderedDict[bytes, PresentedKey] = OrderedDict()
         self._reading: dict[str, asyncio.Future[KeyRecord | None]] = {}
         self._used_at_ms: dict[str, int] = {}
 
@@ -74,7 +76,7 @@ class KeyGate:
 
         Raises `ProblemError`: 401 for a key that is not accepted, 503 while that cannot be known.
         """
-        presented = _presented(authorization)
+        presented = self._recognised(authorization)
         cached = self._cache.get(presented.key_id)
         if cached is None or cached.until_seconds <= self._clock():
             cached = await self._read(presented.key_id)
@@ -121,6 +123,23 @@ class KeyGate:
         await self.save_used()
         self.store.close()
 
+    def _recognised(self, authorization: bytes | None) -> PresentedKey:
+        """The key in the header. A header that was seen before is looked up by its hash, and not parsed again."""
+        if authorization is None:
+            raise ProblemError(
+                ProblemCode.UNAUTHORIZED,
+                "this gateway needs an API key: send it as `Authorization: Bearer fp_...`",
+                headers=[("www-authenticate", f'Bearer realm="{REALM}"')],
+            )
+        # Not by the header itself, which would keep keys in memory for hours.
+        digest = hashlib.sha256(authorization).digest()
+        presented = self._parsed.get(digest)
+        if presented is None:
+            presented = self._parsed[digest] = _presented(authorization)
+            if len(self._parsed) > MAX_CACHED_KEYS:
+                self._parsed.popitem(last=False)
+        return presented
+
     async def _read(self, key_id: str) -> _Cached:
         reading = self._reading.get(key_id)
         if reading is None:
@@ -154,16 +173,10 @@ class KeyGate:
             self._cache.popitem(last=False)
 
 
-def _presented(authorization: bytes | None) -> PresentedKey:
-    if authorization is None:
-        raise ProblemError(
-            ProblemCode.UNAUTHORIZED,
-            "this gateway needs an API key: send it as `Authorization: Bearer fp_...`",
-            headers=[("www-authenticate", f'Bearer realm="{REALM}"')],
-        )
+def _presented(authorization: bytes) -> PresentedKey:
     scheme, _, credentials = authorization.decode("latin-1").strip().partition(" ")
     if scheme.lower() != "bearer":
-        raise _unauthorized("the Authorization header is not understood; send `Bearer fp_...`")
+        raise _unauthorized("the Authorization header is not understood; send Bearer fp_...")
     presented = parse_key(credentials.strip())
     if presented is None:
         raise _unauthorized("the API key is not valid")
@@ -171,5 +184,5 @@ def _presented(authorization: bytes | None) -> PresentedKey:
 
 
 def _unauthorized(reason: str) -> ProblemError:
-    challenge = f'Bearer realm="{REALM}", error="invalid_token", error_description="{reason.replace(chr(96), "")}"'
+    challenge = f'Bearer realm="{REALM}", error="invalid_token", error_description="{reason}"'
     return ProblemError(ProblemCode.UNAUTHORIZED, reason, headers=[("www-authenticate", challenge)])
