@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Final
 import structlog
 
 from fluxpool_contract.settings import SettingsError
+from fluxpool_gateway.identity.bootstrap import prepare_secret
+from fluxpool_gateway.identity.key_store import KeysError
+from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.store_keeper import StoreKeeper
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.migration import DatabaseFileError
@@ -46,15 +50,26 @@ def main() -> int:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with suppress(PermissionError):
             os.nice(_NICENESS)
-        _project(settings, stopping)
-    except (SettingsError, KafkaCredentialsError, DatabaseFileError) as error:
+        _project(settings, _trust(settings), stopping)
+    except (SettingsError, KafkaCredentialsError, DatabaseFileError, KeysError) as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
     logger.info("projector_stopped")
     return 0
 
 
-def _project(settings: GatewaySettings, stopping: threading.Event) -> None:
+def _trust(settings: GatewaySettings) -> TenantTrust:
+    """Raises `KeysError`."""
+    secret = None
+    if settings.needs_keys():
+        now_ms = time.time_ns() // 1_000_000
+        secret = prepare_secret(
+            settings.key_store_file(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=now_ms
+        )
+    return TenantTrust(secret=secret, foreign_topics=frozenset(settings.foreign_tenant_topics))
+
+
+def _project(settings: GatewaySettings, trust: TenantTrust, stopping: threading.Event) -> None:
     """Raises `DatabaseFileError` when the file cannot be opened at the start."""
     file = settings.database_file
     lock_file = file.with_name(file.name + LOCK_SUFFIX)
@@ -63,7 +78,7 @@ def _project(settings: GatewaySettings, stopping: threading.Event) -> None:
         is_foreign = file.exists() and not lock_file.exists()
         file.parent.mkdir(parents=True, exist_ok=True)
         with _lock(lock_file, stopping):
-            StoreKeeper(settings, stopping=stopping, is_foreign=is_foreign).run()
+            StoreKeeper(settings, trust=trust, stopping=stopping, is_foreign=is_foreign).run()
     except OSError as error:
         raise DatabaseFileError(f"database_file: {file} cannot be used ({error.strerror}); choose another") from error
 

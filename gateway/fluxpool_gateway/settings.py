@@ -89,6 +89,9 @@ class GatewaySettings(EnvironmentSettings):
     keys_file: Path | None = None
     """SQLite file of the API keys, hashed. Nothing builds it again: back it up. Absent: `api-keys.db` beside the
     database file."""
+    foreign_tenant_topics: Annotated[tuple[str, ...], Field(max_length=8)] = ()
+    """Topics in which every writer may name the tenant of a task. In others a tenant counts only with the proof of a
+    gateway; a task without is of the tenant `default`."""
     tenant_limits: Annotated[
         dict[Annotated[str, AfterValidator(_check_limited)], TenantLimits], Field(max_length=1000)
     ] = Field(default_factory=dict)
@@ -111,6 +114,15 @@ class GatewaySettings(EnvironmentSettings):
             )
         if self.bootstrap_key_file is not None and self.authentication not in {None, Authentication.KEYS}:
             raise ValueError("bootstrap_key_file: is not used without authentication by keys; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _trusts_topics_it_reads(self) -> Self:
+        topics = self.topics
+        read = (topics.tasks, topics.tasks_vip, topics.results, topics.progress)
+        for topic in self.foreign_tenant_topics:
+            if topic not in read:
+                raise ValueError(f"foreign_tenant_topics: {topic} is not read here; choose from {', '.join(read)}")
         return self
 
     def needs_keys(self) -> bool:

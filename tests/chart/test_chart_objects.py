@@ -298,6 +298,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
     assert projector["command"] == ["python", "-m", "fluxpool_gateway.projector"]
     # As the kubelet expands it: $$ is one dollar.
     settings = GatewaySettings.from_environment({name: value.replace("$$", "$") for name, value in given.items()})
+    assert settings.foreign_tenant_topics == ("eu-tasks-vip",)
     assert settings.tenant_limits["*"] == TenantLimits(submit="50/second", outstanding=1000)
     assert settings.kafka.bootstrap_servers == ("kafka-0.kafka:9093", "kafka-1.kafka:9093")
     assert settings.storage.public_base_url == "https://images.example.com/$(bucket)/"

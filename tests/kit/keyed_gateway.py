@@ -174,6 +174,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             once=once,
             topics=TopicNames(),
             quotas=quotas,
+            tenant_secret=await gate.store.secret(),
             public_url=None,
         )
         transport = httpx.ASGITransport(app=app)

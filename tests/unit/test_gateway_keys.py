@@ -380,7 +380,7 @@ async def test_a_submission_holds_what_its_key_allows(
 
 
 async def test_a_rotated_key_keeps_its_rights(gateway: Gateway) -> None:
-    rights = {"priorities": ["standard", "vip"], "qualities": ["exact"], "loras": ["ink", "oil"]}
+    rights: dict[str, Any] = {"priorities": ["standard", "vip"], "qualities": ["exact"], "loras": ["ink", "oil"]}
     old = await gateway.create("submit", **rights)
     path = f"/v1/keys/{key_id(old)}/rotate"
     new = (await gateway.one.ask("POST", path, gateway.admin, json={})).json()
@@ -396,6 +396,7 @@ def test_keys_from_before_rights_keep_what_they_could(tmp_path: Path) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         for column in ("priorities", "qualities", "loras"):
             connection.execute(f"ALTER TABLE api_key DROP COLUMN {column}")
+        connection.execute("DROP TABLE secret")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
     prepare(settings)
     with closing(sqlite3.connect(file)) as connection:

@@ -15,6 +15,7 @@ from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from fluxpool_contract.messages.task import REQUEST_ID, GenerationTask
 from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projected_records import (
     MAX_EVENT_BYTES,
     UnreadableRecordError,
@@ -142,7 +143,7 @@ def test_repeated_records_change_nothing(changes: list[Change]) -> None:
 
 
 def read(topic: str, value: bytes | None) -> Change | None:
-    return read_change(TOPICS, topic=topic, value=value, headers=[], timestamp_ms=5000)
+    return read_change(TOPICS, topic=topic, value=value, headers=[], timestamp_ms=5000, trust=TenantTrust())
 
 
 def a_result(request_id: str | None, *, code: ErrorCode | None = None) -> bytes:
@@ -206,7 +207,9 @@ def test_times_at_the_edge_of_the_calendar_are_dates_in_utc(at: str) -> None:
 
 @pytest.mark.parametrize("timestamp_ms", [-(2**63), -1, 2**63 - 1])
 def test_a_result_without_a_time_takes_the_nearest_date_to_its_records_time(timestamp_ms: int) -> None:
-    change = read_change(TOPICS, topic=TOPICS.results, value=a_result("r"), headers=[], timestamp_ms=timestamp_ms)
+    change = read_change(
+        TOPICS, topic=TOPICS.results, value=a_result("r"), headers=[], timestamp_ms=timestamp_ms, trust=TenantTrust()
+    )
     assert isinstance(change, ResultSeen)
     assert 1 <= datetime.fromtimestamp(change.completed_at_ms / 1000, UTC).year <= 9999
 
@@ -249,7 +252,9 @@ def test_no_record_makes_the_projection_raise_anything_but_its_own_refusal(
     states: dict[str, TaskState] = {}
     for topic, value, headers, timestamp_ms in records:
         try:
-            change = read_change(TOPICS, topic=topic, value=value, headers=headers, timestamp_ms=timestamp_ms)
+            change = read_change(
+                TOPICS, topic=topic, value=value, headers=headers, timestamp_ms=timestamp_ms, trust=TenantTrust()
+            )
         except UnreadableRecordError:
             continue
         if change is not None:

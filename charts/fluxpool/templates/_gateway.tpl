@@ -37,6 +37,9 @@
 - name: FLUXPOOL_PRODUCE_DEADLINE_SECONDS
   value: {{ $gateway.produceDeadlineSeconds | quote }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_AUTHENTICATION" "value" $gateway.authentication) }}
+{{- if $gateway.foreignTenantTopics }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_FOREIGN_TENANT_TOPICS" "value" (join "," $gateway.foreignTenantTopics)) }}
+{{- end }}
 {{- if $gateway.tenantLimits }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_TENANT_LIMITS" "value" (toJson $gateway.tenantLimits)) }}
 {{- end }}

@@ -21,6 +21,8 @@ RawHeaders = Sequence[tuple[str, bytes | None]]
 DEFAULT_TENANT: Final = "default"
 _TENANT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 MAX_TENANT_CHARACTERS: Final = 63
+PROOF_CHARACTERS: Final = 32
+_HEXADECIMAL: Final = frozenset(b"0123456789abcdef")
 MAX_NUMBER_DIGITS: Final = 18
 """Any Kafka offset that will ever be reached, and well below what Python refuses to parse."""
 MAX_HEADER_COUNT: Final = 1_000_000
@@ -67,6 +69,8 @@ class Envelope:
     epoch: int = 0
     """Raised by a replay from the dead-letter topic; part of object keys and event ids."""
     tenant: str = DEFAULT_TENANT
+    tenant_proof: str | None = None
+    """A gateway's proof that the tenant is the task's; others pass it on."""
     priority: str | None = None
     first_seen: datetime | None = None
     deadline: datetime | None = None
@@ -139,6 +143,12 @@ def _own_tenant(raw: bytes) -> str:
     return check_tenant(raw.decode("ascii", errors="replace"))
 
 
+def _own_proof(raw: bytes) -> str:
+    if not (len(raw) == PROOF_CHARACTERS and set(raw) <= _HEXADECIMAL):
+        raise ValueError(f"must be {PROOF_CHARACTERS} characters out of 0-9 a-f")
+    return raw.decode()
+
+
 _Parser = Callable[[bytes], object]
 _UNKNOWN: Final[tuple[str, _Parser | None]] = ("", None)
 _FIELDS: Final[dict[str, tuple[str, _Parser | None]]] = {
@@ -161,6 +171,7 @@ _FIELDS: Final[dict[str, tuple[str, _Parser | None]]] = {
     names.NOT_BEFORE: ("not_before", _own_time),
     names.CE_TIME: ("ce_time", lambda raw: parse_time(raw.decode())),
     names.TENANT: ("tenant", _own_tenant),
+    names.TENANT_PROOF: ("tenant_proof", _own_proof),
 }
 """Field of `Envelope` and parser of every header that is read; a parser raises `ValueError` with the rule."""
 

@@ -214,6 +214,7 @@ async def _running(
                 topics=settings.topics,
                 qualities=settings.qualities,
                 quotas=quotas,
+                tenant_secret=await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None,
                 public_url=settings.public_url,
             )
             parts = {

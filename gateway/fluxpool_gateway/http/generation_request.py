@@ -110,6 +110,7 @@ def render_headers(
     priority: Priority,
     *,
     tenant: str,
+    tenant_proof: str | None = None,
     accepted_at: datetime,
     trace: Iterable[tuple[str, bytes | None]],
 ) -> list[tuple[str, bytes]]:
@@ -128,6 +129,8 @@ def render_headers(
         (header_names.FIRST_SEEN, time_text),
         _PRIORITY_HEADER[priority],
     ]
+    if tenant_proof is not None:
+        rendered.append((header_names.TENANT_PROOF, tenant_proof.encode()))
     for name, value in trace:
         if value is None or len(value) > _MAX_TRACE_BYTES or not value.isascii():
             break

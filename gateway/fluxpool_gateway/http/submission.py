@@ -17,7 +17,7 @@ import structlog
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.header_names import TRACEPARENT, TRACESTATE
 from fluxpool_contract.kafka import TopicNames
-from fluxpool_contract.messages import Quality, idempotent_request_id, new_request_id, task_digest
+from fluxpool_contract.messages import DEFAULT_TENANT, Quality, idempotent_request_id, new_request_id, task_digest
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_gateway.http.generation_request import (
     GenerationRequest,
@@ -32,6 +32,7 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_hea
 from fluxpool_gateway.http.request_context import Send, base_url, correlation_id_of, send_accepted, send_problem
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.identity.tenant_proof import prove_tenant
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
@@ -110,6 +111,8 @@ class Submission:
     qualities: Collection[Quality] = ()
     quotas: TaskQuotas | None = None
     """The limits of tenants; None where there are none."""
+    tenant_secret: bytes | None = None
+    """Proves to the projector whose a task is; None without authentication."""
     public_url: str | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -209,6 +212,9 @@ class Submission:
         if not partitions:
             raise UnwrittenError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))
         accepted_at = datetime.fromtimestamp(time.time(), UTC)
+        proof = None
+        if self.tenant_secret is not None and tenant != DEFAULT_TENANT:
+            proof = prove_tenant(self.tenant_secret, tenant=tenant, request_id=request_id)
         work = request.relative_work
         trace = ((TRACEPARENT, headers.traceparent), (TRACESTATE, headers.tracestate))
         partition = self.partitioner.choose(topic, partitions=partitions, work=work)
@@ -219,7 +225,12 @@ class Submission:
                 key=request_id.encode(),
                 value=value,
                 headers=render_headers(
-                    request_id, request.priority, tenant=tenant, accepted_at=accepted_at, trace=trace
+                    request_id,
+                    request.priority,
+                    tenant=tenant,
+                    tenant_proof=proof,
+                    accepted_at=accepted_at,
+                    trace=trace,
                 ),
             )
         except DeliveryError as error:

@@ -3,7 +3,9 @@
 Blocks; called once for all server processes. Apart from `key_store`, because servers do not import Alembic.
 """
 
+import hmac
 import os
+import secrets
 from pathlib import Path
 from typing import Final
 
@@ -14,12 +16,13 @@ from sqlalchemy.exc import DatabaseError
 from fluxpool_contract.messages import DEFAULT_TENANT
 from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey, parse_key
 from fluxpool_gateway.identity.key_record import KeyRecord
-from fluxpool_gateway.identity.key_store import KeysError, add_key, find_key, has_active_key
+from fluxpool_gateway.identity.key_store import KeysError, add_key, find_key, has_active_key, keep_secret
 from fluxpool_gateway.identity.rights import EVERYTHING
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import upgrade
 
 BOOTSTRAP_NAME: Final = "bootstrap"
+_SECRET_LABEL: Final = b"fluxpool: tenants of tasks"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
@@ -29,7 +32,23 @@ def prepare_keys(file: Path, *, bootstrap_key_file: Path | None, now_ms: int) ->
     A bootstrap key that was revoked stays so, whatever the file holds. Raises `KeysError`, also when no key would be
     accepted.
     """
-    bootstrap = None if bootstrap_key_file is None else _read_key(bootstrap_key_file)
+    if not _prepare(file, bootstrap_key_file, now_ms)[0]:
+        raise KeysError(
+            "bootstrap_key_file: no API key would be accepted; name a file with a key in FLUXPOOL_BOOTSTRAP_KEY_FILE "
+            "(`fluxpool keys generate` makes one). To let everyone who can connect use the gateway, set "
+            "FLUXPOOL_AUTHENTICATION=none-for-anyone-who-can-connect"
+        )
+
+
+def prepare_secret(file: Path, *, bootstrap_key_file: Path | None, now_ms: int) -> bytes:
+    """The same for the projector, which needs no key: it and the server start in any order. Returns the secret."""
+    return _prepare(file, bootstrap_key_file, now_ms)[1]
+
+
+def _prepare(file: Path, bootstrap_key_file: Path | None, now_ms: int) -> tuple[bool, bytes]:
+    """Whether any key is accepted, and the secret that proves tenants."""
+    text = None if bootstrap_key_file is None else _read_text(bootstrap_key_file)
+    bootstrap = None if bootstrap_key_file is None or text is None else _key_in(text, bootstrap_key_file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Names and tenants are nobody else's business.
@@ -40,7 +59,10 @@ def prepare_keys(file: Path, *, bootstrap_key_file: Path | None, now_ms: int) ->
             with engine.begin() as connection:
                 if bootstrap is not None:
                     _add_bootstrap(connection, bootstrap, now_ms)
-                has_keys = has_active_key(connection, now_ms)
+                # Of the first key, where there is one: then a gateway without a volume has the same after every start.
+                derived = None if text is None else hmac.digest(text.encode(), _SECRET_LABEL, "sha256")
+                secret = keep_secret(connection, derived or secrets.token_bytes(32))
+                return has_active_key(connection, now_ms), secret
         finally:
             engine.dispose()
     except CommandError as error:
@@ -51,23 +73,20 @@ def prepare_keys(file: Path, *, bootstrap_key_file: Path | None, now_ms: int) ->
             f"keys_file: {file} cannot be used ({reason}); let the gateway's user write it and its folder, or restore "
             "it: the keys are nowhere else"
         ) from error
-    if not has_keys:
-        raise KeysError(
-            "bootstrap_key_file: no API key would be accepted; name a file with a key in FLUXPOOL_BOOTSTRAP_KEY_FILE "
-            "(`fluxpool keys generate` makes one). To let everyone who can connect use the gateway, set "
-            "FLUXPOOL_AUTHENTICATION=none-for-anyone-who-can-connect"
-        )
 
 
-def _read_key(file: Path) -> PresentedKey:
+def _read_text(file: Path) -> str:
     try:
         # 1 KiB: a key is 69 characters long, and the file may be anything.
         with file.open("rb") as opened:
-            text = opened.read(1024).decode("ascii", errors="replace")
+            # A Secret made with `echo` ends in a line end.
+            return opened.read(1024).decode("ascii", errors="replace").strip()
     except OSError as error:
         raise KeysError(f"bootstrap_key_file: {file} cannot be read ({error.strerror}); mount the Secret") from error
-    # A Secret made with `echo` ends in a line end.
-    key = parse_key(text.strip())
+
+
+def _key_in(text: str, file: Path) -> PresentedKey:
+    key = parse_key(text)
     if key is None:
         raise KeysError(
             f"bootstrap_key_file: {file} does not hold one API key of the form fp_<id>_<secret>; "

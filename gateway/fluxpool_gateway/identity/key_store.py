@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import DatabaseError
 
@@ -21,13 +22,15 @@ from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.key_record import KeyRecord
 from fluxpool_gateway.identity.rights import Rights
-from fluxpool_gateway.identity.tables import api_keys
+from fluxpool_gateway.identity.tables import api_keys, secrets
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader, open_writer
 
 T = TypeVar("T")
 Name = TypeVar("Name", bound=StrEnum)
 
 _THREADS: Final = 2
+_TENANTS: Final = "tenants"
+_SECRET: Final = select(secrets.c.value).where(secrets.c.name == _TENANTS)
 _FIND: Final = select(api_keys).where(api_keys.c.key_id == bindparam("key_id"))
 _USED: Final = (
     update(api_keys)
@@ -59,6 +62,10 @@ class KeyStore:
     def find(self, key_id: str) -> asyncio.Future[KeyRecord | None]:
         """The key with this id."""
         return self._run(self._reader, lambda connection: find_key(connection, key_id))
+
+    def secret(self) -> asyncio.Future[bytes]:
+        """The secret that proves the tenants of tasks; made before the servers start."""
+        return self._run(self._reader, lambda connection: connection.execute(_SECRET).scalar_one())
 
     def page(self, *, after: str, limit: int) -> asyncio.Future[Sequence[KeyRecord]]:
         """At most `limit` keys, by their ids, those after the given one."""
@@ -139,6 +146,13 @@ def find_key(connection: Connection, key_id: str) -> KeyRecord | None:
 def add_key(connection: Connection, record: KeyRecord) -> None:
     """Add a new key."""
     connection.execute(insert(api_keys).values(_to_row(record)))
+
+
+def keep_secret(connection: Connection, proposed: bytes) -> bytes:
+    """The secret that is stored; the proposed one, which is stored then, where there is none."""
+    connection.execute(sqlite.insert(secrets).values(name=_TENANTS, value=proposed).on_conflict_do_nothing())
+    kept: bytes = connection.execute(_SECRET).scalar_one()
+    return kept
 
 
 def has_active_key(connection: Connection, now_ms: int) -> bool:

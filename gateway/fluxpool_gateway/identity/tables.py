@@ -1,8 +1,12 @@
-"""The table of API keys, as the newest migration leaves it."""
+"""The tables of API keys, as the newest migration leaves them."""
 
 from sqlalchemy import BigInteger, Column, LargeBinary, MetaData, String, Table, Text
 
 metadata = MetaData()
+
+secrets = Table(
+    "secret", metadata, Column("name", String(32), primary_key=True), Column("value", LargeBinary(32), nullable=False)
+)
 
 api_keys = Table(
     "api_key",

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from fluxpool_contract.bounds import clamped_milliseconds, milliseconds_of
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import (
+    DEFAULT_TENANT,
     Envelope,
     GenerationResult,
     ProgressEvent,
@@ -23,6 +24,7 @@ from fluxpool_contract.messages import (
 )
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError, explain
 from fluxpool_gateway.http.generation_request import Priority
+from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
@@ -51,7 +53,13 @@ class UnreadableRecordError(Exception):
 
 
 def read_change(
-    topics: TopicNames, *, topic: str, value: bytes | None, headers: RawHeaders, timestamp_ms: int
+    topics: TopicNames,
+    *,
+    topic: str,
+    value: bytes | None,
+    headers: RawHeaders,
+    timestamp_ms: int,
+    trust: TenantTrust,
 ) -> Change | None:
     """The change that a record makes; None for an invalid task, which a worker answers, and for what concerns no task.
 
@@ -62,18 +70,22 @@ def read_change(
     if topic in task_topics(topics):
         priority = Priority.VIP if topic == topics.tasks_vip else Priority.STANDARD
         try:
-            return _task(value, headers, timestamp_ms, priority=priority)
+            return _task(value, headers, timestamp_ms, topic=topic, priority=priority, trust=trust)
         except (InvalidTaskError, ValidationError):
             return None
     if len(value) > MAX_EVENT_BYTES:
         raise UnreadableRecordError(f"is {len(value)} bytes long; at most {MAX_EVENT_BYTES} are projected")
     try:
-        return _result(value, headers, timestamp_ms) if topic == topics.results else _progress(value, headers)
+        if topic == topics.results:
+            return _result(value, headers, timestamp_ms, topic=topic, trust=trust)
+        return _progress(value, headers, topic=topic, trust=trust)
     except ValidationError as error:
         raise UnreadableRecordError("; ".join(map(str, explain(error, body=value)))) from error
 
 
-def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Priority) -> TaskSeen | None:
+def _task(
+    value: bytes, headers: RawHeaders, timestamp_ms: int, *, topic: str, priority: Priority, trust: TenantTrust
+) -> TaskSeen | None:
     """What a worker would accept, without the digest, which costs as much as all other checks."""
     task = parse_task(value)
     envelope = parse_envelope(headers, request_id=task.request_id)
@@ -81,7 +93,7 @@ def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Pri
         request_id=task.request_id,
         body=value.decode(),
         priority=priority.value,
-        tenant=envelope.tenant,
+        tenant=trust.owner(envelope, topic=topic, request_id=task.request_id, unproven=DEFAULT_TENANT),
         created_at_ms=milliseconds_of(first_seen(envelope, timestamp_ms)),
         group_id=task.group_id,
         epoch=envelope.epoch,
@@ -89,7 +101,7 @@ def _task(value: bytes, headers: RawHeaders, timestamp_ms: int, *, priority: Pri
     )
 
 
-def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
+def _progress(value: bytes, headers: RawHeaders, *, topic: str, trust: TenantTrust) -> ProgressSeen:
     event = ProgressEvent.model_validate_json(value)
     # A type of a later release: whatever it is, a worker runs the task.
     status = TaskStatus.QUEUED if event.type == ProgressType.RETRYING else TaskStatus.RUNNING
@@ -99,7 +111,7 @@ def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
         status=status,
         at_ms=milliseconds_of(event.at),
         started=event.type == ProgressType.STARTED,
-        tenant=envelope.tenant,
+        tenant=trust.owner(envelope, topic=topic, request_id=event.request_id, unproven=None),
         epoch=envelope.epoch,
         attempt=max(1, event.attempt),
         step=event.step,
@@ -107,7 +119,9 @@ def _progress(value: bytes, headers: RawHeaders) -> ProgressSeen:
     )
 
 
-def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen | None:
+def _result(
+    value: bytes, headers: RawHeaders, timestamp_ms: int, *, topic: str, trust: TenantTrust
+) -> ResultSeen | None:
     result = GenerationResult.model_validate_json(value)
     if result.request_id is None:
         return None
@@ -122,7 +136,7 @@ def _result(value: bytes, headers: RawHeaders, timestamp_ms: int) -> ResultSeen 
         completed_at_ms=clamped_milliseconds(timestamp_ms)
         if result.completed_at is None
         else milliseconds_of(result.completed_at),
-        tenant=envelope.tenant,
+        tenant=trust.owner(envelope, topic=topic, request_id=result.request_id, unproven=None),
         epoch=envelope.epoch,
         attempt=max(1, result.attempt or 1),
     )

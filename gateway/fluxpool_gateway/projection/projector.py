@@ -18,6 +18,7 @@ from aiokafka.structs import ConsumerRecord
 from confluent_kafka import KafkaException
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
+from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projected_records import UnreadableRecordError, projected_topics, read_change
 from fluxpool_gateway.projection.source import BATCH_RECORDS, CLIENT_ID, Fetched, ProjectionSource
 from fluxpool_gateway.store.task_state import Change
@@ -57,11 +58,13 @@ class Projector:
         *,
         topics: TopicNames,
         store: TaskStoreWriter,
+        trust: TenantTrust,
         rebuilt_because: str | None = None,
     ) -> None:
         """`rebuilt_because` is the reason for a rebuild from Kafka; None otherwise."""
         self._connection = connection
         self._topics = topics
+        self._trust = trust
         self._store = store
         self._source = ProjectionSource(connection)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-store")
@@ -154,6 +157,7 @@ class Projector:
             value=record.value,
             headers=record.headers,
             timestamp_ms=record.timestamp,
+            trust=self._trust,
         )
 
     async def _assign(self) -> None:

@@ -14,6 +14,7 @@ from typing import Final, assert_never
 import structlog
 from sqlalchemy.exc import DatabaseError
 
+from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projector import Projector
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, take_damage_report
@@ -36,10 +37,13 @@ logger = structlog.stdlib.get_logger(__name__)
 class StoreKeeper:
     """Projects into the file until SIGTERM, through everything that may happen to the file."""
 
-    def __init__(self, settings: GatewaySettings, *, stopping: threading.Event, is_foreign: bool) -> None:
+    def __init__(
+        self, settings: GatewaySettings, *, trust: TenantTrust, stopping: threading.Event, is_foreign: bool
+    ) -> None:
         """`is_foreign`: no projector ever wrote the file. It is refused when unusable, never moved aside."""
         self._settings = settings
         self._file = settings.database_file
+        self._trust = trust
         self._stopping = stopping
         self._is_foreign = is_foreign
         self._was_opened = False
@@ -74,6 +78,7 @@ class StoreKeeper:
                 self._settings.kafka,
                 topics=self._settings.topics,
                 store=TaskStoreWriter(engine),
+                trust=self._trust,
                 rebuilt_because=self._rebuilt_because,
             )
             self._was_opened = True

@@ -33,7 +33,8 @@ class TaskSeen:
     body: str
     """The record's value."""
     priority: str
-    tenant: str
+    tenant: str | None
+    """None when nobody may see it."""
     created_at_ms: int
     group_id: str | None = None
     epoch: int = 0

@@ -254,9 +254,15 @@ def due_record(record: ConsumerRecord, *, topic: str) -> OutgoingRecord:
 
 
 def outgoing_headers(task: Envelope) -> list[tuple[str, bytes]]:
-    """The headers of a task that its result and its progress carry on: tenant, replay and trace."""
+    """The headers of a task that its result and its progress carry on: tenant with its proof, replay and trace."""
     return render_envelope(
-        Envelope(tenant=task.tenant, epoch=task.epoch, traceparent=task.traceparent, tracestate=task.tracestate)
+        Envelope(
+            tenant=task.tenant,
+            tenant_proof=task.tenant_proof,
+            epoch=task.epoch,
+            traceparent=task.traceparent,
+            tracestate=task.tracestate,
+        )
     )
 
 
