@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from kit.engine import stand_in_engine, start_engine
-from kit.kafka import KafkaFactory, running_kafka
+from kit.kafka import KafkaFactory, running_kafka, share_classes
 from kit.kafka_cluster import KafkaCluster
 from kit.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
 from kit.tiny import tiny_checkpoint
@@ -75,8 +75,10 @@ def _keep_logging() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kafka_libs() -> Path:
-    """The folder of Kafka jars, fetched when missing."""
-    return provide_kafka_libs()
+    """The folder of Kafka jars, fetched when missing, ready for brokers that start quickly."""
+    libs = provide_kafka_libs()
+    share_classes(libs)
+    return libs
 
 
 @pytest.fixture(scope="session")

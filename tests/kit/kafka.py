@@ -4,6 +4,8 @@ Nothing here uses the product's code or joins its groups.
 """
 
 import asyncio
+import fcntl
+import tempfile
 import threading
 import time
 import uuid
@@ -19,6 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from fluxpool_contract.kafka import SecurityProtocol
+from kit.kafka_classes import classes_file, writing_classes
 from kit.kafka_cluster import KafkaCluster
 from kit.kafka_settings import ListenerSpec
 from kit.waiting import wait_until
@@ -35,6 +38,8 @@ ScriptClientError: type[Exception] = _KafkaPythonError
 
 _REQUEST_SECONDS = 10.0
 _UNSERVED_PAUSE_SECONDS = 0.2
+_DUMP_SECONDS = 120.0
+"""A broker writes its classes when it ends, in 10 s of a core."""
 _SILENCE_SECONDS = 5.0
 """After a leader lost and regained its role, a client was seen to fetch no more; a new client does."""
 _UNSERVED = frozenset(
@@ -94,6 +99,25 @@ def running_kafka(data_dir: Path, *, libs: Path, **settings: Any) -> Iterator[Ka
             yield cluster
         finally:
             runner.run(cluster.stop())
+
+
+def share_classes(libs: Path) -> None:
+    """Write the file with which every broker of these jars starts quicker, unless it was written before."""
+    file = classes_file(libs)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if file.exists():
+            return
+        with (
+            tempfile.TemporaryDirectory(dir=file.parent) as folder,
+            asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner,
+        ):
+            written = Path(folder, file.name)
+            cluster = KafkaCluster(Path(folder, "kafka"), libs=libs, jvm_options=writing_classes(written))
+            runner.run(cluster.__aenter__())
+            runner.run(cluster.stop(grace_seconds=_DUMP_SECONDS))
+            written.replace(file)
 
 
 def unique_name(prefix: str) -> str:

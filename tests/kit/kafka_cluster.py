@@ -13,7 +13,6 @@ import structlog
 
 from fluxpool_cli.local.kafka.broker import (
     CONTROLLER_LISTENER,
-    DEFAULT_JVM_OPTIONS,
     PLAIN_LISTENER,
     KafkaBroker,
     KafkaStartError,
@@ -21,6 +20,7 @@ from fluxpool_cli.local.kafka.broker import (
 )
 from fluxpool_cli.local.kafka.layout import ClusterLayout
 from fluxpool_cli.local.loopback import HOST
+from kit.kafka_classes import quick_start
 from kit.kafka_settings import (
     OFFSETS_PARTITIONS,
     ListenerSpec,
@@ -56,12 +56,13 @@ class KafkaCluster:
         listeners: Sequence[ListenerSpec] = (),
         scram_users: Sequence[ScramUser] = (),
         extra_properties: Mapping[str, str] | None = None,
-        jvm_options: Sequence[str] = DEFAULT_JVM_OPTIONS,
+        jvm_options: Sequence[str] = (),
     ) -> None:
         """Check the settings; touches nothing yet.
 
         `libs` is a folder of Kafka jars (`provide_kafka_libs`). `scram_users` take effect when the folder is formatted,
-        all else at every start. Raises `ValueError` naming the setting that cannot be.
+        all else at every start. Without `jvm_options` the brokers start as quickly as they can. Raises `ValueError`
+        naming the setting that cannot be.
         """
         if brokers not in (1, 3):
             raise ValueError(f"brokers={brokers}: a local Kafka has 1 or 3 brokers")
@@ -73,7 +74,7 @@ class KafkaCluster:
         self._listeners = tuple(listeners)
         self._scram_users = tuple(scram_users)
         self._extra_properties = dict(extra_properties or {})
-        self._jvm_options = tuple(jvm_options)
+        self._jvm_options = tuple(jvm_options) or quick_start(libs)
         self._brokers: tuple[ClusterBroker, ...] = ()
 
     @property
