@@ -197,6 +197,15 @@ class WorkerBench:
 
         return await wait_until(enough, deadline_seconds=deadline_seconds, what=f"{count} results")
 
+    async def wait_answers(self, *request_ids: str, deadline_seconds: float = 120) -> dict[str, dict[str, Any]]:
+        """Wait for the results of these tasks; the last one of each by its request id."""
+
+        async def answered() -> dict[str, dict[str, Any]]:
+            by_id = {result["request_id"]: result for result in await self.results()}
+            return {name: by_id[name] for name in request_ids} if by_id.keys() >= set(request_ids) else {}
+
+        return await wait_until(answered, deadline_seconds=deadline_seconds, what=f"results of {request_ids}")
+
     async def committed(self) -> dict[int, int]:
         """Committed offsets of the standard lane, by partition."""
         return {
