@@ -119,11 +119,17 @@ _edits = st.fixed_dictionaries(
             [{"image": {"reference": "flux:1"}}, {"persistentVolumeClaim": {"claimName": "models"}}]
         ),
         "model.tokenSecretRef": st.just({"name": "hub"}),
+        "model.quality": st.sampled_from(
+            [{"default": "fast", "allowed": ["fast"]}, {"default": "exact", "allowed": ["exact", "fast"]}]
+        ),
+        "model.loraFolder": st.just("/models/loras"),
         "retry.maxAttempts": st.integers(1, 10),
         "storage": st.just(FULL_SPEC["storage"]),
         "worker.terminationGracePeriodSeconds": st.integers(30, 86_400),
         "worker.taskHardLimitSeconds": st.integers(1, 86_400),
         "image.embedParameters": st.sampled_from(["all", "noPrompt", "none"]),
+        "image.inputPrefix": st.just("_inputs/pool-a/"),
+        "image.inputMaxBytes": st.integers(1, 2**26),
     },
 )
 
@@ -141,6 +147,25 @@ def test_the_worker_reads_the_settings_of_the_pool(edits: dict[str, Any], secret
     grace = _template(edits)["spec"]["terminationGracePeriodSeconds"]
     assert read.drain_grace_seconds == grace - 15
     assert environment["FLUXPOOL_DRAIN_GRACE_SECONDS"]
+
+
+def test_what_tasks_may_ask_of_the_model_reaches_the_pod() -> None:
+    edits = {
+        "model.quality": {"default": "fast", "allowed": ["exact", "fast"]},
+        "model.loraFolder": "/models/loras",
+        "image.inputPrefix": "_inputs/pool-a/",
+        "image.inputMaxBytes": 1000,
+    }
+    environment = _as_the_kubelet(_container(_template(edits)), {})
+    assert {
+        "FLUXPOOL_MODEL_QUALITY_DEFAULT": "fast",
+        "FLUXPOOL_MODEL_QUALITY_ALLOWED": "exact,fast",
+        "FLUXPOOL_MODEL_LORA_FOLDER": "/models/loras",
+        "FLUXPOOL_IMAGE_INPUT_PREFIX": "_inputs/pool-a/",
+        "FLUXPOOL_IMAGE_INPUT_MAX_BYTES": "1000",
+    }.items() <= environment.items()
+    plain = _as_the_kubelet(_container(_template({})), {})
+    assert not [name for name in plain if "QUALITY" in name or "LORA" in name or "INPUT" in name]
 
 
 @given(_edits)

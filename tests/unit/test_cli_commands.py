@@ -74,6 +74,7 @@ def test_the_help_is_the_one_of_the_commands_themselves() -> None:
         (["local", "up", "--min-workers", "4", "--max-workers", "2"], "4 is above max_workers (2)"),
         (["local", "up", "--bootstrap-servers", "kafka"], "host:port"),
         (["local", "up", "--model", "."], "model_index.json"),
+        (["local", "up", "--lora-folder", "no-such-folder"], "no-such-folder"),
         (["local", "up", "-o", "yaml"], "--output"),
         (["local", "demo", "--tasks", "0"], "--tasks"),
         (["watch", "--json"], "--once"),

@@ -73,3 +73,10 @@ def test_gateway_and_workers_use_the_topics_that_the_environment_names(tmp_path:
     assert settings.topics.results == "own-results"
     for of_part in (parts.gateway_environment(), parts.worker_environment("worker-1", 8001)):
         assert of_part["FLUXPOOL_TOPICS_RESULTS"] == "own-results"
+
+
+def test_workers_offer_the_loras_of_the_folder_that_up_names(tmp_path: Path) -> None:
+    target = find_target("127.0.0.1:9092", tmp_path, {})
+    options = StackOptions(data_dir=tmp_path, lora_folder=tmp_path / "loras")
+    parts = PartSettings(data_dir=DataDir(tmp_path), target=target, gateway_port=8000, options=options)
+    assert parts.worker_environment("worker-1", 8001)["FLUXPOOL_MODEL_LORA_FOLDER"] == str(tmp_path / "loras")

@@ -50,6 +50,16 @@ def up(
     ] = None,
     data_dir: DataDirOption = Path(DEFAULT_NAME),
     model: ModelOption = None,
+    lora_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with safetensors files of LoRAs, which `submit --lora` names without .safetensors.",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+            callback=printable_path,
+        ),
+    ] = None,
     embed_parameters: Annotated[
         EmbedParameters, typer.Option(help="Parameters of the task in image files.", show_default=True)
     ] = EmbedParameters.ALL,
@@ -75,6 +85,7 @@ def up(
         data_dir=data_dir.resolve(),
         bootstrap_servers=bootstrap_servers,
         model=_model(model),
+        lora_folder=lora_folder,
         embed_parameters=embed_parameters,
         signing_folder=None if signing_folder is None else signing_folder.resolve(),
         min_workers=min_workers,

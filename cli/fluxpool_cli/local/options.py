@@ -32,6 +32,8 @@ class StackOptions(BaseModel):
     """Commas between addresses; absent: the stack starts a broker."""
     model: str | None = None
     """Checkpoint folder or hub id; absent: the tiny checkpoint."""
+    lora_folder: Path | None = None
+    """Folder with the LoRAs that tasks may name."""
     embed_parameters: EmbedParameters = EmbedParameters.ALL
     """More than the default of pools: only the user reads this folder."""
     signing_folder: Path | None = None

@@ -76,7 +76,7 @@ class PartSettings:
             kafka=self.target.kafka,
             topics=self.target.topics,
             storage=self._storage(),
-            model=ModelSettings(id=self.model, offline=Path(self.model).is_dir()),
+            model=ModelSettings(id=self.model, offline=Path(self.model).is_dir(), lora_folder=self.options.lora_folder),
             image=ImageSettings(
                 embed_parameters=self.options.embed_parameters, signing_folder=self.options.signing_folder
             ),
