@@ -206,10 +206,11 @@ async def test_a_missing_seed_is_the_same_on_every_worker(bench: WorkerBench) ->
             "width: 1000 is not a multiple of 16; the nearest",
         ),
         (task_body("s0", steps=0), "invalid-field", "steps: must be at least 1"),
+        (task_body("fast", quality="fast"), "invalid-field", "quality: fast is not allowed in this pool; use exact"),
         (b'{"prompt": "x"}', "invalid-field", "request_id: is required"),
         (b'{"request_id": "noprompt"}', "invalid-field", "prompt: is required"),
     ],
-    ids=["garbage", "empty", "list", "900-KiB", "wrong-types", "width-1000", "steps-0", "no-id", "no-prompt"],
+    ids=["garbage", "empty", "list", "900-KiB", "wrong-types", "width-1000", "steps-0", "fast", "no-id", "no-prompt"],
 )
 async def test_an_invalid_record_is_dead_lettered_and_affects_no_other(
     bench: WorkerBench, value: bytes, code: str, reason: str
