@@ -331,16 +331,25 @@ def gateway() -> Iterator[tuple[str, dict[str, Any]]]:
         server.shutdown()
 
 
-def test_a_gateway_knows_its_files_by_their_digest(
-    verify: Callable[..., Verified], gateway: tuple[str, dict[str, Any]], tmp_path: Path
+def test_a_gateway_knows_its_files_by_their_digest_and_the_licence_of_their_model(
+    verify: Callable[..., Verified],
+    gateway: tuple[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     url, view = gateway
     payload = encoded()
     file, foreign_file = save(tmp_path, payload), save(tmp_path, foreign(), "foreign.png")
     unknown = verify("--url", url, file)
     view["images"] = [{"sha256": hashlib.sha256(payload).hexdigest()}, None]
+    view |= {"model": "/models/schnell", "model_family": "FLUX.1-schnell", "model_license": "Apache-2.0"}
 
     known = verify("--url", url, file, foreign_file)
 
     assert unknown.file["ours"] is False
     assert [found["ours"] for found in known.files] == [True, None]
+    assert [found["model_license"] for found in (unknown.file, *known.files)] == [None, "Apache-2.0", None]
+    assert run(["verify", "--url", url, str(file)]) == 0
+    assert (
+        "  model       /models/schnell (FLUX.1-schnell; licence of the weights: Apache-2.0)" in capsys.readouterr().out
+    )

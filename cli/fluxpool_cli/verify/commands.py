@@ -12,7 +12,7 @@ from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.options import printable_path, with_option_groups
 from fluxpool_cli.submit.gateway_client import GatewayClient, NotFoundError
 from fluxpool_cli.terminal import OutputOptions, utc_text, write_json, write_line
-from fluxpool_cli.verify.reports import FileReport, Verdict, report_on, with_digests
+from fluxpool_cli.verify.reports import FileReport, Verdict, report_on, with_generation
 from fluxpool_contract.messages import check_request_id
 from fluxpool_worker.image_marks import ContentCredentials
 
@@ -77,11 +77,9 @@ def _asked(gateway: GatewayClient, report: FileReport) -> FileReport:
     except ValueError:
         return report
     try:
-        images = gateway.generation(str(request_id)).document.get("images")
+        return with_generation(report, gateway.generation(str(request_id)).document)
     except NotFoundError:
-        images = None
-    known = images if isinstance(images, list) else []
-    return with_digests(report, frozenset(str(image.get("sha256")) for image in known if isinstance(image, dict)))
+        return with_generation(report, {})
 
 
 def _lines(report: FileReport) -> Iterable[str]:
@@ -96,6 +94,9 @@ def _lines(report: FileReport) -> Iterable[str]:
         yield f"  signature   {_signature(found.credentials)}"
     if report.is_ours is not None:
         yield f"  ours        {'yes' if report.is_ours else 'no'}"
+    if report.model is not None:
+        licence = f" ({report.model_family}; licence of the weights: {report.model_license})"
+        yield f"  model       {report.model}{licence if report.model_license else ''}"
     if report.parameters is not None:
         yield f"  parameters  {', '.join(f'{name}={value!r}' for name, value in report.parameters.items())}"
 

@@ -7,6 +7,7 @@ may hold anything.
 import hashlib
 import stat
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -48,6 +49,11 @@ class FileReport:
     sha256: str | None = None
     is_ours: bool | None = None
     """Whether this installation made it; None when that cannot be told."""
+    model: str | None = None
+    """Model that made it, as a gateway knows it."""
+    model_family: str | None = None
+    model_license: str | None = None
+    """Licence of the weights that the family's publisher names."""
 
     def document(self) -> dict[str, Any]:
         """For machines."""
@@ -64,6 +70,9 @@ class FileReport:
             "credentials": _credentials_document(found.credentials) if found and found.credentials else None,
             "parameters": self.parameters,
             "sha256": self.sha256,
+            "model": self.model,
+            "model_family": self.model_family,
+            "model_license": self.model_license,
         }
 
 
@@ -104,9 +113,17 @@ def report_on(file: Path, *, anchors: str | None) -> FileReport:
     )
 
 
-def with_digests(report: FileReport, digests: frozenset[str]) -> FileReport:
-    """The report when the gateway knows files with these digests under the task that the file names."""
-    return replace(report, is_ours=report.sha256 in digests or bool(report.is_ours))
+def with_generation(report: FileReport, generation: Mapping[str, Any]) -> FileReport:
+    """The report with what a gateway knows of the task that the file names; empty when it knows no such task."""
+    images = generation.get("images")
+    known = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    if report.sha256 not in {image.get("sha256") for image in known}:
+        return replace(report, is_ours=bool(report.is_ours))
+    model, family, licence = (
+        str(value) if (value := generation.get(name)) is not None else None
+        for name in ("model", "model_family", "model_license")
+    )
+    return replace(report, is_ours=True, model=model, model_family=family, model_license=licence)
 
 
 def _read(file: Path) -> bytes:
