@@ -1,7 +1,8 @@
 """OAUTHBEARER tokens: from a file that is kept fresh from outside, or from an endpoint by client credentials.
 
 Owns requesting a token and how long it is used. Knows nothing of brokers, and checks no signature: brokers do that,
-here the expiry is only read to know when to request the next one.
+here the expiry is only read to know when to request the next one. httpx is imported with the first request: every
+program connects to Kafka, few by tokens of an endpoint, and the import takes 0.1 s.
 """
 
 import asyncio
@@ -13,13 +14,16 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import quote_plus
 
-import httpx
 from aiokafka.abc import AbstractTokenProvider
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+if TYPE_CHECKING:
+    import httpx
 
 OPAQUE_TOKEN_SECONDS = 300.0
 """Assumed lifetime of a token without a readable expiry; projected tokens rotate within the hour."""
@@ -126,6 +130,8 @@ class TokenClient:
 
     def fetch(self, *, now_seconds: float) -> OAuthToken:
         """A fresh token; waits for the endpoint, so not for an event loop. Raises `OAuthTokenError`."""
+        import httpx  # noqa: PLC0415 - see above
+
         try:
             with httpx.Client(timeout=_REQUEST_TIMEOUT_SECONDS, **self._trust()) as client:
                 response = client.post(self.endpoint, **self._request())
@@ -135,6 +141,8 @@ class TokenClient:
 
     async def fetch_async(self, *, now_seconds: float) -> OAuthToken:
         """As `fetch`, for an event loop."""
+        import httpx  # noqa: PLC0415 - see above
+
         trust = await asyncio.to_thread(self._trust)
         try:
             async with httpx.AsyncClient(timeout=_REQUEST_TIMEOUT_SECONDS, **trust) as client:
@@ -162,15 +170,15 @@ class TokenClient:
             credentials = quote_plus(credentials[0]), quote_plus(credentials[1])
         return {
             "data": {"grant_type": "client_credentials"} | ({"scope": self.scope} if self.scope else {}),
-            "auth": httpx.BasicAuth(*credentials),
+            "auth": credentials,
             "headers": {"Accept": "application/json"},
         }
 
     def _unreachable(self, error: Exception) -> OAuthTokenError:
         return OAuthTokenError(f"oauth_token_endpoint: {self.endpoint} cannot be reached ({error!r})")
 
-    def _read(self, response: httpx.Response, *, now_seconds: float) -> OAuthToken:
-        if response.status_code != httpx.codes.OK:
+    def _read(self, response: "httpx.Response", *, now_seconds: float) -> OAuthToken:
+        if response.status_code != HTTPStatus.OK:
             raise OAuthTokenError(
                 f"oauth_token_endpoint: {self.endpoint} answered {response.status_code} "
                 f"({response.text[:200]!r}); check oauth_client_id, oauth_client_secret, oauth_scope and, where "
