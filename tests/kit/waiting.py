@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, overload
 
 _SHORTEST_INTERVAL_SECONDS = 0.02
-_LONGEST_INTERVAL_SECONDS = 0.1
+_LONGEST_INTERVAL_SECONDS = 0.2
 _INTERVALS_PER_WAIT = 20
 """What is waited for needs the cores that look for it. A look comes late by a twentieth of the wait at most."""
 PATIENCE: Final = float(os.environ.get("TEST_PATIENCE", "1"))
@@ -29,7 +29,7 @@ async def wait_until(predicate: Callable[[], Awaitable[T]], *, deadline_seconds:
 async def wait_until(predicate: Callable[[], T], *, deadline_seconds: float, what: str) -> T: ...
 async def wait_until(predicate: Callable[[], Awaitable[T] | T], *, deadline_seconds: float, what: str) -> T:
     """Return the first true value of `predicate`, which may be a coroutine function; it is called every 20 ms, in
-    waits of seconds every 100 ms.
+    waits of seconds every 200 ms.
 
     Its exceptions pass through. Raises `WaitExpiredError` with `what` and the last value when the deadline passes, also
     when the predicate itself hangs.
