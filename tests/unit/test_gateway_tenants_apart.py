@@ -1,0 +1,160 @@
+"""Tenants are apart on every route of the application: nothing tells a caller whether another tenant's task exists."""
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute, iter_route_contexts
+
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
+from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
+from fluxpool_gateway.store.task_state import ResultSeen, TaskSeen, TaskStatus
+from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+
+PROMPT = "the secret of acme"
+IMAGE = b"\x89PNG and so on"
+DONE, QUEUED = "acme-done", "acme-queued"
+OBJECT = f"acme/2026/04/05/{DONE}/0.png"
+PATH_VALUES: dict[str, tuple[str, ...]] = {
+    "request_id": (DONE, QUEUED),
+    "group_id": ("acme-group",),
+    "index": ("0",),
+    "key_id": ("000000000000",),
+}
+"""A route with another parameter fails the test: name values of acme's for it."""
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/generations"): {"prompt": "a fox"},
+    ("POST", "/v1/keys"): {"name": "more", "scopes": ["admin"], "tenant": "acme"},
+    ("POST", "/v1/keys/{key_id}/rotate"): {},
+}
+"""Of every route that has one; with ids and groups of acme's where a body can name any."""
+QUERIES = ("", "?group_id=acme-group", "?status=queued", "?limit=1")
+"""Parameters that a route does not know are refused or ignored alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request to a route."""
+
+    method: str
+    path: str
+    body: Any = field(compare=False)
+
+
+def questions(app: GatewayApplication) -> Iterator[Question]:
+    """Requests to every route that needs a key, which name what is acme's."""
+    for route in iter_route_contexts(app.routes):
+        original, template = route.original_route, route.path
+        assert template is not None
+        assert route.methods is not None
+        if template in OPEN_PATHS:
+            continue
+        assert isinstance(original, APIRoute), f"{original}: what is that, and whose tasks does it show?"
+        for method in sorted(route.methods):
+            if original.body_field is not None:
+                assert (method, template) in BODIES, f"{method} {template} has a body: add it to BODIES"
+            for path in _filled(template):
+                for query in QUERIES:
+                    yield Question(method, path + query, BODIES.get((method, template)))
+
+
+def _filled(template: str) -> Iterator[str]:
+    name = re.search(r"{(\w+)}", template)
+    if name is None:
+        yield template
+        return
+    for value in PATH_VALUES[name[1]]:
+        yield from _filled(template.replace(name[0], value, 1))
+
+
+def add_tasks_of_acme(gateway: Gateway, folder: Path) -> None:
+    stored = folder / "images" / OBJECT
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(IMAGE)
+    image = ImageDescription(
+        index=0,
+        url="http://images/0.png",
+        object=OBJECT,
+        width=64,
+        height=64,
+        seed=7,
+        format="png",
+        content_type="image/png",
+        bytes=len(IMAGE),
+        sha256=hashlib.sha256(IMAGE).hexdigest(),
+    )
+    result = GenerationResult(request_id=DONE, image_url=None, status=ResultStatus.SUCCESS, images=(image,))
+    tasks = [
+        TaskSeen(
+            request_id=request_id,
+            body=f'{{"request_id":"{request_id}","prompt":"{PROMPT}","group_id":"acme-group"}}',
+            priority="standard",
+            tenant="acme",
+            created_at_ms=1,
+            group_id="acme-group",
+        )
+        for request_id in (DONE, QUEUED)
+    ]
+    gateway.project(
+        *tasks,
+        ResultSeen(
+            request_id=DONE,
+            status=TaskStatus.SUCCEEDED,
+            body=result.model_dump_json(),
+            completed_at_ms=1,
+            tenant="acme",
+        ),
+    )
+
+
+async def answers(gateway: Gateway, key: str) -> dict[Question, tuple[int, str, str]]:
+    """Status, body and `ETag` of every response, without the ids that are new in each."""
+    seen = {}
+    for question in questions(gateway.one.app):
+        headers = {"x-request-id": "same"}
+        body = {} if question.body is None else {"json": question.body}
+        answer = await gateway.one.ask(question.method, question.path, key, headers=headers, **body)
+        text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|fp_\w+|[0-9A-Za-z]{12}", "<new>", answer.text)
+        seen[question] = (answer.status_code, text, answer.headers.get("etag", ""))
+    return seen
+
+
+@pytest.fixture
+async def with_acme(tmp_path: Path) -> AsyncIterator[Gateway]:
+    folder = tmp_path / "with"
+    folder.mkdir()
+    async with keyed_gateway(keyed_settings(folder)) as gateway:
+        add_tasks_of_acme(gateway, folder)
+        yield gateway
+
+
+@pytest.fixture
+async def without_acme(tmp_path: Path) -> AsyncIterator[Gateway]:
+    folder = tmp_path / "without"
+    folder.mkdir()
+    async with keyed_gateway(keyed_settings(folder)) as gateway:
+        yield gateway
+
+
+async def test_every_route_answers_as_if_another_tenants_tasks_were_not_there(
+    with_acme: Gateway, without_acme: Gateway
+) -> None:
+    # The projection of its own tasks is what a submission here does not do: both have none.
+    scopes = ("submit", "read", "cancel", "rate")
+    owner = await with_acme.create(*scopes, tenant="acme")
+    before = await answers(with_acme, owner)
+    assert any(PROMPT in text or DONE in text for _, text, _ in before.values()), "the owner sees the tasks"
+    there = await answers(with_acme, await with_acme.create(*scopes, tenant="other"))
+    not_there = await answers(without_acme, await without_acme.create(*scopes, tenant="other"))
+    assert there == not_there
+    for question, (status, text, _) in there.items():
+        assert PROMPT not in text, question
+        assert IMAGE.decode("latin-1") not in text, question
+        if any(name in question.path.partition("?")[0] for name in (DONE, QUEUED)):
+            assert status == 404, question
+    # Nor did they change anything.
+    assert await answers(with_acme, owner) == before
