@@ -2,14 +2,14 @@
 
 How many submissions fit is decided by the `limits` library (sliding window counter); here is its storage. It has none
 for processes that share a disk and no server. Outstanding are the tasks that the task store knows as unfinished, and
-those admitted here that it does not know yet: an admission is dropped in the transaction that finds its task projected,
-so that no task counts twice or not at all. Blocks: callers use a thread.
+those admitted here that it does not know yet: an admission is dropped in the transaction that counts the task store and
+finds its task there, so that no task counts twice or not at all. Blocks: callers use a thread.
 """
 
 import sqlite3
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil, floor
 from pathlib import Path
@@ -31,9 +31,17 @@ _SCHEMA: Final = (
     WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS admission (tenant TEXT, request_id TEXT, at_ms INTEGER NOT NULL,
     PRIMARY KEY (tenant, request_id)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS counted (tenant TEXT PRIMARY KEY, unfinished INTEGER NOT NULL, at_ms INTEGER NOT NULL)
+    WITHOUT ROWID""",
 )
 UNPROJECTED_SECONDS: Final = 300
 """An admission whose task is not in the store after so long counts no longer: its record was never written."""
+
+COUNTED_MS: Final = 1000
+"""How long a count of the task store is used, by all processes: it takes a millisecond for two thousand tasks. Until
+the next one the tasks that were finished meanwhile count as well, and those admitted meanwhile in any case."""
+COUNTED_AGAIN_MS: Final = 100
+"""The same where it leaves no room: soon enough for the clients that wait for it."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -109,12 +117,12 @@ class Transaction:
     def __init__(self, requests: Sequence[Admit | Release], store: UnfinishedTasks) -> None:
         self._requests = requests
         self._store = store
-        self._outstanding: dict[str, int] = {}
+        self._counts: dict[str, _Count] = {}
 
     def apply(self, connection: sqlite3.Connection, now_ms: int) -> list[Grant]:
         """The outcome of each, in order."""
         # A transaction that is repeated in a new file starts from nothing.
-        self._outstanding.clear()
+        self._counts.clear()
         connection.execute("DELETE FROM hits WHERE ends_at_ms <= ?", [now_ms])
         windows = SlidingWindowCounterRateLimiter(_Hits(connection, now_ms / 1000))
         grants = []
@@ -124,7 +132,7 @@ class Transaction:
                 continue
             rows = [(request.tenant, request_id) for request_id in request.request_ids]
             connection.executemany("DELETE FROM admission WHERE tenant = ? AND request_id = ?", rows)
-            self._outstanding.pop(request.tenant, None)
+            self._counts.pop(request.tenant, None)
             grants.append(Grant(exceeded=None))
         return grants
 
@@ -134,10 +142,10 @@ class Transaction:
         tenant, limits, wanted = request.tenant, request.limits, len(request.request_ids)
         remaining: list[Remaining] = []
         exceeded: LimitName | None = None
-        outstanding = 0
+        counted = _Count(unfinished=0, admitted=0, age_ms=0)
         if limits.outstanding is not None:
-            outstanding = self._count(connection, tenant, limits.outstanding, now_ms)
-            if outstanding + wanted > limits.outstanding:
+            counted = self._count(connection, request, limits.outstanding, now_ms)
+            if counted.outstanding + wanted > limits.outstanding:
                 exceeded = LimitName.OUTSTANDING
         # Last, because it cannot be undone: what is refused for another reason uses up nothing.
         if limits.submit is not None:
@@ -150,16 +158,25 @@ class Transaction:
             if exceeded is None:
                 rows = [(tenant, request_id, now_ms) for request_id in request.request_ids]
                 connection.executemany("INSERT OR REPLACE INTO admission VALUES (?, ?, ?)", rows)
-                outstanding = self._outstanding[tenant] = outstanding + wanted
-            left = max(0, limits.outstanding - outstanding)
+                counted = self._counts[tenant] = replace(counted, admitted=counted.admitted + wanted)
+            left = max(0, limits.outstanding - counted.outstanding)
             remaining.append(Remaining(limit=LimitName.OUTSTANDING, count=left, more_in_seconds=None))
         return Grant(exceeded=exceeded, remaining=tuple(remaining))
 
-    def _count(self, connection: sqlite3.Connection, tenant: str, most: int, now_ms: int) -> int:
-        """Outstanding tasks of the tenant, read once in this transaction."""
-        counted = self._outstanding.get(tenant)
-        if counted is not None:
-            return counted
+    def _count(self, connection: sqlite3.Connection, request: Admit, most: int, now_ms: int) -> "_Count":
+        """As it was a moment ago; counted again before that refuses a task."""
+        tenant = request.tenant
+        counted = self._counts.get(tenant) or _last_count(connection, tenant, now_ms)
+        is_full = counted.outstanding + len(request.request_ids) > most
+        # A clock that was set back makes an age negative.
+        if not 0 <= counted.age_ms <= (COUNTED_AGAIN_MS if is_full else COUNTED_MS):
+            counted = self._recount(connection, tenant, counted, most=most, now_ms=now_ms)
+        self._counts[tenant] = counted
+        return counted
+
+    def _recount(
+        self, connection: sqlite3.Connection, tenant: str, last: "_Count", *, most: int, now_ms: int
+    ) -> "_Count":
         long_ago_ms = now_ms - UNPROJECTED_SECONDS * 1000
         connection.execute("DELETE FROM admission WHERE tenant = ? AND at_ms < ?", [tenant, long_ago_ms])
         rows = connection.execute("SELECT request_id FROM admission WHERE tenant = ?", [tenant])
@@ -169,11 +186,34 @@ class Transaction:
         except StoreUnavailableError as error:
             # Submissions do not depend on the task store; neither may they with a limit.
             logger.warning("outstanding_tasks_unknown", tenant=tenant, reason=str(error))
-            unfinished, projected = 0, ()
+            unfinished, projected = last.unfinished, ()
         gone = [(tenant, request_id) for request_id in projected]
         connection.executemany("DELETE FROM admission WHERE tenant = ? AND request_id = ?", gone)
-        counted = self._outstanding[tenant] = unfinished + len(admitted) - len(gone)
-        return counted
+        connection.execute("INSERT OR REPLACE INTO counted VALUES (?, ?, ?)", [tenant, unfinished, now_ms])
+        return _Count(unfinished=unfinished, admitted=len(admitted) - len(gone), age_ms=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Count:
+    """Outstanding tasks of a tenant."""
+
+    unfinished: int
+    """Of those that the task store had when it was asked."""
+    admitted: int
+    """Since then, or not known to it then."""
+    age_ms: int
+
+    @property
+    def outstanding(self) -> int:
+        """All of them."""
+        return self.unfinished + self.admitted
+
+
+def _last_count(connection: sqlite3.Connection, tenant: str, now_ms: int) -> _Count:
+    row = connection.execute("SELECT unfinished, at_ms FROM counted WHERE tenant = ?", [tenant]).fetchone()
+    unfinished, at_ms = (0, -COUNTED_MS) if row is None else row
+    (admitted,) = connection.execute("SELECT count(*) FROM admission WHERE tenant = ?", [tenant]).fetchone()
+    return _Count(unfinished=unfinished, admitted=admitted, age_ms=now_ms - at_ms)
 
 
 class _Hits(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
