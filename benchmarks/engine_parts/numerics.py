@@ -13,9 +13,9 @@ from report import Cell
 from engine_parts import plain
 from engine_parts.ground import PROMPT, Ground, free_device_memory
 from fluxpool_worker.engine.fused.decoder import fuse_decoder
-from fluxpool_worker.engine.fused.decoder_operations import ReferenceDecoderOperations, TritonDecoderOperations
+from fluxpool_worker.engine.fused.decoder_operations import DecoderOperations, TritonDecoderOperations
 from fluxpool_worker.engine.fused.denoising import FusedDenoiser
-from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.text_encoding import Text, TextEncoders
 
 TEXT_TOKENS: Final = 512
@@ -70,7 +70,7 @@ def measure(ground: Ground) -> list[dict[str, Cell]]:
 
 def _fused(ground: Ground, pipeline: Any) -> FusedDenoiser:
     if ground.is_tiny:
-        return FusedDenoiser(pipeline, operations=ReferenceOperations())
+        return FusedDenoiser(pipeline, operations=Operations())
     # Triton looks for a driver when it is imported.
     from fluxpool_worker.engine.fused.triton_operations import TritonOperations  # noqa: PLC0415
 
@@ -125,7 +125,7 @@ def _decoders(ground: Ground, pipeline: Any) -> list[dict[str, Cell]]:
     reference = decoded()
     vae.to(torch.bfloat16)
     found = decoded()
-    fuse_decoder(vae, operations=ReferenceDecoderOperations() if ground.is_tiny else TritonDecoderOperations())
+    fuse_decoder(vae, operations=DecoderOperations() if ground.is_tiny else TritonDecoderOperations())
     ours, again = decoded(), decoded()
     return [
         {

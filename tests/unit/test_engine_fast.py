@@ -18,7 +18,6 @@ from fluxpool_worker.engine.fused.attention import attention, choose_attention, 
 from fluxpool_worker.engine.fused.fast.choice import why_not_fast
 from fluxpool_worker.engine.fused.fast.operations import (
     FLOAT8,
-    ReferenceScaledOperations,
     ScaledOperations,
     ScaledRows,
     scaled,
@@ -26,7 +25,7 @@ from fluxpool_worker.engine.fused.fast.operations import (
 from fluxpool_worker.engine.fused.fast.steps import FEWEST_STEPS, computed_steps
 from fluxpool_worker.engine.fused.fast.triton_operations import TritonScaledOperations
 from fluxpool_worker.engine.fused.modulation import NormVectors
-from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.weights import Linear
 from fluxpool_worker.engine.generation import FluxGenerator, load_generator
 from fluxpool_worker.engine.generator import (
@@ -74,8 +73,8 @@ class CountedAttention:
 
 
 def denoiser_of(loaded: LoadedPipeline, attend: Callable[..., torch.Tensor] = attention) -> FusedDenoiser:
-    fused = FusedDenoiser(loaded.pipeline, operations=ReferenceOperations())
-    fused.add_fast(ReferenceScaledOperations(), attend=attend)
+    fused = FusedDenoiser(loaded.pipeline, operations=Operations())
+    fused.add_fast(ScaledOperations(), attend=attend)
     return fused
 
 
@@ -149,7 +148,7 @@ def test_a_forward_is_as_close_as_eight_bits_can_be(loaded: LoadedPipeline, widt
 
 
 def test_exact_images_stay_exact_beside_fast_ones(loaded: LoadedPipeline) -> None:
-    alone = latents(loaded, FusedDenoiser(loaded.pipeline, operations=ReferenceOperations()), steps=3)
+    alone = latents(loaded, FusedDenoiser(loaded.pipeline, operations=Operations()), steps=3)
     both = denoiser_of(loaded)
     for quality in (Quality.FAST, Quality.EXACT, Quality.FAST):
         found = latents(loaded, both, steps=3, quality=quality)
@@ -162,7 +161,7 @@ def test_weights_that_changed_are_scaled_again(tiny_checkpoint: Path) -> None:
     before = latents(own, fused, quality=Quality.FAST)
     with torch.no_grad():
         own.pipeline.transformer.single_transformer_blocks[0].proj_out.weight.mul_(2)
-    fused.add_fast(ReferenceScaledOperations())
+    fused.add_fast(ScaledOperations())
     after = latents(own, fused, quality=Quality.FAST)
     assert difference(after, before) > 1e-3
     assert difference(after, latents(own, fused)) < ROUNDING
@@ -223,7 +222,7 @@ def test_the_kernel_of_scaled_norms_does_what_the_reference_does(*, has_update: 
         return stream, out
 
     stream, found = run(TritonScaledOperations(), torch.float32)
-    wanted_stream, wanted = run(ReferenceScaledOperations(), FLOAT8)
+    wanted_stream, wanted = run(ScaledOperations(), FLOAT8)
     assert torch.equal(stream, wanted_stream)
     check_equal(found, wanted)
 
@@ -238,7 +237,7 @@ def test_the_kernel_of_scaled_rows_does_what_the_reference_does(attended: int, h
     }
     found, wanted = (empty_rows(rows, attended + hidden, dtype) for dtype in (torch.float32, FLOAT8))
     TritonScaledOperations().scale_rows(**parts, out=found)
-    ReferenceScaledOperations().scale_rows(**parts, out=wanted)
+    ScaledOperations().scale_rows(**parts, out=wanted)
     check_equal(found, wanted)
 
 
@@ -249,7 +248,7 @@ def test_torch_s_scaled_product_does_what_the_reference_does() -> None:
     layer = Linear(weights.values, torch.randn(48, generator=generator).bfloat16(), weights.scales)
     found, wanted = torch.empty(2, 32, 48, dtype=torch.bfloat16)
     TritonScaledOperations().linear(rows, layer, out=found)
-    ReferenceScaledOperations().linear(rows, layer, out=wanted)
+    ScaledOperations().linear(rows, layer, out=wanted)
     assert difference(found.float(), wanted.float()) < 0.01
 
 

@@ -14,9 +14,9 @@ from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.fused import FusedDenoiser, why_not_fused
 from fluxpool_worker.engine.fused.choice import why_not_packed
 from fluxpool_worker.engine.fused.decoder import fuse_decoder, why_not_fused_decoder
-from fluxpool_worker.engine.fused.decoder_operations import ReferenceDecoderOperations, TritonDecoderOperations
+from fluxpool_worker.engine.fused.decoder_operations import DecoderOperations, TritonDecoderOperations
 from fluxpool_worker.engine.fused.modulation import ModulationLayout, NormVectors
-from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.triton_operations import TritonOperations
 from fluxpool_worker.engine.fused.weights import HeadNorms
 from fluxpool_worker.engine.generation import RESCUE_WARNING, FluxGenerator
@@ -83,7 +83,7 @@ def by_diffusers(pipeline: Any, start: torch.Tensor, **arguments: Any) -> torch.
 
 
 def fused(pipeline: Any, start: torch.Tensor, **arguments: Any) -> torch.Tensor:
-    denoiser = FusedDenoiser(pipeline, operations=ReferenceOperations())
+    denoiser = FusedDenoiser(pipeline, operations=Operations())
     return denoiser.denoise(start, after_step=lambda: None, **arguments)
 
 
@@ -175,7 +175,7 @@ def test_the_pipeline_still_works_with_the_packed_weights(tiny_checkpoint: Path)
 
 @torch.no_grad()
 def test_buffers_of_an_earlier_size_or_poison_in_them_change_nothing(pipeline: Any) -> None:
-    denoiser = FusedDenoiser(pipeline, operations=ReferenceOperations())
+    denoiser = FusedDenoiser(pipeline, operations=Operations())
     start = noise(pipeline, width=64, height=48)
     arguments = arguments_of(pipeline)
     first = denoiser.denoise(start, after_step=lambda: None, **arguments)
@@ -192,7 +192,7 @@ def inputs(**changes: Any) -> GenerationInputs:
 
 
 def generator_of(loaded: Any) -> FluxGenerator:
-    return FluxGenerator(loaded, fused=FusedDenoiser(loaded.pipeline, operations=ReferenceOperations()))
+    return FluxGenerator(loaded, fused=FusedDenoiser(loaded.pipeline, operations=Operations()))
 
 
 def generate(generator: FluxGenerator, wanted: GenerationInputs, *, is_canceled: Callable[[], bool]) -> list[int]:
@@ -297,7 +297,7 @@ def test_the_kernel_of_norms_does_what_the_reference_does(*, has_update: bool) -
     vectors = torch.randn(6 * width, generator=generator).to(dtype)
     update = 3 * torch.randn(rows, width, generator=generator).to(dtype) if has_update else None
     ended = []
-    for operations in (ReferenceOperations(), TritonOperations()):
+    for operations in (Operations(), TritonOperations()):
         stream = torch.randn(rows, width, generator=torch.Generator().manual_seed(2)).to(dtype)
         out = torch.empty_like(stream)
         operations.add_and_norm(
@@ -320,7 +320,7 @@ def test_the_kernel_of_rotations_does_what_the_reference_does() -> None:
     angles = torch.randn(rows + first_row, head_width // 2, generator=generator)
     text_norms, image_norms = torch.randn(2, heads, head_width, generator=generator).half()
     ended = []
-    for operations in (ReferenceOperations(), TritonOperations()):
+    for operations in (Operations(), TritonOperations()):
         columns = torch.randn(rows, 3 * heads * head_width, generator=torch.Generator().manual_seed(2)).half()
         operations.norm_and_rotate(
             columns[:, : heads * head_width].view(rows, heads, head_width),
@@ -343,7 +343,7 @@ def test_the_kernels_of_the_decoder_do_what_the_reference_does(shape: tuple[int,
     norm.weight.normal_(generator=generator)
     x, residual = torch.randn(2, *shape, generator=generator)
     bias, other = torch.randn(2, 32, generator=generator)
-    reference, fused_operations = ReferenceDecoderOperations(), TritonDecoderOperations()
+    reference, fused_operations = DecoderOperations(), TritonDecoderOperations()
     for added, silu in ((None, False), (bias, True)):
         wanted = reference.group_norm(x, norm, silu=silu, added=added)
         assert torch.allclose(fused_operations.group_norm(x, norm, silu=silu, added=added), wanted, atol=1e-5)
@@ -358,7 +358,7 @@ def test_the_kernels_of_the_decoder_do_what_the_reference_does(shape: tuple[int,
 def test_the_fused_decoder_decodes_as_diffusers_does(pipeline: Any, *, is_tiled: bool) -> None:
     vae = copy.deepcopy(pipeline.vae)
     assert why_not_fused_decoder(vae) is None
-    fuse_decoder(vae, operations=ReferenceDecoderOperations())
+    fuse_decoder(vae, operations=DecoderOperations())
     latents = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(1))
     for decoder in (vae, pipeline.vae):
         decoder.use_tiling = is_tiled

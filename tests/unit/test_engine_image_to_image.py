@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from fluxpool_contract.messages import Quality
 from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.fused.denoising import FusedDenoiser
-from fluxpool_worker.engine.fused.fast.operations import ReferenceScaledOperations
-from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.fused.fast.operations import ScaledOperations
+from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.generation import FluxGenerator
 from fluxpool_worker.engine.generator import GenerationCanceledError, InputsError, Pixels, Rendering
 from fluxpool_worker.engine.protocol import AppliedLora, Device, EngineSpec, GenerationInputs
@@ -50,7 +50,7 @@ def generator_of(
         model=str(checkpoint), device=Device.CPU, offline=True, transformer_dtype=dtype, encoder_dtype=dtype
     )
     loaded = load_pipeline(spec)
-    denoiser = FusedDenoiser(loaded.pipeline, operations=ReferenceOperations()) if fused else None
+    denoiser = FusedDenoiser(loaded.pipeline, operations=Operations()) if fused else None
     return FluxGenerator(loaded, fused=denoiser, lora_folder=lora_folder)
 
 
@@ -224,8 +224,8 @@ def test_fast_leaves_out_steps_of_those_that_are_run(tiny_checkpoint: Path) -> N
         encoder_dtype="float32",
     )
     loaded = load_pipeline(spec)
-    denoiser = FusedDenoiser(loaded.pipeline, operations=ReferenceOperations())
-    denoiser.add_fast(ReferenceScaledOperations())
+    denoiser = FusedDenoiser(loaded.pipeline, operations=Operations())
+    denoiser.add_fast(ScaledOperations())
     generator = FluxGenerator(loaded, fused=denoiser)
     inputs = replace(INPUTS, steps=40, strength=0.5)
     steps: list[int] = []

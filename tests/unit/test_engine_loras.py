@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from fluxpool_contract.messages import Quality
 from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.fused.denoising import FusedDenoiser
-from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.generation import FluxGenerator
 from fluxpool_worker.engine.generator import InputsError, Rendering
 from fluxpool_worker.engine.lora.lora_files import LoraFolder
@@ -74,7 +74,7 @@ def generator_of(checkpoint: Path, folder: Path, *, dtype: str = "float32", fuse
     loaded = load_pipeline(
         EngineSpec(model=str(checkpoint), device=Device.CPU, offline=True, transformer_dtype=dtype, encoder_dtype=dtype)
     )
-    denoiser = FusedDenoiser(loaded.pipeline, operations=ReferenceOperations()) if fused else None
+    denoiser = FusedDenoiser(loaded.pipeline, operations=Operations()) if fused else None
     return FluxGenerator(loaded, fused=denoiser, lora_folder=folder)
 
 

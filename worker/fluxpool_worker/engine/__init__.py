@@ -3,7 +3,7 @@
 This face needs neither: it tells what model a checkpoint folder holds, and whether its weights can be loaded.
 """
 
-from fluxpool_worker.engine.checkpoint.families import Family, ForeignModelError, check_pipeline, family_of
+from fluxpool_worker.engine.checkpoint.families import ForeignModelError, check_pipeline, family_of
 from fluxpool_worker.engine.checkpoint.weight_files import WEIGHTED_PARTS, weight_problems
 
-__all__ = ["WEIGHTED_PARTS", "Family", "ForeignModelError", "check_pipeline", "family_of", "weight_problems"]
+__all__ = ["WEIGHTED_PARTS", "ForeignModelError", "check_pipeline", "family_of", "weight_problems"]

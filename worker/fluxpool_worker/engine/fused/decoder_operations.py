@@ -1,6 +1,6 @@
-"""What the fused VAE decoder does between its convolutions, as a protocol, in plain torch and by Triton kernels."""
+"""What the fused VAE decoder does between its convolutions, in plain torch and by Triton kernels."""
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 
@@ -9,27 +9,16 @@ PROGRAMS: Final = 132 * 8
 ELEMENTS_PER_TILE: Final = 4096
 
 
-class DecoderOperations(Protocol):
-    """Tensors are (1, channels, height, width) or (1, channels, pixels), with the channels innermost in memory."""
+class DecoderOperations:
+    """In plain torch: float32 inside, one rounding at the end.
+
+    Tensors are (1, channels, height, width) or (1, channels, pixels), with the channels innermost in memory.
+    """
 
     def group_norm(
         self, x: torch.Tensor, norm: torch.nn.GroupNorm, *, silu: bool, added: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`norm(x + added)`, with SiLU behind it when asked for; `added` is (channels)."""
-
-    def add_residual(
-        self, x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor, residual_bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """`x + bias + residual + residual_bias`; biases are (channels)."""
-
-
-class ReferenceDecoderOperations:
-    """The same in plain torch, for CPUs and tests; float32 inside, one rounding at the end."""
-
-    def group_norm(
-        self, x: torch.Tensor, norm: torch.nn.GroupNorm, *, silu: bool, added: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """See `DecoderOperations`."""
         values = x.float() if added is None else x.float() + _over_pixels(added, x)
         found = torch.nn.functional.group_norm(
             values, norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps
@@ -39,14 +28,14 @@ class ReferenceDecoderOperations:
     def add_residual(
         self, x: torch.Tensor, residual: torch.Tensor, *, bias: torch.Tensor, residual_bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """See `DecoderOperations`."""
+        """`x + bias + residual + residual_bias`; biases are (channels)."""
         total = x.float() + _over_pixels(bias, x) + residual.float()
         if residual_bias is not None:
             total = total + _over_pixels(residual_bias, x)
         return total.to(x.dtype)
 
 
-class TritonDecoderOperations:
+class TritonDecoderOperations(DecoderOperations):
     """The same on a CUDA device; channels must be a power of two, as FLUX's VAE has them."""
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
-"""What the fused forward does between its matrix products, as a protocol; and its reference form in plain torch.
+"""What the fused forward does between its products, in plain torch; `triton_operations` overrides it with kernels.
 
-The reference runs on every device and is what tests compare: it rounds where the kernels round and nowhere else.
+This form runs on every device and is what tests compare: it rounds where the kernels round and nowhere else.
 """
 
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
@@ -15,8 +15,8 @@ EPSILON: Final = 1e-6
 FLOAT16_MAX: Final = 65504.0
 
 
-class Operations(Protocol):
-    """Everything that is no plain matrix product. All tensors are rows of tokens, text rows first."""
+class Operations:
+    """Everything that is no plain matrix product, in plain torch. All tensors are rows of tokens, text rows first."""
 
     def add_and_norm(
         self,
@@ -34,42 +34,6 @@ class Operations(Protocol):
         `stream`, `update` and `out` are (rows, width); without `update` the stream stays as it is. In float16 the
         stream is kept within the dtype's range, as in diffusers.
         """
-
-    def norm_and_rotate(
-        self,
-        heads: torch.Tensor,
-        *,
-        norms: HeadNorms,
-        cosine: torch.Tensor,
-        sine: torch.Tensor,
-        first_row: int,
-        text_rows: int,
-    ) -> None:
-        """RMS norm of each head, then rotary position embedding over pairs of neighbours, in place.
-
-        `heads` is (rows, any number of heads, head width), row 0 being row `first_row` of the sequence; `norms` has a
-        row for each of its heads. `cosine` and `sine` are (sequence, head width / 2) in float32.
-        """
-
-    def linear_gelu(self, rows: torch.Tensor, layer: Linear, *, out: torch.Tensor) -> None:
-        """`out = gelu(rows @ weight.T + bias)` with the tanh form of GELU."""
-
-
-class ReferenceOperations:
-    """The same in plain torch, for CPUs and tests."""
-
-    def add_and_norm(
-        self,
-        *,
-        stream: torch.Tensor,
-        update: torch.Tensor | None,
-        out: torch.Tensor,
-        vectors: torch.Tensor,
-        text_rows: int,
-        text: NormVectors,
-        image: NormVectors,
-    ) -> None:
-        """See `Operations`."""
         width = stream.shape[1]
         for rows, where in ((slice(0, text_rows), text), (slice(text_rows, None), image)):
             if update is not None:
@@ -93,7 +57,11 @@ class ReferenceOperations:
         first_row: int,
         text_rows: int,
     ) -> None:
-        """See `Operations`."""
+        """RMS norm of each head, then rotary position embedding over pairs of neighbours, in place.
+
+        `heads` is (rows, any number of heads, head width), row 0 being row `first_row` of the sequence; `norms` has a
+        row for each of its heads. `cosine` and `sine` are (sequence, head width / 2) in float32.
+        """
         found = heads.float()
         scaled = found * torch.rsqrt(found.square().mean(dim=-1, keepdim=True) + EPSILON)
         split = max(0, text_rows - first_row)
@@ -106,6 +74,6 @@ class ReferenceOperations:
         heads.copy_(rotated.flatten(-2))
 
     def linear_gelu(self, rows: torch.Tensor, layer: Linear, *, out: torch.Tensor) -> None:
-        """See `Operations`."""
+        """`out = gelu(rows @ weight.T + bias)` with the tanh form of GELU."""
         torch.addmm(layer.bias, rows, layer.weight.t(), out=out)
         out.copy_(torch.nn.functional.gelu(out, approximate="tanh"))

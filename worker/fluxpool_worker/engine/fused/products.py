@@ -56,8 +56,6 @@ class Products(Protocol):
 ProductsOf = Callable[[PackedWeights, int, int], Products]
 """From the weights and the numbers of text and image rows."""
 
-Norm = tuple[torch.Tensor, torch.Tensor | None]
-
 
 class ExactProducts:
     """Products in the weights' dtype, with GELU in the epilogue."""

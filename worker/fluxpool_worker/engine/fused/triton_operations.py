@@ -7,13 +7,13 @@ import torch
 from fluxpool_worker.engine.fused.choice import HEADS_MULTIPLE
 from fluxpool_worker.engine.fused.kernels import add_and_norm_kernel, norm_and_rotate_kernel
 from fluxpool_worker.engine.fused.modulation import NormVectors
-from fluxpool_worker.engine.fused.operations import EPSILON
+from fluxpool_worker.engine.fused.operations import EPSILON, Operations
 from fluxpool_worker.engine.fused.weights import HeadNorms, Linear
 
 NORM_WARPS: Final = 4
 
 
-class TritonOperations:
+class TritonOperations(Operations):
     """Needs a width of three times a power of two and a head width that is one, as FLUX.1 has."""
 
     def add_and_norm(

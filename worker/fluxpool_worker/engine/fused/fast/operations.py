@@ -1,16 +1,16 @@
-"""What the 8-bit products need beside `operations.Operations`, as a protocol; and its reference form in plain torch.
+"""What the 8-bit products need beside `operations.Operations`, in plain torch; `triton_operations` overrides it.
 
-Rows and weights are float8 e4m3 with one float32 scale a row: values of a row times its scale are what is meant. The
-reference rounds where the kernels round and nowhere else.
+Rows and weights are float8 e4m3 with one float32 scale a row: values of a row times its scale are what is meant. This
+form rounds where the kernels round and nowhere else, and is what tests compare.
 """
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 
 from fluxpool_worker.engine.fused.modulation import NormVectors
-from fluxpool_worker.engine.fused.operations import ReferenceOperations
+from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.weights import Linear
 
 FLOAT8: Final = torch.float8_e4m3fn
@@ -30,8 +30,8 @@ class ScaledRows:
         return ScaledRows(self.values[rows], self.scales[rows])
 
 
-class ScaledOperations(Protocol):
-    """All tensors are rows of tokens, text rows first."""
+class ScaledOperations:
+    """In plain torch. All tensors are rows of tokens, text rows first."""
 
     def add_norm_and_scale(
         self,
@@ -45,31 +45,8 @@ class ScaledOperations(Protocol):
         image: NormVectors,
     ) -> None:
         """`Operations.add_and_norm` with 8-bit rows."""
-
-    def scale_rows(self, *, attended: torch.Tensor | None, hidden: torch.Tensor | None, out: ScaledRows) -> None:
-        """`out = [attended | gelu(hidden)]`, or one of the two, with the tanh form of GELU."""
-
-    def linear(self, rows: ScaledRows, layer: Linear, *, out: torch.Tensor) -> None:
-        """`out = rows @ weight.T + bias`, summed in float32; `layer` has scales, and `out` is bfloat16."""
-
-
-class ReferenceScaledOperations:
-    """The same in plain torch, for CPUs and tests."""
-
-    def add_norm_and_scale(
-        self,
-        *,
-        stream: torch.Tensor,
-        update: torch.Tensor | None,
-        out: ScaledRows,
-        vectors: torch.Tensor,
-        text_rows: int,
-        text: NormVectors,
-        image: NormVectors,
-    ) -> None:
-        """See `ScaledOperations`."""
         normed = torch.empty(stream.shape, device=stream.device)
-        ReferenceOperations().add_and_norm(
+        Operations().add_and_norm(
             stream=stream,
             update=update,
             out=normed,
@@ -81,14 +58,14 @@ class ReferenceScaledOperations:
         _store(normed, out)
 
     def scale_rows(self, *, attended: torch.Tensor | None, hidden: torch.Tensor | None, out: ScaledRows) -> None:
-        """See `ScaledOperations`."""
+        """`out = [attended | gelu(hidden)]`, or one of the two, with the tanh form of GELU."""
         parts = [] if attended is None else [attended.float()]
         if hidden is not None:
             parts.append(torch.nn.functional.gelu(hidden.float(), approximate="tanh"))
         _store(torch.cat(parts, dim=1), out)
 
     def linear(self, rows: ScaledRows, layer: Linear, *, out: torch.Tensor) -> None:
-        """See `ScaledOperations`."""
+        """`out = rows @ weight.T + bias`, summed in float32; `layer` has scales, and `out` is bfloat16."""
         assert layer.scales is not None  # noqa: S101 - what the weights' type cannot say
         sums = rows.values.float() @ layer.weight.float().t()
         out.copy_(sums * rows.scales[:, None] * layer.scales + layer.bias.float())

@@ -3,7 +3,7 @@
 import torch
 
 from fluxpool_worker.engine.fused.fast.kernels import scale_rows_kernel
-from fluxpool_worker.engine.fused.fast.operations import ScaledRows
+from fluxpool_worker.engine.fused.fast.operations import ScaledOperations, ScaledRows
 from fluxpool_worker.engine.fused.modulation import NormVectors
 from fluxpool_worker.engine.fused.triton_operations import launch_add_and_norm
 from fluxpool_worker.engine.fused.weights import Linear
@@ -12,7 +12,7 @@ HIDDEN_WARPS = 8
 ATTENDED_WARPS = 4
 
 
-class TritonScaledOperations:
+class TritonScaledOperations(ScaledOperations):
     """Needs a width of three times a power of two."""
 
     def add_norm_and_scale(
