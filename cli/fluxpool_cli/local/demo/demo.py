@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,40 +53,29 @@ class DemoOptions:
     deadline_seconds: float | None
 
 
-@dataclass(slots=True)
-class _DemoState:
-    """What a demo has done so far; kept when it fails half-way."""
-
-    submitted: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    audit: Audit | None = None
-    problems: list[str] = field(default_factory=list)
-    peak_workers: int = 0
-
-
 def run_demo(options: DemoOptions, *, display: LiveDisplay) -> tuple[Audit, float]:
     """Run it; returns what was found and the seconds it took.
 
     Images stay, all else does with `keep` only. Raises `KeyboardInterrupt` when ended by a signal, `DataDirError` for a
     folder that cannot be used.
     """
-    began_at = time.monotonic()
     given = options.data_dir
     # A folder that already has files is never cleared.
     clear = not options.keep and (given is None or _is_unused(given))
     folder = given.resolve() if given is not None else Path(tempfile.mkdtemp(prefix="fluxpool-demo-"))
-    progress = _DemoState()
+    demo = _Demo(options, display=display, began_at=time.monotonic())
     try:
         with display:
-            finished = asyncio.run(_supervised(options, folder, display=display, progress=progress, began_at=began_at))
+            finished = asyncio.run(demo.run(folder))
     finally:
         if clear:
             _clear(DataDir(folder))
         _note_kept_files(DataDir(folder), display=display)
     if not finished:
         raise KeyboardInterrupt
-    found = progress.audit or Audit(lost=len(progress.submitted))
-    found.problems[:0] = progress.problems
-    return found, time.monotonic() - began_at
+    found = demo.audit or Audit(lost=len(demo.submitted))
+    found.problems[:0] = demo.problems
+    return found, time.monotonic() - demo.began_at
 
 
 def prompts(count: int, *, tiny: bool) -> list[dict[str, Any]]:
@@ -139,148 +128,142 @@ def _note_kept_files(data_dir: DataDir, *, display: LiveDisplay) -> None:
             display.note(f"the {what} are in {path}")
 
 
-async def _supervised(
-    options: DemoOptions, folder: Path, *, display: LiveDisplay, progress: _DemoState, began_at: float
-) -> bool:
-    """Run the demo in a stack; false when a signal ended it."""
-    deadline_seconds = options.deadline_seconds or (
-        TINY_DEADLINE_SECONDS if options.model is None else MODEL_DEADLINE_SECONDS
-    )
-    stack_options = StackOptions(
-        data_dir=folder,
-        model=options.model,
-        max_workers=options.max_workers,
-        idle_grace_seconds=_IDLE_GRACE_SECONDS,
-        cool_down_seconds=_COOL_DOWN_SECONDS,
-    )
+@dataclass(slots=True, eq=False)
+class _Demo:
+    """One demo; what it found stays when it fails half-way."""
 
-    async def run_demo_on(stack: LocalStack) -> bool:
-        remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - began_at))
+    options: DemoOptions
+    _: KW_ONLY
+    display: LiveDisplay
+    began_at: float
+    submitted: dict[str, Mapping[str, Any]] = field(default_factory=dict, init=False)
+    audit: Audit | None = field(default=None, init=False)
+    problems: list[str] = field(default_factory=list, init=False)
+    _peak_workers: int = field(default=0, init=False)
+
+    async def run(self, folder: Path) -> bool:
+        """Run in a stack of its own; false when a signal ended it."""
+        options = StackOptions(
+            data_dir=folder,
+            model=self.options.model,
+            max_workers=self.options.max_workers,
+            idle_grace_seconds=_IDLE_GRACE_SECONDS,
+            cool_down_seconds=_COOL_DOWN_SECONDS,
+        )
+        try:
+            return bool(await supervise(options, self._run_on, report=self.display.note))
+        except (StackError, DataDirError) as error:
+            self.problems.append(str(error))
+            return True
+
+    async def _run_on(self, stack: LocalStack) -> bool:
+        deadline_seconds = self.options.deadline_seconds or (
+            TINY_DEADLINE_SECONDS if self.options.model is None else MODEL_DEADLINE_SECONDS
+        )
+        remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - self.began_at))
         async with ResultsTopic(stack.parts.target.kafka, stack.parts.target.topics.results) as results:
-            run = _DemoRun(
-                stack=stack, options=options, results=results, display=display, progress=progress, began_at=began_at
-            )
             try:
                 async with asyncio.timeout(remaining_seconds):
-                    await run.run()
+                    await self._send_and_wait(stack, results)
             except TimeoutError:
                 problem = f"not finished within {deadline_seconds:g} s; the last lines of the workers' logs:"
-                progress.problems.append(f"{problem}\n{stack.log_tails()}")
-            await run.count()
+                self.problems.append(f"{problem}\n{stack.log_tails()}")
+            await self._count(stack)
         return True
 
-    try:
-        return bool(await supervise(stack_options, run_demo_on, report=display.note))
-    except (StackError, DataDirError) as error:
-        progress.problems.append(str(error))
-        return True
-
-
-@dataclass(slots=True, kw_only=True)
-class _DemoRun:
-    """One demo against a running stack."""
-
-    stack: LocalStack
-    options: DemoOptions
-    results: ResultsTopic
-    display: LiveDisplay
-    progress: _DemoState
-    began_at: float
-
-    async def run(self) -> None:
+    async def _send_and_wait(self, stack: LocalStack, results: ResultsTopic) -> None:
         """Submit, then wait for every result, for committed offsets and for the end of the last worker."""
-        await self.results.read_to_end()
-        await self._submit()
+        await results.read_to_end()
+        await self._submit(stack)
         waiting_for_all = True
-        while waiting_for_all or self.stack.fleet.running or self._lag():
-            await self.results.poll()
-            ended = status_counts(self.results.records, self.progress.submitted)
-            waiting_for_all = sum(ended.values()) < len(self.progress.submitted)
-            self._show()
-            if self.stack.fleet.problem is not None:
-                raise StackError(f"workers cannot start: {self.stack.fleet.problem}")
+        while waiting_for_all or stack.fleet.running or _lag(stack):
+            await results.poll()
+            ended = status_counts(results.records, self.submitted)
+            waiting_for_all = sum(ended.values()) < len(self.submitted)
+            self._show(stack, results)
+            if stack.fleet.problem is not None:
+                raise StackError(f"workers cannot start: {stack.fleet.problem}")
             await asyncio.sleep(_INTERVAL_SECONDS)
-        peak = self.progress.peak_workers
-        self.display.note(f"all results are in; {peak} workers at the most, none now")
+        self.display.note(f"all results are in; {self._peak_workers} workers at the most, none now")
 
-    async def count(self) -> None:
+    async def _count(self, stack: LocalStack) -> None:
         """Read results, offsets and images again and compare them with what was submitted."""
         async with (
-            ResultsTopic(self.stack.parts.target.kafka, self.stack.parts.target.topics.results) as results,
-            LagReader(self.stack.parts.target.kafka) as reader,
+            ResultsTopic(stack.parts.target.kafka, stack.parts.target.topics.results) as results,
+            LagReader(stack.parts.target.kafka) as reader,
         ):
             await results.read_to_end()
-            settings = self.stack.parts.worker_settings()
+            settings = stack.parts.worker_settings()
             groups = await reader.read({settings.group_of(lane): lane.topic for lane in settings.lanes})
-        self.progress.audit = await asyncio.to_thread(
+        self.audit = await asyncio.to_thread(
             audit,
-            self.progress.submitted,
+            self.submitted,
             results=results.records,
-            image_folder=self.stack.data_dir.images,
+            image_folder=stack.data_dir.images,
             lag_records={name: group.lag_records_at_least for name, group in groups.items()},
         )
         if any(group.is_stale for group in groups.values()):
-            self.progress.problems.append("the offsets of some partitions could not be read")
+            self.problems.append("the offsets of some partitions could not be read")
         if self.options.keep:
             export = b"".join(value + b"\n" for value in results.values)
-            await asyncio.to_thread(self.stack.data_dir.results_export.write_bytes, export)
+            await asyncio.to_thread(stack.data_dir.results_export.write_bytes, export)
         await self._check_gateway(results)
 
-    async def _submit(self) -> None:
+    async def _submit(self, stack: LocalStack) -> None:
         bodies = prompts(self.options.tasks, tiny=self.options.model is None)
-        self.display.note(f"sending {len(bodies)} prompts to {self.stack.parts.gateway_url}")
+        self.display.note(f"sending {len(bodies)} prompts to {stack.parts.gateway_url}")
         async with httpx.AsyncClient(
-            base_url=self.stack.parts.gateway_url, timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False
+            base_url=stack.parts.gateway_url, timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False
         ) as http:
             answers = await asyncio.gather(
                 *(http.post("/v1/generations", json=body) for body in bodies), return_exceptions=True
             )
         for body, answer in zip(bodies, answers, strict=True):
             if isinstance(answer, BaseException):
-                self.progress.problems.append(f"{body['prompt']!r} was not accepted: {answer!r}")
+                self.problems.append(f"{body['prompt']!r} was not accepted: {answer!r}")
             elif not answer.is_success:
-                self.progress.problems.append(
+                self.problems.append(
                     f"{body['prompt']!r} was not accepted: {refusal_reason(answer.content, status=answer.status_code)}"
                 )
             else:
                 try:
-                    self.progress.submitted[Generation.parse(answer.content).request_id] = body
+                    self.submitted[Generation.parse(answer.content).request_id] = body
                 except NotAGatewayError as error:
-                    self.progress.problems.append(f"{body['prompt']!r}: the gateway: {error}")
+                    self.problems.append(f"{body['prompt']!r}: the gateway: {error}")
 
     async def _check_gateway(self, results: ResultsTopic) -> None:
         """Check that every address in a result serves the image that the result describes; `audit` checks the files."""
         async with httpx.AsyncClient(timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False, follow_redirects=True) as http:
-            ours = (result for result in results.records if result.request_id in self.progress.submitted)
+            ours = (result for result in results.records if result.request_id in self.submitted)
             for image in (image for result in ours for image in result.images):
                 try:
                     response = await http.get(image.url)
                 except httpx.HTTPError as error:
-                    self.progress.problems.append(f"{image.url}: is not served ({error!r})")
+                    self.problems.append(f"{image.url}: is not served ({error!r})")
                     continue
                 if not response.is_success:
-                    self.progress.problems.append(f"{image.url}: is answered with {response.status_code}")
+                    self.problems.append(f"{image.url}: is answered with {response.status_code}")
                 elif hashlib.sha256(response.content).hexdigest() != image.sha256:
-                    self.progress.problems.append(f"{image.url}: is not the stored image")
+                    self.problems.append(f"{image.url}: is not the stored image")
 
-    def _lag(self) -> int:
-        """The lag as the scaler last read it; a reading older than five seconds counts as one."""
-        return sum(
-            lane.lag_records if lane.age_seconds is not None and lane.age_seconds < 5 else 1
-            for lane in self.stack.state().lanes
-        )
-
-    def _show(self) -> None:
-        fleet = self.stack.fleet
-        state = self.stack.state()
-        self.progress.peak_workers = max(self.progress.peak_workers, fleet.running)
+    def _show(self, stack: LocalStack, results: ResultsTopic) -> None:
+        fleet = stack.fleet
+        state = stack.state()
+        self._peak_workers = max(self._peak_workers, fleet.running)
         self.display.update(
             PoolSnapshot(
                 lag_records={lane.name: lane.lag_records for lane in state.lanes},
                 workers={worker_state.value: fleet.count(worker_state) for worker_state in WorkerState},
-                results=dict(status_counts(self.results.records, self.progress.submitted)),
-                recent=[result_line(result) for result in self.results.recent()],
+                results=dict(status_counts(results.records, self.submitted)),
+                recent=[result_line(result) for result in results.recent()],
                 plan=state.plan.reason if state.plan else "",
                 elapsed_seconds=time.monotonic() - self.began_at,
             )
         )
+
+
+def _lag(stack: LocalStack) -> int:
+    """The lag as the scaler last read it; a reading older than five seconds counts as one."""
+    return sum(
+        lane.lag_records if lane.age_seconds is not None and lane.age_seconds < 5 else 1 for lane in stack.state().lanes
+    )
