@@ -13,8 +13,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames, TopicSpec, topic_specs
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicError
-from fluxpool_transport.kafka.timestamp_type import find_create_time_topics
-from fluxpool_transport.kafka.topic_admin import ensure_topics
+from fluxpool_transport.kafka.topic_admin import ensure_topics, find_create_time_topics
 from kit.kafka import create_topics, produce, read_topic, unique_name
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until

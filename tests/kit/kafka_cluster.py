@@ -18,7 +18,7 @@ from fluxpool_cli.local.kafka.broker import (
     KafkaStartError,
     wait_ready,
 )
-from fluxpool_cli.local.kafka.layout import ClusterLayout
+from fluxpool_cli.local.kafka.local_kafka import ClusterLayout
 from fluxpool_cli.local.loopback import HOST
 from kit.kafka_classes import quick_start
 from kit.kafka_settings import (

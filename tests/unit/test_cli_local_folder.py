@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.local.data_dir import DataDir, DataDirError
-from fluxpool_cli.local.kafka.layout import ClusterLayout
+from fluxpool_cli.local.kafka.local_kafka import ClusterLayout
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
 from fluxpool_cli.local.workers.fleet import failure_in
 from fluxpool_cli.main import run

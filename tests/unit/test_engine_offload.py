@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fluxpool_worker.engine.checkpoint.loading import load_pipeline
-from fluxpool_worker.engine.checkpoint.offloading import offload
-from fluxpool_worker.engine.checkpoint.placement import ROOM_BYTES, why_offload, why_offload_from
+from fluxpool_worker.engine.checkpoint.offloading import ROOM_BYTES, offload, why_offload, why_offload_from
 from fluxpool_worker.engine.checkpoint.weight_files import WEIGHTED_PARTS, weight_paths
 from fluxpool_worker.engine.generation import FluxGenerator
 from fluxpool_worker.engine.generator import GenerationCanceledError, Pixels

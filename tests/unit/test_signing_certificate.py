@@ -7,8 +7,7 @@ import pytest
 from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.assessment import SigningCertificate
 from fluxpool_operator.children import SecretKey
-from fluxpool_operator.reconcile.kafka.pool_secrets import SecretValues
-from fluxpool_operator.reconcile.signing_certificate import signing_certificate
+from fluxpool_operator.reconcile.kafka.pool_secrets import SecretValues, signing_certificate
 from kit.pools import edited, pool_body
 from kit.signing_keys import HOUR, make_signing_key, pem
 

@@ -24,8 +24,7 @@ from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.kafka.broker_addresses import comparable_server
 from fluxpool_operator.reconcile.kafka.kafka_access import KafkaAccess, KafkaAccessFinder, kafka_keys
 from fluxpool_operator.reconcile.kafka.lag_watch import LagWatch
-from fluxpool_operator.reconcile.kafka.pool_secrets import SecretsReader, SecretValues
-from fluxpool_operator.reconcile.signing_certificate import signing_certificate
+from fluxpool_operator.reconcile.kafka.pool_secrets import SecretsReader, SecretValues, signing_certificate
 from fluxpool_operator.workload import controller_uid
 
 _READ_AT_ONCE: Final = frozenset({Change.RECORDS, Change.SPEC, Change.TOPICS})

@@ -4,8 +4,12 @@ from fluxpool_transport.kafka.admin import KafkaUnavailableError, explain
 from fluxpool_transport.kafka.client_stop import stop_consumer, stop_producer
 from fluxpool_transport.kafka.clients import KafkaCredentialsError, aiokafka_options, librdkafka_options
 from fluxpool_transport.kafka.metadata import KafkaMetadata, PartitionKey, TopicError, TopicMetadata
-from fluxpool_transport.kafka.timestamp_type import find_create_time_topics, set_log_append_time
-from fluxpool_transport.kafka.topic_admin import ensure_topics, keep_topics
+from fluxpool_transport.kafka.topic_admin import (
+    ensure_topics,
+    find_create_time_topics,
+    keep_topics,
+    set_log_append_time,
+)
 from fluxpool_transport.kafka.topic_scan import find_ranges, scan
 from fluxpool_transport.kafka.undecodable_records import UNDECODABLE, UndecodableRecord
 

@@ -1,24 +1,26 @@
-"""Creates the topics that are missing and widens those that are too narrow; never deletes or shrinks one.
+"""Creates the topics that are missing, widens those that are too narrow, and sets their timestamp type.
 
-Owns the wait until a new topic can be used. Knows nothing of which topics there are: their layout is the caller's.
+Never deletes or shrinks one. Owns the wait until a new topic can be used. Knows nothing of which topics there are:
+their layout is the caller's.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import NewPartitions, NewTopic
+from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, NewPartitions, NewTopic, ResourceType
 
-from fluxpool_contract.kafka import KafkaConnection, TopicSpec
+from fluxpool_contract.kafka import LOG_APPEND_TIME, TIMESTAMP_TYPE, KafkaConnection, TopicSpec
 from fluxpool_transport.kafka.admin import KafkaAdmin, explain, has_code
 from fluxpool_transport.kafka.metadata import KafkaMetadata, TopicError, TopicMetadata, undescribed
 
 log = structlog.get_logger(__name__)
 
 _CLIENT_ID = "fluxpool-topics"
+_CONFIG_SECONDS: Final = 10.0
 _POLL_INTERVAL_SECONDS = 0.1
 """New topics have leaders within milliseconds on a healthy cluster; a poll costs one small request."""
 
@@ -186,3 +188,46 @@ def _leaderless(described: dict[str, TopicMetadata | None]) -> list[str]:
     """Partitions without a leader, as `topic-partition`, and topics that the broker does not know yet."""
     missing = [name for name, topic in described.items() if topic is None]
     return missing + [f"{name}-{number}" for name, topic in described.items() if topic for number in topic.leaderless]
+
+
+async def find_create_time_topics(
+    connection: KafkaConnection, topics: Iterable[str], *, deadline_seconds: float = _CONFIG_SECONDS
+) -> tuple[str, ...]:
+    """Those of `topics` with CreateTime, in their order.
+
+    Topics that do not exist, or whose configuration the Kafka user may not read (DESCRIBE_CONFIGS), are left out.
+    Raises `KafkaUnavailableError` when no broker answers in time, and as `KafkaAdmin.open` does.
+    """
+    admin = await KafkaAdmin.open(connection, client_id=_CLIENT_ID)
+    resources = {topic: ConfigResource(ResourceType.TOPIC, topic) for topic in topics}
+    if not resources:
+        return ()
+    futures = admin.client.describe_configs(list(resources.values()), request_timeout=deadline_seconds)
+    answers = await admin.results(futures)
+    return tuple(topic for topic, resource in resources.items() if _keeps_create_time(answers[resource]))
+
+
+async def set_log_append_time(
+    connection: KafkaConnection, topics: Iterable[str], *, deadline_seconds: float = _CONFIG_SECONDS
+) -> dict[str, str]:
+    """Have the brokers stamp new records of `topics`; nothing else of their configuration changes.
+
+    Returns why, by topic, for those that could not be changed. Raises `KafkaUnavailableError` when no broker answers in
+    time, and as `KafkaAdmin.open` does.
+    """
+    admin = await KafkaAdmin.open(connection, client_id=_CLIENT_ID)
+    entry = ConfigEntry(TIMESTAMP_TYPE, LOG_APPEND_TIME, incremental_operation=AlterConfigOpType.SET)
+    resources = {topic: ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry]) for topic in topics}
+    if not resources:
+        return {}
+    futures = admin.client.incremental_alter_configs(list(resources.values()), request_timeout=deadline_seconds)
+    answers = await admin.results(futures)
+    refused = {topic: answers[resource] for topic, resource in resources.items()}
+    return {topic: explain(answer) for topic, answer in refused.items() if isinstance(answer, KafkaException)}
+
+
+def _keeps_create_time(answer: object) -> bool:
+    if isinstance(answer, KafkaException) or not isinstance(answer, dict):
+        return False
+    entry = answer.get(TIMESTAMP_TYPE)
+    return entry is not None and entry.value != LOG_APPEND_TIME

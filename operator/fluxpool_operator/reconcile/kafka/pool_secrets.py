@@ -15,9 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
 from fluxpool_contract.problems import FieldProblem
 from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
-from fluxpool_operator.children import SecretKey, authorities, kafka_secret_files, secret_variables, secrets_checksum
+from fluxpool_operator.assessment import SigningCertificate
+from fluxpool_operator.children import (
+    CERTIFICATE_FILE,
+    SecretKey,
+    authorities,
+    kafka_secret_files,
+    secret_variables,
+    secrets_checksum,
+    signing_secret_files,
+)
 from fluxpool_operator.cluster import ClusterClient, KindPath
 
 MISSING_SECONDS: Final = 4.0
@@ -75,6 +86,22 @@ def _are_certificates(content: bytes) -> bool:
     except (ssl.SSLError, ValueError):
         return False
     return True
+
+
+def signing_certificate(pool: FluxWorkerPool, secrets: SecretValues) -> SigningCertificate | None:
+    """The validity of the certificate chain that image files are signed with; None when it is not named or missing."""
+    key = signing_secret_files(pool.spec).get(CERTIFICATE_FILE)
+    if key is None or key not in secrets.values:
+        return None
+    try:
+        chain = x509.load_pem_x509_certificates(secrets.values[key])
+    except ValueError:
+        return SigningCertificate(entry=str(key), valid_from=None, valid_until=None)
+    return SigningCertificate(
+        entry=str(key),
+        valid_from=max(certificate.not_valid_before_utc for certificate in chain),
+        valid_until=min(certificate.not_valid_after_utc for certificate in chain),
+    )
 
 
 class SecretsReader:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from fluxpool_worker.engine.checkpoint.placement import why_offload
+from fluxpool_worker.engine.checkpoint.offloading import why_offload
 from fluxpool_worker.engine.checkpoint.weight_files import (
     INDEX_FILE,
     MAX_HEADER_BYTES,
