@@ -1,7 +1,7 @@
 """kopf event handlers; feed the cache and the reconcilers. The only module that knows kopf.
 
 `on.event` alone: kopf's daemons and timers put a finalizer on every pool, which blocks its deletion while the operator
-is away, and end for good on one refused patch (https://github.com/nolar/kopf). Label selectors narrow the watches to
+is away, and end permanently on one refused patch (https://github.com/nolar/kopf). Label selectors narrow the watches to
 what the operator created. Continues in `reconcile`.
 """
 

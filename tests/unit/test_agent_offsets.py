@@ -65,7 +65,7 @@ def test_the_ledger_is_part_of_the_commit_and_a_release_can_be_withdrawn() -> No
     offsets.start(7)
     assert decode_ledger(offsets.metadata()) == {}
     offsets.record(7, entry("seven"))
-    offsets.release(for_good=False)
+    offsets.release(permanently=False)
     assert decode_ledger(offsets.metadata()) == {7: entry("seven", released=True)}
     offsets.resume()
     assert decode_ledger(offsets.metadata()) == {7: entry("seven")}
@@ -91,7 +91,7 @@ def test_an_abandoned_task_is_not_resumed_after_a_rebalance() -> None:
         offsets.start(offset)
         offsets.record(offset, entry(str(offset)))
     offsets.release(7)
-    offsets.release(for_good=False)
+    offsets.release(permanently=False)
     offsets.resume()
     assert decode_ledger(offsets.metadata()) == {7: entry("7", released=True), 8: entry("8")}
 
@@ -174,7 +174,7 @@ class PartitionMachine(RuleBasedStateMachine):
 
     @rule()
     def keep_the_partition_through_a_rebalance(self) -> None:
-        self.offsets.release(for_good=False)
+        self.offsets.release(permanently=False)
         self.commit()
         self.offsets.resume()
         self.position = self.committed

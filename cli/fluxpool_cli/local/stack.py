@@ -50,7 +50,7 @@ _GATEWAY_PROGRAMS = {"gateway": "fluxpool_gateway", "projector": "fluxpool_gatew
 
 
 class StackError(Exception):
-    """A part of the stack failed for good; the message names it and ends with its log where there is one."""
+    """A part of the stack failed and is not restarted; the message names it and ends with its log, if there is one."""
 
 
 class LocalStack:

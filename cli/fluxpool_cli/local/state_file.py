@@ -80,7 +80,7 @@ class LaneState(BaseModel):
     topic: str
     group: str
     lag_records: int
-    """Tasks not committed, those in work included."""
+    """Tasks not committed, those in flight included."""
     expired_records: int = 0
     """Tasks that topic retention deleted before a worker consumed them."""
     age_seconds: float | None

@@ -41,7 +41,7 @@ class PoolSnapshot(Displayed):
     """Lag, workers and results of a pool."""
 
     lag_records: Mapping[str, int]
-    """Unfinished tasks by lane."""
+    """Lag by lane: tasks not committed."""
     workers: Mapping[str, int]
     """Number of workers by state; empty when they are not known."""
     results: Mapping[str, int]

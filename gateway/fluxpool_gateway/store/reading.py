@@ -51,7 +51,7 @@ _FIND_TASK: Final = select(tasks).where(tasks.c.request_id == bindparam("request
 
 
 class StoreUnavailableError(Exception):
-    """The store cannot be read now; the message says why and what becomes of it."""
+    """The store cannot be read now; the message says why, and the remedy."""
 
 
 class TaskStoreReader:

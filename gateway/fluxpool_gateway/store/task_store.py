@@ -36,7 +36,7 @@ _ROW: Final = attrgetter(*("status.value" if name == "status" else name for name
 class LogPosition:
     """An offset of a partition together with the id of the topic it belongs to.
 
-    A topic that was deleted and made again has another id, and the offsets of its predecessor say nothing of it.
+    A topic that was deleted and recreated has another id, and the offsets of its predecessor say nothing of it.
     """
 
     offset: int
@@ -173,7 +173,7 @@ def _apply_all(
             changed = _fold_all(connection, [change for _, change in changes])
             if changed:
                 connection.exec_driver_sql(_SAVE_TASKS, [_ROW(state) for state in changed])
-    except Exception as error:  # whatever one record brings about must not stop those behind it
+    except Exception as error:  # no error of one record may stop those behind it
         if not is_record_fault(error):
             raise
         if len(changes) == 1:

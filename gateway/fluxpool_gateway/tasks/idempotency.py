@@ -232,7 +232,7 @@ class Idempotency:
         return self._heartbeat is not None and self._heartbeat.caught_up_at_ms is not None
 
     async def _is_lost(self, request_id: str, *, accepted_at_ms: int) -> bool:
-        """Whether an accepted record certainly is in Kafka no longer, as when its topic was deleted and made again."""
+        """Whether an accepted record certainly is in Kafka no longer, as when its topic was deleted and recreated."""
         if _now_ms() - accepted_at_ms < FRESH_SECONDS * 1000:
             return False
         try:

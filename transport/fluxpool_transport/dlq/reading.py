@@ -74,7 +74,7 @@ class DeadLetterEntry:
 
     @property
     def failed_at(self) -> datetime:
-        """When the task failed for good."""
+        """When the task failed and was dead-lettered."""
         return self.dead_letter.failed_at if self.dead_letter is not None else self.stored_at
 
     @property

@@ -122,7 +122,7 @@ class WorkEstimate:
         known = self._partitions.setdefault(item.partition, _Partition())
         before, known.next_offset = known.next_offset, item.next_offset
         if before is None or item.next_offset < before:
-            # First seen, or set back: the offsets of a topic made again mean other records.
+            # First seen, or set back: the offsets of a recreated topic mean other records.
             known.tasks.clear()
             known.work = 0.0
             return 0.0
@@ -173,7 +173,7 @@ class WorkEstimate:
                     begun.append((entry.started_at, offset, item.partition))
         if not records:
             return 0.0
-        # Without a ledger any of them may be the one in work.
+        # Without a ledger any of them may be the one in flight.
         present = self._size(*min(begun)[1:]) if begun else total / records
         return max(0.0, total - present) + self._rest(present, age_seconds)
 

@@ -343,7 +343,7 @@ class FluxGenerator:
 
         The second try runs the float16 weights under autocast, which casts each one to bfloat16 for its own
         multiplication only: no second copy of the 24 GB, and the loaded model is never touched, while converting it
-        to bfloat16 and back would lose three bits of every weight for good. It starts from the same noise.
+        to bfloat16 and back would lose three bits of every weight permanently. It starts from the same noise.
         """
         dtype = self._loaded.transformer_dtype
         noise = self._starts.of(inputs, index=index, dtype=dtype, picture=conditioning.picture)

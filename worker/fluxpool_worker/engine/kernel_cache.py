@@ -93,7 +93,7 @@ class _DryDriver:
 def compile_kernels(folder: Path, capability: int) -> None:
     """Put the kernels of FLUX.1 for one kind of GPU into `folder`; call it in a process of its own.
 
-    Triton and the environment are the process's: `TRITON_CACHE_DIR` is set for good, and the driver replaced.
+    Triton and the environment are the process's: `TRITON_CACHE_DIR` stays set, and the driver stays replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TRITON_CACHE_DIR"] = str(folder)

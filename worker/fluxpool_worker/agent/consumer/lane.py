@@ -217,8 +217,8 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         if self._consumer is not None:
             with contextlib.suppress(TopicReplacedError):  # the commit is set back: the next owner begins there
                 await self._commit_positions(self._consumer)
-        # For good: a rebalance on the way out would otherwise resume these tasks here.
-        self._commits.release_all(for_good=True)
+        # Permanently: a rebalance before the end would otherwise resume these tasks here.
+        self._commits.release_all(permanently=True)
         await self._commits.wait_committed()
         # Last: `run()` polls until then, and polling keeps the membership that the commit needs.
         self._leaving = True

@@ -111,14 +111,14 @@ class OffsetCommits:
         self._changed.set()
         return version
 
-    def release_all(self, *, for_good: bool = False) -> None:
-        """Mark what is in flight as released, for good or until the next assignment, which takes that back.
+    def release_all(self, *, permanently: bool = False) -> None:
+        """Mark what is in flight as released, permanently or until the next assignment, which takes that back.
 
         A partition without tasks in flight is not committed again: its topic may have been replaced since.
         """
         for partition, offsets in self.progress.items():
             if offsets.in_flight:
-                offsets.release(for_good=for_good)
+                offsets.release(permanently=permanently)
                 self.mark_changed(partition)
 
     def is_committed(self, partition: TopicPartition, version: int) -> bool:

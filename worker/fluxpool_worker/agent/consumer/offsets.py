@@ -64,15 +64,15 @@ class PartitionOffsets:
         del self.in_flight[offset]
         self.recorded.discard(offset)
 
-    def release(self, offset: int | None = None, *, for_good: bool = True) -> None:
-        """Mark one task in flight, or all, as given up, for good or until `resume()`; offsets stay uncommitted."""
+    def release(self, offset: int | None = None, *, permanently: bool = True) -> None:
+        """Mark one task in flight, or all, as released, permanently or until `resume()`; offsets stay uncommitted."""
         released = list(self.in_flight) if offset is None else [offset]
         self._set_released(released, released=True)
-        if for_good:
+        if permanently:
             self.recorded.difference_update(released)
 
     def resume(self) -> None:
-        """Take back what was not released for good: the partition stayed here, and its tasks continue."""
+        """Take back what was not released permanently: the partition stayed here, and its tasks continue."""
         self._set_released(list(self.recorded), released=False)
 
     def advance_to_committed(self, committed: int) -> frozenset[int]:

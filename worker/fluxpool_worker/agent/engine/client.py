@@ -229,7 +229,7 @@ class EngineClient:
             self._send(Cancel(job.job_id))
 
     async def stop(self) -> None:
-        """End the engine for good."""
+        """End the engine; no other is started."""
         self._stopping = True
         process = self._process
         if process is None or process.returncode is not None:

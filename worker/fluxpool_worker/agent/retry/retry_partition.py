@@ -124,7 +124,7 @@ class RetryPartition:
         self._relayed = {known for known in self._relayed if known >= low_watermark}
 
     def commit_again(self) -> None:
-        """Have the present state committed once more, so that Kafka keeps it."""
+        """Have the present state committed again, so that Kafka keeps it."""
         self._committed_text = None
 
     def metadata(self) -> str:

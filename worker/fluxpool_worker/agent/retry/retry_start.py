@@ -1,8 +1,8 @@
 """Where a pool's relay begins in each partition of its retry topics.
 
 Owns which answers about committed offsets are believed: a coordinator or leader that has just taken over may not know
-of the latest commits or records. A pool that has no offsets of its own yet begins where the group of earlier versions
-stood, which was shared by all pools.
+of the latest commits or records. A pool that has no offsets of its own yet begins at those of the group of earlier
+versions, which was shared by all pools.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class RetryStart:
         return found
 
     async def is_outdated(self, partitions: Mapping[TopicPartition, RetryPartition]) -> bool:
-        """Whether a topic has other partitions by now, or was deleted and made again."""
+        """Whether a topic has other partitions by now, or was deleted and recreated."""
         if set(await self._existing()) != partitions.keys():
             return True
         ids = {topic: await self.ask_topic_id(topic) for topic in self.topics}
@@ -115,7 +115,7 @@ def _state(
     if stored is None and former is not None and former.offset <= bound.stop:
         return RetryPartition(start=max(former.offset, bound.start), topic_id=topic_id)
     if stored is None or stored.offset > bound.stop or _is_other(committed_topic_id(stored.metadata), topic_id):
-        # Never committed, or the topic was deleted and made again since.
+        # Never committed, or the topic was deleted and recreated since.
         return RetryPartition(start=bound.start, topic_id=topic_id)
     start = max(stored.offset, bound.start)
     return RetryPartition(start=start, relayed=relayed_ahead(stored.metadata, stored.offset), topic_id=topic_id)

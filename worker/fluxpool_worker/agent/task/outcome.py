@@ -47,7 +47,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budgets:
-    """What a task may cost before it fails for good."""
+    """What a task may cost before it is dead-lettered."""
 
     max_attempts: int
     max_crashes: int
@@ -156,7 +156,7 @@ def judge_engine_death(*, spent: Spent, budgets: Budgets, suspected: bool) -> Ve
 
 
 def judge_crashes(*, spent: Spent, budgets: Budgets) -> Verdict | None:
-    """Whether a task has killed too many to be begun once more; None when it may be."""
+    """The verdict on a task that has killed too many engines or workers to be started again; None when it may be."""
     if spent.crashes < budgets.max_crashes:
         return None
     return Verdict(
