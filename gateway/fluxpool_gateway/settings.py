@@ -30,7 +30,7 @@ class Authentication(StrEnum):
     KEYS = "keys"
     """Holders of an API key."""
     NONE_ON_LOOPBACK = "none-on-loopback"
-    """Whoever is on this machine."""
+    """Every user of this machine."""
     NONE_FOR_ANYONE_WHO_CAN_CONNECT = "none-for-anyone-who-can-connect"
 
 

@@ -1,4 +1,4 @@
-"""`fluxpool submit --image`: a file goes into the local stack's store, under the prefix that its workers read."""
+"""`fluxpool submit --image`: a file is stored in the local stack's store, under the prefix that its workers read."""
 
 import hashlib
 import os

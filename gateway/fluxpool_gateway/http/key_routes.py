@@ -25,7 +25,7 @@ PATH: Final = "/v1/keys"
 DAY_SECONDS: Final = 24 * 3600
 DEFAULT_OVERLAP_SECONDS: Final = DAY_SECONDS
 MAX_OVERLAP_SECONDS: Final = 30 * DAY_SECONDS
-"""An overlap that nobody ends is a second key for ever."""
+"""An overlap without an end would be a second key for ever."""
 MAX_LIFETIME_SECONDS: Final = 10 * 365 * DAY_SECONDS
 MAX_PAGE: Final = 1000
 MAX_LORA_RIGHTS: Final = 100

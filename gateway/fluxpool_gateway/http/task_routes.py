@@ -132,7 +132,7 @@ async def _answer_by(
     finally:
         for end in ends:
             end.cancel()
-        # What went wrong in the wait goes wrong in the answer as well, and is told there.
+        # An error of the wait repeats when the task is read, which answers with it.
         await asyncio.gather(*ends, return_exceptions=True)
 
 

@@ -42,7 +42,7 @@ class KeyScope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PresentedKey:
-    """A well-formed key that somebody presents; it may be anybody's invention. Its text is not kept."""
+    """A well-formed key that a client presents; it may be invented. Its text is not kept."""
 
     key_id: str
     digest: bytes = field(repr=False)

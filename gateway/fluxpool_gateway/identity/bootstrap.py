@@ -51,7 +51,7 @@ def _prepare(file: Path, bootstrap_key_file: Path | None, now_ms: int) -> tuple[
     bootstrap = None if bootstrap_key_file is None or text is None else _key_in(text, bootstrap_key_file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Names and tenants are nobody else's business.
+        # Names and tenants are not for the log.
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
         engine = open_writer(file, synchronous="FULL")
         try:

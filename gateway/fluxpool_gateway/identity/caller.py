@@ -26,7 +26,7 @@ class Caller:
     def sees(self, tenant: str | None) -> bool:
         """Whether this caller may know of a task of this tenant; None: nothing read so far tells whose it is.
 
-        Without authentication nobody is kept apart.
+        Without authentication tenants are not separated.
         """
         return self.key_id is None or tenant == self.tenant
 
@@ -43,4 +43,4 @@ class Caller:
 
 
 ANYBODY: Final = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(KeyScope), rights=EVERYTHING)
-"""Whoever calls a gateway without authentication."""
+"""Every caller of a gateway without authentication."""

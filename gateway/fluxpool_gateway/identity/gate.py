@@ -147,7 +147,7 @@ class KeyGate:
             reading = self._reading[key_id] = self.store.find(key_id)
             reading.add_done_callback(partial(self._on_read, key_id))
         try:
-            # A client that goes away must not cancel the read of others.
+            # A client that disconnects must not cancel the read of others.
             record = await asyncio.shield(reading)
         except KeyStoreUnavailableError as error:
             logger.warning("key_store_unusable", reason=str(error))

@@ -123,7 +123,7 @@ class KeyStore:
     def _run_here(self, engine: Engine, work: Callable[[Connection], T]) -> T:
         identity = identity_of(self._file)
         if identity is None:
-            # Not made again: a gateway whose keys were deleted accepts nobody until it is started again.
+            # Not made again: a gateway whose keys were deleted accepts no caller until it is started again.
             raise KeyStoreUnavailableError(f"{self._file} does not exist; restore it, or start the gateway again")
         if identity != self._identity:
             # Open connections go on using the file that once had this name.

@@ -47,7 +47,7 @@ class Quotas:
             return ()
         try:
             wanted = Admit(tenant=tenant, request_ids=tuple(request_ids), limits=limits)
-            # A client that goes away must not cancel the batch of others.
+            # A client that disconnects must not cancel the batch of others.
             grant = await asyncio.shield(self._batches.add(wanted))
         except SharedFileError as error:
             # The limits protect the queue; without their file it is still better to accept than to refuse everything.

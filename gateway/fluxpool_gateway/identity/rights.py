@@ -34,7 +34,7 @@ class Rights:
 
 
 EVERYTHING = Rights(priorities=frozenset(Priority))
-"""Of the first key, and of whoever calls a gateway without authentication."""
+"""Of the first key, and of every caller of a gateway without authentication."""
 
 
 def _not_allowed(field: str, value: str, allowed: Collection[str]) -> FieldProblem:

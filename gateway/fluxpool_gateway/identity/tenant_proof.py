@@ -1,4 +1,4 @@
-"""Proof that a gateway decided the tenant of a task: a header alone is a claim of whoever wrote the record. Pure.
+"""Proof that a gateway decided the tenant of a task: a header alone is a claim of the record's producer. Pure.
 
 The proof is an HMAC over tenant and id with a secret that the gateway alone has. A task of the tenant `default` needs
 none. Workers carry it from a task to its results and progress.
@@ -25,12 +25,12 @@ class TenantTrust:
     """Whose task a record is about."""
 
     secret: bytes | None = field(default=None, repr=False)
-    """None without authentication, where nobody is kept apart."""
+    """None without authentication, where tenants are not separated."""
     foreign_topics: frozenset[str] = frozenset()
     """Topics in which every writer may name any tenant."""
 
     def owner(self, envelope: Envelope, *, topic: str, request_id: str, unproven: str | None) -> str | None:
-        """The tenant; `unproven` for one without proof. None when nobody may see it.
+        """The tenant; `unproven` for one without proof. None when no tenant may see it.
 
         A false proof is None as well: it may be one of a secret that was lost, and the task another tenant's then.
         """

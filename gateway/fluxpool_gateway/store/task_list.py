@@ -130,7 +130,7 @@ def _scan(
 ) -> tuple[list[ListCursor], ListCursor | None]:
     """The places that pass, one more than the limit if there are so many; and where a scan was given up."""
     passing: list[ListCursor] = []
-    # Rows are read one by one: SQLite need not look for those that nobody takes.
+    # Rows are read one by one: SQLite does not look for rows that are not taken.
     for scanned, place in enumerate(connection.execute(places), 1):
         if not wanted.statuses or place.status in wanted.statuses:
             passing.append(_cursor(place))
@@ -142,7 +142,7 @@ def _scan(
 
 
 def count_group(connection: Connection, *, tenant: str, group_id: str) -> GroupCounts:
-    """The tasks of a group by status; all zero when nobody ever named it."""
+    """The tasks of a group by status; all zero when no task ever named it."""
     rows = connection.execute(_COUNT_GROUP, {"tenant": tenant, "group_id": group_id}).all()
     if not rows:
         return GroupCounts()

@@ -34,7 +34,7 @@ class TaskSeen:
     """The record's value."""
     priority: str
     tenant: str | None
-    """None when nobody may see it."""
+    """None when no tenant may see it."""
     created_at_ms: int
     group_id: str | None = None
     epoch: int = 0

@@ -1,6 +1,6 @@
 """Waits until the store has something newer of a task, for many requests at once.
 
-The projector is another process, so the store is asked; once for all who wait, and only while somebody does.
+The projector is another process, so the store is polled: once for all waiting requests, and only while there are any.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class TaskWaits:
         self._polling = False
 
     async def later_than(self, request_id: str, version: int) -> None:
-        """Return once the store has a later version of the task; goes on waiting while the store cannot be read.
+        """Return once the store has a later version of the task; keeps waiting while the store cannot be read.
 
         Bound it by a timeout. Any version that the store has is later than -1.
         """
@@ -61,7 +61,7 @@ class TaskWaits:
         try:
             versions = await self._versions(list({waiter.request_id for waiter in self._waiters}))
         except StoreUnavailableError:
-            # Whoever waits finds out by reading the task after its time, and is told the reason.
+            # A waiting request reads the task after its time, and answers with the reason.
             return
         for waiter in self._waiters:
             if versions.get(waiter.request_id, -1) > waiter.version and not waiter.later.done():

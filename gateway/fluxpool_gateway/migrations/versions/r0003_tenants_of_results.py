@@ -7,7 +7,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Read every topic from its beginning once more where such tasks are; nobody with a key could see them otherwise.
+    """Read every topic from its beginning again where such tasks are; no key could see them otherwise.
 
     Reading a record twice changes nothing else, and the tasks stay.
     """

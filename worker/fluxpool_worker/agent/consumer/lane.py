@@ -163,7 +163,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         consumer = self._build_consumer()
         self._consumer, self._member = consumer, None
         await consumer.start()
-        # Before the subscription: from the first join on, no commit goes out unguarded.
+        # Before the subscription: from the first join on, no commit is sent unguarded.
         refuse_commits_without_generation(consumer)
         consumer.subscribe([self.topic], listener=self)
         background = [

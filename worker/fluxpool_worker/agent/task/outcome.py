@@ -229,5 +229,5 @@ def orphan_is_worth_finishing(fraction_done: float) -> bool:
 
 
 def _tier(failures: int, budgets: Budgets) -> int | None:
-    """The first failure goes to the first retry topic, and so on; the last topic takes all further ones."""
+    """The first failure is sent to the first retry topic, and so on; the last topic takes all further ones."""
     return min(failures, budgets.retry_tiers) - 1 if budgets.retry_tiers else None
