@@ -13,6 +13,7 @@ runs every part on a CPU with the tests' checkpoint, in which no figure means an
 
 import argparse
 import asyncio
+import importlib
 import json
 import sys
 import time
@@ -41,43 +42,36 @@ EXPECTED_SECONDS: Final = {
     "worker": 110,
 }
 """On an H200, besides 15 s for writing the checkpoint."""
+MODULES: Final = dict.fromkeys(("exact", "sizes", "fast"), "ours")
+"""Where a part's name is not its module's."""
 MIXED_JOBS: Final = 200
 NOT_SHOWN: Final = {"runs", "celsius", "at_power_limit"}
 """Fields that the JSON has and the tables have no room for."""
 
 
+def part_module(part: str) -> Any:
+    """The module of a part, which imports what that part needs: diffusers alone takes seconds."""
+    return importlib.import_module(f"engine_parts.{MODULES.get(part, part)}")
+
+
 async def measure(part: str, ground: Ground, *, jobs: int) -> Rows:
-    """One part's rows. Imports what that part needs: diffusers alone takes seconds."""
+    """One part's rows."""
+    module = part_module(part)
+    rows: Rows
     match part:
-        case "ceiling":
-            from engine_parts import ceiling  # noqa: PLC0415
-
-            return ceiling.measure(ground)
-        case "plain":
-            from engine_parts import plain  # noqa: PLC0415
-
-            return await plain.measure(ground)
-        case "numerics":
-            from engine_parts import numerics  # noqa: PLC0415
-
-            return numerics.measure(ground)
-        case "worker":
-            from engine_parts import worker  # noqa: PLC0415
-
-            return await worker.measure(ground)
-        case "cold":
-            from engine_parts import cold  # noqa: PLC0415
-
-            return await cold.measure(ground)
+        case "exact":
+            rows = await module.measure_exact(ground)
+        case "sizes":
+            rows = await module.measure_sizes(ground)
+        case "fast":
+            rows = await module.measure_fast(ground)
         case "mixed":
-            from engine_parts import mixed  # noqa: PLC0415
-
-            return await mixed.measure(ground, jobs=jobs)
+            rows = await module.measure(ground, jobs=jobs)
+        case "ceiling" | "numerics":
+            rows = module.measure(ground)
         case _:
-            from engine_parts import ours  # noqa: PLC0415
-
-            by_part = {"exact": ours.measure_exact, "sizes": ours.measure_sizes, "fast": ours.measure_fast}
-            return await by_part[part](ground)
+            rows = await module.measure(ground)
+    return rows
 
 
 def print_results(results: dict[str, Any]) -> None:
@@ -168,6 +162,12 @@ def _arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--only {unknown[0]}: unknown; use some of {', '.join(EXPECTED_SECONDS)}")
     if not found.tiny and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; run this on a machine with one GPU of 80 GB, or with --tiny")
+    for part in found.only:
+        # A missing library ends the run here, not after the minutes of the parts before.
+        try:
+            part_module(part)
+        except ModuleNotFoundError as error:
+            parser.error(f"--only {part}: needs {error.name}, which is not installed here (requirements/worker.txt)")
     return found
 
 

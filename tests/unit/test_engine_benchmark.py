@@ -82,3 +82,17 @@ def test_the_parts_run_on_the_tiny_checkpoint_and_add_to_one_file(tmp_path: Path
     assert worker["images_stored"] == worker["tasks"]
     assert 0 < worker["device_idle_share"] < 0.5
     assert script["images_per_hour"] > 0
+
+
+def test_a_missing_library_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    program = f"""
+import runpy, sys
+sys.modules["obstore"] = None
+sys.path.insert(0, {str(BENCHMARKS)!r})
+sys.argv = ["engine.py", "--tiny", "--folder", {str(tmp_path / "new")!r}, "--only", "ceiling,worker"]
+runpy.run_path({str(BENCHMARKS / "engine.py")!r}, run_name="__main__")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "--only worker: needs obstore, which is not installed here" in " ".join(ended.stderr.split())
+    assert not (tmp_path / "new").exists()

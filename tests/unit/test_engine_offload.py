@@ -1,11 +1,13 @@
 """Weights in host memory: when, and that the images are those of resident weights."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.checkpoint.offloading import ROOM_BYTES, offload, why_offload, why_offload_from
@@ -36,7 +38,14 @@ def offloaded(folder: Path) -> FluxGenerator:
 
 def test_images_are_those_of_resident_weights(tiny_checkpoint: Path) -> None:
     resident, generator = FluxGenerator(load_pipeline(spec_of(tiny_checkpoint))), offloaded(tiny_checkpoint)
-    for inputs in (INPUTS, replace(INPUTS, prompt="a kite", negative_prompt="grey", true_cfg_scale=3.0), INPUTS):
+    picture = io.BytesIO()
+    Image.new("RGB", (80, 64), (200, 30, 30)).save(picture, "PNG")
+    for inputs in (
+        INPUTS,
+        replace(INPUTS, prompt="a kite", negative_prompt="grey", true_cfg_scale=3.0),
+        replace(INPUTS, image=picture.getvalue(), strength=0.7),
+        INPUTS,
+    ):
         assert np.array_equal(draw(generator, inputs), draw(resident, inputs))
 
 
