@@ -47,6 +47,7 @@ def test_version_prints_the_version_on_standard_output(tmp_path: Path) -> None:
         ("fluxpool_cli.main.command_line()", {"torch"}),
         ("fluxpool_cli.main.run(['--help'])", {"aiohttp", "aiokafka", "httpx", "kubernetes", "pydantic"}),
         ("fluxpool_cli.main.run(['version'])", {"aiohttp", "aiokafka", "httpx", "kubernetes"}),
+        ("fluxpool_cli.main.run(['local', 'status'])", {"aiohttp", "aiokafka", "confluent_kafka", "kubernetes"}),
     ],
 )
 def test_commands_import_what_they_need(tmp_path: Path, program: str, absent: set[str]) -> None:

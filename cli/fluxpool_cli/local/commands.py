@@ -1,27 +1,30 @@
-"""`fluxpool local`: the commands that start, show and end a stack on this machine."""
+"""`fluxpool local`: the commands that start, show and end a stack on this machine.
+
+The stack itself imports Kafka's clients and the operator, nearly a second: only commands that run one import it.
+"""
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.data_dir import DEFAULT_NAME, AlreadyRunningError, DataDir, DataDirError
-from fluxpool_cli.local.demo.demo import DemoOptions, run_demo
 from fluxpool_cli.local.lifecycle import end_stack, start_detached, wait_for_other
 from fluxpool_cli.local.options import StackOptions, default_max_workers
-from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.state_file import StackState
 from fluxpool_cli.local.workers.model_check import ModelError, checked_model, licensed_model
-from fluxpool_cli.local.workers.scaler import worker_count
 from fluxpool_cli.options import finite, printable_path, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line, write_table
+from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, worker_count, write_json, write_line, write_table
 from fluxpool_cli.watch.display import LiveDisplay
 from fluxpool_contract.messages import EmbedParameters
 from fluxpool_contract.problems import explain
+
+if TYPE_CHECKING:
+    from fluxpool_cli.local.stack import LocalStack
 
 T = TypeVar("T")
 
@@ -105,7 +108,9 @@ def up(
         _show_addresses(_guarded(lambda: start_detached(options, report=say)), output)
         return
 
-    async def serve(stack: LocalStack) -> None:
+    from fluxpool_cli.local.stack import supervise  # noqa: PLC0415
+
+    async def serve(stack: "LocalStack") -> None:
         _show_addresses(stack.state(), output)
         say("Ctrl-C ends it")
         await asyncio.Event().wait()
@@ -169,6 +174,8 @@ def demo(
     ] = None,
 ) -> None:
     """Send prompts through Kafka to a FLUX pipeline, watch the workers scale, and check the results."""
+    from fluxpool_cli.local.demo.demo import DemoOptions, run_demo  # noqa: PLC0415
+
     options = DemoOptions(
         data_dir=data_dir,
         keep=keep,
@@ -272,7 +279,7 @@ def _options(**fields: Any) -> StackOptions:
 def _guarded(action: Callable[[], T]) -> T:
     try:
         return action()
-    except (StackError, AlreadyRunningError) as error:
+    except AlreadyRunningError as error:
         raise CommandError(ExitCode.FAILED, str(error)) from None
     except DataDirError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None

@@ -13,8 +13,7 @@ from signal import SIGKILL, SIGTERM
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.data_dir import DataDir
-from fluxpool_cli.local.options import StackOptions
-from fluxpool_cli.local.stack_parts import DRAIN_GRACE_SECONDS
+from fluxpool_cli.local.options import DRAIN_GRACE_SECONDS, StackOptions
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState, wait_until_gone
 
 READY_DEADLINE_SECONDS = 300.0

@@ -14,6 +14,8 @@ TINY_MODEL_WORKERS = 3
 GIVEN_MODEL_WORKERS = 1
 """A full-size checkpoint fills a GPU; more workers need `--max-workers`."""
 
+DRAIN_GRACE_SECONDS = 30.0
+"""A tiny image takes a fraction of a second; the next worker takes a large one again."""
 _LONGEST_SECONDS = 365 * 86_400
 
 

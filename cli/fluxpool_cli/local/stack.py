@@ -14,15 +14,15 @@ from typing import TypeVar
 import httpx
 import typer
 
-from fluxpool_cli.exit_codes import CommandError
+from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.target import KafkaTarget, find_target
 from fluxpool_cli.local.child_process import ChildProcess
 from fluxpool_cli.local.data_dir import DataDir, private_files
 from fluxpool_cli.local.kafka.broker import KafkaStartError
 from fluxpool_cli.local.kafka.jars import KafkaJarsError, provide_kafka_libs
 from fluxpool_cli.local.kafka.local_kafka import LocalKafka
-from fluxpool_cli.local.options import StackOptions
-from fluxpool_cli.local.stack_parts import DRAIN_GRACE_SECONDS, PartSettings
+from fluxpool_cli.local.options import DRAIN_GRACE_SECONDS, StackOptions
+from fluxpool_cli.local.stack_parts import PartSettings
 from fluxpool_cli.local.state_file import Phase, ProcessRecord, StackState
 from fluxpool_cli.local.workers.fleet import WorkerFleet
 from fluxpool_cli.local.workers.scaler import FleetScaler
@@ -49,8 +49,11 @@ _GATEWAY_PROGRAMS = {"gateway": "fluxpool_gateway", "projector": "fluxpool_gatew
 """Started in this order and stopped in it, so that what the server accepted last is still projected."""
 
 
-class StackError(Exception):
+class StackError(CommandError):
     """A part of the stack failed and is not restarted; the message names it and ends with its log, if there is one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ExitCode.FAILED, message)
 
 
 class LocalStack:
@@ -216,8 +219,9 @@ class LocalStack:
         # Credentials come from the environment, never from a command line; the stack's own broker has none.
         read = "FLUXPOOL_TOPICS_" if servers is None else ""
         environment = {name: text for name, text in os.environ.items() if name.startswith(read)}
+        address = servers or await self._start_kafka()
         try:
-            target = find_target(servers or await self._start_kafka(), self.data_dir.path, environment)
+            target = find_target(address, self.data_dir.path, environment)
         except (CommandError, typer.BadParameter) as error:
             raise StackError(f"kafka: {error}") from error
         # A factor above the number of brokers is lowered to it.

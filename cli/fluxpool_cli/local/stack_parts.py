@@ -12,7 +12,7 @@ from typing import Any
 from fluxpool_cli.kafka.target import KafkaTarget
 from fluxpool_cli.local.data_dir import DataDir
 from fluxpool_cli.local.loopback import HOST
-from fluxpool_cli.local.options import StackOptions
+from fluxpool_cli.local.options import DRAIN_GRACE_SECONDS, StackOptions
 from fluxpool_contract.folder_address import folder_address
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.settings import (
@@ -27,9 +27,6 @@ from fluxpool_contract.settings import (
     WorkerSettings,
 )
 from fluxpool_gateway.settings import GatewaySettings
-
-DRAIN_GRACE_SECONDS = 30.0
-"""A tiny image takes a fraction of a second; the next worker takes a large one again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

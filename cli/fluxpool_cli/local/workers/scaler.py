@@ -14,6 +14,7 @@ import httpx
 
 from fluxpool_cli.local.state_file import LaneState, PlanSummary
 from fluxpool_cli.local.workers.fleet import WorkerFleet
+from fluxpool_cli.terminal import worker_count
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.backlog import BacklogHub, LaneReading, LaneTarget, PoolBacklog
 from fluxpool_operator.planning import Plan, PlanState, ScalingConfig, Snapshot, plan
@@ -100,8 +101,3 @@ class FleetScaler:
                 f"topic retention deleted {more} {'task' if more == 1 else 'tasks'} of lane {lane} before a worker "
                 "consumed them; raise the topic's retention.ms or --max-workers"
             )
-
-
-def worker_count(count: int) -> str:
-    """`1 worker`, `2 workers`."""
-    return f"{count} worker{'' if count == 1 else 's'}"
