@@ -168,6 +168,33 @@ async def test_what_is_no_key_is_refused_without_reading_the_store(gateway: Gate
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
 
 
+@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER   {}", "  Bearer {}  ", "Bearer {}\t"])
+async def test_the_scheme_is_read_in_any_case_and_with_more_blanks(gateway: Gateway, form: str) -> None:
+    for _ in range(2):
+        answer = await gateway.one.ask("GET", "/v1/keys", headers={"authorization": form.format(gateway.admin)})
+        assert answer.status_code == 200
+    changed = form.format(gateway.admin.swapcase())
+    assert (await gateway.one.ask("GET", "/v1/keys", headers={"authorization": changed})).status_code == 401
+
+
+async def test_two_authorizations_are_refused_as_two_readers_may_differ(gateway: Gateway) -> None:
+    twice = [("authorization", f"Bearer {gateway.admin}"), ("Authorization", f"Bearer {new_key()}")]
+    for method, path in (("GET", "/v1/keys"), ("POST", "/v1/generations")):
+        answer = await gateway.one.http.request(method, path, headers=twice)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Authorization")
+
+
+async def test_keys_are_changed_while_another_process_writes_the_file(gateway: Gateway) -> None:
+    with closing(sqlite3.connect(gateway.settings.key_store_file(), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        # Readers go on, and a writer waits for its turn.
+        key = asyncio.ensure_future(gateway.create("submit"))
+        assert (await gateway.two.ask("GET", "/v1/keys", gateway.admin)).status_code == 200
+        assert not key.done()
+        other.execute("COMMIT")
+        assert (await gateway.one.submit(await key)).status_code == 202
+
+
 async def test_an_unknown_key_and_a_wrong_secret_look_alike(gateway: Gateway) -> None:
     forged = f"fp_{key_id(gateway.admin)}_{new_key().split('_')[2][:43]}"
     alphabet = string.digits + string.ascii_uppercase + string.ascii_lowercase
