@@ -4,6 +4,8 @@ Uses the product's broker, several times and with more settings. Creates no topi
 """
 
 import asyncio
+import base64
+import uuid
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,7 @@ import structlog
 
 from fluxpool_cli.local.kafka.broker import (
     CONTROLLER_LISTENER,
+    LOG_FOLDER,
     PLAIN_LISTENER,
     KafkaBroker,
     KafkaStartError,
@@ -34,6 +37,9 @@ from kit.kafka_settings import (
 from kit.pausable_process import PausableProcess
 
 _log = structlog.get_logger(__name__)
+
+_bootstrap_records: dict[tuple[str, ...], bytes] = {}
+"""What Kafka's tool wrote for these arguments: the first records of the metadata, the same for every new cluster."""
 
 
 class ClusterBroker(PausableProcess, KafkaBroker):
@@ -175,12 +181,26 @@ class KafkaCluster:
             users = [f"--add-scram={user.as_argument()}" for user in self._scram_users]
             try:
                 async with asyncio.timeout(deadline_seconds):
-                    await _together(broker.format(layout.cluster_id, *users) for broker in brokers)
+                    await _together(self._format(broker, layout.cluster_id, *users) for broker in brokers)
             except TimeoutError:
                 raise KafkaStartError(f"formatting {self.data_dir} took more than {deadline_seconds:.0f} s") from None
             layout.formatted = True
             layout.save(self.data_dir)
         self._brokers = brokers
+
+    async def _format(self, broker: ClusterBroker, cluster_id: str, *arguments: str) -> None:
+        """Format by Kafka's tool, and the next time as it does, without the 1.4 s of CPU time of its JVM."""
+        folder = self.data_dir / f"broker-{broker.node_id}" / LOG_FOLDER
+        records = folder / "bootstrap.checkpoint"
+        if folder.exists() or arguments not in _bootstrap_records:
+            await broker.format(cluster_id, *arguments)
+            _bootstrap_records[arguments] = records.read_bytes()
+            return
+        folder.mkdir()
+        records.write_bytes(_bootstrap_records[arguments])
+        directory_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+        ids = {"cluster.id": cluster_id, "node.id": str(broker.node_id), "directory.id": directory_id}
+        (folder / "meta.properties").write_text(render_properties({"version": "1", **ids}))
 
 
 async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
