@@ -41,7 +41,7 @@ async def bench(kafka_factory: KafkaFactory, tmp_path: Path) -> AsyncIterator[tu
 async def begin_work(bench: WorkerBench) -> list[str]:
     """Twenty tasks: some done, some being generated, some pending."""
     names = [f"task-{number:02}" for number in range(20)]
-    bodies = [(name.encode(), task_body(name, "seconds=2", steps=20)) for name in names]
+    bodies = [(name.encode(), task_body(name, "seconds=1", steps=10)) for name in names]
     await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
     await bench.wait_results(2)
     await wait_for_step(bench, "task-05")
