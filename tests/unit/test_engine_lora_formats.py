@@ -140,6 +140,31 @@ def test_the_packed_layer_of_a_single_block_is_split_at_flux_s_widths(tmp_path: 
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("state", "layer"),
+    [(kohya("lora_unet_img_in", alpha=False), "x_embedder"), (pair(f"transformer.{QUERY}"), QUERY)],
+    ids=["kohya", "diffusers"],
+)
+def test_smaller_numbers_are_read_as_what_they_hold(
+    tmp_path: Path, dtype: torch.dtype, state: Tensors, layer: str
+) -> None:
+    down, up = (tensor.to(dtype).float() for tensor in state.values())
+    change = read(tmp_path, {key: tensor.to(dtype) for key, tensor in state.items()}).changes[layer]
+    assert torch.equal(change.down.float(), down)
+    assert torch.equal(change.up.float(), up)
+
+
+def test_layers_of_other_ranks_without_alphas_are_applied_as_they_are(tmp_path: Path) -> None:
+    other = "transformer_blocks.1.attn.to_q"
+    wider = {
+        f"transformer.{other}.lora_A.weight": matrix(4 * RANK, WIDTH),
+        f"transformer.{other}.lora_B.weight": matrix(WIDTH, 4 * RANK),
+    }
+    content = read(tmp_path, wider | pair(f"transformer.{QUERY}"))
+    assert {layer: change.scale for layer, change in content.changes.items()} == {other: 1.0, QUERY: 1.0}
+
+
 @pytest.mark.parametrize(
     "part",
     [

@@ -51,7 +51,7 @@ def read_lora(path: Path, *, name: str) -> LoraContent:
     """The content of a safetensors file; raises `InputsError` with `name` for what is no LoRA of FLUX.1."""
     try:
         with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {key: _computable(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 - it is no mapping
             config = json.loads((file.metadata() or {}).get(_CONFIG, "{}"))
         keys = convertible_keys(tensors, name=name)
         state, alphas = FluxPipeline.lora_state_dict(dict(keys.state), return_alphas=True)
@@ -80,6 +80,11 @@ def read_lora(path: Path, *, name: str) -> LoraContent:
         raise InputsError(f"loras: {name!r} can be read in part only: {len(changes)} of {keys.layers} layers")
     warnings = (TEXT_ENCODER_IGNORED.format(name=name),) if keys.has_text_encoder else ()
     return LoraContent(changes=changes, warnings=warnings)
+
+
+def _computable(tensor: torch.Tensor) -> torch.Tensor:
+    """8-bit floats, with which torch cannot multiply, in bfloat16, which has all their values."""
+    return tensor.bfloat16() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _changes(state: Mapping[str, torch.Tensor], scales: "_Scales", *, name: str) -> dict[str, LowRank]:
