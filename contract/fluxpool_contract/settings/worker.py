@@ -165,10 +165,10 @@ class ImageSettings(BaseModel):
     signing_folder: Path | None = None
     """Folder with `tls.crt` and `tls.key` that files are signed with (C2PA). Absent: they are not signed."""
     input_prefix: Annotated[str, Field(max_length=256, pattern=rf"^{INPUT_PREFIX_PATTERN}$")] = "_inputs/"
-    """Folder of the storage, `_inputs/` or below, with the pictures that tasks may start from: a folder for each
-    tenant, such as `_inputs/default/`. No other object is read for a task."""
+    """Folder of the storage with the input images of tasks: `_inputs/` or a folder below it, with a subfolder for each
+    tenant, such as `_inputs/default/`. Workers read no other object for a task."""
     input_max_bytes: Annotated[int, Field(ge=1, le=MAX_INPUT_BYTES)] = 32 * 1024 * 1024
-    """Largest picture that tasks may start from, as a file."""
+    """Maximum size of an input image, as a file in bytes."""
 
 
 class Lane(BaseModel):
