@@ -65,6 +65,8 @@ class BuiltImage:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the image's python in the environment of the last stage, without the tree and the test's packages."""
         declared = environment_of(stages_of(self.deployable)[-1])
+        # Without the byte code that the image is built with, every run would compile all modules again.
+        del declared["PYTHONDONTWRITEBYTECODE"]
         path = declared.pop("PATH").replace(INSTALLED, f"{self.root}{INSTALLED}").replace("$PATH", os.defpath)
         python = shutil.which("python", path=path)
         assert python == f"{self.root}{INSTALLED}/bin/python"
