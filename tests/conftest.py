@@ -50,10 +50,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give tests the time that suits the machine, as `kit.waiting` does their deadlines."""
-    usual = float(config.getini("timeout"))
+    # A marker would win over a limit that this run asked for.
+    asked = config.getoption("timeout") is not None or "PYTEST_TIMEOUT" in os.environ
+    usual = None if asked else float(config.getini("timeout"))
     for item in items:
         marker = item.get_closest_marker("timeout")
-        item.add_marker(pytest.mark.timeout(PATIENCE * (marker.args[0] if marker else usual)), append=False)
+        if seconds := marker.args[0] if marker else usual:
+            item.add_marker(pytest.mark.timeout(PATIENCE * seconds), append=False)
 
 
 @pytest.hookimpl(optionalhook=True)
