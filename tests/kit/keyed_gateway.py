@@ -1,6 +1,7 @@
 """Two replicas of a gateway with API keys, over real stores and without Kafka or sockets."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
+from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
+from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
@@ -55,10 +58,19 @@ class Records:
     """What the gateways wrote to Kafka."""
 
     headers: list[dict[str, bytes]] = field(default_factory=list)
+    commands: list[tuple[str, dict[str, bytes], dict[str, Any]]] = field(default_factory=list)
+    """Key, headers and value of those on the control topic."""
+    failure: DeliveryError | None = None
+    """What the next record ends with."""
 
     async def send(
         self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
     ) -> int:
+        if self.failure is not None:
+            raise self.failure
+        if topic == TopicNames().control:
+            self.commands.append((key.decode(), dict(headers), json.loads(value)))
+            return len(self.commands)
         assert all((topic, partition >= 0, key, value))
         self.headers.append(dict(headers))
         return len(self.headers)
@@ -163,6 +175,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             objects=open_object_store(settings.storage),
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
+            canceling=Canceling(producer=records, topic=TopicNames().control),
             stopping=asyncio.Event(),
         )
         app.submission = Submission(

@@ -33,8 +33,9 @@ def record_of(value: bytes | None, headers: list[tuple[str, bytes]] | None = Non
     )
 
 
-def command(request_id: str = "r", *, at: datetime = NOON) -> bytes:
-    return CancelCommand(request_id=request_id, at=at, requested_by="ops").model_dump_json().encode()
+def command(request_id: str = "r", *, at: datetime = NOON, waiting_only: bool = False) -> bytes:
+    command = CancelCommand(request_id=request_id, at=at, requested_by="ops", waiting_only=waiting_only)
+    return command.model_dump_json().encode()
 
 
 def known(cancellations: Cancellations, task: TaskName = TASK) -> bool:
@@ -80,6 +81,30 @@ def test_a_command_means_one_tenants_task_and_one_replay(
     cancellations.learn(record_of(command(), headers))
     assert known(cancellations, task)
     assert not known(cancellations)
+
+
+def test_a_command_for_waiting_tasks_reaches_one_that_a_worker_has_and_no_engine(cancellations: Cancellations) -> None:
+    notified: list[str] = []
+    with cancellations.watch(TASK) as watch:
+        watch.on_cancel = lambda: notified.append("canceled")
+        cancellations.learn(record_of(command(waiting_only=True)))
+        assert notified == ["canceled"]
+        assert watch.command is not None
+
+
+def test_a_command_for_waiting_tasks_spares_one_that_has_begun_until_it_waits_again(
+    cancellations: Cancellations,
+) -> None:
+    notified: list[str] = []
+    with cancellations.watch(TASK) as watch:
+        watch.on_cancel = lambda: notified.append("canceled")
+        watch.begun = True
+        cancellations.learn(record_of(command(waiting_only=True)))
+        assert (notified, watch.command) == ([], None)
+        cancellations.learn(record_of(command()))
+        assert notified == ["canceled"]
+    cancellations.learn(record_of(command(waiting_only=True)))
+    assert known(cancellations)
 
 
 def test_a_command_can_be_withdrawn(cancellations: Cancellations) -> None:

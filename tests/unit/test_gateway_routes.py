@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.http.app import BackgroundPartError, build_application, run_or_fail
@@ -26,10 +27,12 @@ from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
+from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
+from kit.keyed_gateway import Records
 
 IMAGE = b"\x89PNG and so on"
 KEY = "default/2026/04/05/r-1/0.png"
@@ -110,6 +113,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             objects=open_object_store(storage),
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
+            canceling=Canceling(producer=Records(), topic=TopicNames().control),
             stopping=asyncio.Event(),
         )
         transport = httpx.ASGITransport(app=app)
@@ -272,7 +276,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 51
+    assert len(problems) == 62
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

@@ -28,6 +28,8 @@ PATH_VALUES: dict[str, tuple[str, ...]] = {
 """A route with another parameter fails the test: name values of acme's for it."""
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/generations"): {"prompt": "a fox"},
+    ("POST", "/v1/generations/cancel"): {"request_ids": [DONE, QUEUED]},
+    ("POST", "/v1/generations/{request_id}/cancel"): {"waiting_only": True},
     ("POST", "/v1/keys"): {"name": "more", "scopes": ["admin"], "tenant": "acme"},
     ("POST", "/v1/keys/{key_id}/rotate"): {},
 }

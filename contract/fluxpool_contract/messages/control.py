@@ -14,5 +14,7 @@ class CancelCommand(BaseModel):
     request_id: RequestId
     requested_by: str | None = Field(default=None, max_length=256)
     reason: str | None = Field(default=None, max_length=1000)
+    waiting_only: bool = False
+    """Leave the task alone where an engine has begun it. Workers of release 0.1 cancel it all the same."""
     at: RecordTime
     """UTC when it has no zone."""

@@ -18,7 +18,7 @@ from starlette.routing import Match, Route
 
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.problems import explain_items, summarize
-from fluxpool_gateway.http import key_routes, task_routes
+from fluxpool_gateway.http import cancel_routes, key_routes, task_routes
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import (
@@ -41,6 +41,7 @@ from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
+from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
@@ -155,6 +156,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     app.gate = KeyGate(KeyStore(settings.key_store_file())) if settings.needs_keys() else OpenGate()
     app.include_router(router)
     app.include_router(task_routes.router)
+    app.include_router(cancel_routes.router)
     app.include_router(key_routes.router)
     app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)
@@ -202,6 +204,7 @@ async def _running(
                 objects=objects,
                 public_url=settings.public_url,
                 waits=TaskWaits(group, versions=store.versions),
+                canceling=Canceling(producer=producer, topic=settings.topics.control),
                 stopping=stopping,
             )
             app.submission = Submission(

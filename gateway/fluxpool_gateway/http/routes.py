@@ -28,6 +28,7 @@ from fluxpool_gateway.http.submission import PATH
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import read_result
 from fluxpool_gateway.tasks.waiting import TaskWaits
@@ -55,6 +56,7 @@ class Services:
     objects: ObjectStore
     public_url: str | None
     waits: TaskWaits
+    canceling: Canceling
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait are to be answered."""
 

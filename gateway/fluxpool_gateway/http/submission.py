@@ -35,7 +35,7 @@ from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.identity.tenant_proof import prove_tenant
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
-from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
+from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure, RecordSink
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 
 Scope = dict[str, Any]
@@ -73,15 +73,6 @@ _GIVEN_ONCE: Final = frozenset({"authorization", "content_encoding", "content_ty
 
 class _ClientGoneError(Exception):
     """The client closed the connection before its request was complete; it reads no answer."""
-
-
-class RecordSink(Protocol):
-    """Where records go; `TaskProducer` in service."""
-
-    def send(
-        self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
-    ) -> Awaitable[int]:
-        """Begin to write a record; its offset comes with the acknowledgement. Either raises `DeliveryError`."""
 
 
 class TaskQuotas(Protocol):

@@ -76,7 +76,7 @@ async def get_generation(
     ] = [],  # noqa: B006
 ) -> Response:
     """200 for every known task, also a failed one; `status` holds its state."""
-    base = _base(request, services)
+    base = base_of(request, services)
     # Several headers of one name are one list (RFC 9110 section 5.3).
     known = ", ".join(if_none_match) or None
     wait_seconds = preferred_wait_seconds(", ".join(prefer), maximum=MAX_WAIT_SECONDS)
@@ -153,7 +153,8 @@ def view_of(request_id: str, found: TaskState | RecentTask, *, base: str) -> Tas
     return TaskView.of_state(found, status_url=status_url)
 
 
-def _base(request: Request, services: Services) -> str:
+def base_of(request: Request, services: Services) -> str:
+    """The address of the gateway as this client sees it, ending in a slash."""
     return base_url(
         public_url=services.public_url,
         scheme=request.scope["scheme"],
@@ -166,7 +167,8 @@ def _with_plus(value: object) -> object:
     return _PLUS_LOST.sub(r"\1+\2", value) if isinstance(value, str) else value
 
 
-def _check_cursor(value: str) -> str:
+def check_cursor(value: str) -> str:
+    """The cursor itself; raises `ValueError` when it is none."""
     ListCursor.parse(value)
     return value
 
@@ -191,7 +193,7 @@ class ListQuery(BaseModel):
     """By the time of acceptance: desc (newest first) or asc."""
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 50
     """Most tasks on one page. A page may have fewer, or none, and still have a next one."""
-    cursor: Annotated[str, AfterValidator(_check_cursor)] | None = None
+    cursor: Annotated[str, AfterValidator(check_cursor)] | None = None
     """`next_cursor` of the page before, with the same filters and order."""
 
 
@@ -214,8 +216,8 @@ async def list_generations(
         before_ms=None if query.created_before is None else milliseconds_of(with_zone(query.created_before)),
     )
     after = None if query.cursor is None else ListCursor.parse(query.cursor)
-    page = await _read(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
-    base = _base(request, services)
+    page = await read_store(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
+    base = base_of(request, services)
     view = TaskPageView(
         data=tuple(view_of(task.request_id, task, base=base) for task in page.tasks),
         has_more=page.next is not None,
@@ -240,15 +242,11 @@ async def get_group(
     """Counts every task that was accepted before the request."""
     if len(group_id) > MAX_GROUP_CHARACTERS or not REQUEST_ID.fullmatch(group_id):
         raise _no_such_group(group_id)
-    try:
-        await services.lookup.barrier.passed()
-    except BarrierNotReachedError as error:
-        detail = f"not every task of the group {group_id} is counted yet ({error}); retry in a moment"
-        raise unavailable(ProblemCode.STORE_UNAVAILABLE, detail) from error
-    counted = await _read(services.store.count_group(tenant=caller.tenant, group_id=group_id))
+    await read_up_to_now(services, f"not every task of the group {group_id} is counted yet")
+    counted = await read_store(services.store.count_group(tenant=caller.tenant, group_id=group_id))
     if not counted.total:
         raise _no_such_group(group_id)
-    tasks_url = f"{_base(request, services)}v1/generations?group_id={group_id}"
+    tasks_url = f"{base_of(request, services)}v1/generations?group_id={group_id}"
     view = GroupView.of(group_id, counted, tasks_url=tasks_url)
     return Response(view.model_dump_json(), media_type="application/json", headers=_NO_STORE)
 
@@ -259,7 +257,16 @@ def _no_such_group(group_id: str) -> ProblemError:
     )
 
 
-async def _read(reading: Awaitable[T]) -> T:
+async def read_up_to_now(services: Services, otherwise: str) -> None:
+    """Wait until the store has every task that was accepted before; raises `ProblemError` (503) with the text."""
+    try:
+        await services.lookup.barrier.passed()
+    except BarrierNotReachedError as error:
+        raise unavailable(ProblemCode.STORE_UNAVAILABLE, f"{otherwise} ({error}); retry in a moment") from error
+
+
+async def read_store(reading: Awaitable[T]) -> T:
+    """What the store answers; raises `ProblemError` (503) when it cannot."""
     try:
         return await reading
     except StoreUnavailableError as error:

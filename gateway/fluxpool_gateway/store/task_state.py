@@ -102,6 +102,8 @@ class TaskState:
 _MAX_EPOCH: Final = 999_999
 _MAX_ATTEMPT: Final = 9_999
 _MAX_STEP: Final = 999
+_EPOCH: Final = 10**12
+"""By so much the versions of two epochs differ."""
 
 
 def version_of(*, status: TaskStatus, epoch: int, attempt: int, step: int | None = None) -> int:
@@ -122,7 +124,12 @@ def version_of(*, status: TaskStatus, epoch: int, attempt: int, step: int | None
         case _:
             assert_never(status)
     within_epoch = int(status.terminal) * 10**11 + _within(attempt, _MAX_ATTEMPT) * 10**6 + rank * 10**4 + steps_begun
-    return _within(epoch, _MAX_EPOCH) * 10**12 + within_epoch
+    return _within(epoch, _MAX_EPOCH) * _EPOCH + within_epoch
+
+
+def epoch_of(version: int) -> int:
+    """The replay epoch of a version."""
+    return version // _EPOCH
 
 
 def _within(number: int, maximum: int) -> int:

@@ -8,10 +8,10 @@ what the records mean; called by `http.submission`.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -60,6 +60,15 @@ class DeliveryError(Exception):
     def __init__(self, failure: DeliveryFailure, reason: str) -> None:
         self.failure = failure
         super().__init__(reason)
+
+
+class RecordSink(Protocol):
+    """Where records go; `TaskProducer` in service."""
+
+    def send(
+        self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
+    ) -> Awaitable[int]:
+        """Begin to write a record; its offset comes with the acknowledgement. Either raises `DeliveryError`."""
 
 
 class TaskProducer:

@@ -223,6 +223,10 @@ class Attempts:
                 last_report = now
                 report(ProgressType.STEP, step=step, total_steps=total_steps)
 
+        def on_started() -> None:
+            context.canceling.begun = True
+            report(ProgressType.STARTED)
+
         submitting = self.engine.submit(
             _inputs(
                 decoded,
@@ -231,7 +235,7 @@ class Attempts:
                 low_memory=context.low_memory,
                 image=context.image,
             ),
-            on_started=lambda: report(ProgressType.STARTED),
+            on_started=on_started,
             on_step=on_step,
             on_device_free=context.slot.release,
         )

@@ -50,6 +50,8 @@ class CancelWatch:
     command: CancelCommand | None = None
     on_cancel: Callable[[], None] = field(default=lambda: None)
     """Called once, from the event loop, when the command comes later."""
+    begun: bool = False
+    """Whether an engine has begun the task: a command for waiting tasks alone comes too late then."""
 
 
 class Cancellations:
@@ -113,7 +115,7 @@ class Cancellations:
         while len(self._commands) > MAX_COMMANDS or _moment(next(iter(self._commands.values()))) < now - KEPT_FOR:
             self._commands.popitem(last=False)
         for watch in list(self._watches.get(task, ())):
-            if watch.command is None:
+            if watch.command is None and not (command.waiting_only and watch.begun):
                 watch.command = command
                 watch.on_cancel()
 

@@ -1,0 +1,224 @@
+"""The routes that cancel tasks: one, or many by id or by a filter."""
+
+import asyncio
+from datetime import datetime
+from http import HTTPStatus
+from typing import Annotated, Final, Self
+
+from fastapi import APIRouter, Request, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from fluxpool_contract.bounds import milliseconds_of, with_zone
+from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems, unavailable
+from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, Services, WithServices
+from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
+from fluxpool_gateway.http.submission import PATH
+from fluxpool_gateway.http.task_routes import base_of, check_cursor, read_store, read_up_to_now
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder
+from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.tasks.canceling import CancelOutcome, CancelWish
+from fluxpool_gateway.tasks.lookup import RecentTask
+from fluxpool_gateway.tasks.producer import DeliveryError
+
+MAX_CANCELED_AT_ONCE: Final = 500
+"""One second of commands on a slow broker, and far fewer than workers remember (100,000)."""
+_BODY_PROBLEMS: Final = {400: "The body is not JSON.", 422: "A value is not allowed; `errors` names each field."}
+
+router = APIRouter()
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class CancelRequest(_Model):
+    """How to cancel a task."""
+
+    waiting_only: bool = False
+    """Leave it alone when an engine has begun it; one on a retry topic is waiting."""
+    reason: Annotated[str, Field(max_length=1000)] | None = None
+    """For people; part of the task's error."""
+
+
+class CancelManyRequest(CancelRequest):
+    """Which tasks to cancel: those with these ids, or all that the filter leaves."""
+
+    request_ids: Annotated[list[str], Field(min_length=1, max_length=MAX_CANCELED_AT_ONCE)] | None = None
+    """Tasks by their ids; no filter applies."""
+    group_id: Annotated[str, Field(pattern=REQUEST_ID.pattern, max_length=MAX_GROUP_CHARACTERS)] | None = None
+    """Only tasks of this group."""
+    created_after: datetime | None = None
+    """Only tasks that were accepted then or later."""
+    created_before: datetime | None = None
+    """Only tasks that were accepted before."""
+    all: bool = False
+    """Every task of the tenant that has not ended; no filter applies."""
+    cursor: Annotated[str, AfterValidator(check_cursor)] | None = None
+    """`next_cursor` of the response before, with the same filter."""
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Self:
+        has_filter = not (self.group_id is None and self.created_after is None and self.created_before is None)
+        if [self.request_ids is not None, has_filter, self.all].count(True) != 1:
+            raise ValueError(
+                "request_ids: give either request_ids, or a filter (group_id, created_after, created_before), "
+                "or all: true"
+            )
+        return self
+
+
+class CanceledTask(BaseModel):
+    """What became of one task."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    request_id: str
+    outcome: CancelOutcome | None
+    """requested, ended (it had ended already) or running (and only waiting ones were to be canceled); null for an id
+    that is not known."""
+    status: TaskStatus | None
+    """When this was answered. A canceled task is `canceled` once a worker has read the command."""
+    status_url: str | None
+
+
+class CanceledTasks(BaseModel):
+    """What became of some tasks."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    data: tuple[CanceledTask, ...]
+    has_more: bool
+    """Whether the filter may leave further tasks: repeat the request with `cursor`."""
+    next_cursor: str | None
+
+
+@router.post(
+    PATH + "/{request_id}/cancel",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=CanceledTask,
+    responses={
+        200: {"model": CanceledTask, "description": "Nothing to do; `outcome` says why."},
+        **problems({**_BODY_PROBLEMS, **READ_PROBLEMS}),
+    },
+    summary="Cancel a task",
+    **requires(KeyScope.CANCEL),
+)
+async def cancel_generation(
+    request_id: RequestIdInPath,
+    request: Request,
+    services: WithServices,
+    caller: WithCaller,
+    wanted: CancelRequest | None = None,
+) -> Response:
+    """In whatever state it is, and as often as you like. It stops before its next step, and ends as canceled."""
+    found = await services.lookup.find(request_id, caller)
+    (view,) = await _cancel(
+        [(request_id, found)], services, caller, wanted or CancelRequest(), base=base_of(request, services)
+    )
+    requested = view.outcome is CancelOutcome.REQUESTED
+    return _json(view, HTTPStatus.ACCEPTED if requested else HTTPStatus.OK)
+
+
+@router.post(
+    PATH + "/cancel",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=CanceledTasks,
+    responses=problems({**_BODY_PROBLEMS, **SECURITY_PROBLEMS, 503: READ_PROBLEMS[503]}),
+    summary="Cancel many tasks",
+    **requires(KeyScope.CANCEL),
+)
+async def cancel_generations(
+    wanted: CancelManyRequest, request: Request, services: WithServices, caller: WithCaller
+) -> Response:
+    """By id, or all that have not ended and pass a filter, at most 500 a request, in the order of their time."""
+    following: ListCursor | None = None
+    unknown: set[str] = set()
+    if wanted.request_ids is not None:
+        tasks, unknown = await _find_all(list(dict.fromkeys(wanted.request_ids)), services, caller)
+    else:
+        # A command for every task that was accepted before: one that is not projected yet would go on.
+        await read_up_to_now(services, "not every task is known yet")
+        page = await read_store(
+            services.store.list(
+                _filter_of(wanted, caller),
+                order=ListOrder.ASC,
+                after=None if wanted.cursor is None else ListCursor.parse(wanted.cursor),
+                limit=MAX_CANCELED_AT_ONCE,
+            )
+        )
+        tasks, following = [(task.request_id, task) for task in page.tasks], page.next
+    views = await _cancel(tasks, services, caller, wanted, base=base_of(request, services))
+    missing = [CanceledTask(request_id=name, outcome=None, status=None, status_url=None) for name in sorted(unknown)]
+    view = CanceledTasks(
+        data=(*views, *missing),
+        has_more=following is not None,
+        next_cursor=None if following is None else str(following),
+    )
+    return _json(view, HTTPStatus.ACCEPTED)
+
+
+async def _cancel(
+    tasks: list[tuple[str, TaskState | RecentTask]],
+    services: Services,
+    caller: Caller,
+    wanted: CancelRequest,
+    *,
+    base: str,
+) -> list[CanceledTask]:
+    wish = CancelWish(
+        requested_by=None if caller.key_id is None else f"API key {caller.key_id}",
+        reason=wanted.reason,
+        waiting_only=wanted.waiting_only,
+    )
+    try:
+        outcomes = await services.canceling.cancel(tasks, wish)
+    except DeliveryError as error:
+        detail = f"the command was not confirmed ({error}); repeat the request, which cannot cancel anything twice"
+        raise unavailable(ProblemCode.QUEUE_UNAVAILABLE, detail) from error
+    return [
+        CanceledTask(
+            request_id=request_id,
+            outcome=outcome,
+            status=found.status if isinstance(found, TaskState) else TaskStatus.QUEUED,
+            status_url=f"{base}v1/generations/{request_id}",
+        )
+        for (request_id, found), outcome in zip(tasks, outcomes, strict=True)
+    ]
+
+
+async def _find_all(
+    request_ids: list[str], services: Services, caller: Caller
+) -> tuple[list[tuple[str, TaskState | RecentTask]], set[str]]:
+    """The tasks with these ids, and the ids that the caller knows no task of."""
+    answers = await asyncio.gather(
+        *(services.lookup.find(name, caller) for name in request_ids), return_exceptions=True
+    )
+    found: list[tuple[str, TaskState | RecentTask]] = []
+    unknown: set[str] = set()
+    for name, answer in zip(request_ids, answers, strict=True):
+        if isinstance(answer, ProblemError) and answer.code is ProblemCode.NOT_FOUND:
+            unknown.add(name)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            found.append((name, answer))
+    return found, unknown
+
+
+def _filter_of(wanted: CancelManyRequest, caller: Caller) -> ListFilter:
+    statuses = {TaskStatus.QUEUED} if wanted.waiting_only else {TaskStatus.QUEUED, TaskStatus.RUNNING}
+    return ListFilter(
+        tenant=caller.tenant,
+        statuses=frozenset(statuses),
+        group_id=wanted.group_id,
+        from_ms=None if wanted.created_after is None else milliseconds_of(with_zone(wanted.created_after)),
+        before_ms=None if wanted.created_before is None else milliseconds_of(with_zone(wanted.created_before)),
+    )
+
+
+def _json(view: BaseModel, status: HTTPStatus) -> Response:
+    headers = {"cache-control": "no-store"}
+    return Response(view.model_dump_json(), status_code=status, media_type="application/json", headers=headers)
