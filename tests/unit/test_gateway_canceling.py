@@ -169,3 +169,28 @@ async def test_a_command_that_is_not_confirmed_is_to_be_repeated(gateway: Gatewa
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
     assert "repeat the request" in answer.json()["detail"]
     assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("path", ["/v1/generations/r-1/cancel", MANY])
+async def test_a_body_that_is_not_said_to_be_json_is_refused_with_the_remedy(gateway: Gateway, path: str) -> None:
+    gateway.project(task("r-1"))
+    for content_type in ("application/x-www-form-urlencoded", "text/plain", None):
+        headers = {} if content_type is None else {"content-type": content_type}
+        answer = await gateway.one.ask("POST", path, gateway.admin, content=b'{"all": true}', headers=headers)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (415, "Content-Type")
+        assert answer.json()["detail"].endswith("send application/json")
+    assert gateway.records.commands == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"[" * 60_000, 400), (b"\xff", 400), (b'{"reason":' + b"1" * 5000 + b"}", 400), (b'{"reason":"\\ud800"}', 422)],
+)
+@pytest.mark.parametrize("path", ["/v1/generations/r-1/cancel", MANY])
+async def test_a_body_of_any_bytes_is_no_failure(gateway: Gateway, path: str, body: bytes, status: int) -> None:
+    gateway.project(task("r-1"))
+    headers = {"content-type": "application/json"}
+    answer = await gateway.one.ask("POST", path, gateway.admin, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, "invalid_request")
+    assert status == 422 or answer.json()["detail"] == "the body cannot be read; send one JSON object in UTF-8"
+    assert gateway.records.commands == []

@@ -32,7 +32,7 @@ from fluxpool_gateway.http.request_context import (
 )
 from fluxpool_gateway.http.routes import Services, router
 from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
-from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission
+from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission, check_content_type
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.projection import metrics
@@ -292,6 +292,12 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class
     errors: Sequence[Any] = error.errors()
+    if any(item["loc"] == ("body",) for item in errors):
+        # FastAPI takes no body for JSON that is not said to be some, as with `curl -d`.
+        try:
+            check_content_type(find_header(request.scope["headers"], b"content-type") or b"(none)")
+        except ProblemError as refusal:
+            return _answer(request, refusal)
     # FastAPI puts the part of the request before the path of the field, and the offset behind it for bad JSON.
     items = [{**item, "loc": () if item["type"] == "json_invalid" else item["loc"][1:]} for item in errors]
     fields = explain_items(items)
@@ -309,6 +315,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     }.get(status, ProblemCode.INVALID_REQUEST)
     path = cut_text(request.scope["path"], MAX_SHOWN_PATH_BYTES)
     detail = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
+    if status is HTTPStatus.BAD_REQUEST:
+        # Too deep, not UTF-8, a number of thousands of digits.
+        detail = "the body cannot be read; send one JSON object in UTF-8"
     headers = dict(error.headers or {})
     if "Allow" in headers:
         headers["Allow"] = ", ".join(_allowed_methods(request))

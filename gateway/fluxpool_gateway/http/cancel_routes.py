@@ -25,7 +25,11 @@ from fluxpool_gateway.tasks.producer import DeliveryError
 
 MAX_CANCELED_AT_ONCE: Final = 500
 """One second of commands on a slow broker, and far fewer than workers remember (100,000)."""
-_BODY_PROBLEMS: Final = {400: "The body is not JSON.", 422: "A value is not allowed; `errors` names each field."}
+_BODY_PROBLEMS: Final = {
+    400: "The body is not JSON.",
+    415: "The body is not application/json.",
+    422: "A value is not allowed; `errors` names each field.",
+}
 
 router = APIRouter()
 

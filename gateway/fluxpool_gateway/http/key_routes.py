@@ -37,7 +37,11 @@ _KEY_PROBLEMS: Final = {
     503: "The keys cannot be read or written at the moment; retry.",
 }
 _CHANGE_PROBLEMS: Final = {409: "The key was revoked, has expired or was rotated.", **_KEY_PROBLEMS}
-_BODY_PROBLEMS: Final = {400: "The body is not JSON.", 422: "A value is not allowed; `errors` names each field."}
+_BODY_PROBLEMS: Final = {
+    400: "The body is not JSON.",
+    415: "The body is not application/json.",
+    422: "A value is not allowed; `errors` names each field.",
+}
 
 LoraName = Annotated[str, Field(pattern=LORA_NAME_PATTERN)]
 

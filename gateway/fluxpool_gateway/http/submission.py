@@ -138,7 +138,7 @@ class Submission:
         Adds headers of the response to `more`.
         """
         tenant = caller.tenant
-        _check_content_type(headers.content_type)
+        check_content_type(headers.content_type)
         _check_content_encoding(headers.content_encoding)
         body = await _read_body(receive)
         request = parse_request(body)
@@ -252,7 +252,8 @@ def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) 
         raise invalid_header(twice, "is given more than once")
 
 
-def _check_content_type(raw: bytes | None) -> None:
+def check_content_type(raw: bytes | None) -> None:
+    """Raises `ProblemError` (415) for a body that says it is something other than JSON."""
     if raw is None or raw == b"application/json":
         return
     if raw.partition(b";")[0].strip().lower() != b"application/json":
