@@ -4,7 +4,9 @@ Nothing here uses the product's code or joins its groups.
 """
 
 import asyncio
+import contextlib
 import fcntl
+import subprocess
 import tempfile
 import threading
 import time
@@ -20,8 +22,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
 
+from fluxpool_cli.local.kafka.broker import KafkaStartError, java_command
 from fluxpool_contract.kafka import SecurityProtocol
-from kit.kafka_classes import classes_file, writing_classes
+from kit.kafka_classes import classes_file, using_classes, writing_classes
 from kit.kafka_cluster import KafkaCluster
 from kit.kafka_settings import ListenerSpec
 from kit.waiting import wait_until
@@ -115,9 +118,13 @@ def share_classes(libs: Path) -> None:
         ):
             written = Path(folder, file.name)
             cluster = KafkaCluster(Path(folder, "kafka"), libs=libs, jvm_options=writing_classes(written))
-            runner.run(cluster.__aenter__())
-            runner.run(cluster.stop(grace_seconds=_DUMP_SECONDS))
-            written.replace(file)
+            # A JVM that was built without an archive of its own classes refuses to write one, and may not even start.
+            with contextlib.suppress(KafkaStartError, subprocess.CalledProcessError, FileNotFoundError):
+                runner.run(cluster.__aenter__())
+                runner.run(cluster.stop(grace_seconds=_DUMP_SECONDS))
+                # A file that was cut short, on a full disk or by the deadline, crashes a JVM.
+                subprocess.run([*java_command(libs, using_classes(written)), "-version"], check=True, cwd=folder)
+                written.replace(file)
 
 
 def unique_name(prefix: str) -> str:

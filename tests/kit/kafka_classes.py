@@ -26,7 +26,12 @@ def classes_file(libs: Path) -> Path:
 def quick_start(libs: Path) -> tuple[str, ...]:
     """Options of a JVM that uses the file."""
     file = classes_file(libs)
-    return (*DEFAULT_JVM_OPTIONS, *([f"-XX:SharedArchiveFile={file}"] if file.exists() else []))
+    return using_classes(file) if file.exists() else DEFAULT_JVM_OPTIONS
+
+
+def using_classes(file: Path) -> tuple[str, ...]:
+    """Options of a JVM that maps such a file."""
+    return (*DEFAULT_JVM_OPTIONS, f"-XX:SharedArchiveFile={file}")
 
 
 def writing_classes(file: Path) -> tuple[str, ...]:
