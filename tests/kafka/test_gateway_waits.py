@@ -1,6 +1,7 @@
-"""Requests that wait for a task, and groups, on a real gateway and broker."""
+"""Requests that wait for a task, groups and retries, on a real gateway and broker."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,9 +10,9 @@ import httpx
 import pytest
 
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_contract.messages.result import GenerationResult, ResultStatus
+from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
-from kit.kafka import produce
+from kit.kafka import produce, read_topic
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
 
@@ -65,6 +66,26 @@ async def test_a_wait_ends_with_the_result_and_its_group_has_ended(
     assert (group["counts"]["succeeded"], group["ended"]) == (3, True)
     listed = (await client.get("v1/generations", params={"group_id": "g-1", "order": "asc"})).json()
     assert {entry["request_id"] for entry in listed["data"]} == set(ids)
+
+
+async def test_retries_of_one_end_that_come_at_once_are_one_record(
+    client: httpx.AsyncClient, kafka: KafkaCluster, topics: TopicNames
+) -> None:
+    submitted = await client.post("v1/generations", json={"prompt": "a fox", "steps": 4})
+    request_id = submitted.json()["request_id"]
+    error = TaskError(code="out-of-memory", error_class="transient", message="too large", retryable=False)
+    result = GenerationResult(request_id=request_id, image_url=None, status=ResultStatus.FAILED, error=error)
+    await produce(kafka.bootstrap_servers, topics.results, [(request_id.encode(), result.to_json())])
+    assert (await waiting_for(client, submitted.headers["location"])).json()["status"] == "failed"
+    retries = [await client.post(f"v1/generations/{request_id}/retry")]
+    retries += await asyncio.gather(*(client.post(f"v1/generations/{request_id}/retry") for _ in range(20)))
+    assert {answer.status_code for answer in retries} == {202}
+    (address,) = {answer.headers["location"] for answer in retries}
+    state = (await client.get(address)).json()
+    assert (state["status"], state["request_id"]) == ("queued", retries[0].json()["request_id"])
+    values = [json.loads(record.value or b"") for record in await read_topic(kafka.bootstrap_servers, topics.tasks)]
+    (again,) = (value for value in values if value["request_id"] != request_id)
+    assert again == {"request_id": state["request_id"], "parent_id": request_id, "prompt": "a fox", "steps": 4}
 
 
 async def test_sigterm_answers_those_who_wait(gateway: GatewayProcess, client: httpx.AsyncClient) -> None:

@@ -58,6 +58,8 @@ class Records:
     """What the gateways wrote to Kafka."""
 
     headers: list[dict[str, bytes]] = field(default_factory=list)
+    values: list[dict[str, Any]] = field(default_factory=list)
+    """Tasks."""
     commands: list[tuple[str, dict[str, bytes], dict[str, Any]]] = field(default_factory=list)
     """Key, headers and value of those on the control topic."""
     failure: DeliveryError | None = None
@@ -73,6 +75,7 @@ class Records:
             return len(self.commands)
         assert all((topic, partition >= 0, key, value))
         self.headers.append(dict(headers))
+        self.values.append(json.loads(value))
         return len(self.headers)
 
 

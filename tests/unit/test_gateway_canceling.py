@@ -1,13 +1,15 @@
-"""The routes that cancel tasks, over a real task store: who gets a command, and what is answered."""
+"""The routes that cancel and retry tasks, over a real task store: what is written, and what is answered."""
 
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from fluxpool_gateway.http.cancel_routes import MAX_CANCELED_AT_ONCE
+from fluxpool_gateway.http.change_routes import MAX_CANCELED_AT_ONCE
 from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
@@ -194,3 +196,62 @@ async def test_a_body_of_any_bytes_is_no_failure(gateway: Gateway, path: str, bo
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, "invalid_request")
     assert status == 422 or answer.json()["detail"] == "the body cannot be read; send one JSON object in UTF-8"
     assert gateway.records.commands == []
+
+
+# Retries
+
+
+def written(request_id: str, body: str, priority: str = "standard") -> TaskSeen:
+    return TaskSeen(request_id=request_id, body=body, priority=priority, tenant="default", created_at_ms=TIME_MS)
+
+
+async def retry(gateway: Gateway, request_id: str = "r-1") -> httpx.Response:
+    return await gateway.one.ask("POST", f"/v1/generations/{request_id}/retry", gateway.admin)
+
+
+async def test_a_retry_is_a_new_task_with_the_same_inputs_and_its_parent(gateway: Gateway) -> None:
+    body = '{"request_id":"r-1","prompt":"a fox","steps":4,"group_id":"g","metadata":{"owner":"me"}}'
+    gateway.project(written("r-1", body, "vip"), ended("r-1"))
+    answer = await retry(gateway)
+    assert answer.status_code == 202
+    new_id = answer.json()["request_id"]
+    assert answer.headers["location"] == answer.json()["status_url"] == f"http://gateway/v1/generations/{new_id}"
+    (task_value,) = gateway.records.values
+    assert task_value == {**json.loads(body), "request_id": new_id, "parent_id": "r-1"}
+    assert gateway.records.headers[0]["fluxpool-priority"] == b"vip"
+    gateway.project(written(new_id, json.dumps(task_value)))
+    assert (await gateway.one.ask("GET", f"/v1/generations/{new_id}", gateway.admin)).json()["parent_id"] == "r-1"
+
+
+async def test_a_second_retry_of_one_end_is_the_same_task_and_of_its_retry_another(gateway: Gateway) -> None:
+    gateway.project(written("r-1", '{"request_id":"r-1","prompt":"a fox"}'), ended("r-1"))
+    first, again = await retry(gateway), await retry(gateway)
+    assert first.json()["request_id"] == again.json()["request_id"]
+    new_id = first.json()["request_id"]
+    gateway.project(written(new_id, json.dumps(gateway.records.values[0])), ended(new_id))
+    second = await retry(gateway, new_id)
+    assert second.json()["request_id"] not in {"r-1", new_id}
+    assert gateway.records.values[-1]["parent_id"] == new_id
+
+
+async def test_a_task_that_has_not_ended_is_not_retried(gateway: Gateway) -> None:
+    gateway.project(written("r-1", '{"request_id":"r-1","prompt":"a fox"}'))
+    answer = await retry(gateway)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "not_finished")
+    accepted = (await gateway.one.submit(gateway.admin)).json()
+    assert (await retry(gateway, accepted["request_id"])).status_code == 409
+    assert (await retry(gateway, "r-9")).status_code == 404
+
+
+async def test_a_task_of_which_only_the_result_is_stored_is_gone(gateway: Gateway) -> None:
+    alone = replace(ended("r-1"), tenant="default")
+    gateway.project(alone)
+    answer = await retry(gateway)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (410, "gone")
+
+
+async def test_what_a_request_may_not_hold_any_more_is_named(gateway: Gateway) -> None:
+    gateway.project(written("r-1", '{"request_id":"r-1","prompt":"a fox","of_a_producer":1}'), ended("r-1"))
+    answer = await retry(gateway)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "of_a_producer")
+    assert gateway.records.headers == []

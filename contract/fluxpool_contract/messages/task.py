@@ -261,3 +261,5 @@ class GenerationTask(GenerationParameters):
     model_config = ConfigDict(extra="allow", title="GenerationTask")
 
     request_id: RequestId
+    parent_id: Annotated[str, Field(max_length=128), AfterValidator(check_request_id)] | None = None
+    """The task that this one is a retry of."""

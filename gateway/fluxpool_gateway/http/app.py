@@ -18,7 +18,7 @@ from starlette.routing import Match, Route
 
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.problems import explain_items, summarize
-from fluxpool_gateway.http import cancel_routes, key_routes, task_routes
+from fluxpool_gateway.http import change_routes, key_routes, task_routes
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import (
@@ -156,7 +156,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     app.gate = KeyGate(KeyStore(settings.key_store_file())) if settings.needs_keys() else OpenGate()
     app.include_router(router)
     app.include_router(task_routes.router)
-    app.include_router(cancel_routes.router)
+    app.include_router(change_routes.router)
     app.include_router(key_routes.router)
     app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)

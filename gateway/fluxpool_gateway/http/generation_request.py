@@ -82,7 +82,7 @@ def check_quality(request: GenerationRequest, allowed: Collection[Quality]) -> N
     )
 
 
-def render_task(request: GenerationRequest, request_id: str) -> bytes:
+def render_task(request: GenerationRequest, request_id: str, *, parent_id: str | None = None) -> bytes:
     """The value of the task's record: the id and the given fields alone, as compact JSON.
 
     Defaults are left to the worker, so that a repeat of the same request is the same bytes whatever the release.
@@ -90,6 +90,8 @@ def render_task(request: GenerationRequest, request_id: str) -> bytes:
     """
     fields = _SERIALIZE(request, exclude_unset=True, exclude=_NOT_IN_THE_TASK)
     value = b'{"request_id":"%s",%s' % (request_id.encode(), fields[1:])
+    if parent_id is not None:
+        value = b'{"parent_id":"%s",%s' % (parent_id.encode(), value[1:])
     if len(value) > MAX_TASK_BYTES:
         raise body_too_large()
     return value

@@ -59,6 +59,7 @@ class ProblemCode(StrEnum):
     KEY_NOT_ACTIVE = "key_not_active", 409, "The API key is not active"
     NOT_FINISHED = "not_finished", 409, "The task is not finished"
     NO_IMAGES = "no_images", 409, "The task has no images"
+    GONE = "gone", 410, "It is no longer stored"
     QUEUE_UNAVAILABLE = "queue_unavailable", 503, "The queue is not available"
     STORE_UNAVAILABLE = "store_unavailable", 503, "The state of tasks is not available"
     STORAGE_FAILED = "storage_failed", 503, "The image store is not available"

@@ -5,6 +5,7 @@ broker has acknowledged the record. Owns the order: headers, body, idempotency (
 (`tasks.producer`). The task continues in the projector, and with a worker.
 """
 
+import json
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,10 +30,18 @@ from fluxpool_gateway.http.generation_request import (
     render_task,
 )
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header, unavailable
-from fluxpool_gateway.http.request_context import Send, base_url, correlation_id_of, send_accepted, send_problem
+from fluxpool_gateway.http.request_context import (
+    RawPairs,
+    Send,
+    base_url,
+    correlation_id_of,
+    send_accepted,
+    send_problem,
+)
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.identity.tenant_proof import prove_tenant
+from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure, RecordSink
@@ -45,6 +54,8 @@ PartitionCounts = Callable[[str], int | None]
 
 PATH: Final = "/v1/generations"
 _MAX_SHOWN_BYTES: Final = 100
+_NOT_IN_A_REQUEST: Final = ("request_id", "parent_id")
+"""Fields that a task has and a request has not."""
 _UNKNOWN_OUTCOME: Final = (
     "whether it was accepted is unknown; repeat it with the same Idempotency-Key, which cannot make a second task"
 )
@@ -129,6 +140,39 @@ class Submission:
             await send_accepted(send, request_id=request_id, base=base, correlation_id=correlation_id, more=more)
             return
         await send_problem(send, problem, correlation_id=correlation_id_of(headers.x_request_id), instance=PATH)
+
+    async def retry(
+        self, ended: TaskState, body: str, caller: Caller, raw_headers: RawPairs
+    ) -> tuple[str, Sequence[tuple[str, str]]]:
+        """Write a new task with the inputs of one that has ended; returns its id and headers of the response.
+
+        The id follows from the end of the task, so that a repeat is the same task. Raises `ProblemError` as a
+        submission does.
+        """
+        headers = _RequestHeaders()
+        _read_headers(raw_headers, into=headers)
+        fields = json.loads(body)
+        for name in _NOT_IN_A_REQUEST:
+            fields.pop(name, None)
+        request = parse_request(json.dumps(fields | {"priority": ended.priority}).encode())
+        check_quality(request, self.qualities)
+        caller.rights.check(request)
+        tenant = ended.tenant or caller.tenant
+        # No Idempotency-Key has blanks.
+        request_id = idempotent_request_id(tenant, f"retry of {ended.request_id} after {ended.version}")
+        value = render_task(request, request_id, parent_id=ended.request_id)
+        more: list[tuple[str, str]] = []
+        produce = partial(
+            self._admit_and_produce,
+            headers,
+            request,
+            tenant=tenant,
+            request_id=request_id,
+            value=value,
+            more=more,
+        )
+        await self.once(request_id, task_digest(value), produce)
+        return request_id, more
 
     async def _submit(
         self, headers: _RequestHeaders, receive: Receive, caller: Caller, more: list[tuple[str, str]]

@@ -1,5 +1,6 @@
 """The task as clients see it: a row of the store as the response of `GET /v1/generations/{id}`. Pure."""
 
+import json
 from datetime import UTC, datetime
 from typing import Annotated, Self
 
@@ -76,6 +77,8 @@ class TaskView(_View):
     metadata: dict[str, str] = {}
     group_id: str | None = None
     """As given with the task."""
+    parent_id: str | None = None
+    """The task that this one is a retry of."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -95,6 +98,7 @@ class TaskView(_View):
             attempts=state.attempts,
             priority=state.priority,
             group_id=state.group_id,
+            parent_id=_parent_of(state),
             created_at=_moment(state.created_at_ms),
             started_at=_moment(state.started_at_ms),
             completed_at=_moment(state.completed_at_ms),
@@ -163,6 +167,14 @@ def read_result(state: TaskState) -> GenerationResult | None:
     except ValidationError as error:
         logger.warning("result_unreadable", request_id=state.request_id, problems=error.error_count())
         return None
+
+
+def _parent_of(state: TaskState) -> str | None:
+    # Most tasks are no retries, and a body is up to 64 KiB.
+    if state.body is None or '"parent_id"' not in state.body:
+        return None
+    parent_id = json.loads(state.body).get("parent_id")
+    return parent_id if isinstance(parent_id, str) else None
 
 
 def _progress(state: TaskState) -> ProgressView | None:

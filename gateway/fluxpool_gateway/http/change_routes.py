@@ -1,4 +1,4 @@
-"""The routes that cancel tasks: one, or many by id or by a filter."""
+"""The routes that change what becomes of tasks: cancel one, or many by id or by a filter; retry one that has ended."""
 
 import asyncio
 from datetime import datetime
@@ -10,10 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from fluxpool_contract.bounds import milliseconds_of, with_zone
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
-from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems, unavailable
-from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, Services, WithServices
+from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, problems, unavailable
+from fluxpool_gateway.http.routes import READ_PROBLEMS, AcceptedGeneration, RequestIdInPath, Services, WithServices
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
-from fluxpool_gateway.http.submission import PATH
+from fluxpool_gateway.http.submission import PATH, Submission
 from fluxpool_gateway.http.task_routes import base_of, check_cursor, read_store, read_up_to_now
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
@@ -162,6 +162,51 @@ async def cancel_generations(
         next_cursor=None if following is None else str(following),
     )
     return _json(view, HTTPStatus.ACCEPTED)
+
+
+@router.post(
+    PATH + "/{request_id}/retry",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=AcceptedGeneration,
+    responses=problems(
+        {
+            409: "The task has not ended.",
+            410: "The request is no longer stored.",
+            422: "Today's limits do not allow the request; `errors` names each field.",
+            429: "A limit of the tenant is reached.",
+            **READ_PROBLEMS,
+        }
+    ),
+    summary="Retry a task",
+    **requires(KeyScope.SUBMIT),
+)
+async def retry_generation(
+    request_id: RequestIdInPath, request: Request, services: WithServices, caller: WithCaller
+) -> Response:
+    """A new task with the same inputs. A second retry of the same end is the same task."""
+    found = await services.lookup.find(request_id, caller)
+    if isinstance(found, RecentTask) or not found.status.terminal:
+        raise ProblemError(
+            ProblemCode.NOT_FINISHED,
+            f"task {request_id} has not ended; cancel it first, or wait for its end",
+            headers=[("retry-after", str(RETRY_AFTER_SECONDS))],
+        )
+    if found.body is None:
+        raise ProblemError(ProblemCode.GONE, f"the request of task {request_id} is no longer stored; submit it again")
+    submission: Submission = request.app.submission
+    try:
+        retried_id, more = await submission.retry(found, found.body, caller, request.scope["headers"])
+    except ProblemError as error:
+        if error.status is not HTTPStatus.SERVICE_UNAVAILABLE:
+            raise
+        detail = "the retry is not confirmed; repeat the request, which cannot make a second task"
+        raise unavailable(error.code, detail) from error
+    status_url = f"{base_of(request, services)}v1/generations/{retried_id}"
+    view = AcceptedGeneration(request_id=retried_id, status="queued", status_url=status_url)
+    response = _json(view, HTTPStatus.ACCEPTED)
+    for name, value in [("location", status_url), ("retry-after", str(RETRY_AFTER_SECONDS)), *more]:
+        response.headers[name] = value
+    return response
 
 
 async def _cancel(
