@@ -5,13 +5,18 @@ Owns HTTP, TCP and exec probes of the pod's address. The container loop acts on 
 
 import asyncio
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import httpx
 
 from kit.kubernetes_api import Body
 from kit.process_node.container import ContainerProcess
+
+_THREADS: Final = ThreadPoolExecutor(max_workers=64, thread_name_prefix="probe")
+"""Each waits for one answer; a container has at most three probes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,9 @@ async def ask(probe: Body, *, container: Body, process: ContainerProcess, pod_ip
         async with asyncio.timeout(timeout_seconds):
             if "tcpSocket" in probe:
                 return await _ask_tcp(pod_ip, port_number(probe["tcpSocket"]["port"], container))
-            return await _ask_http(probe["httpGet"], container=container, pod_ip=pod_ip)
+            # In a thread: a connection whose opening is cancelled can stay open until it is collected.
+            request = partial(_ask_http, probe["httpGet"], container=container, pod_ip=pod_ip, seconds=timeout_seconds)
+            return await asyncio.get_running_loop().run_in_executor(_THREADS, request)
     except LookupError as error:
         return str(error)
     except TimeoutError:
@@ -89,14 +96,16 @@ async def _ask_tcp(host: str, port: int) -> str | None:
     return None
 
 
-async def _ask_http(get: Body, *, container: Body, pod_ip: str) -> str | None:
+def _ask_http(get: Body, *, container: Body, pod_ip: str, seconds: float) -> str | None:
     scheme = get.get("scheme", "HTTP").lower()
     url = f"{scheme}://{pod_ip}:{port_number(get['port'], container)}{get.get('path', '/')}"
     headers = {entry["name"]: entry["value"] for entry in get.get("httpHeaders", [])}
     try:
         # A kubelet checks no certificates either.
-        async with httpx.AsyncClient(verify=False, trust_env=False, timeout=None) as client:  # noqa: S113, S501
-            answer = await client.get(url, headers={"User-Agent": "kube-probe/1.36", **headers})
+        with httpx.Client(verify=False, trust_env=False, timeout=seconds) as client:  # noqa: S501
+            answer = client.get(url, headers={"User-Agent": "kube-probe/1.36", **headers})
+    except httpx.TimeoutException as error:
+        raise TimeoutError from error
     except httpx.TransportError as error:
         return f"Get {url!r}: {error!r}"
     if 200 <= answer.status_code < 400:
