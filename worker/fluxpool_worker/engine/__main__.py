@@ -19,12 +19,10 @@ def load(spec: EngineSpec, phases: StartPhases) -> Generator:
     drop_known_messages()
     seed_kernels(image_folder(), triton_folder())
     # Imports after the environment that they read. Weights are read while diffusers is imported.
-    from fluxpool_worker.engine.checkpoint.lean_imports import lean_imports  # noqa: PLC0415
     from fluxpool_worker.engine.checkpoint.weight_reader import start_reading  # noqa: PLC0415
 
     reader = start_reading(spec)
-    with lean_imports():
-        from fluxpool_worker.engine.generation import load_generator  # noqa: PLC0415
+    from fluxpool_worker.engine.generation import load_generator  # noqa: PLC0415
 
     adopt_library_loggers()
     phases.end("imports")
