@@ -171,12 +171,12 @@ async def test_a_task_whose_engine_dies_starts_from_its_picture_again(bench: Wor
         ),
         ({"image": "_inputs/acme/cat.png"}, "image: must be below _inputs/default/ in the pool's storage, such as"),
         ({"image": "_inputs/default/notes.png"}, "image: is no PNG, JPEG or WebP file; send a PNG, JPEG or WebP file"),
-        ({"quality": "fast"}, "quality: fast cannot be drawn here: "),
+        ({"quality": "fast"}, "quality: fast is not available on this worker: the device is cpu; use exact"),
         ({"loras": [{"name": "wolf"}]}, f"loras: 'wolf' is unknown; the pool has {LORA}"),
     ],
     ids=["no-object", "another-tenants", "no-picture", "no-device-for-fast", "unknown-lora"],
 )
-async def test_what_cannot_be_drawn_is_refused_by_field_and_remedy(
+async def test_what_cannot_be_generated_is_refused_by_field_and_remedy(
     bench: WorkerBench, request: pytest.FixtureRequest, fields: dict[str, Any], message: str
 ) -> None:
     (bench.images / "_inputs/default/notes.png").write_text("these are notes")
