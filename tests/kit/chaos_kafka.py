@@ -14,11 +14,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from confluent_kafka.admin import AdminClient
 
-from fluxpool_cli.local.loopback import free_port
 from fluxpool_contract.kafka import SecurityProtocol
 from kit.kafka import KafkaFactory
 from kit.kafka_cluster import ClusterBroker, KafkaCluster
 from kit.kafka_settings import ListenerSpec
+from kit.ports import own_port
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
 
@@ -44,10 +44,7 @@ class ProxiedKafka:
 
 def proxied_listener(*, brokers: Literal[1, 3] = 1, name: str = "PROXIED") -> ListenerSpec:
     """A listener that advertises proxies."""
-    ports: set[int] = set()
-    while len(ports) < brokers:
-        ports.add(free_port(taken=ports))
-    advertised = dict(enumerate(sorted(ports), start=1))
+    advertised = {broker: own_port() for broker in range(1, brokers + 1)}
     return ListenerSpec(name=name, protocol=SecurityProtocol.PLAINTEXT, advertised_ports=advertised)
 
 

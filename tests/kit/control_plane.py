@@ -19,10 +19,11 @@ from typing import Any, Self
 
 import httpx
 
-from fluxpool_cli.local.loopback import HOST, free_port
+from fluxpool_cli.local.loopback import HOST
 from kit.control_plane_credentials import ClientLogin, Credentials
 from kit.kubernetes_api import ApiError, KubernetesApi
 from kit.pausable_process import PausableProcess
+from kit.ports import own_port
 
 __all__ = ["CommandError", "Component", "ControlPlane", "ControlPlaneError", "running_control_plane"]
 
@@ -76,7 +77,7 @@ class ControlPlane:
         self._extra_flags = dict(extra_flags or {})
         self._ports: dict[Component, int] = {}
         for component in Component:
-            self._ports[component] = free_port(taken=self._ports.values())
+            self._ports[component] = own_port()
         self.credentials = Credentials(self.data_dir / "credentials")
         self.audit_log_path = self.data_dir / "audit.log"
         self.admin = self.credentials.admin_login(self.server)

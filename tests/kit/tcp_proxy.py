@@ -11,7 +11,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self, assert_never
 
-from fluxpool_cli.local.loopback import HOST, free_port
+from fluxpool_cli.local.loopback import HOST
+from kit.ports import own_port
 
 _CHUNK_BYTES: Final = 64 * 1024
 # on, 0 s: closing sends RST and discards unsent bytes.
@@ -49,7 +50,7 @@ class TcpProxy:
 
     def __init__(self, server_port: int, *, port: int | None = None) -> None:
         """Both are loopback ports; without `port` the proxy chooses a free one."""
-        self.port: Final = port or free_port()
+        self.port: Final = port or own_port()
         self._server_port = server_port
         self._listener: asyncio.Server | None = None
         self._mode = LineMode.PASS

@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 
-from fluxpool_cli.local.loopback import free_port
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.task import EmbedParameters
@@ -32,6 +31,7 @@ from fluxpool_contract.settings.worker import (
 )
 from kit.http_probe import answers_ok
 from kit.kafka import TopicReader, TopicRecord, committed_offsets, create_topics, unique_name
+from kit.ports import own_port
 from kit.waiting import wait_until
 
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
@@ -137,7 +137,7 @@ class WorkerBench:
             ),
             "worker_name": name,
             "health_host": "127.0.0.1",
-            "health_port": free_port(),
+            "health_port": own_port(),
             "session_timeout_seconds": SESSION_TIMEOUT_SECONDS,
             "rebalance_timeout_seconds": 10.0,
             "engine_command": self.engine_command,

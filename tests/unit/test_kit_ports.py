@@ -1,0 +1,40 @@
+"""Ports of tests are apart, also of several processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fluxpool_cli.local.loopback import free_port
+from kit import ports
+
+pytestmark = pytest.mark.on_change
+
+OWNER = """
+import sys
+from kit import ports
+ports.free_port = lambda taken: int(sys.argv[1])
+print(ports.own_port(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_port_that_another_process_owns_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = free_port(), free_port()
+    offered = iter([theirs, ours])
+    monkeypatch.setattr(ports, "free_port", lambda taken: next(offered))  # noqa: ARG005 - the offers are fixed
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(theirs)],
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as owner:
+        assert owner.stdout is not None
+        assert int(owner.stdout.readline()) == theirs
+        assert ports.own_port() == ours
+        owner.kill()
+
+
+def test_a_process_never_gets_a_port_twice() -> None:
+    assert len({ports.own_port() for _ in range(50)}) == 50
