@@ -82,7 +82,7 @@ async def get_generation(
     wait_seconds = preferred_wait_seconds(", ".join(prefer), maximum=MAX_WAIT_SECONDS)
     body, etag, found = await _state(request_id, services, caller, base=base)
     if wait_seconds:
-        waiting = _wait(request_id, services, caller, found=found, base=base, known=known)
+        waiting = _wait(request_id, services, caller, etag=etag, found=found, base=base, known=known)
         await _answer_by(request, services, waiting, seconds=wait_seconds)
         body, etag, found = await _state(request_id, services, caller, base=base)
     headers = {**_NO_STORE, "etag": etag}
@@ -109,17 +109,15 @@ async def _wait(
     services: Services,
     caller: Caller,
     *,
+    etag: str,
     found: TaskState | RecentTask,
     base: str,
     known: str | None,
 ) -> None:
-    """Return once the task has ended or, where a tag is given, is in another state than that."""
-    while not _has_ended(found):
-        etag = (await _state(request_id, services, caller, base=base))[1]
-        if known is not None and not matches(known, etag):
-            return
+    """Return once the task has ended or, where the client knows a tag, is in another state than that."""
+    while not _has_ended(found) and (known is None or matches(known, etag)):
         await services.waits.later_than(request_id, found.version if isinstance(found, TaskState) else -1)
-        found = await services.lookup.find(request_id, caller)
+        _, etag, found = await _state(request_id, services, caller, base=base)
 
 
 async def _answer_by(
