@@ -8,13 +8,27 @@ from typing import Annotated, Final, Self
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from fluxpool_contract.bounds import milliseconds_of, with_zone
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
-from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, problems, unavailable
-from fluxpool_gateway.http.routes import READ_PROBLEMS, AcceptedGeneration, RequestIdInPath, Services, WithServices
+from fluxpool_gateway.http.problem import (
+    BODY_PROBLEMS,
+    RETRY_AFTER_SECONDS,
+    ProblemCode,
+    ProblemError,
+    problems,
+    unavailable,
+)
+from fluxpool_gateway.http.request_context import status_url_of
+from fluxpool_gateway.http.routes import (
+    READ_PROBLEMS,
+    AcceptedGeneration,
+    RequestIdInPath,
+    Services,
+    WithServices,
+    json_response,
+)
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.http.submission import PATH, Submission
-from fluxpool_gateway.http.task_routes import base_of, check_cursor, read_store, read_up_to_now
+from fluxpool_gateway.http.task_routes import base_of, check_cursor, filter_of, read_store, read_up_to_now
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder
@@ -25,11 +39,6 @@ from fluxpool_gateway.tasks.producer import DeliveryError
 
 MAX_CANCELED_AT_ONCE: Final = 500
 """One second of commands on a slow broker, and far fewer than workers remember (100,000)."""
-_BODY_PROBLEMS: Final = {
-    400: "The body is not JSON.",
-    415: "The body is not application/json.",
-    422: "A value is not allowed; `errors` names each field.",
-}
 
 router = APIRouter()
 
@@ -105,7 +114,7 @@ class CanceledTasks(BaseModel):
     response_model=CanceledTask,
     responses={
         200: {"model": CanceledTask, "description": "Nothing to do; `outcome` says why."},
-        **problems({**_BODY_PROBLEMS, **READ_PROBLEMS}),
+        **problems({**BODY_PROBLEMS, **READ_PROBLEMS}),
     },
     summary="Cancel a task",
     **requires(KeyScope.CANCEL),
@@ -123,14 +132,14 @@ async def cancel_generation(
         [(request_id, found)], services, caller, wanted or CancelRequest(), base=base_of(request, services)
     )
     requested = view.outcome is CancelOutcome.REQUESTED
-    return _json(view, HTTPStatus.ACCEPTED if requested else HTTPStatus.OK)
+    return json_response(view, HTTPStatus.ACCEPTED if requested else HTTPStatus.OK)
 
 
 @router.post(
     PATH + "/cancel",
     status_code=HTTPStatus.ACCEPTED,
     response_model=CanceledTasks,
-    responses=problems({**_BODY_PROBLEMS, **SECURITY_PROBLEMS, 503: READ_PROBLEMS[503]}),
+    responses=problems({**BODY_PROBLEMS, **SECURITY_PROBLEMS, 503: READ_PROBLEMS[503]}),
     summary="Cancel many tasks",
     **requires(KeyScope.CANCEL),
 )
@@ -161,7 +170,7 @@ async def cancel_generations(
         has_more=following is not None,
         next_cursor=None if following is None else str(following),
     )
-    return _json(view, HTTPStatus.ACCEPTED)
+    return json_response(view, HTTPStatus.ACCEPTED)
 
 
 @router.post(
@@ -201,9 +210,9 @@ async def retry_generation(
             raise
         detail = "the retry is not confirmed; repeat the request, which cannot make a second task"
         raise unavailable(error.code, detail) from error
-    status_url = f"{base_of(request, services)}v1/generations/{retried_id}"
+    status_url = status_url_of(retried_id, base=base_of(request, services))
     view = AcceptedGeneration(request_id=retried_id, status="queued", status_url=status_url)
-    response = _json(view, HTTPStatus.ACCEPTED)
+    response = json_response(view, HTTPStatus.ACCEPTED)
     for name, value in [("location", status_url), ("retry-after", str(RETRY_AFTER_SECONDS)), *more]:
         response.headers[name] = value
     return response
@@ -232,7 +241,7 @@ async def _cancel(
             request_id=request_id,
             outcome=outcome,
             status=found.status if isinstance(found, TaskState) else TaskStatus.QUEUED,
-            status_url=f"{base}v1/generations/{request_id}",
+            status_url=status_url_of(request_id, base=base),
         )
         for (request_id, found), outcome in zip(tasks, outcomes, strict=True)
     ]
@@ -259,15 +268,4 @@ async def _find_all(
 
 def _filter_of(wanted: CancelManyRequest, caller: Caller) -> ListFilter:
     statuses = {TaskStatus.QUEUED} if wanted.waiting_only else {TaskStatus.QUEUED, TaskStatus.RUNNING}
-    return ListFilter(
-        tenant=caller.tenant,
-        statuses=frozenset(statuses),
-        group_id=wanted.group_id,
-        from_ms=None if wanted.created_after is None else milliseconds_of(with_zone(wanted.created_after)),
-        before_ms=None if wanted.created_before is None else milliseconds_of(with_zone(wanted.created_before)),
-    )
-
-
-def _json(view: BaseModel, status: HTTPStatus) -> Response:
-    headers = {"cache-control": "no-store"}
-    return Response(view.model_dump_json(), status_code=status, media_type="application/json", headers=headers)
+    return filter_of(caller, statuses, wanted.group_id, since=wanted.created_after, before=wanted.created_before)

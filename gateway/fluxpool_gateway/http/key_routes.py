@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fluxpool_contract.messages import DEFAULT_TENANT, LORA_NAME_PATTERN, Quality, check_tenant
 from fluxpool_gateway.http.generation_request import Priority
-from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems, unavailable
+from fluxpool_gateway.http.problem import BODY_PROBLEMS, ProblemCode, ProblemError, problems, unavailable
+from fluxpool_gateway.http.routes import json_response
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey, new_key, parse_key
 from fluxpool_gateway.identity.gate import KeyGate
@@ -37,11 +38,6 @@ _KEY_PROBLEMS: Final = {
     503: "The keys cannot be read or written at the moment; retry.",
 }
 _CHANGE_PROBLEMS: Final = {409: "The key was revoked, has expired or was rotated.", **_KEY_PROBLEMS}
-_BODY_PROBLEMS: Final = {
-    400: "The body is not JSON.",
-    415: "The body is not application/json.",
-    422: "A value is not allowed; `errors` names each field.",
-}
 
 LoraName = Annotated[str, Field(pattern=LORA_NAME_PATTERN)]
 
@@ -157,7 +153,7 @@ KeyIdInPath = Annotated[str, Path(description="Id of the key: what its text has 
     PATH,
     status_code=HTTPStatus.CREATED,
     response_model=NewKeyView,
-    responses=problems({**_BODY_PROBLEMS, **_KEY_PROBLEMS}),
+    responses=problems({**BODY_PROBLEMS, **_KEY_PROBLEMS}),
     summary="Create an API key",
     **requires(KeyScope.ADMIN),
 )
@@ -187,7 +183,7 @@ async def create_key(wanted: KeyRequest, gate: WithGate, caller: WithCaller) -> 
 @router.get(
     PATH,
     response_model=KeyPage,
-    responses=problems({422: _BODY_PROBLEMS[422], **_KEY_PROBLEMS}),
+    responses=problems({422: BODY_PROBLEMS[422], **_KEY_PROBLEMS}),
     summary="The API keys of all tenants",
     **requires(KeyScope.ADMIN),
 )
@@ -207,14 +203,14 @@ async def list_keys(
         keys=tuple(KeyView.of(record, now_ms=now_ms) for record in shown),
         next=shown[-1].key_id if len(records) > limit else None,
     )
-    return _json(page)
+    return json_response(page)
 
 
 @router.post(
     PATH + "/{key_id}/rotate",
     status_code=HTTPStatus.CREATED,
     response_model=NewKeyView,
-    responses=problems({**_BODY_PROBLEMS, **_CHANGE_PROBLEMS}),
+    responses=problems({**BODY_PROBLEMS, **_CHANGE_PROBLEMS}),
     summary="Replace an API key",
     **requires(KeyScope.ADMIN),
 )
@@ -261,7 +257,7 @@ async def revoke_key(key_id: KeyIdInPath, gate: WithGate, caller: WithCaller) ->
         raise _no_such_key(key_id)
     gate.forget(key_id)
     logger.info("api_key_revoked", key_id=key_id, tenant=revoked.tenant, by_key_id=caller.key_id)
-    return _json(KeyView.of(revoked, now_ms=now_ms))
+    return json_response(KeyView.of(revoked, now_ms=now_ms))
 
 
 def _made() -> tuple[str, PresentedKey]:
@@ -272,12 +268,7 @@ def _made() -> tuple[str, PresentedKey]:
 
 
 def _created(record: KeyRecord, text: str, *, now_ms: int) -> Response:
-    return _json(NewKeyView.of(record, now_ms=now_ms, key=text), status=HTTPStatus.CREATED)
-
-
-def _json(view: BaseModel, *, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    headers = {"cache-control": "no-store"}
-    return Response(view.model_dump_json(), status_code=status, media_type="application/json", headers=headers)
+    return json_response(NewKeyView.of(record, now_ms=now_ms, key=text), HTTPStatus.CREATED)
 
 
 def _moment(milliseconds: int | None) -> datetime | None:

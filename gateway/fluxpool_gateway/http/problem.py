@@ -155,6 +155,14 @@ class ProblemDocument(BaseModel):
     error: OpenAIError
 
 
+BODY_PROBLEMS: Final = {
+    400: "The body is not JSON.",
+    415: "The body is not application/json.",
+    422: "A value is not allowed; `errors` names each field.",
+}
+"""Of routes whose body FastAPI reads."""
+
+
 def problems(descriptions: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     """Responses of a route as FastAPI declares them, from statuses and what they mean there."""
     return {status: {"model": ProblemDocument, "description": text} for status, text in descriptions.items()}

@@ -67,11 +67,16 @@ def base_url(*, public_url: str | None, scheme: str, host: bytes | None) -> str:
     return f"{scheme}://{host.decode('ascii')}/"
 
 
+def status_url_of(request_id: str, *, base: str) -> str:
+    """The address of a task's state; `base` as `base_url` makes it."""
+    return f"{base}v1/generations/{request_id}"
+
+
 async def send_accepted(
     send: Send, *, request_id: str, base: str, correlation_id: str, more: Iterable[tuple[str, str]] = ()
 ) -> None:
     """202: the broker has acknowledged the record. `more` are further headers."""
-    status_url = f"{base}v1/generations/{request_id}".encode()
+    status_url = status_url_of(request_id, base=base).encode()
     body = b'{"request_id":"%s","status":"queued","status_url":"%s"}' % (request_id.encode(), status_url)
     extra = [(b"location", status_url), (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)]
     extra += [(name.encode(), value.encode()) for name, value in more]

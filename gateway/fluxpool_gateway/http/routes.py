@@ -36,6 +36,7 @@ from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 
 # The bytes under an address never change; prompts are personal, so no shared cache keeps their images.
 IMAGE_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
+NO_STORE: Final = {"cache-control": "no-store"}
 _IMAGE_INDEXES: Final = frozenset(map(str, range(MAX_IMAGES)))
 _MEDIA_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
 """Other content types are not passed on: any producer may write a result record."""
@@ -65,6 +66,11 @@ def _services(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)  # noqa: S101 - set when the application starts
     return services
+
+
+def json_response(view: BaseModel, status: HTTPStatus = HTTPStatus.OK) -> Response:
+    """What no cache keeps, because the next answer may differ."""
+    return Response(view.model_dump_json(), status_code=status, media_type="application/json", headers=NO_STORE)
 
 
 WithServices = Annotated[Services, Depends(_services)]

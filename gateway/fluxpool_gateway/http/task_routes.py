@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
@@ -14,8 +14,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from fluxpool_contract.bounds import milliseconds_of, with_zone
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
 from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, problems, unavailable
-from fluxpool_gateway.http.request_context import base_url, find_header, preferred_wait_seconds
-from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, Services, WithServices, matches
+from fluxpool_gateway.http.request_context import (
+    base_url,
+    find_header,
+    preferred_wait_seconds,
+    status_url_of,
+)
+from fluxpool_gateway.http.routes import (
+    NO_STORE,
+    READ_PROBLEMS,
+    RequestIdInPath,
+    Services,
+    WithServices,
+    json_response,
+    matches,
+)
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.http.submission import PATH
 from fluxpool_gateway.identity.api_key import KeyScope
@@ -37,7 +50,6 @@ _LIST_PROBLEMS: Final = {
     422: "A parameter is not allowed; `errors` names each.",
     503: READ_PROBLEMS[503],
 }
-_NO_STORE: Final = {"cache-control": "no-store"}
 
 T = TypeVar("T")
 
@@ -85,7 +97,7 @@ async def get_generation(
         waiting = _wait(request_id, services, caller, etag=etag, found=found, base=base, known=known)
         await _answer_by(request, services, waiting, seconds=wait_seconds)
         body, etag, found = await _state(request_id, services, caller, base=base)
-    headers = {**_NO_STORE, "etag": etag}
+    headers = {**NO_STORE, "etag": etag}
     if not _has_ended(found):
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     if wait_seconds is not None:
@@ -145,7 +157,7 @@ def _has_ended(found: TaskState | RecentTask) -> bool:
 
 def view_of(request_id: str, found: TaskState | RecentTask, *, base: str) -> TaskView:
     """A task as clients see it."""
-    status_url = f"{base}v1/generations/{request_id}"
+    status_url = status_url_of(request_id, base=base)
     if isinstance(found, RecentTask):
         return TaskView.of_recent(request_id, found, status_url=status_url)
     return TaskView.of_state(found, status_url=status_url)
@@ -163,6 +175,24 @@ def base_of(request: Request, services: Services) -> str:
 def _with_plus(value: object) -> object:
     """`+` in a query is a blank unless it is written `%2B`; in a time that can have been nothing else."""
     return _PLUS_LOST.sub(r"\1+\2", value) if isinstance(value, str) else value
+
+
+def filter_of(
+    caller: Caller,
+    statuses: Iterable[TaskStatus],
+    group_id: str | None,
+    *,
+    since: datetime | None,
+    before: datetime | None,
+) -> ListFilter:
+    """Which of the tasks of the caller's tenant; times without a zone are UTC."""
+    return ListFilter(
+        tenant=caller.tenant,
+        statuses=frozenset(statuses),
+        group_id=group_id,
+        from_ms=None if since is None else milliseconds_of(with_zone(since)),
+        before_ms=None if before is None else milliseconds_of(with_zone(before)),
+    )
 
 
 def check_cursor(value: str) -> str:
@@ -206,13 +236,7 @@ async def list_generations(
     query: Annotated[ListQuery, Query()], request: Request, services: WithServices, caller: WithCaller
 ) -> Response:
     """Page by page, in a stable order. A task appears here some milliseconds after it was accepted."""
-    wanted = ListFilter(
-        tenant=caller.tenant,
-        statuses=frozenset(query.status),
-        group_id=query.group_id,
-        from_ms=None if query.created_after is None else milliseconds_of(with_zone(query.created_after)),
-        before_ms=None if query.created_before is None else milliseconds_of(with_zone(query.created_before)),
-    )
+    wanted = filter_of(caller, query.status, query.group_id, since=query.created_after, before=query.created_before)
     after = None if query.cursor is None else ListCursor.parse(query.cursor)
     page = await read_store(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
     base = base_of(request, services)
@@ -221,7 +245,7 @@ async def list_generations(
         has_more=page.next is not None,
         next_cursor=None if page.next is None else str(page.next),
     )
-    return Response(view.model_dump_json(), media_type="application/json", headers=_NO_STORE)
+    return json_response(view)
 
 
 @router.get(
@@ -246,7 +270,7 @@ async def get_group(
         raise _no_such_group(group_id)
     tasks_url = f"{base_of(request, services)}v1/generations?group_id={group_id}"
     view = GroupView.of(group_id, counted, tasks_url=tasks_url)
-    return Response(view.model_dump_json(), media_type="application/json", headers=_NO_STORE)
+    return json_response(view)
 
 
 def _no_such_group(group_id: str) -> ProblemError:
