@@ -154,24 +154,13 @@ class Submission:
         fields = json.loads(body)
         for name in _NOT_IN_A_REQUEST:
             fields.pop(name, None)
-        request = parse_request(json.dumps(fields | {"priority": ended.priority}).encode())
-        check_quality(request, self.qualities)
-        caller.rights.check(request)
+        request = self._parse(json.dumps(fields | {"priority": ended.priority}).encode(), caller)
         tenant = ended.tenant or caller.tenant
         # No Idempotency-Key has blanks.
         request_id = idempotent_request_id(tenant, f"retry of {ended.request_id} after {ended.version}")
         value = render_task(request, request_id, parent_id=ended.request_id)
         more: list[tuple[str, str]] = []
-        produce = partial(
-            self._admit_and_produce,
-            headers,
-            request,
-            tenant=tenant,
-            request_id=request_id,
-            value=value,
-            more=more,
-        )
-        await self.once(request_id, task_digest(value), produce)
+        await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
         return request_id, more
 
     async def _submit(
@@ -184,10 +173,7 @@ class Submission:
         tenant = caller.tenant
         check_content_type(headers.content_type)
         _check_content_encoding(headers.content_encoding)
-        body = await _read_body(receive)
-        request = parse_request(body)
-        check_quality(request, self.qualities)
-        caller.rights.check(request)
+        request = self._parse(await _read_body(receive), caller)
         if headers.idempotency_key is None:
             request_id = new_request_id()
             value = render_task(request, request_id)
@@ -200,17 +186,31 @@ class Submission:
             return request_id
         request_id = idempotent_request_id(tenant, check_idempotency_key(headers.idempotency_key))
         value = render_task(request, request_id)
+        await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
+        return request_id
+
+    def _parse(self, body: bytes, caller: Caller) -> GenerationRequest:
+        """The request, which this gateway and the caller's rights allow."""
+        request = parse_request(body)
+        check_quality(request, self.qualities)
+        caller.rights.check(request)
+        return request
+
+    async def _produce_once(
+        self,
+        headers: _RequestHeaders,
+        request: GenerationRequest,
+        *,
+        tenant: str,
+        request_id: str,
+        value: bytes,
+        more: list[tuple[str, str]],
+    ) -> None:
+        """Write the record unless an equal request has written it; raises as `Idempotency.once` does."""
         produce = partial(
-            self._admit_and_produce,
-            headers,
-            request,
-            tenant=tenant,
-            request_id=request_id,
-            value=value,
-            more=more,
+            self._admit_and_produce, headers, request, tenant=tenant, request_id=request_id, value=value, more=more
         )
         await self.once(request_id, task_digest(value), produce)
-        return request_id
 
     async def _admit_and_produce(
         self,
