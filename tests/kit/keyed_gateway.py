@@ -1,6 +1,7 @@
 """Two replicas of a gateway with API keys, over real stores and without Kafka or sockets."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import httpx
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas
 from fluxpool_gateway.http.readiness import BrokerWatch
@@ -26,7 +28,7 @@ from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
-from fluxpool_gateway.store.task_state import Change
+from fluxpool_gateway.store.task_state import Change, ResultSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
@@ -37,6 +39,7 @@ from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
 
 NOW_MS = 1_800_000_000_000
+IMAGE = b"\x89PNG and so on"
 KAFKA = KafkaConnection(bootstrap_servers=("localhost:9092",))
 
 
@@ -117,6 +120,30 @@ class Gateway:
 
     def project(self, *changes: Change) -> None:
         self.tasks.apply([(("topic", 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1)
+
+
+def succeeded(request_id: str, tenant: str, *, object_key: str | None = None) -> ResultSeen:
+    """The end of a task with one image, whose bytes are `IMAGE`."""
+    image = ImageDescription(
+        index=0,
+        url="http://images/0.png",
+        object=object_key or f"{tenant}/2026/04/05/{request_id}/0.png",
+        width=64,
+        height=64,
+        seed=7,
+        format="png",
+        content_type="image/png",
+        bytes=len(IMAGE),
+        sha256=hashlib.sha256(IMAGE).hexdigest(),
+    )
+    result = GenerationResult(request_id=request_id, image_url=None, status=ResultStatus.SUCCESS, images=(image,))
+    return ResultSeen(
+        request_id=request_id,
+        status=TaskStatus.SUCCEEDED,
+        body=result.model_dump_json(),
+        completed_at_ms=1,
+        tenant=tenant,
+    )
 
 
 def key_id(key: str) -> str:

@@ -22,45 +22,16 @@ from fluxpool_worker.engine.generator import (
     GenerationCanceledError,
     InputsError,
     NotFiniteError,
-    Pixels,
-    Rendering,
 )
 from fluxpool_worker.engine.protocol import Device, EngineSpec, GenerationInputs
 from fluxpool_worker.engine.tiny_checkpoint import write_tiny_checkpoint
+from kit.generating import one_pipeline_call, render
 
 INPUTS = GenerationInputs(prompt="a red fox in the snow", width=64, height=48, steps=3, seed=11)
 
 
 def spec_of(checkpoint: Path, **changes: Any) -> EngineSpec:
     return EngineSpec(**{"model": str(checkpoint), "device": Device.CPU, "offline": True, **changes})
-
-
-def render(
-    generator: FluxGenerator,
-    inputs: GenerationInputs,
-    *,
-    on_step: Callable[[int, int], None] = lambda _step, _total: None,
-    is_canceled: Callable[[], bool] = lambda: False,
-) -> Rendering:
-    return generator.generate(inputs, on_step=on_step, is_canceled=is_canceled)
-
-
-def one_pipeline_call(generator_pipeline: Any, inputs: GenerationInputs) -> Pixels:
-    """The reference: one call of the diffusers pipeline; its image as bytes."""
-    (images,) = generator_pipeline(
-        prompt=inputs.prompt,
-        negative_prompt=inputs.negative_prompt,
-        true_cfg_scale=inputs.true_cfg_scale,
-        guidance_scale=inputs.guidance,
-        width=inputs.width,
-        height=inputs.height,
-        num_inference_steps=inputs.steps,
-        generator=torch.Generator("cpu").manual_seed(inputs.seed),
-        output_type="np",
-        return_dict=False,
-    )
-    pixels: Pixels = (images[0] * 255).round().astype(np.uint8)
-    return pixels
 
 
 @pytest.fixture(scope="module")

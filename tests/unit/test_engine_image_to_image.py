@@ -1,7 +1,6 @@
 """Images from a picture, on the tiny checkpoint: what diffusers' `FluxImg2ImgPipeline` generates, by both ways."""
 
 import io
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from fluxpool_worker.engine.fused.denoising import FusedDenoiser
 from fluxpool_worker.engine.fused.fast.operations import ScaledOperations
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.generation import FluxGenerator
-from fluxpool_worker.engine.generator import GenerationCanceledError, InputsError, Pixels, Rendering
+from fluxpool_worker.engine.generator import GenerationCanceledError, InputsError, Pixels
 from fluxpool_worker.engine.protocol import AppliedLora, Device, EngineSpec, GenerationInputs
+from kit.generating import one_pipeline_call, render
 
 BOTH_WAYS = pytest.mark.parametrize("fused", [False, True], ids=["by-diffusers", "fused"])
 
@@ -71,33 +71,8 @@ def diffusers_pipeline(tiny_checkpoint: Path) -> Any:
     return FluxImg2ImgPipeline.from_pipe(load_pipeline(spec).pipeline)
 
 
-def render(
-    generator: FluxGenerator,
-    inputs: GenerationInputs,
-    *,
-    on_step: Callable[[int, int], None] = lambda _step, _total: None,
-    is_canceled: Callable[[], bool] = lambda: False,
-) -> Rendering:
-    return generator.generate(inputs, on_step=on_step, is_canceled=is_canceled)
-
-
 def by_diffusers(pipeline: Any, inputs: GenerationInputs, image: Image.Image) -> Pixels:
-    (images,) = pipeline(
-        prompt=inputs.prompt,
-        image=image,
-        strength=inputs.strength,
-        negative_prompt=inputs.negative_prompt,
-        true_cfg_scale=inputs.true_cfg_scale,
-        guidance_scale=inputs.guidance,
-        width=inputs.width,
-        height=inputs.height,
-        num_inference_steps=inputs.steps,
-        generator=torch.Generator("cpu").manual_seed(inputs.seed),
-        output_type="np",
-        return_dict=False,
-    )
-    pixels: Pixels = (images[0] * 255).round().astype(np.uint8)
-    return pixels
+    return one_pipeline_call(pipeline, inputs, image=image, strength=inputs.strength)
 
 
 def distance(one: Pixels, other: Pixels) -> int:

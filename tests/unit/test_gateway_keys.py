@@ -16,14 +16,11 @@ from starlette.routing import Route
 
 from fluxpool_contract.header_names import TENANT
 from fluxpool_contract.messages.derived import idempotent_request_id
-from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
 from fluxpool_gateway.identity.api_key import KeyScope, new_key, parse_key
 from fluxpool_gateway.identity.gate import CACHED_SECONDS
-from fluxpool_gateway.store.task_state import ResultSeen, TaskSeen, TaskStatus
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings, prepare
-
-IMAGE = b"\x89PNG and so on"
+from fluxpool_gateway.store.task_state import TaskSeen
+from kit.keyed_gateway import IMAGE, Gateway, key_id, keyed_gateway, keyed_settings, prepare, succeeded
 
 
 @pytest.fixture
@@ -49,29 +46,6 @@ def requests_of_every_route(app: GatewayApplication) -> Iterator[tuple[str, str,
 
 def task(request_id: str, tenant: str) -> TaskSeen:
     return TaskSeen(request_id=request_id, body="{}", priority="standard", tenant=tenant, created_at_ms=1)
-
-
-def succeeded(request_id: str, tenant: str, *, object_key: str | None = None) -> ResultSeen:
-    image = ImageDescription(
-        index=0,
-        url="http://images/0.png",
-        object=object_key or f"{tenant}/2026/04/05/{request_id}/0.png",
-        width=64,
-        height=64,
-        seed=7,
-        format="png",
-        content_type="image/png",
-        bytes=len(IMAGE),
-        sha256=hashlib.sha256(IMAGE).hexdigest(),
-    )
-    result = GenerationResult(request_id=request_id, image_url=None, status=ResultStatus.SUCCESS, images=(image,))
-    return ResultSeen(
-        request_id=request_id,
-        status=TaskStatus.SUCCEEDED,
-        body=result.model_dump_json(),
-        completed_at_ms=1,
-        tenant=tenant,
-    )
 
 
 # Every route

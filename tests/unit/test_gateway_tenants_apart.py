@@ -1,6 +1,5 @@
 """Tenants are apart on every route of the application: nothing tells a caller whether another tenant's task exists."""
 
-import hashlib
 import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -10,13 +9,11 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 
-from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
-from fluxpool_gateway.store.task_state import ResultSeen, TaskSeen, TaskStatus
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from fluxpool_gateway.store.task_state import TaskSeen
+from kit.keyed_gateway import IMAGE, Gateway, keyed_gateway, keyed_settings, succeeded
 
 PROMPT = "the secret of acme"
-IMAGE = b"\x89PNG and so on"
 DONE, QUEUED = "acme-done", "acme-queued"
 OBJECT = f"acme/2026/04/05/{DONE}/0.png"
 PATH_VALUES: dict[str, tuple[str, ...]] = {
@@ -77,19 +74,6 @@ def add_tasks_of_acme(gateway: Gateway, folder: Path) -> None:
     stored = folder / "images" / OBJECT
     stored.parent.mkdir(parents=True)
     stored.write_bytes(IMAGE)
-    image = ImageDescription(
-        index=0,
-        url="http://images/0.png",
-        object=OBJECT,
-        width=64,
-        height=64,
-        seed=7,
-        format="png",
-        content_type="image/png",
-        bytes=len(IMAGE),
-        sha256=hashlib.sha256(IMAGE).hexdigest(),
-    )
-    result = GenerationResult(request_id=DONE, image_url=None, status=ResultStatus.SUCCESS, images=(image,))
     tasks = [
         TaskSeen(
             request_id=request_id,
@@ -101,16 +85,7 @@ def add_tasks_of_acme(gateway: Gateway, folder: Path) -> None:
         )
         for request_id in (DONE, QUEUED)
     ]
-    gateway.project(
-        *tasks,
-        ResultSeen(
-            request_id=DONE,
-            status=TaskStatus.SUCCEEDED,
-            body=result.model_dump_json(),
-            completed_at_ms=1,
-            tenant="acme",
-        ),
-    )
+    gateway.project(*tasks, succeeded(DONE, "acme", object_key=OBJECT))
 
 
 async def answers(gateway: Gateway, key: str) -> dict[Question, tuple[int, str, str]]:
