@@ -35,6 +35,7 @@ from kit.kafka_settings import (
     render_properties,
 )
 from kit.pausable_process import PausableProcess
+from kit.ports import own_port
 
 _log = structlog.get_logger(__name__)
 
@@ -156,7 +157,7 @@ class KafkaCluster:
 
     async def _prepare(self, *, deadline_seconds: float) -> None:
         listeners = [spec.name for spec in self._listeners]
-        layout = ClusterLayout.of(self.data_dir, brokers=self._broker_count, listeners=listeners)
+        layout = ClusterLayout.of(self.data_dir, brokers=self._broker_count, listeners=listeners, choose_port=own_port)
         layout.save(self.data_dir)
         brokers = tuple(
             ClusterBroker(

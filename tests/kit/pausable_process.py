@@ -21,8 +21,9 @@ class PausableProcess(ChildProcess):
     def terminate(self) -> None:
         """SIGTERM, which a paused process handles only once it is resumed."""
         super().terminate()
-        if self.pid is not None:
-            self.resume()
+        # It may have ended by the signal, at any moment.
+        if self.pid is not None and self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> int:
         pid = self.pid

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxpool_cli.local.loopback import free_port
+from fluxpool_cli.local.loopback import PORTS, free_port
 from kit import ports
 
 pytestmark = pytest.mark.on_change
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.on_change
 OWNER = """
 import sys
 from kit import ports
-ports.free_port = lambda taken: int(sys.argv[1])
+ports.free_port = lambda taken, among: int(sys.argv[1])
 print(ports.own_port(), flush=True)
 sys.stdin.read()
 """
@@ -23,7 +23,7 @@ sys.stdin.read()
 def test_a_port_that_another_process_owns_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, ours = free_port(), free_port()
     offered = iter([theirs, ours])
-    monkeypatch.setattr(ports, "free_port", lambda taken: next(offered))  # noqa: ARG005 - the offers are fixed
+    monkeypatch.setattr(ports, "free_port", lambda taken, among: next(offered))  # noqa: ARG005 - the offers are fixed
     with subprocess.Popen(
         [sys.executable, "-c", OWNER, str(theirs)],
         env={"PYTHONPATH": str(Path(__file__).parents[1])},
@@ -38,3 +38,7 @@ def test_a_port_that_another_process_owns_is_passed_over(monkeypatch: pytest.Mon
 
 def test_a_process_never_gets_a_port_twice() -> None:
     assert len({ports.own_port() for _ in range(50)}) == 50
+
+
+def test_programs_under_test_choose_no_port_of_the_tests_own() -> None:
+    assert ports.own_port() not in PORTS

@@ -2,7 +2,7 @@
 
 import random
 import socket
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from contextlib import closing
 from typing import Final
 
@@ -29,13 +29,13 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port(*, taken: Container[int] = ()) -> int:
-    """A port that is free now and not among `taken`; raises `NoFreePortError`.
+def free_port(*, taken: Container[int] = (), among: Sequence[int] = PORTS) -> int:
+    """A port of `among` that is free now and not in `taken`; raises `NoFreePortError`.
 
     Another process may take it before the caller listens; the caller's own start then fails and is repeated.
     """
     for _ in range(_ATTEMPTS):
-        port = random.choice(PORTS)  # noqa: S311 - spreads parallel runs, guards nothing
+        port = random.choice(among)  # noqa: S311 - spreads parallel runs, guards nothing
         if port not in taken and is_free(port):
             return port
-    raise NoFreePortError(f"no free port found on {HOST} between {PORTS.start} and {PORTS.stop}")
+    raise NoFreePortError(f"no free port found on {HOST} between {among[0]} and {among[-1]}")

@@ -6,7 +6,7 @@ Owns `cluster.json`, the choice of ports, and the order of formatting, start and
 import asyncio
 import base64
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -26,6 +26,13 @@ from fluxpool_cli.local.loopback import NoFreePortError, free_port
 _READINESS_GROUP = "fluxpool-readiness"
 
 
+def _choose(taken: Container[int]) -> int:
+    try:
+        return free_port(taken=taken)
+    except NoFreePortError as error:
+        raise KafkaStartError(str(error)) from error
+
+
 class ClusterLayout(BaseModel):
     """The content of `cluster.json`, kept between runs; `ports` maps node id -> listener name -> port."""
 
@@ -34,11 +41,19 @@ class ClusterLayout(BaseModel):
     formatted: bool = False
 
     @classmethod
-    def of(cls, folder: Path, *, brokers: int = 1, listeners: Sequence[str] = ()) -> Self:
+    def of(
+        cls,
+        folder: Path,
+        *,
+        brokers: int = 1,
+        listeners: Sequence[str] = (),
+        choose_port: Callable[[Container[int]], int] = _choose,
+    ) -> Self:
         """Return the stored layout, or a new one; chooses the ports that are still missing.
 
-        `listeners` are those beside the plain and the controller's. Raises `KafkaStartError` when the folder holds
-        another number of brokers, its file is damaged or no port is free.
+        `listeners` are those beside the plain and the controller's. `choose_port` gets the ports that are taken.
+        Raises `KafkaStartError` when the folder holds another number of brokers, its file is damaged or no port is
+        free.
         """
         layout = cls._stored(folder) or cls(
             cluster_id=base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode(),
@@ -51,7 +66,10 @@ class ClusterLayout(BaseModel):
         names = (PLAIN_LISTENER, CONTROLLER_LISTENER, *listeners)
         taken = {port for stored in layout.ports.values() for port in stored.values()}
         for node_id, stored in layout.ports.items():
-            layout.ports[node_id] = {name: stored.get(name) or _choose(taken) for name in names}
+            layout.ports[node_id] = {}
+            for name in names:
+                layout.ports[node_id][name] = stored.get(name) or choose_port(taken)
+                taken.add(layout.ports[node_id][name])
         return layout
 
     @classmethod
@@ -126,12 +144,3 @@ class LocalKafka:
             self._layout.formatted = True
             # Written last: what an interrupted format left behind is formatted again.
             self._layout.save(self.data_dir)
-
-
-def _choose(taken: set[int]) -> int:
-    try:
-        port = free_port(taken=taken)
-    except NoFreePortError as error:
-        raise KafkaStartError(str(error)) from error
-    taken.add(port)
-    return port
