@@ -24,7 +24,7 @@ from fluxpool_worker.engine.fused.fast.operations import (
 )
 from fluxpool_worker.engine.fused.fast.steps import FEWEST_STEPS, computed_steps
 from fluxpool_worker.engine.fused.fast.triton_operations import TritonScaledOperations
-from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation, NormVectors
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.weights import Linear
 from fluxpool_worker.engine.generation import FluxGenerator, load_generator
@@ -205,6 +205,12 @@ def test_the_kernel_of_scaled_norms_does_what_the_reference_does(*, has_update: 
     width, rows = 48, 7
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(6 * width, generator=generator).half()
+    modulation = Modulation(
+        vectors=vectors,
+        text_rows=3,
+        text=NormVectors(gate=0, scale=width, shift=2 * width),
+        image=NormVectors(gate=3 * width, scale=4 * width, shift=5 * width),
+    )
     update = 3 * torch.randn(rows, width, generator=generator).half() if has_update else None
 
     def run(operations: ScaledOperations, dtype: torch.dtype) -> tuple[torch.Tensor, ScaledRows]:
@@ -214,10 +220,7 @@ def test_the_kernel_of_scaled_norms_does_what_the_reference_does(*, has_update: 
             stream=stream,
             update=update,
             out=out,
-            vectors=vectors,
-            text_rows=3,
-            text=NormVectors(gate=0, scale=width, shift=2 * width),
-            image=NormVectors(gate=3 * width, scale=4 * width, shift=5 * width),
+            modulation=modulation,
         )
         return stream, out
 

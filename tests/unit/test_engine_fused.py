@@ -15,7 +15,7 @@ from fluxpool_worker.engine.fused import FusedDenoiser, why_not_fused
 from fluxpool_worker.engine.fused.choice import why_not_packed
 from fluxpool_worker.engine.fused.decoder import fuse_decoder, why_not_fused_decoder
 from fluxpool_worker.engine.fused.decoder_operations import DecoderOperations, TritonDecoderOperations
-from fluxpool_worker.engine.fused.modulation import ModulationLayout, NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation, ModulationLayout, NormVectors
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.triton_operations import TritonOperations
 from fluxpool_worker.engine.fused.weights import HeadNorms
@@ -295,6 +295,12 @@ def test_the_kernel_of_norms_does_what_the_reference_does(*, has_update: bool) -
     width, rows, dtype = 48, 7, torch.float16
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(6 * width, generator=generator).to(dtype)
+    modulation = Modulation(
+        vectors=vectors,
+        text_rows=3,
+        text=NormVectors(gate=0, scale=width, shift=2 * width),
+        image=NormVectors(gate=3 * width, scale=4 * width, shift=5 * width),
+    )
     update = 3 * torch.randn(rows, width, generator=generator).to(dtype) if has_update else None
     ended = []
     for operations in (Operations(), TritonOperations()):
@@ -304,10 +310,7 @@ def test_the_kernel_of_norms_does_what_the_reference_does(*, has_update: bool) -
             stream=stream,
             update=update,
             out=out,
-            vectors=vectors,
-            text_rows=3,
-            text=NormVectors(gate=0, scale=width, shift=2 * width),
-            image=NormVectors(gate=3 * width, scale=4 * width, shift=5 * width),
+            modulation=modulation,
         )
         ended.append(torch.cat((stream, out)))
     wanted, found = ended

@@ -122,16 +122,15 @@ def _empty(*shape: int, dtype: Any) -> Any:
 def _forward(dtype: Any) -> None:
     import torch  # noqa: PLC0415 - as above
 
-    from fluxpool_worker.engine.fused.modulation import NormVectors  # noqa: PLC0415
+    from fluxpool_worker.engine.fused.modulation import Modulation, NormVectors  # noqa: PLC0415
     from fluxpool_worker.engine.fused.triton_operations import TritonOperations  # noqa: PLC0415
     from fluxpool_worker.engine.fused.weights import HeadNorms  # noqa: PLC0415
 
     operations, where = TritonOperations(), NormVectors(gate=2 * WIDTH, scale=WIDTH, shift=0)
     stream, vectors = _empty(ROWS, WIDTH, dtype=dtype), _empty(3 * WIDTH, dtype=dtype)
+    modulation = Modulation(vectors=vectors, text_rows=TEXT_ROWS, text=where, image=where)
     for update in (None, stream):
-        operations.add_and_norm(
-            stream=stream, update=update, out=stream, vectors=vectors, text_rows=TEXT_ROWS, text=where, image=where
-        )
+        operations.add_and_norm(stream=stream, update=update, out=stream, modulation=modulation)
     norms = HeadNorms(*(_empty(2 * HEADS, HEAD_WIDTH, dtype=dtype) for _ in range(2)))
     angles = _empty(ROWS, HEAD_WIDTH // 2, dtype=torch.float32)
     packed = _empty(ROWS, 3 * WIDTH, dtype=dtype)[:, : 2 * WIDTH]
@@ -150,7 +149,7 @@ def _fast_forward() -> None:
 
     from fluxpool_worker.engine.fused.fast.operations import ScaledRows  # noqa: PLC0415
     from fluxpool_worker.engine.fused.fast.triton_operations import TritonScaledOperations  # noqa: PLC0415
-    from fluxpool_worker.engine.fused.modulation import NormVectors  # noqa: PLC0415
+    from fluxpool_worker.engine.fused.modulation import Modulation, NormVectors  # noqa: PLC0415
 
     operations, where = TritonScaledOperations(), NormVectors(gate=2 * WIDTH, scale=WIDTH, shift=0)
     scales = _empty(ROWS, dtype=torch.float32)
@@ -160,15 +159,13 @@ def _fast_forward() -> None:
 
     stream, hidden = (_empty(ROWS, columns, dtype=torch.bfloat16) for columns in (WIDTH, 4 * WIDTH))
     vectors = _empty(3 * WIDTH, dtype=torch.bfloat16)
+    modulation = Modulation(vectors=vectors, text_rows=TEXT_ROWS, text=where, image=where)
     for update in (None, stream):
         operations.add_norm_and_scale(
             stream=stream,
             update=update,
             out=scaled(WIDTH),
-            vectors=vectors,
-            text_rows=TEXT_ROWS,
-            text=where,
-            image=where,
+            modulation=modulation,
         )
     operations.scale_rows(attended=stream, hidden=None, out=scaled(WIDTH))
     operations.scale_rows(attended=None, hidden=hidden, out=scaled(4 * WIDTH))

@@ -27,6 +27,16 @@ class NormVectors:
     shift: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modulation:
+    """Of the rows of a norm: the first `text_rows` by the vectors at `text`, the others by those at `image`."""
+
+    vectors: torch.Tensor
+    text_rows: int
+    text: NormVectors
+    image: NormVectors
+
+
 @dataclass(frozen=True, slots=True)
 class BlockVectors:
     """Where the vectors of one half of a block begin."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation
 from fluxpool_worker.engine.fused.weights import HeadNorms, Linear
 
 EPSILON: Final = 1e-6
@@ -24,18 +24,15 @@ class Operations:
         stream: torch.Tensor,
         update: torch.Tensor | None,
         out: torch.Tensor,
-        vectors: torch.Tensor,
-        text_rows: int,
-        text: NormVectors,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> None:
         """`stream += gate * update`, then `out = layer_norm(stream) * (1 + scale) + shift`.
 
         `stream`, `update` and `out` are (rows, width); without `update` the stream stays as it is. In float16 the
         stream is kept within the dtype's range, as in diffusers.
         """
-        width = stream.shape[1]
-        for rows, where in ((slice(0, text_rows), text), (slice(text_rows, None), image)):
+        width, vectors, text_rows = stream.shape[1], modulation.vectors, modulation.text_rows
+        for rows, where in ((slice(0, text_rows), modulation.text), (slice(text_rows, None), modulation.image)):
             if update is not None:
                 gate = vectors[where.gate : where.gate + width].float()
                 total = stream[rows].float() + gate * update[rows].float()

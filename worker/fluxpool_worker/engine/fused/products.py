@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.weights import Linear, PackedWeights, Streams
 
@@ -21,9 +21,7 @@ class Products(Protocol):
         *,
         stream: torch.Tensor,
         update: torch.Tensor | None,
-        vectors: torch.Tensor,
-        text: NormVectors,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> None:
         """`Operations.add_and_norm` of all rows; the products read what it leaves."""
 
@@ -32,8 +30,7 @@ class Products(Protocol):
         *,
         stream: torch.Tensor,
         update: torch.Tensor,
-        vectors: torch.Tensor,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> torch.Tensor:
         """The same of image rows alone, given and returned in the dtype of the stream."""
 
@@ -72,29 +69,20 @@ class ExactProducts:
         *,
         stream: torch.Tensor,
         update: torch.Tensor | None,
-        vectors: torch.Tensor,
-        text: NormVectors,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> None:
         """See `Products`."""
         self._operations.add_and_norm(
             stream=stream,
             update=update,
             out=self._normed,
-            vectors=vectors,
-            text_rows=self._text_rows,
-            text=text,
-            image=image,
+            modulation=modulation,
         )
 
-    def last_norm(
-        self, *, stream: torch.Tensor, update: torch.Tensor, vectors: torch.Tensor, image: NormVectors
-    ) -> torch.Tensor:
+    def last_norm(self, *, stream: torch.Tensor, update: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         """See `Products`."""
         out = self._normed[self._text_rows :]
-        self._operations.add_and_norm(
-            stream=stream, update=update, out=out, vectors=vectors, text_rows=0, text=image, image=image
-        )
+        self._operations.add_and_norm(stream=stream, update=update, out=out, modulation=modulation)
         return out
 
     def from_norm(self, layer: Linear, *, rows: slice, out: torch.Tensor) -> None:

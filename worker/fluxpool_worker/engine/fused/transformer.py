@@ -8,7 +8,7 @@ matrix product. Knows nothing of steps, schedules or prompts, nor of how product
 import torch
 
 from fluxpool_worker.engine.fused.attention import Attention
-from fluxpool_worker.engine.fused.modulation import BlockVectors, ModulationLayout, NormVectors
+from fluxpool_worker.engine.fused.modulation import BlockVectors, Modulation, ModulationLayout, NormVectors
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.products import ProductsOf, linear
 from fluxpool_worker.engine.fused.weights import DoubleBlock, HeadNorms, PackedWeights, SingleBlock, Streams
@@ -77,7 +77,8 @@ class FusedTransformer:
     # Norms
 
     def _norm(self, *, update: torch.Tensor | None, text: NormVectors, image: NormVectors) -> None:
-        self._products.add_and_norm(stream=self._stream, update=update, vectors=self._vectors, text=text, image=image)
+        modulation = Modulation(vectors=self._vectors, text_rows=self._text.stop, text=text, image=image)
+        self._products.add_and_norm(stream=self._stream, update=update, modulation=modulation)
 
     def _first_norm(self) -> None:
         text, image = self._layout.double_text(0).attention, self._layout.double_image(0).attention
@@ -132,9 +133,8 @@ class FusedTransformer:
         last = NormVectors(
             gate=self._layout.single(index).gate, scale=self._layout.last_scale, shift=self._layout.last_shift
         )
-        return products.last_norm(
-            stream=self._stream[image], update=self._update[image], vectors=self._vectors, image=last
-        )
+        modulation = Modulation(vectors=self._vectors, text_rows=0, text=last, image=last)
+        return products.last_norm(stream=self._stream[image], update=self._update[image], modulation=modulation)
 
     # Attention
 

@@ -6,7 +6,7 @@ import torch
 
 from fluxpool_worker.engine.fused.choice import HEADS_MULTIPLE
 from fluxpool_worker.engine.fused.kernels import add_and_norm_kernel, norm_and_rotate_kernel
-from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation
 from fluxpool_worker.engine.fused.operations import EPSILON, Operations
 from fluxpool_worker.engine.fused.weights import HeadNorms, Linear
 
@@ -22,10 +22,7 @@ class TritonOperations(Operations):
         stream: torch.Tensor,
         update: torch.Tensor | None,
         out: torch.Tensor,
-        vectors: torch.Tensor,
-        text_rows: int,
-        text: NormVectors,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> None:
         """See `Operations`."""
         launch_add_and_norm(
@@ -33,10 +30,7 @@ class TritonOperations(Operations):
             update=update,
             out=out,
             scales=None,
-            vectors=vectors,
-            text_rows=text_rows,
-            text=text,
-            image=image,
+            modulation=modulation,
         )
 
     def norm_and_rotate(
@@ -77,20 +71,18 @@ def launch_add_and_norm(
     update: torch.Tensor | None,
     out: torch.Tensor,
     scales: torch.Tensor | None,
-    vectors: torch.Tensor,
-    text_rows: int,
-    text: NormVectors,
-    image: NormVectors,
+    modulation: Modulation,
 ) -> None:
     """`Operations.add_and_norm`; with `scales` (rows) the rows of `out` are in 8 bits."""
     rows, width = stream.shape
+    vectors, text, image = modulation.vectors, modulation.text, modulation.image
     add_and_norm_kernel[(rows,)](
         stream,
         stream if update is None else update,
         out,
         vectors if scales is None else scales,
         vectors,
-        text_rows,
+        modulation.text_rows,
         text.gate,
         text.scale,
         text.shift,

@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.weights import Linear
 
@@ -39,10 +39,7 @@ class ScaledOperations:
         stream: torch.Tensor,
         update: torch.Tensor | None,
         out: ScaledRows,
-        vectors: torch.Tensor,
-        text_rows: int,
-        text: NormVectors,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> None:
         """`Operations.add_and_norm` with 8-bit rows."""
         normed = torch.empty(stream.shape, device=stream.device)
@@ -50,10 +47,7 @@ class ScaledOperations:
             stream=stream,
             update=update,
             out=normed,
-            vectors=vectors,
-            text_rows=text_rows,
-            text=text,
-            image=image,
+            modulation=modulation,
         )
         _store(normed, out)
 

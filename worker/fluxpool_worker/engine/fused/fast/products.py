@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from fluxpool_worker.engine.fused.fast.operations import FLOAT8, ScaledOperations, ScaledRows
-from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation
 from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.weights import Linear, PackedWeights, Streams
 
@@ -48,28 +48,19 @@ class ScaledProducts:
         *,
         stream: torch.Tensor,
         update: torch.Tensor | None,
-        vectors: torch.Tensor,
-        text: NormVectors,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> None:
         """See `Products`."""
         self._operations.add_norm_and_scale(
             stream=stream,
             update=update,
             out=self._normed[self._all],
-            vectors=vectors,
-            text_rows=self._text_rows,
-            text=text,
-            image=image,
+            modulation=modulation,
         )
 
-    def last_norm(
-        self, *, stream: torch.Tensor, update: torch.Tensor, vectors: torch.Tensor, image: NormVectors
-    ) -> torch.Tensor:
+    def last_norm(self, *, stream: torch.Tensor, update: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         """See `Products`."""
-        self._plain.add_and_norm(
-            stream=stream, update=update, out=self._last, vectors=vectors, text_rows=0, text=image, image=image
-        )
+        self._plain.add_and_norm(stream=stream, update=update, out=self._last, modulation=modulation)
         return self._last
 
     def from_norm(self, layer: Linear, *, rows: slice, out: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import torch
 
 from fluxpool_worker.engine.fused.fast.kernels import scale_rows_kernel
 from fluxpool_worker.engine.fused.fast.operations import ScaledOperations, ScaledRows
-from fluxpool_worker.engine.fused.modulation import NormVectors
+from fluxpool_worker.engine.fused.modulation import Modulation
 from fluxpool_worker.engine.fused.triton_operations import launch_add_and_norm
 from fluxpool_worker.engine.fused.weights import Linear
 
@@ -21,10 +21,7 @@ class TritonScaledOperations(ScaledOperations):
         stream: torch.Tensor,
         update: torch.Tensor | None,
         out: ScaledRows,
-        vectors: torch.Tensor,
-        text_rows: int,
-        text: NormVectors,
-        image: NormVectors,
+        modulation: Modulation,
     ) -> None:
         """See `ScaledOperations`."""
         launch_add_and_norm(
@@ -32,10 +29,7 @@ class TritonScaledOperations(ScaledOperations):
             update=update,
             out=out.values,
             scales=out.scales,
-            vectors=vectors,
-            text_rows=text_rows,
-            text=text,
-            image=image,
+            modulation=modulation,
         )
 
     def scale_rows(self, *, attended: torch.Tensor | None, hidden: torch.Tensor | None, out: ScaledRows) -> None:
