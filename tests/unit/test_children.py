@@ -50,8 +50,7 @@ def _pool(edits: Mapping[str, Any] | None = None, *, spec: Mapping[str, Any] = M
 
 
 def _template(edits: Mapping[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
-    children = render_children(_pool(edits), replicas=1, **arguments)
-    template: dict[str, Any] = children.deployment["spec"]["template"]
+    template: dict[str, Any] = render_children(_pool(edits), replicas=1, **arguments).deployment["spec"]["template"]
     return template
 
 
