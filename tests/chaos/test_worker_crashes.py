@@ -14,7 +14,8 @@ import pytest
 from fluxpool_contract.kafka.ledger import decode_ledger
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from kit.kafka import committed_offsets, produce
-from kit.waiting import wait_until
+from kit.processes import command_line
+from kit.waiting import PATIENCE, wait_until
 from kit.worker import (
     SESSION_TIMEOUT_SECONDS,
     WorkerBench,
@@ -150,7 +151,7 @@ async def test_a_task_longer_than_the_grace_period_is_stopped_at_its_next_step_a
 ) -> None:
     bench = quick_bench
     first = await bench.start_ready(drain_grace_seconds=1.0)
-    body = task_body("endless", "seconds=6", steps=60)
+    body = task_body("endless", f"seconds={6 * PATIENCE:g}", steps=60)
     [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
     await wait_for_step(bench, "endless")
     first.signal(signal.SIGTERM)
@@ -297,7 +298,7 @@ async def test_engines_that_keep_dying_end_the_pod_in_an_orderly_way_and_the_cou
 
 async def test_an_engine_that_hangs_is_killed_at_the_hard_limit(quick_bench: WorkerBench) -> None:
     bench = quick_bench
-    worker = await bench.start_ready(max_crashes=2, step_soft_limit_seconds=1.0, step_hard_limit_seconds=4.0)
+    worker = await bench.start_ready(max_crashes=2, step_soft_limit_seconds=1.0, step_hard_limit_seconds=4.0 * PATIENCE)
     await produce(
         bench.bootstrap_servers,
         bench.topics.tasks,
@@ -379,5 +380,5 @@ async def test_no_process_remains_when_all_agents_are_killed(quick_bench: Worker
     for worker in workers:
         await worker.wait_exit(20)
     assert not [
-        child for child in psutil.Process().children(recursive=True) if "fluxpool_worker" in " ".join(child.cmdline())
+        child for child in psutil.Process().children(recursive=True) if "fluxpool_worker" in command_line(child)
     ]

@@ -27,6 +27,7 @@ from kit.manifests import (
     pods_of,
     wait_gone,
 )
+from kit.processes import is_alive
 from kit.waiting import WaitExpiredError, wait_until, wait_until_blocking
 
 pytestmark = [pytest.mark.cluster, pytest.mark.on_change]
@@ -291,7 +292,7 @@ def test_a_control_plane_dies_with_the_program_that_started_it(binaries: Path, t
         os.kill(parent.pid, signal.SIGKILL)
 
     def all_gone() -> bool:
-        return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in children)
+        return not any(is_alive(one) for one in children)
 
     wait_until_blocking(all_gone, deadline_seconds=10, what="the end of the orphaned programs")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.node_bench import is_alive
+from kit.processes import is_alive
 from kit.waiting import wait_until_blocking
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

@@ -10,7 +10,8 @@ import pytest
 
 from kit.kubernetes_api import Body
 from kit.manifests import container_status, create_deployment, create_pod, deployment, events_of, is_ready, pod, pods_of
-from kit.node_bench import POD_IP, SERVER, Bench, is_alive, python_image
+from kit.node_bench import POD_IP, SERVER, Bench, python_image
+from kit.processes import is_alive
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.on_change]

@@ -25,8 +25,9 @@ from kit.manifests import (
     pods_of,
     wait_gone,
 )
-from kit.node_bench import POLITE, SLEEP, STUBBORN, Bench, is_alive
+from kit.node_bench import POLITE, SLEEP, STUBBORN, Bench
 from kit.process_node import NodePolicy, StopScope
+from kit.processes import is_alive
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.on_change]

@@ -20,7 +20,8 @@ from fluxpool_gateway.settings import GatewaySettings
 from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, start_gateway
 from kit.kafka import KafkaFactory, read_topic
 from kit.kafka_cluster import KafkaCluster
-from kit.waiting import wait_until
+from kit.processes import is_alive
+from kit.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -32,17 +33,9 @@ def run_with(environment: dict[str, str], *, module: str = "fluxpool_gateway") -
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
         check=False,
     )
-
-
-def alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return status != "Z"
 
 
 @pytest.mark.parametrize("module", ["fluxpool_gateway", "fluxpool_gateway.projector"])
@@ -78,7 +71,7 @@ async def test_a_port_in_use_is_named_and_the_first_gateway_continues(kafka: Kaf
         port = int(first.url.rstrip("/").rpartition(":")[2])
         second = start_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path / "second", topics, listen_port=port))
         try:
-            assert await asyncio.to_thread(second.server.wait, 60) == 1
+            assert await asyncio.to_thread(second.server.wait, 60 * PATIENCE) == 1
         finally:
             second.kill()
         assert f"127.0.0.1:{port}" in second.log()
@@ -111,7 +104,7 @@ async def test_sigterm_finishes_requests_in_progress_and_leaves_no_process(kafka
                 group.create_task(submit_until_it_ends())
             await wait_until(lambda: len(accepted) > 50, deadline_seconds=30, what="traffic")
             assert await asyncio.to_thread(gateway.stop) == (0, 0)
-        assert not any(alive(pid) for pid in pids)
+        assert not any(is_alive(pid) for pid in pids)
     assert settings.address_file is not None
     assert not settings.address_file.exists()
     keys = {record.key for record in await read_topic(kafka.bootstrap_servers, topics.tasks)}
@@ -165,7 +158,7 @@ async def test_workers_are_started_again_and_die_with_their_parent(kafka: KafkaC
         workers = gateway.servers()
         gateway.server.kill()
         await wait_until(
-            lambda: not any(alive(pid) for pid in workers), deadline_seconds=20, what="the end of all workers"
+            lambda: not any(is_alive(pid) for pid in workers), deadline_seconds=20, what="the end of all workers"
         )
 
 
@@ -181,7 +174,7 @@ async def test_a_worker_that_cannot_start_ends_the_server(tmp_path: Path) -> Non
     settings = gateway_settings("127.0.0.1:1", tmp_path, TopicNames(), processes=2, kafka=without_tokens)
     gateway = start_gateway(settings)
     try:
-        assert await asyncio.to_thread(gateway.server.wait, 120) == STARTUP_FAILURE
+        assert await asyncio.to_thread(gateway.server.wait, 120 * PATIENCE) == STARTUP_FAILURE
         assert "no OAUTHBEARER token" in gateway.log() or "no client for Kafka" in gateway.log()
     finally:
         gateway.kill()

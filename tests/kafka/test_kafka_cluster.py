@@ -37,7 +37,8 @@ from kit.kafka import (
 )
 from kit.kafka_cluster import KafkaCluster
 from kit.kafka_settings import ListenerSpec, ScramUser, group_on_partition
-from kit.waiting import WaitExpiredError, wait_until, wait_until_blocking
+from kit.processes import is_alive
+from kit.waiting import PATIENCE, WaitExpiredError, wait_until, wait_until_blocking
 
 pytestmark = [pytest.mark.kafka, pytest.mark.on_change("cli/fluxpool_cli/local/kafka")]
 
@@ -101,7 +102,7 @@ async def test_a_group_can_be_used_at_once_when_the_kafka_is_ready(kafka: KafkaC
     )
     await consumer.start()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * PATIENCE):
             record = await consumer.getone()
         await consumer.commit({TopicPartition(topic, 1): OffsetAndMetadata(record.offset + 1, "seen")})
     finally:
@@ -167,7 +168,7 @@ async def test_a_paused_broker_responds_once_it_is_resumed(own_kafka: KafkaClust
         sending = asyncio.create_task(send_one(own_kafka.bootstrap_servers, topic, b"late"))
     finally:
         broker.resume()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30 * PATIENCE):
         await sending
     assert [record.value for record in await read_topic(own_kafka.bootstrap_servers, topic)] == [b"late"]
 
@@ -217,7 +218,7 @@ def test_a_broker_dies_with_the_program_that_started_it(kafka_libs: Path, tmp_pa
         assert "kafka.Kafka" in broker.cmdline()
         os.kill(parent.pid, signal.SIGKILL)
     wait_until_blocking(
-        lambda: not broker.is_running() or broker.status() == psutil.STATUS_ZOMBIE,
+        lambda: not is_alive(broker),
         deadline_seconds=10,
         what="end of the orphaned broker",
     )

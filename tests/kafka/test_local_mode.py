@@ -15,11 +15,13 @@ import psutil
 import pytest
 
 from fluxpool_cli.local.state_file import StackState
-from kit.waiting import wait_until_blocking
+from kit.processes import is_alive
+from kit.waiting import PATIENCE, wait_until_blocking
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
+ANSWER_SECONDS = 60.0
 SMALL = ("--size", "64x64", "--steps", "2")
 
 Fluxpool = Callable[..., subprocess.CompletedProcess[str]]
@@ -39,7 +41,7 @@ def fluxpool(tmp_path: Path) -> Iterator[Fluxpool]:
             env={**environment, "NO_COLOR": "1", "COLUMNS": "250"},
             capture_output=True,
             text=True,
-            timeout=timeout_seconds,
+            timeout=PATIENCE * timeout_seconds,
             check=False,
         )
         assert ended.returncode == rc, f"{arguments}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
@@ -67,7 +69,7 @@ def workers_in(folder: Path, *, state: str = "ready") -> list[int]:
 
 def wait_gone(pids: list[int]) -> None:
     def gone() -> bool:
-        return all(not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie" for pid in pids)
+        return not any(is_alive(pid) for pid in pids)
 
     wait_until_blocking(gone, deadline_seconds=30, what=f"the processes {pids} are gone")
 
@@ -79,7 +81,7 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     first = up(fluxpool, "--idle-grace", "1")
     assert first["data_dir"] == str(folder)
     assert re.fullmatch(r"127\.0\.0\.1:\d+", first["bootstrap_servers"])
-    assert httpx.get(f"{first['gateway_url']}/readyz", trust_env=False).is_success
+    assert httpx.get(f"{first['gateway_url']}/readyz", trust_env=False, timeout=ANSWER_SECONDS).is_success
 
     second = fluxpool("local", "up", "--detach", "-o", "json")
     assert json.loads(second.stdout) == first
@@ -124,7 +126,10 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     assert {name: again[name] for name in again if name != "pid"} == {
         name: first[name] for name in first if name != "pid"
     }
-    assert httpx.get(document["image_url"], trust_env=False).content == (tmp_path / document["files"][0]).read_bytes()
+    assert (
+        httpx.get(document["image_url"], trust_env=False, timeout=ANSWER_SECONDS).content
+        == (tmp_path / document["files"][0]).read_bytes()
+    )
 
 
 def test_a_crashed_worker_is_replaced_and_the_stack_ends_with_its_supervisor(
@@ -169,7 +174,7 @@ def test_two_folders_run_two_stacks_and_down_ends_one_of_them(fluxpool: Fluxpool
         assert left[name] != right[name]
     fluxpool("local", "down", "--data-dir", "left")
     assert not (tmp_path / "left" / "state.json").exists()
-    assert httpx.get(f"{right['gateway_url']}/readyz", trust_env=False).is_success
+    assert httpx.get(f"{right['gateway_url']}/readyz", trust_env=False, timeout=ANSWER_SECONDS).is_success
     assert all(part.is_alive() for part in state_in(tmp_path / "right").parts)
 
 
@@ -186,14 +191,16 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
         assert process.stdout is not None
         document = ""
         while not document.endswith("}\n"):
-            document += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, "it ended before it said its addresses"
+            document += line
         addresses = json.loads(document)
         assert addresses["bootstrap_servers"] == bootstrap_servers
         parts = state_in(tmp_path / "fg").parts
         assert [part.name for part in parts if not part.name.startswith("worker-")] == ["gateway", "projector"]
         assert "already runs" in fluxpool("local", "up", "--data-dir", "fg").stderr
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=90)
+        _, errors = process.communicate(timeout=90 * PATIENCE)
     assert process.returncode == 130, errors
     assert "gateway ended" in errors
     assert "projector ended" in errors

@@ -20,9 +20,9 @@ from kit.kafka_cluster import ClusterBroker, KafkaCluster
 from kit.kafka_settings import ListenerSpec
 from kit.ports import own_port
 from kit.tcp_proxy import TcpProxy
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
-_REQUEST_SECONDS: Final = 10.0
+_REQUEST_SECONDS: Final = 10.0 * PATIENCE
 
 
 @dataclass(frozen=True, slots=True)

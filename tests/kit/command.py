@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kit.waiting import PATIENCE
+
 PROGRAM = str(Path(sys.executable).with_name("fluxpool"))
-_SECONDS = 90.0
+_SECONDS = 90.0 * PATIENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from kit.waiting import PATIENCE
+
 OFFSETS_TOPIC: Final = "__consumer_offsets"
-REQUEST_SECONDS: Final = 5.0
-READ_SECONDS: Final = 15.0
+REQUEST_SECONDS: Final = 5.0 * PATIENCE
+READ_SECONDS: Final = 15.0 * PATIENCE
 RECONNECT_MS: Final = 1000
 """The library's ten seconds would show in every time that is measured with this."""
 

@@ -24,13 +24,14 @@ from kit.control_plane_credentials import ClientLogin, Credentials
 from kit.kubernetes_api import ApiError, KubernetesApi
 from kit.pausable_process import PausableProcess
 from kit.ports import own_port
+from kit.waiting import PATIENCE
 
 __all__ = ["CommandError", "Component", "ControlPlane", "ControlPlaneError", "running_control_plane"]
 
 _READINESS_INTERVAL_SECONDS = 0.05
-_COMMAND_SECONDS = 120.0
+_COMMAND_SECONDS = 120.0 * PATIENCE
 # An API server waits for requests in flight, and its watches never end by themselves.
-_STOP_GRACE_SECONDS = 5.0
+_STOP_GRACE_SECONDS = 5.0 * PATIENCE
 # Metadata has user, verb and object, which is enough to check access rules; bodies are not stored.
 _AUDIT_POLICY = """\
 apiVersion: audit.k8s.io/v1
@@ -107,6 +108,7 @@ class ControlPlane:
         Raises `ControlPlaneError` with the end of the log when a program dies or the deadline passes; then none is
         left running.
         """
+        deadline_seconds *= PATIENCE
         try:
             async with asyncio.timeout(deadline_seconds):
                 for component in Component:
@@ -130,6 +132,7 @@ class ControlPlane:
 
     async def start_component(self, component: Component, *, deadline_seconds: float = 30) -> None:
         """Start one program again and return once it serves."""
+        deadline_seconds *= PATIENCE
         try:
             async with asyncio.timeout(deadline_seconds):
                 await self._start(component)

@@ -30,6 +30,7 @@ from fluxpool_worker.engine.protocol import (
     head_for_agent,
 )
 from fluxpool_worker.engine.start_mark import StartMark
+from kit.processes import whole_lines
 from kit.waiting import PATIENCE
 
 DEADLINE_SECONDS = 75.0 * PATIENCE
@@ -141,7 +142,7 @@ class Engine:
         return self.process.wait(DEADLINE_SECONDS)
 
     def log_lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stderr.read_text().splitlines()]
+        return [json.loads(line) for line in whole_lines(self.stderr)]
 
     def close(self) -> None:
         self.socket.close()

@@ -12,12 +12,14 @@ from typing import Any, Self
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from kit.waiting import PATIENCE
+
 with warnings.catch_warnings():
     # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
     from kafka import KafkaProducer
 
-_SECONDS = 20.0
+_SECONDS = 20.0 * PATIENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings
 from kit.http_probe import answers_ok
 from kit.kafka import create_topics, unique_name
-from kit.waiting import wait_until_blocking
+from kit.waiting import PATIENCE, wait_until_blocking
 
 START_DEADLINE_SECONDS = 60.0
-STOP_DEADLINE_SECONDS = 30.0
+STOP_DEADLINE_SECONDS = 30.0 * PATIENCE
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ import yaml
 
 from kit.control_plane_binaries import BinariesMissingError, control_plane_binaries
 from kit.kubernetes_api import Body
+from kit.waiting import PATIENCE
 
 CHART: Final = Path(__file__).parents[2] / "charts" / "fluxpool"
 CI_VALUES: Final = tuple(sorted((CHART / "ci").glob("*-values.yaml")))
@@ -67,7 +68,7 @@ class Helm:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=60 * PATIENCE,
         )
         if finished.returncode:
             raise HelmError(f"{finished.stderr}{finished.stdout}".strip())

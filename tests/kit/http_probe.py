@@ -6,11 +6,13 @@ Programs under test start on the cores that poll them.
 import http.client
 from urllib.parse import urlsplit
 
-ANSWER_SECONDS = 2.0
+from kit.waiting import PATIENCE
+
+ANSWER_SECONDS = 2.0 * PATIENCE
 
 
 def answers_ok(url: str) -> bool:
-    """Whether a GET of that http:// address is answered with 200; blocks for two seconds at most."""
+    """Whether a GET of that http:// address is answered with 200; blocks for some seconds at most."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.netloc, timeout=ANSWER_SECONDS)
     try:

@@ -27,7 +27,7 @@ from fluxpool_contract.kafka import SecurityProtocol
 from kit.kafka_classes import classes_file, using_classes, writing_classes
 from kit.kafka_cluster import KafkaCluster
 from kit.kafka_settings import ListenerSpec
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
 with warnings.catch_warnings():
     # kafka-python reads its message schemas by a function of importlib that Python 3.11 and 3.12 call deprecated.
@@ -39,7 +39,7 @@ with warnings.catch_warnings():
 ScriptClientError: type[Exception] = _KafkaPythonError
 """Errors of `produce` and `committed_offsets` when the brokers are down."""
 
-_REQUEST_SECONDS = 10.0
+_REQUEST_SECONDS = 10.0 * PATIENCE
 _UNSERVED_PAUSE_SECONDS = 0.2
 _DUMP_SECONDS = 120.0
 """A broker writes its classes when it ends, in 10 s of a core."""
@@ -210,6 +210,7 @@ class TopicReader:
         `TimeoutError` when the end is not reached in time, `confluent_kafka.KafkaException` when it is not served by
         then.
         """
+        deadline_seconds *= PATIENCE
         deadline = time.monotonic() + deadline_seconds
 
         def read() -> list[TopicRecord]:

@@ -36,6 +36,7 @@ from kit.kafka_settings import (
 )
 from kit.pausable_process import PausableProcess
 from kit.ports import own_port
+from kit.waiting import PATIENCE
 
 _log = structlog.get_logger(__name__)
 
@@ -110,6 +111,7 @@ class KafkaCluster:
         Raises `KafkaStartError` when the folder does not fit, or with the end of the log when one dies or is too
         slow; then none of the brokers is left running.
         """
+        deadline_seconds *= PATIENCE
         if not self._brokers:
             await self._prepare(deadline_seconds=deadline_seconds)
         try:
@@ -129,11 +131,11 @@ class KafkaCluster:
         if not running:
             raise KafkaStartError("no broker runs: start the Kafka before waiting for it")
         groups = [group_on_partition(number) for number in range(OFFSETS_PARTITIONS)]
-        await wait_ready(running, groups=groups, deadline_seconds=deadline_seconds)
+        await wait_ready(running, groups=groups, deadline_seconds=PATIENCE * deadline_seconds)
 
     async def stop(self, *, grace_seconds: float = 10) -> None:
         """Stop all brokers cleanly; those that still run after `grace_seconds` are killed."""
-        await _together(broker.stop(grace_seconds=grace_seconds) for broker in self._brokers)
+        await _together(broker.stop(grace_seconds=PATIENCE * grace_seconds) for broker in self._brokers)
 
     async def __aenter__(self) -> Self:
         """Start and wait until ready."""

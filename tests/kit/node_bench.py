@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from kit.control_plane import ControlPlane
 from kit.kubernetes_api import Body, KubernetesApi
 from kit.manifests import container_status, create_pod, get_pod, is_ready, pod, wait_gone
@@ -55,14 +53,6 @@ def python_image(**environment: str) -> ProcessImage:
         environment={"PATH": path, **environment},
         folders=(str(Path(__file__).parents[2]),),
     )
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process exists and has not ended."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @dataclass(slots=True)

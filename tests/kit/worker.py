@@ -32,6 +32,7 @@ from fluxpool_contract.settings.worker import (
 from kit.http_probe import answers_ok
 from kit.kafka import TopicReader, TopicRecord, committed_offsets, create_topics, unique_name
 from kit.ports import own_port
+from kit.processes import whole_lines
 from kit.waiting import wait_until
 
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
@@ -65,7 +66,7 @@ class WorkerProcess:
 
     def log(self) -> list[dict[str, Any]]:
         """Its log so far, line by line."""
-        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in whole_lines(self.log_file) if line.startswith("{")]
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """The log lines of one event."""

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from fluxpool_cli.local.child_process import ChildProcess
+from kit.processes import is_alive
 from kit.waiting import wait_until
 
 DEADLINE_SECONDS = 20
@@ -90,10 +91,9 @@ async def test_a_kill_ends_the_processes_that_the_child_started(tmp_path: Path) 
     grandchild = psutil.Process(int(process.log_tail()))
     await process.kill()
 
-    async def gone() -> bool:
-        return not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
-
-    await wait_until(gone, deadline_seconds=DEADLINE_SECONDS, what="the end of the grandchild")
+    await wait_until(
+        lambda: not is_alive(grandchild), deadline_seconds=DEADLINE_SECONDS, what="the end of the grandchild"
+    )
 
 
 def test_a_child_may_be_started_in_one_event_loop_and_stopped_in_another(tmp_path: Path) -> None:

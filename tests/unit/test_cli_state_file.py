@@ -100,8 +100,8 @@ def test_down_ends_the_orphans_of_a_dead_supervisor_and_nothing_else(
         supervisor.wait()
         ended: list[str] = []
         assert end_stack(data_dir, report=ended.append)
-        assert left_behind.wait(timeout=5) == -signal.SIGTERM
-        assert stubborn.wait(timeout=5) == -signal.SIGKILL
+        assert left_behind.wait(timeout=30) == -signal.SIGTERM
+        assert stubborn.wait(timeout=30) == -signal.SIGKILL
     assert stranger.poll() is None
     assert [line.split()[1] for line in ended] == ["worker-1", "worker-2"]
     assert not end_stack(data_dir, report=ended.append)

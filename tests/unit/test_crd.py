@@ -15,6 +15,7 @@ from fluxpool_operator import crd
 from fluxpool_operator.api import Reason
 from fluxpool_operator.api.schema import ApiModel
 from kit.pool_refusals import RULE_REFUSALS
+from kit.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = crd.open_api_schema()
@@ -62,7 +63,7 @@ def test_the_command_explains_itself(arguments: list[str], capsys: pytest.Captur
 
 
 def test_another_process_writes_the_same(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "fluxpool_operator.crd", str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "fluxpool_operator.crd", str(tmp_path)], check=True, timeout=60 * PATIENCE)
     assert (tmp_path / crd.FILE_NAME).read_text() == crd.render_definition()
 
 

@@ -17,12 +17,13 @@ from uvicorn.server import ServerState
 from fluxpool_gateway.http import protocol as http_protocol
 from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES
 from fluxpool_gateway.http.protocol import BoundedHttpProtocol, sweep_connections
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
 POST = b"POST /v1/generations HTTP/1.1\r\nHost: a\r\n"
 GET = b"GET /healthz HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 LATER_SECONDS = 60.0
+ANSWER_SECONDS = 30.0 * PATIENCE
 TCP_CLOSE = 7
 """State of a connection that was reset, in `struct tcp_info` of tcp(7)."""
 
@@ -62,6 +63,8 @@ class Server:
     application: Application
     port: int
     state: ServerState
+    received: list[int]
+    """The size of each piece of data that its connections took from their sockets."""
 
     def pass_time(self, seconds: float = LATER_SECONDS) -> None:
         """Advance the clock of all connections."""
@@ -73,7 +76,7 @@ class Server:
             writer.write(data)
             if half_close:
                 writer.write_eof()
-            return await asyncio.wait_for(reader.read(), 10)
+            return await asyncio.wait_for(reader.read(), ANSWER_SECONDS)
 
     @asynccontextmanager
     async def connect(self, **options: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -96,14 +99,19 @@ async def serving(*, max_connections: int = 100) -> AsyncIterator[Server]:
     )
     config.load()
     state = ServerState()
+    received: list[int] = []
 
     class Protocol(BoundedHttpProtocol):
-        """The protocol with the limit of a test."""
+        """The protocol with the limit of a test, which counts what it gets."""
+
+        def data_received(self, data: bytes) -> None:
+            received.append(len(data))
+            super().data_received(data)
 
     Protocol.max_connections = max_connections
     server = await asyncio.get_running_loop().create_server(lambda: Protocol(config, state, {}), "127.0.0.1", 0)
     try:
-        yield Server(application, server.sockets[0].getsockname()[1], state)
+        yield Server(application, server.sockets[0].getsockname()[1], state, received)
     finally:
         server.close()
         for connection in list(state.connections):
@@ -294,10 +302,9 @@ async def test_a_refused_body_does_not_cut_off_the_answer_before_it(server: Serv
 async def test_a_request_that_is_late_is_refused(server: Server, sent: bytes, status: int | None) -> None:
     answering = asyncio.create_task(server.send(sent))
     await until(lambda: bool(server.state.connections))
+    await until(lambda: sum(server.received) == len(sent))
     if sent.startswith(POST):
         await until(lambda: bool(server.application.headers))
-    else:
-        await asyncio.sleep(0.05)
     server.pass_time(http_protocol.HEAD_SECONDS - 1)
     assert not answering.done()
     server.pass_time()
@@ -310,7 +317,7 @@ async def test_a_request_that_is_late_is_refused(server: Server, sent: bytes, st
 async def test_many_half_headers_are_ended_by_the_clock_while_idle_connections_keep_being_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, seconds in {"HEAD_SECONDS": 1.0, "LINGER_SECONDS": 0.2, "SWEEP_SECONDS": 0.05}.items():
+    for name, seconds in {"HEAD_SECONDS": PATIENCE, "LINGER_SECONDS": 0.2, "SWEEP_SECONDS": 0.05}.items():
         monkeypatch.setattr(http_protocol, name, seconds)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
@@ -323,7 +330,7 @@ async def test_many_half_headers_are_ended_by_the_clock_while_idle_connections_k
         halves = [await clients.enter_async_context(server.connect()) for _ in range(200)]
         for _, writer in halves:
             writer.write(POST + b"Content-Le")
-        answers = [await asyncio.wait_for(reader.read(), 10) for reader, _ in halves]
+        answers = [await asyncio.wait_for(reader.read(), ANSWER_SECONDS) for reader, _ in halves]
         assert {problem_of(answer)["status"] for answer in answers} == {408}
         await until(lambda: len(server.state.connections) == len(idle))
         # Nothing that these clients do brought this about: they neither write on nor close.
@@ -331,7 +338,7 @@ async def test_many_half_headers_are_ended_by_the_clock_while_idle_connections_k
         assert status_of(await server.send(GET + b"Connection: close\r\n\r\n")) == 200
         for reader, writer in idle:
             writer.write(GET + b"Connection: close\r\n\r\n")
-            assert (await asyncio.wait_for(reader.read(), 10)).count(b"HTTP/1.1 200") == 2
+            assert (await asyncio.wait_for(reader.read(), ANSWER_SECONDS)).count(b"HTTP/1.1 200") == 2
 
 
 def kernel_state(writer: asyncio.StreamWriter) -> int:

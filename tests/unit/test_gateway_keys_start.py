@@ -19,6 +19,7 @@ from fluxpool_gateway.identity.bootstrap import prepare_keys
 from fluxpool_gateway.identity.key_store import KeysError, KeyStore
 from fluxpool_gateway.settings import GatewaySettings
 from kit.keyed_gateway import KAFKA, NOW_MS, Gateway, key_id, keyed_gateway, keyed_settings, prepare
+from kit.waiting import PATIENCE
 
 ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 - that is what is tested
 
@@ -157,7 +158,7 @@ def test_the_server_without_keys_ends_with_2_and_the_remedy(
         env={**os.environ, **settings.to_environment(), "FLUXPOOL_LISTEN_PORT": "0", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * PATIENCE,
         check=False,
     )
     assert (ended.returncode, named in ended.stderr) == (2, True), ended.stderr

@@ -19,8 +19,9 @@ from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import identity_of
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from kit.disk import small_disk
-from kit.gateway_process import gateway_settings, start_projector
-from kit.waiting import wait_until_blocking
+from kit.gateway_process import START_DEADLINE_SECONDS, STOP_DEADLINE_SECONDS, gateway_settings, start_projector
+from kit.processes import whole_lines
+from kit.waiting import PATIENCE, wait_until_blocking
 
 UNREACHABLE = "127.0.0.1:1"
 
@@ -35,9 +36,13 @@ class ProjectorProcess:
 
     def events(self) -> list[dict[str, object]]:
         """What it logged."""
-        lines = self.log_path.read_text().splitlines()
+        lines = whole_lines(self.log_path)
         assert not any("Traceback" in line for line in lines), "\n".join(lines)
         return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def count(self, name: str) -> int:
+        """How many events of this name it logged."""
+        return sum(event["event"] == name for event in self.events())
 
     def wait_for_event(self, name: str) -> dict[str, object]:
         """The first event of this name."""
@@ -81,7 +86,7 @@ def running_projector(file: Path, log_path: Path) -> Iterator[ProjectorProcess]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(STOP_DEADLINE_SECONDS)
         finally:
             process.kill()
             process.wait()
@@ -170,10 +175,11 @@ def test_a_full_disk_is_named_with_its_remedy_and_waited_for(tmp_path: Path) -> 
             unusable = projector.wait_for_event("database_unusable")
             assert unusable["database_file"] == str(file)
             assert unusable["remedy"] == f"see that the disk of {disk.folder} is well and has free space"
+            # Counted while it cannot start: it may start at once when there is space.
+            started = projector.count("projector_started")
             disk.free()
-            started = len([event for event in projector.events() if event["event"] == "projector_started"])
             wait_until_blocking(
-                lambda: len([event for event in projector.events() if event["event"] == "projector_started"]) > started,
+                lambda: projector.count("projector_started") > started,
                 deadline_seconds=30,
                 what="the projector to continue",
             )
@@ -198,6 +204,6 @@ def test_a_file_that_is_no_store_is_refused_and_not_changed(tmp_path: Path) -> N
     file = tmp_path / "notes.txt"
     file.write_text("these are notes, and long ones at that; no database begins like this")
     with running_projector(file, tmp_path / "log") as projector:
-        assert projector.process.wait(30) == EXIT_CONFIGURATION
+        assert projector.process.wait(START_DEADLINE_SECONDS * PATIENCE) == EXIT_CONFIGURATION
         assert f"database_file: {file} cannot be used as a database" in projector.log_path.read_text()
     assert file.read_text().startswith("these are notes")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 MAX_MODULE_LINES = 500
 MAX_MODULES_IN_A_FOLDER = 14
@@ -77,7 +79,7 @@ def test_no_folder_of_the_root_shadows_a_module_of_the_standard_library() -> Non
 def test_the_standard_librarys_operator_is_the_one_that_is_imported_from_the_root() -> None:
     program = "import operator, os; print(os.path.dirname(operator.__file__) == os.path.dirname(os.__file__))"
     finished = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60 * PATIENCE
     )
     assert finished.stdout == "True\n"
 
@@ -184,7 +186,13 @@ def _make(*arguments: str) -> subprocess.CompletedProcess[str]:
     # The tests run under make; a nested make that inherits its variables prints its folder.
     environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL"}}
     return subprocess.run(
-        ["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
+        ["make", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60 * PATIENCE,
     )
 
 
@@ -214,7 +222,7 @@ def _run_ci(folder: Path, *, failing: str = "") -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=60 * PATIENCE,
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from kit.waiting import PATIENCE
+
 pytestmark = pytest.mark.on_change
 
 CONFTEST = """
@@ -38,7 +40,7 @@ def test_a_run_goes_on_after_the_end_of_a_process_and_names_the_test(tmp_path: P
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=120 * PATIENCE,
     )
     assert finished.returncode == 1, finished.stdout + finished.stderr
     assert "crashed while running 'test_deadly.py::test_deadly'" in finished.stdout

@@ -16,7 +16,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.settings.worker import StorageSettings, WorkerSettings
 from fluxpool_worker.agent.connections import blocked_limit_seconds, heartbeat_interval_seconds
 from fluxpool_worker.agent.loop_watchdog import EXIT_LOOP_BLOCKED, LOG_SECONDS, LOOKS_PER_LIMIT, BlockedTime
-from kit.waiting import wait_until_blocking
+from kit.waiting import PATIENCE, wait_until_blocking
 
 LIMIT_SECONDS = 1.0
 LOOK_SECONDS = 0.1
@@ -72,7 +72,7 @@ def _output(folder: Path) -> list[str]:
 
 def test_a_blocked_loop_ends_the_process_and_the_log_says_where_it_was_blocked(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log, _program("sleeps", tmp_path, log=log.fileno()) as process:
-        assert process.wait(END_SECONDS) == EXIT_LOOP_BLOCKED
+        assert process.wait(END_SECONDS * PATIENCE) == EXIT_LOOP_BLOCKED
     [line] = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert (line["event"], line["level"], line["exit_code"]) == ("event_loop_blocked", "error", EXIT_LOOP_BLOCKED)
     assert line["blocked_seconds"] >= line["limit_seconds"] == LIMIT_SECONDS
@@ -83,7 +83,7 @@ def test_a_blocked_loop_ends_the_process_and_the_log_says_where_it_was_blocked(t
 def test_a_loop_that_is_blocked_by_its_log_ends_the_process_without_output(tmp_path: Path) -> None:
     full, _unread = os.pipe()[::-1]
     with _program("floods", tmp_path, log=full) as process:
-        assert process.wait(END_SECONDS) == EXIT_LOOP_BLOCKED
+        assert process.wait(END_SECONDS * PATIENCE) == EXIT_LOOP_BLOCKED
     os.close(full)
     os.close(_unread)
 
@@ -104,7 +104,7 @@ def test_a_process_that_was_stopped_for_longer_than_the_limit_continues(tmp_path
             what="signs of life for longer than the limit",
         )
         (tmp_path / "end").touch()
-        assert process.wait(END_SECONDS) == 0
+        assert process.wait(END_SECONDS * PATIENCE) == 0
     assert _output(tmp_path)[-1] == "done"
 
 

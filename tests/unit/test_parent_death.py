@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from fluxpool_transport.process.parent_death import ParentGoneError, bound_command, die_with_parent
+from kit.processes import is_alive
 from kit.waiting import wait_until_blocking
 
 START_A_BOUND_SLEEPER = """
@@ -29,7 +30,7 @@ def test_a_bound_program_ends_when_its_parent_is_killed() -> None:
         wait_until_blocking(lambda: sleeper.name() == "sleep", deadline_seconds=10, what="the sleeper to run")
         os.kill(starter.pid, signal.SIGKILL)
         wait_until_blocking(
-            lambda: not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE,
+            lambda: not is_alive(sleeper),
             deadline_seconds=10,
             what="the sleeper to end",
         )
