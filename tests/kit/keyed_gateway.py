@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +28,11 @@ from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.store.task_state import Change, ResultSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
 from fluxpool_gateway.tasks.canceling import Canceling
+from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.waiting import TaskWaits
@@ -192,12 +194,12 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
     async def nothing() -> Mapping[Position, LogPosition]:
         return {}
 
-    async def once(_request_id: str, _digest: str, write: Callable[[], Awaitable[None]]) -> None:
-        await write()
-
+    file = settings.database_file
+    reservations = Reservations(reservation_file(file.with_name(file.name + FILE_SUFFIX)))
     quotas = open_quotas(settings, store)
     async with asyncio.TaskGroup() as group:
         barrier = ProjectionBarrier(group, ends=nothing, projected=nothing)
+        idempotency = Idempotency(reservations=reservations, store=store, barrier=barrier.passed, deadline_seconds=3)
         app.state.services = Services(
             lookup=TaskLookup(store=store, recent=recent, barrier=barrier),
             store=store,
@@ -214,7 +216,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             partitioner=LoadAwarePartitioner(settings.kafka, {}),
             partition_counts=lambda _topic: 3,
             recent=recent,
-            once=once,
+            once=idempotency.once,
             topics=TopicNames(),
             quotas=quotas,
             tenant_secret=await gate.store.secret(),
@@ -224,6 +226,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield Replica(app, gate, client)
     await gate.close()
+    await reservations.close()
     if quotas is not None:
         await quotas.close()
     store.close()

@@ -88,7 +88,12 @@ def state() -> list[Change]:
         width=64, height=64, seed=7, format="png", content_type="image/png", bytes=3, sha256="",
     )  # fmt: skip
     result = GenerationResult(request_id="fox-1", image_url=image.url, status=ResultStatus.SUCCESS, images=(image,))
-    step = {"request_id": "fox-2", "status": TaskStatus.RUNNING, "at_ms": at("2026-04-05T10:00:03Z")}
+    step = {
+        "request_id": "fox-2",
+        "tenant": "default",
+        "status": TaskStatus.RUNNING,
+        "at_ms": at("2026-04-05T10:00:03Z"),
+    }
     return [
         *tasks,
         ProgressSeen(**step, started=True),  # type: ignore[arg-type]

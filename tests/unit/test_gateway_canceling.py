@@ -36,12 +36,19 @@ def task(request_id: str, *, tenant: str = "default", group_id: str | None = Non
     )
 
 
-def running(request_id: str) -> ProgressSeen:
-    return ProgressSeen(request_id=request_id, status=TaskStatus.RUNNING, at_ms=TIME_MS, started=True)
+def running(request_id: str, *, tenant: str = "default") -> ProgressSeen:
+    return ProgressSeen(request_id=request_id, tenant=tenant, status=TaskStatus.RUNNING, at_ms=TIME_MS, started=True)
 
 
 def ended(request_id: str, *, epoch: int = 0) -> ResultSeen:
-    return ResultSeen(request_id=request_id, status=TaskStatus.FAILED, body="{}", completed_at_ms=TIME_MS, epoch=epoch)
+    return ResultSeen(
+        tenant="default",
+        request_id=request_id,
+        status=TaskStatus.FAILED,
+        body="{}",
+        completed_at_ms=TIME_MS,
+        epoch=epoch,
+    )
 
 
 async def cancel(gateway: Gateway, path: str, body: Any = None, key: str | None = None) -> httpx.Response:
@@ -59,7 +66,7 @@ def canceled(gateway: Gateway) -> list[str]:
 
 
 async def test_a_task_is_canceled_whether_it_waits_or_runs(gateway: Gateway) -> None:
-    gateway.project(task("r-1", tenant="acme"), task("r-2", tenant="acme"), running("r-2"))
+    gateway.project(task("r-1", tenant="acme"), task("r-2", tenant="acme"), running("r-2", tenant="acme"))
     acme = await gateway.create(tenant="acme")
     for request_id, status in (("r-1", "queued"), ("r-2", "running")):
         answer = await cancel(gateway, f"/v1/generations/{request_id}/cancel", {"reason": "a typo"}, acme)
@@ -85,7 +92,9 @@ async def test_a_task_that_has_ended_gets_no_command(gateway: Gateway) -> None:
 
 async def test_a_replay_is_canceled_by_a_command_for_its_epoch(gateway: Gateway) -> None:
     gateway.project(task("r-1"), ended("r-1"))
-    replay = ProgressSeen(request_id="r-1", status=TaskStatus.RUNNING, at_ms=TIME_MS, started=True, epoch=3)
+    replay = ProgressSeen(
+        tenant="default", request_id="r-1", status=TaskStatus.RUNNING, at_ms=TIME_MS, started=True, epoch=3
+    )
     gateway.project(replay)
     assert (await cancel(gateway, "/v1/generations/r-1/cancel")).status_code == 202
     assert gateway.records.commands[0][1]["fluxpool-epoch"] == b"3"

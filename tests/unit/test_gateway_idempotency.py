@@ -26,12 +26,13 @@ from fluxpool_gateway.store.reservations import (
     reservation_file,
 )
 from fluxpool_gateway.store.shared_file import SharedFile, SharedFileError
-from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.store.task_state import TaskKey, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import Heartbeat
 from fluxpool_gateway.tasks.idempotency import FRESH_SECONDS, KEPT_SECONDS, Idempotency, Reservations, UnwrittenError
 from kit.waiting import wait_until
 
 ONE, TWO = ('{"prompt":"one"}', '{"prompt":"two"}')
+KEY = TaskKey("key", "acme")
 
 
 @dataclass(slots=True)
@@ -45,13 +46,15 @@ class Kafka:
     reached: bool = True
     may_acknowledge: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def find(self, request_id: str) -> TaskState | None:
+    async def find(self, request_id: str, *, tenant: str) -> TaskState | None:
         if not self.readable:
             raise StoreUnavailableError("it is locked")
-        if request_id not in self.projected:
+        if tenant != KEY.tenant or request_id not in self.projected:
             return None
         body = self.projected[request_id]
-        return TaskState(request_id=request_id, version=1, status=TaskStatus.QUEUED, attempts=1, body=body)
+        return TaskState(
+            request_id=request_id, tenant=tenant, version=1, status=TaskStatus.QUEUED, attempts=1, body=body
+        )
 
     async def heartbeat(self) -> Heartbeat | None:
         return Heartbeat(pid=1, beat_at_ms=1, caught_up_at_ms=1 if self.complete else None, lag_records=0)
@@ -78,7 +81,7 @@ class Process:
     fault: Exception | None = None
     writing: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def submit(self, body: str, *, key: str = "key") -> int | str:
+    async def submit(self, body: str, *, key: str = KEY.request_id, tenant: str = KEY.tenant) -> int | str:
         """202, or the code of the refusal."""
 
         async def write() -> None:
@@ -89,7 +92,7 @@ class Process:
             self.kafka.records.append((key, body))
 
         try:
-            await self.idempotency.once(key, task_digest(body.encode()), write)
+            await self.idempotency.once(TaskKey(key, tenant), task_digest(body.encode()), write)
         except ProblemError as error:
             return error.code.value
         return 202
@@ -158,6 +161,17 @@ async def test_another_body_is_refused_at_once_while_the_first_waits_for_kafka(
     assert (await waiting, await equal) == (202, 202)
     assert kafka.records == [("key", ONE)]
     assert (await first.submit(TWO), await second.submit(TWO)) == ("idempotency_conflict",) * 2
+
+
+async def test_two_tenants_may_have_one_id(kafka: Kafka, start: Callable[[], Process]) -> None:
+    processes = [start(), start()]
+    own = [process.submit(ONE) for process in processes]
+    others = [process.submit(TWO, tenant="other") for process in processes]
+    assert await both(*own, *others) == [202] * 4
+    assert sorted(kafka.records) == [("key", ONE), ("key", TWO)]
+    # Nor is the task in the store another tenant's.
+    kafka.projected["key"] = ONE
+    assert await start().submit(TWO, tenant="third") == 202
 
 
 async def test_a_key_is_known_after_a_restart_before_the_projection(kafka: Kafka, start: Callable[[], Process]) -> None:
@@ -237,7 +251,7 @@ async def test_a_reservation_of_a_dead_process_is_granted_to_the_same_body(
 ) -> None:
     file = reservation_file(tmp_path / "tasks.reservations")
     digest = task_digest(ONE.encode())
-    file.apply([Reserve(request_id="key", digest=digest, until_ms=1)], now_ms=0)
+    file.apply([Reserve(key=KEY, digest=digest, until_ms=1)], now_ms=0)
     file.close()
     process = start()
     assert await process.submit(TWO) == "idempotency_conflict"
@@ -302,8 +316,8 @@ async def test_a_record_that_is_lost_with_its_topic_is_written_again(
     file = reservation_file(tmp_path / "tasks.reservations")
     digest = task_digest(ONE.encode())
     operations: list[ReservationOperation] = [
-        Reserve(request_id="key", digest=digest, until_ms=1),
-        Settle(request_id="key", digest=digest, standing=RecordState.ACCEPTED),
+        Reserve(key=KEY, digest=digest, until_ms=1),
+        Settle(key=KEY, digest=digest, standing=RecordState.ACCEPTED),
     ]
     file.apply(operations, now_ms=1)
     file.close()
@@ -323,11 +337,11 @@ def verdicts(file: SharedFile, *operations: ReservationOperation, now_ms: int = 
 
 
 def reserve(digest: str, *, until_ms: int = 10_000, again: bool = False) -> Reserve:
-    return Reserve(request_id="r", digest=digest, until_ms=until_ms, again=again)
+    return Reserve(key=KEY, digest=digest, until_ms=until_ms, again=again)
 
 
 def settle(digest: str, standing: RecordState | None) -> Settle:
-    return Settle(request_id="r", digest=digest, standing=standing)
+    return Settle(key=KEY, digest=digest, standing=standing)
 
 
 @pytest.mark.parametrize(
@@ -440,7 +454,7 @@ def test_threads_of_many_processes_agree(tmp_path: Path) -> None:
     def run(digest: str) -> None:
         file = reservation_file(tmp_path / "f")
         for number in range(50):
-            wanted = Reserve(request_id=str(number), digest=digest, until_ms=10_000)
+            wanted = Reserve(key=TaskKey(str(number), "acme"), digest=digest, until_ms=10_000)
             granted.extend(out for out in file.apply([wanted], now_ms=1000) if out.verdict is Verdict.GRANTED)
         file.close()
 

@@ -82,7 +82,9 @@ async def test_tasks_that_arrive_between_two_pages_neither_repeat_nor_hide_other
 async def test_status_may_be_repeated(gateway: Gateway) -> None:
     gateway.project(*(task(f"r-{status}") for status in TaskStatus))
     gateway.project(*(ended(f"r-{status}", status) for status in TaskStatus if status.terminal))
-    gateway.project(ProgressSeen(request_id="r-running", status=TaskStatus.RUNNING, at_ms=TIME_MS, started=True))
+    gateway.project(
+        ProgressSeen(tenant="default", request_id="r-running", status=TaskStatus.RUNNING, at_ms=TIME_MS, started=True)
+    )
     for status in TaskStatus:
         assert ids(await page_of(gateway, status=status.value)) == [f"r-{status}"]
     some = await page_of(gateway, status=["queued", "running"])

@@ -35,8 +35,8 @@ def seen(request_id: str, tenant: str) -> TaskSeen:
     return TaskSeen(request_id=request_id, body="{}", priority="standard", tenant=tenant, created_at_ms=1)
 
 
-def finished(request_id: str) -> ResultSeen:
-    return ResultSeen(request_id=request_id, status=TaskStatus.FAILED, body="{}", completed_at_ms=1)
+def finished(request_id: str, tenant: str) -> ResultSeen:
+    return ResultSeen(request_id=request_id, status=TaskStatus.FAILED, body="{}", completed_at_ms=1, tenant=tenant)
 
 
 # Submissions in a time
@@ -101,7 +101,7 @@ async def test_a_tenant_has_no_more_unfinished_tasks_than_it_may(gateway: Gatewa
     # That the task store has them now changes nothing; that they end does.
     gateway.project(seen(first, "few"), seen(second, "few"), seen("other", "acme"))
     assert (await gateway.two.submit(key)).status_code == 429
-    gateway.project(finished(first))
+    gateway.project(finished(first, "few"))
 
     async def is_accepted() -> bool:
         return (await gateway.two.submit(key)).status_code == 202

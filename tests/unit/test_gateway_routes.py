@@ -72,6 +72,7 @@ class Gateway:
             images=(ImageDescription.model_construct(**(described | image)),),
         )
         seen = ResultSeen(
+            tenant="default",
             request_id="r-1",
             status=TaskStatus.SUCCEEDED,
             body=result.model_dump_json(warnings=False),
@@ -210,7 +211,13 @@ async def test_an_image_has_one_address(gateway: Gateway, index: str) -> None:
 @pytest.mark.parametrize(("step", "total_steps"), [(1, -5), (1, 0), (-1, 5), (-1, -5)])
 async def test_impossible_progress_is_not_shown(gateway: Gateway, step: int, total_steps: int) -> None:
     running = ProgressSeen(
-        request_id="r-1", status=TaskStatus.RUNNING, at_ms=1, started=True, step=step, total_steps=total_steps
+        tenant="default",
+        request_id="r-1",
+        status=TaskStatus.RUNNING,
+        at_ms=1,
+        started=True,
+        step=step,
+        total_steps=total_steps,
     )
     gateway.project(task("r-1"), running)
     answer = await gateway.client.get("/v1/generations/r-1")
@@ -219,6 +226,7 @@ async def test_impossible_progress_is_not_shown(gateway: Gateway, step: int, tot
 
 async def test_images_of_a_running_task_and_of_a_task_without_images_have_different_errors(gateway: Gateway) -> None:
     failed = ResultSeen(
+        tenant="default",
         request_id="failed",
         status=TaskStatus.FAILED,
         body=GenerationResult(request_id="failed", image_url=None, status=ResultStatus.FAILED).model_dump_json(),

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
+from fluxpool_gateway.identity.tenant_proof import NOBODY
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, report_damage, take_damage_report
 from fluxpool_gateway.store.database import identity_of, open_writer
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of, is_record_fault
 from fluxpool_gateway.store.migration import DatabaseFileError, migrate
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.tables import metadata
-from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import (
     MAX_QUARANTINED_RECORDS,
     Heartbeat,
@@ -55,15 +56,16 @@ def reader(file: Path) -> Iterator[TaskStoreReader]:
     opened.close()
 
 
-def seen(request_id: str, *, body: str = "{}", attempt: int = 1) -> TaskSeen:
+def seen(request_id: str, *, body: str = "{}", attempt: int = 1, tenant: str = "default") -> TaskSeen:
     return TaskSeen(
-        request_id=request_id, body=body, priority="standard", tenant="default", created_at_ms=1, attempt=attempt
+        request_id=request_id, body=body, priority="standard", tenant=tenant, created_at_ms=1, attempt=attempt
     )
 
 
-def moving(request_id: str, *, total_steps: int | None, attempt: int = 1) -> ProgressSeen:
+def moving(request_id: str, *, total_steps: int | None, attempt: int = 1, tenant: str = "default") -> ProgressSeen:
     return ProgressSeen(
         request_id=request_id,
+        tenant=tenant,
         status=TaskStatus.RUNNING,
         at_ms=1,
         started=False,
@@ -106,22 +108,43 @@ async def test_only_the_record_that_cannot_be_applied_is_skipped(
     refused = apply(store, [*good[:7], bad, *good[7:]])
     assert [item.offset for item in refused] == ([] if reason is None else [7])
     assert all(reason is not None and reason in item.reason for item in refused)
-    assert all([await reader.find(f"t{number}") is not None for number in range(20)])
+    assert all([await reader.find(f"t{number}", tenant="default") is not None for number in range(20)])
     assert store.positions() == {(TOPIC, 0): LogPosition(21, "id")}
     assert (await reader.quarantine()).count == len(refused)
+
+
+async def test_tasks_of_two_tenants_with_one_id_are_two(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
+    apply(store, [seen("r"), moving("r", total_steps=28, tenant="acme"), seen("r", body='"acme"', tenant="acme")])
+    apply(store, [moving("r", total_steps=9, tenant="third")])
+    found = [await reader.find("r", tenant=tenant) for tenant in ("default", "acme", "third", "fourth")]
+    assert [task and (task.body, task.total_steps) for task in found] == [("{}", None), ('"acme"', 28), (None, 9), None]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_migrated_store_has_the_tables_of_a_new_one(file: Path, tmp_path: Path) -> None:
+    other = open_writer(tmp_path / "other.sqlite")
+    metadata.create_all(other)
+    other.dispose()
+    schemas = []
+    for path in (file, tmp_path / "other.sqlite"):
+        with closing(sqlite3.connect(path)) as connection:
+            columns = connection.execute("SELECT name, type, \"notnull\", pk FROM pragma_table_info('task')").fetchall()
+            indexes = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql NOT NULL")
+            schemas.append((columns, sorted((name, " ".join(sql.split())) for name, sql in indexes)))
+    assert schemas[0] == schemas[1]
 
 
 async def test_all_records_of_a_batch_can_be_bad(store: TaskStoreWriter, reader: TaskStoreReader) -> None:
     assert len(apply(store, [moving("bad", total_steps=10**20)] * 50)) == 50
     assert (await reader.quarantine()).count == 50
-    assert await reader.find("bad") is None
+    assert await reader.find("bad", tenant="default") is None
 
 
 async def test_a_bad_record_does_not_affect_other_records_of_its_task(
     store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     apply(store, [seen("one"), moving("one", total_steps=10**20), moving("one", total_steps=28)])
-    found = await reader.find("one")
+    found = await reader.find("one", tenant="default")
     assert found is not None
     assert (found.status, found.total_steps) == (TaskStatus.RUNNING, 28)
 
@@ -169,7 +192,7 @@ async def test_an_error_of_the_database_is_not_blamed_on_a_record_and_saves_noth
         with pytest.raises(DatabaseError):
             apply(store, [seen("one")])
         connection.execute("DROP TRIGGER full")
-    assert await reader.find("one") is None
+    assert await reader.find("one", tenant="default") is None
     assert (await reader.quarantine()).count == 0
 
 
@@ -211,7 +234,7 @@ async def test_a_recreated_topic_is_read_from_its_beginning_and_the_tasks_are_ke
     store.apply([], {("results", 0): LogPosition(4, "other")}, now_ms=7)
     store.forget_positions(TOPIC)
     assert store.positions() == {("results", 0): LogPosition(4, "other")}
-    assert await reader.find("old") is not None
+    assert await reader.find("old", tenant="default") is not None
 
 
 async def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(file: Path) -> None:
@@ -224,6 +247,8 @@ async def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(fi
             " priority VARCHAR(16), tenant VARCHAR(63), created_at_ms BIGINT, started_at_ms BIGINT,"
             " completed_at_ms BIGINT, result TEXT) WITHOUT ROWID;"
             "INSERT INTO task (request_id, version, status, attempts) VALUES ('old', 1, 'queued', 1);"
+            "INSERT INTO task VALUES ('known', 101100910000, 'succeeded', 2, NULL, NULL, '{}', 'vip', 'acme', 1, 2, 3,"
+            " '{\"a\":1}');"
             "CREATE TABLE projected_offset (topic VARCHAR(249) NOT NULL, partition INTEGER NOT NULL,"
             " next_offset BIGINT NOT NULL, PRIMARY KEY (topic, partition));"
             "INSERT INTO projected_offset VALUES ('tasks', 0, 20);"
@@ -235,8 +260,21 @@ async def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(fi
     migrate(engine, file)
     store, reader = TaskStoreWriter(engine), TaskStoreReader(file)
     assert store.positions() == {}
-    assert await reader.find("old") is not None
-    assert await reader.heartbeat() == Heartbeat(pid=7, beat_at_ms=8, caught_up_at_ms=9, lag_records=10)
+    assert await reader.find("old", tenant=NOBODY) is not None
+    assert await reader.find("known", tenant="acme") == TaskState(
+        request_id="known",
+        tenant="acme",
+        version=101_100_910_000,
+        status=TaskStatus.SUCCEEDED,
+        attempts=2,
+        body="{}",
+        priority="vip",
+        created_at_ms=1,
+        started_at_ms=2,
+        completed_at_ms=3,
+        result='{"a":1}',
+    )
+    assert await reader.heartbeat() == Heartbeat(pid=7, beat_at_ms=8, caught_up_at_ms=None, lag_records=10)
     assert apply(store, [seen("new")]) == []
     reader.close()
     engine.dispose()
@@ -274,7 +312,7 @@ async def test_a_reader_reports_damage_to_its_client_and_to_the_projector(
     damage_pages(file)
     reader = TaskStoreReader(file)
     with pytest.raises(StoreUnavailableError, match=r"is being rebuilt from Kafka: .*tasks\.sqlite is damaged"):
-        await reader.find("t1")
+        await reader.find("t1", tenant="default")
     assert take_damage_report(file)
     assert not take_damage_report(file)
     reader.close()
@@ -294,18 +332,18 @@ async def test_a_reader_opens_the_new_file_when_the_store_is_rebuilt(
     file: Path, engine: Engine, store: TaskStoreWriter, reader: TaskStoreReader
 ) -> None:
     apply(store, [seen("old")])
-    assert await reader.find("old") is not None
+    assert await reader.find("old", tenant="default") is not None
     engine.dispose()
     aside = move_aside(file)
     assert aside is not None
     with pytest.raises(StoreUnavailableError, match="does not exist"):
-        await reader.find("old")
+        await reader.find("old", tenant="default")
     again = open_writer(file)
     with pytest.raises(StoreUnavailableError, match=r"being built|does not exist"):
-        await reader.find("old")
+        await reader.find("old", tenant="default")
     assert not take_damage_report(file)
     migrate(again, file)
-    assert await reader.find("old") is None
+    assert await reader.find("old", tenant="default") is None
     again.dispose()
 
 
@@ -344,13 +382,14 @@ def test_an_invalid_row_is_damage_and_not_blamed_on_the_next_record(file: Path, 
 
 _NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 30)
 _IDS = st.sampled_from(["a", "b"]) | st.text(max_size=4) | st.text(st.characters(categories=["Cs"]), max_size=2)
+_TENANTS = st.sampled_from(["default", "acme"])
 _CHANGES = st.one_of(
     st.builds(
         TaskSeen,
         request_id=_IDS,
         body=st.text(max_size=5),
         priority=st.just("vip"),
-        tenant=st.just("default"),
+        tenant=_TENANTS,
         created_at_ms=_NUMBERS,
         epoch=_NUMBERS,
         attempt=_NUMBERS,
@@ -358,6 +397,7 @@ _CHANGES = st.one_of(
     st.builds(
         ProgressSeen,
         request_id=_IDS,
+        tenant=_TENANTS,
         status=st.sampled_from([TaskStatus.QUEUED, TaskStatus.RUNNING]),
         at_ms=_NUMBERS,
         started=st.booleans(),
@@ -368,6 +408,7 @@ _CHANGES = st.one_of(
     st.builds(
         ResultSeen,
         request_id=_IDS,
+        tenant=_TENANTS,
         status=st.sampled_from([status for status in TaskStatus if status.terminal]),
         body=st.text(max_size=5),
         completed_at_ms=_NUMBERS,
@@ -393,7 +434,7 @@ def test_records_in_batches_and_one_by_one_make_the_same_store(
             store.apply(batches[start : start + step], {}, now_ms=7)
         engine.dispose()
         with closing(sqlite3.connect(file)) as connection:
-            tasks = connection.execute("SELECT * FROM task ORDER BY request_id").fetchall()
+            tasks = connection.execute("SELECT * FROM task ORDER BY request_id, tenant").fetchall()
             passed_over = connection.execute('SELECT "offset" FROM quarantined_record ORDER BY 1').fetchall()
         dumps.append((tasks, passed_over))
     assert dumps[0] == dumps[1]

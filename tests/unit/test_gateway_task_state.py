@@ -60,6 +60,7 @@ def seen(*, created_at_ms: int = 1000, epoch: int = 0) -> TaskSeen:
 def progress(*, attempt: int = 1, step: int | None = None, at_ms: int = 2000, epoch: int = 0) -> ProgressSeen:
     return ProgressSeen(
         request_id="r",
+        tenant="default",
         status=TaskStatus.RUNNING,
         at_ms=at_ms,
         started=step is None,
@@ -72,7 +73,13 @@ def progress(*, attempt: int = 1, step: int | None = None, at_ms: int = 2000, ep
 
 def result(status: TaskStatus = TaskStatus.SUCCEEDED, *, attempt: int = 1, epoch: int = 0) -> ResultSeen:
     return ResultSeen(
-        request_id="r", status=status, body=f'"{status}{attempt}"', completed_at_ms=9000, attempt=attempt, epoch=epoch
+        request_id="r",
+        tenant="default",
+        status=status,
+        body=f'"{status}{attempt}"',
+        completed_at_ms=9000,
+        attempt=attempt,
+        epoch=epoch,
     )
 
 

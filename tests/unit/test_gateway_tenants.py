@@ -11,7 +11,7 @@ from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.problems import InvalidTaskError
 from fluxpool_gateway.identity.bootstrap import prepare_secret
-from fluxpool_gateway.identity.tenant_proof import TenantTrust, prove_tenant
+from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust, prove_tenant
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_worker.agent.task.outgoing_records import outgoing_headers
@@ -35,7 +35,7 @@ def trusting(*topics: str) -> TenantTrust:
     return TenantTrust(secret=SECRET, foreign_topics=frozenset(topics))
 
 
-def owner(topic: str, value: bytes, *, tenant: str | None, proof: str | None, trust: TenantTrust) -> str | None:
+def owner(topic: str, value: bytes, *, tenant: str | None, proof: str | None, trust: TenantTrust) -> str:
     given = [(TENANT, tenant), (TENANT_PROOF, proof)]
     headers = [(name, text.encode()) for name, text in given if text is not None]
     change = read_change(TOPICS, topic=topic, value=value, headers=headers, timestamp_ms=1, trust=trust)
@@ -47,20 +47,20 @@ def owner(topic: str, value: bytes, *, tenant: str | None, proof: str | None, tr
     ("tenant", "proof", "trust", "of_task", "of_result"),
     [
         ("acme", PROVEN, KEYS, "acme", "acme"),
-        ("acme", None, KEYS, "default", None),
-        ("acme", OF_ANOTHER_TASK, KEYS, None, None),
-        ("acme", OF_ANOTHER_TENANT, KEYS, None, None),
-        ("acme", OF_ANOTHER_SECRET, KEYS, None, None),
+        ("acme", None, KEYS, "default", "default"),
+        ("acme", OF_ANOTHER_TASK, KEYS, NOBODY, NOBODY),
+        ("acme", OF_ANOTHER_TENANT, KEYS, NOBODY, NOBODY),
+        ("acme", OF_ANOTHER_SECRET, KEYS, NOBODY, NOBODY),
         (None, None, KEYS, "default", "default"),
         ("default", OF_ANOTHER_TASK, KEYS, "default", "default"),
         ("acme", None, NO_KEYS, "acme", "acme"),
-        ("acme", None, trusting(TOPICS.tasks), "acme", None),
-        ("acme", None, trusting(TOPICS.tasks_vip), "default", None),
+        ("acme", None, trusting(TOPICS.tasks), "acme", "acme"),
+        ("acme", None, trusting(TOPICS.tasks_vip), "default", "acme"),
         ("acme", None, trusting(TOPICS.results, TOPICS.progress), "default", "acme"),
     ],
 )
 def test_a_tenant_counts_with_proof_or_in_a_trusted_topic(
-    tenant: str | None, proof: str | None, trust: TenantTrust, of_task: str | None, of_result: str | None
+    tenant: str | None, proof: str | None, trust: TenantTrust, of_task: str, of_result: str
 ) -> None:
     assert owner(TOPICS.tasks, TASK, tenant=tenant, proof=proof, trust=trust) == of_task
     assert owner(TOPICS.results, RESULT, tenant=tenant, proof=proof, trust=trust) == of_result
@@ -96,7 +96,7 @@ async def test_a_gateway_proves_the_tenant_of_what_it_accepts(gateway: Gateway) 
     of_acme, of_default = gateway.records.headers
     assert TENANT_PROOF not in of_default
     envelope = parse_envelope(list(of_acme.items()))
-    assert trust.owner(envelope, topic=TOPICS.tasks, request_id=accepted[0], unproven="default") == "acme"
+    assert trust.owner(envelope, topics=[TOPICS.tasks], request_id=accepted[0]) == "acme"
 
 
 def test_the_secret_outlives_the_file_of_a_gateway_with_the_same_first_key(tmp_path: Path) -> None:

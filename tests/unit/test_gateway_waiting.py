@@ -11,7 +11,7 @@ import pytest
 
 from fluxpool_gateway.http.request_context import preferred_wait_seconds
 from fluxpool_gateway.store.reading import StoreUnavailableError
-from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskKey, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.waiting import TaskWaits
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.waiting import wait_until
@@ -27,7 +27,15 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 
 def step(number: int) -> ProgressSeen:
-    return ProgressSeen(request_id="r-1", status=TaskStatus.RUNNING, at_ms=2, started=False, step=number, total_steps=9)
+    return ProgressSeen(
+        tenant="default",
+        request_id="r-1",
+        status=TaskStatus.RUNNING,
+        at_ms=2,
+        started=False,
+        step=number,
+        total_steps=9,
+    )
 
 
 def succeeded(request_id: str = "r-1") -> ResultSeen:
@@ -170,35 +178,37 @@ def test_the_wait_of_a_prefer_header(header: str, seconds: int | None) -> None:
 
 async def test_all_who_wait_share_the_questions_to_the_store() -> None:
     asked: list[int] = []
-    versions: dict[str, int] = {}
+    versions: dict[TaskKey, int] = {TaskKey(f"r-{number}", "other"): 9 for number in range(100)}
 
-    async def read(request_ids: Sequence[str]) -> dict[str, int]:
+    async def read(request_ids: Sequence[str]) -> dict[TaskKey, int]:
         asked.append(len(request_ids))
-        return {name: versions[name] for name in request_ids if name in versions}
+        return {key: version for key, version in versions.items() if key.request_id in request_ids}
 
     async with asyncio.TaskGroup() as group:
         waits = TaskWaits(group, versions=read)
-        waiting = [group.create_task(waits.later_than(f"r-{number % 100}", 7)) for number in range(1000)]
+        waiting = [
+            group.create_task(waits.later_than(TaskKey(f"r-{number % 100}", "acme"), 7)) for number in range(1000)
+        ]
         await wait_until(lambda: len(asked) >= 2, deadline_seconds=10, what="two questions")
-        versions |= {f"r-{number}": 7 for number in range(100)}
+        versions |= {TaskKey(f"r-{number}", "acme"): 7 for number in range(100)}
         seen = len(asked)
         await wait_until(lambda: len(asked) >= seen + 2, deadline_seconds=10, what="two more questions")
         assert not any(task.done() for task in waiting)
-        versions |= {f"r-{number}": 8 for number in range(100)}
+        versions |= {TaskKey(f"r-{number}", "acme"): 8 for number in range(100)}
     assert set(asked) == {100}
 
 
 async def test_a_wait_survives_a_store_that_cannot_be_read_for_a_while() -> None:
     asked: list[Sequence[str]] = []
 
-    async def read(request_ids: Sequence[str]) -> dict[str, int]:
+    async def read(request_ids: Sequence[str]) -> dict[TaskKey, int]:
         asked.append(request_ids)
         if len(asked) < 3:
             raise StoreUnavailableError("the store is being rebuilt")
-        return {"r-1": 1}
+        return {TaskKey("r-1", "acme"): 1}
 
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-        await TaskWaits(group, versions=read).later_than("r-1", -1)
+        await TaskWaits(group, versions=read).later_than(TaskKey("r-1", "acme"), -1)
 
 
 def _longer_than(asked: Sequence[Sequence[str]], count: int) -> bool:
@@ -208,7 +218,7 @@ def _longer_than(asked: Sequence[Sequence[str]], count: int) -> bool:
 async def test_nobody_is_asked_once_all_waits_are_over() -> None:
     asked: list[Sequence[str]] = []
 
-    async def read(request_ids: Sequence[str]) -> dict[str, int]:
+    async def read(request_ids: Sequence[str]) -> dict[TaskKey, int]:
         asked.append(request_ids)
         return {}
 
@@ -216,7 +226,7 @@ async def test_nobody_is_asked_once_all_waits_are_over() -> None:
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         waits = TaskWaits(group, versions=read)
         for _ in range(2):
-            waiting = asyncio.ensure_future(waits.later_than("r-1", -1))
+            waiting = asyncio.ensure_future(waits.later_than(TaskKey("r-1", "acme"), -1))
             seen = len(asked)
             await wait_until(partial(_longer_than, asked, seen), deadline_seconds=10, what="a question")
             waiting.cancel()

@@ -195,7 +195,7 @@ async def _stored(objects: ObjectStore, key: str, caller: Caller) -> bytes | Non
     if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(parts):
         return None
     # Objects lie in a folder of their tenant (`object_prefix`): a false result must not lead into another's.
-    if not caller.sees(parts[0]):
+    if caller.sees_only not in {None, parts[0]}:
         return None
     try:
         return await objects.get(key)

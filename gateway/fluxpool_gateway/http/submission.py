@@ -40,8 +40,8 @@ from fluxpool_gateway.http.request_context import (
 )
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
-from fluxpool_gateway.identity.tenant_proof import prove_tenant
-from fluxpool_gateway.store.task_state import TaskState
+from fluxpool_gateway.identity.tenant_proof import NOBODY, prove_tenant
+from fluxpool_gateway.store.task_state import TaskKey, TaskState
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure, RecordSink
@@ -49,7 +49,7 @@ from fluxpool_transport.partitioner import LoadAwarePartitioner
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-Once = Callable[[str, str, Callable[[], Awaitable[None]]], Awaitable[None]]
+Once = Callable[[TaskKey, str, Callable[[], Awaitable[None]]], Awaitable[None]]
 PartitionCounts = Callable[[str], int | None]
 
 PATH: Final = "/v1/generations"
@@ -155,7 +155,7 @@ class Submission:
         for name in _NOT_IN_A_REQUEST:
             fields.pop(name, None)
         request = self._parse(json.dumps(fields | {"priority": ended.priority}).encode(), caller)
-        tenant = ended.tenant or caller.tenant
+        tenant = caller.tenant if ended.tenant == NOBODY else ended.tenant
         # No Idempotency-Key has blanks.
         request_id = idempotent_request_id(tenant, f"retry of {ended.request_id} after {ended.version}")
         value = render_task(request, request_id, parent_id=ended.request_id)
@@ -210,7 +210,7 @@ class Submission:
         produce = partial(
             self._admit_and_produce, headers, request, tenant=tenant, request_id=request_id, value=value, more=more
         )
-        await self.once(request_id, task_digest(value), produce)
+        await self.once(TaskKey(request_id, tenant), task_digest(value), produce)
 
     async def _admit_and_produce(
         self,
@@ -275,8 +275,7 @@ class Submission:
             raise _unavailable(reason) from error
         self.partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
         self.recent.add(
-            request_id,
-            tenant=tenant,
+            TaskKey(request_id, tenant),
             accepted_at=accepted_at,
             priority=request.priority.value,
             group_id=request.group_id,

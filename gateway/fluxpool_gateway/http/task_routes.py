@@ -128,7 +128,7 @@ async def _wait(
 ) -> None:
     """Return once the task has ended or, where the client knows a tag, is in another state than that."""
     while not _has_ended(found) and (known is None or matches(known, etag)):
-        await services.waits.later_than(request_id, found.version if isinstance(found, TaskState) else -1)
+        await services.waits.later_than(found.key, found.version if isinstance(found, TaskState) else -1)
         _, etag, found = await _state(request_id, services, caller, base=base)
 
 

@@ -23,12 +23,10 @@ class Caller:
     key_id: str | None = None
     """None without authentication."""
 
-    def sees(self, tenant: str | None) -> bool:
-        """Whether this caller may know of a task of this tenant; None: nothing read so far tells whose it is.
-
-        Without authentication tenants are not separated.
-        """
-        return self.key_id is None or tenant == self.tenant
+    @property
+    def sees_only(self) -> str | None:
+        """The tenant whose tasks it may know of; None without authentication, where tenants are not separated."""
+        return None if self.key_id is None else self.tenant
 
     def require(self, scope: KeyScope) -> None:
         """Raises `ProblemError` (403) when the key does not have the scope."""

@@ -5,6 +5,7 @@ none. Workers carry it from a task to its results and progress.
 """
 
 import hmac
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +13,8 @@ from fluxpool_contract.messages import DEFAULT_TENANT, Envelope
 
 _PROOF_BYTES: Final = 16
 """128 bits: a forger has one guess a record."""
+NOBODY: Final = ""
+"""In place of a tenant: no caller with a key sees the task."""
 
 
 def prove_tenant(secret: bytes, *, tenant: str, request_id: str) -> str:
@@ -29,15 +32,15 @@ class TenantTrust:
     foreign_topics: frozenset[str] = frozenset()
     """Topics in which every writer may name any tenant."""
 
-    def owner(self, envelope: Envelope, *, topic: str, request_id: str, unproven: str | None) -> str | None:
-        """The tenant; `unproven` for one without proof. None when no tenant may see it.
+    def owner(self, envelope: Envelope, *, topics: Collection[str], request_id: str) -> str:
+        """The tenant; `default` without proof, unless one of `topics` is foreign: those that may have named it first.
 
-        A false proof is None as well: it may be one of a secret that was lost, and the task another tenant's then.
+        `NOBODY` with a false proof: it may be one of a secret that was lost, and the task another tenant's then.
         """
         tenant = envelope.tenant
-        if self.secret is None or tenant == DEFAULT_TENANT or topic in self.foreign_topics:
+        if self.secret is None or tenant == DEFAULT_TENANT or not self.foreign_topics.isdisjoint(topics):
             return tenant
         if envelope.tenant_proof is None:
-            return unproven
+            return DEFAULT_TENANT
         proof = prove_tenant(self.secret, tenant=tenant, request_id=request_id)
-        return tenant if hmac.compare_digest(proof, envelope.tenant_proof) else None
+        return tenant if hmac.compare_digest(proof, envelope.tenant_proof) else NOBODY

@@ -4,6 +4,7 @@ An invalid task changes nothing: a worker answers it with a result, and that is 
 event gets no answer, so it is refused with the reason, and `projector` quarantines it.
 """
 
+from collections.abc import Collection
 from typing import Final
 
 from pydantic import ValidationError
@@ -11,7 +12,6 @@ from pydantic import ValidationError
 from fluxpool_contract.bounds import clamped_milliseconds, milliseconds_of
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import (
-    DEFAULT_TENANT,
     Envelope,
     GenerationResult,
     ProgressEvent,
@@ -73,12 +73,14 @@ def read_change(
             return _task(value, headers, timestamp_ms, topic=topic, priority=priority, trust=trust)
         except (InvalidTaskError, ValidationError):
             return None
+    # A worker passes the tenant of the task on, so that the task's writer may have named it.
+    named_in = (topic, *task_topics(topics))
     if len(value) > MAX_EVENT_BYTES:
         raise UnreadableRecordError(f"is {len(value)} bytes long; at most {MAX_EVENT_BYTES} are projected")
     try:
         if topic == topics.results:
-            return _result(value, headers, timestamp_ms, topic=topic, trust=trust)
-        return _progress(value, headers, topic=topic, trust=trust)
+            return _result(value, headers, timestamp_ms, named_in=named_in, trust=trust)
+        return _progress(value, headers, named_in=named_in, trust=trust)
     except ValidationError as error:
         raise UnreadableRecordError("; ".join(map(str, explain(error, body=value)))) from error
 
@@ -93,7 +95,7 @@ def _task(
         request_id=task.request_id,
         body=value.decode(),
         priority=priority.value,
-        tenant=trust.owner(envelope, topic=topic, request_id=task.request_id, unproven=DEFAULT_TENANT),
+        tenant=trust.owner(envelope, topics=(topic,), request_id=task.request_id),
         created_at_ms=milliseconds_of(first_seen(envelope, timestamp_ms)),
         group_id=task.group_id,
         epoch=envelope.epoch,
@@ -101,7 +103,7 @@ def _task(
     )
 
 
-def _progress(value: bytes, headers: RawHeaders, *, topic: str, trust: TenantTrust) -> ProgressSeen:
+def _progress(value: bytes, headers: RawHeaders, *, named_in: Collection[str], trust: TenantTrust) -> ProgressSeen:
     event = ProgressEvent.model_validate_json(value)
     # A type of a later release: whatever it is, a worker runs the task.
     status = TaskStatus.QUEUED if event.type == ProgressType.RETRYING else TaskStatus.RUNNING
@@ -111,7 +113,7 @@ def _progress(value: bytes, headers: RawHeaders, *, topic: str, trust: TenantTru
         status=status,
         at_ms=milliseconds_of(event.at),
         started=event.type == ProgressType.STARTED,
-        tenant=trust.owner(envelope, topic=topic, request_id=event.request_id, unproven=None),
+        tenant=trust.owner(envelope, topics=named_in, request_id=event.request_id),
         epoch=envelope.epoch,
         attempt=max(1, event.attempt),
         step=event.step,
@@ -120,7 +122,7 @@ def _progress(value: bytes, headers: RawHeaders, *, topic: str, trust: TenantTru
 
 
 def _result(
-    value: bytes, headers: RawHeaders, timestamp_ms: int, *, topic: str, trust: TenantTrust
+    value: bytes, headers: RawHeaders, timestamp_ms: int, *, named_in: Collection[str], trust: TenantTrust
 ) -> ResultSeen | None:
     result = GenerationResult.model_validate_json(value)
     if result.request_id is None:
@@ -136,7 +138,7 @@ def _result(
         completed_at_ms=clamped_milliseconds(timestamp_ms)
         if result.completed_at is None
         else milliseconds_of(result.completed_at),
-        tenant=trust.owner(envelope, topic=topic, request_id=result.request_id, unproven=None),
+        tenant=trust.owner(envelope, topics=named_in, request_id=result.request_id),
         epoch=envelope.epoch,
         attempt=max(1, result.attempt or 1),
     )

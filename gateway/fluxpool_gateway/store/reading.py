@@ -13,6 +13,7 @@ from typing import Final, TypeVar, assert_never
 from sqlalchemy import Connection, bindparam, select, text
 from sqlalchemy.exc import DatabaseError
 
+from fluxpool_contract.messages import DEFAULT_TENANT
 from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of
@@ -26,7 +27,7 @@ from fluxpool_gateway.store.task_list import (
     count_group,
     list_tasks,
 )
-from fluxpool_gateway.store.task_state import TaskState
+from fluxpool_gateway.store.task_state import TaskKey, TaskState
 from fluxpool_gateway.store.task_store import (
     Heartbeat,
     LogPosition,
@@ -46,8 +47,12 @@ _COUNT_UNFINISHED: Final = text(
     "SELECT count(*) FROM (SELECT 1 FROM task WHERE tenant = :tenant AND status IN ('queued', 'running') LIMIT :most)"
 )
 """With the states as they are in the index of unfinished tasks, which serves only a query that names the same."""
-_STORED: Final = text("SELECT request_id FROM task WHERE request_id IN (SELECT value FROM json_each(:known))")
-_FIND_TASK: Final = select(tasks).where(tasks.c.request_id == bindparam("request_id"))
+_STORED: Final = text(
+    "SELECT request_id FROM task WHERE tenant = :tenant AND request_id IN (SELECT value FROM json_each(:known))"
+)
+_WITH_ID: Final = select(tasks).where(tasks.c.request_id == bindparam("request_id"))
+_FIND_TASK: Final = _WITH_ID.where(tasks.c.tenant == bindparam("tenant"))
+_FIND_OF_ANY: Final = _WITH_ID.order_by(tasks.c.tenant != DEFAULT_TENANT, tasks.c.tenant).limit(1)
 
 
 class StoreUnavailableError(Exception):
@@ -64,11 +69,13 @@ class TaskStoreReader:
         self._identity: StoreIdentity | None = None
         self._executor = ThreadPoolExecutor(max_workers=_READER_THREADS, thread_name_prefix="task-store")
 
-    async def find(self, request_id: str) -> TaskState | None:
-        """The task with this id as far as it is projected."""
+    async def find(self, request_id: str, *, tenant: str | None) -> TaskState | None:
+        """The task with this id as far as it is projected; of any tenant, `default` first, when none is given."""
+        statement = _FIND_OF_ANY if tenant is None else _FIND_TASK
+        values = {"request_id": request_id, "tenant": tenant}
 
         def read(connection: Connection) -> TaskState | None:
-            row = connection.execute(_FIND_TASK, {"request_id": request_id}).mappings().first()
+            row = connection.execute(statement, values).mappings().first()
             return None if row is None else to_state(row)
 
         return await self._read(read)
@@ -85,8 +92,8 @@ class TaskStoreReader:
         """The tasks of a group by status, as far as they are projected."""
         return await self._read(lambda connection: count_group(connection, tenant=tenant, group_id=group_id))
 
-    async def versions(self, request_ids: Sequence[str]) -> dict[str, int]:
-        """How far each of these tasks is, of those that are projected; a higher number is later."""
+    async def versions(self, request_ids: Sequence[str]) -> dict[TaskKey, int]:
+        """How far each task with one of these ids is, of those that are projected; a higher number is later."""
         return await self._read(lambda connection: read_versions(connection, request_ids))
 
     async def positions(self) -> dict[Position, LogPosition]:
@@ -112,7 +119,11 @@ class TaskStoreReader:
             # when the connection is returned.
             connection.exec_driver_sql("BEGIN")
             count = connection.execute(_COUNT_UNFINISHED, {"tenant": tenant, "most": most}).scalar_one()
-            stored = connection.execute(_STORED, {"known": json.dumps(known)}).scalars().all() if known else ()
+            stored = (
+                connection.execute(_STORED, {"tenant": tenant, "known": json.dumps(known)}).scalars().all()
+                if known
+                else ()
+            )
             return count, stored
 
         return self._read_here(read)

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Final
 
 from fluxpool_gateway.store.shared_file import SharedFile
+from fluxpool_gateway.store.task_state import TaskKey
 
 FILE_SUFFIX: Final = ".reservations"
 UNKNOWN_KEPT_SECONDS: Final = 24 * 3600
 """A body whose outcome is unknown holds its key so long; clients stop repeating earlier."""
 PURGED_AT_ONCE: Final = 2000
 """Rows of one purge, so that it holds up a submission for some milliseconds at most."""
-_SCHEMA_VERSION: Final = 1
+_SCHEMA_VERSION: Final = 2
 _SCHEMA: Final = (
-    """CREATE TABLE IF NOT EXISTS reservation (request_id TEXT PRIMARY KEY, digest TEXT NOT NULL,
-    standing TEXT NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS reservation (request_id TEXT, tenant TEXT, digest TEXT NOT NULL,
+    standing TEXT NOT NULL, at_ms INTEGER NOT NULL, PRIMARY KEY (request_id, tenant)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS reservation_by_time ON reservation (standing, at_ms)",
 )
+_OWN: Final = "request_id = ? AND tenant = ? AND digest = ?"
 
 
 class RecordState(StrEnum):
@@ -64,7 +66,7 @@ _NO_OUTCOME: Final = Outcome(Verdict.GRANTED)
 class Reserve:
     """Reserve an id for a body."""
 
-    request_id: str
+    key: TaskKey
     digest: str
     until_ms: int
     """When a reservation that was not settled no longer counts as being written: its process is gone."""
@@ -73,8 +75,8 @@ class Reserve:
 
     def apply(self, connection: sqlite3.Connection, now_ms: int) -> Outcome:
         """`at_ms` of a row that is being written is the time until which it counts as that."""
-        query = "SELECT digest, standing, at_ms FROM reservation WHERE request_id = ?"
-        row = connection.execute(query, [self.request_id]).fetchone()
+        query = "SELECT digest, standing, at_ms FROM reservation WHERE request_id = ? AND tenant = ?"
+        row = connection.execute(query, self.key).fetchone()
         if row is not None:
             digest, standing, at_ms = row
             same = digest == self.digest
@@ -85,8 +87,8 @@ class Reserve:
             if standing == RecordState.ACCEPTED and not self.again:
                 return Outcome(Verdict.ACCEPTED, settled_at_ms=at_ms)
         connection.execute(
-            "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?)",
-            [self.request_id, self.digest, RecordState.WRITING.value, self.until_ms],
+            "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?, ?)",
+            [*self.key, self.digest, RecordState.WRITING.value, self.until_ms],
         )
         return Outcome(Verdict.GRANTED if row is None else Verdict.GRANTED_AGAIN)
 
@@ -95,7 +97,7 @@ class Reserve:
 class Settle:
     """Say what became of the record; None releases the id, because there certainly is no record."""
 
-    request_id: str
+    key: TaskKey
     digest: str
     standing: RecordState | None
 
@@ -103,13 +105,13 @@ class Settle:
         """Of the own body only: past its time the id may be another's. What was accepted stays so."""
         if self.standing is None:
             connection.execute(
-                "DELETE FROM reservation WHERE request_id = ? AND digest = ? AND standing = ?",
-                [self.request_id, self.digest, RecordState.WRITING.value],
+                f"DELETE FROM reservation WHERE {_OWN} AND standing = ?",  # noqa: S608 - a constant
+                [*self.key, self.digest, RecordState.WRITING.value],
             )
         else:
             connection.execute(
-                "UPDATE reservation SET standing = ?, at_ms = ? WHERE request_id = ? AND digest = ? AND standing != ?",
-                [self.standing.value, now_ms, self.request_id, self.digest, RecordState.ACCEPTED.value],
+                f"UPDATE reservation SET standing = ?, at_ms = ? WHERE {_OWN} AND standing != ?",  # noqa: S608
+                [self.standing.value, now_ms, *self.key, self.digest, RecordState.ACCEPTED.value],
             )
         return _NO_OUTCOME
 
@@ -129,7 +131,7 @@ class Purge:
             (RecordState.WRITING, unknown_before_ms),
         ):
             connection.execute(
-                "DELETE FROM reservation WHERE request_id IN (SELECT request_id FROM reservation"
+                "DELETE FROM reservation WHERE (request_id, tenant) IN (SELECT request_id, tenant FROM reservation"
                 " WHERE standing = ? AND at_ms < ? ORDER BY at_ms LIMIT ?)",
                 [standing.value, before_ms, PURGED_AT_ONCE],
             )

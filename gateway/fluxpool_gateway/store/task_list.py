@@ -112,7 +112,8 @@ def list_tasks(
     size = 0
     for start in range(0, min(len(passing), limit), _CHUNK):
         chunk = passing[start : min(start + _CHUNK, limit)]
-        rows = connection.execute(_FIND_TASKS, {"request_ids": [place.request_id for place in chunk]}).mappings()
+        values = {"request_ids": [place.request_id for place in chunk], "tenant": wanted.tenant}
+        rows = connection.execute(_FIND_TASKS, values).mappings()
         found = {row["request_id"]: to_state(row) for row in rows}
         for number, place in enumerate(chunk, start):
             state = found.get(place.request_id)
@@ -155,7 +156,9 @@ def count_group(connection: Connection, *, tenant: str, group_id: str) -> GroupC
 
 _CHUNK: Final = 50
 """Read at once; a page that is full by its size has read so many in vain at most."""
-_FIND_TASKS: Final = select(tasks).where(tasks.c.request_id.in_(bindparam("request_ids", expanding=True)))
+_FIND_TASKS: Final = select(tasks).where(
+    tasks.c.request_id.in_(bindparam("request_ids", expanding=True)), tasks.c.tenant == bindparam("tenant")
+)
 _COUNT_GROUP: Final = (
     select(
         tasks.c.status,

@@ -6,7 +6,7 @@ an older one never undoes a newer one.
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 
 class TaskStatus(StrEnum):
@@ -25,6 +25,13 @@ class TaskStatus(StrEnum):
         return self not in {TaskStatus.QUEUED, TaskStatus.RUNNING}
 
 
+class TaskKey(NamedTuple):
+    """What a task is known by: clients choose ids, so those of two tenants may be equal."""
+
+    request_id: str
+    tenant: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSeen:
     """A record of a task topic."""
@@ -33,8 +40,8 @@ class TaskSeen:
     body: str
     """The record's value."""
     priority: str
-    tenant: str | None
-    """None when no tenant may see it."""
+    tenant: str
+    """Whose task it is, as for every record: `TenantTrust.owner`."""
     created_at_ms: int
     group_id: str | None = None
     epoch: int = 0
@@ -50,8 +57,7 @@ class ProgressSeen:
     at_ms: int
     started: bool
     """Whether it says that an attempt began."""
-    tenant: str | None = None
-    """As its headers tell, which the worker takes from the task."""
+    tenant: str
     epoch: int = 0
     attempt: int = 1
     step: int | None = None
@@ -67,8 +73,7 @@ class ResultSeen:
     body: str
     """The record's value."""
     completed_at_ms: int
-    tenant: str | None = None
-    """As its headers tell, which the worker takes from the task."""
+    tenant: str
     epoch: int = 0
     attempt: int = 1
 
@@ -81,6 +86,7 @@ class TaskState:
     """One row of the store. Times are milliseconds since 1970, UTC."""
 
     request_id: str
+    tenant: str
     version: int
     status: TaskStatus
     attempts: int
@@ -89,14 +95,17 @@ class TaskState:
     body: str | None = None
     """The task as sent; None while only its results are known."""
     priority: str | None = None
-    tenant: str | None = None
-    """The task's; that of its latest record while the task itself is not known."""
     created_at_ms: int | None = None
     started_at_ms: int | None = None
     completed_at_ms: int | None = None
     result: str | None = None
     """The result as published; there exactly when the status is terminal."""
     group_id: str | None = None
+
+    @property
+    def key(self) -> TaskKey:
+        """What it is known by."""
+        return TaskKey(self.request_id, self.tenant)
 
 
 _MAX_EPOCH: Final = 999_999
@@ -137,7 +146,7 @@ def _within(number: int, maximum: int) -> int:
 
 
 def fold(state: TaskState | None, change: Change) -> TaskState:
-    """The state after one more record; the very same object when the record says nothing new."""
+    """The state after one more record of the same key; the very same object when the record says nothing new."""
     match change:
         case TaskSeen():
             if state is None:
@@ -149,7 +158,6 @@ def fold(state: TaskState | None, change: Change) -> TaskState:
                     later,
                     body=change.body,
                     priority=change.priority,
-                    tenant=change.tenant,
                     created_at_ms=change.created_at_ms,
                     group_id=change.group_id,
                 )
@@ -195,14 +203,12 @@ def _advance(
     """The state with the part that only the latest record decides."""
     version = version_of(status=status, epoch=change.epoch, attempt=change.attempt, step=step)
     if state is None:
-        state = TaskState(request_id=change.request_id, version=-1, status=status, attempts=change.attempt)
+        state = TaskState(
+            request_id=change.request_id, tenant=change.tenant, version=-1, status=status, attempts=change.attempt
+        )
     if change.attempt > state.attempts:
         state = replace(state, attempts=change.attempt)
-    is_later = version > state.version
-    # A result may come before its task, or outlive it in Kafka; without a tenant its owner could not see it.
-    if state.body is None and change.tenant not in {None, state.tenant} and (is_later or state.tenant is None):
-        state = replace(state, tenant=change.tenant)
-    if not is_later:
+    if version <= state.version:
         return state
     return replace(
         state,

@@ -16,7 +16,7 @@ from sqlalchemy.engine import RowMapping
 
 from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
 from fluxpool_gateway.store.tables import projected_offsets, projector_heartbeat, quarantined_records, tasks
-from fluxpool_gateway.store.task_state import Change, TaskState, TaskStatus, fold
+from fluxpool_gateway.store.task_state import Change, TaskKey, TaskState, TaskStatus, fold
 
 Position = tuple[str, int]
 """Topic and partition."""
@@ -95,7 +95,7 @@ def _upsert(table: Table) -> Insert:
 _SAVE_TASKS: Final = str(_upsert(tasks).compile(dialect=sqlite.dialect()))
 _SAVE_OFFSETS: Final = _upsert(projected_offsets)
 _SAVE_HEARTBEAT: Final = _upsert(projector_heartbeat)
-_FIND_VERSIONS: Final = select(tasks.c.request_id, tasks.c.version).where(
+_FIND_VERSIONS: Final = select(tasks.c.request_id, tasks.c.tenant, tasks.c.version).where(
     tasks.c.request_id.in_(bindparam("request_ids", expanding=True))
 )
 _FIND_TASKS: Final = f"{select(tasks).compile(dialect=sqlite.dialect())} WHERE request_id IN"
@@ -207,29 +207,32 @@ def _quarantine(connection: Connection, records: Sequence[QuarantinedRecord]) ->
 def _fold_all(connection: Connection, changes: Sequence[Change]) -> list[TaskState]:
     """The states that differ from what is stored."""
     stored = _load(connection, list({change.request_id for change in changes}))
-    states: dict[str, TaskState | None] = dict(stored)
+    states = dict(stored)
     for change in changes:
-        states[change.request_id] = fold(states.get(change.request_id), change)
-    return [state for name, state in states.items() if state is not None and state is not stored.get(name)]
+        # As a plain tuple, which equals a `TaskKey` and is made in a fifth of the time.
+        key = (change.request_id, change.tenant)
+        states[key] = fold(states.get(key), change)
+    return [state for key, state in states.items() if state is not stored.get(key)]
 
 
-def _load(connection: Connection, request_ids: Sequence[str]) -> dict[str, TaskState]:
-    found: dict[str, TaskState] = {}
+def _load(connection: Connection, request_ids: Sequence[str]) -> dict[tuple[str, str], TaskState]:
+    """The tasks with these ids, of every tenant."""
+    found: dict[tuple[str, str], TaskState] = {}
     for start in range(0, len(request_ids), _LOOKUP_CHUNK):
         chunk = tuple(request_ids[start : start + _LOOKUP_CHUNK])
         statement = f"{_FIND_TASKS} ({', '.join('?' * len(chunk))})"
         rows: Iterable[RowMapping] = connection.exec_driver_sql(statement, chunk).mappings()
-        found.update((row["request_id"], to_state(row)) for row in rows)
+        found.update(((row["request_id"], row["tenant"]), to_state(row)) for row in rows)
     return found
 
 
-def read_versions(connection: Connection, request_ids: Sequence[str]) -> dict[str, int]:
-    """The version of each of these tasks that there is."""
-    found: dict[str, int] = {}
+def read_versions(connection: Connection, request_ids: Sequence[str]) -> dict[TaskKey, int]:
+    """The version of each task with one of these ids."""
+    found: dict[TaskKey, int] = {}
     for start in range(0, len(request_ids), _LOOKUP_CHUNK):
         chunk = request_ids[start : start + _LOOKUP_CHUNK]
         rows = connection.execute(_FIND_VERSIONS, {"request_ids": chunk})
-        found.update((row.request_id, row.version) for row in rows)
+        found.update((TaskKey(row.request_id, row.tenant), row.version) for row in rows)
     return found
 
 

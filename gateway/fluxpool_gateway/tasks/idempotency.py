@@ -30,7 +30,7 @@ from fluxpool_gateway.store.reservations import (
     Verdict,
 )
 from fluxpool_gateway.store.shared_file import SharedFile, SharedFileError
-from fluxpool_gateway.store.task_state import TaskState
+from fluxpool_gateway.store.task_state import TaskKey, TaskState
 from fluxpool_gateway.store.task_store import Heartbeat
 
 GRACE_SECONDS: Final = 5.0
@@ -51,8 +51,8 @@ NEW_KEY: Final = "use a new key"
 class TaskStore(Protocol):
     """The reads of the task store that idempotency needs; `TaskStoreReader` in production."""
 
-    async def find(self, request_id: str) -> TaskState | None:
-        """The task with this id as far as it is projected."""
+    async def find(self, request_id: str, *, tenant: str) -> TaskState | None:
+        """The tenant's task with this id as far as it is projected."""
 
     async def heartbeat(self) -> Heartbeat | None:
         """What the projector last said of itself."""
@@ -98,26 +98,26 @@ class Idempotency:
     """Returns once the store has what Kafka has now."""
     deadline_seconds: float
     """The longest wait for Kafka."""
-    _running: dict[tuple[str, str], asyncio.Future[None]] = field(default_factory=dict, init=False)
+    _running: dict[tuple[TaskKey, str], asyncio.Future[None]] = field(default_factory=dict, init=False)
     """Equal requests of this process wait for one of them; between others the reservations decide."""
     _heartbeat: Heartbeat | None = field(default=None, init=False)
     _heartbeat_expires_at: float = field(default=0.0, init=False)
 
-    async def once(self, request_id: str, digest: str, write: Callable[[], Awaitable[None]]) -> None:
-        """Return when the record with this id and digest is in Kafka, written by `write` or by another request.
+    async def once(self, key: TaskKey, digest: str, write: Callable[[], Awaitable[None]]) -> None:
+        """Return when the record with this key and digest is in Kafka, written by `write` or by another request.
 
         `write` raises `UnwrittenError` when there is no record, anything else when that is unknown.
         Raises `ProblemError`: 409 while another body is being written, 422 when one was, 503 when it cannot be known.
         """
         # No await between the lookup and the entry, so that of two equal requests one finds the other.
-        running = self._running.get((request_id, digest))
+        running = self._running.get((key, digest))
         if running is not None:
             # The client of the first request may go away; its record is written all the same.
             await asyncio.shield(running)
             return
-        running = self._running[request_id, digest] = asyncio.get_running_loop().create_future()
+        running = self._running[key, digest] = asyncio.get_running_loop().create_future()
         try:
-            await self._once(request_id, digest, write)
+            await self._once(key, digest, write)
         except BaseException as error:
             unknown = _unavailable("the outcome is unknown")
             running.set_exception(error if isinstance(error, ProblemError) else unknown)
@@ -127,7 +127,7 @@ class Idempotency:
         else:
             running.set_result(None)
         finally:
-            del self._running[request_id, digest]
+            del self._running[key, digest]
 
     async def purge(self) -> None:
         """Remove reservations that the store has made redundant, every second, until cancelled."""
@@ -142,20 +142,20 @@ class Idempotency:
             except (StoreUnavailableError, SharedFileError) as error:
                 logger.warning("reservations_not_purged", reason=str(error))
 
-    async def _once(self, request_id: str, digest: str, write: Callable[[], Awaitable[None]]) -> None:
-        state = await self._find(request_id)
+    async def _once(self, key: TaskKey, digest: str, write: Callable[[], Awaitable[None]]) -> None:
+        state = await self._find(key)
         if _is_stored(state, digest):
             return
         # After the store, because a reservation outlives the projection of its record by `KEPT_SECONDS`: what neither
         # has was never accepted.
-        verdict = await self._reserve(request_id, digest)
+        verdict = await self._reserve(key, digest)
         if verdict is Verdict.ACCEPTED:
             return
         unwritten = None if verdict is Verdict.GRANTED else RecordState.UNKNOWN
         settled: RecordState | None = unwritten
         try:
             if verdict is Verdict.GRANTED:
-                state = await self._find_certainly(request_id, state)
+                state = await self._find_certainly(key, state)
             if _is_stored(state, digest):
                 settled = RecordState.ACCEPTED
             elif state is not None and verdict is Verdict.GRANTED:
@@ -170,9 +170,9 @@ class Idempotency:
             raise error.answer from error
         finally:
             # Not awaited: the answer need not wait for the file. If it is lost, `until_ms` ends the reservation.
-            self.reservations.apply(Settle(request_id=request_id, digest=digest, standing=settled))
+            self.reservations.apply(Settle(key=key, digest=digest, standing=settled))
 
-    async def _reserve(self, request_id: str, digest: str) -> Verdict:
+    async def _reserve(self, key: TaskKey, digest: str) -> Verdict:
         """Whether the record is to be written by this request, or was accepted. Waits for an equal request."""
         loop = asyncio.get_running_loop()
         patience_seconds = self.deadline_seconds + GRACE_SECONDS
@@ -180,7 +180,7 @@ class Idempotency:
         again = False
         while True:
             until_ms = _now_ms() + int(patience_seconds * 1000)
-            wanted = Reserve(request_id=request_id, digest=digest, until_ms=until_ms, again=again)
+            wanted = Reserve(key=key, digest=digest, until_ms=until_ms, again=again)
             try:
                 held = await self.reservations.apply(wanted)
             except SharedFileError as error:
@@ -194,7 +194,7 @@ class Idempotency:
                 case Verdict.OTHER:
                     raise _conflict("was used for a request with another body")
                 case Verdict.ACCEPTED:
-                    if not await self._is_lost(request_id, accepted_at_ms=held.settled_at_ms):
+                    if not await self._is_lost(key, accepted_at_ms=held.settled_at_ms):
                         return Verdict.ACCEPTED
                     again = True
                 case Verdict.SAME_IN_PROGRESS:
@@ -204,13 +204,13 @@ class Idempotency:
                 case _:
                     assert_never(held.verdict)
 
-    async def _find(self, request_id: str) -> TaskState | None:
+    async def _find(self, key: TaskKey) -> TaskState | None:
         try:
-            return await self.store.find(request_id)
+            return await self.store.find(key.request_id, tenant=key.tenant)
         except StoreUnavailableError as error:
             raise _unreadable(error) from error
 
-    async def _find_certainly(self, request_id: str, state: TaskState | None) -> TaskState | None:
+    async def _find_certainly(self, key: TaskKey, state: TaskState | None) -> TaskState | None:
         """The task in a store that has whatever the reservations lack; `state` is what it had a moment ago."""
         try:
             if await self._is_complete():
@@ -221,7 +221,7 @@ class Idempotency:
         except BarrierNotReachedError as error:
             reason = f"whether this key was used is not known yet ({error}); nothing was accepted"
             raise _unavailable(reason) from error
-        return await self._find(request_id)
+        return await self._find(key)
 
     async def _is_complete(self) -> bool:
         """Whether the store was caught up with Kafka since it was made: then reservations have all that it lacks."""
@@ -231,7 +231,7 @@ class Idempotency:
             self._heartbeat_expires_at = now + HEARTBEAT_CACHED_SECONDS
         return self._heartbeat is not None and self._heartbeat.caught_up_at_ms is not None
 
-    async def _is_lost(self, request_id: str, *, accepted_at_ms: int) -> bool:
+    async def _is_lost(self, key: TaskKey, *, accepted_at_ms: int) -> bool:
         """Whether an accepted record certainly is in Kafka no longer, as when its topic was deleted and recreated."""
         if _now_ms() - accepted_at_ms < FRESH_SECONDS * 1000:
             return False
@@ -239,7 +239,7 @@ class Idempotency:
             await self.barrier()
         except BarrierNotReachedError:
             return False
-        return await self._find(request_id) is None
+        return await self._find(key) is None
 
 
 def _is_stored(state: TaskState | None, digest: str) -> bool:

@@ -20,7 +20,7 @@ from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from fluxpool_gateway.store.task_state import TaskState
+from fluxpool_gateway.store.task_state import TaskKey, TaskState
 from fluxpool_gateway.store.task_store import LogPosition, Position
 from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
@@ -35,7 +35,7 @@ logger = structlog.stdlib.get_logger(__name__)
 class RecentTask:
     """One accepted request."""
 
-    tenant: str
+    key: TaskKey
     accepted_at: datetime
     priority: str
     group_id: str | None
@@ -51,21 +51,21 @@ class RecentTasks:
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` is monotonic, in seconds."""
         self._clock = clock
-        self._tasks: OrderedDict[str, RecentTask] = OrderedDict()
+        self._tasks: OrderedDict[TaskKey, RecentTask] = OrderedDict()
 
-    def add(self, request_id: str, *, tenant: str, accepted_at: datetime, priority: str, group_id: str | None) -> None:
+    def add(self, key: TaskKey, *, accepted_at: datetime, priority: str, group_id: str | None) -> None:
         """Remember a request whose record the broker has acknowledged."""
         tasks = self._tasks
         expires_at_seconds = self._clock() + MAX_RECENT_SECONDS
-        tasks.setdefault(request_id, RecentTask(tenant, accepted_at, priority, group_id, expires_at_seconds))
+        tasks.setdefault(key, RecentTask(key, accepted_at, priority, group_id, expires_at_seconds))
         if len(tasks) > MAX_RECENT_TASKS:
             tasks.popitem(last=False)
 
-    def get(self, request_id: str) -> RecentTask | None:
+    def get(self, key: TaskKey) -> RecentTask | None:
         """The request; None when it was dropped or never accepted here."""
-        task = self._tasks.get(request_id)
+        task = self._tasks.get(key)
         if task is not None and task.expires_at_seconds <= self._clock():
-            del self._tasks[request_id]
+            del self._tasks[key]
             return None
         return task
 
@@ -124,16 +124,20 @@ class TaskLookup:
         if not REQUEST_ID.fullmatch(request_id):
             raise _not_found(request_id)
         try:
-            found = await self.store.find(request_id) or self.recent.get(request_id)
+            tenant = caller.sees_only
+            # Without authentication all that is accepted is of one tenant, and the caller's.
+            found = await self.store.find(request_id, tenant=tenant) or self.recent.get(
+                TaskKey(request_id, caller.tenant)
+            )
             if found is None:
                 await self.barrier.passed()
-                found = await self.store.find(request_id)
+                found = await self.store.find(request_id, tenant=tenant)
         except BarrierNotReachedError as error:
             raise _unknown(f"whether there is a task {request_id} is not known yet ({error})") from error
         except StoreUnavailableError as error:
             logger.warning("task_store_unreadable", reason=str(error))
             raise _unknown("the task store cannot be read, or is being rebuilt") from error
-        if found is None or not caller.sees(found.tenant):
+        if found is None:
             raise _not_found(request_id)
         return found
 

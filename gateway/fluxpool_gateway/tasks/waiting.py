@@ -8,14 +8,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from fluxpool_gateway.store.reading import StoreUnavailableError
+from fluxpool_gateway.store.task_state import TaskKey
 
 POLL_SECONDS = 0.05
-Versions = Callable[[Sequence[str]], Awaitable[dict[str, int]]]
+Versions = Callable[[Sequence[str]], Awaitable[dict[TaskKey, int]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiter:
-    request_id: str
+    key: TaskKey
     version: int
     later: asyncio.Future[None]
 
@@ -33,12 +34,12 @@ class TaskWaits:
         self._waiters: set[_Waiter] = set()
         self._polling = False
 
-    async def later_than(self, request_id: str, version: int) -> None:
+    async def later_than(self, key: TaskKey, version: int) -> None:
         """Return once the store has a later version of the task; keeps waiting while the store cannot be read.
 
         Bound it by a timeout. Any version that the store has is later than -1.
         """
-        waiter = _Waiter(request_id, version, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(key, version, asyncio.get_running_loop().create_future())
         self._waiters.add(waiter)
         # Without an await in between, so that two requests cannot start two.
         if not self._polling:
@@ -59,10 +60,10 @@ class TaskWaits:
 
     async def _wake(self) -> None:
         try:
-            versions = await self._versions(list({waiter.request_id for waiter in self._waiters}))
+            versions = await self._versions(list({waiter.key.request_id for waiter in self._waiters}))
         except StoreUnavailableError:
             # A waiting request reads the task after its time, and answers with the reason.
             return
         for waiter in self._waiters:
-            if versions.get(waiter.request_id, -1) > waiter.version and not waiter.later.done():
+            if versions.get(waiter.key, -1) > waiter.version and not waiter.later.done():
                 waiter.later.set_result(None)
