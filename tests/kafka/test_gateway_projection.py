@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
@@ -231,7 +233,7 @@ async def test_a_restarted_projector_neither_repeats_nor_misses_a_record(
     await produce(kafka.bootstrap_servers, topics.results, [(name.encode(), succeeded(name)) for name in names])
 
     def all_done() -> bool:
-        return [row[2] for row in rows(settings)] == ["succeeded"] * len(names)
+        return [row[3] for row in rows(settings)] == ["succeeded"] * len(names)
 
     await wait_until(all_done, deadline_seconds=60, what="all tasks ended")
     assert [row[0] for row in rows(settings)] == sorted(names)
@@ -263,6 +265,41 @@ async def test_a_rebuilt_store_equals_the_first(kafka: KafkaCluster, topics: Top
         built.append(rows(settings))
     assert len(built[0]) == 40
     assert built[0] == built[1]
+
+
+async def delete_records(bootstrap_servers: str, topic: str, *, partitions: int) -> None:
+    """All of the topic, as its retention does."""
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    ends = [TopicPartition(topic, number, OFFSET_END) for number in range(partitions)]
+    for future in admin.delete_records(ends).values():
+        await asyncio.wrap_future(future)
+
+
+async def test_a_task_is_deleted_with_its_records_and_not_before(
+    client: httpx.AsyncClient, kafka: KafkaCluster, topics: TopicNames, settings: GatewaySettings
+) -> None:
+    waiting = (await client.post("v1/generations", json={"prompt": "a cat"})).json()["request_id"]
+    done = (await client.post("v1/generations", json={"prompt": "a fox"})).json()["request_id"]
+    await produce(kafka.bootstrap_servers, topics.results, [(done.encode(), succeeded(done))])
+    await task_with_status(client, done, "succeeded")
+    await delete_records(kafka.bootstrap_servers, topics.tasks, partitions=3)
+
+    async def are_known(*known: str) -> bool:
+        return [(await client.get(f"v1/generations/{name}")).status_code for name in (waiting, done)] == [
+            200 if name in known else 404 for name in (waiting, done)
+        ]
+
+    # The result of the other one is still there.
+    await wait_until(lambda: are_known(done), deadline_seconds=60, what="the end of the task without a result")
+    assert [row[0] for row in rows(settings)] == [done]
+    page = (await client.get("v1/generations")).json()
+    assert [task["request_id"] for task in page["data"]] == [done]
+    await delete_records(kafka.bootstrap_servers, topics.results, partitions=2)
+    await wait_until(are_known, deadline_seconds=60, what="the end of the task with a result")
+    assert rows(settings) == []
+    # What comes later is projected as ever.
+    later = await client.post("v1/generations", json={"prompt": "a dog"})
+    assert (await client.get(later.headers["location"])).json()["status"] == "queued"
 
 
 async def test_until_its_topics_exist_a_gateway_is_not_ready_and_then_it_is(

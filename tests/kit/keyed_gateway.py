@@ -29,8 +29,8 @@ from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
-from fluxpool_gateway.store.task_state import Change, ResultSeen, TaskStatus
-from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
+from fluxpool_gateway.store.task_state import Change, Position, ResultSeen, TaskStatus
+from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import pytest
 
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
-from fluxpool_gateway.store.task_store import LogPosition, Position
+from fluxpool_gateway.store.task_state import Position
+from fluxpool_gateway.store.task_store import LogPosition
 
 PLACE = ("tasks", 0)
 OLD, NEW = "old-topic", "new-topic"

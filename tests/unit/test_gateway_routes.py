@@ -25,8 +25,8 @@ from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
-from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
-from fluxpool_gateway.store.task_store import LogPosition, Position, TaskStoreWriter
+from fluxpool_gateway.store.task_state import Change, Position, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.waiting import TaskWaits

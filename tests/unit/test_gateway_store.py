@@ -18,13 +18,20 @@ from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFa
 from fluxpool_gateway.store.migration import DatabaseFileError, migrate
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.tables import metadata
-from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskState, TaskStatus
+from fluxpool_gateway.store.task_state import (
+    Change,
+    ProgressSeen,
+    RecordRef,
+    ResultSeen,
+    TaskSeen,
+    TaskState,
+    TaskStatus,
+)
 from fluxpool_gateway.store.task_store import (
     MAX_QUARANTINED_RECORDS,
     Heartbeat,
     LogPosition,
     QuarantinedRecord,
-    RecordRef,
     TaskStoreWriter,
 )
 

@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from fluxpool_gateway.store.task_store import LogPosition, Position
+from fluxpool_gateway.store.task_state import Position
+from fluxpool_gateway.store.task_store import LogPosition
 
 DEADLINE_SECONDS: Final = 2.0
 ROUND_INTERVAL_SECONDS: Final = 0.05

@@ -20,16 +20,10 @@ from confluent_kafka import KafkaException
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projected_records import UnreadableRecordError, projected_topics, read_change
+from fluxpool_gateway.projection.retention import RetentionSweep
 from fluxpool_gateway.projection.source import BATCH_RECORDS, CLIENT_ID, Fetched, ProjectionSource
-from fluxpool_gateway.store.task_state import Change
-from fluxpool_gateway.store.task_store import (
-    Heartbeat,
-    LogPosition,
-    Position,
-    QuarantinedRecord,
-    RecordRef,
-    TaskStoreWriter,
-)
+from fluxpool_gateway.store.task_state import Change, Position, RecordRef
+from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, QuarantinedRecord, TaskStoreWriter
 from fluxpool_transport.kafka import (
     KafkaMetadata,
     KafkaUnavailableError,
@@ -67,6 +61,7 @@ class Projector:
         self._trust = trust
         self._store = store
         self._source = ProjectionSource(connection)
+        self._retention = RetentionSweep(store, read_starts=self._source.starts, in_thread=self._in_thread)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="task-store")
         self._positions: dict[Position, LogPosition] = store.positions()
         before = store.heartbeat()
@@ -94,6 +89,8 @@ class Projector:
                     self._warn("fetch_failed", reason=repr(error))
                     await asyncio.sleep(RECONNECT_SECONDS)
                 await self._beat()
+                if self._has_all():
+                    await self._retention.step()
         finally:
             watching.cancel()
             # `wait` raises nothing: consumer and thread are closed below in any case.
@@ -226,6 +223,10 @@ class Projector:
             rebuilt_because=self._rebuilt_because,
         )
         await self._in_thread(lambda: self._store.beat(heartbeat))
+
+    def _has_all(self) -> bool:
+        """Whether every topic was read to its end since the start; a log may have grown since."""
+        return self._caught_up_at_ms is not None and self._assigned.keys() == set(projected_topics(self._topics))
 
     def _lag_records(self) -> int | None:
         """How many records are still to be read; None until every topic is there and its end known."""

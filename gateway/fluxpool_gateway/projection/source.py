@@ -4,7 +4,7 @@ Owns the client and the positions. Knows nothing of what the records mean.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import KafkaConnection
-from fluxpool_gateway.store.task_store import Position
+from fluxpool_gateway.store.task_state import Position
 from fluxpool_transport.kafka import aiokafka_options, stop_consumer
 
 CLIENT_ID: Final = "fluxpool-projector"
@@ -80,6 +80,12 @@ class ProjectionSource:
                 self._move(partition, await _position(consumer, partition, known=offset), fetched)
         return fetched
 
+    async def starts(self) -> Mapping[Position, int]:
+        """Where the log of each assigned partition begins; empty when a leader does not answer now."""
+        if self._consumer is None:
+            return {}
+        return await _starts(self._consumer, list(self._offsets))
+
     def lag_records(self) -> int | None:
         """How many records are still to be read; None until the end of every partition is known."""
         if self._consumer is None or not self._offsets:
@@ -135,13 +141,15 @@ async def _position(consumer: AIOKafkaConsumer, partition: TopicPartition, *, kn
 
 async def _starts_ahead(consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> Mapping[Position, int]:
     """The starts of logs that lie behind these offsets; none of those whose leader does not answer now."""
+    starts = await _starts(consumer, list(offsets))
+    return {position: start for position, start in starts.items() if start > offsets[TopicPartition(*position)]}
+
+
+async def _starts(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> Mapping[Position, int]:
+    """Where these logs begin; empty when a leader does not answer now."""
     try:
         async with asyncio.timeout(_STARTS_SECONDS):
-            starts = await consumer.beginning_offsets(list(offsets)) if offsets else {}
+            starts = await consumer.beginning_offsets(list(partitions)) if partitions else {}
     except (TimeoutError, KafkaError):
         return {}
-    return {
-        (partition.topic, partition.partition): start
-        for partition, start in starts.items()
-        if start > offsets[partition]
-    }
+    return {(partition.topic, partition.partition): start for partition, start in starts.items()}

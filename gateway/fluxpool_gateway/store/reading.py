@@ -27,11 +27,10 @@ from fluxpool_gateway.store.task_list import (
     count_group,
     list_tasks,
 )
-from fluxpool_gateway.store.task_state import TaskKey, TaskState
+from fluxpool_gateway.store.task_state import Position, TaskKey, TaskState
 from fluxpool_gateway.store.task_store import (
     Heartbeat,
     LogPosition,
-    Position,
     Quarantine,
     read_heartbeat,
     read_positions,

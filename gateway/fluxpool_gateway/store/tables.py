@@ -31,6 +31,10 @@ tasks = Table(
     Column("completed_at_ms", BigInteger),
     Column("result", Text),
     Column("group_id", String(64)),
+    Column("source_rank", BigInteger),
+    Column("source_topic", String(249)),
+    Column("source_partition", Integer),
+    Column("source_offset", BigInteger),
     sqlite_with_rowid=False,
 )
 _LISTED: Final = (tasks.c.tenant, text(LISTED_AT), tasks.c.request_id)

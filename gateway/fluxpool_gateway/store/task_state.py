@@ -4,9 +4,10 @@ Pure. Topics are not ordered among each other, so every record carries its place
 an older one never undoes a newer one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, NamedTuple, assert_never
+from typing import Final, NamedTuple, Self, assert_never
 
 
 class TaskStatus(StrEnum):
@@ -23,6 +24,12 @@ class TaskStatus(StrEnum):
     def terminal(self) -> bool:
         """Whether the task has ended."""
         return self not in {TaskStatus.QUEUED, TaskStatus.RUNNING}
+
+
+Position = tuple[str, int]
+"""Topic and partition."""
+RecordRef = tuple[str, int, int]
+"""Topic, partition and offset of one record."""
 
 
 class TaskKey(NamedTuple):
@@ -219,3 +226,49 @@ def _advance(
         result=result,
         completed_at_ms=completed_at_ms,
     )
+
+
+_RANK_OF_PROGRESS: Final = -(10**18)
+"""Puts the rank of progress below that of every other record: no version is as large."""
+
+
+class Source(NamedTuple):
+    """The record that a row lasts as long as: once Kafka has deleted it, the row is deleted too. The greatest counts.
+
+    A task's progress is kept for hours, its record and its result for days. So it is the result, before it the task's
+    record, and progress alone where neither was read; of several of a kind the latest in the life of the task.
+    """
+
+    rank: int
+    topic: str
+    partition: int
+    offset: int
+
+    @classmethod
+    def of(cls, change: Change, place: RecordRef) -> Self:
+        """Of a record that was read at a place; the same in every rebuild, whatever the order of the topics."""
+        return cls(_rank(change), *place)
+
+
+def is_deleted(topic: str | None, partition: int | None, offset: int | None, *, starts: Mapping[Position, int]) -> bool:
+    """Whether Kafka has deleted the record that a row lasts as long as; `starts` is where each log begins now.
+
+    A row of an earlier release has no place until its records are read again. To be asked once all were read.
+    """
+    if topic is None or partition is None or offset is None:
+        return True
+    start = starts.get((topic, partition))
+    return start is not None and offset < start
+
+
+def _rank(change: Change) -> int:
+    match change:
+        case TaskSeen():
+            return version_of(status=TaskStatus.QUEUED, epoch=change.epoch, attempt=change.attempt)
+        case ProgressSeen():
+            version = version_of(status=change.status, epoch=change.epoch, attempt=change.attempt, step=change.step)
+            return version + _RANK_OF_PROGRESS
+        case ResultSeen():
+            return version_of(status=change.status, epoch=change.epoch, attempt=change.attempt)
+        case _:
+            assert_never(change)

@@ -5,7 +5,7 @@ One process writes (`TaskStoreWriter`, the projector) and blocks: it is called i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
 from typing import Final, Self
 
@@ -16,20 +16,27 @@ from sqlalchemy.engine import RowMapping
 
 from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
 from fluxpool_gateway.store.tables import projected_offsets, projector_heartbeat, quarantined_records, tasks
-from fluxpool_gateway.store.task_state import Change, TaskKey, TaskState, TaskStatus, fold
-
-Position = tuple[str, int]
-"""Topic and partition."""
-RecordRef = tuple[str, int, int]
-"""Topic, partition and offset of one record."""
+from fluxpool_gateway.store.task_state import (
+    Change,
+    Position,
+    RecordRef,
+    Source,
+    TaskKey,
+    TaskSeen,
+    TaskState,
+    TaskStatus,
+    fold,
+    is_deleted,
+)
 
 MAX_QUARANTINED_RECORDS: Final = 1000
 """Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
 _MAX_REASON_CHARACTERS: Final = 300
 _LOOKUP_CHUNK: Final = 500
-_FIELDS: Final = tuple(column.name for column in tasks.columns)
-_ROW: Final = attrgetter(*("status.value" if name == "status" else name for name in _FIELDS))
-"""A state as the driver takes it, in the order of the columns."""
+_FIELDS: Final = tuple(field.name for field in fields(TaskState))
+_STATE_COLUMNS: Final = [column.name for column in tasks.columns if column.name in _FIELDS]
+_ROW: Final = attrgetter(*("status.value" if name == "status" else name for name in _STATE_COLUMNS))
+"""A state as the driver takes it, in the order of the columns; those of its source follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,10 @@ _SAVE_HEARTBEAT: Final = _upsert(projector_heartbeat)
 _FIND_VERSIONS: Final = select(tasks.c.request_id, tasks.c.tenant, tasks.c.version).where(
     tasks.c.request_id.in_(bindparam("request_ids", expanding=True))
 )
+_SCAN_SOURCES: Final = (
+    "SELECT request_id, tenant, source_topic, source_partition, source_offset FROM task"
+    " WHERE (request_id, tenant) > (?, ?) ORDER BY request_id, tenant LIMIT ?"
+)
 _FIND_TASKS: Final = f"{select(tasks).compile(dialect=sqlite.dialect())} WHERE request_id IN"
 
 
@@ -146,6 +157,23 @@ class TaskStoreWriter:
         with self._engine.connect() as connection:
             return read_positions(connection)
 
+    def delete_expired(
+        self, starts: Mapping[Position, int], *, after: TaskKey, rows: int
+    ) -> tuple[TaskKey | None, int]:
+        """Look at so many rows behind a key and delete those whose record Kafka has deleted.
+
+        `starts` is where each log begins. Returns the last key that was looked at, None at the end, and the number of
+        deleted rows. Only once everything was read that Kafka has: rows of an earlier release tell no record before.
+        """
+        with self._engine.begin() as connection:
+            found = connection.exec_driver_sql(_SCAN_SOURCES, (*after, rows)).all()
+            expired = [
+                (request_id, tenant) for request_id, tenant, *source in found if is_deleted(*source, starts=starts)
+            ]
+            if expired:
+                connection.exec_driver_sql("DELETE FROM task WHERE request_id = ? AND tenant = ?", expired)
+        return (TaskKey(*found[-1][:2]) if len(found) == rows else None), len(expired)
+
     def forget_positions(self, topic: str) -> None:
         """Forget how far a topic was read: it is another one now. The tasks stay."""
         with self._engine.begin() as connection:
@@ -170,9 +198,9 @@ def _apply_all(
         return []
     try:
         with connection.begin_nested():
-            changed = _fold_all(connection, [change for _, change in changes])
+            changed = _fold_all(connection, changes)
             if changed:
-                connection.exec_driver_sql(_SAVE_TASKS, [_ROW(state) for state in changed])
+                connection.exec_driver_sql(_SAVE_TASKS, [(*_ROW(state), *source) for state, source in changed])
     except Exception as error:  # no error of one record may stop those behind it
         if not is_record_fault(error):
             raise
@@ -204,26 +232,46 @@ def _quarantine(connection: Connection, records: Sequence[QuarantinedRecord]) ->
     )
 
 
-def _fold_all(connection: Connection, changes: Sequence[Change]) -> list[TaskState]:
-    """The states that differ from what is stored."""
-    stored = _load(connection, list({change.request_id for change in changes}))
-    states = dict(stored)
-    for change in changes:
+_Row = tuple[TaskState, Source | None]
+"""None: written by an earlier release, and none of its records read since."""
+
+
+def _fold_all(connection: Connection, changes: Sequence[tuple[RecordRef, Change]]) -> list[tuple[TaskState, Source]]:
+    """The rows that differ from what is stored."""
+    stored = _load(connection, list({change.request_id for _, change in changes}))
+    changed: dict[tuple[str, str], tuple[TaskState, Source]] = {}
+    for place, change in changes:
         # As a plain tuple, which equals a `TaskKey` and is made in a fifth of the time.
         key = (change.request_id, change.tenant)
-        states[key] = fold(states.get(key), change)
-    return [state for key, state in states.items() if state is not stored.get(key)]
+        known = changed.get(key) or stored.get(key)
+        if known is None:
+            state = fold(None, change)
+            # By far the most frequent case is a new task, whose rank is known already.
+            rank_known = isinstance(change, TaskSeen)
+            changed[key] = (state, Source(state.version, *place) if rank_known else Source.of(change, place))
+            continue
+        state, source = known
+        folded, read = fold(state, change), Source.of(change, place)
+        if folded is not state or source is None or read > source:
+            changed[key] = (folded, read if source is None or read > source else source)
+    return list(changed.values())
 
 
-def _load(connection: Connection, request_ids: Sequence[str]) -> dict[tuple[str, str], TaskState]:
+def _load(connection: Connection, request_ids: Sequence[str]) -> dict[tuple[str, str], _Row]:
     """The tasks with these ids, of every tenant."""
-    found: dict[tuple[str, str], TaskState] = {}
+    found: dict[tuple[str, str], _Row] = {}
     for start in range(0, len(request_ids), _LOOKUP_CHUNK):
         chunk = tuple(request_ids[start : start + _LOOKUP_CHUNK])
         statement = f"{_FIND_TASKS} ({', '.join('?' * len(chunk))})"
         rows: Iterable[RowMapping] = connection.exec_driver_sql(statement, chunk).mappings()
-        found.update(((row["request_id"], row["tenant"]), to_state(row)) for row in rows)
+        found.update(((row["request_id"], row["tenant"]), (to_state(row), _to_source(row))) for row in rows)
     return found
+
+
+def _to_source(row: RowMapping) -> Source | None:
+    if row["source_rank"] is None:
+        return None
+    return Source(row["source_rank"], row["source_topic"], row["source_partition"], row["source_offset"])
 
 
 def read_versions(connection: Connection, request_ids: Sequence[str]) -> dict[TaskKey, int]:

@@ -20,8 +20,8 @@ from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from fluxpool_gateway.store.task_state import TaskKey, TaskState
-from fluxpool_gateway.store.task_store import LogPosition, Position
+from fluxpool_gateway.store.task_state import Position, TaskKey, TaskState
+from fluxpool_gateway.store.task_store import LogPosition
 from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
 MAX_RECENT_TASKS: Final = 50_000
