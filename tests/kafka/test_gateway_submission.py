@@ -317,3 +317,19 @@ async def test_while_the_broker_is_paused_nothing_is_accepted_and_the_gateway_is
 
 async def not_ready(client: httpx.AsyncClient) -> bool:
     return (await client.get("readyz")).status_code == 503
+
+
+async def test_equal_puts_at_once_to_both_processes_are_one_record(
+    gateway: GatewayProcess, client: httpx.AsyncClient, kafka: KafkaCluster
+) -> None:
+    request_id = str(uuid.uuid4())
+    path = f"{SUBMIT}/{request_id}"
+    # A connection of its own for each request: the kernel then spreads them over the processes.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=30, limits=limits) as spread:
+        answers = await asyncio.gather(*(spread.put(path, json={"prompt": "a fox"}) for _ in range(40)))
+        assert sorted(answer.status_code for answer in answers) == [200] * 39 + [202]
+        assert (await spread.put(path, json={"prompt": "a cat"})).status_code == 409
+    records = await record_of(gateway.settings.topics, kafka.bootstrap_servers, request_id)
+    assert [json.loads(record.value or b"")["prompt"] for record in records] == ["a fox"]
+    assert (await client.get(path)).json()["request_id"] == request_id

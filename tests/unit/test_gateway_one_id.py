@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fluxpool_gateway.store.task_state import (
     version_of,
 )
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
+from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 
 ID = "same"
@@ -84,6 +86,57 @@ async def test_each_sees_its_own_state_image_list_and_group(gateway: Gateway, tm
         assert [(task["request_id"], task["status"]) for task in page["data"]] == [(ID, status)]
         counts = (await gateway.one.ask("GET", "/v1/groups/g", keys[tenant])).json()["counts"]
         assert {name for name, count in counts.items() if count} == {status}
+
+
+UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
+CHOSEN = f"/v1/generations/{UUID}"
+
+
+async def test_each_tenant_may_choose_the_same_id(gateway: Gateway) -> None:
+    acme, other = await gateway.create(tenant="acme"), await gateway.create(tenant="other")
+    for key, prompt in ((acme, "a fox"), (other, "a cat")):
+        answer = await gateway.one.ask("PUT", CHOSEN, key, json={"prompt": prompt})
+        assert (answer.status_code, answer.json()["request_id"]) == (202, UUID)
+        assert answer.headers["location"] == f"http://gateway{CHOSEN}"
+    assert [value["prompt"] for value in gateway.records.values] == ["a fox", "a cat"]
+    assert [headers[TENANT] for headers in gateway.records.headers] == [b"acme", b"other"]
+    assert {(await gateway.one.ask("GET", CHOSEN, key)).status_code for key in (acme, other)} == {200}
+
+
+async def test_a_repeat_is_the_same_task_on_every_process_and_another_body_is_refused(gateway: Gateway) -> None:
+    key = await gateway.create(tenant="acme")
+    first = await gateway.one.ask("PUT", CHOSEN, key, json={"prompt": "a fox", "guidance": 4})
+    again = await gateway.two.ask("PUT", CHOSEN, key, json={"guidance": 4.0, "prompt": "a fox"})
+    assert (first.status_code, again.status_code) == (202, 200)
+    assert again.json() == first.json()
+    refused = await gateway.two.ask("PUT", CHOSEN, key, json={"prompt": "a cat"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert refused.json()["detail"] == "request_id: was used for a request with another body; use a new id"
+    assert refused.json()["instance"] == CHOSEN
+    assert len(gateway.records.values) == 1
+    # As it is once only the store knows it.
+    body = json.dumps(gateway.records.values[0])
+    gateway.project(TaskSeen(request_id=UUID, tenant="acme", body=body, priority="standard", created_at_ms=1))
+    (gateway.settings.database_file.with_name("tasks.sqlite.reservations")).unlink()
+    assert (await gateway.one.ask("PUT", CHOSEN, key, json={"prompt": "a fox", "guidance": 4})).status_code == 200
+    assert (await gateway.one.ask("PUT", CHOSEN, key, json={"prompt": "a cat"})).status_code == 409
+    assert len(gateway.records.values) == 1
+
+
+@pytest.mark.parametrize("chosen", [UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", "fox-1", "cancel", UUID + "0"])
+async def test_a_chosen_id_is_a_canonical_uuid(gateway: Gateway, chosen: str) -> None:
+    answer = await gateway.one.ask("PUT", f"/v1/generations/{chosen}", gateway.admin, json={"prompt": "a fox"})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/request_id")
+    assert gateway.records.values == []
+
+
+async def test_a_put_that_is_not_confirmed_is_to_be_repeated_with_its_id(gateway: Gateway) -> None:
+    gateway.records.failure = DeliveryError(DeliveryFailure.TIMED_OUT, "no acknowledgement")
+    answer = await gateway.one.ask("PUT", CHOSEN, gateway.admin, json={"prompt": "a fox"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
+    assert "repeat it with the same id" in answer.json()["detail"]
+    gateway.records.failure = None
+    assert (await gateway.two.ask("PUT", CHOSEN, gateway.admin, json={"prompt": "a fox"})).status_code == 202
 
 
 async def test_a_cancel_is_of_the_callers_task(gateway: Gateway, tmp_path: Path) -> None:

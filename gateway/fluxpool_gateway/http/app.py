@@ -81,7 +81,7 @@ class GatewayApplication(FastAPI):
         """Serve one ASGI scope."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
-        elif scope["path"] == PATH and scope["method"] == "POST":
+        elif _is_submission(scope["method"], scope["path"]):
             await self.submission(scope, receive, send)
         else:
             if scope["method"] == "HEAD":
@@ -115,6 +115,12 @@ class GatewayApplication(FastAPI):
                 if content.get("application/json", {}).get("schema") == _PROBLEM_SCHEMA:
                     content[MEDIA_TYPE] = content.pop("application/json")
         return document
+
+
+def _is_submission(method: str, path: str) -> bool:
+    if method == "POST":
+        return path == PATH
+    return method == "PUT" and path.startswith(PATH + "/") and path.count("/") == PATH.count("/") + 1
 
 
 class BackgroundPartError(Exception):

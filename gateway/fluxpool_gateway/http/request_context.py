@@ -5,6 +5,7 @@ Works on ASGI's raw headers and messages, without a framework.
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 from fluxpool_contract.messages import REQUEST_ID, new_request_id
@@ -73,14 +74,22 @@ def status_url_of(request_id: str, *, base: str) -> str:
 
 
 async def send_accepted(
-    send: Send, *, request_id: str, base: str, correlation_id: str, more: Iterable[tuple[str, str]] = ()
+    send: Send,
+    *,
+    request_id: str,
+    base: str,
+    correlation_id: str,
+    more: Iterable[tuple[str, str]] = (),
+    status: HTTPStatus = HTTPStatus.ACCEPTED,
 ) -> None:
-    """202: the broker has acknowledged the record. `more` are further headers."""
+    """The broker has acknowledged the record. `more` are further headers."""
     status_url = status_url_of(request_id, base=base).encode()
     body = b'{"request_id":"%s","status":"queued","status_url":"%s"}' % (request_id.encode(), status_url)
     extra = [(b"location", status_url), (b"retry-after", b"%d" % RETRY_AFTER_SECONDS)]
     extra += [(name.encode(), value.encode()) for name, value in more]
-    await _send(send, 202, b"application/json", body, [(CORRELATION_ID_HEADER, correlation_id.encode()), *extra])
+    await _send(
+        send, status.value, b"application/json", body, [(CORRELATION_ID_HEADER, correlation_id.encode()), *extra]
+    )
 
 
 async def send_problem(send: Send, problem: ProblemError, *, correlation_id: str, instance: str) -> None:

@@ -135,6 +135,34 @@ async def submit_generation(
     raise NotImplementedError("documents the route that `Submission` answers before FastAPI sees it")
 
 
+@router.put(
+    PATH + "/{request_id}",
+    status_code=HTTPStatus.ACCEPTED,
+    response_description="Queued.",
+    responses={
+        200: {"model": AcceptedGeneration, "description": "An equal request was accepted before; it is one task."},
+        202: {"headers": _ACCEPTED_HEADERS},
+        **problems(
+            {
+                **_SUBMIT_PROBLEMS,
+                409: "The id was used for another request, or one is in progress.",
+                422: "A value is not allowed, or the id is not a UUID in lower case; `errors` names each field.",
+                503: "The broker did not confirm in time: the outcome is unknown. Repeat the request.",
+            }
+        ),
+    },
+    summary="Submit a request for images under an id of your own",
+    **requires(KeyScope.SUBMIT),
+)
+async def put_generation(
+    request_id: Annotated[str, Path(description="A new UUID in lower case.", json_schema_extra={"format": "uuid"})],
+    request: GenerationRequest,
+    traceparent: Annotated[str, Header(description="W3C trace context.")] = "",
+) -> AcceptedGeneration:
+    """Answers once the request is durably queued. A repeat is the same task."""
+    raise NotImplementedError("documents the route that `Submission` answers before FastAPI sees it")
+
+
 @router.get(
     PATH + "/{request_id}/images/{index}",
     response_class=Response,

@@ -1,4 +1,4 @@
-"""`POST /v1/generations`: the hot route, as a plain ASGI application.
+"""`POST /v1/generations`, the hot route, and `PUT` of an id: a plain ASGI application.
 
 A framework's route costs more than everything else a submission does, hence raw ASGI here. 202 is sent only after the
 broker has acknowledged the record. Owns the order: headers, body, idempotency (`tasks.idempotency`), partition, record
@@ -6,11 +6,12 @@ broker has acknowledged the record. Owns the order: headers, body, idempotency (
 """
 
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.header_names import TRACEPARENT, TRACESTATE
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import DEFAULT_TENANT, Quality, idempotent_request_id, new_request_id, task_digest
-from fluxpool_contract.problems import FieldProblem
+from fluxpool_contract.problems import FieldProblem, summarize
 from fluxpool_gateway.http.generation_request import (
     GenerationRequest,
     Priority,
@@ -54,6 +55,8 @@ PartitionCounts = Callable[[str], int | None]
 
 PATH: Final = "/v1/generations"
 _MAX_SHOWN_BYTES: Final = 100
+_CHOSEN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+"""Canonical, so that one id has one spelling."""
 _NOT_IN_A_REQUEST: Final = ("request_id", "parent_id")
 """Fields that a task has and a request has not."""
 _UNKNOWN_OUTCOME: Final = (
@@ -118,15 +121,22 @@ class Submission:
     public_url: str | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request; a path that goes on holds the id."""
         headers = _RequestHeaders()
+        chosen_id = scope["path"][len(PATH) + 1 :]
+        status = HTTPStatus.ACCEPTED
         try:
             _read_headers(scope["headers"], into=headers)
             caller = await self.admit(headers.authorization)
             caller.require(KeyScope.SUBMIT)
             # Only its own record uses up a limit, not one that an equal request has written.
             more: list[tuple[str, str]] = []
-            request_id = await self._submit(headers, receive, caller, more)
+            if chosen_id:
+                request_id = chosen_id
+                if not await self._put(chosen_id, headers, receive, caller, more):
+                    status = HTTPStatus.OK
+            else:
+                request_id = await self._submit(headers, receive, caller, more)
         except _ClientGoneError:
             return
         except ProblemError as error:
@@ -137,9 +147,14 @@ class Submission:
         else:
             base = base_url(public_url=self.public_url, scheme=scope["scheme"], host=headers.host)
             correlation_id = request_id if headers.x_request_id is None else correlation_id_of(headers.x_request_id)
-            await send_accepted(send, request_id=request_id, base=base, correlation_id=correlation_id, more=more)
+            await send_accepted(
+                send, request_id=request_id, base=base, correlation_id=correlation_id, more=more, status=status
+            )
             return
-        await send_problem(send, problem, correlation_id=correlation_id_of(headers.x_request_id), instance=PATH)
+        if chosen_id:
+            problem = _about_the_id(problem)
+        correlation_id = correlation_id_of(headers.x_request_id)
+        await send_problem(send, problem, correlation_id=correlation_id, instance=scope["path"])
 
     async def retry(
         self, ended: TaskState, body: str, caller: Caller, raw_headers: RawPairs
@@ -171,9 +186,7 @@ class Submission:
         Adds headers of the response to `more`.
         """
         tenant = caller.tenant
-        check_content_type(headers.content_type)
-        _check_content_encoding(headers.content_encoding)
-        request = self._parse(await _read_body(receive), caller)
+        request = await self._read(headers, receive, caller)
         if headers.idempotency_key is None:
             request_id = new_request_id()
             value = render_task(request, request_id)
@@ -188,6 +201,34 @@ class Submission:
         value = render_task(request, request_id)
         await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
         return request_id
+
+    async def _put(
+        self,
+        request_id: str,
+        headers: _RequestHeaders,
+        receive: Receive,
+        caller: Caller,
+        more: list[tuple[str, str]],
+    ) -> bool:
+        """Submit under an id that the caller chose; whether it was free, and not that of an equal request."""
+        if not _CHOSEN_ID.fullmatch(request_id):
+            problem = FieldProblem(
+                "request_id", "must be a UUID in lower case, as 01890a5d-ac96-774b-bcce-b302099a8057"
+            )
+            raise ProblemError(
+                ProblemCode.INVALID_REQUEST, str(problem), fields=[problem], status=HTTPStatus.UNPROCESSABLE_ENTITY
+            )
+        request = await self._read(headers, receive, caller)
+        value = render_task(request, request_id)
+        return await self._produce_once(
+            headers, request, tenant=caller.tenant, request_id=request_id, value=value, more=more
+        )
+
+    async def _read(self, headers: _RequestHeaders, receive: Receive, caller: Caller) -> GenerationRequest:
+        """The request in the body; raises `ProblemError` when it is none that this caller may make."""
+        check_content_type(headers.content_type)
+        _check_content_encoding(headers.content_encoding)
+        return self._parse(await _read_body(receive), caller)
 
     def _parse(self, body: bytes, caller: Caller) -> GenerationRequest:
         """The request, which this gateway and the caller's rights allow."""
@@ -205,12 +246,19 @@ class Submission:
         request_id: str,
         value: bytes,
         more: list[tuple[str, str]],
-    ) -> None:
-        """Write the record unless an equal request has written it; raises as `Idempotency.once` does."""
-        produce = partial(
-            self._admit_and_produce, headers, request, tenant=tenant, request_id=request_id, value=value, more=more
-        )
+    ) -> bool:
+        """Write the record unless an equal request has written it; whether it did. Raises as `Idempotency.once`."""
+        is_new = False
+
+        async def produce() -> None:
+            nonlocal is_new
+            await self._admit_and_produce(
+                headers, request, tenant=tenant, request_id=request_id, value=value, more=more
+            )
+            is_new = True
+
         await self.once(TaskKey(request_id, tenant), task_digest(value), produce)
+        return is_new
 
     async def _admit_and_produce(
         self,
@@ -338,6 +386,17 @@ async def _read_body(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _about_the_id(problem: ProblemError) -> ProblemError:
+    """The refusal of a request whose id does what a key does elsewhere."""
+    fields = problem.fields
+    status = problem.status
+    detail = problem.detail.replace("Idempotency-Key", "id")
+    if problem.code in {ProblemCode.IDEMPOTENCY_CONFLICT, ProblemCode.IDEMPOTENCY_IN_PROGRESS}:
+        fields = [FieldProblem("request_id", field.message.replace("key", "id")) for field in fields]
+        detail, status = summarize(fields), HTTPStatus.CONFLICT
+    return ProblemError(problem.code, detail, fields=fields, headers=problem.headers, status=status)
 
 
 def _unavailable(detail: str) -> ProblemError:
