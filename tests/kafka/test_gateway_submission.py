@@ -333,3 +333,24 @@ async def test_equal_puts_at_once_to_both_processes_are_one_record(
     records = await record_of(gateway.settings.topics, kafka.bootstrap_servers, request_id)
     assert [json.loads(record.value or b"")["prompt"] for record in records] == ["a fox"]
     assert (await client.get(path)).json()["request_id"] == request_id
+
+
+async def test_a_batch_is_a_record_for_each_request_and_its_repeat_none(
+    gateway: GatewayProcess, client: httpx.AsyncClient, kafka: KafkaCluster
+) -> None:
+    group = f"g-{uuid.uuid4()}"
+    requests = [
+        {"prompt": f"fox {number}", "group_id": group, "idempotency_key": f"{group}-{number}"} for number in range(256)
+    ]
+    answer = await client.post(f"{SUBMIT}/batch", json={"requests": requests})
+    assert (answer.status_code, answer.json()["accepted"]) == (202, 256), answer.text
+    again = await client.post(f"{SUBMIT}/batch", json={"requests": requests})
+    assert again.json() == answer.json()
+    assert (await client.get(f"v1/groups/{group}")).json()["counts"]["queued"] == 256
+    records = [
+        json.loads(record.value or b"")
+        for record in await read_topic(kafka.bootstrap_servers, gateway.settings.topics.tasks)
+    ]
+    written = {record["request_id"]: record["prompt"] for record in records if record.get("group_id") == group}
+    assert len([record for record in records if record.get("group_id") == group]) == 256
+    assert [written[item["request_id"]] for item in answer.json()["items"]] == [item["prompt"] for item in requests]

@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fluxpool_gateway.http import protocol as http_protocol
-from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES
+from fluxpool_gateway.http.generation_request import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from fluxpool_gateway.http.protocol import BoundedHttpProtocol, sweep_connections
 from kit.waiting import PATIENCE, wait_until
 
@@ -206,6 +206,26 @@ async def test_the_largest_body_is_read_whole(server: Server) -> None:
     answer = await server.send(POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert status_of(answer) == 200
     assert server.application.bodies == [body]
+
+
+async def test_a_batch_may_be_larger_up_to_a_bound_of_its_own(server: Server) -> None:
+    batch = POST.replace(b"/v1/generations", b"/v1/generations/batch?x")
+    body = b"x" * MAX_BATCH_BYTES
+    answer = await server.send(batch + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert status_of(answer) == 200
+    assert server.application.bodies == [body]
+    # The next request of a connection has the usual bound again.
+    small = batch + b"Content-Length: 100000\r\n\r\n" + body[:100_000]
+    assert b"413 " in await server.send(small + POST + b"Content-Length: 100000\r\n\r\n")
+    too_large = (
+        b"Content-Length: %d\r\n\r\n" % (len(body) + 1),
+        b"Transfer-Encoding: chunked\r\n\r\n" + (b"2710\r\n%s\r\n" % (b"x" * 10_000)) * 79,
+    )
+    for data in too_large:
+        problem = problem_of(await server.send(batch + data))
+        assert (problem["status"], problem["error"]["code"]) == (413, "payload_too_large")
+        assert f"at most {MAX_BATCH_BYTES} bytes" in problem["detail"]
+    assert len(server.application.bodies) == 2
 
 
 async def test_trailers_are_no_headers(server: Server) -> None:

@@ -25,6 +25,7 @@ PATH_VALUES: dict[str, tuple[str, ...]] = {
 """A route with another parameter fails the test: name values of acme's for it."""
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/generations"): {"prompt": "a fox"},
+    ("POST", "/v1/generations/batch"): {"requests": [{"prompt": "a fox"}]},
     ("PUT", "/v1/generations/{request_id}"): {"prompt": "a fox"},
     ("POST", "/v1/generations/cancel"): {"request_ids": [DONE, QUEUED]},
     ("POST", "/v1/generations/{request_id}/cancel"): {"waiting_only": True},

@@ -19,10 +19,12 @@ from starlette.routing import Match, Route
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.problems import explain_items, summarize
 from fluxpool_gateway.http import change_routes, key_routes, task_routes
+from fluxpool_gateway.http.batch import batch_route
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import (
     CORRELATION_ID_HEADER,
+    PATH,
     STOPPING,
     Send,
     correlation_id_of,
@@ -32,7 +34,7 @@ from fluxpool_gateway.http.request_context import (
 )
 from fluxpool_gateway.http.routes import Services, router
 from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
-from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission, check_content_type
+from fluxpool_gateway.http.submission import Receive, Scope, Submission, check_content_type
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.projection import metrics
@@ -162,6 +164,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     app.gate = KeyGate(KeyStore(settings.key_store_file())) if settings.needs_keys() else OpenGate()
     app.include_router(router)
     app.include_router(task_routes.router)
+    app.include_router(batch_route.router)
     app.include_router(change_routes.router)
     app.include_router(key_routes.router)
     app.include_router(metrics.router)

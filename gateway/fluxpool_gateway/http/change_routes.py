@@ -17,7 +17,7 @@ from fluxpool_gateway.http.problem import (
     problems,
     unavailable,
 )
-from fluxpool_gateway.http.request_context import status_url_of
+from fluxpool_gateway.http.request_context import PATH, status_url_of
 from fluxpool_gateway.http.routes import (
     READ_PROBLEMS,
     AcceptedGeneration,
@@ -27,7 +27,7 @@ from fluxpool_gateway.http.routes import (
     json_response,
 )
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
-from fluxpool_gateway.http.submission import PATH, Submission
+from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.http.task_routes import base_of, check_cursor, filter_of, read_store, read_up_to_now
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller

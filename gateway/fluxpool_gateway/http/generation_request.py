@@ -24,6 +24,8 @@ from fluxpool_contract.problems import FieldProblem, explain, summarize
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header
 
 MAX_BODY_BYTES: Final = MAX_TASK_BYTES
+MAX_BATCH_BYTES: Final = 768 * 1024
+"""Of the body of a batch; with its framing it is a message of at most `protocol.MAX_MESSAGE_BYTES`."""
 MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
 EVENT_SOURCE: Final = "/fluxpool/gateway"
 _MAX_TRACE_BYTES: Final = 512
@@ -150,11 +152,11 @@ def check_idempotency_key(raw: bytes) -> str:
     return raw.decode("ascii")
 
 
-def body_too_large() -> ProblemError:
+def body_too_large(maximum_bytes: int = MAX_BODY_BYTES) -> ProblemError:
     """The refusal of a body past the limit."""
     return ProblemError(
         ProblemCode.PAYLOAD_TOO_LARGE,
-        f"the request may be at most {MAX_BODY_BYTES} bytes long, with its request_id; shorten the prompt",
+        f"the request may be at most {maximum_bytes} bytes long, with its request_id; shorten it",
         headers=[("connection", "close")],
     )
 

@@ -100,14 +100,20 @@ class ProblemError(Exception):
         document["correlation_id"] = correlation_id
         if self.fields:
             document["errors"] = [{"pointer": problem.pointer, "detail": problem.message} for problem in self.fields]
-        named = next((problem.field for problem in self.fields if problem.field), None)
-        document["error"] = {
-            "message": detail,
+        document["error"] = self._error(detail)
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+
+    def openai_error(self) -> "OpenAIError":
+        """The `error` member alone."""
+        return OpenAIError.model_validate(self._error(cut_text(self.detail, MAX_DETAIL_BYTES)))
+
+    def _error(self, message: str) -> dict[str, Any]:
+        return {
+            "message": message,
             "type": "invalid_request_error" if self.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error",
-            "param": named,
+            "param": next((problem.field for problem in self.fields if problem.field), None),
             "code": self.code.value,
         }
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 def unavailable(code: ProblemCode, detail: str) -> ProblemError:

@@ -2,7 +2,7 @@
 
 uvicorn's protocol bounds neither the size of a head nor the time of a request, drops a request whose client has closed
 its sending side, and drops the body of a request that offers an upgrade. Owns the limits and the answers to incomplete
-requests; knows no route. Complete requests continue in `http.app`.
+requests; knows no route but that of batches, which are larger. Complete requests continue in `http.app`.
 """
 
 import asyncio
@@ -19,9 +19,15 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from fluxpool_gateway.http.generation_request import MAX_BODY_BYTES, body_too_large
+from fluxpool_gateway.http.generation_request import MAX_BATCH_BYTES, MAX_BODY_BYTES, body_too_large
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemError, unavailable
-from fluxpool_gateway.http.request_context import CORRELATION_ID_HEADER, STOPPING, correlation_id_of, find_header
+from fluxpool_gateway.http.request_context import (
+    BATCH_PATH,
+    CORRELATION_ID_HEADER,
+    STOPPING,
+    correlation_id_of,
+    find_header,
+)
 
 MAX_TARGET_BYTES: Final = 16 * 1024
 MAX_HEAD_BYTES: Final = 32 * 1024
@@ -39,6 +45,7 @@ READ_SECONDS: Final = 30.0
 SWEEP_SECONDS: Final = 1.0
 """Deadlines are looked at so often, all at once: a timer for each request would cost as much as its parsing."""
 
+_BATCH_TARGET: Final = BATCH_PATH.encode()
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with a time of 0, socket(7)."""
 _SWEPT: Final[WeakSet[ServerState]] = WeakSet()
@@ -64,6 +71,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._receiving = self._in_head = self._in_body = False
         self._upgrade_offered = False
         self._head_bytes = self._body_bytes = 0
+        self._max_body_bytes = MAX_BODY_BYTES
         self._bare_bytes = 0
         """Since the last byte of a body or the last complete request."""
         self._message_bytes = 0
@@ -111,7 +119,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if self._bare_bytes > MAX_HEAD_BYTES:
                 raise _head_too_large()
             if self._message_bytes > MAX_MESSAGE_BYTES:
-                raise body_too_large()
+                raise body_too_large(self._max_body_bytes)
         except httptools.HttpParserError as error:
             # What a callback of the parser raised is only the context of the parser's own error.
             refused = error.__context__
@@ -203,7 +211,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete: hand the request to the application, or refuse it."""
-        _check_head(self.parser.get_http_version(), self.headers)
+        is_batch = self.url.partition(b"?")[0] == _BATCH_TARGET
+        self._max_body_bytes = MAX_BATCH_BYTES if is_batch else MAX_BODY_BYTES
+        _check_head(self.parser.get_http_version(), self.headers, max_body_bytes=self._max_body_bytes)
         if self.parser.should_upgrade():
             # Without another protocol on offer the request is an ordinary one, but its body is not parsed as such.
             self._upgrade_offered = True
@@ -217,8 +227,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """A part of the body."""
         self._bare_bytes = 0
         self._body_bytes += len(body)
-        if self._body_bytes > MAX_BODY_BYTES:
-            raise body_too_large()
+        if self._body_bytes > self._max_body_bytes:
+            raise body_too_large(self._max_body_bytes)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -346,7 +356,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return b"".join([STATUS_LINE[problem.status], *(b"%s: %s\r\n" % header for header in fields), b"\r\n", body])
 
 
-def _check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+def _check_head(version: str, headers: Iterable[tuple[bytes, bytes]], *, max_body_bytes: int) -> None:
     """Raises `ProblemError` for a request that HTTP/1.1 does not allow or whose body is too large."""
     if version not in {"1.1", "1.0"}:
         raise _malformed(f"HTTP/{version} is not spoken here, only HTTP/1.1 and HTTP/1.0")
@@ -354,8 +364,8 @@ def _check_head(version: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
     for name, value in headers:
         if name == b"host":
             hosts += 1
-        elif name == b"content-length" and int(value) > MAX_BODY_BYTES:
-            raise body_too_large()
+        elif name == b"content-length" and int(value) > max_body_bytes:
+            raise body_too_large(max_body_bytes)
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         # RFC 9112 section 3.2.
         raise _malformed("an HTTP/1.1 request has exactly one Host header")

@@ -14,6 +14,8 @@ from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, Probl
 RawPairs = Iterable[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+PATH = "/v1/generations"
+BATCH_PATH = PATH + "/batch"
 CORRELATION_ID_HEADER = b"x-request-id"
 STOPPING = "fluxpool.stopping"
 """Where the state of the lifespan has the event that is set when the server is about to stop."""
@@ -70,7 +72,7 @@ def base_url(*, public_url: str | None, scheme: str, host: bytes | None) -> str:
 
 def status_url_of(request_id: str, *, base: str) -> str:
     """The address of a task's state; `base` as `base_url` makes it."""
-    return f"{base}v1/generations/{request_id}"
+    return f"{base}{PATH[1:]}/{request_id}"
 
 
 async def send_accepted(

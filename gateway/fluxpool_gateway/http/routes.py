@@ -23,8 +23,8 @@ from fluxpool_gateway.http.problem import (
     unavailable,
 )
 from fluxpool_gateway.http.readiness import BrokerWatch, Readiness, read_readiness
+from fluxpool_gateway.http.request_context import PATH
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
-from fluxpool_gateway.http.submission import PATH
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.store.reading import TaskStoreReader
@@ -82,7 +82,7 @@ READ_PROBLEMS: Final = {
     404: "No such task was ever accepted, or it is another tenant's.",
     503: "Unknown at the moment; retry.",
 }
-_SUBMIT_PROBLEMS: Final = {
+SUBMIT_PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     400: "The body is not JSON, or holds a field that is not known.",
     408: "The request did not arrive in time; nothing was accepted.",
@@ -113,7 +113,7 @@ class AcceptedGeneration(BaseModel):
     PATH,
     status_code=HTTPStatus.ACCEPTED,
     response_description="Queued.",
-    responses={202: {"headers": _ACCEPTED_HEADERS}, **problems(_SUBMIT_PROBLEMS)},
+    responses={202: {"headers": _ACCEPTED_HEADERS}, **problems(SUBMIT_PROBLEMS)},
     summary="Submit a request for images",
     **requires(KeyScope.SUBMIT),
 )
@@ -144,7 +144,7 @@ async def submit_generation(
         202: {"headers": _ACCEPTED_HEADERS},
         **problems(
             {
-                **_SUBMIT_PROBLEMS,
+                **SUBMIT_PROBLEMS,
                 409: "The id was used for another request, or one is in progress.",
                 422: "A value is not allowed, or the id is not a UUID in lower case; `errors` names each field.",
                 503: "The broker did not confirm in time: the outcome is unknown. Repeat the request.",

@@ -5,6 +5,7 @@ broker has acknowledged the record. Owns the order: headers, body, idempotency (
 (`tasks.producer`). The task continues in the projector, and with a worker.
 """
 
+import asyncio
 import json
 import re
 import time
@@ -22,8 +23,10 @@ from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import DEFAULT_TENANT, Quality, idempotent_request_id, new_request_id, task_digest
 from fluxpool_contract.problems import FieldProblem, summarize
 from fluxpool_gateway.http.generation_request import (
+    MAX_BODY_BYTES,
     GenerationRequest,
     Priority,
+    body_too_large,
     check_idempotency_key,
     check_quality,
     parse_request,
@@ -32,6 +35,7 @@ from fluxpool_gateway.http.generation_request import (
 )
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header, unavailable
 from fluxpool_gateway.http.request_context import (
+    PATH,
     RawPairs,
     Send,
     base_url,
@@ -53,10 +57,11 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Once = Callable[[TaskKey, str, Callable[[], Awaitable[None]]], Awaitable[None]]
 PartitionCounts = Callable[[str], int | None]
 
-PATH: Final = "/v1/generations"
 _MAX_SHOWN_BYTES: Final = 100
 _CHOSEN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Canonical, so that one id has one spelling."""
+BATCH_KEY: Final = "idempotency_key"
+"""Field of a request in a batch, in place of the header."""
 _NOT_IN_A_REQUEST: Final = ("request_id", "parent_id")
 """Fields that a task has and a request has not."""
 _UNKNOWN_OUTCOME: Final = (
@@ -143,7 +148,7 @@ class Submission:
             problem = error
         except Exception:  # any failure must be answered, or the client waits for ever
             logger.exception("submission_failed")
-            problem = ProblemError(ProblemCode.INTERNAL, f"the gateway failed on this request; {_UNKNOWN_OUTCOME}")
+            problem = _failed()
         else:
             base = base_url(public_url=self.public_url, scheme=scope["scheme"], host=headers.host)
             correlation_id = request_id if headers.x_request_id is None else correlation_id_of(headers.x_request_id)
@@ -185,9 +190,68 @@ class Submission:
 
         Adds headers of the response to `more`.
         """
-        tenant = caller.tenant
         request = await self._read(headers, receive, caller)
-        if headers.idempotency_key is None:
+        return await self._write(headers, request, caller, key=headers.idempotency_key, more=more)
+
+    async def submit_each(
+        self, requests: Sequence[dict[str, Any]], caller: Caller, raw_headers: RawPairs
+    ) -> tuple[Sequence[str | ProblemError], Sequence[tuple[str, str]]]:
+        """Submit each request of a batch as if it came alone, all at once, so that Kafka gets them in one batch.
+
+        Returns the id of each task or why there is none, and headers of the response. Raises `ProblemError` (400).
+        """
+        headers = _RequestHeaders()
+        _read_headers(raw_headers, into=headers)
+        if headers.idempotency_key is not None:
+            raise invalid_header("Idempotency-Key", f"is not understood here; give each request its own {BATCH_KEY}")
+        mores: list[list[tuple[str, str]]] = [[] for _ in requests]
+        answers = await asyncio.gather(
+            *(self._submit_one(headers, fields, caller, more) for fields, more in zip(requests, mores, strict=True)),
+            return_exceptions=True,
+        )
+        outcomes: list[str | ProblemError] = []
+        for answer in answers:
+            if isinstance(answer, (str, ProblemError)):
+                outcomes.append(answer)
+            elif isinstance(answer, Exception):
+                # The others are not to be asked for again because of it.
+                logger.error("submission_failed", exc_info=answer)
+                outcomes.append(_failed())
+            else:
+                raise answer
+        # Limits are counted in the order of the requests: the last headers say what is left.
+        return outcomes, next((more for more in reversed(mores) if more), [])
+
+    async def _submit_one(
+        self, headers: _RequestHeaders, fields: dict[str, Any], caller: Caller, more: list[tuple[str, str]]
+    ) -> str:
+        key = fields.get(BATCH_KEY)
+        if key is not None and not isinstance(key, str):
+            problem = FieldProblem(BATCH_KEY, "must be a text")
+            raise ProblemError(
+                ProblemCode.INVALID_REQUEST, str(problem), fields=[problem], status=HTTPStatus.UNPROCESSABLE_ENTITY
+            )
+        body = json.dumps({name: value for name, value in fields.items() if name != BATCH_KEY}, ensure_ascii=False)
+        encoded = body.encode(errors="surrogatepass")
+        if len(encoded) > MAX_BODY_BYTES:
+            raise body_too_large()
+        request = self._parse(encoded, caller)
+        # What is no ASCII is no key either, however it is encoded.
+        raw_key = None if key is None else key.encode(errors="replace")
+        return await self._write(headers, request, caller, key=raw_key, more=more)
+
+    async def _write(
+        self,
+        headers: _RequestHeaders,
+        request: GenerationRequest,
+        caller: Caller,
+        *,
+        key: bytes | None,
+        more: list[tuple[str, str]],
+    ) -> str:
+        """Produce the record of a new task and await the acknowledgement; returns its id."""
+        tenant = caller.tenant
+        if key is None:
             request_id = new_request_id()
             value = render_task(request, request_id)
             try:
@@ -197,7 +261,7 @@ class Submission:
             except UnwrittenError as error:
                 raise error.answer from error
             return request_id
-        request_id = idempotent_request_id(tenant, check_idempotency_key(headers.idempotency_key))
+        request_id = idempotent_request_id(tenant, check_idempotency_key(key))
         value = render_task(request, request_id)
         await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
         return request_id
@@ -397,6 +461,10 @@ def _about_the_id(problem: ProblemError) -> ProblemError:
         fields = [FieldProblem("request_id", field.message.replace("key", "id")) for field in fields]
         detail, status = summarize(fields), HTTPStatus.CONFLICT
     return ProblemError(problem.code, detail, fields=fields, headers=problem.headers, status=status)
+
+
+def _failed() -> ProblemError:
+    return ProblemError(ProblemCode.INTERNAL, f"the gateway failed on this request; {_UNKNOWN_OUTCOME}")
 
 
 def _unavailable(detail: str) -> ProblemError:

@@ -15,6 +15,7 @@ from fluxpool_contract.bounds import milliseconds_of, with_zone
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
 from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, problems, unavailable
 from fluxpool_gateway.http.request_context import (
+    PATH,
     base_url,
     find_header,
     preferred_wait_seconds,
@@ -30,7 +31,6 @@ from fluxpool_gateway.http.routes import (
     matches,
 )
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
-from fluxpool_gateway.http.submission import PATH
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError

@@ -1,0 +1,1 @@
+"""Submissions of many requests at once."""
