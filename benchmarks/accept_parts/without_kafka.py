@@ -10,9 +10,10 @@ from typing import Any
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_gateway.http.request_context import Send
-from fluxpool_gateway.http.submission import PATH, Receive, Scope, Submission
+from fluxpool_gateway.http.request_context import PATH, Send
+from fluxpool_gateway.http.submission import Receive, Scope, Submission
 from fluxpool_gateway.identity.gate import OpenGate
+from fluxpool_gateway.store.task_state import TaskKey
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
@@ -34,7 +35,7 @@ class _NoKafka:
         return future
 
 
-async def _write(_request_id: str, _digest: str, write: Callable[[], Awaitable[None]]) -> None:
+async def _write(_key: TaskKey, _digest: str, write: Callable[[], Awaitable[None]]) -> None:
     await write()
 
 
