@@ -4,6 +4,7 @@ import ipaddress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +20,8 @@ from fluxpool_contract.settings import (
     check_lanes,
     serving_groups,
 )
+from fluxpool_contract.text_rules import MAX_URL_CHARACTERS, check_http_url
+from fluxpool_gateway.identity.api_key import KeyScope
 
 EXIT_CONFIGURATION: Final = 2
 """Exit status of a program whose settings are wrong: starting it again does not help."""
@@ -28,7 +31,7 @@ class Authentication(StrEnum):
     """Who may use the gateway."""
 
     KEYS = "keys"
-    """Holders of an API key."""
+    """Holders of an API key, or of a token of the issuer where one is set."""
     NONE_ON_LOOPBACK = "none-on-loopback"
     """Every user of this machine."""
     NONE_FOR_ANYONE_WHO_CAN_CONNECT = "none-for-anyone-who-can-connect"
@@ -50,6 +53,52 @@ class TenantLimits(BaseModel):
     """Tasks that it may submit in a time: 50/second, or 3000/minute for longer bursts."""
     outstanding: Annotated[int, Field(ge=1, le=30_000)] | None = None
     """Tasks of it that may be unfinished."""
+
+
+def _check_issuer(url: str) -> str:
+    parts = urlsplit(check_http_url(url))
+    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        raise ValueError("must begin with https://: whoever answers in its place can make tokens")
+    return url
+
+
+_IssuerUrl = Annotated[str, Field(max_length=MAX_URL_CHARACTERS), AfterValidator(_check_issuer)]
+_ClaimName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class OidcSettings(BaseModel):
+    """Whose bearer tokens are accepted beside API keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    issuer: _IssuerUrl | None = None
+    """OpenID Connect issuer whose tokens are accepted, as the claim `iss` and its discovery document have it."""
+    audience: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """Required with an issuer: what the claim `aud` of a token has to name. Without it tokens for other services would
+    be accepted."""
+    jwks_url: _IssuerUrl | None = None
+    """Where the issuer's public keys are; found by discovery when absent."""
+    ca_file: Path | None = None
+    """PEM file of authorities trusted for these addresses, besides the system's."""
+    tenant_claim: _ClaimName = "tenant"
+    """Claim that names the tenant; a path has dots, such as `kubernetes.io.namespace`."""
+    scopes_claim: _ClaimName = "scope"
+    """Claim with the scopes: text with blanks, or a list; a path has dots, such as `realm_access.roles`."""
+    scope_prefix: Annotated[str, Field(min_length=1, max_length=200)] = "fluxpool:"
+    """What the scopes of this gateway begin with, as in `fluxpool:submit`; `fluxpool:priority:vip` allows that
+    priority."""
+    default_scopes: Annotated[tuple[KeyScope, ...], Field(max_length=len(KeyScope))] = ()
+    """Scopes of a token that has no scopes claim."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.issuer is None and self.model_fields_set - {"issuer"}:
+            raise ValueError("issuer: is required with the other settings of tokens")
+        if self.issuer is not None and self.audience is None:
+            raise ValueError(
+                "audience: is required with an issuer; name what its tokens for this gateway have as `aud`"
+            )
+        return self
 
 
 class GatewaySettings(EnvironmentSettings):
@@ -82,10 +131,11 @@ class GatewaySettings(EnvironmentSettings):
     """Address under which clients reach the gateway; the `Host` header of each request when absent."""
     authentication: Authentication | None = None
     """API keys, or in words that there are none. Absent: `none-on-loopback` where the gateway listens on a loopback
-    address and has no bootstrap key, else `keys`."""
+    address and has neither a bootstrap key nor an issuer, else `keys`."""
     bootstrap_key_file: Path | None = None
     """File with the first key, which has every scope; added when the gateway starts, unless the keys have it already.
-    Without it the gateway starts only where another key is accepted."""
+    Without it the gateway starts only where another key or an issuer's token is accepted."""
+    oidc: OidcSettings = OidcSettings()
     keys_file: Path | None = None
     """SQLite file of the API keys, hashed. Nothing builds it again: back it up. Absent: `api-keys.db` beside the
     database file."""
@@ -114,6 +164,10 @@ class GatewaySettings(EnvironmentSettings):
             )
         if self.bootstrap_key_file is not None and self.authentication not in {None, Authentication.KEYS}:
             raise ValueError("bootstrap_key_file: is not used without authentication by keys; remove it")
+        if self.oidc.issuer is not None and self.authentication not in {None, Authentication.KEYS}:
+            raise ValueError(
+                "oidc: is not used without authentication by keys; remove it, or set authentication to keys"
+            )
         return self
 
     @model_validator(mode="after")
@@ -126,10 +180,11 @@ class GatewaySettings(EnvironmentSettings):
         return self
 
     def needs_keys(self) -> bool:
-        """Whether requests need an API key."""
+        """Whether requests need an API key or a token."""
         if self.authentication is not None:
             return self.authentication is Authentication.KEYS
-        return self.bootstrap_key_file is not None or not _is_loopback(self.listen_host)
+        named = self.bootstrap_key_file is not None or self.oidc.issuer is not None
+        return named or not _is_loopback(self.listen_host)
 
     def key_store_file(self) -> Path:
         """Where the API keys are."""

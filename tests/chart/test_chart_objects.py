@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fluxpool_gateway.settings import GatewaySettings, TenantLimits
+from fluxpool_gateway.identity import KeyScope
+from fluxpool_gateway.settings import GatewaySettings, OidcSettings, TenantLimits
 from fluxpool_operator.access import access_rules
 from fluxpool_operator.api import FluxWorkerPool
 from fluxpool_operator.metrics import OperatorMetrics
@@ -298,6 +299,16 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
     assert projector["command"] == ["python", "-m", "fluxpool_gateway.projector"]
     # As the kubelet expands it: $$ is one dollar.
     settings = GatewaySettings.from_environment({name: value.replace("$$", "$") for name, value in given.items()})
+    assert settings.oidc == OidcSettings(
+        issuer="https://id.example.com/realms/flux",
+        audience="fluxpool",
+        jwks_url="https://id.example.com/realms/flux/certs",
+        ca_file=Path("/etc/fluxpool/oidc/ca.crt"),
+        tenant_claim="org.slug",
+        scopes_claim="realm_access.roles",
+        scope_prefix="flux-",
+        default_scopes=(KeyScope.READ, KeyScope.SUBMIT),
+    )
     assert settings.foreign_tenant_topics == ("eu-tasks-vip",)
     assert settings.tenant_limits["*"] == TenantLimits(submit="50/second", outstanding=1000)
     assert settings.kafka.bootstrap_servers == ("kafka-0.kafka:9093", "kafka-1.kafka:9093")

@@ -14,6 +14,7 @@ from fluxpool_gateway.settings import TenantLimits
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import produce
 from kit.kafka_cluster import KafkaCluster
+from kit.token_issuer import Issuer
 from kit.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -106,3 +107,18 @@ async def test_a_task_that_another_client_wrote_is_not_of_the_tenant_it_names(
             return [entry["request_id"] for entry in page["data"]] == [own]
 
         await wait_until(has_own, deadline_seconds=30, what="the own task, proven by the gateway, in the list of acme")
+
+
+async def test_a_gateway_without_keys_serves_the_tokens_of_its_issuer(
+    kafka: KafkaCluster, topics: TopicNames, tmp_path: Path
+) -> None:
+    async with Issuer().serving() as issuer:
+        settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2, oidc=issuer.settings())
+        with running_gateway(settings) as gateway:
+            async with client(gateway, issuer.token()) as acme, client(gateway, issuer.token(tenant="b")) as other:
+                accepted = (await acme.post("v1/generations", json={"prompt": "a fox"})).raise_for_status().json()
+                path = f"v1/generations/{accepted['request_id']}"
+                assert [(await caller.get(path)).status_code for caller in (acme, other)] == [200, 404]
+                assert (await acme.get("v1/keys")).status_code == 403
+            async with client(gateway, "fp_" + "0" * 12) as stranger:
+                assert (await stranger.get(path)).status_code == 401

@@ -15,7 +15,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
-from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas
+from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas, open_tokens
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.http.submission import Submission
@@ -188,7 +188,10 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
     store = TaskStoreReader(settings.database_file)
     app = build_application(settings, on_failure=lambda: None)
     # The same as the application's own, but for the clock.
-    gate = app.gate = KeyGate(KeyStore(settings.key_store_file()), clock=clock.monotonic, now_ms=lambda: clock.now_ms)
+    tokens = open_tokens(settings.oidc)
+    gate = app.gate = KeyGate(
+        KeyStore(settings.key_store_file()), tokens=tokens, clock=clock.monotonic, now_ms=lambda: clock.now_ms
+    )
     recent = RecentTasks(clock.monotonic)
 
     async def nothing() -> Mapping[Position, LogPosition]:

@@ -307,7 +307,7 @@ async def test_nobody_is_admitted_while_the_keys_cannot_be_read(gateway: Gateway
     aside = file.rename(file.with_name("aside"))
     gateway.clock.pass_seconds(CACHED_SECONDS)
     answer = await gateway.one.submit(key)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "store_unavailable")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "identity_unavailable")
     assert "retry-after" in answer.headers
     aside.rename(file)
     assert (await gateway.one.submit(key)).status_code == 202

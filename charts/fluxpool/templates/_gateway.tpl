@@ -46,6 +46,20 @@
 {{- if $gateway.bootstrapKeySecretRef.name }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_BOOTSTRAP_KEY_FILE" "value" "/etc/fluxpool/keys/bootstrap") }}
 {{- end }}
+{{- with $gateway.oidc }}
+{{- if .issuer }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_ISSUER" "value" .issuer) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_AUDIENCE" "value" .audience) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_JWKS_URL" "value" .jwksUrl) }}
+{{- if .caSecretRef.name }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_CA_FILE" "value" "/etc/fluxpool/oidc/ca.crt") }}
+{{- end }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_TENANT_CLAIM" "value" .tenantClaim) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_SCOPES_CLAIM" "value" .scopesClaim) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_SCOPE_PREFIX" "value" .scopePrefix) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_DEFAULT_SCOPES" "value" (join "," .defaultScopes)) }}
+{{- end }}
+{{- end }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_PUBLIC_URL" "value" $gateway.publicUrl) }}
 {{- include "fluxpool.kafkaEnvironment" $gateway.kafka }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_CONSUMER_GROUP" "value" $gateway.kafka.consumerGroup) }}
@@ -143,6 +157,11 @@ volumeMounts:
   {{- if $gateway.bootstrapKeySecretRef.name }}
   - name: bootstrap-key
     mountPath: /etc/fluxpool/keys
+    readOnly: true
+  {{- end }}
+  {{- if and $gateway.oidc.issuer $gateway.oidc.caSecretRef.name }}
+  - name: oidc-files
+    mountPath: /etc/fluxpool/oidc
     readOnly: true
   {{- end }}
   {{- if include "fluxpool.kafkaFiles" $gateway.kafka.security | trim }}

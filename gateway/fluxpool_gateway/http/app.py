@@ -40,7 +40,7 @@ from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.projection import metrics
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
-from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_gateway.settings import GatewaySettings, OidcSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.tasks.canceling import Canceling
@@ -54,6 +54,7 @@ from fluxpool_transport.storage import open_object_store
 
 if TYPE_CHECKING:
     from fluxpool_gateway.identity.quotas import Quotas
+    from fluxpool_gateway.identity.tokens import Tokens
 
 CLIENT_ID: Final = "fluxpool-gateway"
 METADATA_SECONDS: Final = 2.0
@@ -65,7 +66,7 @@ _SECURITY_SCHEMES: Final = {
     SECURITY_SCHEME: {
         "type": "http",
         "scheme": "bearer",
-        "description": "An API key, fp_<id>_<secret>, with the scope.",
+        "description": "An API key, fp_<id>_<secret>, or a token of the gateway's OpenID issuer, with the scope.",
     }
 }
 _PROBLEM_SCHEMA: Final = {"$ref": f"#/components/schemas/{ProblemDocument.__name__}"}
@@ -161,7 +162,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.gate = KeyGate(KeyStore(settings.key_store_file())) if settings.needs_keys() else OpenGate()
+    app.gate = open_gate(settings)
     app.include_router(router)
     app.include_router(task_routes.router)
     app.include_router(batch_route.router)
@@ -248,6 +249,24 @@ async def _running(
         store.close()
         if isinstance(app.gate, KeyGate):
             await app.gate.close()
+
+
+def open_gate(settings: GatewaySettings) -> Gate:
+    """Who is admitted; opens nothing yet."""
+    if not settings.needs_keys():
+        return OpenGate()
+    return KeyGate(KeyStore(settings.key_store_file()), tokens=open_tokens(settings.oidc))
+
+
+def open_tokens(settings: OidcSettings) -> "Tokens | None":
+    """Whose tokens are accepted; None where keys alone are."""
+    if settings.issuer is None:
+        return None
+    # Here alone, for the start of gateways without: HTTP client and PyJWT take a tenth of it.
+    from fluxpool_gateway.identity.issuer_keys import IssuerKeys  # noqa: PLC0415
+    from fluxpool_gateway.identity.tokens import Tokens  # noqa: PLC0415
+
+    return Tokens(settings, keys=IssuerKeys(settings))
 
 
 def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | None":

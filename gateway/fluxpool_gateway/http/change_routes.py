@@ -227,7 +227,7 @@ async def _cancel(
     base: str,
 ) -> list[CanceledTask]:
     wish = CancelWish(
-        requested_by=None if caller.key_id is None else f"API key {caller.key_id}",
+        requested_by=caller.name,
         reason=wanted.reason,
         waiting_only=wanted.waiting_only,
     )

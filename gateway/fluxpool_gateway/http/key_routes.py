@@ -176,7 +176,7 @@ async def create_key(wanted: KeyRequest, gate: WithGate, caller: WithCaller) -> 
         await gate.store.add(record)
     except KeyStoreUnavailableError as error:
         raise _unusable(error) from error
-    logger.info("api_key_created", key_id=record.key_id, tenant=record.tenant, by_key_id=caller.key_id)
+    logger.info("api_key_created", key_id=record.key_id, tenant=record.tenant, by=caller.name)
     return _created(record, text, now_ms=now_ms)
 
 
@@ -235,7 +235,7 @@ async def rotate_key(wanted: RotationRequest, key_id: KeyIdInPath, gate: WithGat
     except KeyStoreUnavailableError as error:
         raise _unusable(error) from error
     gate.forget(key_id)
-    logger.info("api_key_rotated", key_id=key_id, new_key_id=presented.key_id, by_key_id=caller.key_id)
+    logger.info("api_key_rotated", key_id=key_id, new_key_id=presented.key_id, by=caller.name)
     return _created(successors[0], text, now_ms=now_ms)
 
 
@@ -256,7 +256,7 @@ async def revoke_key(key_id: KeyIdInPath, gate: WithGate, caller: WithCaller) ->
     if revoked is None:
         raise _no_such_key(key_id)
     gate.forget(key_id)
-    logger.info("api_key_revoked", key_id=key_id, tenant=revoked.tenant, by_key_id=caller.key_id)
+    logger.info("api_key_revoked", key_id=key_id, tenant=revoked.tenant, by=caller.name)
     return json_response(KeyView.of(revoked, now_ms=now_ms))
 
 
@@ -285,4 +285,4 @@ def _not_active(reason: str) -> ProblemError:
 
 def _unusable(error: KeyStoreUnavailableError) -> ProblemError:
     logger.warning("key_store_unusable", reason=str(error))
-    return unavailable(ProblemCode.STORE_UNAVAILABLE, "the API keys cannot be read or written at the moment; retry")
+    return unavailable(ProblemCode.IDENTITY_UNAVAILABLE, "the API keys cannot be read or written at the moment; retry")

@@ -73,7 +73,10 @@ def _prepare_keys(settings: GatewaySettings) -> None:
     from fluxpool_gateway.identity.bootstrap import prepare_keys  # noqa: PLC0415
 
     prepare_keys(
-        settings.key_store_file(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=time.time_ns() // 1_000_000
+        settings.key_store_file(),
+        bootstrap_key_file=settings.bootstrap_key_file,
+        takes_tokens=settings.oidc.issuer is not None,
+        now_ms=time.time_ns() // 1_000_000,
     )
 
 

@@ -26,17 +26,17 @@ _SECRET_LABEL: Final = b"fluxpool: tenants of tasks"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
-def prepare_keys(file: Path, *, bootstrap_key_file: Path | None, now_ms: int) -> None:
+def prepare_keys(file: Path, *, bootstrap_key_file: Path | None, takes_tokens: bool = False, now_ms: int) -> None:
     """Make or migrate the file, and add the bootstrap key unless it is there already.
 
-    A bootstrap key that was revoked stays so, whatever the file holds. Raises `KeysError`, also when no key would be
-    accepted.
+    A bootstrap key that was revoked stays so, whatever the file holds. Raises `KeysError`, also when neither a key nor
+    a token would be accepted.
     """
-    if not _prepare(file, bootstrap_key_file, now_ms)[0]:
+    if not _prepare(file, bootstrap_key_file, now_ms)[0] and not takes_tokens:
         raise KeysError(
             "bootstrap_key_file: no API key would be accepted; name a file with a key in FLUXPOOL_BOOTSTRAP_KEY_FILE "
-            "(`fluxpool keys generate` makes one). To let everyone who can connect use the gateway, set "
-            "FLUXPOOL_AUTHENTICATION=none-for-anyone-who-can-connect"
+            "(`fluxpool keys generate` makes one), or an issuer of tokens in FLUXPOOL_OIDC_ISSUER. To let everyone who "
+            "can connect use the gateway, set FLUXPOOL_AUTHENTICATION=none-for-anyone-who-can-connect"
         )
 
 

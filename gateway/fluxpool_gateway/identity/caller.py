@@ -13,20 +13,21 @@ REALM: Final = "fluxpool"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The holder of a key, or anybody where there are no keys."""
+    """The holder of a key or token, or anybody where none is needed."""
 
     tenant: str
     """Of the tasks that it submits."""
     scopes: frozenset[KeyScope]
     rights: Rights
     """What it may ask for in a submission."""
-    key_id: str | None = None
-    """None without authentication."""
+    name: str | None = None
+    """The key or token, as people know it: it is logged, and part of what the caller causes. None without
+    authentication."""
 
     @property
     def sees_only(self) -> str | None:
         """The tenant whose tasks it may know of; None without authentication, where tenants are not separated."""
-        return None if self.key_id is None else self.tenant
+        return None if self.name is None else self.tenant
 
     def require(self, scope: KeyScope) -> None:
         """Raises `ProblemError` (403) when the key does not have the scope."""
@@ -34,10 +35,15 @@ class Caller:
             challenge = f'Bearer realm="{REALM}", error="insufficient_scope", scope="{scope}"'
             raise ProblemError(
                 ProblemCode.INSUFFICIENT_SCOPE,
-                f"this request needs a key with the scope {scope}; key {self.key_id} has "
-                f"{', '.join(sorted(self.scopes)) or 'none'}",
+                f"this request needs the scope {scope}; {self.name} has {', '.join(sorted(self.scopes)) or 'none'}",
                 headers=[("www-authenticate", challenge)],
             )
+
+
+def unauthorized(reason: str) -> ProblemError:
+    """401: what the request was sent with is not accepted."""
+    challenge = f'Bearer realm="{REALM}", error="invalid_token", error_description="{reason}"'
+    return ProblemError(ProblemCode.UNAUTHORIZED, reason, headers=[("www-authenticate", challenge)])
 
 
 ANYBODY: Final = Caller(tenant=DEFAULT_TENANT, scopes=frozenset(KeyScope), rights=EVERYTHING)

@@ -1,4 +1,4 @@
-"""Admits a request by its `Authorization` header: finds the key and says who calls, or refuses with 401.
+"""Admits a request by its `Authorization` header: an API key, or a token of an issuer; or refuses it with 401.
 
 Owns the cache in front of the key store, and when keys were used last. Each server process has its own; what another
 process or replica changes is seen here within `CACHED_SECONDS`. Knows nothing of routes; scopes are checked by these.
@@ -6,26 +6,33 @@ process or replica changes is seen here within `CACHED_SECONDS`. Knows nothing o
 
 import asyncio
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, assert_never
+from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 import structlog
 
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.identity.api_key import PresentedKey, parse_key
-from fluxpool_gateway.identity.caller import ANYBODY, REALM, Caller
+from fluxpool_gateway.identity.caller import ANYBODY, REALM, Caller, unauthorized
 from fluxpool_gateway.identity.key_record import KeyRecord, KeyState
 from fluxpool_gateway.identity.key_store import KeyStore, KeyStoreUnavailableError
+
+if TYPE_CHECKING:
+    # Not for every gateway: HTTP client and PyJWT take a tenth of its start.
+    from fluxpool_gateway.identity.tokens import Tokens
 
 CACHED_SECONDS: Final = 2.0
 """A revoked key is accepted for so long at most; each key in use costs one read of the store in that time."""
 MAX_CACHED_KEYS: Final = 10_000
 """About 10 MB. Ids that were made up are cached as well, and push out others: that costs reads, nothing else."""
 SAVE_USED_SECONDS: Final = 60.0
+_TOKEN: Final = re.compile(rb"\s*bearer\s+([\w-]+\.[\w-]+\.[\w-]*)\s*", re.IGNORECASE)
+"""A token has three parts in base64url, an API key one."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -59,11 +66,16 @@ class KeyGate:
         self,
         store: KeyStore,
         *,
+        tokens: "Tokens | None" = None,
         clock: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`clock` is monotonic, in seconds; `now_ms` is the time of day, in milliseconds since 1970."""
+        """`clock` is monotonic, in seconds; `now_ms` is the time of day, in milliseconds since 1970.
+
+        Without `tokens` keys alone are accepted.
+        """
         self.store = store
+        self._tokens = tokens
         self.now_ms = now_ms
         self._clock = clock
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
@@ -72,26 +84,33 @@ class KeyGate:
         self._used_at_ms: dict[str, int] = {}
 
     async def admit(self, authorization: bytes | None) -> Caller:
-        """The holder of the key.
+        """The holder of the key or token.
 
-        Raises `ProblemError`: 401 for a key that is not accepted, 503 while that cannot be known.
+        Raises `ProblemError`: 401 for one that is not accepted, 403 for a token without a tenant, 503 while that
+        cannot be known.
         """
-        presented = self._recognised(authorization)
+        if authorization is None:
+            raise self._unauthenticated()
+        # Not by the header itself, which would keep keys in memory for hours.
+        digest = hashlib.sha256(authorization).digest()
+        if self._tokens is not None and (token := _TOKEN.fullmatch(authorization)):
+            return await self._tokens.admit(token[1], digest=digest)
+        presented = self._recognised(authorization, digest)
         cached = self._cache.get(presented.key_id)
         if cached is None or cached.until_seconds <= self._clock():
             cached = await self._read(presented.key_id)
         # Unknown ids and wrong secrets look alike. What follows is said to a holder of the secret alone.
         if cached.record is None or cached.caller is None or not cached.record.matches(presented):
-            raise _unauthorized("the API key is not valid")
+            raise unauthorized("the API key is not valid")
         now_ms = self.now_ms()
         match cached.record.state(now_ms):
             case KeyState.ACTIVE:
                 self._used_at_ms[presented.key_id] = now_ms
                 return cached.caller
             case KeyState.REVOKED:
-                raise _unauthorized(f"the API key {presented.key_id} was revoked")
+                raise unauthorized(f"the API key {presented.key_id} was revoked")
             case KeyState.EXPIRED:
-                raise _unauthorized(f"the API key {presented.key_id} has expired")
+                raise unauthorized(f"the API key {presented.key_id} has expired")
             case unknown:
                 assert_never(unknown)
 
@@ -122,17 +141,18 @@ class KeyGate:
         """Save and close the store."""
         await self.save_used()
         self.store.close()
+        if self._tokens is not None:
+            await self._tokens.close()
 
-    def _recognised(self, authorization: bytes | None) -> PresentedKey:
+    def _unauthenticated(self) -> ProblemError:
+        detail = "this gateway needs an API key: send it as `Authorization: Bearer fp_...`"
+        if self._tokens is not None:
+            detail += f", or a token of {self._tokens.issuer} in its place"
+        challenge = [("www-authenticate", f'Bearer realm="{REALM}"')]
+        return ProblemError(ProblemCode.UNAUTHORIZED, detail, headers=challenge)
+
+    def _recognised(self, authorization: bytes, digest: bytes) -> PresentedKey:
         """The key in the header. A header that was seen before is looked up by its hash, and not parsed again."""
-        if authorization is None:
-            raise ProblemError(
-                ProblemCode.UNAUTHORIZED,
-                "this gateway needs an API key: send it as `Authorization: Bearer fp_...`",
-                headers=[("www-authenticate", f'Bearer realm="{REALM}"')],
-            )
-        # Not by the header itself, which would keep keys in memory for hours.
-        digest = hashlib.sha256(authorization).digest()
         presented = self._parsed.get(digest)
         if presented is None:
             presented = self._parsed[digest] = _presented(authorization)
@@ -152,7 +172,7 @@ class KeyGate:
         except KeyStoreUnavailableError as error:
             logger.warning("key_store_unusable", reason=str(error))
             detail = "API keys cannot be checked at the moment; nothing was done, retry"
-            raise unavailable(ProblemCode.STORE_UNAVAILABLE, detail) from error
+            raise unavailable(ProblemCode.IDENTITY_UNAVAILABLE, detail) from error
         return self._cached(record)
 
     def _cached(self, record: KeyRecord | None) -> _Cached:
@@ -176,13 +196,8 @@ class KeyGate:
 def _presented(authorization: bytes) -> PresentedKey:
     scheme, _, credentials = authorization.decode("latin-1").strip().partition(" ")
     if scheme.lower() != "bearer":
-        raise _unauthorized("the Authorization header is not understood; send Bearer fp_...")
+        raise unauthorized("the Authorization header is not understood; send Bearer fp_...")
     presented = parse_key(credentials.strip())
     if presented is None:
-        raise _unauthorized("the API key is not valid")
+        raise unauthorized("the API key is not valid")
     return presented
-
-
-def _unauthorized(reason: str) -> ProblemError:
-    challenge = f'Bearer realm="{REALM}", error="invalid_token", error_description="{reason}"'
-    return ProblemError(ProblemCode.UNAUTHORIZED, reason, headers=[("www-authenticate", challenge)])

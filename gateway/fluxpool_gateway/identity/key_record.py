@@ -49,7 +49,7 @@ class KeyRecord:
 
     def caller(self) -> Caller:
         """Who presents it."""
-        return Caller(tenant=self.tenant, scopes=self.scopes, rights=self.rights, key_id=self.key_id)
+        return Caller(tenant=self.tenant, scopes=self.scopes, rights=self.rights, name=f"API key {self.key_id}")
 
     def revoked(self, *, now_ms: int) -> "KeyRecord":
         """The revoked key; one that was revoked before stays as it is."""

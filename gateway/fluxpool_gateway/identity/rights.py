@@ -39,4 +39,4 @@ EVERYTHING = Rights(priorities=frozenset(Priority))
 
 def _not_allowed(field: str, value: str, allowed: Collection[str]) -> FieldProblem:
     names = " or ".join(sorted(allowed)) or "none"
-    return FieldProblem(field, f"the API key does not allow {value}; use {names}, or a key that does")
+    return FieldProblem(field, f"the key or token does not allow {value}; use {names}, or one that does")
