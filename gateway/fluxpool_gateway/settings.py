@@ -125,6 +125,11 @@ class GatewaySettings(EnvironmentSettings):
     """Server processes that share the listening socket; about one for each core. Past 1 uvicorn supervises them."""
     max_connections: Annotated[int, Field(ge=1, le=65_535)] = 2048
     """Connections that one server process keeps open; further ones are answered 503."""
+    event_streams: Annotated[int, Field(ge=0, le=65_535)] = 1024
+    """Event streams that one server process sends at once; further ones are answered 429. Fewer than `max_connections`,
+    or they leave none for other requests."""
+    event_streams_of_tenant: Annotated[int, Field(ge=0, le=65_535)] = 128
+    """Of one tenant."""
     produce_deadline_seconds: Annotated[float, Field(ge=0.1, le=60)] = 3.0
     """Longest wait for the broker's acknowledgement; past it the answer is 503 and the outcome unknown."""
     public_url: HttpBaseUrl | None = None

@@ -23,6 +23,7 @@ from fluxpool_gateway.identity.api_key import KeyScope, new_key
 from fluxpool_gateway.identity.bootstrap import prepare_keys
 from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.identity.key_store import KeyStore
+from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
@@ -212,6 +213,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             waits=TaskWaits(group, versions=store.versions),
             canceling=Canceling(producer=records, topic=TopicNames().control),
             stopping=asyncio.Event(),
+            readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
         )
         app.submission = Submission(
             admit=gate.admit,

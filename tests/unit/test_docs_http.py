@@ -18,10 +18,11 @@ from fluxpool_contract.bounds import milliseconds_of
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.http.key_routes import PATH as KEYS_PATH
 from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
-from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
+from kit.event_streams import EventReader, reading, serving
+from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
-BLOCK = re.compile(r"^```(bash|json response)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(bash|json response|event-stream response)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOLDER = "default/2026/04/05/fox-1"
 VARYING = {"correlation_id", "request_id", "status_url"}
 """Of a request without an id of its own."""
@@ -37,7 +38,7 @@ def examples() -> Iterator[tuple[list[str], Any]]:
             waiting = [words for words in map(shlex.split, lines) if words]
         else:
             (words,) = waiting
-            yield words, json.loads(text)
+            yield words, json.loads(text) if kind == "json response" else text
             waiting = []
     yield from ((words, None) for words in waiting)
 
@@ -61,6 +62,8 @@ def request_of(words: list[str]) -> httpx.Request:
                 method = next(rest)
             case "-o":
                 next(rest)
+            case "-N":
+                pass
             case _:
                 assert word.startswith("http://127.0.0.1:8000/"), word
                 url = word
@@ -126,12 +129,34 @@ async def sent(gateway: Gateway, request: httpx.Request) -> httpx.Response:
     )
 
 
+async def assert_events(gateway: Gateway, path: str, shown: str) -> None:
+    """The task ends while its events are read."""
+    expected = EventReader.of(shown)
+    step = ProgressSeen(
+        request_id="fox-2", status=TaskStatus.RUNNING, at_ms=at("2026-04-05T10:00:04Z"), started=False,
+        tenant="default", step=15, total_steps=28,
+    )  # fmt: skip
+    changes = iter((step, succeeded("fox-2", "default")))
+    async with serving(gateway.one.app) as server, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        async with reading(client, path, authorization=f"Bearer {gateway.admin}") as reader:
+            while (event := await reader.next()) is not None:
+                wanted = expected.events[len(reader.events) - 1]
+                assert (event.name, event.id) == (wanted.name, wanted.id)
+                assert {name: event.data[name] for name in wanted.data} == wanted.data
+                if (change := next(changes, None)) is not None:
+                    gateway.project(change)
+        assert (len(reader.events), reader.retry) == (len(expected.events), expected.retry)
+
+
 def without_varying(value: Any) -> Any:
     return {name: item for name, item in value.items() if name not in VARYING} if isinstance(value, dict) else value
 
 
 @pytest.mark.parametrize(("words", "shown"), [pytest.param(*example, id=example[0][-1][:60]) for example in examples()])
 async def test_an_example_is_answered_as_shown(gateway: Gateway, words: list[str], shown: Any) -> None:
+    if isinstance(shown, str):
+        await assert_events(gateway, urlsplit(words[-1]).path, shown)
+        return
     answer = await sent(gateway, request_of(words))
     if shown is None:
         assert answer.status_code in {200, 503}, answer.text

@@ -20,6 +20,7 @@ from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.http.app import BackgroundPartError, build_application, run_or_fail
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
+from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
@@ -116,6 +117,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             waits=TaskWaits(group, versions=store.versions),
             canceling=Canceling(producer=Records(), topic=TopicNames().control),
             stopping=asyncio.Event(),
+            readers=EventReaders(most=1, most_of_tenant=1),
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -284,7 +286,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 95
+    assert len(problems) == 103
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

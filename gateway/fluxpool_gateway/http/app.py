@@ -37,6 +37,8 @@ from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
 from fluxpool_gateway.http.submission import Receive, Scope, Submission, check_content_type
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.identity.key_store import KeyStore
+from fluxpool_gateway.live import routes as live_routes
+from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection import metrics
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
@@ -89,7 +91,7 @@ class GatewayApplication(FastAPI):
         else:
             if scope["method"] == "HEAD":
                 # Answered as GET (RFC 9110 section 9.3.2); the server omits the body.
-                scope = {**scope, "method": "GET"}
+                scope = {**scope, "method": "GET", live_routes.ASKED_BY_HEAD: True}
             await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,6 +170,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     app.include_router(batch_route.router)
     app.include_router(change_routes.router)
     app.include_router(key_routes.router)
+    app.include_router(live_routes.router)
     app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -216,6 +219,7 @@ async def _running(
                 waits=TaskWaits(group, versions=store.versions),
                 canceling=Canceling(producer=producer, topic=settings.topics.control),
                 stopping=stopping,
+                readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
             )
             app.submission = Submission(
                 admit=app.gate.admit,

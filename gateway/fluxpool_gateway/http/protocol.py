@@ -24,6 +24,7 @@ from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemError,
 from fluxpool_gateway.http.request_context import (
     BATCH_PATH,
     CORRELATION_ID_HEADER,
+    HALF_CLOSED,
     STOPPING,
     correlation_id_of,
     find_header,
@@ -65,7 +66,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+        self._half_closed = asyncio.Event()
+        super().__init__(config, server_state, app_state | {HALF_CLOSED: self._half_closed}, _loop)
         self._running: RequestResponseCycle | None = None
         """The request that the application is answering; `self.cycle` is the one parsed last."""
         self._receiving = self._in_head = self._in_body = False
@@ -142,6 +144,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return None
         self._deadline = math.inf
         self.cycle.keep_alive = False
+        # A client that is gone and one that still reads look alike until something is sent.
+        self._half_closed.set()
         return True
 
     # What the server calls

@@ -19,6 +19,8 @@ BATCH_PATH = PATH + "/batch"
 CORRELATION_ID_HEADER = b"x-request-id"
 STOPPING = "fluxpool.stopping"
 """Where the state of the lifespan has the event that is set when the server is about to stop."""
+HALF_CLOSED = "fluxpool.half_closed"
+"""Where the state of a request has the event that is set when the client closes its sending side."""
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
 _WAIT = re.compile(r'\s*wait\s*(?:=\s*"?(?P<seconds>[0-9]{1,9})"?\s*)?(?:;.*)?', re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")

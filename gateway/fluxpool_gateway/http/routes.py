@@ -27,6 +27,7 @@ from fluxpool_gateway.http.request_context import PATH
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
@@ -60,6 +61,7 @@ class Services:
     canceling: Canceling
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait are to be answered."""
+    readers: EventReaders
 
 
 def _services(request: Request) -> Services:

@@ -31,6 +31,7 @@ async def get_metrics(services: WithServices) -> Response:
         heartbeat, quarantine = await services.store.heartbeat(), await services.store.quarantine()
     registry = CollectorRegistry()
     registry.register(_Numbers(heartbeat, quarantine, time.time()))
+    registry.register(services.readers)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

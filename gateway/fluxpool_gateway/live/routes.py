@@ -1,0 +1,118 @@
+"""The routes of events, and what a request for them must be."""
+
+from collections.abc import Iterable
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+
+from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
+from fluxpool_gateway.http.request_context import HALF_CLOSED, PATH, find_authorization
+from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, WithServices
+from fluxpool_gateway.http.scopes import WithCaller, requires
+from fluxpool_gateway.http.task_routes import base_of, view_of
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.live.event_response import EventResponse
+from fluxpool_gateway.live.task_events import has_all, known_version, task_events
+
+MEDIA_TYPE: Final = "text/event-stream"
+ASKED_BY_HEAD: Final = "fluxpool.asked_by_head"
+"""Where the scope of a request that is served as GET says that it is one of HEAD."""
+_ACCEPTING: Final = frozenset({MEDIA_TYPE, "text/*", "*/*"})
+_STREAM_PROBLEMS: Final = {
+    **READ_PROBLEMS,
+    400: "`Last-Event-ID` is not the id of an event.",
+    405: "`HEAD` is not answered: the response has no end.",
+    406: f"`Accept` leaves no `{MEDIA_TYPE}`.",
+    429: "Too many event streams are read; `detail` names the limit.",
+}
+
+router = APIRouter()
+
+
+def accepts_events(accept: Iterable[str]) -> bool:
+    """Whether `Accept` headers (RFC 9110 section 12.5.1) allow an event stream; any media type without one."""
+    ranges = [part.replace(" ", "").lower() for header in accept for part in header.split(",") if part.strip()]
+    return not ranges or any(
+        name in _ACCEPTING and not any(_is_zero(parameter) for parameter in parameters)
+        for name, *parameters in (part.split(";") for part in ranges)
+    )
+
+
+def _is_zero(parameter: str) -> bool:
+    name, _, value = parameter.partition("=")
+    return name == "q" and value.strip("0") in {"", "."}
+
+
+def _check_request(request: Request) -> None:
+    """Raises `ProblemError` for a request that an endless response cannot answer."""
+    if request.scope.get(ASKED_BY_HEAD):
+        detail = "events are not answered to HEAD, because the response has no end; use GET"
+        raise ProblemError(ProblemCode.METHOD_NOT_ALLOWED, detail, headers=[("allow", "GET")])
+    if not accepts_events(request.headers.getlist("accept")):
+        detail = f"Accept: only {MEDIA_TYPE} is sent here; accept it, or leave the header out"
+        raise ProblemError(ProblemCode.NOT_ACCEPTABLE, detail)
+
+
+async def _check_key(request: Request) -> None:
+    """Raises `ProblemError` when the key that the request came with may read no more."""
+    try:
+        caller = await request.app.gate.admit(find_authorization(request.scope["headers"]))
+    except ProblemError as problem:
+        # The keys cannot be read now: the stream goes on as one that just passed.
+        if problem.status is HTTPStatus.SERVICE_UNAVAILABLE:
+            return
+        raise
+    caller.require(KeyScope.READ)
+
+
+@router.get(
+    PATH + "/{request_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "description": "`snapshot`, then `queued`, `running`, `progress` and one of `succeeded`, `failed`, "
+            "`expired`, `canceled`, each with the task's state as `data`; `closed` when the server ends the stream.",
+        },
+        204: {"description": "`Last-Event-ID` is that of the task's end: there is nothing more."},
+        **problems(_STREAM_PROBLEMS),
+    },
+    summary="The changes of a task as server-sent events",
+    dependencies=[*requires(KeyScope.READ)["dependencies"], Depends(_check_request)],
+    openapi_extra=requires(KeyScope.READ)["openapi_extra"],
+)
+async def get_task_events(
+    request_id: RequestIdInPath,
+    request: Request,
+    services: WithServices,
+    caller: WithCaller,
+    last_event_id: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="Id of the last event that the client got.")
+    ] = None,
+) -> Response:
+    """The state first, then every change, until the task has ended."""
+    known = known_version(last_event_id)
+    found = await services.lookup.find(request_id, caller)
+    if has_all(found, known):
+        # Without it `EventSource` connects again for ever.
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    base = base_of(request, services)
+    events = task_events(
+        request_id,
+        found,
+        known,
+        lookup=services.lookup,
+        waits=services.waits,
+        caller=caller,
+        view=lambda found: view_of(request_id, found, base=base),
+    )
+    return EventResponse(
+        events,
+        tenant=caller.tenant,
+        readers=services.readers,
+        stopping=services.stopping,
+        half_closed=request.scope.get("state", {}).get(HALF_CLOSED),
+        check=partial(_check_key, request),
+    )
