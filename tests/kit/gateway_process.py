@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from fluxpool_gateway.settings import GatewaySettings
 from kit.http_probe import answers_ok
 from kit.kafka import create_topics, unique_name
 from kit.waiting import PATIENCE, wait_until_blocking
+from kit.warm_start import Program, start_program
 
 START_DEADLINE_SECONDS = 60.0
 STOP_DEADLINE_SECONDS = 30.0 * PATIENCE
@@ -28,8 +27,8 @@ class GatewayProcess:
     """A started gateway. Only the test restarts its programs, in place of a kubelet."""
 
     settings: GatewaySettings
-    server: subprocess.Popen[bytes]
-    projector: subprocess.Popen[bytes]
+    server: Program
+    projector: Program
     log_path: Path
     log_start_bytes: int = 0
     """Where the log of these programs begins; earlier ones may have written the same file."""
@@ -128,7 +127,7 @@ def start_gateway(settings: GatewaySettings, *, environment: Mapping[str, str] =
 
 def start_projector(
     settings: GatewaySettings, *, log_path: Path, environment: Mapping[str, str] = os.environ
-) -> subprocess.Popen[bytes]:
+) -> Program:
     """Start only a projector and return at once."""
     return _start("fluxpool_gateway.projector", settings, log_path=log_path, environment=environment)
 
@@ -155,13 +154,11 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def _start(
-    module: str, settings: GatewaySettings, *, log_path: Path, environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
+def _start(module: str, settings: GatewaySettings, *, log_path: Path, environment: Mapping[str, str]) -> Program:
     with log_path.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", module],
-            env={**environment, **settings.to_environment()},
-            stdout=log,
-            stderr=log,
+        return start_program(
+            module,
+            environment={**environment, **settings.to_environment()},
+            output=log,
+            executed=environment is not os.environ,
         )

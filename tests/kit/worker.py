@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -34,6 +33,7 @@ from kit.kafka import TopicReader, TopicRecord, committed_offsets, create_topics
 from kit.ports import own_port
 from kit.processes import whole_lines
 from kit.waiting import wait_until
+from kit.warm_start import Program, start_program
 
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 SESSION_TIMEOUT_SECONDS = 6.0
@@ -55,7 +55,7 @@ class WorkerProcess:
     """One worker, observed from outside."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Program
     health_url: str
     log_file: Path
 
@@ -95,7 +95,7 @@ class WorkerProcess:
         await wait_until(
             lambda: self.process.poll() is not None, deadline_seconds=deadline_seconds, what=f"{self.name} to exit"
         )
-        return int(self.process.returncode)
+        return self.process.wait()
 
     def end(self) -> None:
         """SIGKILL, if it still runs."""
@@ -156,17 +156,18 @@ class WorkerBench:
         settings = self.settings(name, **changes)
         log_file = self.folder / f"{name}.log"
         with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fluxpool_worker"],
-                env={
+            process = start_program(
+                "fluxpool_worker",
+                environment={
                     "PATH": os.environ["PATH"],
                     "HOME": os.environ["HOME"],
                     "OMP_NUM_THREADS": "1",
                     **settings.to_environment(),
                     **(environment or {}),
                 },
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                output=log,
+                # Fault points are bound at import.
+                executed=environment is not None,
             )
         worker = WorkerProcess(name, process, f"http://127.0.0.1:{settings.health_port}", log_file)
         self.workers.append(worker)

@@ -1,0 +1,74 @@
+"""A program of the fork server sees itself, and ends, as an executed one does."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kit.waiting import wait_until_blocking
+from kit.warm_start import Program, start_program
+
+pytestmark = pytest.mark.on_change
+
+SECONDS = 60.0
+Start = Callable[..., tuple[Program, Path]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as ends:
+
+        def start_probe(ends_by: str, *, executed: bool = False) -> tuple[Program, Path]:
+            environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "PROBE": "of its own", "ENDS": ends_by}
+            output = tmp_path / f"output-{executed}"
+            with output.open("wb") as file:
+                program = start_program("kit.warm_probe", environment=environment, output=file, executed=executed)
+            ends.callback(program.wait, SECONDS)
+            ends.callback(program.kill)
+            return program, output
+
+        yield start_probe
+
+
+@pytest.mark.parametrize("ends_by", ["nothing", "code", "message", "raise"])
+def test_a_program_sees_itself_and_ends_as_an_executed_one(start: Start, ends_by: str) -> None:
+    forked, its_output = start(ends_by)
+    executed, other_output = start(ends_by, executed=True)
+    assert forked.wait(SECONDS) == executed.wait(SECONDS) == {"nothing": 0, "code": 7}.get(ends_by, 1)
+    said, expected = its_output.read_text(), other_output.read_text()
+    (state,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert state == next(json.loads(line) for line in expected.splitlines() if line.startswith("{"))
+    assert state["environment"]["PROBE"] == "of its own"
+    assert ("last words" in said, "no such pool" in said) == (True, ends_by in {"message", "raise"})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_a_signal_ends_a_program_and_is_its_exit_code(start: Start, number: signal.Signals) -> None:
+    codes = []
+    for executed in (False, True):
+        program, output = start("wait", executed=executed)
+        wait_until_blocking(lambda: output.read_text() != "", deadline_seconds=SECONDS, what="its start")  # noqa: B023
+        assert program.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            program.wait(0.01)
+        program.send_signal(number)
+        codes.append(program.wait(SECONDS))
+        program.send_signal(number)
+        assert program.poll() == program.returncode == codes[-1]
+    assert codes[0] == codes[1] < 0
+
+
+def test_an_ended_program_keeps_its_pid_until_its_exit_code_is_read(start: Start) -> None:
+    program, _ = start("code")
+    process = psutil.Process(program.pid)
+    wait_until_blocking(
+        lambda: process.status() == psutil.STATUS_ZOMBIE, deadline_seconds=SECONDS, what="the program's end"
+    )
+    assert program.wait(SECONDS) == 7
+    wait_until_blocking(lambda: not process.is_running(), deadline_seconds=SECONDS, what="its zombie to go")
