@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from kit.disk import small_disk
 from kit.gateway_process import START_DEADLINE_SECONDS, STOP_DEADLINE_SECONDS, gateway_settings, start_projector
 from kit.processes import whole_lines
 from kit.waiting import PATIENCE, wait_until_blocking
+from kit.warm_start import Program
 
 UNREACHABLE = "127.0.0.1:1"
 
@@ -30,7 +30,7 @@ UNREACHABLE = "127.0.0.1:1"
 class ProjectorProcess:
     """A projector without a gateway."""
 
-    process: subprocess.Popen[bytes]
+    process: Program
     file: Path
     log_path: Path
 
