@@ -27,7 +27,7 @@ class _NoKafka:
         topic: str,  # noqa: ARG002 - signature of the real one
         partition: int,  # noqa: ARG002
         key: bytes,  # noqa: ARG002
-        value: bytes,  # noqa: ARG002
+        value: bytes | None,  # noqa: ARG002
         headers: Sequence[tuple[str, bytes]],  # noqa: ARG002
     ) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.store.task_state import Change, Position, ResultSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
 from fluxpool_gateway.tasks.canceling import Canceling
+from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.producer import DeliveryError
@@ -68,17 +69,29 @@ class Records:
     """Tasks."""
     commands: list[tuple[str, dict[str, bytes], dict[str, Any]]] = field(default_factory=list)
     """Key, headers and value of those on the control topic."""
+    deletions: list[tuple[bytes, dict[str, bytes]]] = field(default_factory=list)
+    """Key and headers of those on the results topic, which have no value."""
     failure: DeliveryError | None = None
     """What the next record ends with."""
+    on_deletion: Callable[[bytes, dict[str, bytes]], None] | None = None
+    """The projection of deletions, if any."""
 
     async def send(
-        self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
+        self, *, topic: str, partition: int, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> int:
         if self.failure is not None:
             raise self.failure
         if topic == TopicNames().control:
+            assert value is not None
             self.commands.append((key.decode(), dict(headers), json.loads(value)))
             return len(self.commands)
+        if topic == TopicNames().results:
+            assert value is None
+            self.deletions.append((key, dict(headers)))
+            if self.on_deletion is not None:
+                self.on_deletion(key, dict(headers))
+            return len(self.deletions)
+        assert value is not None
         assert all((topic, partition >= 0, key, value))
         self.headers.append(dict(headers))
         self.values.append(json.loads(value))
@@ -201,6 +214,8 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
     file = settings.database_file
     reservations = Reservations(reservation_file(file.with_name(file.name + FILE_SUFFIX)))
     quotas = open_quotas(settings, store)
+    objects = open_object_store(settings.storage)
+    secret = await gate.store.secret()
     async with asyncio.TaskGroup() as group:
         barrier = ProjectionBarrier(group, ends=nothing, projected=nothing)
         idempotency = Idempotency(reservations=reservations, store=store, barrier=barrier.passed, deadline_seconds=3)
@@ -208,10 +223,11 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             lookup=TaskLookup(store=store, recent=recent, barrier=barrier),
             store=store,
             watch=BrokerWatch(KafkaMetadata(settings.kafka, client_id="test"), ()),
-            objects=open_object_store(settings.storage),
+            objects=objects,
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
             canceling=Canceling(producer=records, topic=TopicNames().control),
+            deleting=Deleting(producer=records, topic=TopicNames().results, objects=objects, tenant_secret=secret),
             stopping=asyncio.Event(),
             readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
         )
@@ -224,7 +240,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             once=idempotency.once,
             topics=TopicNames(),
             quotas=quotas,
-            tenant_secret=await gate.store.secret(),
+            tenant_secret=secret,
             public_url=None,
         )
         transport = httpx.ASGITransport(app=app)

@@ -29,6 +29,7 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, Position, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
 from fluxpool_gateway.tasks.canceling import Canceling
+from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
@@ -116,6 +117,12 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
             canceling=Canceling(producer=Records(), topic=TopicNames().control),
+            deleting=Deleting(
+                producer=Records(),
+                topic=TopicNames().results,
+                objects=open_object_store(storage),
+                tenant_secret=None,
+            ),
             stopping=asyncio.Event(),
             readers=EventReaders(most=1, most_of_tenant=1),
         )
@@ -275,7 +282,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
     }
     hot = operations["post", "/v1/generations"]
     assert set(hot["responses"]) == {
-        "202", "400", "401", "403", "408", "409", "413", "414", "415", "422", "429", "431", "503",
+        "202", "400", "401", "403", "408", "409", "410", "413", "414", "415", "422", "429", "431", "503",
     }  # fmt: skip
     assert set(hot["responses"]["202"]["headers"]) == {"Location", "Retry-After"}
     assert {parameter["name"] for parameter in hot["parameters"]} == {"Idempotency-Key", "traceparent"}
@@ -286,7 +293,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 103
+    assert len(problems) == 115
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

@@ -70,12 +70,37 @@ async def test_empty_payloads_are_objects_too(store: ObjectStore) -> None:
     assert await store.get("empty") == b""
 
 
+async def test_the_objects_below_a_folder_are_deleted_and_none_beside_it(store: ObjectStore) -> None:
+    kept = ["t/req", "t/req~1/0.png", "t/req-2/0.png", "t/0.png"] if "s3" in store.url else ["t/req~1/0.png", "t/0.png"]
+    for key in ("t/req/0.png", "t/req/deep/1.png", "t/req/manifest.json", *kept):
+        await store.put_if_absent(key, b"x", content_type="image/png")
+    await store.delete_below("t/req")
+    assert [await store.get(key) for key in ("t/req/0.png", "t/req/deep/1.png", "t/req/manifest.json")] == [None] * 3
+    assert [await store.get(key) for key in kept] == [b"x"] * len(kept)
+    await store.delete_below("t/req")
+    await store.delete_below("never/was")
+
+
+async def test_more_objects_than_one_page_of_a_list_are_deleted(store: ObjectStore) -> None:
+    keys = [f"many/{number:03}.png" for number in range(60)]
+    await asyncio.gather(*(store.put_if_absent(key, b"x", content_type="image/png") for key in keys))
+    await store.delete_below("many")
+    assert not [key for key in keys if await store.get(key)]
+
+
+async def test_a_folder_in_a_bucket_that_is_missing_is_not_deleted_in_silence(s3: S3Service) -> None:
+    with pytest.raises(StorageUnavailableError, match="cannot list"):
+        await open_object_store(s3.settings("no-such-bucket")).delete_below("t")
+
+
 @pytest.mark.parametrize("key", ["", "/a", "a//b", "a/", "../a", "a/./b", "."])
 async def test_a_key_that_is_not_normalised_is_refused(store: ObjectStore, key: str) -> None:
     with pytest.raises(ValueError, match="object key"):
         await store.get(key)
     with pytest.raises(ValueError, match="object key"):
         await store.put_if_absent(key, b"", content_type="text/plain")
+    with pytest.raises(ValueError, match="object key"):
+        await store.delete_below(key)
 
 
 async def test_a_probe_passes_again_and_again(store: ObjectStore) -> None:

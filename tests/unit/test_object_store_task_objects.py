@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_contract.bounds import MAX_COUNT
+from fluxpool_contract.messages.derived import claim_key
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.messages.task import REQUEST_ID
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
@@ -27,6 +28,7 @@ from fluxpool_transport.storage.task_objects import (
     IdConflictError,
     Manifest,
     claim_task,
+    delete_task_objects,
     read_manifest,
     store_image,
     store_manifest,
@@ -125,6 +127,31 @@ async def test_the_first_manifest_decides_the_outcome(store: ObjectStore) -> Non
     assert winner == failed
     assert await read_manifest(store, claim) == failed
     assert winner.result.to_json() == failed.result.to_json()
+
+
+async def test_the_objects_of_a_task_are_deleted_but_its_claim(store: ObjectStore) -> None:
+    claim, replayed = (await _claim(store)).claim, (await _claim(store, epoch=1)).claim
+    for held in (claim, replayed):
+        await store_image(store, held, index=0, extension="png", payload=b"x", content_type="image/png")
+        await store_manifest(store, held, _manifest(held))
+    for _ in range(2):
+        await delete_task_objects(store, tenant="default", request_id="req-1", epoch=0)
+    await delete_task_objects(store, tenant="default", request_id="never-was", epoch=0)
+    assert await read_manifest(store, claim) is None
+    assert await store.get(f"{claim.prefix}/0.png") is None
+    assert await read_manifest(store, replayed) is not None
+    with pytest.raises(IdConflictError):
+        await _claim(store, digest="d2")
+
+
+async def test_a_claim_that_leads_to_another_task_deletes_nothing(store: ObjectStore) -> None:
+    other = (await _claim(store)).claim
+    await store_image(store, other, index=0, extension="png", payload=b"x", content_type="image/png")
+    forged = other.model_copy(update={"request_id": "req-2"})
+    await store.put_if_absent(claim_key("default", "req-2"), forged.to_json(), content_type="application/json")
+    with pytest.raises(CorruptObjectError):
+        await delete_task_objects(store, tenant="default", request_id="req-2", epoch=0)
+    assert await store.get(f"{other.prefix}/0.png") == b"x"
 
 
 async def test_the_error_of_a_damaged_claim_or_manifest_names_the_object(store: ObjectStore) -> None:

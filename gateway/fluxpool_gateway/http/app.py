@@ -45,7 +45,9 @@ from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
+from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskStatus
 from fluxpool_gateway.tasks.canceling import Canceling
+from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
@@ -114,6 +116,8 @@ class GatewayApplication(FastAPI):
         """The OpenAPI document; FastAPI declares problems as `application/json`, here they get their media type."""
         document = super().openapi()
         document["components"]["securitySchemes"] = _SECURITY_SCHEMES
+        # No route shows a deleted task.
+        document["components"]["schemas"][TaskStatus.__name__]["enum"] = SHOWN_STATUSES
         for operation in (operation for path in document["paths"].values() for operation in path.values()):
             for response in operation["responses"].values():
                 content = response.get("content", {})
@@ -199,6 +203,7 @@ async def _running(
     ends = TaskTopicEnds(metadata, settings.topics)
     recent = RecentTasks(loop.time)
     partitioner = LoadAwarePartitioner(settings.kafka, settings.groups())
+    tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
     watch = BrokerWatch(metadata, task_topics(settings.topics))
     producer.start()
     try:
@@ -218,6 +223,9 @@ async def _running(
                 public_url=settings.public_url,
                 waits=TaskWaits(group, versions=store.versions),
                 canceling=Canceling(producer=producer, topic=settings.topics.control),
+                deleting=Deleting(
+                    producer=producer, topic=settings.topics.results, objects=objects, tenant_secret=tenant_secret
+                ),
                 stopping=stopping,
                 readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
             )
@@ -231,7 +239,7 @@ async def _running(
                 topics=settings.topics,
                 qualities=settings.qualities,
                 quotas=quotas,
-                tenant_secret=await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None,
+                tenant_secret=tenant_secret,
                 public_url=settings.public_url,
             )
             parts = {

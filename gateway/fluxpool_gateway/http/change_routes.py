@@ -1,10 +1,11 @@
-"""The routes that change what becomes of tasks: cancel one, or many by id or by a filter; retry one that has ended."""
+"""The routes that change what becomes of tasks: cancel one, or many by id or by a filter; retry or delete one."""
 
 import asyncio
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Final, Self
 
+import structlog
 from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -31,16 +32,22 @@ from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.http.task_routes import base_of, check_cursor, filter_of, read_store, read_up_to_now
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.identity.tenant_proof import NOBODY
 from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder
-from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.store.task_state import DELETED_VERSION, TaskState, TaskStatus
 from fluxpool_gateway.tasks.canceling import CancelOutcome, CancelWish
 from fluxpool_gateway.tasks.lookup import RecentTask
 from fluxpool_gateway.tasks.producer import DeliveryError
+from fluxpool_transport.storage import CorruptObjectError, StorageUnavailableError
 
+DELETION_SHOWN_SECONDS: Final = 5.0
+"""The projection shows a record within milliseconds, unless it is behind."""
 MAX_CANCELED_AT_ONCE: Final = 500
 """One second of commands on a slow broker, and far fewer than workers remember (100,000)."""
 
 router = APIRouter()
+
+logger = structlog.stdlib.get_logger(__name__)
 
 
 class _Model(BaseModel):
@@ -180,10 +187,10 @@ async def cancel_generations(
     responses=problems(
         {
             409: "The task has not ended.",
-            410: "The request is no longer stored.",
+            **READ_PROBLEMS,
+            410: "The task was deleted, or its request is no longer stored.",
             422: "Today's limits do not allow the request; `errors` names each field.",
             429: "A limit of the tenant is reached.",
-            **READ_PROBLEMS,
         }
     ),
     summary="Retry a task",
@@ -216,6 +223,46 @@ async def retry_generation(
     for name, value in [("location", status_url), ("retry-after", str(RETRY_AFTER_SECONDS)), *more]:
         response.headers[name] = value
     return response
+
+
+@router.delete(
+    PATH + "/{request_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses={
+        202: {"description": "Written, but not shown yet: the state of the task is 410 in a moment."},
+        **problems({**READ_PROBLEMS, 409: "The task has not ended: cancel it before."}),
+    },
+    summary="Delete a task and its images",
+    **requires(KeyScope.CANCEL),
+)
+async def delete_generation(request_id: RequestIdInPath, services: WithServices, caller: WithCaller) -> Response:
+    """As often as you like. From then on every route answers 410 for its id."""
+    try:
+        found = await services.lookup.find(request_id, caller)
+    except ProblemError as problem:
+        if problem.code is ProblemCode.GONE:
+            return Response(status_code=HTTPStatus.NO_CONTENT)
+        raise
+    if isinstance(found, RecentTask) or not found.status.terminal:
+        detail = f"task {request_id} has not ended; cancel it (POST {PATH}/{request_id}/cancel), then delete it"
+        raise ProblemError(ProblemCode.NOT_FINISHED, detail, headers=[("retry-after", str(RETRY_AFTER_SECONDS))])
+    if found.tenant == NOBODY:
+        raise ProblemError(ProblemCode.NOT_FOUND, f"whose task {request_id} is, is not known")
+    try:
+        await services.deleting.delete(found)
+    except (StorageUnavailableError, CorruptObjectError) as error:
+        logger.warning("task_objects_not_deleted", request_id=request_id, reason=str(error))
+        detail = "the images cannot be deleted at the moment, and the task stays; repeat the request"
+        raise unavailable(ProblemCode.STORAGE_FAILED, detail) from error
+    except DeliveryError as error:
+        detail = "the images are deleted, but the task is not yet; repeat the request"
+        raise unavailable(ProblemCode.QUEUE_UNAVAILABLE, detail) from error
+    try:
+        async with asyncio.timeout(DELETION_SHOWN_SECONDS):
+            await services.waits.later_than(found.key, DELETED_VERSION - 1)
+    except TimeoutError:
+        return Response(status_code=HTTPStatus.ACCEPTED)
+    return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
 async def _cancel(
@@ -257,7 +304,7 @@ async def _find_all(
     found: list[tuple[str, TaskState | RecentTask]] = []
     unknown: set[str] = set()
     for name, answer in zip(request_ids, answers, strict=True):
-        if isinstance(answer, ProblemError) and answer.code is ProblemCode.NOT_FOUND:
+        if isinstance(answer, ProblemError) and answer.code in {ProblemCode.NOT_FOUND, ProblemCode.GONE}:
             unknown.add(name)
         elif isinstance(answer, BaseException):
             raise answer

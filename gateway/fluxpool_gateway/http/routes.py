@@ -30,6 +30,7 @@ from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.tasks.canceling import Canceling
+from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import read_result
 from fluxpool_gateway.tasks.waiting import TaskWaits
@@ -59,6 +60,7 @@ class Services:
     public_url: str | None
     waits: TaskWaits
     canceling: Canceling
+    deleting: Deleting
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait are to be answered."""
     readers: EventReaders
@@ -82,6 +84,7 @@ RequestIdInPath = Annotated[str, Path(description="Id of the task, as its submis
 READ_PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     404: "No such task was ever accepted, or it is another tenant's.",
+    410: "The task was deleted.",
     503: "Unknown at the moment; retry.",
 }
 SUBMIT_PROBLEMS: Final = {
@@ -89,6 +92,7 @@ SUBMIT_PROBLEMS: Final = {
     400: "The body is not JSON, or holds a field that is not known.",
     408: "The request did not arrive in time; nothing was accepted.",
     409: "Another request with the same Idempotency-Key is in progress; repeat it after Retry-After.",
+    410: "The task of this Idempotency-Key was deleted; use a new key.",
     413: "The body is too large.",
     414: "The address is too long.",
     415: "The body is not application/json, or is encoded.",
@@ -148,6 +152,7 @@ async def submit_generation(
             {
                 **SUBMIT_PROBLEMS,
                 409: "The id was used for another request, or one is in progress.",
+                410: "The task with this id was deleted; choose another id.",
                 422: "A value is not allowed, or the id is not a UUID in lower case; `errors` names each field.",
                 503: "The broker did not confirm in time: the outcome is unknown. Repeat the request.",
             }

@@ -457,9 +457,10 @@ def _about_the_id(problem: ProblemError) -> ProblemError:
     fields = problem.fields
     status = problem.status
     detail = problem.detail.replace("Idempotency-Key", "id")
-    if problem.code in {ProblemCode.IDEMPOTENCY_CONFLICT, ProblemCode.IDEMPOTENCY_IN_PROGRESS}:
+    if problem.code in {ProblemCode.IDEMPOTENCY_CONFLICT, ProblemCode.IDEMPOTENCY_IN_PROGRESS, ProblemCode.GONE}:
         fields = [FieldProblem("request_id", field.message.replace("key", "id")) for field in fields]
-        detail, status = summarize(fields), HTTPStatus.CONFLICT
+        detail = summarize(fields)
+        status = status if problem.code is ProblemCode.GONE else HTTPStatus.CONFLICT
     return ProblemError(problem.code, detail, fields=fields, headers=problem.headers, status=status)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Coroutine, Iterable
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -36,7 +36,7 @@ from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder
-from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
 from fluxpool_gateway.tasks.lookup import RecentTask
 from fluxpool_gateway.tasks.view import GroupView, TaskPageView, TaskView
 
@@ -201,6 +201,7 @@ def check_cursor(value: str) -> str:
     return value
 
 
+ShownStatus = Literal["queued", "running", "succeeded", "failed", "expired", "canceled"]
 Moment = Annotated[datetime, BeforeValidator(_with_plus)]
 
 
@@ -209,7 +210,7 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    status: Annotated[list[TaskStatus], Field(max_length=len(TaskStatus))] = []
+    status: Annotated[list[ShownStatus], Field(max_length=len(SHOWN_STATUSES))] = []
     """Only tasks with one of these; may be repeated."""
     group_id: Annotated[str, Field(pattern=REQUEST_ID.pattern, max_length=MAX_GROUP_CHARACTERS)] | None = None
     """Only tasks of this group."""
@@ -236,7 +237,9 @@ async def list_generations(
     query: Annotated[ListQuery, Query()], request: Request, services: WithServices, caller: WithCaller
 ) -> Response:
     """Page by page, in a stable order. A task appears here some milliseconds after it was accepted."""
-    wanted = filter_of(caller, query.status, query.group_id, since=query.created_after, before=query.created_before)
+    wanted = filter_of(
+        caller, map(TaskStatus, query.status), query.group_id, since=query.created_after, before=query.created_before
+    )
     after = None if query.cursor is None else ListCursor.parse(query.cursor)
     page = await read_store(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
     base = base_of(request, services)
@@ -251,7 +254,9 @@ async def list_generations(
 @router.get(
     _GROUPS_PATH + "/{group_id}",
     response_model=GroupView,
-    responses=problems({**READ_PROBLEMS, 404: "No task of the caller's tenant is in this group."}),
+    responses=problems(
+        {**SECURITY_PROBLEMS, 404: "No task of the caller's tenant is in this group.", 503: READ_PROBLEMS[503]}
+    ),
     summary="How far the tasks of a group are",
     **requires(KeyScope.READ),
 )

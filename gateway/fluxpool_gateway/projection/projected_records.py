@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fluxpool_contract.bounds import clamped_milliseconds, milliseconds_of
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import (
+    REQUEST_ID,
     Envelope,
     GenerationResult,
     ProgressEvent,
@@ -25,7 +26,7 @@ from fluxpool_contract.messages import (
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError, explain
 from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
-from fluxpool_gateway.store.task_state import Change, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
 """Of a result or progress event: what Kafka takes as one record unless its topic is set otherwise."""
@@ -56,6 +57,7 @@ def read_change(
     topics: TopicNames,
     *,
     topic: str,
+    key: bytes | None = None,
     value: bytes | None,
     headers: RawHeaders,
     timestamp_ms: int,
@@ -63,8 +65,12 @@ def read_change(
 ) -> Change | None:
     """The change that a record makes; None for an invalid task, which a worker answers, and for what concerns no task.
 
+    As everywhere in Kafka a record without a value deletes what its key names: a result's deletes the task.
+
     Raises `UnreadableRecordError` for an invalid result or progress event.
     """
+    if value is None and topic == topics.results:
+        return _deletion(key, headers, named_in=(topic, *task_topics(topics)), trust=trust)
     if not value:
         return None
     if topic in task_topics(topics):
@@ -142,6 +148,16 @@ def _result(
         epoch=envelope.epoch,
         attempt=max(1, result.attempt or 1),
     )
+
+
+def _deletion(
+    key: bytes | None, headers: RawHeaders, *, named_in: Collection[str], trust: TenantTrust
+) -> DeletionSeen | None:
+    request_id = (key or b"").decode(errors="replace")
+    if not REQUEST_ID.fullmatch(request_id):
+        return None
+    tenant = trust.owner(_lenient_envelope(headers), topics=named_in, request_id=request_id)
+    return DeletionSeen(request_id=request_id, tenant=tenant)
 
 
 def _lenient_envelope(headers: RawHeaders) -> Envelope:

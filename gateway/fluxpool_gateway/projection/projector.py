@@ -151,6 +151,7 @@ class Projector:
         return read_change(
             self._topics,
             topic=record.topic,
+            key=record.key,
             value=record.value,
             headers=record.headers,
             timestamp_ms=record.timestamp,

@@ -133,7 +133,7 @@ def _scan(
     passing: list[ListCursor] = []
     # Rows are read one by one: SQLite does not look for rows that are not taken.
     for scanned, place in enumerate(connection.execute(places), 1):
-        if not wanted.statuses or place.status in wanted.statuses:
+        if place.status != TaskStatus.DELETED and (not wanted.statuses or place.status in wanted.statuses):
             passing.append(_cursor(place))
             if len(passing) > limit:
                 return passing, None

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self, assert_never
 
 
 class TaskStatus(StrEnum):
-    """The status of a task; the last four are terminal."""
+    """The status of a task; all but the first two are terminal."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -19,12 +19,16 @@ class TaskStatus(StrEnum):
     FAILED = "failed"
     EXPIRED = "expired"
     CANCELED = "canceled"
+    DELETED = "deleted"
+    """Its client had it deleted: the row keeps the id from being used again, and no route shows it."""
 
     @property
     def terminal(self) -> bool:
         """Whether the task has ended."""
         return self not in {TaskStatus.QUEUED, TaskStatus.RUNNING}
 
+
+SHOWN_STATUSES: Final = tuple(status for status in TaskStatus if status is not TaskStatus.DELETED)
 
 Position = tuple[str, int]
 """Topic and partition."""
@@ -85,7 +89,15 @@ class ResultSeen:
     attempt: int = 1
 
 
-Change = TaskSeen | ProgressSeen | ResultSeen
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionSeen:
+    """A record of the results topic without a value: the task's client had it deleted."""
+
+    request_id: str
+    tenant: str
+
+
+Change = TaskSeen | ProgressSeen | ResultSeen | DeletionSeen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +118,7 @@ class TaskState:
     started_at_ms: int | None = None
     completed_at_ms: int | None = None
     result: str | None = None
-    """The result as published; there exactly when the status is terminal."""
+    """The result as published; there exactly when the task has ended and is not deleted."""
     group_id: str | None = None
 
     @property
@@ -120,6 +132,8 @@ _MAX_ATTEMPT: Final = 9_999
 _MAX_STEP: Final = 999
 _EPOCH: Final = 10**12
 """By so much the versions of two epochs differ."""
+DELETED_VERSION: Final = (_MAX_EPOCH + 1) * _EPOCH
+"""Later than every other: a deletion is final, also for replays, so that the order of reading does not matter."""
 
 
 def version_of(*, status: TaskStatus, epoch: int, attempt: int, step: int | None = None) -> int:
@@ -137,6 +151,8 @@ def version_of(*, status: TaskStatus, epoch: int, attempt: int, step: int | None
             rank = 20
         case TaskStatus.SUCCEEDED | TaskStatus.FAILED | TaskStatus.EXPIRED | TaskStatus.CANCELED:
             rank = 90
+        case TaskStatus.DELETED:
+            return DELETED_VERSION
         case _:
             assert_never(status)
     within_epoch = int(status.terminal) * 10**11 + _within(attempt, _MAX_ATTEMPT) * 10**6 + rank * 10**4 + steps_begun
@@ -154,6 +170,8 @@ def _within(number: int, maximum: int) -> int:
 
 def fold(state: TaskState | None, change: Change) -> TaskState:
     """The state after one more record of the same key; the very same object when the record says nothing new."""
+    if state is not None and state.status is TaskStatus.DELETED:
+        return state
     match change:
         case TaskSeen():
             if state is None:
@@ -178,6 +196,15 @@ def fold(state: TaskState | None, change: Change) -> TaskState:
             return _advance(
                 state, change, status=change.status, result=change.body, completed_at_ms=change.completed_at_ms
             )
+        case DeletionSeen():
+            # Nothing of the task itself is kept: that is what its client asked for.
+            return TaskState(
+                request_id=change.request_id,
+                tenant=change.tenant,
+                version=DELETED_VERSION,
+                status=TaskStatus.DELETED,
+                attempts=0,
+            )
         case _:
             assert_never(change)
 
@@ -199,7 +226,7 @@ def _first(task: TaskSeen) -> TaskState:
 
 def _advance(
     state: TaskState | None,
-    change: Change,
+    change: TaskSeen | ProgressSeen | ResultSeen,
     *,
     status: TaskStatus,
     step: int | None = None,
@@ -235,8 +262,9 @@ _RANK_OF_PROGRESS: Final = -(10**18)
 class Source(NamedTuple):
     """The record that a row lasts as long as: once Kafka has deleted it, the row is deleted too. The greatest counts.
 
-    A task's progress is kept for hours, its record and its result for days. So it is the result, before it the task's
-    record, and progress alone where neither was read; of several of a kind the latest in the life of the task.
+    A task's progress is kept for hours, its record, its result and its deletion for days. So it is the deletion, else
+    the result, else the task's record, and progress alone where none was read; of several of a kind the latest in the
+    life of the task.
     """
 
     rank: int
@@ -270,5 +298,7 @@ def _rank(change: Change) -> int:
             return version + _RANK_OF_PROGRESS
         case ResultSeen():
             return version_of(status=change.status, epoch=change.epoch, attempt=change.attempt)
+        case DeletionSeen():
+            return DELETED_VERSION
         case _:
             assert_never(change)

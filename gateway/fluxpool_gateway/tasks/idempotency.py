@@ -30,7 +30,7 @@ from fluxpool_gateway.store.reservations import (
     Verdict,
 )
 from fluxpool_gateway.store.shared_file import SharedFile, SharedFileError
-from fluxpool_gateway.store.task_state import TaskKey, TaskState
+from fluxpool_gateway.store.task_state import TaskKey, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import Heartbeat
 
 GRACE_SECONDS: Final = 5.0
@@ -247,6 +247,8 @@ def _is_stored(state: TaskState | None, digest: str) -> bool:
 
     With a result alone its record is still to come, or long gone: then a reservation knows the digest.
     """
+    if state is not None and state.status is TaskStatus.DELETED:
+        raise _conflict("was used for a task that was deleted", ProblemCode.GONE)
     if state is None or state.body is None:
         return False
     if task_digest(state.body.encode()) != digest:

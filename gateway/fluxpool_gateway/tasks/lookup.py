@@ -20,7 +20,7 @@ from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from fluxpool_gateway.store.task_state import Position, TaskKey, TaskState
+from fluxpool_gateway.store.task_state import Position, TaskKey, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition
 from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
@@ -119,7 +119,7 @@ class TaskLookup:
         """The task.
 
         Raises `ProblemError`: 404 when it certainly was never accepted, or is of another tenant, which must look alike;
-        503 while that cannot be known.
+        410 when it was deleted; 503 while that cannot be known.
         """
         if not REQUEST_ID.fullmatch(request_id):
             raise _not_found(request_id)
@@ -139,6 +139,8 @@ class TaskLookup:
             raise _unknown("the task store cannot be read, or is being rebuilt") from error
         if found is None:
             raise _not_found(request_id)
+        if isinstance(found, TaskState) and found.status is TaskStatus.DELETED:
+            raise ProblemError(ProblemCode.GONE, f"task {request_id} was deleted")
         return found
 
 

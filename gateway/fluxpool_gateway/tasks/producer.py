@@ -66,7 +66,7 @@ class RecordSink(Protocol):
     """Where records go; `TaskProducer` in service."""
 
     def send(
-        self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
+        self, *, topic: str, partition: int, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> Awaitable[int]:
         """Begin to write a record; its offset comes with the acknowledgement. Either raises `DeliveryError`."""
 
@@ -129,7 +129,7 @@ class TaskProducer:
         self._fail_older_than(float("inf"))
 
     def send(
-        self, *, topic: str, partition: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
+        self, *, topic: str, partition: int, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> asyncio.Future[int]:
         """Queue a record; the future is its offset, once the broker has it on all in-sync replicas.
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import GenerationResult
 from fluxpool_gateway.store.task_list import GroupCounts
-from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
 from fluxpool_gateway.tasks.lookup import RecentTask
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -136,7 +136,7 @@ class GroupView(_View):
     total: int
     """How many tasks it has so far."""
     counts: dict[TaskStatus, int]
-    """Tasks by status; every status is there."""
+    """Tasks by status; every status is there, but no deleted task is counted."""
     ended: bool
     """Whether all of them have ended."""
     first_created_at: datetime
@@ -150,7 +150,7 @@ class GroupView(_View):
         return cls(
             group_id=group_id,
             total=counted.total,
-            counts={status: counted.counts.get(status, 0) for status in TaskStatus},
+            counts={status: counted.counts.get(status, 0) for status in SHOWN_STATUSES},
             ended=all(status.terminal for status in counted.counts),
             first_created_at=moment_at(counted.first_at_ms),
             last_created_at=moment_at(counted.last_at_ms),

@@ -1,4 +1,4 @@
-"""The object store: S3 (or a compatible service) or a local folder, behind four operations.
+"""The object store: S3 (or a compatible service) or a local folder, behind a few operations.
 
 Owns the connection and which failures are outages. Knows nothing of what is stored. Objects are only created, never
 replaced: the second writer of a key learns that it exists.
@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Awaitable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -151,6 +152,26 @@ class ObjectStore:
                 raise self._unavailable("read", key, error) from error
         return await self._guarded("read", key, self._read(checked, max_bytes=max_bytes))
 
+    async def delete_below(self, folder: str) -> None:
+        """Delete every object whose key has the folder before a slash; one that is absent counts as deleted.
+
+        One request each: not every service that speaks S3 takes many keys in one.
+        """
+        found = await self._guarded("list", folder, self._list(_checked(folder)))
+        for key in found:
+            await self._guarded("delete", key, self._delete(key))
+
+    async def _list(self, folder: str) -> list[str]:
+        try:
+            return [item["path"] async for chunk in obstore.list(self._store, folder) for item in chunk]
+        except FileNotFoundError as error:
+            raise self._unavailable("list", folder, error) from error
+
+    async def _delete(self, key: str) -> None:
+        # A folder tells that the file is missing, a service does not.
+        with suppress(FileNotFoundError):
+            await obstore.delete_async(self._store, key)
+
     async def probe(self) -> None:
         """Return when the store can be written to and read, and creates objects only if they are absent.
 
@@ -210,14 +231,14 @@ class ObjectStore:
             return self._without_conditions(text)
         return StorageUnavailableError(
             f"object store {self.url}: cannot {verb} {key}: {text}; check storage.url, storage.endpoint_url, "
-            "the credentials (GetObject, PutObject, ListBucket) and free space"
+            "the credentials (GetObject, PutObject, ListBucket; DeleteObject to delete) and free space"
         )
 
     def _refused(self, verb: str, key: str, reason: str) -> StorageCredentialsError:
         return StorageCredentialsError(
             f"object store {self.url}: cannot {verb} {key}: {reason}; check the credentials: "
             "storage.access_key_id and storage.secret_access_key, or those of the environment (AWS_*), must be valid, "
-            "without line ends, and have the rights GetObject, PutObject and ListBucket"
+            "without line ends, and have the rights GetObject, PutObject and ListBucket, and DeleteObject to delete"
         )
 
     def _without_conditions(self, reason: str) -> ConditionalWritesError:

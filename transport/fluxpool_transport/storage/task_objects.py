@@ -132,12 +132,25 @@ async def claim_task(
     if fresh:
         _after_claim()
         return Claimed(proposed, fresh=True)
-    claim = _parse(Claim, store, key, stored)
-    if (claim.request_id, claim.tenant, claim.epoch) != (request_id, tenant, epoch) or not _is_prefix(claim):
-        raise _corrupt(Claim, store, key)
+    claim = _parse_claim(store, key, stored, expected=proposed)
     if claim.digest != digest and (claim.value_digest is None or claim.value_digest != value_digest):
         raise IdConflictError(tenant=tenant, request_id=request_id)
     return Claimed(claim, fresh=False)
+
+
+async def delete_task_objects(store: ObjectStore, *, tenant: str, request_id: str, epoch: int) -> None:
+    """Delete the images of a task that has ended, and its manifest; again is harmless.
+
+    The claim stays: it holds digests alone, and keeps the id from being used for another body. Raises
+    `CorruptObjectError`, `StorageUnavailableError`.
+    """
+    key = claim_key(tenant, request_id, epoch)
+    stored = await store.get(key)
+    if stored is None:
+        return
+    # Not the keys of a result, which any producer may write, but those that no other task can have.
+    expected = Claim(request_id=request_id, tenant=tenant, epoch=epoch, digest="", prefix="")
+    await store.delete_below(_parse_claim(store, key, stored, expected=expected).prefix)
 
 
 async def store_image(
@@ -188,6 +201,15 @@ def _parse(kind: type[StoredT], store: ObjectStore, key: str, stored: bytes) -> 
         return kind.model_validate_json(stored)
     except ValidationError as error:
         raise _corrupt(kind, store, key) from error
+
+
+def _parse_claim(store: ObjectStore, key: str, stored: bytes, *, expected: Claim) -> Claim:
+    """The claim of the same task, whatever its body."""
+    claim = _parse(Claim, store, key, stored)
+    named = (claim.request_id, claim.tenant, claim.epoch)
+    if named != (expected.request_id, expected.tenant, expected.epoch) or not _is_prefix(claim):
+        raise _corrupt(Claim, store, key)
+    return claim
 
 
 def _parse_manifest(store: ObjectStore, claim: Claim, stored: bytes) -> Manifest:

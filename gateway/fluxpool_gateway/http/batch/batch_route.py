@@ -22,7 +22,7 @@ from fluxpool_gateway.identity.api_key import KeyScope
 MAX_REQUESTS: Final = 256
 """With 3 KiB each the body is full."""
 _PROBLEMS: Final = {
-    **{status: text for status, text in SUBMIT_PROBLEMS.items() if status not in {409, 429, 503}},
+    **{status: text for status, text in SUBMIT_PROBLEMS.items() if status not in {409, 410, 429, 503}},
     400: "The body is not JSON, or a header is not allowed.",
     413: f"The body is larger than {MAX_BATCH_BYTES} bytes.",
     422: "This is no batch; `errors` names each field.",
