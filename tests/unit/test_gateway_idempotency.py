@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import threading
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fluxpool_contract.messages.derived import task_digest
+from fluxpool_contract.messages.derived import new_request_id, task_digest
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
@@ -118,6 +119,32 @@ async def start(kafka: Kafka, tmp_path: Path) -> AsyncIterator[Callable[[], Proc
     yield start_one
     for process in started:
         await process.reservations.close()
+
+
+async def test_the_id_of_a_request_without_a_key_is_known_before_it_is_projected(
+    kafka: Kafka, start: Callable[[], Process]
+) -> None:
+    process, made = start(), new_request_id()
+    kafka.records.append((made, ONE))
+    assert await process.submit(TWO, key=made) == "idempotency_conflict"
+    assert await process.submit(ONE, key=made) == 202
+    assert kafka.records == [(made, ONE)]
+
+
+@pytest.mark.parametrize(
+    ("request_id", "status"),
+    [
+        (new_request_id(), "store_unavailable"),
+        (str(uuid.uuid4()), 202),
+        ("01890a5d-ac96-774b-bcce-b302099a8057", 202),  # of 2023
+        ("fffffffff-fff-7fff-bfff-ffffffffffff", 202),
+    ],
+)
+async def test_only_an_id_that_a_gateway_may_just_have_made_waits_for_the_projection(
+    kafka: Kafka, start: Callable[[], Process], request_id: str, status: int | str
+) -> None:
+    kafka.reached = False
+    assert await start().submit(ONE, key=request_id) == status
 
 
 async def both(*answers: Awaitable[int | str]) -> list[int | str]:

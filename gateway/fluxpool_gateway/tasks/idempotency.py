@@ -7,6 +7,7 @@ refused at once. Between gateways with databases of their own the task store alo
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ KEPT_SECONDS: Final = 600.0
 PURGE_INTERVAL_SECONDS: Final = 1.0
 HEARTBEAT_CACHED_SECONDS: Final = 1.0
 _WAIT_INTERVAL_SECONDS: Final = 0.02
+_VERSION_7: Final = re.compile(r"[0-9a-f]{12}7[0-9a-f]{19}")
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -213,7 +215,7 @@ class Idempotency:
     async def _find_certainly(self, key: TaskKey, state: TaskState | None) -> TaskState | None:
         """The task in a store that has whatever the reservations lack; `state` is what it had a moment ago."""
         try:
-            if await self._is_complete():
+            if not _is_lately_made(key.request_id) and await self._is_complete():
                 return state
             await self.barrier()
         except StoreUnavailableError as error:
@@ -240,6 +242,17 @@ class Idempotency:
         except BarrierNotReachedError:
             return False
         return await self._find(key) is None
+
+
+def _is_lately_made(request_id: str) -> bool:
+    """Whether a gateway may have made the id for a request without a key, which reserves nothing, not long ago.
+
+    Such ids are of UUID version 7 (`new_request_id`), whose first 48 bits are the milliseconds since 1970.
+    """
+    digits = request_id.replace("-", "")
+    if not _VERSION_7.fullmatch(digits):
+        return False
+    return abs(_now_ms() - int(digits[:12], 16)) < KEPT_SECONDS * 1000
 
 
 def _is_stored(state: TaskState | None, digest: str) -> bool:
