@@ -12,6 +12,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 _BUSY_TIMEOUT_MILLISECONDS = 5000
 """Readers and the writer never block each other in WAL mode, but for a moment at checkpoints."""
+MAX_IDLE_WAL_BYTES: Final = 16 * 1024 * 1024
+"""The write-ahead log grows as long as any reader holds an old state, as a shell that is left open does, and would keep
+that size for ever."""
 COMPANIONS: Final = ("-wal", "-shm")
 """What SQLite keeps beside the file while it is open in WAL mode."""
 
@@ -43,13 +46,21 @@ def open_writer(file: Path, *, synchronous: str = "NORMAL") -> Engine:
 
     With WAL, NORMAL can lose the last transactions on a power cut, never corrupt; Kafka has all of the task store's.
     """
-    engine = _engine(file, mode="rwc", pragmas=("journal_mode=WAL", f"synchronous={synchronous}"))
+    engine = _engine(file, mode="rwc", pragmas=(*_WRITER, f"synchronous={synchronous}"))
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+_WRITER: Final = (
+    "journal_mode=WAL",
+    f"journal_size_limit={MAX_IDLE_WAL_BYTES}",
+    # A deleted prompt must not stay in free pages. Debian's build has it on, others do not.
+    "secure_delete=ON",
+)
 
 
 def open_reader(file: Path) -> Engine:
