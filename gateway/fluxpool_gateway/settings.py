@@ -106,7 +106,10 @@ class GatewaySettings(EnvironmentSettings):
 
     kafka: KafkaConnection
     storage: StorageSettings
-    """Where the workers store images; the gateway only reads."""
+    """Where the workers store images; the gateway reads and deletes."""
+    image_endpoint_url: HttpBaseUrl | None = None
+    """Address of the S3 service as clients reach it: a request for an image is answered with a redirect to a URL there
+    that is signed for 15 minutes. Absent: with the bytes, through the gateway."""
     topics: TopicNames = TopicNames()
     consumer_group: GroupId = DEFAULT_CONSUMER_GROUP
     """The workers' group on the standard topic; a new task is produced to a partition of its least loaded member."""
@@ -158,6 +161,12 @@ class GatewaySettings(EnvironmentSettings):
     @model_validator(mode="after")
     def _lanes_differ(self) -> Self:
         check_lanes(self.lanes, self.topics, groups=list(self.groups()) if self.lanes else [])
+        return self
+
+    @model_validator(mode="after")
+    def _signs_for_a_service(self) -> Self:
+        if self.image_endpoint_url is not None and self.storage.folder is not None:
+            raise ValueError("image_endpoint_url: a folder has no signed URLs; remove it, or use s3:// storage")
         return self
 
     @model_validator(mode="after")

@@ -327,6 +327,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
     assert [lane.preference for lane in settings.lanes] == [0, 10]
     assert (settings.processes, settings.listen_port, settings.listen_host) == (2, 9000, "::")
     assert (settings.needs_keys(), settings.bootstrap_key_file) == (True, Path("/etc/fluxpool/keys/bootstrap"))
+    assert settings.image_endpoint_url == "https://s3.example.com/"
     assert (str(settings.public_url), settings.produce_deadline_seconds) == ("https://flux.example.com/", 2.5)
 
 

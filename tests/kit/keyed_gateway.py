@@ -15,7 +15,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
-from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas, open_tokens
+from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas, open_signer, open_tokens
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.http.submission import Submission
@@ -224,6 +224,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             store=store,
             watch=BrokerWatch(KafkaMetadata(settings.kafka, client_id="test"), ()),
             objects=objects,
+            signer=open_signer(settings),
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
             canceling=Canceling(producer=records, topic=TopicNames().control),

@@ -114,6 +114,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             store=store,
             watch=BrokerWatch(KafkaMetadata(settings.kafka, client_id="test"), ()),
             objects=open_object_store(storage),
+            signer=None,
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
             canceling=Canceling(producer=Records(), topic=TopicNames().control),

@@ -8,11 +8,17 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+import botocore.auth
+import httpx
 import pytest
 import trustme
 from aiohttp import web
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from pydantic import SecretStr
 
 from fluxpool_contract.settings.worker import StorageSettings
@@ -79,6 +85,37 @@ async def test_the_objects_below_a_folder_are_deleted_and_none_beside_it(store: 
     assert [await store.get(key) for key in kept] == [b"x"] * len(kept)
     await store.delete_below("t/req")
     await store.delete_below("never/was")
+
+
+async def test_a_signed_url_reads_one_object_without_credentials_for_a_time(s3: S3Service, tmp_path: Path) -> None:
+    store = open_object_store(s3.settings("images", prefix=f"{tmp_path.name}/below"))
+    await store.put_if_absent("t/req~1/0.png", b"picture", content_type="image/png")
+    public = s3.settings("images", prefix=f"{tmp_path.name}/below").model_copy(
+        update={"endpoint_url": s3.endpoint_url.replace("127.0.0.1", "localhost")}
+    )
+    url = await open_object_store(public).signed_url("t/req~1/0.png", valid_seconds=900)
+    asked = httpx.URL(url)
+    assert (asked.host, asked.params["X-Amz-Expires"]) == ("localhost", "900")
+    assert asked.params["X-Amz-SignedHeaders"] == "host"
+    assert asked.params["X-Amz-Signature"] == signature_of(asked, public)
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(url)
+    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"picture", "image/png")
+
+
+def signature_of(url: httpx.URL, settings: StorageSettings) -> str:
+    """The signature that AWS's own library makes at the time of the URL's."""
+    assert settings.secret_access_key is not None
+    assert settings.access_key_id is not None
+    unsigned = url.copy_with(query=None)
+    request = AWSRequest(method="GET", url=str(unsigned))
+    credentials = Credentials(settings.access_key_id, settings.secret_access_key.get_secret_value())
+    region = url.params["X-Amz-Credential"].split("/")[2]
+    at = datetime.strptime(url.params["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(botocore.auth, "get_current_datetime", lambda: at)
+        S3SigV4QueryAuth(credentials, "s3", region, expires=int(url.params["X-Amz-Expires"])).add_auth(request)
+    return httpx.URL(request.url).params["X-Amz-Signature"]
 
 
 async def test_more_objects_than_one_page_of_a_list_are_deleted(store: ObjectStore) -> None:

@@ -61,6 +61,7 @@
 {{- end }}
 {{- end }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_PUBLIC_URL" "value" $gateway.publicUrl) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_IMAGE_ENDPOINT_URL" "value" $gateway.imageEndpointUrl) }}
 {{- include "fluxpool.kafkaEnvironment" $gateway.kafka }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_CONSUMER_GROUP" "value" $gateway.kafka.consumerGroup) }}
 {{- with $gateway.kafka.lanes }}

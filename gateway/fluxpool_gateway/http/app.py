@@ -54,7 +54,7 @@ from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_gateway.tasks.waiting import TaskWaits
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
-from fluxpool_transport.storage import open_object_store
+from fluxpool_transport.storage import ObjectStore, open_object_store
 
 if TYPE_CHECKING:
     from fluxpool_gateway.identity.quotas import Quotas
@@ -220,6 +220,7 @@ async def _running(
                 store=store,
                 watch=watch,
                 objects=objects,
+                signer=open_signer(settings),
                 public_url=settings.public_url,
                 waits=TaskWaits(group, versions=store.versions),
                 canceling=Canceling(producer=producer, topic=settings.topics.control),
@@ -279,6 +280,13 @@ def open_tokens(settings: OidcSettings) -> "Tokens | None":
     from fluxpool_gateway.identity.tokens import Tokens  # noqa: PLC0415
 
     return Tokens(settings, keys=IssuerKeys(settings))
+
+
+def open_signer(settings: GatewaySettings) -> ObjectStore | None:
+    """What signs addresses of images for clients; None where the settings have no address of that kind."""
+    if settings.image_endpoint_url is None:
+        return None
+    return open_object_store(settings.storage.model_copy(update={"endpoint_url": settings.image_endpoint_url}))
 
 
 def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | None":

@@ -39,6 +39,8 @@ from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 # The bytes under an address never change; prompts are personal, so no shared cache keeps their images.
 IMAGE_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
 NO_STORE: Final = {"cache-control": "no-store"}
+SIGNED_SECONDS: Final = 15 * 60
+"""Long enough for a slow client that follows a redirect, short for a URL that is passed on."""
 _IMAGE_INDEXES: Final = frozenset(map(str, range(MAX_IMAGES)))
 _MEDIA_TYPES: Final = frozenset({"image/png", "image/jpeg", "image/webp"})
 """Other content types are not passed on: any producer may write a result record."""
@@ -57,6 +59,8 @@ class Services:
     store: TaskStoreReader
     watch: BrokerWatch
     objects: ObjectStore
+    signer: ObjectStore | None
+    """The same objects at the address that clients reach; None: images are answered with their bytes."""
     public_url: str | None
     waits: TaskWaits
     canceling: Canceling
@@ -173,8 +177,12 @@ async def put_generation(
 @router.get(
     PATH + "/{request_id}/images/{index}",
     response_class=Response,
-    summary="The bytes of one image",
+    summary="One image",
     responses={
+        302: {
+            "description": "The image is there, for 15 minutes.",
+            "headers": {"Location": {"description": "A signed URL.", "schema": {"type": "string"}}},
+        },
         200: {"content": {f"image/{kind}": {} for kind in ("png", "jpeg", "webp")}},
         304: {"description": "The image is the one that `If-None-Match` names."},
         **problems(
@@ -193,7 +201,7 @@ async def get_image(
     services: WithServices,
     caller: WithCaller,
 ) -> Response:
-    """The file exactly as the worker stored it."""
+    """The file exactly as the worker stored it, or a redirect to it where the gateway has an `image_endpoint_url`."""
     if index not in _IMAGE_INDEXES:
         raise ProblemError(ProblemCode.NOT_FOUND, f"images are numbered from 0 to {MAX_IMAGES - 1}")
     found = await services.lookup.find(request_id, caller)
@@ -212,31 +220,48 @@ async def get_image(
     if image is None:
         detail = f"task {request_id} has no image {index}, only 0 to {len(result.images) - 1}"
         raise ProblemError(ProblemCode.NOT_FOUND, detail)
+    if not _may_read(image.object, caller):
+        raise _not_stored(request_id, index)
+    if services.signer is not None:
+        return await _redirect(services.signer, image.object)
     headers = {"cache-control": IMAGE_CACHE_CONTROL, "x-content-type-options": "nosniff"}
     if _SHA256.fullmatch(image.sha256):
         etag = headers["etag"] = f'"{image.sha256}"'
         if matches(request.headers.get("if-none-match"), etag):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    payload = await _stored(services.objects, image.object, caller)
+    try:
+        payload = await services.objects.get(image.object)
+    except StorageUnavailableError as error:
+        raise _unreadable() from error
     if payload is None:
-        raise ProblemError(ProblemCode.NOT_FOUND, f"image {index} of task {request_id} is not stored, or no longer")
+        raise _not_stored(request_id, index)
     media_type = image.content_type if image.content_type in _MEDIA_TYPES else "application/octet-stream"
     return Response(payload, media_type=media_type, headers=headers)
 
 
-async def _stored(objects: ObjectStore, key: str, caller: Caller) -> bytes | None:
-    """The object; None when it does not exist, also for a key that no worker makes: results are any producer's."""
+def _may_read(key: str, caller: Caller) -> bool:
+    """Whether a worker makes such keys, and in a folder of the caller's tenant: results are any producer's."""
     parts = key.split("/")
     if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(parts):
-        return None
+        return False
     # Objects lie in a folder of their tenant (`object_prefix`): a false result must not lead into another's.
-    if caller.sees_only not in {None, parts[0]}:
-        return None
+    return caller.sees_only in {None, parts[0]}
+
+
+async def _redirect(signer: ObjectStore, key: str) -> Response:
     try:
-        return await objects.get(key)
+        url = await signer.signed_url(key, valid_seconds=SIGNED_SECONDS)
     except StorageUnavailableError as error:
-        detail = "the image cannot be read at the moment; retry"
-        raise unavailable(ProblemCode.STORAGE_FAILED, detail) from error
+        raise _unreadable() from error
+    return Response(status_code=HTTPStatus.FOUND, headers={**NO_STORE, "location": url})
+
+
+def _not_stored(request_id: str, index: str) -> ProblemError:
+    return ProblemError(ProblemCode.NOT_FOUND, f"image {index} of task {request_id} is not stored, or no longer")
+
+
+def _unreadable() -> ProblemError:
+    return unavailable(ProblemCode.STORAGE_FAILED, "the image cannot be read at the moment; retry")
 
 
 @router.get("/healthz", summary="Whether the process is alive")

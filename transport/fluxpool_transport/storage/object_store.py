@@ -152,6 +152,16 @@ class ObjectStore:
                 raise self._unavailable("read", key, error) from error
         return await self._guarded("read", key, self._read(checked, max_bytes=max_bytes))
 
+    async def signed_url(self, key: str, *, valid_seconds: float) -> str:
+        """A URL under which GET reads the object without credentials, whether it exists or not. Of a service alone.
+
+        Its host is part of what is signed, so that the store's endpoint must be the one that the reader uses.
+        """
+        if isinstance(self._store, LocalStore):
+            raise NotSupportedError(f"{self.url} is a folder")
+        signing = obstore.sign_async(self._store, "GET", _checked(key), timedelta(seconds=valid_seconds))
+        return await self._guarded("sign", key, signing)
+
     async def delete_below(self, folder: str) -> None:
         """Delete every object whose key has the folder before a slash; one that is absent counts as deleted.
 
