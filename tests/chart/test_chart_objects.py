@@ -361,9 +361,9 @@ def test_a_folder_of_images_is_mounted_at_the_path_of_the_workers(rendered_from:
     spec = pod_specs(rendered_from("minimal-rights"))["Deployment/flux-gateway"]
     container, _ = spec["containers"]
     assert environment(container)["FLUXPOOL_STORAGE_URL"] == "file:///images/"
-    assert {"name": "images", "mountPath": "/images", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "images", "mountPath": "/images"} in container["volumeMounts"]
     claims = {volume["name"]: volume.get("persistentVolumeClaim") for volume in spec["volumes"]}
-    assert claims["images"] == {"claimName": "images", "readOnly": True}
+    assert claims["images"] == {"claimName": "images"}
     assert claims["database"] == {"claimName": "gateway-database"}
 
 

@@ -178,7 +178,6 @@ volumeMounts:
   {{- if $gateway.storage.persistentVolumeClaim }}
   - name: images
     mountPath: {{ printf "/%s" ($gateway.storage.url | trimPrefix "file:///" | trimSuffix "/") | quote }}
-    readOnly: true
   {{- end }}
 {{- end -}}
 
