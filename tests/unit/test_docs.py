@@ -245,7 +245,7 @@ def test_the_bodies_sent_by_curl_and_kcat_are_accepted() -> None:
 
 
 def test_the_foreign_client_sends_the_shipped_task_to_the_right_topics() -> None:
-    (text,) = [text for _, _, text in fences("python")]
+    (text,) = [text for _, tag, text in fences("python") if not tag]
     program = ast.parse(text)
     values = {
         target.id: ast.literal_eval(node.value)

@@ -1,5 +1,6 @@
 """The examples of docs/http.md, sent to a gateway over a real task store: each answers what the page shows."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import Match, Route
 
 from fluxpool_contract.bounds import milliseconds_of
+from fluxpool_contract.messages.derived import idempotent_request_id
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.http.key_routes import PATH as KEYS_PATH
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
@@ -91,20 +93,38 @@ def state() -> list[Change]:
         width=64, height=64, seed=7, format="png", content_type="image/png", bytes=3, sha256="",
     )  # fmt: skip
     result = GenerationResult(request_id="fox-1", image_url=image.url, status=ResultStatus.SUCCESS, images=(image,))
+    waited_id = idempotent_request_id("default", "fox-10")
+    waited = result.model_copy(
+        update={
+            "request_id": waited_id,
+            "model": "FLUX.1-dev",
+            "completed_at": datetime.fromisoformat("2026-04-05T10:00:09Z"),
+            "images": (image.model_copy(update={"url": image.url.replace("fox-1", waited_id)}),),
+        }
+    )
     step = {
         "request_id": "fox-2",
         "tenant": "default",
         "status": TaskStatus.RUNNING,
         "at_ms": at("2026-04-05T10:00:03Z"),
     }
+    waited_body = json.dumps({"request_id": waited_id, "prompt": "a fox", "width": 64, "height": 64})
     return [
         *tasks,
+        dataclasses.replace(tasks[0], request_id=waited_id, body=waited_body, group_id=None),
         ProgressSeen(**step, started=True),  # type: ignore[arg-type]
         ProgressSeen(**step, started=False, step=14, total_steps=28),  # type: ignore[arg-type]
         ResultSeen(
             request_id="fox-1",
             status=TaskStatus.SUCCEEDED,
             body=result.model_dump_json(),
+            completed_at_ms=at("2026-04-05T10:00:09Z"),
+            tenant="default",
+        ),
+        ResultSeen(
+            request_id=waited_id,
+            status=TaskStatus.SUCCEEDED,
+            body=waited.model_dump_json(),
             completed_at_ms=at("2026-04-05T10:00:09Z"),
             tenant="default",
         ),

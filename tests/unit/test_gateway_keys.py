@@ -29,8 +29,8 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
         yield running
 
 
-def requests_of_every_route(app: GatewayApplication) -> Iterator[tuple[str, str, str]]:
-    """Method, path and scope of each route that is not open."""
+def requests_of_every_route(app: GatewayApplication) -> Iterator[tuple[str, str, list[str]]]:
+    """Method, path and scopes of each route that is not open."""
     for route in iter_route_contexts(app.routes):
         assert isinstance(route.original_route, Route), f"{route.original_route}: what is that, and does it need a key?"
         assert route.path is not None
@@ -41,7 +41,7 @@ def requests_of_every_route(app: GatewayApplication) -> Iterator[tuple[str, str,
         (names,) = (route.original_route.openapi_extra or {})["security"]
         path = route.path.format(request_id="r-1", index="0", key_id="000000000000", group_id="g-1")
         for method in sorted(route.methods):
-            yield method, path, names["apiKey"][0]
+            yield method, path, names["apiKey"]
 
 
 def task(request_id: str, tenant: str) -> TaskSeen:
@@ -54,8 +54,8 @@ def task(request_id: str, tenant: str) -> TaskSeen:
 async def test_every_route_but_the_open_ones_needs_a_key(gateway: Gateway) -> None:
     assert {"/healthz", "/readyz", "/metrics", "/openapi.json"} == OPEN_PATHS
     asked = list(requests_of_every_route(gateway.one.app))
-    assert {path.split("/")[2] for _, path, _ in asked} == {"generations", "groups", "keys"}
-    for method, path, _ in [*asked, ("GET", "/nowhere", ""), ("PUT", "/v1/generations", ""), ("GET", "/healthz/", "")]:
+    assert {path.split("/")[2] for _, path, _ in asked} == {"generations", "groups", "images", "keys"}
+    for method, path, _ in [*asked, ("GET", "/nowhere", []), ("PUT", "/v1/generations", []), ("GET", "/healthz/", [])]:
         answer = await gateway.one.ask(method, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized"), path
         assert answer.headers["www-authenticate"] == 'Bearer realm="fluxpool"'
@@ -70,12 +70,13 @@ async def test_probes_metrics_and_the_openapi_document_need_no_key(gateway: Gate
 
 
 async def test_every_route_needs_its_scope(gateway: Gateway) -> None:
-    for method, path, scope in requests_of_every_route(gateway.one.app):
-        others = await gateway.create(*(set(KeyScope) - {scope}))
-        answer = await gateway.one.ask(method, path, others)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope"), path
-        assert f'error="insufficient_scope", scope="{scope}"' in answer.headers["www-authenticate"]
-        its = await gateway.create(scope)
+    for method, path, scopes in requests_of_every_route(gateway.one.app):
+        for scope in scopes:
+            others = await gateway.create(*(set(KeyScope) - {scope}))
+            answer = await gateway.one.ask(method, path, others)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope"), path
+            assert f'error="insufficient_scope", scope="{scope}"' in answer.headers["www-authenticate"]
+        its = await gateway.create(*scopes)
         assert (await gateway.one.ask(method, path, its)).status_code not in {401, 403}, path
     assert len(gateway.records.headers) == 0  # a submission without a body is no request
 

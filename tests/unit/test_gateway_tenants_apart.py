@@ -28,6 +28,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/generations"): {"prompt": "a fox"},
     ("POST", "/v1/generations/batch"): {"requests": [{"prompt": "a fox"}]},
     ("PUT", "/v1/generations/{request_id}"): {"prompt": "a fox"},
+    ("POST", "/v1/images/generations"): {"prompt": "a fox"},
     ("POST", "/v1/generations/cancel"): {"request_ids": [DONE, QUEUED]},
     ("POST", "/v1/generations/{request_id}/cancel"): {"waiting_only": True},
     ("POST", "/v1/keys"): {"name": "more", "scopes": ["admin"], "tenant": "acme"},
@@ -95,7 +96,7 @@ async def answers(gateway: Gateway, key: str) -> dict[Question, tuple[int, str, 
     """Status, body and `ETag` of every response, without the ids that are new in each."""
     seen = {}
     for question in questions(gateway.one.app):
-        headers = {"x-request-id": "same"}
+        headers = {"x-request-id": "same", "x-stainless-read-timeout": "0.1"}
         body = {} if question.body is None else {"json": question.body}
         if question.path.partition("?")[0].endswith("/events"):
             headers["authorization"] = f"Bearer {key}"

@@ -18,7 +18,7 @@ from starlette.routing import Match, Route
 
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.problems import explain_items, summarize
-from fluxpool_gateway.http import change_routes, key_routes, task_routes
+from fluxpool_gateway.http import change_routes, key_routes, openai, task_routes
 from fluxpool_gateway.http.batch import batch_route
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
@@ -175,6 +175,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     app.include_router(change_routes.router)
     app.include_router(key_routes.router)
     app.include_router(live_routes.router)
+    app.include_router(openai.router)
     app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -349,7 +350,9 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     # FastAPI puts the part of the request before the path of the field, and the offset behind it for bad JSON.
     items = [{**item, "loc": () if item["type"] == "json_invalid" else item["loc"][1:]} for item in errors]
     fields = explain_items(items)
-    status = None if any(item["type"] == "json_invalid" for item in items) else HTTPStatus.UNPROCESSABLE_ENTITY
+    # Clients of the OpenAI API know 400 alone.
+    is_plain = request.scope["path"] == openai.PATH or any(item["type"] == "json_invalid" for item in items)
+    status = None if is_plain else HTTPStatus.UNPROCESSABLE_ENTITY
     problem = ProblemError(ProblemCode.INVALID_REQUEST, summarize(fields), fields=fields, status=status)
     return _answer(request, problem)
 

@@ -62,6 +62,11 @@ class ProblemCode(StrEnum):
     NOT_FINISHED = "not_finished", 409, "The task is not finished"
     NO_IMAGES = "no_images", 409, "The task has no images"
     GONE = "gone", 410, "It is no longer stored"
+    TASK_REJECTED = "task_rejected", 400, "A worker refused the task"
+    TASK_FAILED = "task_failed", 500, "The task failed"
+    TASK_EXPIRED = "task_expired", 504, "The deadline passed before the task ended"
+    TASK_CANCELED = "task_canceled", 409, "The task was canceled"
+    WAIT_TIMEOUT = "wait_timeout", 504, "The wait ended before the task"
     QUEUE_UNAVAILABLE = "queue_unavailable", 503, "The queue is not available"
     STORE_UNAVAILABLE = "store_unavailable", 503, "The state of tasks is not available"
     IDENTITY_UNAVAILABLE = "identity_unavailable", 503, "Who calls cannot be found out at the moment"
@@ -80,13 +85,15 @@ class ProblemError(Exception):
         fields: Sequence[FieldProblem] = (),
         headers: Sequence[tuple[str, str]] = (),
         status: HTTPStatus | None = None,
+        request_id: str | None = None,
     ) -> None:
-        """`status` in place of the code's own."""
+        """`status` in place of the code's own; `request_id` of the task where the refused request has one."""
         self.code = code
         self.detail = detail
         self.fields = fields
         self.headers = headers
         self.status = status or code.status
+        self.request_id = request_id
         super().__init__(detail)
 
     def render(self, *, correlation_id: str, instance: str | None = None) -> bytes:
@@ -104,6 +111,9 @@ class ProblemError(Exception):
         if self.fields:
             document["errors"] = [{"pointer": problem.pointer, "detail": problem.message} for problem in self.fields]
         document["error"] = self._error(detail)
+        if self.request_id is not None:
+            # In the error as well, which is all that the OpenAI SDK keeps of a document.
+            document["request_id"] = document["error"]["request_id"] = self.request_id
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
     def openai_error(self) -> "OpenAIError":
@@ -144,6 +154,8 @@ class OpenAIError(BaseModel):
     type: str
     param: str | None
     code: str
+    request_id: str = ""
+    """Id of the task; absent where there is none."""
 
 
 class ProblemDocument(BaseModel):
@@ -159,6 +171,8 @@ class ProblemDocument(BaseModel):
     """Path of the request; absent when it is unknown."""
     correlation_id: str
     """The `x-request-id` of this response."""
+    request_id: str = ""
+    """Id of the task whose images were waited for; absent where there is none."""
     errors: list[FieldProblemDocument] = []
     """Each invalid field; absent when no field is at fault."""
     error: OpenAIError

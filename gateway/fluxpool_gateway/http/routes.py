@@ -229,14 +229,21 @@ async def get_image(
         etag = headers["etag"] = f'"{image.sha256}"'
         if matches(request.headers.get("if-none-match"), etag):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    try:
-        payload = await services.objects.get(image.object)
-    except StorageUnavailableError as error:
-        raise _unreadable() from error
+    payload = await stored_image(services.objects, image.object, caller)
     if payload is None:
         raise _not_stored(request_id, index)
     media_type = image.content_type if image.content_type in _MEDIA_TYPES else "application/octet-stream"
     return Response(payload, media_type=media_type, headers=headers)
+
+
+async def stored_image(objects: ObjectStore, key: str, caller: Caller) -> bytes | None:
+    """The object; None when it does not exist, or the caller may not read it; raises `ProblemError` (503)."""
+    if not _may_read(key, caller):
+        return None
+    try:
+        return await objects.get(key)
+    except StorageUnavailableError as error:
+        raise _unreadable() from error
 
 
 def _may_read(key: str, caller: Caller) -> bool:

@@ -28,10 +28,11 @@ def _caller(request: Request) -> Caller:
 WithCaller = Annotated[Caller, Depends(_caller)]
 
 
-def requires(scope: KeyScope) -> dict[str, Any]:
-    """Arguments of a route that needs this scope."""
+def requires(*scopes: KeyScope) -> dict[str, Any]:
+    """Arguments of a route that needs these scopes."""
 
     def check(caller: WithCaller) -> None:
-        caller.require(scope)
+        for scope in scopes:
+            caller.require(scope)
 
-    return {"dependencies": [Depends(check)], "openapi_extra": {"security": [{SECURITY_SCHEME: [scope.value]}]}}
+    return {"dependencies": [Depends(check)], "openapi_extra": {"security": [{SECURITY_SCHEME: [*scopes]}]}}

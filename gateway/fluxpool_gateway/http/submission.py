@@ -161,6 +161,19 @@ class Submission:
         correlation_id = correlation_id_of(headers.x_request_id)
         await send_problem(send, problem, correlation_id=correlation_id, instance=scope["path"])
 
+    async def submit(
+        self, request: GenerationRequest, caller: Caller, raw_headers: RawPairs
+    ) -> tuple[str, Sequence[tuple[str, str]]]:
+        """Write the task of a request that another route has read; returns its id and headers of the response.
+
+        Raises `ProblemError` as a submission does.
+        """
+        headers = _RequestHeaders()
+        _read_headers(raw_headers, into=headers)
+        more: list[tuple[str, str]] = []
+        self._check(request, caller)
+        return await self._write(headers, request, caller, key=headers.idempotency_key, more=more), more
+
     async def retry(
         self, ended: TaskState, body: str, caller: Caller, raw_headers: RawPairs
     ) -> tuple[str, Sequence[tuple[str, str]]]:
@@ -249,7 +262,7 @@ class Submission:
         key: bytes | None,
         more: list[tuple[str, str]],
     ) -> str:
-        """Produce the record of a new task and await the acknowledgement; returns its id."""
+        """Produce the record of a request, once where it has a key; returns the task's id and adds to `more`."""
         tenant = caller.tenant
         if key is None:
             request_id = new_request_id()
@@ -297,9 +310,12 @@ class Submission:
     def _parse(self, body: bytes, caller: Caller) -> GenerationRequest:
         """The request, which this gateway and the caller's rights allow."""
         request = parse_request(body)
+        self._check(request, caller)
+        return request
+
+    def _check(self, request: GenerationRequest, caller: Caller) -> None:
         check_quality(request, self.qualities)
         caller.rights.check(request)
-        return request
 
     async def _produce_once(
         self,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Coroutine, Iterable
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeGuard, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -98,7 +98,7 @@ async def get_generation(
         await _answer_by(request, services, waiting, seconds=wait_seconds)
         body, etag, found = await _state(request_id, services, caller, base=base)
     headers = {**NO_STORE, "etag": etag}
-    if not _has_ended(found):
+    if not has_ended(found):
         headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     if wait_seconds is not None:
         headers["preference-applied"] = f"wait={wait_seconds}"
@@ -127,7 +127,7 @@ async def _wait(
     known: str | None,
 ) -> None:
     """Return once the task has ended or, where the client knows a tag, is in another state than that."""
-    while not _has_ended(found) and (known is None or matches(known, etag)):
+    while not has_ended(found) and (known is None or matches(known, etag)):
         await services.waits.later_than(found.key, found.version if isinstance(found, TaskState) else -1)
         _, etag, found = await _state(request_id, services, caller, base=base)
 
@@ -136,7 +136,7 @@ async def _answer_by(
     request: Request, services: Services, waiting: Coroutine[Any, Any, None], *, seconds: float
 ) -> None:
     """Wait for a time at most, and no longer than the client is there and the server is not about to stop."""
-    ends = [asyncio.ensure_future(end) for end in (waiting, services.stopping.wait(), _disconnected(request))]
+    ends = [asyncio.ensure_future(end) for end in (waiting, services.stopping.wait(), disconnected(request))]
     try:
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -146,12 +146,14 @@ async def _answer_by(
         await asyncio.gather(*ends, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
+    """Return when the connection of the request is lost."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _has_ended(found: TaskState | RecentTask) -> bool:
+def has_ended(found: TaskState | RecentTask) -> TypeGuard[TaskState]:
+    """Whether nothing more becomes of the task."""
     return isinstance(found, TaskState) and found.status.terminal
 
 
