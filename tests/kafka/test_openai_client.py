@@ -191,7 +191,7 @@ async def test_a_client_that_goes_away_cancels_its_task_unless_it_has_a_key(
         state = (await clients.http.get(f"v1/generations/{request_id}")).json()
         assert state["error"]["message"] == "canceled: the client closed the connection that waited for it"
 
-    keyed: dict[str, Any] = {"prompt": "seconds=3", "extra_headers": {"Idempotency-Key": str(uuid.uuid4())}, **SMALL}
+    keyed: dict[str, Any] = {"prompt": "seconds=6", "extra_headers": {"Idempotency-Key": str(uuid.uuid4())}, **SMALL}
     asking = asyncio.ensure_future(clients.openai.images.generate(**keyed))
     request_id = await wait_until(running, deadline_seconds=60, what="a running task")
     asking.cancel()

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.image_generate_params import ImageGenerateParamsNonStreaming, ImageGenerateParamsStreaming
 from pydantic import ValidationError
 
 from fluxpool_contract.messages.task import Quality
+from fluxpool_gateway.http.generation_request import GenerationRequest
 from fluxpool_gateway.http.openai.image_request import ImageRequest, NativeRequest, to_native
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 
@@ -209,3 +212,24 @@ def test_other_types_and_values_are_refused_by_name(fields: dict[str, Any]) -> N
     with pytest.raises(ValidationError) as caught:
         native(**fields)
     assert [error["loc"] for error in caught.value.errors()] == [tuple(fields)]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(sorted({*ImageRequest.model_fields, *GenerationRequest.model_fields, "guidance_scale", "svg"}))
+
+
+@given(st.dictionaries(NAMES | st.text(max_size=8), JSON, max_size=6))
+def test_any_body_is_a_request_or_a_bad_request(body: dict[str, Any]) -> None:
+    problem_found: ProblemError | None = None
+    try:
+        native(**body)
+    except ProblemError as problem:
+        problem_found = problem
+    except ValidationError:
+        # The route's own answer to it is 400.
+        pass
+    assert problem_found is None or (problem_found.status == 400 and problem_found.fields)
