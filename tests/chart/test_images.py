@@ -145,7 +145,7 @@ def test_the_image_has_its_own_packages_and_the_pinned_ones_only(image: BuiltIma
         "print(json.dumps([{d.name.lower().replace('_', '-').replace('.', '-'): d.version for d in m.distributions()},"
         " [n for n in sys.argv[1:] if u.find_spec(n)]]))"
     )
-    rooms = [f"fluxpool_{room}" for room in ("contract", "transport", "gateway", "worker", "operator", "cli")]
+    rooms = [f"fluxpool_{room}" for room in ("contract", "transport", "gateway", "worker", "operator", "cli", "client")]
     finished = image.run("-c", program, *rooms, *HEAVY)
     assert finished.returncode == 0, finished.stderr
     installed, found = json.loads(finished.stdout)

@@ -1,0 +1,158 @@
+"""The asyncio client: runs the operations over httpx. Owns connections and pauses; `operations` has the calls."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack, assert_never, cast
+
+import httpx
+
+from fluxpool_client.connection import LIMITS, connection_of
+from fluxpool_client.models import AcceptedTask, BatchItem, CanceledTask, Group, Task, TaskPage
+from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
+from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, OptionalFields
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Client of one gateway. Use it as an asynchronous context manager, or close it.
+
+    Without arguments the gateway and the key are those of the variables FLUXPOOL_URL and FLUXPOOL_API_KEY. Every
+    request is idempotent: one that gets no response, or 408, 429, 502, 503 or 504, is sent `max_attempts` times in all,
+    after the response's `Retry-After` where it has one. `timeout_seconds` is that of httpx for each of them. `http`
+    replaces the connection pool, for certificates, proxies and tests; it stays open. Calls raise `FluxpoolError`, and
+    `ValueError` for arguments that no gateway takes.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 30.0,
+        max_attempts: int = 5,
+        http: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
+        self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
+        self._owns_http = http is None
+        self._http = httpx.AsyncClient(limits=LIMITS) if http is None else http
+
+    async def __aenter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._owns_http:
+            await self._http.aclose()
+
+    async def submit(
+        self,
+        prompt: str,
+        *,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        **fields: Unpack[OptionalFields],
+    ) -> AcceptedTask:
+        """Queue a task; returns once it is durable.
+
+        A repeat with the same key is the same task. With `request_id`, a new UUID, the task has this id, which is its
+        key as well. Without both, the client makes a key for its own repeats of this call.
+        """
+        steps = self._operations.submit(prompt, fields, idempotency_key=idempotency_key, request_id=request_id)
+        return await self._run(steps)
+
+    async def submit_many(self, requests: Sequence[BatchFields]) -> tuple[BatchItem, ...]:
+        """Queue at most 256 tasks; returns what became of each, in order: some may be queued, and others refused."""
+        return await self._run(self._operations.submit_many(requests))
+
+    async def get(self, request_id: str) -> Task:
+        """The task as it is now; also a failed one."""
+        return await self._run(self._operations.get(request_id))
+
+    async def wait(self, request_id: str, *, timeout_seconds: float = 600.0) -> Task:
+        """The task once it has ended, however it did; raises `WaitTimeoutError`, and the task goes on.
+
+        Meanwhile the gateway may be away: a failure that may pass is raised only after `timeout_seconds`.
+        """
+        return await self._run(self._operations.wait(request_id, timeout_seconds=timeout_seconds))
+
+    async def page(self, *, cursor: str | None = None, **fields: Unpack[ListFields]) -> TaskPage:
+        """One page of the tenant's tasks, the newest first; `cursor` is the `next_cursor` of the page before."""
+        return await self._run(self._operations.page(fields, cursor=cursor))
+
+    async def tasks(self, **fields: Unpack[ListFields]) -> AsyncIterator[Task]:
+        """Every task of the list, page by page; `limit` is the size of a page."""
+        cursor: str | None = None
+        has_more = True
+        while has_more:
+            page = await self.page(cursor=cursor, **fields)
+            for task in page.data:
+                yield task
+            cursor, has_more = page.next_cursor, page.has_more and page.next_cursor is not None
+
+    async def group(self, group_id: str) -> Group:
+        """How far the tasks of a group are."""
+        return await self._run(self._operations.group(group_id))
+
+    async def cancel(self, request_id: str, *, waiting_only: bool = False, reason: str | None = None) -> CanceledTask:
+        """Cancel a task, whatever its state; with `waiting_only` leave it alone once an engine has begun it."""
+        return await self._run(self._operations.cancel(request_id, waiting_only=waiting_only, reason=reason))
+
+    async def cancel_many(self, **fields: Unpack[CancelFields]) -> tuple[CanceledTask, ...]:
+        """Cancel the tasks with these ids, or all that have not ended and pass a filter, or with `all` every one."""
+        return await self._run(self._operations.cancel_many(fields))
+
+    async def retry(self, request_id: str) -> AcceptedTask:
+        """A new task with the inputs of one that has ended; a second retry of the same end is the same task."""
+        return await self._run(self._operations.retry(request_id))
+
+    async def delete(self, request_id: str) -> None:
+        """Delete a task that has ended, its images, prompt and result; as often as you like."""
+        await self._run(self._operations.delete(request_id))
+
+    async def image(self, request_id: str, index: int = 0) -> bytes:
+        """The file of one image."""
+        return await self._run(self._operations.image(request_id, index))
+
+    async def download(self, task: Task) -> tuple[bytes, ...]:
+        """The files of all images of a task, in order; raises `CorruptImageError` for one with another SHA-256."""
+        return await self._run(self._operations.download(task))
+
+    async def _run(self, steps: Steps[T]) -> T:
+        outcome: Response | httpx.RequestError | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                return cast("T", end.value)
+            match step:
+                case Pause(seconds):
+                    await asyncio.sleep(seconds)
+                    outcome = None
+                case Outgoing():
+                    outcome = await self._send(step)
+                case _:
+                    assert_never(step)
+
+    async def _send(self, outgoing: Outgoing) -> Response | httpx.RequestError:
+        try:
+            response = await self._http.send(self._connection.request(self._http, outgoing), stream=True)
+            try:
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    append(body, chunk, outgoing=outgoing)
+            finally:
+                await response.aclose()
+        except httpx.RequestError as error:
+            return error
+        return Response(response.status_code, response.headers, bytes(body))

@@ -1,0 +1,156 @@
+"""The blocking client: runs the operations over httpx. Owns connections and pauses; `operations` has the calls."""
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar, Unpack, assert_never, cast
+
+import httpx
+
+from fluxpool_client.connection import LIMITS, connection_of
+from fluxpool_client.models import AcceptedTask, BatchItem, CanceledTask, Group, Task, TaskPage
+from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
+from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, OptionalFields
+
+T = TypeVar("T")
+
+
+class Client:
+    """Client of one gateway. Threads may share it. Use it as a context manager, or close it.
+
+    Without arguments the gateway and the key are those of the variables FLUXPOOL_URL and FLUXPOOL_API_KEY. Every
+    request is idempotent: one that gets no response, or 408, 429, 502, 503 or 504, is sent `max_attempts` times in all,
+    after the response's `Retry-After` where it has one. `timeout_seconds` is that of httpx for each of them. `http`
+    replaces the connection pool, for certificates, proxies and tests; it stays open. Calls raise `FluxpoolError`, and
+    `ValueError` for arguments that no gateway takes.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 30.0,
+        max_attempts: int = 5,
+        http: httpx.Client | None = None,
+    ) -> None:
+        self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
+        self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
+        self._owns_http = http is None
+        self._http = httpx.Client(limits=LIMITS) if http is None else http
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._owns_http:
+            self._http.close()
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        idempotency_key: str | None = None,
+        request_id: str | None = None,
+        **fields: Unpack[OptionalFields],
+    ) -> AcceptedTask:
+        """Queue a task; returns once it is durable.
+
+        A repeat with the same key is the same task. With `request_id`, a new UUID, the task has this id, which is its
+        key as well. Without both, the client makes a key for its own repeats of this call.
+        """
+        steps = self._operations.submit(prompt, fields, idempotency_key=idempotency_key, request_id=request_id)
+        return self._run(steps)
+
+    def submit_many(self, requests: Sequence[BatchFields]) -> tuple[BatchItem, ...]:
+        """Queue at most 256 tasks; returns what became of each, in order: some may be queued, and others refused."""
+        return self._run(self._operations.submit_many(requests))
+
+    def get(self, request_id: str) -> Task:
+        """The task as it is now; also a failed one."""
+        return self._run(self._operations.get(request_id))
+
+    def wait(self, request_id: str, *, timeout_seconds: float = 600.0) -> Task:
+        """The task once it has ended, however it did; raises `WaitTimeoutError`, and the task goes on.
+
+        Meanwhile the gateway may be away: a failure that may pass is raised only after `timeout_seconds`.
+        """
+        return self._run(self._operations.wait(request_id, timeout_seconds=timeout_seconds))
+
+    def page(self, *, cursor: str | None = None, **fields: Unpack[ListFields]) -> TaskPage:
+        """One page of the tenant's tasks, the newest first; `cursor` is the `next_cursor` of the page before."""
+        return self._run(self._operations.page(fields, cursor=cursor))
+
+    def tasks(self, **fields: Unpack[ListFields]) -> Iterator[Task]:
+        """Every task of the list, page by page; `limit` is the size of a page."""
+        cursor: str | None = None
+        has_more = True
+        while has_more:
+            page = self.page(cursor=cursor, **fields)
+            yield from page.data
+            cursor, has_more = page.next_cursor, page.has_more and page.next_cursor is not None
+
+    def group(self, group_id: str) -> Group:
+        """How far the tasks of a group are."""
+        return self._run(self._operations.group(group_id))
+
+    def cancel(self, request_id: str, *, waiting_only: bool = False, reason: str | None = None) -> CanceledTask:
+        """Cancel a task, whatever its state; with `waiting_only` leave it alone once an engine has begun it."""
+        return self._run(self._operations.cancel(request_id, waiting_only=waiting_only, reason=reason))
+
+    def cancel_many(self, **fields: Unpack[CancelFields]) -> tuple[CanceledTask, ...]:
+        """Cancel the tasks with these ids, or all that have not ended and pass a filter, or with `all` every one."""
+        return self._run(self._operations.cancel_many(fields))
+
+    def retry(self, request_id: str) -> AcceptedTask:
+        """A new task with the inputs of one that has ended; a second retry of the same end is the same task."""
+        return self._run(self._operations.retry(request_id))
+
+    def delete(self, request_id: str) -> None:
+        """Delete a task that has ended, its images, prompt and result; as often as you like."""
+        self._run(self._operations.delete(request_id))
+
+    def image(self, request_id: str, index: int = 0) -> bytes:
+        """The file of one image."""
+        return self._run(self._operations.image(request_id, index))
+
+    def download(self, task: Task) -> tuple[bytes, ...]:
+        """The files of all images of a task, in order; raises `CorruptImageError` for one with another SHA-256."""
+        return self._run(self._operations.download(task))
+
+    def _run(self, steps: Steps[T]) -> T:
+        outcome: Response | httpx.RequestError | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                return cast("T", end.value)
+            match step:
+                case Pause(seconds):
+                    time.sleep(seconds)
+                    outcome = None
+                case Outgoing():
+                    outcome = self._send(step)
+                case _:
+                    assert_never(step)
+
+    def _send(self, outgoing: Outgoing) -> Response | httpx.RequestError:
+        try:
+            response = self._http.send(self._connection.request(self._http, outgoing), stream=True)
+            try:
+                body = bytearray()
+                for chunk in response.iter_bytes():
+                    append(body, chunk, outgoing=outgoing)
+            finally:
+                response.close()
+        except httpx.RequestError as error:
+            return error
+        return Response(response.status_code, response.headers, bytes(body))

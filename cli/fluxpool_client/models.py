@@ -1,0 +1,215 @@
+"""The gateway's responses, as its OpenAPI document has them. Fields that this release does not know are kept."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TaskStatus(StrEnum):
+    """The state of a task."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+
+
+class CancelOutcome(StrEnum):
+    """What a request to cancel did."""
+
+    REQUESTED = "requested"
+    ENDED = "ended"
+    RUNNING = "running"
+
+
+_ENDS: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.EXPIRED, TaskStatus.CANCELED})
+# From left to right: else pydantic takes any text as it is.
+Status = Annotated[TaskStatus | str, Field(union_mode="left_to_right")]
+Outcome = Annotated[CancelOutcome | str, Field(union_mode="left_to_right")]
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+
+class Progress(_Response):
+    """How far a running task is."""
+
+    step: int
+    total_steps: int
+    percent: int
+
+
+class Image(_Response):
+    """One finished image."""
+
+    index: int
+    url: str
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    seed: int
+    format: str
+    content_type: str
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    marks: tuple[str, ...] = ()
+    """How the file says that a model made it."""
+
+
+class TaskFailure(_Response):
+    """Why there is no image."""
+
+    code: str
+    message: str
+    field: str | None = None
+    retryable: bool = False
+
+
+class AcceptedTask(_Response):
+    """A task that is durably queued."""
+
+    request_id: str
+    status: Status
+    status_url: str
+
+
+class Task(_Response):
+    """The state of a task."""
+
+    request_id: str
+    status: Status
+    status_url: str
+    progress: Progress | None = None
+    """While the task is running and its worker reports progress."""
+    images: tuple[Image, ...] = ()
+    image_url: str | None = None
+    """Address of the first image."""
+    error: TaskFailure | None = None
+    attempts: int = 1
+    priority: str | None = None
+    seed: int | None = None
+    """The seed that was used; null until the task succeeded."""
+    model: str | None = None
+    model_family: str | None = None
+    model_license: str | None = None
+    warnings: tuple[str, ...] = ()
+    metadata: dict[str, str] = {}
+    group_id: str | None = None
+    parent_id: str | None = None
+    """The task that this one is a retry of."""
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    timings: dict[str, float] = {}
+    """Milliseconds by stage."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more becomes of it."""
+        return self.status in _ENDS
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether its images are there."""
+        return self.status == TaskStatus.SUCCEEDED
+
+
+class TaskPage(_Response):
+    """Some tasks of a list; it can have fewer than asked for, or none, and still have a next one."""
+
+    data: tuple[Task, ...]
+    has_more: bool
+    next_cursor: str | None
+
+
+class Group(_Response):
+    """How far the tasks of a group are."""
+
+    group_id: str
+    total: int
+    counts: dict[str, int]
+    """Tasks by status."""
+    ended: bool
+    """Whether none of them is queued or running."""
+    first_created_at: datetime
+    last_created_at: datetime
+    tasks_url: str
+
+
+class CanceledTask(_Response):
+    """What a request to cancel did to one task."""
+
+    request_id: str
+    outcome: Outcome | None
+    """None for an id that is not known."""
+    status: Status | None
+    status_url: str | None
+
+
+class CanceledTasks(_Response):
+    """What a request to cancel did to some tasks."""
+
+    data: tuple[CanceledTask, ...]
+    has_more: bool
+    next_cursor: str | None
+
+
+class ErrorMember(_Response):
+    """The error as clients of the OpenAI API read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    request_id: str = ""
+
+
+class FieldError(_Response):
+    """One field and what is wrong with it."""
+
+    pointer: str
+    """JSON pointer, as `#/width`."""
+    detail: str
+
+
+class ProblemDocument(_Response):
+    """A refusal (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str = ""
+    correlation_id: str
+    request_id: str = ""
+    """Of the task that was waited for."""
+    errors: tuple[FieldError, ...] = ()
+    error: ErrorMember
+
+
+class BatchItem(_Response):
+    """What became of one request of a batch."""
+
+    code: int
+    """As the status of a submission of its own would be: 202, or that of `error`."""
+    request_id: str | None = None
+    """Of the queued task."""
+    status_url: str | None = None
+    error: ErrorMember | None = None
+    """Why there is no task; with 503 that is unknown."""
+    errors: tuple[FieldError, ...] = ()
+    """Each field at fault."""
+
+
+class BatchOutcome(_Response):
+    """What became of each request of a batch, in their order."""
+
+    items: tuple[BatchItem, ...]
+    accepted: int

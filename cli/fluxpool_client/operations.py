@@ -1,0 +1,333 @@
+"""What each call sends, repeats and makes of the responses; without I/O, so that both clients share it.
+
+An operation is a generator. It yields a request, and is sent its response or why there is none; or it yields a pause.
+Its return value is the call's. Every request is idempotent, hence each may be repeated: a submission always has a key
+or an id of its own, and the gateway takes cancellations and retries as often as they come.
+"""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from fluxpool_client.errors import (
+    CorruptImageError,
+    FluxpoolError,
+    RefusedError,
+    UnexpectedResponseError,
+    UnreachableError,
+    WaitTimeoutError,
+    refusal,
+)
+from fluxpool_client.models import (
+    AcceptedTask,
+    BatchItem,
+    BatchOutcome,
+    CanceledTask,
+    CanceledTasks,
+    Group,
+    Image,
+    Task,
+    TaskPage,
+)
+from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, OptionalFields
+from fluxpool_contract.messages import REQUEST_ID, check_request_id
+
+MAX_WAIT_SECONDS: Final = 60
+"""The longest wait that a gateway grants to one request."""
+MAX_RESPONSE_BYTES: Final = 16 * 1024 * 1024
+"""A page of 200 tasks with eight images each is below 2 MB."""
+MAX_IMAGE_BYTES: Final = 512 * 1024 * 1024
+"""More than an uncompressed image of the largest size."""
+MAX_PAUSE_SECONDS: Final = 60.0
+"""A longer `Retry-After` is left to the caller."""
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 8.0
+_SHORTEST_WAIT_SECONDS: Final = 1.0
+"""Between two looks at a task, where a proxy takes the `Prefer` header away or the gateway is stopping."""
+_MAX_KEY_CHARACTERS: Final = 255
+_LAST_PORT: Final = 65_535
+_TASKS: Final = "/v1/generations"
+_REPEATED: Final = frozenset(
+    {
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+_IN_PROGRESS: Final = "idempotency_in_progress"
+
+T = TypeVar("T")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One HTTP request."""
+
+    method: str
+    path: str
+    """Of the gateway, or a whole URL with `is_signed`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    max_bytes: int = MAX_RESPONSE_BYTES
+    """Of the response."""
+    wait_seconds: int = 0
+    """The gateway may take that much longer to respond."""
+    may_redirect: bool = False
+    is_signed: bool = False
+    """The URL has its own permission: the API key is not for this server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One HTTP response."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Time to let pass."""
+
+    seconds: float
+
+
+Steps = Generator[Outgoing | Pause, Response | httpx.RequestError | None, T]
+
+
+def append(body: bytearray, chunk: bytes, *, outgoing: Outgoing) -> None:
+    """Add to the body of a response; raises `UnexpectedResponseError` past its limit."""
+    body += chunk
+    if len(body) > outgoing.max_bytes:
+        raise UnexpectedResponseError(f"the response to {_shown(outgoing)} is longer than {outgoing.max_bytes} bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """The calls; raises `FluxpoolError`, and `ValueError` for ids and keys that no gateway takes."""
+
+    max_attempts: int
+    clock: Callable[[], float]
+    """Monotonic, in seconds."""
+
+    def submit(
+        self, prompt: str, fields: OptionalFields, *, idempotency_key: str | None, request_id: str | None
+    ) -> Steps[AcceptedTask]:
+        """Queue a task; with `request_id` under an id of the caller's own, which then is the key."""
+        body = {"prompt": prompt, **fields}
+        if request_id is not None:
+            if idempotency_key is not None:
+                raise ValueError("give either idempotency_key or request_id: an id does what a key does")
+            path = f"{_TASKS}/{check_request_id(request_id)}"
+            return self._ask(AcceptedTask, _json("PUT", path, body))
+        key = str(uuid4()) if idempotency_key is None else _checked_key(idempotency_key)
+        return self._ask(AcceptedTask, _json("POST", _TASKS, body, {"idempotency-key": key}))
+
+    def submit_many(self, requests: Sequence[BatchFields]) -> Steps[tuple[BatchItem, ...]]:
+        """Queue at most 256 tasks; each has an outcome of its own."""
+        keyed = [{"idempotency_key": str(uuid4()), **request} for request in requests]
+        outcome = yield from self._ask(BatchOutcome, _json("POST", f"{_TASKS}/batch", {"requests": keyed}))
+        if len(outcome.items) != len(requests):
+            raise UnexpectedResponseError(f"the batch has {len(outcome.items)} outcomes of {len(requests)} requests")
+        return outcome.items
+
+    def get(self, request_id: str, *, wait_seconds: int = 0, until: float | None = None) -> Steps[Task]:
+        """The task now or, with `wait_seconds`, at its end if that comes within them."""
+        path = f"{_TASKS}/{check_request_id(request_id)}"
+        headers = {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}
+        outgoing = Outgoing(method="GET", path=path, headers=headers, wait_seconds=wait_seconds)
+        task = yield from self._ask(Task, outgoing, until=until)
+        if task.request_id != request_id:
+            raise UnexpectedResponseError(f"asked about {request_id}, the response is about {task.request_id}")
+        return task
+
+    def wait(self, request_id: str, *, timeout_seconds: float) -> Steps[Task]:
+        """The task once it has ended, however; failures that may pass are waited out. Raises `WaitTimeoutError`."""
+        until = self.clock() + timeout_seconds
+        while True:
+            asked_at = self.clock()
+            wait_seconds = max(0, min(MAX_WAIT_SECONDS, math.floor(until - asked_at)))
+            task = yield from self.get(request_id, wait_seconds=wait_seconds, until=until)
+            now = self.clock()
+            if task.ended:
+                return task
+            if now >= until:
+                raise WaitTimeoutError(task, timeout_seconds)
+            if (early := asked_at + _SHORTEST_WAIT_SECONDS - now) > 0:
+                yield Pause(min(early, until - now))
+
+    def page(self, fields: ListFields, *, cursor: str | None) -> Steps[TaskPage]:
+        """One page of a list."""
+        query = [
+            (name, _text(item))
+            for name, value in [*fields.items(), ("cursor", cursor)]
+            if value is not None
+            for item in (value if isinstance(value, (list, tuple)) else [value])
+        ]
+        path = f"{_TASKS}?{urlencode(query)}" if query else _TASKS
+        return self._ask(TaskPage, Outgoing(method="GET", path=path))
+
+    def group(self, group_id: str) -> Steps[Group]:
+        """How far the tasks of a group are."""
+        if not REQUEST_ID.fullmatch(group_id):
+            raise ValueError(f"group_id: {group_id!r} is none that a task can have")
+        return self._ask(Group, Outgoing(method="GET", path=f"/v1/groups/{group_id}"))
+
+    def cancel(self, request_id: str, *, waiting_only: bool, reason: str | None) -> Steps[CanceledTask]:
+        """Cancel one task."""
+        path = f"{_TASKS}/{check_request_id(request_id)}/cancel"
+        return self._ask(CanceledTask, _json("POST", path, {"waiting_only": waiting_only, "reason": reason}))
+
+    def cancel_many(self, fields: CancelFields) -> Steps[tuple[CanceledTask, ...]]:
+        """Cancel many tasks, page by page."""
+        canceled: list[CanceledTask] = []
+        cursor: str | None = None
+        while True:
+            body = {**fields, **({"cursor": cursor} if cursor is not None else {})}
+            page = yield from self._ask(CanceledTasks, _json("POST", f"{_TASKS}/cancel", body))
+            canceled += page.data
+            cursor = page.next_cursor
+            if not page.has_more or cursor is None:
+                return tuple(canceled)
+
+    def retry(self, request_id: str) -> Steps[AcceptedTask]:
+        """A new task with the inputs of one that has ended."""
+        path = f"{_TASKS}/{check_request_id(request_id)}/retry"
+        return self._ask(AcceptedTask, Outgoing(method="POST", path=path))
+
+    def delete(self, request_id: str) -> Steps[None]:
+        """Delete a task that has ended, and its images."""
+        yield from self._exchange(Outgoing(method="DELETE", path=f"{_TASKS}/{check_request_id(request_id)}"))
+
+    def image(self, request_id: str, index: int) -> Steps[bytes]:
+        """The file of one image; from the object store where the gateway says so."""
+        path = f"{_TASKS}/{check_request_id(request_id)}/images/{index}"
+        outgoing = Outgoing(method="GET", path=path, max_bytes=MAX_IMAGE_BYTES, may_redirect=True)
+        response = yield from self._exchange(outgoing)
+        if response.status == HTTPStatus.FOUND:
+            location = response.headers.get("location", "")
+            if not is_http_url(location):
+                raise UnexpectedResponseError(f"the image is at {location!r}, which is no URL of HTTP")
+            signed = Outgoing(method="GET", path=location, max_bytes=MAX_IMAGE_BYTES, is_signed=True)
+            response = yield from self._exchange(signed)
+        return response.body
+
+    def download(self, task: Task) -> Steps[tuple[bytes, ...]]:
+        """The files of all its images, in order, compared with what its worker stored."""
+        files = []
+        for image in task.images:
+            file = yield from self.image(task.request_id, image.index)
+            _check_file(file, image, task.request_id)
+            files.append(file)
+        return tuple(files)
+
+    def _ask(self, model: type[Model], outgoing: Outgoing, *, until: float | None = None) -> Steps[Model]:
+        response = yield from self._exchange(outgoing, until=until)
+        try:
+            return model.model_validate_json(response.body)
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise UnexpectedResponseError(
+                f"the response to {outgoing.method} {outgoing.path} is not a gateway's: {where} {problem['msg']}"
+            ) from None
+
+    def _exchange(self, outgoing: Outgoing, *, until: float | None = None) -> Steps[Response]:
+        """The response; failures that may pass are repeated `max_attempts` times, with `until` as long as that."""
+        pause_seconds = _FIRST_PAUSE_SECONDS
+        attempt = 1
+        while True:
+            outcome = yield outgoing
+            if isinstance(outcome, Response) and _is_expected(outcome.status, outgoing):
+                return outcome
+            failure = _failure(outgoing, outcome)
+            now = self.clock()
+            is_last = attempt >= self.max_attempts if until is None else now >= until
+            wanted_seconds = _wanted_pause(failure, otherwise=random.uniform(pause_seconds / 2, pause_seconds))  # noqa: S311
+            if is_last or wanted_seconds is None or wanted_seconds > MAX_PAUSE_SECONDS:
+                raise failure
+            yield Pause(wanted_seconds if until is None else min(wanted_seconds, until - now))
+            pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+            attempt += 1
+
+
+def is_http_url(text: str) -> bool:
+    """Whether httpx can send a request there."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in {"http", "https"} and bool(url.host) and (url.port or 1) <= _LAST_PORT
+
+
+def _is_expected(status: int, outgoing: Outgoing) -> bool:
+    is_success = HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+    return is_success or (outgoing.may_redirect and status == HTTPStatus.FOUND)
+
+
+def _failure(outgoing: Outgoing, outcome: Response | httpx.RequestError | None) -> FluxpoolError:
+    if isinstance(outcome, Response):
+        return refusal(outcome.status, outcome.headers, outcome.body)
+    reason = f"{type(outcome).__name__} {outcome}".rstrip()
+    error = UnreachableError(f"no response to {outgoing.method} {_shown(outgoing)}: {reason}")
+    error.__cause__ = outcome
+    return error
+
+
+def _shown(outgoing: Outgoing) -> str:
+    """Its path, without the signature, which is as good as a key."""
+    return outgoing.path.partition("?")[0] if outgoing.is_signed else outgoing.path
+
+
+def _wanted_pause(failure: FluxpoolError, *, otherwise: float) -> float | None:
+    """Seconds before the same request may succeed, `otherwise` where the response has none; None when it will not."""
+    if isinstance(failure, UnreachableError):
+        return otherwise
+    if isinstance(failure, RefusedError) and (failure.status in _REPEATED or failure.code == _IN_PROGRESS):
+        # Not at once after a 0 either: a wait would ask without end.
+        return failure.retry_after_seconds or otherwise
+    return None
+
+
+def _json(method: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Outgoing:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=_text)
+    return Outgoing(
+        method=method,
+        path=path,
+        headers={"content-type": "application/json", **(headers or {})},
+        # A lone surrogate is no character; the gateway's refusal names the field.
+        body=text.encode(errors="surrogatepass"),
+    )
+
+
+def _text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _checked_key(key: str) -> str:
+    if not (0 < len(key) <= _MAX_KEY_CHARACTERS and all("\x21" <= character <= "\x7e" for character in key)):
+        raise ValueError(
+            f"idempotency_key: must be 1 to {_MAX_KEY_CHARACTERS} printable ASCII characters without blanks"
+        )
+    return key
+
+
+def _check_file(file: bytes, image: Image, request_id: str) -> None:
+    """Raises `CorruptImageError`. Results of other programs may have no digest."""
+    if image.sha256 and hashlib.sha256(file).hexdigest() != image.sha256:
+        raise CorruptImageError(f"image {image.index} of task {request_id} has {len(file)} bytes with another SHA-256")

@@ -1,0 +1,65 @@
+"""The fields of requests. The gateway checks their values, so that an older client does not refuse what it takes."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal, NotRequired, Required, TypedDict
+
+
+class LoraFields(TypedDict):
+    """A LoRA of the pool, and how strongly it acts."""
+
+    name: str
+    scale: NotRequired[float]
+
+
+class OptionalFields(TypedDict, total=False):
+    """Fields of a request for images beside its prompt, as docs/messages.md has them."""
+
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    seed: int
+    guidance: float
+    true_cfg_scale: float
+    n: int
+    loras: Sequence[LoraFields]
+    image: str
+    strength: float
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: Literal["exact", "fast"]
+    embed_parameters: Literal["all", "noPrompt", "none"]
+    group_id: str
+    metadata: Mapping[str, str]
+    priority: Literal["standard", "vip"]
+
+
+class BatchFields(OptionalFields, total=False):
+    """One request of a batch."""
+
+    prompt: Required[str]
+    idempotency_key: str
+    """A repeat with the same key is the same task; the client makes one where there is none."""
+
+
+class ListFields(TypedDict, total=False):
+    """Which tasks to list."""
+
+    status: Sequence[str]
+    group_id: str
+    created_after: datetime
+    created_before: datetime
+    order: Literal["asc", "desc"]
+    limit: int
+
+
+class CancelFields(TypedDict, total=False):
+    """Which tasks to cancel: give either `request_ids`, or a filter, or `all`."""
+
+    request_ids: Sequence[str]
+    group_id: str
+    created_after: datetime
+    created_before: datetime
+    all: bool
+    waiting_only: bool
+    reason: str

@@ -1,0 +1,64 @@
+"""The examples of docs/client.md, with a real gateway, a real broker and a worker with a stand-in engine."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from fluxpool_client import AsyncClient, TaskStatus
+from fluxpool_contract.settings.worker import StorageSettings
+from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
+from kit.waiting import wait_until
+from kit.worker import WorkerBench, worker_bench
+
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+
+PAGE = Path(__file__).parents[2] / "docs" / "client.md"
+EXAMPLES: list[str] = re.findall(r"^```python client\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
+    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=1) as bench:
+        yield bench
+
+
+@pytest.fixture
+async def gateway(bench: WorkerBench, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
+    storage = StorageSettings(url=bench.images.as_uri())
+    settings = gateway_settings(bench.bootstrap_servers, tmp_path / "gateway", bench.topics, storage=storage)
+    with running_gateway(settings) as running:
+        async with httpx.AsyncClient(base_url=running.url) as plain:
+
+            async def ready() -> bool:
+                return (await plain.get("readyz")).status_code == 200
+
+            await wait_until(ready, deadline_seconds=30, what="readiness")
+        yield running
+
+
+async def test_the_examples_run(
+    bench: WorkerBench,
+    gateway: GatewayProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLUXPOOL_URL", gateway.url)
+    assert len(EXAMPLES) == 3
+    await bench.start_ready()
+    for example in EXAMPLES:
+        await asyncio.to_thread(exec, compile(example, str(PAGE), "exec"), {"__name__": "example"})
+    shown = capsys.readouterr().out
+    with Image.open("fox-0.png") as picture:
+        assert picture.size == (96, 64)
+    assert str([TaskStatus.SUCCEEDED] * 8) in shown
+    assert "'succeeded': 8" in shown
+    assert "invalid_size width: 100 is not a multiple of 16" in shown
+    async with AsyncClient() as client:
+        assert len([task async for task in client.tasks(limit=2)]) == 9
