@@ -149,6 +149,7 @@ async def test_a_page_looks_at_a_bounded_number_of_tasks_and_says_where_to_go_on
         ({"limit": "201"}, "limit", "must be at most 200"),
         ({"order": "up"}, "order", "must be 'desc' or 'asc'"),
         ({"created_after": "yesterday"}, "created_after", "must be a time such as 2026-04-05T10:00:00Z"),
+        ({"created_before": "0.5"}, "created_before", "must be a time such as 2026-04-05T10:00:00Z"),
         (
             {"cursor": "r-1"},
             "cursor",

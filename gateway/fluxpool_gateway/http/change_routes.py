@@ -1,13 +1,12 @@
 """The routes that change what becomes of tasks: cancel one, or many by id or by a filter; retry or delete one."""
 
 import asyncio
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Final, Self
 
 import structlog
 from fastapi import APIRouter, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
 from fluxpool_gateway.http.problem import (
@@ -29,7 +28,7 @@ from fluxpool_gateway.http.routes import (
 )
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.http.submission import Submission
-from fluxpool_gateway.http.task_routes import base_of, check_cursor, filter_of, read_store, read_up_to_now
+from fluxpool_gateway.http.task_routes import Moment, base_of, check_cursor, filter_of, read_store, read_up_to_now
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.identity.tenant_proof import NOBODY
@@ -57,7 +56,7 @@ class _Model(BaseModel):
 class CancelRequest(_Model):
     """How to cancel a task."""
 
-    waiting_only: bool = False
+    waiting_only: StrictBool = False
     """Leave it alone when an engine has begun it; one on a retry topic is waiting."""
     reason: Annotated[str, Field(max_length=1000)] | None = None
     """For people; part of the task's error."""
@@ -70,11 +69,11 @@ class CancelManyRequest(CancelRequest):
     """Tasks by their ids; no filter applies."""
     group_id: Annotated[str, Field(pattern=REQUEST_ID.pattern, max_length=MAX_GROUP_CHARACTERS)] | None = None
     """Only tasks of this group."""
-    created_after: datetime | None = None
+    created_after: Moment | None = None
     """Only tasks that were accepted then or later."""
-    created_before: datetime | None = None
+    created_before: Moment | None = None
     """Only tasks that were accepted before."""
-    all: bool = False
+    all: StrictBool = False
     """Every task of the tenant that has not ended; no filter applies."""
     cursor: Annotated[str, AfterValidator(check_cursor)] | None = None
     """`next_cursor` of the response before, with the same filter."""

@@ -56,7 +56,7 @@ class KeyRequest(_Model):
     """For people: who uses it, and for what."""
     tenant: Annotated[str, AfterValidator(check_tenant)] = DEFAULT_TENANT
     scopes: Annotated[frozenset[KeyScope], Field(min_length=1)]
-    expires_in_seconds: Annotated[int, Field(ge=1, le=MAX_LIFETIME_SECONDS)] | None = None
+    expires_in_seconds: Annotated[int, Field(strict=True, ge=1, le=MAX_LIFETIME_SECONDS)] | None = None
     """Absent: it does not expire."""
     priorities: Annotated[frozenset[Priority], Field(min_length=1)] = frozenset({Priority.STANDARD})
     """Priorities that its tasks may have."""
@@ -69,7 +69,7 @@ class KeyRequest(_Model):
 class RotationRequest(_Model):
     """How to replace a key."""
 
-    overlap_seconds: Annotated[int, Field(ge=0, le=MAX_OVERLAP_SECONDS)] = DEFAULT_OVERLAP_SECONDS
+    overlap_seconds: Annotated[int, Field(strict=True, ge=0, le=MAX_OVERLAP_SECONDS)] = DEFAULT_OVERLAP_SECONDS
     """How long the replaced key is still accepted."""
 
 

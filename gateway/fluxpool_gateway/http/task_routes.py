@@ -45,6 +45,7 @@ MAX_WAIT_SECONDS: Final = 60
 MAX_LIMIT: Final = 200
 _GROUPS_PATH: Final = "/v1/groups"
 _PLUS_LOST: Final = re.compile(r"(T\d\d:\d\d:\d\d(?:\.\d+)?) (\d\d:\d\d)$")
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _LIST_PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     422: "A parameter is not allowed; `errors` names each.",
@@ -174,9 +175,16 @@ def base_of(request: Request, services: Services) -> str:
     )
 
 
-def _with_plus(value: object) -> object:
-    """`+` in a query is a blank unless it is written `%2B`; in a time that can have been nothing else."""
-    return _PLUS_LOST.sub(r"\1+\2", value) if isinstance(value, str) else value
+def _as_written(value: object) -> object:
+    """A time as text: numbers, which pydantic takes for seconds since 1970, are refused.
+
+    `+` in a query is a blank unless it is written `%2B`; in a time that can have been nothing else.
+    """
+    if isinstance(value, datetime):
+        return value
+    if not (isinstance(value, str) and _DATE.match(value)):
+        raise ValueError("must be a time such as 2026-04-05T10:00:00Z")
+    return _PLUS_LOST.sub(r"\1+\2", value)
 
 
 def filter_of(
@@ -204,7 +212,7 @@ def check_cursor(value: str) -> str:
 
 
 ShownStatus = Literal["queued", "running", "succeeded", "failed", "expired", "canceled"]
-Moment = Annotated[datetime, BeforeValidator(_with_plus)]
+Moment = Annotated[datetime, BeforeValidator(_as_written)]
 
 
 class ListQuery(BaseModel):
