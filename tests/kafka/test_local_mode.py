@@ -133,10 +133,10 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
 
 
 def test_a_crashed_worker_is_replaced_and_the_stack_ends_with_its_supervisor(
-    fluxpool: Fluxpool, tmp_path: Path
+    fluxpool: Fluxpool, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     folder = tmp_path / ".fluxpool"
-    up(fluxpool, "--min-workers", "1", "--max-workers", "1")
+    up(fluxpool, "--min-workers", "1", "--max-workers", "1", "--model", str(tiny_checkpoint))
     (worker,) = wait_until_blocking(lambda: workers_in(folder), deadline_seconds=60, what="the worker is ready")
     os.kill(worker, signal.SIGKILL)
     wait_until_blocking(
@@ -168,8 +168,11 @@ def test_a_crashed_worker_is_replaced_and_the_stack_ends_with_its_supervisor(
     assert not (folder / "state.json").exists()
 
 
-def test_two_folders_run_two_stacks_and_down_ends_one_of_them(fluxpool: Fluxpool, tmp_path: Path) -> None:
-    left, right = up(fluxpool, "--data-dir", "left"), up(fluxpool, "--data-dir", "right")
+def test_two_folders_run_two_stacks_and_down_ends_one_of_them(
+    fluxpool: Fluxpool, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    model = ("--model", str(tiny_checkpoint))
+    left, right = up(fluxpool, "--data-dir", "left", *model), up(fluxpool, "--data-dir", "right", *model)
     for name in ("gateway_url", "bootstrap_servers", "data_dir", "pid"):
         assert left[name] != right[name]
     fluxpool("local", "down", "--data-dir", "left")
@@ -179,10 +182,11 @@ def test_two_folders_run_two_stacks_and_down_ends_one_of_them(fluxpool: Fluxpool
 
 
 def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
-    fluxpool: Fluxpool, tmp_path: Path, bootstrap_servers: str
+    fluxpool: Fluxpool, tmp_path: Path, bootstrap_servers: str, tiny_checkpoint: Path
 ) -> None:
+    given = ("--bootstrap-servers", bootstrap_servers, "--model", str(tiny_checkpoint))
     with subprocess.Popen(
-        [FLUXPOOL, "local", "up", "-o", "json", "--bootstrap-servers", bootstrap_servers, "--data-dir", "fg"],
+        [FLUXPOOL, "local", "up", "-o", "json", *given, "--data-dir", "fg"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
