@@ -12,10 +12,11 @@ TEST_SECONDS: Final = {
     "tests/cluster/test_demo_": 60.0,
     "tests/cluster/": 2.0,
     "tests/chaos/": 15.0,
+    "tests/kafka/test_local_mode.py": 22.0,
     "tests/kafka/": 6.0,
     "tests/chart/": 3.0,
 }
-"""Approximate time of a test by the prefix of its file; all others are short."""
+"""Approximate time of a test by the first prefix that its file has; all others are short."""
 
 
 class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
