@@ -269,7 +269,7 @@ async def test_other_methods_and_paths_are_answered_with_problem_documents(clien
 async def test_the_openapi_document_describes_the_submission_route(client: httpx.AsyncClient) -> None:
     document = (await client.get("openapi.json")).json()
     operation = document["paths"]["/v1/generations"]["post"]
-    refusals = {"400", "401", "403", "408", "409", "413", "414", "415", "422", "429", "431", "503"}
+    refusals = {"400", "401", "403", "408", "409", "410", "413", "414", "415", "422", "429", "431", "503"}
     assert set(operation["responses"]) == {"202", *refusals}
     schema = document["components"]["schemas"]["GenerationRequest"]
     assert schema["required"] == ["prompt"]
