@@ -341,24 +341,62 @@ async def produce(
 
 
 async def committed_offsets(bootstrap_servers: str, group: str) -> dict[tuple[str, int], CommittedOffset]:
-    """Return the group's committed offsets by (topic, partition), without joining it.
+    """Return the group's committed offsets: `OffsetReader.committed` of a client for this once."""
+    reader = OffsetReader(bootstrap_servers)
+    try:
+        return await reader.committed(group)
+    finally:
+        await asyncio.to_thread(reader.close)
 
-    Partitions without a commit are absent. Repeats the request while the coordinator moves or loads. Raises
-    kafka-python's errors for any other error, and when no broker can be reached.
-    """
 
-    def fetch() -> dict[tuple[str, int], CommittedOffset]:
-        admin = KafkaAdminClient(bootstrap_servers=bootstrap_servers)
-        try:
-            committed = admin.list_group_offsets(group)[group]
-        finally:
-            admin.close()
+class OffsetReader:
+    """Reads committed offsets repeatedly with one client, without joining groups."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
+        self._admin: Any = None
+        # An expired wait leaves its read running in a thread.
+        self._reading = threading.Lock()
+
+    async def committed(self, group: str) -> dict[tuple[str, int], CommittedOffset]:
+        """Return the group's committed offsets by (topic, partition).
+
+        Partitions without a commit are absent. Repeats the request while the coordinator moves or loads. Raises
+        kafka-python's errors for any other error, and when no broker can be reached.
+        """
+        committed: dict[Any, Any] = await _again_until_served(_REQUEST_SECONDS)(asyncio.to_thread, self._fetch, group)
         return {
             (partition.topic, partition.partition): CommittedOffset(offset=found.offset, metadata=found.metadata)
             for partition, found in committed.items()
         }
 
-    return await _again_until_served(_REQUEST_SECONDS)(asyncio.to_thread, fetch)
+    def close(self) -> None:
+        """Close the connections."""
+        with self._reading:
+            self._close()
+
+    def _fetch(self, group: str) -> dict[Any, Any]:
+        with self._reading:
+            if self._admin is not None:
+                # Its connections may be those of a broker that was restarted since.
+                with contextlib.suppress(ScriptClientError):
+                    return self._ask(group)
+            return self._ask(group)
+
+    def _ask(self, group: str) -> dict[Any, Any]:
+        try:
+            if self._admin is None:
+                self._admin = KafkaAdminClient(bootstrap_servers=self._bootstrap_servers)
+            committed: dict[Any, Any] = self._admin.list_group_offsets(group)[group]
+        except BaseException:
+            self._close()
+            raise
+        return committed
+
+    def _close(self) -> None:
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
 
 
 def sasl_plain_listener(users: Mapping[str, str], *, name: str = "SASL") -> ListenerSpec:

@@ -401,6 +401,7 @@ class OperatorBench(PoolTasks):
     async def clean_up(self) -> None:
         """Remove this test's release and pools, if they still exist; pods are removed with the node."""
         await asyncio.to_thread(self.reader.close)
+        await asyncio.to_thread(self.offsets.close)
         if self.operator is None:
             with contextlib.suppress(CommandError):
                 await self.uninstall()

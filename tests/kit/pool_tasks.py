@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from fluxpool_contract.kafka.ledger import decode_ledger
-from kit.kafka import TopicReader, committed_offsets, create_topics, produce, unique_name
+from kit.kafka import OffsetReader, TopicReader, create_topics, produce, unique_name
 from kit.s3 import S3Service
 from kit.waiting import wait_until
 
@@ -26,10 +26,12 @@ class PoolTasks:
     s3: S3Service
     groups: dict[str, str] = field(default_factory=dict)
     reader: TopicReader = field(init=False)
+    offsets: OffsetReader = field(init=False)
 
     def __post_init__(self) -> None:
-        """Create one reader for the topics."""
+        """Create the clients that observe topics and groups."""
         self.reader = TopicReader(self.bootstrap_servers)
+        self.offsets = OffsetReader(self.bootstrap_servers)
 
     async def describe(self, name: str) -> str:
         """A description of the pool for an expired wait."""
@@ -105,7 +107,7 @@ class PoolTasks:
         """Records of a pool's task topic that its group did not commit."""
         prefix = self.groups[name]
         records = await self.reader.records(f"{prefix}-tasks")
-        committed = await committed_offsets(self.bootstrap_servers, prefix)
+        committed = await self.offsets.committed(prefix)
         return sum(
             1
             for record in records
@@ -114,7 +116,7 @@ class PoolTasks:
 
     async def busy_pods(self, name: str = "standard") -> frozenset[str]:
         """Pods with a task in flight, from the ledger in the committed offsets."""
-        committed = await committed_offsets(self.bootstrap_servers, self.groups[name])
+        committed = await self.offsets.committed(self.groups[name])
         return frozenset(
             entry.worker
             for found in committed.values()

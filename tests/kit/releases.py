@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from kit.kafka import TopicRecord, committed_offsets
+from kit.kafka import TopicRecord
 from kit.worker import WorkerBench, WorkerProcess
 
 NEXT_VERSION = Path(__file__).with_name("next_version")
@@ -44,6 +44,6 @@ def release_of(record: TopicRecord) -> Release:
 
 async def releases_at_work(bench: WorkerBench) -> set[Release]:
     """Releases of the ledgers in the committed offsets of the standard lane now."""
-    committed = await committed_offsets(bench.bootstrap_servers, bench.group)
+    committed = await bench.offsets.committed(bench.group)
     ledgers: list[dict[str, Any]] = [json.loads(found.metadata) for found in committed.values() if found.metadata]
     return {Release.NEXT if "release" in ledger else Release.THIS for ledger in ledgers}

@@ -29,7 +29,7 @@ from fluxpool_contract.settings.worker import (
     WorkerSettings,
 )
 from kit.http_probe import answers_ok
-from kit.kafka import TopicReader, TopicRecord, committed_offsets, create_topics, unique_name
+from kit.kafka import OffsetReader, TopicReader, TopicRecord, create_topics, unique_name
 from kit.ports import own_port
 from kit.processes import whole_lines
 from kit.waiting import wait_until
@@ -117,10 +117,12 @@ class WorkerBench:
     retry_delays: tuple[str, ...] = ()
     workers: list[WorkerProcess] = field(default_factory=list)
     reader: TopicReader = field(init=False)
+    offsets: OffsetReader = field(init=False)
 
     def __post_init__(self) -> None:
-        """Create one reader for the topics."""
+        """Create the clients that observe topics and groups."""
         self.reader = TopicReader(self.bootstrap_servers)
+        self.offsets = OffsetReader(self.bootstrap_servers)
 
     def settings(self, name: str, **changes: Any) -> WorkerSettings:
         """Settings of one worker."""
@@ -212,7 +214,7 @@ class WorkerBench:
         """Committed offsets of the standard lane, by partition."""
         return {
             partition: committed.offset
-            for (topic, partition), committed in (await committed_offsets(self.bootstrap_servers, self.group)).items()
+            for (topic, partition), committed in (await self.offsets.committed(self.group)).items()
             if topic == self.topics.tasks
         }
 
@@ -222,8 +224,7 @@ class WorkerBench:
         async def reached() -> bool:
             if await self.committed() == dict(expected):
                 return True
-            # Each read of a group opens new connections.
-            await asyncio.sleep(2 * LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
             return False
 
         await wait_until(reached, deadline_seconds=deadline_seconds, what=f"committed offsets {dict(expected)}")
@@ -285,6 +286,7 @@ async def worker_bench(
         for worker in bench.workers:
             worker.end()
         await asyncio.to_thread(bench.reader.close)
+        await asyncio.to_thread(bench.offsets.close)
         await wait_until(
             lambda: not [pid for pid in engines if is_engine(pid)],
             deadline_seconds=10,
