@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kit.gateway_process import gateway_settings, running_gateway
+from kit.gateway_process import gateway_settings, running_gateway, told
 from kit.kafka import produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, wait_for_step, worker_bench
@@ -58,7 +58,7 @@ async def test_waiting_tasks_are_canceled_apart_from_the_one_that_runs(
     await wait_for_step(bench, "running")
 
     async def are_known() -> bool:
-        counts = (await client.get("v1/groups/g")).json()["counts"]
+        counts = (await told(lambda: client.get("v1/groups/g"))).json()["counts"]
         return (counts["running"], counts["queued"]) == (1, 2)
 
     # Only what the projector has read can be canceled; another client than the gateway wrote these tasks.
@@ -72,7 +72,7 @@ async def test_waiting_tasks_are_canceled_apart_from_the_one_that_runs(
     assert ended["error"]["message"] == "canceled: wrong prompt"
     for request_id in ("waits-1", "waits-2"):
         await state_once(client, request_id, "canceled")
-    group = (await client.get("v1/groups/g")).json()
+    group = (await told(lambda: client.get("v1/groups/g"))).json()
     assert (group["counts"]["canceled"], group["ended"]) == (3, True)
     again = await client.post("v1/generations/running/cancel")
     assert (again.status_code, again.json()["outcome"]) == (200, "ended")

@@ -76,7 +76,7 @@ async def test_a_port_in_use_is_named_and_the_first_gateway_continues(kafka: Kaf
             second.kill()
         assert f"127.0.0.1:{port}" in second.log()
         assert not (tmp_path / "second" / "address").exists()
-        async with httpx.AsyncClient(base_url=first.url) as client:
+        async with httpx.AsyncClient(base_url=first.url, timeout=60) as client:
             assert (await client.get("healthz")).status_code == 200
 
 
@@ -85,12 +85,13 @@ async def test_sigterm_finishes_requests_in_progress_and_leaves_no_process(kafka
     settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2)
     accepted: set[str] = set()
     with running_gateway(settings) as gateway:
+        gateway.wait_ready()
         pids = gateway.pids().values()
         assert len(pids) == 3
         url = gateway.url
 
         async def submit_until_it_ends() -> None:
-            async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 while True:
                     try:
                         answer = await client.post("v1/generations", json={"prompt": "a"})
@@ -116,7 +117,7 @@ async def test_sigterm_ends_it_in_time_while_the_broker_is_down(kafka_factory: K
     topics = await gateway_topics(cluster.bootstrap_servers)
     settings = gateway_settings(cluster.bootstrap_servers, tmp_path / "g", topics, produce_deadline_seconds=2)
     with running_gateway(settings) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
 
             async def accepts() -> bool:
                 return (await client.post("v1/generations", json={"prompt": "a"})).status_code == 202
@@ -194,7 +195,7 @@ async def test_a_second_gateway_on_one_database_stands_by_and_takes_over(kafka: 
         assert "projector_started" not in second.log()
         assert first.stop() == (0, 0)
         await wait_until(lambda: "projector_started" in second.log(), deadline_seconds=60, what="the take-over")
-        async with httpx.AsyncClient(base_url=second.url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=second.url, timeout=60) as client:
 
             async def found() -> bool:
                 answer = await client.post("v1/generations", json={"prompt": "a"})

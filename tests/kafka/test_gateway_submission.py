@@ -18,11 +18,13 @@ from fluxpool_contract.messages.derived import idempotent_request_id
 from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
 from kit.kafka import KafkaFactory, TopicRecord, read_topic
 from kit.kafka_cluster import KafkaCluster
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.kafka
 
 SUBMIT = "v1/generations"
+ANSWER_SECONDS = 60.0
+"""For an answer of a gateway on a busy machine; most take milliseconds."""
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -32,12 +34,13 @@ def gateway(kafka: KafkaCluster, tmp_path_factory: pytest.TempPathFactory) -> It
         topics = runner.run(gateway_topics(kafka.bootstrap_servers))
     folder = tmp_path_factory.mktemp("gateway")
     with running_gateway(gateway_settings(kafka.bootstrap_servers, folder, topics, processes=2)) as running:
+        running.wait_ready()
         yield running
 
 
 @pytest.fixture
 async def client(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as opened:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=ANSWER_SECONDS) as opened:
         await wait_ready(opened)
         yield opened
 
@@ -91,7 +94,7 @@ async def test_an_accepted_request_is_one_record_with_the_given_fields_and_its_e
     }
     envelope = decode_task(record.value, record.headers).envelope
     assert envelope.first_seen is not None
-    assert abs(envelope.first_seen.timestamp() - time.time()) < 60
+    assert abs(envelope.first_seen.timestamp() - time.time()) < 60 * PATIENCE
 
 
 async def test_a_vip_request_goes_to_the_vip_topic(
@@ -135,7 +138,7 @@ async def test_a_used_idempotency_key_with_another_body_is_refused_on_every_proc
         answers = []
         # A new connection each time, so that both server processes answer.
         for _ in range(8):
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as fresh:
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=ANSWER_SECONDS) as fresh:
                 answers.append(await fresh.request(method, path, **arguments))
         return answers
 
@@ -156,7 +159,7 @@ async def test_of_two_bodies_sent_at_once_under_one_key_one_is_accepted_and_writ
 
     async def submit(prompt: str) -> tuple[str, int]:
         # Separate connections, so that both server processes answer.
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as fresh:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=ANSWER_SECONDS) as fresh:
             answer = await fresh.post(SUBMIT, json={"prompt": prompt}, headers={"Idempotency-Key": key})
         return prompt, answer.status_code
 
@@ -286,7 +289,7 @@ async def test_while_the_broker_is_paused_nothing_is_accepted_and_the_gateway_is
     topics = await gateway_topics(cluster.bootstrap_servers)
     settings = gateway_settings(cluster.bootstrap_servers, tmp_path / "g", topics, produce_deadline_seconds=1.5)
     with running_gateway(settings) as gateway:
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=ANSWER_SECONDS) as client:
             await wait_ready(client)
             headers = {"Idempotency-Key": "paused"}
             cluster.brokers[0].pause()
@@ -301,7 +304,7 @@ async def test_while_the_broker_is_paused_nothing_is_accepted_and_the_gateway_is
                 cluster.brokers[0].resume()
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_unavailable")
             assert "Idempotency-Key" in refused.json()["detail"]
-            assert waited_seconds < 4
+            assert waited_seconds < 4 * PATIENCE
             assert not unready.json()["parts"]["queue"]["ready"]
             assert unready.json()["parts"]["projection"]["ready"]
             # Not 404: another gateway may have accepted it.

@@ -11,7 +11,7 @@ from fluxpool_contract.header_names import TENANT
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.identity import new_key
 from fluxpool_gateway.settings import TenantLimits
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
+from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
 from kit.kafka import produce
 from kit.kafka_cluster import KafkaCluster
 from kit.token_issuer import Issuer
@@ -46,6 +46,7 @@ def gateway(kafka: KafkaCluster, topics: TopicNames, first_key: str, tmp_path: P
         tenant_limits={"acme": TenantLimits(outstanding=LIMIT)},
     )
     with running_gateway(settings) as started:
+        started.wait_ready()
         yield started
 
 
@@ -96,10 +97,10 @@ async def test_a_task_that_another_client_wrote_is_not_of_the_tenant_it_names(
     ):
 
         async def is_known() -> bool:
-            return (await default.get("v1/generations/foreign")).status_code == 200
+            return (await default.get("v1/generations/foreign")).is_success
 
         await wait_until(is_known, deadline_seconds=30, what="the foreign task as one of the tenant default")
-        assert (await acme.get("v1/generations/foreign")).status_code == 404
+        assert (await told(lambda: acme.get("v1/generations/foreign"))).status_code == 404
         own = (await acme.post("v1/generations", json={"prompt": "a fox"})).raise_for_status().json()["request_id"]
 
         async def has_own() -> bool:

@@ -1,12 +1,14 @@
 """A real gateway for tests: server and projector as processes, on unique topics."""
 
+import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
 from fluxpool_contract.kafka.connection import KafkaConnection
@@ -15,7 +17,8 @@ from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.settings import GatewaySettings
 from kit.http_probe import answers_ok
 from kit.kafka import create_topics, unique_name
-from kit.waiting import PATIENCE, wait_until_blocking
+from kit.processes import whole_lines
+from kit.waiting import PATIENCE, wait_until, wait_until_blocking
 from kit.warm_start import Program, start_program
 
 START_DEADLINE_SECONDS = 60.0
@@ -75,6 +78,17 @@ class GatewayProcess:
 
         wait_until_blocking(answers, deadline_seconds=START_DEADLINE_SECONDS, what="the gateway's first answer")
 
+    def wait_ready(self) -> None:
+        """Return once every server process accepts tasks; one that is ready says nothing of another."""
+
+        def all_ready() -> bool:
+            assert self.server.poll() is None, self.log()
+            lines = [json.loads(line) for line in whole_lines(self.log_path) if line.startswith("{")]
+            ready = [line for line in lines if line["event"] == "broker_readiness_changed" and line["failure"] is None]
+            return len(ready) >= self.settings.processes
+
+        wait_until_blocking(all_ready, deadline_seconds=START_DEADLINE_SECONDS, what="every process to know the topics")
+
     def stop(self) -> tuple[int, int]:
         """SIGTERM to both, as a kubelet does; returns the exit statuses of server and projector."""
         programs = (self.server, self.projector)
@@ -88,6 +102,20 @@ class GatewayProcess:
         for program in (self.server, self.projector):
             program.kill()
             program.wait()
+
+
+async def told(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """The first answer but 503: by that a gateway says that its projection is behind, as on a busy machine."""
+    answer: httpx.Response | None = None
+
+    async def is_told() -> bool:
+        nonlocal answer
+        answer = await ask()
+        return answer.status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+    await wait_until(is_told, deadline_seconds=START_DEADLINE_SECONDS, what="an answer of a gateway that can tell")
+    assert answer is not None
+    return answer
 
 
 async def gateway_topics(bootstrap_servers: str, *, task_partitions: int = 3) -> TopicNames:
@@ -108,6 +136,8 @@ def gateway_settings(bootstrap_servers: str, folder: Path, topics: TopicNames, *
             "topics": topics,
             "database_file": folder / "tasks.sqlite",
             "listen_port": 0,
+            # On a busy machine, acknowledgements are late.
+            "produce_deadline_seconds": 10.0 * PATIENCE,
             "address_file": folder / "address",
             **settings,
         }

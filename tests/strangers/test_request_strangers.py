@@ -15,10 +15,11 @@ from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics
 from kit.kafka import read_topic
 from kit.kafka_cluster import KafkaCluster
 from kit.strangers import StrangeRequest, strangers
+from kit.waiting import PATIENCE
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
-SECONDS = 20.0
+SECONDS = 20.0 * PATIENCE
 PLAIN = b'{"prompt": "a plain kite", "width": 64, "height": 64, "steps": 1}'
 
 
@@ -29,6 +30,7 @@ async def served(
     topics = await gateway_topics(kafka.bootstrap_servers, task_partitions=1)
     settings = gateway_settings(kafka.bootstrap_servers, tmp_path_factory.mktemp("gateway"), topics)
     with running_gateway(settings) as gateway:
+        gateway.wait_ready()
         yield gateway, topics
 
 
