@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from fluxpool_cli.local.loopback import HOST, free_port
+from fluxpool_cli.local.loopback import HOST
+from kit.ports import own_port
 from kit.tcp_proxy import Direction, TcpProxy
 from kit.waiting import wait_until
 
@@ -105,6 +106,7 @@ async def test_a_black_hole_keeps_connections_and_delivers_once_it_is_restored(
     clients[0].say(b"anybody?")
     newcomer = await connect(proxy)
     newcomer.say(b"hello?")
+    await wait_until(lambda: proxy.held_bytes[Direction.TO_SERVER] > 0, deadline_seconds=20, what="held words")
     with pytest.raises(TimeoutError):
         await clients[0].hear(1, within_seconds=SILENCE_SECONDS)
     assert proxy.held_bytes == {Direction.TO_SERVER: len(b"anybody?"), Direction.TO_CLIENT: 0}
@@ -172,5 +174,5 @@ async def test_a_reset_ends_open_connections_only(proxy: TcpProxy, clients: list
 
 
 async def test_a_dead_server_ends_the_clients_connection() -> None:
-    async with TcpProxy(free_port()) as proxy:
+    async with TcpProxy(own_port()) as proxy:
         await assert_reset(await connect(proxy))

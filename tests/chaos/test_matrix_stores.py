@@ -38,7 +38,9 @@ class Bucket:
 
     def stored_ids(self) -> list[str]:
         """The request id of every image."""
-        answer = httpx.get(f"{self.service.endpoint_url}/{self.name}", params={"list-type": "2"}, headers=AUTHORIZATION)
+        answer = httpx.get(
+            f"{self.service.endpoint_url}/{self.name}", params={"list-type": "2"}, headers=AUTHORIZATION, timeout=60
+        )
         answer.raise_for_status()
         return re.findall(r"<Key>[^<]*/([^</]+)/\d+\.png</Key>", answer.text)
 

@@ -17,7 +17,7 @@ from fluxpool_contract.messages.headers import parse_envelope
 from kit.chaos_invariants import PromiseWatch
 from kit.kafka import committed_offsets, produce
 from kit.releases import Release, release_of, releases_at_work, start_ready
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
@@ -105,7 +105,7 @@ async def test_a_task_that_crashed_one_release_is_generated_by_the_other_which_c
 ) -> None:
     victim = await start_ready(bench, first)
     async with PromiseWatch(bench) as watch:
-        await watch.submit(1, "seconds=5", partition=0, steps=50)
+        await watch.submit(1, f"seconds={5 * PATIENCE:g}", partition=0, steps=50)
         await wait_for_step(bench, "task-000")
         assert await releases_at_work(bench) == {first}
         victim.signal(signal.SIGKILL)

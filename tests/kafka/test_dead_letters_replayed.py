@@ -7,7 +7,7 @@ import pytest
 from fluxpool_contract.messages.derived import result_event_id
 from kit.command import Ended, fluxpool
 from kit.kafka import produce
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = pytest.mark.kafka
@@ -30,7 +30,9 @@ async def run(bench: WorkerBench, *arguments: str) -> Ended:
 async def test_a_corrected_replay_has_an_image_and_an_event_of_its_own(bootstrap_servers: str, tmp_path: Path) -> None:
     async with worker_bench(bootstrap_servers, tmp_path, model="stand-in", stand_in=True) as bench:
         await bench.start_ready()
-        await produce(bootstrap_servers, bench.topics.tasks, [(None, task_body("wide", width=100))])
+        # Its generation outlasts the command, whose resolution follows the record that it sends.
+        wide = task_body("wide", f"seconds={3 * PATIENCE:g}", width=100)
+        await produce(bootstrap_servers, bench.topics.tasks, [(None, wide)])
         [failed] = await bench.wait_results(1)
         assert failed["status"] == "failed"
 

@@ -11,7 +11,7 @@ from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.headers import format_time
 from kit.kafka import produce
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420), pytest.mark.asyncio(loop_scope="module")]
 
@@ -29,7 +29,7 @@ async def bench(bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory
     ) as bench:
         # Before any worker reads the topic.
         await cancel(bench, "early")
-        await bench.start_ready()
+        await bench.start_ready(**UNHURRIED)
         yield bench
 
 

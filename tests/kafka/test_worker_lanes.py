@@ -11,14 +11,14 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from kit.kafka import committed_offsets, produce, unique_name
-from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.waiting import PATIENCE, wait_until
+from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 EVENT_SECONDS = 90.0
 """For a rebalance or a commit on a busy machine."""
-LONG_TASK = ("seconds=30", 100)
+LONG_TASK = (f"seconds={max(30, 20 * PATIENCE):g}", 100)
 """Prompt and steps of a task that outlasts a rebalance on a busy machine."""
 
 
@@ -53,13 +53,15 @@ async def send_in_transaction(
 
 async def test_markers_behind_the_last_task_are_committed_and_leave_no_lag(bench: WorkerBench) -> None:
     topic = bench.topics.tasks
-    worker = await bench.start_ready()
+    worker = await bench.start_ready(**UNHURRIED)
     async with AIOKafkaProducer(
         bootstrap_servers=bench.bootstrap_servers, transactional_id=unique_name("tx")
     ) as producer:
         await send_in_transaction(producer, topic, [task_body("first")], partition=0)
         await bench.wait_committed({0: 2})
-        await send_in_transaction(producer, topic, [task_body("running", "seconds=8", steps=80)], partition=0)
+        await send_in_transaction(
+            producer, topic, [task_body("running", f"seconds={8 * PATIENCE:g}", steps=80)], partition=0
+        )
         await wait_for_step(bench, "running")
         await send_in_transaction(producer, topic, [task_body("never")], partition=0, aborted=True)
         # No readable record was ever sent here.
@@ -76,7 +78,7 @@ async def test_markers_behind_the_last_task_are_committed_and_leave_no_lag(bench
 
 
 async def test_a_draining_worker_leaves_lanes_without_a_task_in_flight_at_once(bench: WorkerBench) -> None:
-    workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    workers = await asyncio.gather(bench.start_ready(**UNHURRIED), bench.start_ready(**UNHURRIED))
     shares = {"vip": [[], [0]], "standard": [[0], [1]]}
     await wait_until(
         lambda: shares == {lane: sorted(partitions_of(worker, lane) for worker in workers) for lane in shares},

@@ -77,7 +77,7 @@ async def logged_losses(worker: WorkerProcess) -> list[tuple[int, int]]:
 
 
 async def counted_losses(worker: WorkerProcess) -> str:
-    async with httpx.AsyncClient(base_url=worker.health_url) as client:
+    async with httpx.AsyncClient(base_url=worker.health_url, timeout=60) as client:
         metrics = (await client.get("/metrics")).text
     [line] = [line for line in metrics.splitlines() if line.startswith('fluxpool_records_lost_total{lane="standard"}')]
     return line.rpartition(" ")[2]

@@ -21,7 +21,7 @@ from fluxpool_transport.kafka.batch_decompression import MAX_BATCH_BYTES
 from fluxpool_transport.lag.group_offsets import MemberlessOffsets, StoredOffset
 from kit.kafka import TopicRecord, committed_offsets, create_topics, produce
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, task_body, worker_bench
+from kit.worker import UNHURRIED, WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -273,9 +273,9 @@ async def test_retries_are_relayed_once_while_the_relay_moves(
             body = [(None, task_body(f"retry-{number}", steps=1))]
             await produce(bench.bootstrap_servers, bench.topics.retry[0], body, partition=number % 2, headers=headers)
 
-    first = await bench.start_ready()
+    first = await bench.start_ready(**UNHURRIED)
     await put(0, 1)
-    second = await bench.start_ready()
+    second = await bench.start_ready(**UNHURRIED)
     await put(2, 3)
     first.signal(signal.SIGTERM)
     await first.wait_exit(60)

@@ -9,13 +9,13 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from fluxpool_contract.settings.worker import Lane
 from kit.kafka import TopicRecord, create_topics, produce
-from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.waiting import PATIENCE, wait_until
+from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 PARTITIONS = 4
-DELAY = "6s"
+DELAY = f"{6 * PATIENCE:g}s"
 """Much longer than the interval of readings, so that also a slow machine has read what was sent before it."""
 ENDLESS = "seconds=600"
 
@@ -81,7 +81,7 @@ async def relayed(bench: WorkerBench, topic: str, *names: str) -> list[TopicReco
 
 
 async def test_a_task_returns_to_the_emptiest_partition_of_the_worker_with_least_work(bench: WorkerBench) -> None:
-    workers = await asyncio.gather(bench.start_ready(), bench.start_ready())
+    workers = await asyncio.gather(bench.start_ready(**UNHURRIED), bench.start_ready(**UNHURRIED))
     busy, idle = await owned(*workers)
     tasks, key = bench.topics.tasks, key_of(busy[0])
     await load(bench, "load", 8, partition=busy[0])

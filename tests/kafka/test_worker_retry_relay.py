@@ -26,11 +26,12 @@ from fluxpool_worker.agent.task.holds import Holds
 from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import ReliablePublisher
 from kit.kafka import create_topics, produce
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(90)]
 
-OBSERVED_SECONDS = 2.0
+DELAY_SECONDS = PATIENCE
+OBSERVED_SECONDS = 2 * DELAY_SECONDS
 BUSY_SHARE = 0.5
 """Of one core: a loop that does not wait takes all of it; a relay at rest takes next to nothing."""
 
@@ -42,13 +43,13 @@ async def nothing_is_undeliverable(record: ConsumerRecord, failure: Failure) -> 
 
 def settings_of(bootstrap_servers: str, folder: Path) -> WorkerSettings:
     name = f"relay-{uuid.uuid4().hex[:8]}"
-    topics = TopicNames(tasks=f"{name}-tasks", retry=(f"{name}-retry-1s",))
+    topics = TopicNames(tasks=f"{name}-tasks", retry=(f"{name}-retry",))
     return WorkerSettings(
         kafka=KafkaConnection(bootstrap_servers=(bootstrap_servers,)),
         storage=StorageSettings(url=folder.as_uri()),
         model=ModelSettings(id="none"),
         topics=topics,
-        retry_delays=("1s",),
+        retry_delays=(f"{DELAY_SECONDS:g}s",),
         consumer_group=f"{name}-workers",
         lanes=(Lane(name="standard", topic=topics.tasks),),
     )
@@ -107,7 +108,7 @@ async def test_due_retries_wait_for_a_rebalance_and_leave_the_event_loop_to_it(
         await due_retries(settings, [b"before"])
         await wait_until(lambda: len(relayed) == 1, deadline_seconds=30, what="the first retry to be relayed")
 
-        await due_retries(settings, [b"during"])  # due after its delay of 1 s: in the middle of the rebalance
+        await due_retries(settings, [b"during"])  # due after its delay: in the middle of the rebalance
         await duty.revoked()
         began = time.process_time()
         await asyncio.sleep(OBSERVED_SECONDS)

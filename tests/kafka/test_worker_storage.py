@@ -20,7 +20,7 @@ from fluxpool_worker.image_parameters import read_parameters
 from kit.kafka import produce, unique_name
 from kit.s3 import S3Service, running_s3
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
+from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.asyncio(loop_scope="module")]
 
@@ -51,11 +51,11 @@ class Bucket:
 
     def write(self, key: str, payload: bytes) -> None:
         url = f"{self.service.endpoint_url}/{self.name}/{PREFIX}{key}"
-        httpx.put(url, content=payload, headers=AUTHORIZATION).raise_for_status()
+        httpx.put(url, content=payload, headers=AUTHORIZATION, timeout=60).raise_for_status()
 
     def keys(self) -> list[str]:
         query = {"list-type": "2"}
-        answer = httpx.get(f"{self.service.endpoint_url}/{self.name}", params=query, headers=AUTHORIZATION)
+        answer = httpx.get(f"{self.service.endpoint_url}/{self.name}", params=query, headers=AUTHORIZATION, timeout=60)
         answer.raise_for_status()
         return sorted(re.findall(f"<Key>{PREFIX}([^<]*)</Key>", answer.text))
 
@@ -82,7 +82,7 @@ async def bench(
     """One worker for the tests that need no other settings."""
     folder = tmp_path_factory.mktemp("bench")
     async with worker_bench(bootstrap_servers, folder, model="stand-in", partitions=1, stand_in=True) as bench:
-        await bench.start_ready(storage=bucket.settings)
+        await bench.start_ready(storage=bucket.settings, **UNHURRIED)
         yield bench
 
 
@@ -186,7 +186,7 @@ async def test_while_the_store_is_unavailable_tasks_wait_and_use_up_no_attempt(
     assert "storage.endpoint_url" in held["error"]
     assert await bench.results() == known
     assert (await bench.committed()).get(0, 0) <= end - len(ids)
-    async with httpx.AsyncClient(base_url=worker.health_url) as client:
+    async with httpx.AsyncClient(base_url=worker.health_url, timeout=60) as client:
         assert (await client.get("/readyz")).status_code == 200, "pods that are not ready would be removed first"
         assert 'fluxpool_held{cause="object-store"} 1.0' in (await client.get("/metrics")).text
 

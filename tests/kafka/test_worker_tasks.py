@@ -19,7 +19,7 @@ from fluxpool_contract.messages.derived import derive_seed
 from fluxpool_worker.image_parameters import read_parameters
 from kit.kafka import TopicRecord, produce
 from kit.waiting import wait_until
-from kit.worker import LOOK_SECONDS, WorkerBench, task_body, worker_bench
+from kit.worker import LOOK_SECONDS, UNHURRIED, WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600), pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,7 +35,7 @@ async def bench(
     bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
 ) -> AsyncIterator[WorkerBench]:
     async with worker_bench(bootstrap_servers, tmp_path_factory.mktemp("bench"), model=str(tiny_checkpoint)) as bench:
-        await bench.start_ready()
+        await bench.start_ready(**UNHURRIED)
         yield bench
 
 
@@ -260,7 +260,7 @@ async def test_a_malformed_header_is_named(bench: WorkerBench) -> None:
 async def test_metrics_and_probes_show_the_tasks(bench: WorkerBench) -> None:
     await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("counted"))])
     await result_of(bench, "counted")
-    async with httpx.AsyncClient(base_url=bench.workers[0].health_url) as client:
+    async with httpx.AsyncClient(base_url=bench.workers[0].health_url, timeout=60) as client:
         assert (await client.get("/healthz")).status_code == 200
 
         async def counted() -> bool:

@@ -14,6 +14,8 @@ from fluxpool_contract.settings.worker import StorageSettings
 
 HOST: Final = "127.0.0.1"
 _KEY: Final = "testing"
+_ANSWER_SECONDS: Final = 60.0
+"""It runs in threads of the tests' process; httpx would give up after five seconds."""
 _PLAIN: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For requests without TLS: httpx would load the authorities of public certificates for each, 35 ms of a core."""
 
@@ -44,20 +46,24 @@ class S3Service:
 
     def create_bucket(self, name: str) -> None:
         """Create an empty bucket."""
-        httpx.put(f"{self.endpoint_url}/{name}", verify=_PLAIN).raise_for_status()
+        httpx.put(f"{self.endpoint_url}/{name}", verify=_PLAIN, timeout=_ANSWER_SECONDS).raise_for_status()
 
     def read(self, bucket: str, key: str) -> httpx.Response:
         """Get an object without the product's code, headers included."""
         # moto asks for a signature of private objects but does not check it.
         unchecked = {"Authorization": f"AWS {_KEY}:unchecked"}
-        return httpx.get(f"{self.endpoint_url}/{bucket}/{key}", headers=unchecked, verify=_PLAIN)
+        return httpx.get(
+            f"{self.endpoint_url}/{bucket}/{key}", headers=unchecked, verify=_PLAIN, timeout=_ANSWER_SECONDS
+        )
 
     def keys(self, bucket: str, *, prefix: str = "") -> list[str]:
         """Keys of all objects that begin so, in order."""
         found: list[str] = []
         query = {"list-type": "2", "prefix": prefix}
         while True:
-            listed = httpx.get(f"{self.endpoint_url}/{bucket}", params=query, verify=_PLAIN).raise_for_status()
+            listed = httpx.get(
+                f"{self.endpoint_url}/{bucket}", params=query, verify=_PLAIN, timeout=_ANSWER_SECONDS
+            ).raise_for_status()
             found += re.findall(r"<Key>([^<]*)</Key>", listed.text)
             token = re.search(r"<NextContinuationToken>([^<]*)<", listed.text)
             if token is None:
