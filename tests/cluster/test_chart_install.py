@@ -246,8 +246,11 @@ async def test_helm_test_succeeds_and_leaves_nothing(checked: Checked, cluster_w
         printed = await checked.release.test()
     assert "Phase:          Succeeded" in printed
     await checked.release.uninstall()
-    # The pod of a successful check was deleted.
-    assert not any("self-check" in found for found in await checked.release.objects())
+
+    async def check_is_gone() -> bool:
+        return not any("self-check" in found for found in await checked.release.objects())
+
+    await wait_until(check_is_gone, deadline_seconds=30, what="the end of the pod of a successful check")
     assert await checked.release.cluster_objects() == set()
 
 

@@ -101,7 +101,12 @@ async def test_a_tainted_node_takes_only_pods_that_tolerate_it(api: KubernetesAp
             return is_ready(await get_pod(api, namespace, "guest"))
 
         await wait_until(guest_ready, deadline_seconds=30, what="the guest")
-        assert condition(await get_pod(api, namespace, "stranger"), "PodScheduled")["reason"] == "Unschedulable"
+
+        async def stranger_refused() -> bool:
+            stranger = await get_pod(api, namespace, "stranger")
+            return condition(stranger, "PodScheduled").get("reason") == "Unschedulable"
+
+        await wait_until(stranger_refused, deadline_seconds=30, what="the refusal of the stranger")
 
 
 async def test_a_fake_nodes_lease_is_renewed_and_the_node_stays_ready(api: KubernetesApi) -> None:

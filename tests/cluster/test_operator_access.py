@@ -8,7 +8,7 @@ import pytest
 from kit.control_plane import ControlPlane
 from kit.manifests import wait_exists, wait_gone
 from kit.operator_bench import OPERATOR, OperatorBench
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -84,7 +84,7 @@ async def _visit_everything(fluxpool: OperatorBench) -> None:
     await fluxpool.wait_pods(2)
     await wait_exists(fluxpool.bench.api, path)
     # Scale-in while one of them is busy: idle ones are marked.
-    await fluxpool.produce(1, seconds=8)
+    await fluxpool.produce(1, seconds=8 * PATIENCE)
     await fluxpool.wait_busy()
     await fluxpool.patch("standard", {"scaling": {"minReplicas": 1}})
     await fluxpool.wait_replicas(1)

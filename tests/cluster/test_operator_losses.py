@@ -8,6 +8,7 @@ from kit.kafka import unique_name
 from kit.kubernetes_node import NodeSpec
 from kit.node_bench import Bench
 from kit.operator_bench import GPU, WORKER_IMAGE, OperatorBench, worker_image
+from kit.waiting import PATIENCE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_operator")]
 
@@ -64,7 +65,7 @@ async def test_twenty_scale_ins_remove_no_busy_worker_and_lose_no_task(fluxpool:
     ids: list[str] = []
     for number in range(SCALE_INS):
         # One task keeps one worker busy, and the others are idle.
-        ids += await fluxpool.produce(1, seconds=4, start=number, partition=number % 3)
+        ids += await fluxpool.produce(1, seconds=4 * PATIENCE, start=number, partition=number % 3)
         busy = await fluxpool.wait_busy()
         pods = await fluxpool.pod_names()
         await fluxpool.patch("standard", {"replicas": 2})

@@ -90,17 +90,14 @@ async def test_replicas_are_held_while_kafka_is_unavailable_and_then_follow_the_
         # Longer than the idle grace and the cool-down together: an unknown lag is not idle.
         await asyncio.sleep(8)
         assert (await own.deployment())["spec"]["replicas"] == 3
+        await own.wait_events("LagUnavailable")
         assert [reason for _, reason, _ in await own.events()].count("LagUnavailable") == 1
         await kafka.brokers[0].start()
         await kafka.wait_ready()
         await own.wait_condition("LagAvailable", "True")
-
-        async def reported() -> list[str]:
-            reasons = [reason for _, reason, _ in await own.events()]
-            return reasons if "LagRestored" in reasons else []
-
         # The event follows the condition.
-        reasons = await wait_until(reported, deadline_seconds=30, what="the event about the lag")
+        await own.wait_events("LagRestored")
+        reasons = [reason for _, reason, _ in await own.events()]
         assert [reasons.count(reason) for reason in ("LagUnavailable", "LagRestored")] == [1, 1]
         await own.produce(30, start=30)
         await own.wait_replicas(6)
@@ -112,7 +109,8 @@ async def test_without_enough_gpus_replicas_do_not_grow_and_a_new_node_helps(flu
         await fluxpool.apply(fluxpool.pool(scaling__maxReplicas=8, **nodes.placement))
         await fluxpool.produce(80)
         await fluxpool.wait_condition("ScalingLimited", "True", reason="CapacityShort")
-        assert (await fluxpool.get())["status"]["plan"]["requiredReplicas"] == 8
+        # It may be limited before it has read all lag.
+        await fluxpool.wait_pool("the plan", lambda pool: pool["status"]["plan"]["requiredReplicas"] == 8)
         ready = await fluxpool.wait_condition("Ready", "False", reason="PodsUnschedulable")
         assert "Insufficient nvidia.com/gpu" in ready["message"]
         asked = (await fluxpool.deployment())["spec"]["replicas"]

@@ -173,11 +173,16 @@ async def test_unsupported_fields_are_refused_by_name_and_nothing_runs(bench: Be
     found = await bench.wait_waiting("refused", "UnsupportedPodSpec")
     assert found["status"]["phase"] == "Pending"
     assert bench.node.container_pid(bench.namespace, "refused", "main") is None
-    events = await events_of(bench.api, bench.namespace, "refused")
-    assert any(
-        reason == "UnsupportedPodSpec" and "spec.volumes[disk].persistentVolumeClaim" in message
-        for reason, message in events
-    )
+
+    async def told() -> bool:
+        events = await events_of(bench.api, bench.namespace, "refused")
+        return any(
+            reason == "UnsupportedPodSpec" and "spec.volumes[disk].persistentVolumeClaim" in message
+            for reason, message in events
+        )
+
+    # The event follows the status.
+    await wait_until(told, deadline_seconds=20, what="an event about the volume")
 
 
 async def test_events_name_ignored_fields_and_the_output_file(bench: Bench) -> None:

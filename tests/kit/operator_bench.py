@@ -398,6 +398,14 @@ class OperatorBench(PoolTasks):
         ordered = sorted(listed["items"], key=lambda event: event["metadata"]["creationTimestamp"])
         return [(event["type"], event["reason"], event["message"]) for event in ordered]
 
+    async def wait_events(self, reason: str, *, name: str = "standard") -> None:
+        """Wait until a pool has an Event with that reason; it follows what it tells of."""
+
+        async def told() -> bool:
+            return reason in [found for _, found, _ in await self.events(name)]
+
+        await wait_until(told, deadline_seconds=30, what=f"an event {reason} of {name}")
+
     async def clean_up(self) -> None:
         """Remove this test's release and pools, if they still exist; pods are removed with the node."""
         await asyncio.to_thread(self.reader.close)
