@@ -23,7 +23,7 @@ from fluxpool_worker.image_parameters import png_with_text
 from fluxpool_worker.marks import XMP_PNG_KEYWORD, DigitalSourceType, xmp_packet
 from fluxpool_worker.marks.signing import FileSigner
 from kit.signing_keys import SigningKey, make_signing_key
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
 FORMATS = pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 TRAINED = DigitalSourceType.TRAINED_ALGORITHMIC_MEDIA
@@ -149,7 +149,7 @@ def test_a_changed_picture_is_invalid(
 
 
 async def test_an_expired_certificate_is_told_from_a_change(verify: Callable[..., Verified], tmp_path: Path) -> None:
-    short = make_signing_key(valid_until=timedelta(seconds=3))
+    short = make_signing_key(valid_until=timedelta(seconds=3 * PATIENCE))
     file = save(tmp_path, sign(encoded(), short, tmp_path))
 
     await wait_until(

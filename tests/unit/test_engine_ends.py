@@ -103,7 +103,7 @@ def test_the_engine_dies_with_its_agent_even_on_sigkill(tmp_path: Path) -> None:
             ours.recv(1)  # ready, so the engine has asked the kernel to be killed
             agent.kill()
             # Our end of the socket stays open: it is the parent's death that ends the engine here.
-            gone, _, _ = select.select([engine_descriptor], [], [], 5)
+            gone, _, _ = select.select([engine_descriptor], [], [], DEADLINE_SECONDS)
         os.close(engine_descriptor)
     assert gone
 

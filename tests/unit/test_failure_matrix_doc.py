@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kit.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 MATRIX = ROOT / "docs" / "failure-matrix.md"
 TEST_ID = re.compile(r"`(tests/[\w/]+\.py::[^`]+)`")
-COLLECT_SECONDS = 150
+COLLECT_SECONDS = 150 * PATIENCE
 COLLECT = """
 import json, sys
 import pytest
