@@ -15,7 +15,7 @@ from fluxpool_contract.header_names import TYPE_REQUESTED
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.derived import idempotent_request_id
-from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway
+from kit.gateway_process import GatewayProcess, gateway_settings, gateway_topics, running_gateway, told
 from kit.kafka import KafkaFactory, TopicRecord, read_topic
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import PATIENCE, wait_until
@@ -329,13 +329,13 @@ async def test_equal_puts_at_once_to_both_processes_are_one_record(
     path = f"{SUBMIT}/{request_id}"
     # A connection of its own for each request: the kernel then spreads them over the processes.
     limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30, limits=limits) as spread:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=ANSWER_SECONDS, limits=limits) as spread:
         answers = await asyncio.gather(*(spread.put(path, json={"prompt": "a fox"}) for _ in range(40)))
         assert sorted(answer.status_code for answer in answers) == [200] * 39 + [202]
         assert (await spread.put(path, json={"prompt": "a cat"})).status_code == 409
     records = await record_of(gateway.settings.topics, kafka.bootstrap_servers, request_id)
     assert [json.loads(record.value or b"")["prompt"] for record in records] == ["a fox"]
-    assert (await client.get(path)).json()["request_id"] == request_id
+    assert (await told(lambda: client.get(path))).json()["request_id"] == request_id
 
 
 async def test_a_batch_is_a_record_for_each_request_and_its_repeat_none(
@@ -349,7 +349,8 @@ async def test_a_batch_is_a_record_for_each_request_and_its_repeat_none(
     assert (answer.status_code, answer.json()["accepted"]) == (202, 256), answer.text
     again = await client.post(f"{SUBMIT}/batch", json={"requests": requests})
     assert again.json() == answer.json()
-    assert (await client.get(f"v1/groups/{group}")).json()["counts"]["queued"] == 256
+    counted = await told(lambda: client.get(f"v1/groups/{group}"))
+    assert counted.json()["counts"]["queued"] == 256
     records = [
         json.loads(record.value or b"")
         for record in await read_topic(kafka.bootstrap_servers, gateway.settings.topics.tasks)
