@@ -43,7 +43,7 @@ async def test_a_deployment_rolls_out_and_every_pod_serves_the_same_port_at_its_
     rollout = ("-n", bench.namespace, "rollout")
     await bench.control_plane.kubectl(*rollout, "status", "deployment/web", "--timeout=60s")
     before = await pods_of(bench.api, bench.namespace)
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         answers = {(await client.get(f"http://{one['status']['podIP']}:8080/")).text for one in before}
     assert answers == {one["metadata"]["name"] for one in before}
     await bench.control_plane.kubectl(*rollout, "restart", "deployment/web")

@@ -13,9 +13,10 @@ from typing import Any, Self
 import httpx
 
 from kit.control_plane_credentials import ClientLogin
+from kit.waiting import PATIENCE
 
 Body = dict[str, Any]
-_REQUEST_SECONDS = 15.0
+_REQUEST_SECONDS = 15.0 * PATIENCE
 # The server ends a watch after this long and the watcher lists again; longer only hides watches that went silent.
 _WATCH_SECONDS = 240
 
