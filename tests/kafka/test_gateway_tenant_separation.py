@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -116,10 +117,12 @@ async def test_a_gateway_without_keys_serves_the_tokens_of_its_issuer(
     async with Issuer().serving() as issuer:
         settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2, oidc=issuer.settings())
         with running_gateway(settings) as gateway:
+            gateway.wait_ready()
             async with client(gateway, issuer.token()) as acme, client(gateway, issuer.token(tenant="b")) as other:
                 accepted = (await acme.post("v1/generations", json={"prompt": "a fox"})).raise_for_status().json()
                 path = f"v1/generations/{accepted['request_id']}"
-                assert [(await caller.get(path)).status_code for caller in (acme, other)] == [200, 404]
+                answers = [await told(partial(caller.get, path)) for caller in (acme, other)]
+                assert [answer.status_code for answer in answers] == [200, 404]
                 assert (await acme.get("v1/keys")).status_code == 403
             async with client(gateway, "fp_" + "0" * 12) as stranger:
                 assert (await stranger.get(path)).status_code == 401
