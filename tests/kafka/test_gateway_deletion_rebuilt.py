@@ -13,7 +13,7 @@ from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_transport.storage.object_store import open_object_store
 from fluxpool_transport.storage.task_objects import claim_task, store_image
-from kit.gateway_process import gateway_settings, gateway_topics, running_gateway
+from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, told
 from kit.kafka import produce
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
@@ -44,6 +44,11 @@ async def has_status(client: httpx.AsyncClient, request_id: str, status: int | s
     await wait_until(reached, deadline_seconds=60, what=f"{request_id} {status}")
 
 
+async def all_tasks_projected(client: httpx.AsyncClient) -> None:
+    """Return once the store has every task: a result is projected apart from its task, maybe before it."""
+    assert (await told(lambda: client.get("v1/generations/none"))).status_code == 404
+
+
 async def test_a_deleted_task_stays_deleted_in_a_rebuild_of_the_store(kafka: KafkaCluster, tmp_path: Path) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
     settings = gateway_settings(kafka.bootstrap_servers, tmp_path, topics)
@@ -72,6 +77,7 @@ async def test_a_deleted_task_stays_deleted_in_a_rebuild_of_the_store(kafka: Kaf
             assert (await client.get(f"v1/generations/{kept}")).status_code == 200
             images = [file.parent.name for file in (tmp_path / "images").rglob("*.png")]
             assert images == [kept]
+            await all_tasks_projected(client)
     before = rows(settings)
     assert len(before) == 2
     assert sum(PROMPT in str(row) for row in before) == 1
@@ -82,5 +88,6 @@ async def test_a_deleted_task_stays_deleted_in_a_rebuild_of_the_store(kafka: Kaf
             await has_status(client, kept, "succeeded")
             await has_status(client, deleted, 410)
             assert (await client.delete(f"v1/generations/{deleted}")).status_code == 204
+            await all_tasks_projected(client)
 
     assert rows(settings) == before

@@ -13,7 +13,6 @@ from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from kit.event_streams import EventReader, reading
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway, start_gateway
 from kit.kafka import produce
-from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
@@ -29,12 +28,7 @@ async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerB
 async def gateway(bench: WorkerBench, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
     settings = gateway_settings(bench.bootstrap_servers, tmp_path / "gateway", bench.topics, processes=2)
     with running_gateway(settings) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=90) as client:
-
-            async def ready() -> bool:
-                return (await client.get("readyz")).status_code == 200
-
-            await wait_until(ready, deadline_seconds=60, what="readiness")
+        running.wait_ready()
         yield running
 
 

@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fluxpool_gateway.http.protocol import BoundedHttpProtocol
+from kit.waiting import PATIENCE
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class EventReader:
 
     async def next(self, *, deadline_seconds: float = 30) -> Event | None:
         """The next event; None at the end of the response."""
-        async with asyncio.timeout(deadline_seconds):
+        async with asyncio.timeout(PATIENCE * deadline_seconds):
             while True:
                 block, end, rest = self._rest.partition(b"\n\n")
                 if not end:
