@@ -5,14 +5,12 @@ import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 
 from fluxpool_client import AsyncClient, TaskStatus
 from fluxpool_contract.settings.worker import StorageSettings
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
-from kit.waiting import wait_until
 from kit.worker import WorkerBench, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -32,12 +30,7 @@ async def gateway(bench: WorkerBench, tmp_path: Path) -> AsyncIterator[GatewayPr
     storage = StorageSettings(url=bench.images.as_uri())
     settings = gateway_settings(bench.bootstrap_servers, tmp_path / "gateway", bench.topics, storage=storage)
     with running_gateway(settings) as running:
-        async with httpx.AsyncClient(base_url=running.url) as plain:
-
-            async def ready() -> bool:
-                return (await plain.get("readyz")).status_code == 200
-
-            await wait_until(ready, deadline_seconds=30, what="readiness")
+        running.wait_ready()
         yield running
 
 

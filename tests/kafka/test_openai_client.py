@@ -37,12 +37,7 @@ async def gateway(bench: WorkerBench, tmp_path: Path) -> AsyncIterator[GatewayPr
     storage = StorageSettings(url=bench.images.as_uri())
     settings = gateway_settings(bench.bootstrap_servers, tmp_path / "gateway", bench.topics, storage=storage)
     with running_gateway(settings) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=10) as plain:
-
-            async def ready() -> bool:
-                return (await plain.get("readyz")).status_code == 200
-
-            await wait_until(ready, deadline_seconds=30, what="readiness")
+        running.wait_ready()
         yield running
 
 
