@@ -25,7 +25,8 @@ PROMPT = "the secret fox"
 
 def rows(settings: GatewaySettings) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(settings.database_file)) as connection:
-        return connection.execute("SELECT * FROM task ORDER BY request_id").fetchall()
+        # The last column is the number of the change, which depends on the batches.
+        return [row[:-1] for row in connection.execute("SELECT * FROM task ORDER BY request_id")]
 
 
 def lose_store(settings: GatewaySettings) -> None:

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
-from kit.event_streams import EventReader, reading
+from fluxpool_gateway.store.task_list import ChangePlace
+from kit.event_streams import Event, EventReader, reading
 from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway, start_gateway
 from kit.kafka import produce
 from kit.worker import WorkerBench, task_body, worker_bench
@@ -69,6 +70,45 @@ async def test_a_client_follows_a_real_task_over_killed_servers_and_a_killed_pro
     assert ids == sorted(set(ids))
     steps = [event.data["progress"]["step"] for event in events if event.name == "progress"]
     assert steps == sorted(set(steps)), "no step twice, and none before a later one"
+
+
+async def test_every_end_is_told_once_over_killed_servers_and_a_killed_projector(
+    bench: WorkerBench, gateway: GatewayProcess
+) -> None:
+    await bench.start_ready()
+    sent: list[str] = []
+    ends: list[Event] = []
+
+    async def read(path: str, *, tasks: int, until_ends: int, known: str | None) -> None:
+        """Send tasks, and read until so many have ended in all."""
+        headers = {} if known is None else {"last_event_id": known}
+        async with (
+            httpx.AsyncClient(base_url=gateway.url, timeout=90) as client,
+            reading(client, path, **headers) as reader,
+        ):
+            if known is None:
+                assert (await reader.next() or Event()).name == "snapshot"
+            names = [f"task-{len(sent) + number}" for number in range(tasks)]
+            sent.extend(names)
+            bodies = [(None, task_body(name, "a fox", group_id="all")) for name in names]
+            await produce(bench.bootstrap_servers, bench.topics.tasks, bodies)
+            while len(ends) < until_ends:
+                event = await reader.next(deadline_seconds=120)
+                assert event is not None
+                ends.append(event)
+
+    path = "v1/events?group_id=all&status=succeeded&status=failed"
+    await read(path, tasks=4, until_ends=2, known=None)
+    for pid in gateway.servers():
+        os.kill(pid, signal.SIGKILL)
+    await asyncio.to_thread(gateway.wait_listening)
+    await read(path, tasks=4, until_ends=6, known=ends[-1].id)
+    gateway.restart_projector()
+    await read(path, tasks=4, until_ends=12, known=ends[-1].id)
+    assert [event.name for event in ends] == ["succeeded"] * 12
+    assert sorted(event.data["request_id"] for event in ends) == sorted(sent)
+    places = [ChangePlace.parse(event.id or "").number for event in ends]
+    assert places == sorted(set(places))
 
 
 async def test_sigterm_tells_readers_and_ends_the_server(bench: WorkerBench, gateway: GatewayProcess) -> None:

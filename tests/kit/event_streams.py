@@ -3,8 +3,9 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self, cast
 
 import httpx
@@ -12,6 +13,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from fluxpool_gateway.http.protocol import BoundedHttpProtocol
+from fluxpool_gateway.http.request_context import STOPPING
+from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.waiting import PATIENCE
 
 
@@ -174,3 +177,36 @@ async def serving(application: Any, state: dict[str, Any] | None = None) -> Asyn
             cast("asyncio.WriteTransport", connection.transport).abort()
         # Their applications end by themselves; nothing of a test outlives it.
         await asyncio.gather(*servers.tasks, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class Listening:
+    """A gateway of two processes that share a store, each with a client over sockets."""
+
+    gateway: Gateway
+    one: httpx.AsyncClient
+    two: httpx.AsyncClient
+    server: Server
+
+    async def readers(self) -> float:
+        """How many the metrics of the first process tell."""
+        text = (await self.one.get("/metrics")).text
+        (line,) = (line for line in text.splitlines() if line.startswith("fluxpool_event_stream_readers{"))
+        return float(line.rpartition(" ")[2])
+
+
+@asynccontextmanager
+async def listening_gateway(folder: Path) -> AsyncIterator[Listening]:
+    """Run it for a block; a process has places for three readers, and for two of one tenant."""
+    settings = keyed_settings(folder).model_copy(update={"event_streams": 3, "event_streams_of_tenant": 2})
+    async with keyed_gateway(settings) as gateway, AsyncExitStack() as stack:
+        clients, servers = [], []
+        for replica in (gateway.one, gateway.two):
+            state = {STOPPING: replica.app.state.services.stopping}
+            servers.append(await stack.enter_async_context(serving(replica.app, state)))
+            client = httpx.AsyncClient(
+                base_url=servers[-1].url, headers={"authorization": f"Bearer {gateway.admin}"}, timeout=60
+            )
+            clients.append(await stack.enter_async_context(client))
+        one, two = clients
+        yield Listening(gateway, one, two, servers[0])

@@ -37,7 +37,7 @@ from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.producer import DeliveryError
-from fluxpool_gateway.tasks.waiting import TaskWaits
+from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
@@ -227,6 +227,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             signer=open_signer(settings),
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
+            tenant_waits=StoreWaits(group, store.latest_changes),
             canceling=Canceling(producer=records, topic=TopicNames().control),
             deleting=Deleting(producer=records, topic=TopicNames().results, objects=objects, tenant_secret=secret),
             stopping=asyncio.Event(),

@@ -160,15 +160,31 @@ async def assert_events(gateway: Gateway, path: str, shown: str) -> None:
         tenant="default", step=15, total_steps=28,
     )  # fmt: skip
     changes = iter((step, succeeded("fox-2", "default")))
-    async with serving(gateway.one.app) as server, httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-        async with reading(client, path, authorization=f"Bearer {gateway.admin}") as reader:
-            while (event := await reader.next()) is not None:
-                wanted = expected.events[len(reader.events) - 1]
-                assert (event.name, event.id) == (wanted.name, wanted.id)
-                assert {name: event.data[name] for name in wanted.data} == wanted.data
-                if (change := next(changes, None)) is not None:
-                    gateway.project(change)
-        assert (len(reader.events), reader.retry) == (len(expected.events), expected.retry)
+    async with (
+        serving(gateway.one.app) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=60) as client,
+        reading(client, path, authorization=f"Bearer {gateway.admin}") as reader,
+    ):
+        for wanted in expected.events:
+            event = await reader.next()
+            assert event is not None
+            # Those of changes are of the store, which is made by the test.
+            assert (event.name, event.id if wanted.id else None) == (wanted.name, wanted.id)
+            assert has_all(event.data, wanted.data), event.data
+            if (change := next(changes, None)) is not None:
+                gateway.project(change)
+        assert reader.retry == expected.retry
+        if "fox-2" in path:
+            assert await reader.next() is None
+
+
+def has_all(found: Any, shown: Any) -> bool:
+    """Whether everything shown is there."""
+    if isinstance(shown, dict):
+        return all(name in found and has_all(found[name], value) for name, value in shown.items())
+    if isinstance(shown, list):
+        return len(found) == len(shown) and all(map(has_all, found, shown))
+    return bool(found == shown)
 
 
 def without_varying(value: Any) -> Any:
@@ -178,7 +194,7 @@ def without_varying(value: Any) -> Any:
 @pytest.mark.parametrize(("words", "shown"), [pytest.param(*example, id=example[0][-1][:60]) for example in examples()])
 async def test_an_example_is_answered_as_shown(gateway: Gateway, words: list[str], shown: Any) -> None:
     if isinstance(shown, str):
-        await assert_events(gateway, urlsplit(words[-1]).path, shown)
+        await assert_events(gateway, words[-1].removeprefix("http://127.0.0.1:8000"), shown)
         return
     answer = await sent(gateway, request_of(words))
     if shown is None:

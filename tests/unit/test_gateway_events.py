@@ -3,18 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 
-from fluxpool_gateway.http.request_context import STOPPING
 from fluxpool_gateway.live.routes import accepts_events
 from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskSeen, TaskStatus
-from kit.event_streams import EventReader, Server, reading, serving
-from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings, succeeded
+from kit.event_streams import EventReader, Listening, listening_gateway, reading
+from kit.keyed_gateway import key_id, succeeded
 from kit.waiting import wait_until
 
 STATE = "/v1/generations/r-1"
@@ -30,37 +26,11 @@ def step(number: int | None, *, attempt: int = 1) -> ProgressSeen:
     )  # fmt: skip
 
 
-@dataclass(slots=True)
-class Listening:
-    """A gateway of two processes that share a store, each with a client over sockets."""
-
-    gateway: Gateway
-    one: httpx.AsyncClient
-    two: httpx.AsyncClient
-    server: Server
-
-    async def readers(self) -> float:
-        """How many the metrics of the first process tell."""
-        text = (await self.one.get("/metrics")).text
-        (line,) = (line for line in text.splitlines() if line.startswith("fluxpool_event_stream_readers{"))
-        return float(line.rpartition(" ")[2])
-
-
 @pytest.fixture
 async def listening(tmp_path: Path) -> AsyncIterator[Listening]:
-    settings = keyed_settings(tmp_path).model_copy(update={"event_streams": 3, "event_streams_of_tenant": 2})
-    async with keyed_gateway(settings) as gateway, AsyncExitStack() as stack:
-        gateway.project(QUEUED)
-        clients, servers = [], []
-        for replica in (gateway.one, gateway.two):
-            state = {STOPPING: replica.app.state.services.stopping}
-            servers.append(await stack.enter_async_context(serving(replica.app, state)))
-            client = httpx.AsyncClient(
-                base_url=servers[-1].url, headers={"authorization": f"Bearer {gateway.admin}"}, timeout=60
-            )
-            clients.append(await stack.enter_async_context(client))
-        one, two = clients
-        yield Listening(gateway, one, two, servers[0])
+    async with listening_gateway(tmp_path) as running:
+        running.gateway.project(QUEUED)
+        yield running
 
 
 def shown(reader: EventReader) -> list[tuple[str, str, int | None]]:

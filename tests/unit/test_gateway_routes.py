@@ -31,7 +31,7 @@ from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
-from fluxpool_gateway.tasks.waiting import TaskWaits
+from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.storage.object_store import open_object_store
 from kit.keyed_gateway import Records
@@ -117,6 +117,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             signer=None,
             public_url=None,
             waits=TaskWaits(group, versions=store.versions),
+            tenant_waits=StoreWaits(group, store.latest_changes),
             canceling=Canceling(producer=Records(), topic=TopicNames().control),
             deleting=Deleting(
                 producer=Records(),
@@ -294,7 +295,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 127
+    assert len(problems) == 135
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

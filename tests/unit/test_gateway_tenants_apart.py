@@ -103,7 +103,9 @@ async def answers(gateway: Gateway, key: str) -> dict[Question, tuple[int, str, 
             answer = await first_event(gateway.one.app, question.path, headers)
         else:
             answer = await gateway.one.ask(question.method, question.path, key, headers=headers, **body)
-        text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|fp_\w+|[0-9A-Za-z]{12}", "<new>", answer.text)
+        text = re.sub(
+            r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|fp_\w+|\d{16}\.\d{16}|[0-9A-Za-z]{12}", "<new>", answer.text
+        )
         seen[question] = (answer.status_code, text, answer.headers.get("etag", ""))
     return seen
 

@@ -51,7 +51,7 @@ from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
-from fluxpool_gateway.tasks.waiting import TaskWaits
+from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import ObjectStore, open_object_store
@@ -224,6 +224,7 @@ async def _running(
                 signer=open_signer(settings),
                 public_url=settings.public_url,
                 waits=TaskWaits(group, versions=store.versions),
+                tenant_waits=StoreWaits(group, store.latest_changes),
                 canceling=Canceling(producer=producer, topic=settings.topics.control),
                 deleting=Deleting(
                     producer=producer, topic=settings.topics.results, objects=objects, tenant_secret=tenant_secret

@@ -33,7 +33,7 @@ from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import read_result
-from fluxpool_gateway.tasks.waiting import TaskWaits
+from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
 
 # The bytes under an address never change; prompts are personal, so no shared cache keeps their images.
@@ -63,6 +63,8 @@ class Services:
     """The same objects at the address that clients reach; None: images are answered with their bytes."""
     public_url: str | None
     waits: TaskWaits
+    tenant_waits: StoreWaits[str]
+    """Of the latest change of a tenant's tasks."""
     canceling: Canceling
     deleting: Deleting
     stopping: asyncio.Event

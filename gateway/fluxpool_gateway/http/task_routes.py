@@ -35,7 +35,7 @@ from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
 from fluxpool_gateway.store.reading import StoreUnavailableError
-from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder
+from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder, TaskPage
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
 from fluxpool_gateway.tasks.lookup import RecentTask
 from fluxpool_gateway.tasks.view import GroupView, TaskPageView, TaskView
@@ -215,8 +215,8 @@ ShownStatus = Literal["queued", "running", "succeeded", "failed", "expired", "ca
 Moment = Annotated[datetime, BeforeValidator(_as_written)]
 
 
-class ListQuery(BaseModel):
-    """Which tasks to list."""
+class TaskFilters(BaseModel):
+    """Which tasks of the tenant."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -228,6 +228,11 @@ class ListQuery(BaseModel):
     """Only tasks that were accepted then or later; UTC when it has no zone."""
     created_before: Moment | None = None
     """Only tasks that were accepted before; UTC when it has no zone."""
+
+
+class ListQuery(TaskFilters):
+    """Which tasks to list."""
+
     order: ListOrder = ListOrder.DESC
     """By the time of acceptance: desc (newest first) or asc."""
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 50
@@ -252,13 +257,16 @@ async def list_generations(
     )
     after = None if query.cursor is None else ListCursor.parse(query.cursor)
     page = await read_store(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
-    base = base_of(request, services)
-    view = TaskPageView(
+    return json_response(page_view_of(page, base=base_of(request, services)))
+
+
+def page_view_of(page: TaskPage, *, base: str) -> TaskPageView:
+    """A page of the list as clients see it."""
+    return TaskPageView(
         data=tuple(view_of(task.request_id, task, base=base) for task in page.tasks),
         has_more=page.next is not None,
         next_cursor=None if page.next is None else str(page.next),
     )
-    return json_response(view)
 
 
 @router.get(

@@ -1,1 +1,1 @@
-"""Server-sent events: the changes of one task, as one response that goes on until the task ends."""
+"""Server-sent events: the changes of one task, or of all tasks of a tenant, as one response that goes on."""

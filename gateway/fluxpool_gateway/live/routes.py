@@ -5,16 +5,28 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import Field
 
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
 from fluxpool_gateway.http.request_context import HALF_CLOSED, PATH, find_authorization
-from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, WithServices
+from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, Services, WithServices
 from fluxpool_gateway.http.scopes import WithCaller, requires
-from fluxpool_gateway.http.task_routes import base_of, view_of
+from fluxpool_gateway.http.task_routes import (
+    MAX_LIMIT,
+    TaskFilters,
+    base_of,
+    filter_of,
+    page_view_of,
+    read_store,
+    view_of,
+)
 from fluxpool_gateway.identity.api_key import KeyScope
-from fluxpool_gateway.live.event_response import EventResponse
+from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.live.event_response import EventResponse, Events
 from fluxpool_gateway.live.task_events import has_all, known_version, task_events
+from fluxpool_gateway.live.tenant_events import known_place, tenant_events
+from fluxpool_gateway.store.task_state import TaskStatus
 
 MEDIA_TYPE: Final = "text/event-stream"
 ASKED_BY_HEAD: Final = "fluxpool.asked_by_head"
@@ -27,6 +39,10 @@ _STREAM_PROBLEMS: Final = {
     406: f"`Accept` leaves no `{MEDIA_TYPE}`.",
     429: "Too many event streams are read; `detail` names the limit.",
 }
+_TENANT_PROBLEMS: Final = {status: text for status, text in _STREAM_PROBLEMS.items() if status not in {404, 410}}
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="Id of the last event that the client got.")
+]
 
 router = APIRouter()
 
@@ -88,9 +104,7 @@ async def get_task_events(
     request: Request,
     services: WithServices,
     caller: WithCaller,
-    last_event_id: Annotated[
-        str | None, Header(alias="Last-Event-ID", description="Id of the last event that the client got.")
-    ] = None,
+    last_event_id: LastEventId = None,
 ) -> Response:
     """The state first, then every change, until the task has ended."""
     known = known_version(last_event_id)
@@ -108,6 +122,62 @@ async def get_task_events(
         caller=caller,
         view=lambda found: view_of(request_id, found, base=base),
     )
+    return _response(events, request, services, caller)
+
+
+class EventsQuery(TaskFilters):
+    """Which tasks to tell of: those whose new state passes all filters."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_LIMIT)] = 50
+    """Most tasks in the snapshot."""
+
+
+@router.get(
+    "/v1/events",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "description": "`snapshot` with a page of the list; then each task that changes, named and with `data` as "
+            "in the events of one task; `closed` when the server ends the stream.",
+        },
+        **problems({**_TENANT_PROBLEMS, 422: "A parameter is not allowed; `errors` names each."}),
+    },
+    summary="The changes of the caller's tasks as server-sent events",
+    dependencies=[*requires(KeyScope.READ)["dependencies"], Depends(_check_request)],
+    openapi_extra=requires(KeyScope.READ)["openapi_extra"],
+)
+async def get_events(
+    query: Annotated[EventsQuery, Query()],
+    request: Request,
+    services: WithServices,
+    caller: WithCaller,
+    last_event_id: LastEventId = None,
+) -> Response:
+    """The newest tasks first, then every change, without an end."""
+    known = known_place(last_event_id)
+    # A store that cannot be read is a problem document here, and waited for later.
+    await read_store(services.store.place(caller.tenant))
+    base = base_of(request, services)
+    events = tenant_events(
+        filter_of(
+            caller,
+            map(TaskStatus, query.status),
+            query.group_id,
+            since=query.created_after,
+            before=query.created_before,
+        ),
+        known,
+        limit=query.limit,
+        store=services.store,
+        waits=services.tenant_waits,
+        page_view=lambda page: page_view_of(page, base=base),
+        view=lambda task: view_of(task.request_id, task, base=base),
+    )
+    return _response(events, request, services, caller)
+
+
+def _response(events: Events, request: Request, services: Services, caller: Caller) -> EventResponse:
     return EventResponse(
         events,
         tenant=caller.tenant,

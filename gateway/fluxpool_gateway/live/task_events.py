@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fastapi.sse import format_sse_event
+from pydantic import BaseModel
 
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header
 from fluxpool_gateway.identity.caller import Caller
@@ -68,9 +69,9 @@ async def task_events(
     version = version_found(found)
     if known is None or version < known:
         # A version behind the client's: the store was built again from what Kafka still has.
-        yield _event(SNAPSHOT, version, view(found))
+        yield format_event(SNAPSHOT, str(version), view(found))
     elif version > known:
-        yield _event(_name_of(found), version, view(found))
+        yield format_event(name_of(found), str(version), view(found))
     while not (isinstance(found, TaskState) and found.status.terminal):
         await waits.later_than(found.key, version)
         try:
@@ -83,15 +84,17 @@ async def task_events(
         # Another process may have replaced the store between the two questions.
         if version_found(found) > version:
             version = version_found(found)
-            yield _event(_name_of(found), version, view(found))
+            yield format_event(name_of(found), str(version), view(found))
 
 
-def _name_of(found: Found) -> str:
+def name_of(found: Found) -> str:
+    """The name of the event that tells this state."""
     if isinstance(found, RecentTask):
         return TaskStatus.QUEUED.value
     return PROGRESS if found.step is not None else found.status.value
 
 
-def _event(name: str, version: int, view: TaskView) -> bytes:
+def format_event(name: str, event_id: str, view: BaseModel) -> bytes:
+    """The event on the wire."""
     # In ASCII: some clients take U+2028 and others for ends of lines, where the format has only CR and LF.
-    return format_sse_event(event=name, id=str(version), data_str=view.model_dump_json(ensure_ascii=True))
+    return format_sse_event(event=name, id=event_id, data_str=view.model_dump_json(ensure_ascii=True))

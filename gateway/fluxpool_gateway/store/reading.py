@@ -19,6 +19,8 @@ from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_rea
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of
 from fluxpool_gateway.store.tables import tasks
 from fluxpool_gateway.store.task_list import (
+    ChangePlace,
+    Changes,
     GroupCounts,
     ListCursor,
     ListFilter,
@@ -26,6 +28,9 @@ from fluxpool_gateway.store.task_list import (
     TaskPage,
     count_group,
     list_tasks,
+    read_changes,
+    read_latest_changes,
+    read_place,
 )
 from fluxpool_gateway.store.task_state import Position, TaskKey, TaskState
 from fluxpool_gateway.store.task_store import (
@@ -94,6 +99,32 @@ class TaskStoreReader:
     async def versions(self, request_ids: Sequence[str]) -> dict[TaskKey, int]:
         """How far each task with one of these ids is, of those that are projected; a higher number is later."""
         return await self._read(lambda connection: read_versions(connection, request_ids))
+
+    async def latest_changes(self, tenants: Collection[str]) -> dict[str, int]:
+        """The number of the latest change of each of these tenants that has any."""
+        return await self._read(lambda connection: read_latest_changes(connection, tenants))
+
+    async def changes(self, tenant: str, *, after: ChangePlace, limit: int) -> Changes:
+        """At most `limit` tasks of the tenant that changed after a place."""
+
+        def read(connection: Connection) -> Changes:
+            connection.exec_driver_sql("BEGIN")
+            return read_changes(connection, tenant, after=after, limit=limit)
+
+        return await self._read(read)
+
+    async def snapshot(self, wanted: ListFilter, *, limit: int) -> tuple[TaskPage, ChangePlace]:
+        """The newest tasks that pass the filter, and the place of the latest change that they have."""
+
+        def read(connection: Connection) -> tuple[TaskPage, ChangePlace]:
+            connection.exec_driver_sql("BEGIN")
+            return list_tasks(connection, wanted, limit=limit), read_place(connection, wanted.tenant)
+
+        return await self._read(read)
+
+    async def place(self, tenant: str) -> ChangePlace:
+        """The place of the latest change of the tenant's tasks."""
+        return await self._read(lambda connection: read_place(connection, tenant))
 
     async def positions(self) -> dict[Position, LogPosition]:
         """The next position that the projector will read, of every partition that it ever read."""

@@ -35,6 +35,7 @@ tasks = Table(
     Column("source_topic", String(249)),
     Column("source_partition", Integer),
     Column("source_offset", BigInteger),
+    Column("change_number", BigInteger),
     sqlite_with_rowid=False,
 )
 _LISTED: Final = (tasks.c.tenant, text(LISTED_AT), tasks.c.request_id)
@@ -48,6 +49,16 @@ Index(
     *_LISTED[1:],
     tasks.c.status,
     sqlite_where=text("group_id IS NOT NULL"),
+)
+
+Index("task_by_change", tasks.c.tenant, tasks.c.change_number)
+
+change_counter = Table(
+    "change_counter",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("first_number", BigInteger, nullable=False),
+    Column("last_number", BigInteger, nullable=False),
 )
 
 projected_offsets = Table(

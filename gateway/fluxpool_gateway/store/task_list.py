@@ -1,18 +1,21 @@
-"""Pages of tasks in the order of their time, and the counts of a group. Owns the statements and the cursor.
+"""Tasks of a tenant in the order of their time or of their last change, and the counts of a group.
 
-The work for a page is bounded whatever the filter: a page may be short, or empty, and still have a next one.
+Owns the statements, and the places in both orders. The work for a page is bounded whatever the filter: a page may be
+short, or empty, and still have a next one.
 """
 
 import base64
 import binascii
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select, text
 
+from fluxpool_gateway.store.database_faults import DamagedStoreError
 from fluxpool_gateway.store.tables import LISTED_AT, NOT_ENDED, UNSUCCESSFUL, tasks
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import to_state
@@ -73,6 +76,18 @@ class ListFilter:
     from_ms: int | None = None
     """Tasks accepted then or later."""
     before_ms: int | None = None
+
+    def passes(self, task: TaskState) -> bool:
+        """Whether a list with this filter has the task."""
+        at_ms = task.created_at_ms or task.completed_at_ms or 0
+        return (
+            task.tenant == self.tenant
+            and task.status is not TaskStatus.DELETED
+            and (not self.statuses or task.status in self.statuses)
+            and self.group_id in {None, task.group_id}
+            and (self.from_ms is None or self.from_ms <= at_ms)
+            and (self.before_ms is None or at_ms < self.before_ms)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,3 +213,90 @@ def _places(wanted: ListFilter, *, order: ListOrder, after: ListCursor | None) -
 
 def _cursor(place: Any) -> ListCursor:
     return ListCursor(place.listed_at_ms, place.request_id)
+
+
+_PLACE: Final = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
+_LATEST: Final = text(
+    "SELECT value AS tenant, (SELECT max(change_number) FROM task WHERE tenant = value) AS number"
+    " FROM json_each(:tenants)"
+)
+"""With a maximum for each tenant, which is one step in the index; grouped it would be a walk over all their tasks."""
+
+
+_NEWEST: Final = text(
+    "SELECT first_number AS first, (SELECT max(change_number) FROM task WHERE tenant = :tenant) AS number"
+    " FROM change_counter"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePlace:
+    """A place in the order of the changes of a tenant's tasks in one store."""
+
+    first: int
+    """Names the store: one that is built later has a higher number."""
+    number: int
+
+    @classmethod
+    def parse(cls, value: str) -> Self:
+        """The place; raises `ValueError` for a text that `str` never makes."""
+        found = _PLACE.fullmatch(value)
+        if found is None:
+            raise ValueError("is not the id of an event of this stream; leave it out to begin with the tasks")
+        return cls(int(found[1]), int(found[2]))
+
+    def is_within(self, newest: Self) -> bool:
+        """Whether all that came after it is known, where the store is at `newest`."""
+        return self.first == newest.first and self.number <= newest.number
+
+    def __str__(self) -> str:
+        return f"{self.first}.{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Tasks that changed after a place, those that did so first before the others."""
+
+    tasks: Sequence[tuple[ChangePlace, TaskState]]
+    newest: ChangePlace
+    """Where the tenant was."""
+    has_more: bool
+
+
+def read_place(connection: Connection, tenant: str) -> ChangePlace:
+    """The place of the latest change of the tenant's tasks."""
+    row = connection.execute(_NEWEST, {"tenant": tenant}).one_or_none()
+    if row is None:
+        raise DamagedStoreError("the number of the first change is lost")
+    return ChangePlace(row.first, row.first if row.number is None else row.number)
+
+
+def read_latest_changes(connection: Connection, tenants: Collection[str]) -> dict[str, int]:
+    """The number of the latest change of each of these tenants that has any."""
+    rows = connection.execute(_LATEST, {"tenants": json.dumps(list(tenants))})
+    return {row.tenant: row.number for row in rows if row.number is not None}
+
+
+def read_changes(connection: Connection, tenant: str, *, after: ChangePlace, limit: int) -> Changes:
+    """At most `limit` tasks, fewer when they are large; none when the store does not know the place.
+
+    In a transaction, or a task may have changed once more than its number says.
+    """
+    newest = read_place(connection, tenant)
+    if not after.is_within(newest):
+        return Changes(tasks=(), newest=newest, has_more=False)
+    query = (
+        select(tasks)
+        .where(tasks.c.tenant == tenant, tasks.c.change_number > after.number)
+        .order_by(tasks.c.change_number)
+        .limit(limit + 1)
+    )
+    found: list[tuple[ChangePlace, TaskState]] = []
+    characters = 0
+    for row in connection.execute(query).mappings():
+        if len(found) == limit or characters > MAX_PAGE_CHARACTERS:
+            return Changes(tasks=found, newest=newest, has_more=True)
+        state = to_state(row)
+        characters += len(state.body or "") + len(state.result or "")
+        found.append((ChangePlace(newest.first, row["change_number"]), state))
+    return Changes(tasks=found, newest=newest, has_more=False)

@@ -4,18 +4,25 @@ One process writes (`TaskStoreWriter`, the projector) and blocks: it is called i
 `TaskStoreReader` in `store.reading`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select
+from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.engine import RowMapping
 
 from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
-from fluxpool_gateway.store.tables import projected_offsets, projector_heartbeat, quarantined_records, tasks
+from fluxpool_gateway.store.tables import (
+    change_counter,
+    projected_offsets,
+    projector_heartbeat,
+    quarantined_records,
+    tasks,
+)
 from fluxpool_gateway.store.task_state import (
     Change,
     Position,
@@ -33,10 +40,10 @@ MAX_QUARANTINED_RECORDS: Final = 1000
 """Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
 _MAX_REASON_CHARACTERS: Final = 300
 _LOOKUP_CHUNK: Final = 500
-_FIELDS: Final = tuple(field.name for field in fields(TaskState))
+_FIELDS: Final = tuple(column.name for column in fields(TaskState))
 _STATE_COLUMNS: Final = [column.name for column in tasks.columns if column.name in _FIELDS]
 _ROW: Final = attrgetter(*("status.value" if name == "status" else name for name in _STATE_COLUMNS))
-"""A state as the driver takes it, in the order of the columns; those of its source follow."""
+"""A state as the driver takes it, in the order of the columns; those of its source and of its change follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,8 @@ def _upsert(table: Table) -> Insert:
 _SAVE_TASKS: Final = str(_upsert(tasks).compile(dialect=sqlite.dialect()))
 _SAVE_OFFSETS: Final = _upsert(projected_offsets)
 _SAVE_HEARTBEAT: Final = _upsert(projector_heartbeat)
+_LAST_CHANGE: Final = select(change_counter.c.last_number)
+_SAVE_LAST_CHANGE: Final = update(change_counter).values(last_number=bindparam("number"))
 _FIND_VERSIONS: Final = select(tasks.c.request_id, tasks.c.tenant, tasks.c.version).where(
     tasks.c.request_id.in_(bindparam("request_ids", expanding=True))
 )
@@ -134,7 +143,10 @@ class TaskStoreWriter:
         `DatabaseError`, or `DamagedStoreError`, when the fault is the database's.
         """
         with self._engine.begin() as connection:
-            refused = _apply_all(connection, changes, now_ms=now_ms)
+            numbers = _ChangeNumbers(max(now_ms * 1000, _last_change(connection) + 1))
+            refused = _apply_all(connection, changes, numbers, now_ms=now_ms)
+            if numbers.taken:
+                connection.execute(_SAVE_LAST_CHANGE, {"number": numbers.first + max(numbers.taken.values()) - 1})
             if passed_over or refused:
                 _quarantine(connection, [*passed_over, *refused])
             if positions:
@@ -191,7 +203,7 @@ class TaskStoreWriter:
 
 
 def _apply_all(
-    connection: Connection, changes: Sequence[tuple[RecordRef, Change]], *, now_ms: int
+    connection: Connection, changes: Sequence[tuple[RecordRef, Change]], numbers: "_ChangeNumbers", *, now_ms: int
 ) -> list[QuarantinedRecord]:
     """Apply records in one go; when one of them is at fault, bisect until it is found, and leave it out."""
     if not changes:
@@ -200,7 +212,7 @@ def _apply_all(
         with connection.begin_nested():
             changed = _fold_all(connection, changes)
             if changed:
-                connection.exec_driver_sql(_SAVE_TASKS, [(*_ROW(state), *source) for state, source in changed])
+                connection.exec_driver_sql(_SAVE_TASKS, numbers.rows(changed))
     except Exception as error:  # no error of one record may stop those behind it
         if not is_record_fault(error):
             raise
@@ -209,8 +221,8 @@ def _apply_all(
             return [QuarantinedRecord.at(changes[0][0], f"{type(cause).__name__}: {cause}", now_ms)]
         middle = len(changes) // 2
         return [
-            *_apply_all(connection, changes[:middle], now_ms=now_ms),
-            *_apply_all(connection, changes[middle:], now_ms=now_ms),
+            *_apply_all(connection, changes[:middle], numbers, now_ms=now_ms),
+            *_apply_all(connection, changes[middle:], numbers, now_ms=now_ms),
         ]
     return []
 
@@ -232,14 +244,50 @@ def _quarantine(connection: Connection, records: Sequence[QuarantinedRecord]) ->
     )
 
 
-_Row = tuple[TaskState, Source | None]
-"""None: written by an earlier release, and none of its records read since."""
+_Row = tuple[TaskState, Source | None, int | None]
+"""A task, its source, and the number of its last change, or None for a change that is not saved yet.
+
+No source: written by an earlier release, and none of its records read since.
+"""
 
 
-def _fold_all(connection: Connection, changes: Sequence[tuple[RecordRef, Change]]) -> list[tuple[TaskState, Source]]:
+@dataclass(frozen=True, slots=True)
+class _ChangeNumbers:
+    """The numbers of the changes of one transaction; each tenant has its own.
+
+    They begin at the time in microseconds: what a client sees of them must not tell how much other tenants change.
+    """
+
+    first: int
+    taken: Counter[str] = field(default_factory=Counter)
+
+    def rows(self, changed: Iterable[tuple[TaskState, Source, int | None]]) -> list[tuple[Any, ...]]:
+        """The rows to save, with the next numbers for those that changed."""
+        return [
+            (*_ROW(state), *source, self._next(state.tenant) if number is None else number)
+            for state, source, number in changed
+        ]
+
+    def _next(self, tenant: str) -> int:
+        taken = self.taken[tenant]
+        self.taken[tenant] = taken + 1
+        return self.first + taken
+
+
+def _last_change(connection: Connection) -> int:
+    number = connection.execute(_LAST_CHANGE).scalar_one_or_none()
+    if number is None:
+        # Not the fault of a record: none could be applied.
+        raise DamagedStoreError("the number of the last change is lost")
+    return int(number)
+
+
+def _fold_all(
+    connection: Connection, changes: Sequence[tuple[RecordRef, Change]]
+) -> list[tuple[TaskState, Source, int | None]]:
     """The rows that differ from what is stored."""
     stored = _load(connection, list({change.request_id for _, change in changes}))
-    changed: dict[tuple[str, str], tuple[TaskState, Source]] = {}
+    changed: dict[tuple[str, str], tuple[TaskState, Source, int | None]] = {}
     for place, change in changes:
         # As a plain tuple, which equals a `TaskKey` and is made in a fifth of the time.
         key = (change.request_id, change.tenant)
@@ -248,12 +296,13 @@ def _fold_all(connection: Connection, changes: Sequence[tuple[RecordRef, Change]
             state = fold(None, change)
             # By far the most frequent case is a new task, whose rank is known already.
             rank_known = isinstance(change, TaskSeen)
-            changed[key] = (state, Source(state.version, *place) if rank_known else Source.of(change, place))
+            changed[key] = (state, Source(state.version, *place) if rank_known else Source.of(change, place), None)
             continue
-        state, source = known
+        state, source, number = known
         folded, read = fold(state, change), Source.of(change, place)
         if folded is not state or source is None or read > source:
-            changed[key] = (folded, read if source is None or read > source else source)
+            latest = read if source is None or read > source else source
+            changed[key] = (folded, latest, number if folded is state else None)
     return list(changed.values())
 
 
@@ -264,7 +313,9 @@ def _load(connection: Connection, request_ids: Sequence[str]) -> dict[tuple[str,
         chunk = tuple(request_ids[start : start + _LOOKUP_CHUNK])
         statement = f"{_FIND_TASKS} ({', '.join('?' * len(chunk))})"
         rows: Iterable[RowMapping] = connection.exec_driver_sql(statement, chunk).mappings()
-        found.update(((row["request_id"], row["tenant"]), (to_state(row), _to_source(row))) for row in rows)
+        found.update(
+            ((row["request_id"], row["tenant"]), (to_state(row), _to_source(row), row["change_number"])) for row in rows
+        )
     return found
 
 

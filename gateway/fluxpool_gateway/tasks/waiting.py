@@ -1,11 +1,12 @@
-"""Waits until the store has something newer of a task, for many requests at once.
+"""Waits until the store has something newer of a task, or of a tenant's tasks, for many requests at once.
 
 The projector is another process, so the store is polled: once for all waiting requests, and only while there are any.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_state import TaskKey
@@ -14,28 +15,33 @@ POLL_SECONDS = 0.05
 Versions = Callable[[Sequence[str]], Awaitable[dict[TaskKey, int]]]
 
 
+Key = TypeVar("Key")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Waiter:
-    key: TaskKey
+class _Waiter(Generic[Key]):
+    key: Key
     version: int
     later: asyncio.Future[None]
 
 
-class TaskWaits:
-    """Wakes those who wait for a task; one instance serves one process."""
+class StoreWaits(Generic[Key]):
+    """Wakes those who wait for something that has versions; one instance serves one process."""
 
-    def __init__(self, group: asyncio.TaskGroup, *, versions: Versions) -> None:
-        """`versions` asks the store, and raises `StoreUnavailableError`.
+    def __init__(
+        self, group: asyncio.TaskGroup, latest: Callable[[Collection[Key]], Awaitable[Mapping[Key, int]]]
+    ) -> None:
+        """`latest` asks the store for versions, and raises `StoreUnavailableError`.
 
         The store is asked in `group`, because none of those who wait owns the question.
         """
         self._group = group
-        self._versions = versions
-        self._waiters: set[_Waiter] = set()
+        self._latest = latest
+        self._waiters: set[_Waiter[Key]] = set()
         self._polling = False
 
-    async def later_than(self, key: TaskKey, version: int) -> None:
-        """Return once the store has a later version of the task; keeps waiting while the store cannot be read.
+    async def later_than(self, key: Key, version: int) -> None:
+        """Return once the store has a later version; keeps waiting while the store cannot be read.
 
         Bound it by a timeout. Any version that the store has is later than -1.
         """
@@ -60,10 +66,18 @@ class TaskWaits:
 
     async def _wake(self) -> None:
         try:
-            versions = await self._versions(list({waiter.key.request_id for waiter in self._waiters}))
+            versions = await self._latest({waiter.key for waiter in self._waiters})
         except StoreUnavailableError:
             # A waiting request reads the task after its time, and answers with the reason.
             return
         for waiter in self._waiters:
             if versions.get(waiter.key, -1) > waiter.version and not waiter.later.done():
                 waiter.later.set_result(None)
+
+
+class TaskWaits(StoreWaits[TaskKey]):
+    """Wakes those who wait for a task."""
+
+    def __init__(self, group: asyncio.TaskGroup, *, versions: Versions) -> None:
+        """`versions` asks the store for all tasks with these ids."""
+        super().__init__(group, lambda keys: versions(list({key.request_id for key in keys})))
