@@ -26,6 +26,7 @@ from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json,
 
 COMMANDS: Final = {
     "submit": ("submit.commands", "Send a prompt to the gateway; with --wait, show its progress and save its images."),
+    "batch": ("batch.commands", "Send the requests of a file to the gateway, and tell what became of each."),
     "watch": ("watch.commands", "Show lag by lane, workers and the newest results; Ctrl-C ends it."),
     "trace": ("trace.commands", "Show a task's life across topics, offsets, attempts and workers, in order of time."),
     "verify": ("verify.commands", "Tell how image files say that a model made them, and who signed that."),

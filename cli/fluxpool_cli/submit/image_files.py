@@ -36,7 +36,7 @@ def save_images(gateway: GatewayClient, generation: Generation, folder: Path, *,
     for index, extension in enumerate(generation.image_extensions):
         content = patiently(_asking(gateway, generation.request_id, index), deadline=patience)
         file = folder / f"{generation.request_id}-{index}.{extension}"
-        _write(file, content)
+        write_image(file, content)
         files.append(file)
     return files
 
@@ -45,7 +45,8 @@ def _asking(gateway: GatewayClient, request_id: str, index: int) -> Callable[[],
     return lambda: gateway.image(request_id, index)
 
 
-def _write(file: Path, content: bytes) -> None:
+def write_image(file: Path, content: bytes) -> None:
+    """Write a file unless it is there already; raises `CommandError` (1) when it cannot be, or holds something else."""
     try:
         with file.open("xb") as target:
             try:

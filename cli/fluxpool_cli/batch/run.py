@@ -1,0 +1,239 @@
+"""A run of a batch: submits its lines under keys that a second run repeats, waits for the group, saves images.
+
+Nothing is kept on this machine but the images: the gateway knows by key and group what was submitted, so a run that was
+killed is continued by the same command.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final, TypeVar
+
+from fluxpool_cli.batch.prompt_file import Line, PromptFile, chunks
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.progress_bar import Bar
+from fluxpool_cli.submit.image_files import write_image
+from fluxpool_client import (
+    AuthenticationError,
+    BatchItem,
+    Client,
+    CorruptImageError,
+    FluxpoolError,
+    Group,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitedError,
+    RefusedError,
+    Task,
+    TaskStatus,
+    UnavailableError,
+    UnreachableError,
+)
+
+POLL_SECONDS: Final = 1.0
+SAVE_EVERY_SECONDS: Final = 10.0
+"""Between two looks for new images: each reads the list of all that succeeded."""
+REPEAT_SECONDS: Final = 1.0
+_PASSING: Final = frozenset(
+    {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT}
+)
+_IN_PROGRESS: Final = "idempotency_in_progress"
+_PAGE: Final = 200
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A line that the gateway did not take, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A task that ended without images, and why."""
+
+    line: int
+    request_id: str
+    status: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch."""
+
+    name: str
+    refused: list[Refused] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Its tasks by status."""
+    failed: list[Failed] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every line has its images."""
+        return not self.refused and self.counts.keys() <= {"succeeded"}
+
+
+@dataclass(slots=True)
+class BatchRun:
+    """One run; every method raises `CommandError`."""
+
+    client: Client
+    prompts: PromptFile
+    name: str
+    bar: Bar
+    until_seconds: float
+    """On the monotonic clock."""
+    folder: Path | None = None
+    line_of: dict[str, int] = field(default_factory=dict)
+    """By the ids of tasks."""
+    saved: dict[str, list[Path]] = field(default_factory=dict)
+
+    def submit(self) -> list[Refused]:
+        """Queue every line; returns those that the gateway refused. Waits where a limit of the tenant is reached."""
+        refused: list[Refused] = []
+        total = len(self.prompts.lines)
+        for chunk in chunks(self.prompts.lines):
+            left = chunk
+            while left:
+                items = self._patiently(partial(self._send, left))
+                again = []
+                for line, item in zip(left, items, strict=True):
+                    if item.request_id is not None:
+                        self.line_of[item.request_id] = line.number
+                    elif item.code in _PASSING or (item.error is not None and item.error.code == _IN_PROGRESS):
+                        again.append(line)
+                    else:
+                        refused.append(Refused(line.number, _reason(item)))
+                self.bar.show("submitted", len(self.line_of) + len(refused), total)
+                left = again
+                if left:
+                    self._pause(
+                        REPEAT_SECONDS, f"{len(left)} requests of a part are not accepted: {_reason(items[-1])}"
+                    )
+        return refused
+
+    def wait(self) -> None:
+        """Wait for the end of every task, and save images meanwhile."""
+        saved_at = time.monotonic()
+        while self.line_of:
+            group = self._patiently(self._group)
+            counts = {} if group is None else group.counts
+            self.bar.show(_counts_text(counts), sum(counts.values()) - _open(counts), len(self.line_of))
+            # The group may have tasks of an earlier run, and lack some of this one until the store has caught up.
+            if group is not None and group.ended and group.total >= len(self.line_of) and self._all_are_known():
+                break
+            if self.folder is not None and time.monotonic() - saved_at >= SAVE_EVERY_SECONDS:
+                self.save_images()
+                saved_at = time.monotonic()
+            self._pause(POLL_SECONDS, f"{_counts_text(counts)}; they go on")
+
+    def finish(self, refused: list[Refused]) -> Outcome:
+        """What became of the batch, with all images saved."""
+        self.save_images()
+        files = sorted(file for saved in self.saved.values() for file in saved)
+        outcome = Outcome(self.name, refused, files=files)
+        for task in self._tasks():
+            outcome.counts[str(task.status)] += 1
+            if task.ended and not task.succeeded:
+                reason = "" if task.error is None else f"{task.error.message} ({task.error.code})"
+                line = self.line_of[task.request_id]
+                outcome.failed.append(Failed(line, task.request_id, str(task.status), reason))
+        outcome.failed.sort(key=lambda failed: failed.line)
+        return outcome
+
+    def save_images(self) -> None:
+        """Save the images that are not saved yet, as `{line}-{index}.{format}`."""
+        if self.folder is None:
+            return
+        for task in self._tasks(TaskStatus.SUCCEEDED):
+            if task.request_id not in self.saved:
+                contents = self._patiently(partial(self.client.download, task))
+                stem = f"{self.line_of[task.request_id]:05}"
+                files = [self.folder / f"{stem}-{image.index}.{image.format}" for image in task.images]
+                for file, content in zip(files, contents, strict=True):
+                    write_image(file, content)
+                self.saved[task.request_id] = files
+
+    def _send(self, lines: list[Line]) -> tuple[BatchItem, ...]:
+        return self.client.submit_many(
+            [{**line.request, "group_id": self.name, "idempotency_key": f"{self.name}:{line.number}"} for line in lines]
+        )
+
+    def _group(self) -> Group | None:
+        """None while the store does not know of it."""
+        try:
+            return self.client.group(self.name)
+        except NotFoundError:
+            return None
+
+    def _all_are_known(self) -> bool:
+        return len(self._tasks()) == len(self.line_of)
+
+    def _tasks(self, *statuses: str) -> list[Task]:
+        """The tasks of this run; a group may have others, of lines that the file no longer has."""
+
+        def read() -> list[Task]:
+            wanted = statuses or tuple(TaskStatus)
+            return list(self.client.tasks(group_id=self.name, status=wanted, order="asc", limit=_PAGE))
+
+        return [task for task in self._patiently(read) if task.request_id in self.line_of]
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """The result of a call, which is repeated while the gateway is away."""
+        while True:
+            try:
+                with command_errors():
+                    return call()
+            except _AwayError as error:
+                self._pause(REPEAT_SECONDS, str(error))
+
+    def _pause(self, seconds: float, state: str) -> None:
+        left = self.until_seconds - time.monotonic()
+        if left <= 0:
+            raise CommandError(
+                ExitCode.TIMED_OUT, f"not finished in time: {state}; the same command goes on with {self.name}"
+            )
+        time.sleep(min(seconds, left))
+
+
+class _AwayError(CommandError):
+    """The same call may succeed later."""
+
+
+@contextmanager
+def command_errors() -> Iterator[None]:
+    """Failures of the client as `CommandError`."""
+    try:
+        yield
+    except (UnavailableError, UnreachableError, RateLimitedError) as error:
+        raise _AwayError(ExitCode.UNREACHABLE, str(error)) from error
+    except (AuthenticationError, PermissionDeniedError) as error:
+        raise CommandError(ExitCode.UNAUTHORIZED, str(error)) from error
+    except RefusedError as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from error
+    except (CorruptImageError, FluxpoolError) as error:
+        raise CommandError(ExitCode.FAILED, str(error)) from error
+
+
+def _reason(item: BatchItem) -> str:
+    if item.errors:
+        return "; ".join(f"{error.pointer.removeprefix('#/')}: {error.detail}" for error in item.errors)
+    return f"HTTP {item.code}" if item.error is None else item.error.message
+
+
+def _open(counts: dict[str, int]) -> int:
+    return counts.get("queued", 0) + counts.get("running", 0)
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "no task known yet"
