@@ -53,7 +53,10 @@ class ForkedProcess:
     def _exit_code(self, *, timeout: float | None) -> int | None:
         if self.returncode is None:
             news = select.poll()
-            news.register(self._connection, select.POLLIN)
+            try:
+                news.register(self._connection, select.POLLIN)
+            except ValueError:  # another thread has read it and closed the connection in between
+                return self.returncode
             if news.poll(None if timeout is None else timeout * 1000):
                 with self._lock:
                     if self.returncode is None:

@@ -132,19 +132,20 @@ async def test_the_id_of_a_request_without_a_key_is_known_before_it_is_projected
 
 
 @pytest.mark.parametrize(
-    ("request_id", "status"),
+    ("make_id", "status"),
     [
-        (new_request_id(), "store_unavailable"),
-        (str(uuid.uuid4()), 202),
-        ("01890a5d-ac96-774b-bcce-b302099a8057", 202),  # of 2023
-        ("fffffffff-fff-7fff-bfff-ffffffffffff", 202),
+        (new_request_id, "store_unavailable"),
+        (lambda: str(uuid.uuid4()), 202),
+        (lambda: "01890a5d-ac96-774b-bcce-b302099a8057", 202),
+        (lambda: "fffffffff-fff-7fff-bfff-ffffffffffff", 202),
     ],
+    ids=["just made", "random", "of 2023", "of the far future"],
 )
 async def test_only_an_id_that_a_gateway_may_just_have_made_waits_for_the_projection(
-    kafka: Kafka, start: Callable[[], Process], request_id: str, status: int | str
+    kafka: Kafka, start: Callable[[], Process], make_id: Callable[[], str], status: int | str
 ) -> None:
     kafka.reached = False
-    assert await start().submit(ONE, key=request_id) == status
+    assert await start().submit(ONE, key=make_id()) == status
 
 
 async def both(*answers: Awaitable[int | str]) -> list[int | str]:

@@ -35,6 +35,8 @@ from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.token_issuer import Issuer, public_jwk, rsa_key
 from kit.waiting import PATIENCE, wait_until
 
+ANOTHER = "a key that the issuer does not have"
+
 
 @pytest.fixture
 async def issuer() -> AsyncIterator[Issuer]:
@@ -184,12 +186,13 @@ def unsigned(header: dict[str, Any], claims: dict[str, Any], signature: bytes = 
         ({"headers": {"kid": "unknown"}}, "the token is signed with no key of the issuer"),
         ({"headers": {"kid": "first", "crit": ["exp"], "exp": 1}}, "the token is not valid"),
         ({"algorithm": "RS512"}, "the token is signed with no key of the issuer"),
-        ({"key": rsa_key()}, "the token is not valid"),
+        ({"key": ANOTHER}, "the token is not valid"),
         ({"tenant": "a" * MAX_TOKEN_BYTES}, f"the token is longer than {MAX_TOKEN_BYTES} bytes"),
     ],
-    ids=str,
 )
 async def test_a_bad_token_is_refused(gateway: Gateway, issuer: Issuer, changes: dict[str, Any], reason: str) -> None:
+    if changes.get("key") == ANOTHER:
+        changes = {**changes, "key": rsa_key()}
     answer = await ask(gateway, issuer.token(**changes))
     assert refusal(answer) == (401, "unauthorized")
     assert answer.json()["detail"].startswith(reason)
