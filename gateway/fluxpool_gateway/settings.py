@@ -92,7 +92,8 @@ class OidcSettings(BaseModel):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if self.issuer is None and self.model_fields_set - {"issuer"}:
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.issuer is None and changed:
             raise ValueError("issuer: is required with the other settings of tokens")
         if self.issuer is not None and self.audience is None:
             raise ValueError(

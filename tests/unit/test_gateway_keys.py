@@ -54,7 +54,7 @@ def task(request_id: str, tenant: str) -> TaskSeen:
 async def test_every_route_but_the_open_ones_needs_a_key(gateway: Gateway) -> None:
     assert {"/healthz", "/readyz", "/metrics", "/openapi.json"} == OPEN_PATHS
     asked = list(requests_of_every_route(gateway.one.app))
-    assert {path.split("/")[2] for _, path, _ in asked} == {"generations", "groups", "images", "keys"}
+    assert {path.split("/")[2] for _, path, _ in asked} == {"events", "generations", "groups", "images", "keys"}
     for method, path, _ in [*asked, ("GET", "/nowhere", []), ("PUT", "/v1/generations", []), ("GET", "/healthz/", [])]:
         answer = await gateway.one.ask(method, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized"), path
@@ -70,6 +70,8 @@ async def test_probes_metrics_and_the_openapi_document_need_no_key(gateway: Gate
 
 
 async def test_every_route_needs_its_scope(gateway: Gateway) -> None:
+    # Ends streams of events as soon as they begin.
+    gateway.one.app.state.services.stopping.set()
     for method, path, scopes in requests_of_every_route(gateway.one.app):
         for scope in scopes:
             others = await gateway.create(*(set(KeyScope) - {scope}))

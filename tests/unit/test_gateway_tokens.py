@@ -450,6 +450,7 @@ def test_settings_that_would_let_others_in_are_refused(variables: dict[str, str]
 
 def test_an_issuer_turns_authentication_on() -> None:
     assert not _settings().needs_keys()
+    assert GatewaySettings.model_validate(_settings().model_dump()) == _settings()
     settings = _settings(OIDC_ISSUER="https://id.example", OIDC_AUDIENCE="x", OIDC_DEFAULT_SCOPES="read, submit")
     assert settings.needs_keys()
     assert GatewaySettings.from_environment(settings.to_environment()) == settings
