@@ -60,7 +60,7 @@ async def main() -> int:
         async with (
             KafkaCluster(folder / "kafka", libs=provide_kafka_libs(), jvm_options=JVM_OPTIONS) as kafka,
             worker_bench(
-                kafka.bootstrap_servers, folder / "workers", model="none", stand_in=True, partitions=options.workers
+                kafka.bootstrap_servers, folder, model="none", stand_in=True, partitions=options.workers
             ) as workers,
         ):
             (folder / "key").write_text(new_key())
