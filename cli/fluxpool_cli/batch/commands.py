@@ -71,8 +71,7 @@ def batch(
         bar.note(f"{len(prompts.lines)} requests as batch {group}")
         refused = run.submit()
         if wait:
-            run.wait()
-            outcome = run.finish(refused)
+            outcome = run.finish(refused, run.wait())
         else:
             outcome = Outcome(group, refused, Counter(accepted=len(run.line_of)))
     if as_json or output is OutputFormat.JSON:

@@ -22,7 +22,6 @@ from fluxpool_client import (
     AuthenticationError,
     BatchItem,
     Client,
-    CorruptImageError,
     FluxpoolError,
     Group,
     NotFoundError,
@@ -122,27 +121,30 @@ class BatchRun:
                     )
         return refused
 
-    def wait(self) -> None:
-        """Wait for the end of every task, and save images meanwhile."""
+    def wait(self) -> list[Task]:
+        """Wait for the end of every task, and save images meanwhile; returns the tasks."""
         saved_at = time.monotonic()
         while self.line_of:
             group = self._patiently(self._group)
             counts = {} if group is None else group.counts
             self.bar.show(_counts_text(counts), sum(counts.values()) - _open(counts), len(self.line_of))
             # The group may have tasks of an earlier run, and lack some of this one until the store has caught up.
-            if group is not None and group.ended and group.total >= len(self.line_of) and self._all_are_known():
-                break
+            if group is not None and group.ended and group.total >= len(self.line_of):
+                tasks = self._tasks()
+                if len(tasks) == len(self.line_of):
+                    return tasks
             if self.folder is not None and time.monotonic() - saved_at >= SAVE_EVERY_SECONDS:
-                self.save_images()
+                self._save_images(self._tasks(TaskStatus.SUCCEEDED))
                 saved_at = time.monotonic()
             self._pause(POLL_SECONDS, f"{_counts_text(counts)}; they go on")
+        return []
 
-    def finish(self, refused: list[Refused]) -> Outcome:
-        """What became of the batch, with all images saved."""
-        self.save_images()
+    def finish(self, refused: list[Refused], tasks: list[Task]) -> Outcome:
+        """What became of the batch, with the images of these tasks saved."""
+        self._save_images(tasks)
         files = sorted(file for saved in self.saved.values() for file in saved)
         outcome = Outcome(self.name, refused, files=files)
-        for task in self._tasks():
+        for task in tasks:
             outcome.counts[str(task.status)] += 1
             if task.ended and not task.succeeded:
                 reason = "" if task.error is None else f"{task.error.message} ({task.error.code})"
@@ -151,12 +153,12 @@ class BatchRun:
         outcome.failed.sort(key=lambda failed: failed.line)
         return outcome
 
-    def save_images(self) -> None:
+    def _save_images(self, tasks: list[Task]) -> None:
         """Save the images that are not saved yet, as `{line}-{index}.{format}`."""
         if self.folder is None:
             return
-        for task in self._tasks(TaskStatus.SUCCEEDED):
-            if task.request_id not in self.saved:
+        for task in tasks:
+            if task.succeeded and task.request_id not in self.saved:
                 contents = self._patiently(partial(self.client.download, task))
                 stem = f"{self.line_of[task.request_id]:05}"
                 files = [self.folder / f"{stem}-{image.index}.{image.format}" for image in task.images]
@@ -175,9 +177,6 @@ class BatchRun:
             return self.client.group(self.name)
         except NotFoundError:
             return None
-
-    def _all_are_known(self) -> bool:
-        return len(self._tasks()) == len(self.line_of)
 
     def _tasks(self, *statuses: str) -> list[Task]:
         """The tasks of this run; a group may have others, of lines that the file no longer has."""
@@ -221,7 +220,7 @@ def command_errors() -> Iterator[None]:
         raise CommandError(ExitCode.UNAUTHORIZED, str(error)) from error
     except RefusedError as error:
         raise CommandError(ExitCode.USAGE, str(error)) from error
-    except (CorruptImageError, FluxpoolError) as error:
+    except FluxpoolError as error:
         raise CommandError(ExitCode.FAILED, str(error)) from error
 
 
