@@ -10,8 +10,8 @@ from typing import Any
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_gateway.http.request_context import PATH, Send
-from fluxpool_gateway.http.submission import Receive, Scope, Submission
+from fluxpool_gateway.http.request_context import PATH, Receive, Send
+from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.identity.gate import OpenGate
 from fluxpool_gateway.store.task_state import TaskKey
 from fluxpool_gateway.tasks.lookup import RecentTasks

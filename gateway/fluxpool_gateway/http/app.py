@@ -26,6 +26,7 @@ from fluxpool_gateway.http.request_context import (
     CORRELATION_ID_HEADER,
     PATH,
     STOPPING,
+    Receive,
     Send,
     correlation_id_of,
     find_authorization,
@@ -34,7 +35,7 @@ from fluxpool_gateway.http.request_context import (
 )
 from fluxpool_gateway.http.routes import Services, router
 from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
-from fluxpool_gateway.http.submission import Receive, Scope, Submission, check_content_type
+from fluxpool_gateway.http.submission import Scope, Submission, check_content_type
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.live import routes as live_routes

@@ -13,10 +13,18 @@ from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, Probl
 
 RawPairs = Iterable[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 PATH = "/v1/generations"
 BATCH_PATH = PATH + "/batch"
 CORRELATION_ID_HEADER = b"x-request-id"
+EVENT_STREAM_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would keep the events until the response ends
+)
+PING_SECONDS = 15.0
+"""Proxies commonly give up on a silent response after 60 to 120 s."""
 STOPPING = "fluxpool.stopping"
 """Where the state of the lifespan has the event that is set when the server is about to stop."""
 HALF_CLOSED = "fluxpool.half_closed"
@@ -33,6 +41,12 @@ def correlation_id_of(offered: bytes | None) -> str:
         if REQUEST_ID.fullmatch(text):
             return text
     return new_request_id()
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the connection of a request is lost."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def find_header(headers: RawPairs, name: bytes) -> bytes | None:

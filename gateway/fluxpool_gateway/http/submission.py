@@ -37,6 +37,7 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_hea
 from fluxpool_gateway.http.request_context import (
     PATH,
     RawPairs,
+    Receive,
     Send,
     base_url,
     correlation_id_of,
@@ -53,7 +54,6 @@ from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure, Reco
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 
 Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 Once = Callable[[TaskKey, str, Callable[[], Awaitable[None]]], Awaitable[None]]
 PartitionCounts = Callable[[str], int | None]
 

@@ -17,6 +17,7 @@ from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, Prob
 from fluxpool_gateway.http.request_context import (
     PATH,
     base_url,
+    disconnected,
     find_header,
     preferred_wait_seconds,
     status_url_of,
@@ -137,7 +138,7 @@ async def _answer_by(
     request: Request, services: Services, waiting: Coroutine[Any, Any, None], *, seconds: float
 ) -> None:
     """Wait for a time at most, and no longer than the client is there and the server is not about to stop."""
-    ends = [asyncio.ensure_future(end) for end in (waiting, services.stopping.wait(), disconnected(request))]
+    ends = [asyncio.ensure_future(end) for end in (waiting, services.stopping.wait(), disconnected(request.receive))]
     try:
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -145,12 +146,6 @@ async def _answer_by(
             end.cancel()
         # An error of the wait repeats when the task is read, which answers with it.
         await asyncio.gather(*ends, return_exceptions=True)
-
-
-async def disconnected(request: Request) -> None:
-    """Return when the connection of the request is lost."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def has_ended(found: TaskState | RecentTask) -> TypeGuard[TaskState]:

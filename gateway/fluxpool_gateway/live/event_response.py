@@ -14,12 +14,10 @@ from fastapi import Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from fluxpool_gateway.http.problem import ProblemError
-from fluxpool_gateway.http.request_context import Send
-from fluxpool_gateway.http.submission import Receive, Scope
+from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, PING_SECONDS, Receive, Send, disconnected
+from fluxpool_gateway.http.submission import Scope
 from fluxpool_gateway.live.readers import EventReaders
 
-PING_SECONDS: Final = 15.0
-"""Proxies commonly give up on a silent response after 60 to 120 s."""
 SLOW_SECONDS: Final = 20.0
 """For which the connection of a reader may have no room. Less than the 30 s after which `http.protocol` resets it: a
 reader that goes on in between learns that it was dropped."""
@@ -27,11 +25,6 @@ HALF_CLOSED_PING_SECONDS: Final = 1.0
 """A client that closed its sending side may read on, or is gone: the second ping fails then."""
 RETRY_MILLISECONDS: Final = 2000
 """Until a client connects again; `EventSource` takes 3 to 5 s otherwise."""
-_HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would keep the events until the response ends
-)
 
 Events = AsyncGenerator[bytes, None]
 
@@ -75,7 +68,7 @@ class EventResponse(Response):
         it as well: both are told to the client.
         """
         super().__init__()
-        self.raw_headers = list(_HEADERS)
+        self.raw_headers = list(EVENT_STREAM_HEADERS)
         self._events = events
         self._tenant = tenant
         self._readers = readers
@@ -89,7 +82,7 @@ class EventResponse(Response):
         """Send the response; raises `ProblemError` when there are too many readers, before anything is sent."""
         client = _Client(
             send,
-            gone=asyncio.ensure_future(_disconnected(receive)),
+            gone=asyncio.ensure_future(disconnected(receive)),
             stopping=asyncio.ensure_future(self._stopping.wait()),
             half_closed=asyncio.ensure_future(self._half_closed.wait()),
         )
@@ -169,11 +162,6 @@ class _Client:
         """Return when it is done, the time is over, something new of the client, or the server about to stop."""
         ends = {awaited, self.gone, self.stopping} | (set() if self.half_closed.done() else {self.half_closed})
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _cancel(*futures: asyncio.Future[Any]) -> None:

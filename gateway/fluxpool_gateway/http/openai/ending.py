@@ -11,9 +11,9 @@ from fastapi import Request
 from fluxpool_contract.messages import GenerationResult
 from fluxpool_contract.problems import ErrorClass, FieldProblem
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError
-from fluxpool_gateway.http.request_context import HALF_CLOSED, RawPairs, find_header
+from fluxpool_gateway.http.request_context import HALF_CLOSED, PING_SECONDS, RawPairs, disconnected, find_header
 from fluxpool_gateway.http.routes import Services
-from fluxpool_gateway.http.task_routes import disconnected, has_ended
+from fluxpool_gateway.http.task_routes import has_ended
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
 from fluxpool_gateway.tasks.lookup import RecentTask
@@ -24,8 +24,6 @@ MAX_WAIT_SECONDS: Final = 600.0
 MARGIN_SECONDS: Final = 5.0
 """The answer is sent so long before the client gives up, who would repeat the request."""
 _STORE_PAUSE_SECONDS: Final = 1.0
-PING_SECONDS: Final = 15.0
-"""Proxies commonly give up on a silent response after 60 to 120 s."""
 _READ_TIMEOUT_HEADERS: Final = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 """Of the OpenAI SDKs for Python and for other languages; in seconds."""
 
@@ -73,7 +71,7 @@ async def waiting_for_end(
     """A function that waits for so many seconds at most, and says why the wait is over; None while it is not."""
     waits: dict[asyncio.Future[object], WaitEnd] = {
         asyncio.ensure_future(_task_ended(request_id, services, caller)): WaitEnd.TASK_ENDED,
-        asyncio.ensure_future(disconnected(request)): WaitEnd.CLIENT_GONE,
+        asyncio.ensure_future(disconnected(request.receive)): WaitEnd.CLIENT_GONE,
         asyncio.ensure_future(services.stopping.wait()): WaitEnd.SERVER_STOPPING,
     }
     half_closed = request.scope.get("state", {}).get(HALF_CLOSED)

@@ -25,10 +25,10 @@ from fluxpool_gateway.http.openai.ending import (
 from fluxpool_gateway.http.openai.image_request import ImageRequest, ResponseFormat, in_openai_words, to_native
 from fluxpool_gateway.http.openai.image_response import FinishedImages, ImagesResponse
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
-from fluxpool_gateway.http.request_context import Send, status_url_of
+from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, Receive, Send, status_url_of
 from fluxpool_gateway.http.routes import NO_STORE, Services, WithServices, stored_image
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
-from fluxpool_gateway.http.submission import Receive, Scope, Submission
+from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.http.task_routes import base_of
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
@@ -38,11 +38,6 @@ from fluxpool_gateway.tasks.producer import DeliveryError
 PATH: Final = "/v1/images/generations"
 _SHOULD_RETRY: Final = "x-should-retry"
 """The OpenAI SDKs repeat every 408, 409, 429 and 5xx, unless this header says otherwise."""
-_STREAM_HEADERS: Final = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would keep the events until the response ends
-]
 _PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     400: "A value is not allowed, or a worker refused the task; `error.param` names the field.",
@@ -225,7 +220,7 @@ class _EventStream(Response):
     def __init__(self, task: _WaitedTask) -> None:
         super().__init__(status_code=HTTPStatus.OK)
         self._task = task
-        self.raw_headers = list(_STREAM_HEADERS)
+        self.raw_headers = list(EVENT_STREAM_HEADERS)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:  # type: ignore[override]
         """Send the response."""
