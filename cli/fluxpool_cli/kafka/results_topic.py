@@ -1,7 +1,7 @@
 """Reads a results topic without a consumer group, so that reading changes no offsets.
 
 Owns the reading and the counts by status; knows nothing of how they are shown. Keeps all
-records, or reads the newest ones only and keeps their counts and the last few.
+results, or reads the newest ones only and keeps their counts and the last few.
 """
 
 import contextlib
@@ -12,8 +12,10 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import UnknownTopicOrPartitionError
+from aiokafka.structs import ConsumerRecord
 from pydantic import ValidationError
 
+from fluxpool_contract import header_names
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_contract.messages import GenerationResult
 from fluxpool_transport.kafka import aiokafka_options, stop_consumer
@@ -35,8 +37,14 @@ class ResultsTopic:
         self.passed_over = 0
         """Older records that were not read."""
         self._consumer: Any = None
+        self._seen: set[tuple[bytes | None, bytes | None]] = set()
+        self.repeats = 0
+        """Records that repeated a result byte for byte under its event id.
+
+        When a partition moves while a task is drawn, both workers send its result.
+        """
         self.records: list[GenerationResult] = []
-        """Every record read so far; empty with `newest_records`."""
+        """Every result read so far, without repeats; empty with `newest_records`."""
         self.values: list[bytes] = []
         """Their values, as in the topic."""
 
@@ -81,6 +89,8 @@ class ResultsTopic:
         for records in batches.values():
             for record in records:
                 if self._newest_records is None:
+                    if self._is_repeat(record):
+                        continue
                     self.values.append(record.value or b"")
                 # A record that is not a result is nothing that a reader of results can show.
                 with contextlib.suppress(ValidationError):
@@ -91,6 +101,13 @@ class ResultsTopic:
         for result in arrived:
             self._count(result)
         return arrived
+
+    def _is_repeat(self, record: ConsumerRecord) -> bool:
+        event = dict(record.headers).get(header_names.CE_ID), record.value
+        repeated = event in self._seen
+        self.repeats += repeated
+        self._seen.add(event)
+        return repeated
 
     def _count(self, result: GenerationResult) -> None:
         if result.request_id is None:

@@ -27,7 +27,7 @@ class Audit:
     lost: int = 0
     """Submitted tasks without any result, or whose successful result has no image file."""
     doubled: int = 0
-    """Results and image files beyond the first of a task."""
+    """Different results and image files beyond the first of a task."""
     problems: list[str] = field(default_factory=list)
 
     def line(self, *, seconds: float) -> str:
@@ -45,7 +45,7 @@ def audit(
     image_folder: Path,
     lag_records: Mapping[str, int],
 ) -> Audit:
-    """Compare the submitted tasks (by `request_id`) with results, files and each group's lag."""
+    """Compare the submitted tasks (by `request_id`) with results (repeats dropped), files and each group's lag."""
     found = Audit()
     by_id: dict[str, list[GenerationResult]] = {request_id: [] for request_id in submitted}
     for result in results:

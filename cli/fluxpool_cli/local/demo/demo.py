@@ -202,6 +202,8 @@ class _Demo:
             image_folder=stack.data_dir.images,
             lag_records={name: group.lag_records_at_least for name, group in groups.items()},
         )
+        if results.repeats:
+            self.display.note(f"{results.repeats} results came again under their event id, as readers must expect")
         if any(group.is_stale for group in groups.values()):
             self.problems.append("the offsets of some partitions could not be read")
         if self.options.keep:
