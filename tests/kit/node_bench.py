@@ -41,6 +41,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.HTTPServer((os.environ["POD_IP"], 8080), Handler).serve_forever()
 """
+STATE_VOLUME: Body = {"name": "state", "emptyDir": {}}
+STATE_MOUNT: Body = {"name": "state", "mountPath": "/state"}
 POD_IP: Body = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
 
 

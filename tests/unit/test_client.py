@@ -1,167 +1,40 @@
 """Both clients of the HTTP API with a real gateway over a real task store, without Kafka."""
 
 import asyncio
-import gzip
-import inspect
-import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
 
 import httpx
 import pytest
-from pydantic import BaseModel
 
-import fluxpool_client
 from fluxpool_client import (
-    AsyncClient,
     AuthenticationError,
     BadRequestError,
     CancelOutcome,
-    Client,
     ConflictError,
     CorruptImageError,
-    FluxpoolError,
     GoneError,
     NotFoundError,
     PermissionDeniedError,
     RateLimitedError,
-    RefusedError,
     TaskStatus,
     UnavailableError,
     UnexpectedResponseError,
     UnreachableError,
     WaitTimeoutError,
-    request_fields,
 )
-from fluxpool_client import models as client_models
-from fluxpool_contract.messages.task import EmbedParameters, OutputFormat, Quality, TaskLora
-from fluxpool_gateway.http import change_routes, problem, routes, task_routes
-from fluxpool_gateway.http.batch import batch_route
-from fluxpool_gateway.http.generation_request import GenerationRequest, Priority
 from fluxpool_gateway.store import task_state
-from fluxpool_gateway.tasks import canceling, view
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
-from kit.keyed_gateway import IMAGE, NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
-
-ID = "01890a5d-ac96-774b-bcce-b302099a8057"
-CLIENTS = ("blocking", "asyncio")
-
-
-@dataclass(slots=True)
-class Wire(httpx.AsyncBaseTransport):
-    """Between a client and the gateway; what stands first in `instead` is what the next request comes to."""
-
-    gateway: httpx.AsyncBaseTransport
-    instead: list[httpx.Response | httpx.RequestError] = field(default_factory=list)
-    asked: list[httpx.Request] = field(default_factory=list)
-    on_response: Callable[[httpx.Response], None] = lambda _response: None
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.asked.append(request)
-        if not self.instead:
-            response = await self.gateway.handle_async_request(request)
-            self.on_response(response)
-            return response
-        outcome = self.instead.pop(0)
-        if isinstance(outcome, httpx.RequestError):
-            raise outcome
-        return outcome
-
-
-@dataclass(slots=True)
-class FromThread(httpx.BaseTransport):
-    """Gives the requests of another thread to a wire in the test's loop."""
-
-    wire: Wire
-    loop: asyncio.AbstractEventLoop
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            response = await self.wire.handle_async_request(
-                httpx.Request(
-                    request.method, request.url, headers=request.headers, content=content, extensions=request.extensions
-                )
-            )
-            await response.aread()
-            return response
-
-        content = request.read()
-        answer = asyncio.run_coroutine_threadsafe(ask(), self.loop).result(60)
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
-
-
-@dataclass(slots=True)
-class Caller:
-    """One of both clients; its calls are awaited."""
-
-    client: Client | AsyncClient
-    wire: Wire
-
-    async def __call__(self, name: str, *arguments: Any, **options: Any) -> Any:
-        call = getattr(self.client, name)
-        if isinstance(self.client, AsyncClient):
-            return await call(*arguments, **options)
-        return await asyncio.to_thread(call, *arguments, **options)
-
-    async def tasks(self, **fields: Any) -> list[str]:
-        if isinstance(self.client, AsyncClient):
-            return [task.request_id async for task in self.client.tasks(**fields)]
-        client = self.client
-        return await asyncio.to_thread(lambda: [task.request_id for task in client.tasks(**fields)])
-
-
-@dataclass(slots=True)
-class World:
-    """A gateway and the client that calls it."""
-
-    gateway: Gateway
-    kind: str
-    images: Path
-
-    def caller(self, key: str | None = None, **options: Any) -> Caller:
-        wire = Wire(httpx.ASGITransport(app=self.gateway.one.app))
-        options = {"api_key": key or self.gateway.admin, **options}
-        url = "http://gateway/"
-        if self.kind == "asyncio":
-            return Caller(AsyncClient(url, http=httpx.AsyncClient(transport=wire), **options), wire)
-        bridge = FromThread(wire, asyncio.get_running_loop())
-        return Caller(Client(url, http=httpx.Client(transport=bridge), **options), wire)
-
-    def succeed(self, request_id: str) -> None:
-        self.gateway.project(succeeded(request_id, "default"))
-        folder = self.images / "default" / "2026/04/05" / request_id
-        folder.mkdir(parents=True)
-        (folder / "0.png").write_bytes(IMAGE)
-
-    def project_accepted(self) -> None:
-        """What the gateway wrote to Kafka, as its projector would."""
-        self.gateway.project(
-            *(
-                queued(value["request_id"], NOW_MS + number, group_id=value.get("group_id"))
-                for number, value in enumerate(self.gateway.records.values)
-            )
-        )
-
-
-def queued(request_id: str, created_at_ms: int, *, group_id: str | None) -> task_state.TaskSeen:
-    return task_state.TaskSeen(
-        request_id=request_id,
-        body='{"prompt": "a fox"}',
-        priority="standard",
-        tenant="default",
-        created_at_ms=created_at_ms,
-        group_id=group_id,
-    )
+from kit.client_world import CLIENTS, ID, World, client_world, queued
+from kit.keyed_gateway import IMAGE, NOW_MS
 
 
 @pytest.fixture(params=CLIENTS)
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    async with keyed_gateway(keyed_settings(tmp_path)) as gateway:
-        yield World(gateway, request.param, tmp_path / "images")
+    async with client_world(request.param, tmp_path) as world:
+        yield world
 
 
 async def test_a_task_is_submitted_waited_for_and_downloaded(world: World) -> None:
@@ -446,164 +319,8 @@ async def test_a_prompt_of_any_characters_arrives(world: World) -> None:
 
 
 async def test_threads_share_a_client(tmp_path: Path) -> None:
-    async with keyed_gateway(keyed_settings(tmp_path)) as gateway:
-        call = World(gateway, "blocking", tmp_path).caller()
+    async with client_world("blocking", tmp_path) as world:
+        call = world.caller()
         accepted = await asyncio.gather(*(call("submit", f"fox {number}") for number in range(20)))
         assert len({task.request_id for task in accepted}) == 20
         assert threading.active_count() > 1
-
-
-# Without a gateway
-
-
-def test_no_gateway_is_one_error() -> None:
-    with Client("http://127.0.0.1:1", max_attempts=1) as client, pytest.raises(UnreachableError, match="ConnectError"):
-        client.get(ID)
-
-
-@pytest.mark.parametrize(
-    "url", ["gateway:8000", "ftp://gateway", "http://", "http://gateway/?a=b", "http://gateway:99999999", "/v1"]
-)
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="url: "):
-        Client(url)
-
-
-@pytest.mark.parametrize("key", ["fp a", "fp\n", "schlüssel"])
-def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str) -> None:
-    with pytest.raises(ValueError, match="api_key: must be") as refused:
-        Client(api_key=key)
-    assert key not in str(refused.value)
-
-
-def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[httpx.Request] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        return httpx.Response(404, content=b"")
-
-    monkeypatch.setenv("FLUXPOOL_URL", "https://images.example/below/")
-    monkeypatch.setenv("FLUXPOOL_API_KEY", "fp_1")
-    with httpx.Client(transport=httpx.MockTransport(answer)) as http, pytest.raises(NotFoundError):
-        Client(http=http).get(ID)
-    assert str(asked[0].url) == f"https://images.example/below/v1/generations/{ID}"
-    assert asked[0].headers["authorization"] == "Bearer fp_1"
-
-
-async def test_more_tasks_are_waited_for_at_once_than_httpx_has_connections_by_default() -> None:
-    waiting = 0
-    all_wait = asyncio.Event()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal waiting
-        request_id = (await reader.readuntil(b"\r\n\r\n")).split()[1].split(b"/")[-1].decode()
-        waiting += 1
-        if waiting == 120:
-            all_wait.set()
-        await all_wait.wait()
-        body = json.dumps({"request_id": request_id, "status": "succeeded", "status_url": "/"}).encode()
-        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
-        await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, AsyncClient(f"http://127.0.0.1:{port}", max_attempts=1) as client:
-        tasks = await asyncio.gather(*(client.wait(f"fox-{number}", timeout_seconds=100) for number in range(120)))
-    assert {task.request_id for task in tasks} == {f"fox-{number}" for number in range(120)}
-
-
-@pytest.mark.parametrize(
-    ("headers", "body"),
-    [
-        ({"content-encoding": "gzip"}, b"no gzip"),
-        ({"content-encoding": "gzip"}, gzip.compress(b" " * 30_000_000, mtime=0)),
-        ({"content-length": "4000"}, b"{"),
-        ({}, b"[" * 100_000),
-        ({}, b'{"request_id": ' + b"9" * 5000 + b"}"),
-        ({}, b"\xff\xfe\x00"),
-        ({}, b""),
-    ],
-)
-def test_any_body_is_a_task_or_one_error(headers: dict[str, str], body: bytes) -> None:
-    def answer(_request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(body))
-
-    with httpx.Client(transport=httpx.MockTransport(answer)) as http, pytest.raises(FluxpoolError):
-        Client(http=http, max_attempts=1).get(ID)
-
-
-# The gateway's own models
-
-
-def public(kind: type) -> dict[str, inspect.Signature]:
-    return {
-        name: inspect.signature(member)
-        for name, member in vars(kind).items()
-        if inspect.isfunction(member) and not name.startswith("_")
-    }
-
-
-def test_both_clients_have_the_same_calls() -> None:
-    blocking, asynchronous = public(Client), public(AsyncClient)
-    assert blocking.keys() - {"close"} == asynchronous.keys() - {"aclose"}
-    for name, signature in blocking.items():
-        if name not in {"close", "tasks"}:
-            assert asynchronous[name] == signature
-
-
-PAIRS: list[tuple[type[BaseModel], type[BaseModel]]] = [
-    (client_models.Task, view.TaskView),
-    (client_models.Image, view.ImageView),
-    (client_models.Progress, view.ProgressView),
-    (client_models.TaskFailure, view.ErrorView),
-    (client_models.TaskPage, view.TaskPageView),
-    (client_models.Group, view.GroupView),
-    (client_models.AcceptedTask, routes.AcceptedGeneration),
-    (client_models.CanceledTask, change_routes.CanceledTask),
-    (client_models.CanceledTasks, change_routes.CanceledTasks),
-    (client_models.BatchItem, batch_route.BatchItem),
-    (client_models.BatchOutcome, batch_route.BatchOutcome),
-    (client_models.ProblemDocument, problem.ProblemDocument),
-    (client_models.ErrorMember, problem.OpenAIError),
-    (client_models.FieldError, problem.FieldProblemDocument),
-]
-
-
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
-def test_a_response_has_every_field_of_the_gateways(ours: type[BaseModel], theirs: type[BaseModel]) -> None:
-    assert ours.model_fields.keys() == theirs.model_fields.keys()
-
-
-def test_requests_have_every_field_of_the_gateways() -> None:
-    fields = get_type_hints(request_fields.OptionalFields)
-    assert fields.keys() | {"prompt"} == GenerationRequest.model_fields.keys()
-    assert get_type_hints(request_fields.LoraFields).keys() == TaskLora.model_fields.keys()
-    enums = {
-        "output_format": OutputFormat,
-        "quality": Quality,
-        "embed_parameters": EmbedParameters,
-        "priority": Priority,
-    }
-    assert {name: set(get_args(fields[name])) for name in enums} == {
-        name: {*map(str, kind)} for name, kind in enums.items()
-    }
-    assert get_type_hints(request_fields.ListFields).keys() == task_routes.ListQuery.model_fields.keys() - {"cursor"}
-    assert get_type_hints(request_fields.CancelFields).keys() == change_routes.CancelManyRequest.model_fields.keys() - {
-        "cursor"
-    }
-    assert {*client_models.TaskStatus} == {*map(str, task_state.SHOWN_STATUSES)}
-    assert {str(status) for status in task_state.SHOWN_STATUSES if status.terminal} == {
-        str(status)
-        for status in client_models.TaskStatus
-        if client_models.Task(request_id="a", status=status, status_url="/").ended
-    }
-    assert {*client_models.CancelOutcome} == {*map(str, canceling.CancelOutcome)}
-
-
-def test_every_error_is_one_that_callers_can_import() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
-    for kind in RefusedError.__subclasses__():
-        assert kind.__name__ in fluxpool_client.__all__
-        assert f"`{kind.__name__}`" in page
