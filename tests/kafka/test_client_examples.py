@@ -2,16 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from fluxpool_client import AsyncClient, TaskStatus
-from fluxpool_contract.settings.worker import StorageSettings
-from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
-from kit.worker import WorkerBench, worker_bench
+from kit.gateway_process import GatewayProcess
+from kit.served_bench import gateway_beside, stand_in_bench
+from kit.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -21,16 +21,13 @@ EXAMPLES: list[str] = re.findall(r"^```python client\n(.*?)^```$", PAGE.read_tex
 
 @pytest.fixture
 async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=1) as bench:
+    async with stand_in_bench(bootstrap_servers, tmp_path) as bench:
         yield bench
 
 
 @pytest.fixture
-async def gateway(bench: WorkerBench, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    storage = StorageSettings(url=bench.images.as_uri())
-    settings = gateway_settings(bench.bootstrap_servers, tmp_path / "gateway", bench.topics, storage=storage)
-    with running_gateway(settings) as running:
-        running.wait_ready()
+def gateway(bench: WorkerBench, tmp_path: Path) -> Iterator[GatewayProcess]:
+    with gateway_beside(bench, tmp_path) as running:
         yield running
 
 

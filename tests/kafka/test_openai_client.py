@@ -15,10 +15,10 @@ import openai
 import pytest
 from PIL import Image
 
-from fluxpool_contract.settings.worker import StorageSettings
-from kit.gateway_process import GatewayProcess, gateway_settings, running_gateway
+from kit.gateway_process import GatewayProcess
+from kit.served_bench import gateway_beside, stand_in_bench
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, worker_bench
+from kit.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -28,16 +28,13 @@ SMALL: dict[str, Any] = {"model": "gpt-image-2", "size": "96x64"}
 
 @pytest.fixture
 async def bench(bootstrap_servers: str, tmp_path: Path) -> AsyncIterator[WorkerBench]:
-    async with worker_bench(bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=1) as bench:
+    async with stand_in_bench(bootstrap_servers, tmp_path) as bench:
         yield bench
 
 
 @pytest.fixture
-async def gateway(bench: WorkerBench, tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    storage = StorageSettings(url=bench.images.as_uri())
-    settings = gateway_settings(bench.bootstrap_servers, tmp_path / "gateway", bench.topics, storage=storage)
-    with running_gateway(settings) as running:
-        running.wait_ready()
+def gateway(bench: WorkerBench, tmp_path: Path) -> Iterator[GatewayProcess]:
+    with gateway_beside(bench, tmp_path) as running:
         yield running
 
 
