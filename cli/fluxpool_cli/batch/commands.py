@@ -18,7 +18,7 @@ from fluxpool_cli.submit.gateway_client import default_gateway_url
 from fluxpool_cli.submit.image_files import check_folder
 from fluxpool_cli.terminal import JsonOption, OutputFormat, say, write_json, write_line, write_table
 from fluxpool_client import Client, TaskStatus
-from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
+from fluxpool_contract.messages import check_group_id
 
 _SHOWN_FAULTS: Final = 20
 _ORDER: Final = (TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.EXPIRED, TaskStatus.CANCELED)
@@ -51,12 +51,10 @@ def batch(
     file is not valid, 3 when no gateway serves, 4 without permission, 5 when not all were finished in time.
     """
     prompts = read_prompts(file)
-    group = f"batch-{prompts.name}" if name is None else name
-    if not REQUEST_ID.fullmatch(group) or len(group) > MAX_GROUP_CHARACTERS:
-        raise typer.BadParameter(
-            f"must be 1 to {MAX_GROUP_CHARACTERS} characters out of A-Z a-z 0-9 . _ - and begin with a letter or digit",
-            param_hint="--name",
-        )
+    try:
+        group = f"batch-{prompts.name}" if name is None else check_group_id(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--name") from None
     if output_dir is not None:
         if not wait:
             raise typer.BadParameter("has no effect with --no-wait", param_hint="--output-dir")

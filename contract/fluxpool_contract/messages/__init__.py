@@ -46,6 +46,7 @@ from fluxpool_contract.messages.task import (
     GenerationTask,
     OutputFormat,
     Quality,
+    check_group_id,
     check_request_id,
     steps_to_run,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "ResolutionAction",
     "ResultStatus",
     "TaskError",
+    "check_group_id",
     "check_request_id",
     "check_tenant",
     "claim_key",

@@ -93,8 +93,9 @@ def check_request_id(value: str) -> str:
     return value
 
 
-def _check_group_id(value: str) -> str:
-    if not REQUEST_ID.fullmatch(value):
+def check_group_id(value: str) -> str:
+    """The id itself; raises `ValueError` with the rule when it does not fit."""
+    if len(value) > MAX_GROUP_CHARACTERS or not REQUEST_ID.fullmatch(value):
         raise ValueError(
             f"must be 1 to {MAX_GROUP_CHARACTERS} characters out of A-Z a-z 0-9 . _ - and begin with a letter or digit"
         )
@@ -218,7 +219,7 @@ class GenerationParameters(BaseModel):
     """exact, or fast (lossy: 8-bit products, fewer computed steps) where the pool allows it. Absent: its default."""
     embed_parameters: Annotated[EmbedParameters, Field(strict=False)] | None = None
     """What the image file says of the task: all, noPrompt or none. Absent, and at most, what the pool is set to."""
-    group_id: Annotated[str, Field(max_length=MAX_GROUP_CHARACTERS), AfterValidator(_check_group_id)] | None = None
+    group_id: Annotated[str, Field(max_length=MAX_GROUP_CHARACTERS), AfterValidator(check_group_id)] | None = None
     """Tasks of the same group are counted, listed and canceled together; no effect on their images."""
     metadata: Annotated[
         dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES), BeforeValidator(_check_entry_count)

@@ -22,6 +22,7 @@ from fluxpool_gateway.http.routes import (
     READ_PROBLEMS,
     AcceptedGeneration,
     RequestIdInPath,
+    RequestModel,
     Services,
     WithServices,
     json_response,
@@ -49,11 +50,7 @@ router = APIRouter()
 logger = structlog.stdlib.get_logger(__name__)
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class CancelRequest(_Model):
+class CancelRequest(RequestModel):
     """How to cancel a task."""
 
     waiting_only: StrictBool = False

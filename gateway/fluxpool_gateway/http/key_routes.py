@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from fluxpool_contract.messages import DEFAULT_TENANT, LORA_NAME_PATTERN, Quality, check_tenant
 from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.http.problem import BODY_PROBLEMS, ProblemCode, ProblemError, problems, unavailable
-from fluxpool_gateway.http.routes import json_response
+from fluxpool_gateway.http.routes import RequestModel, json_response
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope, PresentedKey, new_key, parse_key
 from fluxpool_gateway.identity.gate import KeyGate
@@ -45,11 +45,7 @@ logger = structlog.stdlib.get_logger(__name__)
 router = APIRouter()
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class KeyRequest(_Model):
+class KeyRequest(RequestModel):
     """A key to create."""
 
     name: Annotated[str, Field(pattern=_NAME_PATTERN)]
@@ -66,7 +62,7 @@ class KeyRequest(_Model):
     """LoRAs that its tasks may use. Absent: all."""
 
 
-class RotationRequest(_Model):
+class RotationRequest(RequestModel):
     """How to replace a key."""
 
     overlap_seconds: Annotated[int, Field(strict=True, ge=0, le=MAX_OVERLAP_SECONDS)] = DEFAULT_OVERLAP_SECONDS

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from fluxpool_contract.messages import MAX_IMAGES
 from fluxpool_gateway.http.generation_request import GenerationRequest
@@ -70,6 +70,12 @@ class Services:
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait are to be answered."""
     readers: EventReaders
+
+
+class RequestModel(BaseModel):
+    """The body of a request; fields that are not known are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _services(request: Request) -> Services:

@@ -3,6 +3,7 @@
 Who calls was decided before any route was chosen (`GatewayApplication`), so that no route can be forgotten.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import Depends, Request
@@ -28,11 +29,14 @@ def _caller(request: Request) -> Caller:
 WithCaller = Annotated[Caller, Depends(_caller)]
 
 
-def requires(*scopes: KeyScope) -> dict[str, Any]:
-    """Arguments of a route that needs these scopes."""
+def requires(*scopes: KeyScope, checks: Sequence[Callable[..., Any]] = ()) -> dict[str, Any]:
+    """Arguments of a route that needs these scopes; `checks` are made after that of the scopes."""
 
     def check(caller: WithCaller) -> None:
         for scope in scopes:
             caller.require(scope)
 
-    return {"dependencies": [Depends(check)], "openapi_extra": {"security": [{SECURITY_SCHEME: [*scopes]}]}}
+    return {
+        "dependencies": [*map(Depends, (check, *checks))],
+        "openapi_extra": {"security": [{SECURITY_SCHEME: [*scopes]}]},
+    }

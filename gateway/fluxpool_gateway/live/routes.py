@@ -5,7 +5,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
@@ -96,8 +96,7 @@ async def _check_key(request: Request) -> None:
         **problems(_STREAM_PROBLEMS),
     },
     summary="The changes of a task as server-sent events",
-    dependencies=[*requires(KeyScope.READ)["dependencies"], Depends(_check_request)],
-    openapi_extra=requires(KeyScope.READ)["openapi_extra"],
+    **requires(KeyScope.READ, checks=[_check_request]),
 )
 async def get_task_events(
     request_id: RequestIdInPath,
@@ -144,8 +143,7 @@ class EventsQuery(TaskFilters):
         **problems({**_TENANT_PROBLEMS, 422: "A parameter is not allowed; `errors` names each."}),
     },
     summary="The changes of the caller's tasks as server-sent events",
-    dependencies=[*requires(KeyScope.READ)["dependencies"], Depends(_check_request)],
-    openapi_extra=requires(KeyScope.READ)["openapi_extra"],
+    **requires(KeyScope.READ, checks=[_check_request]),
 )
 async def get_events(
     query: Annotated[EventsQuery, Query()],
