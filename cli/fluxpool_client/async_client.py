@@ -9,9 +9,11 @@ from typing import Self, TypeVar, Unpack, assert_never, cast
 import httpx
 
 from fluxpool_client.connection import LIMITS, connection_of
+from fluxpool_client.event_stream import TaskEvents
 from fluxpool_client.models import AcceptedTask, BatchItem, CanceledTask, Group, Task, TaskPage
 from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
 from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, OptionalFields
+from fluxpool_contract.messages import check_request_id
 
 T = TypeVar("T")
 
@@ -86,6 +88,36 @@ class AsyncClient:
         """
         return await self._run(self._operations.wait(request_id, timeout_seconds=timeout_seconds))
 
+    async def events(self, request_id: str) -> AsyncIterator[Task]:
+        """The state of the task now, then each later one as it comes, until it has ended.
+
+        A connection that is lost is opened again and continues after the last state; states that a later one has
+        replaced meanwhile are left out. After `max_attempts` connections in sequence without a sign of life the error
+        is raised.
+        """
+        events = TaskEvents(request_id=check_request_id(request_id), max_attempts=self._operations.max_attempts)
+        while not events.has_ended():
+            outgoing = events.outgoing()
+            outcome: Response | httpx.RequestError | None = None
+            try:
+                response = await self._http.send(self._connection.request(self._http, outgoing), stream=True)
+                try:
+                    if not events.begins(response.status_code, response.headers):
+                        outcome = await _received(response, outgoing)
+                    elif events.has_ended():
+                        return
+                    else:
+                        async for chunk in response.aiter_bytes():
+                            for task in events.states(chunk):
+                                yield task
+                            if events.has_ended():
+                                return
+                finally:
+                    await response.aclose()
+            except httpx.RequestError as error:
+                outcome = error
+            await asyncio.sleep(events.pause(outcome))
+
     async def page(self, *, cursor: str | None = None, **fields: Unpack[ListFields]) -> TaskPage:
         """One page of the tenant's tasks, the newest first; `cursor` is the `next_cursor` of the page before."""
         return await self._run(self._operations.page(fields, cursor=cursor))
@@ -148,11 +180,15 @@ class AsyncClient:
         try:
             response = await self._http.send(self._connection.request(self._http, outgoing), stream=True)
             try:
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    append(body, chunk, outgoing=outgoing)
+                return await _received(response, outgoing)
             finally:
                 await response.aclose()
         except httpx.RequestError as error:
             return error
-        return Response(response.status_code, response.headers, bytes(body))
+
+
+async def _received(response: httpx.Response, outgoing: Outgoing) -> Response:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        append(body, chunk, outgoing=outgoing)
+    return Response(response.status_code, response.headers, bytes(body))

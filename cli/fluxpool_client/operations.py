@@ -51,13 +51,13 @@ MAX_IMAGE_BYTES: Final = 512 * 1024 * 1024
 """More than an uncompressed image of the largest size."""
 MAX_PAUSE_SECONDS: Final = 60.0
 """A longer `Retry-After` is left to the caller."""
-_FIRST_PAUSE_SECONDS: Final = 0.5
-_LONGEST_PAUSE_SECONDS: Final = 8.0
+FIRST_PAUSE_SECONDS: Final = 0.5
+LONGEST_PAUSE_SECONDS: Final = 8.0
 _SHORTEST_WAIT_SECONDS: Final = 1.0
 """Between two looks at a task, where a proxy takes the `Prefer` header away or the gateway is stopping."""
 _MAX_KEY_CHARACTERS: Final = 255
 _LAST_PORT: Final = 65_535
-_TASKS: Final = "/v1/generations"
+TASKS: Final = "/v1/generations"
 _REPEATED: Final = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
@@ -133,22 +133,22 @@ class Operations:
         if request_id is not None:
             if idempotency_key is not None:
                 raise ValueError("give either idempotency_key or request_id: an id does what a key does")
-            path = f"{_TASKS}/{check_request_id(request_id)}"
+            path = f"{TASKS}/{check_request_id(request_id)}"
             return self._ask(AcceptedTask, _json("PUT", path, body))
         key = str(uuid4()) if idempotency_key is None else _checked_key(idempotency_key)
-        return self._ask(AcceptedTask, _json("POST", _TASKS, body, {"idempotency-key": key}))
+        return self._ask(AcceptedTask, _json("POST", TASKS, body, {"idempotency-key": key}))
 
     def submit_many(self, requests: Sequence[BatchFields]) -> Steps[tuple[BatchItem, ...]]:
         """Queue at most 256 tasks; each has an outcome of its own."""
         keyed = [{"idempotency_key": str(uuid4()), **request} for request in requests]
-        outcome = yield from self._ask(BatchOutcome, _json("POST", f"{_TASKS}/batch", {"requests": keyed}))
+        outcome = yield from self._ask(BatchOutcome, _json("POST", f"{TASKS}/batch", {"requests": keyed}))
         if len(outcome.items) != len(requests):
             raise UnexpectedResponseError(f"the batch has {len(outcome.items)} outcomes of {len(requests)} requests")
         return outcome.items
 
     def get(self, request_id: str, *, wait_seconds: int = 0, until: float | None = None) -> Steps[Task]:
         """The task now or, with `wait_seconds`, at its end if that comes within them."""
-        path = f"{_TASKS}/{check_request_id(request_id)}"
+        path = f"{TASKS}/{check_request_id(request_id)}"
         headers = {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}
         outgoing = Outgoing(method="GET", path=path, headers=headers, wait_seconds=wait_seconds)
         task = yield from self._ask(Task, outgoing, until=until)
@@ -179,7 +179,7 @@ class Operations:
             if value is not None
             for item in (value if isinstance(value, (list, tuple)) else [value])
         ]
-        path = f"{_TASKS}?{urlencode(query)}" if query else _TASKS
+        path = f"{TASKS}?{urlencode(query)}" if query else TASKS
         return self._ask(TaskPage, Outgoing(method="GET", path=path))
 
     def group(self, group_id: str) -> Steps[Group]:
@@ -190,7 +190,7 @@ class Operations:
 
     def cancel(self, request_id: str, *, waiting_only: bool, reason: str | None) -> Steps[CanceledTask]:
         """Cancel one task."""
-        path = f"{_TASKS}/{check_request_id(request_id)}/cancel"
+        path = f"{TASKS}/{check_request_id(request_id)}/cancel"
         return self._ask(CanceledTask, _json("POST", path, {"waiting_only": waiting_only, "reason": reason}))
 
     def cancel_many(self, fields: CancelFields) -> Steps[tuple[CanceledTask, ...]]:
@@ -199,7 +199,7 @@ class Operations:
         cursor: str | None = None
         while True:
             body = {**fields, **({"cursor": cursor} if cursor is not None else {})}
-            page = yield from self._ask(CanceledTasks, _json("POST", f"{_TASKS}/cancel", body))
+            page = yield from self._ask(CanceledTasks, _json("POST", f"{TASKS}/cancel", body))
             canceled += page.data
             cursor = page.next_cursor
             if not page.has_more or cursor is None:
@@ -207,16 +207,16 @@ class Operations:
 
     def retry(self, request_id: str) -> Steps[AcceptedTask]:
         """A new task with the inputs of one that has ended."""
-        path = f"{_TASKS}/{check_request_id(request_id)}/retry"
+        path = f"{TASKS}/{check_request_id(request_id)}/retry"
         return self._ask(AcceptedTask, Outgoing(method="POST", path=path))
 
     def delete(self, request_id: str) -> Steps[None]:
         """Delete a task that has ended, and its images."""
-        yield from self._exchange(Outgoing(method="DELETE", path=f"{_TASKS}/{check_request_id(request_id)}"))
+        yield from self._exchange(Outgoing(method="DELETE", path=f"{TASKS}/{check_request_id(request_id)}"))
 
     def image(self, request_id: str, index: int) -> Steps[bytes]:
         """The file of one image; from the object store where the gateway says so."""
-        path = f"{_TASKS}/{check_request_id(request_id)}/images/{index}"
+        path = f"{TASKS}/{check_request_id(request_id)}/images/{index}"
         outgoing = Outgoing(method="GET", path=path, max_bytes=MAX_IMAGE_BYTES, may_redirect=True)
         response = yield from self._exchange(outgoing)
         if response.status == HTTPStatus.FOUND:
@@ -249,20 +249,20 @@ class Operations:
 
     def _exchange(self, outgoing: Outgoing, *, until: float | None = None) -> Steps[Response]:
         """The response; failures that may pass are repeated `max_attempts` times, with `until` as long as that."""
-        pause_seconds = _FIRST_PAUSE_SECONDS
+        pause_seconds = FIRST_PAUSE_SECONDS
         attempt = 1
         while True:
             outcome = yield outgoing
             if isinstance(outcome, Response) and _is_expected(outcome.status, outgoing):
                 return outcome
-            failure = _failure(outgoing, outcome)
+            failure = failure_of(outgoing, outcome)
             now = self.clock()
             is_last = attempt >= self.max_attempts if until is None else now >= until
-            wanted_seconds = _wanted_pause(failure, otherwise=random.uniform(pause_seconds / 2, pause_seconds))  # noqa: S311
+            wanted_seconds = wanted_pause(failure, otherwise=random.uniform(pause_seconds / 2, pause_seconds))  # noqa: S311
             if is_last or wanted_seconds is None or wanted_seconds > MAX_PAUSE_SECONDS:
                 raise failure
             yield Pause(wanted_seconds if until is None else min(wanted_seconds, until - now))
-            pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+            pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
             attempt += 1
 
 
@@ -280,7 +280,8 @@ def _is_expected(status: int, outgoing: Outgoing) -> bool:
     return is_success or (outgoing.may_redirect and status == HTTPStatus.FOUND)
 
 
-def _failure(outgoing: Outgoing, outcome: Response | httpx.RequestError | None) -> FluxpoolError:
+def failure_of(outgoing: Outgoing, outcome: Response | httpx.RequestError | None) -> FluxpoolError:
+    """The error of a request without the expected response."""
     if isinstance(outcome, Response):
         return refusal(outcome.status, outcome.headers, outcome.body)
     reason = f"{type(outcome).__name__} {outcome}".rstrip()
@@ -294,7 +295,7 @@ def _shown(outgoing: Outgoing) -> str:
     return outgoing.path.partition("?")[0] if outgoing.is_signed else outgoing.path
 
 
-def _wanted_pause(failure: FluxpoolError, *, otherwise: float) -> float | None:
+def wanted_pause(failure: FluxpoolError, *, otherwise: float) -> float | None:
     """Seconds before the same request may succeed, `otherwise` where the response has none; None when it will not."""
     if isinstance(failure, UnreachableError):
         return otherwise

@@ -40,7 +40,7 @@ async def test_the_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLUXPOOL_URL", gateway.url)
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
     await bench.start_ready()
     for example in EXAMPLES:
         await asyncio.to_thread(exec, compile(example, str(PAGE), "exec"), {"__name__": "example"})
@@ -49,6 +49,7 @@ async def test_the_examples_run(
         assert picture.size == (96, 64)
     assert str([TaskStatus.SUCCEEDED] * 8) in shown
     assert "'succeeded': 8" in shown
+    assert "succeeded None\n" in shown
     assert "invalid_size width: 100 is not a multiple of 16" in shown
     async with AsyncClient() as client:
-        assert len([task async for task in client.tasks(limit=2)]) == 9
+        assert len([task async for task in client.tasks(limit=2)]) == 10

@@ -1,0 +1,175 @@
+"""The events of one task: what to request, and the states in the bytes of the response; without I/O.
+
+The framing is that of section 9.2.6 of the HTML standard, whose lines end at CR and LF alone, while httpx also ends
+them at U+2028, which a prompt may contain.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
+
+import httpx
+from pydantic import ValidationError
+
+from fluxpool_client.errors import FluxpoolError, UnexpectedResponseError, UnreachableError
+from fluxpool_client.models import Task, TaskStatus
+from fluxpool_client.operations import (
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    MAX_PAUSE_SECONDS,
+    TASKS,
+    Outgoing,
+    Response,
+    failure_of,
+    wanted_pause,
+)
+
+MAX_EVENT_BYTES: Final = 1024 * 1024
+"""The state of a task with eight images is below 20 KB."""
+_SILENCE_SECONDS: Final = 30
+"""The gateway sends a comment every 15 s."""
+_MEDIA_TYPE: Final = "text/event-stream"
+_STATES: Final = frozenset({"snapshot", "progress", *TaskStatus})
+"""Events of other names are those of later releases."""
+_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """One event of a stream; a comment is one without a name and data."""
+
+    name: str
+    data: str
+    id: str | None
+
+
+_COMMENT: Final = ServerEvent("", "", None)
+
+
+@dataclass(slots=True)
+class EventDecoder:
+    """Takes a response apart; what is incomplete at its end is no event."""
+
+    _rest: bytes = b""
+    _size_bytes: int = 0
+    _name: str = ""
+    _data: list[str] = field(default_factory=list)
+    _id: str | None = None
+
+    def feed(self, chunk: bytes) -> Iterator[ServerEvent]:
+        """The events and comments that are complete now; raises `UnexpectedResponseError` for one without an end."""
+        text = self._rest + chunk
+        # An LF may follow in the next chunk: together they are one end of a line.
+        held = b"\r" if text.endswith(b"\r") else b""
+        *lines, self._rest = _LINE_END.split(text.removesuffix(held))
+        self._rest += held
+        for line in lines:
+            if line.startswith(b":"):
+                yield _COMMENT
+            elif line:
+                self._size_bytes += len(line)
+                self._take(line.decode(errors="replace"))
+            else:
+                if self._data:
+                    yield ServerEvent(self._name, "\n".join(self._data), self._id)
+                self._size_bytes, self._name, self._data = 0, "", []
+        if self._size_bytes + len(self._rest) > MAX_EVENT_BYTES:
+            raise UnexpectedResponseError(f"an event of more than {MAX_EVENT_BYTES} bytes is not a gateway's")
+
+    def _take(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match name:
+            case "event":
+                self._name = value
+            case "data":
+                self._data.append(value)
+            case "id" if "\0" not in value:
+                self._id = value
+            case _:
+                pass
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskEvents:
+    """The events of one task over as many responses as it takes."""
+
+    request_id: str
+    max_attempts: int
+    """Responses in sequence that may end without an event or a comment."""
+    _ended: bool = False
+    _decoder: EventDecoder = field(default_factory=EventDecoder)
+    _last_id: str | None = None
+    _fruitless: int = 0
+    _closing: str = "its response ended"
+
+    @property
+    def path(self) -> str:
+        """Of every request."""
+        return f"{TASKS}/{self.request_id}/events"
+
+    def has_ended(self) -> bool:
+        """Whether there is nothing more to read."""
+        return self._ended
+
+    def outgoing(self) -> Outgoing:
+        """The next request; it continues after the last event."""
+        headers = {"accept": _MEDIA_TYPE} | ({} if self._last_id is None else {"last-event-id": self._last_id})
+        return Outgoing(method="GET", path=self.path, headers=headers, wait_seconds=_SILENCE_SECONDS)
+
+    def begins(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether a response is a stream of events; `pause` takes others. Raises `UnexpectedResponseError`."""
+        self._decoder, self._closing = EventDecoder(), "its response ended"
+        if status == HTTPStatus.NO_CONTENT:
+            self._ended = True
+        if status == HTTPStatus.OK and not headers.get("content-type", "").startswith(_MEDIA_TYPE):
+            raise UnexpectedResponseError(f"the response to GET {self.path} is no event stream: it is not a gateway's")
+        return status in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}
+
+    def states(self, chunk: bytes) -> Iterator[Task]:
+        """The states in a part of the response; `has_ended` after the last one. Raises `UnexpectedResponseError`."""
+        for event in self._decoder.feed(chunk):
+            # Also a comment: a task may wait for hours without an event, and proxies cut connections.
+            self._fruitless = 0
+            if event.name == "closed":
+                self._closing = _reason(event.data)
+            elif event.name in _STATES:
+                task = self._task(event.data)
+                self._last_id = event.id
+                self._ended = task.ended
+                yield task
+            if self._ended:
+                return
+
+    def pause(self, outcome: Response | httpx.RequestError | None) -> float:
+        """Seconds to wait after a refusal, a failure or the end of a response; raises the error that is the last."""
+        self._fruitless += 1
+        failure: FluxpoolError = UnreachableError(f"no event of {self.request_id}: {self._closing}")
+        if outcome is not None:
+            failure = failure_of(self.outgoing(), outcome)
+        longest = min(FIRST_PAUSE_SECONDS * 2.0**self._fruitless, LONGEST_PAUSE_SECONDS)
+        seconds = wanted_pause(failure, otherwise=random.uniform(longest / 2, longest))  # noqa: S311
+        if seconds is None or seconds > MAX_PAUSE_SECONDS or self._fruitless >= self.max_attempts:
+            raise failure
+        return seconds
+
+    def _task(self, data: str) -> Task:
+        try:
+            task = Task.model_validate_json(data)
+        except ValidationError:
+            raise UnexpectedResponseError(f"an event of {self.path} is no state of a task") from None
+        if task.request_id != self.request_id:
+            raise UnexpectedResponseError(f"asked about {self.request_id}, an event is about {task.request_id}")
+        return task
+
+
+def _reason(data: str) -> str:
+    """Why the server ended the response."""
+    try:
+        return str(json.loads(data)["detail"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return "the server closed the stream"
