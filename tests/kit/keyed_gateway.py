@@ -25,6 +25,8 @@ from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
+from fluxpool_gateway.queue.lane_watch import LaneWatch
+from fluxpool_gateway.queue.lanes import served_lanes
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
@@ -135,7 +137,9 @@ class Gateway:
         return str(answer.json()["key"])
 
     def project(self, *changes: Change) -> None:
-        self.tasks.apply([(("topic", 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1)
+        self.tasks.apply(
+            [((TopicNames().tasks, 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1
+        )
 
 
 def succeeded(request_id: str, tenant: str, *, object_key: str | None = None) -> ResultSeen:
@@ -232,6 +236,11 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             deleting=Deleting(producer=records, topic=TopicNames().results, objects=objects, tenant_secret=secret),
             stopping=asyncio.Event(),
             readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
+            lanes=LaneWatch(
+                served_lanes((), settings.groups(), settings.topics),
+                clock=clock.monotonic,
+                wall_clock=lambda: clock.now_ms / 1000,
+            ),
         )
         app.submission = Submission(
             admit=gate.admit,

@@ -22,6 +22,7 @@ from fluxpool_gateway.http.key_routes import PATH as KEYS_PATH
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from kit.event_streams import EventReader, reading, serving
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.lag_readings import VIP, lag, partition, teach_speed
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 BLOCK = re.compile(r"^```(bash|json response|event-stream response)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -131,12 +132,22 @@ def state() -> list[Change]:
     ]
 
 
+def read_queue(gateway: Gateway) -> None:
+    """One worker is at fox-2, which was sent before fox-3; another one has taught how long tasks take."""
+    lanes, now = gateway.one.app.state.services.lanes, gateway.clock.monotonic()
+    teach_speed(lanes, seconds_per_task=4, until=now, number=1)
+    begun_at = gateway.clock.now_ms // 1000 - 1
+    busy = partition(0, 1, 3, begun={1: begun_at}), partition(1, 20, 23, begun={20: begun_at})
+    lanes.observe(lag(*busy) | lag(partition(0, 0, 0), partition(1, 0, 0), topic=VIP), now)
+
+
 @pytest.fixture
 async def gateway(tmp_path: Path) -> Any:
     (tmp_path / "images" / FOLDER).mkdir(parents=True)
     (tmp_path / "images" / FOLDER / "0.png").write_bytes(b"PNG")
     async with keyed_gateway(keyed_settings(tmp_path)) as running:
         running.project(*state())
+        read_queue(running)
         running.records.on_deletion = lambda key, _: running.project(
             DeletionSeen(request_id=key.decode(), tenant="default")
         )

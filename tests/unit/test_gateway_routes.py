@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
+from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
@@ -127,6 +129,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             ),
             stopping=asyncio.Event(),
             readers=EventReaders(most=1, most_of_tenant=1),
+            lanes=LaneWatch((), clock=time.monotonic, wall_clock=time.time),
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -295,7 +298,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 135
+    assert len(problems) == 137
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

@@ -4,6 +4,7 @@ FastAPI serves every route (`http.routes`) but the hot one, which `Submission` a
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -43,6 +44,9 @@ from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection import metrics
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
+from fluxpool_gateway.queue import routes as queue_routes
+from fluxpool_gateway.queue.lane_watch import LaneWatch
+from fluxpool_gateway.queue.lanes import served_lanes
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
@@ -176,6 +180,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     app.include_router(change_routes.router)
     app.include_router(key_routes.router)
     app.include_router(live_routes.router)
+    app.include_router(queue_routes.router)
     app.include_router(openai.router)
     app.include_router(metrics.router)
     app.add_exception_handler(ProblemError, _on_problem)
@@ -204,7 +209,10 @@ async def _running(
     quotas = open_quotas(settings, store)
     ends = TaskTopicEnds(metadata, settings.topics)
     recent = RecentTasks(loop.time)
-    partitioner = LoadAwarePartitioner(settings.kafka, settings.groups())
+    lanes = LaneWatch(
+        served_lanes(settings.lanes, settings.groups(), settings.topics), clock=time.monotonic, wall_clock=time.time
+    )
+    partitioner = LoadAwarePartitioner(settings.kafka, settings.groups(), observe=lanes.observe)
     tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
     watch = BrokerWatch(metadata, task_topics(settings.topics))
     producer.start()
@@ -232,6 +240,7 @@ async def _running(
                 ),
                 stopping=stopping,
                 readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
+                lanes=lanes,
             )
             app.submission = Submission(
                 admit=app.gate.admit,

@@ -407,6 +407,7 @@ class Submission:
             accepted_at=accepted_at,
             priority=request.priority.value,
             group_id=request.group_id,
+            place=(topic, partition, offset),
         )
 
 

@@ -47,6 +47,7 @@ MAX_LIMIT: Final = 200
 _GROUPS_PATH: Final = "/v1/groups"
 _PLUS_LOST: Final = re.compile(r"(T\d\d:\d\d:\d\d(?:\.\d+)?) (\d\d:\d\d)$")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_QUEUE_OF_TAG: Final = re.compile(r"\.[0-9a-f]{32}")
 _LIST_PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     422: "A parameter is not allowed; `errors` names each.",
@@ -112,10 +113,27 @@ async def get_generation(
 async def _state(
     request_id: str, services: Services, caller: Caller, *, base: str
 ) -> tuple[str, str, TaskState | RecentTask]:
-    """The task as JSON, the tag of that, and what it was made of; raises `ProblemError`."""
+    """The task as JSON, the tag of that, and what it was made of; raises `ProblemError`.
+
+    The first part of the tag is that of the state itself: a wait for another one must not end with each new estimate.
+    """
     found = await services.lookup.find(request_id, caller)
-    body = view_of(request_id, found, base=base).model_dump_json()
-    return body, f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"', found
+    view = view_of(request_id, found, services, base=base)
+    body = view.model_copy(update={"queue": None}).model_dump_json()
+    tag = _digest(body)
+    if view.queue is not None:
+        body = view.model_dump_json()
+        tag += f".{_digest(view.queue.model_dump_json())}"
+    return body, f'"{tag}"', found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _names_state(known: str, etag: str) -> bool:
+    """Whether one of the known tags is of the same state, whatever its place in the queue was."""
+    return matches(_QUEUE_OF_TAG.sub("", known), _QUEUE_OF_TAG.sub("", etag))
 
 
 async def _wait(
@@ -129,7 +147,7 @@ async def _wait(
     known: str | None,
 ) -> None:
     """Return once the task has ended or, where the client knows a tag, is in another state than that."""
-    while not has_ended(found) and (known is None or matches(known, etag)):
+    while not has_ended(found) and (known is None or _names_state(known, etag)):
         await services.waits.later_than(found.key, found.version if isinstance(found, TaskState) else -1)
         _, etag, found = await _state(request_id, services, caller, base=base)
 
@@ -153,12 +171,13 @@ def has_ended(found: TaskState | RecentTask) -> TypeGuard[TaskState]:
     return isinstance(found, TaskState) and found.status.terminal
 
 
-def view_of(request_id: str, found: TaskState | RecentTask, *, base: str) -> TaskView:
+def view_of(request_id: str, found: TaskState | RecentTask, services: Services, *, base: str) -> TaskView:
     """A task as clients see it."""
     status_url = status_url_of(request_id, base=base)
     if isinstance(found, RecentTask):
-        return TaskView.of_recent(request_id, found, status_url=status_url)
-    return TaskView.of_state(found, status_url=status_url)
+        return TaskView.of_recent(request_id, found, status_url=status_url, place=services.lanes.place_of(found.place))
+    place = services.lanes.place_of(found.place) if found.status is TaskStatus.QUEUED else None
+    return TaskView.of_state(found, status_url=status_url, place=place)
 
 
 def base_of(request: Request, services: Services) -> str:
@@ -252,13 +271,13 @@ async def list_generations(
     )
     after = None if query.cursor is None else ListCursor.parse(query.cursor)
     page = await read_store(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
-    return json_response(page_view_of(page, base=base_of(request, services)))
+    return json_response(page_view_of(page, services, base=base_of(request, services)))
 
 
-def page_view_of(page: TaskPage, *, base: str) -> TaskPageView:
+def page_view_of(page: TaskPage, services: Services, *, base: str) -> TaskPageView:
     """A page of the list as clients see it."""
     return TaskPageView(
-        data=tuple(view_of(task.request_id, task, base=base) for task in page.tasks),
+        data=tuple(view_of(task.request_id, task, services, base=base) for task in page.tasks),
         has_more=page.next is not None,
         next_cursor=None if page.next is None else str(page.next),
     )
@@ -287,8 +306,12 @@ async def get_group(
     if not counted.total:
         raise _no_such_group(group_id)
     tasks_url = f"{base_of(request, services)}v1/generations?group_id={group_id}"
-    view = GroupView.of(group_id, counted, tasks_url=tasks_url)
-    return json_response(view)
+    last = None
+    if counted.last_waiting is not None:
+        last = services.lanes.place_of(counted.last_waiting.place)
+    elif TaskStatus.RUNNING in counted.counts:
+        last = services.lanes.place_of_running()
+    return json_response(GroupView.of(group_id, counted, tasks_url=tasks_url, last=last))
 
 
 def _no_such_group(group_id: str) -> ProblemError:

@@ -119,7 +119,7 @@ async def get_task_events(
         lookup=services.lookup,
         waits=services.waits,
         caller=caller,
-        view=lambda found: view_of(request_id, found, base=base),
+        view=lambda found: view_of(request_id, found, services, base=base),
     )
     return _response(events, request, services, caller)
 
@@ -169,8 +169,8 @@ async def get_events(
         limit=query.limit,
         store=services.store,
         waits=services.tenant_waits,
-        page_view=lambda page: page_view_of(page, base=base),
-        view=lambda task: view_of(task.request_id, task, base=base),
+        page_view=lambda page: page_view_of(page, services, base=base),
+        view=lambda task: view_of(task.request_id, task, services, base=base),
     )
     return _response(events, request, services, caller)
 

@@ -106,6 +106,8 @@ class GroupCounts:
     counts: dict[TaskStatus, int] = field(default_factory=dict)
     first_at_ms: int = 0
     last_at_ms: int = 0
+    last_waiting: TaskState | None = None
+    """The queued task that was accepted last."""
 
     @property
     def total(self) -> int:
@@ -162,10 +164,15 @@ def count_group(connection: Connection, *, tenant: str, group_id: str) -> GroupC
     rows = connection.execute(_COUNT_GROUP, {"tenant": tenant, "group_id": group_id}).all()
     if not rows:
         return GroupCounts()
+    counts = {TaskStatus(row.status): row.tasks for row in rows}
+    last_waiting = None
+    if TaskStatus.QUEUED in counts:
+        last_waiting = connection.execute(_LAST_WAITING, {"tenant": tenant, "group_id": group_id}).mappings().first()
     return GroupCounts(
-        counts={TaskStatus(row.status): row.tasks for row in rows},
+        counts=counts,
         first_at_ms=min(row.first_at_ms for row in rows),
         last_at_ms=max(row.last_at_ms for row in rows),
+        last_waiting=None if last_waiting is None else to_state(last_waiting),
     )
 
 
@@ -183,6 +190,17 @@ _COUNT_GROUP: Final = (
     )
     .where(tasks.c.tenant == bindparam("tenant"), tasks.c.group_id == bindparam("group_id"))
     .group_by(tasks.c.status)
+)
+# Tasks are done about in the order of their time, so that few entries of the index are passed over.
+_LAST_WAITING: Final = (
+    select(tasks)
+    .where(
+        tasks.c.tenant == bindparam("tenant"),
+        tasks.c.group_id == bindparam("group_id"),
+        tasks.c.status == TaskStatus.QUEUED,
+    )
+    .order_by(_LISTED_AT.desc(), tasks.c.request_id.desc())
+    .limit(1)
 )
 
 

@@ -5,7 +5,7 @@ an older one never undoes a newer one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple, Self, assert_never
 
@@ -120,6 +120,8 @@ class TaskState:
     result: str | None = None
     """The result as published; there exactly when the task has ended and is not deleted."""
     group_id: str | None = None
+    place: RecordRef | None = field(default=None, compare=False)
+    """Where its latest record lies, of a queued task that is read from the store; not a part of what is known of it."""
 
     @property
     def key(self) -> TaskKey:

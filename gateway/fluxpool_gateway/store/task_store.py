@@ -40,7 +40,7 @@ MAX_QUARANTINED_RECORDS: Final = 1000
 """Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
 _MAX_REASON_CHARACTERS: Final = 300
 _LOOKUP_CHUNK: Final = 500
-_FIELDS: Final = tuple(column.name for column in fields(TaskState))
+_FIELDS: Final = tuple(column.name for column in fields(TaskState) if column.compare)
 _STATE_COLUMNS: Final = [column.name for column in tasks.columns if column.name in _FIELDS]
 _ROW: Final = attrgetter(*("status.value" if name == "status" else name for name in _STATE_COLUMNS))
 """A state as the driver takes it, in the order of the columns; those of its source and of its change follow."""
@@ -367,4 +367,6 @@ def to_state(row: RowMapping) -> TaskState:
         values["status"] = TaskStatus(values["status"])
     except ValueError as error:
         raise DamagedStoreError(f"task {values['request_id']!r:.140} has no status") from error
+    if values["status"] is TaskStatus.QUEUED and row["source_topic"] is not None:
+        values["place"] = (row["source_topic"], row["source_partition"], row["source_offset"])
     return TaskState(**values)

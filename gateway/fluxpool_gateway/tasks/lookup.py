@@ -20,7 +20,7 @@ from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError, ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from fluxpool_gateway.store.task_state import Position, TaskKey, TaskState, TaskStatus
+from fluxpool_gateway.store.task_state import Position, RecordRef, TaskKey, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition
 from fluxpool_transport.kafka import KafkaMetadata, KafkaUnavailableError, TopicMetadata, explain
 
@@ -39,6 +39,8 @@ class RecentTask:
     accepted_at: datetime
     priority: str
     group_id: str | None
+    place: RecordRef
+    """Where its record lies in Kafka."""
     expires_at_seconds: float
 
 
@@ -53,11 +55,13 @@ class RecentTasks:
         self._clock = clock
         self._tasks: OrderedDict[TaskKey, RecentTask] = OrderedDict()
 
-    def add(self, key: TaskKey, *, accepted_at: datetime, priority: str, group_id: str | None) -> None:
+    def add(
+        self, key: TaskKey, *, accepted_at: datetime, priority: str, group_id: str | None, place: RecordRef
+    ) -> None:
         """Remember a request whose record the broker has acknowledged."""
         tasks = self._tasks
         expires_at_seconds = self._clock() + MAX_RECENT_SECONDS
-        tasks.setdefault(key, RecentTask(key, accepted_at, priority, group_id, expires_at_seconds))
+        tasks.setdefault(key, RecentTask(key, accepted_at, priority, group_id, place, expires_at_seconds))
         if len(tasks) > MAX_RECENT_TASKS:
             tasks.popitem(last=False)
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.messages import GenerationResult
+from fluxpool_gateway.queue.place import Estimate
 from fluxpool_gateway.store.task_list import GroupCounts
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
 from fluxpool_gateway.tasks.lookup import RecentTask
@@ -53,6 +54,17 @@ class ErrorView(_View):
     retryable: bool
 
 
+class QueueView(_View):
+    """The place of a task that waits: an estimate, by the workers and their speed as they are now."""
+
+    position: int | None
+    """Waiting tasks that are likely to begin before it, 0 for the next one; null when that is not known."""
+    eta_seconds: float | None
+    """Until its result; null when that is not known."""
+    why: str
+    """What the numbers come from, and what is missing."""
+
+
 class TaskView(_View):
     """The state of one task."""
 
@@ -60,6 +72,8 @@ class TaskView(_View):
     status: TaskStatus
     progress: ProgressView | None = None
     """While the task is running and its worker reports progress."""
+    queue: QueueView | None = None
+    """While the task is queued."""
     images: tuple[ImageView, ...] = ()
     image_url: str | None = None
     """Address of the first image."""
@@ -87,14 +101,15 @@ class TaskView(_View):
     status_url: str
 
     @classmethod
-    def of_state(cls, state: TaskState, *, status_url: str) -> Self:
-        """The view of a row."""
+    def of_state(cls, state: TaskState, *, status_url: str, place: Estimate | None = None) -> Self:
+        """The view of a row; `place` of a queued task in the queue."""
         result = read_result(state)
         ended = {} if result is None else _ended(result)
         return cls(
             request_id=state.request_id,
             status=state.status,
             progress=_progress(state),
+            queue=_queue(place),
             attempts=state.attempts,
             priority=state.priority,
             group_id=state.group_id,
@@ -107,11 +122,12 @@ class TaskView(_View):
         )
 
     @classmethod
-    def of_recent(cls, request_id: str, task: RecentTask, *, status_url: str) -> Self:
+    def of_recent(cls, request_id: str, task: RecentTask, *, status_url: str, place: Estimate | None = None) -> Self:
         """The view of a request that this process accepted and the store does not show yet."""
         return cls(
             request_id=request_id,
             status=TaskStatus.QUEUED,
+            queue=_queue(place),
             priority=task.priority,
             group_id=task.group_id,
             created_at=_whole_milliseconds(task.accepted_at),
@@ -139,19 +155,26 @@ class GroupView(_View):
     """Tasks by status; every status is there, but no deleted task is counted."""
     ended: bool
     """Whether all of them have ended."""
+    eta_seconds: float | None
+    """Until the last of them has its result, by the place of the one that was accepted last; null when that is not
+    known, or all have ended."""
+    why: str | None
+    """What the estimate comes from; null when all have ended."""
     first_created_at: datetime
     last_created_at: datetime
     tasks_url: str
     """The tasks themselves."""
 
     @classmethod
-    def of(cls, group_id: str, counted: GroupCounts, *, tasks_url: str) -> Self:
-        """The view of a group that has tasks."""
+    def of(cls, group_id: str, counted: GroupCounts, *, tasks_url: str, last: Estimate | None) -> Self:
+        """The view of a group that has tasks; `last` is when the last of them is done."""
         return cls(
             group_id=group_id,
             total=counted.total,
             counts={status: counted.counts.get(status, 0) for status in SHOWN_STATUSES},
             ended=all(status.terminal for status in counted.counts),
+            eta_seconds=None if last is None or last.eta_seconds is None else round(last.eta_seconds, 1),
+            why=None if last is None else last.why,
             first_created_at=moment_at(counted.first_at_ms),
             last_created_at=moment_at(counted.last_at_ms),
             tasks_url=tasks_url,
@@ -175,6 +198,13 @@ def _parent_of(state: TaskState) -> str | None:
         return None
     parent_id = json.loads(state.body).get("parent_id")
     return parent_id if isinstance(parent_id, str) else None
+
+
+def _queue(place: Estimate | None) -> QueueView | None:
+    if place is None:
+        return None
+    eta_seconds = None if place.eta_seconds is None else round(place.eta_seconds, 1)
+    return QueueView(position=place.position, eta_seconds=eta_seconds, why=place.why)
 
 
 def _progress(state: TaskState) -> ProgressView | None:

@@ -37,6 +37,9 @@ _NO_GROUP: Final = "no consumer group is known for this topic"
 # Members are asked for less often than offsets: a partition that moved is known soon enough, and nothing is lost by it.
 _KNOWN_FOR: Final = KnownFor(layout_seconds=1.0, log_start_seconds=60.0, members_seconds=0.5)
 
+Observe = Callable[[Mapping[str, GroupLag], float], None]
+"""Takes the lag of each group, and when it was asked for, monotonic seconds."""
+
 logger = structlog.stdlib.get_logger(__name__)
 
 
@@ -62,13 +65,18 @@ class LoadAwarePartitioner:
         source: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
         quick_interval_seconds: float = QUICK_INTERVAL_SECONDS,
+        observe: Observe | None = None,
     ) -> None:
-        """`groups` maps each consumer group to the topic it takes its tasks from; other topics are round robin."""
+        """`groups` maps each consumer group to the topic it takes its tasks from; other topics are round robin.
+
+        `observe` gets every reading, for what else is to be known of the queue: Kafka is asked once for both.
+        """
         self._connection = connection
         self._groups = dict(groups)
         self._source = source or random.Random()  # noqa: S311 - no secret
         self._clock = clock
         self._quick_interval_seconds = quick_interval_seconds
+        self._observe = observe
         self._topics = {topic: _Topic(TopicPartitioner(self._source)) for topic in groups.values()}
         self._sent = asyncio.Event()
         self.has_read = asyncio.Event()
@@ -140,6 +148,8 @@ class LoadAwarePartitioner:
             return
         for lag in lags.values():
             self._use(lag, began_at)
+        if self._observe is not None:
+            self._observe(lags, began_at)
 
     def _use(self, lag: GroupLag, now: float) -> None:
         topic = self._topics[lag.topic]

@@ -1,0 +1,115 @@
+"""The lanes at one moment, as read from Kafka. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from fluxpool_contract.kafka import TopicNames
+from fluxpool_contract.settings import STANDARD_LANE, VIP_LANE, Lane
+from fluxpool_gateway.http.generation_request import Priority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedLane:
+    """A topic that workers serve."""
+
+    name: str
+    topic: str
+    group: str
+    """The workers' consumer group on it."""
+    preference: int
+    """A worker takes a task of the lane with the highest preference first; the others keep a share."""
+    priority: Priority | None
+    """Of the requests that the gateway sends to it; None when it sends none."""
+
+
+def served_lanes(lanes: tuple[Lane, ...], groups: Mapping[str, str], topics: TopicNames) -> tuple[ServedLane, ...]:
+    """The lanes of the settings, in their order; `groups` maps each consumer group to its topic."""
+    known = {lane.topic: lane for lane in lanes} or {topics.tasks: STANDARD_LANE, topics.tasks_vip: VIP_LANE}
+    priorities = {topics.tasks: Priority.STANDARD, topics.tasks_vip: Priority.VIP}
+    return tuple(
+        ServedLane(
+            name=known[topic].name,
+            topic=topic,
+            group=group,
+            preference=known[topic].preference,
+            priority=priorities.get(topic),
+        )
+        for group, topic in groups.items()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionQueue:
+    """The tasks of one partition that are not done."""
+
+    next_offset: int
+    """Of the first one."""
+    end_offset: int
+    running: Mapping[int, float] = field(default_factory=dict)
+    """When a worker began each that it has begun, by offset; seconds since 1970. Empty where workers keep no ledger."""
+    worker: str | None = None
+    """Its owner; None while it has none, or the group rebalances."""
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no worker has begun."""
+        return max(0, self.end_offset - self.next_offset - len(self.running))
+
+    def waiting_before(self, offset: int) -> int:
+        """Tasks before this one that no worker has begun."""
+        return max(0, offset - self.next_offset - sum(begun < offset for begun in self.running))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneQueue:
+    """One lane."""
+
+    lane: ServedLane
+    partitions: Mapping[int, PartitionQueue] = field(default_factory=dict)
+    """Those that could be read."""
+    workers: frozenset[str] = frozenset()
+    """Members of the consumer group: a worker joins it once its model is loaded."""
+    oldest_waiting_seconds: float | None = None
+    """How long the first waiting task has waited, at least; None when none waits."""
+    completed_per_minute: float | None = None
+    """Lately; None while that is not known."""
+    problem: str | None = None
+    """Why its numbers are missing, old or in part; None when they are whole."""
+
+    @cached_property
+    def waiting(self) -> int:
+        """Tasks that no worker has begun."""
+        return sum(partition.waiting for partition in self.partitions.values())
+
+    @cached_property
+    def running(self) -> int:
+        """Tasks that a worker has begun, where workers keep a ledger."""
+        return sum(len(partition.running) for partition in self.partitions.values())
+
+    def of_worker(self, worker: str) -> list[PartitionQueue]:
+        """Its partitions."""
+        return [partition for partition in self.partitions.values() if partition.worker == worker]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """All lanes."""
+
+    lanes: tuple[LaneQueue, ...]
+    seconds_per_task: float | None = None
+    """How long a worker took for a task lately; None while that is not known."""
+
+    @cached_property
+    def by_topic(self) -> Mapping[str, LaneQueue]:
+        """The lanes by their topics."""
+        return {queue.lane.topic: queue for queue in self.lanes}
+
+    @cached_property
+    def workers(self) -> frozenset[str]:
+        """Of any lane."""
+        return frozenset(worker for queue in self.lanes for worker in queue.workers)
+
+    def preferred_to(self, queue: LaneQueue) -> list[LaneQueue]:
+        """The lanes whose tasks a worker takes before those of this one."""
+        return [other for other in self.lanes if other.lane.preference > queue.lane.preference]
