@@ -13,6 +13,7 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_gateway.http.request_context import PATH, Receive, Send
 from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.identity.gate import OpenGate
+from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.store.task_state import TaskKey
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
@@ -46,6 +47,7 @@ _submission = Submission(
     partitioner=LoadAwarePartitioner(KafkaConnection(bootstrap_servers=("localhost:9092",)), {}),
     partition_counts=lambda _topic: 6,
     recent=RecentTasks(time.monotonic),
+    metrics=GatewayMetrics(),
     once=_write,
     topics=TopicNames(),
     public_url=None,

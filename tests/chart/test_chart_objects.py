@@ -425,10 +425,19 @@ def test_alerts_use_existing_metrics_of_the_operator(rendered_from: RenderedFrom
     assert [text for text in summaries if "{{ $labels.pool }}" in text] == summaries[:-1]
 
 
-def test_monitors_scrape_the_operators_own_port(rendered_from: RenderedFrom) -> None:
+def test_monitors_scrape_the_pods_own_ports(rendered_from: RenderedFrom) -> None:
     monitor = only(rendered_from("cluster-wide"), "PodMonitor")
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
-    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "http", "path": "/metrics", "interval": "30s"}]
+    rendered = rendered_from("gateway")
+    monitors = of_kind(rendered, "PodMonitor")
+    assert len(monitors) == 2
+    for found in (monitor, *monitors):
+        assert found["spec"]["podMetricsEndpoints"] == [{"port": "http", "path": "/metrics", "interval": "30s"}]
+    labels = [found["spec"]["template"]["metadata"]["labels"] for found in of_kind(rendered, "Deployment")]
+    for found in monitors:
+        selected = found["spec"]["selector"]["matchLabels"]
+        assert len([pod for pod in labels if selected.items() <= pod.items()]) == 1
+    assert {found["metadata"]["labels"]["app.kubernetes.io/component"] for found in monitors} == {"operator", "gateway"}
 
 
 # Notes

@@ -140,6 +140,9 @@ async def test_sigterm_ends_it_in_time_while_the_broker_is_down(kafka_factory: K
 async def test_workers_are_started_again_and_die_with_their_parent(kafka: KafkaCluster, tmp_path: Path) -> None:
     topics = await gateway_topics(kafka.bootstrap_servers)
     with running_gateway(gateway_settings(kafka.bootstrap_servers, tmp_path, topics, processes=2)) as gateway:
+        gateway.wait_ready()
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+            assert (await client.post("v1/generations", json={"prompt": "a"})).status_code == 202
         killed = gateway.servers()
         for worker in killed:
             os.kill(worker, signal.SIGKILL)
@@ -156,6 +159,15 @@ async def test_workers_are_started_again_and_die_with_their_parent(kafka: KafkaC
 
         await wait_until(both_replaced, deadline_seconds=30, what="two other workers")
         await wait_until(answers, deadline_seconds=30, what="an answer of another worker")
+
+        async def both_count() -> bool:
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+                text = (await client.get("metrics")).text
+            # What the killed ones have counted stays, whichever of the others answers.
+            assert 'fluxpool_gateway_accepted_tasks_total{priority="standard"} 1.0' in text
+            return "fluxpool_gateway_processes 2.0" in text
+
+        await wait_until(both_count, deadline_seconds=30, what="the metrics of two processes")
         workers = gateway.servers()
         gateway.server.kill()
         await wait_until(

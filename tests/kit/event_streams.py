@@ -191,7 +191,7 @@ class Listening:
     async def readers(self) -> float:
         """How many the metrics of the first process tell."""
         text = (await self.one.get("/metrics")).text
-        (line,) = (line for line in text.splitlines() if line.startswith("fluxpool_event_stream_readers{"))
+        (line,) = (line for line in text.splitlines() if line.startswith("fluxpool_event_stream_readers "))
         return float(line.rpartition(" ")[2])
 
 

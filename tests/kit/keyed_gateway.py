@@ -235,7 +235,10 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             canceling=Canceling(producer=records, topic=TopicNames().control),
             deleting=Deleting(producer=records, topic=TopicNames().results, objects=objects, tenant_secret=secret),
             stopping=asyncio.Event(),
-            readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
+            readers=EventReaders(
+                most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant, metrics=app.metrics
+            ),
+            metrics=app.metrics,
             lanes=LaneWatch(
                 served_lanes((), settings.groups(), settings.topics),
                 clock=clock.monotonic,
@@ -248,6 +251,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             partitioner=LoadAwarePartitioner(settings.kafka, {}),
             partition_counts=lambda _topic: 3,
             recent=recent,
+            metrics=app.metrics,
             once=idempotency.once,
             topics=TopicNames(),
             quotas=quotas,

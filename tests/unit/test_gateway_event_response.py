@@ -13,20 +13,22 @@ from fastapi.sse import format_sse_event
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.live.event_response import EventResponse, Events
 from fluxpool_gateway.live.readers import EventReaders
+from fluxpool_gateway.metrics.gateway_metrics import EVENT_STREAM_PREFIX, GatewayMetrics
 from kit.event_streams import EventReader, Server, serving
 from kit.waiting import wait_until
 
 BLOCK = "x" * 65_536
 
 
-def number_of(readers: EventReaders, name: str) -> float:
+def number_of(metrics: GatewayMetrics, name: str) -> float:
     (sample,) = (
-        sample for metric in readers.collect() for sample in metric.samples if sample.name.removeprefix(PREFIX) == name
+        sample
+        for collector in metrics.collectors
+        for metric in collector.collect()
+        for sample in metric.samples
+        if sample.name == f"{EVENT_STREAM_PREFIX}{name}"
     )
     return sample.value
-
-
-PREFIX = "fluxpool_event_stream_"
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Streams:
 
     server: Server
     readers: EventReaders
+    metrics: GatewayMetrics
     made: list[int] = field(default_factory=list)
     """Numbers of the events that were made."""
     closed: int = 0
@@ -79,7 +82,8 @@ async def streams(
         await response(scope, receive, send)  # type: ignore[arg-type]
 
     async with serving(application) as server:
-        found = Streams(server, EventReaders(most=1, most_of_tenant=1))
+        metrics = GatewayMetrics()
+        found = Streams(server, EventReaders(most=1, most_of_tenant=1, metrics=metrics), metrics)
         yield found
 
 
@@ -93,11 +97,11 @@ async def test_a_slow_reader_is_dropped_and_told_and_costs_a_bounded_memory() ->
         writer.write(b"GET /blocks HTTP/1.1\r\nHost: a\r\n\r\n")
 
         def is_dropped() -> bool:
-            return number_of(found.readers, "dropped_readers_total") == 1
+            return number_of(found.metrics, "dropped_readers_total") == 1
 
         await wait_until(is_dropped, deadline_seconds=20, what="a dropped reader")
         # Its place is another's while it still has to read what it was sent.
-        assert number_of(found.readers, "readers") == 0
+        assert number_of(found.metrics, "readers") == 0
         made = len(found.made)
         async with asyncio.timeout(60):
             text = b""
@@ -122,8 +126,8 @@ async def test_a_reader_that_keeps_up_is_not_dropped() -> None:
             event = await reader.next()
             assert event is not None
             assert event.id == str(number)
-        assert number_of(found.readers, "dropped_readers_total") == 0
-        assert number_of(found.readers, "readers") == 1
+        assert number_of(found.metrics, "dropped_readers_total") == 0
+        assert number_of(found.metrics, "readers") == 1
     await wait_until(lambda: found.closed == 1, deadline_seconds=10, what="the end of the events")
 
 
@@ -157,5 +161,5 @@ async def test_a_client_that_resets_its_connection_frees_its_place() -> None:
         await wait_until(lambda: found.made, deadline_seconds=10, what="an event")
         writer.transport.abort()
         await wait_until(lambda: found.closed == 1, deadline_seconds=10, what="the end of the events")
-        assert number_of(found.readers, "readers") == 0
-        assert number_of(found.readers, "dropped_readers_total") == 0
+        assert number_of(found.metrics, "readers") == 0
+        assert number_of(found.metrics, "dropped_readers_total") == 0

@@ -128,7 +128,8 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
                 tenant_secret=None,
             ),
             stopping=asyncio.Event(),
-            readers=EventReaders(most=1, most_of_tenant=1),
+            readers=EventReaders(most=1, most_of_tenant=1, metrics=app.metrics),
+            metrics=app.metrics,
             lanes=LaneWatch((), clock=time.monotonic, wall_clock=time.time),
         )
         transport = httpx.ASGITransport(app=app)

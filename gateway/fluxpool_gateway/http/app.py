@@ -25,6 +25,7 @@ from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocume
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import (
     CORRELATION_ID_HEADER,
+    METRICS,
     PATH,
     STOPPING,
     Receive,
@@ -41,7 +42,8 @@ from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.live import routes as live_routes
 from fluxpool_gateway.live.readers import EventReaders
-from fluxpool_gateway.projection import metrics
+from fluxpool_gateway.metrics import exposition
+from fluxpool_gateway.metrics.gateway_metrics import NO_ROUTE, GatewayMetrics
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.queue import routes as queue_routes
@@ -88,18 +90,27 @@ class GatewayApplication(FastAPI):
 
     submission: Submission
     gate: Gate
+    metrics: GatewayMetrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one ASGI scope."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
-        elif _is_submission(scope["method"], scope["path"]):
-            await self.submission(scope, receive, send)
+            return
+        method = scope["method"]
+        if method == "HEAD":
+            # Answered as GET (RFC 9110 section 9.3.2); the server omits the body.
+            scope = {**scope, "method": "GET", live_routes.ASKED_BY_HEAD: True}
+
+        async def counted_send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.count_request(method, _route_of(scope), message["status"])
+            await send(message)
+
+        if _is_submission(method, scope["path"]):
+            await self.submission(scope, receive, counted_send)
         else:
-            if scope["method"] == "HEAD":
-                # Answered as GET (RFC 9110 section 9.3.2); the server omits the body.
-                scope = {**scope, "method": "GET", live_routes.ASKED_BY_HEAD: True}
-            await self._serve(scope, receive, send)
+            await self._serve(scope, receive, counted_send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain_send, send = send, _with_correlation_id(scope, send)
@@ -108,6 +119,7 @@ class GatewayApplication(FastAPI):
                 scope[CALLER_KEY] = await self.gate.admit(find_authorization(scope["headers"]))
             except ProblemError as problem:
                 correlation_id = scope["fluxpool.correlation_id"]
+                self.metrics.count_refusal(problem.code)
                 await send_problem(plain_send, problem, correlation_id=correlation_id, instance=scope["path"])
                 return
         try:
@@ -137,12 +149,22 @@ def _is_submission(method: str, path: str) -> bool:
     return method == "PUT" and path.startswith(PATH + "/") and path.count("/") == PATH.count("/") + 1
 
 
+def _route_of(scope: Scope) -> str:
+    """The path of the route as it was declared: paths themselves are without number."""
+    if _is_submission(scope["method"], scope["path"]):
+        return PATH if scope["path"] == PATH else f"{PATH}/{{request_id}}"
+    route = scope.get("route")
+    return NO_ROUTE if route is None else str(route.path)
+
+
 class BackgroundPartError(Exception):
     """A part that runs in the background ended; the application's shutdown raises it, so that the process fails."""
 
 
-def build_application(settings: GatewaySettings, *, on_failure: Callable[[], None]) -> GatewayApplication:
-    """The application; connections are opened when it starts.
+def build_application(
+    settings: GatewaySettings, *, on_failure: Callable[[], None], metrics: GatewayMetrics | None = None
+) -> GatewayApplication:
+    """The application; connections are opened when it starts. `metrics` are of this process alone when absent.
 
     `on_failure` is called when a part that runs in the background has failed, without which requests go wrong. It is
     to end the server as SIGTERM does; the lifespan then ends with `BackgroundPartError`.
@@ -160,7 +182,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
 
         async with _running(app, settings, fail, stopping=stopping):
             # The connections get it (`http.protocol`): the lifespan ends only when all of them are closed.
-            yield {STOPPING: stopping}
+            yield {STOPPING: stopping, METRICS: app.metrics}
         if failed:
             raise BackgroundPartError("a background task ended; the log has its name and the reason")
 
@@ -174,6 +196,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
         redirect_slashes=False,
     )
     app.gate = open_gate(settings)
+    app.metrics = metrics or GatewayMetrics()
     app.include_router(router)
     app.include_router(task_routes.router)
     app.include_router(batch_route.router)
@@ -182,7 +205,7 @@ def build_application(settings: GatewaySettings, *, on_failure: Callable[[], Non
     app.include_router(live_routes.router)
     app.include_router(queue_routes.router)
     app.include_router(openai.router)
-    app.include_router(metrics.router)
+    app.include_router(exposition.router)
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -239,7 +262,10 @@ async def _running(
                     producer=producer, topic=settings.topics.results, objects=objects, tenant_secret=tenant_secret
                 ),
                 stopping=stopping,
-                readers=EventReaders(most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant),
+                readers=EventReaders(
+                    most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant, metrics=app.metrics
+                ),
+                metrics=app.metrics,
                 lanes=lanes,
             )
             app.submission = Submission(
@@ -248,6 +274,7 @@ async def _running(
                 partitioner=partitioner,
                 partition_counts=watch.partition_count,
                 recent=recent,
+                metrics=app.metrics,
                 once=idempotency.once,
                 topics=settings.topics,
                 qualities=settings.qualities,
@@ -340,6 +367,7 @@ def _with_correlation_id(scope: Scope, send: Send) -> Send:
 
 def _answer(request: Request, problem: ProblemError) -> Response:
     # Not `request.url`, which takes the Host header for a part of an address and fails where it is none.
+    request.app.metrics.count_refusal(problem.code)
     body = problem.render(correlation_id=request.scope["fluxpool.correlation_id"], instance=request.scope["path"])
     return Response(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(problem.headers))
 

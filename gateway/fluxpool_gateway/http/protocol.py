@@ -25,10 +25,12 @@ from fluxpool_gateway.http.request_context import (
     BATCH_PATH,
     CORRELATION_ID_HEADER,
     HALF_CLOSED,
+    METRICS,
     STOPPING,
     correlation_id_of,
     find_header,
 )
+from fluxpool_gateway.metrics.gateway_metrics import NO_ROUTE, OTHER_METHOD, GatewayMetrics
 
 MAX_TARGET_BYTES: Final = 16 * 1024
 MAX_HEAD_BYTES: Final = 32 * 1024
@@ -347,6 +349,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         correlation_id = correlation_id_of(find_header(headers, CORRELATION_ID_HEADER))
         path = unquote(self.url.partition(b"?")[0]) if self._receiving and self.url else None
         body = problem.render(correlation_id=correlation_id, instance=path)
+        self._count(problem)
         fields: Iterable[tuple[bytes, bytes]] = (
             *self.server_state.default_headers,
             (b"content-type", MEDIA_TYPE.encode()),
@@ -358,6 +361,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._receiving and self.parser.get_method() == b"HEAD":
             body = b""
         return b"".join([STATUS_LINE[problem.status], *(b"%s: %s\r\n" % header for header in fields), b"\r\n", body])
+
+    def _count(self, problem: ProblemError) -> None:
+        metrics: GatewayMetrics | None = self.app_state.get(METRICS)
+        if metrics is not None:
+            method = self.parser.get_method().decode("latin-1") if self._receiving else OTHER_METHOD
+            metrics.count_request(method, NO_ROUTE, problem.status)
+            metrics.count_refusal(problem.code)
 
 
 def _check_head(version: str, headers: Iterable[tuple[bytes, bytes]], *, max_body_bytes: int) -> None:

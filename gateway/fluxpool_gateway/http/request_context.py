@@ -27,6 +27,8 @@ PING_SECONDS = 15.0
 """Proxies commonly give up on a silent response after 60 to 120 s."""
 STOPPING = "fluxpool.stopping"
 """Where the state of the lifespan has the event that is set when the server is about to stop."""
+METRICS = "fluxpool.metrics"
+"""Where the state of the lifespan has the metrics: some requests are answered before they reach the application."""
 HALF_CLOSED = "fluxpool.half_closed"
 """Where the state of a request has the event that is set when the client closes its sending side."""
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')

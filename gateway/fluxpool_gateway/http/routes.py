@@ -28,6 +28,7 @@ from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.live.readers import EventReaders
+from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.tasks.canceling import Canceling
@@ -71,6 +72,7 @@ class Services:
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait are to be answered."""
     readers: EventReaders
+    metrics: GatewayMetrics
     lanes: LaneWatch
 
 

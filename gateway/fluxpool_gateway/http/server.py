@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ from fluxpool_contract.settings import SettingsError
 from fluxpool_gateway.http.app import GatewayApplication, build_application
 from fluxpool_gateway.http.protocol import BoundedHttpProtocol
 from fluxpool_gateway.identity.key_store import KeysError
+from fluxpool_gateway.metrics.gateway_metrics import open_metrics
+from fluxpool_gateway.metrics.shared_values import FOLDER_VARIABLE, shared_folder
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.process import configure_logging, die_with_parent
@@ -133,8 +136,14 @@ class _Supervisor(Multiprocess):
 
 
 def _run_workers(config: uvicorn.Config, listening: socket.socket) -> int:
-    supervisor = _Supervisor(config, sockets=[listening])
-    supervisor.run()
+    with ExitStack() as stack:
+        try:
+            os.environ[FOLDER_VARIABLE] = str(stack.enter_context(shared_folder()))
+        except OSError as error:
+            os.environ.pop(FOLDER_VARIABLE, None)
+            logger.warning("metrics_not_shared", reason=str(error))
+        supervisor = _Supervisor(config, sockets=[listening])
+        supervisor.run()
     # It stops by itself when a worker could not start: another one would fail likewise.
     return STARTUP_FAILURE if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes) else 0
 
@@ -147,9 +156,11 @@ def application() -> GatewayApplication:
         # requests under way may still be answered.
         die_with_parent(parent.pid or 0, with_signal=signal.SIGTERM)
         configure_logging(service="gateway")
+    folder = None if parent is None else os.environ.get(FOLDER_VARIABLE)
+    metrics = open_metrics(None if folder is None else Path(folder))
     settings = GatewaySettings.from_environment(os.environ)
     BoundedHttpProtocol.max_connections = _possible_connections(settings.max_connections)
-    app = build_application(settings, on_failure=lambda: signal.raise_signal(signal.SIGTERM))
+    app = build_application(settings, on_failure=lambda: signal.raise_signal(signal.SIGTERM), metrics=metrics)
     # Modules and routes are never freed; later collections need not visit them during requests.
     gc.collect()
     gc.freeze()

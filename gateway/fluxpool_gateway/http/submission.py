@@ -47,6 +47,7 @@ from fluxpool_gateway.http.request_context import (
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.identity.tenant_proof import NOBODY, prove_tenant
+from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.store.task_state import TaskKey, TaskState
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
@@ -115,6 +116,7 @@ class Submission:
     partition_counts: PartitionCounts
     """How many partitions a topic has, None while that is unknown."""
     recent: RecentTasks
+    metrics: GatewayMetrics
     once: Once
     """Writes the record of a request with a key, as `Idempotency.once` does."""
     topics: TopicNames
@@ -158,6 +160,7 @@ class Submission:
             return
         if chosen_id:
             problem = _about_the_id(problem)
+        self.metrics.count_refusal(problem.code)
         correlation_id = correlation_id_of(headers.x_request_id)
         await send_problem(send, problem, correlation_id=correlation_id, instance=scope["path"])
 
@@ -381,6 +384,7 @@ class Submission:
         work = request.relative_work
         trace = ((TRACEPARENT, headers.traceparent), (TRACESTATE, headers.tracestate))
         partition = self.partitioner.choose(topic, partitions=partitions, work=work)
+        begun_seconds = time.perf_counter()
         try:
             offset = await self.producer.send(
                 topic=topic,
@@ -401,6 +405,7 @@ class Submission:
                 raise UnwrittenError(_unavailable(f"{error}; nothing was accepted, try again")) from error
             reason = f"the request was not confirmed ({error}): {_UNKNOWN_OUTCOME}"
             raise _unavailable(reason) from error
+        self.metrics.count_accepted(request.priority, produce_seconds=time.perf_counter() - begun_seconds)
         self.partitioner.acknowledged(topic, partition=partition, offset=offset, work=work)
         self.recent.add(
             TaskKey(request_id, tenant),

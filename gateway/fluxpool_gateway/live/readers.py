@@ -3,30 +3,22 @@
 Knows nothing of events.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError
-
-PREFIX: Final = "fluxpool_event_stream_"
-_LABELS: Final = ("process",)
-"""Each server process of a gateway has numbers of its own, and any of them answers a scrape."""
+from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 
 
-class EventReaders(Collector):
-    """The places for readers in one process; its metrics are collected from it."""
+class EventReaders:
+    """The places for readers in one process."""
 
-    def __init__(self, *, most: int, most_of_tenant: int) -> None:
+    def __init__(self, *, most: int, most_of_tenant: int, metrics: GatewayMetrics) -> None:
         self._most = most
         self._most_of_tenant = most_of_tenant
+        self._metrics = metrics
         self._reading: Counter[str] = Counter()
-        self._dropped = 0
 
     @contextmanager
     def place(self, tenant: str) -> Iterator[None]:
@@ -39,9 +31,11 @@ class EventReaders(Collector):
         if self._reading.total() >= self._most:
             raise _too_many(f"{self._most} event streams of this process are read, its limit (FLUXPOOL_EVENT_STREAMS)")
         self._reading[tenant] += 1
+        self._metrics.event_readers.inc()
         try:
             yield
         finally:
+            self._metrics.event_readers.dec()
             self._reading[tenant] -= 1
             if not self._reading[tenant]:
                 # Tenants that read no more would stay for ever.
@@ -49,18 +43,7 @@ class EventReaders(Collector):
 
     def drop(self) -> None:
         """Count a reader that was too slow."""
-        self._dropped += 1
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield how many there are, and were dropped."""
-        readers = GaugeMetricFamily(f"{PREFIX}readers", "Clients that read events now.", labels=_LABELS)
-        readers.add_metric([str(os.getpid())], self._reading.total())
-        yield readers
-        dropped = CounterMetricFamily(
-            f"{PREFIX}dropped_readers", "Readers that were dropped because they read too slowly.", labels=_LABELS
-        )
-        dropped.add_metric([str(os.getpid())], self._dropped)
-        yield dropped
+        self._metrics.dropped_event_readers.inc()
 
 
 def _too_many(reason: str) -> ProblemError:

@@ -86,6 +86,9 @@ async def submit_batch(batch: BatchRequest, request: Request, services: WithServ
         else BatchItem(code=HTTPStatus.ACCEPTED, request_id=outcome, status_url=status_url_of(outcome, base=base))
         for outcome in outcomes
     )
+    for outcome in outcomes:
+        if isinstance(outcome, ProblemError):
+            services.metrics.count_refusal(outcome.code)
     accepted = sum(item.error is None for item in items)
     body = BatchOutcome(items=items, accepted=accepted).model_dump_json(exclude_defaults=True)
     response = Response(body, status_code=HTTPStatus.ACCEPTED, media_type="application/json")

@@ -210,6 +210,7 @@ class _WaitedTask:
             logger.warning("abandoned_task_not_canceled", request_id=self.request_id, reason=str(error))
 
     def _as_event(self, problem: ProblemError) -> bytes:
+        self.services.metrics.count_refusal(problem.code)
         document = problem.render(correlation_id=self.request.scope["fluxpool.correlation_id"], instance=PATH)
         return format_sse_event(event="error", data_str=document.decode())
 

@@ -1,8 +1,9 @@
-"""Prometheus metrics of the projection: `GET /metrics` of any server process, read from the store.
+"""`GET /metrics`: the metrics of the server processes, and those of the projection, read from the store.
 
-Owns names and help texts. The values are the projector's, so every process of a gateway shows the same.
+Owns names and help texts of the latter. Every process of a gateway answers the same.
 """
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,8 +32,10 @@ async def get_metrics(services: WithServices) -> Response:
         heartbeat, quarantine = await services.store.heartbeat(), await services.store.quarantine()
     registry = CollectorRegistry()
     registry.register(_Numbers(heartbeat, quarantine, time.time()))
-    registry.register(services.readers)
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    for collector in services.metrics.collectors:
+        registry.register(collector)
+    # Files of dozens of processes take milliseconds, for which requests would wait.
+    return Response(await asyncio.to_thread(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +66,12 @@ class _Numbers(Collector):
             "Whether the projector has reached the end of every partition since it started.",
             value=int(self.heartbeat.caught_up_at_ms is not None),
         )
+        if self.heartbeat.caught_up_at_ms is not None:
+            yield GaugeMetricFamily(
+                f"{PREFIX}lag_seconds",
+                "Time since the projector had read every partition to its end; also grows while it does not run.",
+                value=max(0.0, self.now_seconds - self.heartbeat.caught_up_at_ms / 1000),
+            )
         if self.heartbeat.lag_records is not None:
             yield GaugeMetricFamily(
                 f"{PREFIX}lag_records", "Records that are not projected yet.", value=self.heartbeat.lag_records
