@@ -4,9 +4,15 @@ import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Final
 
+import botocore.auth
 import httpx
+import pytest
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
@@ -90,3 +96,18 @@ def running_s3() -> Iterator[S3Service]:
         yield service
     finally:
         service.stop()
+
+
+def signature_of(url: httpx.URL, settings: StorageSettings, method: str = "GET") -> str:
+    """The signature that AWS's own library makes for a method at the time of the URL's."""
+    assert settings.secret_access_key is not None
+    assert settings.access_key_id is not None
+    unsigned = url.copy_with(query=None)
+    request = AWSRequest(method=method, url=str(unsigned))
+    credentials = Credentials(settings.access_key_id, settings.secret_access_key.get_secret_value())
+    region = url.params["X-Amz-Credential"].split("/")[2]
+    at = datetime.strptime(url.params["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    with pytest.MonkeyPatch.context() as patching:
+        patching.setattr(botocore.auth, "get_current_datetime", lambda: at)
+        S3SigV4QueryAuth(credentials, "s3", region, expires=int(url.params["X-Amz-Expires"])).add_auth(request)
+    return httpx.URL(request.url).params["X-Amz-Signature"]

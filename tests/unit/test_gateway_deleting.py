@@ -11,6 +11,7 @@ import pytest
 from fluxpool_contract import header_names
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.derived import claim_key
+from fluxpool_gateway.http import change_routes
 from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.store.task_state import (
@@ -122,6 +123,21 @@ async def test_a_deleted_task_is_gone_with_its_images_on_every_route(bench: Benc
 async def test_to_delete_a_task_again_changes_nothing(bench: Bench) -> None:
     await bench.end("r-1")
     assert await bench.ask("DELETE", "r-1") == (204, "")
+    assert await bench.ask("DELETE", "r-1") == (204, "")
+    assert len(bench.gateway.records.deletions) == 1
+
+
+async def test_a_deletion_that_is_not_projected_in_time_is_accepted_and_shown_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_routes, "DELETION_SHOWN_SECONDS", 0.05)
+    bench.gateway.records.on_deletion = None
+    await bench.end("r-1")
+    assert await bench.ask("DELETE", "r-1") == (202, "")
+    assert await bench.ask("GET", "r-1") == (200, "succeeded")
+    assert await bench.ask("GET", "r-1/images/0") == (404, "not_found")
+    bench.project(*bench.gateway.records.deletions[0])
+    assert await bench.ask("GET", "r-1") == (410, "gone")
     assert await bench.ask("DELETE", "r-1") == (204, "")
     assert len(bench.gateway.records.deletions) == 1
 

@@ -13,7 +13,7 @@ from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.task_state import TaskSeen
 from fluxpool_transport.storage.object_store import open_object_store
 from kit.keyed_gateway import IMAGE, Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.s3 import S3Service, running_s3
+from kit.s3 import S3Service, running_s3, signature_of
 
 PATH = "/v1/generations/r-1"
 
@@ -51,6 +51,18 @@ async def test_an_image_is_a_redirect_to_the_address_that_clients_reach(gateway:
     async with httpx.AsyncClient() as client:
         fetched = await client.get(location)
     assert (fetched.status_code, fetched.content) == (200, IMAGE)
+
+
+async def test_head_of_an_image_is_a_redirect_to_an_address_that_is_signed_for_head(gateway: Gateway) -> None:
+    answer = await gateway.one.ask("HEAD", f"{PATH}/images/0", gateway.admin)
+    assert (answer.status_code, answer.headers["cache-control"]) == (302, "no-store")
+    settings = gateway.settings
+    signed = httpx.URL(answer.headers["location"])
+    public = settings.storage.model_copy(update={"endpoint_url": settings.image_endpoint_url})
+    assert signed.params["X-Amz-Signature"] == signature_of(signed, public, "HEAD")
+    async with httpx.AsyncClient() as client:
+        asked = await client.head(signed)
+    assert (asked.status_code, asked.headers["content-length"]) == (200, str(len(IMAGE)))
 
 
 async def test_nothing_is_signed_for_another_tenant_or_outside_its_folder(gateway: Gateway) -> None:

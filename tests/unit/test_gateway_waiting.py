@@ -13,8 +13,9 @@ from fluxpool_gateway.http.request_context import preferred_wait_seconds
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_state import ProgressSeen, ResultSeen, TaskKey, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.waiting import TaskWaits
+from kit.event_streams import serving
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
-from kit.waiting import wait_until
+from kit.waiting import PATIENCE, wait_until
 
 STATE = "/v1/generations/r-1"
 
@@ -127,6 +128,18 @@ async def test_a_server_that_is_about_to_stop_answers_those_who_wait(gateway: Ga
     await asyncio.wait({answer}, timeout=0.1)
     gateway.one.app.state.services.stopping.set()
     assert (await asyncio.wait_for(answer, 30)).json()["status"] == "queued"
+
+
+async def test_a_client_that_closes_its_sending_side_is_answered_at_once(gateway: Gateway) -> None:
+    async with serving(gateway.one.app) as server, asyncio.timeout(30 * PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        head = f"GET {STATE} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {gateway.admin}\r\nprefer: wait=60\r\n\r\n"
+        writer.write(head.encode())
+        writer.write_eof()
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"status":"queued"' in answer
 
 
 async def test_a_client_that_goes_away_is_not_waited_for(gateway: Gateway) -> None:

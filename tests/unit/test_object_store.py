@@ -8,17 +8,12 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
-import botocore.auth
 import httpx
 import pytest
 import trustme
 from aiohttp import web
-from botocore.auth import S3SigV4QueryAuth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 from pydantic import SecretStr
 
 from fluxpool_contract.settings.worker import StorageSettings
@@ -30,7 +25,7 @@ from fluxpool_transport.storage.object_store import (
     StorageUnavailableError,
     open_object_store,
 )
-from kit.s3 import S3Service, running_s3
+from kit.s3 import S3Service, running_s3, signature_of
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +98,11 @@ async def test_a_signed_url_reads_one_object_without_credentials_for_a_time(s3: 
     assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"picture", "image/png")
 
 
-def signature_of(url: httpx.URL, settings: StorageSettings) -> str:
-    """The signature that AWS's own library makes at the time of the URL's."""
-    assert settings.secret_access_key is not None
-    assert settings.access_key_id is not None
-    unsigned = url.copy_with(query=None)
-    request = AWSRequest(method="GET", url=str(unsigned))
-    credentials = Credentials(settings.access_key_id, settings.secret_access_key.get_secret_value())
-    region = url.params["X-Amz-Credential"].split("/")[2]
-    at = datetime.strptime(url.params["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    with pytest.MonkeyPatch.context() as patching:
-        patching.setattr(botocore.auth, "get_current_datetime", lambda: at)
-        S3SigV4QueryAuth(credentials, "s3", region, expires=int(url.params["X-Amz-Expires"])).add_auth(request)
-    return httpx.URL(request.url).params["X-Amz-Signature"]
+async def test_a_url_is_signed_for_one_method(s3: S3Service, tmp_path: Path) -> None:
+    settings = s3.settings("images", prefix=tmp_path.name)
+    asked = httpx.URL(await open_object_store(settings).signed_url("0.png", valid_seconds=900, method="HEAD"))
+    assert asked.params["X-Amz-Signature"] == signature_of(asked, settings, "HEAD")
+    assert asked.params["X-Amz-Signature"] != signature_of(asked, settings)
 
 
 async def test_more_objects_than_one_page_of_a_list_are_deleted(store: ObjectStore) -> None:

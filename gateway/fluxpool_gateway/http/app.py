@@ -24,6 +24,7 @@ from fluxpool_gateway.http.batch import batch_route
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import (
+    ASKED_BY_HEAD,
     CORRELATION_ID_HEADER,
     METRICS,
     PATH,
@@ -100,7 +101,7 @@ class GatewayApplication(FastAPI):
         method = scope["method"]
         if method == "HEAD":
             # Answered as GET (RFC 9110 section 9.3.2); the server omits the body.
-            scope = {**scope, "method": "GET", live_routes.ASKED_BY_HEAD: True}
+            scope = {**scope, "method": "GET", ASKED_BY_HEAD: True}
 
         async def counted_send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":

@@ -31,6 +31,8 @@ METRICS = "fluxpool.metrics"
 """Where the state of the lifespan has the metrics: some requests are answered before they reach the application."""
 HALF_CLOSED = "fluxpool.half_closed"
 """Where the state of a request has the event that is set when the client closes its sending side."""
+ASKED_BY_HEAD = "fluxpool.asked_by_head"
+"""Where the scope of a request that is served as GET says that it is one of HEAD."""
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
 _WAIT = re.compile(r'\s*wait\s*(?:=\s*"?(?P<seconds>[0-9]{1,9})"?\s*)?(?:;.*)?', re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")

@@ -23,7 +23,7 @@ from fluxpool_gateway.http.problem import (
     unavailable,
 )
 from fluxpool_gateway.http.readiness import BrokerWatch, Readiness, read_readiness
-from fluxpool_gateway.http.request_context import PATH
+from fluxpool_gateway.http.request_context import ASKED_BY_HEAD, PATH
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
@@ -36,7 +36,7 @@ from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import read_result
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
-from fluxpool_transport.storage import ObjectStore, StorageUnavailableError
+from fluxpool_transport.storage import ObjectStore, SignedMethod, StorageUnavailableError
 
 # The bytes under an address never change; prompts are personal, so no shared cache keeps their images.
 IMAGE_CACHE_CONTROL: Final = "private, max-age=31536000, immutable"
@@ -235,7 +235,9 @@ async def get_image(
     if not _may_read(image.object, caller):
         raise _not_stored(request_id, index)
     if services.signer is not None:
-        return await _redirect(services.signer, image.object)
+        # What is signed for one method is refused for another.
+        method: SignedMethod = "HEAD" if request.scope.get(ASKED_BY_HEAD) else "GET"
+        return await _redirect(services.signer, image.object, method=method)
     headers = {"cache-control": IMAGE_CACHE_CONTROL, "x-content-type-options": "nosniff"}
     if _SHA256.fullmatch(image.sha256):
         etag = headers["etag"] = f'"{image.sha256}"'
@@ -267,9 +269,9 @@ def _may_read(key: str, caller: Caller) -> bool:
     return caller.sees_only in {None, parts[0]}
 
 
-async def _redirect(signer: ObjectStore, key: str) -> Response:
+async def _redirect(signer: ObjectStore, key: str, *, method: SignedMethod) -> Response:
     try:
-        url = await signer.signed_url(key, valid_seconds=SIGNED_SECONDS)
+        url = await signer.signed_url(key, valid_seconds=SIGNED_SECONDS, method=method)
     except StorageUnavailableError as error:
         raise _unreadable() from error
     return Response(status_code=HTTPStatus.FOUND, headers={**NO_STORE, "location": url})

@@ -15,6 +15,7 @@ from fluxpool_contract.bounds import milliseconds_of, with_zone
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
 from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, problems, unavailable
 from fluxpool_gateway.http.request_context import (
+    HALF_CLOSED,
     PATH,
     base_url,
     disconnected,
@@ -157,6 +158,10 @@ async def _answer_by(
 ) -> None:
     """Wait for a time at most, and no longer than the client is there and the server is not about to stop."""
     ends = [asyncio.ensure_future(end) for end in (waiting, services.stopping.wait(), disconnected(request.receive))]
+    half_closed = request.scope.get("state", {}).get(HALF_CLOSED)
+    if half_closed is not None:
+        # Mostly a client that is gone; one that still reads gets the state as it is now.
+        ends.append(asyncio.ensure_future(half_closed.wait()))
     try:
         await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
-from fluxpool_gateway.http.request_context import HALF_CLOSED, PATH, find_authorization
+from fluxpool_gateway.http.request_context import ASKED_BY_HEAD, HALF_CLOSED, PATH, find_authorization
 from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, Services, WithServices
 from fluxpool_gateway.http.scopes import WithCaller, requires
 from fluxpool_gateway.http.task_routes import (
@@ -29,8 +29,6 @@ from fluxpool_gateway.live.tenant_events import known_place, tenant_events
 from fluxpool_gateway.store.task_state import TaskStatus
 
 MEDIA_TYPE: Final = "text/event-stream"
-ASKED_BY_HEAD: Final = "fluxpool.asked_by_head"
-"""Where the scope of a request that is served as GET says that it is one of HEAD."""
 _ACCEPTING: Final = frozenset({MEDIA_TYPE, "text/*", "*/*"})
 _STREAM_PROBLEMS: Final = {
     **READ_PROBLEMS,

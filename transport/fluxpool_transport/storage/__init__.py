@@ -4,6 +4,7 @@ from fluxpool_transport.storage.input_objects import read_input
 from fluxpool_transport.storage.object_store import (
     ConditionalWritesError,
     ObjectStore,
+    SignedMethod,
     StorageCredentialsError,
     StorageUnavailableError,
     open_object_store,
@@ -29,6 +30,7 @@ __all__ = [
     "IdConflictError",
     "Manifest",
     "ObjectStore",
+    "SignedMethod",
     "StorageCredentialsError",
     "StorageUnavailableError",
     "claim_task",

@@ -17,7 +17,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 T = TypeVar("T")
+SignedMethod = Literal["GET", "HEAD"]
 
 OPERATION_DEADLINE_SECONDS: Final = 45.0
 PROBE_KEY: Final = "_fluxpool/probe"
@@ -152,14 +153,15 @@ class ObjectStore:
                 raise self._unavailable("read", key, error) from error
         return await self._guarded("read", key, self._read(checked, max_bytes=max_bytes))
 
-    async def signed_url(self, key: str, *, valid_seconds: float) -> str:
-        """A URL under which GET reads the object without credentials, whether it exists or not. Of a service alone.
+    async def signed_url(self, key: str, *, valid_seconds: float, method: SignedMethod = "GET") -> str:
+        """A URL under which the method, and no other, reads the object without credentials, whether it exists or not.
 
+        Of a service alone.
         Its host is part of what is signed, so that the store's endpoint must be the one that the reader uses.
         """
         if isinstance(self._store, LocalStore):
             raise NotSupportedError(f"{self.url} is a folder")
-        signing = obstore.sign_async(self._store, "GET", _checked(key), timedelta(seconds=valid_seconds))
+        signing = obstore.sign_async(self._store, method, _checked(key), timedelta(seconds=valid_seconds))
         return await self._guarded("sign", key, signing)
 
     async def delete_below(self, folder: str) -> None:
