@@ -14,6 +14,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from kit.end_of_tests import GRACE_SECONDS, EndOfTests
 from kit.engine import stand_in_engine, start_engine
 from kit.kafka import KafkaFactory, running_kafka, share_classes
 from kit.kafka_cluster import KafkaCluster
@@ -40,12 +41,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the plugin that skips `on_change` tests which passed with the same inputs."""
+    """Register what skips `on_change` tests that passed with the same inputs, and what ends tests that hang."""
     named = frozenset(
         (config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args
     )
     plugin = UnchangedTests(root=ROOT, stamps=stamps_folder(), run_all=config.getoption(OPTION), named=named)
     config.pluginmanager.register(plugin)
+    config.pluginmanager.register(EndOfTests(grace_seconds=PATIENCE * GRACE_SECONDS))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
