@@ -15,9 +15,10 @@ import pytest
 from fluxpool_contract.kafka.ledger import decode_ledger
 from fluxpool_contract.messages.headers import parse_envelope
 from kit.chaos_invariants import PromiseWatch
+from kit.gate import Gate
 from kit.kafka import committed_offsets, produce
 from kit.releases import Release, release_of, releases_at_work, start_ready
-from kit.waiting import PATIENCE, wait_until
+from kit.waiting import wait_until
 from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
@@ -105,20 +106,21 @@ async def test_a_task_that_crashed_one_release_is_generated_by_the_other_which_c
 ) -> None:
     victim = await start_ready(bench, first)
     async with PromiseWatch(bench) as watch:
-        await watch.submit(1, f"seconds={5 * PATIENCE:g}", partition=0, steps=50)
-        await wait_for_step(bench, "task-000")
-        assert await releases_at_work(bench) == {first}
-        victim.signal(signal.SIGKILL)
-        heir = await start_ready(bench, first.other)
+        with Gate() as gate:
+            await watch.submit(1, gate.prompt, partition=0)
+            await wait_for_step(bench, "task-000")
+            assert await releases_at_work(bench) == {first}
+            victim.signal(signal.SIGKILL)
+            heir = await start_ready(bench, first.other)
 
-        async def counted() -> bool:
-            metadata = [
-                found.metadata for found in (await committed_offsets(bench.bootstrap_servers, bench.group)).values()
-            ]
-            entries = [entry for text in metadata for entry in decode_ledger(text).values()]
-            return [(entry.worker, entry.crashes) for entry in entries] == [(heir.name, 1)]
+            async def counted() -> bool:
+                metadata = [
+                    found.metadata for found in (await committed_offsets(bench.bootstrap_servers, bench.group)).values()
+                ]
+                entries = [entry for text in metadata for entry in decode_ledger(text).values()]
+                return [(entry.worker, entry.crashes) for entry in entries] == [(heir.name, 1)]
 
-        await wait_until(counted, deadline_seconds=EVENT_SECONDS, what="the crash in the next owner's ledger")
+            await wait_until(counted, deadline_seconds=EVENT_SECONDS, what="the crash in the next owner's ledger")
         await watch.assert_kept(repeated_generations=1)
 
 

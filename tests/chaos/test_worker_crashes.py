@@ -13,6 +13,7 @@ import pytest
 
 from fluxpool_contract.kafka.ledger import decode_ledger
 from fluxpool_contract.messages.dead_letter import DeadLetter
+from kit.gate import Gate
 from kit.kafka import committed_offsets, produce
 from kit.processes import command_line
 from kit.waiting import PATIENCE, wait_until
@@ -87,12 +88,13 @@ async def test_another_worker_finishes_the_task_of_a_killed_agent(bench: WorkerB
 async def test_a_killed_engine_is_replaced_and_its_task_tried_again(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     worker = await bench.start_ready()
-    [(partition, offset)] = await produce(
-        bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("long", "seconds=6", steps=60))]
-    )
-    await wait_for_step(bench, "long")
-    engine = worker.engine_pid()
-    os.kill(engine, signal.SIGKILL)
+    with Gate() as gate:
+        [(partition, offset)] = await produce(
+            bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("long", gate.prompt))]
+        )
+        await wait_for_step(bench, "long")
+        engine = worker.engine_pid()
+        os.kill(engine, signal.SIGKILL)
 
     [result] = await bench.wait_results(1, deadline_seconds=TAKE_OVER_SECONDS)
     assert (result["status"], result["worker"], result["attempt"]) == ("success", worker.name, 1)
@@ -104,16 +106,18 @@ async def test_a_killed_engine_is_replaced_and_its_task_tried_again(quick_bench:
 async def test_sigterm_finishes_the_task_and_the_next_member_continues(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     first = await bench.start_ready()
-    sent = await produce(
-        bench.bootstrap_servers,
-        bench.topics.tasks,
-        [(None, task_body("running", "seconds=6", steps=60)), (None, task_body("next"))],
-        partition=0,
-    )
-    await wait_for_step(bench, "running")
-    # The lanes' heads are taken in order, so `next` is prepared after `running` in the first worker's engine.
-    second = await bench.start_ready()
-    first.signal(signal.SIGTERM)
+    with Gate() as gate:
+        sent = await produce(
+            bench.bootstrap_servers,
+            bench.topics.tasks,
+            [(None, task_body("running", gate.prompt)), (None, task_body("next"))],
+            partition=0,
+        )
+        await wait_for_step(bench, "running")
+        # The lanes' heads are taken in order, so `next` is prepared after `running` in the first worker's engine.
+        second = await bench.start_ready()
+        first.signal(signal.SIGTERM)
+        await wait_until(lambda: first.events("drain_requested"), deadline_seconds=20, what="the drain to begin")
 
     assert await first.wait_exit(90) == 0
     results = {result["request_id"]: result for result in await bench.wait_results(2)}
@@ -151,12 +155,12 @@ async def test_a_task_longer_than_the_grace_period_is_stopped_at_its_next_step_a
 ) -> None:
     bench = quick_bench
     first = await bench.start_ready(drain_grace_seconds=1.0)
-    body = task_body("endless", f"seconds={6 * PATIENCE:g}", steps=60)
-    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
-    await wait_for_step(bench, "endless")
-    first.signal(signal.SIGTERM)
-
-    assert await first.wait_exit(90) == 0
+    with Gate() as gate:
+        body = task_body("endless", gate.prompt)
+        [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
+        await wait_for_step(bench, "endless")
+        first.signal(signal.SIGTERM)
+        assert await first.wait_exit(90) == 0
     assert (await bench.committed()).get(partition, offset) == offset
     assert await bench.results() == []
     second = await bench.start_ready()
@@ -169,15 +173,14 @@ async def test_a_task_longer_than_the_grace_period_is_stopped_at_its_next_step_a
 async def test_a_second_sigterm_exits_at_once_and_loses_nothing(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     first = await bench.start_ready()
-    body = task_body("patient", "seconds=8", steps=80)
-    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)])
-    await wait_for_step(bench, "patient")
-    engine = first.engine_pid()
-    first.signal(signal.SIGTERM)
-    await wait_until(lambda: first.events("drain_requested"), deadline_seconds=20, what="the drain to begin")
-    first.signal(signal.SIGTERM)
-
-    assert await first.wait_exit(20) == 128 + signal.SIGTERM
+    with Gate() as gate:
+        await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, task_body("patient", gate.prompt))])
+        await wait_for_step(bench, "patient")
+        engine = first.engine_pid()
+        first.signal(signal.SIGTERM)
+        await wait_until(lambda: first.events("drain_requested"), deadline_seconds=20, what="the drain to begin")
+        first.signal(signal.SIGTERM)
+        assert await first.wait_exit(20) == 128 + signal.SIGTERM
     await wait_until(lambda: not is_engine(engine), deadline_seconds=20, what="the engine to end too")
     await bench.start_ready()
     await bench.wait_results(1, deadline_seconds=TAKE_OVER_SECONDS)
@@ -340,15 +343,16 @@ async def test_out_of_memory_is_repeated_once_in_the_mode_that_needs_less(quick_
 async def test_a_joining_worker_does_not_cost_the_running_task(quick_bench: WorkerBench) -> None:
     bench = quick_bench
     first = await bench.start_ready()
-    body = task_body("adopted", "seconds=8", steps=80)
-    [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)], partition=0)
-    await wait_for_step(bench, "adopted")
-    second = await bench.start_ready()
-    await wait_until(
-        lambda: any(line["lane"] == "standard" and line["partitions"] for line in second.events("lane_assigned")),
-        deadline_seconds=60,
-        what="the new worker to have an assignment",
-    )
+    with Gate() as gate:
+        body = task_body("adopted", gate.prompt)
+        [(partition, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body)], partition=0)
+        await wait_for_step(bench, "adopted")
+        second = await bench.start_ready()
+        await wait_until(
+            lambda: any(line["lane"] == "standard" and line["partitions"] for line in second.events("lane_assigned")),
+            deadline_seconds=60,
+            what="the new worker to have an assignment",
+        )
 
     await bench.wait_results(1)
     await bench.wait_committed({partition: offset + 1})

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from kit.control_plane import ControlPlane
+from kit.gate import Gate
 from kit.manifests import wait_exists, wait_gone
 from kit.operator_bench import OPERATOR, OperatorBench
-from kit.waiting import PATIENCE, wait_until
+from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -84,10 +85,11 @@ async def _visit_everything(fluxpool: OperatorBench) -> None:
     await fluxpool.wait_pods(2)
     await wait_exists(fluxpool.bench.api, path)
     # Scale-in while one of them is busy: idle ones are marked.
-    await fluxpool.produce(1, seconds=8 * PATIENCE)
-    await fluxpool.wait_busy()
-    await fluxpool.patch("standard", {"scaling": {"minReplicas": 1}})
-    await fluxpool.wait_replicas(1)
+    with Gate() as gate:
+        await fluxpool.produce(1, prompt=gate.prompt)
+        await fluxpool.wait_busy()
+        await fluxpool.patch("standard", {"scaling": {"minReplicas": 1}})
+        await fluxpool.wait_replicas(1)
     await fluxpool.patch("standard", {"podMonitor": None, "worker": {"serviceAccountName": "default"}})
     await wait_gone(fluxpool.bench.api, path)
     await wait_gone(fluxpool.bench.api, account)

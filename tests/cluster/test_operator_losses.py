@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
+from kit.gate import Gate
 from kit.kafka import unique_name
 from kit.kubernetes_node import NodeSpec
 from kit.node_bench import Bench
 from kit.operator_bench import GPU, WORKER_IMAGE, OperatorBench, worker_image
-from kit.waiting import PATIENCE
+from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("shared_operator")]
 
@@ -19,13 +20,21 @@ async def test_a_pool_deleted_during_a_task_loses_nothing(fluxpool: OperatorBenc
     await fluxpool.topics("standard")
     await fluxpool.apply(fluxpool.pool(scaling__minReplicas=1, scaling__maxReplicas=1))
     (pod,) = await fluxpool.wait_pods(1)
-    # The garbage collector looks for new kinds every 30 s, so it may find the deleted pool's children that late.
-    ids = await fluxpool.produce(16, seconds=3)
-    await fluxpool.wait_busy()
-    await fluxpool.delete("standard")
+    with Gate() as gate:
+        ids = await fluxpool.produce(1, prompt=gate.prompt, partition=0)
+        await fluxpool.wait_busy()
+        ids += await fluxpool.produce(15, start=1)
+        await fluxpool.delete("standard")
+        name = pod["metadata"]["name"]
+        # The garbage collector looks for new kinds every 30 s, so it may find the deleted pool's children that late.
+        await wait_until(
+            lambda: "drain_requested" in fluxpool.bench.log(name, "worker"),
+            deadline_seconds=90,
+            what="the busy worker to be told to end",
+        )
     await fluxpool.wait_no_pods()
     done = {result["request_id"] for result in await fluxpool.results()}
-    assert 0 < len(done) < len(ids), f"the busy worker finishes its task and takes no other: {pod['metadata']['name']}"
+    assert 0 < len(done) < len(ids), f"the busy worker finishes its task and takes no other: {name}"
     await fluxpool.apply(fluxpool.pool())
     await fluxpool.wait_results(ids)
     assert len(fluxpool.stored_images()) == len(ids)
@@ -44,7 +53,7 @@ async def test_a_node_lost_with_a_busy_worker_loses_nothing(
     pool = fluxpool.pool(scaling__minReplicas=1, scaling__maxReplicas=1, worker__nodeSelector=labels)
     await fluxpool.apply(pool)
     await fluxpool.wait_pods(1)
-    ids = await fluxpool.produce(3, seconds=4)
+    ids = await fluxpool.produce(3, prompt="seconds=4")
     await fluxpool.wait_busy()
     # The machine fails with everything on it; the cloud provider removes its Node, and with it the pods.
     await lost.node.stop()
@@ -65,13 +74,15 @@ async def test_twenty_scale_ins_remove_no_busy_worker_and_lose_no_task(fluxpool:
     ids: list[str] = []
     for number in range(SCALE_INS):
         # One task keeps one worker busy, and the others are idle.
-        ids += await fluxpool.produce(1, seconds=4 * PATIENCE, start=number, partition=number % 3)
-        busy = await fluxpool.wait_busy()
-        pods = await fluxpool.pod_names()
-        await fluxpool.patch("standard", {"replicas": 2})
-        gone = await fluxpool.wait_leaving(pods)
+        with Gate() as gate:
+            ids += await fluxpool.produce(1, prompt=gate.prompt, start=number, partition=number % 3)
+            busy = await fluxpool.wait_busy()
+            pods = await fluxpool.pod_names()
+            await fluxpool.patch("standard", {"replicas": 2})
+            gone = await fluxpool.wait_leaving(pods)
         assert not busy & gone, f"scale-in {number}: {busy} were busy, {gone} were deleted"
         await fluxpool.patch("standard", {"replicas": 3})
         await fluxpool.wait_pods(3, deadline_seconds=180)
+        await fluxpool.wait_idle()
     await fluxpool.wait_results(ids)
     assert len(fluxpool.stored_images()) == len(ids)

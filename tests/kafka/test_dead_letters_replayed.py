@@ -1,13 +1,15 @@
 """A dead letter of a real worker, replayed with a correction: its own image, event and trace."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fluxpool_contract.messages.derived import result_event_id
 from kit.command import Ended, fluxpool
+from kit.gate import Gate
 from kit.kafka import produce
-from kit.waiting import PATIENCE, wait_until
+from kit.waiting import wait_until
 from kit.worker import WorkerBench, task_body, worker_bench
 
 pytestmark = pytest.mark.kafka
@@ -27,17 +29,26 @@ async def run(bench: WorkerBench, *arguments: str) -> Ended:
     return await fluxpool(*arguments, folder=bench.folder, environment=target)
 
 
-async def test_a_corrected_replay_has_an_image_and_an_event_of_its_own(bootstrap_servers: str, tmp_path: Path) -> None:
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with Gate() as closed:
+        yield closed
+
+
+async def test_a_corrected_replay_has_an_image_and_an_event_of_its_own(
+    bootstrap_servers: str, tmp_path: Path, gate: Gate
+) -> None:
     async with worker_bench(bootstrap_servers, tmp_path, model="stand-in", stand_in=True) as bench:
         await bench.start_ready()
-        # Its generation outlasts the command, whose resolution follows the record that it sends.
-        wide = task_body("wide", f"seconds={3 * PATIENCE:g}", width=100)
+        wide = task_body("wide", gate.prompt, width=100)
         await produce(bootstrap_servers, bench.topics.tasks, [(None, wide)])
         [failed] = await bench.wait_results(1)
         assert failed["status"] == "failed"
 
         refused = await run(bench, "dlq", "replay", "--yes")
+        # Its generation outlasts the command, whose resolution follows the record that it sends.
         replayed = await run(bench, "dlq", "replay", "--patch", '{"width": 96}', "--yes", "--json")
+        gate.open()
         _, success = await bench.wait_results(2)
 
         async def finished() -> bool:

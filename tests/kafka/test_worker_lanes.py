@@ -10,16 +10,15 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from kit.gate import Gate
 from kit.kafka import committed_offsets, produce, unique_name
-from kit.waiting import PATIENCE, wait_until
+from kit.waiting import wait_until
 from kit.worker import UNHURRIED, WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 EVENT_SECONDS = 90.0
 """For a rebalance or a commit on a busy machine."""
-LONG_TASK = (f"seconds={max(30, 20 * PATIENCE):g}", 100)
-"""Prompt and steps of a task that outlasts a rebalance on a busy machine."""
 
 
 @pytest.fixture
@@ -59,15 +58,14 @@ async def test_markers_behind_the_last_task_are_committed_and_leave_no_lag(bench
     ) as producer:
         await send_in_transaction(producer, topic, [task_body("first")], partition=0)
         await bench.wait_committed({0: 2})
-        await send_in_transaction(
-            producer, topic, [task_body("running", f"seconds={8 * PATIENCE:g}", steps=80)], partition=0
-        )
-        await wait_for_step(bench, "running")
-        await send_in_transaction(producer, topic, [task_body("never")], partition=0, aborted=True)
-        # No readable record was ever sent here.
-        await send_in_transaction(producer, topic, [task_body("never")], partition=1, aborted=True)
-    await bench.wait_committed({0: 2, 1: 2})
-    assert [result["request_id"] for result in await bench.results()] == ["first"]
+        with Gate() as gate:
+            await send_in_transaction(producer, topic, [task_body("running", gate.prompt)], partition=0)
+            await wait_for_step(bench, "running")
+            await send_in_transaction(producer, topic, [task_body("never")], partition=0, aborted=True)
+            # No readable record was ever sent here.
+            await send_in_transaction(producer, topic, [task_body("never")], partition=1, aborted=True)
+            await bench.wait_committed({0: 2, 1: 2})
+            assert [result["request_id"] for result in await bench.results()] == ["first"]
 
     await bench.wait_committed({0: 6, 1: 2}, deadline_seconds=EVENT_SECONDS)
     assert await end_offsets(bench, topic, 2) == await bench.committed()
@@ -87,20 +85,20 @@ async def test_a_draining_worker_leaves_lanes_without_a_task_in_flight_at_once(b
     )
     busy, other = sorted(workers, key=lambda worker: partitions_of(worker, "vip"), reverse=True)
     [partition] = partitions_of(busy, "standard")
-    prompt, steps = LONG_TASK
-    long = task_body("long", prompt, steps=steps)
-    [(_, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, long)], partition=partition)
-    await wait_for_step(bench, "long")
-    busy.signal(signal.SIGTERM)
-    await wait_until(
-        lambda: partitions_of(other, "vip") == [0],
-        deadline_seconds=EVENT_SECONDS,
-        what="the idle lane to be reassigned",
-    )
-    await produce(bench.bootstrap_servers, bench.topics.tasks_vip, [(None, task_body("urgent"))])
-    [urgent] = await bench.wait_results(1, deadline_seconds=EVENT_SECONDS)
-    assert (urgent["request_id"], urgent["worker"]) == ("urgent", other.name)
-    assert partitions_of(other, "standard") != [0, 1], "the lane of the running task is not reassigned"
+    with Gate() as gate:
+        long = task_body("long", gate.prompt)
+        [(_, offset)] = await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, long)], partition=partition)
+        await wait_for_step(bench, "long")
+        busy.signal(signal.SIGTERM)
+        await wait_until(
+            lambda: partitions_of(other, "vip") == [0],
+            deadline_seconds=EVENT_SECONDS,
+            what="the idle lane to be reassigned",
+        )
+        await produce(bench.bootstrap_servers, bench.topics.tasks_vip, [(None, task_body("urgent"))])
+        [urgent] = await bench.wait_results(1, deadline_seconds=EVENT_SECONDS)
+        assert (urgent["request_id"], urgent["worker"]) == ("urgent", other.name)
+        assert partitions_of(other, "standard") != [0, 1], "the lane of the running task is not reassigned"
 
     assert await busy.wait_exit(EVENT_SECONDS) == 0
     results = {result["request_id"]: result["worker"] for result in await bench.results()}

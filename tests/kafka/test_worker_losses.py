@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.ledger import encode_ledger
 from fluxpool_worker.agent.consumer.lane import HEADS_PER_PARTITION
+from kit.gate import Gate
 from kit.kafka import create_topics, produce
 from kit.waiting import wait_until
 from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, worker_bench
@@ -105,11 +106,12 @@ async def test_records_deleted_before_a_running_worker_are_logged_once_and_the_r
     bench: WorkerBench,
 ) -> None:
     worker = await bench.start_ready()
-    await submit(bench, "long", 1, prompt="seconds=8")
-    await wait_for_step(bench, "long-0")
-    count = HEADS_PER_PARTITION + 14
-    await submit(bench, "waiting", count)
-    await delete_before(bench, count - 2)
+    with Gate() as gate:
+        await submit(bench, "long", 1, prompt=gate.prompt)
+        await wait_for_step(bench, "long-0")
+        count = HEADS_PER_PARTITION + 14
+        await submit(bench, "waiting", count)
+        await delete_before(bench, count - 2)
     await bench.wait_committed({0: count + 1})
     [(first, end)] = await logged_losses(worker)
     assert 1 < first < end == count - 2
@@ -123,11 +125,12 @@ async def test_records_deleted_before_a_running_worker_are_logged_once_and_the_r
 
 async def test_all_records_deleted_before_a_running_worker_are_logged_and_leave_no_lag(bench: WorkerBench) -> None:
     worker = await bench.start_ready()
-    await submit(bench, "long", 1, prompt="seconds=6")
-    await wait_for_step(bench, "long-0")
-    end_offset = HEADS_PER_PARTITION + 11
-    await submit(bench, "waiting", end_offset - 1)
-    await delete_before(bench, end_offset)
+    with Gate() as gate:
+        await submit(bench, "long", 1, prompt=gate.prompt)
+        await wait_for_step(bench, "long-0")
+        end_offset = HEADS_PER_PARTITION + 11
+        await submit(bench, "waiting", end_offset - 1)
+        await delete_before(bench, end_offset)
     await bench.wait_committed({0: end_offset})
     [(first, end)] = await logged_losses(worker)
     assert first < end == end_offset
@@ -162,11 +165,12 @@ async def test_an_idle_worker_ends_when_its_topic_is_recreated_and_the_next_proc
 async def start_over_full_heads(bench: WorkerBench) -> WorkerProcess:
     """A worker with tasks of a topic that was since recreated and has more records than the former one."""
     worker = await bench.start_ready()
-    await submit(bench, "old", 1, prompt="seconds=6", steps=20)
-    await wait_for_step(bench, "old-0")
-    await submit(bench, "waiting", 6)
-    await make_topic_again(bench)
-    await submit(bench, "new", NEW)
+    with Gate() as gate:
+        await submit(bench, "old", 1, prompt=gate.prompt)
+        await wait_for_step(bench, "old-0")
+        await submit(bench, "waiting", 6)
+        await make_topic_again(bench)
+        await submit(bench, "new", NEW)
     return worker
 
 

@@ -17,6 +17,7 @@ from fluxpool_contract.messages.derived import claim_key, manifest_key
 from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_transport.storage.object_store import PROBE_KEY
 from fluxpool_worker.image_parameters import read_parameters
+from kit.gate import Gate
 from kit.kafka import produce, unique_name
 from kit.s3 import S3Service, running_s3
 from kit.waiting import wait_until
@@ -224,9 +225,10 @@ async def test_a_store_outage_after_the_generation_costs_no_second_generation(
 ) -> None:
     [worker] = bench.workers
     holds, generated = len(worker.events("operation_held")), len(worker.events("job_done"))
-    await send(bench, task_body("generated", "seconds=6", steps=30))
-    await wait_for_step(bench, "generated")
-    bucket.service.stop()
+    with Gate() as gate:
+        await send(bench, task_body("generated", gate.prompt))
+        await wait_for_step(bench, "generated")
+        bucket.service.stop()
     await next_hold(worker, after=holds)
     bucket.service.start()
     result = (await bench.wait_answers("generated", deadline_seconds=90))["generated"]

@@ -363,6 +363,14 @@ class OperatorBench(PoolTasks):
         """Wait until a pod holds a task; returns those that do."""
         return await wait_until(lambda: self.busy_pods(name), deadline_seconds=60, what=f"a busy pod of {name}")
 
+    async def wait_idle(self, name: str = "standard") -> None:
+        """Wait until no pod holds a task."""
+
+        async def idle() -> bool:
+            return not await self.busy_pods(name)
+
+        await wait_until(idle, deadline_seconds=60, what=f"no busy pod of {name}")
+
     async def pod_names(self, name: str = "standard") -> frozenset[str]:
         """Names of a pool's pods that are not terminating."""
         return frozenset(

@@ -55,14 +55,19 @@ class PoolTasks:
         return f"{prefix}-tasks"
 
     async def produce(
-        self, count: int, *, name: str = "standard", seconds: float = 0.05, start: int = 0, partition: int | None = None
+        self,
+        count: int,
+        *,
+        name: str = "standard",
+        prompt: str = "seconds=0.05",
+        start: int = 0,
+        partition: int | None = None,
     ) -> list[str]:
         """Put tasks on a pool's topic, evenly over the partitions unless one is named; returns their ids."""
         prefix = self.groups[name]
         ids = [f"{prefix}-{number}" for number in range(start, start + count)]
         values = [
-            json.dumps({"request_id": task, "prompt": f"seconds={seconds}", "width": 64, "height": 64, "steps": 10})
-            for task in ids
+            json.dumps({"request_id": task, "prompt": prompt, "width": 64, "height": 64, "steps": 10}) for task in ids
         ]
         await produce(
             self.bootstrap_servers,

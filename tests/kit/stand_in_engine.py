@@ -1,6 +1,7 @@
 """An engine with a stand-in for the model: the real process loop, with a duration of images set by the prompt.
 
 For tests of everything around the model. A prompt may contain `seconds=2.5`; the time is divided evenly over the steps.
+With the prompt of a `kit.gate.Gate`, it waits after the first step until the gate is open.
 With `ends=...` it fails at its first step: `error`, `rejected`, `memory` (except in the mode that needs least memory),
 `full` (always out of memory), `device` (lost), `killed` (the process), `hung`.
 """
@@ -8,6 +9,7 @@ With `ends=...` it fails at its first step: `error`, `rejected`, `memory` (excep
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
 
 DEFAULT_SECONDS = 0.05
+GATE_LOOK_SECONDS = 0.05
 
 
 class StandInGenerator:
@@ -49,11 +52,34 @@ class StandInGenerator:
             if is_canceled():
                 raise GenerationCanceledError
             on_step(step, total_steps)
+            if step == 1:
+                _wait_for_gate(inputs.prompt, is_canceled=is_canceled)
+                if is_canceled():
+                    raise GenerationCanceledError
         images = tuple(
             np.full((inputs.height, inputs.width, 3), (inputs.seed + index) % 251, dtype=np.uint8)
             for index in range(inputs.n)
         )
         return Rendering(images=images, timings_ms={"denoise": seconds * 1000})
+
+
+def _wait_for_gate(prompt: str, *, is_canceled: Callable[[], bool]) -> None:
+    """Return when the gate of that prompt is open, at once when it names none, or when the task is canceled."""
+    named = re.search(r"until=([0-9.]+):([0-9]+)", prompt)
+    if named is None:
+        return
+    # A gate never accepts. The end of its listening socket ends this connection or refuses it.
+    try:
+        with socket.create_connection((named[1], int(named[2]))) as connection:
+            connection.settimeout(GATE_LOOK_SECONDS)
+            while not is_canceled():
+                try:
+                    connection.recv(1)
+                except TimeoutError:
+                    continue
+                return
+    except ConnectionError:
+        return
 
 
 def _fail_as_requested(inputs: GenerationInputs) -> None:
