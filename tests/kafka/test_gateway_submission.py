@@ -287,7 +287,9 @@ async def test_while_the_broker_is_paused_nothing_is_accepted_and_the_gateway_is
 ) -> None:
     cluster = await kafka_factory()
     topics = await gateway_topics(cluster.bootstrap_servers)
-    settings = gateway_settings(cluster.bootstrap_servers, tmp_path / "g", topics, produce_deadline_seconds=1.5)
+    settings = gateway_settings(
+        cluster.bootstrap_servers, tmp_path / "g", topics, produce_deadline_seconds=1.5 * PATIENCE
+    )
     with running_gateway(settings) as gateway:
         async with httpx.AsyncClient(base_url=gateway.url, timeout=ANSWER_SECONDS) as client:
             await wait_ready(client)

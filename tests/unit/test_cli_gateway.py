@@ -32,6 +32,8 @@ class Answer:
     status: int | None
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    after: threading.Event | None = None
+    """It is sent once this is set."""
 
 
 def view(status: str, **fields: Any) -> Answer:
@@ -73,6 +75,8 @@ def serve() -> Iterator[Serve]:
             def _answer(self) -> None:
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 answer = server.next(f"{self.command} {self.path}")
+                if answer.after is not None:
+                    answer.after.wait()
                 if answer.status is None:
                     self.close_connection = True
                     return
@@ -184,6 +188,19 @@ def test_waiting_for_an_unavailable_gateway_ends_at_the_timeout(serve: Serve) ->
     assert run(words) == ExitCode.UNREACHABLE
     assert 0.9 * PATIENCE < time.monotonic() - began < 5 * PATIENCE
     assert len(server.asked) > 2
+
+
+@pytest.mark.parametrize(("before", "code"), [([], ExitCode.TIMED_OUT), ([AWAY], ExitCode.UNREACHABLE)])
+def test_a_last_poll_that_the_timeout_cuts_short_does_not_say_that_the_gateway_is_away(
+    before: list[Answer], code: ExitCode, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = threading.Event()
+    server = gateway(serve, polls=[*before, Answer(None, after=over)])
+    try:
+        assert run(["submit", "a kite", "--url", server.url, "--wait", "--timeout", "0.6"]) == code
+    finally:
+        over.set()
+    assert ("still queued after 0.6 s" in capsys.readouterr().err) is (not before)
 
 
 def test_a_refused_poll_ends_the_waiting_at_once(serve: Serve) -> None:

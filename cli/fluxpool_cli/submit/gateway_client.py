@@ -43,6 +43,10 @@ class GatewayAwayError(CommandError):
         super().__init__(ExitCode.UNREACHABLE, message)
 
 
+class TimeIsOverError(GatewayAwayError):
+    """The caller's own time ended a request earlier than usual, which says nothing about the gateway."""
+
+
 class NotFoundError(CommandError):
     """The gateway does not know the task, or not yet."""
 
@@ -85,7 +89,7 @@ class GatewayClient:
         return self._view(answer)
 
     def generation(self, request_id: str, *, within_seconds: float | None = None) -> Generation:
-        """The task now; an answer that takes longer than the given seconds (at least one) raises `GatewayAwayError`."""
+        """The task now; an answer that takes longer than the given seconds (at least one) raises `TimeIsOverError`."""
         _, body = self._exchange("GET", f"/v1/generations/{request_id}", within_seconds=within_seconds)
         return self._view(body, expected_id=request_id)
 
@@ -124,14 +128,15 @@ class GatewayClient:
         within_seconds: float | None = None,
         **arguments: Any,
     ) -> tuple[httpx.Response, bytes]:
-        timeout_seconds = min(self._timeout_seconds, max(1.0, within_seconds or self._timeout_seconds))
+        timeout_seconds = self._timeout_seconds
+        if within_seconds is not None:
+            timeout_seconds = min(timeout_seconds, max(1.0, within_seconds))
         try:
             with self._http.stream(method, self.url + path, timeout=timeout_seconds, **arguments) as response:
                 body = self._read(response, max_bytes=max_bytes)
         except httpx.TimeoutException:
-            raise GatewayAwayError(
-                f"the gateway at {self.url} did not answer in time; try again or check its log"
-            ) from None
+            late = TimeIsOverError if timeout_seconds < self._timeout_seconds else GatewayAwayError
+            raise late(f"the gateway at {self.url} did not answer in time; try again or check its log") from None
         except (httpx.ConnectError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise GatewayAwayError(
                 f"no gateway answers at {self.url} ({error}); start one with `fluxpool local up`, "

@@ -72,7 +72,7 @@ async def _send(target: KafkaTarget, request: GenerationRequest, *, request_id: 
     producer.start()
     try:
         partitions = await _partitions(target, topic)
-        async with partitioner.reader() as reader:
+        async with partitioner.reader(deadline_seconds=SEND_SECONDS) as reader:
             # Without the lag of the workers the partition is random, which is no reason to refuse the task.
             await partitioner.refresh(reader)
         partition = partitioner.choose(topic, partitions=partitions, work=request.relative_work)

@@ -11,7 +11,7 @@ from typing import Final, Self, TypeVar
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.submit.gateway_answers import Generation
-from fluxpool_cli.submit.gateway_client import GatewayAwayError, GatewayClient, NotFoundError
+from fluxpool_cli.submit.gateway_client import GatewayAwayError, GatewayClient, NotFoundError, TimeIsOverError
 from fluxpool_cli.terminal import say
 
 T = TypeVar("T")
@@ -45,16 +45,17 @@ def patiently(ask: Callable[[], T], *, deadline: Deadline) -> T:
     """What `ask` returns, repeated while the gateway is away, until the deadline; then its error is raised."""
     pause_seconds = _INTERVAL_SECONDS
     unknown_until_seconds = time.monotonic() + _UNKNOWN_SECONDS
-    told = ""
+    failed: GatewayAwayError | None = None
     while True:
         try:
             return ask()
         except GatewayAwayError as error:
             if deadline.remaining_seconds == 0.0:
-                raise
-            if str(error) != told:
-                told = str(error)
-                say(f"{told}; retrying until --timeout")
+                # A last request that was cut short says less than those before it.
+                raise (failed or error) if isinstance(error, TimeIsOverError) else error from None
+            if str(error) != str(failed):
+                say(f"{error}; retrying until --timeout")
+            failed = error
             wanted_seconds = error.retry_after_seconds
         except NotFoundError:
             if deadline.remaining_seconds == 0.0 or time.monotonic() > unknown_until_seconds:
@@ -75,9 +76,12 @@ def wait_until_finished(
     request_id, shown = generation.request_id, ""
     with counting_bar(generation.status) as bar:
         while True:
-            generation = patiently(
-                lambda: gateway.generation(request_id, within_seconds=deadline.remaining_seconds), deadline=deadline
-            )
+            try:
+                generation = patiently(
+                    lambda: gateway.generation(request_id, within_seconds=deadline.remaining_seconds), deadline=deadline
+                )
+            except TimeIsOverError:
+                raise _still_unfinished(gateway, generation, deadline) from None
             steps = generation.steps_done
             bar.show(generation.status, *(steps or (0, None)))
             line = generation.status + (f" step {steps[0]} of {steps[1]}" if steps and not generation.finished else "")
@@ -89,9 +93,14 @@ def wait_until_finished(
             if (why := hopeless()) is not None:
                 raise CommandError(ExitCode.FAILED, f"{request_id} waits, but the workers cannot start: {why}")
             if deadline.remaining_seconds == 0.0:
-                raise CommandError(
-                    ExitCode.TIMED_OUT,
-                    f"{request_id} is still {generation.status} after {deadline.timeout_seconds:g} s and continues; "
-                    f"see {gateway.url}/v1/generations/{request_id} for its result, or wait longer with --timeout",
-                )
+                raise _still_unfinished(gateway, generation, deadline)
             time.sleep(min(_INTERVAL_SECONDS, deadline.remaining_seconds))
+
+
+def _still_unfinished(gateway: GatewayClient, generation: Generation, deadline: Deadline) -> CommandError:
+    request_id = generation.request_id
+    return CommandError(
+        ExitCode.TIMED_OUT,
+        f"{request_id} is still {generation.status} after {deadline.timeout_seconds:g} s and continues; "
+        f"see {gateway.url}/v1/generations/{request_id} for its result, or wait longer with --timeout",
+    )

@@ -131,9 +131,9 @@ class LoadAwarePartitioner:
                 self.has_read.set()
                 await self._pause(self._clock() - began_at)
 
-    def reader(self) -> LagReader:
-        """The reader for `refresh`; open it with `async with`."""
-        return LagReader(self._connection, deadline_seconds=READ_DEADLINE_SECONDS, known_for=_KNOWN_FOR)
+    def reader(self, *, deadline_seconds: float = READ_DEADLINE_SECONDS) -> LagReader:
+        """The reader for `refresh`, which waits for an answer that long; open it with `async with`."""
+        return LagReader(self._connection, deadline_seconds=deadline_seconds, known_for=_KNOWN_FOR)
 
     async def refresh(self, reader: LagReader) -> None:
         """Read once; without an answer the loads stay as they are. For `run`, and for senders of a few records."""
