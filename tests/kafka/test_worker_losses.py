@@ -24,7 +24,7 @@ from kit.worker import WorkerBench, WorkerProcess, task_body, wait_for_step, wor
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
 NOTICED_SECONDS = 90.0
-"""A deleted topic is noticed within the maximum age of the metadata, a minute, even when no request fails."""
+"""A deleted topic is noticed within the maximum age of the metadata, at most a minute, even when no request fails."""
 NEW = 12
 """Records of the new topic: more than a worker takes of the former one before it checks again."""
 
@@ -147,7 +147,7 @@ async def ends_with_the_remedy(worker: WorkerProcess) -> None:
 async def test_an_idle_worker_ends_when_its_topic_is_recreated_and_the_next_processes_all_of_it(
     bench: WorkerBench,
 ) -> None:
-    worker = await bench.start_ready()
+    worker = await bench.start_ready(module="kit.eager_worker")
     await submit(bench, "old", 3)
     await bench.wait_committed({0: 3})
     await make_topic_again(bench)
@@ -219,7 +219,7 @@ async def test_a_commit_for_a_former_topic_is_not_used_for_the_new_one(bench: Wo
 
 
 async def test_a_worker_logs_a_missing_topic_and_ends_when_it_is_recreated(bench: WorkerBench) -> None:
-    worker = await bench.start_ready()
+    worker = await bench.start_ready(module="kit.eager_worker")
     await submit(bench, "old", 1)
     await bench.wait_committed({0: 1})
     await delete_topic(bench)

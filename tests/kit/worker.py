@@ -152,14 +152,16 @@ class WorkerBench:
         """The object store's folder."""
         return self.folder / "images"
 
-    def start(self, *, environment: Mapping[str, str] | None = None, **changes: Any) -> WorkerProcess:
-        """Start a worker; `environment` is added to its own."""
+    def start(
+        self, *, environment: Mapping[str, str] | None = None, module: str = "fluxpool_worker", **changes: Any
+    ) -> WorkerProcess:
+        """Start a worker; `environment` is added to its own. `module` is its program, such as `kit.eager_worker`."""
         name = f"worker-{len(self.workers) + 1}"
         settings = self.settings(name, **changes)
         log_file = self.folder / f"{name}.log"
         with log_file.open("wb") as log:
             process = start_program(
-                "fluxpool_worker",
+                module,
                 environment={
                     "PATH": os.environ["PATH"],
                     "HOME": os.environ["HOME"],

@@ -1,0 +1,13 @@
+"""A worker whose clients ask for changes of topics every few seconds, for tests that would wait a minute for them.
+
+All else is `python -m fluxpool_worker`.
+"""
+
+import sys
+
+from fluxpool_transport.kafka import clients
+from fluxpool_worker.__main__ import main
+
+if __name__ == "__main__":
+    clients.METADATA_MAX_AGE_MS = 3_000
+    sys.exit(main())
