@@ -152,9 +152,9 @@ class AsyncClient:
         """Delete a task that has ended, its images, prompt and result; as often as you like."""
         await self._run(self._operations.delete(request_id))
 
-    async def image(self, request_id: str, index: int = 0) -> bytes:
-        """The file of one image."""
-        return await self._run(self._operations.image(request_id, index))
+    async def image(self, request_id: str, index: int = 0, *, thumb: int | None = None) -> bytes:
+        """The file of one image, or with `thumb`, 256 or 512 pixels, its thumbnail as WebP."""
+        return await self._run(self._operations.image(request_id, index, thumb=thumb))
 
     async def download(self, task: Task) -> tuple[bytes, ...]:
         """The files of all images of a task, in order; raises `CorruptImageError` for one with another SHA-256."""

@@ -149,9 +149,9 @@ class Client:
         """Delete a task that has ended, its images, prompt and result; as often as you like."""
         self._run(self._operations.delete(request_id))
 
-    def image(self, request_id: str, index: int = 0) -> bytes:
-        """The file of one image."""
-        return self._run(self._operations.image(request_id, index))
+    def image(self, request_id: str, index: int = 0, *, thumb: int | None = None) -> bytes:
+        """The file of one image, or with `thumb`, 256 or 512 pixels, its thumbnail as WebP."""
+        return self._run(self._operations.image(request_id, index, thumb=thumb))
 
     def download(self, task: Task) -> tuple[bytes, ...]:
         """The files of all images of a task, in order; raises `CorruptImageError` for one with another SHA-256."""

@@ -214,9 +214,10 @@ class Operations:
         """Delete a task that has ended, and its images."""
         yield from self._exchange(Outgoing(method="DELETE", path=f"{TASKS}/{check_request_id(request_id)}"))
 
-    def image(self, request_id: str, index: int) -> Steps[bytes]:
+    def image(self, request_id: str, index: int, *, thumb: int | None = None) -> Steps[bytes]:
         """The file of one image; from the object store where the gateway says so."""
         path = f"{TASKS}/{check_request_id(request_id)}/images/{index}"
+        path += "" if thumb is None else f"?thumb={thumb}"
         outgoing = Outgoing(method="GET", path=path, max_bytes=MAX_IMAGE_BYTES, may_redirect=True)
         response = yield from self._exchange(outgoing)
         if response.status == HTTPStatus.FOUND:

@@ -59,6 +59,9 @@ async def test_a_task_is_submitted_waited_for_and_downloaded(world: World) -> No
     assert (task.status, task.succeeded, len(task.images)) == (TaskStatus.SUCCEEDED, True, 1)
     assert await call("download", task) == (IMAGE,)
     assert await call("image", accepted.request_id) == IMAGE
+    # `IMAGE` is no picture.
+    with pytest.raises(ConflictError, match="image_unreadable"):
+        await call("image", accepted.request_id, thumb=256)
     assert call.wire.asked[2].headers["prefer"] == "wait=29"
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
+from PIL import Image
 from starlette.routing import Match, Route
 
 from fluxpool_contract.bounds import milliseconds_of
@@ -144,7 +145,7 @@ def read_queue(gateway: Gateway) -> None:
 @pytest.fixture
 async def gateway(tmp_path: Path) -> Any:
     (tmp_path / "images" / FOLDER).mkdir(parents=True)
-    (tmp_path / "images" / FOLDER / "0.png").write_bytes(b"PNG")
+    Image.new("RGB", (64, 64)).save(tmp_path / "images" / FOLDER / "0.png")
     async with keyed_gateway(keyed_settings(tmp_path)) as running:
         running.project(*state())
         read_queue(running)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from fluxpool_contract.messages.result import GenerationResult
-from fluxpool_gateway.http.routes import SIGNED_SECONDS
+from fluxpool_gateway.images.routes import SIGNED_SECONDS
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.task_state import TaskSeen
 from fluxpool_transport.storage.object_store import open_object_store
@@ -63,6 +63,12 @@ async def test_head_of_an_image_is_a_redirect_to_an_address_that_is_signed_for_h
     async with httpx.AsyncClient() as client:
         asked = await client.head(signed)
     assert (asked.status_code, asked.headers["content-length"]) == (200, str(len(IMAGE)))
+
+
+async def test_a_thumbnail_is_never_a_redirect(gateway: Gateway) -> None:
+    answer = await gateway.one.ask("GET", f"{PATH}/images/0?thumb=256", gateway.admin)
+    # `IMAGE` is no picture: it was read, and not redirected to.
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "image_unreadable")
 
 
 async def test_nothing_is_signed_for_another_tenant_or_outside_its_folder(gateway: Gateway) -> None:

@@ -35,7 +35,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/keys/{key_id}/rotate"): {},
 }
 """Of every route that has one; with ids and groups of acme's where a body can name any."""
-QUERIES = ("", "?group_id=acme-group", "?status=queued", "?limit=1")
+QUERIES = ("", "?group_id=acme-group", "?status=queued", "?limit=1", "?thumb=256")
 """Parameters that a route does not know are refused or ignored alike."""
 
 

@@ -41,6 +41,7 @@ from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
 from fluxpool_gateway.http.submission import Scope, Submission, check_content_type
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.identity.key_store import KeyStore
+from fluxpool_gateway.images import routes as image_routes
 from fluxpool_gateway.live import routes as live_routes
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics import exposition
@@ -203,6 +204,7 @@ def build_application(
     app.include_router(batch_route.router)
     app.include_router(change_routes.router)
     app.include_router(key_routes.router)
+    app.include_router(image_routes.router)
     app.include_router(live_routes.router)
     app.include_router(queue_routes.router)
     app.include_router(openai.router)

@@ -61,6 +61,7 @@ class ProblemCode(StrEnum):
     KEY_NOT_ACTIVE = "key_not_active", 409, "The API key is not active"
     NOT_FINISHED = "not_finished", 409, "The task is not finished"
     NO_IMAGES = "no_images", 409, "The task has no images"
+    IMAGE_UNREADABLE = "image_unreadable", 409, "The image cannot be decoded"
     GONE = "gone", 410, "It is no longer stored"
     TASK_REJECTED = "task_rejected", 400, "A worker refused the task"
     TASK_FAILED = "task_failed", 500, "The task failed"

@@ -26,12 +26,13 @@ from fluxpool_gateway.http.openai.image_request import ImageRequest, ResponseFor
 from fluxpool_gateway.http.openai.image_response import FinishedImages, ImagesResponse
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
 from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, Receive, Send, status_url_of
-from fluxpool_gateway.http.routes import NO_STORE, Services, WithServices, stored_image
+from fluxpool_gateway.http.routes import NO_STORE, Services, WithServices
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.http.task_routes import base_of
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.images.routes import stored_image
 from fluxpool_gateway.tasks.canceling import CancelWish
 from fluxpool_gateway.tasks.producer import DeliveryError
 

@@ -1,0 +1,1 @@
+"""Images of tasks over HTTP, and their thumbnails."""
