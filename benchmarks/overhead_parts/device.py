@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from fluxpool_worker.engine.checkpoint.families import TINY
+from fluxpool_contract.families import TINY
 from fluxpool_worker.engine.generator import GenerationCanceledError, Pixels, Rendering, StartPhases
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs

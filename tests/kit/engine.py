@@ -49,7 +49,7 @@ STAND_IN_ENGINE = (
     """
 import threading
 import numpy as np
-from fluxpool_worker.engine.checkpoint.families import TINY
+from fluxpool_contract.families import TINY
 from fluxpool_worker.engine.generator import (
     CheckpointError, DeviceMemoryError, GenerationCanceledError, InputsError, NotFiniteError, Rendering)
 from fluxpool_worker.engine.process import run_engine

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fluxpool_worker.engine.checkpoint.families import TINY
+from fluxpool_contract.families import TINY
 from fluxpool_worker.engine.generator import (
     DeviceLostError,
     DeviceMemoryError,

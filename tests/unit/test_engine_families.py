@@ -7,19 +7,10 @@ from typing import Any
 
 import pytest
 
+from fluxpool_contract.families import DEV, FAMILIES, KREA, SCHNELL, TINY, Family
 from fluxpool_contract.messages import GenerationTask
 from fluxpool_worker.agent.task.task_records import with_defaults
-from fluxpool_worker.engine.checkpoint.families import (
-    DEV,
-    FAMILIES,
-    KREA,
-    SCHNELL,
-    TINY,
-    Family,
-    ForeignModelError,
-    check_pipeline,
-    family_of,
-)
+from fluxpool_worker.engine.checkpoint.families import ForeignModelError, check_pipeline, family_of
 from fluxpool_worker.engine.checkpoint.loading import load_pipeline
 from fluxpool_worker.engine.generation import GUIDANCE_IGNORED, FluxGenerator
 from fluxpool_worker.engine.generator import CheckpointError, InputsError, Rendering

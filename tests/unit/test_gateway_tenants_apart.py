@@ -22,6 +22,7 @@ PATH_VALUES: dict[str, tuple[str, ...]] = {
     "group_id": ("acme-group",),
     "index": ("0",),
     "key_id": ("000000000000",),
+    "model": ("FLUX.1-dev",),
 }
 """A route with another parameter fails the test: name values of acme's for it."""
 BODIES: dict[tuple[str, str], Any] = {

@@ -46,6 +46,7 @@ from fluxpool_gateway.live import routes as live_routes
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics import exposition
 from fluxpool_gateway.metrics.gateway_metrics import NO_ROUTE, GatewayMetrics
+from fluxpool_gateway.models import routes as model_routes
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.queue import routes as queue_routes
@@ -207,6 +208,7 @@ def build_application(
     app.include_router(image_routes.router)
     app.include_router(live_routes.router)
     app.include_router(queue_routes.router)
+    app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)
     app.add_exception_handler(ProblemError, _on_problem)

@@ -17,8 +17,8 @@ from typing import Any, Final, assert_never
 import structlog
 import torch
 
+from fluxpool_contract.families import Family
 from fluxpool_contract.messages import Quality
-from fluxpool_worker.engine.checkpoint.families import Family
 from fluxpool_worker.engine.checkpoint.loading import LoadedPipeline, load_pipeline
 from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader
 from fluxpool_worker.engine.fused import FusedDenoiser, add_fast, fuse, why_not_fused

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxpool_worker.engine.checkpoint.families import Family
+from fluxpool_contract.families import Family
 from fluxpool_worker.engine.protocol import EnginePath, EngineSpec, GenerationInputs
 
 Pixels = NDArray[np.uint8]

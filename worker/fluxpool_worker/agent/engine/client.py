@@ -17,12 +17,12 @@ from typing import Final, assert_never
 
 import structlog
 
+from fluxpool_contract.families import FAMILIES
 from fluxpool_contract.messages import Quality
 from fluxpool_transport.process import Backoff
 from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.engine.job import EngineJob
 from fluxpool_worker.agent.task.outcome import MAX_ENGINE_DEATHS_IN_A_ROW
-from fluxpool_worker.engine.checkpoint.families import FAMILIES
 from fluxpool_worker.engine.protocol import (
     FRAME_HEADER,
     Cancel,

@@ -7,6 +7,7 @@ from typing import Final
 
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_contract.families import FAMILIES, Family
 from fluxpool_contract.header_names import TYPE_COMPLETED, TYPE_PROGRESS
 from fluxpool_contract.kafka import TopicNames, due_headers, retry_headers
 from fluxpool_contract.messages import (
@@ -28,7 +29,6 @@ from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_worker.agent.task.outcome import Verdict
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
 from fluxpool_worker.agent.task.task_records import TaskRecord
-from fluxpool_worker.engine.checkpoint.families import FAMILIES, Family
 from fluxpool_worker.engine.protocol import Ready
 
 RECORD_OVERHEAD_BYTES: Final = 1024

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_contract.families import Family
 from fluxpool_contract.messages import (
     REQUEST_ID,
     DecodedTask,
@@ -22,7 +23,6 @@ from fluxpool_contract.messages import (
 )
 from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
 from fluxpool_transport.kafka import UndecodableRecord
-from fluxpool_worker.engine.checkpoint.families import Family
 
 log = structlog.get_logger(__name__)
 

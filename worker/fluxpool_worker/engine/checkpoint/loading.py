@@ -29,8 +29,9 @@ from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend
 from transformers.utils import logging as transformers_logging
 
+from fluxpool_contract.families import Family
 from fluxpool_worker.engine.checkpoint.assembly import AssemblyError, assemble, why_not_assembled
-from fluxpool_worker.engine.checkpoint.families import Family, ForeignModelError, check_pipeline, family_of
+from fluxpool_worker.engine.checkpoint.families import ForeignModelError, check_pipeline, family_of
 from fluxpool_worker.engine.checkpoint.offloading import offload, why_offload
 from fluxpool_worker.engine.checkpoint.weight_files import INDEX_FILE, WEIGHTED_PARTS, weight_problems
 from fluxpool_worker.engine.checkpoint.weight_reader import WeightReader, WeightReadError

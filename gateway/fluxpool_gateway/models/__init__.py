@@ -1,0 +1,1 @@
+"""The models that this release generates with, as clients list them."""
