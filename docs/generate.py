@@ -15,6 +15,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, SecretStr
 
+from fluxpool_contract.asyncapi import CLOUD_EVENT_HEADERS, TASK_HEADERS
 from fluxpool_contract.kafka.topics import DAY_MS, HOUR_MS, TopicNames, topic_specs
 from fluxpool_contract.schemas import MESSAGES
 from fluxpool_contract.settings.environment import ENVIRONMENT_PREFIX, EnvironmentSettings
@@ -61,6 +62,10 @@ def render_tables() -> dict[str, str]:
         "topics": _topics_table(),
         "chart-values": _chart_values_table(CHART_VALUES.read_text()),
         "access-rules": _access_table(),
+        "headers-task": _table(
+            ("Header", "Meaning"),
+            [(f"`{name}`", meaning) for name, (_, meaning) in (TASK_HEADERS | CLOUD_EVENT_HEADERS).items()],
+        ),
         **{f"fields-{name}": _fields_table(model) for name, model in MESSAGES.items()},
         "settings-shared": _settings_table(shared),
         "settings-worker": _settings_table({name: row for name, row in worker.items() if name not in shared}),

@@ -1,4 +1,4 @@
-"""JSON Schemas of every message, generated from the models.
+"""JSON Schemas of every message and the AsyncAPI document of the topics, generated from the models.
 
 `python -m fluxpool_contract.schemas FOLDER` writes them, `--check` compares and exits 1 when they differ.
 """
@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic import BaseModel
 
+from fluxpool_contract.asyncapi import render_asyncapi
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.feedback import Comparison, Rating
@@ -19,6 +20,7 @@ from fluxpool_contract.messages.resolution import Resolution
 from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_contract.messages.task import GenerationTask
 
+ASYNCAPI_FILE: Final = "asyncapi.json"
 MESSAGES: Final[dict[str, type[BaseModel]]] = {
     "generation-task": GenerationTask,
     "generation-result": GenerationResult,
@@ -32,18 +34,22 @@ MESSAGES: Final[dict[str, type[BaseModel]]] = {
 
 
 def render_schemas() -> dict[str, str]:
-    """File name to schema text (JSON Schema 2020-12)."""
-    rendered = {}
+    """File name to text: a schema (JSON Schema 2020-12) for each message, and the AsyncAPI document."""
+    rendered = {ASYNCAPI_FILE: _text(render_asyncapi())}
     for name, model in MESSAGES.items():
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
-        rendered[f"{name}.schema.json"] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        rendered[f"{name}.schema.json"] = _text(schema)
     return rendered
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def differing_files(folder: Path) -> list[str]:
     """Names of schema files in `folder` that are missing, differ or have no model any more."""
     rendered = render_schemas()
-    present = {path.name: path.read_text() for path in folder.glob("*.schema.json")}
+    present = {path.name: path.read_text() for path in folder.glob("*.json")}
     return sorted(name for name in rendered.keys() | present.keys() if rendered.get(name) != present.get(name))
 
 
