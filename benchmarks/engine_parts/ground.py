@@ -53,6 +53,8 @@ class Ground:
 
         write = checkpoint.write_tiny_checkpoint if self.is_tiny else checkpoint.write_full_size_checkpoint
         write(self.model)
+        # What the writing had would be taken for memory of other processes.
+        free_device_memory()
 
 
 def full_size(folder: Path, *, seconds: float) -> Ground:
