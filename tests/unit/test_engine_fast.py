@@ -3,7 +3,9 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +17,16 @@ from fluxpool_contract.messages.task import Quality
 from fluxpool_worker.engine.checkpoint.loading import LoadedPipeline, load_pipeline
 from fluxpool_worker.engine.fused import FusedDenoiser
 from fluxpool_worker.engine.fused.attention import attention, choose_attention, why_not_flash
+from fluxpool_worker.engine.fused.fast.attention import (
+    MOST_ROWS,
+    choose_fast_attention,
+    difference_to_torch,
+    scaled_flash_attention,
+)
 from fluxpool_worker.engine.fused.fast.choice import why_not_fast
 from fluxpool_worker.engine.fused.fast.operations import (
     FLOAT8,
+    FLOAT8_MAX,
     ScaledOperations,
     ScaledRows,
     scaled,
@@ -244,6 +253,62 @@ def test_the_kernel_of_scaled_rows_does_what_the_reference_does(attended: int, h
     check_equal(found, wanted)
 
 
+@pytest.mark.parametrize("has_scales", [False, True])
+def test_the_kernel_of_scaled_heads_does_what_the_reference_does(*, has_scales: bool) -> None:
+    packed = 200 * torch.randn(5, 3, 8, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    scales = torch.linspace(0.1, 2, 8) if has_scales else None
+    heads = packed[:, 1]
+    found, wanted = torch.empty(5, 8, 16), torch.empty(5, 8, 16, dtype=FLOAT8)
+    TritonScaledOperations().scale_heads(heads, scales=scales, out=found)
+    ScaledOperations().scale_heads(heads, scales=scales, out=wanted)
+    assert float(wanted.float().abs().max()) == FLOAT8_MAX
+    assert torch.allclose(found.to(FLOAT8).float(), wanted.float(), rtol=DIGIT, atol=2**-9)
+
+
+def attend_in_float8(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    out: torch.Tensor,
+    q_descale: torch.Tensor,
+    k_descale: torch.Tensor,
+    v_descale: torch.Tensor,
+    softmax_scale: float,
+    num_splits: int,
+) -> None:
+    """What the wheel's operator says that it computes, of one sequence: (batch, rows, heads, head width)."""
+    assert {query.dtype, key.dtype, value.dtype} == {FLOAT8}
+    assert num_splits == 1
+    scales = (q_descale, k_descale, v_descale)
+    parts = (part.float() * scale[:, None, :, None] for part, scale in zip((query, key, value), scales, strict=True))
+    asked, known, told = (part.transpose(1, 2) for part in parts)
+    attended = torch.nn.functional.scaled_dot_product_attention(asked, known, told, scale=softmax_scale)
+    out.copy_(attended.transpose(1, 2))
+
+
+def test_attention_in_eight_bits_takes_values_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator needs a GPU; its formula does not. Heads whose values differ by six digits are equally right."""
+    monkeypatch.setattr(torch.ops, "fa3_fwd", SimpleNamespace(fwd=attend_in_float8), raising=False)
+    attend = partial(scaled_flash_attention, ScaledOperations())
+    assert 0 < difference_to_torch(attend, torch.device("cpu"), head_width=16) < 0.06
+
+
+def test_attention_of_many_rows_is_not_in_eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error grows with the rows."""
+    taken: list[torch.dtype] = []
+
+    def attend(query: torch.Tensor, *_parts: torch.Tensor, out: torch.Tensor, **_options: object) -> None:
+        taken.append(query.dtype)
+        out.copy_(query)
+
+    monkeypatch.setattr(torch.ops, "fa3_fwd", SimpleNamespace(fwd=attend), raising=False)
+    for rows in (MOST_ROWS, MOST_ROWS + 1):
+        heads = torch.zeros(rows, 8, 1, dtype=torch.bfloat16)
+        assert scaled_flash_attention(ScaledOperations(), heads, heads, heads).dtype == torch.bfloat16
+    assert taken == [FLOAT8, torch.bfloat16]
+
+
 def test_torch_s_scaled_product_does_what_the_reference_does() -> None:
     generator = torch.Generator().manual_seed(1)
     rows = scaled(torch.randn(32, 64, generator=generator) * torch.arange(1, 33)[:, None])
@@ -346,3 +411,4 @@ def test_a_cpu_has_neither_eight_bit_products_nor_flash_attention() -> None:
     assert why_not_fast(cpu) == "the device is cpu"
     assert why_not_flash(cpu, torch.bfloat16, head_width=128) == "the device is cpu"
     assert choose_attention(cpu, torch.bfloat16, head_width=128) is attention
+    assert choose_fast_attention(ScaledOperations(), cpu, head_width=128) is attention

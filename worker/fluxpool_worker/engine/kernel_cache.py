@@ -170,6 +170,11 @@ def _fast_forward() -> None:
     operations.scale_rows(attended=stream, hidden=None, out=scaled(WIDTH))
     operations.scale_rows(attended=None, hidden=hidden, out=scaled(4 * WIDTH))
     operations.scale_rows(attended=stream, hidden=hidden, out=scaled(5 * WIDTH))
+    heads = _empty(ROWS, 3, HEADS, HEAD_WIDTH, dtype=torch.bfloat16)[:, 0]
+    for head_scales in (None, _empty(HEADS, dtype=torch.float32)):
+        operations.scale_heads(
+            heads, scales=head_scales, out=_empty(ROWS, HEADS, HEAD_WIDTH, dtype=torch.float8_e4m3fn)
+        )
 
 
 def _decode() -> None:

@@ -32,16 +32,17 @@ def fuse(pipeline: Any) -> FusedDenoiser:
 def add_fast(fused: FusedDenoiser, pipeline: Any) -> str | None:
     """Let it generate fast images, too; else the reason why it cannot. `pipeline` is the one that it was made of."""
     # See `fuse`.
+    from fluxpool_worker.engine.fused.fast.attention import choose_fast_attention  # noqa: PLC0415
     from fluxpool_worker.engine.fused.fast.choice import why_not_fast  # noqa: PLC0415
     from fluxpool_worker.engine.fused.fast.triton_operations import TritonScaledOperations  # noqa: PLC0415
 
     device = pipeline.transformer.device
     if reason := why_not_fast(device):
         return reason
-    head_width = pipeline.transformer.config.attention_head_dim
-    attend = choose_attention(device, torch.bfloat16, head_width=head_width)
+    operations, head_width = TritonScaledOperations(), pipeline.transformer.config.attention_head_dim
+    attend = choose_fast_attention(operations, device, head_width=head_width)
     try:
-        fused.add_fast(TritonScaledOperations(), attend=attend)
+        fused.add_fast(operations, attend=attend)
     except torch.OutOfMemoryError as error:
         reason = f"its 8-bit weights do not fit into the GPU's memory: {error}"
     # Outside the handler, whose traceback still holds the tensors that are to be freed.

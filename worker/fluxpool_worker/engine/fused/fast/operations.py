@@ -58,6 +58,14 @@ class ScaledOperations:
             parts.append(torch.nn.functional.gelu(hidden.float(), approximate="tanh"))
         _store(torch.cat(parts, dim=1), out)
 
+    def scale_heads(self, heads: torch.Tensor, *, scales: torch.Tensor | None, out: torch.Tensor) -> None:
+        """`out = heads / scales`, both (rows, heads, head width) with any stride between rows of `heads`.
+
+        `scales` has one number a head. What exceeds the range of float8 is cut.
+        """
+        found = heads.float() if scales is None else heads.float() / scales[:, None]
+        out.copy_(found.clamp(-FLOAT8_MAX, FLOAT8_MAX))
+
     def linear(self, rows: ScaledRows, layer: Linear, *, out: torch.Tensor) -> None:
         """`out = rows @ weight.T + bias`, summed in float32; `layer` has scales, and `out` is bfloat16."""
         assert layer.scales is not None  # noqa: S101 - what the weights' type cannot say

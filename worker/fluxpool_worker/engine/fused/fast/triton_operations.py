@@ -2,7 +2,8 @@
 
 import torch
 
-from fluxpool_worker.engine.fused.fast.kernels import scale_rows_kernel
+from fluxpool_worker.engine.fused.choice import HEADS_MULTIPLE
+from fluxpool_worker.engine.fused.fast.kernels import scale_heads_kernel, scale_rows_kernel
 from fluxpool_worker.engine.fused.fast.operations import ScaledOperations, ScaledRows
 from fluxpool_worker.engine.fused.modulation import Modulation
 from fluxpool_worker.engine.fused.triton_operations import launch_add_and_norm
@@ -46,6 +47,21 @@ class TritonScaledOperations(ScaledOperations):
             THIRD=columns // parts,
             IS_APPROXIMATE=out.values.device.type != "cpu",
             num_warps=ATTENDED_WARPS if hidden is None else HIDDEN_WARPS,
+        )
+
+    def scale_heads(self, heads: torch.Tensor, *, scales: torch.Tensor | None, out: torch.Tensor) -> None:
+        """See `ScaledOperations`."""
+        rows, count, head_width = heads.shape
+        scale_heads_kernel[(rows, count // HEADS_MULTIPLE)](
+            heads,
+            out,
+            out if scales is None else scales,
+            heads.stride(0),
+            count,
+            HAS_SCALES=scales is not None,
+            HEADS=HEADS_MULTIPLE,
+            HEAD_WIDTH=head_width,
+            num_warps=ATTENDED_WARPS,
         )
 
     def linear(self, rows: ScaledRows, layer: Linear, *, out: torch.Tensor) -> None:
