@@ -230,7 +230,8 @@ def test_a_stack_that_cannot_start_reports_the_reason_and_leaves_nothing(fluxpoo
 
 
 def test_the_demo_counts_24_images_and_keeps_them_on_request(fluxpool: Fluxpool, tmp_path: Path) -> None:
-    ended = fluxpool("local", "demo", "--data-dir", "demo", "--keep", timeout_seconds=400)
+    deadline = ("--timeout", str(300 * PATIENCE))
+    ended = fluxpool("local", "demo", "--data-dir", "demo", "--keep", *deadline, timeout_seconds=400)
     assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", ended.stdout.splitlines()[-1])
     exported = [json.loads(line) for line in (tmp_path / "demo" / "results.jsonl").read_text().splitlines()]
     assert len({result["request_id"] for result in exported}) == 24
