@@ -39,7 +39,7 @@ def requests_of_every_route(app: GatewayApplication) -> Iterator[tuple[str, str,
             continue
         assert isinstance(route.original_route, APIRoute)
         (names,) = (route.original_route.openapi_extra or {})["security"]
-        path = route.path.format(request_id="r-1", index="0", key_id="000000000000", group_id="g-1")
+        path = route.path.format(request_id="r-1", index="0", key_id="000000000000", group_id="g-1", model="m")
         for method in sorted(route.methods):
             yield method, path, names["apiKey"]
 
@@ -52,9 +52,11 @@ def task(request_id: str, tenant: str) -> TaskSeen:
 
 
 async def test_every_route_but_the_open_ones_needs_a_key(gateway: Gateway) -> None:
-    assert {"/healthz", "/readyz", "/metrics", "/openapi.json"} == OPEN_PATHS
+    assert {"/healthz", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json"} == OPEN_PATHS
     asked = list(requests_of_every_route(gateway.one.app))
-    assert {path.split("/")[2] for _, path, _ in asked} == {"events", "generations", "groups", "images", "keys"}
+    assert {path.split("/")[2] for _, path, _ in asked} == {
+        *("events", "generations", "groups", "images", "keys", "models", "queue")
+    }
     for method, path, _ in [*asked, ("GET", "/nowhere", []), ("PUT", "/v1/generations", []), ("GET", "/healthz/", [])]:
         answer = await gateway.one.ask(method, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized"), path
