@@ -1,6 +1,7 @@
 """The AsyncAPI 3.0 document of the topics: what lies on them, with which keys and headers, and who reads or writes it.
 
-Generated from the models, with the default names of topics and groups. Written by `fluxpool_contract.schemas`.
+Generated from the models. `fluxpool_contract.schemas` writes it with the default names of topics and groups; a gateway
+serves it with those of its settings.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,6 @@ from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import RESOLUTION, Resolution, ResolutionAction
 from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_contract.messages.task import GenerationTask
-from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, serving_groups
 
 Document = dict[str, Any]
 
@@ -90,16 +90,15 @@ _KEY: Final = "The `request_id`."
 _OPTIONAL_KEY: Final = "The `request_id`; may be absent: the task names itself."
 
 
-def render_asyncapi() -> Document:
-    """The document; every name of a topic, group or header is that of the code."""
-    topics = TopicNames()
+def render_asyncapi(topics: TopicNames, groups: Mapping[str, str]) -> Document:
+    """The document; `groups` are the workers' consumer groups with their topics, that of the first lane first."""
     return {
         "asyncapi": ASYNCAPI_VERSION,
         "info": {
             "title": "Fluxpool",
             "version": "1",
             "description": "Text to image through Kafka: tasks in, results out. New versions only add fields; readers "
-            "ignore and keep unknown ones. Names of topics and groups are the defaults of settings.",
+            "ignore and keep unknown ones.",
             "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
         },
         "defaultContentType": "application/json",
@@ -112,7 +111,7 @@ def render_asyncapi() -> Document:
             }
         },
         "channels": _channels(topics),
-        "operations": _operations(topics),
+        "operations": _operations(topics, groups),
         "components": {"messages": _messages(), "schemas": _schemas()},
     }
 
@@ -163,12 +162,15 @@ _CHANNELS: Final = (
 """Role of the topic, its description and its messages."""
 
 
-def _operations(topics: TopicNames) -> Document:
-    groups = {topic: group for group, topic in serving_groups(DEFAULT_CONSUMER_GROUP, (), topics).items()}
+def _operations(topics: TopicNames, groups: Mapping[str, str]) -> Document:
+    serving = {topic: group for group, topic in groups.items()}
+    offsets_of_retries = retry_group(next(iter(groups)))
     retry_channels = [channel for channel, _ in _named("retry", topics.retry)]
     return {
-        "take_tasks": _operation("receive", "tasks", "Workers take tasks.", group=groups[topics.tasks]),
-        "take_vip_tasks": _operation("receive", "tasks_vip", "Workers take tasks.", group=groups[topics.tasks_vip]),
+        "take_tasks": _operation("receive", "tasks", "Workers take tasks.", group=serving.get(topics.tasks)),
+        "take_vip_tasks": _operation(
+            "receive", "tasks_vip", "Workers take tasks.", group=serving.get(topics.tasks_vip)
+        ),
         "send_results": _operation("send", "results", "Workers write the end of every task; a gateway, deletions."),
         "send_progress": _operation("send", "progress", "Workers write each phase and step."),
         **{
@@ -180,7 +182,7 @@ def _operations(topics: TopicNames) -> Document:
                 "receive",
                 channel,
                 "One worker of a pool writes tasks that are due to their lane. The group only keeps offsets.",
-                group=retry_group(DEFAULT_CONSUMER_GROUP),
+                group=offsets_of_retries,
             )
             for channel in retry_channels
         },

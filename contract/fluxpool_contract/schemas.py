@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from fluxpool_contract.asyncapi import render_asyncapi
+from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.feedback import Comparison, Rating
@@ -19,6 +20,7 @@ from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution
 from fluxpool_contract.messages.result import GenerationResult
 from fluxpool_contract.messages.task import GenerationTask
+from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, serving_groups
 
 ASYNCAPI_FILE: Final = "asyncapi.json"
 MESSAGES: Final[dict[str, type[BaseModel]]] = {
@@ -35,7 +37,8 @@ MESSAGES: Final[dict[str, type[BaseModel]]] = {
 
 def render_schemas() -> dict[str, str]:
     """File name to text: a schema (JSON Schema 2020-12) for each message, and the AsyncAPI document."""
-    rendered = {ASYNCAPI_FILE: _text(render_asyncapi())}
+    topics = TopicNames()
+    rendered = {ASYNCAPI_FILE: _text(render_asyncapi(topics, serving_groups(DEFAULT_CONSUMER_GROUP, (), topics)))}
     for name, model in MESSAGES.items():
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
         rendered[f"{name}.schema.json"] = _text(schema)

@@ -12,7 +12,8 @@ from fluxpool_contract import header_names
 from fluxpool_contract.asyncapi import CLOUD_EVENT_HEADERS, TASK_HEADERS, render_asyncapi
 from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.messages.headers import Envelope, parse_envelope, render_envelope
-from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, WorkerSettings, serving_groups
+from kit.keyed_gateway import keyed_gateway, keyed_settings
 
 SPECIFICATION = Path(__file__).parent / "asyncapi" / "asyncapi-3.0.0.schema.json"
 CORPUS = Path(__file__).parent / "corpus"
@@ -20,7 +21,8 @@ CORPUS = Path(__file__).parent / "corpus"
 
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
-    return render_asyncapi()
+    topics = TopicNames()
+    return render_asyncapi(topics, serving_groups(DEFAULT_CONSUMER_GROUP, (), topics))
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +120,22 @@ def test_payloads_take_the_records_of_released_versions(document: dict[str, Any]
     # Its references are to the document.
     schema = {"$ref": f"#/components/schemas/{message}", "components": document["components"]}
     jsonschema_rs.Draft202012Validator(schema).validate(json.loads((CORPUS / record).read_text()))
+
+
+async def test_a_gateway_serves_it_with_the_topics_and_groups_of_its_settings(
+    tmp_path: Path, specification: jsonschema_rs.Draft7Validator
+) -> None:
+    settings = keyed_settings(tmp_path).model_copy(
+        update={"topics": TopicNames(tasks="eu-tasks"), "consumer_group": "eu-workers"}
+    )
+    async with keyed_gateway(settings) as gateway:
+        served = (await gateway.one.ask("GET", "/asyncapi.json")).json()
+    assert specification.is_valid(served)
+    assert served["channels"]["tasks"]["address"] == "eu-tasks"
+    groups = {
+        name: operation["bindings"]["kafka"]["groupId"]["const"]
+        for name, operation in served["operations"].items()
+        if "bindings" in operation
+    }
+    assert (groups["take_tasks"], groups["take_vip_tasks"]) == ("eu-workers", "eu-workers-vip")
+    assert groups["take_retry_1"] == "eu-workers-retry"

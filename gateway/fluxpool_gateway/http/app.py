@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 
+from fluxpool_contract.asyncapi import render_asyncapi
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.problems import explain_items, summarize
 from fluxpool_gateway.http import change_routes, key_routes, openai, task_routes
@@ -74,8 +76,9 @@ CLIENT_ID: Final = "fluxpool-gateway"
 METADATA_SECONDS: Final = 2.0
 """Longest wait for metadata: `GET` of a task that is not projected yet waits for it."""
 MAX_SHOWN_PATH_BYTES: Final = 200
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json"})
-"""Probes, scrapers and the description of the API; every other path needs a key, also one that does not exist."""
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json"})
+"""Probes, scrapers and the descriptions of the API and the topics; every other path needs a key, also one that does not
+exist."""
 _SECURITY_SCHEMES: Final = {
     SECURITY_SCHEME: {
         "type": "http",
@@ -211,6 +214,11 @@ def build_application(
     app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)
+
+    @app.get("/asyncapi.json", include_in_schema=False)
+    async def get_asyncapi() -> JSONResponse:
+        return JSONResponse(render_asyncapi(settings.topics, settings.groups()))
+
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
