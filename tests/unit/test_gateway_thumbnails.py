@@ -111,6 +111,14 @@ def test_what_is_no_picture_or_too_large_is_one_error(payload: bytes, match: str
         thumbnail_of(payload, ThumbnailSize.SMALL)
 
 
+@pytest.mark.parametrize("chunk", [b"\0\0\0\0sRGB\x10\x1c\xd3\xce", b"\0\0\0\0IHDR\xa8\xa1\xae\x0a"])
+def test_a_chunk_that_pillow_does_not_expect_behind_the_pixels_is_one_error(chunk: bytes) -> None:
+    """As in python-pillow/Pillow#6430 and #6252, which raise other errors than Pillow documents."""
+    head, end, rest = picture().rpartition(b"\0\0\0\0IEND")
+    with pytest.raises(UnreadableImageError, match="is damaged"):
+        thumbnail_of(head + chunk + end + rest, ThumbnailSize.SMALL)
+
+
 FILES = [picture(size=(40, 30)), picture("JPEG", size=(40, 30)), picture("WEBP", size=(40, 30)), picture("PNG", "P")]
 
 
