@@ -2,6 +2,7 @@
 
 from fluxpool_client.async_client import AsyncClient
 from fluxpool_client.client import Client
+from fluxpool_client.connection import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIABLE
 from fluxpool_client.errors import (
     AuthenticationError,
     BadRequestError,
@@ -21,22 +22,29 @@ from fluxpool_client.errors import (
 )
 from fluxpool_client.models import (
     AcceptedTask,
+    ApiKey,
     BatchItem,
     CanceledTask,
     CancelOutcome,
     FieldError,
     Group,
     Image,
+    NewApiKey,
     Progress,
+    QueuePlace,
     Task,
     TaskFailure,
     TaskPage,
     TaskStatus,
 )
-from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, LoraFields, OptionalFields
+from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, LoraFields, OptionalFields
 
 __all__ = [
+    "API_KEY_VARIABLE",
+    "DEFAULT_URL",
+    "URL_VARIABLE",
     "AcceptedTask",
+    "ApiKey",
     "AsyncClient",
     "AuthenticationError",
     "BadRequestError",
@@ -54,12 +62,15 @@ __all__ = [
     "GoneError",
     "Group",
     "Image",
+    "KeyFields",
     "ListFields",
     "LoraFields",
+    "NewApiKey",
     "NotFoundError",
     "OptionalFields",
     "PermissionDeniedError",
     "Progress",
+    "QueuePlace",
     "RateLimitedError",
     "RefusedError",
     "Task",

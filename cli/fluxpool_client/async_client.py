@@ -10,9 +10,9 @@ import httpx
 
 from fluxpool_client.connection import LIMITS, connection_of
 from fluxpool_client.event_stream import TaskEvents
-from fluxpool_client.models import AcceptedTask, BatchItem, CanceledTask, Group, Task, TaskPage
+from fluxpool_client.models import AcceptedTask, ApiKey, BatchItem, CanceledTask, Group, NewApiKey, Task, TaskPage
 from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
-from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, OptionalFields
+from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
 from fluxpool_contract.messages import check_request_id
 
 T = TypeVar("T")
@@ -21,8 +21,8 @@ T = TypeVar("T")
 class AsyncClient:
     """Client of one gateway. Use it as an asynchronous context manager, or close it.
 
-    Without arguments the gateway and the key are those of the variables FLUXPOOL_URL and FLUXPOOL_API_KEY. Every
-    request is idempotent: one that gets no response, or 408, 429, 502, 503 or 504, is sent `max_attempts` times in all,
+    Without arguments the gateway and the key are those of the variables FLUXPOOL_URL and FLUXPOOL_API_KEY. Requests
+    are idempotent: one that gets no response, or 408, 429, 502, 503 or 504, is sent `max_attempts` times in all,
     after the response's `Retry-After` where it has one. `timeout_seconds` is that of httpx for each of them. `http`
     replaces the connection pool, for certificates, proxies and tests; it stays open. Calls raise `FluxpoolError`, and
     `ValueError` for arguments that no gateway takes.
@@ -40,7 +40,7 @@ class AsyncClient:
         self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
         self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
         self._owns_http = http is None
-        self._http = httpx.AsyncClient(limits=LIMITS) if http is None else http
+        self._http = httpx.AsyncClient(limits=LIMITS, trust_env=self._connection.uses_proxies) if http is None else http
 
     async def __aenter__(self) -> Self:
         """The client itself."""
@@ -77,9 +77,9 @@ class AsyncClient:
         """Queue at most 256 tasks; returns what became of each, in order: some may be queued, and others refused."""
         return await self._run(self._operations.submit_many(requests))
 
-    async def get(self, request_id: str) -> Task:
-        """The task as it is now; also a failed one."""
-        return await self._run(self._operations.get(request_id))
+    async def get(self, request_id: str, *, timeout_seconds: float | None = None) -> Task:
+        """The task as it is now; also a failed one. `timeout_seconds` of this request, where it is the shorter one."""
+        return await self._run(self._operations.get(request_id, timeout_seconds=timeout_seconds))
 
     async def wait(self, request_id: str, *, timeout_seconds: float = 600.0) -> Task:
         """The task once it has ended, however it did; raises `WaitTimeoutError`, and the task goes on.
@@ -103,7 +103,7 @@ class AsyncClient:
                 response = await self._http.send(self._connection.request(self._http, outgoing), stream=True)
                 try:
                     if not events.begins(response.status_code, response.headers):
-                        outcome = await _received(response, outgoing)
+                        outcome = await self._received(response, outgoing)
                     elif events.has_ended():
                         return
                     else:
@@ -160,6 +160,22 @@ class AsyncClient:
         """The files of all images of a task, in order; raises `CorruptImageError` for one with another SHA-256."""
         return await self._run(self._operations.download(task))
 
+    async def create_key(self, name: str, scopes: Sequence[str], **fields: Unpack[KeyFields]) -> NewApiKey:
+        """Create an API key; needs one with the scope admin, as do all calls about keys. Sent once."""
+        return await self._run(self._operations.create_key(name, scopes, fields))
+
+    async def keys(self) -> tuple[ApiKey, ...]:
+        """The API keys of all tenants, also expired and revoked ones."""
+        return await self._run(self._operations.keys())
+
+    async def rotate_key(self, key_id: str, *, overlap_seconds: int = 86_400) -> NewApiKey:
+        """Replace an API key by one like it; the old one is accepted for so long. Sent once."""
+        return await self._run(self._operations.rotate_key(key_id, overlap_seconds=overlap_seconds))
+
+    async def revoke_key(self, key_id: str) -> ApiKey:
+        """Revoke an API key, which cannot be undone."""
+        return await self._run(self._operations.revoke_key(key_id))
+
     async def _run(self, steps: Steps[T]) -> T:
         outcome: Response | httpx.RequestError | None = None
         while True:
@@ -180,15 +196,15 @@ class AsyncClient:
         try:
             response = await self._http.send(self._connection.request(self._http, outgoing), stream=True)
             try:
-                return await _received(response, outgoing)
+                return await self._received(response, outgoing)
             finally:
                 await response.aclose()
         except httpx.RequestError as error:
             return error
 
-
-async def _received(response: httpx.Response, outgoing: Outgoing) -> Response:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        append(body, chunk, outgoing=outgoing)
-    return Response(response.status_code, response.headers, bytes(body))
+    async def _received(self, response: httpx.Response, outgoing: Outgoing) -> Response:
+        until = time.monotonic() + self._connection.response_seconds(outgoing)
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            append(body, chunk, outgoing=outgoing, is_late=time.monotonic() > until)
+        return Response(response.status_code, response.headers, bytes(body))

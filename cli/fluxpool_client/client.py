@@ -9,9 +9,9 @@ import httpx
 
 from fluxpool_client.connection import LIMITS, connection_of
 from fluxpool_client.event_stream import TaskEvents
-from fluxpool_client.models import AcceptedTask, BatchItem, CanceledTask, Group, Task, TaskPage
+from fluxpool_client.models import AcceptedTask, ApiKey, BatchItem, CanceledTask, Group, NewApiKey, Task, TaskPage
 from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
-from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, OptionalFields
+from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
 from fluxpool_contract.messages import check_request_id
 
 T = TypeVar("T")
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Client:
     """Client of one gateway. Threads may share it. Use it as a context manager, or close it.
 
-    Without arguments the gateway and the key are those of the variables FLUXPOOL_URL and FLUXPOOL_API_KEY. Every
-    request is idempotent: one that gets no response, or 408, 429, 502, 503 or 504, is sent `max_attempts` times in all,
+    Without arguments the gateway and the key are those of the variables FLUXPOOL_URL and FLUXPOOL_API_KEY. Requests
+    are idempotent: one that gets no response, or 408, 429, 502, 503 or 504, is sent `max_attempts` times in all,
     after the response's `Retry-After` where it has one. `timeout_seconds` is that of httpx for each of them. `http`
     replaces the connection pool, for certificates, proxies and tests; it stays open. Calls raise `FluxpoolError`, and
     `ValueError` for arguments that no gateway takes.
@@ -39,7 +39,7 @@ class Client:
         self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
         self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
         self._owns_http = http is None
-        self._http = httpx.Client(limits=LIMITS) if http is None else http
+        self._http = httpx.Client(limits=LIMITS, trust_env=self._connection.uses_proxies) if http is None else http
 
     def __enter__(self) -> Self:
         """The client itself."""
@@ -76,9 +76,9 @@ class Client:
         """Queue at most 256 tasks; returns what became of each, in order: some may be queued, and others refused."""
         return self._run(self._operations.submit_many(requests))
 
-    def get(self, request_id: str) -> Task:
-        """The task as it is now; also a failed one."""
-        return self._run(self._operations.get(request_id))
+    def get(self, request_id: str, *, timeout_seconds: float | None = None) -> Task:
+        """The task as it is now; also a failed one. `timeout_seconds` of this request, where it is the shorter one."""
+        return self._run(self._operations.get(request_id, timeout_seconds=timeout_seconds))
 
     def wait(self, request_id: str, *, timeout_seconds: float = 600.0) -> Task:
         """The task once it has ended, however it did; raises `WaitTimeoutError`, and the task goes on.
@@ -102,7 +102,7 @@ class Client:
                 response = self._http.send(self._connection.request(self._http, outgoing), stream=True)
                 try:
                     if not events.begins(response.status_code, response.headers):
-                        outcome = _received(response, outgoing)
+                        outcome = self._received(response, outgoing)
                     elif events.has_ended():
                         return
                     else:
@@ -157,6 +157,22 @@ class Client:
         """The files of all images of a task, in order; raises `CorruptImageError` for one with another SHA-256."""
         return self._run(self._operations.download(task))
 
+    def create_key(self, name: str, scopes: Sequence[str], **fields: Unpack[KeyFields]) -> NewApiKey:
+        """Create an API key; needs one with the scope admin, as do all calls about keys. Sent once."""
+        return self._run(self._operations.create_key(name, scopes, fields))
+
+    def keys(self) -> tuple[ApiKey, ...]:
+        """The API keys of all tenants, also expired and revoked ones."""
+        return self._run(self._operations.keys())
+
+    def rotate_key(self, key_id: str, *, overlap_seconds: int = 86_400) -> NewApiKey:
+        """Replace an API key by one like it; the old one is accepted for so long. Sent once."""
+        return self._run(self._operations.rotate_key(key_id, overlap_seconds=overlap_seconds))
+
+    def revoke_key(self, key_id: str) -> ApiKey:
+        """Revoke an API key, which cannot be undone."""
+        return self._run(self._operations.revoke_key(key_id))
+
     def _run(self, steps: Steps[T]) -> T:
         outcome: Response | httpx.RequestError | None = None
         while True:
@@ -177,15 +193,15 @@ class Client:
         try:
             response = self._http.send(self._connection.request(self._http, outgoing), stream=True)
             try:
-                return _received(response, outgoing)
+                return self._received(response, outgoing)
             finally:
                 response.close()
         except httpx.RequestError as error:
             return error
 
-
-def _received(response: httpx.Response, outgoing: Outgoing) -> Response:
-    body = bytearray()
-    for chunk in response.iter_bytes():
-        append(body, chunk, outgoing=outgoing)
-    return Response(response.status_code, response.headers, bytes(body))
+    def _received(self, response: httpx.Response, outgoing: Outgoing) -> Response:
+        until = time.monotonic() + self._connection.response_seconds(outgoing)
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            append(body, chunk, outgoing=outgoing, is_late=time.monotonic() > until)
+        return Response(response.status_code, response.headers, bytes(body))

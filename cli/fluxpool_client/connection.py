@@ -7,7 +7,7 @@ from typing import Final
 
 import httpx
 
-from fluxpool_client.operations import Outgoing, is_http_url
+from fluxpool_client.operations import MAX_RESPONSE_BYTES, Outgoing, is_http_url
 
 URL_VARIABLE: Final = "FLUXPOOL_URL"
 API_KEY_VARIABLE: Final = "FLUXPOOL_API_KEY"
@@ -27,7 +27,8 @@ class Connection:
 
     def request(self, http: httpx.Client | httpx.AsyncClient, outgoing: Outgoing) -> httpx.Request:
         """The request to send."""
-        timeout = httpx.Timeout(self.timeout_seconds, read=self.timeout_seconds + outgoing.wait_seconds)
+        seconds = min(self.timeout_seconds, outgoing.timeout_seconds)
+        timeout = httpx.Timeout(seconds, read=seconds + outgoing.wait_seconds)
         if outgoing.is_signed:
             return http.build_request(outgoing.method, outgoing.path, timeout=timeout)
         return http.build_request(
@@ -37,6 +38,16 @@ class Connection:
             content=outgoing.body,
             timeout=timeout,
         )
+
+    def response_seconds(self, outgoing: Outgoing) -> float:
+        """How long a whole response may take: one that comes byte by byte has no other end."""
+        seconds = min(self.timeout_seconds, outgoing.timeout_seconds) + outgoing.wait_seconds
+        return seconds * (1 + outgoing.max_bytes // MAX_RESPONSE_BYTES)
+
+    @property
+    def uses_proxies(self) -> bool:
+        """Whether a proxy of the environment may be asked: none knows the addresses of this machine."""
+        return httpx.URL(self.url).host not in {"127.0.0.1", "::1", "localhost"}
 
 
 def connection_of(

@@ -4,7 +4,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from fluxpool_contract.messages import OutputFormat, check_request_id
 
 
 class TaskStatus(StrEnum):
@@ -29,6 +31,8 @@ class CancelOutcome(StrEnum):
 _ENDS: Final = frozenset({TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.EXPIRED, TaskStatus.CANCELED})
 # From left to right: else pydantic takes any text as it is.
 Status = Annotated[TaskStatus | str, Field(union_mode="left_to_right")]
+# It becomes part of paths and of file names.
+RequestId = Annotated[str, AfterValidator(check_request_id)]
 Outcome = Annotated[CancelOutcome | str, Field(union_mode="left_to_right")]
 
 
@@ -42,6 +46,17 @@ class Progress(_Response):
     step: int
     total_steps: int
     percent: int
+
+
+class QueuePlace(_Response):
+    """The place of a task that waits: an estimate, by the workers and their speed as they are now."""
+
+    position: int | None
+    """Waiting tasks that are likely to begin before it, 0 for the next one; None when that is not known."""
+    eta_seconds: float | None
+    """Until its result; None when that is not known."""
+    why: str
+    """What the numbers come from, and what is missing."""
 
 
 class Image(_Response):
@@ -62,6 +77,11 @@ class Image(_Response):
     marks: tuple[str, ...] = ()
     """How the file says that a model made it."""
 
+    @property
+    def extension(self) -> str:
+        """File name extension, without the dot; `img` for a format that this release does not know."""
+        return OutputFormat(self.format).extension if self.format in set(OutputFormat) else "img"
+
 
 class TaskFailure(_Response):
     """Why there is no image."""
@@ -75,7 +95,7 @@ class TaskFailure(_Response):
 class AcceptedTask(_Response):
     """A task that is durably queued."""
 
-    request_id: str
+    request_id: RequestId
     status: Status
     status_url: str
 
@@ -83,11 +103,13 @@ class AcceptedTask(_Response):
 class Task(_Response):
     """The state of a task."""
 
-    request_id: str
+    request_id: RequestId
     status: Status
     status_url: str
     progress: Progress | None = None
     """While the task is running and its worker reports progress."""
+    queue: QueuePlace | None = None
+    """While the task is queued."""
     images: tuple[Image, ...] = ()
     image_url: str | None = None
     """Address of the first image."""
@@ -138,6 +160,10 @@ class Group(_Response):
     """Tasks by status."""
     ended: bool
     """Whether none of them is queued or running."""
+    eta_seconds: float | None = None
+    """Until the last of them has ended; None when that is not known, or nothing waits."""
+    why: str | None = None
+    """Where the estimate comes from."""
     first_created_at: datetime
     last_created_at: datetime
     tasks_url: str
@@ -159,6 +185,42 @@ class CanceledTasks(_Response):
     data: tuple[CanceledTask, ...]
     has_more: bool
     next_cursor: str | None
+
+
+class ApiKey(_Response):
+    """What is known of an API key; not the key."""
+
+    id: str
+    name: str
+    tenant: str
+    scopes: tuple[str, ...]
+    priorities: tuple[str, ...]
+    qualities: tuple[str, ...] | None
+    """None: all."""
+    loras: tuple[str, ...] | None
+    """None: all."""
+    state: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    """To some minutes."""
+    replaced_by: str | None
+    """Id of the key that a rotation made."""
+
+
+class NewApiKey(ApiKey):
+    """A key that was just created."""
+
+    key: str
+    """The key itself, which is not shown again."""
+
+
+class ApiKeyPage(_Response):
+    """Some keys, by their ids."""
+
+    keys: tuple[ApiKey, ...]
+    next: str | None
 
 
 class ErrorMember(_Response):

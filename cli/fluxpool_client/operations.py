@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -31,16 +31,19 @@ from fluxpool_client.errors import (
 )
 from fluxpool_client.models import (
     AcceptedTask,
+    ApiKey,
+    ApiKeyPage,
     BatchItem,
     BatchOutcome,
     CanceledTask,
     CanceledTasks,
     Group,
     Image,
+    NewApiKey,
     Task,
     TaskPage,
 )
-from fluxpool_client.request_fields import BatchFields, CancelFields, ListFields, OptionalFields
+from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
 from fluxpool_contract.messages import REQUEST_ID, check_request_id
 
 MAX_WAIT_SECONDS: Final = 60
@@ -58,6 +61,8 @@ _SHORTEST_WAIT_SECONDS: Final = 1.0
 _MAX_KEY_CHARACTERS: Final = 255
 _LAST_PORT: Final = 65_535
 TASKS: Final = "/v1/generations"
+_KEYS: Final = "/v1/keys"
+_PAGE: Final = 1000
 _REPEATED: Final = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
@@ -86,6 +91,9 @@ class Outgoing:
     """Of the response."""
     wait_seconds: int = 0
     """The gateway may take that much longer to respond."""
+    timeout_seconds: float = math.inf
+    """A shorter timeout than the client's."""
+    is_repeatable: bool = True
     may_redirect: bool = False
     is_signed: bool = False
     """The URL has its own permission: the API key is not for this server."""
@@ -110,9 +118,11 @@ class Pause:
 Steps = Generator[Outgoing | Pause, Response | httpx.RequestError | None, T]
 
 
-def append(body: bytearray, chunk: bytes, *, outgoing: Outgoing) -> None:
-    """Add to the body of a response; raises `UnexpectedResponseError` past its limit."""
+def append(body: bytearray, chunk: bytes, *, outgoing: Outgoing, is_late: bool) -> None:
+    """Add to the body of a response; raises `UnexpectedResponseError` past its limit, and `ReadTimeout`."""
     body += chunk
+    if is_late:
+        raise httpx.ReadTimeout("the response takes too long")
     if len(body) > outgoing.max_bytes:
         raise UnexpectedResponseError(f"the response to {_shown(outgoing)} is longer than {outgoing.max_bytes} bytes")
 
@@ -146,11 +156,24 @@ class Operations:
             raise UnexpectedResponseError(f"the batch has {len(outcome.items)} outcomes of {len(requests)} requests")
         return outcome.items
 
-    def get(self, request_id: str, *, wait_seconds: int = 0, until: float | None = None) -> Steps[Task]:
+    def get(
+        self,
+        request_id: str,
+        *,
+        wait_seconds: int = 0,
+        until: float | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Steps[Task]:
         """The task now or, with `wait_seconds`, at its end if that comes within them."""
         path = f"{TASKS}/{check_request_id(request_id)}"
         headers = {"prefer": f"wait={wait_seconds}"} if wait_seconds else {}
-        outgoing = Outgoing(method="GET", path=path, headers=headers, wait_seconds=wait_seconds)
+        outgoing = Outgoing(
+            method="GET",
+            path=path,
+            headers=headers,
+            wait_seconds=wait_seconds,
+            timeout_seconds=math.inf if timeout_seconds is None else timeout_seconds,
+        )
         task = yield from self._ask(Task, outgoing, until=until)
         if task.request_id != request_id:
             raise UnexpectedResponseError(f"asked about {request_id}, the response is about {task.request_id}")
@@ -237,6 +260,32 @@ class Operations:
             files.append(file)
         return tuple(files)
 
+    def create_key(self, name: str, scopes: Sequence[str], fields: KeyFields) -> Steps[NewApiKey]:
+        """Create an API key; not repeated, as each request makes one."""
+        outgoing = _json("POST", _KEYS, {"name": name, "scopes": scopes, **fields})
+        return self._ask(NewApiKey, replace(outgoing, is_repeatable=False))
+
+    def keys(self) -> Steps[tuple[ApiKey, ...]]:
+        """All API keys, page by page."""
+        keys: list[ApiKey] = []
+        after: str | None = ""
+        while after is not None:
+            query = urlencode({"after": after, "limit": _PAGE})
+            page = yield from self._ask(ApiKeyPage, Outgoing(method="GET", path=f"{_KEYS}?{query}"))
+            keys += page.keys
+            # Ids rise from page to page; a server that is no gateway must not keep this in a loop.
+            after = page.next if page.next is not None and page.next > after else None
+        return tuple(keys)
+
+    def rotate_key(self, key_id: str, *, overlap_seconds: int) -> Steps[NewApiKey]:
+        """Replace an API key; not repeated, as a key is replaced once."""
+        outgoing = _json("POST", f"{_KEYS}/{_checked_key_id(key_id)}/rotate", {"overlap_seconds": overlap_seconds})
+        return self._ask(NewApiKey, replace(outgoing, is_repeatable=False))
+
+    def revoke_key(self, key_id: str) -> Steps[ApiKey]:
+        """Revoke an API key."""
+        return self._ask(ApiKey, Outgoing(method="DELETE", path=f"{_KEYS}/{_checked_key_id(key_id)}"))
+
     def _ask(self, model: type[Model], outgoing: Outgoing, *, until: float | None = None) -> Steps[Model]:
         response = yield from self._exchange(outgoing, until=until)
         try:
@@ -259,6 +308,7 @@ class Operations:
             failure = failure_of(outgoing, outcome)
             now = self.clock()
             is_last = attempt >= self.max_attempts if until is None else now >= until
+            is_last = is_last or not outgoing.is_repeatable
             wanted_seconds = wanted_pause(failure, otherwise=random.uniform(pause_seconds / 2, pause_seconds))  # noqa: S311
             if is_last or wanted_seconds is None or wanted_seconds > MAX_PAUSE_SECONDS:
                 raise failure
@@ -327,6 +377,12 @@ def _checked_key(key: str) -> str:
             f"idempotency_key: must be 1 to {_MAX_KEY_CHARACTERS} printable ASCII characters without blanks"
         )
     return key
+
+
+def _checked_key_id(key_id: str) -> str:
+    if not (key_id.isascii() and key_id.isalnum()):
+        raise ValueError("key_id: must be the id of a key: what its text has between `fp_` and the next `_`")
+    return key_id
 
 
 def _check_file(file: bytes, image: Image, request_id: str) -> None:

@@ -53,6 +53,17 @@ class ListFields(TypedDict, total=False):
     limit: int
 
 
+class KeyFields(TypedDict, total=False):
+    """What an API key allows beside its scopes."""
+
+    tenant: str
+    expires_in_seconds: int
+    """Without it, it does not expire."""
+    priorities: Sequence[str]
+    qualities: Sequence[str]
+    loras: Sequence[str]
+
+
 class CancelFields(TypedDict, total=False):
     """Which tasks to cancel: give either `request_ids`, or a filter, or `all`."""
 

@@ -68,7 +68,7 @@ async def test_every_line_is_told_of_with_its_outcome(
     # Blank lines count, as in an editor.
     assert [(item["line"], item["reason"]) for item in document["refused"]] == [(5, "width: must be at least 64")]
     assert [(item["line"], item["status"]) for item in document["failed"]] == [(3, "failed")]
-    names = ["00001-0.png", "00001-1.png", "00007-0.jpeg"]
+    names = ["00001-0.png", "00001-1.png", "00007-0.jpg"]
     assert document["files"] == [f"saved/{name}" for name in names]
     assert all((tmp_path / "saved" / name).stat().st_size for name in names)
 

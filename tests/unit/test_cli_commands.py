@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ import httpx
 import pytest
 import typer
 
-from fluxpool_cli.exit_codes import ExitCode
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.gateway import default_gateway_url, gateway_client
 from fluxpool_cli.main import COMMANDS, command_line
-from fluxpool_cli.submit.commands import parse_lora
-from fluxpool_cli.submit.gateway_answers import Generation
-from fluxpool_cli.submit.gateway_client import default_gateway_url, refusal
+from fluxpool_cli.submit.commands import failure_of, parse_lora
+from fluxpool_client import Task, TaskFailure
+from fluxpool_client.errors import refusal
 from kit.waiting import PATIENCE
 
 FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
@@ -158,30 +160,33 @@ def test_model_tiny_writes_a_checkpoint_once_and_overwrites_nothing_else(tmp_pat
         (400, {"detail": "the body is not valid JSON"}, ExitCode.USAGE, "the body is not valid JSON"),
         (401, {"detail": "no key"}, ExitCode.UNAUTHORIZED, "FLUXPOOL_API_KEY"),
         (403, None, ExitCode.UNAUTHORIZED, "HTTP 403"),
-        (404, {"title": "There is nothing at this address"}, ExitCode.USAGE, "nothing at this address"),
+        (404, {"detail": "nothing at this address"}, ExitCode.USAGE, "nothing at this address"),
         (429, {"detail": "too many"}, ExitCode.UNREACHABLE, "too many"),
         (503, {"detail": "the queue is down"}, ExitCode.UNREACHABLE, "the queue is down"),
+        (500, {"detail": "a defect"}, ExitCode.UNREACHABLE, "cannot serve now: a defect"),
+        (501, None, ExitCode.UNREACHABLE, "there is no Fluxpool gateway at http://gateway"),
     ],
 )
-def test_a_refusal_names_the_field_and_has_its_exit_code(status: int, body: object, code: ExitCode, words: str) -> None:
-    request = httpx.Request("POST", "http://gateway/v1/generations")
-    response = (
-        httpx.Response(status, request=request, text="<html>")
-        if body is None
-        else httpx.Response(status, request=request, json=body)
-    )
-    error = refusal(response, response.content)
-    assert error.code is code
-    assert words in str(error)
+def test_a_refusal_names_the_field_and_has_its_exit_code(
+    status: int, body: dict[str, object] | None, code: ExitCode, words: str
+) -> None:
+    problem = {
+        "type": "about:blank",
+        "title": "",
+        "status": status,
+        "correlation_id": "c",
+        "error": {"message": "", "type": "", "param": None, "code": "a_code"},
+    }
+    content = b"<html>" if body is None else json.dumps({**problem, **body}).encode()
+    with pytest.raises(CommandError, match=re.escape(words)) as refused, gateway_client("http://gateway"):
+        raise refusal(status, httpx.Headers(), content)
+    assert refused.value.code is code
 
 
 def test_the_reason_of_a_failed_task_is_printed_with_its_code() -> None:
-    failed = Generation(
-        {"request_id": "a", "status": "failed", "error": {"code": "id-conflict", "message": "used for another task"}}
-    )
-    assert failed.finished
-    assert not failed.succeeded
-    assert failed.failure == "a failed: used for another task (id-conflict)"
+    error = TaskFailure(code="id-conflict", message="used for another task")
+    failed = Task(request_id="a", status="failed", status_url="/", error=error)
+    assert failure_of(failed) == "a failed: used for another task (id-conflict)"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`fluxpool submit` against gateways, and against other servers at a gateway's address."""
 
 import gzip
+import hashlib
 import http.server
 import json
 import os
@@ -11,14 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fluxpool_cli.exit_codes import ExitCode
+from fluxpool_cli.gateway import reason_of
 from fluxpool_cli.main import run
-from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
+from fluxpool_cli.submit.commands import failure_of
+from fluxpool_client import RefusedError, Task
+from fluxpool_client.errors import refusal
 from kit.waiting import PATIENCE
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -37,11 +43,15 @@ class Answer:
 
 
 def view(status: str, **fields: Any) -> Answer:
-    return Answer(200, json.dumps({"request_id": ID, "status": status, **fields}).encode())
+    return Answer(200, json.dumps({"request_id": ID, "status": status, "status_url": "/", **fields}).encode())
 
 
-ACCEPTED = Answer(202, json.dumps({"request_id": ID, "status": "queued"}).encode())
-FINISHED = view("succeeded", images=[{"format": "png"}])
+IMAGE = {
+    "index": 0, "url": "/0", "width": 64, "height": 64, "seed": 7, "format": "png", "content_type": "image/png",
+    "bytes": len(PNG), "sha256": hashlib.sha256(PNG).hexdigest(), "marks": ["xmp", "c2pa"],
+}  # fmt: skip
+ACCEPTED = Answer(202, json.dumps({"request_id": ID, "status": "queued", "status_url": "/"}).encode())
+FINISHED = view("succeeded", images=[IMAGE])
 AWAY = Answer(503, b'{"detail": "the task store cannot be read"}', {"retry-after": "0"})
 RESET = Answer(None)
 
@@ -112,6 +122,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     structlog.reset_defaults()
 
 
+def problem(detail: str) -> bytes:
+    error = {"message": detail, "type": "invalid_request_error", "param": None, "code": "invalid_request"}
+    document = {
+        "type": "about:blank",
+        "title": "",
+        "status": 422,
+        "detail": detail,
+        "correlation_id": "c",
+        "error": error,
+    }
+    return json.dumps(document).encode()
+
+
 def gateway(
     serve: Serve, *, post: Answer = ACCEPTED, polls: list[Answer], images: list[Answer] | None = None
 ) -> Server:
@@ -178,7 +201,9 @@ def test_waiting_continues_after_a_failed_poll_or_image_request(
     server = gateway(serve, polls=polls, images=[hiccup, Answer(200, PNG, {"content-type": "image/png"})])
     assert run(["submit", "a kite", "--url", server.url, "-o", "out", "--timeout", "20"]) == ExitCode.OK
     assert (folder / "out" / f"{ID}-0.png").read_bytes() == PNG
-    assert f"{ID} succeeded" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert f"{ID} succeeded" in output.out
+    assert "marks: xmp, c2pa" in output.err
 
 
 def test_waiting_for_an_unavailable_gateway_ends_at_the_timeout(serve: Serve) -> None:
@@ -223,8 +248,7 @@ def test_an_image_does_not_overwrite_another_file_and_an_equal_file_is_accepted(
 
 @pytest.mark.parametrize("status", ["succeeded", "running"])
 def test_a_response_about_another_task_is_refused(status: str, serve: Serve, folder: Path) -> None:
-    other = json.dumps({"request_id": "b-2", "status": status, "images": [{"format": "png"}]}).encode()
-    server = gateway(serve, polls=[Answer(200, other)])
+    server = gateway(serve, polls=[view(status, request_id="b-2", images=[IMAGE])])
     assert run(["submit", "a kite", "--url", server.url, "-o", "out", "--timeout", "0.5"]) == ExitCode.UNREACHABLE
     assert list((folder / "out").iterdir()) == []
 
@@ -241,7 +265,7 @@ def test_control_characters_of_a_gateways_texts_are_escaped(serve: Serve, capsys
     polls = [view(nasty), view("failed", error={"message": nasty, "code": nasty}, warnings=[nasty])]
     server = gateway(serve, polls=polls)
     assert run(["submit", "a kite", "--url", server.url, "--wait"]) == ExitCode.FAILED
-    refused = serve({"POST /v1/generations": [Answer(422, json.dumps({"detail": nasty}).encode())]})
+    refused = serve({"POST /v1/generations": [Answer(422, problem(nasty))]})
     assert run(["submit", "a kite", "--url", refused.url]) == ExitCode.USAGE
     output = capsys.readouterr()
     shown = output.out + output.err
@@ -258,6 +282,7 @@ def test_an_api_key_that_is_no_header_value_is_named_by_its_variable(
     assert "FLUXPOOL_API_KEY" in capsys.readouterr().err
 
 
+IMAGES = {name: st.just(value) for name, value in IMAGE.items()}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -268,21 +293,23 @@ JSON = st.recursive(
 @given(
     fields=st.fixed_dictionaries(
         {},
-        optional=dict.fromkeys(("status", "progress", "images", "error", "warnings"), JSON)
-        | {"request_id": st.just(ID) | JSON},
+        optional=dict.fromkeys(("progress", "error", "warnings"), JSON)
+        | {"request_id": st.just(ID) | JSON, "status": st.text() | JSON, "status_url": st.just("/")}
+        | {"images": st.lists(st.fixed_dictionaries({**IMAGES, "format": st.just("../x") | st.text()}), max_size=2)},
     )
 )
 def test_any_json_object_is_a_task_or_refused(fields: dict[str, Any]) -> None:
     try:
-        task = Generation.parse(json.dumps(fields).encode())
-    except NotAGatewayError:
+        task = Task.model_validate(fields)
+    except ValidationError:
         return
-    assert isinstance(task.status + task.failure, str)
-    assert all(extension.isalnum() for extension in task.image_extensions)
-    assert task.steps_done is None or task.steps_done[1] > 0
+    assert isinstance(task.status + failure_of(task), str)
+    assert all(image.extension.isalnum() for image in task.images)
     assert all(isinstance(warning, str) for warning in task.warnings)
 
 
 @given(body=st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_a_reason(body: bytes) -> None:
-    assert refusal_reason(body, status=418)
+    error = refusal(418, httpx.Headers(), body)
+    assert isinstance(error, RefusedError)
+    assert reason_of(error)

@@ -1,12 +1,9 @@
 """Where the command line tells how image files are marked: in a trace, in the newest results, after a submission."""
 
-import json
 from pathlib import Path
 
-import pytest
 from aiokafka.structs import ConsumerRecord
 
-from fluxpool_cli.submit.gateway_answers import Generation
 from fluxpool_cli.trace.events import TaskEvents, TopicRole
 from fluxpool_cli.watch.commands import result_line
 from fluxpool_contract.messages.result import GenerationResult
@@ -31,17 +28,3 @@ def test_a_trace_names_the_marks_of_a_result() -> None:
 def test_the_newest_results_name_their_marks() -> None:
     assert result_line(GenerationResult.model_validate_json(MARKED)).endswith("0.png (xmp+c2pa+a-later-mark)")
     assert result_line(GenerationResult.model_validate_json(EARLIER)).endswith("0.png")
-
-
-@pytest.mark.parametrize(
-    ("images", "marks"),
-    [
-        ([{"marks": ["xmp", "c2pa"]}, {"marks": ["xmp"]}], ["xmp, c2pa", "xmp"]),
-        ([{}], [""]),
-        ([{"marks": "xmp"}, None, {"marks": [1, None]}], ["", "", "1, None"]),
-        (None, []),
-    ],
-)
-def test_a_gateway_s_answer_names_them_if_it_can(images: object, marks: list[str]) -> None:
-    body = json.dumps({"request_id": "req-1", "images": images}).encode()
-    assert Generation.parse(body).image_marks == marks

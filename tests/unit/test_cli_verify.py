@@ -311,7 +311,7 @@ def test_roots_that_are_none_are_refused(
 @pytest.fixture
 def gateway() -> Iterator[tuple[str, dict[str, Any]]]:
     """A server that answers every request with a view, which the test fills in."""
-    view: dict[str, Any] = {"request_id": "req_1", "status": "succeeded", "images": []}
+    view: dict[str, Any] = {"request_id": "req_1", "status": "succeeded", "status_url": "/", "images": []}
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -341,7 +341,9 @@ def test_a_gateway_knows_its_files_by_their_digest_and_the_licence_of_their_mode
     payload = encoded()
     file, foreign_file = save(tmp_path, payload), save(tmp_path, foreign(), "foreign.png")
     unknown = verify("--url", url, file)
-    view["images"] = [{"sha256": hashlib.sha256(payload).hexdigest()}, None]
+    digest = hashlib.sha256(payload).hexdigest()
+    image = {"index": 0, "url": "/", "width": 48, "height": 32, "seed": 7, "format": "png", "content_type": "image/png"}
+    view["images"] = [{**image, "bytes": len(payload), "sha256": digest}]
     view |= {"model": "/models/schnell", "model_family": "FLUX.1-schnell", "model_license": "Apache-2.0"}
 
     known = verify("--url", url, file, foreign_file)

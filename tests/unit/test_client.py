@@ -321,6 +321,28 @@ async def test_a_prompt_of_any_characters_arrives(world: World) -> None:
         await call("submit", "\ud800")
 
 
+async def test_keys_are_created_listed_rotated_and_revoked(world: World) -> None:
+    call = world.caller()
+    created = await call("create_key", "ci", ["submit", "read"], tenant="acme", expires_in_seconds=60)
+    assert (created.tenant, created.scopes, created.state) == ("acme", ("submit", "read"), "active")
+    assert (await world.caller(created.key)("submit", "a fox")).request_id
+    replaced = await call("rotate_key", created.id, overlap_seconds=0)
+    assert (await call("revoke_key", replaced.id)).state == "revoked"
+    keys = {key.id: key for key in await call("keys")}
+    assert keys[created.id].replaced_by == replaced.id
+    assert not hasattr(keys[created.id], "key")
+    with pytest.raises(AuthenticationError):
+        await world.caller(replaced.key)("submit", "a fox")
+    with pytest.raises(ValueError, match="key_id: must be the id of a key"):
+        await call("revoke_key", "../keys")
+    # A repeat would be another key.
+    call.wire.asked.clear()
+    call.wire.instead = [httpx.ConnectError("refused")]
+    with pytest.raises(UnreachableError):
+        await call("create_key", "ci", ["read"])
+    assert len(call.wire.asked) == 1
+
+
 async def test_threads_share_a_client(tmp_path: Path) -> None:
     async with client_world("blocking", tmp_path) as world:
         call = world.caller()

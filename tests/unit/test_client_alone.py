@@ -2,8 +2,12 @@
 
 import asyncio
 import gzip
+import http.server
 import inspect
 import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -16,6 +20,7 @@ from fluxpool_client import (
     AsyncClient,
     Client,
     FluxpoolError,
+    GatewayFailedError,
     NotFoundError,
     RefusedError,
     UnreachableError,
@@ -23,7 +28,7 @@ from fluxpool_client import (
 )
 from fluxpool_client import models as client_models
 from fluxpool_contract.messages.task import EmbedParameters, OutputFormat, Quality, TaskLora
-from fluxpool_gateway.http import change_routes, problem, routes, task_routes
+from fluxpool_gateway.http import change_routes, key_routes, problem, routes, task_routes
 from fluxpool_gateway.http.batch import batch_route
 from fluxpool_gateway.http.generation_request import GenerationRequest, Priority
 from fluxpool_gateway.store import task_state
@@ -109,6 +114,39 @@ def test_any_body_is_a_task_or_one_error(headers: dict[str, str], body: bytes) -
         Client(http=http, max_attempts=1).get(ID)
 
 
+class Dripping(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body without an end."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            time.sleep(0.01)
+            yield b" "
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield b" "
+
+
+async def test_a_response_that_comes_byte_by_byte_has_an_end() -> None:
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, stream=Dripping()))
+    with httpx.Client(transport=transport) as pool, pytest.raises(UnreachableError, match="takes too long"):
+        Client(http=pool, timeout_seconds=0.1, max_attempts=1).get(ID)
+    async with httpx.AsyncClient(transport=transport) as connections:
+        client = AsyncClient(http=connections, timeout_seconds=0.1, max_attempts=1)
+        with pytest.raises(UnreachableError, match="takes too long"):
+            await client.get(ID)
+
+
+def test_no_proxy_is_asked_for_an_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    with Client(f"http://127.0.0.1:{server.server_port}", max_attempts=1) as client, pytest.raises(GatewayFailedError):
+        client.get(ID)
+    server.server_close()
+
+
 # The models of the client, and the gateway's own
 
 
@@ -132,10 +170,14 @@ PAIRS: list[tuple[type[BaseModel], type[BaseModel]]] = [
     (client_models.Task, view.TaskView),
     (client_models.Image, view.ImageView),
     (client_models.Progress, view.ProgressView),
+    (client_models.QueuePlace, view.QueueView),
     (client_models.TaskFailure, view.ErrorView),
     (client_models.TaskPage, view.TaskPageView),
     (client_models.Group, view.GroupView),
     (client_models.AcceptedTask, routes.AcceptedGeneration),
+    (client_models.ApiKey, key_routes.KeyView),
+    (client_models.NewApiKey, key_routes.NewKeyView),
+    (client_models.ApiKeyPage, key_routes.KeyPage),
     (client_models.CanceledTask, change_routes.CanceledTask),
     (client_models.CanceledTasks, change_routes.CanceledTasks),
     (client_models.BatchItem, batch_route.BatchItem),
@@ -165,6 +207,10 @@ def test_requests_have_every_field_of_the_gateways() -> None:
         name: {*map(str, kind)} for name, kind in enums.items()
     }
     assert get_type_hints(request_fields.ListFields).keys() == task_routes.ListQuery.model_fields.keys() - {"cursor"}
+    assert (
+        get_type_hints(request_fields.KeyFields).keys() | {"name", "scopes"}
+        == key_routes.KeyRequest.model_fields.keys()
+    )
     assert get_type_hints(request_fields.CancelFields).keys() == change_routes.CancelManyRequest.model_fields.keys() - {
         "cursor"
     }

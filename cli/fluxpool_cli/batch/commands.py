@@ -8,16 +8,15 @@ from typing import Annotated, Final
 import typer
 
 from fluxpool_cli.batch.prompt_file import read_prompts
-from fluxpool_cli.batch.run import BatchRun, Outcome
+from fluxpool_cli.batch.run import ATTEMPTS, BatchRun, Outcome
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
 from fluxpool_cli.kafka.target import DEFAULT_DATA_DIR, DataDirOption
 from fluxpool_cli.options import finite, printable_path
 from fluxpool_cli.progress_bar import counting_bar
-from fluxpool_cli.submit.commands import UrlOption
-from fluxpool_cli.submit.gateway_client import default_gateway_url
 from fluxpool_cli.submit.image_files import check_folder
 from fluxpool_cli.terminal import JsonOption, OutputFormat, say, write_json, write_line, write_table
-from fluxpool_client import Client, TaskStatus
+from fluxpool_client import TaskStatus
 from fluxpool_contract.messages import check_group_id
 
 _SHOWN_FAULTS: Final = 20
@@ -59,11 +58,8 @@ def batch(
         if not wait:
             raise typer.BadParameter("has no effect with --no-wait", param_hint="--output-dir")
         check_folder(output_dir)
-    try:
-        client = Client(url or default_gateway_url(data_dir))
-    except ValueError as error:
-        raise CommandError(ExitCode.USAGE, f"--url: {error}") from None
-    with client, counting_bar("submitted", total=len(prompts.lines)) as bar:
+    opened = gateway_client(url or default_gateway_url(data_dir), max_attempts=ATTEMPTS)
+    with opened as client, counting_bar("submitted", total=len(prompts.lines)) as bar:
         until_seconds = time.monotonic() + timeout
         run = BatchRun(client, prompts, group, bar, until_seconds, output_dir)
         bar.note(f"{len(prompts.lines)} requests as batch {group}")

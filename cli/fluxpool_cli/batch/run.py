@@ -6,8 +6,7 @@ killed is continued by the same command.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -16,24 +15,23 @@ from typing import Final, TypeVar
 
 from fluxpool_cli.batch.prompt_file import Line, PromptFile, chunks
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.gateway import field_lines
 from fluxpool_cli.progress_bar import Bar
 from fluxpool_cli.submit.image_files import write_image
 from fluxpool_client import (
-    AuthenticationError,
     BatchItem,
     Client,
-    FluxpoolError,
     Group,
     NotFoundError,
-    PermissionDeniedError,
     RateLimitedError,
-    RefusedError,
     Task,
     TaskStatus,
     UnavailableError,
     UnreachableError,
 )
 
+ATTEMPTS: Final = 5
+"""Of each request, before the run tells that the gateway is away and waits longer."""
 POLL_SECONDS: Final = 1.0
 SAVE_EVERY_SECONDS: Final = 10.0
 """Between two looks for new images: each reads the list of all that succeeded."""
@@ -84,7 +82,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class BatchRun:
-    """One run; every method raises `CommandError`."""
+    """One run; every method raises `CommandError`, and `FluxpoolError` for what the gateway refuses."""
 
     client: Client
     prompts: PromptFile
@@ -154,14 +152,14 @@ class BatchRun:
         return outcome
 
     def _save_images(self, tasks: list[Task]) -> None:
-        """Save the images that are not saved yet, as `{line}-{index}.{format}`."""
+        """Save the images that are not saved yet, as `{line}-{index}.{extension}`."""
         if self.folder is None:
             return
         for task in tasks:
             if task.succeeded and task.request_id not in self.saved:
                 contents = self._patiently(partial(self.client.download, task))
                 stem = f"{self.line_of[task.request_id]:05}"
-                files = [self.folder / f"{stem}-{image.index}.{image.format}" for image in task.images]
+                files = [self.folder / f"{stem}-{image.index}.{image.extension}" for image in task.images]
                 for file, content in zip(files, contents, strict=True):
                     write_image(file, content)
                 self.saved[task.request_id] = files
@@ -191,9 +189,8 @@ class BatchRun:
         """The result of a call, which is repeated while the gateway is away."""
         while True:
             try:
-                with command_errors():
-                    return call()
-            except _AwayError as error:
+                return call()
+            except (UnavailableError, UnreachableError, RateLimitedError) as error:
                 self._pause(REPEAT_SECONDS, str(error))
 
     def _pause(self, seconds: float, state: str) -> None:
@@ -205,28 +202,9 @@ class BatchRun:
         time.sleep(min(seconds, left))
 
 
-class _AwayError(CommandError):
-    """The same call may succeed later."""
-
-
-@contextmanager
-def command_errors() -> Iterator[None]:
-    """Failures of the client as `CommandError`."""
-    try:
-        yield
-    except (UnavailableError, UnreachableError, RateLimitedError) as error:
-        raise _AwayError(ExitCode.UNREACHABLE, str(error)) from error
-    except (AuthenticationError, PermissionDeniedError) as error:
-        raise CommandError(ExitCode.UNAUTHORIZED, str(error)) from error
-    except RefusedError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from error
-    except FluxpoolError as error:
-        raise CommandError(ExitCode.FAILED, str(error)) from error
-
-
 def _reason(item: BatchItem) -> str:
     if item.errors:
-        return "; ".join(f"{error.pointer.removeprefix('#/')}: {error.detail}" for error in item.errors)
+        return "; ".join(field_lines(item.errors))
     return f"HTTP {item.code}" if item.error is None else item.error.message
 
 

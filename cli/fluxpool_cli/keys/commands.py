@@ -5,23 +5,20 @@ command line, and the gateway logs who changed which key. Its first key comes fr
 """
 
 import re
-from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
 from fluxpool_cli.options import parse_duration_option, with_option_groups
-from fluxpool_cli.submit.commands import UrlOption
-from fluxpool_cli.submit.gateway_client import API_KEY_VARIABLE, GatewayClient, default_gateway_url
 from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
+from fluxpool_client import API_KEY_VARIABLE, Client, KeyFields, NewApiKey
 from fluxpool_gateway.identity import KeyScope, new_key, parse_key
 
-PATH: Final = "/v1/keys"
 _KEY_ID: Final = re.compile(r"[0-9A-Za-z]{12}")
-_PAGE: Final = "1000"
 _DEFAULT: Final = tuple(scope for scope in KeyScope if scope is not KeyScope.ADMIN)
 
 app = typer.Typer(no_args_is_help=True, help="API keys of a gateway: create, list, rotate and revoke them.")
@@ -64,40 +61,38 @@ def create(
 
     FLUXPOOL_API_KEY is a key with the scope admin, as for all commands that change or list keys.
     """
-    body: dict[str, Any] = {"name": name, "tenant": tenant, "scopes": [one.value for one in scope or _DEFAULT]}
-    rights = {"priorities": priority, "qualities": quality, "loras": lora}
-    body |= {field: values for field, values in rights.items() if values}
+    fields: KeyFields = {"tenant": tenant}
+    if priority:
+        fields["priorities"] = priority
+    if quality:
+        fields["qualities"] = quality
+    if lora:
+        fields["loras"] = lora
     if expires is not None:
-        body["expires_in_seconds"] = parse_duration_option(expires, option="--expires")
-    _show_new(_ask("POST", PATH, url=url, body=body), output)
+        fields["expires_in_seconds"] = parse_duration_option(expires, option="--expires")
+    with _client(url) as gateway:
+        created = gateway.create_key(name, [one.value for one in scope or _DEFAULT], **fields)
+    _show_new(created, output)
 
 
 @app.command("list")
 @with_option_groups
 def list_keys(*, url: UrlOption = None, output: OutputOptions) -> None:
     """List the keys of all tenants, also expired and revoked ones; the keys themselves are not shown."""
-    keys: list[Mapping[str, Any]] = []
-    after: str | None = ""
-    with closing(_client(url)) as gateway:
-        while after is not None:
-            page = gateway.document("GET", PATH, query={"after": after, "limit": _PAGE})
-            keys += _objects(page.get("keys"))
-            following = page.get("next")
-            # Ids rise from page to page; a server that is no gateway must not keep this in a loop.
-            after = following if isinstance(following, str) and following > after else None
-    keys.sort(key=lambda key: str(key.get("created_at")))
+    with _client(url) as gateway:
+        keys = sorted(gateway.keys(), key=lambda key: key.created_at)
     if output.json:
-        write_json({"keys": keys})
+        write_json({"keys": [key.model_dump(mode="json") for key in keys]})
         return
     columns = ("ID", "NAME", "TENANT", "STATE", "SCOPES", "CREATED", "EXPIRES", "LAST USED")
     rows = [
         (
-            str(key.get("id")),
-            str(key.get("name")),
-            str(key.get("tenant")),
-            str(key.get("state")),
-            ",".join(map(str, key.get("scopes") or ())),
-            *(_minute(key.get(field)) for field in ("created_at", "expires_at", "last_used_at")),
+            key.id,
+            key.name,
+            key.tenant,
+            key.state,
+            ",".join(key.scopes),
+            *map(_minute, (key.created_at, key.expires_at, key.last_used_at)),
         )
         for key in keys
     ]
@@ -114,8 +109,9 @@ def rotate(
     output: OutputOptions,
 ) -> None:
     """Replace a key by a new one with the same name, tenant, scopes and lifetime, and print the new one."""
-    body = {"overlap_seconds": parse_duration_option(overlap, option="--overlap")}
-    _show_new(_ask("POST", f"{PATH}/{_checked_id(key_id)}/rotate", url=url, body=body), output)
+    overlap_seconds = parse_duration_option(overlap, option="--overlap")
+    with _client(url) as gateway:
+        _show_new(gateway.rotate_key(_checked_id(key_id), overlap_seconds=overlap_seconds), output)
     say(f"key {_checked_id(key_id)} is accepted for {overlap} more")
 
 
@@ -123,20 +119,16 @@ def rotate(
 @with_option_groups
 def revoke(key_id: KeyIdArgument, *, url: UrlOption = None, output: OutputOptions) -> None:
     """Revoke a key: within seconds no process of the gateway accepts it. This cannot be undone."""
-    document = _ask("DELETE", f"{PATH}/{_checked_id(key_id)}", url=url)
+    with _client(url) as gateway:
+        revoked = gateway.revoke_key(_checked_id(key_id))
     if output.json:
-        write_json(document)
+        write_json(revoked.model_dump(mode="json"))
     else:
-        write_line(f"{document.get('id')} {document.get('state')}")
+        write_line(f"{revoked.id} {revoked.state}")
 
 
-def _client(url: str | None) -> GatewayClient:
-    return GatewayClient(url or default_gateway_url())
-
-
-def _ask(method: str, path: str, *, url: str | None, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    with closing(_client(url)) as gateway:
-        return gateway.document(method, path, body=body)
+def _client(url: str | None) -> AbstractContextManager[Client]:
+    return gateway_client(url or default_gateway_url())
 
 
 def _checked_id(text: str) -> str:
@@ -149,30 +141,20 @@ def _checked_id(text: str) -> str:
     return text
 
 
-def _show_new(document: Mapping[str, Any], output: OutputOptions) -> None:
-    key = document.get("key")
-    if not isinstance(key, str) or parse_key(key) is None:
+def _show_new(created: NewApiKey, output: OutputOptions) -> None:
+    if parse_key(created.key) is None:
         raise CommandError(ExitCode.UNREACHABLE, "the answer holds no key; check --url")
     if output.json:
-        write_json(document)
+        write_json(created.model_dump(mode="json"))
         return
     # Alone on standard output, for a pipe into a Secret.
-    write_line(key)
+    write_line(created.key)
     say(
-        f"key {document.get('id')} of tenant {document.get('tenant')} for {', '.join(map(str, document['scopes']))}; "
+        f"key {created.id} of tenant {created.tenant} for {', '.join(created.scopes)}; "
         f"it is not shown again: keep it, and give it to clients as {API_KEY_VARIABLE}"
     )
 
 
-def _objects(value: object) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-def _minute(value: object) -> str:
-    """A time of an answer to the minute, UTC; a dash when there is none."""
-    if not isinstance(value, str):
-        return "-"
-    try:
-        return f"{datetime.fromisoformat(value).astimezone(UTC):%Y-%m-%d %H:%M}"
-    except (ValueError, OverflowError):
-        return value
+def _minute(moment: datetime | None) -> str:
+    """A time to the minute, UTC; a dash when there is none."""
+    return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"

@@ -4,33 +4,25 @@ Owns the command line and its result; `polling` waits, `image_files` writes the 
 """
 
 import re
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.kafka.target import DEFAULT_DATA_DIR, DataDirOption, KafkaTarget, find_target, run_on
+from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client, named_options
+from fluxpool_cli.kafka.target import DEFAULT_DATA_DIR, DataDirOption, find_target, run_on
 from fluxpool_cli.local.state_file import why_workers_cannot_start
 from fluxpool_cli.options import finite, printable_path
-from fluxpool_cli.submit.gateway_answers import Generation
-from fluxpool_cli.submit.gateway_client import GatewayClient, default_gateway_url
 from fluxpool_cli.submit.image_files import check_folder, save_images
 from fluxpool_cli.submit.input_images import image_address
 from fluxpool_cli.submit.kafka_submission import submit_to_kafka
-from fluxpool_cli.submit.polling import Deadline, wait_until_finished
+from fluxpool_cli.submit.polling import Deadline, wait_until_ended
 from fluxpool_cli.terminal import JsonOption, OutputFormat, say, write_json, write_line
+from fluxpool_client import Task
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
-
-UrlOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="FLUXPOOL_URL",
-        help="The gateway; by default the one that `fluxpool local up` runs in this folder, else http://127.0.0.1:8000.",
-    ),
-]
 
 
 def submit(
@@ -141,18 +133,19 @@ def submit(
                 "needs a gateway; leave out --wait and --output-dir", param_hint="--bootstrap-servers"
             )
         target = find_target(bootstrap_servers, data_dir)
-        _show(_submit_to_kafka(target, body, idempotency_key=idempotency_key), [], as_format)
+        _show(run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key)), as_format)
         return
     folder = output_dir or Path()
     if wait or output_dir is not None:
         check_folder(folder)
     own_stack = url is None
-    with closing(GatewayClient(url or default_gateway_url(data_dir))) as gateway:
-        accepted = gateway.submit(body, idempotency_key=idempotency_key)
+    with gateway_client(url or default_gateway_url(data_dir)) as gateway:
+        with named_options():
+            accepted = gateway.submit(idempotency_key=idempotency_key, **body)
         if own_stack and (why := why_workers_cannot_start(data_dir)):
             say(f"the workers of the local stack cannot start: {why}")
         if not wait and output_dir is None:
-            _show(accepted, [], as_format)
+            _show(accepted.model_dump(mode="json"), as_format)
             return
         say(f"accepted as {accepted.request_id}")
         deadline = Deadline.after(timeout)
@@ -160,15 +153,11 @@ def submit(
         def give_up() -> str | None:
             return why_workers_cannot_start(data_dir) if own_stack else None
 
-        finished = wait_until_finished(gateway, accepted, deadline=deadline, hopeless=give_up)
-        files = save_images(gateway, finished, folder, deadline=deadline) if finished.succeeded else []
-    _show(finished, files, as_format)
-    if not finished.succeeded:
-        raise CommandError(ExitCode.FAILED, finished.failure)
-
-
-def _submit_to_kafka(target: KafkaTarget, body: dict[str, Any], *, idempotency_key: str | None) -> Generation:
-    return Generation(run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key)))
+        task = wait_until_ended(gateway, accepted, deadline=deadline, hopeless=give_up)
+        files = save_images(gateway, task, folder, deadline=deadline) if task.succeeded else []
+    _show(task.model_dump(mode="json", exclude_unset=True), as_format, files)
+    if not task.succeeded:
+        raise CommandError(ExitCode.FAILED, failure_of(task))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -192,15 +181,25 @@ def parse_lora(text: str) -> dict[str, Any]:
         ) from None
 
 
-def _show(generation: Generation, files: list[Path], as_format: OutputFormat) -> None:
+def failure_of(task: Task) -> str:
+    """Why there are no images."""
+    error = task.error
+    if error is None:
+        return f"{task.request_id} {task.status}"
+    what = ": ".join(text for text in (error.field, error.message) if text)
+    return f"{task.request_id} {task.status}{': ' + what if what else ''}{f' ({error.code})' if error.code else ''}"
+
+
+def _show(document: Mapping[str, Any], as_format: OutputFormat, files: Sequence[Path] = ()) -> None:
     if as_format is OutputFormat.JSON:
         extra = {"files": [str(file) for file in files]} if files else {}
-        write_json({**generation.document, **extra})
+        write_json({**document, **extra})
         return
-    write_line(f"{generation.request_id} {generation.status}")
+    write_line(f"{document['request_id']} {document['status']}")
     for file in files:
         write_line(str(file))
-    if files and any(generation.image_marks):
-        say(f"marks: {'; '.join(dict.fromkeys(generation.image_marks))}")
-    for warning in generation.warnings:
+    marks = [", ".join(image.get("marks", ())) for image in document.get("images", ())]
+    if any(marks):
+        say(f"marks: {'; '.join(dict.fromkeys(marks))}")
+    for warning in document.get("warnings", ()):
         say(f"warning: {warning}")

@@ -1,14 +1,12 @@
 """Writes the images of a finished task as files; the gateway chooses no name, and no file is overwritten."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.submit.gateway_answers import Generation
-from fluxpool_cli.submit.gateway_client import GatewayClient
 from fluxpool_cli.submit.polling import Deadline, patiently
+from fluxpool_client import Client, Task
 
 _SHORTEST_SECONDS: Final = 30.0
 """The least time for downloading images, even when the task finished just before --timeout."""
@@ -26,23 +24,17 @@ def check_folder(folder: Path) -> None:
         raise CommandError(ExitCode.USAGE, f"--output-dir: {folder} cannot be written to; name another folder")
 
 
-def save_images(gateway: GatewayClient, generation: Generation, folder: Path, *, deadline: Deadline) -> list[Path]:
+def save_images(gateway: Client, task: Task, folder: Path, *, deadline: Deadline) -> list[Path]:
     """Write every image into `folder` as `{request_id}-{index}.{extension}` and return the files.
 
-    Raises `CommandError`: 1 when a file cannot be written or holds something else, 3 when an image does not arrive.
+    Raises `CommandError` (1) when a file cannot be written or holds something else.
     """
     patience = Deadline.after(max(_SHORTEST_SECONDS, deadline.remaining_seconds))
-    files = []
-    for index, extension in enumerate(generation.image_extensions):
-        content = patiently(_asking(gateway, generation.request_id, index), deadline=patience)
-        file = folder / f"{generation.request_id}-{index}.{extension}"
+    contents = patiently(lambda: gateway.download(task), deadline=patience)
+    files = [folder / f"{task.request_id}-{image.index}.{image.extension}" for image in task.images]
+    for file, content in zip(files, contents, strict=True):
         write_image(file, content)
-        files.append(file)
     return files
-
-
-def _asking(gateway: GatewayClient, request_id: str, index: int) -> Callable[[], bytes]:
-    return lambda: gateway.image(request_id, index)
 
 
 def write_image(file: Path, content: bytes) -> None:

@@ -1,7 +1,6 @@
 """`fluxpool verify`: the command line; `reports` judges the files."""
 
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +8,11 @@ import typer
 from cryptography import x509
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.gateway import gateway_client
 from fluxpool_cli.options import printable_path, with_option_groups
-from fluxpool_cli.submit.gateway_client import GatewayClient, NotFoundError
 from fluxpool_cli.terminal import OutputOptions, utc_text, write_json, write_line
-from fluxpool_cli.verify.reports import FileReport, Verdict, report_on, with_generation
+from fluxpool_cli.verify.reports import FileReport, Verdict, report_on, with_task
+from fluxpool_client import Client, NotFoundError
 from fluxpool_contract.messages import check_request_id
 from fluxpool_worker.image_marks import ContentCredentials
 
@@ -42,7 +42,7 @@ def verify(
     anchors = None if trust is None else _anchors(trust)
     reports = [report_on(file, anchors=anchors) for file in files]
     if url is not None:
-        with closing(GatewayClient(url)) as gateway:
+        with gateway_client(url) as gateway:
             reports = [_asked(gateway, report) for report in reports]
     if output.json:
         write_json({"files": [report.document() for report in reports]})
@@ -69,7 +69,7 @@ def _anchors(file: Path) -> str:
     raise typer.BadParameter(f"{file}: {reason}; name a file with root certificates", param_hint="--trust")
 
 
-def _asked(gateway: GatewayClient, report: FileReport) -> FileReport:
+def _asked(gateway: Client, report: FileReport) -> FileReport:
     """The report with the answer of a gateway, when the file names a task."""
     request_id = (report.parameters or {}).get("request_id")
     try:
@@ -77,9 +77,9 @@ def _asked(gateway: GatewayClient, report: FileReport) -> FileReport:
     except ValueError:
         return report
     try:
-        return with_generation(report, gateway.generation(str(request_id)).document)
+        return with_task(report, gateway.get(str(request_id)))
     except NotFoundError:
-        return with_generation(report, {})
+        return with_task(report, None)
 
 
 def _lines(report: FileReport) -> Iterable[str]:

@@ -7,12 +7,12 @@ may hold anything.
 import hashlib
 import stat
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from fluxpool_client import Task
 from fluxpool_contract.messages import format_time
 from fluxpool_worker.image_marks import ContentCredentials, FoundMarks, SignatureState, UnreadableImageError, read_marks
 from fluxpool_worker.image_parameters import ImageParametersError, read_parameters
@@ -113,17 +113,13 @@ def report_on(file: Path, *, anchors: str | None) -> FileReport:
     )
 
 
-def with_generation(report: FileReport, generation: Mapping[str, Any]) -> FileReport:
-    """The report with what a gateway knows of the task that the file names; empty when it knows no such task."""
-    images = generation.get("images")
-    known = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
-    if report.sha256 not in {image.get("sha256") for image in known}:
+def with_task(report: FileReport, task: Task | None) -> FileReport:
+    """The report with what a gateway knows of the task that the file names; None when it knows no such task."""
+    if task is None or report.sha256 not in {image.sha256 for image in task.images}:
         return replace(report, is_ours=bool(report.is_ours))
-    model, family, licence = (
-        str(value) if (value := generation.get(name)) is not None else None
-        for name in ("model", "model_family", "model_license")
+    return replace(
+        report, is_ours=True, model=task.model, model_family=task.model_family, model_license=task.model_license
     )
-    return replace(report, is_ours=True, model=model, model_family=family, model_license=licence)
 
 
 def _read(file: Path) -> bytes:

@@ -15,15 +15,16 @@ from typing import Any
 
 import httpx
 
+from fluxpool_cli.gateway import reason_of
 from fluxpool_cli.kafka.results_topic import ResultsTopic
 from fluxpool_cli.local.data_dir import DataDir, DataDirError
 from fluxpool_cli.local.demo.audit import IMAGE_SUFFIXES, Audit, audit, status_counts
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.workers.fleet import WorkerState
-from fluxpool_cli.submit.gateway_answers import Generation, NotAGatewayError, refusal_reason
 from fluxpool_cli.watch.commands import result_line
 from fluxpool_cli.watch.display import LiveDisplay, PoolSnapshot
+from fluxpool_client import AsyncClient, FluxpoolError
 from fluxpool_transport.lag import LagReader
 
 TINY_DEADLINE_SECONDS = 300.0
@@ -214,24 +215,17 @@ class _Demo:
     async def _submit(self, stack: LocalStack) -> None:
         bodies = prompts(self.options.tasks, tiny=self.options.model is None)
         self.display.note(f"sending {len(bodies)} prompts to {stack.parts.gateway_url}")
-        async with httpx.AsyncClient(
-            base_url=stack.parts.gateway_url, timeout=_SUBMIT_DEADLINE_SECONDS, trust_env=False
-        ) as http:
-            answers = await asyncio.gather(
-                *(http.post("/v1/generations", json=body) for body in bodies), return_exceptions=True
-            )
-        for body, answer in zip(bodies, answers, strict=True):
-            if isinstance(answer, BaseException):
-                self.problems.append(f"{body['prompt']!r} was not accepted: {answer!r}")
-            elif not answer.is_success:
-                self.problems.append(
-                    f"{body['prompt']!r} was not accepted: {refusal_reason(answer.content, status=answer.status_code)}"
-                )
+        async with AsyncClient(
+            stack.parts.gateway_url, timeout_seconds=_SUBMIT_DEADLINE_SECONDS, max_attempts=1
+        ) as client:
+            outcomes = await asyncio.gather(*(client.submit(**body) for body in bodies), return_exceptions=True)
+        for body, outcome in zip(bodies, outcomes, strict=True):
+            if isinstance(outcome, FluxpoolError):
+                self.problems.append(f"{body['prompt']!r} was not accepted: {reason_of(outcome)}")
+            elif isinstance(outcome, BaseException):
+                raise outcome
             else:
-                try:
-                    self.submitted[Generation.parse(answer.content).request_id] = body
-                except NotAGatewayError as error:
-                    self.problems.append(f"{body['prompt']!r}: the gateway: {error}")
+                self.submitted[outcome.request_id] = body
 
     async def _check_gateway(self, results: ResultsTopic) -> None:
         """Check that every address in a result serves the image that the result describes; `audit` checks the files."""
