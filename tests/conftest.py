@@ -19,6 +19,7 @@ from kit.engine import stand_in_engine, start_engine
 from kit.kafka import KafkaFactory, running_kafka, share_classes
 from kit.kafka_cluster import KafkaCluster
 from kit.on_change import MARKER, OPTION, ROOT, UnchangedTests, stamps_folder
+from kit.postgres import PostgresServer, running_postgres
 from kit.tiny import tiny_checkpoint
 from kit.waiting import PATIENCE
 
@@ -97,6 +98,13 @@ def kafka(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def bootstrap_servers(kafka: KafkaCluster) -> str:
     """The address of the shared broker."""
     return kafka.bootstrap_servers
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL server for the whole run: do not stop it; `database` makes a database of one test."""
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture
