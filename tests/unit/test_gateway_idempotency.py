@@ -279,7 +279,7 @@ async def test_a_reservation_of_a_dead_process_is_granted_to_the_same_body(
 ) -> None:
     file = reservation_file(tmp_path / "tasks.reservations")
     digest = task_digest(ONE.encode())
-    file.apply([Reserve(key=KEY, digest=digest, until_ms=1)], now_ms=0)
+    file.apply([Reserve(key=KEY, digest=digest, patience_ms=1)], now_ms=0)
     file.close()
     process = start()
     assert await process.submit(TWO) == "idempotency_conflict"
@@ -344,7 +344,7 @@ async def test_a_record_that_is_lost_with_its_topic_is_written_again(
     file = reservation_file(tmp_path / "tasks.reservations")
     digest = task_digest(ONE.encode())
     operations: list[ReservationOperation] = [
-        Reserve(key=KEY, digest=digest, until_ms=1),
+        Reserve(key=KEY, digest=digest, patience_ms=0),
         Settle(key=KEY, digest=digest, standing=RecordState.ACCEPTED),
     ]
     file.apply(operations, now_ms=1)
@@ -364,8 +364,8 @@ def verdicts(file: SharedFile, *operations: ReservationOperation, now_ms: int = 
     return [outcome.verdict for outcome in file.apply(operations, now_ms=now_ms)]
 
 
-def reserve(digest: str, *, until_ms: int = 10_000, again: bool = False) -> Reserve:
-    return Reserve(key=KEY, digest=digest, until_ms=until_ms, again=again)
+def reserve(digest: str, *, patience_ms: int = 9000, again: bool = False) -> Reserve:
+    return Reserve(key=KEY, digest=digest, patience_ms=patience_ms, again=again)
 
 
 def settle(digest: str, standing: RecordState | None) -> Settle:
@@ -378,8 +378,8 @@ def settle(digest: str, standing: RecordState | None) -> Settle:
         ([], "a", Verdict.GRANTED),
         ([reserve("a")], "a", Verdict.SAME_IN_PROGRESS),
         ([reserve("a")], "b", Verdict.OTHER_IN_PROGRESS),
-        ([reserve("a", until_ms=999)], "a", Verdict.GRANTED_AGAIN),
-        ([reserve("a", until_ms=999)], "b", Verdict.OTHER),
+        ([reserve("a", patience_ms=-1)], "a", Verdict.GRANTED_AGAIN),
+        ([reserve("a", patience_ms=-1)], "b", Verdict.OTHER),
         ([reserve("a"), settle("a", RecordState.ACCEPTED)], "a", Verdict.ACCEPTED),
         ([reserve("a"), settle("a", RecordState.ACCEPTED)], "b", Verdict.OTHER),
         ([reserve("a"), settle("a", RecordState.UNKNOWN)], "a", Verdict.GRANTED_AGAIN),
@@ -482,7 +482,7 @@ def test_threads_of_many_processes_agree(tmp_path: Path) -> None:
     def run(digest: str) -> None:
         file = reservation_file(tmp_path / "f")
         for number in range(50):
-            wanted = Reserve(key=TaskKey(str(number), "acme"), digest=digest, until_ms=10_000)
+            wanted = Reserve(key=TaskKey(str(number), "acme"), digest=digest, patience_ms=9000)
             granted.extend(out for out in file.apply([wanted], now_ms=1000) if out.verdict is Verdict.GRANTED)
         file.close()
 

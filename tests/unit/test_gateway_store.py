@@ -13,9 +13,9 @@ from sqlalchemy.exc import DatabaseError
 
 from fluxpool_gateway.identity.tenant_proof import NOBODY
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, report_damage, take_damage_report
-from fluxpool_gateway.store.database import identity_of, open_writer
+from fluxpool_gateway.store.database import DatabaseUnusableError, identity_of, open_writer
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of, is_record_fault
-from fluxpool_gateway.store.migration import DatabaseFileError, migrate
+from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
 from fluxpool_gateway.store.tables import change_counter, metadata
 from fluxpool_gateway.store.task_list import ChangePlace
@@ -308,7 +308,7 @@ async def test_a_store_of_the_first_release_keeps_its_tasks_and_is_read_again(fi
 def test_a_store_of_a_newer_release_is_refused_with_the_remedy(file: Path, engine: Engine) -> None:
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(DatabaseFileError, match="run that release, or delete the file"):
+    with pytest.raises(DatabaseUnusableError, match="run that release, or delete the file"):
         migrate(engine, file)
 
 

@@ -1,19 +1,20 @@
-"""The store of API keys: a SQLite file of its own, read and written by every server process of a gateway.
+"""The store of API keys, read and written by every server process of a gateway: a SQLite file of its own.
 
 Not in the task store's file: that one is a projection, which is moved aside and built again from Kafka when it is
-damaged, and keys are nowhere else. Owns the statements. Every method runs in a thread and returns a future, or raises
-`KeyStoreUnavailableError` from it. `identity.bootstrap` makes the file.
+damaged, and keys are nowhere else. On PostgreSQL they are tables beside the task store's.
+Owns the statements. Every method runs in a thread and returns a future, or raises `KeyStoreUnavailableError` from it.
+`identity.bootstrap` makes the file or the tables.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
-from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import DatabaseError
 
@@ -28,14 +29,15 @@ from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_rea
 T = TypeVar("T")
 Name = TypeVar("Name", bound=StrEnum)
 
-_THREADS: Final = 2
+KEY_THREADS: Final = 2
 _TENANTS: Final = "tenants"
 _SECRET: Final = select(secrets.c.value).where(secrets.c.name == _TENANTS)
 _FIND: Final = select(api_keys).where(api_keys.c.key_id == bindparam("key_id"))
+_LATEST_USE: Final = func.coalesce(api_keys.c.last_used_at_ms, 0)
 _USED: Final = (
     update(api_keys)
-    .where(api_keys.c.key_id == bindparam("used_id"))
-    .values(last_used_at_ms=func.max(func.coalesce(api_keys.c.last_used_at_ms, 0), bindparam("at_ms")))
+    .where(api_keys.c.key_id == bindparam("used_id"), bindparam("at_ms") > _LATEST_USE)
+    .values(last_used_at_ms=bindparam("at_ms"))
 )
 
 
@@ -47,25 +49,31 @@ class KeyStoreUnavailableError(Exception):
     """The keys cannot be read or written now; the message says why."""
 
 
+class KeyDatabase(Protocol):
+    """A database that holds the keys, for several threads."""
+
+    def run(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+        """What `work` makes of a transaction; raises `KeyStoreUnavailableError`."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
 class KeyStore:
     """The keys, for an event loop; close it at the end."""
 
-    def __init__(self, file: Path) -> None:
-        """Opens nothing yet."""
-        self._file = file
-        self._reader = open_reader(file)
-        # A revocation that was answered must survive a power cut.
-        self._writer = open_writer(file, synchronous="FULL")
-        self._identity: StoreIdentity | None = None
-        self._executor = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="api-keys")
+    def __init__(self, database: Path | KeyDatabase) -> None:
+        """Opens nothing yet. `database` is the path of a SQLite file, or another database."""
+        self._database = _KeyFile(database) if isinstance(database, Path) else database
+        self._executor = ThreadPoolExecutor(max_workers=KEY_THREADS, thread_name_prefix="api-keys")
 
     def find(self, key_id: str) -> asyncio.Future[KeyRecord | None]:
         """The key with this id."""
-        return self._run(self._reader, lambda connection: find_key(connection, key_id))
+        return self._run(lambda connection: find_key(connection, key_id))
 
     def secret(self) -> asyncio.Future[bytes]:
         """The secret that proves the tenants of tasks; made before the servers start."""
-        return self._run(self._reader, lambda connection: connection.execute(_SECRET).scalar_one())
+        return self._run(lambda connection: connection.execute(_SECRET).scalar_one())
 
     def page(self, *, after: str, limit: int) -> asyncio.Future[Sequence[KeyRecord]]:
         """At most `limit` keys, by their ids, those after the given one."""
@@ -74,11 +82,11 @@ class KeyStore:
         def read(connection: Connection) -> Sequence[KeyRecord]:
             return [_to_record(row) for row in connection.execute(query).mappings()]
 
-        return self._run(self._reader, read)
+        return self._run(read)
 
     def add(self, record: KeyRecord) -> asyncio.Future[None]:
         """Add a new key."""
-        return self._run(self._writer, lambda connection: add_key(connection, record))
+        return self._run(lambda connection: add_key(connection, record), writes=True)
 
     def change(
         self, key_id: str, change: Callable[[KeyRecord], tuple[KeyRecord, KeyRecord | None]]
@@ -89,7 +97,8 @@ class KeyStore:
         """
 
         def write(connection: Connection) -> KeyRecord | None:
-            found = find_key(connection, key_id)
+            # Locked where others write as well: what is replaced is what was read.
+            found = find_key(connection, key_id, for_update=True)
             if found is None:
                 return None
             changed, added = change(found)
@@ -100,27 +109,46 @@ class KeyStore:
                 add_key(connection, added)
             return changed
 
-        return self._run(self._writer, write)
+        return self._run(write, writes=True)
 
     def save_used(self, used_at_ms: Mapping[str, int]) -> asyncio.Future[None]:
         """Note when keys were used last; an earlier time than the stored one changes nothing."""
 
         def write(connection: Connection) -> None:
-            rows = [{"used_id": key_id, "at_ms": at_ms} for key_id, at_ms in used_at_ms.items()]
+            # In one order in all replicas, which then cannot wait for each other.
+            rows = [{"used_id": key_id, "at_ms": at_ms} for key_id, at_ms in sorted(used_at_ms.items())]
             connection.execute(_USED, rows)
 
-        return self._run(self._writer, write)
+        return self._run(write, writes=True)
 
     def close(self) -> None:
         """End the threads and the connections."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._database.close()
+
+    def _run(self, work: Callable[[Connection], T], *, writes: bool = False) -> asyncio.Future[T]:
+        run = partial(self._database.run, work, writes=writes)
+        return asyncio.get_running_loop().run_in_executor(self._executor, run)
+
+
+class _KeyFile:
+    """A SQLite file, which is opened again when it was replaced."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._reader = open_reader(file)
+        # A revocation that was answered must survive a power cut.
+        self._writer = open_writer(file, synchronous="FULL")
+        self._identity: StoreIdentity | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
         self._reader.dispose()
         self._writer.dispose()
 
-    def _run(self, engine: Engine, work: Callable[[Connection], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._executor, self._run_here, engine, work)
-
-    def _run_here(self, engine: Engine, work: Callable[[Connection], T]) -> T:
+    def run(self, work: Callable[[Connection], T], *, writes: bool) -> T:
+        """What `work` makes of a transaction."""
+        engine: Engine = self._writer if writes else self._reader
         identity = identity_of(self._file)
         if identity is None:
             # Not made again: a gateway whose keys were deleted accepts no caller until it is started again.
@@ -137,9 +165,10 @@ class KeyStore:
             raise KeyStoreUnavailableError(f"{self._file} cannot be used ({error.orig})") from error
 
 
-def find_key(connection: Connection, key_id: str) -> KeyRecord | None:
+def find_key(connection: Connection, key_id: str, *, for_update: bool = False) -> KeyRecord | None:
     """The key with this id."""
-    row = connection.execute(_FIND, {"key_id": key_id}).mappings().first()
+    query = _FIND.with_for_update() if for_update else _FIND
+    row = connection.execute(query, {"key_id": key_id}).mappings().first()
     return None if row is None else _to_record(row)
 
 
@@ -149,10 +178,14 @@ def add_key(connection: Connection, record: KeyRecord) -> None:
 
 
 def keep_secret(connection: Connection, proposed: bytes) -> bytes:
-    """The secret that is stored; the proposed one, which is stored then, where there is none."""
-    connection.execute(sqlite.insert(secrets).values(name=_TENANTS, value=proposed).on_conflict_do_nothing())
-    kept: bytes = connection.execute(_SECRET).scalar_one()
-    return kept
+    """The secret that is stored; the proposed one, which is stored then, where there is none.
+
+    By one process at a time.
+    """
+    kept: bytes | None = connection.execute(_SECRET).scalar_one_or_none()
+    if kept is None:
+        connection.execute(insert(secrets).values(name=_TENANTS, value=proposed))
+    return kept or proposed
 
 
 def has_active_key(connection: Connection, now_ms: int) -> bool:

@@ -1,7 +1,7 @@
 """Admits tasks within the limits of their tenant, or refuses with 429; says in headers what is left.
 
-The limits hold across the server processes of a gateway (`store.quota_file`). Response headers follow the IETF draft
-"RateLimit header fields for HTTP" (draft-ietf-httpapi-ratelimit-headers).
+The limits hold across the server processes of a gateway (`store.quota_file`), and on PostgreSQL across its replicas.
+Response headers follow the IETF draft "RateLimit header fields for HTTP" (draft-ietf-httpapi-ratelimit-headers).
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.settings import EVERY_TENANT, TenantLimits
 from fluxpool_gateway.store.batches import Batches
 from fluxpool_gateway.store.quota_file import Admit, Grant, LimitName, Limits, Release, Transaction, UnfinishedTasks
-from fluxpool_gateway.store.shared_file import SharedFile, SharedFileError
+from fluxpool_gateway.store.shared_file import Shared, SharedFileError
 
 Headers = Sequence[tuple[str, str]]
 
@@ -30,7 +30,7 @@ logger = structlog.stdlib.get_logger(__name__)
 class Quotas:
     """The limits of all tenants, for one event loop; close it at the end."""
 
-    def __init__(self, limits: Mapping[str, TenantLimits], file: SharedFile, store: UnfinishedTasks) -> None:
+    def __init__(self, limits: Mapping[str, TenantLimits], file: Shared, store: UnfinishedTasks) -> None:
         """`limits` are by tenant; those of `EVERY_TENANT` are for each tenant without its own."""
         self._limits = {tenant: _parsed(given) for tenant, given in limits.items()}
         self._file = file

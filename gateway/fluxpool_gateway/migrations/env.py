@@ -4,6 +4,9 @@ from alembic import context
 
 from fluxpool_gateway.store.tables import metadata
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+attributes = context.config.attributes
+context.configure(
+    connection=attributes["connection"], target_metadata=metadata, version_table=attributes["version_table"]
+)
 with context.begin_transaction():
     context.run_migrations()

@@ -18,9 +18,9 @@ from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projector import Projector
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, take_damage_report
-from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_writer
+from fluxpool_gateway.store.database import DatabaseUnusableError, StoreIdentity, identity_of, open_writer
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of
-from fluxpool_gateway.store.migration import DatabaseFileError, migrate
+from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_transport.process import Backoff
 
@@ -42,7 +42,7 @@ class StoreKeeper:
     ) -> None:
         """`is_foreign`: no projector ever wrote the file. It is refused when unusable, never moved aside."""
         self._settings = settings
-        self._file = settings.database_file
+        self._file = settings.task_store_file()
         self._trust = trust
         self._stopping = stopping
         self._is_foreign = is_foreign
@@ -51,7 +51,7 @@ class StoreKeeper:
         self._backoff = Backoff(initial_seconds=RETRY_SECONDS, maximum_seconds=MAX_RETRY_SECONDS)
 
     def run(self) -> None:
-        """Return once stopping is set; raises `DatabaseFileError` or `OSError` when the file never could be opened."""
+        """Return once stopping is set; raises `DatabaseUnusableError` or `OSError` when the file never was opened."""
         while not self._stopping.is_set():
             started_at = time.monotonic()
             try:
@@ -89,7 +89,7 @@ class StoreKeeper:
 
     def _recover(self, fault: DatabaseFault, reason: str) -> None:
         if not self._was_opened and (self._is_foreign or fault is DatabaseFault.INACCESSIBLE):
-            raise DatabaseFileError(
+            raise DatabaseUnusableError(
                 f"database_file: {self._file} cannot be used as a database ({reason}); let the gateway's user write "
                 "it and its folder, or delete the file: it is built again from Kafka"
             )

@@ -18,6 +18,11 @@ that size for ever."""
 COMPANIONS: Final = ("-wal", "-shm")
 """What SQLite keeps beside the file while it is open in WAL mode."""
 
+
+class DatabaseUnusableError(Exception):
+    """The task store's database cannot be used; the message names the setting and says what to do."""
+
+
 StoreIdentity = tuple[int, ...]
 """Device and inode of the file, inodes of its companions (0 without). Differs once any of them was replaced.
 

@@ -1,4 +1,4 @@
-"""Migrates a SQLite file to this release's schema; apart from `database`, because servers do not import Alembic."""
+"""Migrates a database to this release's schema; apart from `database`, because servers do not import Alembic."""
 
 import re
 from pathlib import Path
@@ -9,41 +9,47 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Engine, text
 
+from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_gateway.store.database_faults import DamagedStoreError
+from fluxpool_gateway.store.postgres.connection import Lock, take_lock
 
-_MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
-
+TASK_MIGRATIONS: Final = Path(__file__).parents[1] / "migrations"
 
 _REVISION: Final = re.compile(r"[0-9]{4}")
 
 
-class DatabaseFileError(Exception):
-    """The task store's file cannot be used; the message says what to do."""
+FILE_REMEDY: Final = "delete the file: it is built again from Kafka"
 
 
-def migrate(engine: Engine, file: Path) -> None:
-    """Bring the schema to this release's.
+def migrate(engine: Engine, database: Path | str, *, setting: str = "database_file", remedy: str = FILE_REMEDY) -> None:
+    """Bring the schema to this release's; all but the engine is for messages.
 
-    Raises `DatabaseFileError` when the file is of a newer release, and SQLAlchemy's `DatabaseError` or
+    Raises `DatabaseUnusableError` when it is of a newer release, and SQLAlchemy's `DatabaseError` or
     `DamagedStoreError` when it does not answer as a store.
     """
     try:
-        upgrade(engine, _MIGRATIONS)
+        upgrade(engine, TASK_MIGRATIONS)
     except CommandError as error:
         with engine.connect() as connection:
             revisions = list(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
         if len(revisions) == 1 and _REVISION.fullmatch(str(revisions[0])):
-            raise DatabaseFileError(
-                f"database_file: {file} was written by a newer release ({error}); "
-                "run that release, or delete the file: it is built again from Kafka"
+            raise DatabaseUnusableError(
+                f"{setting}: {database} was written by a newer release ({error}); run that release, or {remedy}"
             ) from error
         raise DamagedStoreError(f"no release wrote this schema: {error}") from error
 
 
-def upgrade(engine: Engine, scripts: Path) -> None:
-    """Run the migrations in a folder, all or none; raises Alembic's `CommandError` for a file of another release."""
+def upgrade(engine: Engine, scripts: Path, *, version_table: str = "alembic_version") -> None:
+    """Run the migrations in a folder, all or none; raises Alembic's `CommandError` for a schema of another release.
+
+    Tables with different migrations in one database have a `version_table` each.
+    """
     configuration = Config()
     configuration.set_main_option("script_location", str(scripts).replace("%", "%%"))
     with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            # Replicas start at once.
+            take_lock(connection, Lock.MIGRATION)
         configuration.attributes["connection"] = connection
+        configuration.attributes["version_table"] = version_table
         command.upgrade(configuration, "head")

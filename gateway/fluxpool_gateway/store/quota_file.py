@@ -1,4 +1,4 @@
-"""What the limits of tenants count, in a file that all server processes share: submissions in a time, unfinished tasks.
+"""What the limits of tenants count, in a file that server processes share: submissions in a time, unfinished tasks.
 
 How many submissions fit is decided by the `limits` library (sliding window counter); here is its storage. It has none
 for processes that share a disk and no server. Outstanding are the tasks that the task store knows as unfinished, and
@@ -6,7 +6,6 @@ those admitted here that it does not know yet: an admission is dropped in the tr
 finds its task there, so that no task counts twice or not at all. Blocks: callers use a thread.
 """
 
-import sqlite3
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from limits.storage.base import TimestampedSlidingWindow
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from fluxpool_gateway.store.reading import StoreUnavailableError
-from fluxpool_gateway.store.shared_file import SharedFile
+from fluxpool_gateway.store.shared_file import SharedFile, Statements
 
 FILE_SUFFIX: Final = ".quotas"
 _SCHEMA_VERSION: Final = 1
@@ -34,6 +33,14 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS counted (tenant TEXT PRIMARY KEY, unfinished INTEGER NOT NULL, at_ms INTEGER NOT NULL)
     WITHOUT ROWID""",
 )
+_ADMIT: Final = (
+    "INSERT INTO admission VALUES (?, ?, ?) ON CONFLICT (tenant, request_id) DO UPDATE SET at_ms = excluded.at_ms"
+)
+_SAVE_COUNT: Final = (
+    "INSERT INTO counted VALUES (?, ?, ?)"
+    " ON CONFLICT (tenant) DO UPDATE SET unfinished = excluded.unfinished, at_ms = excluded.at_ms"
+)
+_HIT: Final = "INSERT INTO hits VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET count = hits.count + excluded.count"
 UNPROJECTED_SECONDS: Final = 300
 """An admission whose task is not in the store after so long counts no longer: its record was never written."""
 
@@ -119,7 +126,7 @@ class Transaction:
         self._store = store
         self._counts: dict[str, _Count] = {}
 
-    def apply(self, connection: sqlite3.Connection, now_ms: int) -> list[Grant]:
+    def apply(self, connection: Statements, now_ms: int) -> list[Grant]:
         """The outcome of each, in order."""
         # A transaction that is repeated in a new file starts from nothing.
         self._counts.clear()
@@ -137,7 +144,7 @@ class Transaction:
         return grants
 
     def _admit(
-        self, request: Admit, connection: sqlite3.Connection, windows: SlidingWindowCounterRateLimiter, now_ms: int
+        self, request: Admit, connection: Statements, windows: SlidingWindowCounterRateLimiter, now_ms: int
     ) -> Grant:
         tenant, limits, wanted = request.tenant, request.limits, len(request.request_ids)
         remaining: list[Remaining] = []
@@ -157,13 +164,13 @@ class Transaction:
         if limits.outstanding is not None:
             if exceeded is None:
                 rows = [(tenant, request_id, now_ms) for request_id in request.request_ids]
-                connection.executemany("INSERT OR REPLACE INTO admission VALUES (?, ?, ?)", rows)
+                connection.executemany(_ADMIT, rows)
                 counted = self._counts[tenant] = replace(counted, admitted=counted.admitted + wanted)
             left = max(0, limits.outstanding - counted.outstanding)
             remaining.append(Remaining(limit=LimitName.OUTSTANDING, count=left, more_in_seconds=None))
         return Grant(exceeded=exceeded, remaining=tuple(remaining))
 
-    def _count(self, connection: sqlite3.Connection, request: Admit, most: int, now_ms: int) -> "_Count":
+    def _count(self, connection: Statements, request: Admit, most: int, now_ms: int) -> "_Count":
         """As it was a moment ago; counted again before that refuses a task."""
         tenant = request.tenant
         counted = self._counts.get(tenant) or _last_count(connection, tenant, now_ms)
@@ -174,9 +181,7 @@ class Transaction:
         self._counts[tenant] = counted
         return counted
 
-    def _recount(
-        self, connection: sqlite3.Connection, tenant: str, last: "_Count", *, most: int, now_ms: int
-    ) -> "_Count":
+    def _recount(self, connection: Statements, tenant: str, last: "_Count", *, most: int, now_ms: int) -> "_Count":
         long_ago_ms = now_ms - UNPROJECTED_SECONDS * 1000
         connection.execute("DELETE FROM admission WHERE tenant = ? AND at_ms < ?", [tenant, long_ago_ms])
         rows = connection.execute("SELECT request_id FROM admission WHERE tenant = ?", [tenant])
@@ -189,7 +194,7 @@ class Transaction:
             unfinished, projected = last.unfinished, ()
         gone = [(tenant, request_id) for request_id in projected]
         connection.executemany("DELETE FROM admission WHERE tenant = ? AND request_id = ?", gone)
-        connection.execute("INSERT OR REPLACE INTO counted VALUES (?, ?, ?)", [tenant, unfinished, now_ms])
+        connection.execute(_SAVE_COUNT, [tenant, unfinished, now_ms])
         return _Count(unfinished=unfinished, admitted=len(admitted) - len(gone), age_ms=0)
 
 
@@ -209,7 +214,7 @@ class _Count:
         return self.unfinished + self.admitted
 
 
-def _last_count(connection: sqlite3.Connection, tenant: str, now_ms: int) -> _Count:
+def _last_count(connection: Statements, tenant: str, now_ms: int) -> _Count:
     row = connection.execute("SELECT unfinished, at_ms FROM counted WHERE tenant = ?", [tenant]).fetchone()
     unfinished, at_ms = (0, -COUNTED_MS) if row is None else row
     (admitted,) = connection.execute("SELECT count(*) FROM admission WHERE tenant = ?", [tenant]).fetchone()
@@ -221,7 +226,7 @@ class _Hits(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
 
     STORAGE_SCHEME = None
 
-    def __init__(self, connection: sqlite3.Connection, now_seconds: float) -> None:
+    def __init__(self, connection: Statements, now_seconds: float) -> None:
         super().__init__()
         self._connection = connection
         self._now_seconds = now_seconds
@@ -229,7 +234,7 @@ class _Hits(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
     @property
     def base_exceptions(self) -> type[Exception]:
         """What it raises."""
-        return sqlite3.Error
+        return Exception
 
     def get(self, key: str) -> int:
         """Hits in one window."""
@@ -238,8 +243,7 @@ class _Hits(Storage, SlidingWindowCounterSupport, TimestampedSlidingWindow):
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
         """Add hits to a window, which is forgotten after `expiry` seconds."""
-        statement = "INSERT INTO hits VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
-        self._connection.execute(statement, [key, amount, int(1000 * (self._now_seconds + expiry))])
+        self._connection.execute(_HIT, [key, amount, int(1000 * (self._now_seconds + expiry))])
         return self.get(key)
 
     def get_expiry(self, key: str) -> float:

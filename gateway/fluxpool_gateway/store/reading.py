@@ -1,6 +1,7 @@
 """Reading the task store from a server process, while the projector writes it and may replace it.
 
-Owns the check that the path still names the opened file, and the report of damage to the projector.
+Owns the check that the path of a SQLite file still names the opened file, and the report of damage to the projector.
+PostgreSQL's side is `store.postgres.reads`.
 """
 
 import asyncio
@@ -8,7 +9,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar, assert_never
+from typing import Final, Protocol, TypeVar, assert_never
 
 from sqlalchemy import Connection, bindparam, select, text
 from sqlalchemy.exc import DatabaseError
@@ -17,7 +18,7 @@ from fluxpool_contract.messages import DEFAULT_TENANT
 from fluxpool_gateway.store.damage import report_damage
 from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of
-from fluxpool_gateway.store.tables import tasks
+from fluxpool_gateway.store.tables import JSON_ELEMENTS, tasks
 from fluxpool_gateway.store.task_list import (
     ChangePlace,
     Changes,
@@ -46,14 +47,19 @@ from fluxpool_gateway.store.task_store import (
 
 T = TypeVar("T")
 
-_READER_THREADS: Final = 4
+READER_THREADS: Final = 4
 _COUNT_UNFINISHED: Final = text(
-    "SELECT count(*) FROM (SELECT 1 FROM task WHERE tenant = :tenant AND status IN ('queued', 'running') LIMIT :most)"
+    "SELECT count(*) FROM"
+    " (SELECT 1 FROM task WHERE tenant = :tenant AND status IN ('queued', 'running') LIMIT :most) found"
 )
 """With the states as they are in the index of unfinished tasks, which serves only a query that names the same."""
-_STORED: Final = text(
-    "SELECT request_id FROM task WHERE tenant = :tenant AND request_id IN (SELECT value FROM json_each(:known))"
-)
+_STORED: Final = {
+    dialect: text(
+        "SELECT request_id FROM task WHERE tenant = :tenant"  # noqa: S608 - names of functions
+        f" AND request_id IN (SELECT value FROM {elements}(:known))"
+    )
+    for dialect, elements in JSON_ELEMENTS.items()
+}
 _WITH_ID: Final = select(tasks).where(tasks.c.request_id == bindparam("request_id"))
 _FIND_TASK: Final = _WITH_ID.where(tasks.c.tenant == bindparam("tenant"))
 _FIND_OF_ANY: Final = _WITH_ID.order_by(tasks.c.tenant != DEFAULT_TENANT, tasks.c.tenant).limit(1)
@@ -63,15 +69,26 @@ class StoreUnavailableError(Exception):
     """The store cannot be read now; the message says why, and the remedy."""
 
 
+class ReadableDatabase(Protocol):
+    """A database that holds a task store, for several threads."""
+
+    begin_snapshot: str
+    """Begins a transaction in which all statements see one moment. It ends when the connection is returned."""
+
+    def read(self, read: Callable[[Connection], T]) -> T:
+        """What `read` makes of a connection; raises `StoreUnavailableError`."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
 class TaskStoreReader:
     """The servers' side, for an event loop; close it at the end. Every read raises `StoreUnavailableError`."""
 
-    def __init__(self, file: Path) -> None:
-        """`file` need not exist yet."""
-        self._file = file
-        self._engine = open_reader(file)
-        self._identity: StoreIdentity | None = None
-        self._executor = ThreadPoolExecutor(max_workers=_READER_THREADS, thread_name_prefix="task-store")
+    def __init__(self, database: Path | ReadableDatabase) -> None:
+        """`database` is the path of a SQLite file, which need not exist yet, or another database."""
+        self._database = _FileReads(database) if isinstance(database, Path) else database
+        self._executor = ThreadPoolExecutor(max_workers=READER_THREADS, thread_name_prefix="task-store")
 
     async def find(self, request_id: str, *, tenant: str | None) -> TaskState | None:
         """The task with this id as far as it is projected; of any tenant, `default` first, when none is given."""
@@ -88,9 +105,12 @@ class TaskStoreReader:
         self, wanted: ListFilter, *, order: ListOrder, after: ListCursor | None = None, limit: int
     ) -> TaskPage:
         """At most `limit` tasks that pass the filter, as far as they are projected."""
-        return await self._read(
-            lambda connection: list_tasks(connection, wanted, order=order, after=after, limit=limit)
-        )
+
+        def read(connection: Connection) -> TaskPage:
+            self._begin_snapshot(connection)
+            return list_tasks(connection, wanted, order=order, after=after, limit=limit)
+
+        return await self._read(read)
 
     async def count_group(self, *, tenant: str, group_id: str) -> GroupCounts:
         """The tasks of a group by status, as far as they are projected."""
@@ -108,7 +128,7 @@ class TaskStoreReader:
         """At most `limit` tasks of the tenant that changed after a place."""
 
         def read(connection: Connection) -> Changes:
-            connection.exec_driver_sql("BEGIN")
+            self._begin_snapshot(connection)
             return read_changes(connection, tenant, after=after, limit=limit)
 
         return await self._read(read)
@@ -117,7 +137,7 @@ class TaskStoreReader:
         """The newest tasks that pass the filter, and the place of the latest change that they have."""
 
         def read(connection: Connection) -> tuple[TaskPage, ChangePlace]:
-            connection.exec_driver_sql("BEGIN")
+            self._begin_snapshot(connection)
             return list_tasks(connection, wanted, limit=limit), read_place(connection, wanted.tenant)
 
         return await self._read(read)
@@ -145,28 +165,44 @@ class TaskStoreReader:
         """
 
         def read(connection: Connection) -> tuple[int, Collection[str]]:
-            # Each statement would see a moment of its own otherwise: readers begin no transaction themselves. It ends
-            # when the connection is returned.
-            connection.exec_driver_sql("BEGIN")
+            self._begin_snapshot(connection)
             count = connection.execute(_COUNT_UNFINISHED, {"tenant": tenant, "most": most}).scalar_one()
-            stored = (
-                connection.execute(_STORED, {"tenant": tenant, "known": json.dumps(known)}).scalars().all()
-                if known
-                else ()
-            )
-            return count, stored
+            if not known:
+                return count, ()
+            values = {"tenant": tenant, "known": json.dumps(known)}
+            return count, connection.execute(_STORED[connection.dialect.name], values).scalars().all()
 
-        return self._read_here(read)
+        return self._database.read(read)
 
     def close(self) -> None:
         """End the threads and the connections."""
         self._executor.shutdown(wait=False, cancel_futures=True)
-        self._engine.dispose()
+        self._database.close()
+
+    def _begin_snapshot(self, connection: Connection) -> None:
+        """Readers begin no transaction otherwise: each statement would see a moment of its own."""
+        connection.exec_driver_sql(self._database.begin_snapshot)
 
     async def _read(self, read: Callable[[Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._read_here, read)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._database.read, read)
 
-    def _read_here(self, read: Callable[[Connection], T]) -> T:
+
+class _FileReads:
+    """A SQLite file, which is opened again when it was replaced."""
+
+    begin_snapshot = "BEGIN"
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._engine = open_reader(file)
+        self._identity: StoreIdentity | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def read(self, read: Callable[[Connection], T]) -> T:
+        """What `read` makes of a connection."""
         identity = identity_of(self._file)
         if identity is None:
             raise StoreUnavailableError(f"the store {self._file} does not exist; the projector builds it from Kafka")

@@ -1,16 +1,15 @@
-"""Idempotency reservations: which body holds which key, in a file that all server processes share.
+"""Idempotency reservations: which body holds which key, in a file or tables that all server processes share.
 
 A key is reserved before its record is written, so that of two bodies one is refused while neither is in Kafka yet. Owns
 the statements. Rows whose task the task store knows are redundant and are purged.
 """
 
-import sqlite3
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from fluxpool_gateway.store.shared_file import SharedFile
+from fluxpool_gateway.store.shared_file import SharedFile, Statements
 from fluxpool_gateway.store.task_state import TaskKey
 
 FILE_SUFFIX: Final = ".reservations"
@@ -68,12 +67,12 @@ class Reserve:
 
     key: TaskKey
     digest: str
-    until_ms: int
-    """When a reservation that was not settled no longer counts as being written: its process is gone."""
+    patience_ms: int
+    """After this time a reservation that was not settled no longer counts as being written: its process is gone."""
     again: bool = False
     """Also where the same body was accepted already: its record is lost."""
 
-    def apply(self, connection: sqlite3.Connection, now_ms: int) -> Outcome:
+    def apply(self, connection: Statements, now_ms: int) -> Outcome:
         """`at_ms` of a row that is being written is the time until which it counts as that."""
         query = "SELECT digest, standing, at_ms FROM reservation WHERE request_id = ? AND tenant = ?"
         row = connection.execute(query, self.key).fetchone()
@@ -87,8 +86,9 @@ class Reserve:
             if standing == RecordState.ACCEPTED and not self.again:
                 return Outcome(Verdict.ACCEPTED, settled_at_ms=at_ms)
         connection.execute(
-            "INSERT OR REPLACE INTO reservation VALUES (?, ?, ?, ?, ?)",
-            [*self.key, self.digest, RecordState.WRITING.value, self.until_ms],
+            "INSERT INTO reservation VALUES (?, ?, ?, ?, ?) ON CONFLICT (request_id, tenant)"
+            " DO UPDATE SET digest = excluded.digest, standing = excluded.standing, at_ms = excluded.at_ms",
+            [*self.key, self.digest, RecordState.WRITING.value, now_ms + self.patience_ms],
         )
         return Outcome(Verdict.GRANTED if row is None else Verdict.GRANTED_AGAIN)
 
@@ -101,7 +101,7 @@ class Settle:
     digest: str
     standing: RecordState | None
 
-    def apply(self, connection: sqlite3.Connection, now_ms: int) -> Outcome:
+    def apply(self, connection: Statements, now_ms: int) -> Outcome:
         """Of the own body only: past its time the id may be another's. What was accepted stays so."""
         if self.standing is None:
             connection.execute(
@@ -122,7 +122,7 @@ class Purge:
 
     accepted_before_ms: int
 
-    def apply(self, connection: sqlite3.Connection, now_ms: int) -> Outcome:
+    def apply(self, connection: Statements, now_ms: int) -> Outcome:
         """At most `PURGED_AT_ONCE` rows of each state."""
         unknown_before_ms = now_ms - UNKNOWN_KEPT_SECONDS * 1000
         for standing, before_ms in (

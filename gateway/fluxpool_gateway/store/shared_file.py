@@ -1,7 +1,8 @@
 """A small SQLite file that all server processes of a gateway share: short transactions, one process at a time.
 
 What it holds can be made again: a damaged file is replaced by an empty one. Owns the file and its lock, not what is in
-it: that is said by the operations. Blocks: callers use a thread.
+it: that is said by the operations. Blocks: callers use a thread. Replicas share tables of PostgreSQL instead
+(`store.postgres.shared_tables`), with the same operations.
 """
 
 import fcntl
@@ -9,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 
@@ -25,14 +26,47 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class SharedFileError(Exception):
-    """The file cannot be used; the message says why."""
+    """The file, or the tables in its place, cannot be used; the message says why."""
+
+
+class Rows(Protocol):
+    """What a statement found."""
+
+    @property
+    def rowcount(self) -> int:
+        """Rows that were changed."""
+
+    def fetchone(self) -> Any:
+        """The next row; None at the end."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Statements(Protocol):
+    """Runs statements that SQLite and PostgreSQL both take, with `?` for values; a connection of `sqlite3` is one."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Rows:
+        """Run a statement."""
+
+    def executemany(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> object:
+        """Run a statement for each of some rows."""
 
 
 class Operation(Protocol[T_co]):
     """A part of a transaction."""
 
-    def apply(self, connection: sqlite3.Connection, now_ms: int) -> T_co:
+    def apply(self, connection: Statements, now_ms: int) -> T_co:
         """Read and write; what it raises undoes the transaction."""
+
+
+class Shared(Protocol):
+    """What server processes share; used in one thread."""
+
+    def apply(self, operations: Sequence[Operation[T]], *, now_ms: int) -> list[T]:
+        """Apply all in one transaction, in order; raises `SharedFileError`, then none was applied."""
+
+    def close(self) -> None:
+        """Disconnect; the next operation connects again."""
 
 
 class SharedFile:

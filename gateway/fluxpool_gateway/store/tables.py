@@ -9,16 +9,24 @@ metadata = MetaData()
 LISTED_AT: Final = "coalesce(created_at_ms, completed_at_ms, 0)"
 """The time that a list is ordered by. Without its task a row has no other than that of its result.
 
-SQLite uses an index on an expression, or with a condition, only where a statement has the same one.
+A database uses an index on an expression, or with a condition, only where a statement has the same one.
 """
 NOT_ENDED: Final = "status IN ('queued', 'running')"
+JSON_ELEMENTS: Final = {"sqlite": "json_each", "postgresql": "json_array_elements_text"}
+"""The function of each dialect whose column `value` has the elements of a JSON array of strings."""
 UNSUCCESSFUL: Final = "status IN ('failed', 'expired', 'canceled')"
+
+
+def _ordered(length: int) -> String:
+    """Text in the order of its bytes, as cursors expect; PostgreSQL's databases sort as a language does."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
 
 tasks = Table(
     "task",
     metadata,
-    Column("request_id", String(128), primary_key=True),
-    Column("tenant", String(63), primary_key=True),
+    Column("request_id", _ordered(128), primary_key=True),
+    Column("tenant", _ordered(63), primary_key=True),
     Column("version", BigInteger, nullable=False),
     Column("status", String(16), nullable=False),
     Column("attempts", Integer, nullable=False),
@@ -40,8 +48,8 @@ tasks = Table(
 )
 _LISTED: Final = (tasks.c.tenant, text(LISTED_AT), tasks.c.request_id)
 Index("task_by_time", *_LISTED)
-Index("task_not_ended", *_LISTED, sqlite_where=text(NOT_ENDED))
-Index("task_unsuccessful", *_LISTED, sqlite_where=text(UNSUCCESSFUL))
+Index("task_not_ended", *_LISTED, sqlite_where=text(NOT_ENDED), postgresql_where=text(NOT_ENDED))
+Index("task_unsuccessful", *_LISTED, sqlite_where=text(UNSUCCESSFUL), postgresql_where=text(UNSUCCESSFUL))
 Index(
     "task_by_group",
     tasks.c.tenant,
@@ -49,6 +57,7 @@ Index(
     *_LISTED[1:],
     tasks.c.status,
     sqlite_where=text("group_id IS NOT NULL"),
+    postgresql_where=text("group_id IS NOT NULL"),
 )
 
 Index("task_by_change", tasks.c.tenant, tasks.c.change_number)

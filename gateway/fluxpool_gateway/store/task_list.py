@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select, text
 
 from fluxpool_gateway.store.database_faults import DamagedStoreError
-from fluxpool_gateway.store.tables import LISTED_AT, NOT_ENDED, UNSUCCESSFUL, tasks
+from fluxpool_gateway.store.tables import JSON_ELEMENTS, LISTED_AT, NOT_ENDED, UNSUCCESSFUL, tasks
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import to_state
 
@@ -123,7 +123,7 @@ def list_tasks(
     after: ListCursor | None = None,
     limit: int,
 ) -> TaskPage:
-    """At most `limit` tasks that pass the filter, those behind the cursor."""
+    """At most `limit` tasks that pass the filter, those behind the cursor; in a transaction, which it leaves open."""
     passing, scanned_to = _scan(connection, _places(wanted, order=order, after=after), wanted, limit=limit)
     shown: list[TaskState] = []
     size = 0
@@ -148,14 +148,15 @@ def _scan(
 ) -> tuple[list[ListCursor], ListCursor | None]:
     """The places that pass, one more than the limit if there are so many; and where a scan was given up."""
     passing: list[ListCursor] = []
-    # Rows are read one by one: SQLite does not look for rows that are not taken.
-    for scanned, place in enumerate(connection.execute(places), 1):
-        if place.status != TaskStatus.DELETED and (not wanted.statuses or place.status in wanted.statuses):
-            passing.append(_cursor(place))
-            if len(passing) > limit:
-                return passing, None
-        if scanned == MAX_SCANNED_ROWS:
-            return passing, _cursor(place)
+    # Rows are read some at a time: neither database looks for rows that are not taken.
+    with connection.execute(places, execution_options={"stream_results": True}) as rows:
+        for scanned, place in enumerate(rows, 1):
+            if place.status != TaskStatus.DELETED and (not wanted.statuses or place.status in wanted.statuses):
+                passing.append(_cursor(place))
+                if len(passing) > limit:
+                    return passing, None
+            if scanned == MAX_SCANNED_ROWS:
+                return passing, _cursor(place)
     return passing, None
 
 
@@ -234,10 +235,14 @@ def _cursor(place: Any) -> ListCursor:
 
 
 _PLACE: Final = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})")
-_LATEST: Final = text(
-    "SELECT value AS tenant, (SELECT max(change_number) FROM task WHERE tenant = value) AS number"
-    " FROM json_each(:tenants)"
-)
+_LATEST: Final = {
+    dialect: text(
+        # Names of functions. Both call their column `value`.
+        "SELECT value AS tenant, (SELECT max(change_number) FROM task WHERE tenant = value) AS number"  # noqa: S608
+        f" FROM {elements}(:tenants)"
+    )
+    for dialect, elements in JSON_ELEMENTS.items()
+}
 """With a maximum for each tenant, which is one step in the index; grouped it would be a walk over all their tasks."""
 
 
@@ -291,7 +296,7 @@ def read_place(connection: Connection, tenant: str) -> ChangePlace:
 
 def read_latest_changes(connection: Connection, tenants: Collection[str]) -> dict[str, int]:
     """The number of the latest change of each of these tenants that has any."""
-    rows = connection.execute(_LATEST, {"tenants": json.dumps(list(tenants))})
+    rows = connection.execute(_LATEST[connection.dialect.name], {"tenants": json.dumps(list(tenants))})
     return {row.tenant: row.number for row in rows if row.number is not None}
 
 

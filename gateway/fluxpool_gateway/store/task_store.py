@@ -4,15 +4,14 @@ One process writes (`TaskStoreWriter`, the projector) and blocks: it is called i
 `TaskStoreReader` in `store.reading`.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Final, Self
 
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select, update
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy import Connection, Engine, Integer, Table, bindparam, delete, func, insert, select, text, tuple_, update
 from sqlalchemy.engine import RowMapping
 
 from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
@@ -40,6 +39,7 @@ MAX_QUARANTINED_RECORDS: Final = 1000
 """Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
 _MAX_REASON_CHARACTERS: Final = 300
 _LOOKUP_CHUNK: Final = 500
+_COLUMNS: Final = tuple(column.name for column in tasks.columns)
 _FIELDS: Final = tuple(column.name for column in fields(TaskState) if column.compare)
 _STATE_COLUMNS: Final = [column.name for column in tasks.columns if column.name in _FIELDS]
 _ROW: Final = attrgetter(*("status.value" if name == "status" else name for name in _STATE_COLUMNS))
@@ -98,35 +98,52 @@ class Heartbeat:
     """Why the store had to be built again; None once that is done, or when it is built for the first time."""
 
 
-def _upsert(table: Table) -> Insert:
-    statement = insert(table)
-    changed = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
-    return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changed)
+def _upsert(table: Table, values: str) -> str:
+    """Insert these values, or replace what rows with their key have; equal in all dialects."""
+    names = ", ".join(column.name for column in table.columns)
+    key = ", ".join(column.name for column in table.primary_key.columns)
+    changed = ", ".join(f"{column.name} = excluded.{column.name}" for column in table.columns if not column.primary_key)
+    # Names of our own tables and columns.
+    return f"INSERT INTO {table.name} ({names}) {values} ON CONFLICT ({key}) DO UPDATE SET {changed}"
 
 
-# Compiled once and given to the driver as it is, as is the look-up: SQLAlchemy's work for each row costs as much as
-# SQLite's.
-_SAVE_TASKS: Final = str(_upsert(tasks).compile(dialect=sqlite.dialect()))
-_SAVE_OFFSETS: Final = _upsert(projected_offsets)
-_SAVE_HEARTBEAT: Final = _upsert(projector_heartbeat)
-_LAST_CHANGE: Final = select(change_counter.c.last_number)
+def _named(table: Table) -> str:
+    return f"VALUES ({', '.join(f':{column.name}' for column in table.columns)})"
+
+
+# Given to the driver as it is, as is the look-up: SQLAlchemy's work for each row costs as much as SQLite's.
+_SAVE_TASKS: Final = _upsert(tasks, f"VALUES ({', '.join('?' for _ in tasks.columns)})")
+_SAVE_TASKS_AT_ONCE: Final = _upsert(
+    tasks,
+    "SELECT * FROM json_to_recordset(%s) AS rows("  # noqa: S608 - names and types of our columns
+    + ", ".join(f"{column.name} {'bigint' if isinstance(column.type, Integer) else 'text'}" for column in tasks.columns)
+    + ")",
+)
+"""One message to the server, where each row would be one; the driver takes longer to make arrays of texts than JSON."""
+_SAVE_OFFSETS: Final = text(_upsert(projected_offsets, _named(projected_offsets)))
+_SAVE_HEARTBEAT: Final = text(_upsert(projector_heartbeat, _named(projector_heartbeat)))
+_COUNTER: Final = select(change_counter.c.first_number, change_counter.c.last_number).with_for_update()
 _SAVE_LAST_CHANGE: Final = update(change_counter).values(last_number=bindparam("number"))
 _FIND_VERSIONS: Final = select(tasks.c.request_id, tasks.c.tenant, tasks.c.version).where(
     tasks.c.request_id.in_(bindparam("request_ids", expanding=True))
 )
-_SCAN_SOURCES: Final = (
+_SCAN_SOURCES: Final = text(
     "SELECT request_id, tenant, source_topic, source_partition, source_offset FROM task"
-    " WHERE (request_id, tenant) > (?, ?) ORDER BY request_id, tenant LIMIT ?"
+    " WHERE (request_id, tenant) > (:request_id, :tenant) ORDER BY request_id, tenant LIMIT :rows"
 )
-_FIND_TASKS: Final = f"{select(tasks).compile(dialect=sqlite.dialect())} WHERE request_id IN"
+_DELETE_TASK: Final = text("DELETE FROM task WHERE request_id = :request_id AND tenant = :tenant")
+_FIND_TASKS: Final = f"{select(tasks)} WHERE request_id IN"
+_FIND_TASKS_AT_ONCE: Final = f"{select(tasks)} WHERE request_id = ANY(%s)"
 
 
 class TaskStoreWriter:
     """The projector's side."""
 
     def __init__(self, engine: Engine) -> None:
-        """`engine` comes from `open_writer` and its schema is current."""
+        """`engine` comes from `open_writer` or `open_projector`, and its schema is current."""
         self._engine = engine
+        self._first_number: int | None = None
+        """Names the store that the positions were read from; None before."""
 
     def apply(
         self,
@@ -143,7 +160,7 @@ class TaskStoreWriter:
         `DatabaseError`, or `DamagedStoreError`, when the fault is the database's.
         """
         with self._engine.begin() as connection:
-            numbers = _ChangeNumbers(max(now_ms * 1000, _last_change(connection) + 1))
+            numbers = _ChangeNumbers(max(now_ms * 1000, self._last_change(connection) + 1))
             refused = _apply_all(connection, changes, numbers, now_ms=now_ms)
             if numbers.taken:
                 connection.execute(_SAVE_LAST_CHANGE, {"number": numbers.first + max(numbers.taken.values()) - 1})
@@ -166,7 +183,10 @@ class TaskStoreWriter:
 
     def positions(self) -> dict[Position, LogPosition]:
         """The next position to read of every partition that was ever read."""
-        with self._engine.connect() as connection:
+        with self._engine.begin() as connection:
+            self._first_number = None
+            # In this order: positions of another store than the number's are never saved.
+            self._last_change(connection)
             return read_positions(connection)
 
     def delete_expired(
@@ -178,12 +198,14 @@ class TaskStoreWriter:
         deleted rows. Only once everything was read that Kafka has: rows of an earlier release tell no record before.
         """
         with self._engine.begin() as connection:
-            found = connection.exec_driver_sql(_SCAN_SOURCES, (*after, rows)).all()
+            found = connection.execute(_SCAN_SOURCES, {**after._asdict(), "rows": rows}).all()
             expired = [
-                (request_id, tenant) for request_id, tenant, *source in found if is_deleted(*source, starts=starts)
+                {"request_id": request_id, "tenant": tenant}
+                for request_id, tenant, *source in found
+                if is_deleted(*source, starts=starts)
             ]
             if expired:
-                connection.exec_driver_sql("DELETE FROM task WHERE request_id = ? AND tenant = ?", expired)
+                connection.execute(_DELETE_TASK, expired)
         return (TaskKey(*found[-1][:2]) if len(found) == rows else None), len(expired)
 
     def forget_positions(self, topic: str) -> None:
@@ -199,7 +221,23 @@ class TaskStoreWriter:
     def beat(self, heartbeat: Heartbeat) -> None:
         """Replace the heartbeat."""
         with self._engine.begin() as connection:
+            # Not in a store that was emptied meanwhile: it has not caught up.
+            self._last_change(connection)
             connection.execute(_SAVE_HEARTBEAT, [{"id": 1, **asdict(heartbeat)}])
+
+    def _last_change(self, connection: Connection) -> int:
+        """The number of the last change; the row is locked until the transaction ends, where others write as well.
+
+        Raises `DamagedStoreError` when it is lost, or when the store is another one than before.
+        """
+        row = connection.execute(_COUNTER).one_or_none()
+        if row is None:
+            # Not the fault of a record: none could be applied.
+            raise DamagedStoreError("the number of the last change is lost")
+        if self._first_number not in {None, row.first_number}:
+            raise DamagedStoreError("the store was emptied, to be built again")
+        self._first_number = row.first_number
+        return int(row.last_number)
 
 
 def _apply_all(
@@ -212,7 +250,7 @@ def _apply_all(
         with connection.begin_nested():
             changed = _fold_all(connection, changes)
             if changed:
-                connection.exec_driver_sql(_SAVE_TASKS, numbers.rows(changed))
+                _save_tasks(connection, numbers.rows(changed))
     except Exception as error:  # no error of one record may stop those behind it
         if not is_record_fault(error):
             raise
@@ -227,6 +265,14 @@ def _apply_all(
     return []
 
 
+def _save_tasks(connection: Connection, rows: list[tuple[Any, ...]]) -> None:
+    if connection.dialect.name == "postgresql":
+        named = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+        connection.exec_driver_sql(_SAVE_TASKS_AT_ONCE, (json.dumps(named, ensure_ascii=False),))
+    else:
+        connection.exec_driver_sql(_SAVE_TASKS, rows)
+
+
 def _printable(text: str) -> str:
     """The text with everything escaped that a terminal would obey or a column refuse."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
@@ -234,14 +280,20 @@ def _printable(text: str) -> str:
 
 def _quarantine(connection: Connection, records: Sequence[QuarantinedRecord]) -> None:
     """Keep the newest; the numbers of those that were removed still tell how many there were."""
-    connection.execute(
-        insert(quarantined_records).on_conflict_do_nothing(),
-        [{**asdict(record), "reason": _printable(record.reason)[:_MAX_REASON_CHARACTERS]} for record in records],
-    )
-    newest = select(func.max(quarantined_records.c.number)).scalar_subquery()
-    connection.execute(
-        delete(quarantined_records).where(quarantined_records.c.number <= newest - MAX_QUARANTINED_RECORDS)
-    )
+    table = quarantined_records
+    place = tuple_(table.c.topic, table.c.partition, table.c.offset)
+    by_place = {(record.topic, record.partition, record.offset): record for record in records}
+    for known in connection.execute(select(table).where(place.in_(list(by_place)))):
+        del by_place[known.topic, known.partition, known.offset]
+    # Numbered here: a sequence of the database would also count what is rolled back.
+    newest = connection.execute(select(func.max(table.c.number))).scalar_one() or 0
+    rows = [
+        {**asdict(record), "number": number, "reason": _printable(record.reason)[:_MAX_REASON_CHARACTERS]}
+        for number, record in enumerate(by_place.values(), newest + 1)
+    ]
+    if rows:
+        connection.execute(insert(table), rows)
+        connection.execute(delete(table).where(table.c.number <= newest + len(rows) - MAX_QUARANTINED_RECORDS))
 
 
 _Row = tuple[TaskState, Source | None, int | None]
@@ -274,14 +326,6 @@ class _ChangeNumbers:
         return self.first + taken
 
 
-def _last_change(connection: Connection) -> int:
-    number = connection.execute(_LAST_CHANGE).scalar_one_or_none()
-    if number is None:
-        # Not the fault of a record: none could be applied.
-        raise DamagedStoreError("the number of the last change is lost")
-    return int(number)
-
-
 def _fold_all(
     connection: Connection, changes: Sequence[tuple[RecordRef, Change]]
 ) -> list[tuple[TaskState, Source, int | None]]:
@@ -308,15 +352,19 @@ def _fold_all(
 
 def _load(connection: Connection, request_ids: Sequence[str]) -> dict[tuple[str, str], _Row]:
     """The tasks with these ids, of every tenant."""
-    found: dict[tuple[str, str], _Row] = {}
+    return {
+        (row["request_id"], row["tenant"]): (to_state(row), _to_source(row), row["change_number"])
+        for row in _find_tasks(connection, request_ids)
+    }
+
+
+def _find_tasks(connection: Connection, request_ids: Sequence[str]) -> Iterator[RowMapping]:
+    if connection.dialect.name == "postgresql":
+        yield from connection.exec_driver_sql(_FIND_TASKS_AT_ONCE, (list(request_ids),)).mappings()
+        return
     for start in range(0, len(request_ids), _LOOKUP_CHUNK):
         chunk = tuple(request_ids[start : start + _LOOKUP_CHUNK])
-        statement = f"{_FIND_TASKS} ({', '.join('?' * len(chunk))})"
-        rows: Iterable[RowMapping] = connection.exec_driver_sql(statement, chunk).mappings()
-        found.update(
-            ((row["request_id"], row["tenant"]), (to_state(row), _to_source(row), row["change_number"])) for row in rows
-        )
-    return found
+        yield from connection.exec_driver_sql(f"{_FIND_TASKS} ({', '.join('?' * len(chunk))})", chunk).mappings()
 
 
 def _to_source(row: RowMapping) -> Source | None:

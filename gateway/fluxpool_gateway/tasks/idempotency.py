@@ -30,7 +30,7 @@ from fluxpool_gateway.store.reservations import (
     Settle,
     Verdict,
 )
-from fluxpool_gateway.store.shared_file import SharedFile, SharedFileError
+from fluxpool_gateway.store.shared_file import Shared, SharedFileError
 from fluxpool_gateway.store.task_state import TaskKey, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import Heartbeat
 
@@ -69,10 +69,10 @@ class UnwrittenError(Exception):
 
 
 class Reservations:
-    """The reservation file for one event loop; close it at the end."""
+    """The reservations for one event loop; close it at the end."""
 
-    def __init__(self, file: SharedFile) -> None:
-        """`file` comes from `reservation_file`."""
+    def __init__(self, file: Shared) -> None:
+        """`file` comes from `reservation_file`, or stands for the tables of PostgreSQL."""
         self._file = file
         self._batches: Batches[ReservationOperation, Outcome] = Batches(
             self._apply, name="reservations", error=SharedFileError
@@ -171,7 +171,7 @@ class Idempotency:
             settled = unwritten
             raise error.answer from error
         finally:
-            # Not awaited: the answer need not wait for the file. If it is lost, `until_ms` ends the reservation.
+            # Not awaited: the answer need not wait for it. If it is lost, `patience_ms` ends the reservation.
             self.reservations.apply(Settle(key=key, digest=digest, standing=settled))
 
     async def _reserve(self, key: TaskKey, digest: str) -> Verdict:
@@ -181,8 +181,7 @@ class Idempotency:
         gives_up_at = loop.time() + patience_seconds
         again = False
         while True:
-            until_ms = _now_ms() + int(patience_seconds * 1000)
-            wanted = Reserve(key=key, digest=digest, until_ms=until_ms, again=again)
+            wanted = Reserve(key=key, digest=digest, patience_ms=int(patience_seconds * 1000), again=again)
             try:
                 held = await self.reservations.apply(wanted)
             except SharedFileError as error:

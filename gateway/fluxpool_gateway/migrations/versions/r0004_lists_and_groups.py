@@ -14,13 +14,15 @@ def upgrade() -> None:
     op.add_column("task", sa.Column("group_id", sa.String(64)))
     listed: list[str | sa.TextClause] = ["tenant", sa.text(_LISTED_AT), "request_id"]
     op.create_index("task_by_time", "task", listed)
-    op.create_index("task_not_ended", "task", listed, sqlite_where=sa.text("status IN ('queued', 'running')"))
+    not_ended = sa.text("status IN ('queued', 'running')")
+    op.create_index("task_not_ended", "task", listed, sqlite_where=not_ended, postgresql_where=not_ended)
     unsuccessful = sa.text("status IN ('failed', 'expired', 'canceled')")
-    op.create_index("task_unsuccessful", "task", listed, sqlite_where=unsuccessful)
+    op.create_index("task_unsuccessful", "task", listed, sqlite_where=unsuccessful, postgresql_where=unsuccessful)
     in_group = sa.text("group_id IS NOT NULL")
     op.create_index(
         "task_by_group",
         "task",
         ["tenant", "group_id", sa.text(_LISTED_AT), "request_id", "status"],
         sqlite_where=in_group,
+        postgresql_where=in_group,
     )

@@ -12,6 +12,11 @@ _COLUMNS = (
 )
 
 
+def _ordered(length: int) -> sa.String:
+    """Text in the order of its bytes on every database."""
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
+
+
 def upgrade() -> None:
     """Copy the tasks into a table with the new key, and read every topic from its beginning once more.
 
@@ -20,8 +25,8 @@ def upgrade() -> None:
     """
     op.create_table(
         "task_by_tenant",
-        sa.Column("request_id", sa.String(128), primary_key=True),
-        sa.Column("tenant", sa.String(63), primary_key=True),
+        sa.Column("request_id", _ordered(128), primary_key=True),
+        sa.Column("tenant", _ordered(63), primary_key=True),
         sa.Column("version", sa.BigInteger, nullable=False),
         sa.Column("status", sa.String(16), nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
@@ -49,14 +54,16 @@ def upgrade() -> None:
         "request_id",
     ]
     op.create_index("task_by_time", "task", listed)
-    op.create_index("task_not_ended", "task", listed, sqlite_where=sa.text("status IN ('queued', 'running')"))
+    not_ended = sa.text("status IN ('queued', 'running')")
+    op.create_index("task_not_ended", "task", listed, sqlite_where=not_ended, postgresql_where=not_ended)
     unsuccessful = sa.text("status IN ('failed', 'expired', 'canceled')")
-    op.create_index("task_unsuccessful", "task", listed, sqlite_where=unsuccessful)
+    op.create_index("task_unsuccessful", "task", listed, sqlite_where=unsuccessful, postgresql_where=unsuccessful)
     op.create_index(
         "task_by_group",
         "task",
         ["tenant", "group_id", *listed[1:], "status"],
         sqlite_where=sa.text("group_id IS NOT NULL"),
+        postgresql_where=sa.text("group_id IS NOT NULL"),
     )
     op.execute("DELETE FROM projected_offset")
     # The reservations of the release before are dropped with their file: until the projector has caught up again,
