@@ -1,7 +1,8 @@
 """`python -m fluxpool_gateway.projector`: the one process that writes the task store, until SIGTERM.
 
 Configured as the server is. One projects for each database; any other waits for its lock and takes over. Its heartbeat
-in the store says how it is: the servers show that by `/readyz` and `/metrics`. Continues in `projection.store_keeper`.
+in the store says how it is: the servers show that by `/readyz` and `/metrics`. Continues in `projection.store_keeper`,
+or with PostgreSQL in `projection.postgres_keeper`.
 """
 
 import fcntl
@@ -22,9 +23,11 @@ from fluxpool_contract.settings import SettingsError
 from fluxpool_gateway.identity.bootstrap import prepare_secret
 from fluxpool_gateway.identity.key_store import KeysError
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
+from fluxpool_gateway.projection.postgres_keeper import PostgresKeeper
 from fluxpool_gateway.projection.store_keeper import StoreKeeper
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
-from fluxpool_gateway.store.migration import DatabaseFileError
+from fluxpool_gateway.store.database import DatabaseUnusableError
+from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.process import configure_logging
 
@@ -50,8 +53,10 @@ def main() -> int:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with suppress(PermissionError):
             os.nice(_NICENESS)
+        if settings.database_url is not None:
+            prepare_database(settings.database_url.get_secret_value())
         _project(settings, _trust(settings), stopping)
-    except (SettingsError, KafkaCredentialsError, DatabaseFileError, KeysError) as error:
+    except (SettingsError, KafkaCredentialsError, DatabaseUnusableError, KeysError) as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
     logger.info("projector_stopped")
@@ -63,15 +68,16 @@ def _trust(settings: GatewaySettings) -> TenantTrust:
     secret = None
     if settings.needs_keys():
         now_ms = time.time_ns() // 1_000_000
-        secret = prepare_secret(
-            settings.key_store_file(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=now_ms
-        )
+        secret = prepare_secret(settings.key_store(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=now_ms)
     return TenantTrust(secret=secret, foreign_topics=frozenset(settings.foreign_tenant_topics))
 
 
 def _project(settings: GatewaySettings, trust: TenantTrust, stopping: threading.Event) -> None:
-    """Raises `DatabaseFileError` when the file cannot be opened at the start."""
-    file = settings.database_file
+    """Raises `DatabaseUnusableError` when the file cannot be opened at the start."""
+    if settings.database_url is not None:
+        PostgresKeeper(settings, trust=trust, stopping=stopping).run()
+        return
+    file = settings.task_store_file()
     lock_file = file.with_name(file.name + LOCK_SUFFIX)
     try:
         # Only a projector makes a lock: a file without one was never a store, and is not ours to move aside.
@@ -80,7 +86,9 @@ def _project(settings: GatewaySettings, trust: TenantTrust, stopping: threading.
         with _lock(lock_file, stopping):
             StoreKeeper(settings, trust=trust, stopping=stopping, is_foreign=is_foreign).run()
     except OSError as error:
-        raise DatabaseFileError(f"database_file: {file} cannot be used ({error.strerror}); choose another") from error
+        raise DatabaseUnusableError(
+            f"database_file: {file} cannot be used ({error.strerror}); choose another"
+        ) from error
 
 
 @contextmanager

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
 from fluxpool_contract.messages import Quality, check_tenant
@@ -20,7 +29,7 @@ from fluxpool_contract.settings import (
     check_lanes,
     serving_groups,
 )
-from fluxpool_contract.text_rules import MAX_URL_CHARACTERS, check_http_url
+from fluxpool_contract.text_rules import MAX_URL_CHARACTERS, SecretCredential, check_http_url
 from fluxpool_gateway.identity.api_key import KeyScope
 
 EXIT_CONFIGURATION: Final = 2
@@ -102,6 +111,26 @@ class OidcSettings(BaseModel):
         return self
 
 
+def _check_postgres(url: SecretStr) -> SecretStr:
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme not in {"postgresql", "postgres"} or parts.path.strip("/") == "":
+        raise ValueError("must be postgresql://user:password@host:port/database")
+    login, at, hosts = parts.netloc.rpartition("@")
+    if "," in hosts:
+        # As libpq has several hosts; SQLAlchemy takes them as parameters.
+        several = "&".join(f"host={host}" for host in hosts.split(","))
+        query = f"{several}&{parts.query}" if parts.query else several
+        return SecretStr(f"postgresql://{login}{at}{parts.path}?{query}")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number; a password with / ? # @ must be percent-encoded") from None
+    return SecretStr(f"postgresql{url.get_secret_value().removeprefix(parts.scheme)}")
+
+
+PostgresUrl = Annotated[SecretCredential, AfterValidator(_check_postgres)]
+
+
 class GatewaySettings(EnvironmentSettings):
     """Settings of one gateway: of its server and of its projector alike."""
 
@@ -119,8 +148,13 @@ class GatewaySettings(EnvironmentSettings):
     qualities: Annotated[tuple[Quality, ...], Field(max_length=len(Quality))] = ()
     """Qualities that the pools allow; a request for another one is refused. Absent: the workers decide, and a task that
     they refuse is dead-lettered."""
-    database_file: Path
-    """SQLite file of the task store. A projection of Kafka: when it is deleted it is built again."""
+    database_url: PostgresUrl | None = None
+    """PostgreSQL database of the task store, the API keys and what limits count, for several replicas of the gateway:
+    `postgresql://user:password@host:5432/database?sslmode=verify-full`, with the parameters of libpq. PostgreSQL 13 or
+    later; a proxy between may pool sessions, not transactions."""
+    database_file: Annotated[Path | None, Field(validate_default=True)] = None
+    """SQLite file of the task store, for one gateway; required without `database_url`. A projection of Kafka: when it
+    is deleted it is built again."""
     listen_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     listen_port: Annotated[int, Field(ge=0, le=65_535)] = 8000
@@ -158,6 +192,26 @@ class GatewaySettings(EnvironmentSettings):
     is not named. They hold over all processes of the gateway. Without keys every task is of the tenant `default`."""
     address_file: Path | None = None
     """File that gets the gateway's URL, whole or not at all, once it listens."""
+
+    @field_validator("database_file")
+    @classmethod
+    def _has_one_database(cls, file: Path | None, info: ValidationInfo) -> Path | None:
+        # A URL that was refused is missing here, and has its own error.
+        if "database_url" not in info.data:
+            return file
+        if (file is None) == (info.data["database_url"] is None):
+            raise ValueError(
+                "set it, or database_url for several replicas"
+                if file is None
+                else "is not used with database_url; remove one of them"
+            )
+        return file
+
+    @model_validator(mode="after")
+    def _keys_are_somewhere(self) -> Self:
+        if self.database_url is not None and self.keys_file is not None:
+            raise ValueError("keys_file: is not used with database_url, which has the keys; remove it")
+        return self
 
     @model_validator(mode="after")
     def _lanes_differ(self) -> Self:
@@ -201,10 +255,19 @@ class GatewaySettings(EnvironmentSettings):
         named = self.bootstrap_key_file is not None or self.oidc.issuer is not None
         return named or not _is_loopback(self.listen_host)
 
+    def task_store_file(self) -> Path:
+        """The SQLite file of the task store; only without `database_url`."""
+        assert self.database_file is not None  # noqa: S101 - validated
+        return self.database_file
+
     def key_store_file(self) -> Path:
-        """Where the API keys are."""
+        """The SQLite file of the API keys; only without `database_url`."""
         # Not named after the database file: that one may be deleted with all that begins with its name.
-        return self.keys_file or self.database_file.with_name("api-keys.db")
+        return self.keys_file or self.task_store_file().with_name("api-keys.db")
+
+    def key_store(self) -> Path | str:
+        """Where the API keys are: a file, or the address of a database."""
+        return self.key_store_file() if self.database_url is None else self.database_url.get_secret_value()
 
     def groups(self) -> dict[str, str]:
         """Each consumer group of the workers with the topic it takes tasks from."""

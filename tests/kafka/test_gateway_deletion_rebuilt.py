@@ -24,14 +24,14 @@ PROMPT = "the secret fox"
 
 
 def rows(settings: GatewaySettings) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(settings.database_file)) as connection:
+    with closing(sqlite3.connect(settings.task_store_file())) as connection:
         # The last column is the number of the change, which depends on the batches.
         return [row[:-1] for row in connection.execute("SELECT * FROM task ORDER BY request_id")]
 
 
 def lose_store(settings: GatewaySettings) -> None:
     """Delete its file and what SQLite and the gateway keep beside it."""
-    for file in settings.database_file.parent.glob(f"{settings.database_file.name}*"):
+    for file in settings.task_store_file().parent.glob(f"{settings.task_store_file().name}*"):
         file.unlink()
 
 

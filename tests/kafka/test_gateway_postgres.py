@@ -21,7 +21,7 @@ from fluxpool_gateway.identity.key_record import KeyRecord
 from fluxpool_gateway.identity.key_store import KeysError, KeyStore
 from fluxpool_gateway.identity.key_tables import KeyTables
 from fluxpool_gateway.identity.quotas import Quotas
-from fluxpool_gateway.settings import TenantLimits
+from fluxpool_gateway.settings import GatewaySettings, TenantLimits
 from fluxpool_gateway.store.database import DatabaseUnusableError, open_writer
 from fluxpool_gateway.store.database_faults import DamagedStoreError
 from fluxpool_gateway.store.migration import migrate
@@ -51,7 +51,7 @@ from fluxpool_gateway.store.task_state import (
     TaskStatus,
 )
 from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, QuarantinedRecord, TaskStoreWriter
-from kit.postgres import PostgresServer
+from kit.postgres import PASSWORD, PostgresServer
 from kit.quota_users import NothingStored
 from kit.waiting import wait_until_blocking
 
@@ -190,6 +190,34 @@ def test_an_address_that_is_refused_is_named_with_the_remedy(
     assert "for tests" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "remedy"), [("nonsense=1", "correct its parameters"), ("password=guessed", "correct its user")]
+)
+def test_parameters_that_are_wrong_are_told_and_not_shown(
+    postgres: PostgresServer, parameters: str, remedy: str
+) -> None:
+    address = postgres.url().replace(f":{PASSWORD.replace(' ', '%20')}@", "@")
+    with pytest.raises(DatabaseUnusableError, match=remedy) as refused:
+        prepare_database(f"{address}?{parameters}")
+    assert "guessed" not in str(refused.value)
+
+
+def test_of_several_hosts_the_one_that_answers_is_used(postgres: PostgresServer) -> None:
+    address = postgres.url().replace(f"@127.0.0.1:{postgres.port}/", f"@127.0.0.1:1,127.0.0.1:{postgres.port}/")
+    settings = GatewaySettings.model_validate(
+        {
+            "kafka": {"bootstrap_servers": ["localhost:9092"]},
+            "storage": {"url": "file:///images"},
+            "database_url": f"{address}?target_session_attrs=read-write",
+        }
+    )
+    assert settings.database_url is not None
+    engine = open_projector(settings.database_url.get_secret_value())
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar_one() == 1
+    engine.dispose()
+
+
 def test_an_address_without_a_server_is_named_with_the_remedy() -> None:
     with pytest.raises(DatabaseUnusableError, match=r"^database_url: .*check its host and port"):
         prepare_database("postgresql://fluxpool@127.0.0.1:1/x")
@@ -310,6 +338,23 @@ async def test_rows_whose_record_kafka_deleted_are_deleted(writer: TaskStoreWrit
     assert deleted == 5
     page = await reader.list(ListFilter(tenant="default"), order=ListOrder.ASC, limit=50)
     assert [task.request_id for task in page.tasks] == ["t5", "t6", "t7", "t8"]
+
+
+async def test_a_read_of_one_moment_leaves_no_old_moment_to_the_next(
+    postgres: PostgresServer, url: str, writer: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
+    everything = ListFilter(tenant="default")
+    database = sql.Literal(url.rpartition("/")[2])
+    left_open = sql.SQL(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = {} AND state LIKE 'idle in transaction%'"
+    )
+    for number in range(10):
+        apply(writer, [seen(f"t{number}")], start=number)
+        assert len((await reader.list(everything, order=ListOrder.ASC, limit=2)).tasks) == min(number + 1, 2)
+        page, _ = await reader.snapshot(everything, limit=50)
+        assert len(page.tasks) == number + 1
+        assert reader.count_unfinished("default", known=["t0"], most=50) == (number + 1, ["t0"])
+        assert postgres.execute(left_open.format(database)) == [(0,)]
 
 
 async def test_reads_recover_when_the_server_was_away(
@@ -439,6 +484,15 @@ class _Forget:
     def apply(self, connection: Any, now_ms: int) -> None:
         assert now_ms > 0
         connection.execute("DELETE FROM reservation")
+
+
+def test_a_reservation_is_made_though_its_connection_was_closed(postgres: PostgresServer, url: str) -> None:
+    tables = _reservations(url)
+    for digest, verdict in (("a", Verdict.GRANTED), ("b", Verdict.OTHER_IN_PROGRESS)):
+        wanted = Reserve(key=TaskKey("key", "default"), digest=digest, patience_ms=100_000)
+        assert [outcome.verdict for outcome in tables.apply([wanted], now_ms=0)] == [verdict]
+        _end_sessions(postgres, url)
+    tables.close()
 
 
 def test_of_many_replicas_one_is_granted_a_key(url: str) -> None:

@@ -92,7 +92,7 @@ def succeeded(request_id: str, *, image: ImageDescription | None = None) -> byte
 
 
 def rows(settings: GatewaySettings) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(settings.database_file)) as connection:
+    with closing(sqlite3.connect(settings.task_store_file())) as connection:
         # The last column is the number of the change, which depends on the batches.
         return [row[:-1] for row in connection.execute("SELECT * FROM task ORDER BY request_id")]
 
@@ -240,7 +240,7 @@ async def test_a_restarted_projector_neither_repeats_nor_misses_a_record(
     await produce(kafka.bootstrap_servers, topics.results, [(name.encode(), succeeded(name)) for name in names])
 
     def offsets() -> tuple[int | None, int | None]:
-        with closing(sqlite3.connect(settings.database_file)) as connection:
+        with closing(sqlite3.connect(settings.task_store_file())) as connection:
             read = dict(connection.execute("SELECT topic, sum(next_offset) FROM projected_offset GROUP BY topic"))
         return read.get(topics.tasks), read.get(topics.results)
 

@@ -93,7 +93,7 @@ async def test_no_record_stops_the_projection(kafka: KafkaCluster, tmp_path: Pat
             assert "2 passed over that cannot be read" in await ready(client)
             assert (await told(lambda: client.get("v1/generations/r"))).status_code == 404
         assert "Traceback" not in gateway.log()
-    with closing(sqlite3.connect(settings.database_file)) as connection:
+    with closing(sqlite3.connect(settings.task_store_file())) as connection:
         rows = set(connection.execute('SELECT topic, partition, "offset", reason FROM quarantined_record'))
     assert {row[:3] for row in rows} == {(topics.tasks, 0, 1), (topics.progress, 1, 0)}
     assert {"gzip" in reason or "total_steps" in reason for *_, reason in rows} == {True}
@@ -166,7 +166,7 @@ async def test_a_database_that_is_damaged_while_in_use_is_rebuilt(
     with running_gateway(settings) as gateway:
         async with client_of(gateway) as client:
             await known(client, before)
-            spoil(settings.database_file)
+            spoil(settings.task_store_file())
             await produce(kafka.bootstrap_servers, topics.tasks, [a_task("after")])
             await known(client, ["after", *before])
             assert "passed over" not in await ready(client)
@@ -185,7 +185,7 @@ async def test_a_database_damaged_while_the_gateway_is_down_is_moved_aside(kafka
     with running_gateway(settings) as gateway:
         async with client_of(gateway) as client:
             await known(client, names)
-    overwrite(settings.database_file)
+    overwrite(settings.task_store_file())
     with running_gateway(settings) as gateway:
         async with client_of(gateway) as client:
             await known(client, names)

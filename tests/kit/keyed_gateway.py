@@ -192,8 +192,8 @@ async def keyed_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     """Run both replicas for a block."""
     prepare(settings)
     assert settings.bootstrap_key_file is not None
-    engine = open_writer(settings.database_file)
-    migrate(engine, settings.database_file)
+    engine = open_writer(settings.task_store_file())
+    migrate(engine, settings.task_store_file())
     clock, records = Clock(), Records()
     async with replica(settings, clock, records) as one, replica(settings, clock, records) as two:
         admin = settings.bootstrap_key_file.read_text().strip()
@@ -203,7 +203,7 @@ async def keyed_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
 
 @asynccontextmanager
 async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> AsyncIterator[Replica]:
-    store = TaskStoreReader(settings.database_file)
+    store = TaskStoreReader(settings.task_store_file())
     app = build_application(settings, on_failure=lambda: None)
     # The same as the application's own, but for the clock.
     tokens = open_tokens(settings.oidc)
@@ -215,7 +215,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
     async def nothing() -> Mapping[Position, LogPosition]:
         return {}
 
-    file = settings.database_file
+    file = settings.task_store_file()
     reservations = Reservations(reservation_file(file.with_name(file.name + FILE_SUFFIX)))
     quotas = open_quotas(settings, store)
     objects = open_object_store(settings.storage)

@@ -117,7 +117,7 @@ async def test_a_repeat_is_the_same_task_on_every_process_and_another_body_is_re
     # As it is once only the store knows it.
     body = json.dumps(gateway.records.values[0])
     gateway.project(TaskSeen(request_id=UUID, tenant="acme", body=body, priority="standard", created_at_ms=1))
-    (gateway.settings.database_file.with_name("tasks.sqlite.reservations")).unlink()
+    (gateway.settings.task_store_file().with_name("tasks.sqlite.reservations")).unlink()
     assert (await gateway.one.ask("PUT", CHOSEN, key, json={"prompt": "a fox", "guidance": 4})).status_code == 200
     assert (await gateway.one.ask("PUT", CHOSEN, key, json={"prompt": "a cat"})).status_code == 409
     assert len(gateway.records.values) == 1
@@ -159,7 +159,7 @@ async def test_a_wait_ends_with_the_callers_task(gateway: Gateway, tmp_path: Pat
 
 async def test_what_counts_as_admitted_until_it_is_stored_is_of_one_tenant(gateway: Gateway) -> None:
     gateway.project(seen("acme"))
-    reader = TaskStoreReader(gateway.settings.database_file)
+    reader = TaskStoreReader(gateway.settings.task_store_file())
     assert reader.count_unfinished("acme", known=[ID], most=9) == (1, [ID])
     assert reader.count_unfinished("other", known=[ID], most=9) == (0, [])
     assert await reader.versions([ID]) == {
@@ -171,7 +171,7 @@ async def test_what_counts_as_admitted_until_it_is_stored_is_of_one_tenant(gatew
 async def test_without_authentication_a_task_of_any_tenant_is_found_and_the_default_one_first(gateway: Gateway) -> None:
 
     gateway.project(seen("acme"))
-    reader = TaskStoreReader(gateway.settings.database_file)
+    reader = TaskStoreReader(gateway.settings.task_store_file())
     async with asyncio.TaskGroup() as group:
         barrier = ProjectionBarrier(group, ends=reader.positions, projected=reader.positions)
         lookup = TaskLookup(store=reader, recent=RecentTasks(lambda: 0.0), barrier=barrier)

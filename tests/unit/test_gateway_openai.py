@@ -60,7 +60,7 @@ def end(status: ResultStatus = ResultStatus.SUCCESS, **fields: Any) -> ResultSee
 
 def store(gateway: Gateway, *payloads: bytes) -> None:
     for index, payload in enumerate(payloads):
-        file = Path(str(gateway.settings.database_file)).parent / "images" / image(index).object
+        file = Path(str(gateway.settings.task_store_file())).parent / "images" / image(index).object
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(payload)
 
@@ -182,7 +182,7 @@ async def test_a_file_that_is_gone_is_an_error_but_its_address_is_not(gateway: G
 
 
 async def test_a_result_leads_to_no_files_of_another_tenant(gateway: Gateway) -> None:
-    secret = Path(str(gateway.settings.database_file)).parent / "images" / "acme" / TASK / "0.png"
+    secret = Path(str(gateway.settings.task_store_file())).parent / "images" / "acme" / TASK / "0.png"
     secret.parent.mkdir(parents=True)
     secret.write_bytes(b"secret of acme")
     assert (await ask_until(gateway, end(images=(image(0, folder="acme"),)))).json()["error"]["code"] == "gone"

@@ -99,9 +99,9 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
         storage=storage,
         database_file=folder / "tasks.sqlite",
     )
-    engine = open_writer(settings.database_file)
-    migrate(engine, settings.database_file)
-    store = TaskStoreReader(settings.database_file)
+    engine = open_writer(settings.task_store_file())
+    migrate(engine, settings.task_store_file())
+    store = TaskStoreReader(settings.task_store_file())
     (folder / "images" / KEY).parent.mkdir(parents=True)
     (folder / "images" / KEY).write_bytes(IMAGE)
     app = build_application(settings, on_failure=lambda: None)

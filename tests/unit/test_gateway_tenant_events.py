@@ -121,7 +121,7 @@ async def test_filters_are_those_of_the_list(listening: Listening) -> None:
 
 
 async def test_a_store_that_was_built_again_begins_with_a_snapshot(listening: Listening) -> None:
-    file = listening.gateway.settings.database_file
+    file = listening.gateway.settings.task_store_file()
     async with reading(listening.one, EVENTS) as reader:
         before = await after(reader)
         for part in (file, file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")):
@@ -157,5 +157,5 @@ async def test_a_request_that_cannot_be_answered_is_refused(listening: Listening
         assert await one.next() is not None
         assert await two.next() is not None
         assert (await listening.one.get(EVENTS)).status_code == 429
-    listening.gateway.settings.database_file.unlink()
+    listening.gateway.settings.task_store_file().unlink()
     assert (await listening.two.get(EVENTS)).status_code == 503

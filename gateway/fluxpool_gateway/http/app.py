@@ -42,7 +42,6 @@ from fluxpool_gateway.http.routes import Services, router
 from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
 from fluxpool_gateway.http.submission import Scope, Submission, check_content_type
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
-from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.images import routes as image_routes
 from fluxpool_gateway.live import routes as live_routes
 from fluxpool_gateway.live.readers import EventReaders
@@ -56,8 +55,8 @@ from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import served_lanes
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
-from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskStatus
+from fluxpool_gateway.stores import open_key_store, open_limit_counts, open_reservations, open_task_reader
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
@@ -239,9 +238,8 @@ async def _running(
         deadline_seconds=settings.produce_deadline_seconds,
         on_failure=on_failure,
     )
-    store = TaskStoreReader(settings.database_file)
-    file = settings.database_file
-    reservations = Reservations(reservation_file(file.with_name(file.name + FILE_SUFFIX)))
+    store = open_task_reader(settings)
+    reservations = Reservations(open_reservations(settings))
     quotas = open_quotas(settings, store)
     ends = TaskTopicEnds(metadata, settings.topics)
     recent = RecentTasks(loop.time)
@@ -320,7 +318,7 @@ def open_gate(settings: GatewaySettings) -> Gate:
     """Who is admitted; opens nothing yet."""
     if not settings.needs_keys():
         return OpenGate()
-    return KeyGate(KeyStore(settings.key_store_file()), tokens=open_tokens(settings.oidc))
+    return KeyGate(open_key_store(settings), tokens=open_tokens(settings.oidc))
 
 
 def open_tokens(settings: OidcSettings) -> "Tokens | None":
@@ -347,11 +345,8 @@ def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | 
         return None
     # Here alone, for the start of gateways without limits: it takes a tenth of it.
     from fluxpool_gateway.identity.quotas import Quotas  # noqa: PLC0415
-    from fluxpool_gateway.store import quota_file  # noqa: PLC0415
 
-    file = settings.database_file
-    counts = quota_file.quota_file(file.with_name(file.name + quota_file.FILE_SUFFIX))
-    return Quotas(settings.tenant_limits, counts, store)
+    return Quotas(settings.tenant_limits, open_limit_counts(settings), store)
 
 
 async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[], None], *, name: str) -> None:

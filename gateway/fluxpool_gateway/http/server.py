@@ -30,6 +30,7 @@ from fluxpool_gateway.identity.key_store import KeysError
 from fluxpool_gateway.metrics.gateway_metrics import open_metrics
 from fluxpool_gateway.metrics.shared_values import FOLDER_VARIABLE, shared_folder
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
+from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.process import configure_logging, die_with_parent
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
@@ -58,9 +59,10 @@ def main() -> int:
         # Reported once and plainly here, rather than by each worker.
         librdkafka_options(settings.kafka, client_id="settings-check")
         open_object_store(settings.storage)
+        _prepare_database(settings)
         if settings.needs_keys():
             _prepare_keys(settings)
-    except (SettingsError, KafkaCredentialsError, StorageUnavailableError, KeysError) as error:
+    except (SettingsError, KafkaCredentialsError, StorageUnavailableError, DatabaseUnusableError, KeysError) as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
     configure_logging(service="gateway")
@@ -71,12 +73,20 @@ def main() -> int:
         return 1
 
 
+def _prepare_database(settings: GatewaySettings) -> None:
+    if settings.database_url is not None:
+        # As below.
+        from fluxpool_gateway.store.postgres.start import prepare_database  # noqa: PLC0415
+
+        prepare_database(settings.database_url.get_secret_value())
+
+
 def _prepare_keys(settings: GatewaySettings) -> None:
     # Here alone: Alembic is large, and servers that are started by this one do without.
     from fluxpool_gateway.identity.bootstrap import prepare_keys  # noqa: PLC0415
 
     prepare_keys(
-        settings.key_store_file(),
+        settings.key_store(),
         bootstrap_key_file=settings.bootstrap_key_file,
         takes_tokens=settings.oidc.issuer is not None,
         now_ms=time.time_ns() // 1_000_000,

@@ -20,7 +20,7 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError, unavailable
 from fluxpool_gateway.identity.api_key import PresentedKey, parse_key
 from fluxpool_gateway.identity.caller import ANYBODY, REALM, Caller, unauthorized
 from fluxpool_gateway.identity.key_record import KeyRecord, KeyState
-from fluxpool_gateway.identity.key_store import KeyStore, KeyStoreUnavailableError
+from fluxpool_gateway.identity.key_store import KeyStore, KeyStoreAwayError, KeyStoreUnavailableError
 
 if TYPE_CHECKING:
     # Not for every gateway: HTTP client and PyJWT take a tenth of its start.
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 CACHED_SECONDS: Final = 2.0
 """A revoked key is accepted for so long at most; each key in use costs one read of the store in that time."""
+AWAY_SECONDS: Final = 120.0
+"""A key that was read before is accepted for so long while the database that has it is away, as during a fail-over:
+accepting tasks must not depend on it. None can be revoked there meanwhile, unless only this process cannot reach it."""
 MAX_CACHED_KEYS: Final = 10_000
 """About 10 MB. Ids that were made up are cached as well, and push out others: that costs reads, nothing else."""
 SAVE_USED_SECONDS: Final = 60.0
@@ -98,7 +101,7 @@ class KeyGate:
         presented = self._recognised(authorization, digest)
         cached = self._cache.get(presented.key_id)
         if cached is None or cached.until_seconds <= self._clock():
-            cached = await self._read(presented.key_id)
+            cached = await self._read(presented.key_id, known=cached)
         # Unknown ids and wrong secrets look alike. What follows is said to a holder of the secret alone.
         if cached.record is None or cached.caller is None or not cached.record.matches(presented):
             raise unauthorized("the API key is not valid")
@@ -160,7 +163,7 @@ class KeyGate:
                 self._parsed.popitem(last=False)
         return presented
 
-    async def _read(self, key_id: str) -> _Cached:
+    async def _read(self, key_id: str, *, known: _Cached | None) -> _Cached:
         reading = self._reading.get(key_id)
         if reading is None:
             # Requests that come meanwhile share the read.
@@ -171,6 +174,9 @@ class KeyGate:
             record = await asyncio.shield(reading)
         except KeyStoreUnavailableError as error:
             logger.warning("key_store_unusable", reason=str(error))
+            is_away = isinstance(error, KeyStoreAwayError)
+            if is_away and known is not None and self._clock() < known.until_seconds + AWAY_SECONDS:
+                return known
             detail = "API keys cannot be checked at the moment; nothing was done, retry"
             raise unavailable(ProblemCode.IDENTITY_UNAVAILABLE, detail) from error
         return self._cached(record)

@@ -49,6 +49,10 @@ class KeyStoreUnavailableError(Exception):
     """The keys cannot be read or written now; the message says why."""
 
 
+class KeyStoreAwayError(KeyStoreUnavailableError):
+    """The server that has the keys cannot be reached, or failed: they are as they were."""
+
+
 class KeyDatabase(Protocol):
     """A database that holds the keys, for several threads."""
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from fluxpool_gateway.identity.key_store import KEY_THREADS, KeyStoreUnavailableError
+from fluxpool_gateway.identity.key_store import KEY_THREADS, KeyStoreAwayError
 from fluxpool_gateway.store.postgres.connection import open_shared, shown
 from fluxpool_gateway.store.postgres.outage import Outage
 
@@ -28,9 +28,9 @@ class KeyTables:
         self._engine.dispose()
 
     def run(self, work: Callable[[Connection], T], *, writes: bool) -> T:
-        """What `work` makes of a transaction; raises `KeyStoreUnavailableError`."""
+        """What `work` makes of a transaction; raises `KeyStoreAwayError`."""
         if (reason := self._outage.reason()) is not None:
-            raise KeyStoreUnavailableError(f"{self._shown} cannot be reached ({reason})")
+            raise KeyStoreAwayError(f"{self._shown} cannot be reached ({reason})")
         try:
             try:
                 return self._run(work)
@@ -42,7 +42,7 @@ class KeyTables:
         except (DBAPIError, PoolTimeoutError) as error:
             reason = str(error.orig if isinstance(error, DBAPIError) else error).strip()
             self._outage.note(error, reason)
-            raise KeyStoreUnavailableError(f"{self._shown} cannot be used ({reason})") from error
+            raise KeyStoreAwayError(f"{self._shown} cannot be used ({reason})") from error
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:

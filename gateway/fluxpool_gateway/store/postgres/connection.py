@@ -95,8 +95,8 @@ def server_version(connection: Connection) -> int:
 
 
 def shown(url: str) -> str:
-    """The address without its password."""
-    return make_url(url).render_as_string()
+    """The address without its password, and without parameters, which may have one."""
+    return make_url(url).set(query={}).render_as_string()
 
 
 def _engine(

@@ -3,7 +3,8 @@
 Owns the lock, not what is in the tables: that is said by the operations. Blocks: callers use a thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult
@@ -35,14 +36,28 @@ class SharedTables:
         if (reason := self._outage.reason()) is not None:
             raise SharedFileError(f"{self._shown} cannot be reached ({reason})")
         try:
-            with self._engine.begin() as connection:
-                server_ms = take_lock(connection, self._lock)
+            with self._locked() as (connection, server_ms):
                 statements = _Statements(connection)
                 return [operation.apply(statements, server_ms) for operation in operations]
         except DBAPIError as error:
             reason = str(error.orig).strip()
             self._outage.note(error, reason)
             raise SharedFileError(f"{self._shown} cannot be used ({reason})") from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[tuple[Connection, int]]:
+        """A transaction with the lock, and the time of the server."""
+        with self._engine.connect() as connection:
+            try:
+                server_ms = take_lock(connection, self._lock)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                # The server was restarted since the last time; nothing was done yet, and the next statement reconnects.
+                connection.rollback()
+                server_ms = take_lock(connection, self._lock)
+            yield connection, server_ms
+            connection.commit()
 
     def close(self) -> None:
         """Disconnect; the next operation connects again."""

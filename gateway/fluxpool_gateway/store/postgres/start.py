@@ -15,8 +15,9 @@ _REMEDIES: Final = {
     "28": "correct its user and password, and what pg_hba.conf allows",
     "3D": "create the database, or name one that exists",
     "42": "let its user create tables there",
+    "08": "correct its parameters",
 }
-"""By the class of the SQLSTATE. Login refused, no such database, insufficient privilege."""
+"""By the class of the SQLSTATE. Login refused, no such database, insufficient privilege, no connection."""
 
 
 def prepare_database(url: str) -> None:
@@ -53,6 +54,8 @@ def _state_in(reason: str) -> str:
     """The state that goes with a message: libpq hides that of an error while it connects."""
     if "authentication failed" in reason or "no pg_hba.conf entry" in reason or "no password supplied" in reason:
         return "28"
+    if "invalid connection option" in reason or "invalid sslmode" in reason:
+        return "08"
     if "does not exist" in reason:
         return "3D" if "database" in reason else "28"
     return ""

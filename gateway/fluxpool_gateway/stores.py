@@ -1,0 +1,47 @@
+"""Opens what the settings of a gateway name: files of SQLite, or the tables of a PostgreSQL database.
+
+Nothing is connected before it is used.
+"""
+
+from fluxpool_gateway.identity.key_store import KeyStore
+from fluxpool_gateway.identity.key_tables import KeyTables
+from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_gateway.store import reservations
+from fluxpool_gateway.store.postgres.connection import Lock
+from fluxpool_gateway.store.postgres.reads import PostgresReads
+from fluxpool_gateway.store.postgres.shared_tables import SharedTables
+from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.store.shared_file import Shared
+
+
+def open_task_reader(settings: GatewaySettings) -> TaskStoreReader:
+    """The task store, for the servers."""
+    if settings.database_url is None:
+        return TaskStoreReader(settings.task_store_file())
+    return TaskStoreReader(PostgresReads(settings.database_url.get_secret_value()))
+
+
+def open_key_store(settings: GatewaySettings) -> KeyStore:
+    """The API keys."""
+    database = settings.key_store()
+    return KeyStore(KeyTables(database) if isinstance(database, str) else database)
+
+
+def open_reservations(settings: GatewaySettings) -> Shared:
+    """The idempotency reservations."""
+    if settings.database_url is None:
+        file = settings.task_store_file()
+        return reservations.reservation_file(file.with_name(file.name + reservations.FILE_SUFFIX))
+    # What was granted must not be granted again after a crash of the server.
+    return SharedTables(settings.database_url.get_secret_value(), Lock.RESERVATIONS, durable=True)
+
+
+def open_limit_counts(settings: GatewaySettings) -> Shared:
+    """What the limits of tenants count."""
+    if settings.database_url is None:
+        # Here alone: its library is large, and most gateways have no limits.
+        from fluxpool_gateway.store import quota_file  # noqa: PLC0415
+
+        file = settings.task_store_file()
+        return quota_file.quota_file(file.with_name(file.name + quota_file.FILE_SUFFIX))
+    return SharedTables(settings.database_url.get_secret_value(), Lock.QUOTAS, durable=False)
