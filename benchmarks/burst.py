@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from quiet_logs import quiet_logs
-from report import Cell, print_report
+from report import Cell, print_report, quiet_logs
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.settings.worker import StorageSettings

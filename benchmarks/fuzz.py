@@ -21,8 +21,7 @@ import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import Producer
 from fuzz_parts.records import CODECS, FuzzedRecord, fuzzed_records
-from quiet_logs import quiet_logs
-from report import Cell, print_report
+from report import Cell, print_report, quiet_logs
 from soak_parts.ground import add_folder_option, run_folder
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs

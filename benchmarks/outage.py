@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Final, assert_never
 
 import httpx
-from quiet_logs import quiet_logs
-from report import Cell, print_report
+from report import Cell, print_report, quiet_logs
 from soak_parts.count import Verdict, gather_evidence, judge
 from soak_parts.engine import JOURNAL_VARIABLE, read_journal
 from soak_parts.ground import add_folder_option, run_folder

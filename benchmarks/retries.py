@@ -23,8 +23,7 @@ from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
-from quiet_logs import quiet_logs
-from report import Cell, print_report
+from report import Cell, print_report, quiet_logs
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
 from fluxpool_contract.header_names import NOT_BEFORE, ORIGIN_TOPIC

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from quiet_logs import quiet_logs
-from report import Cell, print_report
+from report import Cell, print_report, quiet_logs
 from soak_parts.count import Verdict, gather_evidence, judge
 from soak_parts.faults import GENERATION_KILLS, Fault, Scene, endless_faults
 from soak_parts.ground import add_folder_option, run_folder

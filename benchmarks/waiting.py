@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from quiet_logs import quiet_logs
-from report import Cell, print_report
+from report import Cell, print_report, quiet_logs
 from waiting_parts.senders import Sender, Way, running_senders
 from waiting_parts.workers import Journal, Workers
 

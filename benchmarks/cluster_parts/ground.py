@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from quiet_logs import quiet_logs
+from report import quiet_logs
 
 from fluxpool_cli.local.kafka.broker import DEFAULT_JVM_OPTIONS
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
