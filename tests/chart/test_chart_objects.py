@@ -331,6 +331,46 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
     assert (str(settings.public_url), settings.produce_deadline_seconds) == ("https://flux.example.com/", 2.5)
 
 
+def test_gateway_pods_share_a_database_and_are_replaced_one_by_one(helm: Helm) -> None:
+    values = {
+        "gateway.enabled": True,
+        "gateway.replicas": 3,
+        "gateway.kafka.bootstrapServers": ["kafka:9092"],
+        "gateway.storage.url": "s3://images/",
+        "gateway.database.urlSecretRef": {"name": "store"},
+        "gateway.database.caSecretRef": {"name": "store-ca", "key": "root.pem"},
+        "networkPolicy.enabled": True,
+    }
+    rendered = helm.render(values=values)
+    (deployment,) = (
+        found for found in of_kind(rendered, "Deployment") if found["metadata"]["name"].endswith("-gateway")
+    )
+    assert deployment["spec"]["replicas"] == 3
+    assert deployment["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
+    assert of_kind(rendered, "PersistentVolumeClaim") == []
+    spec = deployment["spec"]["template"]["spec"]
+    container, projector = spec["containers"]
+    assert projector["env"] == container["env"]
+    (url,) = (variable for variable in container["env"] if variable["name"] == "FLUXPOOL_DATABASE_URL")
+    assert url["valueFrom"] == {"secretKeyRef": {"name": "store", "key": "url"}}
+    given = environment(container)
+    settings = GatewaySettings.from_environment(
+        {name: value for name, value in given.items() if name.startswith("FLUXPOOL_")}
+        | {"FLUXPOOL_DATABASE_URL": "postgresql://flux:hush@db/flux?sslmode=verify-full"}
+    )
+    assert settings.database_file is None
+    assert given["PGSSLROOTCERT"] == "/etc/fluxpool/database/ca.crt"
+    (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "database-files")
+    assert volume["projected"]["sources"] == [
+        {"secret": {"name": "store-ca", "items": [{"key": "root.pem", "path": "ca.crt"}]}}
+    ]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    (policy,) = (
+        found for found in of_kind(rendered, "NetworkPolicy") if found["metadata"]["name"].endswith("-gateway")
+    )
+    assert 5432 in {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", ())}
+
+
 def test_every_file_in_the_gateways_settings_is_on_a_mounted_volume(rendered: list[Body]) -> None:
     for name, spec in pod_specs(rendered).items():
         if not name.endswith("-gateway"):

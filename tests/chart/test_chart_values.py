@@ -91,6 +91,9 @@ def test_every_value_is_used_by_some_installation() -> None:
     # Values copied into pods, or alternatives of a value that is tried.
     assert untried <= {
         "gateway.affinity",
+        "gateway.database",
+        "gateway.database.caSecretRef",
+        "gateway.database.urlSecretRef",
         "gateway.extraEnv",
         "gateway.image.digest",
         "gateway.image.pullPolicy",
@@ -115,6 +118,7 @@ def test_every_value_is_used_by_some_installation() -> None:
         "image.tag",
         "metrics.podMonitor.intervalSeconds",
         "networkPolicy.apiServerPorts",
+        "networkPolicy.databasePorts",
         "networkPolicy.kafkaPorts",
         "resources",
         "resources.limits",
@@ -152,7 +156,9 @@ def test_every_value_is_used_by_some_installation() -> None:
         (GATEWAY | {"gateway.storage.url": "https://images/"}, "/gateway/storage/url"),
         (GATEWAY | {"gateway.storage.url": "file:///images/"}, "persistentVolumeClaim"),
         (GATEWAY | {"gateway.storage.persistentVolumeClaim": {"claimName": "a"}}, "persistentVolumeClaim"),
-        (GATEWAY | {"gateway.replicas": 2}, "/gateway/replicas"),
+        (GATEWAY | {"gateway.replicas": 2}, "gateway.database.urlSecretRef"),
+        (GATEWAY | {"gateway.replicas": -1}, "/gateway/replicas"),
+        (GATEWAY | {"gateway.database.urlSecretRef": {"key": "url"}}, "/gateway/database/urlSecretRef"),
         (GATEWAY | {"gateway.port": 80}, "/gateway/port"),
         (GATEWAY | {"gateway.publicUrl": "flux.example.com"}, "/gateway/publicUrl"),
         (GATEWAY | {"gateway.ingress.enabled": True}, "/gateway/ingress/hosts"),

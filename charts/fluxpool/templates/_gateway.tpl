@@ -19,8 +19,17 @@
 
 {{- define "fluxpool.gatewayEnvironment" -}}
 {{- $gateway := .Values.gateway -}}
+{{- if $gateway.database.urlSecretRef.name }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_DATABASE_URL" "secret" $gateway.database.urlSecretRef.name "key" ($gateway.database.urlSecretRef.key | default "url")) | trim }}
+{{- if $gateway.database.caSecretRef.name }}
+# libpq's own variable.
+- name: PGSSLROOTCERT
+  value: /etc/fluxpool/database/ca.crt
+{{- end }}
+{{- else }}
 - name: FLUXPOOL_DATABASE_FILE
   value: {{ printf "%s/gateway.db" (include "fluxpool.databaseFolder" .) | quote }}
+{{- end }}
 - name: FLUXPOOL_LISTEN_HOST
 {{- if $gateway.listenHost }}
   value: {{ include "fluxpool.literal" $gateway.listenHost }}
@@ -153,8 +162,14 @@ securityContext: {{- include "fluxpool.containerSecurityContext" . | nindent 2 }
 volumeMounts:
   - name: tmp
     mountPath: /tmp
+  {{- if not $gateway.database.urlSecretRef.name }}
   - name: database
     mountPath: {{ include "fluxpool.databaseFolder" . | quote }}
+  {{- else if $gateway.database.caSecretRef.name }}
+  - name: database-files
+    mountPath: /etc/fluxpool/database
+    readOnly: true
+  {{- end }}
   {{- if $gateway.bootstrapKeySecretRef.name }}
   - name: bootstrap-key
     mountPath: /etc/fluxpool/keys
