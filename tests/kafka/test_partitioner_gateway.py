@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer
 
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_transport.kafka.clients import aiokafka_options
-from kit.gateway_process import gateway_settings, gateway_topics, running_gateway
+from kit.gateway_process import gateway_settings, gateway_topics, running_gateway, told
 from kit.kafka import produce, read_topic, unique_name
 from kit.kafka_cluster import KafkaCluster
 from kit.waiting import wait_until
@@ -62,3 +62,15 @@ async def test_submitted_tasks_are_sent_to_the_idle_worker(kafka: KafkaCluster, 
         # At first the gateway has no loads, and partitions are chosen round robin.
         await wait_until(on_the_idle_worker, deadline_seconds=60, what=f"tasks on {idle} and none on {busy}")
         assert '"by_load": true' in gateway.log()
+
+        accepted = await told(lambda: client.post("v1/generations", json={"prompt": "a cat"}))
+
+        async def shows_all() -> bool:
+            """All that waits, most of it on the busy worker, which is not before the task."""
+            lane = (await told(lambda: client.get("v1/queue"))).json()["lanes"][0]
+            place = (await told(lambda: client.get(accepted.json()["status_url"]))).json()["queue"]["position"]
+            return bool(lane["workers"] == len(members) and place is not None and place + 20 <= lane["waiting"])
+
+        await wait_until(shows_all, deadline_seconds=60, what="the lane and the place of a task on the idle worker")
+        pool = (await client.get("v1/pools")).json()["data"][0]
+        assert (pool["consumer_group"], pool["ready"], pool["busy"]) == (group, 2, 2)

@@ -240,7 +240,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             ),
             metrics=app.metrics,
             lanes=LaneWatch(
-                served_lanes((), settings.groups(), settings.topics),
+                served_lanes(settings.consumer_group, settings.lanes, settings.topics),
                 clock=clock.monotonic,
                 wall_clock=lambda: clock.now_ms / 1000,
             ),

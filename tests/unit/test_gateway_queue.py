@@ -18,9 +18,9 @@ from fluxpool_transport.lag.lag_reader import GroupLag, PartitionLag, StaleParti
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.lag_readings import GROUPS, STANDARD, VIP, lag, partition, teach_speed
 
-GROUP, VIP_GROUP = GROUPS[STANDARD], GROUPS[VIP]
+GROUP = GROUPS[STANDARD]
 WALL_SECONDS = 1_775_000_000.0
-LANES = served_lanes((), {GROUP: STANDARD, VIP_GROUP: VIP}, TopicNames())
+LANES = served_lanes(GROUP, (), TopicNames())
 
 
 class Time:
@@ -365,12 +365,44 @@ async def test_the_queue_shows_each_lane(gateway: Gateway) -> None:
     )
 
 
+async def test_a_pool_has_the_workers_of_its_lanes_once(gateway: Gateway) -> None:
+    for lane in (lag(partition(0, 3, 9, begun={3: 0}), partition(1, 4, 4)), lag(partition(0, 2, 2), topic=VIP)):
+        gateway.one.app.state.services.lanes.observe(lane, gateway.clock.monotonic())
+    shown = (await answer_of(gateway, "/v1/pools")).json()
+    assert shown["data"] == [
+        {
+            "consumer_group": GROUP,
+            "lanes": ["standard", "vip"],
+            "ready": 2,
+            "busy": 1,
+            "lag": 6,
+            "waiting": 5,
+            "completed_per_minute": None,
+            "problem": None,
+        }
+    ]
+    assert "Kubernetes" in shown["left_out"]
+
+
+async def test_what_is_not_known_of_a_pool_is_null_with_the_reason(gateway: Gateway) -> None:
+    read_lag(gateway, partition(0, 3, 9))
+    (pool,) = (await answer_of(gateway, "/v1/pools")).json()["data"]
+    assert (pool["ready"], pool["lag"], pool["waiting"]) == (None, None, None)
+    assert pool["problem"] == "the lane vip: was not read yet"
+
+
 def test_lanes_have_the_names_of_the_settings(tmp_path: Path) -> None:
     settings = keyed_settings(tmp_path)
-    lanes = [{"name": "slow", "topic": STANDARD, "preference": 3}, {"name": "mine", "topic": "else"}]
+    lanes = [
+        {"name": "slow", "topic": STANDARD, "preference": 3},
+        {"name": "mine", "topic": "else"},
+        {"name": "own", "topic": VIP, "consumer_group": "vip-pool"},
+    ]
     named = GatewaySettings.model_validate(settings.model_dump() | {"lanes": lanes})
-    served = served_lanes(named.lanes, named.groups(), named.topics)
-    assert [(lane.name, lane.priority, lane.preference, lane.group) for lane in served] == [
-        ("slow", "standard", 3, GROUP),
-        ("mine", None, 0, f"{GROUP}-mine"),
+    served = served_lanes(named.consumer_group, named.lanes, named.topics)
+    assert {lane.group: lane.topic for lane in served} == named.groups()
+    assert [(lane.name, lane.priority, lane.preference, lane.group, lane.pool) for lane in served] == [
+        ("slow", "standard", 3, GROUP, GROUP),
+        ("mine", None, 0, f"{GROUP}-mine", GROUP),
+        ("own", "vip", 0, "vip-pool", "vip-pool"),
     ]

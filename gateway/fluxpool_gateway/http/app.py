@@ -244,7 +244,9 @@ async def _running(
     ends = TaskTopicEnds(metadata, settings.topics)
     recent = RecentTasks(loop.time)
     lanes = LaneWatch(
-        served_lanes(settings.lanes, settings.groups(), settings.topics), clock=time.monotonic, wall_clock=time.time
+        served_lanes(settings.consumer_group, settings.lanes, settings.topics),
+        clock=time.monotonic,
+        wall_clock=time.time,
     )
     partitioner = LoadAwarePartitioner(settings.kafka, settings.groups(), observe=lanes.observe)
     tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fluxpool_contract.kafka import TopicNames
-from fluxpool_contract.settings import STANDARD_LANE, VIP_LANE, Lane
+from fluxpool_contract.settings import STANDARD_LANE, VIP_LANE, Lane, serving_groups
 from fluxpool_gateway.http.generation_request import Priority
 
 
@@ -19,12 +19,14 @@ class ServedLane:
     """The workers' consumer group on it."""
     preference: int
     """A worker takes a task of the lane with the highest preference first; the others keep a share."""
+    pool: str
+    """Consumer group of the pool that serves it: a pool has one for its first lane, and others are named after that."""
     priority: Priority | None
     """Of the requests that the gateway sends to it; None when it sends none."""
 
 
-def served_lanes(lanes: tuple[Lane, ...], groups: Mapping[str, str], topics: TopicNames) -> tuple[ServedLane, ...]:
-    """The lanes of the settings, in their order; `groups` maps each consumer group to its topic."""
+def served_lanes(consumer_group: str, lanes: tuple[Lane, ...], topics: TopicNames) -> tuple[ServedLane, ...]:
+    """The lanes of these settings, in their order."""
     known = {lane.topic: lane for lane in lanes} or {topics.tasks: STANDARD_LANE, topics.tasks_vip: VIP_LANE}
     priorities = {topics.tasks: Priority.STANDARD, topics.tasks_vip: Priority.VIP}
     return tuple(
@@ -32,10 +34,11 @@ def served_lanes(lanes: tuple[Lane, ...], groups: Mapping[str, str], topics: Top
             name=known[topic].name,
             topic=topic,
             group=group,
+            pool=consumer_group if known[topic].consumer_group is None else group,
             preference=known[topic].preference,
             priority=priorities.get(topic),
         )
-        for group, topic in groups.items()
+        for group, topic in serving_groups(consumer_group, lanes, topics).items()
     )
 
 
@@ -109,6 +112,12 @@ class Queue:
     def workers(self) -> frozenset[str]:
         """Of any lane."""
         return frozenset(worker for queue in self.lanes for worker in queue.workers)
+
+    def is_busy(self, worker: str) -> bool:
+        """Whether a task runs on one of its partitions, or waits there."""
+        return any(
+            partition.running or partition.waiting for queue in self.lanes for partition in queue.of_worker(worker)
+        )
 
     def preferred_to(self, queue: LaneQueue) -> list[LaneQueue]:
         """The lanes whose tasks a worker takes before those of this one."""

@@ -1,4 +1,7 @@
-"""The route of the queue: how many tasks wait on each lane, and when one that is sent now is done."""
+"""The routes of the queue and the pools: how many tasks wait, who serves them, and when a new one is done."""
+
+from collections.abc import Sequence
+from typing import Final
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
@@ -9,7 +12,12 @@ from fluxpool_gateway.http.routes import WithServices, json_response
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.queue.lane_watch import LaneWatch
-from fluxpool_gateway.queue.lanes import LaneQueue
+from fluxpool_gateway.queue.lanes import LaneQueue, Queue
+
+LEFT_OUT: Final = (
+    "Workers are counted in their consumer group. How many are starting or wanted, and why, is known in Kubernetes: "
+    "kubectl get fluxworkerpools"
+)
 
 router = APIRouter()
 
@@ -49,6 +57,34 @@ class QueueStateView(_View):
     """How long a worker took for a task lately."""
 
 
+class PoolView(_View):
+    """The workers of one pool. Numbers are null while they are not known; `problem` says the reason."""
+
+    consumer_group: str
+    """Of its first lane: `spec.kafka.consumerGroup` of the pool."""
+    lanes: tuple[str, ...]
+    ready: int | None
+    """Workers with a loaded model."""
+    busy: int | None
+    """Those that have a task, or for which one waits."""
+    lag: int | None
+    """Tasks that are not done."""
+    waiting: int | None
+    """Those that no worker has begun."""
+    completed_per_minute: float | None
+    """Tasks that were finished in the last minute."""
+    problem: str | None
+    """What could not be read."""
+
+
+class PoolsView(_View):
+    """All pools that serve this gateway."""
+
+    data: tuple[PoolView, ...]
+    left_out: str
+    """What is not known here, and where it is."""
+
+
 @router.get(
     "/v1/queue",
     response_model=QueueStateView,
@@ -78,4 +114,39 @@ def _view(lane: LaneQueue, watch: LaneWatch) -> LaneView:
         completed_per_minute=None if rate is None else round(rate, 1),
         eta_seconds=None if place.eta_seconds is None else round(place.eta_seconds, 1),
         why=place.why,
+    )
+
+
+@router.get(
+    "/v1/pools",
+    response_model=PoolsView,
+    responses=problems(SECURITY_PROBLEMS),
+    summary="The workers that serve the tasks",
+    **requires(KeyScope.READ),
+)
+async def get_pools(services: WithServices) -> Response:
+    """As their consumer groups have them."""
+    queue = services.lanes.queue()
+    pools: dict[str, list[LaneQueue]] = {}
+    for lane in queue.lanes:
+        pools.setdefault(lane.lane.pool, []).append(lane)
+    views = tuple(_pool(name, lanes, queue) for name, lanes in pools.items())
+    return json_response(PoolsView(data=views, left_out=LEFT_OUT))
+
+
+def _pool(name: str, lanes: Sequence[LaneQueue], queue: Queue) -> PoolView:
+    known = all(lane.partitions for lane in lanes)
+    workers = {worker for lane in lanes for worker in lane.workers}
+    waiting = sum(lane.waiting for lane in lanes)
+    rates = [lane.completed_per_minute for lane in lanes if lane.completed_per_minute is not None]
+    unread = [f"the lane {lane.lane.name}: {lane.problem}" for lane in lanes if lane.problem is not None]
+    return PoolView(
+        consumer_group=name,
+        lanes=tuple(lane.lane.name for lane in lanes),
+        ready=len(workers) if known else None,
+        busy=sum(map(queue.is_busy, workers)) if known else None,
+        lag=waiting + sum(lane.running for lane in lanes) if known else None,
+        waiting=waiting if known else None,
+        completed_per_minute=round(sum(rates), 1) if len(rates) == len(lanes) else None,
+        problem="; ".join(unread) or None,
     )
