@@ -79,6 +79,19 @@ async def test_a_key_is_created_used_rotated_and_revoked(gateway: Gateway, fluxp
     assert not any(secret in out for secret in (key, successor, gateway.admin))
 
 
+async def test_the_list_shows_what_a_key_is_bound_to(fluxpool: Command) -> None:
+    bound = ("--priority", "vip", "--quality", "exact", "--lora", "wash", "--lora", "ink")
+    assert (await fluxpool("keys", "create", "shop", *bound))[0] == 0
+    assert (await fluxpool("keys", "create", "any"))[0] == 0
+    code, out, _ = await fluxpool("keys", "list")
+    assert code == 0
+    rows = [line for line in out.splitlines() if " shop " in line or " any " in line]
+    assert [" vip quality=exact lora=ink,wash " in row for row in rows] == [" shop " in row for row in rows]
+    (unbound,) = (row for row in rows if " any " in row)
+    assert " standard " in unbound
+    assert "=" not in unbound
+
+
 async def test_without_a_key_or_its_scope_a_command_ends_with_4(gateway: Gateway, fluxpool: Command) -> None:
     code, _, err = await fluxpool("submit", "a fox", key=None)
     assert (code, "FLUXPOOL_API_KEY" in err) == (ExitCode.UNAUTHORIZED, True)

@@ -15,7 +15,7 @@ from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
 from fluxpool_cli.options import parse_duration_option, with_option_groups
 from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
-from fluxpool_client import API_KEY_VARIABLE, Client, KeyFields, NewApiKey
+from fluxpool_client import API_KEY_VARIABLE, ApiKey, Client, KeyFields, NewApiKey
 from fluxpool_gateway.identity import KeyScope, new_key, parse_key
 
 _KEY_ID: Final = re.compile(r"[0-9A-Za-z]{12}")
@@ -84,7 +84,7 @@ def list_keys(*, url: UrlOption = None, output: OutputOptions) -> None:
     if output.json:
         write_json({"keys": [key.model_dump(mode="json") for key in keys]})
         return
-    columns = ("ID", "NAME", "TENANT", "STATE", "SCOPES", "CREATED", "EXPIRES", "LAST USED")
+    columns = ("ID", "NAME", "TENANT", "STATE", "SCOPES", "RIGHTS", "CREATED", "EXPIRES", "LAST USED")
     rows = [
         (
             key.id,
@@ -92,11 +92,12 @@ def list_keys(*, url: UrlOption = None, output: OutputOptions) -> None:
             key.tenant,
             key.state,
             ",".join(key.scopes),
+            _rights(key),
             *map(_minute, (key.created_at, key.expires_at, key.last_used_at)),
         )
         for key in keys
     ]
-    write_table(columns, rows, optional=("CREATED", "LAST USED", "EXPIRES"))
+    write_table(columns, rows, optional=("CREATED", "LAST USED", "EXPIRES", "RIGHTS"))
 
 
 @app.command()
@@ -153,6 +154,13 @@ def _show_new(created: NewApiKey, output: OutputOptions) -> None:
         f"key {created.id} of tenant {created.tenant} for {', '.join(created.scopes)}; "
         f"it is not shown again: keep it, and give it to clients as {API_KEY_VARIABLE}"
     )
+
+
+def _rights(key: ApiKey) -> str:
+    """What tasks may ask for, such as `standard quality=exact lora=ink,wash`; without a name all are allowed."""
+    bound = {"quality": key.qualities, "lora": key.loras}
+    named = [f"{name}={','.join(values) or '-'}" for name, values in bound.items() if values is not None]
+    return " ".join([",".join(key.priorities), *named])
 
 
 def _minute(moment: datetime | None) -> str:
