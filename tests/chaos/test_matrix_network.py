@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
 from kit.worker import (
     SESSION_TIMEOUT_SECONDS,
+    UNHURRIED,
     UNHURRIED_REBALANCE,
     WorkerBench,
     WorkerProcess,
@@ -57,24 +59,42 @@ class Network:
     def lines(self) -> list[TcpProxy]:
         return [line for way in self.ways for line in way.lines]
 
-    async def start_workers(self) -> None:
+    async def start_workers(self, **settings: Any) -> None:
         self.workers = [
-            self.bench.start(kafka=KafkaConnection(bootstrap_servers=(way.bootstrap_servers,)), **UNHURRIED_REBALANCE)
+            self.bench.start(kafka=KafkaConnection(bootstrap_servers=(way.bootstrap_servers,)), **settings)
             for way in self.ways
         ]
         for worker in self.workers:
             await worker.wait_ready()
 
 
-@pytest.fixture
-async def network(own_kafka: KafkaCluster, listeners: list[ListenerSpec], tmp_path: Path) -> AsyncIterator[Network]:
+@asynccontextmanager
+async def two_workers(
+    own_kafka: KafkaCluster, listeners: list[ListenerSpec], folder: Path, **settings: Any
+) -> AsyncIterator[Network]:
     async with (
         proxies_of(own_kafka, listeners[0]) as left,
         proxies_of(own_kafka, listeners[1]) as right,
-        worker_bench(own_kafka.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4) as bench,
+        worker_bench(own_kafka.bootstrap_servers, folder, model="none", stand_in=True, partitions=4) as bench,
     ):
         network = Network(bench, left, right)
-        await network.start_workers()
+        await network.start_workers(**settings)
+        yield network
+
+
+@pytest.fixture
+async def network(own_kafka: KafkaCluster, listeners: list[ListenerSpec], tmp_path: Path) -> AsyncIterator[Network]:
+    """Workers whose sessions expire in an outage."""
+    async with two_workers(own_kafka, listeners, tmp_path, **UNHURRIED_REBALANCE) as network:
+        yield network
+
+
+@pytest.fixture
+async def steady_network(
+    own_kafka: KafkaCluster, listeners: list[ListenerSpec], tmp_path: Path
+) -> AsyncIterator[Network]:
+    """Workers that remain members."""
+    async with two_workers(own_kafka, listeners, tmp_path, **UNHURRIED) as network:
         yield network
 
 
@@ -144,29 +164,29 @@ async def test_a_worker_that_is_cut_off_loses_its_tasks_and_its_offsets_are_neve
     assert [worker.process.poll() for worker in (cut_off, other)] == [None, None]
 
 
-async def test_repeated_connection_resets_cost_nothing(network: Network) -> None:
-    async with work_under_way(network.bench) as watch:
+async def test_repeated_connection_resets_cost_nothing(steady_network: Network) -> None:
+    async with work_under_way(steady_network.bench) as watch:
         for _ in range(6):
-            for line in network.lines:
+            for line in steady_network.lines:
                 line.reset_connections()
-            seen = [line.accepted for line in network.lines]
+            seen = [line.accepted for line in steady_network.lines]
             await wait_until(
-                lambda: all(line.accepted > before for line, before in zip(network.lines, seen, strict=True)),  # noqa: B023 - called at once
+                lambda: all(line.accepted > before for line, before in zip(steady_network.lines, seen, strict=True)),  # noqa: B023 - called at once
                 deadline_seconds=EVENT_SECONDS,
                 what="all workers to connect again",
             )
         await watch.assert_kept()
 
 
-async def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(network: Network) -> None:
-    async with work_under_way(network.bench) as watch:
-        await asyncio.gather(*(line.refuse() for line in network.lines))
+async def test_a_broker_that_refuses_connections_for_a_while_costs_nothing(steady_network: Network) -> None:
+    async with work_under_way(steady_network.bench) as watch:
+        await asyncio.gather(*(line.refuse() for line in steady_network.lines))
         await asyncio.sleep(SESSION_TIMEOUT_SECONDS / 2)  # within the session: no member is fenced
-        await asyncio.gather(*(line.pass_all() for line in network.lines))
+        await asyncio.gather(*(line.pass_all() for line in steady_network.lines))
         await watch.assert_kept()
 
 
-async def test_a_slow_network_is_only_slow(network: Network) -> None:
-    await asyncio.gather(*(line.delay(0.15) for line in network.lines))
-    async with work_under_way(network.bench) as watch:
+async def test_a_slow_network_is_only_slow(steady_network: Network) -> None:
+    await asyncio.gather(*(line.delay(0.15) for line in steady_network.lines))
+    async with work_under_way(steady_network.bench) as watch:
         await watch.assert_kept()
