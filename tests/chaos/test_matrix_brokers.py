@@ -13,7 +13,7 @@ from kit.chaos_kafka import coordinator_of, leader_of
 from kit.kafka import running_kafka
 from kit.kafka_cluster import ClusterBroker, KafkaCluster
 from kit.waiting import wait_until
-from kit.worker import WorkerBench, worker_bench
+from kit.worker import UNHURRIED, WorkerBench, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
@@ -35,7 +35,7 @@ async def bench(three_brokers: KafkaCluster, tmp_path: Path) -> AsyncIterator[Wo
     async with worker_bench(
         three_brokers.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4
     ) as bench:
-        await asyncio.gather(bench.start_ready(), bench.start_ready())
+        await asyncio.gather(bench.start_ready(**UNHURRIED), bench.start_ready(**UNHURRIED))
         yield bench
 
 
