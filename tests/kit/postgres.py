@@ -96,11 +96,14 @@ class PostgresServer:
 
 @contextmanager
 def running_postgres() -> Iterator[PostgresServer]:
-    """Run a server for a block. Skips the test where there is none and it cannot be installed, but not in CI."""
+    """Run a server for a block.
+
+    Skips the test where there is none and it cannot be installed; with TEST_REQUIRE_POSTGRES=1 the test fails instead.
+    """
     provided = subprocess.run([_PROVIDE], capture_output=True, text=True, check=False)
     if provided.returncode != 0:
-        if os.environ.get("CI"):
-            pytest.fail(provided.stderr)
+        if os.environ.get("TEST_REQUIRE_POSTGRES") == "1":
+            pytest.fail(f"TEST_REQUIRE_POSTGRES=1, but {provided.stderr}")
         pytest.skip(provided.stderr)
     folder = Path(tempfile.mkdtemp(prefix="fluxpool-postgres-"))
     extra: dict[str, Any] = {}

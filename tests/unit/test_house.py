@@ -212,7 +212,8 @@ def _run_ci(folder: Path, *, failing: str = "") -> subprocess.CompletedProcess[s
     """The real script, in a clone whose make targets only print their names; `failing` is the one that fails."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
-    recipe = "\t@echo $@ $$CI $${TEST_REQUIRE_CLUSTER:+required}; test -z \"$$(cat)\"; test '$@' != '" + failing + "'\n"
+    required = "$${TEST_REQUIRE_CLUSTER:+required}$${TEST_REQUIRE_POSTGRES:+ postgres}"
+    recipe = f"\t@echo $@ $$CI {required}; test -z \"$$(cat)\"; test '$@' != '{failing}'\n"
     (folder / "Makefile").write_text("".join(f"{target}:\n{recipe}" for target in make_targets()))
     return subprocess.run(
         [str(folder / ".ci" / "run")],
@@ -234,9 +235,16 @@ def test_ci_runs_the_checks_and_every_test_with_none_on_the_control_plane_skippe
     finished = _run_ci(tmp_path)
     assert finished.returncode == 0, finished.stderr
     ran = finished.stdout.splitlines()
-    # The control plane is built beside the set-up; the checks run beside the tests and are shown after them.
-    assert sorted(ran[:2]) == ["control-plane true required", "setup true required"]
-    assert ran[2:] == ["test true required", "lint true required"]
+    # Foreign servers are provided beside the set-up; the checks run beside the tests and are shown after them.
+    assert sorted(ran[:3]) == ["control-plane true required", "postgres true required", "setup true required"]
+    assert ran[3:] == ["test true required postgres", "lint true required postgres"]
+
+
+def test_ci_says_so_where_postgresql_cannot_be_had_and_runs_the_other_tests(tmp_path: Path) -> None:
+    finished = _run_ci(tmp_path, failing="postgres")
+    assert finished.returncode == 0, finished.stderr
+    assert "The tests on PostgreSQL are skipped." in finished.stderr
+    assert finished.stdout.splitlines()[3:] == ["test true required", "lint true required"]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +259,6 @@ def test_ci_runs_the_checks_and_every_test_with_none_on_the_control_plane_skippe
 def test_ci_fails_with_what_it_runs(tmp_path: Path, failing: str, ran: set[str]) -> None:
     finished = _run_ci(tmp_path, failing=failing)
     assert finished.returncode != 0
-    # The control plane may have been built by then.
-    assert set(re.findall(r"^(\S+) true\b", finished.stdout, re.MULTILINE)) | {"control-plane"} == ran | {
-        "control-plane"
-    }
+    # These may have been provided by then.
+    beside = {"control-plane", "postgres"}
+    assert set(re.findall(r"^(\S+) true\b", finished.stdout, re.MULTILINE)) | beside == ran | beside
