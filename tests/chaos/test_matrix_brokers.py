@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from kit.chaos_invariants import PromiseWatch
 from kit.chaos_kafka import coordinator_of, leader_of
+from kit.generation_gate import PARTITIONS, each_worker_generating
 from kit.kafka import running_kafka
 from kit.kafka_cluster import ClusterBroker, KafkaCluster
 from kit.waiting import wait_until
@@ -33,7 +34,7 @@ async def bench(three_brokers: KafkaCluster, tmp_path: Path) -> AsyncIterator[Wo
     await three_brokers.start()
     await three_brokers.wait_ready()
     async with worker_bench(
-        three_brokers.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=4
+        three_brokers.bootstrap_servers, tmp_path, model="none", stand_in=True, partitions=PARTITIONS
     ) as bench:
         await asyncio.gather(bench.start_ready(**UNHURRIED), bench.start_ready(**UNHURRIED))
         yield bench
@@ -96,10 +97,11 @@ async def test_results_without_enough_in_sync_replicas_are_retried_and_not_commi
         incremental_configs=[ConfigEntry("min.insync.replicas", "3", incremental_operation=AlterConfigOpType.SET)],
     )
     await asyncio.wrap_future(admin.incremental_alter_configs([all_three])[all_three])
-    async with work_under_way(bench) as watch:
-        leader = await leader_of(three_brokers, bench.topics.results, 0)
-        missing = next(broker for broker in three_brokers.brokers if broker is not leader)
-        await missing.kill()
+    async with PromiseWatch(bench) as watch:
+        async with each_worker_generating(bench, watch, tasks=TASKS):
+            leader = await leader_of(three_brokers, bench.topics.results, 0)
+            missing = next(broker for broker in three_brokers.brokers if broker is not leader)
+            await missing.kill()
         await wait_until(
             lambda: all(worker.events("outage_started") for worker in bench.workers),
             deadline_seconds=EVENT_SECONDS,
@@ -108,3 +110,4 @@ async def test_results_without_enough_in_sync_replicas_are_retried_and_not_commi
         await missing.start()
         await three_brokers.wait_ready()
         await watch.assert_kept()
+    assert [worker.process.poll() for worker in bench.workers] == [None, None]

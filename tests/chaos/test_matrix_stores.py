@@ -1,10 +1,8 @@
 """Stores that fail while workers run: nothing is lost, and nothing is generated twice."""
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -14,7 +12,7 @@ from fluxpool_contract.settings.worker import StorageSettings
 from kit.chaos_invariants import PromiseWatch
 from kit.chaos_s3 import FailingS3Service, S3Fault, running_failing_s3
 from kit.disk import SmallDisk, small_disk
-from kit.gate import Gate
+from kit.generation_gate import PARTITIONS, each_worker_generating
 from kit.kafka import unique_name
 from kit.tcp_proxy import TcpProxy
 from kit.waiting import wait_until
@@ -22,7 +20,6 @@ from kit.worker import UNHURRIED, WorkerBench, worker_bench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
-PARTITIONS = 4
 TASKS = 10
 EVENT_SECONDS = 120.0
 AUTHORIZATION = {"Authorization": "AWS testing:unchecked"}
@@ -71,33 +68,6 @@ async def start_two(bench: WorkerBench, storage: StorageSettings) -> None:
     await asyncio.gather(*(bench.start_ready(storage=storage, **UNHURRIED) for _ in range(2)))
 
 
-@asynccontextmanager
-async def work_under_way(bench: WorkerBench, watch: PromiseWatch) -> AsyncIterator[None]:
-    """Some tasks done, one of each worker being generated until the end of the context, and others pending."""
-
-    def assigned() -> bool:
-        lanes = [
-            [line for line in worker.events("lane_assigned") if line["lane"] == "standard"] for worker in bench.workers
-        ]
-        return all(lines and len(lines[-1]["partitions"]) == PARTITIONS // 2 for lines in lanes)
-
-    await wait_until(assigned, deadline_seconds=EVENT_SECONDS, what="half of the partitions for each worker")
-    await watch.submit(2, "seconds=0.2")
-    await bench.wait_results(2)
-    with Gate() as gate:
-        for partition in range(PARTITIONS):
-            await watch.submit(TASKS // PARTITIONS, gate.prompt, partition=partition)
-
-        async def all_generate() -> bool:
-            steps = [json.loads(record.value or b"{}") for record in await bench.records(bench.topics.progress)]
-            done = {result["request_id"] for result in await bench.results()}
-            busy = {step["worker"] for step in steps if step.get("step") and step["request_id"] not in done}
-            return busy == {worker.name for worker in bench.workers}
-
-        await wait_until(all_generate, deadline_seconds=EVENT_SECONDS, what="a generation of each worker")
-        yield
-
-
 async def wait_all_hold(bench: WorkerBench) -> None:
     """Wait until both workers report a hold for their store."""
     await wait_until(
@@ -113,7 +83,7 @@ async def test_errors_of_the_store_cost_no_attempt_and_no_generation(
 ) -> None:
     await start_two(bench, bucket.settings)
     async with PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
-        async with work_under_way(bench, watch):
+        async with each_worker_generating(bench, watch, tasks=TASKS):
             bucket.service.fail(S3Fault(status=status))
         await wait_all_hold(bench)
         bucket.service.heal()
@@ -143,7 +113,7 @@ async def test_a_full_disk_costs_no_attempt_and_no_generation(bench: WorkerBench
     folder = disk.folder / "images"
     await start_two(bench, StorageSettings(url=folder.as_uri()))
     async with PromiseWatch(bench, stored_ids=lambda: [path.parent.name for path in folder.rglob("*.png")]) as watch:
-        async with work_under_way(bench, watch):
+        async with each_worker_generating(bench, watch, tasks=TASKS):
             disk.fill()
         await wait_all_hold(bench)
         disk.free()
@@ -155,7 +125,7 @@ async def test_a_network_outage_to_the_store_costs_no_attempt_and_no_generation(
 ) -> None:
     async with TcpProxy(bucket.service.port) as line, PromiseWatch(bench, stored_ids=bucket.stored_ids) as watch:
         await start_two(bench, bucket.settings.model_copy(update={"endpoint_url": f"http://{line.address}"}))
-        async with work_under_way(bench, watch):
+        async with each_worker_generating(bench, watch, tasks=TASKS):
             await line.black_hole()
         # There is no response, so each operation ends at its own deadline.
         await wait_all_hold(bench)
