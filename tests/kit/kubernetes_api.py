@@ -3,9 +3,11 @@
 Owns the connection and the errors. Knows no kinds: callers give paths such as `/api/v1/namespaces/default/pods/a`.
 """
 
+import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +21,7 @@ Body = dict[str, Any]
 _REQUEST_SECONDS = 15.0 * PATIENCE
 # The server ends a watch after this long and the watcher lists again; longer only hides watches that went silent.
 _WATCH_SECONDS = 240
+_HANDSHAKE_SECONDS = 2.0
 
 
 class PatchType(StrEnum):
@@ -104,7 +107,8 @@ class KubernetesApi:
         }
         timeout = httpx.Timeout(_REQUEST_SECONDS, read=None)
         try:
-            async with self._client.stream("GET", path, params=asked, timeout=timeout) as answer:
+            request = self._client.build_request("GET", path, params=asked, timeout=timeout)
+            async with aclosing(await _whole(self._client.send(request, stream=True))) as answer:
                 if answer.is_error:
                     await answer.aread()
                     raise _refusal(answer)
@@ -132,12 +136,14 @@ class KubernetesApi:
         content_type: str = "application/json",
     ) -> Body:
         try:
-            answer = await self._client.request(
-                method,
-                path,
-                params=dict(query or {}),
-                content=None if body is None else json.dumps(body).encode(),
-                headers={} if body is None else {"Content-Type": content_type},
+            answer = await _whole(
+                self._client.request(
+                    method,
+                    path,
+                    params=dict(query or {}),
+                    content=None if body is None else json.dumps(body).encode(),
+                    headers={} if body is None else {"Content-Type": content_type},
+                )
             )
         except httpx.TransportError as error:
             raise ApiUnreachableError(f"{method} {path}: {error!r}") from error
@@ -145,6 +151,25 @@ class KubernetesApi:
             raise _refusal(answer)
         found: Body = answer.json()
         return found
+
+
+async def _whole(sending: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    """The response; when cancelled, that or a moment is waited for.
+
+    httpcore (1.0) loses a connection that is cancelled in its TLS handshake: the garbage collector closes it, with a
+    warning in whichever test runs then.
+    """
+    request = asyncio.ensure_future(sending)
+    try:
+        return await asyncio.shield(request)
+    except asyncio.CancelledError:
+        await asyncio.wait({request}, timeout=_HANDSHAKE_SECONDS)
+        if not request.done():
+            request.cancel()
+            await asyncio.wait({request})
+        if not request.cancelled() and request.exception() is None:
+            await request.result().aclose()
+        raise
 
 
 def _refusal(answer: httpx.Response) -> ApiError:
