@@ -39,7 +39,7 @@ from fluxpool_gateway.store.reservations import (
     Verdict,
     reservation_file,
 )
-from fluxpool_gateway.store.tables import metadata, tasks
+from fluxpool_gateway.store.tables import metadata, tasks, usage_hours
 from fluxpool_gateway.store.task_list import ChangePlace, ListCursor, ListFilter, ListOrder
 from fluxpool_gateway.store.task_state import (
     Change,
@@ -114,6 +114,11 @@ def rows(engine: Engine) -> list[Any]:
     columns = [column for column in tasks.columns if column.name != "change_number"]
     with engine.begin() as connection:
         return sorted(tuple(row) for row in connection.execute(select(*columns)))
+
+
+def usage(engine: Engine) -> list[Any]:
+    with engine.begin() as connection:
+        return sorted(tuple(row) for row in connection.execute(select(usage_hours)))
 
 
 # Start
@@ -285,7 +290,7 @@ def test_it_holds_and_shows_what_a_sqlite_file_does(
     sqlite_engine, engine = open_writer(file), open_projector(url)
     migrate(sqlite_engine, file)
     with engine.begin() as connection:
-        connection.execute(text("TRUNCATE task, projected_offset"))
+        connection.execute(text("TRUNCATE task, projected_offset, usage_hour"))
     first, second = TaskStoreReader(file), TaskStoreReader(PostgresReads(url))
     try:
         start = 0
@@ -294,6 +299,7 @@ def test_it_holds_and_shows_what_a_sqlite_file_does(
                 assert apply(TaskStoreWriter(opened), batch, start=start) == []
             start += len(batch)
         assert rows(engine) == rows(sqlite_engine)
+        assert usage(engine) == usage(sqlite_engine)
         assert asyncio.run(_observed(second)) == asyncio.run(_observed(first))
     finally:
         first.close()

@@ -40,6 +40,7 @@ from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
+from fluxpool_gateway.usage.figures import Figures
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
@@ -163,6 +164,7 @@ def succeeded(request_id: str, tenant: str, *, object_key: str | None = None) ->
         body=result.model_dump_json(),
         completed_at_ms=1,
         tenant=tenant,
+        used=Figures.of(result),
     )
 
 
@@ -244,6 +246,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
                 clock=clock.monotonic,
                 wall_clock=lambda: clock.now_ms / 1000,
             ),
+            now_ms=lambda: clock.now_ms,
         )
         app.submission = Submission(
             admit=gate.admit,

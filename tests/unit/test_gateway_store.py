@@ -153,7 +153,10 @@ def test_a_migrated_store_has_the_tables_of_a_new_one(file: Path, tmp_path: Path
     schemas = []
     for path in (file, tmp_path / "other.sqlite"):
         with closing(sqlite3.connect(path)) as connection:
-            columns = connection.execute("SELECT name, type, \"notnull\", pk FROM pragma_table_info('task')").fetchall()
+            columns = [
+                connection.execute('SELECT name, type, "notnull", pk FROM pragma_table_info(?)', (table,)).fetchall()
+                for table in ("task", "usage_hour")
+            ]
             indexes = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql NOT NULL")
             schemas.append((columns, sorted((name, " ".join(sql.split())) for name, sql in indexes)))
     assert schemas[0] == schemas[1]
@@ -464,5 +467,6 @@ def test_records_in_batches_and_one_by_one_make_the_same_store(
             # All but when a task changed last: what happens to it in one batch is one change.
             tasks = [row[:-1] for row in connection.execute("SELECT * FROM task ORDER BY request_id, tenant")]
             passed_over = connection.execute('SELECT "offset" FROM quarantined_record ORDER BY 1').fetchall()
-        dumps.append((tasks, passed_over))
+            usage = connection.execute("SELECT * FROM usage_hour ORDER BY tenant, hour, outcome").fetchall()
+        dumps.append((tasks, passed_over, usage))
     assert dumps[0] == dumps[1]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
 from fluxpool_gateway.store.task_state import TaskSeen
 from kit.event_streams import first_event
-from kit.keyed_gateway import IMAGE, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.keyed_gateway import IMAGE, NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
 
 PROMPT = "the secret of acme"
 DONE, QUEUED = "acme-done", "acme-queued"
@@ -90,7 +90,8 @@ def add_tasks_of_acme(gateway: Gateway, folder: Path) -> None:
         )
         for request_id in (DONE, QUEUED)
     ]
-    gateway.project(*tasks, succeeded(DONE, "acme", object_key=OBJECT))
+    # Lately, so that it is part of the usage that is shown.
+    gateway.project(*tasks, replace(succeeded(DONE, "acme", object_key=OBJECT), completed_at_ms=NOW_MS - 1))
 
 
 async def answers(gateway: Gateway, key: str) -> dict[Question, tuple[int, str, str]]:
@@ -136,6 +137,7 @@ async def test_every_route_answers_as_if_another_tenants_tasks_were_not_there(
     owner = await with_acme.create(*scopes, tenant="acme")
     before = await answers(with_acme, owner)
     assert any(PROMPT in text or DONE in text for _, text, _ in before.values()), "the owner sees the tasks"
+    assert '"images":1' in before[Question("GET", "/v1/usage", None)][1], "the owner sees what they used"
     there = await answers(with_acme, await with_acme.create(*scopes, tenant="other"))
     not_there = await answers(without_acme, await without_acme.create(*scopes, tenant="other"))
     assert there == not_there

@@ -63,6 +63,7 @@ from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
+from fluxpool_gateway.usage import routes as usage_routes
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import ObjectStore, open_object_store
@@ -210,6 +211,7 @@ def build_application(
     app.include_router(image_routes.router)
     app.include_router(live_routes.router)
     app.include_router(queue_routes.router)
+    app.include_router(usage_routes.router)
     app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)

@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Final, Literal
@@ -58,6 +60,7 @@ class Services:
     metrics: GatewayMetrics
     lanes: LaneWatch
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 
 
 class RequestModel(BaseModel):

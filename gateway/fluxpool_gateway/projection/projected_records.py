@@ -27,6 +27,7 @@ from fluxpool_contract.problems import ErrorCode, InvalidTaskError, explain
 from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
+from fluxpool_gateway.usage.figures import Figures
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
 """Of a result or progress event: what Kafka takes as one record unless its topic is set otherwise."""
@@ -147,6 +148,7 @@ def _result(
         tenant=trust.owner(envelope, topics=named_in, request_id=result.request_id),
         epoch=envelope.epoch,
         attempt=max(1, result.attempt or 1),
+        used=Figures.of(result),
     )
 
 

@@ -44,6 +44,7 @@ from fluxpool_gateway.store.task_store import (
     read_versions,
     to_state,
 )
+from fluxpool_gateway.usage.hours import HourOfUsage, read_hours
 
 T = TypeVar("T")
 
@@ -145,6 +146,10 @@ class TaskStoreReader:
     async def place(self, tenant: str) -> ChangePlace:
         """The place of the latest change of the tenant's tasks."""
         return await self._read(lambda connection: read_place(connection, tenant))
+
+    async def usage(self, tenant: str, *, first: int, end: int) -> Sequence[HourOfUsage]:
+        """What the tenant used in the hours from the first to before the end, as far as results are projected."""
+        return await self._read(lambda connection: read_hours(connection, tenant, first=first, end=end))
 
     async def positions(self) -> dict[Position, LogPosition]:
         """The next position that the projector will read, of every partition that it ever read."""

@@ -91,6 +91,19 @@ quarantined_records = Table(
     UniqueConstraint("topic", "partition", "offset"),
 )
 
+usage_hours = Table(
+    "usage_hour",
+    metadata,
+    Column("tenant", _ordered(63), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("outcome", String(16), primary_key=True),
+    Column("tasks", BigInteger, nullable=False),
+    Column("images", BigInteger, nullable=False),
+    Column("pixels", BigInteger, nullable=False),
+    Column("gpu_ms", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 projector_heartbeat = Table(
     "projector_heartbeat",
     metadata,

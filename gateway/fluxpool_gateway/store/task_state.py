@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, NamedTuple, Self, assert_never
 
+from fluxpool_gateway.usage.figures import NOTHING, Figures
+
 
 class TaskStatus(StrEnum):
     """The status of a task; all but the first two are terminal."""
@@ -87,6 +89,7 @@ class ResultSeen:
     tenant: str
     epoch: int = 0
     attempt: int = 1
+    used: Figures = NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

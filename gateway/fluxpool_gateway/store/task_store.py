@@ -34,6 +34,7 @@ from fluxpool_gateway.store.task_state import (
     fold,
     is_deleted,
 )
+from fluxpool_gateway.usage.hours import UsageDeltas, delete_old_hours
 
 MAX_QUARANTINED_RECORDS: Final = 1000
 """Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
@@ -208,6 +209,11 @@ class TaskStoreWriter:
                 connection.execute(_DELETE_TASK, expired)
         return (TaskKey(*found[-1][:2]) if len(found) == rows else None), len(expired)
 
+    def delete_old_usage(self, *, now_ms: int) -> None:
+        """Delete the hours of usage that are no longer kept. Those of tasks whose rows were deleted stay until then."""
+        with self._engine.begin() as connection:
+            delete_old_hours(connection, now_ms=now_ms)
+
     def forget_positions(self, topic: str) -> None:
         """Forget how far a topic was read: it is another one now. The tasks stay."""
         with self._engine.begin() as connection:
@@ -248,9 +254,11 @@ def _apply_all(
         return []
     try:
         with connection.begin_nested():
-            changed = _fold_all(connection, changes)
+            usage = UsageDeltas()
+            changed = _fold_all(connection, changes, usage)
             if changed:
                 _save_tasks(connection, numbers.rows(changed))
+                usage.save(connection)
     except Exception as error:  # no error of one record may stop those behind it
         if not is_record_fault(error):
             raise
@@ -327,9 +335,9 @@ class _ChangeNumbers:
 
 
 def _fold_all(
-    connection: Connection, changes: Sequence[tuple[RecordRef, Change]]
+    connection: Connection, changes: Sequence[tuple[RecordRef, Change]], usage: UsageDeltas
 ) -> list[tuple[TaskState, Source, int | None]]:
-    """The rows that differ from what is stored."""
+    """The rows that differ from what is stored; `usage` gets what they add to it."""
     stored = _load(connection, list({change.request_id for _, change in changes}))
     changed: dict[tuple[str, str], tuple[TaskState, Source, int | None]] = {}
     for place, change in changes:
@@ -341,12 +349,16 @@ def _fold_all(
             # By far the most frequent case is a new task, whose rank is known already.
             rank_known = isinstance(change, TaskSeen)
             changed[key] = (state, Source(state.version, *place) if rank_known else Source.of(change, place), None)
+            if state.result is not None:
+                usage.note(None, state, change)
             continue
         state, source, number = known
         folded, read = fold(state, change), Source.of(change, place)
         if folded is not state or source is None or read > source:
             latest = read if source is None or read > source else source
             changed[key] = (folded, latest, number if folded is state else None)
+            if folded.result is not None or state.result is not None:
+                usage.note(state, folded, change)
     return list(changed.values())
 
 
