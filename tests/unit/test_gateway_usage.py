@@ -407,3 +407,13 @@ async def test_the_longest_and_the_shortest_ranges_are_answered(gateway: Gateway
     shown = await answer(gateway, **query)
     assert shown.status_code == 200, shown.text
     assert shown.json()["data"]
+
+
+async def test_the_openapi_document_has_the_parameters_by_their_names(gateway: Gateway) -> None:
+    document = (await gateway.one.ask("GET", "/openapi.json")).json()
+    parameters = document["paths"]["/v1/usage"]["get"]["parameters"]
+    assert [(parameter["name"], parameter["in"]) for parameter in parameters] == [
+        ("from", "query"),
+        ("to", "query"),
+        ("by", "query"),
+    ]
