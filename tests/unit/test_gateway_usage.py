@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, insert
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
@@ -19,6 +19,7 @@ from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.projection.retention import RetentionSweep
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
+from fluxpool_gateway.store.tables import change_counter, metadata
 from fluxpool_gateway.store.task_state import (
     Change,
     DeletionSeen,
@@ -275,7 +276,10 @@ _SEEN = st.builds(
 def built(folder: Path, records: Sequence[tuple[RecordRef, Change]], *, size: int) -> list[Row]:
     file = folder / "tasks.sqlite"
     engine = open_writer(file)
-    migrate(engine, file)
+    # In a fraction of the time of the migrations, which make the same.
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(change_counter).values(id=1, first_number=0, last_number=0))
     store = TaskStoreWriter(engine)
     for start in range(0, len(records), size):
         store.apply(records[start : start + size], {}, now_ms=7)
