@@ -50,12 +50,12 @@ async def test_waiting_tasks_are_canceled_apart_from_the_one_that_runs(
     bench: WorkerBench, client: httpx.AsyncClient
 ) -> None:
     await bench.start_ready()
-    bodies = [
-        task_body(name, "seconds=300" if name == "running" else "a fox", steps=100, group_id="g")
-        for name in ("running", "waits-1", "waits-2")
-    ]
-    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body) for body in bodies])
+    first = task_body("running", "seconds=300", steps=100, group_id="g")
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, first)])
+    # Only then: an idle worker prepares two tasks side by side, and either may be drawn first.
     await wait_for_step(bench, "running")
+    bodies = [task_body(name, "a fox", steps=100, group_id="g") for name in ("waits-1", "waits-2")]
+    await produce(bench.bootstrap_servers, bench.topics.tasks, [(None, body) for body in bodies])
 
     async def are_known() -> bool:
         counts = (await told(lambda: client.get("v1/groups/g"))).json()["counts"]
