@@ -112,6 +112,11 @@ def only(objects: Sequence[Body], kind: str, *, suffix: str = "") -> Body:
     return found
 
 
+def containers_of(objects: list[Body], component: str) -> list[Body]:
+    """The containers of a component's Deployment."""
+    return list(only(objects, "Deployment", suffix=f"-{component}")["spec"]["template"]["spec"]["containers"])
+
+
 def pod_specs(objects: Sequence[Body]) -> dict[str, Body]:
     """The specs of all pods and pod templates, by kind and name."""
     specs = {}

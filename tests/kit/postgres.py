@@ -65,6 +65,11 @@ class PostgresServer:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
+    def end_sessions(self, url: str) -> None:
+        """End every session of the database at this address, as a restart of the server does."""
+        query = sql.SQL("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}")
+        self.execute(query.format(sql.Literal(url.rpartition("/")[2])))
+
     def start(self) -> None:
         """Start the server on its data and return once it answers."""
         settings = [f"--{name}={value}" for name, value in {**_SETTINGS, "port": self.port}.items()]
