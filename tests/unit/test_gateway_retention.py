@@ -9,8 +9,6 @@ import pytest
 from sqlalchemy import Engine
 
 from fluxpool_gateway.projection.retention import STARTS_SECONDS, SWEEP_SECONDS, SWEPT_ROWS, RetentionSweep
-from fluxpool_gateway.store.database import open_writer
-from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import (
     Change,
@@ -24,6 +22,7 @@ from fluxpool_gateway.store.task_state import (
     TaskStatus,
 )
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
+from kit.store_file import opened_store
 
 TASKS, PROGRESS, RESULTS = "tasks", "progress", "results"
 BEFORE_ALL = TaskKey("", "")
@@ -66,10 +65,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(file: Path) -> Iterator[Engine]:
-    opened = open_writer(file)
-    migrate(opened, file)
-    yield opened
-    opened.dispose()
+    with opened_store(file) as opened:
+        yield opened
 
 
 @pytest.fixture

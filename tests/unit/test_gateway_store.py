@@ -35,6 +35,7 @@ from fluxpool_gateway.store.task_store import (
     QuarantinedRecord,
     TaskStoreWriter,
 )
+from kit.store_file import opened_store
 
 TOPIC = "tasks"
 NOW_MS = 4_000_000_000_000
@@ -48,10 +49,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(file: Path) -> Iterator[Engine]:
-    opened = open_writer(file)
-    migrate(opened, file)
-    yield opened
-    opened.dispose()
+    with opened_store(file) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.usage.figures import MAX_GPU_MS, MAX_PIXELS, Figures
 from fluxpool_gateway.usage.hours import HOUR_MS, USAGE_DAYS
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings
+from kit.store_file import opened_store
 
 TASKS, PROGRESS, RESULTS = "tasks", "progress", "results"
 TIMINGS = {"queue_ms": 9000.0, "text_encode_ms": 20.0, "denoise_ms": 1500.5, "vae_ms": 80.0, "store_ms": 70.0}
@@ -91,10 +92,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def engine(file: Path) -> Iterator[Engine]:
-    opened = open_writer(file)
-    migrate(opened, file)
-    yield opened
-    opened.dispose()
+    with opened_store(file) as opened:
+        yield opened
 
 
 @pytest.fixture
