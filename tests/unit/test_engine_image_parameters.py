@@ -155,10 +155,10 @@ def test_a_file_that_is_no_image_has_its_own_error(payload: bytes) -> None:
         read_parameters(payload)
 
 
-def test_the_reader_needs_neither_torch_nor_opencv() -> None:
+def test_the_reader_needs_neither_torch_nor_numpy() -> None:
     program = (
         "import sys, fluxpool_worker.image_parameters; "
-        "sys.exit(str([name for name in ('torch', 'cv2', 'numpy', 'diffusers') if name in sys.modules]))"
+        "sys.exit(str([name for name in ('torch', 'numpy', 'diffusers') if name in sys.modules]))"
     )
 
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

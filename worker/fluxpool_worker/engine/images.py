@@ -8,11 +8,11 @@ key (`agent.task.task_store`).
 import io
 from typing import Any, Final, assert_never
 
-import cv2
 from PIL import Image
 
 from fluxpool_contract.messages import EmbedParameters
 from fluxpool_worker.engine.generator import InputsError, Pixels
+from fluxpool_worker.engine.png_file import encode_png
 from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
 from fluxpool_worker.image_parameters import ImageParametersError, exif_with_parameters, png_entries, png_with_text
 from fluxpool_worker.marks import XMP_PNG_KEYWORD, DigitalSourceType, creator_tool, xmp_packet
@@ -86,7 +86,7 @@ def _encode(pixels: Pixels, *, inputs: GenerationInputs, parameters: dict[str, A
     labels = inputs.embedded
     if inputs.output_format == "png":
         entries = {} if parameters is None else png_entries(parameters=parameters, labels=labels)
-        return png_with_text(_encode_png(pixels), {XMP_PNG_KEYWORD: xmp, **entries})
+        return png_with_text(encode_png(pixels), {XMP_PNG_KEYWORD: xmp, **entries})
     metadata = {"xmp": xmp.encode()}
     if parameters is not None:
         metadata["exif"] = exif_with_parameters(parameters=parameters, labels=labels)
@@ -97,11 +97,3 @@ def _encode(pixels: Pixels, *, inputs: GenerationInputs, parameters: dict[str, A
     else:
         image.save(file, "WEBP", quality=WEBP_QUALITY, method=WEBP_METHOD, **metadata)
     return file.getvalue()
-
-
-def _encode_png(pixels: Pixels) -> bytes:
-    """OpenCV's encoder: 37 ms for 1024x1024, where Pillow's default takes 408 ms for a file 10 % smaller."""
-    encoded, payload = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    if not encoded:
-        raise RuntimeError("OpenCV could not encode the image as PNG")
-    return bytes(payload)
