@@ -211,6 +211,13 @@ class Attempts:
         claimed, decoded, task = context.claimed, context.decoded, context.decoded.task
         await run_until(context.abandoned, claimed.lane.record(claimed, self._entry(context)))
         _after_record()
+        inputs = _inputs(
+            decoded,
+            quality=self._quality(task),
+            embed_limit=self.embed_limit,
+            low_memory=context.low_memory,
+            image=context.image,
+        )
         report = partial(self.progress.report, decoded, attempt=context.spent.attempt)
         last_report = 0.0
 
@@ -227,19 +234,14 @@ class Attempts:
             context.canceling.begun = True
             report(ProgressType.STARTED)
 
-        submitting = self.engine.submit(
-            _inputs(
-                decoded,
-                quality=self._quality(task),
-                embed_limit=self.embed_limit,
-                low_memory=context.low_memory,
-                image=context.image,
-            ),
-            on_started=on_started,
-            on_step=on_step,
-            on_device_free=context.slot.release,
-        )
-        context.job = job = await run_until(context.abandoned, submitting)
+        async def submit() -> EngineJob:
+            # The engine runs jobs in the order of their submission.
+            async with context.slot.in_order():
+                return await self.engine.submit(
+                    inputs, on_started=on_started, on_step=on_step, on_device_free=context.slot.release
+                )
+
+        context.job = job = await run_until(context.abandoned, submit())
         self._jobs.add(job)
 
         def on_lost() -> None:
