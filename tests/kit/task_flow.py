@@ -186,12 +186,13 @@ class FlowBench:
         self.outcomes: list[str] = []
         self.refused_topics: list[str] = []
         self.phases_ms: list[dict[str, float]] = []
+        self.objects = open_object_store(self.settings.storage)
         self._slots = EngineSlots(jobs=2)
         self._holds = Holds(limit_seconds=hold_limit_seconds)
         self._flow = TaskFlow(
             self.settings,
             identity=WorkerIdentity(worker="worker-1", pool=self.settings.pool),
-            store=open_object_store(self.settings.storage),
+            store=self.objects,
             engine=cast("EngineClient", self.engine),
             slots=self._slots,
             publisher=cast("ReliablePublisher", self.topics),
@@ -241,6 +242,10 @@ class FlowBench:
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+
+    def files(self) -> set[str]:
+        """Keys of all objects in the store."""
+        return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
 
     @property
     def results(self) -> list[dict[str, Any]]:

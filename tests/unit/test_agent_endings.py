@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fluxpool_contract.header_names import EPOCH
 from fluxpool_contract.messages import derived
 from fluxpool_contract.messages.dead_letter import Disposition
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.problems import ErrorClass
-from fluxpool_transport.storage.task_objects import Claim, Claimed, Manifest
+from fluxpool_transport.storage.task_objects import Claim, Claimed, Manifest, delete_task_objects
 from fluxpool_worker.agent.task import ending_writer
 from fluxpool_worker.agent.task.holds import HoldExpiredError
 from fluxpool_worker.agent.task.outgoing_records import Failure
@@ -168,6 +169,39 @@ async def test_a_tombstone_does_not_change_the_result_of_a_claimed_task(bench: F
     await bench.run(task_record(None, key=REQUEST_ID.encode()))
     assert bench.results == []
     assert bench.outcomes == ["id-conflict"]
+
+
+async def test_a_deleted_task_that_is_delivered_again_is_neither_drawn_nor_answered(bench: FlowBench) -> None:
+    bench.engine.fails = False
+    await bench.run(task_record())
+    await delete_task_objects(bench.objects, tenant="default", request_id=REQUEST_ID, epoch=0)
+    kept = bench.files()
+    await bench.run(task_record())
+    assert (bench.outcomes, bench.lane.ends[-1]) == (["success", "deleted"], "finished")
+    assert (bench.engine.jobs, len(bench.results), bench.files()) == (1, 1, kept)
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_a_deleted_task_ends_as_deleted_whatever_else_would_end_it(bench: FlowBench, end: str) -> None:
+    lay_out(bench, manifest="absent", claim="own")
+    await delete_task_objects(bench.objects, tenant="default", request_id=REQUEST_ID, epoch=0)
+    await run_to_its_end(bench, end)
+    assert (bench.outcomes, bench.engine.jobs, bench.results) == (["deleted"], 0, [])
+
+
+async def test_a_replay_of_a_deleted_task_is_a_task_of_its_own(bench: FlowBench) -> None:
+    bench.engine.fails = False
+    await bench.run(task_record())
+    await delete_task_objects(bench.objects, tenant="default", request_id=REQUEST_ID, epoch=0)
+    await bench.run(task_record(headers=[(EPOCH, b"1")]))
+    assert bench.outcomes == ["success", "success"]
+
+
+async def test_a_task_whose_deletion_was_cut_short_is_answered_by_its_manifest(bench: FlowBench) -> None:
+    lay_out(bench, manifest="good", claim="own")
+    bench.store(derived.deletion_key("default", REQUEST_ID), b"{}")
+    await bench.run(task_record())
+    assert (bench.outcomes, bench.engine.jobs) == (["success"], 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from fluxpool_contract import header_names
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_contract.messages.derived import claim_key
+from fluxpool_contract.messages.derived import claim_key, deletion_key
 from fluxpool_gateway.http import change_routes
 from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust
 from fluxpool_gateway.projection.projected_records import read_change
@@ -109,7 +109,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 async def test_a_deleted_task_is_gone_with_its_images_on_every_route(bench: Bench) -> None:
     await bench.end("r-1")
     assert await bench.ask("DELETE", "r-1") == (204, "")
-    assert bench.files() == {claim_key("acme", "r-1")}
+    assert bench.files() == {claim_key("acme", "r-1"), deletion_key("acme", "r-1")}
     for method, path in (("GET", "r-1"), ("GET", "r-1/images/0"), ("POST", "r-1/retry"), ("POST", "r-1/cancel")):
         assert await bench.ask(method, path) == (410, "gone")
     listed = await bench.gateway.one.ask("GET", "/v1/generations", bench.acme)

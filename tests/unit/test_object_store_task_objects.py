@@ -29,6 +29,7 @@ from fluxpool_transport.storage.task_objects import (
     Manifest,
     claim_task,
     delete_task_objects,
+    is_deleted,
     read_manifest,
     store_image,
     store_manifest,
@@ -140,6 +141,7 @@ async def test_the_objects_of_a_task_are_deleted_but_its_claim(store: ObjectStor
     assert await read_manifest(store, claim) is None
     assert await store.get(f"{claim.prefix}/0.png") is None
     assert await read_manifest(store, replayed) is not None
+    assert (await is_deleted(store, claim), await is_deleted(store, replayed)) == (True, False)
     with pytest.raises(IdConflictError):
         await _claim(store, digest="d2")
 

@@ -5,6 +5,7 @@ from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLette
 from fluxpool_contract.messages.decoding import DecodedTask, decode_task, parse_task, peek_request_id
 from fluxpool_contract.messages.derived import (
     claim_key,
+    deletion_key,
     derive_seed,
     first_seen,
     idempotent_request_id,
@@ -94,6 +95,7 @@ __all__ = [
     "claim_key",
     "cloud_event_headers",
     "decode_task",
+    "deletion_key",
     "derive_seed",
     "encode_headers",
     "first_seen",

@@ -99,8 +99,7 @@ def record_event_id(topic: str, partition: int, offset: int) -> str:
 
 def object_prefix(tenant: str, day: datetime, request_id: str, epoch: int = 0) -> str:
     """Folder of a task's objects: `{tenant}/{yyyy}/{mm}/{dd}/{request_id}`; a replay has its own beside the first."""
-    folder = request_id if epoch == 0 else f"{request_id}~{epoch}"
-    return f"{tenant}/{day.astimezone(UTC):%Y/%m/%d}/{folder}"
+    return f"{tenant}/{day.astimezone(UTC):%Y/%m/%d}/{_id_of_replay(request_id, epoch)}"
 
 
 def input_folder(prefix: str, tenant: str) -> str:
@@ -123,5 +122,13 @@ def claim_key(tenant: str, request_id: str, epoch: int = 0) -> str:
 
     Tenants cannot begin with an underscore, so claims never meet images.
     """
-    folder = request_id if epoch == 0 else f"{request_id}~{epoch}"
-    return f"_claims/{tenant}/{folder}.json"
+    return f"_claims/{tenant}/{_id_of_replay(request_id, epoch)}.json"
+
+
+def deletion_key(tenant: str, request_id: str, epoch: int = 0) -> str:
+    """Key of the object that says that the other objects of a task were deleted."""
+    return f"_deletions/{tenant}/{_id_of_replay(request_id, epoch)}.json"
+
+
+def _id_of_replay(request_id: str, epoch: int) -> str:
+    return request_id if epoch == 0 else f"{request_id}~{epoch}"

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fluxpool_contract.messages import GenerationResult, claim_key, image_key, manifest_key, object_prefix
+from fluxpool_contract.messages import GenerationResult, claim_key, deletion_key, image_key, manifest_key, object_prefix
 from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
 from fluxpool_transport.process.faults import fault_point
 from fluxpool_transport.storage.object_store import ObjectStore, StorageUnavailableError
@@ -141,8 +141,8 @@ async def claim_task(
 async def delete_task_objects(store: ObjectStore, *, tenant: str, request_id: str, epoch: int) -> None:
     """Delete the images of a task that has ended, and its manifest; again is harmless.
 
-    The claim stays: it holds digests alone, and keeps the id from being used for another body. Raises
-    `CorruptObjectError`, `StorageUnavailableError`.
+    The claim stays: it holds digests alone, and keeps the id from being used for another body. A worker that gets the
+    task once more finds it deleted (`is_deleted`). Raises `CorruptObjectError`, `StorageUnavailableError`.
     """
     key = claim_key(tenant, request_id, epoch)
     stored = await store.get(key)
@@ -150,7 +150,15 @@ async def delete_task_objects(store: ObjectStore, *, tenant: str, request_id: st
         return
     # Not the keys of a result, which any producer may write, but those that no other task can have.
     expected = Claim(request_id=request_id, tenant=tenant, epoch=epoch, digest="", prefix="")
-    await store.delete_below(_parse_claim(store, key, stored, expected=expected).prefix)
+    claim = _parse_claim(store, key, stored, expected=expected)
+    # Before the manifest is deleted: a claim without a manifest is that of a task to be continued.
+    await store.put_if_absent(deletion_key(tenant, request_id, epoch), b"{}", content_type=_JSON)
+    await store.delete_below(claim.prefix)
+
+
+async def is_deleted(store: ObjectStore, claim: Claim) -> bool:
+    """Whether the task had ended and was deleted; ask after its manifest. Raises `StorageUnavailableError`."""
+    return await store.get(deletion_key(claim.tenant, claim.request_id, claim.epoch)) is not None
 
 
 async def store_image(

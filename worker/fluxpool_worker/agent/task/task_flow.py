@@ -45,6 +45,10 @@ that writes garbage delays the tasks behind it by about a millisecond a record."
 log = structlog.get_logger(__name__)
 
 
+class TaskDeletedError(Exception):
+    """The task had ended, with its result published, and was deleted since."""
+
+
 class TaskFlow:
     """Runs tasks; one instance serves all lanes of a pod."""
 
@@ -167,6 +171,11 @@ class TaskFlow:
             found = await self._generate(claimed, task, task.content, spent=spent, slot=slot)
         except (PartitionLostError, TaskReleasedError, HoldExpiredError):
             raise
+        except TaskDeletedError:
+            # Readers have its result, and the gateway shows none any more: a second one would contradict both.
+            slot.release()
+            await commit()
+            return "deleted"
         except IdConflictError as error:
             found = error
         except Exception as error:
@@ -187,15 +196,18 @@ class TaskFlow:
     ) -> Manifest | Failed:
         """The task's manifest, after its images are stored; or why it has none.
 
-        Raises `PartitionLostError`, `TaskReleasedError`, `HoldExpiredError` and `IdConflictError`.
+        Raises `PartitionLostError`, `TaskReleasedError`, `HoldExpiredError`, `IdConflictError` and `TaskDeletedError`.
         """
         decoded = replace(decoded, task=with_defaults(decoded.task, self._identity.family))
         name = TaskName(tenant=task.envelope.tenant, request_id=decoded.task.request_id, epoch=task.envelope.epoch)
         with self._abandonment(claimed) as abandoned, self._cancellations.watch(name) as canceling:
             try:
                 stored = await self.store.claim(task, abandoned=abandoned)
-                if not stored.fresh and (manifest := await self.store.outcome(stored.claim, abandoned=abandoned)):
-                    return manifest
+                if not stored.fresh:
+                    if manifest := await self.store.outcome(stored.claim, abandoned=abandoned):
+                        return manifest
+                    if await self.store.is_deleted(stored.claim, abandoned=abandoned):
+                        raise TaskDeletedError
                 context = AttemptContext(
                     claimed=claimed,
                     decoded=decoded,

@@ -31,6 +31,7 @@ from fluxpool_transport.storage import (
     StorageCredentialsError,
     StorageUnavailableError,
     claim_task,
+    is_deleted,
     read_input,
     read_manifest,
     store_image,
@@ -119,6 +120,10 @@ class TaskStore:
     async def outcome(self, claim: Claim, *, abandoned: asyncio.Event | None = None) -> Manifest | None:
         """The task's manifest; None while there is none. Raises `AbandonedError` soon after `abandoned` is set."""
         return await self._hold(lambda: read_manifest(self._store, claim), abandoned)
+
+    async def is_deleted(self, claim: Claim, *, abandoned: asyncio.Event | None = None) -> bool:
+        """Whether a task without manifest was deleted. Raises `AbandonedError` soon after `abandoned` is set."""
+        return await self._hold(lambda: is_deleted(self._store, claim), abandoned)
 
     async def input_image(self, decoded: DecodedTask, *, abandoned: asyncio.Event) -> bytes | None:
         """The picture that the task starts from; None when it names none.
