@@ -157,7 +157,11 @@ _CHANNELS: Final = (
     ("retry", "Tasks that wait for another attempt; workers write and read it.", ("GenerationTask",)),
     ("control", "Commands to all workers.", ("CancelCommand",)),
     ("dead_letters", "Records that could not be turned into images, and what was done.", ("DeadLetter", "Resolution")),
-    ("feedback", "Ratings and comparisons. Defined, but not used in this release.", ("Rating", "Comparison")),
+    (
+        "feedback",
+        "Ratings and comparisons of images; the last one of each key counts.",
+        ("Rating", "Comparison", "Withdrawal"),
+    ),
 )
 """Role of the topic, its description and its messages."""
 
@@ -190,6 +194,7 @@ def _operations(topics: TopicNames, groups: Mapping[str, str]) -> Document:
         "send_dead_letters": _operation(
             "send", "dead_letters", "Workers write what they refuse or give up, and `fluxpool dlq` what was done."
         ),
+        "send_feedback": _operation("send", "feedback", "A gateway writes what people say of images."),
     }
 
 
@@ -244,8 +249,15 @@ def _messages() -> Document:
                 **CLOUD_EVENT_HEADERS,
             },
         ),
-        "Rating": _message(Rating, key="The `rating_id`.", headers={}),
-        "Comparison": _message(Comparison, key="The `rating_id`.", headers={}),
+        "Rating": _message(Rating, key="The `rating_id`.", headers=tenant),
+        "Comparison": _message(Comparison, key="The `rating_id`.", headers=tenant),
+        "Withdrawal": {
+            "name": "Withdrawal",
+            "summary": "Takes back the rating or comparison with this key: a record without a value.",
+            "headers": _headers(tenant),
+            "payload": {"type": "null"},
+            "bindings": _key_binding("The `rating_id`."),
+        },
     }
 
 

@@ -242,7 +242,7 @@ class GatewaySettings(EnvironmentSettings):
     @model_validator(mode="after")
     def _trusts_topics_it_reads(self) -> Self:
         topics = self.topics
-        read = (topics.tasks, topics.tasks_vip, topics.results, topics.progress)
+        read = (topics.tasks, topics.tasks_vip, topics.results, topics.progress, topics.feedback)
         for topic in self.foreign_tenant_topics:
             if topic not in read:
                 raise ValueError(f"foreign_tenant_topics: {topic} is not read here; choose from {', '.join(read)}")

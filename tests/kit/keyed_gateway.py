@@ -15,6 +15,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas, open_signer, open_tokens
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
@@ -23,8 +24,10 @@ from fluxpool_gateway.identity.api_key import KeyScope, new_key
 from fluxpool_gateway.identity.bootstrap import prepare_keys
 from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.identity.key_store import KeyStore
+from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
+from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import served_lanes
 from fluxpool_gateway.settings import GatewaySettings
@@ -74,6 +77,8 @@ class Records:
     """Key, headers and value of those on the control topic."""
     deletions: list[tuple[bytes, dict[str, bytes]]] = field(default_factory=list)
     """Key and headers of those on the results topic, which have no value."""
+    feedback: list[tuple[str, dict[str, bytes], bytes | None]] = field(default_factory=list)
+    """Key, headers and value of those on the feedback topic."""
     failure: DeliveryError | None = None
     """What the next record ends with."""
     on_deletion: Callable[[bytes, dict[str, bytes]], None] | None = None
@@ -94,6 +99,9 @@ class Records:
             if self.on_deletion is not None:
                 self.on_deletion(key, dict(headers))
             return len(self.deletions)
+        if topic == TopicNames().feedback:
+            self.feedback.append((key.decode(), dict(headers), value))
+            return len(self.feedback)
         assert value is not None
         assert all((topic, partition >= 0, key, value))
         self.headers.append(dict(headers))
@@ -137,10 +145,24 @@ class Gateway:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["key"])
 
-    def project(self, *changes: Change) -> None:
+    def project(self, *changes: Change | FeedbackSeen) -> None:
         self.tasks.apply(
             [((TopicNames().tasks, 0, offset), change) for offset, change in enumerate(changes)], {}, now_ms=1
         )
+
+    async def project_feedback(self) -> None:
+        """Every record of the feedback topic so far."""
+        topics = TopicNames()
+        trust = TenantTrust(secret=await self.one.gate.store.secret())
+        changes = []
+        for offset, (key, headers, value) in enumerate(self.records.feedback):
+            change = read_change(
+                topics, topic=topics.feedback, key=key.encode(), value=value, headers=list(headers.items()),
+                timestamp_ms=self.clock.now_ms, trust=trust,
+            )  # fmt: skip
+            assert change is not None
+            changes.append(((topics.feedback, 0, offset), change))
+        assert self.tasks.apply(changes, {}, now_ms=self.clock.now_ms) == []
 
 
 def succeeded(request_id: str, tenant: str, *, object_key: str | None = None) -> ResultSeen:

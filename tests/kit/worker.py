@@ -268,6 +268,7 @@ async def worker_bench(
             topics.progress: 1,
             topics.control: 1,
             topics.dead_letters: 1,
+            topics.feedback: 1,
             **dict.fromkeys(topics.retry, 2),
         },
         config={"max.message.bytes": "2097152", **topic_config},

@@ -15,7 +15,15 @@ from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.decoding import decode_task
-from fluxpool_contract.messages.feedback import ComparedImage, Comparison, Preference, Rating
+from fluxpool_contract.messages.feedback import (
+    AspectPreferences,
+    ComparedImage,
+    Comparison,
+    Preference,
+    Rating,
+    comparison_id_of,
+    rating_id_of,
+)
 from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
@@ -194,8 +202,50 @@ def test_schemas_describe_their_fields() -> None:
 
 
 def test_a_rating_without_content_is_refused() -> None:
-    with pytest.raises(ValidationError, match="give at least one of score, thumb, tags or comment"):
+    with pytest.raises(ValidationError, match="give at least one of score, thumb, aspects, artifacts, tags or comment"):
         Rating(rating_id="r", request_id="a", created_at=NOW)
+
+
+@pytest.mark.parametrize("only", [{"aspects": {"fidelity": 1}}, {"artifacts": 0}, {"tags": ["hands"]}, {"thumb": 0}])
+def test_a_rating_needs_no_score(only: dict[str, object]) -> None:
+    assert Rating.model_validate({"rating_id": "r", "request_id": "a", "created_at": NOW, **only}).reward is None
+
+
+@pytest.mark.parametrize(
+    ("given", "reward"), [({"score": 1}, 0), ({"score": 4, "thumb": -1}, 0.75), ({"thumb": 1}, 1), ({"thumb": -1}, 0)]
+)
+def test_a_rating_is_worth_its_score_or_else_its_thumb(given: dict[str, int], reward: float) -> None:
+    assert Rating.model_validate({"rating_id": "r", "request_id": "a", "created_at": NOW, **given}).reward == reward
+
+
+def test_a_comparison_says_the_same_whichever_image_is_named_first() -> None:
+    left, right = ComparedImage(request_id="two"), ComparedImage(request_id="one", image_index=1)
+    asked = Comparison(
+        rating_id="r", created_at=NOW, a=left, b=right, preferred=Preference.A, shown_first="a",
+        aspects=AspectPreferences(fidelity=Preference.B, alignment=Preference.TIE),
+    )  # fmt: skip
+    ordered = asked.in_order
+    assert (ordered.a, ordered.b, ordered.preferred, ordered.shown_first) == (right, left, Preference.B, "b")
+    assert ordered.aspects == AspectPreferences(fidelity=Preference.A, alignment=Preference.TIE)
+    assert ordered.in_order is ordered
+    for outcome in (Preference.TIE, Preference.BOTH_BAD):
+        assert asked.model_copy(update={"preferred": outcome}).in_order.preferred is outcome
+
+
+def test_the_id_of_a_judgement_is_that_of_tenant_rater_and_images() -> None:
+    one, two = ("one", 0), ("two", 0)
+    ids = [
+        comparison_id_of("default", "ann", one, two),
+        comparison_id_of("default", "bob", one, two),
+        comparison_id_of("acme", "ann", one, two),
+        comparison_id_of("default", "ann", one, ("two", 1)),
+        rating_id_of("default", "ann", one),
+        rating_id_of("default", "ann", ("one", 1)),
+        rating_id_of("default", "bob", one),
+        rating_id_of("acme", "ann", one),
+    ]
+    assert len(set(ids)) == len(ids)
+    assert comparison_id_of("default", "ann", two, one) == ids[0]
 
 
 def test_a_comparison_needs_two_images() -> None:

@@ -15,6 +15,7 @@ from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from fluxpool_contract.messages.task import REQUEST_ID, GenerationTask
 from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projected_records import (
     MAX_EVENT_BYTES,
@@ -150,7 +151,9 @@ def test_repeated_records_change_nothing(changes: list[Change]) -> None:
 
 
 def read(topic: str, value: bytes | None) -> Change | None:
-    return read_change(TOPICS, topic=topic, value=value, headers=[], timestamp_ms=5000, trust=TenantTrust())
+    change = read_change(TOPICS, topic=topic, value=value, headers=[], timestamp_ms=5000, trust=TenantTrust())
+    assert not isinstance(change, FeedbackSeen)
+    return change
 
 
 def a_result(request_id: str | None, *, code: ErrorCode | None = None) -> bytes:
@@ -264,7 +267,7 @@ def test_no_record_makes_the_projection_raise_anything_but_its_own_refusal(
             )
         except UnreadableRecordError:
             continue
-        if change is not None:
+        if change is not None and not isinstance(change, FeedbackSeen):
             states[change.request_id] = fold(states.get(change.request_id), change)
     for state in states.values():
         assert REQUEST_ID.fullmatch(state.request_id)

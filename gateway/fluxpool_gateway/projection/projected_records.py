@@ -1,7 +1,7 @@
-"""Decodes records of the task, results and progress topics into changes of the task store. Pure.
+"""Decodes records of the task, results, progress and feedback topics into changes of the task store. Pure.
 
-An invalid task changes nothing: a worker answers it with a result, and that is projected. An invalid result or progress
-event gets no answer, so it is refused with the reason, and `projector` quarantines it.
+An invalid task changes nothing: a worker answers it with a result, and that is projected. Any other invalid record gets
+no answer, so it is refused with the reason, and `projector` quarantines it.
 """
 
 from collections.abc import Collection
@@ -24,6 +24,7 @@ from fluxpool_contract.messages import (
     parse_task,
 )
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError, explain
+from fluxpool_gateway.feedback.records import PROOF_PREFIX, FeedbackSeen, InvalidFeedbackError, read_feedback
 from fluxpool_gateway.http.generation_request import Priority
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
@@ -42,6 +43,11 @@ _STATUS = {
 
 def projected_topics(topics: TopicNames) -> tuple[str, ...]:
     """The topics that the store is built from."""
+    return (*topics_of_tasks(topics), topics.feedback)
+
+
+def topics_of_tasks(topics: TopicNames) -> tuple[str, ...]:
+    """Those that say what becomes of tasks; a store without feedback has all that these have."""
     return (*task_topics(topics), topics.results, topics.progress)
 
 
@@ -63,13 +69,15 @@ def read_change(
     headers: RawHeaders,
     timestamp_ms: int,
     trust: TenantTrust,
-) -> Change | None:
+) -> Change | FeedbackSeen | None:
     """The change that a record makes; None for an invalid task, which a worker answers, and for what concerns no task.
 
     As everywhere in Kafka a record without a value deletes what its key names: a result's deletes the task.
 
-    Raises `UnreadableRecordError` for an invalid result or progress event.
+    Raises `UnreadableRecordError` for an invalid result, progress event, rating or comparison.
     """
+    if topic == topics.feedback:
+        return _feedback(key, value, headers, timestamp_ms, topic=topic, trust=trust)
     if value is None and topic == topics.results:
         return _deletion(key, headers, named_in=(topic, *task_topics(topics)), trust=trust)
     if not value:
@@ -160,6 +168,21 @@ def _deletion(
         return None
     tenant = trust.owner(_lenient_envelope(headers), topics=named_in, request_id=request_id)
     return DeletionSeen(request_id=request_id, tenant=tenant)
+
+
+def _feedback(
+    key: bytes | None, value: bytes | None, headers: RawHeaders, timestamp_ms: int, *, topic: str, trust: TenantTrust
+) -> FeedbackSeen:
+    rating_id = (key or b"").decode(errors="replace")
+    if not REQUEST_ID.fullmatch(rating_id):
+        raise UnreadableRecordError("key: must be the rating_id; the topic is compacted by it")
+    if value is not None and len(value) > MAX_EVENT_BYTES:
+        raise UnreadableRecordError(f"is {len(value)} bytes long; at most {MAX_EVENT_BYTES} are projected")
+    tenant = trust.owner(_lenient_envelope(headers), topics=(topic,), request_id=PROOF_PREFIX + rating_id)
+    try:
+        return read_feedback(value, key=rating_id, tenant=tenant, at_ms=clamped_milliseconds(timestamp_ms))
+    except InvalidFeedbackError as error:
+        raise UnreadableRecordError(str(error)) from error
 
 
 def _lenient_envelope(headers: RawHeaders) -> Envelope:

@@ -18,8 +18,14 @@ from aiokafka.structs import ConsumerRecord
 from confluent_kafka import KafkaException
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
+from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
-from fluxpool_gateway.projection.projected_records import UnreadableRecordError, projected_topics, read_change
+from fluxpool_gateway.projection.projected_records import (
+    UnreadableRecordError,
+    projected_topics,
+    read_change,
+    topics_of_tasks,
+)
 from fluxpool_gateway.projection.retention import RetentionSweep
 from fluxpool_gateway.projection.source import BATCH_RECORDS, CLIENT_ID, Fetched, ProjectionSource
 from fluxpool_gateway.store.task_state import Change, Position, RecordRef
@@ -102,7 +108,7 @@ class Projector:
         if not fetched.next_offsets:
             return
         now_ms = _now_ms()
-        changes: list[tuple[RecordRef, Change]] = []
+        changes: list[tuple[RecordRef, Change | FeedbackSeen]] = []
         unreadable: list[QuarantinedRecord] = []
         for record in fetched.records:
             place = (record.topic, record.partition, record.offset)
@@ -144,7 +150,7 @@ class Projector:
                 reason=latest.reason,
             )
 
-    def _read(self, record: ConsumerRecord) -> Change | None:
+    def _read(self, record: ConsumerRecord) -> Change | FeedbackSeen | None:
         if isinstance(record, UndecodableRecord) and not record.has_contents:
             others = f" (with all from offset {record.first_offset})" if record.first_offset < record.offset else ""
             raise UnreadableRecordError(f"cannot be decoded{others}: {record.problem}")
@@ -226,8 +232,8 @@ class Projector:
         await self._in_thread(lambda: self._store.beat(heartbeat))
 
     def _has_all(self) -> bool:
-        """Whether every topic was read to its end since the start; a log may have grown since."""
-        return self._caught_up_at_ms is not None and self._assigned.keys() == set(projected_topics(self._topics))
+        """Whether every topic of tasks was read to its end since the start; a log may have grown since."""
+        return self._caught_up_at_ms is not None and self._assigned.keys() >= set(topics_of_tasks(self._topics))
 
     def _lag_records(self) -> int | None:
         """How many records are still to be read; None until every topic is there and its end known."""

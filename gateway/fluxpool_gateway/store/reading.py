@@ -151,6 +151,15 @@ class TaskStoreReader:
         """What the tenant used in the hours from the first to before the end, as far as results are projected."""
         return await self._read(lambda connection: read_hours(connection, tenant, first=first, end=end))
 
+    async def read(self, read: Callable[[Connection], T]) -> T:
+        """What `read` makes of a connection, in a thread; all its statements see one moment."""
+
+        def in_snapshot(connection: Connection) -> T:
+            self._begin_snapshot(connection)
+            return read(connection)
+
+        return await self._read(in_snapshot)
+
     async def positions(self) -> dict[Position, LogPosition]:
         """The next position that the projector will read, of every partition that it ever read."""
         return await self._read(read_positions)

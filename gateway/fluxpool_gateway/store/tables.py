@@ -104,6 +104,53 @@ usage_hours = Table(
     sqlite_with_rowid=False,
 )
 
+ratings = Table(
+    "rating",
+    metadata,
+    Column("tenant", _ordered(63), primary_key=True),
+    Column("rating_id", _ordered(128), primary_key=True),
+    Column("request_id", _ordered(128), nullable=False),
+    Column("image_index", Integer, nullable=False),
+    Column("rater_hash", String(128), nullable=False),
+    Column("score", Integer),
+    Column("reward_quarters", Integer),
+    Column("model", Text),
+    Column("pool", Text),
+    Column("preset", Text),
+    Column("steps", Integer),
+    Column("prompt_key", String(32)),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("rating_by_task", ratings.c.tenant, ratings.c.request_id)
+
+comparisons = Table(
+    "comparison",
+    metadata,
+    Column("tenant", _ordered(63), primary_key=True),
+    Column("rating_id", _ordered(128), primary_key=True),
+    Column("a_request_id", _ordered(128), nullable=False),
+    Column("a_index", Integer, nullable=False),
+    Column("b_request_id", _ordered(128), nullable=False),
+    Column("b_index", Integer, nullable=False),
+    Column("rater_hash", String(128), nullable=False),
+    Column("preferred", String(16), nullable=False),
+    *(Column(f"{side}_{name}", Text) for side in "ab" for name in ("model", "pool", "preset")),
+    *(Column(f"{side}_steps", Integer) for side in "ab"),
+    Column("created_at_ms", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("comparison_by_a", comparisons.c.tenant, comparisons.c.a_request_id)
+Index("comparison_by_b", comparisons.c.tenant, comparisons.c.b_request_id)
+
 projector_heartbeat = Table(
     "projector_heartbeat",
     metadata,

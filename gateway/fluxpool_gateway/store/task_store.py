@@ -14,6 +14,8 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection, Engine, Integer, Table, bindparam, delete, func, insert, select, text, tuple_, update
 from sqlalchemy.engine import RowMapping
 
+from fluxpool_gateway.feedback.records import FeedbackSeen
+from fluxpool_gateway.feedback.stored import delete_feedback_of, save_feedback
 from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
 from fluxpool_gateway.store.tables import (
     change_counter,
@@ -148,7 +150,7 @@ class TaskStoreWriter:
 
     def apply(
         self,
-        changes: Sequence[tuple[RecordRef, Change]],
+        changes: Sequence[tuple[RecordRef, Change | FeedbackSeen]],
         positions: Mapping[Position, LogPosition],
         *,
         passed_over: Sequence[QuarantinedRecord] = (),
@@ -247,7 +249,11 @@ class TaskStoreWriter:
 
 
 def _apply_all(
-    connection: Connection, changes: Sequence[tuple[RecordRef, Change]], numbers: "_ChangeNumbers", *, now_ms: int
+    connection: Connection,
+    changes: Sequence[tuple[RecordRef, Change | FeedbackSeen]],
+    numbers: "_ChangeNumbers",
+    *,
+    now_ms: int,
 ) -> list[QuarantinedRecord]:
     """Apply records in one go; when one of them is at fault, bisect until it is found, and leave it out."""
     if not changes:
@@ -255,10 +261,22 @@ def _apply_all(
     try:
         with connection.begin_nested():
             usage = UsageDeltas()
-            changed = _fold_all(connection, changes, usage)
+            of_tasks: list[tuple[RecordRef, Change]] = []
+            feedback: list[tuple[RecordRef, FeedbackSeen]] = []
+            for place, change in changes:
+                if isinstance(change, FeedbackSeen):
+                    feedback.append((place, change))
+                else:
+                    of_tasks.append((place, change))
+            changed = _fold_all(connection, of_tasks, usage)
             if changed:
                 _save_tasks(connection, numbers.rows(changed))
                 usage.save(connection)
+                delete_feedback_of(
+                    connection, [state.key for state, _, _ in changed if state.status is TaskStatus.DELETED]
+                )
+            # After the tasks: it is not kept for those that are deleted.
+            save_feedback(connection, feedback)
     except Exception as error:  # no error of one record may stop those behind it
         if not is_record_fault(error):
             raise

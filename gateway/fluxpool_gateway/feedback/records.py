@@ -1,0 +1,50 @@
+"""A record of the feedback topic as a change of the store. Pure."""
+
+import json
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from fluxpool_contract.messages import Comparison, Rating
+from fluxpool_contract.problems import explain
+
+PROOF_PREFIX = "feedback:"
+"""What the proof of a record's tenant is made of, before its key. No task has such an id, so it proves no task."""
+
+
+class InvalidFeedbackError(Exception):
+    """The record says nothing that can be kept; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackSeen:
+    """What a person says now of one image or of two; with `said` None it is taken back."""
+
+    rating_id: str
+    tenant: str
+    said: Rating | Comparison | None
+    at_ms: int
+    """When the broker got the record."""
+
+
+def read_feedback(value: bytes | None, *, key: str, tenant: str, at_ms: int) -> FeedbackSeen:
+    """The change; raises `InvalidFeedbackError`."""
+    if value is None:
+        return FeedbackSeen(rating_id=key, tenant=tenant, said=None, at_ms=at_ms)
+    if b"\\u0000" in value:
+        # PostgreSQL has no such text.
+        raise InvalidFeedbackError("must not contain the NUL character")
+    try:
+        fields = json.loads(value)
+        is_comparison = isinstance(fields, dict) and "preferred" in fields
+        said = (Comparison if is_comparison else Rating).model_validate_json(value)
+    except ValidationError as error:
+        raise InvalidFeedbackError("; ".join(map(str, explain(error, body=value)))) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidFeedbackError("is not JSON") from error
+    if said.rating_id != key:
+        # The topic is compacted by the key: it would lose another record in this one's place.
+        raise InvalidFeedbackError(f"rating_id: is {said.rating_id!r}, but the key is {key!r}; both must be equal")
+    return FeedbackSeen(
+        rating_id=key, tenant=tenant, said=said.in_order if isinstance(said, Comparison) else said, at_ms=at_ms
+    )
