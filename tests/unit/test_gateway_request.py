@@ -13,6 +13,7 @@ from fluxpool_gateway.http.generation_request import (
     GenerationRequest,
     Priority,
     check_idempotency_key,
+    check_image_folder,
     check_quality,
     parse_request,
     render_task,
@@ -44,6 +45,20 @@ def test_a_picture_to_start_from_reaches_the_task_and_counts_the_steps_that_are_
     decoded = decode_task(render_task(request, "r-1"), [])
     assert (decoded.task.image, decoded.task.strength) == ("_inputs/default/cat.png", 0.5)
     assert request.relative_work == pytest.approx(10 / 28)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["_inputs/acme/cat.png", "s3://bucket/_inputs/pool-a/acme/cats/cat.png", "file:///srv/_inputs/acme/a.png"],
+)
+def test_a_picture_in_a_folder_of_the_tenant_is_accepted(address: str) -> None:
+    check_image_folder(parse_request(json.dumps({"prompt": "a", "image": address}).encode()), "acme")
+
+
+@pytest.mark.parametrize("address", ["_inputs/default/cat.png", "_inputs/acme-2/cat.png", "acme", "_inputs/b/acme"])
+def test_a_picture_in_the_folder_of_another_tenant_is_refused_with_the_folder_of_the_callers(address: str) -> None:
+    with pytest.raises(ProblemError, match="must be in the folder of the tenant acme, such as _inputs/acme/cat"):
+        check_image_folder(parse_request(json.dumps({"prompt": "a", "image": address}).encode()), "acme")
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,18 @@ async def test_a_gateway_proves_the_tenant_of_what_it_accepts(gateway: Gateway) 
     assert trust.owner(envelope, topics=[TOPICS.tasks], request_id=accepted[0]) == "acme"
 
 
+@pytest.mark.parametrize(("tenant", "status"), [("acme", 202), ("default", 422)])
+async def test_a_picture_counts_as_the_callers_in_a_folder_of_its_tenant_alone(
+    gateway: Gateway, tenant: str, status: int
+) -> None:
+    body = {"prompt": "a fox", "image": f"_inputs/{tenant}/cat.png"}
+    key = await gateway.create(tenant="acme")
+    answer = await gateway.one.ask("POST", "/v1/generations", key, json=body)
+    assert answer.status_code == status
+    assert ("such as _inputs/acme/cat.png" in answer.text) == (status == 422)
+    assert len(gateway.records.headers) == (status == 202)
+
+
 def test_the_secret_outlives_the_file_of_a_gateway_with_the_same_first_key(tmp_path: Path) -> None:
     settings = keyed_settings(tmp_path)
     key_file = settings.bootstrap_key_file

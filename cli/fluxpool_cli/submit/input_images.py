@@ -1,6 +1,7 @@
 """`fluxpool submit --image`: puts a picture into the store of the local stack, where its workers read it.
 
-Other stores belong to others: there the caller puts the picture, and gives its address.
+Other stores belong to others: there the caller puts the picture, and gives its address. The local stack has one tenant;
+a gateway with API keys refuses the picture for any other.
 """
 
 import asyncio
@@ -35,8 +36,8 @@ def image_address(image: str, *, data_dir: Path, is_local: bool) -> str:
     stack = running_stack(data_dir) if is_local else None
     if stack is None:
         raise typer.BadParameter(
-            "a file can be sent to the local stack alone (`fluxpool local up`); put it into the pool's storage, and "
-            f"give its address, such as s3://bucket/{_FOLDER}cat.png",
+            "a file can be sent to the local stack alone (`fluxpool local up`); put it into the folder of your tenant "
+            f"in the pool's storage, and give its address, such as s3://bucket/{_FOLDER}cat.png",
             param_hint=_OPTION,
         )
     payload = _read(Path(image))

@@ -19,6 +19,7 @@ from fluxpool_contract.messages import (
     GenerationParameters,
     Quality,
     format_time,
+    input_folder,
 )
 from fluxpool_contract.problems import FieldProblem, explain, summarize
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header
@@ -75,12 +76,23 @@ def check_quality(request: GenerationRequest, allowed: Collection[Quality]) -> N
     if not allowed or request.quality is None or request.quality in allowed:
         return
     names = " or ".join(quality.value for quality in allowed)
-    problem = FieldProblem("quality", f"{request.quality.value} is not allowed here; use {names}, or leave it out")
-    raise ProblemError(
-        ProblemCode.INVALID_REQUEST,
-        summarize([problem]),
-        fields=[problem],
-        status=HTTPStatus.UNPROCESSABLE_ENTITY,
+    raise _not_allowed("quality", f"{request.quality.value} is not allowed here; use {names}, or leave it out")
+
+
+def check_image_folder(request: GenerationRequest, tenant: str) -> None:
+    """Raises `ProblemError` (422) for a picture that no pool reads for the tenant: it is in no folder of its name.
+
+    Which folders these are is the pool's choice (`image.inputPrefix`), and its workers check the whole of them.
+    """
+    if request.image is not None and tenant not in request.image.split("/")[:-1]:
+        folder = input_folder("_inputs/", tenant)
+        raise _not_allowed("image", f"must be in the folder of the tenant {tenant}, such as {folder}cat.png")
+
+
+def _not_allowed(field: str, reason: str) -> ProblemError:
+    problem = FieldProblem(field, reason)
+    return ProblemError(
+        ProblemCode.INVALID_REQUEST, str(problem), fields=[problem], status=HTTPStatus.UNPROCESSABLE_ENTITY
     )
 
 

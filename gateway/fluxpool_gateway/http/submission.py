@@ -28,6 +28,7 @@ from fluxpool_gateway.http.generation_request import (
     Priority,
     body_too_large,
     check_idempotency_key,
+    check_image_folder,
     check_quality,
     parse_request,
     render_headers,
@@ -318,6 +319,7 @@ class Submission:
 
     def _check(self, request: GenerationRequest, caller: Caller) -> None:
         check_quality(request, self.qualities)
+        check_image_folder(request, caller.tenant)
         caller.rights.check(request)
 
     async def _produce_once(
