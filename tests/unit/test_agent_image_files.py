@@ -11,7 +11,7 @@ import pytest
 
 from fluxpool_contract.messages.task import EmbedParameters
 from fluxpool_worker.agent.task.holds import HoldExpiredError
-from fluxpool_worker.engine.images import encode_image
+from fluxpool_worker.engine.files.images import encode_image
 from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
 from fluxpool_worker.image_marks import SignatureState, read_marks
 from fluxpool_worker.marks.signing import SigningError

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fluxpool_cli.main import run
-from fluxpool_worker.engine.images import encode_image
+from fluxpool_worker.engine.files.images import encode_image
 from fluxpool_worker.engine.protocol import GenerationInputs
 from fluxpool_worker.image_parameters import png_with_text
 from fluxpool_worker.marks import XMP_PNG_KEYWORD, DigitalSourceType, xmp_packet

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fluxpool_contract.messages.task import EmbedParameters
-from fluxpool_worker.engine.images import encode_image
+from fluxpool_worker.engine.files.images import encode_image
 from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
 from fluxpool_worker.image_parameters import ImageParametersError, read_parameters
 from fluxpool_worker.marks import DigitalSourceType

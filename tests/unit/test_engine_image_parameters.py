@@ -12,8 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from fluxpool_contract.messages.task import EmbedParameters
+from fluxpool_worker.engine.files.images import encode_image
 from fluxpool_worker.engine.generator import InputsError, Pixels
-from fluxpool_worker.engine.images import encode_image
 from fluxpool_worker.engine.protocol import GenerationInputs
 from fluxpool_worker.image_parameters import ImageParametersError, read_parameters
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from fluxpool_worker.engine.png_file import encode_png
+from fluxpool_worker.engine.files.png_file import encode_png
 
 
 def _noise(*, height: int, width: int) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from PIL import Image
 
 from fluxpool_contract.messages.task import EmbedParameters
-from fluxpool_worker.engine.images import encode_image
+from fluxpool_worker.engine.files.images import encode_image
 from fluxpool_worker.engine.protocol import GenerationInputs
 from fluxpool_worker.image_marks import SignatureState, read_marks
 from fluxpool_worker.image_parameters import read_parameters

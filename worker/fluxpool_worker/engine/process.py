@@ -26,6 +26,7 @@ from typing import Final, NoReturn, assert_never
 import structlog
 
 from fluxpool_transport.process import ParentGoneError, die_with_parent, fault_point
+from fluxpool_worker.engine.files.images import encode_image
 from fluxpool_worker.engine.generator import (
     DeviceLostError,
     DeviceMemoryError,
@@ -38,7 +39,6 @@ from fluxpool_worker.engine.generator import (
     Rendering,
     StartPhases,
 )
-from fluxpool_worker.engine.images import encode_image
 from fluxpool_worker.engine.jobs import CancelOutcome, JobQueue
 from fluxpool_worker.engine.link import EXIT_AGENT_GONE, SendQueue, exit_now, received
 from fluxpool_worker.engine.logs import configure_logging

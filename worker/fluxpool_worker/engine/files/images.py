@@ -11,8 +11,8 @@ from typing import Any, Final, assert_never
 from PIL import Image
 
 from fluxpool_contract.messages import EmbedParameters
+from fluxpool_worker.engine.files.png_file import encode_png
 from fluxpool_worker.engine.generator import InputsError, Pixels
-from fluxpool_worker.engine.png_file import encode_png
 from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
 from fluxpool_worker.image_parameters import ImageParametersError, exif_with_parameters, png_entries, png_with_text
 from fluxpool_worker.marks import XMP_PNG_KEYWORD, DigitalSourceType, creator_tool, xmp_packet
