@@ -80,8 +80,9 @@ def _topics_table() -> str:
     rows = []
     for spec in topic_specs(TopicNames()):
         retention_ms = int(spec.config.get("retention.ms", 0))
-        if spec.config.get("cleanup.policy") == "compact":
-            kept = "the latest of each key"
+        policy = spec.config.get("cleanup.policy", "delete")
+        if policy != "delete":
+            kept = "the latest of each key" + (f", {retention_ms // DAY_MS} days" if retention_ms else "")
         elif retention_ms >= DAY_MS:
             kept = f"{retention_ms // DAY_MS} days"
         else:

@@ -15,6 +15,7 @@ from fluxpool_contract.kafka.topics import TopicNames, topic_specs
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter
 from fluxpool_contract.messages.feedback import Comparison, Rating
+from fluxpool_contract.messages.pool_state import PoolState
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import RESOLUTION, Resolution, ResolutionAction
 from fluxpool_contract.messages.result import GenerationResult
@@ -123,7 +124,7 @@ def _channels(topics: TopicNames) -> Document:
         for channel, topic in _named(role, getattr(topics, role)):
             spec = specs[topic]
             configuration: Document = {
-                name: [value] if name == "cleanup.policy" else int(value) if value.isdecimal() else value
+                name: value.split(",") if name == "cleanup.policy" else int(value) if value.isdecimal() else value
                 for name, value in spec.config.items()
             }
             found[channel] = {
@@ -157,6 +158,7 @@ _CHANNELS: Final = (
     ("retry", "Tasks that wait for another attempt; workers write and read it.", ("GenerationTask",)),
     ("control", "Commands to all workers.", ("CancelCommand",)),
     ("dead_letters", "Records that could not be turned into images, and what was done.", ("DeadLetter", "Resolution")),
+    ("pools", "What the operator decided for each pool, and its workers.", ("PoolState",)),
     (
         "feedback",
         "Ratings and comparisons of images; the last one of each key counts.",
@@ -191,6 +193,8 @@ def _operations(topics: TopicNames, groups: Mapping[str, str]) -> Document:
             for channel in retry_channels
         },
         "obey_commands": _operation("receive", "control", "Every worker reads all commands, without a group."),
+        "send_pool_states": _operation("send", "pools", "The operator writes the state of each pool."),
+        "read_pool_states": _operation("receive", "pools", "Every gateway process reads all states, without a group."),
         "send_dead_letters": _operation(
             "send", "dead_letters", "Workers write what they refuse or give up, and `fluxpool dlq` what was done."
         ),
@@ -249,6 +253,11 @@ def _messages() -> Document:
                 **CLOUD_EVENT_HEADERS,
             },
         ),
+        "PoolState": _message(
+            PoolState,
+            key="`namespace/pool`; a record without a value says that the pool was deleted.",
+            headers=CLOUD_EVENT_HEADERS,
+        ),
         "Rating": _message(Rating, key="The `rating_id`.", headers=tenant),
         "Comparison": _message(Comparison, key="The `rating_id`.", headers=tenant),
         "Withdrawal": {
@@ -292,7 +301,16 @@ def _key_binding(description: str) -> Document:
 
 
 def _schemas() -> Document:
-    models = (GenerationTask, GenerationResult, ProgressEvent, CancelCommand, Resolution, Rating, Comparison)
+    models = (
+        GenerationTask,
+        GenerationResult,
+        ProgressEvent,
+        CancelCommand,
+        PoolState,
+        Resolution,
+        Rating,
+        Comparison,
+    )
     _, schema = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )

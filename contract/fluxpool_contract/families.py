@@ -94,3 +94,8 @@ TINY: Final = Family(
 
 PUBLISHED: Final = (DEV, KREA, SCHNELL)
 FAMILIES: Final[Mapping[str, Family]] = {family.name: family for family in (*PUBLISHED, TINY)}
+
+
+def published_family(model_id: str) -> Family | None:
+    """The family whose weights have this id on the Hugging Face hub; None for any other checkpoint."""
+    return next((family for family in PUBLISHED if model_id == f"{family.publisher}/{family.name}"), None)

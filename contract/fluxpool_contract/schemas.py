@@ -16,6 +16,7 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.feedback import Comparison, Rating
+from fluxpool_contract.messages.pool_state import PoolState
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution
 from fluxpool_contract.messages.result import GenerationResult
@@ -30,6 +31,7 @@ MESSAGES: Final[dict[str, type[BaseModel]]] = {
     "cancel-command": CancelCommand,
     "dead-letter": DeadLetter,
     "resolution": Resolution,
+    "pool-state": PoolState,
     "rating": Rating,
     "comparison": Comparison,
 }

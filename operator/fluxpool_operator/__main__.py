@@ -22,6 +22,7 @@ from fluxpool_contract.settings import SettingsError
 from fluxpool_operator.backlog import BacklogHub
 from fluxpool_operator.cluster import connect
 from fluxpool_operator.handlers import watch
+from fluxpool_operator.metrics import OperatorMetrics
 from fluxpool_operator.reconcile.context import OperatorContext
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.reconcile.sweep import Sweep
@@ -44,12 +45,13 @@ async def serve(settings: OperatorSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    metrics = OperatorMetrics()
     with tempfile.TemporaryDirectory(prefix="fluxpool-operator-") as folder:
         async with (
             await connect(deadline_seconds=settings.api_deadline_seconds) as cluster,
-            BacklogHub(deadline_seconds=settings.kafka_deadline_seconds) as hub,
+            BacklogHub(deadline_seconds=settings.kafka_deadline_seconds, count_states=metrics.count_states) as hub,
         ):
-            context = OperatorContext(settings=settings, cluster=cluster, hub=hub, folder=Path(folder))
+            context = OperatorContext(settings=settings, cluster=cluster, hub=hub, folder=Path(folder), metrics=metrics)
             pool_tasks = PoolTasks(context)
             watching = asyncio.Event()
             server = HealthServer(

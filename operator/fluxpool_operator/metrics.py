@@ -24,6 +24,9 @@ class OperatorMetrics:
         self.reconciles = Counter(
             "fluxpool_reconciles", "Reconciles of pools by outcome.", ["outcome"], registry=self.registry
         )
+        self.states = Counter(
+            "fluxpool_pool_states", "States of pools for gateways, by outcome.", ["outcome"], registry=self.registry
+        )
         self.pools = Gauge("fluxpool_pools", "Pools with a running loop.", registry=self.registry)
         self._of_pools: list[MetricWrapperBase] = []
         self.pending_records = self._of_pool(Gauge, "pending_records", "Tasks not begun, as last read.")
@@ -44,6 +47,11 @@ class OperatorMetrics:
         metric = kind(f"fluxpool_pool_{name}", description, [*_POOL, *labels], registry=self.registry)
         self._of_pools.append(metric)
         return metric
+
+    def count_states(self, written: int, failed: int) -> None:
+        """States of pools were written to Kafka, or not."""
+        self.states.labels(outcome="written").inc(written)
+        self.states.labels(outcome="failed").inc(failed)
 
     def count_loop_failure(self, namespace: str, pool: str) -> None:
         """A defect ended a pool's loop; also a failed reconcile, for which the chart has an alert."""

@@ -37,6 +37,7 @@ def _spec(bootstrap_servers: str, prefix: str, **layout: int) -> KafkaSpec:
                 "retry": [f"{prefix}-retry-15s", f"{prefix}-retry-2m"],
                 "control": f"{prefix}-control",
                 "deadLetters": f"{prefix}-dlq",
+                "pools": f"{prefix}-pools",
             },
             "manageTopics": True,
             "topicLayout": {"taskPartitions": 4, "eventPartitions": 2, "replicationFactor": 1} | layout,
@@ -81,6 +82,7 @@ LAYOUT = {
     "retry-2m": 2,
     "control": 1,
     "dlq": 2,
+    "pools": 1,
 }
 
 

@@ -109,6 +109,8 @@ class FakeHub(BacklogHub):
         self.connections: list[KafkaConnection] = []
         """Of each reading."""
         self.forgotten: list[str] = []
+        self.states: list[tuple[str, str, bytes | None]] = []
+        """Topic, key and value of each state that was published."""
 
     async def read(self, connection: KafkaConnection, targets: Sequence[LaneTarget]) -> tuple[LaneReading, ...]:
         self.connections.append(connection)
@@ -118,6 +120,10 @@ class FakeHub(BacklogHub):
 
     def wake_when_grown(self, key: str, connection: KafkaConnection, ends: object, wake: object) -> None:
         del key, connection, ends, wake
+
+    def publish(self, connection: KafkaConnection, topic: str, *, key: str, value: bytes | None) -> None:
+        del connection
+        self.states.append((topic, key, value))
 
     def unwatch(self, key: str) -> None:
         self.forgotten.append(key)

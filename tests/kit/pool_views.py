@@ -30,14 +30,14 @@ def pool(status: FluxWorkerPoolStatus | None = None, **edits: Any) -> FluxWorker
 def pod(name: str, stage: PodStage = PodStage.READY, **fields: Any) -> PodSummary:
     """A pod of the current template."""
     placed = stage not in (PodStage.GATED, PodStage.UNSCHEDULABLE)
+    usual: dict[str, Any] = {"template_hash": "a", "created_at": NOON - timedelta(hours=1)}
     return PodSummary(
         name=name,
         uid=f"uid-{name}",
         stage=stage,
         phase=PodPhase.RUNNING if placed else PodPhase.PENDING,
         node="gpu-1" if placed else None,
-        created_at=NOON - timedelta(hours=1),
-        **({"template_hash": "a"} | fields),
+        **(usual | fields),
     )
 
 

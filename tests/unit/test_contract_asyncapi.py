@@ -112,6 +112,7 @@ def test_every_header_of_a_task_is_described_and_takes_what_is_written(document:
         ("GenerationTask", "task-smallest.json"),
         ("GenerationResult", "result-full.json"),
         ("ProgressEvent", "progress-event.json"),
+        ("PoolState", "pool-state.json"),
         ("CancelCommand", "cancel-command.json"),
         ("Resolution", "resolution.json"),
     ],

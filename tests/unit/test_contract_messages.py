@@ -25,6 +25,7 @@ from fluxpool_contract.messages.feedback import (
     rating_id_of,
 )
 from fluxpool_contract.messages.headers import Envelope
+from fluxpool_contract.messages.pool_state import PoolState
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
@@ -46,6 +47,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "handling-note": Resolution,
     "rating": Rating,
     "comparison": Comparison,
+    "pool-state": PoolState,
 }
 
 
@@ -267,6 +269,7 @@ def test_topics_have_the_documented_layout() -> None:
         "flux-generation-control",
         "flux-dlq",
         "flux-feedback",
+        "flux-pools",
     }
     tasks = specs["flux-generation-tasks"]
     assert (tasks.partitions, tasks.replication_factor) == (6, 3)
@@ -284,6 +287,7 @@ def test_topics_have_the_documented_layout() -> None:
     assert int(specs["flux-dlq"].config["max.message.bytes"]) > int(tasks.config["max.message.bytes"])
     assert specs["flux-generation-control"].config["cleanup.policy"] == "compact"
     assert specs["flux-feedback"].config["cleanup.policy"] == "compact"
+    assert specs["flux-pools"].config["cleanup.policy"] == "compact,delete"
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:

@@ -24,6 +24,7 @@ from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import Disposition
 from fluxpool_contract.messages.decoding import decode_task
 from fluxpool_contract.messages.feedback import Comparison, Rating
+from fluxpool_contract.messages.pool_state import PoolState
 from fluxpool_contract.messages.progress import ProgressEvent
 from fluxpool_contract.messages.resolution import Resolution
 from fluxpool_contract.messages.result import GenerationResult
@@ -212,6 +213,7 @@ JSON_EXAMPLES: Mapping[str, Callable[[str], object]] = {
     "response": json.loads,  # compared with the gateway's own in test_docs_http
     "progress": ProgressEvent.model_validate_json,
     "cancel": CancelCommand.model_validate_json,
+    "pool-state": PoolState.model_validate_json,
     "rating": Rating.model_validate_json,
     "resolution": Resolution.model_validate_json,
     "comparison": Comparison.model_validate_json,

@@ -85,7 +85,7 @@
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_LANES" "value" ($lanes | toJson)) }}
 {{- end }}
 {{- include "fluxpool.storageEnvironment" $gateway.storage }}
-{{- range $field := list "tasks" "tasksVip" "results" "progress" "retry" "control" "deadLetters" "feedback" }}
+{{- range $field := list "tasks" "tasksVip" "results" "progress" "retry" "control" "deadLetters" "feedback" "pools" }}
 {{- $topic := get $gateway.topics $field }}
 {{- if kindIs "slice" $topic }}
 {{- $topic = join "," $topic }}

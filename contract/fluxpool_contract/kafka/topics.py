@@ -54,6 +54,8 @@ class TopicNames(BaseModel):
     """Dead-letter topic."""
     feedback: TopicName = "flux-feedback"
     """Ratings and comparisons."""
+    pools: TopicName = "flux-pools"
+    """States of the pools, from their operator."""
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
@@ -110,6 +112,12 @@ def topic_specs(
             {"retention.ms": str(30 * DAY_MS), "max.message.bytes": str(MAX_DEAD_LETTER_BYTES)},
         ),
         names.feedback: (event_partitions, compacted),
+        # Live pools are written every half minute: what is a day old is of a pool that was deleted unseen. Only closed
+        # segments are compacted, hence an hour for each.
+        names.pools: (
+            1,
+            {"cleanup.policy": "compact,delete", "retention.ms": str(DAY_MS), "segment.ms": str(HOUR_MS)},
+        ),
     }
     return tuple(
         TopicSpec(name=name, partitions=partitions, replication_factor=replication_factor, config=by_arrival | config)

@@ -1,4 +1,4 @@
-"""The messages on the topics: tasks, results, progress, commands, dead letters, and their record headers."""
+"""The messages on the topics: tasks, results, progress, commands, dead letters, states of pools; their headers."""
 
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
@@ -46,6 +46,7 @@ from fluxpool_contract.messages.headers import (
     parse_time,
     render_envelope,
 )
+from fluxpool_contract.messages.pool_state import HEARTBEAT_SECONDS, VALID_SECONDS, PoolLane, PoolState
 from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.resolution import Resolution, ResolutionAction, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, Mark, ResultStatus, TaskError
@@ -74,6 +75,7 @@ __all__ = [
     "DEAD_LETTER_PREFIX",
     "DEFAULT_STRENGTH",
     "DEFAULT_TENANT",
+    "HEARTBEAT_SECONDS",
     "LORA_NAME_PATTERN",
     "MAX_COMMENT_CHARACTERS",
     "MAX_FEEDBACK_TAGS",
@@ -87,6 +89,7 @@ __all__ = [
     "MIN_SIDE_PIXELS",
     "REQUEST_ID",
     "SIZE_MULTIPLE_PIXELS",
+    "VALID_SECONDS",
     "AspectPreferences",
     "AspectScores",
     "CancelCommand",
@@ -104,6 +107,8 @@ __all__ = [
     "ImageOrigin",
     "Mark",
     "OutputFormat",
+    "PoolLane",
+    "PoolState",
     "Preference",
     "ProgressEvent",
     "ProgressType",

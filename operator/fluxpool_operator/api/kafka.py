@@ -28,7 +28,7 @@ _GROUP_OF: Final = (
     " ? self.consumerGroup : self.consumerGroup + '-' + lane.name)"
 )
 
-_SHARED_TOPICS: Final = "([self.results, self.progress, self.control, self.deadLetters] + self.retry)"
+_SHARED_TOPICS: Final = "([self.results, self.progress, self.control, self.deadLetters, self.pools] + self.retry)"
 
 
 class ServiceAccountToken(ApiModel):
@@ -156,6 +156,8 @@ class TopicsSpec(ApiModel):
     """Control topic: cancellations of tasks."""
     dead_letters: TopicField = _NAMES.dead_letters
     """Dead-letter topic."""
+    pools: TopicField = _NAMES.pools
+    """Topic with the states of pools, for the gateway."""
 
     rules: ClassVar = (
         Rule(
@@ -221,7 +223,7 @@ class KafkaSpec(ApiModel):
         ),
         Rule(
             "!self.lanes.exists(lane, lane.topic in [self.topics.results, self.topics.progress, self.topics.control,"
-            " self.topics.deadLetters] || lane.topic in self.topics.retry)",
+            " self.topics.deadLetters, self.topics.pools] || lane.topic in self.topics.retry)",
             "lanes: a topic that workers produce to cannot be a lane; choose another topic",
             ".lanes",
         ),

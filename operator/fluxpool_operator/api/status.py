@@ -89,6 +89,12 @@ class FluxWorkerPoolStatus(ApiModel):
     """Backlog of each lane."""
     plan: PlanStatus | None = None
     """Last scaling plan."""
+    start_seconds: Count | None = None
+    """Time that workers took from their creation until they were ready, in coarse steps."""
+    model_family: Annotated[str, Field(max_length=253)] | None = None
+    """Family of the model. Absent for a checkpoint of which it is not known."""
+    license: Annotated[str, Field(max_length=253)] | None = None
+    """License of the family's published weights."""
     last_scale_time: datetime | None = None
     """Last time the number of workers was changed."""
     last_active_time: datetime | None = None

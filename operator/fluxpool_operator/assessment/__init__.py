@@ -1,10 +1,10 @@
-"""The assessment of a pool: its status and conditions, when they are worth a write, and its events.
+"""The assessment of a pool: its status, conditions and events, its state for gateways, and when they are worth a write.
 
-Pure: values in, values out. `reconcile` writes the status and posts the events. Must not decide how many workers there
-are.
+Pure: values in, values out. `reconcile` writes, publishes and posts them. Must not decide how many workers there are.
 """
 
 from fluxpool_operator.assessment.events import PoolEvent, events_of
+from fluxpool_operator.assessment.state import pool_state, worth_publishing
 from fluxpool_operator.assessment.status import assess, status_patch, worth_writing
 from fluxpool_operator.assessment.view import PoolProblem, PoolView, SigningCertificate
 
@@ -15,6 +15,8 @@ __all__ = [
     "SigningCertificate",
     "assess",
     "events_of",
+    "pool_state",
     "status_patch",
+    "worth_publishing",
     "worth_writing",
 ]

@@ -6,8 +6,10 @@ Numbers are rounded, so that an idle pool's status does not change. What is unkn
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from statistics import median
 from typing import Any, Final
 
+from fluxpool_contract.families import published_family
 from fluxpool_operator.api import ConditionType, FluxWorkerPoolStatus, LaneStatus, PlanStatus, with_condition
 from fluxpool_operator.api.conditions import Condition
 from fluxpool_operator.assessment.conditions import verdict
@@ -35,6 +37,7 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
     """The status to be written, with every condition about the pool's present generation."""
     pool, deployment = view.pool, view.deployment
     lanes = tuple(_lane_status(lane) for lane in view.lanes)
+    family = published_family(pool.spec.model.id)
     eta = view.plan.eta_seconds if view.lag_is_known else None
     return FluxWorkerPoolStatus(
         observed_generation=pool.metadata.generation,
@@ -57,6 +60,9 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
             reason=view.plan.reason[:MAX_REASON_CHARACTERS],
             eta_seconds=None if eta is None else coarse_seconds(eta),
         ),
+        start_seconds=_start_seconds(view),
+        model_family=None if family is None else family.name,
+        license=None if family is None else family.licence.name,
         last_scale_time=_last_scale_time(view),
         last_active_time=_last_active_time(view),
         template_hash=view.template_hash or pool.status.template_hash,
@@ -132,6 +138,15 @@ def _observed_time(view: PoolView) -> datetime | None:
     if not math.isfinite(age_seconds):
         return view.pool.status.lag_observed_time
     return (view.now - timedelta(seconds=age_seconds)).replace(microsecond=0)
+
+
+def _start_seconds(view: PoolView) -> int | None:
+    """Of the pods that are ready and were not restarted, which may have been long after their creation."""
+    took = [
+        (pod.ready_since - pod.created_at).total_seconds() for pod in view.pods if pod.ready_since and not pod.restarts
+    ]
+    # While the pool sleeps, it is what it was before.
+    return coarse_seconds(median(took)) if took else view.pool.status.start_seconds
 
 
 def _last_scale_time(view: PoolView) -> datetime | None:

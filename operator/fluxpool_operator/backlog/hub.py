@@ -1,4 +1,4 @@
-"""One reader and one wake-up for each Kafka cluster, shared by all pools of the cluster.
+"""One reader, one wake-up and one publisher of states for each Kafka cluster, shared by all pools of the cluster.
 
 Owns their lifetime: created when a connection is first used, closed after a while without use. `reconcile.kafka` calls
 it. Must not know what is read or what a woken pool does.
@@ -16,6 +16,7 @@ from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_operator.backlog.cluster_reader import ClusterReader
 from fluxpool_operator.backlog.observation import LaneTarget
 from fluxpool_operator.backlog.reading import LaneReading
+from fluxpool_operator.backlog.state_publisher import CountStates, StatePublisher
 from fluxpool_operator.backlog.wakeup import Ends, WakeUp
 
 log = structlog.get_logger(__name__)
@@ -28,22 +29,31 @@ UNUSED_SECONDS: Final = 900.0
 class _Cluster:
     reader: ClusterReader
     wakeup: WakeUp
+    states: StatePublisher
     used_at_seconds: float
 
     @property
     def is_busy(self) -> bool:
-        return self.reader.is_busy or not self.wakeup.is_idle
+        return self.reader.is_busy or not self.wakeup.is_idle or self.states.is_busy
 
     async def close(self) -> None:
+        await self.states.close()
         await self.wakeup.close()
         await self.reader.close()
 
 
 class BacklogHub:
-    """Reads backlogs and wakes pools: `async with BacklogHub() as hub`."""
+    """Reads backlogs, wakes pools, publishes their states: `async with BacklogHub() as hub`."""
 
-    def __init__(self, *, deadline_seconds: float = 10.0, unused_seconds: float = UNUSED_SECONDS) -> None:
-        """`deadline_seconds` limits one reading."""
+    def __init__(
+        self,
+        *,
+        deadline_seconds: float = 10.0,
+        unused_seconds: float = UNUSED_SECONDS,
+        count_states: CountStates = lambda _written, _failed: None,
+    ) -> None:
+        """`deadline_seconds` limits one reading; `count_states` is told how many states were written and failed."""
+        self._count_states = count_states
         self._deadline_seconds = deadline_seconds
         self._unused_seconds = unused_seconds
         self._clusters: dict[KafkaConnection, _Cluster] = {}
@@ -80,6 +90,10 @@ class BacklogHub:
         self._watched[key] = connection
         self._cluster(connection).wakeup.watch(key, ends, wake)
 
+    def publish(self, connection: KafkaConnection, topic: str, *, key: str, value: bytes | None) -> None:
+        """Write the state of a pool, or None for a deleted one, in the background: what fails is logged and counted."""
+        self._cluster(connection).states.put(topic, key=key, value=value)
+
     def unwatch(self, key: str) -> None:
         """Remove the watch of `key`."""
         connection = self._watched.pop(key, None)
@@ -94,7 +108,8 @@ class BacklogHub:
             reader = ClusterReader(
                 connection, self._tasks, deadline_seconds=self._deadline_seconds, on_lost=wakeup.reconnect
             )
-            cluster = self._clusters[connection] = _Cluster(reader, wakeup, now)
+            states = StatePublisher(connection, self._tasks, count=self._count_states)
+            cluster = self._clusters[connection] = _Cluster(reader, wakeup, states, now)
         cluster.used_at_seconds = now
         return cluster
 

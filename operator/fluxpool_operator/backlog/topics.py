@@ -49,7 +49,7 @@ def wanted_topics(kafka: KafkaSpec) -> tuple[TopicSpec, ...]:
         )
     }
     lanes = tuple(replace(specs[names.tasks], name=lane.topic) for lane in kafka.lanes)
-    shared = (names.results, names.progress, *names.retry, names.control, names.dead_letters)
+    shared = (names.results, names.progress, *names.retry, names.control, names.dead_letters, names.pools)
     return lanes + tuple(specs[name] for name in shared)
 
 

@@ -78,6 +78,10 @@ class PoolLoop:
         self._changes.add(change)
         self._woken.set()
 
+    def withdraw(self) -> None:
+        """Say that the pool was deleted."""
+        self._reconciler.withdraw()
+
     async def run(self) -> Never:
         """Reconcile until cancelled; raises `PoolGoneError` when the pool turns out to be deleted. May run again."""
         self.alive_at_seconds = self._context.clock()

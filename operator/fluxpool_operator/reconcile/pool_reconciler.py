@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fluxpool_operator.api import FluxWorkerPool, Reason
-from fluxpool_operator.assessment import PoolProblem, PoolView, assess
+from fluxpool_operator.assessment import PoolProblem, PoolView, assess, pool_state
 from fluxpool_operator.backlog import LaneTarget, lane_targets_of
 from fluxpool_operator.children import child_name, required_secret_keys, worker_settings
 from fluxpool_operator.cluster import KindPath
 from fluxpool_operator.planning import Plan
 from fluxpool_operator.reconcile.apply.child_applier import ChildApplier
 from fluxpool_operator.reconcile.apply.scaler import Observation, Scaler, desired_replicas
+from fluxpool_operator.reconcile.apply.state_reporter import StateReporter
 from fluxpool_operator.reconcile.apply.status_writer import StatusWriter
 from fluxpool_operator.reconcile.apply.topic_reconciler import TopicReconciler
 from fluxpool_operator.reconcile.child_cache import DEPLOYMENT, Change, PoolKey
@@ -72,6 +73,7 @@ class PoolReconciler:
         self._topics = TopicReconciler(context=context, wake=lambda: wake(Change.TOPICS))
         self._scaler = Scaler(written=writer.written, context=context)
         self._applier = ChildApplier(key, owner_uid=uid, context=context)
+        self._states = StateReporter(context)
         self._target: _ReadTarget | None = None
         self._deployment_was_sought = False
         self._expired_records = 0
@@ -83,6 +85,10 @@ class PoolReconciler:
         self._lag.close()
         self._topics.close()
         self._kafka.close()
+
+    def withdraw(self) -> None:
+        """Say that the pool was deleted."""
+        self._states.withdraw()
 
     async def reconcile(self, pool: FluxWorkerPool, changes: frozenset[Change]) -> float:
         """Observe, plan, apply, report; returns the seconds until the next reconcile is due.
@@ -201,7 +207,10 @@ class PoolReconciler:
             create_time_topics=self._topics.create_time,
             signing_certificate=signing_certificate(pool, secrets),
         )
-        await self._writer.write(pool, assess(view))
+        status = assess(view)
+        await self._writer.write(pool, status)
+        if self._target is not None and self._target.access.connection is not None:
+            self._states.report(pool, pool_state(view, status), self._target.access.connection)
         metrics, labels = self._context.metrics, {"namespace": self._key.namespace, "pool": self._key.name}
         metrics.desired_replicas.labels(**labels).set(replicas)
         metrics.ready_replicas.labels(**labels).set(observation.deployment.ready if observation.deployment else 0)

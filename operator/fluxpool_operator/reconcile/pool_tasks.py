@@ -62,6 +62,8 @@ class PoolTasks:
             return
         loop, task = self._running.pop(uid)
         log.info("pool_removed", pool=str(loop.key), uid=uid)
+        # Before the loop ends: with it the reconciler forgets the connection.
+        loop.withdraw()
         task.cancel()
         self._context.metrics.remove_pool(loop.key.namespace, loop.key.name)
         self._context.metrics.pools.set(len(self._running))
