@@ -16,7 +16,8 @@ from fastapi.routing import iter_route_contexts
 from PIL import Image
 from starlette.routing import Match, Route
 
-from fluxpool_contract.bounds import milliseconds_of
+from fluxpool_contract.bounds import milliseconds_of, moment_at
+from fluxpool_contract.messages import PoolLane, PoolState
 from fluxpool_contract.messages.derived import idempotent_request_id
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.http.key_routes import PATH as KEYS_PATH
@@ -24,7 +25,7 @@ from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen
 from fluxpool_gateway.usage.figures import Figures
 from kit.event_streams import EventReader, reading, serving
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.lag_readings import VIP, lag, partition, teach_speed
+from kit.lag_readings import GROUPS, VIP, lag, partition, teach_speed
 
 PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 BLOCK = re.compile(r"^```(bash|json response|event-stream response)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -203,6 +204,30 @@ def has_all(found: Any, shown: Any) -> bool:
     return bool(found == shown)
 
 
+def tell_of_the_pool(gateway: Gateway) -> None:
+    """What its operator would write."""
+    told = PoolState(
+        namespace="images",
+        pool="standard",
+        lanes=tuple(PoolLane(name=topic, topic=topic, consumer_group=group) for topic, group in GROUPS.items()),
+        desired_replicas=5,
+        ready_replicas=2,
+        starting_replicas=3,
+        min_replicas=0,
+        max_replicas=6,
+        constraint="lag",
+        reason="The lag is 5; at 1 per replica it requires 5 replicas.",
+        start_seconds=90,
+        next_ready_at=moment_at(gateway.clock.now_ms + 40_000),
+        model="black-forest-labs/FLUX.1-dev",
+        model_family="FLUX.1-dev",
+        license="FLUX.1 [dev] Non-Commercial License",
+        decided_at=datetime(2026, 4, 5, 10, tzinfo=UTC),
+    )
+    pools = gateway.one.app.state.services.lanes.pools
+    pools.take(told.key.encode(), told.to_json(), written_at=gateway.clock.now_ms / 1000)
+
+
 def without_varying(value: Any) -> Any:
     return {name: item for name, item in value.items() if name not in VARYING} if isinstance(value, dict) else value
 
@@ -215,6 +240,8 @@ async def test_an_example_is_answered_as_shown(gateway: Gateway, words: list[str
     if "/v1/usage" in words[-1]:
         # Usage is kept for a quarter.
         gateway.clock.now_ms = at("2026-04-05T11:30:00Z")
+    if words[-1].endswith("/v1/pools"):
+        tell_of_the_pool(gateway)
     answer = await sent(gateway, request_of(words))
     if shown is None:
         assert answer.status_code in {200, 204, 503}, answer.text

@@ -53,6 +53,7 @@ from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.queue import routes as queue_routes
 from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import served_lanes
+from fluxpool_gateway.queue.pool_state_reader import PoolStateReader
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskStatus
@@ -251,6 +252,7 @@ async def _running(
         wall_clock=time.time,
     )
     partitioner = LoadAwarePartitioner(settings.kafka, settings.groups(), observe=lanes.observe)
+    pool_states = PoolStateReader(settings.kafka, settings.topics.pools, metadata=metadata, states=lanes.pools)
     tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
     watch = BrokerWatch(metadata, task_topics(settings.topics))
     producer.start()
@@ -300,6 +302,7 @@ async def _running(
             parts = {
                 "broker_watch": watch.run,
                 "partitioner": partitioner.run,
+                "pool_states": pool_states.run,
                 "reservations": idempotency.purge,
             }
             if isinstance(app.gate, KeyGate):

@@ -11,6 +11,7 @@ from typing import Final
 
 from fluxpool_gateway.queue.lanes import LaneQueue, PartitionQueue, Queue, ServedLane
 from fluxpool_gateway.queue.place import Estimate, estimate, estimate_new, estimate_running
+from fluxpool_gateway.queue.pool_states import PoolStates
 from fluxpool_gateway.store.task_state import RecordRef
 from fluxpool_transport.lag import GroupLag, PartitionLag
 
@@ -56,6 +57,8 @@ class LaneWatch:
         self._clock = clock
         self._wall_clock = wall_clock
         self._lanes = {lane: _Watched() for lane in lanes}
+        self.pools = PoolStates(lanes, wall_clock=wall_clock)
+        """What their operator tells of the pools."""
         self._busy: frozenset[str] = frozenset()
         self._observed_at: float | None = None
         self._finished = 0.0
@@ -118,10 +121,12 @@ class LaneWatch:
         self._worker_seconds = self._worker_seconds * kept + (at - before) * (len(was_busy) + len(busy)) / 2
 
     def _state(self, lane: ServedLane, watched: _Watched, now: float) -> LaneQueue:
-        lag = watched.lag
+        lag, pool = watched.lag, self.pools.of_lane(lane)
+        state = pool.state if pool is not None and pool.is_current else None
+        silent_seconds = None if pool is None or pool.is_current else pool.age_seconds
         if lag is None or now - watched.read_at > MAX_AGE_SECONDS:
             problem = watched.problem or f"was not read for {now - watched.read_at:.0f} s, because no broker answers"
-            return LaneQueue(lane=lane, problem=problem)
+            return LaneQueue(lane=lane, problem=problem, pool=state, operator_silent_seconds=silent_seconds)
         owners = _owners(lag)
         partitions = {
             item.partition: PartitionQueue(
@@ -139,6 +144,8 @@ class LaneWatch:
             oldest_waiting_seconds=_oldest(watched, partitions, now),
             completed_per_minute=_per_minute(watched, now),
             problem=watched.problem,
+            pool=state,
+            operator_silent_seconds=silent_seconds,
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fluxpool_contract.kafka import TopicNames
+from fluxpool_contract.messages import PoolState
 from fluxpool_contract.settings import STANDARD_LANE, VIP_LANE, Lane, serving_groups
 from fluxpool_gateway.http.generation_request import Priority
 
@@ -79,6 +80,10 @@ class LaneQueue:
     """Lately; None while that is not known."""
     problem: str | None = None
     """Why its numbers are missing, old or in part; None when they are whole."""
+    pool: PoolState | None = None
+    """The pool that serves it, by its operator; None while that is not known."""
+    operator_silent_seconds: float | None = None
+    """How long ago the operator told of the pool, where that is too long ago to say something of now."""
 
     @cached_property
     def waiting(self) -> int:
@@ -89,6 +94,22 @@ class LaneQueue:
     def running(self) -> int:
         """Tasks that a worker has begun, where workers keep a ledger."""
         return sum(len(partition.running) for partition in self.partitions.values())
+
+    @cached_property
+    def coming_workers(self) -> int:
+        """Workers of the pool that start, or are about to, and are not ready."""
+        pool = self.pool
+        if pool is None:
+            return 0
+        # The consumer group knows those that are ready sooner than the operator's last record.
+        missing = max(0, pool.desired_replicas - len(self.workers))
+        return min(missing, pool.starting_replicas or missing)
+
+    def next_ready_in(self, wall_seconds: float) -> float | None:
+        """Seconds until the first of them is expected to be ready; None when none is expected."""
+        if self.pool is None or self.pool.next_ready_at is None or not self.coming_workers:
+            return None
+        return max(0.0, self.pool.next_ready_at.timestamp() - wall_seconds)
 
     def of_worker(self, worker: str) -> list[PartitionQueue]:
         """Its partitions."""

@@ -1,7 +1,8 @@
 """The routes of the queue and the pools: how many tasks wait, who serves them, and when a new one is done."""
 
 from collections.abc import Sequence
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict
@@ -15,8 +16,8 @@ from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import LaneQueue, Queue
 
 LEFT_OUT: Final = (
-    "Workers are counted in their consumer group. How many are starting or wanted, and why, is known in Kubernetes: "
-    "kubectl get fluxworkerpools"
+    "How many workers are starting or desired, and why, is told by the operator of a pool on the topic of pool states; "
+    "it is missing for some pool here. In Kubernetes: kubectl get fluxworkerpools"
 )
 
 router = APIRouter()
@@ -73,6 +74,34 @@ class PoolView(_View):
     """Those that no worker has begun."""
     completed_per_minute: float | None
     """Tasks that were finished in the last minute."""
+    name: str | None = None
+    """Of the FluxWorkerPool. This and what follows is null unless its operator has written it lately."""
+    desired: int | None = None
+    """Workers that the operator has asked for."""
+    starting: int | None = None
+    """Workers that pull their image or load their model."""
+    draining: int | None = None
+    """Workers that finish their task and end."""
+    min: int | None = None
+    max: int | None = None
+    paused: bool | None = None
+    constraint: str | None = None
+    """What determined the number of workers, in a word."""
+    reason: str | None = None
+    """The operator's plan, in sentences."""
+    next_ready_in_seconds: int | None = None
+    """Until the first of the starting workers is expected to be ready; null when none is, or that is not known."""
+    start_seconds: int | None = None
+    """How long workers took to become ready."""
+    lag_eta_seconds: int | None = None
+    """Until no task is left at the present rate; null while their number does not shrink."""
+    model: str | None = None
+    """The checkpoint."""
+    model_family: str | None = None
+    license: str | None = None
+    """Of the family's published weights."""
+    reported_at: datetime | None = None
+    """When the operator decided this."""
     problem: str | None
     """What could not be read."""
 
@@ -81,8 +110,8 @@ class PoolsView(_View):
     """All pools that serve this gateway."""
 
     data: tuple[PoolView, ...]
-    left_out: str
-    """What is not known here, and where it is."""
+    left_out: str | None
+    """What is not known here, and where it is; null when the operator of every pool tells of it."""
 
 
 @router.get(
@@ -125,21 +154,29 @@ def _view(lane: LaneQueue, watch: LaneWatch) -> LaneView:
     **requires(KeyScope.READ),
 )
 async def get_pools(services: WithServices) -> Response:
-    """As their consumer groups have them."""
+    """As their consumer groups have them, with what their operator decided where it writes that to Kafka."""
     queue = services.lanes.queue()
     pools: dict[str, list[LaneQueue]] = {}
     for lane in queue.lanes:
         pools.setdefault(lane.lane.pool, []).append(lane)
-    views = tuple(_pool(name, lanes, queue) for name, lanes in pools.items())
-    return json_response(PoolsView(data=views, left_out=LEFT_OUT))
+    now = services.now_ms() / 1000
+    views = tuple(_pool(name, lanes, queue, wall_seconds=now) for name, lanes in pools.items())
+    is_whole = all(view.name is not None for view in views)
+    return json_response(PoolsView(data=views, left_out=None if is_whole else LEFT_OUT))
 
 
-def _pool(name: str, lanes: Sequence[LaneQueue], queue: Queue) -> PoolView:
+def _pool(name: str, lanes: Sequence[LaneQueue], queue: Queue, *, wall_seconds: float) -> PoolView:
     known = all(lane.partitions for lane in lanes)
     workers = {worker for lane in lanes for worker in lane.workers}
     waiting = sum(lane.waiting for lane in lanes)
     rates = [lane.completed_per_minute for lane in lanes if lane.completed_per_minute is not None]
     unread = [f"the lane {lane.lane.name}: {lane.problem}" for lane in lanes if lane.problem is not None]
+    unread += [
+        f"the lane {lane.lane.name}: its operator has not reported for {lane.operator_silent_seconds:.0f} s"
+        for lane in lanes
+        if lane.operator_silent_seconds is not None
+    ]
+    told = next((lane for lane in lanes if lane.pool is not None), None)
     return PoolView(
         consumer_group=name,
         lanes=tuple(lane.lane.name for lane in lanes),
@@ -148,5 +185,32 @@ def _pool(name: str, lanes: Sequence[LaneQueue], queue: Queue) -> PoolView:
         lag=waiting + sum(lane.running for lane in lanes) if known else None,
         waiting=waiting if known else None,
         completed_per_minute=round(sum(rates), 1) if len(rates) == len(lanes) else None,
+        **_told(told, wall_seconds=wall_seconds),
         problem="; ".join(unread) or None,
     )
+
+
+def _told(lane: LaneQueue | None, *, wall_seconds: float) -> dict[str, Any]:
+    """What the operator tells of the pool of this lane, by the view's fields."""
+    state = None if lane is None else lane.pool
+    if lane is None or state is None:
+        return {}
+    ready_in = lane.next_ready_in(wall_seconds)
+    return {
+        "name": state.pool,
+        "desired": state.desired_replicas,
+        "starting": state.starting_replicas,
+        "draining": state.draining_replicas,
+        "min": state.min_replicas,
+        "max": state.max_replicas,
+        "paused": state.paused,
+        "constraint": state.constraint,
+        "reason": state.reason,
+        "next_ready_in_seconds": None if ready_in is None else round(ready_in),
+        "start_seconds": state.start_seconds,
+        "lag_eta_seconds": state.eta_seconds,
+        "model": state.model,
+        "model_family": state.model_family,
+        "license": state.license,
+        "reported_at": state.decided_at,
+    }

@@ -1,0 +1,78 @@
+"""The states of the pools that serve this gateway's lanes, as their operator last wrote them.
+
+Owns which state belongs to which lane, and until when it holds. `pool_state_reader` reads the topic. Pure: time is an
+argument.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from pydantic import ValidationError
+
+from fluxpool_contract.messages import PoolState
+from fluxpool_gateway.queue.lanes import ServedLane
+
+MAX_STATES: Final = 64
+"""Usually one a lane; a bound for a topic that others write to."""
+TOLD_SECONDS: Final = 3600.0
+"""So long the silence of an operator is told; then its pool is taken for a deleted one."""
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedPool:
+    """A pool by its latest state."""
+
+    state: PoolState
+    age_seconds: float
+    """Since it was written."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it says something of now."""
+        return self.age_seconds <= self.state.valid_seconds
+
+
+class PoolStates:
+    """The pools of one gateway, in one of its processes."""
+
+    def __init__(self, lanes: Sequence[ServedLane], *, wall_clock: Callable[[], float]) -> None:
+        """`wall_clock` is in seconds since 1970."""
+        self._served = frozenset((lane.topic, lane.group) for lane in lanes)
+        self._wall_clock = wall_clock
+        self._written: dict[bytes, tuple[PoolState, float]] = {}
+        """By the key of the record: the state, and when it was written."""
+
+    def take(self, key: bytes | None, value: bytes | None, *, written_at: float) -> None:
+        """Take in a record of the topic; `written_at` is its time in seconds since 1970."""
+        if not key:
+            return
+        # Whatever comes replaces it: of a state that cannot be read, and of other lanes, nothing is known here.
+        self._written.pop(key, None)
+        if not value:
+            return
+        try:
+            state = PoolState.model_validate_json(value)
+        except ValidationError as error:
+            logger.warning("pool_state_ignored", key=key[:200].decode(errors="replace"), problems=error.error_count())
+            return
+        if any((lane.topic, lane.consumer_group) in self._served for lane in state.lanes):
+            self._written[key] = state, written_at
+            while len(self._written) > MAX_STATES:
+                del self._written[next(iter(self._written))]
+
+    def of_lane(self, lane: ServedLane) -> ReportedPool | None:
+        """The pool that serves a lane; None while no operator has told of one, as in local mode."""
+        found = [
+            (written_at, state)
+            for state, written_at in self._written.values()
+            if any((served.topic, served.consumer_group) == (lane.topic, lane.group) for served in state.lanes)
+        ]
+        if not found:
+            return None
+        written_at, state = max(found, key=lambda item: item[0])
+        age_seconds = max(0.0, self._wall_clock() - written_at)
+        return ReportedPool(state=state, age_seconds=age_seconds) if age_seconds <= TOLD_SECONDS else None
