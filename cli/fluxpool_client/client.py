@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, assert_never, cast
+from typing import Literal, Self, TypeVar, Unpack, assert_never, cast
 
 import httpx
 
@@ -12,6 +13,7 @@ from fluxpool_client.event_stream import TaskEvents
 from fluxpool_client.models import AcceptedTask, ApiKey, BatchItem, CanceledTask, Group, NewApiKey, Task, TaskPage
 from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
 from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
+from fluxpool_client.service_models import Model, Pools, Queue, UsageReport
 from fluxpool_contract.messages import check_request_id
 
 T = TypeVar("T")
@@ -156,6 +158,24 @@ class Client:
     def download(self, task: Task) -> tuple[bytes, ...]:
         """The files of all images of a task, in order; raises `CorruptImageError` for one with another SHA-256."""
         return self._run(self._operations.download(task))
+
+    def queue(self) -> Queue:
+        """How many tasks wait on each lane, how long the oldest has waited, and how long a new one would take."""
+        return self._run(self._operations.queue())
+
+    def pools(self) -> Pools:
+        """The workers that serve the tasks, with those that start and the plan where an operator tells of them."""
+        return self._run(self._operations.pools())
+
+    def models(self) -> tuple[Model, ...]:
+        """The families of models that workers can run, with licences, defaults and limits."""
+        return self._run(self._operations.models())
+
+    def usage(
+        self, *, since: datetime | None = None, to: datetime | None = None, by: Literal["hour", "day"] = "hour"
+    ) -> UsageReport:
+        """What the tasks of the tenant used; without times in the last 24 hours. A time without a zone is UTC."""
+        return self._run(self._operations.usage(since=since, to=to, by=by))
 
     def create_key(self, name: str, scopes: Sequence[str], **fields: Unpack[KeyFields]) -> NewApiKey:
         """Create an API key; needs one with the scope admin, as do all calls about keys. Sent once."""

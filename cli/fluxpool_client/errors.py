@@ -7,7 +7,7 @@ from typing import Final
 import httpx
 from pydantic import ValidationError
 
-from fluxpool_client.models import FieldError, ProblemDocument, Task
+from fluxpool_client.models import FieldError, ProblemDocument, RefusedWait, Task
 
 
 class FluxpoolError(Exception):
@@ -47,6 +47,7 @@ class RefusedError(FluxpoolError):
         fields: Sequence[FieldError] = (),
         correlation_id: str = "",
         retry_after_seconds: float | None = None,
+        wait: RefusedWait | None = None,
     ) -> None:
         self.detail = detail
         self.status = status
@@ -57,6 +58,8 @@ class RefusedError(FluxpoolError):
         self.correlation_id = correlation_id
         """The gateway's log has it."""
         self.retry_after_seconds = retry_after_seconds
+        self.wait = wait
+        """The estimate of a request that would wait longer than it allows; it is not repeated."""
         super().__init__(f"{detail} ({code or status})")
 
 
@@ -85,7 +88,7 @@ class GoneError(RefusedError):
 
 
 class RateLimitedError(RefusedError):
-    """429: a limit of the tenant is reached."""
+    """429: a limit of the tenant is reached, or the request would wait longer than it allows."""
 
 
 class UnavailableError(RefusedError):
@@ -128,6 +131,7 @@ def refusal(status: int, headers: httpx.Headers, body: bytes) -> FluxpoolError:
         fields=problem.errors,
         correlation_id=problem.correlation_id,
         retry_after_seconds=retry_after,
+        wait=problem.wait,
     )
 
 

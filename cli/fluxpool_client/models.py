@@ -241,6 +241,21 @@ class FieldError(_Response):
     detail: str
 
 
+class RefusedWait(_Response):
+    """The wait that a request does not accept."""
+
+    limit: str
+    """The field of the request that limits it."""
+    position: int | None
+    """Tasks that are likely to begin before it."""
+    starts_in_seconds: float | None
+    """Until a worker would begin it."""
+    eta_seconds: float | None
+    """Until its result."""
+    why: str
+    """What the estimate comes from."""
+
+
 class ProblemDocument(_Response):
     """A refusal (RFC 9457)."""
 
@@ -252,6 +267,8 @@ class ProblemDocument(_Response):
     correlation_id: str
     request_id: str = ""
     """Of the task that was waited for."""
+    wait: RefusedWait | None = None
+    """Of a request that would wait longer than it allows."""
     errors: tuple[FieldError, ...] = ()
     error: ErrorMember
 
@@ -264,8 +281,14 @@ class BatchItem(_Response):
     request_id: str | None = None
     """Of the queued task."""
     status_url: str | None = None
+    queue_position: int | None = None
+    """Of a request that limits its wait: tasks that are likely to begin before it."""
+    eta_seconds: int | None = None
+    """Of such a request: until its result."""
     error: ErrorMember | None = None
     """Why there is no task; with 503 that is unknown."""
+    wait: RefusedWait | None = None
+    """The wait that the request does not accept."""
     errors: tuple[FieldError, ...] = ()
     """Each field at fault."""
 

@@ -44,6 +44,7 @@ from fluxpool_client.models import (
     TaskPage,
 )
 from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
+from fluxpool_client.service_models import Model, ModelList, Pools, Queue, UsageReport
 from fluxpool_contract.messages import REQUEST_ID, check_request_id
 
 MAX_WAIT_SECONDS: Final = 60
@@ -75,7 +76,7 @@ _REPEATED: Final = frozenset(
 _IN_PROGRESS: Final = "idempotency_in_progress"
 
 T = TypeVar("T")
-Model = TypeVar("Model", bound=BaseModel)
+Answer = TypeVar("Answer", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +261,25 @@ class Operations:
             files.append(file)
         return tuple(files)
 
+    def queue(self) -> Steps[Queue]:
+        """How many tasks wait on each lane."""
+        return self._ask(Queue, Outgoing(method="GET", path="/v1/queue"))
+
+    def pools(self) -> Steps[Pools]:
+        """The workers that serve the tasks."""
+        return self._ask(Pools, Outgoing(method="GET", path="/v1/pools"))
+
+    def models(self) -> Steps[tuple[Model, ...]]:
+        """The families of models that workers can run."""
+        found = yield from self._ask(ModelList, Outgoing(method="GET", path="/v1/models"))
+        return found.data
+
+    def usage(self, *, since: datetime | None, to: datetime | None, by: str) -> Steps[UsageReport]:
+        """What the tasks of the tenant used."""
+        given = {"from": since, "to": to, "by": by}
+        query = urlencode({name: _text(value) for name, value in given.items() if value is not None})
+        return self._ask(UsageReport, Outgoing(method="GET", path=f"/v1/usage?{query}"))
+
     def create_key(self, name: str, scopes: Sequence[str], fields: KeyFields) -> Steps[NewApiKey]:
         """Create an API key; not repeated, as each request makes one."""
         outgoing = _json("POST", _KEYS, {"name": name, "scopes": scopes, **fields})
@@ -286,7 +306,7 @@ class Operations:
         """Revoke an API key."""
         return self._ask(ApiKey, Outgoing(method="DELETE", path=f"{_KEYS}/{_checked_key_id(key_id)}"))
 
-    def _ask(self, model: type[Model], outgoing: Outgoing, *, until: float | None = None) -> Steps[Model]:
+    def _ask(self, model: type[Answer], outgoing: Outgoing, *, until: float | None = None) -> Steps[Answer]:
         response = yield from self._exchange(outgoing, until=until)
         try:
             return model.model_validate_json(response.body)
@@ -350,6 +370,9 @@ def wanted_pause(failure: FluxpoolError, *, otherwise: float) -> float | None:
     """Seconds before the same request may succeed, `otherwise` where the response has none; None when it will not."""
     if isinstance(failure, UnreachableError):
         return otherwise
+    if isinstance(failure, RefusedError) and failure.wait is not None:
+        # The caller has said that it would rather know than wait.
+        return None
     if isinstance(failure, RefusedError) and (failure.status in _REPEATED or failure.code == _IN_PROGRESS):
         # Not at once after a 0 either: a wait would ask without end.
         return failure.retry_after_seconds or otherwise

@@ -32,6 +32,9 @@ class OptionalFields(TypedDict, total=False):
     group_id: str
     metadata: Mapping[str, str]
     priority: Literal["standard", "vip"]
+    max_queue_position: int
+    start_within_s: int
+    deadline_s: int
 
 
 class BatchFields(OptionalFields, total=False):

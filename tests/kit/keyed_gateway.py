@@ -28,6 +28,7 @@ from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import read_change
+from fluxpool_gateway.queue.admission import Admission
 from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import served_lanes
 from fluxpool_gateway.settings import GatewaySettings
@@ -279,6 +280,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
             metrics=app.metrics,
             once=idempotency.once,
             topics=TopicNames(),
+            admission=Admission(app.state.services.lanes, count=app.metrics.count_admission),
             quotas=quotas,
             tenant_secret=secret,
             public_url=None,

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -29,6 +29,7 @@ from fluxpool_gateway.store import task_state
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from kit.client_world import CLIENTS, ID, World, client_world, queued
 from kit.keyed_gateway import IMAGE, NOW_MS
+from kit.lag_readings import teach_speed
 
 
 @pytest.fixture(params=CLIENTS)
@@ -204,6 +205,20 @@ async def test_a_long_retry_after_is_left_to_the_caller(world: World) -> None:
     assert (limited.value.retry_after_seconds, limited.value.code, len(call.wire.asked)) == (3600, "", 1)
 
 
+async def test_a_request_that_would_wait_too_long_is_refused_at_once_with_the_estimate(world: World) -> None:
+    lanes, now = world.gateway.one.app.state.services.lanes, world.gateway.clock.monotonic()
+    teach_speed(lanes, seconds_per_task=4, until=now)
+    call = world.caller()
+    with pytest.raises(RateLimitedError) as refused:
+        await call("submit", "a fox", max_queue_position=3)
+    wait = refused.value.wait
+    assert wait is not None
+    assert (refused.value.code, wait.limit, wait.position) == ("queue_too_long", "max_queue_position", 11)
+    assert len(call.wire.asked) == 1
+    (item,) = await call("submit_many", [{"prompt": "a fox", "start_within_s": 3600}])
+    assert item.queue_position == 11
+
+
 async def test_a_wait_outlasts_a_gateway_that_is_away(world: World) -> None:
     call = world.caller(max_attempts=1)
     accepted = await call("submit", "a fox")
@@ -319,6 +334,41 @@ async def test_a_prompt_of_any_characters_arrives(world: World) -> None:
     assert world.gateway.records.values[0]["prompt"] == '狐\u2028\U0001f98a"\\'
     with pytest.raises(BadRequestError):
         await call("submit", "\ud800")
+
+
+async def test_the_service_is_described(world: World) -> None:
+    lanes, now = world.gateway.one.app.state.services.lanes, world.gateway.clock.monotonic()
+    teach_speed(lanes, seconds_per_task=4, until=now)
+    call = world.caller()
+    queue = await call("queue")
+    assert [(lane.name, lane.waiting, lane.workers) for lane in queue.lanes] == [
+        ("standard", 11, 1),
+        ("vip", None, None),
+    ]
+    assert queue.seconds_per_task == pytest.approx(4, rel=0.05)
+    pools = await call("pools")
+    assert [(pool.consumer_group, pool.lanes, pool.desired) for pool in pools.data] == [
+        ("flux-worker-group", ("standard", "vip"), None)
+    ]
+    assert pools.left_out is not None
+    models = {model.id: model for model in await call("models")}
+    assert models["FLUX.1-schnell"].license.commercial
+    assert models["FLUX.1-dev"].defaults.steps == 28
+
+
+async def test_usage_is_asked_for_a_time_and_a_period(world: World) -> None:
+    call = world.caller()
+    accepted = await call("submit", "a fox")
+    world.project_accepted()
+    world.succeed(accepted.request_id)
+    end = datetime.fromtimestamp(NOW_MS / 1000, UTC)
+    report = await call("usage", since=end - timedelta(days=3), to=end + timedelta(seconds=1), by="day")
+    assert (report.by, len(report.data)) == ("day", 4)
+    assert report.total.tasks.succeeded == sum(period.usage.tasks.succeeded for period in report.data)
+    assert len((await call("usage")).data) == 24
+    with pytest.raises(BadRequestError) as refused:
+        await call("usage", since=end, to=end - timedelta(days=1))
+    assert refused.value.fields[0].pointer == "#/from"
 
 
 async def test_keys_are_created_listed_rotated_and_revoked(world: World) -> None:

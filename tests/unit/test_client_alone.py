@@ -25,14 +25,18 @@ from fluxpool_client import (
     RefusedError,
     UnreachableError,
     request_fields,
+    service_models,
 )
 from fluxpool_client import models as client_models
 from fluxpool_contract.messages.task import EmbedParameters, OutputFormat, Quality, TaskLora
 from fluxpool_gateway.http import change_routes, key_routes, problem, routes, task_routes
 from fluxpool_gateway.http.batch import batch_route
 from fluxpool_gateway.http.generation_request import GenerationRequest, Priority
+from fluxpool_gateway.models import routes as model_routes
+from fluxpool_gateway.queue import routes as queue_routes
 from fluxpool_gateway.store import task_state
 from fluxpool_gateway.tasks import canceling, view
+from fluxpool_gateway.usage import routes as usage_routes
 from kit.client_world import ID
 
 
@@ -184,6 +188,20 @@ PAIRS: list[tuple[type[BaseModel], type[BaseModel]]] = [
     (client_models.BatchOutcome, batch_route.BatchOutcome),
     (client_models.ProblemDocument, problem.ProblemDocument),
     (client_models.ErrorMember, problem.OpenAIError),
+    (client_models.RefusedWait, problem.RefusedWait),
+    (service_models.Queue, queue_routes.QueueStateView),
+    (service_models.QueueLane, queue_routes.LaneView),
+    (service_models.Pools, queue_routes.PoolsView),
+    (service_models.Pool, queue_routes.PoolView),
+    (service_models.ModelList, model_routes.ModelListView),
+    (service_models.Model, model_routes.ModelView),
+    (service_models.ModelLicense, model_routes.LicenceView),
+    (service_models.ModelDefaults, model_routes.DefaultsView),
+    (service_models.ModelLimits, model_routes.LimitsView),
+    (service_models.UsageReport, usage_routes.UsageReportView),
+    (service_models.PeriodUsage, usage_routes.PeriodUsageView),
+    (service_models.Usage, usage_routes.UsageView),
+    (service_models.OutcomeCounts, usage_routes.OutcomeCounts),
     (client_models.FieldError, problem.FieldProblemDocument),
 ]
 

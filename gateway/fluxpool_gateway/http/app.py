@@ -33,6 +33,7 @@ from fluxpool_gateway.http.request_context import (
     STOPPING,
     Receive,
     Send,
+    check_content_type,
     correlation_id_of,
     find_authorization,
     find_header,
@@ -40,7 +41,7 @@ from fluxpool_gateway.http.request_context import (
 )
 from fluxpool_gateway.http.routes import Services, router
 from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
-from fluxpool_gateway.http.submission import Scope, Submission, check_content_type
+from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.images import routes as image_routes
 from fluxpool_gateway.live import routes as live_routes
@@ -51,6 +52,7 @@ from fluxpool_gateway.models import routes as model_routes
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.queue import routes as queue_routes
+from fluxpool_gateway.queue.admission import Admission
 from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import served_lanes
 from fluxpool_gateway.queue.pool_state_reader import PoolStateReader
@@ -295,6 +297,7 @@ async def _running(
                 once=idempotency.once,
                 topics=settings.topics,
                 qualities=settings.qualities,
+                admission=Admission(lanes, count=app.metrics.count_admission),
                 quotas=quotas,
                 tenant_secret=tenant_secret,
                 public_url=settings.public_url,

@@ -4,7 +4,7 @@ Pure. Owns the HTTP names of fields and the answer to an invalid body; the limit
 """
 
 from collections.abc import Collection, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Annotated, Final
@@ -12,6 +12,7 @@ from typing import Annotated, Final
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
 from fluxpool_contract import header_names
+from fluxpool_contract.bounds import MAX_COUNT
 from fluxpool_contract.json_body import without_bom
 from fluxpool_contract.messages import (
     MAX_STEPS,
@@ -27,6 +28,7 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_hea
 MAX_BODY_BYTES: Final = MAX_TASK_BYTES
 MAX_BATCH_BYTES: Final = 768 * 1024
 """Of the body of a batch; with its framing it is a message of at most `protocol.MAX_MESSAGE_BYTES`."""
+MAX_WAIT_SECONDS: Final = 86_400
 MAX_IDEMPOTENCY_KEY_CHARACTERS: Final = 255
 EVENT_SOURCE: Final = "/fluxpool/gateway"
 _MAX_TRACE_BYTES: Final = 512
@@ -50,13 +52,26 @@ class GenerationRequest(GenerationParameters):
     """Distilled guidance, costs nothing; no effect with FLUX.1-schnell. `guidance_scale` is understood as well."""
     priority: Annotated[Priority, Field(strict=False)] = Priority.STANDARD
     """standard or vip."""
+    max_queue_position: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    """Refuse the request when more tasks than this are likely to begin before it."""
+    start_within_s: Annotated[int, Field(ge=1, le=MAX_WAIT_SECONDS)] | None = None
+    """Refuse the request when no worker is likely to begin it within this time. Compared once, when it is accepted."""
+    deadline_s: Annotated[int, Field(ge=1, le=MAX_WAIT_SECONDS)] | None = None
+    """Refuse the request when its result is not likely within this time, and end an accepted task as `expired` then."""
+
+    @property
+    def limits_wait(self) -> bool:
+        """Whether it is to be refused rather than to wait too long."""
+        return self.max_queue_position is not None or self.start_within_s is not None or self.deadline_s is not None
 
 
 _ALIASES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 _VALIDATE = GenerationRequest.__pydantic_validator__.validate_json
 _SERIALIZE = GenerationRequest.__pydantic_serializer__.to_json
-# The lane is said by the topic and a header; in the body it would make one request with two priorities two requests.
-_NOT_IN_THE_TASK = {"priority"}
+# The lane is said by the topic and a header, and the deadline by a header; in the body they would make one request with
+# two priorities or limits two requests.
+_PRIORITY = {"priority"}
+_NOT_IN_THE_TASK = _PRIORITY | {"max_queue_position", "start_within_s", "deadline_s"}
 
 
 def parse_request(body: bytes) -> GenerationRequest:
@@ -102,7 +117,9 @@ def render_task(request: GenerationRequest, request_id: str, *, parent_id: str |
     Defaults are left to the worker, so that a repeat of the same request is the same bytes whatever the release.
     Raises `ProblemError` (413) when it is larger than a task may be.
     """
-    fields = _SERIALIZE(request, exclude_unset=True, exclude=_NOT_IN_THE_TASK)
+    # Each excluded name costs, and most requests have none of the limits.
+    exclude = _NOT_IN_THE_TASK if request.limits_wait else _PRIORITY
+    fields = _SERIALIZE(request, exclude_unset=True, exclude=exclude)
     value = b'{"request_id":"%s",%s' % (request_id.encode(), fields[1:])
     if parent_id is not None:
         value = b'{"parent_id":"%s",%s' % (parent_id.encode(), value[1:])
@@ -128,6 +145,7 @@ def render_headers(
     tenant: str,
     tenant_proof: str | None = None,
     accepted_at: datetime,
+    deadline_s: int | None = None,
     trace: Iterable[tuple[str, bytes | None]],
 ) -> list[tuple[str, bytes]]:
     """The same headers as `cloud_event_headers` and `render_envelope` give, at less cost for each record.
@@ -145,6 +163,8 @@ def render_headers(
         (header_names.FIRST_SEEN, time_text),
         _PRIORITY_HEADER[priority],
     ]
+    if deadline_s is not None:
+        rendered.append((header_names.DEADLINE, format_time(accepted_at + timedelta(seconds=deadline_s)).encode()))
     if tenant_proof is not None:
         rendered.append((header_names.TENANT_PROOF, tenant_proof.encode()))
     for name, value in trace:

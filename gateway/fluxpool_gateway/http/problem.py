@@ -54,6 +54,9 @@ class ProblemCode(StrEnum):
     NOT_ENTITLED = "not_entitled", 403, "The API key or token does not allow a value"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded", 429, "The tenant submits more than it may"
     OUTSTANDING_LIMIT_EXCEEDED = "outstanding_limit_exceeded", 429, "The tenant has too many unfinished tasks"
+    QUEUE_TOO_LONG = "queue_too_long", 429, "More tasks wait than the request allows"
+    WOULD_START_LATE = "would_start_late", 429, "The task would not begin in time"
+    WOULD_END_LATE = "would_end_late", 429, "The task would not end in time"
     TOO_MANY_EVENT_STREAMS = "too_many_event_streams", 429, "Too many event streams are read"
     NOT_FOUND = "not_found", 404, "There is nothing at this address"
     NOT_ACCEPTABLE = "not_acceptable", 406, "The response has no form that the request accepts"
@@ -75,6 +78,23 @@ class ProblemCode(StrEnum):
     INTERNAL = "internal", 500, "The gateway failed"
 
 
+class RefusedWait(BaseModel):
+    """The wait that a request does not accept."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    limit: str
+    """The field of the request that limits it: `max_queue_position`, `start_within_s` or `deadline_s`."""
+    position: int | None
+    """Tasks that are likely to begin before it."""
+    starts_in_seconds: float | None
+    """Until a worker would begin it."""
+    eta_seconds: float | None
+    """Until its result."""
+    why: str
+    """What the estimate comes from."""
+
+
 class ProblemError(Exception):
     """One refusal, complete but for the ids of the request it answers; raised, it ends a route with its document."""
 
@@ -87,8 +107,10 @@ class ProblemError(Exception):
         headers: Sequence[tuple[str, str]] = (),
         status: HTTPStatus | None = None,
         request_id: str | None = None,
+        wait: RefusedWait | None = None,
     ) -> None:
         """`status` in place of the code's own; `request_id` of the task where the refused request has one."""
+        self.wait = wait
         self.code = code
         self.detail = detail
         self.fields = fields
@@ -111,6 +133,8 @@ class ProblemError(Exception):
         document["correlation_id"] = correlation_id
         if self.fields:
             document["errors"] = [{"pointer": problem.pointer, "detail": problem.message} for problem in self.fields]
+        if self.wait is not None:
+            document["wait"] = self.wait.model_dump()
         document["error"] = self._error(detail)
         if self.request_id is not None:
             # In the error as well, which is all that the OpenAI SDK keeps of a document.
@@ -174,6 +198,8 @@ class ProblemDocument(BaseModel):
     """The `x-request-id` of this response."""
     request_id: str = ""
     """Id of the task whose images were waited for; absent where there is none."""
+    wait: RefusedWait | None = None
+    """The wait that the request does not accept; absent when it was refused for something else."""
     errors: list[FieldProblemDocument] = []
     """Each invalid field; absent when no field is at fault."""
     error: OpenAIError

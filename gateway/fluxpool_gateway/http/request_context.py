@@ -1,4 +1,4 @@
-"""What every response carries: the correlation id (`x-request-id`) and URLs; and the responses of the hot route.
+"""What every response carries: the correlation id (`x-request-id`) and URLs; headers and responses of the hot route.
 
 Works on ASGI's raw headers and messages, without a framework.
 """
@@ -6,10 +6,12 @@ Works on ASGI's raw headers and messages, without a framework.
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
+from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.messages import REQUEST_ID, new_request_id
-from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, ProblemError, invalid_header
+from fluxpool_contract.problems import FieldProblem
+from fluxpool_gateway.http.problem import MEDIA_TYPE, RETRY_AFTER_SECONDS, ProblemCode, ProblemError, invalid_header
 
 RawPairs = Iterable[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -33,6 +35,7 @@ HALF_CLOSED = "fluxpool.half_closed"
 """Where the state of a request has the event that is set when the client closes its sending side."""
 ASKED_BY_HEAD = "fluxpool.asked_by_head"
 """Where the scope of a request that is served as GET says that it is one of HEAD."""
+_MAX_SHOWN_BYTES: Final = 100
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*")+')
 _WAIT = re.compile(r'\s*wait\s*(?:=\s*"?(?P<seconds>[0-9]{1,9})"?\s*)?(?:;.*)?', re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9.:\[\]_-]{1,255}")
@@ -126,3 +129,32 @@ async def _send(send: Send, status: int, media_type: bytes, body: bytes, headers
     framing = ((b"content-type", media_type), (b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": [*framing, *headers]})
     await send({"type": "http.response.body", "body": body})
+
+
+def check_content_type(raw: bytes | None) -> None:
+    """Raises `ProblemError` (415) for a body that says it is something other than JSON."""
+    if raw is None or raw == b"application/json":
+        return
+    if raw.partition(b";")[0].strip().lower() != b"application/json":
+        raise ProblemError(
+            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+            f"Content-Type {_shown(raw)} is not understood; send application/json",
+            fields=[FieldProblem("Content-Type", "must be application/json")],
+            headers=[("accept", "application/json")],
+        )
+
+
+def check_content_encoding(raw: bytes | None) -> None:
+    """A compressed body would have to be unpacked before its size is known, and a request is small."""
+    if raw is None or raw.strip().lower() in {b"", b"identity"}:
+        return
+    raise ProblemError(
+        ProblemCode.UNSUPPORTED_MEDIA_TYPE,
+        f"Content-Encoding {_shown(raw)} is not understood; send the JSON as it is, without this header",
+        fields=[FieldProblem("Content-Encoding", "must be absent: bodies are not unpacked")],
+        headers=[("accept-encoding", "identity")],
+    )
+
+
+def _shown(value: bytes) -> str:
+    return cut_text(value.decode("latin-1"), _MAX_SHOWN_BYTES)

@@ -100,12 +100,20 @@ SUBMIT_PROBLEMS: Final = {
     414: "The address is too long.",
     415: "The body is not application/json, or is encoded.",
     422: "A value is not allowed, or the Idempotency-Key was used for another request; `errors` names each field.",
-    429: "A limit of the tenant is reached; `detail` names it.",
+    429: "A limit of the tenant is reached, or the request would wait longer than it allows; `detail` names the limit.",
     431: "The headers are too large.",
     503: "The broker did not confirm in time: the outcome is unknown. Repeat it with the same Idempotency-Key.",
 }
 _ACCEPTED_HEADERS: Final = {
     "Location": {"description": "URL of the task's state.", "schema": {"type": "string"}},
+    "Fluxpool-Queue-Position": {
+        "description": "Tasks that are likely to begin before this one; for requests that limit their wait.",
+        "schema": {"type": "string"},
+    },
+    "Fluxpool-Eta-Seconds": {
+        "description": "Estimated time until the result, in seconds; for requests that limit their wait.",
+        "schema": {"type": "string"},
+    },
     "Retry-After": {"description": "Seconds to wait before the first poll.", "schema": {"type": "string"}},
 }
 

@@ -17,7 +17,6 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.header_names import TRACEPARENT, TRACESTATE
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import DEFAULT_TENANT, Quality, idempotent_request_id, new_request_id, task_digest
@@ -41,6 +40,8 @@ from fluxpool_gateway.http.request_context import (
     Receive,
     Send,
     base_url,
+    check_content_encoding,
+    check_content_type,
     correlation_id_of,
     send_accepted,
     send_problem,
@@ -59,7 +60,6 @@ Scope = dict[str, Any]
 Once = Callable[[TaskKey, str, Callable[[], Awaitable[None]]], Awaitable[None]]
 PartitionCounts = Callable[[str], int | None]
 
-_MAX_SHOWN_BYTES: Final = 100
 _CHOSEN_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Canonical, so that one id has one spelling."""
 BATCH_KEY: Final = "idempotency_key"
@@ -106,6 +106,13 @@ class TaskQuotas(Protocol):
         """Admitted tasks were not written."""
 
 
+class TaskAdmission(Protocol):
+    """Which waits requests accept; `Admission` in service."""
+
+    def admit(self, request: GenerationRequest, topic: str) -> Sequence[tuple[str, str]]:
+        """Headers of the response; raises `ProblemError` (429)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """The route; one instance serves one process."""
@@ -122,6 +129,8 @@ class Submission:
     """Writes the record of a request with a key, as `Idempotency.once` does."""
     topics: TopicNames
     qualities: Collection[Quality] = ()
+    admission: TaskAdmission | None = None
+    """Refuses requests that would wait too long for themselves; None: they are accepted."""
     quotas: TaskQuotas | None = None
     """The limits of tenants; None where there are none."""
     tenant_secret: bytes | None = None
@@ -212,10 +221,10 @@ class Submission:
 
     async def submit_each(
         self, requests: Sequence[dict[str, Any]], caller: Caller, raw_headers: RawPairs
-    ) -> tuple[Sequence[str | ProblemError], Sequence[tuple[str, str]]]:
+    ) -> tuple[Sequence[str | ProblemError], Sequence[Sequence[tuple[str, str]]]]:
         """Submit each request of a batch as if it came alone, all at once, so that Kafka gets them in one batch.
 
-        Returns the id of each task or why there is none, and headers of the response. Raises `ProblemError` (400).
+        Returns the id of each task or why there is none, and the headers of each response. Raises `ProblemError` (400).
         """
         headers = _RequestHeaders()
         _read_headers(raw_headers, into=headers)
@@ -236,8 +245,7 @@ class Submission:
                 outcomes.append(_failed())
             else:
                 raise answer
-        # Limits are counted in the order of the requests: the last headers say what is left.
-        return outcomes, next((more for more in reversed(mores) if more), [])
+        return outcomes, mores
 
     async def _submit_one(
         self, headers: _RequestHeaders, fields: dict[str, Any], caller: Caller, more: list[tuple[str, str]]
@@ -308,7 +316,7 @@ class Submission:
     async def _read(self, headers: _RequestHeaders, receive: Receive, caller: Caller) -> GenerationRequest:
         """The request in the body; raises `ProblemError` when it is none that this caller may make."""
         check_content_type(headers.content_type)
-        _check_content_encoding(headers.content_encoding)
+        check_content_encoding(headers.content_encoding)
         return self._parse(await _read_body(receive), caller)
 
     def _parse(self, body: bytes, caller: Caller) -> GenerationRequest:
@@ -345,6 +353,9 @@ class Submission:
         await self.once(TaskKey(request_id, tenant), task_digest(value), produce)
         return is_new
 
+    def _topic_of(self, request: GenerationRequest) -> str:
+        return self.topics.tasks_vip if request.priority is Priority.VIP else self.topics.tasks
+
     async def _admit_and_produce(
         self,
         headers: _RequestHeaders,
@@ -355,12 +366,15 @@ class Submission:
         value: bytes,
         more: list[tuple[str, str]],
     ) -> None:
-        """Write the record within the limits of the tenant; raises as `_produce` does."""
-        if self.quotas is not None:
-            try:
+        """Write the record within the limits of the request and of the tenant; raises as `_produce` does."""
+        try:
+            # First: a request that would wait too long uses up no limit of the tenant.
+            if request.limits_wait and self.admission is not None:
+                more += self.admission.admit(request, self._topic_of(request))
+            if self.quotas is not None:
                 more += await self.quotas.admit(tenant, [request_id])
-            except ProblemError as error:
-                raise UnwrittenError(error) from error
+        except ProblemError as error:
+            raise UnwrittenError(error) from error
         try:
             await self._produce(headers, request, tenant=tenant, request_id=request_id, value=value)
         except UnwrittenError:
@@ -375,7 +389,7 @@ class Submission:
 
         Raises `UnwrittenError` when it certainly is not in Kafka, `ProblemError` when that is unknown.
         """
-        topic = self.topics.tasks_vip if request.priority is Priority.VIP else self.topics.tasks
+        topic = self._topic_of(request)
         partitions = self.partition_counts(topic)
         if not partitions:
             raise UnwrittenError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))
@@ -399,6 +413,7 @@ class Submission:
                     tenant=tenant,
                     tenant_proof=proof,
                     accepted_at=accepted_at,
+                    deadline_s=request.deadline_s,
                     trace=trace,
                 ),
             )
@@ -431,35 +446,6 @@ def _read_headers(raw: Iterable[tuple[bytes, bytes]], *, into: _RequestHeaders) 
         raise invalid_header(twice, "is given more than once")
 
 
-def check_content_type(raw: bytes | None) -> None:
-    """Raises `ProblemError` (415) for a body that says it is something other than JSON."""
-    if raw is None or raw == b"application/json":
-        return
-    if raw.partition(b";")[0].strip().lower() != b"application/json":
-        raise ProblemError(
-            ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-            f"Content-Type {_shown(raw)} is not understood; send application/json",
-            fields=[FieldProblem("Content-Type", "must be application/json")],
-            headers=[("accept", "application/json")],
-        )
-
-
-def _check_content_encoding(raw: bytes | None) -> None:
-    """A compressed body would have to be unpacked before its size is known, and a request is small."""
-    if raw is None or raw.strip().lower() in {b"", b"identity"}:
-        return
-    raise ProblemError(
-        ProblemCode.UNSUPPORTED_MEDIA_TYPE,
-        f"Content-Encoding {_shown(raw)} is not understood; send the JSON as it is, without this header",
-        fields=[FieldProblem("Content-Encoding", "must be absent: bodies are not unpacked")],
-        headers=[("accept-encoding", "identity")],
-    )
-
-
-def _shown(value: bytes) -> str:
-    return cut_text(value.decode("latin-1"), _MAX_SHOWN_BYTES)
-
-
 async def _read_body(receive: Receive) -> bytes:
     """The whole body, whose size the server bounds.
 
@@ -485,7 +471,7 @@ def _about_the_id(problem: ProblemError) -> ProblemError:
         fields = [FieldProblem("request_id", field.message.replace("key", "id")) for field in fields]
         detail = summarize(fields)
         status = status if problem.code is ProblemCode.GONE else HTTPStatus.CONFLICT
-    return ProblemError(problem.code, detail, fields=fields, headers=problem.headers, status=status)
+    return ProblemError(problem.code, detail, fields=fields, headers=problem.headers, status=status, wait=problem.wait)
 
 
 def _failed() -> ProblemError:

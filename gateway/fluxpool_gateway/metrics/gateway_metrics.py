@@ -44,6 +44,9 @@ class GatewayMetrics:
         self._accepted = Counter(
             f"{PREFIX}accepted_tasks", "Tasks whose records the broker acknowledged.", ("priority",), registry=own
         )
+        self._admissions = Counter(
+            f"{PREFIX}admissions", "Requests that limit their wait, by what became of them.", ("outcome",), registry=own
+        )
         self._produce = Histogram(
             f"{PREFIX}produce_seconds",
             "Time from the producer's queue to the broker's acknowledgement of a task.",
@@ -84,6 +87,10 @@ class GatewayMetrics:
     def count_refusal(self, code: ProblemCode) -> None:
         """A request was answered with a problem."""
         self._refusals.labels(code.value).inc()
+
+    def count_admission(self, outcome: str) -> None:
+        """A request that limits its wait was admitted or refused."""
+        self._admissions.labels(outcome).inc()
 
     def count_accepted(self, priority: str, *, produce_seconds: float) -> None:
         """The broker has acknowledged the record of a task."""

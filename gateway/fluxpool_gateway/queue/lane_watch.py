@@ -63,12 +63,15 @@ class LaneWatch:
         self._observed_at: float | None = None
         self._finished = 0.0
         self._worker_seconds = 0.0
+        self.readings = 0
+        """How many were taken."""
         self._queue: Queue | None = None
         self._made_at = 0.0
 
     def observe(self, lags: Mapping[str, GroupLag], at: float) -> None:
         """Take a reading: the lag of each group, which was asked for at this time."""
         self._queue = None
+        self.readings += 1
         finished = 0
         busy: set[str] = set()
         for lane, watched in self._lanes.items():

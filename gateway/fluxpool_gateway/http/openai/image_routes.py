@@ -47,7 +47,7 @@ _PROBLEMS: Final = {
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "The Idempotency-Key was used for another request.",
-    429: "A limit of the tenant is reached; `error.message` names it.",
+    429: "A limit of the tenant is reached, or the task would wait too long; `error.message` names the limit.",
     500: "The task failed.",
     503: "The queue, the task store or the image store does not answer.",
     504: "The task did not end in time, and goes on: `Location` has the address of its state. Or it expired.",
