@@ -4,6 +4,7 @@ Knows nothing of the workers.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from enum import StrEnum
 from typing import Final, assert_never
 
 from fluxpool_contract.kafka.connection import KafkaConnection
+from fluxpool_contract.messages.decoding import work_of_task
 from fluxpool_contract.messages.derived import new_request_id
 from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_transport.kafka.clients import librdkafka_options
@@ -19,8 +21,15 @@ from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 SEND_SECONDS: Final = 60.0
 """A pause of the machine makes waits longer, but must not end the run."""
 LOADS_KNOWN_SECONDS: Final = 30.0
+USUAL_STEPS: Final = 28
 _BY_HASH: Final = -1
 """No partition: librdkafka hashes the key."""
+
+
+def task_value(number: int, work: float) -> bytes:
+    """A record's value: the task with this number, of about this size."""
+    steps = round(work * USUAL_STEPS)
+    return json.dumps({"request_id": f"task-{number}", "prompt": "a cat", "steps": steps}).encode()
 
 
 class Way(StrEnum):
@@ -54,7 +63,7 @@ class Sender:
             topic=self.topic,
             partition=partition,
             key=new_request_id().encode(),
-            value=str(number).encode(),
+            value=task_value(number, work),
             headers=[],
         )
         self.partitioner.acknowledged(self.topic, partition=partition, offset=offset, work=work)
@@ -73,7 +82,7 @@ async def running_senders(
             topic,
             partitions,
             TaskProducer(librdkafka_options(connection, client_id="waiting"), deadline_seconds=SEND_SECONDS),
-            LoadAwarePartitioner(connection, groups),
+            LoadAwarePartitioner(connection, groups, work_of=work_of_task),
         )
         for _ in range(count)
     ]

@@ -6,6 +6,7 @@ so that the next task is prepared when one ends. Knows nothing of how tasks were
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class Journal:
     """The work of the devices; one journal for all workers of a run."""
 
     service_seconds: list[float]
-    """The time of each task, by its number, which is the value of its record."""
+    """The time of each task, by its number, with which its id ends."""
     begun_at: dict[int, float] = field(default_factory=dict)
     """Monotonic seconds, by task; a task that was delivered twice keeps its first."""
     finished: set[int] = field(default_factory=set)
@@ -155,7 +156,7 @@ class _Worker(LaneEvents):
                 await self._serve(taken)
 
     async def _serve(self, taken: ClaimedRecord) -> None:
-        number = int(taken.record.value)
+        number = int(json.loads(taken.record.value)["request_id"].removeprefix("task-"))
         entry = LedgerEntry(task=str(number), worker=self._name, started_at=int(time.time()))
         # The ledger is written while the device is busy with the previous task.
         recorded = asyncio.create_task(self.lane.record(taken, entry))

@@ -212,3 +212,32 @@ def test_work_is_never_negative_and_nothing_to_do_is_no_work(
         (owner,) = estimate.owners(lag(partition(0, committed=committed, end=end)), now=now)
         assert owner.work >= 0
         assert (owner.work == 0) == (committed == end)
+
+
+def test_a_task_of_another_sender_counts_by_its_size() -> None:
+    estimate = WorkEstimate()
+    assert estimate.arrived(partition=0, offset=1, work=0.25)
+    # Acknowledgements and arrivals are not ordered among each other.
+    assert estimate.acknowledged(partition=0, offset=0, work=3.0)
+    (owner,) = estimate.owners(lag(partition(0, committed=0, end=2)), now=0)
+    (later,) = estimate.owners(lag(partition(0, committed=1, end=2)), now=1)
+    assert owner.work == pytest.approx(2 * estimate.mean_work), "what came before the first reading is of unknown size"
+    assert later.work < owner.work
+
+
+def test_a_record_is_known_once() -> None:
+    estimate = WorkEstimate()
+    assert estimate.acknowledged(partition=0, offset=7, work=1.0)
+    assert not estimate.arrived(partition=0, offset=7, work=1.0)
+    assert estimate.arrived(partition=0, offset=8, work=1.0)
+    assert not estimate.acknowledged(partition=0, offset=8, work=1.0)
+
+
+def test_sizes_that_come_out_of_order_are_finished_in_order() -> None:
+    estimate = WorkEstimate()
+    estimate.owners(lag(partition(0, committed=0, end=0)), now=0)
+    for offset, size in ((1, 5.0), (0, 0.5), (2, 2.0)):
+        estimate.arrived(partition=0, offset=offset, work=size)
+    all_three = estimate.owners(lag(partition(0, committed=0, end=3)), now=1)
+    two = estimate.owners(lag(partition(0, committed=1, end=3)), now=2)
+    assert works((*all_three, *two)) == [7.5, 7.0]

@@ -161,6 +161,61 @@ def test_tasks_of_other_senders_are_added_once() -> None:
     assert Counter(choice.choose(partitions=2, work=1.0, now=moment) for _ in range(29)) == {0: 29}
 
 
+def read_to(*ends: int) -> LoadSnapshot:
+    """Two idle owners of a partition each."""
+    return LoadSnapshot(
+        taken_at=NOW,
+        partition_count=2,
+        owners=(OwnerLoad(work=0.0, records={0: 0}), OwnerLoad(work=0.0, records={1: 0})),
+        end_offsets=dict(enumerate(ends)),
+    )
+
+
+def test_what_others_sent_counts_from_its_arrival_on() -> None:
+    choice = new_choice()
+    choice.use(read_to(5, 5))
+    choice.arrived(partition=0, offset=5, work=2.5, now=NOW)
+    assert chosen(choice, 2, partitions=2) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [pytest.param(5, [1, 1], id="not in the loads"), pytest.param(6, [0, 1], id="in the loads")],
+)
+def test_an_arrival_counts_beside_the_next_loads_unless_they_hold_it(end: int, expected: list[int]) -> None:
+    choice = new_choice()
+    choice.use(read_to(5, 5))
+    choice.arrived(partition=0, offset=5, work=2.5, now=NOW)
+    choice.use(read_to(end, 5))
+    # Late, and known by the reading.
+    choice.arrived(partition=0, offset=4, work=2.5, now=NOW)
+    assert sorted(chosen(choice, 2, partitions=2)) == expected
+
+
+def test_an_own_record_that_arrives_before_its_acknowledgement_counts_once() -> None:
+    choice = new_choice()
+    choice.use(read_to(5, 5))
+    (own,) = chosen(choice, 1, partitions=2)
+    choice.arrived(partition=own, offset=5, work=1.0, now=NOW)
+    choice.is_own(partition=own, offset=5)
+    other = 1 - own
+    assert chosen(choice, 1, partitions=2) == [other]
+    assert sorted(chosen(choice, 2, partitions=2)) == [0, 1]
+
+
+def test_arrivals_of_a_topic_that_was_recreated_expire() -> None:
+    choice = new_choice()
+    choice.arrived(partition=0, offset=900, work=50.0, now=NOW - MAX_SNAPSHOT_AGE_SECONDS - 1)
+    choice.use(read_to(0, 0))
+    assert sorted(chosen(choice, 2, partitions=2)) == [0, 1]
+
+
+def test_arrivals_on_partitions_without_an_owner_change_nothing() -> None:
+    choice = choice_by((0.0, {0: 0}), partitions=2)
+    choice.arrived(partition=1, offset=0, work=1.0, now=NOW)
+    assert chosen(choice, 2, partitions=2) == [0, 0]
+
+
 def test_without_owners_partitions_are_chosen_round_robin() -> None:
     choice = choice_by((0.0, {0: 0, 1: 0}))
     choice.begin_reading(now=NOW)

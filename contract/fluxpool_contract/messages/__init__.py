@@ -2,7 +2,7 @@
 
 from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
-from fluxpool_contract.messages.decoding import DecodedTask, decode_task, parse_task, peek_request_id
+from fluxpool_contract.messages.decoding import DecodedTask, decode_task, parse_task, peek_request_id, work_of_task
 from fluxpool_contract.messages.derived import (
     claim_key,
     deletion_key,
@@ -149,4 +149,5 @@ __all__ = [
     "result_event_id",
     "steps_to_run",
     "task_digest",
+    "work_of_task",
 ]

@@ -60,6 +60,14 @@ def parse_task(value: bytes | None) -> GenerationTask:
         raise InvalidTaskError(code, problems, request_id=peek_request_id(value)) from None
 
 
+def work_of_task(value: bytes) -> float:
+    """The `relative_work` of the task in a record's value; 0 for an invalid one, which takes no device."""
+    try:
+        return parse_task(value).relative_work
+    except InvalidTaskError:
+        return 0.0
+
+
 def peek_request_id(value: bytes) -> str | None:
     """The `request_id` of a body that is otherwise refused, if it holds a usable one."""
     try:

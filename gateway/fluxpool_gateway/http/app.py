@@ -20,6 +20,7 @@ from starlette.routing import Match, Route
 
 from fluxpool_contract.asyncapi import render_asyncapi
 from fluxpool_contract.bounds import cut_text
+from fluxpool_contract.messages import work_of_task
 from fluxpool_contract.problems import explain_items, summarize
 from fluxpool_gateway.http import change_routes, key_routes, openai, task_routes
 from fluxpool_gateway.http.batch import batch_route
@@ -253,7 +254,7 @@ async def _running(
         clock=time.monotonic,
         wall_clock=time.time,
     )
-    partitioner = LoadAwarePartitioner(settings.kafka, settings.groups(), observe=lanes.observe)
+    partitioner = LoadAwarePartitioner(settings.kafka, settings.groups(), observe=lanes.observe, work_of=work_of_task)
     pool_states = PoolStateReader(settings.kafka, settings.topics.pools, metadata=metadata, states=lanes.pools)
     tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
     watch = BrokerWatch(metadata, task_topics(settings.topics))

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +17,7 @@ import structlog
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.lag.lag_reader import GroupLag, KnownFor, LagReader
+from fluxpool_transport.partitioner.arrival_reader import Arrival, ArrivalReader, WorkOf
 from fluxpool_transport.partitioner.member_load import WorkEstimate
 from fluxpool_transport.partitioner.topic_partitioner import LoadSnapshot, TopicPartitioner
 
@@ -53,8 +54,8 @@ class _Topic:
 class LoadAwarePartitioner:
     """Chooses partitions for all topics of one process: give `run()` a task, then call `choose` for each record.
 
-    Not thread-safe: all of it belongs to one event loop. Each process has its own; it sees the records of others with
-    its next reading.
+    Not thread-safe: all of it belongs to one event loop. Each process has its own. With `work_of` it reads the tasks of
+    all others as they arrive, by whatever client and process they are sent; else it sees them with its next reading.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class LoadAwarePartitioner:
         clock: Callable[[], float] = time.monotonic,
         quick_interval_seconds: float = QUICK_INTERVAL_SECONDS,
         observe: Observe | None = None,
+        work_of: WorkOf | None = None,
     ) -> None:
         """`groups` maps each consumer group to the topic it takes its tasks from; other topics are round robin.
 
-        `observe` gets every reading, for what else is to be known of the queue: Kafka is asked once for both.
+        `work_of` tells the size of a task in a record. `observe` gets every reading, for what else is to be known of
+        the queue: Kafka is asked once for both.
         """
         self._connection = connection
         self._groups = dict(groups)
@@ -79,6 +82,10 @@ class LoadAwarePartitioner:
         self._observe = observe
         self._topics = {topic: _Topic(TopicPartitioner(self._source)) for topic in groups.values()}
         self._sent = asyncio.Event()
+        """By this sender, or by others as far as is known."""
+        self._arrivals: ArrivalReader | None = None
+        if work_of is not None and groups:
+            self._arrivals = ArrivalReader(connection, work_of=work_of, observe=self._on_arrivals)
         self.has_read = asyncio.Event()
         """Set while `run` runs and has read at least once, successfully or not."""
 
@@ -94,7 +101,19 @@ class LoadAwarePartitioner:
         """A chosen record was written there: it counts by its size, and not as another sender's."""
         known = self._topics.get(topic)
         if known is not None:
-            known.estimate.acknowledged(partition=partition, offset=offset, work=work)
+            is_new = known.estimate.acknowledged(partition=partition, offset=offset, work=work)
+            if not is_new:
+                # It arrived before its acknowledgement, and was taken for another sender's.
+                known.choice.is_own(partition=partition, offset=offset)
+
+    def _on_arrivals(self, arrivals: Sequence[Arrival]) -> None:
+        now = self._clock()
+        for arrival in arrivals:
+            known = self._topics[arrival.topic]
+            place = {"partition": arrival.partition, "offset": arrival.offset}
+            if known.estimate.arrived(**place, work=arrival.work):
+                known.choice.arrived(**place, work=arrival.work, now=now)
+                self._sent.set()
 
     def round_robin_reason(self, topic: str, *, partitions: int) -> str | None:
         """Why the partitions of a topic are chosen round robin; None while they are chosen by load."""
@@ -122,7 +141,7 @@ class LoadAwarePartitioner:
             self.has_read.clear()
 
     async def _read_on(self) -> None:
-        async with self.reader() as reader:
+        async with self.reader() as reader, self._arrivals or contextlib.nullcontext():
             while True:
                 began_at = self._clock()
                 # Cleared before reading: a record that is sent meanwhile makes the next reading a quick one.
@@ -146,26 +165,37 @@ class LoadAwarePartitioner:
         except KafkaUnavailableError as error:
             self._note_failure(str(error))
             return
+        ends = {
+            (lag.topic, item.partition): item.log_end_offset
+            for lag in lags.values()
+            for item in lag.readable_partitions
+        }
+        others_known = self._arrivals is not None and self._arrivals.follow(ends, now=began_at)
         for lag in lags.values():
-            self._use(lag, began_at)
+            self._use(lag, began_at, others_known=others_known)
         if self._observe is not None:
             self._observe(lags, began_at)
 
-    def _use(self, lag: GroupLag, now: float) -> None:
+    def _use(self, lag: GroupLag, now: float, *, others_known: bool) -> None:
         topic = self._topics[lag.topic]
         problem = lag.problem
         if problem is None:
             # During a rebalance the old assignment says nothing about the next one.
             owners = topic.estimate.owners(lag, now=now) if lag.state == STABLE else ()
+            others_per_second = 0.0 if others_known else topic.estimate.others_per_second
             topic.choice.use(
                 LoadSnapshot(
                     taken_at=now,
                     partition_count=len(lag.partitions),
                     owners=owners,
-                    others_per_second=topic.estimate.others_per_second,
+                    end_offsets={item.partition: item.log_end_offset for item in lag.readable_partitions},
+                    others_per_second=others_per_second,
                     others_work=topic.estimate.mean_work,
                 )
             )
+            if self._arrivals is not None and others_per_second * IDLE_INTERVAL_SECONDS >= 1:
+                # Their arrivals are to be known, but are not: readings alone tell of them.
+                self._sent.set()
             if not owners:
                 problem = f"consumer group {lag.group} ({lag.state}) has no member on a readable partition"
         self._note(lag.topic, topic, problem)

@@ -1,12 +1,12 @@
 """Estimates the work that each member of a consumer group still has to do, from successive readings of its lag.
 
 The lag alone says which member has most to do, but with one task on every worker all look the same. Two more things are
-known: how long each member has been at its task, and how large the tasks are that this process sent itself. With both
+known: how long each member has been at its task, and how large the tasks are that this process sent or saw. With both
 the estimate finds the member that will be free first, and tasks wait as short as in one queue shared by all workers.
 Pure: time is an argument.
 """
 
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,9 +34,12 @@ _OVERDUE: Final = 2.0
 
 @dataclass(slots=True)
 class _Partition:
-    """The tasks on one partition whose size is known, by offset."""
+    """The tasks on one partition whose size is known."""
 
-    tasks: deque[tuple[int, float]] = field(default_factory=deque)
+    offsets: list[int] = field(default_factory=list)
+    """Ascending."""
+    sizes: dict[int, float] = field(default_factory=dict)
+    """By offset."""
     work: float = 0.0
     next_offset: int | None = None
     """By the last reading."""
@@ -59,7 +62,7 @@ class WorkEstimate:
         self._partitions: dict[int, _Partition] = {}
         self._members: dict[str, _Progress] = {}
         self.mean_work = 1.0
-        """Of a task, as far as this process sent some."""
+        """Of a task, as far as sizes are known."""
         self._finished_work = 0.0
         self._busy_seconds = 0.0
         self._acknowledged = 0
@@ -77,16 +80,26 @@ class WorkEstimate:
         """Tasks that arrived from other senders, on average."""
         return max(0.0, self._others_per_second)
 
-    def acknowledged(self, *, partition: int, offset: int, work: float) -> None:
-        """A task of this size lies there now."""
-        self.mean_work += _MEAN_WEIGHT * (work - self.mean_work)
+    def acknowledged(self, *, partition: int, offset: int, work: float) -> bool:
+        """A task of this size, sent here, lies there now; whether that was not known by `arrived`."""
         self._acknowledged += 1
+        return self.arrived(partition=partition, offset=offset, work=work)
+
+    def arrived(self, *, partition: int, offset: int, work: float) -> bool:
+        """A task of this size lies there now; whether that was not known."""
         known = self._partitions.get(partition)
         if known is None:
             known = self._partitions[partition] = _Partition()
-        if len(known.tasks) < MAX_KNOWN_TASKS:
-            known.tasks.append((offset, work))
+        if offset in known.sizes:
+            return False
+        self.mean_work += _MEAN_WEIGHT * (work - self.mean_work)
+        finished = known.next_offset is not None and offset < known.next_offset
+        if not finished and len(known.offsets) < MAX_KNOWN_TASKS:
+            # Acknowledgements and arrivals of one partition overtake each other, by little.
+            known.offsets.insert(bisect_left(known.offsets, offset), offset)
+            known.sizes[offset] = work
             known.work += work
+        return True
 
     def owners(self, lag: GroupLag, *, now: float) -> tuple[OwnerLoad, ...]:
         """The load of every member that owns readable partitions; `now` is when they were read, monotonic seconds."""
@@ -123,18 +136,15 @@ class WorkEstimate:
         before, known.next_offset = known.next_offset, item.next_offset
         if before is None or item.next_offset < before:
             # First seen, or set back: the offsets of a recreated topic mean other records.
-            known.tasks.clear()
+            known.offsets.clear()
+            known.sizes.clear()
             known.work = 0.0
             return 0.0
-        finished, unknown = 0.0, item.next_offset - before
-        while known.tasks and known.tasks[0][0] < item.next_offset:
-            _, work = known.tasks.popleft()
-            known.work -= work
-            finished += work
-            unknown -= 1
-        if not known.tasks:
-            known.work = 0.0
-        return finished + max(0, unknown) * self.mean_work
+        count = bisect_left(known.offsets, item.next_offset)
+        finished = sum(known.sizes.pop(offset) for offset in known.offsets[:count])
+        del known.offsets[:count]
+        known.work = known.work - finished if known.offsets else 0.0
+        return finished + max(0, item.next_offset - before - count) * self.mean_work
 
     def _progress(
         self, member: GroupMember, owned: Iterable[PartitionLag], *, finished: Mapping[int, float], now: float
@@ -179,20 +189,17 @@ class WorkEstimate:
 
     def _work_on(self, item: PartitionLag) -> float:
         known = self._partitions[item.partition]
-        work, count = known.work, len(known.tasks)
-        # Acknowledged after the end was read: the sender adds these itself.
-        for offset, later in reversed(known.tasks):
+        work, count = known.work, len(known.offsets)
+        # Written after the end was read: `topic_partitioner` adds these itself.
+        for offset in reversed(known.offsets):
             if offset < item.log_end_offset:
                 break
-            work -= later
+            work -= known.sizes[offset]
             count -= 1
         return max(0.0, work) + max(0, item.lag_records - count) * self.mean_work
 
     def _size(self, offset: int, partition: int) -> float:
-        for known, work in self._partitions[partition].tasks:
-            if known >= offset:
-                return work if known == offset else self.mean_work
-        return self.mean_work
+        return self._partitions[partition].sizes.get(offset, self.mean_work)
 
     def _rest(self, work: float, age_seconds: float) -> float:
         speed = self.seconds_per_work

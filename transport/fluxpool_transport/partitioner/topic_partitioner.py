@@ -6,10 +6,10 @@ time and randomness are arguments.
 """
 
 import random
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 MAX_SNAPSHOT_AGE_SECONDS: Final = 2.0
@@ -42,8 +42,10 @@ class LoadSnapshot:
     """Of the topic; partitions without an owner, or unreadable, are in no `OwnerLoad` and get nothing."""
     owners: tuple[OwnerLoad, ...]
     """Empty while the group has no members or rebalances."""
+    end_offsets: Mapping[int, int] = field(default_factory=dict)
+    """Of each partition that was read: records below are in the loads."""
     others_per_second: float = 0.0
-    """Tasks that other senders put into the topic; they choose by the same loads."""
+    """Tasks of other senders of which `arrived` does not tell; they choose by the same loads."""
     others_work: float = 1.0
     """Of one such task, on average."""
 
@@ -52,10 +54,11 @@ class TopicPartitioner:
     """Chooses partitions of one topic, in logarithmic time.
 
     The owner with the least work comes first, then its partition with the smallest lag; ties are broken at random, or
-    many producers would all take the same one. What was sent since the snapshot is added to it, and so is what other
-    senders will have sent: if each took the best owner it knows of, all would meet on it, so this one takes any of
-    those that all of them need together. Without owners, or with a snapshot that is too old or of another number of
-    partitions, the partitions are chosen round robin.
+    many producers would all take the same one. What was sent since the snapshot is added to it, and so are the records
+    of other senders that `arrived`. Where those are not known, what the others will have sent is estimated: if each
+    took the best owner it knows of, all would meet on it, so this one takes any of those that all of them need
+    together. Without owners, or with a snapshot that is too old or of another number of partitions, the partitions are
+    chosen round robin.
     """
 
     def __init__(self, source: random.Random) -> None:
@@ -66,6 +69,9 @@ class TopicPartitioner:
         self._least: _LeastLoaded | None = None
         self._sent: deque[tuple[float, int, float]] = deque(maxlen=MAX_SENT)
         """When, to which partition, how much work."""
+        self._arrived: dict[tuple[int, int], tuple[float, float]] = {}
+        """Records that are not in the snapshot, by partition and offset: when they arrived, how much work."""
+        self._end_offsets: Mapping[int, int] = {}
 
     def begin_reading(self, *, now: float) -> None:
         """A reading of loads begins at `now`: what was sent just before may be missing in its snapshot."""
@@ -74,7 +80,34 @@ class TopicPartitioner:
 
     def use(self, snapshot: LoadSnapshot) -> None:
         """Choose by `snapshot`, the outcome of the reading that began last."""
-        self._least = _LeastLoaded(snapshot, sent=self._sent, source=self._source) if snapshot.owners else None
+        self._end_offsets = snapshot.end_offsets
+        # Only by offset it is certain what the loads include. By age: the offsets of a topic that was recreated since
+        # would never be reached.
+        oldest = snapshot.taken_at - MAX_SNAPSHOT_AGE_SECONDS
+        self._arrived = {
+            place: (at, work) for place, (at, work) in self._arrived.items() if at >= oldest and self._is_new(*place)
+        }
+        self._least = None
+        if snapshot.owners:
+            sent = [(number, work) for _, number, work in self._sent]
+            sent += [(number, work) for (number, _), (_, work) in self._arrived.items()]
+            self._least = _LeastLoaded(snapshot, sent=sent, source=self._source)
+
+    def arrived(self, *, partition: int, offset: int, work: float, now: float) -> None:
+        """Another sender's record was written there, as far as is known: `is_own` may say otherwise later."""
+        if self._is_new(partition, offset):
+            self._arrived[partition, offset] = now, work
+            if self._least is not None:
+                self._least.add(partition, work=work)
+
+    def is_own(self, *, partition: int, offset: int) -> None:
+        """The record that arrived there is one that was chosen here, which counts already."""
+        known = self._arrived.pop((partition, offset), None)
+        if known is not None and self._least is not None:
+            self._least.add(partition, work=-known[1], records=-1)
+
+    def _is_new(self, partition: int, offset: int) -> bool:
+        return offset >= self._end_offsets.get(partition, 0)
 
     def is_by_load(self, *, partitions: int, now: float) -> bool:
         """Whether the next choice of a topic with so many partitions is by load rather than round robin."""
@@ -101,15 +134,12 @@ class TopicPartitioner:
 
 
 class _LeastLoaded:
-    """A snapshot as heaps: of owners by work, and for each owner of its partitions by records."""
+    """A snapshot as heaps: of owners by work, and for each owner of its partitions by records.
 
-    def __init__(
-        self,
-        snapshot: LoadSnapshot,
-        *,
-        sent: Iterable[tuple[float, int, float]],
-        source: random.Random,
-    ) -> None:
+    A change adds an entry; the former one is dropped when it comes to the top.
+    """
+
+    def __init__(self, snapshot: LoadSnapshot, *, sent: Iterable[tuple[int, float]], source: random.Random) -> None:
         self.taken_at = snapshot.taken_at
         self.partition_count = snapshot.partition_count
         self._random = source.random
@@ -117,21 +147,31 @@ class _LeastLoaded:
         self._others_work = snapshot.others_work
         self._others = 0
         """Tasks of other senders that are added already."""
-        sent_records: defaultdict[int, int] = defaultdict(int)
-        sent_work: defaultdict[int, float] = defaultdict(float)
-        for _, number, work in sent:
-            sent_records[number] += 1
-            sent_work[number] += work
-        self._owners: list[tuple[float, float, list[tuple[int, float, int]]]] = []
-        for owner in snapshot.owners:
-            partitions = [
-                (records + sent_records.get(number, 0), self._random(), number)
-                for number, records in owner.records.items()
-            ]
-            heapify(partitions)
-            load = owner.work + sum(sent_work.get(number, 0.0) for number in owner.records)
-            self._owners.append((load, self._random(), partitions))
+        self._loads = [owner.work for owner in snapshot.owners]
+        self._records = {number: records for owner in snapshot.owners for number, records in owner.records.items()}
+        self._owner_of = {number: index for index, owner in enumerate(snapshot.owners) for number in owner.records}
+        for number, work in sent:
+            index = self._owner_of.get(number)
+            if index is not None:
+                self._loads[index] += work
+                self._records[number] += 1
+        self._owners = [(load, self._random(), index) for index, load in enumerate(self._loads)]
+        self._partitions = [
+            [(self._records[number], self._random(), number) for number in owner.records] for owner in snapshot.owners
+        ]
         heapify(self._owners)
+        for heap in self._partitions:
+            heapify(heap)
+
+    def add(self, number: int, *, work: float, records: int = 1) -> None:
+        """So much more lies on a partition; nothing happens when it has no owner."""
+        index = self._owner_of.get(number)
+        if index is None:
+            return
+        self._loads[index] = load = max(0.0, self._loads[index] + work)
+        self._records[number] = count = self._records[number] + records
+        heappush(self._owners, (load, self._random(), index))
+        heappush(self._partitions[index], (count, self._random(), number))
 
     def take(self, work: float, *, now: float) -> int:
         """The best partition but for what others will have taken by `now`; its owner has more to do from now on."""
@@ -150,13 +190,17 @@ class _LeastLoaded:
         if expected <= 0:
             return 0
         # A fraction is a probability. More than one for each owner change nothing about who has least to do.
-        count = min(int(expected + self._random()), len(self._owners))
+        count = min(int(expected + self._random()), len(self._loads))
         self._others += count
         return count
 
     def _take_best(self, work: float) -> int:
-        load, _, partitions = self._owners[0]
-        heapreplace(self._owners, (load + work, self._random(), partitions))
-        records, _, number = partitions[0]
-        heapreplace(partitions, (records + 1, self._random(), number))
+        owners = self._owners
+        while owners[0][0] != self._loads[owners[0][2]]:
+            heappop(owners)
+        partitions = self._partitions[owners[0][2]]
+        while partitions[0][0] != self._records[partitions[0][2]]:
+            heappop(partitions)
+        number = partitions[0][2]
+        self.add(number, work=work)
         return number
