@@ -101,6 +101,22 @@ async def test_a_missing_topic_is_not_created_and_readings_go_on(bootstrap_serve
     assert events(logs)[-1] == "pool_states_written"
 
 
+async def test_a_missing_topic_of_one_pool_does_not_keep_back_the_others(bootstrap_servers: str) -> None:
+    topic, missing, counts = unique_name("pools"), unique_name("missing"), Counts()
+    await create_topics(bootstrap_servers, {topic: 1})
+    kafka = connection(bootstrap_servers)
+    async with BacklogHub(count_states=counts.add) as hub:
+        # From the second record on the client itself refuses the topic.
+        for number in (1, 2):
+            hub.publish(kafka, missing, key="images/a", value=b"1")
+            hub.publish(kafka, topic, key="images/b", value=b"1")
+
+            async def both(number: int = number) -> bool:
+                return (counts.written, counts.failed) == (number, number)
+
+            await wait_until(both, deadline_seconds=DEADLINE_SECONDS, what="one record written, and one given up")
+
+
 async def test_a_gateway_reads_what_an_operator_writes_before_and_after_it_starts(bootstrap_servers: str) -> None:
     topic, kafka = unique_name("pools"), connection(bootstrap_servers)
     lanes = served_lanes(unique_name("group"), (), TopicNames())

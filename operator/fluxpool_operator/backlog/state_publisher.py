@@ -93,7 +93,11 @@ class StatePublisher:
         producer: Producer = self._producer
         self._results = []
         for (topic, key), value in batch.items():
-            producer.produce(topic, value, key, headers=_HEADERS, on_delivery=self._delivered)
+            try:
+                producer.produce(topic, value, key, headers=_HEADERS, on_delivery=self._delivered)
+            except KafkaException as error:
+                # So librdkafka refuses further records of a missing topic; those of other pools have theirs.
+                self._results.append(error.args[0])
         # librdkafka ends each record with a result of its own; the margin is for one that never comes.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * DELIVERY_SECONDS):
