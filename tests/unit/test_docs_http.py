@@ -21,6 +21,7 @@ from fluxpool_contract.messages import PoolLane, PoolState
 from fluxpool_contract.messages.derived import idempotent_request_id
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_gateway.http.key_routes import PATH as KEYS_PATH
+from fluxpool_gateway.page.door import PREFIX
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.usage.figures import Figures
 from kit.event_streams import EventReader, reading, serving
@@ -259,7 +260,7 @@ def test_every_route_has_an_example(tmp_path: Path) -> None:
     routes = [
         route.original_route
         for route in iter_route_contexts(build_application(keyed_settings(tmp_path), on_failure=lambda: None).routes)
-        if isinstance(route.original_route, Route) and not route.original_route.path.startswith(KEYS_PATH)
+        if isinstance(route.original_route, Route) and not route.original_route.path.startswith((KEYS_PATH, PREFIX))
     ]
     asked = [request_of(words) for words, _ in examples()]
     scopes = [{"type": "http", "path": sent.url.path, "method": sent.method, "headers": []} for sent in asked]

@@ -19,6 +19,7 @@ from fluxpool_contract.messages.derived import idempotent_request_id
 from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
 from fluxpool_gateway.identity.api_key import KeyScope, new_key, parse_key
 from fluxpool_gateway.identity.gate import CACHED_SECONDS
+from fluxpool_gateway.page.door import PREFIX
 from fluxpool_gateway.store.task_state import TaskSeen
 from kit.keyed_gateway import IMAGE, Gateway, key_id, keyed_gateway, keyed_settings, prepare, succeeded
 
@@ -30,12 +31,12 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 
 def requests_of_every_route(app: GatewayApplication) -> Iterator[tuple[str, str, list[str]]]:
-    """Method, path and scopes of each route that is not open."""
+    """Method, path and scopes of each route of the API that is not open; those of the page need a session."""
     for route in iter_route_contexts(app.routes):
         assert isinstance(route.original_route, Route), f"{route.original_route}: what is that, and does it need a key?"
         assert route.path is not None
         assert route.methods is not None
-        if route.path in OPEN_PATHS:
+        if route.path in OPEN_PATHS or route.path.startswith(PREFIX):
             continue
         assert isinstance(route.original_route, APIRoute)
         (names,) = (route.original_route.openapi_extra or {})["security"]

@@ -10,9 +10,11 @@ import pytest
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from fluxpool_gateway.http.app import OPEN_PATHS, GatewayApplication
+from fluxpool_gateway.page.door import is_page
 from fluxpool_gateway.store.task_state import TaskSeen
 from kit.event_streams import first_event
 from kit.keyed_gateway import IMAGE, NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.page_visitor import Visitor
 
 PROMPT = "the secret of acme"
 DONE, QUEUED = "acme-done", "acme-queued"
@@ -23,6 +25,8 @@ PATH_VALUES: dict[str, tuple[str, ...]] = {
     "index": ("0",),
     "key_id": ("000000000000",),
     "model": ("FLUX.1-dev",),
+    "digest": ("0123456789abcdef",),
+    "asset": ("page.css",),
 }
 """A route with another parameter fails the test: name values of acme's for it."""
 BODIES: dict[tuple[str, str], Any] = {
@@ -36,6 +40,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/keys/{key_id}/rotate"): {},
 }
 """Of every route that has one; with ids and groups of acme's where a body can name any."""
+FORM = {"id": [DONE, QUEUED], "action": "cancel", "prompt": "a fox", "key": "k"}
+"""Of every form of the page."""
 QUERIES = ("", "?group_id=acme-group", "?status=queued", "?limit=1", "?thumb=256")
 """Parameters that a route does not know are refused or ignored alike; only the first two go with a change."""
 
@@ -97,16 +103,27 @@ def add_tasks_of_acme(gateway: Gateway, folder: Path) -> None:
 async def answers(gateway: Gateway, key: str) -> dict[Question, tuple[int, str, str]]:
     """Status, body and `ETag` of every response, without the ids that are new in each."""
     seen = {}
+    # The page is asked by a browser with a session of the same key.
+    visitor = Visitor(gateway.one.app)
+    await visitor.log_in(key)
+    cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
+    form = FORM | {"form_token": await visitor.token()}
     for question in questions(gateway.one.app):
         headers = {"x-request-id": "same", "x-stainless-read-timeout": "0.1"}
         body = {} if question.body is None else {"json": question.body}
-        if question.path.partition("?")[0].endswith("/events"):
+        if is_page({"path": question.path, "headers": []}):
+            headers["cookie"] = cookie
+            body = {} if question.method == "GET" else {"data": form}
+        else:
             headers["authorization"] = f"Bearer {key}"
+        if question.path.partition("?")[0].endswith("/events"):
             answer = await first_event(gateway.one.app, question.path, headers)
         else:
-            answer = await gateway.one.ask(question.method, question.path, key, headers=headers, **body)
+            answer = await gateway.one.ask(question.method, question.path, headers=headers, **body)
         text = re.sub(
-            r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|fp_\w+|\d{16}\.\d{16}|[0-9A-Za-z]{12}", "<new>", answer.text
+            r"[0-9a-f]{64}|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|fp_\w+|\d{16}\.\d{16}|[0-9A-Za-z]{12}",
+            "<new>",
+            answer.text,
         )
         seen[question] = (answer.status_code, text, answer.headers.get("etag", ""))
     return seen

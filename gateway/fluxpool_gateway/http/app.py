@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,7 +42,7 @@ from fluxpool_gateway.http.request_context import (
     send_problem,
 )
 from fluxpool_gateway.http.routes import Services, router
-from fluxpool_gateway.http.scopes import CALLER_KEY, SECURITY_SCHEME
+from fluxpool_gateway.http.scopes import ADMIT_AGAIN, CALLER_KEY, SECURITY_SCHEME
 from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.images import routes as image_routes
@@ -50,6 +51,9 @@ from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics import exposition
 from fluxpool_gateway.metrics.gateway_metrics import NO_ROUTE, GatewayMetrics
 from fluxpool_gateway.models import routes as model_routes
+from fluxpool_gateway.page import PAGE_ROUTERS
+from fluxpool_gateway.page.door import PageDoor, is_page
+from fluxpool_gateway.page.rendering import render_problem
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.queue import routes as queue_routes
@@ -100,6 +104,7 @@ class GatewayApplication(FastAPI):
 
     submission: Submission
     gate: Gate
+    page: PageDoor
     metrics: GatewayMetrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -124,9 +129,16 @@ class GatewayApplication(FastAPI):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         plain_send, send = send, _with_correlation_id(scope, send)
-        if scope["path"] not in OPEN_PATHS:
+        if is_page(scope):
+            answer = await self.page.admit(scope, self.gate)
+            if answer is not None:
+                await answer(scope, receive, send)
+                return
+        elif scope["path"] not in OPEN_PATHS:
             try:
-                scope[CALLER_KEY] = await self.gate.admit(find_authorization(scope["headers"]))
+                authorization = find_authorization(scope["headers"])
+                scope[CALLER_KEY] = await self.gate.admit(authorization)
+                scope[ADMIT_AGAIN] = partial(self.gate.admit, authorization)
             except ProblemError as problem:
                 correlation_id = scope["fluxpool.correlation_id"]
                 self.metrics.count_refusal(problem.code)
@@ -206,6 +218,7 @@ def build_application(
         redirect_slashes=False,
     )
     app.gate = open_gate(settings)
+    app.page = PageDoor(settings.public_url)
     app.metrics = metrics or GatewayMetrics()
     app.include_router(router)
     app.include_router(task_routes.router)
@@ -219,6 +232,8 @@ def build_application(
     app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)
+    for page_router in PAGE_ROUTERS:
+        app.include_router(page_router)
 
     @app.get("/asyncapi.json", include_in_schema=False)
     async def get_asyncapi() -> JSONResponse:
@@ -387,6 +402,8 @@ def _with_correlation_id(scope: Scope, send: Send) -> Send:
 def _answer(request: Request, problem: ProblemError) -> Response:
     # Not `request.url`, which takes the Host header for a part of an address and fails where it is none.
     request.app.metrics.count_refusal(problem.code)
+    if is_page(request.scope):
+        return render_problem(request.scope, problem)
     body = problem.render(correlation_id=request.scope["fluxpool.correlation_id"], instance=request.scope["path"])
     return Response(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(problem.headers))
 

@@ -150,6 +150,12 @@ async def cancel_generations(
     wanted: CancelManyRequest, request: Request, services: WithServices, caller: WithCaller
 ) -> Response:
     """By id, or all that have not ended and pass a filter, at most 500 a request, in the order of their time."""
+    canceled = await cancel_many(wanted, services, caller, base=base_of(request, services))
+    return json_response(canceled, HTTPStatus.ACCEPTED)
+
+
+async def cancel_many(wanted: CancelManyRequest, services: Services, caller: Caller, *, base: str) -> CanceledTasks:
+    """Cancel at most 500 tasks; raises `ProblemError` (503)."""
     following: ListCursor | None = None
     unknown: set[str] = set()
     if wanted.request_ids is not None:
@@ -166,14 +172,13 @@ async def cancel_generations(
             )
         )
         tasks, following = [(task.request_id, task) for task in page.tasks], page.next
-    views = await _cancel(tasks, services, caller, wanted, base=base_of(request, services))
+    views = await _cancel(tasks, services, caller, wanted, base=base)
     missing = [CanceledTask(request_id=name, outcome=None, status=None, status_url=None) for name in sorted(unknown)]
-    view = CanceledTasks(
+    return CanceledTasks(
         data=(*views, *missing),
         has_more=following is not None,
         next_cursor=None if following is None else str(following),
     )
-    return json_response(view, HTTPStatus.ACCEPTED)
 
 
 @router.post(

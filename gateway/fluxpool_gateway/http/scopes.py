@@ -13,6 +13,8 @@ from fluxpool_gateway.identity.caller import Caller
 
 CALLER_KEY: Final = "fluxpool.caller"
 """Where the ASGI scope of an admitted request has its caller."""
+ADMIT_AGAIN: Final = "fluxpool.admit_again"
+"""Where the ASGI scope has what says who calls now: a key may be revoked while its long response is sent."""
 SECURITY_SCHEME: Final = "apiKey"
 SECURITY_PROBLEMS: Final = {
     401: "No API key, or one that is not valid.",

@@ -99,21 +99,45 @@ class KeyGate:
         if self._tokens is not None and (token := _TOKEN.fullmatch(authorization)):
             return await self._tokens.admit(token[1], digest=digest)
         presented = self._recognised(authorization, digest)
-        cached = self._cache.get(presented.key_id)
-        if cached is None or cached.until_seconds <= self._clock():
-            cached = await self._read(presented.key_id, known=cached)
+        cached = await self._known(presented.key_id)
         # Unknown ids and wrong secrets look alike. What follows is said to a holder of the secret alone.
-        if cached.record is None or cached.caller is None or not cached.record.matches(presented):
+        if cached.record is None or not cached.record.matches(presented):
             raise unauthorized("the API key is not valid")
-        now_ms = self.now_ms()
+        return self._active(cached)
+
+    async def admit_holder(self, key_id: str) -> Caller:
+        """The holder of a key, who has proved that earlier, as by a session of the page; raises as `admit` does."""
+        cached = await self._known(key_id)
+        if cached.record is None:
+            raise unauthorized("the API key is not valid")
+        return self._active(cached)
+
+    async def secret(self) -> bytes:
+        """What all processes and replicas know, and nobody else; raises `ProblemError` (503)."""
+        try:
+            return await self.store.secret()
+        except KeyStoreUnavailableError as error:
+            logger.warning("key_store_unusable", reason=str(error))
+            raise _unreadable() from error
+
+    async def _known(self, key_id: str) -> _Cached:
+        cached = self._cache.get(key_id)
+        if cached is None or cached.until_seconds <= self._clock():
+            cached = await self._read(key_id, known=cached)
+        return cached
+
+    def _active(self, cached: _Cached) -> Caller:
+        assert cached.record is not None  # noqa: S101 - checked by both callers
+        assert cached.caller is not None  # noqa: S101 - there with the record
+        key_id, now_ms = cached.record.key_id, self.now_ms()
         match cached.record.state(now_ms):
             case KeyState.ACTIVE:
-                self._used_at_ms[presented.key_id] = now_ms
+                self._used_at_ms[key_id] = now_ms
                 return cached.caller
             case KeyState.REVOKED:
-                raise unauthorized(f"the API key {presented.key_id} was revoked")
+                raise unauthorized(f"the API key {key_id} was revoked")
             case KeyState.EXPIRED:
-                raise unauthorized(f"the API key {presented.key_id} has expired")
+                raise unauthorized(f"the API key {key_id} has expired")
             case unknown:
                 assert_never(unknown)
 
@@ -177,8 +201,7 @@ class KeyGate:
             is_away = isinstance(error, KeyStoreAwayError)
             if is_away and known is not None and self._clock() < known.until_seconds + AWAY_SECONDS:
                 return known
-            detail = "API keys cannot be checked at the moment; nothing was done, retry"
-            raise unavailable(ProblemCode.IDENTITY_UNAVAILABLE, detail) from error
+            raise _unreadable() from error
         return self._cached(record)
 
     def _cached(self, record: KeyRecord | None) -> _Cached:
@@ -197,6 +220,11 @@ class KeyGate:
         self._cache.move_to_end(key_id)
         if len(self._cache) > MAX_CACHED_KEYS:
             self._cache.popitem(last=False)
+
+
+def _unreadable() -> ProblemError:
+    detail = "API keys cannot be checked at the moment; nothing was done, retry"
+    return unavailable(ProblemCode.IDENTITY_UNAVAILABLE, detail)
 
 
 def _presented(authorization: bytes) -> PresentedKey:

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import Field
 
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
-from fluxpool_gateway.http.request_context import ASKED_BY_HEAD, HALF_CLOSED, PATH, find_authorization
+from fluxpool_gateway.http.request_context import ASKED_BY_HEAD, HALF_CLOSED, PATH
 from fluxpool_gateway.http.routes import READ_PROBLEMS, RequestIdInPath, Services, WithServices
-from fluxpool_gateway.http.scopes import WithCaller, requires
+from fluxpool_gateway.http.scopes import ADMIT_AGAIN, WithCaller, requires
 from fluxpool_gateway.http.task_routes import (
     MAX_LIMIT,
     TaskFilters,
@@ -72,7 +72,7 @@ def _check_request(request: Request) -> None:
 async def _check_key(request: Request) -> None:
     """Raises `ProblemError` when the key that the request came with may read no more."""
     try:
-        caller = await request.app.gate.admit(find_authorization(request.scope["headers"]))
+        caller = await request.scope[ADMIT_AGAIN]()
     except ProblemError as problem:
         # The keys cannot be read now: the stream goes on as one that just passed.
         if problem.status is HTTPStatus.SERVICE_UNAVAILABLE:

@@ -1,0 +1,156 @@
+"""Makes HTML of the templates, with the headers that every response of the page has.
+
+Owns what a browser may load: scripts and styles of this origin alone, and none within the document.
+"""
+
+import functools
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import Request
+from starlette.responses import RedirectResponse, Response
+
+from fluxpool_gateway.http.problem import ProblemError
+from fluxpool_gateway.identity.caller import Caller
+from fluxpool_gateway.page.assets import asset_path
+from fluxpool_gateway.page.session import form_token
+
+if TYPE_CHECKING:
+    # Not for the start of every gateway: a page may never be asked for.
+    from jinja2 import Environment
+
+VISIT: Final = "fluxpool.visit"
+"""Where the ASGI scope of a request for the page has its `Visit`."""
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+PAGE_HEADERS: Final = {
+    "content-security-policy": _POLICY,
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+}
+_VISIT_SECONDS: Final = 365 * 24 * 60 * 60
+
+
+@dataclass(slots=True, kw_only=True)
+class Visit:
+    """One request of a browser."""
+
+    root: str
+    """Path of the gateway as the browser sees it, ending in a slash."""
+    secure: bool
+    """Whether the browser speaks HTTPS, also where a proxy ends that."""
+    needs_key: bool
+    cookie: str = ""
+    """By which the browser is known."""
+    is_new: bool = False
+    """Whether it gets the cookie with this response."""
+    caller: Caller | None = None
+
+    @property
+    def session_cookie(self) -> str:
+        """Name of the cookie of a session; with the prefix no other host of the domain can set it."""
+        return "__Host-fluxpool-session" if self.secure and self.root == "/" else "fluxpool-session"
+
+    @property
+    def visit_cookie(self) -> str:
+        """Name of the cookie of a browser without a session."""
+        return "__Host-fluxpool-visit" if self.secure and self.root == "/" else "fluxpool-visit"
+
+    @property
+    def form_token(self) -> str:
+        """Of the forms in this response."""
+        return form_token(self.cookie)
+
+    def keep(self, response: Response, name: str, value: str, *, seconds: int) -> None:
+        """Have the browser keep a cookie that no script reads, and that comes with requests of this site alone."""
+        response.set_cookie(
+            name, value, max_age=seconds, path=self.root, secure=self.secure, httponly=True, samesite="strict"
+        )
+
+    def drop(self, response: Response, name: str) -> None:
+        """Have the browser forget a cookie."""
+        response.delete_cookie(name, path=self.root, secure=self.secure, httponly=True, samesite="strict")
+
+
+def visit_of(scope: MutableMapping[str, Any]) -> Visit:
+    """The visit of a request that the door let in."""
+    visit = scope[VISIT]
+    assert isinstance(visit, Visit)  # noqa: S101 - set by the door for every path of the page
+    return visit
+
+
+def render(request: Request, template: str, *, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> Response:
+    """The page that a template makes."""
+    return _render(request.scope, template, status=status, **values)
+
+
+def render_problem(scope: MutableMapping[str, Any], problem: ProblemError) -> Response:
+    """The page that says why a request was refused."""
+    response = _render(scope, "problem.html", status=problem.status, problem=problem, path=scope["path"])
+    for name, value in problem.headers:
+        if name == "retry-after":
+            response.headers[name] = value
+    return response
+
+
+def redirect(request: Request, path: str) -> Response:
+    """Answer a form: the browser asks for the path below the root next, and a reload repeats nothing."""
+    return RedirectResponse(visit_of(request.scope).root + path, HTTPStatus.SEE_OTHER)
+
+
+def asked_by_script(request: Request) -> bool:
+    """Whether htmx sent the request, which follows no redirect to another view."""
+    return "hx-request" in request.headers
+
+
+def _render(scope: MutableMapping[str, Any], template: str, *, status: HTTPStatus, **values: Any) -> Response:
+    visit = visit_of(scope)
+    html = environment().get_template(template).render(visit=visit, view=scope["path"], **values)
+    response = Response(html, status_code=status, media_type="text/html", headers=PAGE_HEADERS)
+    if visit.is_new:
+        visit.keep(response, visit.visit_cookie, visit.cookie, seconds=_VISIT_SECONDS)
+    return response
+
+
+@functools.cache
+def environment() -> "Environment":
+    """The templates. What is put into them is escaped; a name that is not given is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
+
+    made = Environment(
+        loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, auto_reload=False,
+    )  # fmt: skip
+    made.globals["asset"] = asset_path
+    made.filters |= {"duration": show_duration, "moment": show_moment, "stamp": show_stamp}
+    return made
+
+
+def show_duration(seconds: float | None) -> str:
+    """A duration in words that one reads at a glance."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def show_moment(moment: datetime | None) -> str:
+    """A time for people, in UTC; scripts show it in the browser's zone."""
+    return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def show_stamp(moment: datetime | None) -> str:
+    """A time for programs."""
+    return "" if moment is None else moment.astimezone(UTC).isoformat()
