@@ -3,6 +3,7 @@
 Nothing is connected before it is used.
 """
 
+from fluxpool_gateway.dead_letters import jobs
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.identity.key_tables import KeyTables
 from fluxpool_gateway.settings import GatewaySettings
@@ -34,6 +35,14 @@ def open_reservations(settings: GatewaySettings) -> Shared:
         return reservations.reservation_file(file.with_name(file.name + reservations.FILE_SUFFIX))
     # What was granted must not be granted again after a crash of the server.
     return SharedTables(settings.database_url.get_secret_value(), Lock.RESERVATIONS, durable=True)
+
+
+def open_replay_jobs(settings: GatewaySettings) -> jobs.ReplayJobs:
+    """The replay jobs of dead letters."""
+    if settings.database_url is None:
+        file = settings.task_store_file()
+        return jobs.ReplayJobs(jobs.replay_file(file.with_name(file.name + jobs.FILE_SUFFIX)))
+    return jobs.ReplayJobs(SharedTables(settings.database_url.get_secret_value(), Lock.REPLAYS, durable=True))
 
 
 def open_limit_counts(settings: GatewaySettings) -> Shared:

@@ -15,6 +15,8 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_gateway.dead_letters.replaying import ReplayRunner
+from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas, open_signer, open_tokens
 from fluxpool_gateway.http.readiness import BrokerWatch
@@ -38,6 +40,7 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.store.task_state import Change, Position, ResultSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
+from fluxpool_gateway.stores import open_replay_jobs
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
@@ -48,6 +51,7 @@ from fluxpool_gateway.usage.figures import Figures
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
+from kit.dead_letter_topic import MemoryTopic
 
 NOW_MS = 1_800_000_000_000
 IMAGE = b"\x89PNG and so on"
@@ -117,6 +121,7 @@ class Replica:
     app: GatewayApplication
     gate: KeyGate
     http: httpx.AsyncClient
+    dead_letters: DeadLetters
 
     async def ask(self, method: str, path: str, key: str | None = None, **arguments: Any) -> httpx.Response:
         headers = dict(arguments.pop("headers", {}))
@@ -139,6 +144,7 @@ class Gateway:
     records: Records
     tasks: TaskStoreWriter
     settings: GatewaySettings
+    dead_letters: MemoryTopic
 
     async def create(self, *scopes: str, tenant: str = "default", **more: Any) -> str:
         body = {"name": "test", "tenant": tenant, "scopes": scopes or list(KeyScope), **more}
@@ -220,16 +226,32 @@ async def keyed_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
     engine = open_writer(settings.task_store_file())
     migrate(engine, settings.task_store_file())
     clock, records = Clock(), Records()
-    async with replica(settings, clock, records) as one, replica(settings, clock, records) as two:
+    keys = KeyStore(settings.key_store_file())
+    dead_letters = MemoryTopic(TaskStoreWriter(engine), TenantTrust(secret=await keys.secret()))
+    keys.close()
+    async with (
+        replica(settings, clock, records, dead_letters) as one,
+        replica(settings, clock, records, dead_letters) as two,
+    ):
         admin = settings.bootstrap_key_file.read_text().strip()
-        yield Gateway(one, two, admin, clock, records, TaskStoreWriter(engine), settings)
+        yield Gateway(one, two, admin, clock, records, TaskStoreWriter(engine), settings, dead_letters)
     engine.dispose()
 
 
 @asynccontextmanager
-async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> AsyncIterator[Replica]:
+async def replica(
+    settings: GatewaySettings, clock: Clock, records: Records, topic: MemoryTopic
+) -> AsyncIterator[Replica]:
     store = TaskStoreReader(settings.task_store_file())
     app = build_application(settings, on_failure=lambda: None)
+    jobs = open_replay_jobs(settings)
+    dead_letters = DeadLetters(
+        store=store,
+        topic=topic,
+        jobs=jobs,
+        runner=ReplayRunner(jobs=jobs, topic=topic, retry_topics=frozenset(settings.topics.retry), metrics=app.metrics),
+        topics=settings.topics,
+    )
     # The same as the application's own, but for the clock.
     tokens = open_tokens(settings.oidc)
     gate = app.gate = KeyGate(
@@ -269,6 +291,7 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
                 clock=clock.monotonic,
                 wall_clock=lambda: clock.now_ms / 1000,
             ),
+            dead_letters=dead_letters,
             now_ms=lambda: clock.now_ms,
         )
         app.submission = Submission(
@@ -287,9 +310,10 @@ async def replica(settings: GatewaySettings, clock: Clock, records: Records) -> 
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-            yield Replica(app, gate, client)
+            yield Replica(app, gate, client, dead_letters)
     await gate.close()
     await reservations.close()
+    await jobs.close()
     if quotas is not None:
         await quotas.close()
     store.close()

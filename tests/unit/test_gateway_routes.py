@@ -18,7 +18,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
-from fluxpool_gateway.http.app import BackgroundPartError, build_application, run_or_fail
+from fluxpool_gateway.http.app import BackgroundPartError, build_application, open_dead_letters, run_or_fail
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.live.readers import EventReaders
@@ -131,6 +131,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             readers=EventReaders(most=1, most_of_tenant=1, metrics=app.metrics),
             metrics=app.metrics,
             lanes=LaneWatch((), clock=time.monotonic, wall_clock=time.time),
+            dead_letters=open_dead_letters(settings, store, app.metrics),
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -299,7 +300,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 151
+    assert len(problems) == 186
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

@@ -27,6 +27,8 @@ PATH_VALUES: dict[str, tuple[str, ...]] = {
     "model": ("FLUX.1-dev",),
     "digest": ("0123456789abcdef",),
     "asset": ("page.css",),
+    "dead_letter_id": ("0/0",),
+    "job_id": ("none",),
 }
 """A route with another parameter fails the test: name values of acme's for it."""
 BODIES: dict[tuple[str, str], Any] = {
@@ -38,6 +40,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/generations/{request_id}/cancel"): {"waiting_only": True},
     ("POST", "/v1/keys"): {"name": "more", "scopes": ["admin"], "tenant": "acme"},
     ("POST", "/v1/keys/{key_id}/rotate"): {},
+    ("POST", "/v1/dlq/replay"): {"ids": ["0/0"]},
+    ("POST", "/v1/dlq/{dead_letter_id:path}/discard"): {"reason": "a test"},
 }
 """Of every route that has one; with ids and groups of acme's where a body can name any."""
 FORM = {"id": [DONE, QUEUED], "action": "cancel", "prompt": "a fox", "key": "k"}
@@ -73,7 +77,7 @@ def questions(app: GatewayApplication) -> Iterator[Question]:
 
 
 def _filled(template: str) -> Iterator[str]:
-    name = re.search(r"{(\w+)}", template)
+    name = re.search(r"{(\w+)(?::path)?}", template)
     if name is None:
         yield template
         return

@@ -10,8 +10,8 @@ from typing import Any
 from aiokafka.structs import ConsumerRecord
 
 from fluxpool_cli.terminal import utc_text
-from fluxpool_contract.messages import DEAD_LETTER_PREFIX, DeadLetter, format_time
-from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay
+from fluxpool_contract.messages import format_time
+from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay, contents_of
 
 _MESSAGE_CHARACTERS = 100
 LIST_COLUMNS = ("RECORD", "FAILED (UTC)", "REQUEST ID", "CLASS", "CODE", "POOL", "STATE", "MESSAGE")
@@ -119,19 +119,15 @@ def entry_document(entry: DeadLetterEntry) -> dict[str, Any]:
 
 def record_document(entry: DeadLetterEntry, record: ConsumerRecord, *, command: str) -> dict[str, Any]:
     """One entry with everything that lies in Kafka about it."""
-    dead_letter = None if entry.dead_letter is None else DeadLetter.from_headers(record.headers)
-    text, hexadecimal = value_text(record.value or b"")
+    contents = contents_of(entry, record)
+    dead_letter = contents.dead_letter
     return {
         **entry_document(entry),
         "dead_letter": None if dead_letter is None else dead_letter.model_dump(mode="json", exclude_none=True),
-        "key": None if record.key is None else record.key.decode(errors="backslashreplace"),
-        "headers": [
-            [name, (raw or b"").decode(errors="backslashreplace")]
-            for name, raw in record.headers
-            if not name.startswith(DEAD_LETTER_PREFIX)
-        ],
-        "value": text,
-        "value_hex": hexadecimal,
+        "key": contents.key,
+        "headers": [[name, text] for name, text in contents.headers],
+        "value": contents.value,
+        "value_hex": contents.value_hex,
         "replay_command": command,
     }
 
@@ -158,16 +154,6 @@ def record_parts(document: dict[str, Any]) -> Iterable[str | Block]:
         yield Block(stack)
     yield ""
     yield f"replay it with: {document['replay_command']}"
-
-
-def value_text(value: bytes) -> tuple[str | None, str | None]:
-    """The value as text, or as hex digits when it is no text."""
-    try:
-        text = value.decode()
-    except UnicodeDecodeError:
-        return None, value.hex()
-    printable = all(character.isprintable() or character in "\n\r\t" for character in text)
-    return (text, None) if printable else (None, value.hex())
 
 
 def replay_command(entry: DeadLetterEntry, options: Sequence[str]) -> str:

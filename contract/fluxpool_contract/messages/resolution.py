@@ -44,6 +44,8 @@ class Resolution(BaseModel):
     """Who did it."""
     reason: ErrorMessage | None = None
     """Why; required when the dead letter was discarded."""
+    job_id: Name | None = None
+    """Replay job of the gateway that it belongs to."""
     request_id: Name | None = None
     """Of the replayed task, else of the dead letter as far as it could be read."""
     epoch: Count | None = None

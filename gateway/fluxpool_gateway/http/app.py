@@ -23,6 +23,11 @@ from fluxpool_contract.asyncapi import render_asyncapi
 from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.messages import work_of_task
 from fluxpool_contract.problems import explain_items, summarize
+from fluxpool_gateway.dead_letters import replay_routes as dead_letter_replay_routes
+from fluxpool_gateway.dead_letters import routes as dead_letter_routes
+from fluxpool_gateway.dead_letters.replaying import ReplayRunner
+from fluxpool_gateway.dead_letters.service import DeadLetters
+from fluxpool_gateway.dead_letters.topic import KafkaDeadLetterTopic
 from fluxpool_gateway.http import change_routes, key_routes, openai, task_routes
 from fluxpool_gateway.http.batch import batch_route
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
@@ -64,7 +69,13 @@ from fluxpool_gateway.queue.pool_state_reader import PoolStateReader
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskStatus
-from fluxpool_gateway.stores import open_key_store, open_limit_counts, open_reservations, open_task_reader
+from fluxpool_gateway.stores import (
+    open_key_store,
+    open_limit_counts,
+    open_replay_jobs,
+    open_reservations,
+    open_task_reader,
+)
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
@@ -229,6 +240,9 @@ def build_application(
     app.include_router(live_routes.router)
     app.include_router(queue_routes.router)
     app.include_router(usage_routes.router)
+    # Before the routes of one dead letter, whose ids have a slash.
+    app.include_router(dead_letter_replay_routes.router)
+    app.include_router(dead_letter_routes.router)
     app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)
@@ -273,6 +287,7 @@ async def _running(
     pool_states = PoolStateReader(settings.kafka, settings.topics.pools, metadata=metadata, states=lanes.pools)
     tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
     watch = BrokerWatch(metadata, task_topics(settings.topics))
+    dead_letters = open_dead_letters(settings, store, app.metrics)
     producer.start()
     try:
         async with asyncio.TaskGroup() as group:
@@ -302,6 +317,7 @@ async def _running(
                 ),
                 metrics=app.metrics,
                 lanes=lanes,
+                dead_letters=dead_letters,
             )
             app.submission = Submission(
                 admit=app.gate.admit,
@@ -323,6 +339,7 @@ async def _running(
                 "partitioner": partitioner.run,
                 "pool_states": pool_states.run,
                 "reservations": idempotency.purge,
+                "dead_letter_replays": dead_letters.runner.run,
             }
             if isinstance(app.gate, KeyGate):
                 parts["key_usage"] = app.gate.run
@@ -335,6 +352,7 @@ async def _running(
             if quotas is not None:
                 await quotas.close()
     finally:
+        await dead_letters.jobs.close()
         store.close()
         if isinstance(app.gate, KeyGate):
             await app.gate.close()
@@ -356,6 +374,13 @@ def open_tokens(settings: OidcSettings) -> "Tokens | None":
     from fluxpool_gateway.identity.tokens import Tokens  # noqa: PLC0415
 
     return Tokens(settings, keys=IssuerKeys(settings))
+
+
+def open_dead_letters(settings: GatewaySettings, store: TaskStoreReader, metrics: GatewayMetrics) -> DeadLetters:
+    """The dead letters of the topic that the settings name."""
+    topic, jobs = KafkaDeadLetterTopic(settings.kafka, settings.topics.dead_letters), open_replay_jobs(settings)
+    runner = ReplayRunner(jobs=jobs, topic=topic, retry_topics=frozenset(settings.topics.retry), metrics=metrics)
+    return DeadLetters(store=store, topic=topic, jobs=jobs, runner=runner, topics=settings.topics)
 
 
 def open_signer(settings: GatewaySettings) -> ObjectStore | None:

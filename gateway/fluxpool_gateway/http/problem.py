@@ -63,6 +63,7 @@ class ProblemCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "The method is not allowed here"
     KEY_NOT_ACTIVE = "key_not_active", 409, "The API key is not active"
     NOT_FINISHED = "not_finished", 409, "The task is not finished"
+    ALREADY_RESOLVED = "already_resolved", 409, "The dead letter was replayed"
     NO_IMAGES = "no_images", 409, "The task has no images"
     IMAGE_UNREADABLE = "image_unreadable", 409, "The image cannot be decoded"
     GONE = "gone", 410, "It is no longer stored"

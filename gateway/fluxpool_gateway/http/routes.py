@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_gateway.http.generation_request import GenerationRequest
 from fluxpool_gateway.http.problem import (
     problems,
@@ -59,6 +60,7 @@ class Services:
     readers: EventReaders
     metrics: GatewayMetrics
     lanes: LaneWatch
+    dead_letters: DeadLetters
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 

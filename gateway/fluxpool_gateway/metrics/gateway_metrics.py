@@ -67,6 +67,12 @@ class GatewayMetrics:
             "Readers that were dropped because they read too slowly.",
             registry=own,
         )
+        self._dead_letters = Counter(
+            f"{PREFIX}dead_letters",
+            "Dead letters that were replayed, refused by a replay, or discarded over HTTP.",
+            ("outcome",),
+            registry=own,
+        )
         # Looking one up by its labels costs more than to count with it.
         self._requests_by: dict[tuple[str, str, int], Counter] = {}
         self._accepted_by: dict[str, Counter] = {}
@@ -91,6 +97,10 @@ class GatewayMetrics:
     def count_admission(self, outcome: str) -> None:
         """A request that limits its wait was admitted or refused."""
         self._admissions.labels(outcome).inc()
+
+    def count_dead_letter(self, outcome: str) -> None:
+        """A dead letter was `replayed`, `refused` or `discarded`."""
+        self._dead_letters.labels(outcome).inc()
 
     def count_accepted(self, priority: str, *, produce_seconds: float) -> None:
         """The broker has acknowledged the record of a task."""

@@ -43,11 +43,11 @@ _STATUS = {
 
 def projected_topics(topics: TopicNames) -> tuple[str, ...]:
     """The topics that the store is built from."""
-    return (*topics_of_tasks(topics), topics.feedback)
+    return (*topics_of_tasks(topics), topics.feedback, topics.dead_letters)
 
 
 def topics_of_tasks(topics: TopicNames) -> tuple[str, ...]:
-    """Those that say what becomes of tasks; a store without feedback has all that these have."""
+    """Those that say what becomes of tasks; a store without the others has all that these have."""
     return (*task_topics(topics), topics.results, topics.progress)
 
 

@@ -18,18 +18,19 @@ from aiokafka.structs import ConsumerRecord
 from confluent_kafka import KafkaException
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
-from fluxpool_gateway.feedback.records import FeedbackSeen
+from fluxpool_gateway.dead_letters.records import read_dead_letter
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projected_records import (
     UnreadableRecordError,
     projected_topics,
     read_change,
+    task_topics,
     topics_of_tasks,
 )
 from fluxpool_gateway.projection.retention import RetentionSweep
 from fluxpool_gateway.projection.source import BATCH_RECORDS, CLIENT_ID, Fetched, ProjectionSource
-from fluxpool_gateway.store.task_state import Change, Position, RecordRef
-from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, QuarantinedRecord, TaskStoreWriter
+from fluxpool_gateway.store.task_state import Position, RecordRef
+from fluxpool_gateway.store.task_store import Heartbeat, LogPosition, QuarantinedRecord, StoreChange, TaskStoreWriter
 from fluxpool_transport.kafka import (
     KafkaMetadata,
     KafkaUnavailableError,
@@ -108,7 +109,7 @@ class Projector:
         if not fetched.next_offsets:
             return
         now_ms = _now_ms()
-        changes: list[tuple[RecordRef, Change | FeedbackSeen]] = []
+        changes: list[tuple[RecordRef, StoreChange]] = []
         unreadable: list[QuarantinedRecord] = []
         for record in fetched.records:
             place = (record.topic, record.partition, record.offset)
@@ -150,7 +151,9 @@ class Projector:
                 reason=latest.reason,
             )
 
-    def _read(self, record: ConsumerRecord) -> Change | FeedbackSeen | None:
+    def _read(self, record: ConsumerRecord) -> StoreChange | None:
+        if record.topic == self._topics.dead_letters:
+            return read_dead_letter(record, trust=self._trust, task_topics=task_topics(self._topics))
         if isinstance(record, UndecodableRecord) and not record.has_contents:
             others = f" (with all from offset {record.first_offset})" if record.first_offset < record.offset else ""
             raise UnreadableRecordError(f"cannot be decoded{others}: {record.problem}")

@@ -68,8 +68,9 @@ class RetentionSweep:
             logger.info("expired_tasks_deleted", tasks=self._deleted)
 
     def _delete(self, starts: Mapping[Position, int], *, after: TaskKey) -> tuple[TaskKey | None, int]:
-        """One part of a sweep; the last one deletes old usage as well. Blocks."""
+        """One part of a sweep; the last one deletes expired dead letters and old usage as well. Blocks."""
         swept_to, deleted = self._store.delete_expired(starts, after=after, rows=SWEPT_ROWS)
         if swept_to is None:
+            self._store.delete_expired_dead_letters(starts)
             self._store.delete_old_usage(now_ms=self._now_ms())
         return swept_to, deleted

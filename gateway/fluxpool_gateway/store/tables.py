@@ -151,6 +151,41 @@ comparisons = Table(
 Index("comparison_by_a", comparisons.c.tenant, comparisons.c.a_request_id)
 Index("comparison_by_b", comparisons.c.tenant, comparisons.c.b_request_id)
 
+dead_letters = Table(
+    "dead_letter",
+    metadata,
+    Column("topic", String(249), primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("failure", String(32), nullable=False),
+    Column("tenant", String(63), nullable=False),
+    Column("failed_at_ms", BigInteger, nullable=False),
+    Column("stored_at_ms", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("error_class", Text, nullable=False),
+    Column("error_code", Text),
+    Column("disposition", Text),
+    Column("origin_topic", Text),
+    Column("pool", Text),
+    Column("model", Text),
+    Column("worker", Text),
+    Column("request_id", Text),
+    Column("epoch", BigInteger, nullable=False),
+    Column("value_bytes", BigInteger, nullable=False),
+    Column("body", Text),
+    Column("problem", Text, nullable=False),
+    Column("resolution", Text),
+    Column("resolved_at_ms", BigInteger),
+)
+Index("dead_letter_by_time", dead_letters.c.topic, dead_letters.c.failed_at_ms)
+Index(
+    "dead_letter_by_failure",
+    dead_letters.c.topic,
+    dead_letters.c.failure,
+    dead_letters.c.partition,
+    dead_letters.c.offset,
+)
+
 projector_heartbeat = Table(
     "projector_heartbeat",
     metadata,

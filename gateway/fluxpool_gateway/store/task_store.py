@@ -14,6 +14,8 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection, Engine, Integer, Table, bindparam, delete, func, insert, select, text, tuple_, update
 from sqlalchemy.engine import RowMapping
 
+from fluxpool_gateway.dead_letters.records import DeadLetterChange, DeadLetterSeen, ResolutionSeen
+from fluxpool_gateway.dead_letters.rows import delete_expired_dead_letters, forget_dead_letters, save_dead_letters
 from fluxpool_gateway.feedback.records import FeedbackSeen
 from fluxpool_gateway.feedback.stored import delete_feedback_of, save_feedback
 from fluxpool_gateway.store.database_faults import DamagedStoreError, is_record_fault
@@ -38,6 +40,8 @@ from fluxpool_gateway.store.task_state import (
 )
 from fluxpool_gateway.usage.hours import UsageDeltas, delete_old_hours
 
+StoreChange = Change | FeedbackSeen | DeadLetterChange
+"""What one record says."""
 MAX_QUARANTINED_RECORDS: Final = 1000
 """Rows that are kept, the newest: enough to find a producer by, too few to fill a disk."""
 _MAX_REASON_CHARACTERS: Final = 300
@@ -150,7 +154,7 @@ class TaskStoreWriter:
 
     def apply(
         self,
-        changes: Sequence[tuple[RecordRef, Change | FeedbackSeen]],
+        changes: Sequence[tuple[RecordRef, StoreChange]],
         positions: Mapping[Position, LogPosition],
         *,
         passed_over: Sequence[QuarantinedRecord] = (),
@@ -211,14 +215,20 @@ class TaskStoreWriter:
                 connection.execute(_DELETE_TASK, expired)
         return (TaskKey(*found[-1][:2]) if len(found) == rows else None), len(expired)
 
+    def delete_expired_dead_letters(self, starts: Mapping[Position, int]) -> None:
+        """Delete the dead letters whose records Kafka has deleted; `starts` is where each log begins."""
+        with self._engine.begin() as connection:
+            delete_expired_dead_letters(connection, starts)
+
     def delete_old_usage(self, *, now_ms: int) -> None:
         """Delete the hours of usage that are no longer kept. Those of tasks whose rows were deleted stay until then."""
         with self._engine.begin() as connection:
             delete_old_hours(connection, now_ms=now_ms)
 
     def forget_positions(self, topic: str) -> None:
-        """Forget how far a topic was read: it is another one now. The tasks stay."""
+        """Forget how far a topic was read: it is another one now. The tasks stay; dead letters are gone with it."""
         with self._engine.begin() as connection:
+            forget_dead_letters(connection, topic)
             connection.execute(delete(projected_offsets).where(projected_offsets.c.topic == topic))
 
     def heartbeat(self) -> Heartbeat | None:
@@ -250,7 +260,7 @@ class TaskStoreWriter:
 
 def _apply_all(
     connection: Connection,
-    changes: Sequence[tuple[RecordRef, Change | FeedbackSeen]],
+    changes: Sequence[tuple[RecordRef, StoreChange]],
     numbers: "_ChangeNumbers",
     *,
     now_ms: int,
@@ -261,13 +271,9 @@ def _apply_all(
     try:
         with connection.begin_nested():
             usage = UsageDeltas()
-            of_tasks: list[tuple[RecordRef, Change]] = []
-            feedback: list[tuple[RecordRef, FeedbackSeen]] = []
-            for place, change in changes:
-                if isinstance(change, FeedbackSeen):
-                    feedback.append((place, change))
-                else:
-                    of_tasks.append((place, change))
+            of_tasks, feedback, of_dead_letters = _divide(changes)
+            for topic, seen in of_dead_letters.items():
+                save_dead_letters(connection, topic, seen)
             changed = _fold_all(connection, of_tasks, usage)
             if changed:
                 _save_tasks(connection, numbers.rows(changed))
@@ -289,6 +295,27 @@ def _apply_all(
             *_apply_all(connection, changes[middle:], numbers, now_ms=now_ms),
         ]
     return []
+
+
+def _divide(
+    changes: Sequence[tuple[RecordRef, StoreChange]],
+) -> tuple[
+    Sequence[tuple[RecordRef, Change]],
+    Sequence[tuple[RecordRef, FeedbackSeen]],
+    Mapping[str, Sequence[DeadLetterChange]],
+]:
+    """Those of tasks, of feedback, and of dead letters by their topic."""
+    of_tasks: list[tuple[RecordRef, Change]] = []
+    feedback: list[tuple[RecordRef, FeedbackSeen]] = []
+    of_dead_letters: dict[str, list[DeadLetterChange]] = {}
+    for place, change in changes:
+        if isinstance(change, FeedbackSeen):
+            feedback.append((place, change))
+        elif isinstance(change, DeadLetterSeen | ResolutionSeen):
+            of_dead_letters.setdefault(place[0], []).append(change)
+        else:
+            of_tasks.append((place, change))
+    return of_tasks, feedback, of_dead_letters
 
 
 def _save_tasks(connection: Connection, rows: list[tuple[Any, ...]]) -> None:

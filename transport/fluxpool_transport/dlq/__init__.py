@@ -1,5 +1,6 @@
 """The dead-letter topic: reading, replaying and discarding dead letters."""
 
+from fluxpool_transport.dlq.contents import RecordContents, contents_of
 from fluxpool_transport.dlq.prepare import (
     DEFAULT_MAX_REPLAYS,
     PreparedReplay,
@@ -13,6 +14,7 @@ from fluxpool_transport.dlq.reading import (
     DeadLetterFilter,
     RecordRef,
     entry_of,
+    parse_resolution,
     read_dead_letters,
     read_records,
 )
@@ -25,13 +27,16 @@ __all__ = [
     "DeadLetterFilter",
     "DeadLetterReplayer",
     "PreparedReplay",
+    "RecordContents",
     "RecordRef",
     "RefusedReplay",
     "ReplayChoices",
     "ResolutionInterruptedError",
     "SentReplay",
     "check_choices",
+    "contents_of",
     "entry_of",
+    "parse_resolution",
     "read_dead_letters",
     "read_records",
 ]

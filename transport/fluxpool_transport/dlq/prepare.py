@@ -148,7 +148,9 @@ def patch_value(value: bytes | None, patch: dict[str, Any]) -> bytes:
         body = json.loads(value or b"")
     except (ValueError, RecursionError):
         body = {}
-    return json.dumps(merge_patch(body, patch), ensure_ascii=False, separators=(",", ":")).encode()
+    merged = json.dumps(merge_patch(body, patch), ensure_ascii=False, separators=(",", ":"))
+    # JSON may escape half a character, which is no UTF-8: the decoding refuses it, and names the field.
+    return merged.encode(errors="surrogatepass")
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

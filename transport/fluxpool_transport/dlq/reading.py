@@ -68,6 +68,21 @@ class DeadLetterEntry:
     """What was done about it; None while it is open."""
 
     @property
+    def failure(self) -> tuple[object, ...]:
+        """Equal for records about the same failure; the timestamp tells a topic that was recreated from the old one."""
+        dead_letter = self.dead_letter
+        if dead_letter is None:
+            return (self.ref,)
+        return (
+            dead_letter.origin_topic,
+            dead_letter.origin_partition,
+            dead_letter.origin_offset,
+            dead_letter.origin_timestamp_ms,
+            str(dead_letter.error_code),
+            self.value_bytes,
+        )
+
+    @property
     def is_open(self) -> bool:
         """Whether it has no resolution yet."""
         return self.resolution is None
@@ -156,13 +171,13 @@ async def read_dead_letters(
         async for records in batches:
             for record in records:
                 if is_resolution(record.headers):
-                    if (resolution := _parse_resolution(record)) is not None:
+                    if (resolution := parse_resolution(record)) is not None:
                         resolutions[RecordRef(resolution.partition, resolution.offset)] = resolution
                     continue
                 entry = entry_of(record)
-                first = entries.setdefault(_about(entry), entry)
+                first = entries.setdefault(entry.failure, entry)
                 if first is not entry:
-                    entries[_about(entry)] = replace(first, copies=(*first.copies, entry.ref))
+                    entries[entry.failure] = replace(first, copies=(*first.copies, entry.ref))
     found = [
         replace(entry, resolution=next(filter(None, map(resolutions.get, (entry.ref, *entry.copies))), None))
         for entry in entries.values()
@@ -205,22 +220,8 @@ async def read_records(
                     yield entry, record
 
 
-def _about(entry: DeadLetterEntry) -> tuple[object, ...]:
-    """Equal for records about the same failure; the timestamp tells a topic that was recreated from the old one."""
-    dead_letter = entry.dead_letter
-    if dead_letter is None:
-        return (entry.ref,)
-    return (
-        dead_letter.origin_topic,
-        dead_letter.origin_partition,
-        dead_letter.origin_offset,
-        dead_letter.origin_timestamp_ms,
-        dead_letter.error_code,
-        entry.value_bytes,
-    )
-
-
-def _parse_resolution(record: ConsumerRecord) -> Resolution | None:
+def parse_resolution(record: ConsumerRecord) -> Resolution | None:
+    """The resolution that a record is; None for one that cannot be read."""
     try:
         return Resolution.model_validate_json(record.value or b"")
     except ValidationError:

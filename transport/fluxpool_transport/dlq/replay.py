@@ -59,11 +59,14 @@ class SentReplay:
 class DeadLetterReplayer:
     """Resolves dead letters of one topic: `async with DeadLetterReplayer(connection, topic, by="ops") as replayer`."""
 
-    def __init__(self, connection: KafkaConnection, topic: str, *, by: str | None = None) -> None:
-        """`topic` is the dead-letter topic, `by` the name in the resolutions."""
+    def __init__(
+        self, connection: KafkaConnection, topic: str, *, by: str | None = None, job_id: str | None = None
+    ) -> None:
+        """`topic` is the dead-letter topic; `by` and `job_id` are in the resolutions."""
         self._connection = connection
         self._topic = topic
         self._by = by
+        self._job_id = job_id
         self._producer: Any = None
         self._metadata = KafkaMetadata(connection, client_id=CLIENT_ID)
         self._partitions: dict[str, Iterator[int] | None] = {}
@@ -149,7 +152,13 @@ class DeadLetterReplayer:
         """Write the resolution of a dead letter; `fields` are further ones of `Resolution`."""
         partition, offset = entry.ref.partition, entry.ref.offset
         resolution = Resolution(
-            partition=partition, offset=offset, action=action, at=datetime.now(UTC), by=self._by, **fields
+            partition=partition,
+            offset=offset,
+            action=action,
+            at=datetime.now(UTC),
+            by=self._by,
+            job_id=self._job_id,
+            **fields,
         )
         await self._send(
             self._topic,

@@ -37,6 +37,7 @@ class Lock(IntEnum):
     RESERVATIONS = 3
     QUOTAS = 4
     KEYS = 5
+    REPLAYS = 6
 
 
 class NotLeaderError(Exception):

@@ -16,7 +16,7 @@ _RENAME: Final = text(
     "UPDATE change_counter SET first_number = greatest(:first, last_number + 1),"
     " last_number = greatest(:first, last_number + 1)"
 )
-_EMPTY: Final = text("TRUNCATE task, projected_offset, quarantined_record, usage_hour, rating, comparison")
+_EMPTY: Final = text("TRUNCATE task, projected_offset, quarantined_record, usage_hour, rating, comparison, dead_letter")
 _TELL: Final = text(
     "UPDATE projector_heartbeat SET caught_up_at_ms = NULL, lag_records = NULL, rebuilt_because = :reason"
 )

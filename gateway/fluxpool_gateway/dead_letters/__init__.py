@@ -1,0 +1,1 @@
+"""Dead letters over HTTP: projected with their resolutions, listed, shown, exported, replayed by jobs, discarded."""

@@ -1,0 +1,236 @@
+"""The routes that resolve dead letters, for holders of the scope admin: replay them by jobs, discard one."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Annotated, Final
+
+import structlog
+from fastapi import APIRouter, Path, Query, Response
+
+from fluxpool_contract.bounds import milliseconds_of
+from fluxpool_contract.messages import ResolutionAction, new_request_id
+from fluxpool_contract.problems import FieldProblem
+from fluxpool_gateway.dead_letters.jobs import Job
+from fluxpool_gateway.dead_letters.replaying import UNANSWERED, ReplayPlan
+from fluxpool_gateway.dead_letters.routes import (
+    ITEM_PROBLEMS,
+    LIST_PROBLEMS,
+    PATH,
+    IdInPath,
+    found_dead_letter,
+    sees_only,
+    unreadable_topic,
+)
+from fluxpool_gateway.dead_letters.rows import OPEN, DeadLetterQuery, StoredDeadLetter
+from fluxpool_gateway.dead_letters.views import (
+    DeadLetterFilters,
+    DeadLetterView,
+    DiscardRequest,
+    ProblemCountView,
+    RefusedView,
+    ReplayableView,
+    ReplayJobView,
+    ReplayPreview,
+    ReplayRequest,
+)
+from fluxpool_gateway.http.generation_request import Priority
+from fluxpool_gateway.http.problem import BODY_PROBLEMS, ProblemCode, ProblemError, problems, unavailable
+from fluxpool_gateway.http.routes import Services, WithServices, json_response
+from fluxpool_gateway.http.scopes import WithCaller, requires
+from fluxpool_gateway.http.task_routes import read_store
+from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.store.shared_file import SharedFileError
+from fluxpool_transport.dlq import PreparedReplay, RecordRef, RefusedReplay, check_choices
+
+SHOWN: Final = 200
+MAX_ITEMS: Final = 1000
+
+logger = structlog.stdlib.get_logger(__name__)
+router = APIRouter()
+
+
+@router.post(
+    PATH + "/replay",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=ReplayJobView,
+    responses={
+        200: {"model": ReplayPreview, "description": "What would be sent and refused: a dry run."},
+        **problems({**BODY_PROBLEMS, **LIST_PROBLEMS, 422: BODY_PROBLEMS[422]}),
+    },
+    summary="Replay dead letters",
+    **requires(KeyScope.ADMIN),
+)
+async def replay_dead_letters(wanted: ReplayRequest, services: WithServices, caller: WithCaller) -> Response:
+    """Each task is checked as a worker would before it is sent; jobs run one after the other."""
+    chosen = _chosen(wanted, tenant=sees_only(caller))
+    letters: Sequence[StoredDeadLetter] = ()
+    if chosen is not None:
+        letters = await read_store(services.dead_letters.oldest(chosen, limit=wanted.max))
+    plan = _plan(wanted, services, letters)
+    problem = check_choices(plan.choices(frozenset()), count=len(letters))
+    if problem is not None:
+        fields = [FieldProblem(f"patch.{problem.field}", problem.message)]
+        raise ProblemError(
+            ProblemCode.INVALID_REQUEST, str(fields[0]), fields=fields, status=HTTPStatus.UNPROCESSABLE_ENTITY
+        )
+    if wanted.dry_run:
+        matching = 0
+        if chosen is not None:
+            _, matching = await read_store(services.dead_letters.page(chosen, after=None, newest_first=False, limit=1))
+        return json_response(await _preview(letters, plan, services, matching=matching))
+    job = Job(
+        job_id=new_request_id(),
+        created_at_ms=services.now_ms(),
+        created_by=caller.name,
+        plan=plan.model_dump_json(),
+        total=len(letters),
+    )
+    try:
+        await services.dead_letters.jobs.create(job, [str(letter.entry.ref) for letter in letters])
+    except SharedFileError as error:
+        raise _unusable(error) from error
+    services.dead_letters.runner.wake()
+    logger.info("replay_job_created", job_id=job.job_id, dead_letters=job.total, by=caller.name)
+    view = ReplayJobView.of(job, limit=MAX_ITEMS)
+    response = json_response(view, HTTPStatus.ACCEPTED)
+    response.headers["location"] = view.status_url
+    return response
+
+
+def _chosen(wanted: ReplayRequest, *, tenant: str | None) -> DeadLetterQuery | None:
+    filters = wanted.filter or DeadLetterFilters()
+    return filters.query(sees_only=tenant, states=(OPEN,), refs=map(RecordRef.parse, wanted.ids or ()))
+
+
+def _plan(wanted: ReplayRequest, services: Services, letters: Iterable[StoredDeadLetter]) -> ReplayPlan:
+    topics = services.dead_letters.topics
+    to_topic = {None: None, Priority.STANDARD: topics.tasks, Priority.VIP: topics.tasks_vip}[wanted.priority]
+    return ReplayPlan(
+        patch=wanted.patch,
+        drop_headers=wanted.drop_headers,
+        to_topic=to_topic,
+        max_replays=wanted.max_replays,
+        force=wanted.force,
+        rate_per_second=wanted.rate_per_second,
+        since_ms=min((milliseconds_of(letter.entry.stored_at) for letter in letters), default=0),
+    )
+
+
+async def _preview(
+    letters: Sequence[StoredDeadLetter], plan: ReplayPlan, services: Services, *, matching: int
+) -> ReplayPreview:
+    choices = plan.choices(frozenset(services.dead_letters.topics.retry))
+    entries = [letter.entry for letter in letters]
+    sent: list[PreparedReplay] = []
+    refused: list[RefusedReplay] = []
+    try:
+        async with (
+            services.dead_letters.topic.replayer(by=None) as replayer,
+            aclosing(replayer.plan(entries, choices)) as planned,
+        ):
+            async for outcome in planned:
+                if isinstance(outcome, RefusedReplay):
+                    refused.append(outcome)
+                else:
+                    sent.append(outcome)
+    except UNANSWERED as error:
+        raise unreadable_topic(error) from error
+    letters_of = (entry.dead_letter for entry in entries)
+    return ReplayPreview(
+        matching=matching,
+        to_send=len(sent),
+        refused=len(refused),
+        by_topic=Counter(item.topic for item in sent),
+        by_error_code=Counter("foreign" if letter is None else str(letter.error_code) for letter in letters_of),
+        problems=_problem_counts(refused),
+        tasks=tuple(
+            ReplayableView(id=str(item.entry.ref), request_id=item.request_id, epoch=item.epoch, topic=item.topic)
+            for item in sent[:SHOWN]
+        ),
+        refusals=tuple(
+            RefusedView(
+                id=str(item.entry.ref),
+                request_id=item.entry.request_id,
+                problems=tuple({"field": problem.field, "message": problem.message} for problem in item.problems),
+            )
+            for item in refused[:SHOWN]
+        ),
+    )
+
+
+def _problem_counts(refused: Iterable[RefusedReplay]) -> tuple[ProblemCountView, ...]:
+    counts: Counter[str] = Counter()
+    examples: dict[str, tuple[RefusedReplay, FieldProblem]] = {}
+    for item in refused:
+        for field, problem in {problem.field: problem for problem in item.problems}.items():
+            counts[field] += 1
+            examples.setdefault(field, (item, problem))
+    return tuple(
+        ProblemCountView(
+            field=field, message=examples[field][1].message, count=count, example=str(examples[field][0].entry.ref)
+        )
+        for field, count in counts.most_common(SHOWN)
+    )
+
+
+@router.get(
+    PATH + "/replays/{job_id}",
+    response_model=ReplayJobView,
+    responses=problems({**LIST_PROBLEMS, 404: "There is no such job."}),
+    summary="A replay job and what became of each dead letter",
+    **requires(KeyScope.ADMIN),
+)
+async def get_replay_job(
+    job_id: Annotated[str, Path(description="Id of the job, as the replay was answered with.", max_length=64)],
+    services: WithServices,
+    *,
+    after: Annotated[int, Query(description="Number of the item before the first.", ge=-1, le=10**6)] = -1,
+    limit: Annotated[int, Query(description="Items at most.", ge=1, le=MAX_ITEMS)] = MAX_ITEMS,
+) -> Response:
+    """Kept for 30 days after its end."""
+    try:
+        job = None if "\0" in job_id else await services.dead_letters.jobs.read(job_id, after=after, limit=limit)
+    except SharedFileError as error:
+        raise _unusable(error) from error
+    if job is None:
+        raise ProblemError(ProblemCode.NOT_FOUND, f"there is no replay job {job_id!r}; POST {PATH}/replay makes one")
+    return json_response(ReplayJobView.of(job, limit=limit))
+
+
+@router.post(
+    PATH + "/{dead_letter_id:path}/discard",
+    response_model=DeadLetterView,
+    responses=problems({**BODY_PROBLEMS, **ITEM_PROBLEMS, 409: "The dead letter was replayed."}),
+    summary="Discard a dead letter",
+    **requires(KeyScope.ADMIN),
+)
+async def discard_dead_letter(
+    dead_letter_id: IdInPath, wanted: DiscardRequest, services: WithServices, caller: WithCaller
+) -> Response:
+    """No replay sends it; it stays on the topic until it expires, with who discarded it, when and why."""
+    dead_letters = services.dead_letters
+    stored = await found_dead_letter(dead_letter_id, services, tenant=sees_only(caller))
+    if stored.state not in {OPEN, ResolutionAction.DISCARDED}:
+        raise ProblemError(ProblemCode.ALREADY_RESOLVED, f"the dead letter {dead_letter_id} was {stored.state}")
+    if stored.state == OPEN:
+        ref = stored.entry.ref
+        try:
+            async with (
+                dead_letters.topic.replayer(by=caller.name) as replayer,
+                aclosing(replayer.discard([stored.entry], reason=wanted.reason.strip())) as discarded,
+            ):
+                async for entry, resolution in discarded:
+                    services.metrics.count_dead_letter("discarded")
+                    logger.info("dead_letter_discarded", record=str(entry.ref), by=resolution.by)
+        except UNANSWERED as error:
+            raise unreadable_topic(error) from error
+        resolved = await read_store(dead_letters.until_resolved(ref))
+        stored = stored if resolved is None else resolved
+    return json_response(DeadLetterView.of(stored))
+
+
+def _unusable(error: SharedFileError) -> ProblemError:
+    logger.warning("replay_jobs_unusable", reason=str(error))
+    return unavailable(ProblemCode.STORE_UNAVAILABLE, "the replay jobs cannot be read or written now; retry")
