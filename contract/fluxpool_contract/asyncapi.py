@@ -196,7 +196,9 @@ def _operations(topics: TopicNames, groups: Mapping[str, str]) -> Document:
         "send_pool_states": _operation("send", "pools", "The operator writes the state of each pool."),
         "read_pool_states": _operation("receive", "pools", "Every gateway process reads all states, without a group."),
         "send_dead_letters": _operation(
-            "send", "dead_letters", "Workers write what they refuse or give up, and `fluxpool dlq` what was done."
+            "send",
+            "dead_letters",
+            "Workers write what they refuse or give up, and the gateway and `fluxpool dlq` what was done.",
         ),
         "send_feedback": _operation("send", "feedback", "A gateway writes what people say of images."),
     }

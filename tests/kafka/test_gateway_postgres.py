@@ -424,3 +424,19 @@ async def test_an_emptied_store_is_written_by_no_projector_that_knew_it_before(
 
 
 # Reservations and limits
+
+
+# Groups
+
+
+async def test_a_group_tells_the_waiting_task_that_was_accepted_last(
+    writer: TaskStoreWriter, reader: TaskStoreReader
+) -> None:
+    apply(writer, [seen(f"r-{number}", at_ms=number, group_id="g") for number in range(1, 5)])
+    apply(writer, [moving("r-4"), ended("r-3")], start=4)
+    counts = await reader.count_group(tenant="default", group_id="g")
+    assert counts.counts == {TaskStatus.QUEUED: 2, TaskStatus.RUNNING: 1, TaskStatus.SUCCEEDED: 1}
+    assert counts.last_waiting is not None
+    assert (counts.last_waiting.request_id, counts.last_waiting.place) == ("r-2", (TOPIC, 0, 1))
+    apply(writer, [ended("r-1"), ended("r-2")], start=6)
+    assert (await reader.count_group(tenant="default", group_id="g")).last_waiting is None

@@ -40,7 +40,8 @@ def requests_of_every_route(app: GatewayApplication) -> Iterator[tuple[str, str,
             continue
         assert isinstance(route.original_route, APIRoute)
         (names,) = (route.original_route.openapi_extra or {})["security"]
-        path = route.path.format(request_id="r-1", index="0", key_id="000000000000", group_id="g-1", model="m")
+        values = {"request_id": "r-1", "index": "0", "key_id": "000000000000", "group_id": "g-1", "model": "m"}
+        path = route.path.replace(":path}", "}").format(**values, dead_letter_id="0/0", job_id="none")
         for method in sorted(route.methods):
             yield method, path, names["apiKey"]
 
@@ -55,7 +56,7 @@ def task(request_id: str, tenant: str) -> TaskSeen:
 async def test_every_route_but_the_open_ones_needs_a_key(gateway: Gateway) -> None:
     assert {"/healthz", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json"} == OPEN_PATHS
     asked = list(requests_of_every_route(gateway.one.app))
-    kinds = {"events", "generations", "groups", "images", "keys", "models", "pools", "queue", "usage"}
+    kinds = {"dlq", "events", "generations", "groups", "images", "keys", "models", "pools", "queue", "usage"}
     assert {path.split("/")[2] for _, path, _ in asked} == kinds
     for method, path, _ in [*asked, ("GET", "/nowhere", []), ("PUT", "/v1/generations", []), ("GET", "/healthz/", [])]:
         answer = await gateway.one.ask(method, path)

@@ -226,10 +226,12 @@ def _conditions(topic: str, wanted: DeadLetterQuery) -> Iterator[ColumnElement[b
     if wanted.tenant is not None:
         yield _T.tenant == wanted.tenant
     if wanted.refs:
-        named = select(_T.failure).where(
-            _T.topic == topic, tuple_(_T.partition, _T.offset).in_([(ref.partition, ref.offset) for ref in wanted.refs])
-        )
-        yield _T.failure.in_(named)
+        # Not as pairs: PostgreSQL compares lists of those one in the other, and thousands exceed its stack.
+        offsets: dict[int, list[int]] = {}
+        for ref in wanted.refs:
+            offsets.setdefault(ref.partition, []).append(ref.offset)
+        places = [and_(_T.partition == partition, _T.offset.in_(of)) for partition, of in offsets.items()]
+        yield _T.failure.in_(select(_T.failure).where(_T.topic == topic, or_(*places)))
     if wanted.states:
         yield _T.state.in_(wanted.states)
     for name, texts in (wanted.fields or {}).items():
