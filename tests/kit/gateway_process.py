@@ -120,10 +120,10 @@ async def told(ask: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
 
 async def gateway_topics(bootstrap_servers: str, *, task_partitions: int = 3) -> TopicNames:
     """Topics that no other test uses, created."""
-    names = {role: unique_name(role) for role in ("tasks", "tasks_vip", "results", "progress")}
+    names = {role: unique_name(role) for role in ("tasks", "tasks_vip", "results", "progress", "dead_letters")}
     topics = TopicNames(**names)
     partitions = {topics.tasks: task_partitions, topics.tasks_vip: task_partitions, topics.results: 2}
-    await create_topics(bootstrap_servers, {**partitions, topics.progress: 2})
+    await create_topics(bootstrap_servers, {**partitions, topics.progress: 2, topics.dead_letters: 2})
     return topics
 
 

@@ -125,18 +125,19 @@ async def _preview(
     entries = [letter.entry for letter in letters]
     sent: list[PreparedReplay] = []
     refused: list[RefusedReplay] = []
-    try:
-        async with (
-            services.dead_letters.topic.replayer(by=None) as replayer,
-            aclosing(replayer.plan(entries, choices)) as planned,
-        ):
-            async for outcome in planned:
-                if isinstance(outcome, RefusedReplay):
-                    refused.append(outcome)
-                else:
-                    sent.append(outcome)
-    except UNANSWERED as error:
-        raise unreadable_topic(error) from error
+    if entries:
+        try:
+            async with (
+                services.dead_letters.topic.replayer(by=None) as replayer,
+                aclosing(replayer.plan(entries, choices)) as planned,
+            ):
+                async for outcome in planned:
+                    if isinstance(outcome, RefusedReplay):
+                        refused.append(outcome)
+                    else:
+                        sent.append(outcome)
+        except UNANSWERED as error:
+            raise unreadable_topic(error) from error
     letters_of = (entry.dead_letter for entry in entries)
     return ReplayPreview(
         matching=matching,
