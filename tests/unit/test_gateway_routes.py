@@ -291,7 +291,9 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
     assert set(hot["responses"]) == {
         "202", "400", "401", "403", "408", "409", "410", "413", "414", "415", "422", "429", "431", "503",
     }  # fmt: skip
-    assert set(hot["responses"]["202"]["headers"]) == {"Location", "Retry-After"}
+    assert set(hot["responses"]["202"]["headers"]) == {
+        "Fluxpool-Eta-Seconds", "Fluxpool-Queue-Position", "Location", "Retry-After",
+    }  # fmt: skip
     assert {parameter["name"] for parameter in hot["parameters"]} == {"Idempotency-Key", "traceparent"}
     problems = [
         response["content"].keys()
