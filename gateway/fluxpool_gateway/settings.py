@@ -111,6 +111,30 @@ class OidcSettings(BaseModel):
         return self
 
 
+def _check_network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("must be a network such as 10.20.0.0/16, or fd00:20::/64") from None
+    return text
+
+
+class WebhookSettings(BaseModel):
+    """Where webhooks may be sent to. Public addresses by https are always allowed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    allow_http: bool = False
+    """Also to `http://` URLs, whose messages can be read on their way."""
+    allowed_networks: Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], Field(max_length=100)] = ()
+    """Networks that are not public but may be sent to, such as `["10.20.0.0/16"]` for receivers in the cluster. Every
+    tenant can send requests into them."""
+
+    def networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """The allowed networks."""
+        return tuple(map(ipaddress.ip_network, self.allowed_networks))
+
+
 def _check_postgres(url: SecretStr) -> SecretStr:
     parts = urlsplit(url.get_secret_value())
     if parts.scheme not in {"postgresql", "postgres"} or parts.path.strip("/") == "":
@@ -182,6 +206,10 @@ class GatewaySettings(EnvironmentSettings):
     keys_file: Path | None = None
     """SQLite file of the API keys, hashed. Nothing builds it again: back it up. Absent: `api-keys.db` beside the
     database file."""
+    webhooks: WebhookSettings = WebhookSettings()
+    webhooks_file: Path | None = None
+    """SQLite file of the endpoints of webhooks, with their secrets, and of their deliveries. Nothing builds it again:
+    back it up. Absent: `webhooks.db` beside the database file."""
     foreign_tenant_topics: Annotated[tuple[str, ...], Field(max_length=8)] = ()
     """Topics in which every writer may name the tenant of a task. In others a tenant counts only with the proof of a
     gateway; a task without is of the tenant `default`."""
@@ -211,6 +239,8 @@ class GatewaySettings(EnvironmentSettings):
     def _keys_are_somewhere(self) -> Self:
         if self.database_url is not None and self.keys_file is not None:
             raise ValueError("keys_file: is not used with database_url, which has the keys; remove it")
+        if self.database_url is not None and self.webhooks_file is not None:
+            raise ValueError("webhooks_file: is not used with database_url, which has the webhooks; remove it")
         return self
 
     @model_validator(mode="after")
@@ -268,6 +298,14 @@ class GatewaySettings(EnvironmentSettings):
     def key_store(self) -> Path | str:
         """Where the API keys are: a file, or the address of a database."""
         return self.key_store_file() if self.database_url is None else self.database_url.get_secret_value()
+
+    def webhook_store_file(self) -> Path:
+        """The SQLite file of the webhooks; only without `database_url`."""
+        return self.webhooks_file or self.task_store_file().with_name("webhooks.db")
+
+    def webhook_store(self) -> Path | str:
+        """Where the webhooks are: a file, or the address of a database."""
+        return self.webhook_store_file() if self.database_url is None else self.database_url.get_secret_value()
 
     def groups(self) -> dict[str, str]:
         """Each consumer group of the workers with the topic it takes tasks from."""

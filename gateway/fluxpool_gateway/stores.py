@@ -13,6 +13,7 @@ from fluxpool_gateway.store.postgres.reads import PostgresReads
 from fluxpool_gateway.store.postgres.shared_tables import SharedTables
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.shared_file import Shared
+from fluxpool_gateway.webhooks.store import WebhookStore
 
 
 def open_task_reader(settings: GatewaySettings) -> TaskStoreReader:
@@ -54,3 +55,8 @@ def open_limit_counts(settings: GatewaySettings) -> Shared:
         file = settings.task_store_file()
         return quota_file.quota_file(file.with_name(file.name + quota_file.FILE_SUFFIX))
     return SharedTables(settings.database_url.get_secret_value(), Lock.QUOTAS, durable=False)
+
+
+def open_webhooks(settings: GatewaySettings, *, durable: bool = True) -> WebhookStore:
+    """The endpoints of webhooks and their deliveries; what is written is on disk at once where it is `durable`."""
+    return WebhookStore(settings.webhook_store(), durable=durable)

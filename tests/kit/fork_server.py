@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 PRELOADED: Final = (
+    "fluxpool_gateway.dispatcher",
     "fluxpool_gateway.http.server",
     "fluxpool_gateway.projector",
     "fluxpool_worker.__main__",

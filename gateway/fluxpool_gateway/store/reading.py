@@ -125,12 +125,12 @@ class TaskStoreReader:
         """The number of the latest change of each of these tenants that has any."""
         return await self._read(lambda connection: read_latest_changes(connection, tenants))
 
-    async def changes(self, tenant: str, *, after: ChangePlace, limit: int) -> Changes:
-        """At most `limit` tasks of the tenant that changed after a place."""
+    async def changes(self, tenant: str, *, after: ChangePlace, limit: int, ended: bool = False) -> Changes:
+        """At most `limit` tasks of the tenant that changed after a place; with `ended` only those that have."""
 
         def read(connection: Connection) -> Changes:
             self._begin_snapshot(connection)
-            return read_changes(connection, tenant, after=after, limit=limit)
+            return read_changes(connection, tenant, after=after, limit=limit, ended=ended)
 
         return await self._read(read)
 

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, liter
 
 from fluxpool_gateway.store.database_faults import DamagedStoreError
 from fluxpool_gateway.store.tables import JSON_ELEMENTS, LISTED_AT, NOT_ENDED, UNSUCCESSFUL, tasks
-from fluxpool_gateway.store.task_state import TaskState, TaskStatus
+from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import to_state
 
 MAX_SCANNED_ROWS: Final = 5_000
@@ -246,6 +246,7 @@ _LATEST: Final = {
 """With a maximum for each tenant, which is one step in the index; grouped it would be a walk over all their tasks."""
 
 
+_ENDED: Final = [status for status in SHOWN_STATUSES if status.terminal]
 _NEWEST: Final = text(
     "SELECT first_number AS first, (SELECT max(change_number) FROM task WHERE tenant = :tenant) AS number"
     " FROM change_counter"
@@ -300,10 +301,12 @@ def read_latest_changes(connection: Connection, tenants: Collection[str]) -> dic
     return {row.tenant: row.number for row in rows if row.number is not None}
 
 
-def read_changes(connection: Connection, tenant: str, *, after: ChangePlace, limit: int) -> Changes:
+def read_changes(
+    connection: Connection, tenant: str, *, after: ChangePlace, limit: int, ended: bool = False
+) -> Changes:
     """At most `limit` tasks, fewer when they are large; none when the store does not know the place.
 
-    In a transaction, or a task may have changed once more than its number says.
+    With `ended` only tasks that have. In a transaction, or a task may have changed once more than its number says.
     """
     newest = read_place(connection, tenant)
     if not after.is_within(newest):
@@ -314,6 +317,8 @@ def read_changes(connection: Connection, tenant: str, *, after: ChangePlace, lim
         .order_by(tasks.c.change_number)
         .limit(limit + 1)
     )
+    if ended:
+        query = query.where(tasks.c.status.in_(_ENDED))
     found: list[tuple[ChangePlace, TaskState]] = []
     characters = 0
     for row in connection.execute(query).mappings():

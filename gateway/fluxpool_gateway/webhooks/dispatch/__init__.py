@@ -1,0 +1,1 @@
+"""The dispatcher: finds what endpoints are to be told, and sends it."""

@@ -1,0 +1,197 @@
+"""Finds what endpoints are to be told: ends of tasks in the task store, and groups that have ended with them.
+
+The task store numbers each change in the transaction that projects it, so that its rows are the outbox: the collector
+reads the ends after the number that it has come to, and saves its deliveries in one transaction with that number. So
+nothing is lost or made twice whenever it is killed, the projector does no work for it, and a store that was built again
+from Kafka, which numbers all of its tasks anew, brings up events that are known already. An end that a replay undid
+before it was read makes no event: the task has not ended.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects.postgresql import insert as upsert_postgresql
+from sqlalchemy.dialects.sqlite import insert as upsert_sqlite
+
+from fluxpool_gateway.store.reading import TaskStoreReader
+from fluxpool_gateway.store.task_list import ChangePlace, Changes
+from fluxpool_gateway.webhooks.deliveries import RETENTION_MS, enqueue
+from fluxpool_gateway.webhooks.endpoints import lock_enabled, tenants_to_tell
+from fluxpool_gateway.webhooks.event import EventType, group_completed, task_ended
+from fluxpool_gateway.webhooks.store import WebhookStore
+from fluxpool_gateway.webhooks.tables import cursors, groups
+
+PAGE: Final = 200
+QUIET_MS: Final = 5_000
+"""A group has ended when nothing was added to it or has ended in it for so long: its client may be submitting still."""
+GROUPS_AT_ONCE: Final = 100
+_DAY_MS: Final = 24 * 3600 * 1000
+_NEW_MS: Final = RETENTION_MS - _DAY_MS
+"""An older end is no news. Within it every event is still known, though clocks differ."""
+_SLACK_MS: Final = 60_000
+"""Changes are numbered by the clock of the projector."""
+
+
+_SKIPPED_NUMBERS: Final = 30_000_000
+"""Half a minute: numbers are microseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """How far the changes of a tenant were read."""
+
+    place: ChangePlace
+    queued_at_ms: int
+    """When the last delivery was queued: a clock that is set back must not change the order."""
+
+
+class Collector:
+    """Collects for all tenants; run by one process at a time."""
+
+    def __init__(
+        self,
+        webhooks: WebhookStore,
+        tasks: TaskStoreReader,
+        *,
+        base: str,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`base` is the address of the gateway for clients, ending in a slash."""
+        self._webhooks = webhooks
+        self._tasks = tasks
+        self._base = base
+        self._now_ms = now_ms
+        self._known: dict[str, int] = {}
+        """The change that each tenant was read to."""
+
+    async def collect(self) -> int:
+        """Queue deliveries of what has ended since the last time; returns how many.
+
+        Raises `WebhooksUnavailableError` or `StoreUnavailableError`.
+        """
+        told = await self._webhooks.read(tenants_to_tell)
+        latest = await self._tasks.latest_changes(list(told)) if told else {}
+        queued = 0
+        for tenant, number in latest.items():
+            if self._known.get(tenant) != number:
+                queued += await self._collect(tenant, since_ms=told[tenant])
+        return queued + await self._complete_groups()
+
+    async def _collect(self, tenant: str, *, since_ms: int) -> int:
+        queued = 0
+        while True:
+            known = await self._webhooks.read(lambda connection: _read_place(connection, tenant))
+            place = await self._start(tenant, known, since_ms=since_ms)
+            changes = await self._tasks.changes(tenant, after=place, limit=PAGE, ended=True)
+            reached = changes.tasks[-1][0] if changes.has_more else changes.newest
+            # Changes that are no ends are saved now and then: each save is a write to the disk.
+            if changes.tasks or known is None or reached.number - place.number > _SKIPPED_NUMBERS:
+                queued += await self._webhooks.write(
+                    lambda connection, known=known, changes=changes, reached=reached: self._save(  # type: ignore[misc]
+                        connection, tenant, changes, known=known, reached=reached
+                    )
+                )
+            if not changes.has_more:
+                self._known[tenant] = reached.number
+                return queued
+
+    async def _start(self, tenant: str, known: _Place | None, *, since_ms: int) -> ChangePlace:
+        newest = await self._tasks.place(tenant)
+        if known is None:
+            return ChangePlace(newest.first, min(newest.number, max(0, since_ms - _SLACK_MS) * 1000))
+        if known.place.is_within(newest):
+            return known.place
+        # The store was built again: every task has a new number.
+        return ChangePlace(newest.first, 0)
+
+    def _save(
+        self, connection: Connection, tenant: str, changes: Changes, *, known: _Place | None, reached: ChangePlace
+    ) -> int:
+        # Locked, where several processes collect: only the first of two that read the same saves it.
+        found = _read_place(connection, tenant, lock=True)
+        if found != known:
+            return 0
+        told = lock_enabled(connection, [tenant])
+        now_ms = max(self._now_ms(), 0 if known is None else known.queued_at_ms)
+        events = [
+            event
+            for _, task in changes.tasks
+            if (event := task_ended(task, base=self._base)) is not None and event.at_ms > now_ms - _NEW_MS
+        ]
+        queued = enqueue(connection, events, told, now_ms=now_ms)
+        if any(endpoint.wants(EventType.GROUP_COMPLETED) for endpoint in told):
+            _note_groups(
+                connection,
+                tenant,
+                sorted({task.group_id for _, task in changes.tasks if task.group_id is not None}),
+                now_ms=now_ms,
+            )
+        _save_place(connection, tenant, _Place(reached, now_ms if queued or known is None else known.queued_at_ms))
+        return queued
+
+    async def _complete_groups(self) -> int:
+        """Queue that groups have ended."""
+        quiet_since_ms = self._now_ms() - QUIET_MS
+        waiting = (
+            select(groups)
+            .where(groups.c.changed_at_ms <= quiet_since_ms)
+            .order_by(groups.c.changed_at_ms)
+            .limit(GROUPS_AT_ONCE)
+        )
+        found = await self._webhooks.read(lambda connection: connection.execute(waiting).all())
+        if not found:
+            return 0
+        heartbeat = await self._tasks.heartbeat()
+        caught_up_at_ms = 0 if heartbeat is None else heartbeat.caught_up_at_ms or 0
+        queued = 0
+        for tenant, group_id, changed_at_ms in found:
+            # Before, the store may lack tasks that were accepted before the last one ended.
+            if caught_up_at_ms > changed_at_ms:
+                queued += await self._complete(tenant, group_id, changed_at_ms)
+        return queued
+
+    async def _complete(self, tenant: str, group_id: str, changed_at_ms: int) -> int:
+        counted = await self._tasks.count_group(tenant=tenant, group_id=group_id)
+        now_ms = self._now_ms()
+        has_ended = counted.total > 0 and all(status.terminal for status in counted.counts)
+        if has_ended and counted.last_at_ms > now_ms - QUIET_MS:
+            return 0
+
+        def save(connection: Connection) -> int:
+            # Noted again when another task ends; one that ended meanwhile has noted it with another time.
+            noted = groups.c.tenant == tenant, groups.c.group_id == group_id, groups.c.changed_at_ms == changed_at_ms
+            if not connection.execute(delete(groups).where(*noted)).rowcount or not has_ended:
+                return 0
+            event = group_completed(tenant, group_id, counted, at_ms=now_ms, base=self._base)
+            return enqueue(connection, [event], lock_enabled(connection, [tenant]), now_ms=now_ms)
+
+        return await self._webhooks.write(save)
+
+
+def _read_place(connection: Connection, tenant: str, *, lock: bool = False) -> _Place | None:
+    query = select(cursors).where(cursors.c.tenant == tenant)
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    return None if row is None else _Place(ChangePlace(row.first_number, row.number), row.queued_at_ms)
+
+
+def _save_place(connection: Connection, tenant: str, reached: _Place) -> None:
+    values = {
+        "first_number": reached.place.first,
+        "number": reached.place.number,
+        "queued_at_ms": reached.queued_at_ms,
+    }
+    make = upsert_postgresql if connection.dialect.name == "postgresql" else upsert_sqlite
+    added = make(cursors).values(tenant=tenant, **values)
+    connection.execute(added.on_conflict_do_update(index_elements=["tenant"], set_=values))
+
+
+def _note_groups(connection: Connection, tenant: str, group_ids: Sequence[str], *, now_ms: int) -> None:
+    make = upsert_postgresql if connection.dialect.name == "postgresql" else upsert_sqlite
+    for group_id in group_ids:
+        added = make(groups).values(tenant=tenant, group_id=group_id, changed_at_ms=now_ms)
+        connection.execute(
+            added.on_conflict_do_update(index_elements=["tenant", "group_id"], set_={"changed_at_ms": now_ms})
+        )
