@@ -40,7 +40,7 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.store.task_state import Change, Position, ResultSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
-from fluxpool_gateway.stores import open_replay_jobs
+from fluxpool_gateway.stores import open_replay_jobs, open_webhooks
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
@@ -48,6 +48,7 @@ from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.usage.figures import Figures
+from fluxpool_gateway.webhooks.database import prepare_webhooks
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
@@ -216,6 +217,7 @@ def keyed_settings(tmp_path: Path) -> GatewaySettings:
 def prepare(settings: GatewaySettings) -> None:
     """What the program does before it starts its servers."""
     prepare_keys(settings.key_store_file(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=NOW_MS)
+    prepare_webhooks(settings.webhook_store())
 
 
 @asynccontextmanager
@@ -267,6 +269,7 @@ async def replica(
     quotas = open_quotas(settings, store)
     objects = open_object_store(settings.storage)
     secret = await gate.store.secret()
+    webhooks = open_webhooks(settings)
     async with asyncio.TaskGroup() as group:
         barrier = ProjectionBarrier(group, ends=nothing, projected=nothing)
         idempotency = Idempotency(reservations=reservations, store=store, barrier=barrier.passed, deadline_seconds=3)
@@ -292,6 +295,8 @@ async def replica(
                 wall_clock=lambda: clock.now_ms / 1000,
             ),
             dead_letters=dead_letters,
+            webhooks=webhooks,
+            webhook_targets=settings.webhooks,
             now_ms=lambda: clock.now_ms,
         )
         app.submission = Submission(
@@ -317,3 +322,4 @@ async def replica(
     if quotas is not None:
         await quotas.close()
     store.close()
+    webhooks.close()

@@ -30,6 +30,7 @@ from fluxpool_gateway.store.migration import migrate
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import Change, Position, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
+from fluxpool_gateway.stores import open_webhooks
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
@@ -104,6 +105,7 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
     store = TaskStoreReader(settings.task_store_file())
     (folder / "images" / KEY).parent.mkdir(parents=True)
     (folder / "images" / KEY).write_bytes(IMAGE)
+    webhooks = open_webhooks(settings)
     app = build_application(settings, on_failure=lambda: None)
 
     async def nothing() -> Mapping[Position, LogPosition]:
@@ -132,11 +134,14 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
             metrics=app.metrics,
             lanes=LaneWatch((), clock=time.monotonic, wall_clock=time.time),
             dead_letters=open_dead_letters(settings, store, app.metrics),
+            webhooks=webhooks,
+            webhook_targets=settings.webhooks,
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield Gateway(client, TaskStoreWriter(engine), app)
     store.close()
+    webhooks.close()
     engine.dispose()
 
 
@@ -302,7 +307,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 186
+    assert len(problems) == 238
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

@@ -29,6 +29,9 @@ PATH_VALUES: dict[str, tuple[str, ...]] = {
     "asset": ("page.css",),
     "dead_letter_id": ("0/0",),
     "job_id": ("none",),
+    # Those that there are have a test of their own (`test_webhook_routes`): what deletes them would change the rest.
+    "endpoint_id": ("whe_of_acme",),
+    "delivery_id": ("dlv_of_acme",),
 }
 """A route with another parameter fails the test: name values of acme's for it."""
 BODIES: dict[tuple[str, str], Any] = {
@@ -42,6 +45,9 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/keys/{key_id}/rotate"): {},
     ("POST", "/v1/dlq/replay"): {"ids": ["0/0"]},
     ("POST", "/v1/dlq/{dead_letter_id:path}/discard"): {"reason": "a test"},
+    ("POST", "/v1/webhooks"): {"name": "refused", "url": "ftp://example.com/"},
+    ("PATCH", "/v1/webhooks/{endpoint_id}"): {"name": "more"},
+    ("POST", "/v1/webhooks/{endpoint_id}/rotate-secret"): {},
 }
 """Of every route that has one; with ids and groups of acme's where a body can name any."""
 FORM = {"id": [DONE, QUEUED], "action": "cancel", "prompt": "a fox", "key": "k"}

@@ -75,6 +75,7 @@ from fluxpool_gateway.stores import (
     open_replay_jobs,
     open_reservations,
     open_task_reader,
+    open_webhooks,
 )
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
@@ -83,6 +84,7 @@ from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup, TaskTopicEnds
 from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.usage import routes as usage_routes
+from fluxpool_gateway.webhooks import routes as webhook_routes
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner
 from fluxpool_transport.storage import ObjectStore, open_object_store
@@ -243,6 +245,7 @@ def build_application(
     # Before the routes of one dead letter, whose ids have a slash.
     app.include_router(dead_letter_replay_routes.router)
     app.include_router(dead_letter_routes.router)
+    app.include_router(webhook_routes.router)
     app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)
@@ -274,6 +277,7 @@ async def _running(
         on_failure=on_failure,
     )
     store = open_task_reader(settings)
+    webhooks = open_webhooks(settings)
     reservations = Reservations(open_reservations(settings))
     quotas = open_quotas(settings, store)
     ends = TaskTopicEnds(metadata, settings.topics)
@@ -318,6 +322,8 @@ async def _running(
                 metrics=app.metrics,
                 lanes=lanes,
                 dead_letters=dead_letters,
+                webhooks=webhooks,
+                webhook_targets=settings.webhooks,
             )
             app.submission = Submission(
                 admit=app.gate.admit,
@@ -354,6 +360,7 @@ async def _running(
     finally:
         await dead_letters.jobs.close()
         store.close()
+        webhooks.close()
         if isinstance(app.gate, KeyGate):
             await app.gate.close()
 

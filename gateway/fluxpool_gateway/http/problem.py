@@ -62,6 +62,8 @@ class ProblemCode(StrEnum):
     NOT_ACCEPTABLE = "not_acceptable", 406, "The response has no form that the request accepts"
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "The method is not allowed here"
     KEY_NOT_ACTIVE = "key_not_active", 409, "The API key is not active"
+    WEBHOOK_DISABLED = "webhook_disabled", 409, "The endpoint is disabled"
+    TOO_MANY_WEBHOOKS = "too_many_webhooks", 409, "The tenant has too many endpoints"
     NOT_FINISHED = "not_finished", 409, "The task is not finished"
     ALREADY_RESOLVED = "already_resolved", 409, "The dead letter was replayed"
     NO_IMAGES = "no_images", 409, "The task has no images"
@@ -75,6 +77,7 @@ class ProblemCode(StrEnum):
     QUEUE_UNAVAILABLE = "queue_unavailable", 503, "The queue is not available"
     STORE_UNAVAILABLE = "store_unavailable", 503, "The state of tasks is not available"
     IDENTITY_UNAVAILABLE = "identity_unavailable", 503, "Who calls cannot be found out at the moment"
+    WEBHOOKS_UNAVAILABLE = "webhooks_unavailable", 503, "Webhooks cannot be read or written at the moment"
     STORAGE_FAILED = "storage_failed", 503, "The image store is not available"
     INTERNAL = "internal", 500, "The gateway failed"
 

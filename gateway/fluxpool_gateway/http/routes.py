@@ -27,11 +27,13 @@ from fluxpool_gateway.images.thumbnail import Thumbnails
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.queue.lane_watch import LaneWatch
+from fluxpool_gateway.settings import WebhookSettings
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.lookup import TaskLookup
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
+from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_transport.storage import ObjectStore
 
 NO_STORE: Final = {"cache-control": "no-store"}
@@ -61,6 +63,8 @@ class Services:
     metrics: GatewayMetrics
     lanes: LaneWatch
     dead_letters: DeadLetters
+    webhooks: WebhookStore
+    webhook_targets: WebhookSettings
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 

@@ -60,6 +60,7 @@ def main() -> int:
         librdkafka_options(settings.kafka, client_id="settings-check")
         open_object_store(settings.storage)
         _prepare_database(settings)
+        _prepare_webhooks(settings)
         if settings.needs_keys():
             _prepare_keys(settings)
     except (SettingsError, KafkaCredentialsError, StorageUnavailableError, DatabaseUnusableError, KeysError) as error:
@@ -79,6 +80,13 @@ def _prepare_database(settings: GatewaySettings) -> None:
         from fluxpool_gateway.store.postgres.start import prepare_database  # noqa: PLC0415
 
         prepare_database(settings.database_url.get_secret_value())
+
+
+def _prepare_webhooks(settings: GatewaySettings) -> None:
+    # As above: it runs migrations.
+    from fluxpool_gateway.webhooks.database import prepare_webhooks  # noqa: PLC0415
+
+    prepare_webhooks(settings.webhook_store())
 
 
 def _prepare_keys(settings: GatewaySettings) -> None:

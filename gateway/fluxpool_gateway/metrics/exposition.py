@@ -18,8 +18,12 @@ from prometheus_client.registry import Collector
 from fluxpool_gateway.http.routes import WithServices
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_store import Heartbeat, Quarantine
+from fluxpool_gateway.webhooks.database import WebhooksUnavailableError
+from fluxpool_gateway.webhooks.deliveries import Outcome
+from fluxpool_gateway.webhooks.delivery_log import QueueNumbers
 
 PREFIX: Final = "fluxpool_projection_"
+WEBHOOK_PREFIX: Final = "fluxpool_webhook_"
 
 router = APIRouter()
 
@@ -32,6 +36,8 @@ async def get_metrics(services: WithServices) -> Response:
         heartbeat, quarantine = await services.store.heartbeat(), await services.store.quarantine()
     registry = CollectorRegistry()
     registry.register(_Numbers(heartbeat, quarantine, time.time()))
+    with suppress(WebhooksUnavailableError):
+        registry.register(_WebhookNumbers(await services.webhooks.numbers(), time.time()))
     for collector in services.metrics.collectors:
         registry.register(collector)
     # Files of dozens of processes take milliseconds, for which requests would wait.
@@ -76,3 +82,31 @@ class _Numbers(Collector):
             yield GaugeMetricFamily(
                 f"{PREFIX}lag_records", "Records that are not projected yet.", value=self.heartbeat.lag_records
             )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _WebhookNumbers(Collector):
+    numbers: QueueNumbers
+    now_seconds: float
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the numbers of all tenants."""
+        ended = CounterMetricFamily(
+            f"{WEBHOOK_PREFIX}attempts",
+            "Attempts to deliver a webhook: succeeded, retried later, or failed, with those that were given up.",
+            labels=["outcome"],
+        )
+        for outcome in Outcome:
+            ended.add_metric([outcome.value], self.numbers.ended.get(outcome, 0))
+        yield ended
+        yield GaugeMetricFamily(
+            f"{WEBHOOK_PREFIX}pending_deliveries",
+            "Deliveries of webhooks that wait for an attempt.",
+            value=self.numbers.pending,
+        )
+        oldest_ms = self.numbers.oldest_pending_ms
+        yield GaugeMetricFamily(
+            f"{WEBHOOK_PREFIX}oldest_pending_seconds",
+            "Age of the oldest of these; 0 without one.",
+            value=0 if oldest_ms is None else max(0.0, self.now_seconds - oldest_ms / 1000),
+        )
