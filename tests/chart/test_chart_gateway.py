@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fluxpool_gateway.identity import KeyScope
-from fluxpool_gateway.settings import GatewaySettings, OidcSettings, TenantLimits
+from fluxpool_gateway.settings import GatewaySettings, OidcSettings, TenantLimits, WebhookSettings
 from kit.helm_chart import Helm, containers_of, environment, of_kind, pod_specs
 from kit.kubernetes_api import Body
 from kit.pools import OAUTH_PRIVATE_ENDPOINT
@@ -14,7 +14,7 @@ RenderedFrom = Callable[[str], list[Body]]
 
 
 def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom) -> None:
-    container, projector = containers_of(rendered_from("gateway"), "gateway")
+    container, projector, dispatcher = containers_of(rendered_from("gateway"), "gateway")
     given = environment(container)
     secrets = {
         variable["name"]: (reference["name"], reference["key"])
@@ -29,9 +29,12 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
         "FLUXPOOL_STORAGE_SECRET_ACCESS_KEY": ("bucket", "secret-access-key"),
     }
     assert (projector["image"], projector["env"]) == (container["image"], container["env"])
+    assert (dispatcher["image"], dispatcher["env"]) == (container["image"], container["env"])
+    assert dispatcher["command"] == ["python", "-m", "fluxpool_gateway.dispatcher"]
     assert projector["command"] == ["python", "-m", "fluxpool_gateway.projector"]
     # As the kubelet expands it: $$ is one dollar.
     settings = GatewaySettings.from_environment({name: value.replace("$$", "$") for name, value in given.items()})
+    assert settings.webhooks == WebhookSettings(allow_http=True, allowed_networks=("10.20.0.0/16", "fd00:20::/64"))
     assert settings.oidc == OidcSettings(
         issuer="https://id.example.com/realms/flux",
         audience="fluxpool",
@@ -55,6 +58,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
         "control": "eu-control",
         "dead_letters": "eu-dlq",
         "feedback": "eu-feedback",
+        "pools": "flux-pools",
     }
     assert settings.groups() == {"eu-workers": "eu-tasks", "eu-urgent": "eu-tasks-vip"}
     assert [lane.preference for lane in settings.lanes] == [0, 10]
@@ -82,8 +86,8 @@ def test_gateway_pods_share_a_database_and_are_replaced_one_by_one(helm: Helm) -
     assert deployment["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
     assert of_kind(rendered, "PersistentVolumeClaim") == []
     spec = deployment["spec"]["template"]["spec"]
-    container, projector = spec["containers"]
-    assert projector["env"] == container["env"]
+    container, projector, dispatcher = spec["containers"]
+    assert projector["env"] == dispatcher["env"] == container["env"]
     (url,) = (variable for variable in container["env"] if variable["name"] == "FLUXPOOL_DATABASE_URL")
     assert url["valueFrom"] == {"secretKeyRef": {"name": "store", "key": "url"}}
     given = environment(container)
@@ -106,7 +110,7 @@ def test_gateway_pods_share_a_database_and_are_replaced_one_by_one(helm: Helm) -
 
 def test_a_folder_of_images_is_mounted_at_the_path_of_the_workers(rendered_from: RenderedFrom) -> None:
     spec = pod_specs(rendered_from("minimal-rights"))["Deployment/flux-gateway"]
-    container, _ = spec["containers"]
+    container, *_ = spec["containers"]
     assert environment(container)["FLUXPOOL_STORAGE_URL"] == "file:///images/"
     assert {"name": "images", "mountPath": "/images"} in container["volumeMounts"]
     claims = {volume["name"]: volume.get("persistentVolumeClaim") for volume in spec["volumes"]}
@@ -125,7 +129,7 @@ def test_the_gateway_trusts_a_private_ca_of_the_token_endpoint_like_a_worker(hel
         "gateway.storage.url": "s3://images/",
     }
     (spec,) = (spec for name, spec in pod_specs(helm.render(values=values)).items() if name.endswith("-gateway"))
-    container, _ = spec["containers"]
+    container, *_ = spec["containers"]
     kafka = GatewaySettings.from_environment(environment(container) | OAUTH_CLIENT).kafka
     assert kafka.oauth_encode_credentials is False
     (volume,) = (volume for volume in spec["volumes"] if volume["name"] == "kafka-files")

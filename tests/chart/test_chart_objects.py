@@ -287,8 +287,8 @@ def test_every_file_in_the_gateways_settings_is_on_a_mounted_volume(rendered: li
     for name, spec in pod_specs(rendered).items():
         if not name.endswith("-gateway"):
             continue
-        container, projector = spec["containers"]
-        assert projector["volumeMounts"] == container["volumeMounts"]
+        container, projector, dispatcher = spec["containers"]
+        assert projector["volumeMounts"] == dispatcher["volumeMounts"] == container["volumeMounts"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert set(mounts.values()) == {volume["name"] for volume in spec["volumes"]}
         files = [

@@ -97,7 +97,7 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
 
     status = json.loads(fluxpool("local", "status", "--json").stdout)
     assert (status["running"], status["phase"], status["plan"]["replicas"]) == (True, "ready", 0)
-    assert {part["name"] for part in status["parts"]} == {"gateway", "projector", "kafka-1"}
+    assert {part["name"] for part in status["parts"]} == {"gateway", "projector", "dispatcher", "kafka-1"}
 
     # Without --url, commands use the gateway of their current folder.
     refused = fluxpool("submit", "a fox", "--size", "100x64", rc=2)
@@ -157,7 +157,7 @@ def test_a_crashed_worker_is_replaced_and_the_stack_ends_with_its_supervisor(
     log = (folder / "logs" / "supervisor.log").read_text()
     assert "worker-1 ended unexpectedly with status -9; a new one starts in 1 s" in log
 
-    for program in [part for part in state.parts if part.name in {"gateway", "projector"}]:
+    for program in [part for part in state.parts if part.name in {"gateway", "projector", "dispatcher"}]:
         os.kill(program.pid, signal.SIGKILL)
         wait_until_blocking(
             lambda killed=program: any(  # type: ignore[misc]
@@ -209,7 +209,8 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
         addresses = json.loads(document)
         assert addresses["bootstrap_servers"] == bootstrap_servers
         parts = state_in(tmp_path / "fg").parts
-        assert [part.name for part in parts if not part.name.startswith("worker-")] == ["gateway", "projector"]
+        programs = [part.name for part in parts if not part.name.startswith("worker-")]
+        assert programs == ["gateway", "projector", "dispatcher"]
         assert "already runs" in fluxpool("local", "up", "--data-dir", "fg").stderr
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=90 * PATIENCE)

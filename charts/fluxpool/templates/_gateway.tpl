@@ -49,6 +49,12 @@
 {{- if $gateway.foreignTenantTopics }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_FOREIGN_TENANT_TOPICS" "value" (join "," $gateway.foreignTenantTopics)) }}
 {{- end }}
+{{- if $gateway.webhooks.allowHttp }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_WEBHOOKS_ALLOW_HTTP" "value" "true") }}
+{{- end }}
+{{- if $gateway.webhooks.allowedNetworks }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_WEBHOOKS_ALLOWED_NETWORKS" "value" (join "," $gateway.webhooks.allowedNetworks)) }}
+{{- end }}
 {{- if $gateway.tenantLimits }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_TENANT_LIMITS" "value" (toJson $gateway.tenantLimits)) }}
 {{- end }}

@@ -45,7 +45,11 @@ _GATEWAY_READY_SECONDS = 60.0
 _GATEWAY_GRACE_SECONDS = 15.0
 _KAFKA_READY_SECONDS = 90.0
 _RESTART_DELAY_SECONDS = 1.0
-_GATEWAY_PROGRAMS = {"gateway": "fluxpool_gateway", "projector": "fluxpool_gateway.projector"}
+_GATEWAY_PROGRAMS = {
+    "gateway": "fluxpool_gateway",
+    "projector": "fluxpool_gateway.projector",
+    "dispatcher": "fluxpool_gateway.dispatcher",
+}
 """Started in this order and stopped in it, so that what the server accepted last is still projected."""
 
 

@@ -26,7 +26,7 @@ from fluxpool_contract.settings import (
     StorageSettings,
     WorkerSettings,
 )
-from fluxpool_gateway.settings import GatewaySettings
+from fluxpool_gateway.settings import GatewaySettings, WebhookSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,8 @@ class PartSettings:
             database_file=self.data_dir.database,
             listen_host=HOST,
             listen_port=self.gateway_port,
+            # Receivers are programs on this machine, and whoever uses this gateway can reach them anyway.
+            webhooks=WebhookSettings(allow_http=True, allowed_networks=("127.0.0.0/8", "::1/128")),
         )
         return _inherited() | settings.to_environment()
 
