@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, assert_never
 
 from fluxpool_contract.kafka.connection import KafkaConnection
@@ -17,6 +18,7 @@ from fluxpool_contract.messages.derived import new_request_id
 from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_transport.kafka.clients import librdkafka_options
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
+from fluxpool_transport.partitioner.shared_sends import SharedSends
 
 SEND_SECONDS: Final = 60.0
 """A pause of the machine makes waits longer, but must not end the run."""
@@ -71,9 +73,16 @@ class Sender:
 
 @asynccontextmanager
 async def running_senders(
-    connection: KafkaConnection, way: Way, *, topic: str, group: str, partitions: int, count: int
+    connection: KafkaConnection,
+    way: Way,
+    *,
+    topic: str,
+    group: str,
+    partitions: int,
+    count: int,
+    shared_folder: Path | None,
 ) -> AsyncIterator[Sequence[Sender]]:
-    """Ready senders: those that choose by load have read the loads."""
+    """Ready senders: those that choose by load have read the loads. With a folder they share their choices."""
     # Without a group, partitions are chosen round robin.
     groups = {group: topic} if way is Way.BY_LOAD else {}
     senders = [
@@ -82,7 +91,12 @@ async def running_senders(
             topic,
             partitions,
             TaskProducer(librdkafka_options(connection, client_id="waiting"), deadline_seconds=SEND_SECONDS),
-            LoadAwarePartitioner(connection, groups, work_of=work_of_task),
+            LoadAwarePartitioner(
+                connection,
+                groups,
+                work_of=work_of_task,
+                shared=None if shared_folder is None else SharedSends(shared_folder),
+            ),
         )
         for _ in range(count)
     ]

@@ -38,6 +38,8 @@ class Setup:
     senders: int
     arrivals_seconds: float | None
     """From the log to every other sender; None: they see records with their readings only."""
+    announced: bool = False
+    """Every sender knows at once what the others choose, as processes of one gateway do."""
     round_robin: bool = False
     """Senders choose round robin instead."""
     workers: int = 8
@@ -128,6 +130,10 @@ class SimulatedQueue:
         work = self._sizes[task]
         partition = sender.choice.choose(partitions=self._setup.partitions, work=work, now=self._now)
         self._notice(sender)
+        for other in self._senders:
+            if self._setup.announced and other is not sender:
+                other.estimate.announced()
+                other.choice.announced(partition=partition, work=work, now=self._now)
         self._after(WAY_SECONDS, lambda: self._append(task, partition, sender))
 
     def _append(self, task: int, partition: int, sender: _Sender) -> None:

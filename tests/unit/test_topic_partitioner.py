@@ -192,6 +192,37 @@ def test_an_arrival_counts_beside_the_next_loads_unless_they_hold_it(end: int, e
     assert sorted(chosen(choice, 2, partitions=2)) == expected
 
 
+def test_a_choice_that_was_announced_counts_once_when_its_record_arrives() -> None:
+    choice = new_choice()
+    choice.use(read_to(5, 5))
+    choice.announced(partition=0, work=1.5, now=NOW)
+    choice.arrived(partition=0, offset=5, work=1.5, now=NOW)
+    assert chosen(choice, 2, partitions=2) == [1, 1]
+    assert chosen(choice, 1, partitions=2) == [0]
+
+
+def test_a_choice_that_was_announced_counts_beside_the_next_loads_until_its_record_is_in_them() -> None:
+    choice = new_choice()
+    choice.announced(partition=0, work=2.5, now=NOW)
+    choice.begin_reading(now=NOW)
+    choice.use(read_to(5, 5))
+    assert chosen(choice, 2, partitions=2) == [1, 1]
+    choice = new_choice()
+    choice.announced(partition=0, work=2.5, now=NOW)
+    choice.begin_reading(now=NOW)
+    choice.use(read_to(6, 5))
+    choice.arrived(partition=0, offset=5, work=2.5, now=NOW)
+    assert sorted(chosen(choice, 2, partitions=2)) == [0, 1]
+
+
+def test_a_choice_that_was_announced_and_never_written_is_dropped() -> None:
+    choice = new_choice()
+    choice.announced(partition=0, work=50.0, now=NOW)
+    choice.begin_reading(now=NOW + 2 * SETTLING_SECONDS)
+    choice.use(read_to(5, 5))
+    assert sorted(chosen(choice, 2, partitions=2)) == [0, 1]
+
+
 def test_an_own_record_that_arrives_before_its_acknowledgement_counts_once() -> None:
     choice = new_choice()
     choice.use(read_to(5, 5))

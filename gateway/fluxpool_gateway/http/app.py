@@ -86,7 +86,7 @@ from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.usage import routes as usage_routes
 from fluxpool_gateway.webhooks import routes as webhook_routes
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
-from fluxpool_transport.partitioner import LoadAwarePartitioner
+from fluxpool_transport.partitioner import LoadAwarePartitioner, SharedSends
 from fluxpool_transport.storage import ObjectStore, open_object_store
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class GatewayApplication(FastAPI):
     gate: Gate
     page: PageDoor
     metrics: GatewayMetrics
+    shared_sends: SharedSends | None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one ASGI scope."""
@@ -197,10 +198,15 @@ class BackgroundPartError(Exception):
 
 
 def build_application(
-    settings: GatewaySettings, *, on_failure: Callable[[], None], metrics: GatewayMetrics | None = None
+    settings: GatewaySettings,
+    *,
+    on_failure: Callable[[], None],
+    metrics: GatewayMetrics | None = None,
+    shared_sends: SharedSends | None = None,
 ) -> GatewayApplication:
-    """The application; connections are opened when it starts. `metrics` are of this process alone when absent.
+    """The application; connections are opened when it starts.
 
+    `metrics` are of this process alone when absent; `shared_sends` are absent where there is one process.
     `on_failure` is called when a part that runs in the background has failed, without which requests go wrong. It is
     to end the server as SIGTERM does; the lifespan then ends with `BackgroundPartError`.
     """
@@ -233,6 +239,7 @@ def build_application(
     app.gate = open_gate(settings)
     app.page = PageDoor(settings.public_url)
     app.metrics = metrics or GatewayMetrics()
+    app.shared_sends = shared_sends
     app.include_router(router)
     app.include_router(task_routes.router)
     app.include_router(batch_route.router)
@@ -287,7 +294,9 @@ async def _running(
         clock=time.monotonic,
         wall_clock=time.time,
     )
-    partitioner = LoadAwarePartitioner(settings.kafka, settings.groups(), observe=lanes.observe, work_of=work_of_task)
+    partitioner = LoadAwarePartitioner(
+        settings.kafka, settings.groups(), observe=lanes.observe, work_of=work_of_task, shared=app.shared_sends
+    )
     pool_states = PoolStateReader(settings.kafka, settings.topics.pools, metadata=metadata, states=lanes.pools)
     tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
     watch = BrokerWatch(metadata, task_topics(settings.topics))

@@ -32,6 +32,7 @@ from fluxpool_gateway.metrics.shared_values import FOLDER_VARIABLE, shared_folde
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
+from fluxpool_transport.partitioner import SharedSends
 from fluxpool_transport.process import configure_logging, die_with_parent
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
 
@@ -178,11 +179,25 @@ def application() -> GatewayApplication:
     metrics = open_metrics(None if folder is None else Path(folder))
     settings = GatewaySettings.from_environment(os.environ)
     BoundedHttpProtocol.max_connections = _possible_connections(settings.max_connections)
-    app = build_application(settings, on_failure=lambda: signal.raise_signal(signal.SIGTERM), metrics=metrics)
+    app = build_application(
+        settings,
+        on_failure=lambda: signal.raise_signal(signal.SIGTERM),
+        metrics=metrics,
+        shared_sends=None if parent is None or folder is None else _open_shared_sends(Path(folder)),
+    )
     # Modules and routes are never freed; later collections need not visit them during requests.
     gc.collect()
     gc.freeze()
     return app
+
+
+def _open_shared_sends(folder: Path) -> SharedSends | None:
+    try:
+        return SharedSends(folder)
+    except OSError as error:
+        # Each process learns of the tasks of the others from Kafka, a little later.
+        logger.warning("sends_not_shared", folder=str(folder), reason=str(error))
+        return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -19,6 +19,7 @@ from fluxpool_transport.kafka.admin import KafkaUnavailableError
 from fluxpool_transport.lag.lag_reader import GroupLag, KnownFor, LagReader
 from fluxpool_transport.partitioner.arrival_reader import Arrival, ArrivalReader, WorkOf
 from fluxpool_transport.partitioner.member_load import WorkEstimate
+from fluxpool_transport.partitioner.shared_sends import SharedSends
 from fluxpool_transport.partitioner.topic_partitioner import LoadSnapshot, TopicPartitioner
 
 QUICK_INTERVAL_SECONDS: Final = 0.1
@@ -68,10 +69,12 @@ class LoadAwarePartitioner:
         quick_interval_seconds: float = QUICK_INTERVAL_SECONDS,
         observe: Observe | None = None,
         work_of: WorkOf | None = None,
+        shared: SharedSends | None = None,
     ) -> None:
         """`groups` maps each consumer group to the topic it takes its tasks from; other topics are round robin.
 
-        `work_of` tells the size of a task in a record. `observe` gets every reading, for what else is to be known of
+        `work_of` tells the size of a task in a record; `shared` has the choices of the other processes of this program,
+        which are known before their records are written. `observe` gets every reading, for what else is to be known of
         the queue: Kafka is asked once for both.
         """
         self._connection = connection
@@ -80,6 +83,10 @@ class LoadAwarePartitioner:
         self._clock = clock
         self._quick_interval_seconds = quick_interval_seconds
         self._observe = observe
+        self._shared = shared
+        if shared is not None:
+            for topic in groups.values():
+                shared.know(topic)
         self._topics = {topic: _Topic(TopicPartitioner(self._source)) for topic in groups.values()}
         self._sent = asyncio.Event()
         """By this sender, or by others as far as is known."""
@@ -95,7 +102,12 @@ class LoadAwarePartitioner:
         if known is None:
             known = self._topics[topic] = _Topic(TopicPartitioner(self._source), problem=_NO_GROUP)
         self._sent.set()
-        return known.choice.choose(partitions=partitions, work=work, now=self._clock())
+        now = self._clock()
+        self._take_announced(now)
+        chosen = known.choice.choose(partitions=partitions, work=work, now=now)
+        if self._shared is not None:
+            self._shared.tell(topic, partition=chosen, work=work, now=now)
+        return chosen
 
     def acknowledged(self, topic: str, *, partition: int, offset: int, work: float) -> None:
         """A chosen record was written there: it counts by its size, and not as another sender's."""
@@ -106,8 +118,18 @@ class LoadAwarePartitioner:
                 # It arrived before its acknowledgement, and was taken for another sender's.
                 known.choice.is_own(partition=partition, offset=offset)
 
+    def _take_announced(self, now: float) -> None:
+        if self._shared is None:
+            return
+        for sent in self._shared.news(now=now):
+            known = self._topics[sent.topic]
+            known.estimate.announced()
+            known.choice.announced(partition=sent.partition, work=sent.work, now=sent.at)
+
     def _on_arrivals(self, arrivals: Sequence[Arrival]) -> None:
         now = self._clock()
+        # First: an arrival is taken for the task that was announced for its partition.
+        self._take_announced(now)
         for arrival in arrivals:
             known = self._topics[arrival.topic]
             place = {"partition": arrival.partition, "offset": arrival.offset}
@@ -157,6 +179,9 @@ class LoadAwarePartitioner:
     async def refresh(self, reader: LagReader) -> None:
         """Read once; without an answer the loads stay as they are. For `run`, and for senders of a few records."""
         began_at = self._clock()
+        if self._shared is not None:
+            self._shared.find_others()
+        self._take_announced(began_at)
         for group_topic in self._groups.values():
             # Before the request: what is sent during it may or may not be in the answer, and is counted apart.
             self._topics[group_topic].choice.begin_reading(now=began_at)

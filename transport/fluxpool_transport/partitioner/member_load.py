@@ -77,13 +77,17 @@ class WorkEstimate:
 
     @property
     def others_per_second(self) -> float:
-        """Tasks that arrived from other senders, on average."""
+        """Tasks that arrived from other senders, which had not announced them, on average."""
         return max(0.0, self._others_per_second)
 
     def acknowledged(self, *, partition: int, offset: int, work: float) -> bool:
         """A task of this size, sent here, lies there now; whether that was not known by `arrived`."""
         self._acknowledged += 1
         return self.arrived(partition=partition, offset=offset, work=work)
+
+    def announced(self) -> None:
+        """A task of another sender is on its way, and known: it is none of those that are estimated."""
+        self._acknowledged += 1
 
     def arrived(self, *, partition: int, offset: int, work: float) -> bool:
         """A task of this size lies there now; whether that was not known."""

@@ -6,7 +6,7 @@ time and randomness are arguments.
 """
 
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -72,11 +72,16 @@ class TopicPartitioner:
         self._arrived: dict[tuple[int, int], tuple[float, float]] = {}
         """Records that are not in the snapshot, by partition and offset: when they arrived, how much work."""
         self._end_offsets: Mapping[int, int] = {}
+        self._announced: defaultdict[int, deque[tuple[float, float]]] = defaultdict(deque)
+        """Tasks of others that have not arrived yet, by partition: when they were sent, how much work."""
 
     def begin_reading(self, *, now: float) -> None:
         """A reading of loads begins at `now`: what was sent just before may be missing in its snapshot."""
         while self._sent and self._sent[0][0] < now - SETTLING_SECONDS:
             self._sent.popleft()
+        for tasks in self._announced.values():
+            while tasks and tasks[0][0] < now - SETTLING_SECONDS:
+                tasks.popleft()
 
     def use(self, snapshot: LoadSnapshot) -> None:
         """Choose by `snapshot`, the outcome of the reading that began last."""
@@ -91,14 +96,26 @@ class TopicPartitioner:
         if snapshot.owners:
             sent = [(number, work) for _, number, work in self._sent]
             sent += [(number, work) for (number, _), (_, work) in self._arrived.items()]
+            sent += [(number, work) for number, tasks in self._announced.items() for _, work in tasks]
             self._least = _LeastLoaded(snapshot, sent=sent, source=self._source)
+
+    def announced(self, *, partition: int, work: float, now: float) -> None:
+        """Another sender has chosen a partition; its record will arrive."""
+        self._announced[partition].append((now, work))
+        if self._least is not None:
+            self._least.add(partition, work=work)
 
     def arrived(self, *, partition: int, offset: int, work: float, now: float) -> None:
         """Another sender's record was written there, as far as is known: `is_own` may say otherwise later."""
+        announced = self._announced.get(partition)
+        counted = announced.popleft()[1] if announced else None
         if self._is_new(partition, offset):
             self._arrived[partition, offset] = now, work
-            if self._least is not None:
+            if counted is None and self._least is not None:
                 self._least.add(partition, work=work)
+        elif counted is not None and self._least is not None:
+            # The reading has found it already.
+            self._least.add(partition, work=-counted, records=-1)
 
     def is_own(self, *, partition: int, offset: int) -> None:
         """The record that arrived there is one that was chosen here, which counts already."""
