@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "verify": ("verify.commands", "Tell how image files say that a model made them, and who signed that."),
     "local": ("local.commands", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
     "keys": ("keys.commands", "API keys of a gateway: create, list, rotate and revoke them."),
+    "webhooks": ("webhooks.commands", "Endpoints that a gateway tells when tasks and groups end, and the log of that."),
     "model": ("model", "Model folders for workers."),
     "dlq": ("dlq.commands", "List dead letters, replay their tasks, discard them."),
 }

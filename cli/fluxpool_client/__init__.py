@@ -53,6 +53,17 @@ from fluxpool_client.service_models import (
     Usage,
     UsageReport,
 )
+from fluxpool_client.webhooks import (
+    AsyncWebhooks,
+    NewWebhookEndpoint,
+    WebhookAttempt,
+    WebhookChanges,
+    WebhookDelivery,
+    WebhookDeliveryPage,
+    WebhookEndpoint,
+    WebhookFields,
+    Webhooks,
+)
 
 __all__ = [
     "API_KEY_VARIABLE",
@@ -61,6 +72,7 @@ __all__ = [
     "AcceptedTask",
     "ApiKey",
     "AsyncClient",
+    "AsyncWebhooks",
     "AuthenticationError",
     "BadRequestError",
     "BatchFields",
@@ -85,6 +97,7 @@ __all__ = [
     "ModelLicense",
     "ModelLimits",
     "NewApiKey",
+    "NewWebhookEndpoint",
     "NotFoundError",
     "OptionalFields",
     "OutcomeCounts",
@@ -109,4 +122,11 @@ __all__ = [
     "Usage",
     "UsageReport",
     "WaitTimeoutError",
+    "WebhookAttempt",
+    "WebhookChanges",
+    "WebhookDelivery",
+    "WebhookDeliveryPage",
+    "WebhookEndpoint",
+    "WebhookFields",
+    "Webhooks",
 ]

@@ -15,6 +15,7 @@ from fluxpool_client.models import AcceptedTask, ApiKey, BatchItem, CanceledTask
 from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
 from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
 from fluxpool_client.service_models import Model, Pools, Queue, UsageReport
+from fluxpool_client.webhooks import AsyncWebhooks
 from fluxpool_contract.messages import check_request_id
 
 T = TypeVar("T")
@@ -179,6 +180,11 @@ class AsyncClient:
     ) -> UsageReport:
         """What the tasks of the tenant used; without times in the last 24 hours. A time without a zone is UTC."""
         return await self._run(self._operations.usage(since=since, to=to, by=by))
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        """The calls about endpoints of webhooks."""
+        return AsyncWebhooks(self._operations, self._run)
 
     async def create_key(self, name: str, scopes: Sequence[str], **fields: Unpack[KeyFields]) -> NewApiKey:
         """Create an API key; needs one with the scope admin, as do all calls about keys. Sent once."""

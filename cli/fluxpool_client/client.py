@@ -14,6 +14,7 @@ from fluxpool_client.models import AcceptedTask, ApiKey, BatchItem, CanceledTask
 from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
 from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
 from fluxpool_client.service_models import Model, Pools, Queue, UsageReport
+from fluxpool_client.webhooks import Webhooks
 from fluxpool_contract.messages import check_request_id
 
 T = TypeVar("T")
@@ -176,6 +177,11 @@ class Client:
     ) -> UsageReport:
         """What the tasks of the tenant used; without times in the last 24 hours. A time without a zone is UTC."""
         return self._run(self._operations.usage(since=since, to=to, by=by))
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """The calls about endpoints of webhooks."""
+        return Webhooks(self._operations, self._run)
 
     def create_key(self, name: str, scopes: Sequence[str], **fields: Unpack[KeyFields]) -> NewApiKey:
         """Create an API key; needs one with the scope admin, as do all calls about keys. Sent once."""

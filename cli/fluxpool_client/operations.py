@@ -306,6 +306,17 @@ class Operations:
         """Revoke an API key."""
         return self._ask(ApiKey, Outgoing(method="DELETE", path=f"{_KEYS}/{_checked_key_id(key_id)}"))
 
+    def call(
+        self, model: type[Answer], method: str, path: str, body: Mapping[str, Any] | None = None, *, repeatable: bool
+    ) -> Steps[Answer]:
+        """One request without more to it; a `repeatable` one changes nothing that a second one would change again."""
+        outgoing = Outgoing(method=method, path=path) if body is None else _json(method, path, body)
+        return self._ask(model, replace(outgoing, is_repeatable=repeatable))
+
+    def remove(self, path: str) -> Steps[None]:
+        """Delete what is at a path."""
+        yield from self._exchange(Outgoing(method="DELETE", path=path))
+
     def _ask(self, model: type[Answer], outgoing: Outgoing, *, until: float | None = None) -> Steps[Answer]:
         response = yield from self._exchange(outgoing, until=until)
         try:

@@ -28,6 +28,7 @@ from fluxpool_client import (
     service_models,
 )
 from fluxpool_client import models as client_models
+from fluxpool_client import webhooks as client_webhooks
 from fluxpool_contract.messages.task import EmbedParameters, OutputFormat, Quality, TaskLora
 from fluxpool_gateway.http import change_routes, key_routes, problem, routes, task_routes
 from fluxpool_gateway.http.batch import batch_route
@@ -37,6 +38,7 @@ from fluxpool_gateway.queue import routes as queue_routes
 from fluxpool_gateway.store import task_state
 from fluxpool_gateway.tasks import canceling, view
 from fluxpool_gateway.usage import routes as usage_routes
+from fluxpool_gateway.webhooks import views as webhook_views
 from kit.client_world import ID
 
 
@@ -170,7 +172,16 @@ def test_both_clients_have_the_same_calls() -> None:
             assert asynchronous[name] == signature
 
 
+def test_both_clients_have_the_same_calls_about_webhooks() -> None:
+    assert public(client_webhooks.Webhooks) == public(client_webhooks.AsyncWebhooks)
+
+
 PAIRS: list[tuple[type[BaseModel], type[BaseModel]]] = [
+    (client_webhooks.WebhookEndpoint, webhook_views.EndpointView),
+    (client_webhooks.NewWebhookEndpoint, webhook_views.NewEndpointView),
+    (client_webhooks.WebhookAttempt, webhook_views.AttemptView),
+    (client_webhooks.WebhookDelivery, webhook_views.DeliveryLogView),
+    (client_webhooks.WebhookDeliveryPage, webhook_views.DeliveryPageView),
     (client_models.Task, view.TaskView),
     (client_models.Image, view.ImageView),
     (client_models.Progress, view.ProgressView),
@@ -232,6 +243,9 @@ def test_requests_have_every_field_of_the_gateways() -> None:
     assert get_type_hints(request_fields.CancelFields).keys() == change_routes.CancelManyRequest.model_fields.keys() - {
         "cursor"
     }
+    changes = webhook_views.EndpointPatch.model_fields.keys()
+    assert get_type_hints(client_webhooks.WebhookChanges).keys() == changes
+    assert get_type_hints(client_webhooks.WebhookFields).keys() | {"name", "url"} == changes
     assert {*client_models.TaskStatus} == {*map(str, task_state.SHOWN_STATUSES)}
     assert {str(status) for status in task_state.SHOWN_STATUSES if status.terminal} == {
         str(status)

@@ -1,0 +1,212 @@
+"""`fluxpool webhooks`: endpoints that a gateway tells when tasks and groups end, and what became of the messages."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Annotated, Final, TypeVar
+
+import typer
+
+from fluxpool_cli.exit_codes import CommandError, ExitCode
+from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.options import parse_duration_option, with_option_groups
+from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
+from fluxpool_client import Client, NewWebhookEndpoint, WebhookDelivery, WebhookFields
+
+_WAIT_SECONDS: Final = 30.0
+"""Twice what an attempt takes at most."""
+_POLL_SECONDS: Final = 0.5
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    no_args_is_help=True, help="Endpoints that a gateway tells when tasks and groups end, and the log of that."
+)
+
+EndpointArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the endpoint, as `list` shows it.")]
+DeliveryArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the delivery, as `deliveries` shows it.")]
+WaitOption = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the attempt, and tell what came of it.")]
+
+
+@app.command()
+@with_option_groups
+def create(
+    name: Annotated[str, typer.Argument(help="Who is told.")],
+    target: Annotated[str, typer.Argument(metavar="URL", help="Where messages are posted to; https://.")],
+    *,
+    event: Annotated[
+        list[str] | None,
+        typer.Option(help="What it is told of, as group.completed; may be repeated. Everything by default."),
+    ] = None,
+    url: UrlOption = None,
+    output: OutputOptions,
+) -> None:
+    """Create an endpoint and print its secret, which is shown this once. FLUXPOOL_API_KEY needs the scope submit."""
+    fields: WebhookFields = {"event_types": event} if event else {}
+    with _client(url) as gateway:
+        _show_new(gateway.webhooks.create(name, target, **fields), output)
+
+
+@app.command("list")
+@with_option_groups
+def list_endpoints(*, url: UrlOption = None, output: OutputOptions) -> None:
+    """List the endpoints of the tenant."""
+    with _client(url) as gateway:
+        endpoints = gateway.webhooks.list()
+    if output.json:
+        write_json({"webhooks": [endpoint.model_dump(mode="json") for endpoint in endpoints]})
+        return
+    rows = [
+        (
+            endpoint.id,
+            endpoint.name,
+            endpoint.url,
+            ",".join(endpoint.event_types) or "all",
+            "enabled" if endpoint.enabled else f"disabled: {endpoint.disabled_because or 'by its owner'}",
+            str(endpoint.failures),
+            _minute(endpoint.created_at),
+        )
+        for endpoint in endpoints
+    ]
+    columns = ("ID", "NAME", "URL", "EVENTS", "STATE", "FAILURES", "CREATED")
+    write_table(columns, rows, optional=("CREATED", "EVENTS", "FAILURES"))
+
+
+@app.command()
+@with_option_groups
+def delete(endpoint_id: EndpointArgument, *, url: UrlOption = None, output: OutputOptions) -> None:
+    """Delete an endpoint with its deliveries."""
+    with _client(url) as gateway:
+        _checked(lambda: gateway.webhooks.delete(endpoint_id))
+    if output.json:
+        write_json({"id": endpoint_id, "deleted": True})
+    else:
+        write_line(f"{endpoint_id} deleted")
+
+
+@app.command()
+@with_option_groups
+def rotate(
+    endpoint_id: EndpointArgument,
+    *,
+    overlap: Annotated[
+        str, typer.Option(help="How long messages are signed with the former secret as well, at most 30d.")
+    ] = "24h",
+    url: UrlOption = None,
+    output: OutputOptions,
+) -> None:
+    """Make another secret for an endpoint and print it."""
+    overlap_seconds = parse_duration_option(overlap, option="--overlap")
+    with _client(url) as gateway:
+        _show_new(
+            _checked(lambda: gateway.webhooks.rotate_secret(endpoint_id, overlap_seconds=overlap_seconds)), output
+        )
+
+
+@app.command("test")
+@with_option_groups
+def send_test(
+    endpoint_id: EndpointArgument, *, wait: WaitOption = True, url: UrlOption = None, output: OutputOptions
+) -> None:
+    """Send a test to an endpoint. Exits with 1 when the attempt failed."""
+    with _client(url) as gateway:
+        _show_attempt(gateway, _checked(lambda: gateway.webhooks.test(endpoint_id)), output, wait=wait)
+
+
+@app.command()
+@with_option_groups
+def redeliver(
+    delivery_id: DeliveryArgument, *, wait: WaitOption = True, url: UrlOption = None, output: OutputOptions
+) -> None:
+    """Deliver a message again. Exits with 1 when the attempt failed."""
+    with _client(url) as gateway:
+        _show_attempt(gateway, _checked(lambda: gateway.webhooks.redeliver(delivery_id)), output, wait=wait)
+
+
+@app.command()
+@with_option_groups
+def deliveries(
+    endpoint_id: EndpointArgument,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many, the newest first.")] = 50,
+    url: UrlOption = None,
+    output: OutputOptions,
+) -> None:
+    """List the deliveries to an endpoint."""
+    with _client(url) as gateway:
+        page = _checked(lambda: gateway.webhooks.deliveries(endpoint_id, limit=limit))
+    if output.json:
+        write_json({"deliveries": [delivery.model_dump(mode="json") for delivery in page.data]})
+        return
+    rows = [
+        (
+            delivery.id,
+            delivery.type,
+            delivery.state,
+            str(delivery.attempts),
+            delivery.error or "-",
+            _minute(delivery.created_at),
+            _minute(delivery.next_attempt_at),
+        )
+        for delivery in page.data
+    ]
+    columns = ("ID", "TYPE", "STATE", "ATTEMPTS", "ERROR", "CREATED", "NEXT ATTEMPT")
+    write_table(columns, rows, optional=("NEXT ATTEMPT", "CREATED", "ATTEMPTS"))
+    if page.has_more:
+        say(f"there are more; the last {limit} are shown")
+
+
+def _client(url: str | None) -> AbstractContextManager[Client]:
+    return gateway_client(url or default_gateway_url())
+
+
+def _checked(call: Callable[[], T]) -> T:
+    """What a call returns; raises `BadParameter` for an argument that is no id."""
+    try:
+        return call()
+    except ValueError as error:
+        raise typer.BadParameter("must be an id as `fluxpool webhooks` shows it", param_hint="ID") from error
+
+
+def _show_new(created: NewWebhookEndpoint, output: OutputOptions) -> None:
+    if output.json:
+        write_json(created.model_dump(mode="json"))
+        return
+    # Alone on standard output, for a pipe into a Secret.
+    write_line(created.secret)
+    say(f"endpoint {created.id} at {created.url}; the secret is not shown again: give it to the receiver")
+
+
+def _show_attempt(gateway: Client, queued: WebhookDelivery, output: OutputOptions, *, wait: bool) -> None:
+    delivery = _attempted(gateway, queued) if wait else queued
+    attempt = delivery.log[-1] if delivery.attempts > queued.attempts and delivery.log else None
+    if output.json:
+        write_json(delivery.model_dump(mode="json"))
+    elif attempt is None:
+        write_line(f"{delivery.id} {delivery.state}")
+    else:
+        came = "no response" if attempt.status is None else f"status {attempt.status}"
+        told = "delivered" if attempt.error is None else f"{attempt.error}: {attempt.reason}"
+        write_line(f"{delivery.id} {told} ({came}, {attempt.latency_ms} ms)")
+    if wait and attempt is None:
+        raise CommandError(
+            ExitCode.FAILED, f"no attempt within {_WAIT_SECONDS:.0f} s; does the gateway's dispatcher run?"
+        )
+    if attempt is not None and attempt.error is not None:
+        raise CommandError(ExitCode.FAILED, "the endpoint was not told; its response is in the log")
+
+
+def _attempted(gateway: Client, queued: WebhookDelivery) -> WebhookDelivery:
+    """The delivery after its next attempt, or after the longest wait for that."""
+    until = time.monotonic() + _WAIT_SECONDS
+    while True:
+        delivery = gateway.webhooks.delivery(queued.id)
+        if delivery.attempts > queued.attempts or time.monotonic() > until:
+            return delivery
+        time.sleep(_POLL_SECONDS)
+
+
+def _minute(moment: datetime | None) -> str:
+    """A time to the minute, UTC; a dash when there is none."""
+    return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
