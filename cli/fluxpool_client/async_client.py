@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from types import TracebackType
 from typing import Literal, Self, TypeVar, Unpack, assert_never, cast
 
@@ -11,9 +12,31 @@ import httpx
 
 from fluxpool_client.connection import LIMITS, connection_of
 from fluxpool_client.event_stream import TaskEvents
-from fluxpool_client.models import AcceptedTask, ApiKey, BatchItem, CanceledTask, Group, NewApiKey, Task, TaskPage
-from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append
-from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
+from fluxpool_client.models import (
+    AcceptedTask,
+    ApiKey,
+    BatchItem,
+    CanceledTask,
+    Comparison,
+    FeedbackSummary,
+    Group,
+    ImagePair,
+    NewApiKey,
+    Rating,
+    Task,
+    TaskPage,
+)
+from fluxpool_client.operations import Operations, Outgoing, Pause, Response, Steps, append, export_request, failure_of
+from fluxpool_client.request_fields import (
+    BatchFields,
+    CancelFields,
+    ComparisonFields,
+    ExportFields,
+    KeyFields,
+    ListFields,
+    OptionalFields,
+    RatingFields,
+)
 from fluxpool_client.service_models import Model, Pools, Queue, UsageReport
 from fluxpool_client.webhooks import AsyncWebhooks
 from fluxpool_contract.messages import check_request_id
@@ -185,6 +208,47 @@ class AsyncClient:
     def webhooks(self) -> AsyncWebhooks:
         """The calls about endpoints of webhooks."""
         return AsyncWebhooks(self._operations, self._run)
+
+    async def rate(self, request_id: str, **fields: Unpack[RatingFields]) -> Rating:
+        """Rate an image; a second rating by the same rater replaces the first."""
+        return await self._run(self._operations.rate(request_id, fields))
+
+    async def rating(self, request_id: str, *, index: int = 0, rater: str | None = None) -> Rating:
+        """The rating of an image by one rater; raises `NotFoundError` when there is none."""
+        return await self._run(self._operations.rating(request_id, index=index, rater=rater))
+
+    async def delete_rating(self, request_id: str, *, index: int = 0, rater: str | None = None) -> None:
+        """Take a rating back, as often as you like."""
+        await self._run(self._operations.delete_rating(request_id, index=index, rater=rater))
+
+    async def compare(
+        self, a: tuple[str, int], b: tuple[str, int], preferred: str, **fields: Unpack[ComparisonFields]
+    ) -> Comparison:
+        """Say which of two images of a prompt is better: a, b, tie or both_bad; each is a request id and a number."""
+        return await self._run(self._operations.compare(a, b, preferred, fields))
+
+    async def next_pair(self, *, rater: str | None = None) -> ImagePair | None:
+        """Two images of a prompt that the rater has not judged; None when there are none."""
+        return await self._run(self._operations.next_pair(rater=rater))
+
+    async def feedback_summary(self) -> FeedbackSummary:
+        """Mean scores and win rates of the tenant's images, by model, steps, preset and pool."""
+        return await self._run(self._operations.feedback_summary())
+
+    async def export_feedback(self, **fields: Unpack[ExportFields]) -> AsyncIterator[bytes]:
+        """The bytes of an export as they come; needs the scope admin. Sent once: parts of it may be in use."""
+        outgoing = export_request(fields)
+        try:
+            response = await self._http.send(self._connection.request(self._http, outgoing), stream=True)
+            try:
+                if response.status_code != HTTPStatus.OK:
+                    raise failure_of(outgoing, await self._received(response, outgoing))
+                async for chunk in response.aiter_bytes():
+                    yield chunk
+            finally:
+                await response.aclose()
+        except httpx.RequestError as error:
+            raise failure_of(outgoing, error) from error
 
     async def create_key(self, name: str, scopes: Sequence[str], **fields: Unpack[KeyFields]) -> NewApiKey:
         """Create an API key; needs one with the scope admin, as do all calls about keys. Sent once."""

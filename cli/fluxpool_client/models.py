@@ -126,6 +126,11 @@ class Task(_Response):
     group_id: str | None = None
     parent_id: str | None = None
     """The task that this one is a retry of."""
+    preset: str | None = None
+    """The preset whose parameters it has."""
+    preset_reason: str | None = None
+    preset_probability: float | None = None
+    """Of the gateway's choice; None when the preset was asked for by its name."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -185,6 +190,79 @@ class CanceledTasks(_Response):
     data: tuple[CanceledTask, ...]
     has_more: bool
     next_cursor: str | None
+
+
+class Rating(_Response):
+    """What a person says of one image."""
+
+    rating_id: str
+    request_id: str
+    index: int
+    score: int | None = None
+    thumb: int | None = None
+    aspects: dict[str, int] = {}
+    artifacts: int | None = None
+    tags: tuple[str, ...] = ()
+    comment: str | None = None
+    created_at: datetime
+
+
+class ImageName(_Response):
+    """An image of a task."""
+
+    request_id: RequestId
+    index: int
+    url: str | None = None
+
+
+class Comparison(_Response):
+    """Which of two images a person prefers; `a` is the one with the smaller id, whichever was named first."""
+
+    rating_id: str
+    a: ImageName
+    b: ImageName
+    preferred: str
+    created_at: datetime
+
+
+class ImagePair(_Response):
+    """Two images of one prompt to be judged; `a` is to be shown first."""
+
+    prompt: str
+    a: ImageName
+    b: ImageName
+
+
+class Interval(_Response):
+    """A mean or a share, which lies between `low` and `high` with 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+class FeedbackGroup(_Response):
+    """What was said of the images with one value of a dimension."""
+
+    value: str | None
+    scores: int
+    mean_score: Interval | None
+    comparisons: int
+    wins: int
+    losses: int
+    ties: int
+    win_rate: Interval | None
+
+
+class FeedbackSummary(_Response):
+    """Mean scores and win rates, by each dimension."""
+
+    scores: int
+    comparisons: int
+    model: tuple[FeedbackGroup, ...]
+    steps: tuple[FeedbackGroup, ...]
+    preset: tuple[FeedbackGroup, ...]
+    pool: tuple[FeedbackGroup, ...]
 
 
 class ApiKey(_Response):

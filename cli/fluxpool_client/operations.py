@@ -37,13 +37,26 @@ from fluxpool_client.models import (
     BatchOutcome,
     CanceledTask,
     CanceledTasks,
+    Comparison,
+    FeedbackSummary,
     Group,
     Image,
+    ImagePair,
     NewApiKey,
+    Rating,
     Task,
     TaskPage,
 )
-from fluxpool_client.request_fields import BatchFields, CancelFields, KeyFields, ListFields, OptionalFields
+from fluxpool_client.request_fields import (
+    BatchFields,
+    CancelFields,
+    ComparisonFields,
+    ExportFields,
+    KeyFields,
+    ListFields,
+    OptionalFields,
+    RatingFields,
+)
 from fluxpool_client.service_models import Model, ModelList, Pools, Queue, UsageReport
 from fluxpool_contract.messages import REQUEST_ID, check_request_id
 
@@ -280,6 +293,37 @@ class Operations:
         query = urlencode({name: _text(value) for name, value in given.items() if value is not None})
         return self._ask(UsageReport, Outgoing(method="GET", path=f"/v1/usage?{query}"))
 
+    def rate(self, request_id: str, fields: RatingFields) -> Steps[Rating]:
+        """Rate an image."""
+        return self._ask(Rating, _json("PUT", _rating_path(request_id), fields))
+
+    def rating(self, request_id: str, *, index: int, rater: str | None) -> Steps[Rating]:
+        """A rating of an image."""
+        return self._ask(Rating, Outgoing(method="GET", path=_rating_path(request_id, index=index, rater=rater)))
+
+    def delete_rating(self, request_id: str, *, index: int, rater: str | None) -> Steps[None]:
+        """Take a rating back."""
+        yield from self._exchange(Outgoing(method="DELETE", path=_rating_path(request_id, index=index, rater=rater)))
+
+    def compare(
+        self, a: tuple[str, int], b: tuple[str, int], preferred: str, fields: ComparisonFields
+    ) -> Steps[Comparison]:
+        """Compare two images."""
+        sides = {
+            side: {"request_id": check_request_id(name), "index": index} for side, (name, index) in (("a", a), ("b", b))
+        }
+        return self._ask(Comparison, _json("POST", "/v1/comparisons", {**sides, "preferred": preferred, **fields}))
+
+    def next_pair(self, *, rater: str | None) -> Steps[ImagePair | None]:
+        """A pair to judge; None when there is none."""
+        outgoing = Outgoing(method="GET", path=_with_query("/v1/comparisons/next", {"rater": rater}))
+        response = yield from self._exchange(outgoing)
+        return None if response.status == HTTPStatus.NO_CONTENT else _read(ImagePair, response, outgoing)
+
+    def feedback_summary(self) -> Steps[FeedbackSummary]:
+        """Mean scores and win rates."""
+        return self._ask(FeedbackSummary, Outgoing(method="GET", path="/v1/feedback/summary"))
+
     def create_key(self, name: str, scopes: Sequence[str], fields: KeyFields) -> Steps[NewApiKey]:
         """Create an API key; not repeated, as each request makes one."""
         outgoing = _json("POST", _KEYS, {"name": name, "scopes": scopes, **fields})
@@ -319,14 +363,7 @@ class Operations:
 
     def _ask(self, model: type[Answer], outgoing: Outgoing, *, until: float | None = None) -> Steps[Answer]:
         response = yield from self._exchange(outgoing, until=until)
-        try:
-            return model.model_validate_json(response.body)
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise UnexpectedResponseError(
-                f"the response to {outgoing.method} {outgoing.path} is not a gateway's: {where} {problem['msg']}"
-            ) from None
+        return _read(model, response, outgoing)
 
     def _exchange(self, outgoing: Outgoing, *, until: float | None = None) -> Steps[Response]:
         """The response; failures that may pass are repeated `max_attempts` times, with `until` as long as that."""
@@ -346,6 +383,32 @@ class Operations:
             yield Pause(wanted_seconds if until is None else min(wanted_seconds, until - now))
             pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
             attempt += 1
+
+
+def _read(model: type[Answer], response: Response, outgoing: Outgoing) -> Answer:
+    try:
+        return model.model_validate_json(response.body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UnexpectedResponseError(
+            f"the response to {outgoing.method} {outgoing.path} is not a gateway's: {where} {problem['msg']}"
+        ) from None
+
+
+def export_request(fields: ExportFields) -> Outgoing:
+    """The request for an export, whose response is read as it comes."""
+    given = {name: str(value).lower() for name, value in fields.items()}
+    return Outgoing(method="GET", path=_with_query("/v1/feedback/export", given))
+
+
+def _rating_path(request_id: str, **query: Any) -> str:
+    return _with_query(f"{TASKS}/{check_request_id(request_id)}/rating", query)
+
+
+def _with_query(path: str, query: Mapping[str, Any]) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def is_http_url(text: str) -> bool:

@@ -35,6 +35,8 @@ class OptionalFields(TypedDict, total=False):
     max_queue_position: int
     start_within_s: int
     deadline_s: int
+    preset: str
+    """Name of one of the gateway's presets, or auto."""
 
 
 class BatchFields(OptionalFields, total=False):
@@ -77,3 +79,37 @@ class CancelFields(TypedDict, total=False):
     all: bool
     waiting_only: bool
     reason: str
+
+
+class RatingFields(TypedDict, total=False):
+    """What a person says of one image; at least one of the first six."""
+
+    score: int
+    thumb: Literal[-1, 1]
+    aspects: Mapping[str, int]
+    """aesthetic, alignment and fidelity, each 1 to 5."""
+    artifacts: int
+    tags: Sequence[str]
+    comment: str
+    index: int
+    """Number of the image."""
+    rater: str
+
+
+class ComparisonFields(TypedDict, total=False):
+    """What a person says of two images beside which one is preferred."""
+
+    aspects: Mapping[str, str]
+    """aesthetic, alignment and fidelity, each a, b, tie or both_bad."""
+    seconds: float
+    shown_first: Literal["a", "b"]
+    rater: str
+
+
+class ExportFields(TypedDict, total=False):
+    """What to export of feedback, and how."""
+
+    format: Literal["jsonl", "parquet"]
+    layout: Literal["pickapic", "hpd", "imagereward"]
+    ties: bool
+    images: bool

@@ -31,6 +31,7 @@ from fluxpool_contract.settings import (
 )
 from fluxpool_contract.text_rules import MAX_URL_CHARACTERS, SecretCredential, check_http_url
 from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.presets.preset import MAX_PRESETS, Preset, PresetName, check_presets
 
 EXIT_CONFIGURATION: Final = 2
 """Exit status of a program whose settings are wrong: starting it again does not help."""
@@ -218,6 +219,11 @@ class GatewaySettings(EnvironmentSettings):
     ] = Field(default_factory=dict)
     """Limits by tenant, each as `{"submit": "50/second", "outstanding": 1000}`; those of `*` are for every tenant that
     is not named. They hold over all processes of the gateway. Without keys every task is of the tenant `default`."""
+    presets: Annotated[dict[PresetName, Preset], Field(max_length=MAX_PRESETS)] = Field(default_factory=dict)
+    """Parameters that a request names by `preset`, each as `{"steps": 8, "quality": "fast"}`: steps, guidance,
+    true_cfg_scale, quality, loras. With `preset: auto` a request gets the one that people are likely to prefer."""
+    preset_exploration: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of the requests with `preset: auto` that every preset gets at least, so that it goes on being judged."""
     address_file: Path | None = None
     """File that gets the gateway's URL, whole or not at all, once it listens."""
 
@@ -267,6 +273,11 @@ class GatewaySettings(EnvironmentSettings):
             raise ValueError(
                 "oidc: is not used without authentication by keys; remove it, or set authentication to keys"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _presets_leave_a_choice(self) -> Self:
+        check_presets(self.presets, exploration=self.preset_exploration)
         return self
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 Nothing is connected before it is used.
 """
 
+from typing import TYPE_CHECKING
+
 from fluxpool_gateway.dead_letters import jobs
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.identity.key_tables import KeyTables
@@ -14,6 +16,10 @@ from fluxpool_gateway.store.postgres.shared_tables import SharedTables
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.shared_file import Shared
 from fluxpool_gateway.webhooks.store import WebhookStore
+from fluxpool_transport.storage import ObjectStore, open_object_store
+
+if TYPE_CHECKING:
+    from fluxpool_gateway.identity.quotas import Quotas
 
 
 def open_task_reader(settings: GatewaySettings) -> TaskStoreReader:
@@ -60,3 +66,20 @@ def open_limit_counts(settings: GatewaySettings) -> Shared:
 def open_webhooks(settings: GatewaySettings, *, durable: bool = True) -> WebhookStore:
     """The endpoints of webhooks and their deliveries; what is written is on disk at once where it is `durable`."""
     return WebhookStore(settings.webhook_store(), durable=durable)
+
+
+def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | None":
+    """The limits of tenants; None where the settings have none."""
+    if not settings.tenant_limits:
+        return None
+    # Here alone, for the start of gateways without limits: it takes a tenth of it.
+    from fluxpool_gateway.identity.quotas import Quotas  # noqa: PLC0415
+
+    return Quotas(settings.tenant_limits, open_limit_counts(settings), store)
+
+
+def open_signer(settings: GatewaySettings) -> ObjectStore | None:
+    """What signs addresses of images for clients; None where the settings have no address of that kind."""
+    if settings.image_endpoint_url is None:
+        return None
+    return open_object_store(settings.storage.model_copy(update={"endpoint_url": settings.image_endpoint_url}))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from fluxpool_contract.messages import TaskLora
 from fluxpool_gateway.identity import KeyScope
 from fluxpool_gateway.settings import GatewaySettings, OidcSettings, TenantLimits, WebhookSettings
 from kit.helm_chart import Helm, containers_of, environment, of_kind, pod_specs
@@ -47,6 +48,11 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
     )
     assert settings.foreign_tenant_topics == ("eu-tasks-vip",)
     assert settings.tenant_limits["*"] == TenantLimits(submit="50/second", outstanding=1000)
+    assert {name: preset.fields() for name, preset in settings.presets.items()} == {
+        "draft": {"steps": 8, "quality": "fast"},
+        "ink": {"true_cfg_scale": 1.5, "loras": (TaskLora(name="ink", scale=0.8),)},
+    }
+    assert settings.preset_exploration == 0.1
     assert settings.kafka.bootstrap_servers == ("kafka-0.kafka:9093", "kafka-1.kafka:9093")
     assert settings.storage.public_base_url == "https://images.example.com/$(bucket)/"
     assert settings.topics.model_dump() == {

@@ -1,8 +1,10 @@
 """The task store on a real PostgreSQL server, without Kafka."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +14,19 @@ from psycopg import sql
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from fluxpool_contract.messages.feedback import Preference
+from fluxpool_gateway.feedback.reads import (
+    find_keys_of_task,
+    read_compared,
+    read_comparisons,
+    read_ranks,
+    read_ratings,
+    read_scored,
+)
+from fluxpool_gateway.feedback.records import FeedbackSeen, read_feedback
 from fluxpool_gateway.identity.bootstrap import prepare_secret
 from fluxpool_gateway.identity.key_store import KeysError
+from fluxpool_gateway.presets.evidence import read_evidence
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError, open_writer
 from fluxpool_gateway.store.database_faults import DamagedStoreError
@@ -23,7 +36,7 @@ from fluxpool_gateway.store.postgres.reads import PostgresReads
 from fluxpool_gateway.store.postgres.rebuild import empty_store
 from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.reading import StoreUnavailableError, TaskStoreReader
-from fluxpool_gateway.store.tables import metadata, tasks, usage_hours
+from fluxpool_gateway.store.tables import comparisons, metadata, ratings, tasks, usage_hours
 from fluxpool_gateway.store.task_list import ChangePlace, ListCursor, ListFilter, ListOrder
 from fluxpool_gateway.store.task_state import (
     Change,
@@ -87,7 +100,20 @@ def ended(request_id: str, status: TaskStatus = TaskStatus.SUCCEEDED, *, tenant:
     return ResultSeen(request_id=request_id, status=status, body="{}", completed_at_ms=2, tenant=tenant)
 
 
-def apply(store: TaskStoreWriter, changes: Sequence[Change], *, start: int = 0) -> list[QuarantinedRecord]:
+def said(rating_id: str, request_id: str, what: int | Preference | None, *, tenant: str) -> FeedbackSeen:
+    """A score, a comparison with another task, or nothing any more."""
+    common = {"rating_id": rating_id, "created_at": "2026-11-30T10:00:00Z", "rater_hash": "ann"}
+    origin = {"prompt": "a fox", "model": "flux", "preset": "draft", "steps": 8}
+    value: dict[str, Any] = {**common, "request_id": request_id, "score": what, "origin": origin}
+    if isinstance(what, Preference):
+        other = {"request_id": "other", "origin": {"preset": "best"}}
+        value = {**common, "a": {"request_id": request_id, "origin": origin}, "b": other, "preferred": what}
+    return read_feedback(None if what is None else json.dumps(value).encode(), key=rating_id, tenant=tenant, at_ms=1)
+
+
+def apply(
+    store: TaskStoreWriter, changes: Sequence[Change | FeedbackSeen], *, start: int = 0
+) -> list[QuarantinedRecord]:
     placed = [((TOPIC, 0, offset), change) for offset, change in enumerate(changes, start)]
     return store.apply(placed, {(TOPIC, 0): LogPosition(start + len(changes), "id")}, now_ms=7)
 
@@ -99,9 +125,10 @@ def rows(engine: Engine) -> list[Any]:
         return sorted(tuple(row) for row in connection.execute(select(*columns)))
 
 
-def usage(engine: Engine) -> list[Any]:
+def others(engine: Engine) -> list[Any]:
+    """Every row of usage and of feedback."""
     with engine.begin() as connection:
-        return sorted(tuple(row) for row in connection.execute(select(usage_hours)))
+        return [sorted(map(str, connection.execute(select(table)))) for table in (usage_hours, ratings, comparisons)]
 
 
 # Start
@@ -227,6 +254,8 @@ _CHANGES = st.one_of(
     st.builds(moving, _IDS, step=st.integers(1, 9), tenant=_TENANTS),
     st.builds(ended, _IDS, st.sampled_from([TaskStatus.SUCCEEDED, TaskStatus.FAILED]), tenant=_TENANTS),
     st.builds(DeletionSeen, request_id=_IDS, tenant=_TENANTS),
+    st.builds(said, st.sampled_from(["x", "y"]), _IDS, st.sampled_from([None, 1, 5]), tenant=_TENANTS),
+    st.builds(said, st.sampled_from(["x", "z"]), _IDS, st.sampled_from(list(Preference)), tenant=_TENANTS),
 )
 
 
@@ -261,19 +290,27 @@ async def _observed(store: TaskStoreReader) -> list[Any]:
     found.append(await store.find("a", tenant=None))
     found.append(await store.positions())
     found.append((await store.quarantine()).count)
+    for tenant in ("default", "acme"):
+        found.append(sorted(map(str, await store.read(partial(read_scored, tenant=tenant)))))
+        found.append(sorted(map(str, await store.read(partial(read_compared, tenant=tenant)))))
+        found.append(sorted((await store.read(partial(read_ranks, tenant=tenant))).items()))
+        found.append(await store.read(partial(read_ratings, tenant=tenant, after="", limit=9)))
+        found.append(await store.read(partial(read_comparisons, tenant=tenant, after="", limit=9)))
+        found.append(await store.read(partial(find_keys_of_task, request_id="a", tenant=tenant)))
+    found.append(await store.read(partial(read_evidence, names=["draft", "best"])))
     return found
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(batches=st.lists(st.lists(_CHANGES, max_size=12), max_size=4))
 def test_it_holds_and_shows_what_a_sqlite_file_does(
-    tmp_path_factory: pytest.TempPathFactory, url: str, batches: list[list[Change]]
+    tmp_path_factory: pytest.TempPathFactory, url: str, batches: list[list[Change | FeedbackSeen]]
 ) -> None:
     file = tmp_path_factory.mktemp("store") / "tasks.sqlite"
     sqlite_engine, engine = open_writer(file), open_projector(url)
     migrate(sqlite_engine, file)
     with engine.begin() as connection:
-        connection.execute(text("TRUNCATE task, projected_offset, usage_hour"))
+        connection.execute(text("TRUNCATE task, projected_offset, usage_hour, rating, comparison"))
     first, second = TaskStoreReader(file), TaskStoreReader(PostgresReads(url))
     try:
         start = 0
@@ -282,7 +319,7 @@ def test_it_holds_and_shows_what_a_sqlite_file_does(
                 assert apply(TaskStoreWriter(opened), batch, start=start) == []
             start += len(batch)
         assert rows(engine) == rows(sqlite_engine)
-        assert usage(engine) == usage(sqlite_engine)
+        assert others(engine) == others(sqlite_engine)
         assert asyncio.run(_observed(second)) == asyncio.run(_observed(first))
     finally:
         first.close()

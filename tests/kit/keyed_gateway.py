@@ -18,7 +18,8 @@ from fluxpool_contract.settings.worker import StorageSettings
 from fluxpool_gateway.dead_letters.replaying import ReplayRunner
 from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_gateway.feedback.records import FeedbackSeen
-from fluxpool_gateway.http.app import GatewayApplication, build_application, open_quotas, open_signer, open_tokens
+from fluxpool_gateway.feedback.writing import FeedbackWriter
+from fluxpool_gateway.http.app import GatewayApplication, build_application, open_tokens
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.http.submission import Submission
@@ -28,6 +29,7 @@ from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.live.readers import EventReaders
+from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.queue.admission import Admission
@@ -40,7 +42,7 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.reservations import FILE_SUFFIX, reservation_file
 from fluxpool_gateway.store.task_state import Change, Position, ResultSeen, TaskStatus
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
-from fluxpool_gateway.stores import open_replay_jobs, open_webhooks
+from fluxpool_gateway.stores import open_quotas, open_replay_jobs, open_signer, open_webhooks
 from fluxpool_gateway.tasks.canceling import Canceling
 from fluxpool_gateway.tasks.deleting import Deleting
 from fluxpool_gateway.tasks.idempotency import Idempotency, Reservations
@@ -284,6 +286,9 @@ async def replica(
             tenant_waits=StoreWaits(group, store.latest_changes),
             canceling=Canceling(producer=records, topic=TopicNames().control),
             deleting=Deleting(producer=records, topic=TopicNames().results, objects=objects, tenant_secret=secret),
+            feedback=FeedbackWriter(
+                producer=records, topic=TopicNames().feedback, tenant_secret=secret, metrics=app.metrics
+            ),
             stopping=asyncio.Event(),
             readers=EventReaders(
                 most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant, metrics=app.metrics
@@ -309,6 +314,7 @@ async def replica(
             once=idempotency.once,
             topics=TopicNames(),
             admission=Admission(app.state.services.lanes, count=app.metrics.count_admission),
+            presets=Presets(presets=settings.presets, exploration=settings.preset_exploration),
             quotas=quotas,
             tenant_secret=secret,
             public_url=None,

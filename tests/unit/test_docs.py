@@ -33,6 +33,7 @@ from fluxpool_contract.settings.environment import EnvironmentSettings, Settings
 from fluxpool_contract.settings.worker import DEFAULT_CONSUMER_GROUP, Lane, WorkerSettings
 from fluxpool_gateway.http.generation_request import parse_request
 from fluxpool_gateway.http.problem import ProblemCode, ProblemDocument
+from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.settings import GatewaySettings, TenantLimits
 
 ROOT = Path(__file__).parents[2]
@@ -219,6 +220,7 @@ JSON_EXAMPLES: Mapping[str, Callable[[str], object]] = {
     "comparison": Comparison.model_validate_json,
     "lanes": TypeAdapter(tuple[Lane, ...]).validate_json,
     "limits": TypeAdapter(dict[str, TenantLimits]).validate_json,
+    "presets": TypeAdapter(dict[str, Preset]).validate_json,
 }
 
 

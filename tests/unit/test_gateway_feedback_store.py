@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, insert
 
 from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_contract.messages.feedback import Rating
 from fluxpool_gateway.feedback.records import PROOF_PREFIX, FeedbackSeen
 from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust, prove_tenant
 from fluxpool_gateway.projection.projected_records import UnreadableRecordError, read_change
@@ -205,6 +206,12 @@ def test_the_tenant_of_a_record_needs_the_proof_of_a_gateway() -> None:
 def test_an_invalid_record_is_refused_with_the_reason(key: bytes | None, value: bytes, reason: str) -> None:
     with pytest.raises(UnreadableRecordError, match=reason):
         read_change(TOPICS, topic=FEEDBACK, key=key, value=value, headers=(), timestamp_ms=1, trust=TenantTrust())
+
+
+def test_a_text_that_only_looks_like_the_nul_character_is_kept() -> None:
+    said = seen(rated(comment="\\u0000", origin={"prompt": "a\\u0000 fox\n"})).said
+    assert isinstance(said, Rating)
+    assert said.comment == "\\u0000"
 
 
 @pytest.mark.parametrize("deletion_first", [True, False])

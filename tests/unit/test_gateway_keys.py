@@ -56,7 +56,20 @@ def task(request_id: str, tenant: str) -> TaskSeen:
 async def test_every_route_but_the_open_ones_needs_a_key(gateway: Gateway) -> None:
     assert {"/healthz", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json"} == OPEN_PATHS
     asked = list(requests_of_every_route(gateway.one.app))
-    kinds = {"dlq", "events", "generations", "groups", "images", "keys", "models", "pools", "queue", "usage"}
+    kinds = {
+        "comparisons",
+        "dlq",
+        "events",
+        "feedback",
+        "generations",
+        "groups",
+        "images",
+        "keys",
+        "models",
+        "pools",
+        "queue",
+        "usage",
+    }
     assert {path.split("/")[2] for _, path, _ in asked} == kinds
     for method, path, _ in [*asked, ("GET", "/nowhere", []), ("PUT", "/v1/generations", []), ("GET", "/healthz/", [])]:
         answer = await gateway.one.ask(method, path)

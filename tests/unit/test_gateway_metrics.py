@@ -116,6 +116,7 @@ async def test_the_lag_of_the_projection_in_seconds_grows_when_the_projector_is_
 async def test_the_documentation_lists_every_metric(gateway: Gateway) -> None:
     await gateway.one.submit(gateway.admin)
     await gateway.one.submit(None)
+    gateway.one.app.metrics.count_feedback("rating")
     gateway.tasks.beat(Heartbeat(pid=1, beat_at_ms=1, caught_up_at_ms=1, lag_records=0, rebuilt_because=None))
     text = (await gateway.one.ask("GET", "/metrics")).text
     types = re.findall(r"^# TYPE (fluxpool_\S+) (\S+)$", text, re.MULTILINE)

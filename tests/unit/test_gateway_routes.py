@@ -18,6 +18,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_gateway.feedback.writing import FeedbackWriter
 from fluxpool_gateway.http.app import BackgroundPartError, build_application, open_dead_letters, run_or_fail
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.routes import Services
@@ -128,6 +129,9 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
                 topic=TopicNames().results,
                 objects=open_object_store(storage),
                 tenant_secret=None,
+            ),
+            feedback=FeedbackWriter(
+                producer=Records(), topic=TopicNames().feedback, tenant_secret=None, metrics=app.metrics
             ),
             stopping=asyncio.Event(),
             readers=EventReaders(most=1, most_of_tenant=1, metrics=app.metrics),
@@ -307,7 +311,7 @@ async def test_the_openapi_document_declares_every_problem_as_problem_json(gatew
         for status, response in operation["responses"].items()
         if int(status) >= 400 and "HTTPValidationError" not in str(response)
     ]
-    assert len(problems) == 238
+    assert len(problems) == 277
     assert all(media_types == {"application/problem+json"} for media_types in problems)
     names = set(document["components"]["schemas"])
     assert {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]} <= names

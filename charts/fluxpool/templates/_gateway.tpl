@@ -58,6 +58,19 @@
 {{- if $gateway.tenantLimits }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_TENANT_LIMITS" "value" (toJson $gateway.tenantLimits)) }}
 {{- end }}
+{{- if $gateway.presets }}
+{{- $presets := dict }}
+{{- range $name, $preset := $gateway.presets }}
+{{- $fields := omit $preset "trueCfgScale" }}
+{{- if hasKey $preset "trueCfgScale" }}
+{{- $_ := set $fields "true_cfg_scale" $preset.trueCfgScale }}
+{{- end }}
+{{- $_ := set $presets $name $fields }}
+{{- end }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_PRESETS" "value" (toJson $presets)) }}
+- name: FLUXPOOL_PRESET_EXPLORATION
+  value: {{ $gateway.presetExploration | quote }}
+{{- end }}
 {{- if $gateway.bootstrapKeySecretRef.name }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_BOOTSTRAP_KEY_FILE" "value" "/etc/fluxpool/keys/bootstrap") }}
 {{- end }}

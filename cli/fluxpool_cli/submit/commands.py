@@ -61,6 +61,9 @@ def submit(
         typer.Option(help="How much of --image changes, above 0 and at most 1 (default 0.6).", callback=finite),
     ] = None,
     priority: Annotated[str | None, typer.Option(help="standard or vip.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Preset of the gateway, or auto for the one that people are likely to prefer.")
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request is one task, however often it is sent.")
     ] = None,
@@ -110,6 +113,7 @@ def submit(
         "loras": [parse_lora(text) for text in lora or ()] or None,
         "strength": strength,
         "priority": priority,
+        "preset": preset,
     }
     if strength is not None and image is None:
         raise typer.BadParameter("has no effect without --image", param_hint="--strength")
@@ -128,9 +132,9 @@ def submit(
         fields["image"] = image_address(image, data_dir=data_dir, is_local=is_local)
     body = {name: value for name, value in fields.items() if value is not None}
     if bootstrap_servers is not None:
-        if wait or output_dir is not None:
+        if wait or preset is not None or output_dir is not None:
             raise typer.BadParameter(
-                "needs a gateway; leave out --wait and --output-dir", param_hint="--bootstrap-servers"
+                "needs a gateway; leave out --wait, --preset and --output-dir", param_hint="--bootstrap-servers"
             )
         target = find_target(bootstrap_servers, data_dir)
         _show(run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key)), as_format)

@@ -16,7 +16,7 @@ import uuid_utils
 from fluxpool_contract.bounds import moment_at
 from fluxpool_contract.json_body import without_bom
 from fluxpool_contract.messages.headers import Envelope
-from fluxpool_contract.messages.task import MAX_IMAGES, MAX_SEED
+from fluxpool_contract.messages.task import MAX_IMAGES, MAX_SEED, PRESET_FIELDS
 
 _LARGEST_EXACT_INTEGER: Final = 2**53
 """Up to here every whole number is a floating-point number too."""
@@ -46,7 +46,8 @@ def task_digest(body: bytes) -> str:
     Two records with one `request_id` are the same request when their digests are equal. Taken from the body itself and
     not from the parsed model, so that workers of different releases agree. Equal for equal values however they are
     written: `4`, `4.0` and `0.4e1`, escapes, a byte order mark. Raises `ValueError` for a body that is not JSON as
-    RFC 8259 defines it, and for numbers beyond 64-bit floating point.
+    RFC 8259 defines it, and for numbers beyond 64-bit floating point. What a gateway chose for a preset is left out: a
+    repeat of the request, for which it chose otherwise, is the same request.
     """
     value = json.loads(without_bom(body), parse_float=_number, parse_constant=_refuse_constant)
     return _digest_of(value)
@@ -61,6 +62,12 @@ def task_digest_as_written(body: bytes) -> str:
 
 
 def _digest_of(value: object) -> str:
+    if isinstance(value, dict) and isinstance(choice := value.get("preset_choice"), dict):
+        sets = choice.get("sets")
+        chosen = {"preset_choice"} | PRESET_FIELDS.intersection(
+            name for name in (sets if isinstance(sets, list) else ()) if isinstance(name, str)
+        )
+        value = {name: item for name, item in value.items() if name not in chosen}
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -29,6 +29,11 @@ MAX_LORAS = 4
 MAX_LORA_SCALE = 2.0
 LORA_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """A file's name without `.safetensors`; it names no other folder."""
+PRESET_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+AUTO_PRESET = "auto"
+"""In place of a preset's name: the gateway chooses one."""
+PRESET_FIELDS = frozenset({"steps", "guidance", "true_cfg_scale", "quality", "loras"})
+"""What a preset may set."""
 DEFAULT_STRENGTH = 0.6
 """diffusers' own default for image-to-image."""
 MAX_TASK_BYTES = 64 * 1024
@@ -256,11 +261,29 @@ class GenerationParameters(BaseModel):
         return self
 
 
+class PresetChoice(BaseModel):
+    """How a gateway chose the preset of a task."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(max_length=63)]
+    reason: Annotated[str, Field(max_length=500)]
+    """For people."""
+    probability: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of this choice; absent when the preset was asked for by its name."""
+    sets: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=16)] = ()
+    """Fields of the task that the preset has set."""
+
+
 class GenerationTask(GenerationParameters):
     """One record of a task topic."""
 
     model_config = ConfigDict(extra="allow", title="GenerationTask")
 
     request_id: RequestId
+    preset: Annotated[str, Field(max_length=63)] | None = None
+    """As the client of a gateway asked for it, or auto; the gateway has set its parameters. No effect on workers."""
+    preset_choice: PresetChoice | None = None
+    """The preset that the gateway chose: name, reason, probability, and the fields that it sets."""
     parent_id: Annotated[str, Field(max_length=128), AfterValidator(check_request_id)] | None = None
     """The task that this one is a retry of."""

@@ -31,9 +31,6 @@ def read_feedback(value: bytes | None, *, key: str, tenant: str, at_ms: int) -> 
     """The change; raises `InvalidFeedbackError`."""
     if value is None:
         return FeedbackSeen(rating_id=key, tenant=tenant, said=None, at_ms=at_ms)
-    if b"\\u0000" in value:
-        # PostgreSQL has no such text.
-        raise InvalidFeedbackError("must not contain the NUL character")
     try:
         fields = json.loads(value)
         is_comparison = isinstance(fields, dict) and "preferred" in fields
@@ -42,9 +39,20 @@ def read_feedback(value: bytes | None, *, key: str, tenant: str, at_ms: int) -> 
         raise InvalidFeedbackError("; ".join(map(str, explain(error, body=value)))) from error
     except (ValueError, RecursionError) as error:
         raise InvalidFeedbackError("is not JSON") from error
+    if _has_nul(fields):
+        # PostgreSQL has no such text.
+        raise InvalidFeedbackError("must not contain the NUL character")
     if said.rating_id != key:
         # The topic is compacted by the key: it would lose another record in this one's place.
         raise InvalidFeedbackError(f"rating_id: is {said.rating_id!r}, but the key is {key!r}; both must be equal")
     return FeedbackSeen(
         rating_id=key, tenant=tenant, said=said.in_order if isinstance(said, Comparison) else said, at_ms=at_ms
     )
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_nul, (*value, *value.values())))
+    if isinstance(value, list):
+        return any(map(_has_nul, value))
+    return isinstance(value, str) and "\x00" in value

@@ -28,6 +28,8 @@ from fluxpool_gateway.dead_letters import routes as dead_letter_routes
 from fluxpool_gateway.dead_letters.replaying import ReplayRunner
 from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_gateway.dead_letters.topic import KafkaDeadLetterTopic
+from fluxpool_gateway.feedback import routes as feedback_routes
+from fluxpool_gateway.feedback.writing import FeedbackWriter
 from fluxpool_gateway.http import change_routes, key_routes, openai, task_routes
 from fluxpool_gateway.http.batch import batch_route
 from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
@@ -59,6 +61,7 @@ from fluxpool_gateway.models import routes as model_routes
 from fluxpool_gateway.page import PAGE_ROUTERS
 from fluxpool_gateway.page.door import PageDoor, is_page
 from fluxpool_gateway.page.rendering import render_problem
+from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.queue import routes as queue_routes
@@ -71,9 +74,10 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskStatus
 from fluxpool_gateway.stores import (
     open_key_store,
-    open_limit_counts,
+    open_quotas,
     open_replay_jobs,
     open_reservations,
+    open_signer,
     open_task_reader,
     open_webhooks,
 )
@@ -87,10 +91,9 @@ from fluxpool_gateway.usage import routes as usage_routes
 from fluxpool_gateway.webhooks import routes as webhook_routes
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner, SharedSends
-from fluxpool_transport.storage import ObjectStore, open_object_store
+from fluxpool_transport.storage import open_object_store
 
 if TYPE_CHECKING:
-    from fluxpool_gateway.identity.quotas import Quotas
     from fluxpool_gateway.identity.tokens import Tokens
 
 CLIENT_ID: Final = "fluxpool-gateway"
@@ -253,6 +256,7 @@ def build_application(
     app.include_router(dead_letter_replay_routes.router)
     app.include_router(dead_letter_routes.router)
     app.include_router(webhook_routes.router)
+    app.include_router(feedback_routes.router)
     app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)
@@ -287,6 +291,7 @@ async def _running(
     webhooks = open_webhooks(settings)
     reservations = Reservations(open_reservations(settings))
     quotas = open_quotas(settings, store)
+    presets = Presets(presets=settings.presets, exploration=settings.preset_exploration)
     ends = TaskTopicEnds(metadata, settings.topics)
     recent = RecentTasks(loop.time)
     lanes = LaneWatch(
@@ -324,6 +329,9 @@ async def _running(
                 deleting=Deleting(
                     producer=producer, topic=settings.topics.results, objects=objects, tenant_secret=tenant_secret
                 ),
+                feedback=FeedbackWriter(
+                    producer=producer, topic=settings.topics.feedback, tenant_secret=tenant_secret, metrics=app.metrics
+                ),
                 stopping=stopping,
                 readers=EventReaders(
                     most=settings.event_streams, most_of_tenant=settings.event_streams_of_tenant, metrics=app.metrics
@@ -345,14 +353,16 @@ async def _running(
                 topics=settings.topics,
                 qualities=settings.qualities,
                 admission=Admission(lanes, count=app.metrics.count_admission),
+                presets=presets,
                 quotas=quotas,
                 tenant_secret=tenant_secret,
                 public_url=settings.public_url,
             )
-            parts = {
+            parts: dict[str, Callable[[], Awaitable[None]]] = {
                 "broker_watch": watch.run,
                 "partitioner": partitioner.run,
                 "pool_states": pool_states.run,
+                "presets": partial(presets.run, store.read),
                 "reservations": idempotency.purge,
                 "dead_letter_replays": dead_letters.runner.run,
             }
@@ -397,23 +407,6 @@ def open_dead_letters(settings: GatewaySettings, store: TaskStoreReader, metrics
     topic, jobs = KafkaDeadLetterTopic(settings.kafka, settings.topics.dead_letters), open_replay_jobs(settings)
     runner = ReplayRunner(jobs=jobs, topic=topic, retry_topics=frozenset(settings.topics.retry), metrics=metrics)
     return DeadLetters(store=store, topic=topic, jobs=jobs, runner=runner, topics=settings.topics)
-
-
-def open_signer(settings: GatewaySettings) -> ObjectStore | None:
-    """What signs addresses of images for clients; None where the settings have no address of that kind."""
-    if settings.image_endpoint_url is None:
-        return None
-    return open_object_store(settings.storage.model_copy(update={"endpoint_url": settings.image_endpoint_url}))
-
-
-def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | None":
-    """The limits of tenants; None where the settings have none."""
-    if not settings.tenant_limits:
-        return None
-    # Here alone, for the start of gateways without limits: it takes a tenth of it.
-    from fluxpool_gateway.identity.quotas import Quotas  # noqa: PLC0415
-
-    return Quotas(settings.tenant_limits, open_limit_counts(settings), store)
 
 
 async def run_or_fail(run: Callable[[], Awaitable[None]], on_failure: Callable[[], None], *, name: str) -> None:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
+from fluxpool_gateway.feedback.reads import find_keys_of_task
 from fluxpool_gateway.http.problem import (
     BODY_PROBLEMS,
     RETRY_AFTER_SECONDS,
@@ -249,14 +250,19 @@ async def delete_generation(request_id: RequestIdInPath, services: WithServices,
         raise ProblemError(ProblemCode.NOT_FINISHED, detail, headers=[("retry-after", str(RETRY_AFTER_SECONDS))])
     if found.tenant == NOBODY:
         raise ProblemError(ProblemCode.NOT_FOUND, f"whose task {request_id} is, is not known")
+    # It outlives the record of the deletion, and would come back with a store that is built again.
+    said = await read_store(
+        services.store.read(lambda connection: find_keys_of_task(connection, request_id, tenant=found.tenant))
+    )
     try:
+        await services.feedback.withdraw(said, tenant=found.tenant)
         await services.deleting.delete(found)
     except (StorageUnavailableError, CorruptObjectError) as error:
         logger.warning("task_objects_not_deleted", request_id=request_id, reason=str(error))
         detail = "the images cannot be deleted at the moment, and the task stays; repeat the request"
         raise unavailable(ProblemCode.STORAGE_FAILED, detail) from error
     except DeliveryError as error:
-        detail = "the images are deleted, but the task is not yet; repeat the request"
+        detail = "the task is not deleted yet, its images may be; repeat the request"
         raise unavailable(ProblemCode.QUEUE_UNAVAILABLE, detail) from error
     try:
         async with asyncio.timeout(DELETION_SHOWN_SECONDS):

@@ -3,11 +3,13 @@
 Pure. Owns the HTTP names of fields and the answer to an invalid body; the limits themselves are the contract's.
 """
 
-from collections.abc import Collection, Iterable
+import json
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Annotated, Final
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError
 
@@ -17,6 +19,7 @@ from fluxpool_contract.json_body import without_bom
 from fluxpool_contract.messages import (
     MAX_STEPS,
     MAX_TASK_BYTES,
+    PRESET_PATTERN,
     GenerationParameters,
     Quality,
     format_time,
@@ -52,6 +55,9 @@ class GenerationRequest(GenerationParameters):
     """Distilled guidance, costs nothing; no effect with FLUX.1-schnell. `guidance_scale` is understood as well."""
     priority: Annotated[Priority, Field(strict=False)] = Priority.STANDARD
     """standard or vip."""
+    preset: Annotated[str, Field(pattern=PRESET_PATTERN)] | None = None
+    """Name of one of the gateway's presets, which sets some parameters, or auto for the one that people are likely to
+    prefer. A parameter that the preset sets is refused beside it."""
     max_queue_position: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
     """Refuse the request when more tasks than this are likely to begin before it."""
     start_within_s: Annotated[int, Field(ge=1, le=MAX_WAIT_SECONDS)] | None = None
@@ -111,8 +117,14 @@ def _not_allowed(field: str, reason: str) -> ProblemError:
     )
 
 
-def render_task(request: GenerationRequest, request_id: str, *, parent_id: str | None = None) -> bytes:
-    """The value of the task's record: the id and the given fields alone, as compact JSON.
+def render_task(
+    request: GenerationRequest,
+    request_id: str,
+    *,
+    parent_id: str | None = None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> bytes:
+    """The value of the task's record: the id and the given fields alone, as compact JSON, with `more` behind.
 
     Defaults are left to the worker, so that a repeat of the same request is the same bytes whatever the release.
     Raises `ProblemError` (413) when it is larger than a task may be.
@@ -123,6 +135,9 @@ def render_task(request: GenerationRequest, request_id: str, *, parent_id: str |
     value = b'{"request_id":"%s",%s' % (request_id.encode(), fields[1:])
     if parent_id is not None:
         value = b'{"parent_id":"%s",%s' % (parent_id.encode(), value[1:])
+    if more:
+        added = json.dumps(dict(more), ensure_ascii=False, separators=(",", ":")).encode()
+        value = b"%s,%s" % (value[:-1], added[1:])
     if len(value) > MAX_TASK_BYTES:
         raise body_too_large()
     return value

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from fluxpool_gateway.dead_letters.service import DeadLetters
+from fluxpool_gateway.feedback.writing import FeedbackWriter
 from fluxpool_gateway.http.generation_request import GenerationRequest
 from fluxpool_gateway.http.problem import (
     problems,
@@ -57,6 +58,7 @@ class Services:
     """Of the latest change of a tenant's tasks."""
     canceling: Canceling
     deleting: Deleting
+    feedback: FeedbackWriter
     stopping: asyncio.Event
     """Set when the server is about to stop: requests that wait are to be answered."""
     readers: EventReaders

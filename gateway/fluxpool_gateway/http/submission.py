@@ -10,8 +10,9 @@ import json
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
@@ -50,6 +51,7 @@ from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.identity.tenant_proof import NOBODY, prove_tenant
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
+from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.store.task_state import TaskKey, TaskState
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
 from fluxpool_gateway.tasks.lookup import RecentTasks
@@ -131,6 +133,7 @@ class Submission:
     qualities: Collection[Quality] = ()
     admission: TaskAdmission | None = None
     """Refuses requests that would wait too long for themselves; None: they are accepted."""
+    presets: Presets = field(default_factory=Presets)
     quotas: TaskQuotas | None = None
     """The limits of tenants; None where there are none."""
     tenant_secret: bytes | None = None
@@ -200,11 +203,13 @@ class Submission:
         fields = json.loads(body)
         for name in _NOT_IN_A_REQUEST:
             fields.pop(name, None)
+        # The parameters of its preset are in the task: the new one has the same, whatever the preset is by now.
+        kept = {name: fields.pop(name) for name in ("preset", "preset_choice") if name in fields}
         request = self._parse(json.dumps(fields | {"priority": ended.priority}).encode(), caller)
         tenant = caller.tenant if ended.tenant == NOBODY else ended.tenant
         # No Idempotency-Key has blanks.
         request_id = idempotent_request_id(tenant, f"retry of {ended.request_id} after {ended.version}")
-        value = render_task(request, request_id, parent_id=ended.request_id)
+        value = render_task(request, request_id, parent_id=ended.request_id, more=kept)
         more: list[tuple[str, str]] = []
         await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
         return request_id, more
@@ -278,7 +283,7 @@ class Submission:
         tenant = caller.tenant
         if key is None:
             request_id = new_request_id()
-            value = render_task(request, request_id)
+            request, value = self._render(request, request_id, caller)
             try:
                 await self._admit_and_produce(
                     headers, request, tenant=tenant, request_id=request_id, value=value, more=more
@@ -287,7 +292,7 @@ class Submission:
                 raise error.answer from error
             return request_id
         request_id = idempotent_request_id(tenant, check_idempotency_key(key))
-        value = render_task(request, request_id)
+        request, value = self._render(request, request_id, caller)
         await self._produce_once(headers, request, tenant=tenant, request_id=request_id, value=value, more=more)
         return request_id
 
@@ -307,8 +312,7 @@ class Submission:
             raise ProblemError(
                 ProblemCode.INVALID_REQUEST, str(problem), fields=[problem], status=HTTPStatus.UNPROCESSABLE_ENTITY
             )
-        request = await self._read(headers, receive, caller)
-        value = render_task(request, request_id)
+        request, value = self._render(await self._read(headers, receive, caller), request_id, caller)
         return await self._produce_once(
             headers, request, tenant=caller.tenant, request_id=request_id, value=value, more=more
         )
@@ -326,9 +330,19 @@ class Submission:
         return request
 
     def _check(self, request: GenerationRequest, caller: Caller) -> None:
-        check_quality(request, self.qualities)
-        check_image_folder(request, caller.tenant)
-        caller.rights.check(request)
+        # With a preset once its parameters are known, by `_render`.
+        if request.preset is None:
+            check_quality(request, self.qualities)
+            check_image_folder(request, caller.tenant)
+            caller.rights.check(request)
+
+    def _render(self, request: GenerationRequest, request_id: str, caller: Caller) -> tuple[GenerationRequest, bytes]:
+        """The request with the parameters of its preset, if it has one, and the value of its record."""
+        if request.preset is None:
+            return request, render_task(request, request_id)
+        check = partial(self._check, caller=caller)
+        request, choice = self.presets.apply(request, request_id, tenant=caller.tenant, check=check)
+        return request, render_task(request, request_id, more={"preset_choice": choice.model_dump(exclude_none=True)})
 
     async def _produce_once(
         self,

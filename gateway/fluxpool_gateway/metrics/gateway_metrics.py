@@ -5,7 +5,7 @@ Owns names, help texts and labels, which are bounded: no path, id or tenant. Che
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -46,6 +46,12 @@ class GatewayMetrics:
         )
         self._admissions = Counter(
             f"{PREFIX}admissions", "Requests that limit their wait, by what became of them.", ("outcome",), registry=own
+        )
+        self._feedback = Counter(
+            f"{PREFIX}feedback",
+            "Ratings, comparisons and withdrawals whose records the broker acknowledged.",
+            ("kind",),
+            registry=own,
         )
         self._produce = Histogram(
             f"{PREFIX}produce_seconds",
@@ -101,6 +107,10 @@ class GatewayMetrics:
     def count_dead_letter(self, outcome: str) -> None:
         """A dead letter was `replayed`, `refused` or `discarded`."""
         self._dead_letters.labels(outcome).inc()
+
+    def count_feedback(self, kind: Literal["rating", "comparison", "withdrawal"]) -> None:
+        """The broker has acknowledged a record of the feedback topic."""
+        self._feedback.labels(kind).inc()
 
     def count_accepted(self, priority: str, *, produce_seconds: float) -> None:
         """The broker has acknowledged the record of a task."""

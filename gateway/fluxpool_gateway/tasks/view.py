@@ -2,13 +2,13 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fluxpool_contract.bounds import moment_at
-from fluxpool_contract.messages import GenerationResult
+from fluxpool_contract.messages import GenerationResult, PresetChoice
 from fluxpool_gateway.queue.place import Estimate
 from fluxpool_gateway.store.task_list import GroupCounts
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
@@ -93,6 +93,12 @@ class TaskView(_View):
     """As given with the task."""
     parent_id: str | None = None
     """The task that this one is a retry of."""
+    preset: str | None = None
+    """The preset whose parameters the task has."""
+    preset_reason: str | None = None
+    """Why it has this preset."""
+    preset_probability: float | None = None
+    """Of this choice; null when the preset was asked for by its name."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     completed_at: datetime | None = None
@@ -114,6 +120,7 @@ class TaskView(_View):
             priority=state.priority,
             group_id=state.group_id,
             parent_id=_parent_of(state),
+            **_preset_of(state),
             created_at=_moment(state.created_at_ms),
             started_at=_moment(state.started_at_ms),
             completed_at=_moment(state.completed_at_ms),
@@ -198,6 +205,17 @@ def _parent_of(state: TaskState) -> str | None:
         return None
     parent_id = json.loads(state.body).get("parent_id")
     return parent_id if isinstance(parent_id, str) else None
+
+
+def _preset_of(state: TaskState) -> dict[str, Any]:
+    # As for parents: most tasks have none.
+    if state.body is None or '"preset_choice"' not in state.body:
+        return {}
+    try:
+        choice = PresetChoice.model_validate(json.loads(state.body).get("preset_choice"))
+    except ValidationError:
+        return {}
+    return {"preset": choice.name, "preset_reason": choice.reason, "preset_probability": choice.probability}
 
 
 def _queue(place: Estimate | None) -> QueueView | None:

@@ -1,0 +1,71 @@
+"""`fluxpool rate`."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from fluxpool_cli.feedback.options import RaterOption, aspects_of, image_named
+from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.options import with_option_groups
+from fluxpool_cli.terminal import OutputOptions, write_json, write_line
+from fluxpool_client import RatingFields
+
+
+class Thumb(StrEnum):
+    """A judgement without a number."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+@with_option_groups
+def rate(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Id of a task that succeeded; ID/1: its second image.")],
+    score: Annotated[int | None, typer.Argument(min=1, max=5, help="1 to 5.")] = None,
+    *,
+    thumb: Annotated[Thumb | None, typer.Option(help="up or down.")] = None,
+    aspect: Annotated[
+        list[str] | None,
+        typer.Option(help="aesthetic=4, alignment=5 (with the prompt) or fidelity=3; may be repeated."),
+    ] = None,
+    artifacts: Annotated[int | None, typer.Option(min=0, max=5, help="Visible defects: 0 none, 5 spoiled.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A word for it; may be repeated.")] = None,
+    comment: Annotated[str | None, typer.Option(help="At most 1,000 characters.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the rating back.")] = False,
+    rater: RaterOption = None,
+    url: UrlOption = None,
+    output: OutputOptions,
+) -> None:
+    """Rate an image. A second rating by the same rater replaces the first."""
+    request_id, index = image_named(image)
+    fields: RatingFields = {"index": index}
+    if score is not None:
+        fields["score"] = score
+    if thumb is not None:
+        fields["thumb"] = 1 if thumb is Thumb.UP else -1
+    if aspects := aspects_of(aspect):
+        wrong = [value for value in aspects.values() if not (value.isdecimal() and value.isascii())]
+        if wrong:
+            raise typer.BadParameter(f"{wrong[0]!r} must be a number from 1 to 5", param_hint="--aspect")
+        fields["aspects"] = {name: int(value) for name, value in aspects.items()}
+    if artifacts is not None:
+        fields["artifacts"] = artifacts
+    if tag:
+        fields["tags"] = tag
+    if comment is not None:
+        fields["comment"] = comment
+    if remove and len(fields) > 1:
+        raise typer.BadParameter("takes the rating back; leave out what it says", param_hint="--remove")
+    with gateway_client(url or default_gateway_url()) as gateway:
+        if remove:
+            gateway.delete_rating(request_id, index=index, rater=rater)
+            write_line(f"{request_id}/{index} rating removed")
+            return
+        if rater is not None:
+            fields["rater"] = rater
+        said = gateway.rate(request_id, **fields)
+    if output.json:
+        write_json(said.model_dump(mode="json"))
+    else:
+        write_line(f"{said.request_id}/{said.index} rated")

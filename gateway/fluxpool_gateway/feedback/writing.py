@@ -1,0 +1,68 @@
+"""Writes what people say of images to the feedback topic, under keys that make a second judgement replace the first.
+
+Knows nothing of HTTP. What is written continues in the projector.
+"""
+
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from fluxpool_contract import header_names
+from fluxpool_contract.messages import DEFAULT_TENANT, Comparison, Rating
+from fluxpool_gateway.feedback.records import PROOF_PREFIX
+from fluxpool_gateway.identity.tenant_proof import prove_tenant
+from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
+from fluxpool_gateway.tasks.canceling import ANY_PARTITION
+from fluxpool_gateway.tasks.producer import RecordSink
+
+_RATER_BYTES: Final = 16
+_MAX_RECENT: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedbackWriter:
+    """One process's writer."""
+
+    producer: RecordSink
+    topic: str
+    tenant_secret: bytes | None
+    """Proves whose a record is, and keeps the names of raters from being guessed; None without authentication."""
+    metrics: GatewayMetrics
+    _recent: OrderedDict[str, None] = field(default_factory=OrderedDict, init=False)
+    """Keys that were written lately: the projection shows them a moment later."""
+
+    def rater_hash(self, tenant: str, rater: str) -> str:
+        """The pseudonym of a person: the same for every judgement, and for nobody to trace back."""
+        text = f"rater/{tenant}/{rater}".encode(errors="replace")
+        return hmac.digest(self.tenant_secret or b"none", text, hashlib.sha256)[:_RATER_BYTES].hex()
+
+    async def write(self, said: Rating | Comparison) -> None:
+        """Return once the broker has it; raises `DeliveryError`."""
+        await self._send(said.rating_id, said.tenant, said.model_dump_json(exclude_none=True).encode())
+        self.metrics.count_feedback("rating" if isinstance(said, Rating) else "comparison")
+        self._recent[said.rating_id] = None
+        if len(self._recent) > _MAX_RECENT:
+            self._recent.popitem(last=False)
+
+    async def withdraw(self, rating_ids: Iterable[str], *, tenant: str) -> None:
+        """Take back what was said under these keys, if anything; raises `DeliveryError`."""
+        for rating_id in rating_ids:
+            self._recent.pop(rating_id, None)
+            await self._send(rating_id, tenant, None)
+            self.metrics.count_feedback("withdrawal")
+
+    def wrote_lately(self, rating_id: str) -> bool:
+        """Whether this process wrote it, and may know it before the store does."""
+        return rating_id in self._recent
+
+    async def _send(self, rating_id: str, tenant: str, value: bytes | None) -> None:
+        headers = [(header_names.CONTENT_TYPE, b"application/json"), (header_names.TENANT, tenant.encode())]
+        if self.tenant_secret is not None and tenant != DEFAULT_TENANT:
+            proof = prove_tenant(self.tenant_secret, tenant=tenant, request_id=PROOF_PREFIX + rating_id)
+            headers.append((header_names.TENANT_PROOF, proof.encode()))
+        await self.producer.send(
+            topic=self.topic, partition=ANY_PARTITION, key=rating_id.encode(), value=value, headers=headers
+        )

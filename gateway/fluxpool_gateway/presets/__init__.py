@@ -1,0 +1,1 @@
+"""Presets of the operator: named parameters of tasks; `auto` learns from feedback which one people prefer."""
