@@ -34,6 +34,8 @@ _COLUMNS: Final = (
     ("Max", "integer", ".spec.scaling.maxReplicas", "Maximum number of workers.", 1),
     ("InFlight", "integer", ".status.inFlight", "Tasks that workers have started.", 1),
     ("Limit", "string", ".status.plan.constraint", "Constraint that determined the number of workers.", 1),
+    ("Model", "string", ".status.modelFamily", "Family of the model.", 1),
+    ("License", "string", ".status.license", "License of the family's published weights.", 1),
     ("Group", "string", ".spec.kafka.consumerGroup", "Consumer group of the first lane.", 1),
     ("Message", "string", f"{_READY}.message", "Message of the Ready condition.", 1),
 )

@@ -64,7 +64,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
         "control": "eu-control",
         "dead_letters": "eu-dlq",
         "feedback": "eu-feedback",
-        "pools": "flux-pools",
+        "pools": "eu-pools",
     }
     assert settings.groups() == {"eu-workers": "eu-tasks", "eu-urgent": "eu-tasks-vip"}
     assert [lane.preference for lane in settings.lanes] == [0, 10]

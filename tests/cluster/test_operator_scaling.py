@@ -32,6 +32,11 @@ async def test_a_user_scales_a_manual_pool_and_the_plan_is_only_shown(fluxpool: 
         scale = await fluxpool.bench.api.get(f"{fluxpool.path('standard')}/scale")
         assert scale["spec"]["replicas"] == 3
         assert scale["status"]["selector"] == pool["status"]["selector"]
+        state = await fluxpool.wait_state(lambda state: state.get("ready_replicas") == 3)
+        assert (state["pool"], state["desired_replicas"]) == ("standard", 3)
+        assert state["reason"].startswith("The lag is 40;")
+        await fluxpool.delete("standard")
+        await fluxpool.wait_state(lambda state: not state)
 
 
 async def test_an_autoscaler_drives_a_manual_pool_through_the_scale_subresource(fluxpool: OperatorBench) -> None:

@@ -9,7 +9,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from fluxpool_contract.kafka.connection import KafkaConnection
-from fluxpool_contract.kafka.ledger import is_ledger
+from fluxpool_contract.kafka.ledger import committed_model_family, is_ledger
 from fluxpool_transport.lag.lag_reader import LagReader
 from kit.kafka import committed_offsets, produce
 from kit.waiting import wait_until
@@ -52,7 +52,8 @@ async def test_a_worker_commits_the_unchanged_offset_of_another_client_again(ben
         return is_ledger((await committed_offsets(bench.bootstrap_servers, bench.group))[place].metadata)
 
     await wait_until(kept, deadline_seconds=KEPT_SECONDS, what="the worker's own commit")
-    assert (await committed_offsets(bench.bootstrap_servers, bench.group))[place].offset == 2
+    committed = (await committed_offsets(bench.bootstrap_servers, bench.group))[place]
+    assert (committed.offset, committed_model_family(committed.metadata)) == (2, "tiny")
     assert not await is_foreign(bench)
     assert (worker.events("job_done"), await bench.results()) == ([], [])
 

@@ -217,6 +217,7 @@ class OperatorBench(PoolTasks):
                         "control": f"{prefix}-control",
                         "deadLetters": f"{prefix}-dlq",
                         "retry": [f"{prefix}-retry-15s"],
+                        "pools": f"{prefix}-pools",
                     },
                 },
                 "scaling": {

@@ -15,7 +15,7 @@ from kit.waiting import wait_until
 
 BUCKET: Final = "images"
 T = TypeVar("T")
-_KINDS: Final[Mapping[str, int]] = {"results": 1, "progress": 1, "control": 1, "dlq": 1, "retry-15s": 1}
+_KINDS: Final[Mapping[str, int]] = {"results": 1, "progress": 1, "control": 1, "dlq": 1, "retry-15s": 1, "pools": 1}
 
 
 @dataclass(slots=True)
@@ -102,6 +102,18 @@ class PoolTasks:
         assert len(ends) == len(wanted), ends
         assert {end[1] for end in ends} == {"success"}, results
         return results
+
+    async def wait_state(
+        self, is_so: Callable[[dict[str, Any]], bool], *, name: str = "standard", deadline_seconds: float = 60
+    ) -> dict[str, Any]:
+        """Wait until the latest state that the operator published of a pool is so; `{}` after its deletion."""
+
+        async def latest() -> list[dict[str, Any]]:
+            records = await self.reader.records(f"{self.groups[name]}-pools")
+            return [state for state in [json.loads(record.value or b"{}") for record in records[-1:]] if is_so(state)]
+
+        [state] = await self.wait(latest, what="the published state", name=name, deadline_seconds=deadline_seconds)
+        return state
 
     def stored_images(self, name: str = "standard") -> list[str]:
         """Keys of a pool's images in the object store."""

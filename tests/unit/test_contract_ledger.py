@@ -7,7 +7,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fluxpool_contract.kafka.ledger import LedgerEntry, committed_topic_id, decode_ledger, encode_ledger, is_ledger
+from fluxpool_contract.kafka.ledger import (
+    LedgerEntry,
+    committed_model_family,
+    committed_topic_id,
+    decode_ledger,
+    encode_ledger,
+    is_ledger,
+)
 
 CORPUS = Path(__file__).parent / "corpus" / "ledger"
 SHIPPED = {
@@ -16,7 +23,7 @@ SHIPPED = {
 }
 
 
-@pytest.mark.parametrize("name", ["drawn", "generated"])
+@pytest.mark.parametrize("name", ["drawn", "family", "generated"])
 def test_every_shipped_ledger_is_understood(name: str) -> None:
     assert decode_ledger((CORPUS / f"{name}.json").read_text()) == SHIPPED
 
@@ -24,6 +31,18 @@ def test_every_shipped_ledger_is_understood(name: str) -> None:
 def test_the_present_ledger_is_written() -> None:
     written = encode_ledger(SHIPPED, topic_id="fgv80Pr2TvOsX3CJzj4e4w")
     assert written == (CORPUS / "generated.json").read_text().strip()
+
+
+def test_a_ledger_has_the_family_of_the_model_where_it_is_known() -> None:
+    written = encode_ledger(SHIPPED, topic_id="fgv80Pr2TvOsX3CJzj4e4w", model_family="FLUX.1-dev")
+    assert written == (CORPUS / "family.json").read_text().strip()
+    assert committed_model_family(written) == "FLUX.1-dev"
+    assert committed_model_family(encode_ledger({})) is None
+
+
+@pytest.mark.parametrize("family", ["1", "null", '""', '["a"]', '"' + 64 * "a" + '"'])
+def test_what_no_family_is_named_is_none(family: str) -> None:
+    assert committed_model_family(f'{{"v":1,"family":{family},"tasks":{{}}}}') is None
 
 
 def test_unknown_fields_of_a_newer_release_are_ignored() -> None:

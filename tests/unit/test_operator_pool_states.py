@@ -1,6 +1,7 @@
 """The states of pools for gateways: what they say, when they are written, and that a deleted pool is withdrawn."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fluxpool_operator.reconcile.child_cache import Change
 from fluxpool_operator.reconcile.pool_tasks import PoolTasks
 from fluxpool_operator.workload import PodStage
 from kit.pool_bench import PoolBench
-from kit.pool_views import NOON, decision, pod, pool, view
+from kit.pool_views import NOON, decision, lane, pod, pool, view
 from kit.pools import MINIMAL_SPEC, edited, pool_body
 from kit.waiting import wait_until
 
@@ -85,6 +86,21 @@ def test_nothing_is_expected_before_a_start_was_observed() -> None:
 def test_the_family_of_another_checkpoint_is_not_known() -> None:
     state = state_of(pool=pool(model={"id": "/models/ours"}))
     assert (state.model, state.model_family, state.license) == ("/models/ours", None, None)
+
+
+def test_workers_tell_the_family_of_another_checkpoint() -> None:
+    read = lane()
+    parts = tuple(
+        replace(part, model_family=family)
+        for part, family in zip(
+            read.partitions, [None, "tiny", "FLUX.1-schnell", "FLUX.1-schnell", None, None], strict=True
+        )
+    )
+    state = state_of(pool=pool(model={"id": "/models/ours"}), lanes=(replace(read, partitions=parts),))
+    assert (state.model_family, state.license) == ("FLUX.1-schnell", "Apache-2.0")
+    later = replace(read, partitions=(replace(read.partitions[0], model_family="FLUX.9"),))
+    state = state_of(pool=pool(model={"id": "/models/ours"}), lanes=(later,))
+    assert (state.model_family, state.license) == ("FLUX.9", None)
 
 
 def test_a_pool_that_is_read_rarely_is_valid_for_longer() -> None:

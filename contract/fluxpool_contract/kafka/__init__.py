@@ -1,7 +1,14 @@
 """What the parts agree on about Kafka: connections, topics, retry topics, and the text beside committed offsets."""
 
 from fluxpool_contract.kafka.connection import KafkaConnection, SaslMechanism, SecurityProtocol
-from fluxpool_contract.kafka.ledger import LedgerEntry, committed_topic_id, decode_ledger, encode_ledger, is_ledger
+from fluxpool_contract.kafka.ledger import (
+    LedgerEntry,
+    committed_model_family,
+    committed_topic_id,
+    decode_ledger,
+    encode_ledger,
+    is_ledger,
+)
 from fluxpool_contract.kafka.retries import (
     MAX_RELAYED_AHEAD,
     due_at,
@@ -39,6 +46,7 @@ __all__ = [
     "SecurityProtocol",
     "TopicNames",
     "TopicSpec",
+    "committed_model_family",
     "committed_topic_id",
     "decode_ledger",
     "due_at",

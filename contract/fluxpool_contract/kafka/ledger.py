@@ -16,6 +16,9 @@ MAX_METADATA_BYTES: Final = 4096
 """The broker's default `offset.metadata.max.bytes`."""
 
 
+MAX_FAMILY_CHARACTERS: Final = 63
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
     """One task in flight; the next owner of the partition reads it after a crash."""
@@ -31,8 +34,12 @@ class LedgerEntry:
     """Its images exist and are being stored or published: what kills the worker now is not this task."""
 
 
-def encode_ledger(entries: dict[int, LedgerEntry], *, topic_id: str | None = None) -> str:
+def encode_ledger(
+    entries: dict[int, LedgerEntry], *, topic_id: str | None = None, model_family: str | None = None
+) -> str:
     """The ledger as compact JSON; `topic_id` says which topic the offsets are of, should another get its name.
+
+    `model_family` is that of the checkpoint which the worker has loaded: so the operator knows it.
 
     Entries that do not fit into the broker's limit are left out from the highest offset on: the lowest is the one that
     a crash would hand out first.
@@ -43,6 +50,7 @@ def encode_ledger(entries: dict[int, LedgerEntry], *, topic_id: str | None = Non
             {
                 "v": 1,
                 **({} if topic_id is None else {"topic": topic_id}),
+                **({} if model_family is None else {"family": model_family}),
                 "tasks": {
                     str(offset): {
                         "task": entry.task,
@@ -89,6 +97,12 @@ def committed_topic_id(metadata: str | None) -> str | None:
     """The id of the topic that committed metadata, of a lane or a retry topic, are about; None without one."""
     topic_id = offset_metadata(metadata).get("topic")
     return topic_id if isinstance(topic_id, str) else None
+
+
+def committed_model_family(metadata: str | None) -> str | None:
+    """The family of the model that the worker had loaded; None when it is not told, or no family can have the name."""
+    family = offset_metadata(metadata).get("family")
+    return family if isinstance(family, str) and 0 < len(family) <= MAX_FAMILY_CHARACTERS else None
 
 
 def _tasks(metadata: str | None) -> dict[str, Any] | None:

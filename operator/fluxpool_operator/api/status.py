@@ -92,7 +92,7 @@ class FluxWorkerPoolStatus(ApiModel):
     start_seconds: Count | None = None
     """Time that workers took from their creation until they were ready, in coarse steps."""
     model_family: Annotated[str, Field(max_length=253)] | None = None
-    """Family of the model. Absent for a checkpoint of which it is not known."""
+    """Family of the model, by its ID or as the workers report it. Absent until it is known."""
     license: Annotated[str, Field(max_length=253)] | None = None
     """License of the family's published weights."""
     last_scale_time: datetime | None = None

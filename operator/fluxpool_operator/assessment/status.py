@@ -4,12 +4,13 @@ Numbers are rounded, so that an idle pool's status does not change. What is unkn
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from statistics import median
 from typing import Any, Final
 
-from fluxpool_contract.families import published_family
+from fluxpool_contract.families import FAMILIES, published_family
 from fluxpool_operator.api import ConditionType, FluxWorkerPoolStatus, LaneStatus, PlanStatus, with_condition
 from fluxpool_operator.api.conditions import Condition
 from fluxpool_operator.assessment.conditions import verdict
@@ -37,7 +38,7 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
     """The status to be written, with every condition about the pool's present generation."""
     pool, deployment = view.pool, view.deployment
     lanes = tuple(_lane_status(lane) for lane in view.lanes)
-    family = published_family(pool.spec.model.id)
+    family = _model_family(view)
     eta = view.plan.eta_seconds if view.lag_is_known else None
     return FluxWorkerPoolStatus(
         observed_generation=pool.metadata.generation,
@@ -61,8 +62,8 @@ def assess(view: PoolView) -> FluxWorkerPoolStatus:
             eta_seconds=None if eta is None else coarse_seconds(eta),
         ),
         start_seconds=_start_seconds(view),
-        model_family=None if family is None else family.name,
-        license=None if family is None else family.licence.name,
+        model_family=family,
+        license=None if family is None or family not in FAMILIES else FAMILIES[family].licence.name,
         last_scale_time=_last_scale_time(view),
         last_active_time=_last_active_time(view),
         template_hash=view.template_hash or pool.status.template_hash,
@@ -138,6 +139,16 @@ def _observed_time(view: PoolView) -> datetime | None:
     if not math.isfinite(age_seconds):
         return view.pool.status.lag_observed_time
     return (view.now - timedelta(seconds=age_seconds)).replace(microsecond=0)
+
+
+def _model_family(view: PoolView) -> str | None:
+    """By the model ID; of another checkpoint by the workers, which tell it beside the offsets that they commit."""
+    published = published_family(view.pool.spec.model.id)
+    if published is not None:
+        return published.name
+    # While a rollout changes the model there are two.
+    told = Counter(item.model_family for lane in view.lanes for item in lane.partitions if item.model_family)
+    return max(sorted(told), key=lambda family: told[family], default=None)
 
 
 def _start_seconds(view: PoolView) -> int | None:

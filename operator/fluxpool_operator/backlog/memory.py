@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from fluxpool_contract.kafka import committed_model_family
 from fluxpool_operator.backlog.observation import LaneObservation, LaneTarget, PartitionObservation
 from fluxpool_operator.backlog.reading import Head, LaneReading, head_of, pending_records
 from fluxpool_transport.lag import PartitionLag, StalePartition
@@ -222,6 +223,7 @@ def _observation(backlog: PartitionLag, head: Head | None) -> PartitionObservati
         pending_records=pending_records(backlog, head),
         in_flight=backlog.in_flight,
         is_foreign_commit=backlog.is_foreign_commit,
+        model_family=committed_model_family(backlog.metadata),
     )
 
 

@@ -68,6 +68,8 @@ class PartitionObservation:
     """Consumable records that no worker has started."""
     in_flight: Mapping[int, LedgerEntry] = field(default_factory=dict)
     """Ledger entries of the tasks that a worker has started, by offset."""
+    model_family: str | None = None
+    """Family of the model that the last worker to commit had loaded."""
     is_foreign_commit: bool = False
     """Another client committed the offset: Kafka expires it some days after the last member left."""
 

@@ -154,6 +154,7 @@ class WorkerParts:
             holds=self.holds,
             revoke_wait_seconds=settings.revoke_wait_seconds,
             clock=self._clock,
+            model_family=lambda: self.identity.family_name,
         )
 
     def count_crashes(self, entry: LedgerEntry) -> int:

@@ -87,8 +87,12 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         holds: Holds,
         revoke_wait_seconds: float,
         clock: Clock = SYSTEM_CLOCK,
+        model_family: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`ask_topic_id` returns the id of the topic that has the name now, None when it is unknown."""
+        """`ask_topic_id` returns the id of the topic that has the name now, None when it is unknown.
+
+        `model_family` returns that of the model which the engine has loaded, for the operator.
+        """
         self.name = name
         self.topic = topic
         self.last_poll: float | None = None
@@ -106,7 +110,7 @@ class LaneConsumer(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._intake_stopped = False
         self._leaving = False
         self._log = log.bind(lane=name)
-        self._commits = OffsetCommits(holds=holds, log=self._log)
+        self._commits = OffsetCommits(holds=holds, log=self._log, model_family=model_family)
         self._gaps = GapTracker(events=events, log=self._log)
         self._loader = AssignmentLoader(
             self._commits,

@@ -31,8 +31,11 @@ _after_commit = fault_point("agent-after-commit")
 class OffsetCommits:
     """Progress and commits of one group membership; `run()` commits whatever changes."""
 
-    def __init__(self, *, holds: Holds, log: FilteringBoundLogger) -> None:
-        """`log` is a structlog logger that names the lane."""
+    def __init__(
+        self, *, holds: Holds, log: FilteringBoundLogger, model_family: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """`log` is a structlog logger that names the lane; `model_family` that of the model which is loaded."""
+        self._model_family = model_family
         self.progress: dict[TopicPartition, PartitionOffsets] = {}
         """Of each assigned partition."""
         self.unloaded: frozenset[TopicPartition] = frozenset()
@@ -184,8 +187,9 @@ class OffsetCommits:
     async def _commit_changes(self, consumer: AIOKafkaConsumer, deadline: float) -> bool:
         # A change during the request gets a later version, so that it is not taken for committed.
         versions = {partition: self._changed_at[partition] for partition in self._uncommitted()}
+        known = {"topic_id": self.topic_id, "model_family": self._model_family()}
         batch = {
-            partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata(topic_id=self.topic_id))
+            partition: OffsetAndMetadata(commit_point, self.progress[partition].metadata(**known))
             for partition in versions
             if (commit_point := self.progress[partition].commit_point()) is not None
         }

@@ -104,10 +104,10 @@ class PartitionOffsets:
         at_rest = self.committed if self.next_offset is None and self.recommits else self.next_offset
         return min(self.in_flight, default=at_rest)
 
-    def metadata(self, *, topic_id: str | None = None) -> str:
-        """The ledger, as the text committed beside the offset; it names the topic when its id is known."""
+    def metadata(self, *, topic_id: str | None = None, model_family: str | None = None) -> str:
+        """The ledger, as the text committed beside the offset; it names topic and family where they are known."""
         known = {offset: entry for offset, entry in self.in_flight.items() if entry is not None}
-        return encode_ledger({**self.inherited, **known}, topic_id=topic_id)
+        return encode_ledger({**self.inherited, **known}, topic_id=topic_id, model_family=model_family)
 
     def _drop_passed(self) -> None:
         self.inherited = {offset: entry for offset, entry in self.inherited.items() if self.accepts(offset)}
