@@ -125,9 +125,7 @@ class MemoryTopic:
         return [Resolution.model_validate_json(record.value) for record in self.records if is_resolution_record(record)]
 
     async def record(self, entry: DeadLetterEntry) -> ConsumerRecord | None:
-        return next(
-            (record for record in self.records if RecordRef(record.partition, record.offset) == entry.ref), None
-        )
+        return self._by_ref.get(entry.ref)
 
     @asynccontextmanager
     async def replayer(self, *, by: str | None, job_id: str | None = None) -> AsyncIterator["MemoryReplayer"]:

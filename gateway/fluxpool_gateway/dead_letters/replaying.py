@@ -111,6 +111,7 @@ class ReplayRunner:
         self._metrics = metrics
         self._owner = uuid4().hex
         self._wanted = asyncio.Event()
+        self._is_usable = True
 
     def wake(self) -> None:
         """A job was created."""
@@ -120,15 +121,23 @@ class ReplayRunner:
         """Work on jobs until cancelled."""
         while True:
             self._wanted.clear()
-            try:
-                job = await self._jobs.claim(self._owner)
-            except SharedFileError as error:
-                logger.warning("replay_jobs_unusable", reason=str(error))
-                job = None
+            job = await self._claim()
             if job is None or not await self._work(job):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(IDLE_SECONDS if job is None else RETRY_SECONDS):
                         await self._wanted.wait()
+
+    async def _claim(self) -> Job | None:
+        try:
+            job = await self._jobs.claim(self._owner)
+        except SharedFileError as error:
+            # Once for each outage: the next try is two seconds away.
+            if self._is_usable:
+                logger.warning("replay_jobs_unusable", reason=str(error))
+            self._is_usable = False
+            return None
+        self._is_usable = True
+        return job
 
     async def _work(self, job: Job) -> bool:
         """Work on a job; whether it has ended."""
