@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from fuzz_parts.http_requests import ConnectionScript, Ending, make_connection_script
+from fuzz_parts.routes import fuzz_routes
 from report import Cell, print_report
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
@@ -55,9 +56,15 @@ class Counts:
     longest_seconds: float = 0.0
 
 
-async def main() -> int:
+def main() -> int:
     """Run everything; return the exit status."""
     options = _options()
+    if options.in_process:
+        return fuzz_routes(requests=options.requests, seed=options.seed, as_json=options.json)
+    return asyncio.run(_fuzz_process(options))
+
+
+async def _fuzz_process(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="fluxpool-fuzz-http-") as name:
         folder = Path(name)
         async with KafkaCluster(folder / "kafka", libs=provide_kafka_libs()) as kafka:
@@ -72,6 +79,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--in-process", action="store_true", help="every route with API keys, without Kafka and sockets"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args()
 
@@ -212,4 +222,4 @@ def _resident_megabytes(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(main())
