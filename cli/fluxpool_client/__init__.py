@@ -3,6 +3,16 @@
 from fluxpool_client.async_client import AsyncClient
 from fluxpool_client.client import Client
 from fluxpool_client.connection import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIABLE
+from fluxpool_client.dead_letters import (
+    DeadLetterCause,
+    DeadLetterDetail,
+    DeadLetterPage,
+    DeadLetterSummary,
+    ReplayItem,
+    ReplayJob,
+    ReplayPreview,
+    StoredDeadLetter,
+)
 from fluxpool_client.errors import (
     AuthenticationError,
     BadRequestError,
@@ -102,6 +112,10 @@ __all__ = [
     "ComparisonFields",
     "ConflictError",
     "CorruptImageError",
+    "DeadLetterCause",
+    "DeadLetterDetail",
+    "DeadLetterPage",
+    "DeadLetterSummary",
     "ExportFields",
     "FeedbackGroup",
     "FeedbackSummary",
@@ -139,6 +153,10 @@ __all__ = [
     "RatingFields",
     "RefusedError",
     "RefusedWait",
+    "ReplayItem",
+    "ReplayJob",
+    "ReplayPreview",
+    "StoredDeadLetter",
     "Task",
     "TaskFailure",
     "TaskPage",

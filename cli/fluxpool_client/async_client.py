@@ -11,6 +11,7 @@ from typing import Literal, Self, TypeVar, Unpack, assert_never, cast
 import httpx
 
 from fluxpool_client.connection import LIMITS, connection_of
+from fluxpool_client.dead_letters import AsyncDeadLetters, DeadLetterOperations
 from fluxpool_client.event_stream import TaskEvents
 from fluxpool_client.models import (
     AcceptedTask,
@@ -65,6 +66,9 @@ class AsyncClient:
     ) -> None:
         self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
         self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
+        self.dead_letters = AsyncDeadLetters(
+            DeadLetterOperations(max_attempts=max_attempts, clock=time.monotonic), self._run
+        )
         self._owns_http = http is None
         self._http = httpx.AsyncClient(limits=LIMITS, trust_env=self._connection.uses_proxies) if http is None else http
 

@@ -10,6 +10,7 @@ from typing import Literal, Self, TypeVar, Unpack, assert_never, cast
 import httpx
 
 from fluxpool_client.connection import LIMITS, connection_of
+from fluxpool_client.dead_letters import DeadLetterOperations, DeadLetters
 from fluxpool_client.event_stream import TaskEvents
 from fluxpool_client.models import (
     AcceptedTask,
@@ -64,6 +65,9 @@ class Client:
     ) -> None:
         self._connection = connection_of(url, api_key, timeout_seconds=timeout_seconds)
         self._operations = Operations(max_attempts=max_attempts, clock=time.monotonic)
+        self.dead_letters = DeadLetters(
+            DeadLetterOperations(max_attempts=max_attempts, clock=time.monotonic), self._run
+        )
         self._owns_http = http is None
         self._http = httpx.Client(limits=LIMITS, trust_env=self._connection.uses_proxies) if http is None else http
 

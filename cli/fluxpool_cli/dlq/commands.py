@@ -4,12 +4,9 @@ Owns the commands and their results; `options` says which dead letters are meant
 checks and writes.
 """
 
-import getpass
 import json
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +14,6 @@ import typer
 from fluxpool_cli.dlq import view
 from fluxpool_cli.dlq.options import (
     AllOption,
-    DeadLetters,
     FilterOptions,
     PlacesArgument,
     SourceOptions,
@@ -25,21 +21,10 @@ from fluxpool_cli.dlq.options import (
     parse_refs,
 )
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.kafka.target import run_on
 from fluxpool_cli.options import finite, with_option_groups
-from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_paragraph, write_table
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX
-from fluxpool_transport.dlq import (
-    DEFAULT_MAX_REPLAYS,
-    DeadLetterEntry,
-    DeadLetterFilter,
-    DeadLetterReplayer,
-    RefusedReplay,
-    ReplayChoices,
-    check_choices,
-    read_records,
-)
+from fluxpool_transport.dlq import DEFAULT_MAX_REPLAYS, DeadLetterFilter, ReplayChoices
 
 DEFAULT_RATE = 10.0
 """Replays a second: fast for a person, a small load for a pool that serves others."""
@@ -52,7 +37,7 @@ app = typer.Typer(no_args_is_help=True, help="List dead letters, replay their ta
 def summary(*, chosen: FilterOptions, source: SourceOptions, output: OutputOptions) -> None:
     """Count dead letters by class, code and pool, with the latest of each as an example."""
     dead_letters = source.dead_letters(chosen.filter(include_resolved=True))
-    summaries = view.summarize(run_on(dead_letters.target, dead_letters.read()))
+    summaries = view.summarize(dead_letters.entries())
     if output.json:
         write_json({"topic": dead_letters.topic, "causes": [item.document() for item in summaries]})
     else:
@@ -76,7 +61,7 @@ def list_dead_letters(
 ) -> None:
     """List the open dead letters, oldest failure first."""
     dead_letters = source.dead_letters(chosen.filter(include_resolved=include_resolved))
-    entries = run_on(dead_letters.target, dead_letters.read())
+    entries = dead_letters.entries()
     shown = entries[-limit:]
     if output.json:
         write_json(
@@ -116,18 +101,12 @@ def show(
     )
     dead_letters = source.dead_letters(wanted)
 
-    async def read() -> dict[str, Any]:
-        entries = await dead_letters.read()
-        async with aclosing(read_records(dead_letters.target.kafka, dead_letters.topic, entries[-1:])) as found:
-            async for entry, record in found:
-                command = view.replay_command(entry, dead_letters.options)
-                return view.record_document(entry, record, command=command)
+    document = dead_letters.document(dead_letter)
+    if document is None:
         raise CommandError(
             ExitCode.FAILED,
             f"{dead_letters.topic} holds no dead letter {dead_letter}; `fluxpool dlq list --all` shows what is there",
         )
-
-    document = run_on(dead_letters.target, read())
     if output.json:
         write_json(document)
         return
@@ -175,8 +154,7 @@ def replay(
         ignore_max_replays=force,
     )
     dead_letters = source.dead_letters(chosen.filter(places))
-    choices = replace(choices, retry_topics=frozenset(dead_letters.target.topics.retry))
-    refused, done = run_on(dead_letters.target, _replay(dead_letters, choices, rate=rate if yes else None))
+    refused, done = dead_letters.replay(choices, rate=rate if yes else None)
     if output.json:
         write_json(
             {"topic": dead_letters.topic, "dry_run": not yes, "sent" if yes else "to_send": done, "refused": refused}
@@ -209,7 +187,7 @@ def discard(
     if not reason.strip():
         raise typer.BadParameter("must not be blank", param_hint="--reason")
     dead_letters = source.dead_letters(chosen.filter(places))
-    entries = run_on(dead_letters.target, _discard(dead_letters, reason=reason.strip(), yes=yes))
+    entries = dead_letters.discard(reason.strip(), yes=yes)
     if output.json:
         write_json(
             {"topic": dead_letters.topic, "dry_run": not yes, "dead_letters": [str(entry.ref) for entry in entries]}
@@ -219,41 +197,6 @@ def discard(
     write_line(f"{count} {'discarded' if yes else 'would be discarded'}")
     if not yes and entries:
         say("this was a dry run; add --yes to discard")
-
-
-async def _replay(
-    dead_letters: DeadLetters, choices: ReplayChoices, *, rate: float | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What was refused and what was sent, or would be when there is no rate."""
-    entries = await dead_letters.read()
-    problem = check_choices(choices, count=len(entries))
-    if problem is not None:
-        raise typer.BadParameter(str(problem), param_hint="--patch")
-    refused, done = [], []
-    async with DeadLetterReplayer(dead_letters.target.kafka, dead_letters.topic, by=_user()) as replayer:
-        outcomes = (
-            replayer.plan(entries, choices) if rate is None else replayer.replay(entries, choices, per_second=rate)
-        )
-        with counting_bar("checking" if rate is None else "sending", total=len(entries)) as bar:
-            async with aclosing(outcomes):
-                async for outcome in outcomes:
-                    bar.advance(1)
-                    if isinstance(outcome, RefusedReplay):
-                        bar.note(view.refusal_line(outcome))
-                        refused.append(view.outcome_document(outcome))
-                    else:
-                        done.append(view.outcome_document(outcome))
-    return refused, done
-
-
-async def _discard(dead_letters: DeadLetters, *, reason: str, yes: bool) -> tuple[DeadLetterEntry, ...]:
-    entries = await dead_letters.read()
-    if yes:
-        with counting_bar("discarding", total=len(entries)) as bar:
-            async with DeadLetterReplayer(dead_letters.target.kafka, dead_letters.topic, by=_user()) as replayer:
-                async for _ in replayer.discard(entries, reason=reason):
-                    bar.advance(1)
-    return entries
 
 
 def _patch(text: str | None) -> dict[str, Any] | None:
@@ -273,13 +216,6 @@ def _droppable(names: Sequence[str]) -> frozenset[str]:
         if name.startswith(DEAD_LETTER_PREFIX):
             raise typer.BadParameter(f"{name} describes the failure and is never sent", param_hint="--drop-header")
     return frozenset(names)
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return None
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str], empty: str) -> None:

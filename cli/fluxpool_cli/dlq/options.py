@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target
+from fluxpool_cli.dlq.on_kafka import KafkaDeadLetters
+from fluxpool_cli.dlq.over_http import GatewayDeadLetters
+from fluxpool_cli.dlq.source import DeadLetters
+from fluxpool_cli.kafka.target import TargetOptions, find_target
 from fluxpool_cli.options import parse_time_option
-from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_contract.problems import ErrorClass
-from fluxpool_transport.dlq import FOREIGN, DeadLetterEntry, DeadLetterFilter, RecordRef, read_dead_letters
+from fluxpool_transport.dlq import FOREIGN, DeadLetterFilter, RecordRef
 
 PlacesArgument = Annotated[
     list[str] | None, typer.Argument(help="Dead letters by partition/offset on their topic, such as 2/17.")
@@ -61,41 +63,32 @@ class FilterOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions(TargetOptions):
-    """Which Kafka and which topic."""
+    """Which Kafka and which topic, or which gateway."""
 
     topic: Annotated[
         str | None, typer.Option(help="The dead-letter topic; by default FLUXPOOL_TOPICS_DEAD_LETTERS, else flux-dlq.")
     ] = None
 
-    def dead_letters(self, wanted: DeadLetterFilter) -> "DeadLetters":
+    url: Annotated[
+        str | None,
+        typer.Option(help="Read and write through this gateway instead of Kafka, with the key FLUXPOOL_API_KEY."),
+    ] = None
+
+    def dead_letters(self, wanted: DeadLetterFilter) -> DeadLetters:
         """Those that are meant, to be read; raises `CommandError`."""
+        if self.url is not None:
+            for option, value in (("--topic", self.topic), ("--bootstrap-servers", self.bootstrap_servers)):
+                if value is not None:
+                    raise typer.BadParameter("is not used with --url; remove one of them", param_hint=option)
+            return GatewayDeadLetters(url=self.url, wanted=wanted)
         target = find_target(self.bootstrap_servers, self.data_dir)
         given = {"--topic": self.topic, "--bootstrap-servers": self.bootstrap_servers}
-        return DeadLetters(
+        return KafkaDeadLetters(
             target=target,
             topic=self.topic or target.topics.dead_letters,
             wanted=wanted,
             options=tuple(word for name, text in given.items() if text is not None for word in (name, text)),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetters:
-    """Where to read, which dead letters are meant, and the options that name the place again."""
-
-    target: KafkaTarget
-    topic: str
-    wanted: DeadLetterFilter
-    options: tuple[str, ...]
-
-    async def read(self) -> tuple[DeadLetterEntry, ...]:
-        """Those that are meant, oldest failure first."""
-        # Records are written after the failure they speak of, so the time bounds what must be read.
-        with counting_bar(f"reading {self.topic}") as bar:
-            found = await read_dead_letters(
-                self.target.kafka, self.topic, since=self.wanted.since, on_progress=bar.advance
-            )
-        return self.wanted.select(found)
 
 
 def parse_refs(texts: Sequence[str]) -> tuple[RecordRef, ...]:

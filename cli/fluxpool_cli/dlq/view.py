@@ -11,6 +11,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_cli.terminal import utc_text
 from fluxpool_contract.messages import format_time
+from fluxpool_contract.problems import FieldProblem
 from fluxpool_transport.dlq import DeadLetterEntry, PreparedReplay, RefusedReplay, SentReplay, contents_of
 
 _MESSAGE_CHARACTERS = 100
@@ -185,8 +186,13 @@ def outcome_document(outcome: PreparedReplay | RefusedReplay | SentReplay) -> di
 
 def refusal_line(refused: RefusedReplay) -> str:
     """Why a task is not sent again, for people."""
-    reasons = "; ".join(map(str, refused.problems))
-    return f"not sent: {refused.entry.ref} {refused.entry.request_id or '-'}: {reasons}"
+    return refusal_text(outcome_document(refused))
+
+
+def refusal_text(document: dict[str, Any]) -> str:
+    """The same of the document of a refusal."""
+    reasons = "; ".join(str(FieldProblem(item["field"], item["message"])) for item in document["problems"])
+    return f"not sent: {document['record']} {document['request_id'] or '-'}: {reasons}"
 
 
 def _one_line(text: str) -> str:
