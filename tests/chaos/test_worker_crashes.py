@@ -15,7 +15,7 @@ from fluxpool_contract.kafka.ledger import decode_ledger
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from kit.gate import Gate
 from kit.kafka import committed_offsets, produce
-from kit.processes import command_line
+from kit.processes import command_line, is_alive
 from kit.waiting import PATIENCE, wait_until
 from kit.worker import (
     SESSION_TIMEOUT_SECONDS,
@@ -383,6 +383,15 @@ async def test_no_process_remains_when_all_agents_are_killed(quick_bench: Worker
     )
     for worker in workers:
         await worker.wait_exit(20)
-    assert not [
-        child for child in psutil.Process().children(recursive=True) if "fluxpool_worker" in command_line(child)
-    ]
+
+    def remain() -> list[psutil.Process]:
+        children = psutil.Process().children()
+        forked = [
+            program for child in children if "kit.fork_server" in command_line(child) for program in child.children()
+        ]
+        executed = [
+            child for child in psutil.Process().children(recursive=True) if "fluxpool_worker" in command_line(child)
+        ]
+        return [program for program in forked + executed if is_alive(program)]
+
+    await wait_until(lambda: not remain(), deadline_seconds=20, what="no process to remain")

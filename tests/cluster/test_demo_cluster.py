@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
+from kit.kafka_classes import quick_start
 from kit.processes import is_alive
 from kit.waiting import wait_until_blocking
 
@@ -78,12 +80,21 @@ class Demo:
                 self.lines.append(line.rstrip("\n"))
 
 
+StartDemo = Callable[..., AbstractContextManager[Demo]]
+
+
+@pytest.fixture
+def running_demo(kafka_libs: Path, tmp_path: Path) -> StartDemo:
+    """Start demos with these options; their brokers map Kafka's classes from a file."""
+    return partial(_running_demo, tmp_path, " ".join(quick_start(kafka_libs)))
+
+
 @contextmanager
-def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
+def _running_demo(folder: Path, java_options: str, *arguments: str) -> Iterator[Demo]:
     process = subprocess.Popen(
         [sys.executable, "-m", "demo_cluster", *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "hack"), "TMPDIR": str(folder)},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "hack"), "TMPDIR": str(folder), "JDK_JAVA_OPTIONS": java_options},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,8 +108,10 @@ def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
 
 
 @pytest.mark.usefixtures("isolation")
-def test_a_demo_counts_everything_stays_up_for_kubectl_and_leaves_nothing(binaries: Path, tmp_path: Path) -> None:
-    with running_demo(tmp_path, "--tasks", "3", "--max-replicas", "1", "--keep") as demo:
+def test_a_demo_counts_everything_stays_up_for_kubectl_and_leaves_nothing(
+    running_demo: StartDemo, binaries: Path, tmp_path: Path
+) -> None:
+    with running_demo("--tasks", "3", "--max-replicas", "1", "--keep") as demo:
         export = demo.wait_line("export KUBECONFIG=", deadline_seconds=700)
         last = demo.wait_line("demo-cluster: ", deadline_seconds=30)
         assert re.fullmatch(r"demo-cluster: 6 tasks, 6 images, 0 lost, 0 doubled, peak [12] replicas, \d+ s", last)
@@ -122,8 +135,8 @@ def test_a_demo_counts_everything_stays_up_for_kubectl_and_leaves_nothing(binari
 
 
 @pytest.mark.usefixtures("isolation", "binaries")
-def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
-    with running_demo(tmp_path) as demo:
+def test_ctrl_c_in_the_middle_stops_everything(running_demo: StartDemo, tmp_path: Path) -> None:
+    with running_demo() as demo:
         demo.wait_line(r"\$ helm install", deadline_seconds=180)
         assert demo.interrupt() == 128 + signal.SIGINT, "\n".join(demo.lines)
         assert demo.lines[-1] == "stopping everything"
@@ -133,9 +146,9 @@ def test_ctrl_c_in_the_middle_stops_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("isolation", "binaries")
-def test_tasks_that_are_late_count_as_lost_and_exit_1(tmp_path: Path) -> None:
+def test_tasks_that_are_late_count_as_lost_and_exit_1(running_demo: StartDemo, tmp_path: Path) -> None:
     # No worker loads its model in a second.
-    with running_demo(tmp_path, "--tasks", "1", "--max-replicas", "1", "--timeout", "1") as demo:
+    with running_demo("--tasks", "1", "--max-replicas", "1", "--timeout", "1") as demo:
         last = demo.wait_line("demo-cluster: ", deadline_seconds=400)
         assert re.fullmatch(r"demo-cluster: 2 tasks, 0 images, 2 lost, 0 doubled, peak 0 replicas, \d+ s", last)
         assert demo.wait_end() == 1, "\n".join(demo.lines)

@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,45 @@ import psutil
 import pytest
 
 from fluxpool_cli.local.state_file import StackState
+from kit.command import PROGRAM, Ended, run_fluxpool
+from kit.kafka_classes import quick_start
 from kit.processes import is_alive
 from kit.waiting import PATIENCE, wait_until_blocking
+from kit.warm_start import warm_engine
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
-FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
+WARM_LOCAL = Path(__file__).parents[1] / "kit" / "warm_local"
 ANSWER_SECONDS = 60.0
 SMALL = ("--size", "64x64", "--steps", "2")
 
-Fluxpool = Callable[..., subprocess.CompletedProcess[str]]
+Fluxpool = Callable[..., Ended]
 
 
 @pytest.fixture
-def fluxpool(tmp_path: Path) -> Iterator[Fluxpool]:
-    """Run the console script in a folder of its own; at the end, stop stacks that a failed test left there."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
-    if "FLUXPOOL_KAFKA_LIBS" in os.environ:
-        environment["FLUXPOOL_KAFKA_LIBS"] = os.environ["FLUXPOOL_KAFKA_LIBS"]
+def environment(kafka_libs: Path) -> dict[str, str]:
+    """Brokers of stacks map Kafka's classes from a file; engines are forked from a process that has imported them."""
+    libs = {name: value for name, value in os.environ.items() if name == "FLUXPOOL_KAFKA_LIBS"}
+    return {
+        **libs,
+        "JDK_JAVA_OPTIONS": " ".join(quick_start(kafka_libs)),
+        "PYTHONPATH": str(WARM_LOCAL),
+        "TEST_WARM_ENGINE": ",".join(warm_engine(stand_in=False)),
+    }
 
-    def run(*arguments: str, rc: int = 0, timeout_seconds: float = 240) -> subprocess.CompletedProcess[str]:
-        ended = subprocess.run(
-            [FLUXPOOL, *arguments],
-            cwd=tmp_path,
-            env={**environment, "NO_COLOR": "1", "COLUMNS": "250"},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE * timeout_seconds,
-            check=False,
+
+@pytest.fixture
+def fluxpool(tmp_path: Path, environment: dict[str, str]) -> Iterator[Fluxpool]:
+    """Run the command in a folder of its own; at the end, stop stacks that a failed test left there."""
+
+    def run(*arguments: str, rc: int = 0, timeout_seconds: float = 240, **changes: str) -> Ended:
+        ended = run_fluxpool(
+            *arguments,
+            folder=tmp_path,
+            environment=environment | changes,
+            deadline_seconds=PATIENCE * timeout_seconds,
         )
-        assert ended.returncode == rc, f"{arguments}: {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
+        assert ended.code == rc, f"{arguments}: {ended}"
         return ended
 
     yield run
@@ -53,7 +62,7 @@ def fluxpool(tmp_path: Path) -> Iterator[Fluxpool]:
 
 
 def up(fluxpool: Fluxpool, *arguments: str) -> dict[str, Any]:
-    addresses: dict[str, Any] = json.loads(fluxpool("local", "up", "--detach", "-o", "json", *arguments).stdout)
+    addresses: dict[str, Any] = json.loads(fluxpool("local", "up", "--detach", "-o", "json", *arguments).output)
     return addresses
 
 
@@ -83,42 +92,43 @@ def wait_gone(pids: list[int]) -> None:
 
 
 def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
-    fluxpool: Fluxpool, tmp_path: Path
+    fluxpool: Fluxpool, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
     folder = tmp_path / ".fluxpool"
-    first = up(fluxpool, "--idle-grace", "1")
+    model = ("--model", str(tiny_checkpoint))
+    first = up(fluxpool, "--idle-grace", "1", *model)
     assert first["data_dir"] == str(folder)
     assert re.fullmatch(r"127\.0\.0\.1:\d+", first["bootstrap_servers"])
     assert httpx.get(f"{first['gateway_url']}/readyz", trust_env=False, timeout=ANSWER_SECONDS).is_success
 
     second = fluxpool("local", "up", "--detach", "-o", "json")
-    assert json.loads(second.stdout) == first
-    assert "already runs" in second.stderr
+    assert json.loads(second.output) == first
+    assert "already runs" in second.complaints
 
-    status = json.loads(fluxpool("local", "status", "--json").stdout)
+    status = json.loads(fluxpool("local", "status", "--json").output)
     assert (status["running"], status["phase"], status["plan"]["replicas"]) == (True, "ready", 0)
     assert {part["name"] for part in status["parts"]} == {"gateway", "projector", "dispatcher", "kafka-1"}
 
     # Without --url, commands use the gateway of their current folder.
     refused = fluxpool("submit", "a fox", "--size", "100x64", rc=2)
-    assert "width: 100 is not a multiple of 16; the nearest legal sizes are 96 or 112" in refused.stderr
-    assert "priority" in fluxpool("submit", "a fox", "--priority", "urgent", rc=2).stderr
+    assert "width: 100 is not a multiple of 16; the nearest legal sizes are 96 or 112" in refused.complaints
+    assert "priority" in fluxpool("submit", "a fox", "--priority", "urgent", rc=2).complaints
     accepted = fluxpool("submit", "a heron", *SMALL, "--json")
-    assert json.loads(accepted.stdout)["status"] == "queued"
+    assert json.loads(accepted.output)["status"] == "queued"
     late = fluxpool("submit", "a newt", *SMALL, "--wait", "--timeout", "0.1", rc=5)
-    assert "--timeout" in late.stderr
+    assert "--timeout" in late.complaints
 
     images = fluxpool(
         "submit", "a fox", *SMALL, "-n", "2", "--priority", "vip", "-o", "out", "--format", "webp", "--json"
     )
-    document = json.loads(images.stdout)
+    document = json.loads(images.output)
     assert document["status"] == "succeeded"
     assert [Path(file).suffix for file in document["files"]] == [".webp", ".webp"]
     assert all((tmp_path / file).stat().st_size > 100 for file in document["files"])
-    assert images.stderr.splitlines()[-1] == "succeeded"
+    assert images.complaints.splitlines()[-1] == "succeeded"
 
     wait_until_blocking(lambda: not workers_in(folder), deadline_seconds=60, what="the idle worker is gone")
-    watched = json.loads(fluxpool("watch", "--once", "--json").stdout)
+    watched = json.loads(fluxpool("watch", "--once", "--json").output)
     assert watched["results"] == {"success": 3}
     assert watched["lag_records"] == {"vip": 0, "standard": 0}
 
@@ -126,11 +136,11 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     fluxpool("local", "down")
     wait_gone(pids)
     assert not (folder / "state.json").exists()
-    assert "nothing runs" in fluxpool("local", "down").stderr
+    assert "nothing runs" in fluxpool("local", "down").complaints
     fluxpool("local", "status", rc=3)
     fluxpool("submit", "a fox", "--url", first["gateway_url"], rc=3)
 
-    again = up(fluxpool)
+    again = up(fluxpool, *model)
     assert {name: again[name] for name in again if name != "pid"} == {
         name: first[name] for name in first if name != "pid"
     }
@@ -172,7 +182,7 @@ def test_a_crashed_worker_is_replaced_and_the_stack_ends_with_its_supervisor(
     assert engines
     os.kill(state.supervisor.pid, signal.SIGKILL)
     wait_gone([part.pid for part in state.parts] + engines)
-    assert "nothing runs" in fluxpool("local", "down").stderr
+    assert "nothing runs" in fluxpool("local", "down").complaints
     assert not (folder / "state.json").exists()
 
 
@@ -194,7 +204,7 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
 ) -> None:
     given = ("--bootstrap-servers", bootstrap_servers, "--model", str(tiny_checkpoint))
     with subprocess.Popen(
-        [FLUXPOOL, "local", "up", "-o", "json", *given, "--data-dir", "fg"],
+        [PROGRAM, "local", "up", "-o", "json", *given, "--data-dir", "fg"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -211,7 +221,7 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
         parts = state_in(tmp_path / "fg").parts
         programs = [part.name for part in parts if not part.name.startswith("worker-")]
         assert programs == ["gateway", "projector", "dispatcher"]
-        assert "already runs" in fluxpool("local", "up", "--data-dir", "fg").stderr
+        assert "already runs" in fluxpool("local", "up", "--data-dir", "fg").complaints
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=90 * PATIENCE)
     assert process.returncode == 130, errors
@@ -224,32 +234,36 @@ def test_a_foreground_stack_on_a_given_kafka_ends_cleanly_on_ctrl_c(
 
 def test_a_stack_that_cannot_start_reports_the_reason_and_leaves_nothing(fluxpool: Fluxpool, tmp_path: Path) -> None:
     failed = fluxpool("local", "up", "--detach", "--bootstrap-servers", "127.0.0.1:1", "--data-dir", "broken", rc=1)
-    assert "topics: Kafka at 127.0.0.1:1 did not answer" in failed.stderr
-    assert failed.stdout == ""
+    assert "topics: Kafka at 127.0.0.1:1 did not answer" in failed.complaints
+    assert failed.output == ""
     assert not (tmp_path / "broken" / "state.json").exists()
     fluxpool("local", "status", "--data-dir", "broken", rc=3)
 
 
 def test_the_demo_counts_24_images_and_keeps_them_on_request(fluxpool: Fluxpool, tmp_path: Path) -> None:
     deadline = ("--timeout", str(300 * PATIENCE))
-    ended = fluxpool("local", "demo", "--data-dir", "demo", "--keep", *deadline, timeout_seconds=400)
-    assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", ended.stdout.splitlines()[-1])
+    # Without the path, engines are executed.
+    keep = ("--data-dir", "demo", "--keep")
+    ended = fluxpool("local", "demo", *keep, *deadline, timeout_seconds=400, PYTHONPATH="")
+    assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", ended.output.splitlines()[-1])
     exported = [json.loads(line) for line in (tmp_path / "demo" / "results.jsonl").read_text().splitlines()]
     assert len({result["request_id"] for result in exported}) == 24
     assert {result["status"] for result in exported} == {"success"}
     images = sorted((tmp_path / "demo" / "images").rglob("*.png"))
     assert len(images) == 24
-    assert "plan: 3 workers" in ended.stderr
-    assert "all results are in; 3 workers at the most, none now" in ended.stderr
+    assert "plan: 3 workers" in ended.complaints
+    assert "all results are in; 3 workers at the most, none now" in ended.complaints
     assert not (tmp_path / "demo" / "state.json").exists()
 
 
 def test_a_demo_past_its_deadline_fails_names_the_missing_tasks_and_cleans_up(
-    fluxpool: Fluxpool, tmp_path: Path
+    fluxpool: Fluxpool, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
-    ended = fluxpool("local", "demo", "--data-dir", "demo", "--tasks", "2", "--timeout", "1", rc=1)
-    assert "not finished within 1 s" in ended.stderr
-    assert ended.stdout.splitlines()[-1].startswith("demo: 0 images, 0 results success, 2 lost, 0 doubled")
+    late = ("--tasks", "2", "--timeout", "1", "--model", str(tiny_checkpoint))
+    # An executed engine cannot load a model in a second.
+    ended = fluxpool("local", "demo", "--data-dir", "demo", *late, rc=1, PYTHONPATH="")
+    assert "not finished within 1 s" in ended.complaints
+    assert ended.output.splitlines()[-1].startswith("demo: 0 images, 0 results success, 2 lost, 0 doubled")
     assert not (tmp_path / "demo").exists()
 
 
@@ -258,7 +272,7 @@ def test_all_files_are_in_the_data_folder_for_any_folder_name(fluxpool: Fluxpool
     folder.parent.mkdir()
     addresses = up(fluxpool, "--data-dir", str(folder), "--max-workers", "1")
     saved = fluxpool("submit", "a kite", *SMALL, "--url", addresses["gateway_url"], "-o", "out", "--json")
-    assert json.loads(saved.stdout)["status"] == "succeeded"
+    assert json.loads(saved.output)["status"] == "succeeded"
     assert len(list((folder / "images").rglob("*.png"))) == 1
     assert list((folder / "kafka").rglob("00000000000000000000.log"))
     assert list(folder.parent.iterdir()) == [folder]
@@ -267,9 +281,11 @@ def test_all_files_are_in_the_data_folder_for_any_folder_name(fluxpool: Fluxpool
     assert readable <= {Path("tiny-model")}
 
 
-def test_a_demo_with_a_model_that_cannot_be_loaded_ends_with_the_reason(fluxpool: Fluxpool, tmp_path: Path) -> None:
-    fluxpool("model", "tiny", "model")
+def test_a_demo_with_a_model_that_cannot_be_loaded_ends_with_the_reason(
+    fluxpool: Fluxpool, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
     index = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     index.write_text("{")
     ended = fluxpool("local", "demo", "--data-dir", "demo", "--model", "model", "--tasks", "2", rc=1)
-    assert re.search(r"^workers cannot start: model .*model'", ended.stderr, re.MULTILINE)
+    assert re.search(r"^workers cannot start: model .*model'", ended.complaints, re.MULTILINE)

@@ -34,7 +34,8 @@ SEED_TASK = (
 async def bench(
     bootstrap_servers: str, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path
 ) -> AsyncIterator[WorkerBench]:
-    async with worker_bench(bootstrap_servers, tmp_path_factory.mktemp("bench"), model=str(tiny_checkpoint)) as bench:
+    folder = tmp_path_factory.mktemp("bench")
+    async with worker_bench(bootstrap_servers, folder, model=str(tiny_checkpoint), executed_engines=True) as bench:
         await bench.start_ready(**UNHURRIED)
         yield bench
 

@@ -1,11 +1,14 @@
-"""The installed `fluxpool` program as a process: its exit code and both of its streams."""
+"""The `fluxpool` program as a process, a forked one where it can be: its exit code and both of its streams.
+
+`PROGRAM` is the installed one.
+"""
 
 import asyncio
 import errno
 import json
 import os
-import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.waiting import PATIENCE
+from kit.warm_start import start_program
 
 PROGRAM = str(Path(sys.executable).with_name("fluxpool"))
 _SECONDS = 90.0 * PATIENCE
@@ -38,7 +42,7 @@ async def fluxpool(
 ) -> Ended:
     """Run a command in a folder, with no other `FLUXPOOL_` variable than the given ones."""
     return await asyncio.to_thread(
-        _run, arguments, folder, environment, subprocess.PIPE, deadline_seconds=deadline_seconds
+        run_fluxpool, *arguments, folder=folder, environment=environment, deadline_seconds=deadline_seconds
     )
 
 
@@ -50,7 +54,9 @@ async def fluxpool_on_terminal(*arguments: str, folder: Path, environment: Mappi
         termios.tcsetwinsize(end_of_command, (50, 300))
         shown = asyncio.create_task(asyncio.to_thread(_read_terminal, terminal))
         try:
-            ended = await asyncio.to_thread(_run, arguments, folder, environment, end_of_command)
+            ended = await asyncio.to_thread(
+                run_fluxpool, *arguments, folder=folder, environment=environment, terminal=end_of_command
+            )
         finally:
             os.close(end_of_command)
         return await shown, ended
@@ -58,27 +64,34 @@ async def fluxpool_on_terminal(*arguments: str, folder: Path, environment: Mappi
         os.close(terminal)
 
 
-def _run(
-    arguments: tuple[str, ...],
+def run_fluxpool(
+    *arguments: str,
     folder: Path,
     environment: Mapping[str, str],
-    complaints: int,
-    *,
+    terminal: int | None = None,
     deadline_seconds: float = _SECONDS,
 ) -> Ended:
+    """The same, blocking; `terminal` takes its standard error."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
-    ended = subprocess.run(
-        [PROGRAM, *arguments],
-        cwd=folder,
-        env={**kept, "NO_COLOR": "1", "COLUMNS": "300", **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        text=True,
-        timeout=deadline_seconds,
-        check=False,
-    )
-    return Ended(code=ended.returncode, output=ended.stdout, complaints=ended.stderr or "")
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as complaints:
+        program = start_program(
+            "kit.console_script",
+            *arguments,
+            environment={**kept, "NO_COLOR": "1", "COLUMNS": "300", **environment},
+            output=output,
+            errors=complaints if terminal is None else terminal,
+            folder=folder,
+            # Fault points are bound, and terminals looked at, at import.
+            executed=terminal is not None or bool(environment.get("FLUXPOOL_FAULT")),
+        )
+        try:
+            code = program.wait(deadline_seconds)
+        finally:
+            program.kill()
+            program.wait()
+        for file in (output, complaints):
+            file.seek(0)
+        return Ended(code=code, output=output.read(), complaints=complaints.read())
 
 
 def _read_terminal(terminal: int) -> str:

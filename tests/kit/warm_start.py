@@ -1,5 +1,7 @@
 """Starts the product's programs from a process that has imported them: in milliseconds of a core, not seconds.
 
+Gateways and workers are started by tests, engines by their agents, whose command for engines `warm_engine` is.
+
 A program differs from an executed one in its command line, which is the fork server's, and in what its modules read
 from the environment when they are imported. Fault points and Python's own variables need `executed`.
 """
@@ -12,12 +14,17 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping
 from functools import cache
 from json import dumps
-from typing import BinaryIO
+from pathlib import Path
+from typing import IO, Any, Final
 
-from kit.fork_server import NUMBER, read_exactly
+from kit.fork_server import NUMBER, Imports, read_exactly
+
+STAND_IN: Final = Path(__file__).with_name("stand_in_engine.py")
+_WARM_ENGINE: Final = Path(__file__).with_name("warm_engine.py")
 
 
 class ForkedProcess:
@@ -68,35 +75,94 @@ class ForkedProcess:
 Program = ForkedProcess | subprocess.Popen[bytes]
 
 
-def start_program(module: str, *, environment: Mapping[str, str], output: BinaryIO, executed: bool = False) -> Program:
-    """Run `python -m module` with this environment and both its streams in that file; returns at once."""
+def start_program(
+    module: str,
+    *arguments: str,
+    environment: Mapping[str, str],
+    output: IO[Any],
+    errors: int | IO[Any] | None = None,
+    folder: Path | None = None,
+    executed: bool = False,
+    imported: Imports = Imports.PROGRAMS,
+) -> Program:
+    """Run `python -m module` with this environment and its streams in these files; returns at once.
+
+    Without `errors` both streams are in `output`. Its input is empty. The default folder is the present one.
+    """
+    errors = output if errors is None else errors
     if executed or sys.platform != "linux":
-        command = [sys.executable, "-m", module]
-        return subprocess.Popen(command, env=dict(environment), stdout=output, stderr=output)
-    return _server().start(module, environment=environment, output=output)
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+        )
+    return _fork_server(imported).start(
+        module, *arguments, environment=environment, output=output, errors=errors, folder=folder
+    )
+
+
+def warm_engine(*, stand_in: bool) -> tuple[str, ...]:
+    """The command of engines for an agent: forked ones, with the stand-in for a model or a real one.
+
+    Engines of another file system than that of the tests are right with the stand-in only.
+    """
+    if sys.platform != "linux":
+        return (sys.executable, str(STAND_IN)) if stand_in else ()
+    imported, module = (
+        (Imports.PROGRAMS, "kit.stand_in_engine") if stand_in else (Imports.ENGINE, "fluxpool_worker.engine")
+    )
+    return (sys.executable, "-I", "-S", str(_WARM_ENGINE), _fork_server(imported).address, module)
 
 
 class _ForkServer:
-    def __init__(self) -> None:
+    """A process that has imported programs and forks them; they end with this one at the latest."""
+
+    def __init__(self, imported: Imports) -> None:
+        # Without a file, so that processes with another root reach it, too.
+        self.address = f"fluxpool-fork-server-{uuid.uuid4()}"
         self._control, theirs = socket.socketpair()
-        with theirs:
+        with theirs, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"\0{self.address}")
+            listener.listen()
+            inherited = (theirs.fileno(), listener.fileno())
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kit.fork_server", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "kit.fork_server", *map(str, inherited), imported],
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
                 # As a program's own output: no terminal, so its lines are buffered alike.
                 stdout=subprocess.DEVNULL,
                 env={**_environment_of_imports(), "OMP_NUM_THREADS": "1"},
             )
-        self._lock = threading.Lock()
+        atexit.register(self.close)
 
-    def start(self, module: str, *, environment: Mapping[str, str], output: BinaryIO) -> ForkedProcess:
-        ours, theirs = socket.socketpair()
-        with theirs, self._lock:
-            socket.send_fds(self._control, [b"\0"], [theirs.fileno(), output.fileno()])
-        request = dumps({"module": module, "environment": dict(environment)}).encode()
-        ours.sendall(NUMBER.pack(len(request)) + request)
-        (pid,) = NUMBER.unpack(read_exactly(ours, NUMBER.size))
-        return ForkedProcess(pid, ours)
+    def start(
+        self,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str],
+        output: IO[Any],
+        errors: int | IO[Any],
+        folder: Path | None,
+    ) -> ForkedProcess:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(f"\0{self.address}")
+        streams = [output.fileno(), errors if isinstance(errors, int) else errors.fileno()]
+        socket.send_fds(connection, [b"\0"], streams)
+        request = {
+            "module": module,
+            "arguments": arguments,
+            "environment": dict(environment),
+            "folder": str(folder or Path.cwd()),
+            "descriptors": [1, 2],
+        }
+        encoded = dumps(request).encode()
+        connection.sendall(NUMBER.pack(len(encoded)) + encoded)
+        (pid,) = NUMBER.unpack(read_exactly(connection, NUMBER.size))
+        return ForkedProcess(pid, connection)
 
     def close(self) -> None:
         self._control.close()
@@ -110,8 +176,5 @@ def _environment_of_imports() -> dict[str, str]:
 
 
 @cache
-def _server() -> _ForkServer:
-    """The one server of this process."""
-    server = _ForkServer()
-    atexit.register(server.close)
-    return server
+def _fork_server(imported: Imports) -> _ForkServer:
+    return _ForkServer(imported)

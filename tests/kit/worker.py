@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,9 +32,8 @@ from kit.kafka import OffsetReader, TopicReader, TopicRecord, create_topics, uni
 from kit.ports import own_port
 from kit.processes import whole_lines
 from kit.waiting import wait_until
-from kit.warm_start import Program, start_program
+from kit.warm_start import Program, start_program, warm_engine
 
-STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 SESSION_TIMEOUT_SECONDS = 6.0
 """The broker's own minimum (`group.min.session.timeout.ms`)."""
 LOOK_SECONDS = 0.1
@@ -244,10 +242,14 @@ async def worker_bench(
     model: str,
     partitions: int = 2,
     stand_in: bool = False,
+    executed_engines: bool = False,
     retry_delays: tuple[str, ...] = (),
     topic_config: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[WorkerBench]:
-    """A bench whose workers and engines have all ended afterwards; one retry topic for each delay."""
+    """A bench whose workers and engines have all ended afterwards; one retry topic for each delay.
+
+    Engines are forked from a process that has imported them, unless they shall be `executed_engines` with a real model.
+    """
     prefix = unique_name("t")
     topics = TopicNames(
         tasks=f"{prefix}-tasks",
@@ -279,7 +281,7 @@ async def worker_bench(
         model=model,
         topics=topics,
         group=f"{prefix}-group",
-        engine_command=(sys.executable, str(STAND_IN)) if stand_in else (),
+        engine_command=() if executed_engines else warm_engine(stand_in=stand_in),
         retry_delays=retry_delays,
     )
     try:

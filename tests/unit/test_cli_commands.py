@@ -1,7 +1,6 @@
 """The console script as a process: exit codes, standard output and standard error."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,30 +16,19 @@ from fluxpool_cli.main import COMMANDS, command_line
 from fluxpool_cli.submit.commands import failure_of, parse_lora
 from fluxpool_client import Task, TaskFailure
 from fluxpool_client.errors import refusal
-from kit.waiting import PATIENCE
-
-FLUXPOOL = str(Path(sys.executable).with_name("fluxpool"))
+from kit.command import Ended, run_fluxpool
 
 
-def fluxpool(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FLUXPOOL_")}
-    return subprocess.run(
-        [FLUXPOOL, *arguments],
-        cwd=folder,
-        env={**kept, "NO_COLOR": "1", "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60 * PATIENCE,
-        check=False,
-    )
+def fluxpool(*arguments: str, folder: Path, **environment: str) -> Ended:
+    return run_fluxpool(*arguments, folder=folder, environment=environment)
 
 
 def test_version_prints_the_version_on_standard_output(tmp_path: Path) -> None:
     plain = fluxpool("version", folder=tmp_path)
-    assert (plain.returncode, plain.stderr) == (0, "")
-    assert plain.stdout.startswith("fluxpool ")
+    assert (plain.code, plain.complaints) == (0, "")
+    assert plain.output.startswith("fluxpool ")
     as_json = fluxpool("version", "--json", folder=tmp_path)
-    assert json.loads(as_json.stdout)["version"] == plain.stdout.split()[1]
+    assert json.loads(as_json.output)["version"] == plain.output.split()[1]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +78,8 @@ def test_a_wrong_command_line_ends_with_2_and_says_why_on_standard_error(
     arguments: list[str], words: str, tmp_path: Path
 ) -> None:
     ended = fluxpool(*arguments, folder=tmp_path)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert words in ended.stderr
+    assert (ended.code, ended.output) == (2, "")
+    assert words in ended.complaints
     assert list(tmp_path.iterdir()) == []
 
 
@@ -102,9 +90,9 @@ def test_a_gateway_that_is_down_ends_with_3_and_the_remedy(by_variable: bool, tm
         ended = fluxpool("submit", "a fox", folder=tmp_path, FLUXPOOL_URL=url)
     else:
         ended = fluxpool("submit", "a fox", "--url", url, folder=tmp_path)
-    assert (ended.returncode, ended.stdout) == (3, "")
-    assert f"no gateway answers at {url}" in ended.stderr
-    assert "fluxpool local up" in ended.stderr
+    assert (ended.code, ended.output) == (3, "")
+    assert f"no gateway answers at {url}" in ended.complaints
+    assert "fluxpool local up" in ended.complaints
 
 
 def test_without_a_local_stack_the_default_address_of_the_gateway_is_used(
@@ -116,36 +104,36 @@ def test_without_a_local_stack_the_default_address_of_the_gateway_is_used(
 
 def test_watch_without_a_local_stack_ends_with_3(tmp_path: Path) -> None:
     ended = fluxpool("watch", "--once", folder=tmp_path)
-    assert ended.returncode == 3
-    assert "--bootstrap-servers" in ended.stderr
+    assert ended.code == 3
+    assert "--bootstrap-servers" in ended.complaints
 
 
 def test_watch_ends_with_3_when_kafka_is_down(tmp_path: Path) -> None:
     ended = fluxpool("watch", "--once", "--bootstrap-servers", "127.0.0.1:1", folder=tmp_path)
-    assert ended.returncode == 3
-    assert "127.0.0.1:1 does not answer" in ended.stderr
+    assert ended.code == 3
+    assert "127.0.0.1:1 does not answer" in ended.complaints
 
 
 def test_status_of_an_unused_folder_ends_with_3_and_down_with_0(tmp_path: Path) -> None:
     status = fluxpool("local", "status", "-o", "json", folder=tmp_path)
-    assert status.returncode == 3
-    assert json.loads(status.stdout) == {"running": False, "data_dir": str(tmp_path / ".fluxpool")}
+    assert status.code == 3
+    assert json.loads(status.output) == {"running": False, "data_dir": str(tmp_path / ".fluxpool")}
     down = fluxpool("local", "down", folder=tmp_path)
-    assert (down.returncode, down.stdout) == (0, "")
-    assert "nothing runs" in down.stderr
+    assert (down.code, down.output) == (0, "")
+    assert "nothing runs" in down.complaints
     assert list(tmp_path.iterdir()) == []
 
 
 def test_model_tiny_writes_a_checkpoint_once_and_overwrites_nothing_else(tmp_path: Path) -> None:
     written = fluxpool("model", "tiny", "tiny", folder=tmp_path)
-    assert written.returncode == 0, written.stderr
-    assert written.stdout.strip() == str(tmp_path / "tiny")
+    assert written.code == 0, written.complaints
+    assert written.output.strip() == str(tmp_path / "tiny")
     assert (tmp_path / "tiny" / "model_index.json").is_file()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     refused = fluxpool("model", "tiny", "mine", folder=tmp_path)
-    assert refused.returncode == 1
-    assert "name a new or empty folder" in refused.stderr
+    assert refused.code == 1
+    assert "name a new or empty folder" in refused.complaints
 
 
 @pytest.mark.parametrize(

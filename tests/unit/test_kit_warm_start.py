@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,12 +12,21 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kit.processes import is_alive
 from kit.waiting import wait_until_blocking
 from kit.warm_start import Program, start_program
 
 pytestmark = pytest.mark.on_change
 
 SECONDS = 60.0
+TESTS = """
+import sys
+from pathlib import Path
+from kit.warm_start import start_program
+with Path(sys.argv[1]).open("wb") as output:
+    print(start_program("kit.warm_probe", environment={"ENDS": "wait"}, output=output).pid, flush=True)
+sys.stdin.read()
+"""
 Start = Callable[..., tuple[Program, Path]]
 
 
@@ -72,3 +82,17 @@ def test_an_ended_program_keeps_its_pid_until_its_exit_code_is_read(start: Start
     )
     assert program.wait(SECONDS) == 7
     wait_until_blocking(lambda: not process.is_running(), deadline_seconds=SECONDS, what="its zombie to go")
+
+
+def test_no_program_outlives_tests_that_are_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TESTS, str(tmp_path / "output")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as tests:
+        assert tests.stdout is not None
+        pid = int(tests.stdout.readline())
+        assert is_alive(pid)
+        tests.kill()
+    wait_until_blocking(lambda: not is_alive(pid), deadline_seconds=SECONDS, what="the program to be gone")

@@ -1,0 +1,6 @@
+"""`python -m kit.console_script`: the installed `fluxpool` program, for processes that have imported it already."""
+
+from fluxpool_cli.main import main
+
+if __name__ == "__main__":
+    main()
