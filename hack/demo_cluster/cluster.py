@@ -83,7 +83,7 @@ async def running_cluster(folder: Path, *, gpus: int, report: Callable[[str], No
         node = ProcessNode(
             control_plane.login_as(f"system:node:{_NODE}", group="system:nodes"),
             NodeSpec(name=_NODE, capacity={GPU: str(gpus)}),
-            images={_OPERATOR_IMAGE: operator_image(), WORKER_IMAGE: worker_image(stand_in=False)},
+            images={_OPERATOR_IMAGE: operator_image(forked=False), WORKER_IMAGE: worker_image(stand_in=False)},
             data_dir=folder / "node",
         )
         await parts.enter_async_context(node)

@@ -1,6 +1,8 @@
 """A process node runs bound pods like a kubelet: starts and files of real programs."""
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from kit.kubernetes_api import Body
 from kit.manifests import container_status, create_deployment, create_pod, deployment, events_of, pod, pods_of
 from kit.node_bench import POD_IP, SERVER, STATE_MOUNT, STATE_VOLUME, Bench, python_image
+from kit.process_node import ProcessImage
 from kit.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.on_change]
@@ -361,3 +364,38 @@ async def test_a_service_account_token_authenticates_the_pod_and_is_bound_to_it(
     assert namespace == bench.namespace
     assert user["username"] == f"system:serviceaccount:{bench.namespace}:default"
     assert user["extra"]["authentication.kubernetes.io/pod-uid"] == [created["metadata"]["uid"]]
+
+
+async def test_a_forked_program_sees_itself_and_ends_as_an_executed_one(make_bench: Callable[..., Bench]) -> None:
+    # Without a locale, an executed Python adds one to its environment.
+    of_tests = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[1]), "LC_ALL": "C.UTF-8"}
+    image = ProcessImage(
+        entrypoint=(sys.executable, "-m", "kit.warm_probe"),
+        environment=of_tests,
+        folders=(str(Path(__file__).parents[2]),),
+    )
+    bench = make_bench(images={"executed": image, "forked": replace(image, forked=True)})
+    endings = {"nothing": 0, "code": 7, "raise": 1}
+    seen: dict[str, list[Body]] = {"executed": [], "forked": []}
+    async with bench.node:
+        for kind, states in seen.items():
+            for ends_by, code in endings.items():
+                name = f"{kind}-{ends_by}"
+                manifest = pod(
+                    name,
+                    node=bench.node.name,
+                    image=kind,
+                    env=[{"name": "ENDS", "value": ends_by}],
+                    restartPolicy="Never",
+                )
+                await create_pod(bench.api, bench.namespace, manifest)
+                ended = await bench.wait_phase(name, "Failed" if code else "Succeeded")
+                assert container_status(ended)["state"]["terminated"]["exitCode"] == code
+                log = bench.log(name)
+                states.append(next(json.loads(line) for line in log.splitlines() if line.startswith("{")))
+                assert states[-1]["environment"].pop("HOSTNAME") == name
+                group, session = states[-1].pop("group")
+                assert group == session
+                assert ("last words" in log, "no such pool" in log) == (True, ends_by == "raise")
+    await bench.api.delete(f"/api/v1/nodes/{bench.node.name}")
+    assert seen["forked"] == seen["executed"]

@@ -26,31 +26,38 @@ from kit.pool_tasks import BUCKET, PoolTasks
 from kit.pools import edited, pool_body
 from kit.process_node import ProcessImage
 from kit.waiting import wait_until
+from kit.warm_start import warm_engine
 
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "fluxpool"
 RELEASE: Final = "fluxpool"
 OPERATOR: Final = f"{RELEASE}-operator"
 WORKER_IMAGE: Final = "fluxpool-worker:dev"
-STAND_IN: Final = Path(__file__).with_name("stand_in_engine.py")
 GPU: Final = "nvidia.com/gpu"
 START_SECONDS: Final = 90.0
 """A pod's program imports for seconds, and many on a busy machine."""
 
 
-def operator_image() -> ProcessImage:
+def operator_image(*, forked: bool = True) -> ProcessImage:
     """The command of the operator's Dockerfile, in the environment of the tests."""
     return ProcessImage(
-        entrypoint=(sys.executable, "-m", "fluxpool_operator"), environment=_environment(), folders=(str(ROOT),)
+        entrypoint=(sys.executable, "-m", "fluxpool_operator"),
+        environment=_environment(),
+        folders=(str(ROOT),),
+        forked=forked,
     )
 
 
-def worker_image(*, stand_in: bool = True, **environment: str) -> ProcessImage:
-    """The command of the worker's Dockerfile; with the stand-in engine, the prompt sets the duration of an image."""
-    engine = {"FLUXPOOL_ENGINE_COMMAND": f"{sys.executable},{STAND_IN}"} if stand_in else {}
+def worker_image(*, stand_in: bool = True) -> ProcessImage:
+    """The command of the worker's Dockerfile; with the stand-in engine, the prompt sets the duration of an image.
+
+    With a real engine everything is executed.
+    """
+    engine = {"FLUXPOOL_ENGINE_COMMAND": ",".join(warm_engine(stand_in=True))} if stand_in else {}
     return ProcessImage(
+        forked=stand_in,
         entrypoint=(sys.executable, "-m", "fluxpool_worker"),
-        environment={**_environment(), **engine, **environment},
+        environment=_environment() | engine,
         folders=(str(ROOT),),
     )
 

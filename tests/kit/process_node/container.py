@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +20,12 @@ from pathlib import Path
 
 import psutil
 
+from kit.fork_server import Imports
 from kit.process_node.shim import start_ticks
+from kit.warm_start import start_program
 
 _SHIM = Path(__file__).with_name("shim.py")
+_SHIM_MODULE = "kit.process_node.shim"
 _OOM_MARKER = "oom-killed"
 _UNKNOWN_EXIT_CODE = 137
 
@@ -55,6 +59,8 @@ class ContainerRequest:
     """The complete configuration of a container; nothing is inherited from the agent."""
 
     argv: Sequence[str]
+    forked: bool = False
+    """Whether a `python -m` is run with what a fork server has imported, instead of being executed."""
     environment: Mapping[str, str]
     working_dir: str
     mounts: Sequence[Mount]
@@ -107,13 +113,17 @@ class ContainerProcess:
     async def start(cls, folder: Path, request: ContainerRequest, *, owner_pid: int) -> "ContainerProcess":
         """Start a container in a new attempt folder; it dies with `owner_pid`. Raises `ContainerStartError`."""
         (folder / "root").mkdir(parents=True, exist_ok=True)
+        # Fault points are bound at import.
+        is_module = list(request.argv[:2]) == [sys.executable, "-m"] and not request.environment.get("FLUXPOOL_FAULT")
+        forked = request.forked and is_module
         written = asdict(request) | {
+            "forked": forked,
             "log_path": str(log_path(folder)),
             "owner_pid": owner_pid,
             "root": str(folder / "root"),
         }
         (folder / "request.json").write_text(json.dumps(written))
-        launching = asyncio.create_task(_launch(folder))
+        launching = asyncio.create_task(asyncio.to_thread(_launch_forked, folder) if forked else _launch(folder))
         try:
             output, errors = await asyncio.shield(launching)
         except asyncio.CancelledError:
@@ -236,6 +246,19 @@ async def _launch(folder: Path) -> tuple[bytes, bytes]:
         env={},
     )
     return await launcher.communicate()
+
+
+def _launch_forked(folder: Path) -> tuple[bytes, bytes]:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as answer, tempfile.TemporaryFile() as errors:  # noqa: PTH123 - of a descriptor
+        with open(writing, "wb") as output:  # noqa: PTH123
+            launcher = start_program(
+                _SHIM_MODULE, str(folder), environment={}, output=output, errors=errors, imported=Imports.PODS
+            )
+        answered = answer.read()
+        launcher.wait()
+        errors.seek(0)
+        return answered, errors.read()
 
 
 def log_path(folder: Path) -> Path:

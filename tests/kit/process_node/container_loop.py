@@ -175,6 +175,7 @@ class ContainerLoop:
         mounts = scene.volumes.mounts(container)
         return ContainerRequest(
             argv=command_line(container, image, variables),
+            forked=image.forked,
             environment=whole_environment(variables, image, hostname=hostname),
             working_dir=container.get("workingDir") or image.working_dir,
             mounts=[*mounts, *_hidden_folders(image, mounts)],

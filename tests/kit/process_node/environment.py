@@ -24,6 +24,8 @@ class ProcessImage:
     cmd: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = "/"
+    forked: bool = False
+    """Whether its containers are forked from a process that has imported their program (`kit.warm_start`)."""
     folders: Sequence[str] = ()
     """Folders of this machine that belong to the image: visible, read-only, when a volume is mounted above them."""
 

@@ -1,10 +1,11 @@
 """The process between the agent and one container: sets up its file system, runs it, records how it ended.
 
-Runs in a bare interpreter, so it uses the standard library only. It survives the agent, which finds it again by
-`started.json` and reads `exit.json`; it ends with `owner_pid`, the test run, so that no process remains.
+Runs in a bare interpreter, so it uses the standard library only; or forked from a process that has imported the
+container's program. It survives the agent, which finds it again by `started.json` and reads `exit.json`; it ends with
+`owner_pid`, the test run, so that no process remains.
 
 Usage: shim.py FOLDER, with `request.json` in it:
-  argv, environment, working_dir, log_path, owner_pid, root (an empty folder for the container's file system),
+  argv, forked, environment, working_dir, log_path, owner_pid, root (an empty folder for the container's file system),
   read_only_root, mounts ([{source, target, read_only}]), hostname.
 The first line of its standard output is `started.json`'s content, or {"error": ...} when the container cannot run.
 """
@@ -42,6 +43,9 @@ def main(folder: str) -> None:
     except OSError as error:
         reply({"error": str(error)})
         return
+    if pid == 0:
+        run_imported(request)
+        return
     started: dict[str, object] = {
         "shim_pid": os.getpid(),
         "shim_start_ticks": start_ticks(os.getpid()),
@@ -66,13 +70,20 @@ def reply(message: dict[str, object]) -> None:
 
 
 def start(request: dict[str, object]) -> int:
-    """Start the container's main process and return its pid; raises `OSError` when it cannot run."""
+    """Start the container's main process; returns its pid, and 0 in it. Raises `OSError` when it cannot run."""
     check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
-            run(request)
+            enter(request)
+            if request["forked"]:
+                os.close(writing)
+                return 0
+            argv, environment = request["argv"], request["environment"]
+            assert isinstance(argv, list)
+            assert isinstance(environment, dict)
+            os.execvpe(argv[0], argv, environment)  # noqa: S606
         except BaseException as error:  # noqa: BLE001 - the parent reports any error
             os.write(writing, str(error).encode())
         os._exit(127)
@@ -85,8 +96,22 @@ def start(request: dict[str, object]) -> int:
     return pid
 
 
-def run(request: dict[str, object]) -> None:
-    """Become the container's main process, the leader of a new session and process group."""
+def run_imported(request: dict[str, object]) -> None:
+    """Run the `python -m` of the container's command line with what this process has imported."""
+    # Only a forked shim has the kit's modules.
+    from kit.fork_server import run  # noqa: PLC0415
+
+    argv, environment = request["argv"], request["environment"]
+    assert isinstance(argv, list)
+    assert isinstance(environment, dict)
+    os.closerange(3, 1 << 16)
+    os.environ.clear()
+    os.environ.update(environment)
+    run(*argv[2:])
+
+
+def enter(request: dict[str, object]) -> None:
+    """Become the leader of a new session and process group, in the container's file system."""
     os.setsid()
     log = os.open(str(request["log_path"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -100,10 +125,6 @@ def run(request: dict[str, object]) -> None:
         # A container runtime creates a missing working folder.
         os.makedirs(str(request["working_dir"]))  # noqa: PTH103
         os.chdir(str(request["working_dir"]))
-    argv, environment = request["argv"], request["environment"]
-    assert isinstance(argv, list)
-    assert isinstance(environment, dict)
-    os.execvpe(argv[0], argv, environment)  # noqa: S606
 
 
 def enter_root(request: dict[str, object]) -> None:
