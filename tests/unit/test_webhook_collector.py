@@ -13,6 +13,7 @@ from fluxpool_gateway.store.tables import change_counter, tasks
 from fluxpool_gateway.store.task_state import DeletionSeen, ProgressSeen, TaskStatus
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.webhooks.dispatch.collector import PAGE, QUIET_MS
+from fluxpool_gateway.webhooks.endpoints import Endpoint
 from fluxpool_gateway.webhooks.event import MAX_BODY_BYTES
 from fluxpool_gateway.webhooks.schedule import MAX_AGE_MS
 from fluxpool_gateway.webhooks.tables import deliveries, events
@@ -121,6 +122,28 @@ async def test_an_endpoint_is_not_told_of_what_ended_before_it_was_made_or_long_
     world.project(submitted("new"), ended("new"))
     await world.collector().collect()
     assert [message["data"]["request_id"] for message in told(world)] == ["new"]
+
+
+def disabled(endpoint: Endpoint) -> Endpoint:
+    return endpoint.changed(enabled=False)
+
+
+def enabled(endpoint: Endpoint) -> Endpoint:
+    return endpoint.changed(enabled=True)
+
+
+async def test_an_endpoint_is_not_told_of_what_ended_while_it_was_disabled(world: World) -> None:
+    endpoint = world.add()
+    collector = world.collector()
+    world.project(submitted("a"), ended("a"))
+    await collector.collect()
+    for change, name in ((disabled, "b"), (enabled, "c")):
+        world.clock.pass_seconds(200)
+        await world.store.change("default", endpoint.endpoint_id, change, now_ms=world.clock())
+        world.clock.pass_seconds(1)
+        world.project(submitted(name), ended(name, at_ms=world.clock()))
+        await collector.collect()
+    assert [message["data"]["request_id"] for message in told(world)] == ["a", "c"]
 
 
 async def test_more_ends_than_a_page_are_told_in_their_order(world: World) -> None:

@@ -105,7 +105,7 @@ def enqueue(connection: Connection, found: Sequence[Event], told: Sequence[Endpo
         wanting = [
             endpoint
             for endpoint in told
-            if endpoint.tenant == event.tenant and endpoint.wants(event.type) and endpoint.created_at_ms <= event.at_ms
+            if endpoint.tenant == event.tenant and endpoint.wants(event.type) and endpoint.told_from_ms <= event.at_ms
         ]
         if wanting:
             event_rows.append(_event_row(event, now_ms=now_ms))

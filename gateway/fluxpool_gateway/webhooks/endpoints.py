@@ -42,6 +42,8 @@ class Endpoint:
     secrets: tuple[Secret, ...]
     """The newest first."""
     created_at_ms: int
+    told_from_ms: int
+    """It is told of what ends from then on: since it was created, or enabled again."""
     failures: int = 0
     """Failed attempts since the last one that succeeded."""
 
@@ -59,6 +61,7 @@ class Endpoint:
             enabled=enabled,
             secrets=(Secret(new_secret()),),
             created_at_ms=now_ms,
+            told_from_ms=now_ms,
         )
 
     def wants(self, type_: str) -> bool:
@@ -141,8 +144,8 @@ def delete_endpoint(connection: Connection, tenant: str, endpoint_id: str) -> bo
 
 
 def tenants_to_tell(connection: Connection) -> dict[str, int]:
-    """The tenants with an enabled endpoint, and when the first of these was created."""
-    first_at = func.min(endpoints.c.created_at_ms).label("first_at_ms")
+    """The tenants with an enabled endpoint, and the earliest time that one of these is told from."""
+    first_at = func.min(endpoints.c.told_from_ms).label("first_at_ms")
     query = select(endpoints.c.tenant, first_at).where(endpoints.c.enabled).group_by(endpoints.c.tenant)
     return {row.tenant: row.first_at_ms for row in connection.execute(query)}
 

@@ -56,8 +56,8 @@ class WebhookStore:
             if found is None:
                 return None
             changed = change(found)
-            if changed.enabled:
-                changed = replace(changed, disabled_because=None)
+            if changed.enabled and not found.enabled:
+                changed = replace(changed, disabled_because=None, told_from_ms=now_ms)
             endpoints.save_endpoint(connection, changed)
             if not changed.enabled:
                 deliveries.give_up_pending(connection, endpoint_id, AttemptError.DISABLED, now_ms=now_ms)

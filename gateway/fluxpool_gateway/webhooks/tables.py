@@ -35,6 +35,7 @@ endpoints = Table(
     Column("disabled_because", Text),
     Column("secrets", Text, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("told_from_ms", BigInteger, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("due_at_ms", BigInteger),
     Column("lease", String(32)),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert_postgresql
 from sqlalchemy.dialects.sqlite import insert as upsert_sqlite
 
@@ -100,12 +100,12 @@ class Collector:
 
     async def _start(self, tenant: str, known: _Place | None, *, since_ms: int) -> ChangePlace:
         newest = await self._tasks.place(tenant)
-        if known is None:
-            return ChangePlace(newest.first, min(newest.number, max(0, since_ms - _SLACK_MS) * 1000))
-        if known.place.is_within(newest):
-            return known.place
-        # The store was built again: every task has a new number.
-        return ChangePlace(newest.first, 0)
+        # Nobody is told of what ended before; so a tenant that had no endpoint for long is not read from where it was.
+        first = min(newest.number, max(0, since_ms - _SLACK_MS) * 1000)
+        if known is not None and known.place.is_within(newest):
+            return ChangePlace(newest.first, max(known.place.number, first))
+        # The store is not the one that was read, or none was: every task of it has a number of its own.
+        return ChangePlace(newest.first, first if known is None else 0)
 
     def _save(
         self, connection: Connection, tenant: str, changes: Changes, *, known: _Place | None, reached: ChangePlace
@@ -157,12 +157,15 @@ class Collector:
         counted = await self._tasks.count_group(tenant=tenant, group_id=group_id)
         now_ms = self._now_ms()
         has_ended = counted.total > 0 and all(status.terminal for status in counted.counts)
-        if has_ended and counted.last_at_ms > now_ms - QUIET_MS:
-            return 0
 
         def save(connection: Connection) -> int:
-            # Noted again when another task ends; one that ended meanwhile has noted it with another time.
+            # One that ended meanwhile has noted it with another time.
             noted = groups.c.tenant == tenant, groups.c.group_id == group_id, groups.c.changed_at_ms == changed_at_ms
+            if has_ended and counted.last_at_ms > now_ms - QUIET_MS:
+                # Looked at again behind others: the time of a task may lie in the future.
+                connection.execute(update(groups).where(*noted).values(changed_at_ms=now_ms))
+                return 0
+            # Without those that have not ended: they are noted again when another task ends.
             if not connection.execute(delete(groups).where(*noted)).rowcount or not has_ended:
                 return 0
             event = group_completed(tenant, group_id, counted, at_ms=now_ms, base=self._base)

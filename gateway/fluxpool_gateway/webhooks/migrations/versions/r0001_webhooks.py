@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("disabled_because", sa.Text),
         sa.Column("secrets", sa.Text, nullable=False),
         sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+        sa.Column("told_from_ms", sa.BigInteger, nullable=False),
         sa.Column("failures", sa.Integer, nullable=False),
         sa.Column("due_at_ms", sa.BigInteger),
         sa.Column("lease", sa.String(32)),
