@@ -1,13 +1,14 @@
 """Receivers of webhooks: one real HTTP server on loopback whose paths answer, refuse, hang, redirect, close and lie."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from typing import Any
 
 LOOPBACK = (ip_network("127.0.0.0/8"),)
-Respond = Callable[["Message", asyncio.StreamWriter], Awaitable[None]]
+Respond = Callable[["Message", asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +31,27 @@ class Receiver:
     url: str = ""
     messages: list[Message] = field(default_factory=list)
     responses: dict[str, Respond] = field(default_factory=dict)
-    open_connections: int = 0
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    """Of the open connections."""
+
+    @property
+    def open_connections(self) -> int:
+        return len(self.writers)
 
     def to(self, path: str) -> list[Message]:
         return [message for message in self.messages if message.path == path]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open_connections += 1
+        self.writers.add(writer)
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
                 message = await _read(reader)
                 self.messages.append(message)
-                await self.responses.get(message.path, answering(200, b"thanks"))(message, writer)
+                respond = self.responses.get(message.path, answering(200, b"thanks"))
+                await _while_connected(respond(message, writer), reader)
                 await writer.drain()
         finally:
-            self.open_connections -= 1
+            self.writers.discard(writer)
             writer.close()
 
 
@@ -71,9 +78,9 @@ def saying(everything: bytes) -> Respond:
     return respond
 
 
-async def hanging(_message: Message, writer: asyncio.StreamWriter) -> None:
+async def hanging(_message: Message, _writer: asyncio.StreamWriter) -> None:
     """Never answers; ends when the client does."""
-    await _until_closed(writer)
+    await asyncio.Event().wait()
 
 
 async def never_ending(_message: Message, writer: asyncio.StreamWriter) -> None:
@@ -93,9 +100,17 @@ async def dripping(_message: Message, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _until_closed(writer: asyncio.StreamWriter) -> None:
-    while not writer.transport.is_closing():  # noqa: ASYNC110 - the transport has no event for it
-        await asyncio.sleep(0.02)
+async def _while_connected(responding: Coroutine[Any, Any, None], reader: asyncio.StreamReader) -> None:
+    """Respond, and give up when the client closes the connection."""
+    response, client = asyncio.create_task(responding), asyncio.create_task(reader.read())
+    try:
+        await asyncio.wait({response, client}, return_when=asyncio.FIRST_COMPLETED)
+        if response.done():
+            response.result()
+    finally:
+        for task in (response, client):
+            task.cancel()
+        await asyncio.wait({response, client})
 
 
 @asynccontextmanager
@@ -108,3 +123,7 @@ async def running_receiver() -> AsyncIterator[Receiver]:
         yield receiver
     finally:
         server.close()
+        for writer in receiver.writers:
+            writer.close()
+        while receiver.open_connections:  # noqa: ASYNC110 - they end by themselves
+            await asyncio.sleep(0.01)

@@ -20,6 +20,7 @@ from fluxpool_gateway.webhooks.dispatch.sending import (
     Sender,
     resolve_in_thread,
 )
+from kit.waiting import PATIENCE, wait_until
 from kit.webhook_receiver import (
     LOOPBACK,
     Receiver,
@@ -249,6 +250,27 @@ async def test_the_certificate_is_checked_for_the_name_of_the_url() -> None:
     assert (await sender.send(f"https://other.example:{port}/hook", {}, BODY)).error is AttemptError.TLS
     strange = a_sender(allowed=LOOPBACK, resolve=loopback)
     assert (await strange.send(f"https://hooks.example:{port}/hook", {}, BODY)).error is AttemptError.TLS
+    server.close()
+
+
+@pytest.mark.parametrize("shakes_hands", [True, False])
+async def test_an_attempt_ends_in_time_also_when_tls_hangs(*, shakes_hands: bool) -> None:
+    """Before the handshake, or behind it, where a connection is closed with a word that the peer does not answer."""
+    authority = trustme.CA()
+    receiver = Receiver(responses={"/hook": hanging})
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0, ssl=context if shakes_hands else None)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    sender = a_sender(allowed=LOOPBACK, tls=trusting, timeout_seconds=1)
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+    for _ in range(5):
+        made = await sender.send(url, {"webhook-id": "evt_1"}, BODY)
+        assert made.error is AttemptError.TIMEOUT
+        assert made.latency_ms < 10_000 * PATIENCE
+    assert len(receiver.messages) == (5 if shakes_hands else 0)
+    await wait_until(lambda: receiver.open_connections == 0, deadline_seconds=30, what="every connection to end")
     server.close()
 
 

@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -105,6 +106,7 @@ class _GuardedNetwork(httpcore.AsyncNetworkBackend):
     def __init__(self, resolve: Resolve, allowed: Collection[Network]) -> None:
         self._resolve = resolve
         self._allowed = allowed
+        self._opened: list[httpcore.AsyncNetworkStream] = []
         self._network: httpcore.AsyncNetworkBackend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -130,13 +132,22 @@ class _GuardedNetwork(httpcore.AsyncNetworkBackend):
         failure: httpcore.ConnectError | httpcore.ConnectTimeout | None = None
         for address in permitted:
             try:
-                return await self._network.connect_tcp(
+                stream = await self._network.connect_tcp(
                     address, port, (timeout or TIMEOUT_SECONDS) / len(permitted), local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
+            else:
+                self._opened.append(stream)
+                return stream
         assert failure is not None  # noqa: S101 - there was an address
         raise failure
+
+    async def close(self) -> None:
+        """Close what was opened: a TLS handshake that is canceled leaves its connection open (httpcore 1.0)."""
+        for stream in self._opened:
+            with suppress(OSError, httpcore.NetworkError):
+                await stream.aclose()
 
 
 class Sender:
@@ -153,7 +164,8 @@ class Sender:
     ) -> None:
         """`allowed` are networks that are sent to although they are not public."""
         self._schemes = {b"https", b"http"} if allow_http else {b"https"}
-        self._network = _GuardedNetwork(resolve or resolve_in_thread, allowed)
+        self._resolve = resolve or resolve_in_thread
+        self._allowed = allowed
         self._tls = tls or ssl.create_default_context()
         self._timeout_seconds = timeout_seconds
 
@@ -174,13 +186,17 @@ class Sender:
             # It was allowed when the endpoint was created.
             raise AddressRefusedError("http:// is not allowed by the gateway's settings; use https://")
         # One connection for each attempt: one that was kept may have been closed by the endpoint in this moment.
-        async with (
-            httpcore.AsyncHTTPConnection(target.origin, ssl_context=self._tls, network_backend=self._network) as line,
-            line.stream("POST", target, headers=_header_list(target, headers), content=body) as response,
-        ):
-            answer = await _beginning(response)
-            named = {name.lower(): value for name, value in response.headers}
-            return _outcome(response.status, answer, named.get(b"retry-after"))
+        network = _GuardedNetwork(self._resolve, self._allowed)
+        try:
+            async with (
+                httpcore.AsyncHTTPConnection(target.origin, ssl_context=self._tls, network_backend=network) as line,
+                line.stream("POST", target, headers=_header_list(target, headers), content=body) as response,
+            ):
+                answer = await _beginning(response)
+                named = {name.lower(): value for name, value in response.headers}
+                return _outcome(response.status, answer, named.get(b"retry-after"))
+        finally:
+            await network.close()
 
 
 def _header_list(target: httpcore.URL, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
