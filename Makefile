@@ -11,7 +11,7 @@ export UV_COMPILE_BYTECODE := 1
 EXTRAS := operator worker gateway cli
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
 
-.PHONY: help setup postgres control-plane demo demo-cluster test test-all e2e lint format schemas lock bench clean
+.PHONY: help setup postgres browser control-plane demo demo-cluster test test-all e2e lint format schemas lock bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -48,6 +48,9 @@ test-all: setup control-plane ## Run every test, also those of the kit and of fo
 
 postgres: ## Find PostgreSQL's server programs for the tests, or install Debian's package (as root)
 	@hack/postgres/provide
+
+browser: ## Find Chromium for the tests of the page, or install Debian's package (as root)
+	@hack/browser/provide
 
 control-plane: ## Build the Kubernetes control plane that the cluster tests run on (some minutes, once; needs Go)
 	@hack/control-plane/build

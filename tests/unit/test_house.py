@@ -212,7 +212,9 @@ def _run_ci(folder: Path, *, failing: str = "") -> subprocess.CompletedProcess[s
     """The real script, in a clone whose make targets only print their names; `failing` is the one that fails."""
     (folder / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", folder / ".ci" / "run")
-    required = "$${TEST_REQUIRE_CLUSTER:+required}$${TEST_REQUIRE_POSTGRES:+ postgres}"
+    required = (
+        "$${TEST_REQUIRE_CLUSTER:+required}$${TEST_REQUIRE_POSTGRES:+ postgres}$${TEST_REQUIRE_BROWSER:+ browser}"
+    )
     recipe = f"\t@echo $@ $$CI {required}; test -z \"$$(cat)\"; test '$@' != '{failing}'\n"
     (folder / "Makefile").write_text("".join(f"{target}:\n{recipe}" for target in make_targets()))
     return subprocess.run(
@@ -236,15 +238,23 @@ def test_ci_runs_the_checks_and_every_test_with_none_on_the_control_plane_skippe
     assert finished.returncode == 0, finished.stderr
     ran = finished.stdout.splitlines()
     # Foreign servers are provided beside the set-up; the checks run beside the tests and are shown after them.
-    assert sorted(ran[:3]) == ["control-plane true required", "postgres true required", "setup true required"]
-    assert ran[3:] == ["test true required postgres", "lint true required postgres"]
+    assert sorted(ran[:4]) == [
+        f"{target} true required" for target in ("browser", "control-plane", "postgres", "setup")
+    ]
+    assert ran[4:] == [f"{target} true required postgres browser" for target in ("test", "lint")]
 
 
-def test_ci_says_so_where_postgresql_cannot_be_had_and_runs_the_other_tests(tmp_path: Path) -> None:
-    finished = _run_ci(tmp_path, failing="postgres")
+@pytest.mark.parametrize(
+    ("failing", "skipped", "had"),
+    [("postgres", "on PostgreSQL", "browser"), ("browser", "of the page in a browser", "postgres")],
+)
+def test_ci_says_so_where_a_foreign_program_cannot_be_had_and_runs_the_other_tests(
+    tmp_path: Path, failing: str, skipped: str, had: str
+) -> None:
+    finished = _run_ci(tmp_path, failing=failing)
     assert finished.returncode == 0, finished.stderr
-    assert "The tests on PostgreSQL are skipped." in finished.stderr
-    assert finished.stdout.splitlines()[3:] == ["test true required", "lint true required"]
+    assert f"The tests {skipped} are skipped." in finished.stderr
+    assert finished.stdout.splitlines()[4:] == [f"{target} true required {had}" for target in ("test", "lint")]
 
 
 @pytest.mark.parametrize(
@@ -260,5 +270,5 @@ def test_ci_fails_with_what_it_runs(tmp_path: Path, failing: str, ran: set[str])
     finished = _run_ci(tmp_path, failing=failing)
     assert finished.returncode != 0
     # These may have been provided by then.
-    beside = {"control-plane", "postgres"}
+    beside = {"browser", "control-plane", "postgres"}
     assert set(re.findall(r"^(\S+) true\b", finished.stdout, re.MULTILINE)) | beside == ran | beside

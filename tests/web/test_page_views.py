@@ -1,0 +1,137 @@
+"""The page in a real browser, on the real application over real stores. What happens is projected, without Kafka."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import uvicorn
+from PIL import Image
+from playwright.async_api import expect
+
+from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
+from kit.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
+from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
+from kit.ports import own_port
+from kit.waiting import PATIENCE, wait_until
+
+pytestmark = [pytest.mark.timeout(420)]
+expect.set_options(timeout=60_000 * PATIENCE)
+
+
+@asynccontextmanager
+async def served(gateway: Gateway) -> AsyncIterator[str]:
+    """The first replica behind a socket; yields its address."""
+    port = own_port()
+    app = gateway.one.app
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="off"))
+    serving = asyncio.create_task(server.serve())
+    await wait_until(lambda: server.started, deadline_seconds=30, what="the server to listen")
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        app.state.services.stopping.set()
+        server.should_exit = True
+        await serving
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
+    async with keyed_gateway(keyed_settings(tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+async def tab(gateway: Gateway) -> AsyncIterator[Tab]:
+    async with served(gateway) as base, running_browser() as browser, opened_tab(browser, base) as opened:
+        yield opened
+
+
+def seen(request_id: str, prompt: str) -> TaskSeen:
+    body = f'{{"request_id":"{request_id}","prompt":"{prompt}","width":64,"height":64,"steps":8}}'
+    return TaskSeen(request_id=request_id, body=body, priority="standard", tenant="acme", created_at_ms=NOW_MS)
+
+
+def step(request_id: str, number: int) -> ProgressSeen:
+    return ProgressSeen(
+        request_id=request_id, status=TaskStatus.RUNNING, at_ms=NOW_MS + number, started=number == 1, tenant="acme",
+        step=number, total_steps=8,
+    )  # fmt: skip
+
+
+def store_image(folder: Path, request_id: str) -> None:
+    file = folder / "images" / "acme" / "2026" / "04" / "05" / request_id / "0.png"
+    file.parent.mkdir(parents=True)
+    stream = BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(stream, "PNG")
+    file.write_bytes(stream.getvalue())
+
+
+async def test_a_task_is_created_followed_over_a_reload_canceled_and_seen_to_its_image(
+    gateway: Gateway, tab: Tab, tmp_path: Path
+) -> None:
+    await tab.log_in(await gateway.create("submit", "read", "cancel", tenant="acme"))
+    page = tab.page
+    await page.get_by_label("Prompt", exact=True).fill("a fox")
+    await page.get_by_label("Width").fill("70")
+    await page.get_by_label("Height").fill("64")
+    await expect(page.get_by_label("Width")).to_have_value("64")
+    await page.get_by_role("button", name="Create", exact=True).click()
+    await page.wait_for_url("**/ui/create?from=*")
+    (task,) = gateway.records.values
+    assert (task["prompt"], task["width"]) == ("a fox", 64)
+    # What is typed outlives the settings of another task.
+    await page.get_by_label("Prompt", exact=True).fill("a hare")
+    request_id = task["request_id"]
+    gateway.project(seen(request_id, "a fox"))
+    card = page.locator("li.task")
+    await expect(card).to_contain_text("Waiting")
+    gateway.project(step(request_id, 1))
+    await expect(card).to_contain_text("step 1 of 8")
+    await page.reload()
+    await expect(card).to_contain_text("step 1 of 8")
+    await expect(page.get_by_text("You were writing")).to_contain_text("a hare")
+    gateway.project(step(request_id, 5))
+    await expect(card).to_contain_text("step 5 of 8")
+    await card.get_by_role("button", name="Cancel").click()
+    await expect(page.locator("#announcements")).to_have_text("Cancel requested.")
+    assert [key for key, _, _ in gateway.records.commands] == [request_id]
+    # Its images were ready before.
+    store_image(tmp_path, request_id)
+    gateway.project(replace(succeeded(request_id, "acme"), completed_at_ms=NOW_MS + 9))
+    await expect(card).to_contain_text("Succeeded")
+    await expect(card.locator("img")).to_have_js_property("naturalWidth", 64)
+    assert tab.errors == []
+
+
+async def test_axe_finds_nothing_in_any_view_light_or_dark_and_none_is_wider_than_a_phone(
+    gateway: Gateway, tab: Tab, tmp_path: Path
+) -> None:
+    await tab.open()
+    findings = [*await tab.findings("light"), *await tab.findings("dark")]
+    await tab.log_in(await gateway.create("submit", "read", "cancel", tenant="acme"))
+    store_image(tmp_path, "done")
+    done = replace(succeeded("done", "acme"), completed_at_ms=NOW_MS + 1)
+    gateway.project(seen("waits", "a hare"), seen("runs", "a fox"), step("runs", 3), seen("done", "an owl"), done)
+    for path in ("create?from=done", "tasks", "tasks/done", "tasks/done/delete", "tasks/runs", "gallery", "queue"):
+        await tab.open(f"ui/{path}")
+        findings += [*await tab.findings("light"), *await tab.findings("dark")]
+        for width, height in (PHONE, DESKTOP):
+            await tab.page.set_viewport_size({"width": width, "height": height})
+            assert await tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
+    await tab.page.get_by_label("Choose all on this page").check()
+    await tab.page.get_by_role("button", name="Cancel …", exact=True).click()
+    await expect(tab.page.get_by_role("main")).to_contain_text("2 of 3 tasks are changed")
+    findings += [*await tab.findings("light"), *await tab.findings("dark")]
+    await tab.page.get_by_role("button", name="Cancel: 2").click()
+    await expect(tab.page.get_by_role("heading", name="Cancel: 2 of 3")).to_be_visible()
+    findings += [*await tab.findings("light"), *await tab.findings("dark")]
+    await tab.open("ui/create?from=done")
+    await tab.page.get_by_role("button", name="Show as code").click()
+    await expect(tab.page.locator("#code-openai")).to_contain_text("images.generate")
+    findings += [*await tab.findings("light"), *await tab.findings("dark")]
+    assert findings == []
+    assert tab.errors == []
