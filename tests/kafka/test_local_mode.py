@@ -101,6 +101,11 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     assert re.fullmatch(r"127\.0\.0\.1:\d+", first["bootstrap_servers"])
     assert httpx.get(f"{first['gateway_url']}/readyz", trust_env=False, timeout=ANSWER_SECONDS).is_success
 
+    # The address that people open comes first; it needs no key here.
+    assert next(iter(first)) == "page_url"
+    page = httpx.get(first["page_url"], trust_env=False, timeout=ANSWER_SECONDS)
+    assert (page.status_code, "Create" in page.text) == (200, True)
+
     second = fluxpool("local", "up", "--detach", "-o", "json")
     assert json.loads(second.output) == first
     assert "already runs" in second.complaints

@@ -1,7 +1,7 @@
 """A real browser for tests of the page: Chromium without a window, driven by Playwright.
 
-`hack/browser/provide` finds or installs it. Errors that a view logs, among them violations of the policy of its content,
-and findings of axe-core are for tests to look at.
+`hack/browser/provide` finds or installs it. Errors that a view logs, among them violations of its content policy, and
+findings of axe-core are for tests to look at.
 """
 
 import os

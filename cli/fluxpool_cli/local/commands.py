@@ -225,6 +225,7 @@ def _refuse_changes(context: typer.Context, options: StackOptions, state: StackS
 
 def _show_addresses(state: StackState, output: OutputOptions) -> None:
     addresses = {
+        "page_url": f"{state.gateway_url}/ui/create",
         "gateway_url": state.gateway_url,
         "bootstrap_servers": state.bootstrap_servers,
         "data_dir": str(state.data_dir),
