@@ -25,6 +25,7 @@ from fluxpool_gateway.feedback.layouts import (
     pickapic_row,
     to_json,
 )
+from fluxpool_gateway.feedback.parquet import ParquetFile
 from fluxpool_gateway.feedback.reads import read_comparisons, read_ranks, read_ratings
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
 from fluxpool_gateway.http.routes import NO_STORE, READ_PROBLEMS, Services, WithServices
@@ -115,14 +116,12 @@ async def _lines(pages: AsyncIterator[Sequence[Row]]) -> AsyncIterator[bytes]:
 
 async def _parquet(layout: Layout, pages: AsyncIterator[Sequence[Row]]) -> AsyncIterator[bytes]:
     try:
-        # An extra of its own, larger than all others of a gateway together.
-        from fluxpool_gateway.feedback.parquet import ParquetFile  # noqa: PLC0415
+        file = await asyncio.to_thread(ParquetFile, layout)
     except ImportError as error:
         problem = FieldProblem("format", "this gateway has no pyarrow; install fluxpool[parquet] there, or use jsonl")
         raise ProblemError(
             ProblemCode.INVALID_REQUEST, str(problem), fields=[problem], status=HTTPStatus.UNPROCESSABLE_ENTITY
         ) from error
-    file = await asyncio.to_thread(ParquetFile, layout)
     async for rows in pages:
         yield await asyncio.to_thread(file.add, rows)
     yield await asyncio.to_thread(file.end)
