@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from report import Cell, print_report, quiet_logs
 from standardwebhooks import Webhook
 
 from fluxpool_contract.kafka.connection import KafkaConnection
@@ -60,19 +59,15 @@ class Arrivals:
 def main() -> int:
     """Measure each way; returns the exit status."""
     options = _options()
-    quiet_logs()
-    rows, wrong = [], []
+    wrong: list[str] = []
     for way in ("alone", "hostile", "killed"):
-        row, problems = asyncio.run(_measure(way, options))
-        rows.append(row)
-        wrong += problems
-    print_report(ratios={"problems": len(wrong)}, rows=rows, as_json=options.json)
+        wrong += asyncio.run(_measure(way, options))
     for problem in wrong[:20]:
         sys.stderr.write(f"{problem}\n")
     return 1 if wrong else 0
 
 
-async def _measure(way: str, options: argparse.Namespace) -> tuple[dict[str, Cell], list[str]]:
+async def _measure(way: str, options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as name, webhook_world(Path(name), wall_clock(), migrated=True) as world:
         async with running_receiver() as receiver:
             return await _measured(way, options, world=world, receiver=receiver, folder=Path(name))
@@ -80,7 +75,7 @@ async def _measure(way: str, options: argparse.Namespace) -> tuple[dict[str, Cel
 
 async def _measured(
     way: str, options: argparse.Namespace, *, world: World, receiver: Receiver, folder: Path
-) -> tuple[dict[str, Cell], list[str]]:
+) -> list[str]:
     arrivals = Arrivals({})
     paths = [f"/well/{number}" for number in range(options.endpoints)]
     for path in paths:
@@ -114,7 +109,7 @@ async def _measured(
     problems = [f"{way}: {path}: out of order" for path in paths if list(dict.fromkeys(arrivals.tasks[path])) != names]
     latencies = sorted(arrivals.at[path, task] - ended_at[task] for path in paths for task in names)
     messages = sum(map(len, arrivals.tasks.values()))
-    row: dict[str, Cell] = {
+    row = {
         "way": way,
         "deliveries": len(latencies),
         "repeated": messages - len(latencies),
@@ -125,8 +120,8 @@ async def _measured(
         "p99_ms": round(1000 * latencies[int(0.99 * len(latencies))]),
         "worst_ms": round(1000 * latencies[-1]),
     }
-    sys.stderr.write(json.dumps(row) + "\n")
-    return row, problems
+    print(json.dumps(row), flush=True)
+    return problems
 
 
 def _add(world: World, url: str, *, tenant: str = TENANT) -> Endpoint:
@@ -192,7 +187,6 @@ def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--endpoints", type=int, default=20, help="that answer; each gets every event")
     parser.add_argument("--hostile", type=int, default=20, help="endpoints of each kind that does not")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
 
