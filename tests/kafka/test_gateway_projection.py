@@ -77,7 +77,7 @@ async def task_with_status(client: httpx.AsyncClient, request_id: str, status: s
     return body
 
 
-def succeeded(request_id: str, *, image: ImageDescription | None = None) -> bytes:
+def succeeded(request_id: str, *, image: ImageDescription | None = None, completed_at: datetime = NOW) -> bytes:
     return GenerationResult(
         request_id=request_id,
         image_url="http://images/0.png",
@@ -87,7 +87,7 @@ def succeeded(request_id: str, *, image: ImageDescription | None = None) -> byte
         attempt=1,
         timings={"denoise_ms": 12.5},
         warnings=("cut",),
-        completed_at=NOW,
+        completed_at=completed_at,
     ).to_json()
 
 
@@ -95,6 +95,11 @@ def rows(settings: GatewaySettings) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(settings.task_store_file())) as connection:
         # The last column is the number of the change, which depends on the batches.
         return [row[:-1] for row in connection.execute("SELECT * FROM task ORDER BY request_id")]
+
+
+def usage(settings: GatewaySettings) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(settings.task_store_file())) as connection:
+        return connection.execute("SELECT * FROM usage_hour ORDER BY tenant, hour, outcome").fetchall()
 
 
 async def test_a_task_is_followed_from_queue_to_image(
@@ -259,7 +264,10 @@ async def test_a_rebuilt_store_equals_the_first(kafka: KafkaCluster, topics: Top
     ]
     await produce(kafka.bootstrap_servers, topics.tasks, tasks)
     await produce(kafka.bootstrap_servers, topics.progress, events)
-    await produce(kafka.bootstrap_servers, topics.results, [(f"t{n}".encode(), succeeded(f"t{n}")) for n in range(20)])
+    # Usage is kept for a quarter.
+    now = datetime.now(UTC)
+    results = [(f"t{n}".encode(), succeeded(f"t{n}", completed_at=now)) for n in range(20)]
+    await produce(kafka.bootstrap_servers, topics.results, results)
     # Repeat some tasks, as a client without a response does.
     await produce(kafka.bootstrap_servers, topics.tasks, tasks[:10])
     built = []
@@ -272,8 +280,9 @@ async def test_a_rebuilt_store_equals_the_first(kafka: KafkaCluster, topics: Top
                 assert (await told(partial(client.get, "v1/generations/none"))).status_code == 404
                 await task_with_status(client, "t19", "succeeded")
                 await wait_until(partial(caught_up, client), deadline_seconds=30, what="no lag of the projection")
-        built.append(rows(settings))
-    assert len(built[0]) == 40
+        built.append((rows(settings), usage(settings)))
+    assert len(built[0][0]) == 40
+    assert [row[3] for row in built[0][1]] == [20]
     assert built[0] == built[1]
 
 

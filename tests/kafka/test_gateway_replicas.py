@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,10 @@ def rows(url: str) -> list[tuple[Any, ...]]:
     return [row[:-1] for row in _query(url, "SELECT * FROM task ORDER BY request_id, tenant")]
 
 
+def usage(url: str) -> list[tuple[Any, ...]]:
+    return _query(url, "SELECT * FROM usage_hour ORDER BY tenant, hour, outcome")
+
+
 def read_to(url: str, topics: TopicNames) -> tuple[int, int]:
     """How many records of the task topics and of the results were projected."""
     found = dict(_query(url, "SELECT topic, sum(next_offset)::int FROM projected_offset GROUP BY topic"))
@@ -104,7 +109,11 @@ def read_to(url: str, topics: TopicNames) -> tuple[int, int]:
 
 
 def succeeded(request_id: str) -> bytes:
-    return GenerationResult(request_id=request_id, image_url=None, status=ResultStatus.SUCCESS).to_json()
+    # Usage is kept for a quarter.
+    now = datetime.now(UTC)
+    return GenerationResult(
+        request_id=request_id, image_url=None, status=ResultStatus.SUCCESS, completed_at=now
+    ).to_json()
 
 
 async def test_any_replica_answers_for_a_task_right_after_the_202_of_another(
@@ -167,8 +176,9 @@ async def test_when_the_projecting_one_is_killed_another_takes_over_and_a_rebuil
         )
         # Each record once: an offset past the end, or short of it, would show.
         await wait_until(lambda: read_to(url, topics) == (600, 600), deadline_seconds=60, what="all records projected")
-        live = rows(url)
+        live, used = rows(url), usage(url)
         assert [(row[0], row[3]) for row in live] == [(name, "succeeded") for name in names]
+        assert sum(row[3] for row in used) == len(names)
         found = await told(partial(other.client.get, f"v1/generations/{names[0]}"))
         assert found.json()["status"] == "succeeded"
 
@@ -187,7 +197,7 @@ async def test_when_the_projecting_one_is_killed_another_takes_over_and_a_rebuil
         found = await told(partial(other.client.get, f"v1/generations/{names[-1]}"))
         assert found.status_code == 200
         await wait_until(lambda: read_to(url, topics) == (600, 600), deadline_seconds=60, what="all records again")
-        assert rows(url) == live
+        assert (rows(url), usage(url)) == (live, used)
 
 
 async def test_without_its_database_a_gateway_accepts_tells_and_recovers(
