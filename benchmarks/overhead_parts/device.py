@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from fluxpool_contract.families import TINY
-from fluxpool_worker.engine.generator import GenerationCanceledError, Pixels, Rendering, StartPhases
+from fluxpool_worker.engine.generator import GenerationCanceledError, LatentPreview, Pixels, Rendering, StartPhases
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
 
@@ -50,7 +50,12 @@ class StandInDevice:
         return pixels
 
     def generate(
-        self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
+        self,
+        inputs: GenerationInputs,
+        *,
+        on_step: Callable[[int, int], None],
+        is_canceled: Callable[[], bool],
+        on_preview: Callable[[LatentPreview], None] | None = None,  # noqa: ARG002 - it has nothing to show
     ) -> Rendering:
         """Generate the first image of a job; the contract is that of `Generator.generate`."""
 

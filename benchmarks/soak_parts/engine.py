@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from fluxpool_worker.engine.generator import Rendering, StartPhases
+from fluxpool_worker.engine.generator import LatentPreview, Rendering, StartPhases
 from fluxpool_worker.engine.process import run_engine
 from fluxpool_worker.engine.protocol import EngineSpec, GenerationInputs
 from kit.stand_in_engine import StandInGenerator
@@ -26,11 +26,16 @@ class JournalingGenerator(StandInGenerator):
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def generate(
-        self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
+        self,
+        inputs: GenerationInputs,
+        *,
+        on_step: Callable[[int, int], None],
+        is_canceled: Callable[[], bool],
+        on_preview: Callable[[LatentPreview], None] | None = None,
     ) -> Rendering:
         """Take the time in the prompt; the contract is that of `Generator.generate`."""
         os.write(self._journal, f"{inputs.embedded['request_id']}\n".encode())
-        return super().generate(inputs, on_step=on_step, is_canceled=is_canceled)
+        return super().generate(inputs, on_step=on_step, is_canceled=is_canceled, on_preview=on_preview)
 
 
 def read_journal(journal: Path) -> list[str]:

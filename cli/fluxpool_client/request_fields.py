@@ -29,6 +29,7 @@ class OptionalFields(TypedDict, total=False):
     output_format: Literal["png", "jpeg", "webp"]
     quality: Literal["exact", "fast"]
     embed_parameters: Literal["all", "noPrompt", "none"]
+    preview: bool
     group_id: str
     metadata: Mapping[str, str]
     priority: Literal["standard", "vip"]

@@ -67,7 +67,7 @@ class StandIn:
     family = TINY
     device = "none"
 
-    def generate(self, inputs, *, on_step, is_canceled):
+    def generate(self, inputs, *, on_step, is_canceled, on_preview):
         if inputs.prompt in ERRORS:
             raise ERRORS[inputs.prompt]
         if inputs.prompt == "hang":

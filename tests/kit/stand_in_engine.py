@@ -21,6 +21,7 @@ from fluxpool_worker.engine.generator import (
     DeviceLostError,
     DeviceMemoryError,
     GenerationCanceledError,
+    LatentPreview,
     RejectedError,
     Rendering,
     StartPhases,
@@ -40,7 +41,12 @@ class StandInGenerator:
     device = "none"
 
     def generate(
-        self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
+        self,
+        inputs: GenerationInputs,
+        *,
+        on_step: Callable[[int, int], None],
+        is_canceled: Callable[[], bool],
+        on_preview: Callable[[LatentPreview], None] | None = None,
     ) -> Rendering:
         """Take the time in the prompt; the contract is that of `Generator.generate`."""
         match = re.search(r"seconds=([0-9.]+)", inputs.prompt)
@@ -51,6 +57,9 @@ class StandInGenerator:
             time.sleep(seconds / total_steps)
             if is_canceled():
                 raise GenerationCanceledError
+            if on_preview is not None and inputs.preview_every_steps and step % inputs.preview_every_steps == 0:
+                shade = np.full((8, 8, 3), step % 256, dtype=np.uint8)
+                on_preview(LatentPreview(step, total_steps, (step - 1) // inputs.steps, shade.copy))
             on_step(step, total_steps)
             if step == 1:
                 _wait_for_gate(inputs.prompt, is_canceled=is_canceled)

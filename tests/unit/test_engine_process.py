@@ -27,6 +27,7 @@ from fluxpool_worker.engine.protocol import (
     Generate,
     Generated,
     LoadFailed,
+    Preview,
     Started,
     Step,
 )
@@ -55,6 +56,17 @@ def real(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         assert list(ready.phase_seconds) == ["imports", "weights", "kernels", "warm_up"]
         assert 0 < sum(ready.phase_seconds.values()) <= ready.load_seconds
         yield engine
+
+
+def test_previews_reach_the_agent_as_small_files_of_their_steps(real: Engine) -> None:
+    real.send(Generate(11, replace(INPUTS, steps=4, n=2, preview_every_steps=1)))
+    messages = real.receive_until(ends(11))
+    previews = [message for message in messages if isinstance(message, Preview)]
+    assert previews
+    for preview in previews:
+        assert (preview.job_id, preview.total_steps, preview.index) == (11, 8, (preview.step - 1) // 4)
+        with Image.open(io.BytesIO(preview.payload)) as picture:
+            assert (picture.format, picture.size) == ("WEBP", (256, 256))
 
 
 def test_jobs_run_in_order_and_free_the_device_before_their_images_are_ready(real: Engine) -> None:

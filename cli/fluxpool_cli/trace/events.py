@@ -221,6 +221,8 @@ def _progress(record: ConsumerRecord) -> TraceEvent | None:
         event = ProgressEvent.model_validate_json(record.value or b"")
     except ValidationError:
         return None
+    if event.type == ProgressType.PREVIEW:
+        return None
     known = event.type in set(ProgressType)
     kind = EventKind(str(event.type)) if known else EventKind.PROGRESS
     steps = f"{event.step} of {event.total_steps}" if event.step is not None else ""

@@ -47,7 +47,7 @@ from fluxpool_contract.messages.headers import (
     render_envelope,
 )
 from fluxpool_contract.messages.pool_state import HEARTBEAT_SECONDS, VALID_SECONDS, PoolLane, PoolState
-from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
+from fluxpool_contract.messages.progress import MAX_PREVIEW_BYTES, Preview, ProgressEvent, ProgressType
 from fluxpool_contract.messages.resolution import Resolution, ResolutionAction, is_resolution
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, Mark, ResultStatus, TaskError
 from fluxpool_contract.messages.task import (
@@ -90,6 +90,7 @@ __all__ = [
     "MAX_IMAGES",
     "MAX_LORAS",
     "MAX_NUMBER_DIGITS",
+    "MAX_PREVIEW_BYTES",
     "MAX_SECONDS",
     "MAX_SIDE_PIXELS",
     "MAX_STEPS",
@@ -121,6 +122,7 @@ __all__ = [
     "PoolState",
     "Preference",
     "PresetChoice",
+    "Preview",
     "ProgressEvent",
     "ProgressType",
     "Quality",

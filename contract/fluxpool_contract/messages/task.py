@@ -224,6 +224,8 @@ class GenerationParameters(BaseModel):
     """exact, or fast (lossy: 8-bit products, fewer computed steps) where the pool allows it. Absent: its default."""
     embed_parameters: Annotated[EmbedParameters, Field(strict=False)] | None = None
     """What the image file says of the task: all, noPrompt or none. Absent, and at most, what the pool is set to."""
+    preview: bool = False
+    """Show small pictures of the image while it is generated, as progress events, where the pool makes them."""
     group_id: Annotated[str, Field(max_length=MAX_GROUP_CHARACTERS), AfterValidator(check_group_id)] | None = None
     """Tasks of the same group are counted, listed and canceled together; no effect on their images."""
     metadata: Annotated[

@@ -12,7 +12,7 @@ from fluxpool_contract.folder_address import SCHEME, folder_of
 from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.retries import DELAY_PATTERN, retry_delays_seconds, retry_group
 from fluxpool_contract.kafka.topics import TopicName, TopicNames
-from fluxpool_contract.messages.task import EmbedParameters, Quality
+from fluxpool_contract.messages.task import MAX_STEPS, EmbedParameters, Quality
 from fluxpool_contract.settings.environment import EnvironmentSettings
 from fluxpool_contract.text_rules import (
     S3_URL_PATTERN,
@@ -169,6 +169,8 @@ class ImageSettings(BaseModel):
     tenant, such as `_inputs/default/`. Workers read no other object for a task."""
     input_max_bytes: Annotated[int, Field(ge=1, le=MAX_INPUT_BYTES)] = 32 * 1024 * 1024
     """Maximum size of an input image, as a file in bytes."""
+    preview_every_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = 4
+    """Denoising steps between two previews of a task that asks for previews; 0: none for any task."""
 
 
 class Lane(BaseModel):

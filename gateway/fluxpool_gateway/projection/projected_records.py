@@ -118,8 +118,13 @@ def _task(
     )
 
 
-def _progress(value: bytes, headers: RawHeaders, *, named_in: Collection[str], trust: TenantTrust) -> ProgressSeen:
+def _progress(
+    value: bytes, headers: RawHeaders, *, named_in: Collection[str], trust: TenantTrust
+) -> ProgressSeen | None:
     event = ProgressEvent.model_validate_json(value)
+    if event.type == ProgressType.PREVIEW:
+        # Of no use once it is old, and the steps have events of their own: `live.previews` passes it on.
+        return None
     # A type of a later release: whatever it is, a worker runs the task.
     status = TaskStatus.QUEUED if event.type == ProgressType.RETRYING else TaskStatus.RUNNING
     envelope = _lenient_envelope(headers)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fluxpool_contract.messages import EmbedParameters
+from fluxpool_contract.messages import MAX_STEPS, EmbedParameters
 from fluxpool_contract.settings import INPUT_PREFIX_PATTERN, MAX_INPUT_BYTES, ImageSettings
 from fluxpool_operator.api.schema import ApiModel, Matching
 from fluxpool_operator.api.secrets import SigningSecretRef
@@ -39,3 +39,7 @@ class ImageSpec(ApiModel):
         "input_max_bytes"
     ].default
     """Maximum size of an input image, as a file in bytes."""
+    preview_every_steps: Annotated[int, Field(ge=0, le=MAX_STEPS)] = ImageSettings.model_fields[
+        "preview_every_steps"
+    ].default
+    """Denoising steps between two previews of a task that asks for previews; 0: none for any task."""

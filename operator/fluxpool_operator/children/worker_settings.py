@@ -81,6 +81,7 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
                 signing_folder=Path(SIGNING_FILES_PATH) if spec.image.provenance.signing_secret_ref else None,
                 input_prefix=spec.image.input_prefix,
                 input_max_bytes=spec.image.input_max_bytes,
+                preview_every_steps=spec.image.preview_every_steps,
             ),
             topics=topic_names(spec.kafka),
             consumer_group=spec.kafka.consumer_group,

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, assert_never
 
@@ -26,15 +26,17 @@ from fluxpool_worker.engine.generator import (
     CheckpointError,
     DeviceLostError,
     DeviceMemoryError,
-    GenerationCanceledError,
     InputsError,
+    LatentPreview,
     NotFiniteError,
     Pixels,
     Rendering,
     StartPhases,
 )
+from fluxpool_worker.engine.latents.job_steps import JobSteps, PipelineSteps
 from fluxpool_worker.engine.latents.picture_files import read_picture
-from fluxpool_worker.engine.latents.schedule import schedule_of
+from fluxpool_worker.engine.latents.previews import CHANNELS, ImagePreviews, LatentMap
+from fluxpool_worker.engine.latents.schedule import Schedule, schedule_of
 from fluxpool_worker.engine.latents.starting_latents import StartingLatents
 from fluxpool_worker.engine.lora.lora_files import LoraFolder
 from fluxpool_worker.engine.lora.merging import LoraMerger
@@ -78,32 +80,6 @@ class _Conditioning:
     """The VAE's distribution of the latents of the picture to start from."""
 
 
-@dataclass(slots=True)
-class _Run:
-    """The way of one job through the steps of all its images."""
-
-    on_step: Callable[[int, int], None]
-    is_canceled: Callable[[], bool]
-    total_steps: int
-    done_steps: int = 0
-    timings_ms: dict[str, float] = field(default_factory=lambda: {"text_encode": 0.0, "denoise": 0.0, "vae": 0.0})
-
-    def after_step(self) -> None:
-        """Count one step; raising is the only way out that skips the decoding of a half-done picture."""
-        self.done_steps += 1
-        self.on_step(self.done_steps, self.total_steps)
-        self.check_canceled()
-
-    def after_pipeline_step(self, _pipeline: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """The same as diffusers calls it."""
-        self.after_step()
-        return tensors
-
-    def check_canceled(self) -> None:
-        if self.is_canceled():
-            raise GenerationCanceledError("canceled")
-
-
 class FluxGenerator:
     """A `Generator` over a diffusers `FluxPipeline`; not thread-safe, for the pipeline is not."""
 
@@ -129,6 +105,8 @@ class FluxGenerator:
         )
         self._texts = TextEncoders(self._pipeline, tokens=loaded.family.text_tokens)
         self._starts = StartingLatents(self._pipeline, loaded.device)
+        is_shown = self._pipeline.vae.config.latent_channels == CHANNELS
+        self._latent_map = LatentMap(loaded.device) if is_shown else None
 
     @property
     def model(self) -> str:
@@ -151,11 +129,21 @@ class FluxGenerator:
         return 2 * int(self._pipeline.vae_scale_factor)
 
     def generate(
-        self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
+        self,
+        inputs: GenerationInputs,
+        *,
+        on_step: Callable[[int, int], None],
+        is_canceled: Callable[[], bool],
+        on_preview: Callable[[LatentPreview], None] | None = None,
     ) -> Rendering:
         """Draw `inputs.n` images one by one, sharing the text's embeddings; see `Generator.generate`."""
         self._check(inputs)
-        run = _Run(on_step=on_step, is_canceled=is_canceled, total_steps=inputs.n * inputs.steps_to_run)
+        run = JobSteps(
+            on_step=on_step,
+            is_canceled=is_canceled,
+            total_steps=inputs.n * inputs.steps_to_run,
+            on_preview=on_preview,
+        )
         try:
             with torch.no_grad():
                 return self._render(inputs, run)
@@ -252,7 +240,7 @@ class FluxGenerator:
         if not self.supports(inputs.quality):
             raise InputsError(f"{self.refusal(inputs.quality)}; use exact")
 
-    def _render(self, inputs: GenerationInputs, run: _Run) -> Rendering:
+    def _render(self, inputs: GenerationInputs, run: JobSteps) -> Rendering:
         run.check_canceled()
         warnings_of_loras = self._switch_loras(inputs, run)
         with self._timed(run, "text_encode"):
@@ -294,7 +282,7 @@ class FluxGenerator:
             case _:
                 assert_never(quality)
 
-    def _switch_loras(self, inputs: GenerationInputs, run: _Run) -> tuple[str, ...]:
+    def _switch_loras(self, inputs: GenerationInputs, run: JobSteps) -> tuple[str, ...]:
         """Warnings about the job's LoRAs, which are in the weights then; a switch has a timing of its own."""
         began = time.perf_counter()
         switched, notes = self._loras.switch(inputs.loras)
@@ -305,7 +293,7 @@ class FluxGenerator:
         return notes
 
     @contextlib.contextmanager
-    def _timed(self, run: _Run, stage: str) -> Iterator[None]:
+    def _timed(self, run: JobSteps, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
         if self._loaded.device.type == "cuda":
@@ -337,7 +325,7 @@ class FluxGenerator:
         return self._texts.encode(text)
 
     def _denoise_finite(
-        self, inputs: GenerationInputs, conditioning: _Conditioning, *, index: int, run: _Run
+        self, inputs: GenerationInputs, conditioning: _Conditioning, *, index: int, run: JobSteps
     ) -> tuple[torch.Tensor, bool]:
         """Finite latents of image `index`, and whether float16 had to be given up for them.
 
@@ -348,9 +336,9 @@ class FluxGenerator:
         dtype = self._loaded.transformer_dtype
         noise = self._starts.of(inputs, index=index, dtype=dtype, picture=conditioning.picture)
         if self._fused is None:
-            latents = self._denoise(inputs, conditioning, noise=noise.to(dtype), run=run)
+            latents = self._denoise(inputs, conditioning, noise=noise.to(dtype), index=index, run=run)
         else:
-            latents = self._denoise_fused(self._fused, inputs, conditioning, noise=noise, run=run)
+            latents = self._denoise_fused(self._fused, inputs, conditioning, noise=noise, index=index, run=run)
         if bool(torch.isfinite(latents).all()):
             return latents, False
         if dtype is not torch.float16 or inputs.quality is not Quality.EXACT:
@@ -360,18 +348,34 @@ class FluxGenerator:
         with torch.autocast(self._loaded.device.type, dtype=torch.bfloat16), warnings.catch_warnings():
             # RMSNorm's weights stay float16 under autocast, and torch says that this is not its fastest way.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight", category=UserWarning)
-            latents = self._denoise(inputs, conditioning, noise=noise.to(torch.bfloat16), run=run)
+            latents = self._denoise(inputs, conditioning, noise=noise.to(torch.bfloat16), index=index, run=run)
         if not bool(torch.isfinite(latents).all()):
             raise NotFiniteError(
                 f"image {index}: the latents are not finite, neither in float16 nor in bfloat16; {_NOT_FINITE_REMEDY}"
             )
         return latents, True
 
-    @staticmethod
+    def _previews(
+        self, inputs: GenerationInputs, *, index: int, schedule: Schedule, run: JobSteps
+    ) -> ImagePreviews | None:
+        if self._latent_map is None:
+            return None
+        return run.previews(
+            self._latent_map, inputs, index=index, schedule=schedule, patch_pixels=self.size_multiple_pixels
+        )
+
     def _denoise_fused(
-        fused: FusedDenoiser, inputs: GenerationInputs, conditioning: _Conditioning, *, noise: torch.Tensor, run: _Run
+        self,
+        fused: FusedDenoiser,
+        inputs: GenerationInputs,
+        conditioning: _Conditioning,
+        *,
+        noise: torch.Tensor,
+        index: int,
+        run: JobSteps,
     ) -> torch.Tensor:
         """Packed latents in float32."""
+        schedule = self._schedule(inputs, noise)
         return fused.denoise(
             noise,
             positive=conditioning.positive,
@@ -384,17 +388,20 @@ class FluxGenerator:
             after_step=run.after_step,
             quality=inputs.quality,
             run=inputs.steps_to_run,
+            previews=self._previews(inputs, index=index, schedule=schedule, run=run),
         )
 
+    def _schedule(self, inputs: GenerationInputs, noise: torch.Tensor) -> Schedule:
+        return schedule_of(self._pipeline.scheduler, steps=inputs.steps, tokens=noise.shape[1], run=inputs.steps_to_run)
+
     def _denoise(
-        self, inputs: GenerationInputs, conditioning: _Conditioning, *, noise: torch.Tensor, run: _Run
+        self, inputs: GenerationInputs, conditioning: _Conditioning, *, noise: torch.Tensor, index: int, run: JobSteps
     ) -> torch.Tensor:
         """Packed latents in the dtype of the noise, which the embeddings are cast to."""
         positive = conditioning.positive.to(noise.dtype)
         negative = conditioning.negative.to(noise.dtype) if conditioning.negative is not None else None
-        schedule = schedule_of(
-            self._pipeline.scheduler, steps=inputs.steps, tokens=noise.shape[1], run=inputs.steps_to_run
-        )
+        schedule = self._schedule(inputs, noise)
+        previews = self._previews(inputs, index=index, schedule=schedule, run=run)
         (latents,) = self._pipeline(
             prompt_embeds=positive.sequence,
             pooled_prompt_embeds=positive.pooled,
@@ -408,7 +415,7 @@ class FluxGenerator:
             sigmas=schedule.unshifted,
             latents=noise,
             max_sequence_length=self.family.text_tokens,
-            callback_on_step_end=run.after_pipeline_step,
+            callback_on_step_end=PipelineSteps(run, previews, noise).after_step,
             output_type="latent",
             return_dict=False,
         )

@@ -19,6 +19,19 @@ Pixels = NDArray[np.uint8]
 """One image: height x width x 3, RGB, 0 to 255."""
 
 
+@dataclass(frozen=True, slots=True)
+class LatentPreview:
+    """An image after a step, at the size of its latents."""
+
+    step: int
+    """Counted as for `on_step`."""
+    total_steps: int
+    index: int
+    """Number of the image, from 0."""
+    pixels: Callable[[], Pixels]
+    """Waits until the device has made them; for another thread than the one that owns the device."""
+
+
 class CheckpointError(Exception):
     """The model cannot be loaded; the message names the setting and the remedy."""
 
@@ -75,12 +88,18 @@ class Generator(Protocol):
         """The torch device's name, such as `cuda:0`."""
 
     def generate(
-        self, inputs: GenerationInputs, *, on_step: Callable[[int, int], None], is_canceled: Callable[[], bool]
+        self,
+        inputs: GenerationInputs,
+        *,
+        on_step: Callable[[int, int], None],
+        is_canceled: Callable[[], bool],
+        on_preview: Callable[[LatentPreview], None] | None = None,
     ) -> Rendering:
         """Draw `inputs.n` images.
 
         `on_step(step, total_steps)` is called after every denoising step, counted from 1 through all images of the
-        job; `is_canceled` is asked before and after every step. Raises `InputsError`, `RejectedError`,
+        job; `is_canceled` is asked before and after every step. `on_preview` is called before `on_step` every
+        `inputs.preview_every_steps`, where the model's latents can be shown. Raises `InputsError`, `RejectedError`,
         `GenerationCanceledError`, `NotFiniteError`, `DeviceMemoryError`, and `DeviceLostError`, after which the
         process must end.
         """

@@ -20,19 +20,21 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NoReturn, assert_never
 
 import structlog
 
 from fluxpool_transport.process import ParentGoneError, die_with_parent, fault_point
 from fluxpool_worker.engine.files.images import encode_image
+from fluxpool_worker.engine.files.preview_file import encode_preview
 from fluxpool_worker.engine.generator import (
     DeviceLostError,
     DeviceMemoryError,
     GenerationCanceledError,
     Generator,
     InputsError,
+    LatentPreview,
     Load,
     NotFiniteError,
     RejectedError,
@@ -51,6 +53,7 @@ from fluxpool_worker.engine.protocol import (
     Generate,
     Generated,
     LoadFailed,
+    Preview,
     Ready,
     Shutdown,
     Started,
@@ -135,7 +138,7 @@ def serve(sock: socket.socket, load: Load, *, mark: StartMark) -> NoReturn:
             # Should this job kill the process, the agent must know that it was this one.
             mark.set(job.job_id)
             try:
-                rendering = _run_job(job, generator=generator, jobs=jobs, send_queue=send_queue)
+                rendering = _run_job(job, generator=generator, jobs=jobs, send_queue=send_queue, encoders=encoders)
             except DeviceLostError:
                 break
             if rendering is not None:
@@ -192,7 +195,7 @@ def _receive(
                     log.info("shutdown_asked")
                     send_queue.flush(timeout_seconds=LAST_WORDS_SECONDS)
                     exit_now(0)
-                case Ready() | LoadFailed() | Started() | Step() | DeviceFree() | Generated() | Failed():
+                case Ready() | LoadFailed() | Started() | Step() | Preview() | DeviceFree() | Generated() | Failed():
                     raise TypeError(f"{type(message).__name__} is a message of engines, not of agents")
                 case _:
                     assert_never(message)
@@ -210,7 +213,9 @@ def _cancel(job_id: int, *, jobs: JobQueue, send_queue: SendQueue) -> None:
         send_queue.put(Failed(job_id=job_id, kind=FailureKind.CANCELED, message="canceled while it was waiting"))
 
 
-def _run_job(job: Generate, *, generator: Generator, jobs: JobQueue, send_queue: SendQueue) -> Rendering | None:
+def _run_job(
+    job: Generate, *, generator: Generator, jobs: JobQueue, send_queue: SendQueue, encoders: ThreadPoolExecutor
+) -> Rendering | None:
     """Run one job on the device; None when it failed, which has been reported then.
 
     Raises `DeviceLostError`, reported too, when no further job can be run.
@@ -220,10 +225,20 @@ def _run_job(job: Generate, *, generator: Generator, jobs: JobQueue, send_queue:
         send_queue.put(Step(job_id=job.job_id, step=step, total_steps=total_steps))
         step_done()
 
+    preview_under_way: Future[None] | None = None
+
+    def on_preview(preview: LatentPreview) -> None:
+        nonlocal preview_under_way
+        # The latest matters: one is left out while the one before it waits for an encoder.
+        if preview_under_way is None or preview_under_way.done():
+            preview_under_way = encoders.submit(_send_preview, job, preview=preview, send_queue=send_queue)
+
     send_queue.put(Started(job_id=job.job_id))
     try:
         job_started()
-        rendering = generator.generate(job.inputs, on_step=on_step, is_canceled=jobs.is_running_canceled)
+        rendering = generator.generate(
+            job.inputs, on_step=on_step, is_canceled=jobs.is_running_canceled, on_preview=on_preview
+        )
     except DeviceLostError as error:
         send_queue.put(_failure(job.job_id, error))
         raise
@@ -237,14 +252,35 @@ def _run_job(job: Generate, *, generator: Generator, jobs: JobQueue, send_queue:
     return rendering
 
 
+def _send_preview(job: Generate, *, preview: LatentPreview, send_queue: SendQueue) -> None:
+    """Encode a preview and send it; in a thread of the pool."""
+    try:
+        payload = encode_preview(preview.pixels(), source_type=_source_type(job))
+    except Exception as error:  # noqa: BLE001 - what ails the device ends the job, and nobody waits for a preview
+        log.warning("preview_failed", job_id=job.job_id, reason=_describe(error))
+        return
+    if payload is not None:
+        send_queue.put(
+            Preview(
+                job_id=job.job_id,
+                step=preview.step,
+                total_steps=preview.total_steps,
+                index=preview.index,
+                payload=payload,
+            )
+        )
+
+
+def _source_type(job: Generate) -> DigitalSourceType:
+    if job.inputs.image is None:
+        return DigitalSourceType.TRAINED_ALGORITHMIC_MEDIA
+    return DigitalSourceType.COMPOSITE_WITH_TRAINED_ALGORITHMIC_MEDIA
+
+
 def _encode(job: Generate, *, rendering: Rendering, model: str, send_queue: SendQueue) -> None:
     """Encode a job's images and send them; in a thread of the pool."""
     started = time.monotonic()
-    source_type = (
-        DigitalSourceType.TRAINED_ALGORITHMIC_MEDIA
-        if job.inputs.image is None
-        else DigitalSourceType.COMPOSITE_WITH_TRAINED_ALGORITHMIC_MEDIA
-    )
+    source_type = _source_type(job)
     try:
         images = tuple(
             encode_image(pixels, inputs=job.inputs, index=index, model=model, source_type=source_type)

@@ -138,6 +138,8 @@ class GenerationInputs:
     """The file to start from instead of noise alone, as a stranger wrote it."""
     strength: float = DEFAULT_STRENGTH
     """How much of `image` changes."""
+    preview_every_steps: int = 0
+    """Steps between two previews; 0: none."""
 
     @property
     def steps_to_run(self) -> int:
@@ -225,6 +227,20 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What an image looks like after a step; may come later than the job's end, or not at all."""
+
+    job_id: int
+    step: Count
+    """Of all images, as in `Step`."""
+    total_steps: Count
+    index: Count
+    """Number of the image, from 0."""
+    payload: bytes = field(repr=False)
+    """A WebP file."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceFree:
     """The device is done with this job; its images are still being encoded."""
 
@@ -255,11 +271,11 @@ class Failed:
 
 
 ToEngine = EngineSpec | Generate | Cancel | Shutdown
-FromEngine = Ready | LoadFailed | Started | Step | DeviceFree | Generated | Failed
+FromEngine = Ready | LoadFailed | Started | Step | Preview | DeviceFree | Generated | Failed
 
 
 _TO_ENGINE: Final = (EngineSpec, Generate, Cancel, Shutdown)
-_FROM_ENGINE: Final = (Ready, LoadFailed, Started, Step, DeviceFree, Generated, Failed)
+_FROM_ENGINE: Final = (Ready, LoadFailed, Started, Step, Preview, DeviceFree, Generated, Failed)
 _ADAPTERS: Final[dict[str, TypeAdapter[Any]]] = {
     kind.__name__: TypeAdapter(kind) for kind in (*_TO_ENGINE, *_FROM_ENGINE)
 }
@@ -279,6 +295,9 @@ class Head:
             case Generated() as generated:
                 images = zip(generated.images, payloads, strict=True)
                 return replace(generated, images=tuple(replace(image, payload=payload) for image, payload in images))
+            case Preview() as preview:
+                (file,) = payloads
+                return replace(preview, payload=file)
             case Generate(inputs=inputs) as generate if inputs.image is not None:
                 (image,) = payloads
                 return replace(generate, inputs=replace(inputs, image=image))
@@ -299,6 +318,8 @@ def _payloads(message: ToEngine | FromEngine) -> list[bytes]:
     match message:
         case Generated(images=images):
             return [image.payload for image in images]
+        case Preview(payload=payload):
+            return [payload]
         case Generate(inputs=GenerationInputs(image=bytes() as image)):
             return [image]
         case _:

@@ -18,7 +18,7 @@ from typing import Final, assert_never
 import structlog
 
 from fluxpool_contract.families import FAMILIES
-from fluxpool_contract.messages import Quality
+from fluxpool_contract.messages import MAX_PREVIEW_BYTES, Quality
 from fluxpool_transport.process import Backoff
 from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
 from fluxpool_worker.agent.engine.job import EngineJob
@@ -36,6 +36,7 @@ from fluxpool_worker.engine.protocol import (
     Generated,
     GenerationInputs,
     LoadFailed,
+    Preview,
     ProtocolError,
     Ready,
     Shutdown,
@@ -353,6 +354,10 @@ class EngineClient:
                 # An unknown job failed already, when its engine was reaped.
                 if job := self._jobs.get(message.job_id):
                     self._handle_job(job, message)
+            case Preview():
+                # Made by another thread than the device's: no sign of life, and of any size.
+                if (job := self._jobs.get(message.job_id)) and len(message.payload) <= MAX_PREVIEW_BYTES:
+                    job.on_preview(message)
             case EngineSpec() | Generate() | Cancel() | Shutdown():
                 raise ProtocolError(f"the engine sent a message meant for it: {type(message).__name__}")
             case _:

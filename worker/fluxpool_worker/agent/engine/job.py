@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fluxpool_contract.messages import Quality
-from fluxpool_worker.engine.protocol import Generated, GenerationInputs
+from fluxpool_worker.engine.protocol import Generated, GenerationInputs, Preview
 
 RECENT: Final = 16
 MAX_SIZES: Final = 64
@@ -39,6 +39,7 @@ class EngineJob:
     total_steps: int = 0
     """As the engine says: a run that has to be repeated in another number format has more."""
     cancel_requested: bool = False
+    on_preview: Callable[[Preview], None] = lambda _preview: None
 
     def free_device(self) -> None:
         """Note that the device is done with the job."""

@@ -6,8 +6,7 @@ stores the images, `ending_writer` writes a failure.
 
 import asyncio
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import partial
-from typing import Final, assert_never
+from typing import assert_never
 
 import structlog
 
@@ -40,12 +39,9 @@ from fluxpool_worker.agent.task.outcome import (
     judge_generation,
     orphan_is_worth_finishing,
 )
-from fluxpool_worker.agent.task.progress import ProgressPublisher
+from fluxpool_worker.agent.task.progress import AttemptProgress, ProgressPublisher
 from fluxpool_worker.agent.task.run_until import AbandonedError, run_until
 from fluxpool_worker.engine.protocol import AppliedLora, FailureKind, Generated, GenerationInputs
-
-PROGRESS_SECONDS: Final = 0.5
-"""Least time between two progress events of a task."""
 
 _after_record = fault_point("agent-after-record")
 
@@ -94,6 +90,8 @@ class Attempts:
     default_quality: Quality
     """Of tasks that name none."""
     embed_limit: EmbedParameters
+    preview_every_steps: int = 0
+    """Of tasks that ask for previews; 0: none."""
     worker: str
     """This worker's name in the ledger."""
     progress: ProgressPublisher
@@ -217,22 +215,18 @@ class Attempts:
             embed_limit=self.embed_limit,
             low_memory=context.low_memory,
             image=context.image,
+            preview_every_steps=self.preview_every_steps,
         )
-        report = partial(self.progress.report, decoded, attempt=context.spent.attempt)
-        last_report = 0.0
+        progress = AttemptProgress(self.progress, decoded, attempt=context.spent.attempt, clock=self.clock)
 
         def on_step(step: int, total_steps: int) -> None:
-            nonlocal last_report
             if step < total_steps and context.job is not None and self._expired_or_canceled(context):
                 self.engine.cancel(context.job)
-            now = self.clock.monotonic()
-            if now - last_report >= PROGRESS_SECONDS or step == total_steps:
-                last_report = now
-                report(ProgressType.STEP, step=step, total_steps=total_steps)
+            progress.report_step(step, total_steps)
 
         def on_started() -> None:
             context.canceling.begun = True
-            report(ProgressType.STARTED)
+            progress.report_started()
 
         async def submit() -> EngineJob:
             # The engine runs jobs in the order of their submission.
@@ -243,6 +237,7 @@ class Attempts:
 
         context.job = job = await run_until(context.abandoned, submit())
         self._jobs.add(job)
+        job.on_preview = progress.report_preview
 
         def on_lost() -> None:
             context.abandoned.set()
@@ -315,7 +310,13 @@ def _embeds_less(task: GenerationTask, limit: EmbedParameters) -> str | None:
 
 
 def _inputs(
-    decoded: DecodedTask, *, quality: Quality, embed_limit: EmbedParameters, low_memory: bool, image: bytes | None
+    decoded: DecodedTask,
+    *,
+    quality: Quality,
+    embed_limit: EmbedParameters,
+    low_memory: bool,
+    image: bytes | None,
+    preview_every_steps: int,
 ) -> GenerationInputs:
     task = decoded.task
     return GenerationInputs(
@@ -336,4 +337,5 @@ def _inputs(
         low_memory=low_memory,
         image=image,
         strength=task.strength or DEFAULT_STRENGTH,
+        preview_every_steps=preview_every_steps if task.preview else 0,
     )

@@ -84,6 +84,7 @@ class TaskFlow:
             budgets=self._budgets,
             default_quality=self._quality.default,
             embed_limit=settings.image.embed_parameters,
+            preview_every_steps=settings.image.preview_every_steps,
             worker=identity.worker,
             progress=progress,
             clock=clock,

@@ -23,6 +23,7 @@ from fluxpool_worker.engine.fused.operations import Operations
 from fluxpool_worker.engine.fused.products import ExactProducts, ProductsOf
 from fluxpool_worker.engine.fused.transformer import FusedTransformer
 from fluxpool_worker.engine.fused.weights import PackedWeights, pack_weights
+from fluxpool_worker.engine.latents.previews import ImagePreviews
 from fluxpool_worker.engine.latents.schedule import schedule_of
 from fluxpool_worker.engine.text_encoding import Text
 
@@ -88,11 +89,13 @@ class FusedDenoiser:
         after_step: Callable[[], None],
         quality: Quality = Quality.EXACT,
         run: int | None = None,
+        previews: ImagePreviews | None = None,
     ) -> torch.Tensor:
         """Packed latents (1, tokens, channels) in float32, from packed noise of that shape.
 
         `after_step` is called after every step; raising in it ends the loop. `quality` is one of `qualities`. With
         `run` only so many of the last steps are run, and `noise` has a picture in it (`StartingLatents`).
+        `previews` see every step before `after_step`.
         """
         run = steps if run is None else run
         schedule = schedule_of(self._pipeline.scheduler, steps=steps, tokens=noise.shape[1], run=run)
@@ -107,6 +110,8 @@ class FusedDenoiser:
             if step in computed:
                 velocity = self._velocity(transformer, latents, guides=guides, step=step, scale=true_cfg_scale)
             latents.add_(velocity, alpha=sigmas[step + 1] - sigmas[step])
+            if previews is not None:
+                previews.after_step(step + 1, latents, velocity=velocity)
             after_step()
         return latents[None]
 
