@@ -122,8 +122,8 @@ class AsyncClient:
         """The state of the task now, then each later one as it comes, until it has ended.
 
         A connection that is lost is opened again and continues after the last state; states that a later one has
-        replaced meanwhile are left out. After `max_attempts` connections in sequence without a sign of life the error
-        is raised.
+        replaced meanwhile are left out. A preview, of a task that asks for previews, is a `PreviewedTask` with the
+        last state. After `max_attempts` connections in sequence without a sign of life the error is raised.
         """
         events = TaskEvents(request_id=check_request_id(request_id), max_attempts=self._operations.max_attempts)
         while not events.has_ended():

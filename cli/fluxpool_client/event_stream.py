@@ -16,7 +16,7 @@ import httpx
 from pydantic import ValidationError
 
 from fluxpool_client.errors import FluxpoolError, UnexpectedResponseError, UnreachableError
-from fluxpool_client.models import Task, TaskStatus
+from fluxpool_client.models import Preview, PreviewedTask, Task, TaskStatus
 from fluxpool_client.operations import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
@@ -104,6 +104,8 @@ class TaskEvents:
     _ended: bool = False
     _decoder: EventDecoder = field(default_factory=EventDecoder)
     _last_id: str | None = None
+    _state: Task | None = None
+    """The last one."""
     _fruitless: int = 0
     _closing: str = "its response ended"
 
@@ -141,7 +143,10 @@ class TaskEvents:
                 task = self._task(event.data)
                 self._last_id = event.id
                 self._ended = task.ended
+                self._state = task
                 yield task
+            elif event.name == "preview" and self._state is not None and (preview := _preview(event.data)):
+                yield PreviewedTask.model_construct(**dict(self._state), preview=preview)
             if self._ended:
                 return
 
@@ -165,6 +170,14 @@ class TaskEvents:
         if task.request_id != self.request_id:
             raise UnexpectedResponseError(f"asked about {self.request_id}, an event is about {task.request_id}")
         return task
+
+
+def _preview(data: str) -> Preview | None:
+    """The preview in an event; None for one of a later form."""
+    try:
+        return Preview.model_validate_json(data)
+    except ValidationError:
+        return None
 
 
 def _reason(data: str) -> str:

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field
 
 from fluxpool_contract.messages import OutputFormat, check_request_id
 
@@ -100,6 +100,18 @@ class AcceptedTask(_Response):
     status_url: str
 
 
+class Preview(_Response):
+    """What an image of a task looks like while it is generated."""
+
+    index: int = 0
+    """Number of the image, from 0."""
+    step: int | None = None
+    """After which of all steps."""
+    content_type: str
+    data: Annotated[Base64Bytes, Field(repr=False)]
+    """The file."""
+
+
 class Task(_Response):
     """The state of a task."""
 
@@ -146,6 +158,12 @@ class Task(_Response):
     def succeeded(self) -> bool:
         """Whether its images are there."""
         return self.status == TaskStatus.SUCCEEDED
+
+
+class PreviewedTask(Task):
+    """The state of a task from before, and a preview that came since."""
+
+    preview: Preview
 
 
 class TaskPage(_Response):

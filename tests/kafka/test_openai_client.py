@@ -15,6 +15,7 @@ import openai
 import pytest
 from PIL import Image
 
+from fluxpool_client import AsyncClient, PreviewedTask
 from kit.gateway_process import GatewayProcess
 from kit.served_bench import gateway_beside, stand_in_bench
 from kit.waiting import wait_until
@@ -142,6 +143,10 @@ async def test_images_are_generated_for_the_client(
         prompt="seconds=1", n=2, stream=True, partial_images=2, quality="high", **SMALL
     )
     events = [event async for event in stream]
+    # Previews come as far as the gateway reads them in time.
+    partial = [event for event in events if event.type == "image_generation.partial_image"]
+    assert {picture(event.b64_json).size for event in partial} <= {(256, 256)}
+    events = events[len(partial) :]
     assert [event.type for event in events] == ["image_generation.completed"] * 2
     assert [(event.model_extra or {})["index"] for event in events] == [0, 1]
     assert {(event.size, event.quality, picture(event.b64_json).size) for event in events} == {
@@ -159,6 +164,19 @@ async def test_images_are_generated_for_the_client(
         await asyncio.to_thread(exec, compile(text.replace("1536x1024", "96x64"), str(PAGE), "exec"), names)
     names["client"].close()
     assert saved_in(tmp_path) == {"fox-0.png", "fox-1.png", "fox.png"}
+
+
+async def test_a_preview_comes_through_every_part(bench: WorkerBench, gateway: GatewayProcess) -> None:
+    await bench.start_ready()
+    async with AsyncClient(gateway.url) as client:
+        accepted = await client.submit("seconds=60", width=96, height=64, steps=100, preview=True)
+        async for task in client.events(accepted.request_id):
+            assert not task.ended
+            if isinstance(task, PreviewedTask):
+                with Image.open(io.BytesIO(task.preview.data)) as picture:
+                    assert (picture.format, picture.size) == ("WEBP", (256, 256))
+                break
+        await client.cancel(accepted.request_id)
 
 
 async def test_a_client_that_goes_away_cancels_its_task_unless_it_has_a_key(

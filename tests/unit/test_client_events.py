@@ -18,6 +18,7 @@ from fluxpool_client import (
     Client,
     FluxpoolError,
     NotFoundError,
+    PreviewedTask,
     Task,
     UnexpectedResponseError,
     UnreachableError,
@@ -136,7 +137,15 @@ CLOSED = b'event: closed\ndata: {"reason": "server_stopping", "detail": "the ser
 
 
 async def read(kind: str, *responses: httpx.Response | Exception, attempts: int = 3) -> tuple[list[str], list[str]]:
-    """The states that a client shows of these responses, and the `Last-Event-ID` of each of its requests."""
+    """The statuses that a client shows of these responses, and the `Last-Event-ID` of each of its requests."""
+    tasks, known = await read_tasks(kind, *responses, attempts=attempts)
+    return [task.status for task in tasks], known
+
+
+async def read_tasks(
+    kind: str, *responses: httpx.Response | Exception, attempts: int = 3
+) -> tuple[list[Task], list[str]]:
+    """As `read`, with the whole states."""
     left, known = list(responses), list[str]()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -149,10 +158,10 @@ async def read(kind: str, *responses: httpx.Response | Exception, attempts: int 
     if kind == "asyncio":
         async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as connections:
             client = AsyncClient("http://gateway", max_attempts=attempts, http=connections)
-            return [task.status async for task in client.events(ID)], known
+            return [task async for task in client.events(ID)], known
     with httpx.Client(transport=httpx.MockTransport(answer)) as http:
         blocking = Client("http://gateway", max_attempts=attempts, http=http)
-        return [task.status for task in await asyncio.to_thread(list, blocking.events(ID))], known
+        return await asyncio.to_thread(list, blocking.events(ID)), known
 
 
 def stream(*parts: bytes) -> httpx.Response:
@@ -207,8 +216,28 @@ async def test_what_is_no_stream_of_the_task_is_one_error_at_once(
 
 @pytest.mark.parametrize("kind", CLIENTS)
 async def test_an_event_of_a_later_release_is_left_out(kind: str) -> None:
-    later = b'event: preview\ndata: {"image": "UklGRg=="}\nid: 5\n\ndata: 7\n\n'
+    later = (
+        b'event: preview\ndata: {"image": "UklGRg=="}\nid: 5\n\ndata: 7\n\n'
+        b'event: moved\ndata: {"request_id": "r-1"}\n\n'
+    )
     assert await read(kind, stream(later, DONE_EVENT)) == (["succeeded"], [""])
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_a_preview_is_the_last_state_with_the_preview(kind: str) -> None:
+    running = json.dumps({"request_id": ID, "status": "running", "status_url": "http://gateway/r-1"}).encode()
+    picture = json.dumps({"index": 1, "step": 4, "content_type": "image/webp", "data": "UklGRg=="}).encode()
+    found = b"event: snapshot\nid: 1\ndata: %b\n\nevent: preview\ndata: %b\n\n" % (running, picture)
+    shown, known = await read_tasks(kind, stream(found), stream(DONE_EVENT))
+    assert known == ["", "1"]
+    assert [(task.status, isinstance(task, PreviewedTask)) for task in shown] == [
+        ("running", False),
+        ("running", True),
+        ("succeeded", False),
+    ]
+    assert isinstance(shown[1], PreviewedTask)
+    preview = shown[1].preview
+    assert (preview.index, preview.step, preview.content_type, preview.data) == (1, 4, "image/webp", b"RIFF")
 
 
 PARTS = st.sampled_from(["event", "id", "data", ":", ": ", "x", "\u2028", "\x85", "\n", "\r", "\r\n", "\n\n", "{}"])

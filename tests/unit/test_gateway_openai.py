@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import httpx
 import pytest
 
 from fluxpool_contract.messages.derived import idempotent_request_id
+from fluxpool_contract.messages.progress import Preview
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus, TaskError
 from fluxpool_contract.problems import ErrorClass, ErrorCode
 from fluxpool_gateway.http.openai.ending import ping_seconds, read_timeout_seconds, wait_seconds
-from fluxpool_gateway.store.task_state import ResultSeen, TaskStatus
+from fluxpool_gateway.http.openai.image_request import ImageRequest
+from fluxpool_gateway.http.openai.image_response import PartialImages
+from fluxpool_gateway.live.previews import PreviewView
+from fluxpool_gateway.store.task_state import ResultSeen, TaskKey, TaskStatus
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.waiting import wait_until
@@ -141,6 +146,52 @@ async def test_a_stream_has_one_event_for_each_image(gateway: Gateway) -> None:
         assert event["type"] == name
         assert (event["index"], event["seed"], event["size"], event["quality"]) == (index, 7 + index, "64x96", "auto")
         assert base64.b64decode(event["b64_json"]) == (b"one", b"two")[index]
+
+
+async def test_a_stream_has_previews_of_each_image_before_the_images(gateway: Gateway) -> None:
+    store(gateway, b"one", b"two")
+    previews = gateway.one.app.state.services.previews
+    asking = asyncio.ensure_future(ask(gateway, timeout=60, stream=True, partial_images=1, size="64x96", n=2))
+    await wait_until(lambda: bool(gateway.records.values), deadline_seconds=30, what="the task's record")
+    assert gateway.records.values[0]["preview"] is True
+    await previews.wait_watched()
+    for step in (2, 4, 6, 12, 16):
+        preview = Preview(content_type="image/webp", data="UklGRg==", index=step > 8)
+        previews.show(TaskKey(TASK, "default"), preview, attempt=1, step=step, total_steps=16)
+        for _ in range(20):
+            await asyncio.sleep(0)
+    gateway.project(end(images=(image(0), image(1))))
+    shown = events(await asking)
+    assert [name.removeprefix("image_generation.") for name, _ in shown] == [*["partial_image"] * 2, *["completed"] * 2]
+    for index, (name, event) in enumerate(shown[:2]):
+        assert event["type"] == name
+        assert (event["index"], event["partial_image_index"], event["size"]) == (index, 0, "64x96")
+        assert (event["output_format"], base64.b64decode(event["b64_json"])) == ("webp", b"RIFF")
+    assert not previews.is_watched
+
+
+@pytest.mark.parametrize(
+    ("most", "n", "sent"),
+    [
+        (3, 1, [(8, 0, 0), (16, 0, 1), (24, 0, 2)]),
+        (2, 1, [(12, 0, 0), (24, 0, 1)]),
+        (1, 2, [(8, 0, 0), (24, 1, 0)]),
+        (0, 1, []),
+    ],
+)
+def test_partial_images_are_spread_over_the_steps_of_each_image(
+    most: int, n: int, sent: list[tuple[int, int, int]]
+) -> None:
+    chosen = PartialImages(wanted=ImageRequest(prompt="a", n=n, stream=True, partial_images=most), size="64x64")
+    found = []
+    for step in range(4, 32, 4):
+        index = (step - 1) // (32 // n)
+        preview = PreviewView(
+            request_id="r", attempt=1, step=step, total_steps=32, index=index, content_type="image/webp", data=""
+        )
+        if event := chosen.event(preview, now=datetime(2026, 4, 5, tzinfo=UTC)):
+            found.append((step, index, json.loads(event.decode().split("data: ")[1])["partial_image_index"]))
+    assert found == sent
 
 
 ENDS = [

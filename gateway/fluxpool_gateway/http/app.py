@@ -54,6 +54,7 @@ from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.identity.gate import Gate, KeyGate, OpenGate
 from fluxpool_gateway.images import routes as image_routes
 from fluxpool_gateway.live import routes as live_routes
+from fluxpool_gateway.live.preview_reader import open_preview_reader
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics import exposition
 from fluxpool_gateway.metrics.gateway_metrics import NO_ROUTE, GatewayMetrics
@@ -365,6 +366,7 @@ async def _running(
                 "presets": partial(presets.run, store.read),
                 "reservations": idempotency.purge,
                 "dead_letter_replays": dead_letters.runner.run,
+                "previews": open_preview_reader(settings, app.state.services.previews, tenant_secret).run,
             }
             if isinstance(app.gate, KeyGate):
                 parts["key_usage"] = app.gate.run

@@ -25,6 +25,7 @@ from fluxpool_gateway.http.request_context import PATH
 from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.images.thumbnail import Thumbnails
+from fluxpool_gateway.live.previews import TaskPreviews
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.queue.lane_watch import LaneWatch
@@ -67,6 +68,7 @@ class Services:
     dead_letters: DeadLetters
     webhooks: WebhookStore
     webhook_targets: WebhookSettings
+    previews: TaskPreviews = field(default_factory=TaskPreviews)
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
     now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
 

@@ -88,7 +88,8 @@ async def _check_key(request: Request) -> None:
         200: {
             "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
             "description": "`snapshot`, then `queued`, `running`, `progress` and one of `succeeded`, `failed`, "
-            "`expired`, `canceled`, each with the task's state as `data`; `closed` when the server ends the stream.",
+            "`expired`, `canceled`, each with the task's state as `data`; `preview` between them, with a picture; "
+            "`closed` when the server ends the stream.",
         },
         204: {"description": "`Last-Event-ID` is that of the task's end: there is nothing more."},
         **problems(_STREAM_PROBLEMS),
@@ -118,6 +119,7 @@ async def get_task_events(
         waits=services.waits,
         caller=caller,
         view=lambda found: view_of(request_id, found, services, base=base),
+        previews=services.previews,
     )
     return _response(events, request, services, caller)
 

@@ -2,10 +2,12 @@
 
 An event holds the whole state, as `GET` of the task shows it, and its id is the version of the task: a number that only
 grows, and is the same on every process and after a rebuild of the store. So a client continues on any process, and one
-that reads slowly, or was away, misses only states that a later one has replaced.
+that reads slowly, or was away, misses only states that a later one has replaced. Previews come between the states of a
+task that asks for them, without ids.
 """
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Final
@@ -16,6 +18,7 @@ from pydantic import BaseModel
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, invalid_header
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.live.event_response import Events
+from fluxpool_gateway.live.previews import PreviewWatch, TaskPreviews, asks_for_previews, previews_until
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus, version_of
 from fluxpool_gateway.tasks.lookup import RecentTask, TaskLookup
 from fluxpool_gateway.tasks.view import TaskView
@@ -23,6 +26,7 @@ from fluxpool_gateway.tasks.waiting import TaskWaits
 
 SNAPSHOT: Final = "snapshot"
 PROGRESS: Final = "progress"
+PREVIEW: Final = "preview"
 _EVENT_ID: Final = re.compile(r"[0-9]{1,19}")
 _PAUSE_SECONDS: Final = 1.0
 _ACCEPTED: Final = version_of(status=TaskStatus.QUEUED, epoch=0, attempt=1)
@@ -61,30 +65,39 @@ async def task_events(
     waits: TaskWaits,
     caller: Caller,
     view: Callable[[Found], TaskView],
+    previews: TaskPreviews,
 ) -> Events:
     """The events from the state on that was found, or what came after the version that the client knows.
 
     Raises `ProblemError` when the task is there no more.
     """
-    version = version_found(found)
-    if known is None or version < known:
-        # A version behind the client's: the store was built again from what Kafka still has.
-        yield format_event(SNAPSHOT, str(version), view(found))
-    elif version > known:
-        yield format_event(name_of(found), str(version), view(found))
-    while not (isinstance(found, TaskState) and found.status.terminal):
-        await waits.later_than(found.key, version)
-        try:
-            found = await lookup.find(request_id, caller)
-        except ProblemError as problem:
-            if problem.code is not ProblemCode.STORE_UNAVAILABLE:
-                raise
-            await asyncio.sleep(_PAUSE_SECONDS)
-            continue
-        # Another process may have replaced the store between the two questions.
-        if version_found(found) > version:
-            version = version_found(found)
+    with contextlib.ExitStack() as watching:
+        watch: PreviewWatch | None = None
+        version = version_found(found)
+        if known is None or version < known:
+            # A version behind the client's: the store was built again from what Kafka still has.
+            yield format_event(SNAPSHOT, str(version), view(found))
+        elif version > known:
             yield format_event(name_of(found), str(version), view(found))
+        while not (isinstance(found, TaskState) and found.status.terminal):
+            if watch is None and asks_for_previews(found):
+                watch = watching.enter_context(previews.watch(found.key))
+            changed = asyncio.ensure_future(waits.later_than(found.key, version))
+            async with contextlib.aclosing(previews_until(changed, watch)) as shown:
+                async for preview in shown:
+                    yield format_sse_event(event=PREVIEW, data_str=preview.model_dump_json())
+            changed.result()
+            try:
+                found = await lookup.find(request_id, caller)
+            except ProblemError as problem:
+                if problem.code is not ProblemCode.STORE_UNAVAILABLE:
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            # Another process may have replaced the store between the two questions.
+            if version_found(found) > version:
+                version = version_found(found)
+                yield format_event(name_of(found), str(version), view(found))
 
 
 def name_of(found: Found) -> str:

@@ -83,9 +83,9 @@ class ImageRequest(BaseModel):
     response_format: Annotated[ResponseFormat, Field(strict=False)] = ResponseFormat.B64_JSON
     """b64_json: the file and its address; url: the address alone."""
     stream: bool = False
-    """Answer with server-sent events: pings while the task waits and runs, then one event for each image."""
+    """Answer with server-sent events: pings and previews until the task ends, then an event for each image."""
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES)] = 0
-    """Accepted; the final images come before any partial one."""
+    """With `stream`: at most so many previews of each image, where the pool makes them."""
     safety_identifier: Annotated[str, Field(max_length=512)] = ""
     """End user; a label `end_user` of the task."""
     user: Annotated[str, Field(max_length=512)] = ""
@@ -144,7 +144,7 @@ def to_native(wanted: ImageRequest, *, qualities: Collection[Quality]) -> Native
         for name in [name for name in more if name not in _NATIVE_FIELDS][:_MAX_SHOWN_FIELDS]
     ]
     if wanted.stream and wanted.partial_images:
-        warnings.append("partial_images has no effect: the final images come first")
+        fields["preview"] = True
     fields |= wanted.model_dump(include={"prompt", "n", "output_format"}, exclude_unset=True, mode="json")
     fields |= _size(wanted, given=fields)
     if wanted.quality in _NATIVE_QUALITIES:

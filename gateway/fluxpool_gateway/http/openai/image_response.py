@@ -1,8 +1,9 @@
 """The images of a task in the form of the OpenAI API: one response, or one event for each image. Pure."""
 
 import base64
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -11,8 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from fluxpool_contract.messages import GenerationResult, ImageDescription
 from fluxpool_gateway.http.openai.image_request import ImageQuality, ImageRequest
+from fluxpool_gateway.live.previews import PreviewView
 
 COMPLETED: Final = "image_generation.completed"
+PARTIAL: Final = "image_generation.partial_image"
 _NATIVE: Final = {ImageQuality.AUTO, ImageQuality.EXACT, ImageQuality.FAST}
 """Qualities that the OpenAI API has no word for in a response."""
 
@@ -67,6 +70,58 @@ class CompletedEvent(_Described):
     index: int
     """Number of the image, from 0."""
     seed: int
+
+
+class PartialImageEvent(_Model):
+    """A preview of an image, as the data of an event."""
+
+    type: Literal["image_generation.partial_image"] = PARTIAL
+    b64_json: str
+    """A small file in `output_format`, whatever that of the image is."""
+    partial_image_index: int
+    """Number of the preview among those of its image, from 0."""
+    created_at: int
+    """Seconds since 1970 UTC."""
+    background: Literal["opaque"] = "opaque"
+    output_format: str
+    quality: str
+    """As asked for."""
+    size: str
+    """Of the image, WIDTHxHEIGHT in pixels."""
+    request_id: str
+    """Id of the task. Not in the OpenAI API, like `index`."""
+    index: int
+    """Number of the image, from 0."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PartialImages:
+    """Chooses at most `wanted.partial_images` previews of each image, spread over its steps."""
+
+    wanted: ImageRequest
+    size: str
+    _sent: Counter[int] = field(default_factory=Counter, init=False)
+    """By image."""
+
+    def event(self, preview: PreviewView, *, now: datetime) -> bytes | None:
+        """The event that shows the preview; None when its image has had as many as its steps so far allow."""
+        most, number = self.wanted.partial_images, self._sent[preview.index]
+        steps_of_image = (preview.total_steps or 0) / self.wanted.n
+        done = (preview.step or 0) - preview.index * steps_of_image
+        if number >= most or done * (most + 1) < (number + 1) * steps_of_image:
+            return None
+        self._sent[preview.index] += 1
+        event = PartialImageEvent(
+            b64_json=preview.data,
+            partial_image_index=number,
+            created_at=int(now.timestamp()),
+            output_format=preview.content_type.removeprefix("image/"),
+            quality=ImageQuality.AUTO if self.wanted.quality in _NATIVE else self.wanted.quality,
+            size=self.size,
+            request_id=preview.request_id,
+            index=preview.index,
+        )
+        return format_sse_event(event=PARTIAL, data_str=event.model_dump_json())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ Owns what a client that waits may expect: how long, what becomes of the task whe
 """
 
 import asyncio
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -23,7 +24,7 @@ from fluxpool_gateway.http.openai.ending import (
     waiting_for_end,
 )
 from fluxpool_gateway.http.openai.image_request import ImageRequest, ResponseFormat, in_openai_words, to_native
-from fluxpool_gateway.http.openai.image_response import FinishedImages, ImagesResponse
+from fluxpool_gateway.http.openai.image_response import FinishedImages, ImagesResponse, PartialImages
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError, problems
 from fluxpool_gateway.http.request_context import EVENT_STREAM_HEADERS, Receive, Send, status_url_of
 from fluxpool_gateway.http.routes import NO_STORE, Services, WithServices
@@ -33,6 +34,8 @@ from fluxpool_gateway.http.task_routes import base_of
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.images.routes import stored_image
+from fluxpool_gateway.live.previews import PreviewWatch, previews_until
+from fluxpool_gateway.store.task_state import TaskKey
 from fluxpool_gateway.tasks.canceling import CancelWish
 from fluxpool_gateway.tasks.producer import DeliveryError
 
@@ -88,6 +91,7 @@ async def create_images(
         request_id=request_id,
         wanted=wanted,
         warnings=native.warnings,
+        size=f"{native.request.width}x{native.request.height}",
         request=request,
         services=services,
         caller=caller,
@@ -106,6 +110,8 @@ class _WaitedTask:
     request_id: str
     wanted: ImageRequest
     warnings: tuple[str, ...]
+    size: str
+    """Of the images, WIDTHxHEIGHT in pixels."""
     request: Request
     services: Services
     caller: Caller
@@ -130,21 +136,34 @@ class _WaitedTask:
         return Response(b"".join(parts), media_type="application/json", headers=NO_STORE)
 
     async def stream(self, send: Send) -> None:
-        """Send the body of the response: pings, then an event for each image, or one with a problem document."""
+        """Send the body of the response: pings and previews, then an event for each image, or one with a problem."""
         try:
-            async with waiting_for_end(self.request_id, self.request, self.services, self.caller) as within:
-                loop = asyncio.get_running_loop()
-                until = loop.time() + MAX_WAIT_SECONDS
-                pause = ping_seconds(read_timeout_seconds(self.request.scope["headers"]))
-                end = None
-                while end is None and loop.time() < until:
-                    await _send_part(send, KEEPALIVE_COMMENT)
-                    end = await within(min(pause, until - loop.time()))
-            await self._check(end)
+            key = TaskKey(self.request_id, self.caller.tenant)
+            watching = self.services.previews.watch(key) if self.wanted.partial_images else nullcontext()
+            with watching as watch:
+                await self._send_until_end(send, watch)
             for event in (await self.images()).events():
                 await _send_part(send, event)
         except ProblemError as problem:
             await _send_part(send, self._as_event(self.about_task(problem)))
+
+    async def _send_until_end(self, send: Send, watch: PreviewWatch | None) -> None:
+        """Raises `ProblemError`, too, when nobody is there to be answered."""
+        partial = PartialImages(wanted=self.wanted, size=self.size)
+        async with waiting_for_end(self.request_id, self.request, self.services, self.caller) as within:
+            loop = asyncio.get_running_loop()
+            until = loop.time() + MAX_WAIT_SECONDS
+            pause = ping_seconds(read_timeout_seconds(self.request.scope["headers"]))
+            end = None
+            while end is None and loop.time() < until:
+                await _send_part(send, KEEPALIVE_COMMENT)
+                waiting = asyncio.ensure_future(within(min(pause, until - loop.time())))
+                async with aclosing(previews_until(waiting, watch)) as previews:
+                    async for preview in previews:
+                        if (event := partial.event(preview, now=datetime.now(UTC))) is not None:
+                            await _send_part(send, event)
+                end = waiting.result()
+        await self._check(end)
 
     async def images(self) -> FinishedImages:
         """What the task came to; raises `ProblemError`."""

@@ -1,0 +1,197 @@
+"""Previews: from records of the progress topic to those who watch the task, and as events of its stream."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.structs import ConsumerRecord
+
+from fluxpool_contract.header_names import TENANT, TENANT_PROOF
+from fluxpool_contract.kafka.topics import TopicNames
+from fluxpool_gateway.identity.tenant_proof import TenantTrust, prove_tenant
+from fluxpool_gateway.live.preview_reader import PreviewReader
+from fluxpool_gateway.live.previews import TaskPreviews, asks_for_previews
+from fluxpool_gateway.projection.projected_records import read_change
+from fluxpool_gateway.store.task_state import ProgressSeen, TaskKey, TaskSeen, TaskState, TaskStatus
+from kit.event_streams import Listening, listening_gateway, reading
+from kit.keyed_gateway import succeeded
+
+TOPICS = TopicNames()
+SECRET = b"s" * 32
+KEY = TaskKey("r-1", "default")
+FILE = base64.b64encode(b"RIFF").decode()
+
+
+def event(step: int = 4, **changes: Any) -> bytes:
+    body = {
+        "request_id": "r-1",
+        "type": "preview",
+        "attempt": 1,
+        "step": step,
+        "total_steps": 9,
+        "preview": {"content_type": "image/webp", "data": FILE, "index": 0},
+        "at": "2026-04-05T10:00:00Z",
+    }
+    return json.dumps(body | changes).encode()
+
+
+def record(value: bytes | None, *headers: tuple[str, bytes]) -> ConsumerRecord:
+    return ConsumerRecord(
+        topic=TOPICS.progress,
+        partition=0,
+        offset=1,
+        timestamp=0,
+        timestamp_type=0,
+        key=b"r-1",
+        value=value,
+        checksum=None,
+        serialized_key_size=3,
+        serialized_value_size=len(value or b""),
+        headers=headers,
+    )
+
+
+def reader_of(previews: TaskPreviews, *, secret: bytes | None = SECRET) -> PreviewReader:
+    def build_consumer() -> Any:
+        raise AssertionError("records are given one by one")
+
+    return PreviewReader(previews, topics=TOPICS, trust=TenantTrust(secret=secret), build_consumer=build_consumer)
+
+
+async def test_each_watcher_takes_the_latest_that_it_has_not_seen() -> None:
+    previews = TaskPreviews()
+    reader = reader_of(previews)
+    with previews.watch(KEY) as first:
+        reader.take(record(event(1)))
+        reader.take(record(event(2)))
+        assert (await first.next()).step == 2
+        with previews.watch(KEY) as second:
+            assert (await second.next()).step == 2
+            reader.take(record(event(3)))
+            assert [(await watch.next()).step for watch in (first, second)] == [3, 3]
+        waiting = asyncio.ensure_future(first.next())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        reader.take(record(event(4)))
+        assert (await first.next()).step == 4
+    assert not previews.is_watched
+    with previews.watch(KEY) as later, pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await later.next()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"{",
+        b'"preview"',
+        event(type="step"),
+        event(preview=None),
+        event(preview={"content_type": "text/html", "data": FILE}),
+        event(preview={"content_type": "image/webp", "data": "<script>"}),
+        event(preview={"content_type": "image/webp", "data": "A" * 32_772}),
+        event(worker="x" * 70_000),
+    ],
+)
+async def test_what_is_no_preview_is_passed_over(value: bytes | None) -> None:
+    previews = TaskPreviews()
+    with previews.watch(KEY) as watch:
+        reader_of(previews).take(record(value))
+        reader_of(previews).take(record(event(7)))
+        assert (await watch.next()).step == 7
+
+
+@pytest.mark.parametrize(
+    ("proof", "of_acme"),
+    [(prove_tenant(SECRET, tenant="acme", request_id="r-1"), True), ("0" * 32, False), (None, False)],
+)
+async def test_a_preview_is_of_the_tenant_that_a_gateway_proved(proof: str | None, *, of_acme: bool) -> None:
+    previews = TaskPreviews()
+    headers = [(TENANT, b"acme"), *([] if proof is None else [(TENANT_PROOF, proof.encode())])]
+    with previews.watch(TaskKey("r-1", "acme")) as acme, previews.watch(TaskKey("r-1", "other")) as other:
+        reader_of(previews).take(record(event(), *headers))
+        for watch, is_shown in ((acme, of_acme), (other, False)):
+            seen = asyncio.ensure_future(watch.next())
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert seen.done() == is_shown
+            seen.cancel()
+
+
+def test_the_store_takes_no_previews() -> None:
+    trust = TenantTrust(secret=SECRET)
+    assert read_change(TOPICS, topic=TOPICS.progress, value=event(), headers=[], timestamp_ms=1, trust=trust) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "asks"),
+    [
+        ('{"prompt":"a","preview":true}', True),
+        ('{"prompt": "a", "preview": true}', True),
+        ('{"prompt":"a","preview":false}', False),
+        ('{"prompt":"\\"preview\\":true"}', False),
+        ('{"preview"', False),
+        ('["preview"]', False),
+        (None, False),
+    ],
+)
+def test_previews_are_watched_for_tasks_that_ask_for_them(body: str | None, *, asks: bool) -> None:
+    task = TaskState(request_id="r-1", tenant="default", status=TaskStatus.QUEUED, version=0, body=body, attempts=1)
+    assert asks_for_previews(task) == asks
+
+
+@pytest.fixture
+async def listening(tmp_path: Path) -> AsyncIterator[Listening]:
+    async with listening_gateway(tmp_path) as running:
+        yield running
+
+
+async def test_previews_are_events_between_the_states_and_the_last_state_is_the_end(listening: Listening) -> None:
+    body = '{"request_id":"r-1","prompt":"a","preview":true}'
+    listening.gateway.project(
+        TaskSeen(request_id="r-1", body=body, priority="standard", tenant="default", created_at_ms=1)
+    )
+    previews = listening.gateway.one.app.state.services.previews
+    async with reading(listening.one, "/v1/generations/r-1/events") as reader:
+        first = await reader.next()
+        await previews.wait_watched()
+        reader_of(previews).take(record(event(4)))
+        second = await reader.next()
+        listening.gateway.project(
+            ProgressSeen(request_id="r-1", tenant="default", status=TaskStatus.RUNNING, at_ms=2, started=True),
+            succeeded("r-1", "default"),
+        )
+        third = await reader.next()
+        assert await reader.next() is None
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert [one.name for one in (first, second, third)] == ["snapshot", "preview", "succeeded"]
+    assert (second.id, second.data) == (
+        None,
+        {
+            "request_id": "r-1",
+            "attempt": 1,
+            "step": 4,
+            "total_steps": 9,
+            "index": 0,
+            "content_type": "image/webp",
+            "data": FILE,
+        },
+    )
+    assert not previews.is_watched
+
+
+async def test_a_task_that_does_not_ask_has_no_watcher(listening: Listening) -> None:
+    listening.gateway.project(
+        TaskSeen(request_id="r-1", body="{}", priority="standard", tenant="default", created_at_ms=1)
+    )
+    async with reading(listening.one, "/v1/generations/r-1/events") as reader:
+        assert await reader.next() is not None
+        assert not listening.gateway.one.app.state.services.previews.is_watched
