@@ -7,6 +7,6 @@ import sys
 
 if __name__ == "__main__":
     # Not above: uvicorn's workers import this module as well, before they can answer their supervisor's first ping.
-    from fluxpool_gateway.http.server import main
+    from fluxpool_gateway.server import main
 
     sys.exit(main())

@@ -47,7 +47,7 @@ class Imports(StrEnum):
 _MODULES: Final = {
     Imports.PROGRAMS: (
         "fluxpool_gateway.dispatcher",
-        "fluxpool_gateway.http.server",
+        "fluxpool_gateway.server",
         "fluxpool_gateway.projector",
         "fluxpool_worker.__main__",
         "kit.console_script",

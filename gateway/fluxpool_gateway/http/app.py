@@ -5,24 +5,17 @@ FastAPI serves every route (`http.routes`) but the hot one, which `Submission` a
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from functools import partial
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from fastapi.routing import iter_route_contexts
-from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
 
 from fluxpool_contract.asyncapi import render_asyncapi
-from fluxpool_contract.bounds import cut_text
 from fluxpool_contract.messages import work_of_task
-from fluxpool_contract.problems import explain_items, summarize
 from fluxpool_gateway.dead_letters import replay_routes as dead_letter_replay_routes
 from fluxpool_gateway.dead_letters import routes as dead_letter_routes
 from fluxpool_gateway.dead_letters.replaying import ReplayRunner
@@ -32,7 +25,8 @@ from fluxpool_gateway.feedback import routes as feedback_routes
 from fluxpool_gateway.feedback.writing import FeedbackWriter
 from fluxpool_gateway.http import change_routes, key_routes, openai, task_routes
 from fluxpool_gateway.http.batch import batch_route
-from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemCode, ProblemDocument, ProblemError
+from fluxpool_gateway.http.problem import MEDIA_TYPE, ProblemDocument, ProblemError
+from fluxpool_gateway.http.problem_handlers import add_problem_handlers
 from fluxpool_gateway.http.readiness import BrokerWatch
 from fluxpool_gateway.http.request_context import (
     ASKED_BY_HEAD,
@@ -42,7 +36,6 @@ from fluxpool_gateway.http.request_context import (
     STOPPING,
     Receive,
     Send,
-    check_content_type,
     correlation_id_of,
     find_authorization,
     find_header,
@@ -61,7 +54,6 @@ from fluxpool_gateway.metrics.gateway_metrics import NO_ROUTE, GatewayMetrics
 from fluxpool_gateway.models import routes as model_routes
 from fluxpool_gateway.page import PAGE_ROUTERS
 from fluxpool_gateway.page.door import PageDoor, is_page
-from fluxpool_gateway.page.rendering import render_problem
 from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
 from fluxpool_gateway.projection.projected_records import task_topics
@@ -100,7 +92,6 @@ if TYPE_CHECKING:
 CLIENT_ID: Final = "fluxpool-gateway"
 METADATA_SECONDS: Final = 2.0
 """Longest wait for metadata: `GET` of a task that is not projected yet waits for it."""
-MAX_SHOWN_PATH_BYTES: Final = 200
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics", "/openapi.json", "/asyncapi.json"})
 """Probes, scrapers and the descriptions of the API and the topics; every other path needs a key, also one that does not
 exist."""
@@ -268,10 +259,7 @@ def build_application(
     async def get_asyncapi() -> JSONResponse:
         return JSONResponse(render_asyncapi(settings.topics, settings.groups()))
 
-    app.add_exception_handler(ProblemError, _on_problem)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_failure)
+    add_problem_handlers(app)
     return app
 
 
@@ -433,69 +421,3 @@ def _with_correlation_id(scope: Scope, send: Send) -> Send:
         await send(message)
 
     return send_with_id
-
-
-def _answer(request: Request, problem: ProblemError) -> Response:
-    # Not `request.url`, which takes the Host header for a part of an address and fails where it is none.
-    request.app.metrics.count_refusal(problem.code)
-    if is_page(request.scope):
-        return render_problem(request.scope, problem)
-    body = problem.render(correlation_id=request.scope["fluxpool.correlation_id"], instance=request.scope["path"])
-    return Response(body, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(problem.headers))
-
-
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemError)  # noqa: S101 - it is registered for this class
-    return _answer(request, error)
-
-
-async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for this class
-    errors: Sequence[Any] = error.errors()
-    if any(item["loc"] == ("body",) for item in errors):
-        # FastAPI takes no body for JSON that is not said to be some, as with `curl -d`.
-        try:
-            check_content_type(find_header(request.scope["headers"], b"content-type") or b"(none)")
-        except ProblemError as refusal:
-            return _answer(request, refusal)
-    # FastAPI puts the part of the request before the path of the field, and the offset behind it for bad JSON.
-    items = [{**item, "loc": () if item["type"] == "json_invalid" else item["loc"][1:]} for item in errors]
-    fields = explain_items(items)
-    # Clients of the OpenAI API know 400 alone.
-    is_plain = request.scope["path"] == openai.PATH or any(item["type"] == "json_invalid" for item in items)
-    status = None if is_plain else HTTPStatus.UNPROCESSABLE_ENTITY
-    problem = ProblemError(ProblemCode.INVALID_REQUEST, summarize(fields), fields=fields, status=status)
-    return _answer(request, problem)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for this class
-    status = HTTPStatus(error.status_code)
-    code = {
-        HTTPStatus.NOT_FOUND: ProblemCode.NOT_FOUND,
-        HTTPStatus.METHOD_NOT_ALLOWED: ProblemCode.METHOD_NOT_ALLOWED,
-    }.get(status, ProblemCode.INVALID_REQUEST)
-    path = cut_text(request.scope["path"], MAX_SHOWN_PATH_BYTES)
-    detail = f"{request.method} {path}: {error.detail}; /openapi.json lists what there is"
-    if status is HTTPStatus.BAD_REQUEST:
-        # Too deep, not UTF-8, a number of thousands of digits.
-        detail = "the body cannot be read; send one JSON object in UTF-8"
-    headers = dict(error.headers or {})
-    if "Allow" in headers:
-        headers["Allow"] = ", ".join(_allowed_methods(request))
-    return _answer(request, ProblemError(code, detail, headers=list(headers.items()), status=status))
-
-
-def _allowed_methods(request: Request) -> list[str]:
-    """Of all routes with this path; Starlette names those of the first one."""
-    methods: set[str] = set()
-    for route in iter_route_contexts(request.app.routes):
-        found = route.original_route
-        if isinstance(found, Route) and found.matches(request.scope)[0] is not Match.NONE:
-            methods |= found.methods or set()
-    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
-
-
-async def _on_failure(request: Request, _error: Exception) -> Response:
-    detail = "the gateway failed on this request; its log has the reason, with the same x-request-id"
-    return _answer(request, ProblemError(ProblemCode.INTERNAL, detail))
