@@ -5,6 +5,7 @@ Missing Java or Kafka jars fail the tests that need them, with the remedy; they 
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ settings.load_profile("shared-machine")
 
 # Kernels run on the CPU by Triton's own interpreter; Triton decides so when it is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell's background job ignores Ctrl-C, and hands that on to every program which it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -190,15 +190,15 @@ def run(module: str, *arguments: str) -> None:
     for name in (module, f"{module}.__main__"):
         if not hasattr(sys.modules.get(name), "__path__"):
             sys.modules.pop(name, None)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def main() -> None:
     """Serve, and run in each forked process what was asked for."""
-    # Ctrl-C goes to every process of the terminal; this one ends with the tests.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C goes to every process of the terminal; this one ends with the tests. Its programs treat it as executed ones
+    # would: in the background of a shell it is ignored from the start.
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     control, listener = (socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:3])
     for name in _MODULES[Imports(sys.argv[3])]:
         importlib.import_module(name)
@@ -215,6 +215,7 @@ def main() -> None:
         os._exit(0)
     control.detach()
     listener.detach()
+    signal.signal(signal.SIGINT, on_interrupt)
     run(*_become(*asked))
 
 
