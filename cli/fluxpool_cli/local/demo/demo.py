@@ -161,21 +161,22 @@ class _Demo:
         deadline_seconds = self.options.deadline_seconds or (
             TINY_DEADLINE_SECONDS if self.options.model is None else MODEL_DEADLINE_SECONDS
         )
-        remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - self.began_at))
         async with ResultsTopic(stack.parts.target.kafka, stack.parts.target.topics.results) as results:
+            await results.read_to_end()
+            # With a deadline of its own: cut short, it would leave tasks that are accepted and not counted.
+            await self._submit(stack)
+            remaining_seconds = max(1.0, deadline_seconds - (time.monotonic() - self.began_at))
             try:
                 async with asyncio.timeout(remaining_seconds):
-                    await self._send_and_wait(stack, results)
+                    await self._wait(stack, results)
             except TimeoutError:
                 problem = f"not finished within {deadline_seconds:g} s; the last lines of the workers' logs:"
                 self.problems.append(f"{problem}\n{stack.log_tails()}")
             await self._count(stack)
         return True
 
-    async def _send_and_wait(self, stack: LocalStack, results: ResultsTopic) -> None:
-        """Submit, then wait for every result, for committed offsets and for the end of the last worker."""
-        await results.read_to_end()
-        await self._submit(stack)
+    async def _wait(self, stack: LocalStack, results: ResultsTopic) -> None:
+        """Wait for every result, for committed offsets and for the end of the last worker."""
         waiting_for_all = True
         while waiting_for_all or stack.fleet.running or _lag(stack):
             await results.poll()
