@@ -143,7 +143,7 @@ class _Save:
     end: bool
 
     def apply(self, connection: Statements, now_ms: int) -> bool:
-        # What was sent was sent, whoever has the lease by now.
+        # These records are in Kafka, whichever process has the lease by now.
         connection.executemany(
             "UPDATE replay_item SET outcome = ?, detail = ? WHERE job_id = ? AND number = ?",
             [

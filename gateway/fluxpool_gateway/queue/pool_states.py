@@ -17,7 +17,7 @@ from fluxpool_gateway.queue.lanes import ServedLane
 MAX_STATES: Final = 64
 """Usually one a lane; a bound for a topic that others write to."""
 TOLD_SECONDS: Final = 3600.0
-"""So long the silence of an operator is told; then its pool is taken for a deleted one."""
+"""How long the last state of a silent operator is reported as stale; then its pool counts as deleted."""
 
 logger = structlog.stdlib.get_logger(__name__)
 

@@ -16,8 +16,8 @@ from fluxpool_gateway.queue.lane_watch import LaneWatch
 from fluxpool_gateway.queue.lanes import LaneQueue, Queue
 
 LEFT_OUT: Final = (
-    "How many workers are starting or desired, and why, is told by the operator of a pool on the topic of pool states; "
-    "it is missing for some pool here. In Kubernetes: kubectl get fluxworkerpools"
+    "How many workers are starting or desired, and why, is unknown for some pool here: its operator publishes no state "
+    "to the topic of pool states. In Kubernetes: kubectl get fluxworkerpools"
 )
 
 router = APIRouter()

@@ -1,4 +1,4 @@
-"""What is told of deliveries: each with its attempts, pages of an endpoint, and the numbers of the metrics."""
+"""The log of deliveries: each with its attempts, pages of an endpoint, and the numbers of the metrics."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
