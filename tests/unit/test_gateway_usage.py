@@ -223,7 +223,8 @@ def test_a_store_of_an_earlier_release_is_counted_when_it_is_migrated(
     apply(store, ended(), ended("two"), seen("waits"), ended("acme", TaskStatus.FAILED, images=0, tenant="acme"))
     before = usage(file)
     with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TABLE usage_hour")
+        for table in ("usage_hour", "rating", "comparison", "dead_letter"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0008'")
     migrate(engine, file)
     assert usage(file) == before

@@ -66,10 +66,11 @@ from fluxpool_gateway.tasks.view import read_result
 MAX_GROUPS: Final = 100
 """Of one dimension, those with the most judgements."""
 _ANYBODY: Final = "anybody"
+_NOT_JUDGED: Final = {409: "The task has not ended (`not_finished`), or ended without images (`no_images`)."}
 _RATE_PROBLEMS: Final = {
     **BODY_PROBLEMS,
     **READ_PROBLEMS,
-    409: "The task has not ended (`not_finished`), or ended without images (`no_images`).",
+    **_NOT_JUDGED,
     503: "The broker did not confirm in time, or the task is unknown at the moment. Repeat the request.",
 }
 
@@ -112,7 +113,7 @@ async def put_rating(
 @router.get(
     PATH + "/{request_id}/rating",
     response_model=RatingView,
-    responses=problems({**READ_PROBLEMS, 404: "There is no such rating, or no such task."}),
+    responses=problems({**READ_PROBLEMS, **_NOT_JUDGED, 404: "There is no such rating, or no such task."}),
     summary="The rating of an image",
     **requires(KeyScope.READ),
 )
@@ -132,7 +133,7 @@ async def get_rating(
 @router.delete(
     PATH + "/{request_id}/rating",
     status_code=HTTPStatus.NO_CONTENT,
-    responses=problems(READ_PROBLEMS),
+    responses=problems({**READ_PROBLEMS, **_NOT_JUDGED}),
     summary="Take a rating back",
     **requires(KeyScope.RATE),
 )

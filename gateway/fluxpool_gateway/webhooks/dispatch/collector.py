@@ -100,7 +100,7 @@ class Collector:
 
     async def _start(self, tenant: str, known: _Place | None, *, since_ms: int) -> ChangePlace:
         newest = await self._tasks.place(tenant)
-        # No endpoint gets an event of what ended before; so a tenant that had no endpoint for long is not read from where it was.
+        # No endpoint gets an event of what ended before: a tenant that was without one for long is not read from there.
         first = min(newest.number, max(0, since_ms - _SLACK_MS) * 1000)
         if known is not None and known.place.is_within(newest):
             return ChangePlace(newest.first, max(known.place.number, first))
