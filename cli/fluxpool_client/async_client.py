@@ -195,7 +195,7 @@ class AsyncClient:
         return await self._run(self._operations.queue())
 
     async def pools(self) -> Pools:
-        """The workers that serve the tasks, with those that start and the plan where an operator tells of them."""
+        """The workers that serve the tasks, with those that start and the plan where an operator publishes them."""
         return await self._run(self._operations.pools())
 
     async def models(self) -> tuple[Model, ...]:

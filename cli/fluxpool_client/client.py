@@ -192,7 +192,7 @@ class Client:
         return self._run(self._operations.queue())
 
     def pools(self) -> Pools:
-        """The workers that serve the tasks, with those that start and the plan where an operator tells of them."""
+        """The workers that serve the tasks, with those that start and the plan where an operator publishes them."""
         return self._run(self._operations.pools())
 
     def models(self) -> tuple[Model, ...]:

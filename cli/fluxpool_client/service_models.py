@@ -56,7 +56,7 @@ class Pool(_Response):
     completed_per_minute: float | None
     """Tasks that were finished in the last minute."""
     name: str | None = None
-    """Of the FluxWorkerPool. This and what follows is None unless its operator tells of it."""
+    """Of the FluxWorkerPool. This and what follows is None unless its operator publishes it."""
     desired: int | None = None
     """Workers that the operator has asked for."""
     starting: int | None = None

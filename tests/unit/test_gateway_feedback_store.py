@@ -209,7 +209,7 @@ def test_an_invalid_record_is_refused_with_the_reason(key: bytes | None, value: 
 
 
 def test_a_text_that_only_looks_like_the_nul_character_is_kept() -> None:
-    said = seen(rated(comment="\\u0000", origin={"prompt": "a\\u0000 fox\n"})).said
+    said = seen(rated(comment="\\u0000", origin={"prompt": "a\\u0000 fox\n"})).judgement
     assert isinstance(said, Rating)
     assert said.comment == "\\u0000"
 

@@ -150,7 +150,11 @@ async def _rated(services: Services, tenant: str) -> AsyncIterator[Sequence[Row]
         page = await _page(services, partial(read_ratings, tenant=tenant, after=after, limit=_ROWS))
         after = page[-1].rating_id if page else None
         # One that came meanwhile has no rank.
-        yield [imagereward_row(said, rank=ranks[said.rating_id]) for said in page if said.rating_id in ranks]
+        yield [
+            imagereward_row(judgement, rank=ranks[judgement.rating_id])
+            for judgement in page
+            if judgement.rating_id in ranks
+        ]
 
 
 async def _compared(query: ExportQuery, services: Services, caller: Caller) -> AsyncIterator[Sequence[Row]]:
@@ -162,19 +166,21 @@ async def _compared(query: ExportQuery, services: Services, caller: Caller) -> A
         page = await _page(services, partial(read_comparisons, tenant=caller.tenant, after=after, limit=limit))
         after = page[-1].rating_id if page else None
         rows: list[Row] = []
-        for said in page:
-            if not (has_winner(said) or has_ties):
+        for judgement in page:
+            if not (has_winner(judgement) or has_ties):
                 continue
             if query.layout is Layout.HPD:
-                rows.append(hpd_row(said))
+                rows.append(hpd_row(judgement))
             else:
-                rows.append(pickapic_row(said, await _files(said, services, caller) if has_files else Files()))
+                rows.append(
+                    pickapic_row(judgement, await _files(judgement, services, caller) if has_files else Files())
+                )
         yield rows
 
 
-async def _files(said: Comparison, services: Services, caller: Caller) -> Files:
+async def _files(judgement: Comparison, services: Services, caller: Caller) -> Files:
     async def read(image: ComparedImage) -> bytes | None:
         key = None if image.origin is None else image.origin.object
         return None if key is None else await stored_image(services.objects, key, caller)
 
-    return Files(*await asyncio.gather(read(said.a), read(said.b)))
+    return Files(*await asyncio.gather(read(judgement.a), read(judgement.b)))

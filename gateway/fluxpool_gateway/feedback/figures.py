@@ -94,7 +94,7 @@ class Interval:
 
 @dataclass(slots=True)
 class Group:
-    """What was said of the images with one value."""
+    """The judgements of the images with one value."""
 
     value: str | None
     scores: int = 0

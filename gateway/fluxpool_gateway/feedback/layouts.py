@@ -87,59 +87,59 @@ class Files:
     b: bytes | None = None
 
 
-def pickapic_row(said: Comparison, files: Files) -> Row:
+def pickapic_row(judgement: Comparison, files: Files) -> Row:
     """A comparison; `a` is image 0."""
-    label_0 = {Preference.A: 1.0, Preference.B: 0.0}.get(said.preferred, 0.5)
-    best = {Preference.A: _uid(said.a), Preference.B: _uid(said.b)}.get(said.preferred, _TIE)
+    label_0 = {Preference.A: 1.0, Preference.B: 0.0}.get(judgement.preferred, 0.5)
+    best = {Preference.A: _uid(judgement.a), Preference.B: _uid(judgement.b)}.get(judgement.preferred, _TIE)
     return {
         "jpg_0": files.a,
         "jpg_1": files.b,
         "label_0": label_0,
         "label_1": 1 - label_0,
-        "caption": _prompt(said),
+        "caption": _prompt(judgement),
         "are_different": files.a is None or files.a != files.b,
         "has_label": True,
         "best_image_uid": best,
-        "image_0_uid": _uid(said.a),
-        "image_1_uid": _uid(said.b),
-        "model_0": _model(said.a),
-        "model_1": _model(said.b),
-        "ranking_id": said.rating_id,
-        "user_id": said.rater_hash or "",
-        "created_at": said.created_at,
+        "image_0_uid": _uid(judgement.a),
+        "image_1_uid": _uid(judgement.b),
+        "model_0": _model(judgement.a),
+        "model_1": _model(judgement.b),
+        "ranking_id": judgement.rating_id,
+        "user_id": judgement.rater_hash or "",
+        "created_at": judgement.created_at,
     }
 
 
-def hpd_row(said: Comparison) -> Row:
+def hpd_row(judgement: Comparison) -> Row:
     """A comparison that one image won."""
-    won = said.preferred is Preference.A
+    won = judgement.preferred is Preference.A
     return {
-        "prompt": _prompt(said),
-        "file_path": [_path(said.a), _path(said.b)],
+        "prompt": _prompt(judgement),
+        "file_path": [_path(judgement.a), _path(judgement.b)],
         "human_preference": [int(won), int(not won)],
-        "user_hash": said.rater_hash or "",
+        "user_hash": judgement.rater_hash or "",
     }
 
 
-def imagereward_row(said: Rating, *, rank: int) -> Row:
+def imagereward_row(judgement: Rating, *, rank: int) -> Row:
     """A rating with a score; rank 1 is the best of its prompt, for the person."""
-    origin, aspects = said.origin, said.aspects
+    origin, aspects = judgement.origin, judgement.aspects
     prompt = "" if origin is None or origin.prompt is None else origin.prompt
     path = None if origin is None else origin.object
     return {
         "prompt_id": prompt_key(prompt),
         "prompt": prompt,
-        "image_path": path or f"{said.request_id}/{said.image_index}",
+        "image_path": path or f"{judgement.request_id}/{judgement.image_index}",
         "rank": rank,
-        "overall_rating": said.score,
+        "overall_rating": judgement.score,
         "image_text_alignment_rating": None if aspects is None else aspects.alignment,
         "fidelity_rating": None if aspects is None else aspects.fidelity,
     }
 
 
-def has_winner(said: Comparison) -> bool:
+def has_winner(judgement: Comparison) -> bool:
     """Whether one image was preferred."""
-    return said.preferred in {Preference.A, Preference.B}
+    return judgement.preferred in {Preference.A, Preference.B}
 
 
 def to_json(row: Row) -> Row:
@@ -166,6 +166,6 @@ def _model(image: ComparedImage) -> str:
     return (image.origin.model if image.origin else None) or ""
 
 
-def _prompt(said: Comparison) -> str:
-    origins = (image.origin for image in (said.a, said.b))
+def _prompt(judgement: Comparison) -> str:
+    origins = (image.origin for image in (judgement.a, judgement.b))
     return next((origin.prompt for origin in origins if origin is not None and origin.prompt is not None), "")

@@ -125,13 +125,20 @@ class RatingView(_View):
     created_at: datetime
 
     @classmethod
-    def of(cls, said: Rating) -> Self:
+    def of(cls, judgement: Rating) -> Self:
         """The view of a record."""
-        aspects = {} if said.aspects is None else said.aspects.model_dump(exclude_none=True, include=_ASPECTS)
+        aspects = {} if judgement.aspects is None else judgement.aspects.model_dump(exclude_none=True, include=_ASPECTS)
         same = {
-            name: getattr(said, name) for name in ("rating_id", "request_id", "score", "thumb", "artifacts", "tags")
+            name: getattr(judgement, name)
+            for name in ("rating_id", "request_id", "score", "thumb", "artifacts", "tags")
         }
-        return cls(**same, index=said.image_index, aspects=aspects, comment=said.comment, created_at=said.created_at)
+        return cls(
+            **same,
+            index=judgement.image_index,
+            aspects=aspects,
+            comment=judgement.comment,
+            created_at=judgement.created_at,
+        )
 
 
 _ASPECTS: Final = set(AspectScores.model_fields)
@@ -181,7 +188,7 @@ class IntervalView(_View):
 
 
 class GroupView(_View):
-    """What was said of the images with one value."""
+    """The judgements of the images with one value."""
 
     value: str | None
     """Null for images of which it is not known, or that have none."""

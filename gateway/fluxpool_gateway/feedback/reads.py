@@ -26,14 +26,14 @@ Image = tuple[str, int]
 
 
 def find_rating(connection: Connection, rating_id: str, *, tenant: str) -> Rating | None:
-    """What was said under a key."""
+    """The judgement under a key."""
     where = (ratings.c.tenant == tenant, ratings.c.rating_id == rating_id)
     body = connection.execute(select(ratings.c.body).where(*where)).scalar_one_or_none()
     return None if body is None else Rating.model_validate_json(body)
 
 
 def find_keys_of_task(connection: Connection, request_id: str, *, tenant: str) -> list[str]:
-    """Of all that was said of the images of a task."""
+    """Of all judgements of the images of a task."""
     keys: set[str] = set()
     for table, column in (
         (ratings, ratings.c.request_id),

@@ -18,11 +18,11 @@ class InvalidFeedbackError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackSeen:
-    """What a person says now of one image or of two; with `said` None it is taken back."""
+    """What a person thinks now of one image or of two; with `judgement` None it is taken back."""
 
     rating_id: str
     tenant: str
-    said: Rating | Comparison | None
+    judgement: Rating | Comparison | None
     at_ms: int
     """When the broker got the record."""
 
@@ -30,11 +30,11 @@ class FeedbackSeen:
 def read_feedback(value: bytes | None, *, key: str, tenant: str, at_ms: int) -> FeedbackSeen:
     """The change; raises `InvalidFeedbackError`."""
     if value is None:
-        return FeedbackSeen(rating_id=key, tenant=tenant, said=None, at_ms=at_ms)
+        return FeedbackSeen(rating_id=key, tenant=tenant, judgement=None, at_ms=at_ms)
     try:
         fields = json.loads(value)
         is_comparison = isinstance(fields, dict) and "preferred" in fields
-        said = (Comparison if is_comparison else Rating).model_validate_json(value)
+        judgement = (Comparison if is_comparison else Rating).model_validate_json(value)
     except ValidationError as error:
         raise InvalidFeedbackError("; ".join(map(str, explain(error, body=value)))) from error
     except (ValueError, RecursionError) as error:
@@ -42,11 +42,14 @@ def read_feedback(value: bytes | None, *, key: str, tenant: str, at_ms: int) -> 
     if _has_nul(fields):
         # PostgreSQL has no such text.
         raise InvalidFeedbackError("must not contain the NUL character")
-    if said.rating_id != key:
+    if judgement.rating_id != key:
         # The topic is compacted by the key: it would lose another record in this one's place.
-        raise InvalidFeedbackError(f"rating_id: is {said.rating_id!r}, but the key is {key!r}; both must be equal")
+        raise InvalidFeedbackError(f"rating_id: is {judgement.rating_id!r}, but the key is {key!r}; both must be equal")
     return FeedbackSeen(
-        rating_id=key, tenant=tenant, said=said.in_order if isinstance(said, Comparison) else said, at_ms=at_ms
+        rating_id=key,
+        tenant=tenant,
+        judgement=judgement.in_order if isinstance(judgement, Comparison) else judgement,
+        at_ms=at_ms,
     )
 
 

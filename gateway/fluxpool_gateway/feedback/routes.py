@@ -91,7 +91,7 @@ async def put_rating(
     """Answers once it is durable. A second rating of the same image by the same rater replaces the first."""
     task, origin = await _judged(services, caller, request_id, wanted.index, field="index")
     rater_hash = _rater_hash(services, caller, task.tenant, wanted.rater)
-    said = Rating(
+    judgement = Rating(
         rating_id=rating_id_of(task.tenant, rater_hash, (request_id, wanted.index)),
         tenant=task.tenant,
         rater_hash=rater_hash,
@@ -106,8 +106,8 @@ async def put_rating(
         comment=wanted.comment,
         origin=origin,
     )
-    await _write(services, said)
-    return json_response(RatingView.of(said))
+    await _write(services, judgement)
+    return json_response(RatingView.of(judgement))
 
 
 @router.get(
@@ -122,12 +122,14 @@ async def get_rating(
 ) -> Response:
     """By one rater. It is shown some milliseconds after it was accepted."""
     tenant, rating_id = await _rating_of(services, caller, request_id, query)
-    said = await read_store(services.store.read(lambda connection: find_rating(connection, rating_id, tenant=tenant)))
-    if said is None:
+    judgement = await read_store(
+        services.store.read(lambda connection: find_rating(connection, rating_id, tenant=tenant))
+    )
+    if judgement is None:
         raise ProblemError(
             ProblemCode.NOT_FOUND, f"image {query.index} of task {request_id} has no rating by this rater"
         )
-    return json_response(RatingView.of(said))
+    return json_response(RatingView.of(judgement))
 
 
 @router.delete(
@@ -176,7 +178,7 @@ async def post_comparison(wanted: ComparisonRequest, services: WithServices, cal
     (tenant,) = tenants
     rater_hash = _rater_hash(services, caller, tenant, wanted.rater)
     aspects = {} if wanted.aspects is None else wanted.aspects.model_dump(exclude_none=True)
-    said = Comparison(
+    judgement = Comparison(
         rating_id=comparison_id_of(tenant, rater_hash, sides["a"].key, sides["b"].key),
         tenant=tenant,
         rater_hash=rater_hash,
@@ -188,13 +190,13 @@ async def post_comparison(wanted: ComparisonRequest, services: WithServices, cal
         seconds=wanted.seconds,
         shown_first=wanted.shown_first,
     ).in_order
-    await _write(services, said)
+    await _write(services, judgement)
     view = ComparisonView(
-        rating_id=said.rating_id,
-        a=ImageName(request_id=said.a.request_id, index=said.a.image_index),
-        b=ImageName(request_id=said.b.request_id, index=said.b.image_index),
-        preferred=said.preferred,
-        created_at=said.created_at,
+        rating_id=judgement.rating_id,
+        a=ImageName(request_id=judgement.a.request_id, index=judgement.a.image_index),
+        b=ImageName(request_id=judgement.b.request_id, index=judgement.b.image_index),
+        preferred=judgement.preferred,
+        created_at=judgement.created_at,
     )
     return json_response(view)
 
@@ -329,9 +331,9 @@ def _rater_hash(services: Services, caller: Caller, tenant: str, rater: str | No
     return services.feedback.rater_hash(tenant, name)
 
 
-async def _write(services: Services, said: Rating | Comparison) -> None:
+async def _write(services: Services, judgement: Rating | Comparison) -> None:
     try:
-        await services.feedback.write(said)
+        await services.feedback.write(judgement)
     except DeliveryError as error:
         raise _unconfirmed(error) from error
 

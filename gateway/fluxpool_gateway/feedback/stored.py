@@ -51,18 +51,22 @@ def save_feedback(connection: Connection, changes: Sequence[tuple[tuple[str, int
     deleted = _deleted(connection, [change for _, change in latest.values()])
     rows: dict[Table, list[dict[str, Any]]] = {ratings: [], comparisons: []}
     for (at_ms, partition, offset), change in latest.values():
-        if change.said is None or not deleted.isdisjoint((change.tenant, name) for name in _task_ids(change.said)):
+        if change.judgement is None or not deleted.isdisjoint(
+            (change.tenant, name) for name in _task_ids(change.judgement)
+        ):
             continue
-        row = _rating_row(change.said) if isinstance(change.said, Rating) else _comparison_row(change.said)
+        row = (
+            _rating_row(change.judgement) if isinstance(change.judgement, Rating) else _comparison_row(change.judgement)
+        )
         row |= {"tenant": change.tenant, "at_ms": at_ms, "partition": partition, "offset": offset}
-        rows[ratings if isinstance(change.said, Rating) else comparisons].append(row)
+        rows[ratings if isinstance(change.judgement, Rating) else comparisons].append(row)
     for table, new in rows.items():
         if new:
             connection.execute(insert(table), new)
 
 
 def delete_feedback_of(connection: Connection, deleted: Iterable[tuple[str, str]]) -> None:
-    """Delete what was said of tasks that were deleted, each by its id and tenant."""
+    """Delete the judgements of tasks that were deleted, each by its id and tenant."""
     values = [{"task": request_id, "of": tenant} for request_id, tenant in deleted]
     if values:
         for statement in _OF_TASK:
@@ -91,7 +95,7 @@ def _places(connection: Connection, keys: set[_Key]) -> Mapping[_Key, _Place]:
 
 def _deleted(connection: Connection, changes: Sequence[FeedbackSeen]) -> set[tuple[str, str]]:
     """Tenant and id of those of their tasks that were deleted."""
-    names = sorted({name for change in changes if change.said is not None for name in _task_ids(change.said)})
+    names = sorted({name for change in changes if change.judgement is not None for name in _task_ids(change.judgement)})
     found: set[tuple[str, str]] = set()
     for chunk in _chunks(names):
         found |= {(row.tenant, row.request_id) for row in connection.execute(_DELETED, {"request_ids": chunk})}
@@ -102,34 +106,36 @@ def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
     return (items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
 
 
-def _task_ids(said: Rating | Comparison) -> tuple[str, ...]:
-    return (said.request_id,) if isinstance(said, Rating) else (said.a.request_id, said.b.request_id)
+def _task_ids(judgement: Rating | Comparison) -> tuple[str, ...]:
+    return (
+        (judgement.request_id,) if isinstance(judgement, Rating) else (judgement.a.request_id, judgement.b.request_id)
+    )
 
 
-def _rating_row(said: Rating) -> dict[str, Any]:
-    origin = said.origin or ImageOrigin()
+def _rating_row(judgement: Rating) -> dict[str, Any]:
+    origin = judgement.origin or ImageOrigin()
     return {
-        "rating_id": said.rating_id,
-        "request_id": said.request_id,
-        "image_index": said.image_index,
-        "rater_hash": said.rater_hash or "",
-        "score": said.score,
-        "reward_quarters": None if said.reward is None else round(said.reward * 4),
+        "rating_id": judgement.rating_id,
+        "request_id": judgement.request_id,
+        "image_index": judgement.image_index,
+        "rater_hash": judgement.rater_hash or "",
+        "score": judgement.score,
+        "reward_quarters": None if judgement.reward is None else round(judgement.reward * 4),
         **_origin(origin),
         "prompt_key": None if origin.prompt is None else prompt_key(origin.prompt),
-        "created_at_ms": milliseconds_of(said.created_at),
-        "body": said.model_dump_json(exclude_none=True),
+        "created_at_ms": milliseconds_of(judgement.created_at),
+        "body": judgement.model_dump_json(exclude_none=True),
     }
 
 
-def _comparison_row(said: Comparison) -> dict[str, Any]:
-    sides = {"a": said.a, "b": said.b}
+def _comparison_row(judgement: Comparison) -> dict[str, Any]:
+    sides = {"a": judgement.a, "b": judgement.b}
     row: dict[str, Any] = {
-        "rating_id": said.rating_id,
-        "rater_hash": said.rater_hash or "",
-        "preferred": said.preferred.value,
-        "created_at_ms": milliseconds_of(said.created_at),
-        "body": said.model_dump_json(exclude_none=True),
+        "rating_id": judgement.rating_id,
+        "rater_hash": judgement.rater_hash or "",
+        "preferred": judgement.preferred.value,
+        "created_at_ms": milliseconds_of(judgement.created_at),
+        "body": judgement.model_dump_json(exclude_none=True),
     }
     for side, image in sides.items():
         row |= {f"{side}_request_id": image.request_id, f"{side}_index": image.image_index}

@@ -39,16 +39,16 @@ class FeedbackWriter:
         text = f"rater/{tenant}/{rater}".encode(errors="replace")
         return hmac.digest(self.tenant_secret or b"none", text, hashlib.sha256)[:_RATER_BYTES].hex()
 
-    async def write(self, said: Rating | Comparison) -> None:
+    async def write(self, judgement: Rating | Comparison) -> None:
         """Return once the broker has it; raises `DeliveryError`."""
-        await self._send(said.rating_id, said.tenant, said.model_dump_json(exclude_none=True).encode())
-        self.metrics.count_feedback("rating" if isinstance(said, Rating) else "comparison")
-        self._recent[said.rating_id] = None
+        await self._send(judgement.rating_id, judgement.tenant, judgement.model_dump_json(exclude_none=True).encode())
+        self.metrics.count_feedback("rating" if isinstance(judgement, Rating) else "comparison")
+        self._recent[judgement.rating_id] = None
         if len(self._recent) > _MAX_RECENT:
             self._recent.popitem(last=False)
 
     async def withdraw(self, rating_ids: Iterable[str], *, tenant: str) -> None:
-        """Take back what was said under these keys, if anything; raises `DeliveryError`."""
+        """Take back the judgements under these keys, if there are any; raises `DeliveryError`."""
         for rating_id in rating_ids:
             self._recent.pop(rating_id, None)
             await self._send(rating_id, tenant, None)

@@ -111,7 +111,7 @@ class PoolsView(_View):
 
     data: tuple[PoolView, ...]
     left_out: str | None
-    """What is not known here, and where it is; null when the operator of every pool tells of it."""
+    """What is not known here, and where it is; null when every pool has an operator that publishes it."""
 
 
 @router.get(
