@@ -2,21 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
-from fluxpool_cli.main import run
 from fluxpool_client import AsyncClient, Client, PermissionDeniedError
+from kit.command_line import Command, command_line, served
 from kit.dead_letter_topic import letter_at
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.waiting import wait_until
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @pytest.fixture
@@ -35,24 +31,17 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def url(gateway: Gateway) -> AsyncIterator[str]:
-    server = uvicorn.Server(uvicorn.Config(gateway.one.app, port=0, lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve())
-    await wait_until(lambda: server.started, deadline_seconds=30, what="the server")
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    with suppress(SystemExit):
-        await serving
+    async with served(gateway.one.app) as address:
+        yield address
 
 
 @pytest.fixture
 def dlq(gateway: Gateway, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     monkeypatch.setenv("FLUXPOOL_API_KEY", gateway.admin)
+    fluxpool = command_line(monkeypatch, capsys, key=gateway.admin)
 
     async def command(*arguments: str, key: str = gateway.admin) -> tuple[int, str, str]:
-        monkeypatch.setenv("FLUXPOOL_API_KEY", key)
-        code = await asyncio.to_thread(run, ["dlq", *arguments, "--url", url])
-        written = capsys.readouterr()
-        return code, written.out, written.err
+        return await fluxpool("dlq", *arguments, "--url", url, key=key)
 
     return command
 

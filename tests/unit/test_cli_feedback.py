@@ -1,25 +1,19 @@
 """`fluxpool rate`, `compare`, `feedback` and `submit --preset` against a gateway with keys, on a socket."""
 
-import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
 
 from fluxpool_cli.exit_codes import ExitCode
-from fluxpool_cli.main import run
 from fluxpool_contract.messages.feedback import Comparison, Rating
 from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.store.task_state import TaskSeen
+from kit.command_line import Command, command_line, served
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings, succeeded
-from kit.waiting import wait_until
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @pytest.fixture
@@ -41,22 +35,9 @@ async def fluxpool(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> AsyncIterator[Command]:
     """Runs the command line against the gateway."""
-    server = uvicorn.Server(uvicorn.Config(gateway.one.app, port=0, lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve())
-    await wait_until(lambda: server.started, deadline_seconds=30, what="the server")
-    port = server.servers[0].sockets[0].getsockname()[1]
-    monkeypatch.setenv("FLUXPOOL_URL", f"http://127.0.0.1:{port}")
-
-    async def command(*arguments: str, key: str = gateway.admin) -> tuple[int, str, str]:
-        monkeypatch.setenv("FLUXPOOL_API_KEY", key)
-        code = await asyncio.to_thread(run, arguments)
-        written = capsys.readouterr()
-        return code, written.out, written.err
-
-    yield command
-    server.should_exit = True
-    with suppress(SystemExit):
-        await serving
+    async with served(gateway.one.app) as url:
+        monkeypatch.setenv("FLUXPOOL_URL", url)
+        yield command_line(monkeypatch, capsys, key=gateway.admin)
 
 
 async def test_an_image_is_rated_compared_summed_up_and_exported(

@@ -1,21 +1,16 @@
 """`fluxpool keys` and FLUXPOOL_API_KEY against a gateway with keys, on a socket."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.main import run
 from fluxpool_gateway.identity.api_key import new_key, parse_key
+from kit.command_line import Command, command_line, served
 from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
-from kit.waiting import wait_until
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @pytest.fixture
@@ -29,25 +24,9 @@ async def fluxpool(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> AsyncIterator[Command]:
     """Runs the command line with the admin's key, or another one, against the gateway."""
-    server = uvicorn.Server(uvicorn.Config(gateway.one.app, port=0, lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve())
-    await wait_until(lambda: server.started, deadline_seconds=30, what="the server")
-    port = server.servers[0].sockets[0].getsockname()[1]
-    monkeypatch.setenv("FLUXPOOL_URL", f"http://127.0.0.1:{port}")
-
-    async def command(*arguments: str, key: str | None = gateway.admin) -> tuple[int, str, str]:
-        if key is None:
-            monkeypatch.delenv("FLUXPOOL_API_KEY", raising=False)
-        else:
-            monkeypatch.setenv("FLUXPOOL_API_KEY", key)
-        code = await asyncio.to_thread(run, arguments)
-        written = capsys.readouterr()
-        return code, written.out, written.err
-
-    yield command
-    server.should_exit = True
-    with suppress(SystemExit):
-        await serving
+    async with served(gateway.one.app) as url:
+        monkeypatch.setenv("FLUXPOOL_URL", url)
+        yield command_line(monkeypatch, capsys, key=gateway.admin)
 
 
 async def test_a_key_is_created_used_rotated_and_revoked(gateway: Gateway, fluxpool: Command) -> None:

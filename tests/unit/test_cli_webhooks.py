@@ -2,27 +2,24 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from fluxpool_cli.exit_codes import ExitCode
-from fluxpool_cli.main import run
 from fluxpool_client import AsyncClient, ConflictError, NotFoundError
 from fluxpool_gateway.settings import WebhookSettings
 from fluxpool_gateway.stores import open_task_reader, open_webhooks
 from fluxpool_gateway.webhooks.dispatch.collector import Collector
 from fluxpool_gateway.webhooks.dispatch.dispatcher import Dispatcher
 from fluxpool_gateway.webhooks.dispatch.sending import Sender
+from kit.command_line import Command, command_line, served
 from kit.keyed_gateway import Gateway, keyed_gateway, keyed_settings
 from kit.waiting import wait_until
 from kit.webhook_receiver import LOOPBACK, Message, Receiver, answering, running_receiver
-
-Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @pytest.fixture
@@ -55,22 +52,10 @@ async def fluxpool(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> AsyncIterator[Command]:
     """Runs the command line against the gateway."""
-    server = uvicorn.Server(uvicorn.Config(gateway.one.app, port=0, lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve())
-    await wait_until(lambda: server.started, deadline_seconds=30, what="the server")
-    port = server.servers[0].sockets[0].getsockname()[1]
-    monkeypatch.setenv("FLUXPOOL_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("FLUXPOOL_API_KEY", gateway.admin)
-
-    async def command(*arguments: str) -> tuple[int, str, str]:
-        code = await asyncio.to_thread(run, ["webhooks", *arguments])
-        written = capsys.readouterr()
-        return code, written.out, written.err
-
-    yield command
-    server.should_exit = True
-    with suppress(SystemExit):
-        await serving
+    async with served(gateway.one.app) as url:
+        monkeypatch.setenv("FLUXPOOL_URL", url)
+        monkeypatch.setenv("FLUXPOOL_API_KEY", gateway.admin)
+        yield partial(command_line(monkeypatch, capsys, key=gateway.admin), "webhooks")
 
 
 async def test_an_endpoint_is_created_tested_rotated_and_deleted(fluxpool: Command, receiver: Receiver) -> None:
