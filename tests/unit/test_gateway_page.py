@@ -14,8 +14,8 @@ import pytest
 
 from fluxpool_gateway.http.generation_request import parse_request
 from fluxpool_gateway.page.assets import FOLDER, HTMX, HTMX_SHA256, assets
-from fluxpool_gateway.page.create_form import CreateForm, form_of_task, snippets
-from fluxpool_gateway.page.task_card import TaskCard
+from fluxpool_gateway.page.create.form import CreateForm, form_of_task, snippets
+from fluxpool_gateway.page.tasks.card import TaskCard
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.tasks.view import TaskView
 from kit.event_streams import first_event

@@ -9,7 +9,7 @@ from fastapi import Request
 from fluxpool_gateway.http.routes import Services
 from fluxpool_gateway.http.task_routes import base_of, filter_of, read_store, view_of
 from fluxpool_gateway.identity.caller import Caller
-from fluxpool_gateway.page.task_card import TaskCard, card_of
+from fluxpool_gateway.page.tasks.card import TaskCard, card_of
 from fluxpool_gateway.store.task_list import ListFilter, ListOrder, TaskPage
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus
 from fluxpool_gateway.tasks.lookup import RecentTask

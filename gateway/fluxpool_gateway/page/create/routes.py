@@ -17,10 +17,10 @@ from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.http.task_routes import base_of
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
-from fluxpool_gateway.page.create_form import FIELDS, LIMITS, SIZES, CreateForm, form_of_task, snippets
+from fluxpool_gateway.page.create.form import FIELDS, LIMITS, SIZES, CreateForm, form_of_task, snippets
 from fluxpool_gateway.page.forms import Form, WithForm, page_router
 from fluxpool_gateway.page.rendering import redirect, render, visit_of
-from fluxpool_gateway.page.task_reading import find_projected, read_live
+from fluxpool_gateway.page.tasks.reading import find_projected, read_live
 from fluxpool_gateway.queue.place import Estimate
 from fluxpool_gateway.store.task_state import TaskState
 

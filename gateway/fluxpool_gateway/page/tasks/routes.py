@@ -14,8 +14,8 @@ from fluxpool_gateway.images.thumbnail import ThumbnailSize
 from fluxpool_gateway.live.routes import EventsQuery, get_events
 from fluxpool_gateway.page.forms import page_router
 from fluxpool_gateway.page.rendering import asked_by_script, redirect, render
-from fluxpool_gateway.page.task_card import card_of
-from fluxpool_gateway.page.task_reading import find_projected, read_live
+from fluxpool_gateway.page.tasks.card import card_of
+from fluxpool_gateway.page.tasks.reading import find_projected, read_live
 from fluxpool_gateway.tasks.lookup import RecentTask
 from fluxpool_gateway.tasks.view import read_result
 

@@ -16,8 +16,8 @@ from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.page.forms import Form, WithForm, page_router
 from fluxpool_gateway.page.rendering import render
-from fluxpool_gateway.page.task_card import STATUS_WORDS
-from fluxpool_gateway.page.task_reading import UNFINISHED, of_statuses
+from fluxpool_gateway.page.tasks.card import STATUS_WORDS
+from fluxpool_gateway.page.tasks.reading import UNFINISHED, of_statuses
 from fluxpool_gateway.store.task_list import ListOrder
 from fluxpool_gateway.store.task_state import TaskStatus
 from fluxpool_gateway.tasks.canceling import CancelOutcome
