@@ -37,12 +37,12 @@ def main(arguments: Sequence[str]) -> int:
     tables = render_tables()
     placed: set[str] = set()
     differing: list[str] = []
-    for path in sorted(options.folder.glob("*.md")):
+    for path in sorted(options.folder.rglob("*.md")):
         before = path.read_text()
         placed |= {found["name"] for found in _SECTION.finditer(before)}
         after = _SECTION.sub(lambda found: f"{found[1]}{tables.get(found['name'], '')}{found[3]}", before)
         if before != after:
-            differing.append(path.name)
+            differing.append(str(path.relative_to(options.folder)))
             if not options.check:
                 path.write_text(after)
     if placed != tables.keys():

@@ -13,7 +13,7 @@ class LoraFields(TypedDict):
 
 
 class OptionalFields(TypedDict, total=False):
-    """Fields of a request for images beside its prompt, as docs/messages.md has them."""
+    """Fields of a request for images beside its prompt, as docs/reference/messages.md has them."""
 
     negative_prompt: str
     width: int

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(
         prog="fluxpool-operator",
         description="Watches FluxWorkerPools and scales their workers with the lag of their consumer groups. "
-        "Settings are FLUXPOOL_* variables, see docs/settings.md.",
+        "Settings are FLUXPOOL_* variables, see docs/reference/settings.md.",
     ).parse_args(arguments)
     configure_logging(service="operator")
     try:

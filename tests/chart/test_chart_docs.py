@@ -1,4 +1,4 @@
-"""docs/helm.md matches the chart: commands, values, images."""
+"""docs/how-to/helm.md matches the chart: commands, values, images."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from fluxpool_operator.api import FluxWorkerPool
 from kit.helm_chart import CHART, Helm, of_kind, only, pod_specs
 
 ROOT = CHART.parents[1]
-PAGE = (ROOT / "docs" / "helm.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "helm.md").read_text()
 
 
 def commands(program: str) -> Iterator[list[str]]:

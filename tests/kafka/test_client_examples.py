@@ -1,4 +1,4 @@
-"""The examples of docs/client.md, with a real gateway, a real broker and a worker with a stand-in engine."""
+"""The examples of docs/how-to/client.md, with a real gateway, a real broker and a worker with a stand-in engine."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from kit.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
-PAGE = Path(__file__).parents[2] / "docs" / "client.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "client.md"
 EXAMPLES: list[str] = re.findall(r"^```python client\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 
 

@@ -23,7 +23,7 @@ from kit.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
-PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "openai.md"
 SMALL: dict[str, Any] = {"model": "gpt-image-2", "size": "96x64"}
 
 

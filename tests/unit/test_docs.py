@@ -37,7 +37,7 @@ from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.settings import GatewaySettings, TenantLimits
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
+DOCS = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
 PACKAGES = [ROOT / room for room in ("contract", "transport", "gateway", "worker", "operator", "cli")]
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -171,7 +171,7 @@ def test_every_program_of_the_tests_named_in_contributing_exists() -> None:
 def test_the_options_of_local_up_are_those_of_the_command_with_their_defaults() -> None:
     command: Any = command_line()
     parameters = {option: item for item in command.commands["local"].commands["up"].params for option in item.opts}
-    for names, row in rows_under("docs/local-mode.md", "Choices").items():
+    for names, row in rows_under("docs/how-to/local-mode.md", "Choices").items():
         options = re.findall(r"--[a-z-]+", names)
         defaults = re.findall(r"\d+", row[1])
         assert set(options) <= parameters.keys()
@@ -180,7 +180,7 @@ def test_the_options_of_local_up_are_those_of_the_command_with_their_defaults() 
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:
-    assert rows_under("docs/local-mode.md", "Exit codes").keys() == {str(code.value) for code in ExitCode}
+    assert rows_under("docs/how-to/local-mode.md", "Exit codes").keys() == {str(code.value) for code in ExitCode}
 
 
 # Examples
@@ -294,9 +294,12 @@ def test_relative_links_have_a_target(path: Path) -> None:
         assert not anchor or anchor in _anchors(linked), target
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\(([^)#\s]+)", text_of("README.md")))
-    assert {str(path) for path in DOCS} - {"README.md"} <= linked
+def test_every_page_is_linked_from_the_index_and_that_from_the_readme() -> None:
+    linked = {Path("docs") / file for file in re.findall(r"\]\(([^)#\s]+)", text_of("docs/index.md"))}
+    assert {path for path in DOCS if path.is_relative_to("docs")} - {Path("docs/index.md")} <= linked
+    assert {"docs/index.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(
+        re.findall(r"\]\(([^)#\s]+)", text_of("README.md"))
+    )
 
 
 # Tables
@@ -313,9 +316,8 @@ def test_the_generated_tables_are_those_of_the_models() -> None:
 
 
 def test_a_table_that_differs_is_named_and_written_again(tmp_path: Path) -> None:
-    for path in (ROOT / "docs").glob("*.md"):
-        shutil.copy(path, tmp_path)
-    settings = tmp_path / "settings.md"
+    shutil.copytree(ROOT / "docs", tmp_path, dirs_exist_ok=True)
+    settings = tmp_path / "reference" / "settings.md"
     original = settings.read_text()
     settings.write_text(original.replace("| `FLUXPOOL_POOL` |", "| `FLUXPOOL_SWIMMING_POOL` |"))
     finished = _generate("--check", str(tmp_path))
@@ -327,7 +329,7 @@ def test_a_table_that_differs_is_named_and_written_again(tmp_path: Path) -> None
 
 
 def test_a_table_without_a_place_is_named(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "docs" / "messages.md", tmp_path)
+    shutil.copy(ROOT / "docs" / "reference" / "messages.md", tmp_path)
     finished = _generate("--check", str(tmp_path))
     assert finished.returncode == 1
     assert "settings-worker" in finished.stderr
@@ -347,7 +349,7 @@ def test_every_documented_setting_is_read_and_no_required_one_is_missing(
 ) -> None:
     rows: dict[str, list[str]] = {}
     for heading in headings:
-        rows |= rows_under("docs/settings.md", heading)
+        rows |= rows_under("docs/reference/settings.md", heading)
     # `{` is no JSON, no address, no path with a scheme and no number: every setting with a form refuses it.
     refusal = _refusal(settings, dict.fromkeys(rows, "{") | {"FLUXPOOL_NO_SUCH_THING": "1"})
     assert re.findall(r"(FLUXPOOL_\w+): is not a known setting", refusal) == ["FLUXPOOL_NO_SUCH_THING"]
@@ -356,12 +358,12 @@ def test_every_documented_setting_is_read_and_no_required_one_is_missing(
 
 
 def test_every_variable_named_in_the_docs_is_read_somewhere() -> None:
-    settings = text_of("docs/settings.md")
+    settings = text_of("docs/reference/settings.md")
     for path in DOCS:
         for name in re.findall(r"`(FLUXPOOL_[A-Z_]*[A-Z])\b[=`]", (ROOT / path).read_text()):
-            assert f"`{name}`" in settings, f"{path}: {name} is not in docs/settings.md"
+            assert f"`{name}`" in settings, f"{path}: {name} is not in docs/reference/settings.md"
     sources = "".join(path.read_text() for package in PACKAGES for path in package.rglob("*.py"))
-    for name in rows_under("docs/settings.md", "Elsewhere"):
+    for name in rows_under("docs/reference/settings.md", "Elsewhere"):
         assert f'"{name}"' in sources, f"no program reads {name}"
 
 
@@ -373,19 +375,21 @@ def test_the_fault_points_are_those_in_the_code() -> None:
         for name in re.findall(r'fault_point\("([^"]+)"\)', path.read_text())
     ]
     assert len(bound) == len(set(bound)), "two points share a name"
-    documented = rows_under("docs/faults.md", "Fault points")
+    documented = rows_under("docs/reference/faults.md", "Fault points")
     assert set(documented) == set(bound)
 
 
 def test_error_codes_classes_and_dispositions_are_those_of_the_contract() -> None:
-    codes = rows_under("docs/messages.md", "Error codes")
+    codes = rows_under("docs/reference/messages.md", "Error codes")
     assert codes.keys() == {code.value for code in ErrorCode}
     assert {row[1].strip("`") for row in codes.values()} <= {kind.value for kind in ErrorClass}
-    assert rows_under("docs/messages.md", "Dispositions").keys() == {kind.value for kind in Disposition}
+    assert rows_under("docs/reference/messages.md", "Dispositions").keys() == {kind.value for kind in Disposition}
 
 
 def test_the_gateways_refusals_are_those_of_its_code() -> None:
-    assert rows_under("docs/messages.md", "Refusals of the gateway").keys() == {code.value for code in ProblemCode}
+    assert rows_under("docs/reference/messages.md", "Refusals of the gateway").keys() == {
+        code.value for code in ProblemCode
+    }
 
 
 def test_every_header_is_documented_and_no_other() -> None:
@@ -396,8 +400,8 @@ def test_every_header_is_documented_and_no_other() -> None:
     }
     documented = set(re.findall(r"`([a-z_-]+)`", "".join(_first_cells("Headers of a task"))))
     assert documented == constants
-    assert f"`{dead_letter.DEAD_LETTER_PREFIX}`" in text_of("docs/messages.md")
+    assert f"`{dead_letter.DEAD_LETTER_PREFIX}`" in text_of("docs/reference/messages.md")
 
 
 def _first_cells(heading: str) -> list[str]:
-    return [row[0] for row in rows_under("docs/messages.md", heading).values()]
+    return [row[0] for row in rows_under("docs/reference/messages.md", heading).values()]

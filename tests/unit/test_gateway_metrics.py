@@ -120,6 +120,8 @@ async def test_the_documentation_lists_every_metric(gateway: Gateway) -> None:
     gateway.tasks.beat(Heartbeat(pid=1, beat_at_ms=1, caught_up_at_ms=1, lag_records=0, rebuilt_because=None))
     text = (await gateway.one.ask("GET", "/metrics")).text
     types = re.findall(r"^# TYPE (fluxpool_\S+) (\S+)$", text, re.MULTILINE)
-    documented = re.findall(r"^\| `(fluxpool_\w+)` \| (\w+) \|", (ROOT / "docs" / "http.md").read_text(), re.MULTILINE)
+    documented = re.findall(
+        r"^\| `(fluxpool_\w+)` \| (\w+) \|", (ROOT / "docs" / "reference" / "http.md").read_text(), re.MULTILINE
+    )
     # The exposition has a gauge beside each counter and histogram: when it was made.
     assert sorted(documented) == sorted((name, kind) for name, kind in types if not name.endswith("_created"))

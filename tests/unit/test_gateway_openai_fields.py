@@ -1,4 +1,4 @@
-"""The fields of the OpenAI endpoint: docs/openai.md says of each what becomes of it, and that is what does."""
+"""The fields of the OpenAI endpoint: docs/reference/openai.md says what becomes of each, and that does."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from fluxpool_gateway.http.generation_request import GenerationRequest
 from fluxpool_gateway.http.openai.image_request import ImageRequest, NativeRequest, to_native
 from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 
-PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "openai.md"
 ROW = re.compile(r"^\| `(\w+)` \| (taken|mapped|no effect|refused) \| (.+) \|$", re.MULTILINE)
 SAMPLES: dict[str, Any] = {
     "prompt": "a fox",

@@ -1,7 +1,7 @@
 """A body of `POST /v1/images/generations`: which native request it is, and which of its fields have no effect. Pure.
 
 Owns every field of the OpenAI API: taken, mapped, ignored with a warning, or refused by name. The limits of values are
-the native request's own. docs/openai.md has the table, which a test compares.
+the native request's own. docs/reference/openai.md has the table, which a test compares.
 """
 
 import json
