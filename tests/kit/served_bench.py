@@ -17,10 +17,10 @@ async def stand_in_bench(bootstrap_servers: str, folder: Path) -> AsyncIterator[
 
 
 @contextmanager
-def gateway_beside(bench: WorkerBench, folder: Path) -> Iterator[GatewayProcess]:
-    """A gateway for a block, which accepts tasks."""
+def gateway_beside(bench: WorkerBench, folder: Path, **settings: object) -> Iterator[GatewayProcess]:
+    """A gateway for a block, which accepts tasks; `settings` are added to its own."""
     storage = StorageSettings(url=bench.images.as_uri())
-    settings = gateway_settings(bench.bootstrap_servers, folder / "gateway", bench.topics, storage=storage)
-    with running_gateway(settings) as running:
+    made = gateway_settings(bench.bootstrap_servers, folder / "gateway", bench.topics, storage=storage, **settings)
+    with running_gateway(made) as running:
         running.wait_ready()
         yield running
