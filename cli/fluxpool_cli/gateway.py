@@ -3,8 +3,10 @@
 A request is sent once: which failures a command outlasts, and for how long, is its own.
 """
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,6 +15,7 @@ import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.local.state_file import running_stack
+from fluxpool_cli.profiles.file import PROFILE_VARIABLE, Profile, Profiles, config_file
 from fluxpool_client import (
     API_KEY_VARIABLE,
     DEFAULT_URL,
@@ -33,16 +36,92 @@ from fluxpool_client import (
 )
 
 TIMEOUT_SECONDS: Final = 30.0
-_OPTIONS: Final = {"url": "--url", "api_key": API_KEY_VARIABLE, "idempotency_key": "--idempotency-key"}
-"""Where the arguments of the client come from."""
+ATTEMPTS: Final = 5
+"""Of each request of a command that goes on for long."""
 
-UrlOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar=URL_VARIABLE,
-        help="The gateway; by default the one that `fluxpool local up` runs in this folder, else http://127.0.0.1:8000.",
-    ),
-]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A gateway, the key for it, and what set either."""
+
+    url: str
+    url_source: str
+    api_key: str | None
+    key_source: str
+    is_local: bool = False
+    """Whether nothing but the local stack, or its absence, determined it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """`--url` and `--profile`: which gateway, and with which key."""
+
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The gateway; by default {URL_VARIABLE}, else that of the profile, else the one that "
+            f"`fluxpool local up` runs in this folder, else {DEFAULT_URL}."
+        ),
+    ] = None
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Profile with the gateway and its key (`fluxpool profile`); by default {PROFILE_VARIABLE}, else the "
+            "current one."
+        ),
+    ] = None
+
+    def place(self, data_dir: Path | None = None, environment: Mapping[str, str] = os.environ) -> Place:
+        """Where the gateway is: an option wins over the environment, and that over the current profile.
+
+        The key of a profile is sent to the gateway of that profile alone. Raises `CommandError` (2).
+        """
+        profile, by_option = self._profile(environment)
+        profile_source = "" if profile is None else f"profile {profile.name}"
+        of_profile = profile.url if profile is not None else None
+        in_environment = environment.get(URL_VARIABLE)
+        if self.url is not None:
+            url, source = self.url, "--url"
+        elif of_profile is not None and (by_option or not in_environment):
+            url, source = of_profile, profile_source
+        elif in_environment:
+            url, source = in_environment, URL_VARIABLE
+        else:
+            url, source = default_gateway_url(data_dir), ""
+        key, key_source = environment.get(API_KEY_VARIABLE) or None, API_KEY_VARIABLE
+        may_have_key = profile is not None and profile.url is not None and profile.url.rstrip("/") == url.rstrip("/")
+        if profile is not None and profile.api_key and may_have_key and (by_option or key is None):
+            key, key_source = profile.api_key, profile_source
+        return Place(url=url, url_source=source, api_key=key, key_source=key_source, is_local=not source)
+
+    @contextmanager
+    def client(
+        self, *, data_dir: Path | None = None, timeout_seconds: float = TIMEOUT_SECONDS, max_attempts: int = 1
+    ) -> Iterator[Client]:
+        """A client for a block; failures of its calls leave the block as `CommandError`."""
+        place = self.place(data_dir)
+        with named_options(place):
+            client = Client(
+                place.url, api_key=place.api_key, timeout_seconds=timeout_seconds, max_attempts=max_attempts
+            )
+        try:
+            with client:
+                yield client
+        except FluxpoolError as error:
+            raise _as_command_error(error, place) from error
+
+    def _profile(self, environment: Mapping[str, str]) -> tuple[Profile | None, bool]:
+        """The profile, if there is one, and whether an option named it."""
+        named = environment.get(PROFILE_VARIABLE)
+        has_url = self.url is not None or environment.get(URL_VARIABLE)
+        if self.profile is None and not named and has_url and environment.get(API_KEY_VARIABLE):
+            return None, False
+        profiles = Profiles.load(config_file(environment))
+        if self.profile is not None:
+            return profiles.named(self.profile, source="--profile"), True
+        if named:
+            return profiles.named(named, source=PROFILE_VARIABLE), False
+        return (None if profiles.current is None else profiles.profiles[profiles.current]), False
 
 
 def default_gateway_url(data_dir: Path | None = None) -> str:
@@ -52,25 +131,16 @@ def default_gateway_url(data_dir: Path | None = None) -> str:
 
 
 @contextmanager
-def gateway_client(url: str, *, timeout_seconds: float = TIMEOUT_SECONDS, max_attempts: int = 1) -> Iterator[Client]:
-    """A client for a block; failures of its calls leave the block as `CommandError`."""
-    with named_options():
-        client = Client(url, timeout_seconds=timeout_seconds, max_attempts=max_attempts)
-    try:
-        with client:
-            yield client
-    except FluxpoolError as error:
-        raise _as_command_error(error, url) from error
-
-
-@contextmanager
-def named_options() -> Iterator[None]:
-    """For arguments of the client that come from options: what is wrong with them names these."""
+def named_options(place: Place | None = None) -> Iterator[None]:
+    """For arguments of the client that come from options: what is wrong with them names what set them."""
     try:
         yield
     except ValueError as error:
         argument, colon, reason = str(error).partition(": ")
-        raise CommandError(ExitCode.USAGE, f"{_OPTIONS.get(argument, argument)}{colon}{reason}") from None
+        sources = {"idempotency_key": "--idempotency-key"}
+        if place is not None:
+            sources |= {"url": place.url_source, "api_key": place.key_source}
+        raise CommandError(ExitCode.USAGE, f"{sources.get(argument, argument)}{colon}{reason}") from None
 
 
 def is_passing(error: FluxpoolError) -> bool:
@@ -92,17 +162,19 @@ def field_lines(fields: Iterable[FieldError]) -> list[str]:
     return [" ".join(f"{name}: {detail}".removeprefix(": ").split("\n")) for name, detail in named]
 
 
-def _as_command_error(error: FluxpoolError, url: str) -> CommandError:
+def _as_command_error(error: FluxpoolError, place: Place) -> CommandError:
+    url = place.url
     reason = reason_of(error)
     match error:
         case AuthenticationError() | PermissionDeniedError():
-            return CommandError(ExitCode.UNAUTHORIZED, f"not allowed: {reason}; set {API_KEY_VARIABLE}")
+            remedy = f"set {API_KEY_VARIABLE}" + (f"; this key is that of {place.key_source}" if place.api_key else "")
+            return CommandError(ExitCode.UNAUTHORIZED, f"not allowed: {reason}; {remedy}")
         case UnreachableError(__cause__=httpx.TimeoutException()):
             reason = f"the gateway at {url} did not answer in time; try again or check its log"
         case UnreachableError(__cause__=httpx.ConnectError() as cause):
             reason = (
                 f"no gateway answers at {url} ({cause}); start one with `fluxpool local up`, "
-                f"or name it with --url or {URL_VARIABLE}"
+                f"or name another with --url, --profile or {URL_VARIABLE}"
             )
         case UnreachableError(__cause__=cause):
             reason = f"the gateway at {url} broke the HTTP protocol ({cause}); try again or check --url"

@@ -1,7 +1,7 @@
 """The `fluxpool` program: its commands, and how their errors become exit codes.
 
-Results are written to standard output, progress and errors to standard error. `--output table|json` (short `--json`) is
-the form of the result in every command. `-o` is short for it, except in `submit`, where it names the images' folder.
+Results are written to standard output, progress and errors to standard error. `--output table|json|yaml|name` (short
+`-o`; `--json`) is the form of the result in every command.
 Every failing command writes one sentence and exits with a code of `exit_codes`; only `--verbose` shows tracebacks.
 """
 
@@ -22,24 +22,35 @@ import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.options import check_arguments, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, write_json, write_line
+from fluxpool_cli.output import OutputOptions, Result, write_result
+from fluxpool_cli.terminal import say, say_paragraph, write_line
 
 COMMANDS: Final = {
-    "submit": ("submit.commands", "Send a prompt to the gateway; with --wait, show its progress and save its images."),
-    "batch": ("batch.commands", "Send the requests of a file to the gateway, and tell what became of each."),
-    "watch": ("watch.commands", "Show lag by lane, workers and the newest results; Ctrl-C ends it."),
-    "trace": ("trace.commands", "Show a task's life across topics, offsets, attempts and workers, in order of time."),
-    "verify": ("verify.commands", "Tell how image files say that a model made them, and who signed that."),
-    "local": ("local.commands", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
-    "rate": ("feedback.rate", "Rate an image."),
-    "compare": ("feedback.compare", "Say which of two images of a prompt is better."),
-    "feedback": ("feedback.commands", "What people say of images: pairs to judge, figures and exports."),
-    "keys": ("keys.commands", "API keys of a gateway: create, list, rotate and revoke them."),
-    "webhooks": ("webhooks.commands", "Endpoints that a gateway tells when tasks and groups end, and the log of that."),
-    "model": ("model", "Model folders for workers."),
-    "dlq": ("dlq.commands", "List dead letters, replay their tasks, discard them."),
+    "submit": (
+        "submit.commands:submit",
+        "Send a prompt to the gateway; with --wait, show its progress and save its images.",
+    ),
+    "batch": ("batch.commands:batch", "Send the requests of a file to the gateway, and tell what became of each."),
+    "watch": ("watch.commands:watch", "Show lag by lane, workers and the newest results; Ctrl-C ends it."),
+    "trace": (
+        "trace.commands:trace",
+        "Show a task's life across topics, offsets, attempts and workers, in order of time.",
+    ),
+    "verify": ("verify.commands:verify", "Tell how image files say that a model made them, and who signed that."),
+    "local": ("local.commands:app", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
+    "rate": ("feedback.rate:rate", "Rate an image."),
+    "compare": ("feedback.compare:compare", "Say which of two images of a prompt is better."),
+    "feedback": ("feedback.commands:app", "What people say of images: pairs to judge, figures and exports."),
+    "keys": ("keys.commands:app", "API keys of a gateway: create, list, rotate and revoke them."),
+    "webhooks": (
+        "webhooks.commands:app",
+        "Endpoints that a gateway tells when tasks and groups end, and the log of that.",
+    ),
+    "profile": ("profiles.commands:app", "Gateways with their API keys, by name; --profile names one."),
+    "model": ("model:app", "Model folders for workers."),
+    "dlq": ("dlq.commands:app", "List dead letters, replay their tasks, discard them."),
 }
-"""Module, imported when the command is named, and line of the help: all modules together take a second to import."""
+"""Module and name of each, imported when the command is named, and line of the help: all together take a second."""
 
 
 def command_line(names: Collection[str] = COMMANDS.keys()) -> Any:
@@ -57,11 +68,12 @@ def command_line(names: Collection[str] = COMMANDS.keys()) -> Any:
         if name not in names:
             app.command(name, help=summary)(_settings)
             continue
-        module = importlib.import_module(f"fluxpool_cli.{place}")
-        if hasattr(module, "app"):
-            app.add_typer(module.app, name=name)
+        module, _, attribute = place.partition(":")
+        command = getattr(importlib.import_module(f"fluxpool_cli.{module}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
         else:
-            app.command(name)(getattr(module, name))
+            app.command(name)(command)
     app.command()(version)
     return typer.main.get_command(app)
 
@@ -69,10 +81,8 @@ def command_line(names: Collection[str] = COMMANDS.keys()) -> Any:
 @with_option_groups
 def version(*, output: OutputOptions) -> None:
     """Print the version."""
-    if output.json:
-        write_json({"version": importlib.metadata.version("fluxpool")})
-    else:
-        write_line(_version_line())
+    number = importlib.metadata.version("fluxpool")
+    write_result(Result(document={"version": number}, parts=[_version_line()], names=[number]), output)
 
 
 def _version_line() -> str:

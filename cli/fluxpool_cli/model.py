@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.terminal import say, write_line
+from fluxpool_cli.options import with_option_groups
+from fluxpool_cli.output import OutputOptions, Result, write_result
+from fluxpool_cli.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Model folders for workers.")
 
@@ -24,7 +26,10 @@ def tiny_model_command(folder: Path) -> list[str]:
 
 
 @app.command()
-def tiny(folder: Annotated[Path, typer.Argument(help="New or empty folder.", file_okay=False)]) -> None:
+@with_option_groups
+def tiny(
+    folder: Annotated[Path, typer.Argument(help="New or empty folder.", file_okay=False)], *, output: OutputOptions
+) -> None:
     """Write a tiny FLUX checkpoint with random weights (1 MB): the real pipeline, pictures of colourful noise."""
     say(f"writing a tiny FLUX checkpoint to {folder}, which takes some seconds")
     finished = subprocess.run(  # noqa: S603 - our own module
@@ -33,4 +38,5 @@ def tiny(folder: Annotated[Path, typer.Argument(help="New or empty folder.", fil
     if finished.returncode:
         last = finished.stderr.strip().splitlines()[-1:] or [f"ended with status {finished.returncode}"]
         raise CommandError(ExitCode.FAILED, f"the tiny checkpoint was not written: {last[0]}")
-    write_line(str(folder.resolve()))
+    made = str(folder.resolve())
+    write_result(Result(document={"folder": made}, parts=[made], names=[made]), output)

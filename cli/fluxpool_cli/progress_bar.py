@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from fluxpool_cli.terminal import progress_console, say, shown_text, visible
+from fluxpool_cli.terminal import live_console, say, shown_text, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Bar:
 @contextmanager
 def counting_bar(description: str, *, total: int | None = None) -> Iterator[Bar]:
     """Show a bar while the block runs; without a total it only counts."""
-    console = progress_console()
+    console = live_console()
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

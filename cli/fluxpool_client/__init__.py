@@ -2,7 +2,7 @@
 
 from fluxpool_client.async_client import AsyncClient
 from fluxpool_client.client import Client
-from fluxpool_client.connection import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIABLE
+from fluxpool_client.connection import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIABLE, connection_of
 from fluxpool_client.dead_letters import (
     DeadLetterCause,
     DeadLetterDetail,
@@ -178,4 +178,5 @@ __all__ = [
     "WebhookEndpoint",
     "WebhookFields",
     "Webhooks",
+    "connection_of",
 ]

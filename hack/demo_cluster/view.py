@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from rich.console import Group
 
-from fluxpool_cli.terminal import plain_table
-from fluxpool_cli.watch.display import Displayed
+from fluxpool_cli.watch.display import Displayed, plain_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ async def test_every_line_is_told_of_with_its_outcome(
         {"prompt": "a fox", "width": 1},
         {"prompt": "a bear", "width": 64, "height": 64, "output_format": "jpeg"},
     )
-    ended = await batch(gateway, tmp_path, "-o", "saved", "--json")
+    ended = await batch(gateway, tmp_path, "--output-dir", "saved", "--json")
     assert ended.code == ExitCode.FAILED, ended.complaints
     assert "2 of 4 requests of batch-" in ended.complaints
     document = ended.document
@@ -72,7 +72,7 @@ async def test_every_line_is_told_of_with_its_outcome(
     assert document["files"] == [f"saved/{name}" for name in names]
     assert all((tmp_path / "saved" / name).stat().st_size for name in names)
 
-    again = await batch(gateway, tmp_path, "-o", "saved")
+    again = await batch(gateway, tmp_path, "--output-dir", "saved")
     assert again.code == ExitCode.FAILED
     assert again.output.splitlines()[0] == f"batch {document['name']}: 2 succeeded, 1 failed, 1 refused"
     assert len(await bench.results()) == 3, "nothing was made twice"
@@ -87,7 +87,7 @@ async def test_a_batch_that_is_killed_is_continued_by_the_same_command(
     await bench.start_ready()
     write_requests(tmp_path, *({"prompt": f"fox {number}", "width": 64, "height": 64} for number in range(TASKS)))
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **variables(gateway)}
-    command = (PROGRAM, "batch", "prompts.jsonl", "-o", "saved")
+    command = (PROGRAM, "batch", "prompts.jsonl", "--output-dir", "saved")
     first = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment)
     try:
         await wait_until(bench.results, deadline_seconds=60, what="a first result")
@@ -95,7 +95,7 @@ async def test_a_batch_that_is_killed_is_continued_by_the_same_command(
         first.kill()
         await first.wait()
 
-    ended = await batch(gateway, tmp_path, "-o", "saved", "--json")
+    ended = await batch(gateway, tmp_path, "--output-dir", "saved", "--json")
     assert ended.code == ExitCode.OK, ended.complaints
     assert ended.document["counts"] == {"succeeded": TASKS}
     assert len(list((tmp_path / "saved").iterdir())) == len(ended.document["files"]) == TASKS

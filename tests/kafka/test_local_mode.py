@@ -124,7 +124,7 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     assert "--timeout" in late.complaints
 
     images = fluxpool(
-        "submit", "a fox", *SMALL, "-n", "2", "--priority", "vip", "-o", "out", "--format", "webp", "--json"
+        "submit", "a fox", *SMALL, "-n", "2", "--priority", "vip", "--output-dir", "out", "--format", "webp", "--json"
     )
     document = json.loads(images.output)
     assert document["status"] == "succeeded"
@@ -276,7 +276,7 @@ def test_all_files_are_in_the_data_folder_for_any_folder_name(fluxpool: Fluxpool
     folder = tmp_path / "root" / "- my #50%20 \"zdjęcia\" 'x'?+:,;[a]$&"
     folder.parent.mkdir()
     addresses = up(fluxpool, "--data-dir", str(folder), "--max-workers", "1")
-    saved = fluxpool("submit", "a kite", *SMALL, "--url", addresses["gateway_url"], "-o", "out", "--json")
+    saved = fluxpool("submit", "a kite", *SMALL, "--url", addresses["gateway_url"], "--output-dir", "out", "--json")
     assert json.loads(saved.output)["status"] == "succeeded"
     assert len(list((folder / "images").rglob("*.png"))) == 1
     assert list((folder / "kafka").rglob("00000000000000000000.log"))

@@ -77,7 +77,13 @@ def run_fluxpool(
         program = start_program(
             "kit.console_script",
             *arguments,
-            environment={**kept, "NO_COLOR": "1", "COLUMNS": "300", **environment},
+            environment={
+                **kept,
+                "NO_COLOR": "1",
+                "COLUMNS": "300",
+                "XDG_CONFIG_HOME": str(folder / ".config"),
+                **environment,
+            },
             output=output,
             errors=complaints if terminal is None else terminal,
             folder=folder,

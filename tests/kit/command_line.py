@@ -31,6 +31,9 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     """Runs `fluxpool` with `FLUXPOOL_API_KEY`, which a call may change for itself; None leaves it out."""
     usual = key
 
+    # The profiles of whoever runs the tests are no part of them.
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+
     async def command(*arguments: str, key: str | None = usual) -> tuple[int, str, str]:
         if key is None:
             monkeypatch.delenv("FLUXPOOL_API_KEY", raising=False)

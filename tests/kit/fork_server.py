@@ -51,7 +51,7 @@ _MODULES: Final = {
         "fluxpool_gateway.projector",
         "fluxpool_worker.__main__",
         "kit.console_script",
-        *(f"fluxpool_cli.{module}" for module, _ in COMMANDS.values()),
+        *sorted({f"fluxpool_cli.{place.partition(':')[0]}" for place, _ in COMMANDS.values()}),
         "kit.stand_in_engine",
         "uvicorn.lifespan.on",
         "uvicorn.loops.auto",

@@ -11,9 +11,10 @@ import pytest
 import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.gateway import default_gateway_url, gateway_client
+from fluxpool_cli.gateway import GatewayOptions, default_gateway_url
 from fluxpool_cli.main import COMMANDS, command_line
-from fluxpool_cli.submit.commands import failure_of, parse_lora
+from fluxpool_cli.submit.commands import parse_lora
+from fluxpool_cli.submit.waited_task import failure_of
 from fluxpool_client import Task, TaskFailure
 from fluxpool_client.errors import refusal
 from kit.command import Ended, run_fluxpool
@@ -66,7 +67,7 @@ def test_the_help_is_the_one_of_the_commands_themselves() -> None:
         (["local", "up", "--bootstrap-servers", "kafka"], "host:port"),
         (["local", "up", "--model", "."], "model_index.json"),
         (["local", "up", "--lora-folder", "no-such-folder"], "no-such-folder"),
-        (["local", "up", "-o", "yaml"], "--output"),
+        (["local", "up", "-o", "xml"], "must be one of table, json, yaml, name"),
         (["local", "demo", "--tasks", "0"], "--tasks"),
         (["watch", "--json"], "--once"),
         (["watch", "--bootstrap-servers", "kafka", "--once"], "host:port"),
@@ -166,7 +167,7 @@ def test_a_refusal_names_the_field_and_has_its_exit_code(
         "error": {"message": "", "type": "", "param": None, "code": "a_code"},
     }
     content = b"<html>" if body is None else json.dumps({**problem, **body}).encode()
-    with pytest.raises(CommandError, match=re.escape(words)) as refused, gateway_client("http://gateway"):
+    with pytest.raises(CommandError, match=re.escape(words)) as refused, GatewayOptions(url="http://gateway").client():
         raise refusal(status, httpx.Headers(), content)
     assert refused.value.code is code
 

@@ -19,7 +19,7 @@ NOWHERE = {"FLUXPOOL_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
         (["list", "--until", "2026-04-05"], "--until: '2026-04-05' must be"),
         (["list", "--since", "1h", "--until", "2h"], "--until: 2h is not after --since 1h"),
         (["list", "--limit", "0"], "--limit"),
-        (["list", "-o", "yaml"], "--output"),
+        (["list", "-o", "xml"], "--output"),
         (["list", "--bootstrap-servers", "kafka"], "host:port"),
         (["show", "2/x"], "must be partition/offset"),
         (["replay", "17"], "'17' must be partition/offset on the dead-letter topic, such as 2/17"),

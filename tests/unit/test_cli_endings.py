@@ -23,6 +23,7 @@ CAPTURED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current folder without a stack, without settings of the user who runs the tests."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     for name in [name for name in os.environ if name.startswith("FLUXPOOL_")]:
         monkeypatch.delenv(name)
     yield tmp_path
@@ -49,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (["local", "up", "--target-lag", "9" * 30], "--target-lag"),
         (["submit", "a kite", "--steps", "many"], "--steps: must be a valid integer"),
         (["dlq", "list", "--bootstrap-servers", "nonsense"], "--bootstrap-servers: nonsense must have the form"),
-        (["submit", "a kite", "-o", "json"], "--output json"),
+        (["submit", "a kite", "-o", "out"], "use --output-dir out"),
         (["submit", "a kite", "--url", "http://"], "name a host"),
         (["submit", "a kite", "--url", "http://a:99999"], "name a host"),
         (["submit", "a kite", "--url", "http://a\x1b[31m"], "name a host"),
@@ -94,7 +95,7 @@ def fail(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_arguments: object, **_options: object) -> None:
         raise error
 
-    monkeypatch.setattr(main, "write_line", broken)
+    monkeypatch.setattr(main, "write_result", broken)
 
 
 def test_a_defect_is_one_sentence_and_verbose_adds_the_traceback(

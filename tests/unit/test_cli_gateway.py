@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from fluxpool_cli.exit_codes import ExitCode
 from fluxpool_cli.gateway import reason_of
 from fluxpool_cli.main import run
-from fluxpool_cli.submit.commands import failure_of
+from fluxpool_cli.submit.waited_task import failure_of
 from fluxpool_client import RefusedError, Task
 from fluxpool_client.errors import refusal
 from kit.waiting import PATIENCE
@@ -199,7 +199,7 @@ def test_waiting_continues_after_a_failed_poll_or_image_request(
 ) -> None:
     polls = [view("running"), hiccup, FINISHED]
     server = gateway(serve, polls=polls, images=[hiccup, Answer(200, PNG, {"content-type": "image/png"})])
-    assert run(["submit", "a kite", "--url", server.url, "-o", "out", "--timeout", "20"]) == ExitCode.OK
+    assert run(["submit", "a kite", "--url", server.url, "--output-dir", "out", "--timeout", "20"]) == ExitCode.OK
     assert (folder / "out" / f"{ID}-0.png").read_bytes() == PNG
     output = capsys.readouterr()
     assert f"{ID} succeeded" in output.out
@@ -237,7 +237,7 @@ def test_a_refused_poll_ends_the_waiting_at_once(serve: Serve) -> None:
 def test_an_image_does_not_overwrite_another_file_and_an_equal_file_is_accepted(
     serve: Serve, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["submit", "a kite", "-o", ".", "--url", gateway(serve, polls=[FINISHED]).url]
+    words = ["submit", "a kite", "--output-dir", ".", "--url", gateway(serve, polls=[FINISHED]).url]
     assert run(words) == ExitCode.OK
     assert run(words) == ExitCode.OK
     (folder / f"{ID}-0.png").write_bytes(b"mine")
@@ -249,14 +249,17 @@ def test_an_image_does_not_overwrite_another_file_and_an_equal_file_is_accepted(
 @pytest.mark.parametrize("status", ["succeeded", "running"])
 def test_a_response_about_another_task_is_refused(status: str, serve: Serve, folder: Path) -> None:
     server = gateway(serve, polls=[view(status, request_id="b-2", images=[IMAGE])])
-    assert run(["submit", "a kite", "--url", server.url, "-o", "out", "--timeout", "0.5"]) == ExitCode.UNREACHABLE
+    assert (
+        run(["submit", "a kite", "--url", server.url, "--output-dir", "out", "--timeout", "0.5"])
+        == ExitCode.UNREACHABLE
+    )
     assert list((folder / "out").iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_the_task_is_sent(serve: Serve, folder: Path) -> None:
     (folder / "file").write_text("")
     server = gateway(serve, polls=[FINISHED])
-    assert run(["submit", "a kite", "--url", server.url, "-o", "file/out"]) == ExitCode.USAGE
+    assert run(["submit", "a kite", "--url", server.url, "--output-dir", "file/out"]) == ExitCode.USAGE
     assert server.asked == []
 
 

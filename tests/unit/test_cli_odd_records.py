@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxpool_cli.dlq import view
-from fluxpool_cli.terminal import table_lines, write_json
+from fluxpool_cli.output import OutputFormat, OutputOptions, Result, write_result
+from fluxpool_cli.terminal import table_lines
 from fluxpool_cli.trace.events import EventKind, TaskEvents, TopicRole
 from fluxpool_cli.trace.reading import Trace
 from fluxpool_cli.trace.view import COLUMNS, closing_lines, trace_document, trace_rows
@@ -107,7 +108,7 @@ def shown(document: Any) -> str:
     output = Stream()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", output)
-        write_json(document)
+        write_result(Result(document=document), OutputOptions(output=OutputFormat.JSON))
     return output.getvalue()
 
 

@@ -3,25 +3,18 @@
 import io
 import json
 import unicodedata
+from functools import partial
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fluxpool_cli import terminal
-from fluxpool_cli.terminal import (
-    plain_table,
-    say,
-    say_paragraph,
-    table_lines,
-    visible,
-    write_json,
-    write_line,
-    write_table,
-)
-from fluxpool_cli.watch.display import PoolSnapshot
+from fluxpool_cli.output import Block, OutputFormat, OutputOptions, Result, Table, write_result
+from fluxpool_cli.terminal import say, say_paragraph, table_lines, visible, write_line
+from fluxpool_cli.watch.display import PoolSnapshot, plain_table
 
 OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 ANYTHING = st.text(
@@ -55,15 +48,19 @@ def written(patch: pytest.MonkeyPatch, write: Any) -> str:
     return output.getvalue()
 
 
+def everywhere(text: str) -> Result:
+    """A result that has the text wherever one can be."""
+    table = Table(("A", "B"), [(text, text)])
+    return Result(document={text: [text]}, parts=[text, Block(text), table], names=[text], notes=[text])
+
+
 @given(text=ANYTHING)
 def test_no_output_function_writes_a_control_character_of_a_text(text: str, streams: pytest.MonkeyPatch) -> None:
     for write in (
         lambda: say(text),
         lambda: say_paragraph(text),
         lambda: write_line(text),
-        lambda: terminal.write_paragraph(text),
-        lambda: write_table(("A", "B"), [(text, text)]),
-        lambda: write_json({text: [text]}),
+        *(partial(write_result, everywhere(text), OutputOptions(output=form)) for form in OutputFormat),
     ):
         assert control_characters(written(streams, write)) == set()
 
@@ -78,8 +75,10 @@ def test_a_text_never_becomes_a_line_that_looks_like_the_programs(text: str, str
 
 
 @given(text=ANYTHING)
-def test_escaping_control_characters_does_not_change_a_json_document(text: str, streams: pytest.MonkeyPatch) -> None:
-    assert json.loads(written(streams, lambda: write_json({"text": text}))) == {"text": text}
+def test_escaping_control_characters_does_not_change_a_document(text: str, streams: pytest.MonkeyPatch) -> None:
+    for form, read in ((OutputFormat.JSON, json.loads), (OutputFormat.YAML, yaml.safe_load)):
+        as_form = OutputOptions(output=form)
+        assert read(written(streams, lambda: write_result(everywhere(text), as_form))) == {text: [text]}  # noqa: B023
 
 
 @given(text=ANYTHING)
@@ -107,9 +106,15 @@ def test_text_is_shown_unchanged_and_the_rest_as_escapes(text: str, shown: str) 
 
 
 def test_numbers_that_json_does_not_have_become_null(streams: pytest.MonkeyPatch) -> None:
-    assert written(streams, lambda: write_json({"a": [float("nan"), float("inf"), 1.5]})) == (
-        '{\n  "a": [\n    null,\n    null,\n    1.5\n  ]\n}\n'
-    )
+    result = Result(document={"a": [float("nan"), float("inf"), 1.5]})
+    as_json = OutputOptions(as_json=True)
+    assert written(streams, lambda: write_result(result, as_json)) == '{"a": [null, null, 1.5]}\n'
+
+
+def test_a_json_document_has_lines_on_a_terminal_alone(streams: pytest.MonkeyPatch) -> None:
+    streams.setattr(Stream, "isatty", lambda _self: True)
+    as_json = OutputOptions(as_json=True)
+    assert written(streams, lambda: write_result(Result(document={"a": 1}), as_json)) == '{\n  "a": 1\n}\n'
 
 
 COLUMNS = ("PLACE", "CLASS", "MESSAGE")

@@ -2,20 +2,21 @@
 
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from fluxpool_cli.batch.prompt_file import read_prompts
-from fluxpool_cli.batch.run import ATTEMPTS, BatchRun, Outcome
-from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.batch.run import BatchRun, Outcome
+from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
+from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions
 from fluxpool_cli.kafka.target import DEFAULT_DATA_DIR, DataDirOption
-from fluxpool_cli.options import finite, printable_path
+from fluxpool_cli.options import finite, printable_path, with_option_groups
+from fluxpool_cli.output import ImageOutputOptions, Part, Result, Table, write_result
 from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.submit.image_files import check_folder
-from fluxpool_cli.terminal import JsonOption, OutputFormat, say, write_json, write_line, write_table
 from fluxpool_client import TaskStatus
 from fluxpool_contract.messages import check_group_id
 
@@ -23,12 +24,13 @@ _SHOWN_FAULTS: Final = 20
 _ORDER: Final = (TaskStatus.SUCCEEDED, TaskStatus.FAILED, TaskStatus.EXPIRED, TaskStatus.CANCELED)
 
 
+@with_option_groups
 def batch(
     file: Annotated[Path, typer.Argument(help='Requests, one JSON object a line: {"prompt": "a fox", "seed": 7}.')],
     *,
     output_dir: Annotated[
         Path | None,
-        typer.Option("-o", "--output-dir", callback=printable_path, help="Folder for the images, by line number."),
+        typer.Option("--output-dir", callback=printable_path, help="Folder for the images, by line number."),
     ] = None,
     name: Annotated[
         str | None,
@@ -36,9 +38,8 @@ def batch(
     ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for the end of every task.")] = True,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds in all.", callback=finite)] = 86_400.0,
-    output: Annotated[OutputFormat, typer.Option("--output", help="Form of the result.")] = OutputFormat.TABLE,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
+    output: ImageOutputOptions,
+    gateway: GatewayOptions,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
 ) -> None:
     """Send the requests of a file to the gateway, and tell what became of each.
@@ -58,8 +59,9 @@ def batch(
         if not wait:
             raise typer.BadParameter("has no effect with --no-wait", param_hint="--output-dir")
         check_folder(output_dir)
-    opened = gateway_client(url or default_gateway_url(data_dir), max_attempts=ATTEMPTS)
-    with opened as client, counting_bar("submitted", total=len(prompts.lines)) as bar:
+    going_on = f"accepted tasks of {group} go on; the same command goes on with them"
+    opened = gateway.client(data_dir=data_dir, max_attempts=ATTEMPTS)
+    with interruptible(going_on), opened as client, counting_bar("submitted", total=len(prompts.lines)) as bar:
         until_seconds = time.monotonic() + timeout
         run = BatchRun(client, prompts, group, bar, until_seconds, output_dir)
         bar.note(f"{len(prompts.lines)} requests as batch {group}")
@@ -68,10 +70,7 @@ def batch(
             outcome = run.finish(refused, run.wait())
         else:
             outcome = Outcome(group, refused, Counter(accepted=len(run.line_of)))
-    if as_json or output is OutputFormat.JSON:
-        write_json(_document(outcome))
-    else:
-        _show(outcome)
+    write_result(_result(outcome), output)
     if outcome.refused or (wait and not outcome.succeeded):
         unhappy = len(outcome.refused) + len(outcome.failed)
         raise CommandError(ExitCode.FAILED, f"{unhappy} of {len(prompts.lines)} requests of {group} have no images")
@@ -82,35 +81,26 @@ def _place(count: tuple[str, int]) -> int:
     return [*_ORDER, count[0]].index(count[0])
 
 
-def _document(outcome: Outcome) -> dict[str, object]:
-    return {
-        "name": outcome.name,
-        "counts": dict(outcome.counts),
-        "refused": [{"line": refused.line, "reason": refused.reason} for refused in outcome.refused],
-        "failed": [
-            {
-                "line": failed.line,
-                "request_id": failed.request_id,
-                "status": failed.status,
-                "reason": failed.reason,
-            }
-            for failed in outcome.failed
-        ],
-        "files": [str(file) for file in outcome.files],
-    }
-
-
-def _show(outcome: Outcome) -> None:
+def _result(outcome: Outcome) -> Result:
     counts = [
         *sorted(outcome.counts.items(), key=_place),
         *([("refused", len(outcome.refused))] if outcome.refused else []),
     ]
-    write_line(f"batch {outcome.name}: " + ", ".join(f"{count} {status}" for status, count in counts))
+    parts: list[Part] = [f"batch {outcome.name}: " + ", ".join(f"{count} {status}" for status, count in counts)]
     faults = [(str(refused.line), "refused", refused.reason) for refused in outcome.refused]
     faults += [(str(failed.line), failed.status, failed.reason) for failed in outcome.failed]
+    notes = []
     if faults:
-        write_table(("LINE", "OUTCOME", "REASON"), faults[:_SHOWN_FAULTS])
+        parts.append(Table(("LINE", "OUTCOME", "REASON"), faults[:_SHOWN_FAULTS]))
     if len(faults) > _SHOWN_FAULTS:
-        say(f"{len(faults) - _SHOWN_FAULTS} more; --json shows all")
+        notes.append(f"{len(faults) - _SHOWN_FAULTS} more; --json shows all")
     if outcome.files:
-        say(f"{len(outcome.files)} images in {outcome.files[0].parent}")
+        notes.append(f"{len(outcome.files)} images in {outcome.files[0].parent}")
+    document = {
+        "name": outcome.name,
+        "counts": dict(outcome.counts),
+        "refused": [asdict(refused) for refused in outcome.refused],
+        "failed": [asdict(failed) for failed in outcome.failed],
+        "files": [str(file) for file in outcome.files],
+    }
+    return Result(document=document, parts=parts, names=[outcome.name], notes=notes)

@@ -30,8 +30,6 @@ from fluxpool_client import (
     UnreachableError,
 )
 
-ATTEMPTS: Final = 5
-"""Of each request, before the run tells that the gateway is away and waits longer."""
 POLL_SECONDS: Final = 1.0
 SAVE_EVERY_SECONDS: Final = 10.0
 """Between two looks for new images: each reads the list of all that succeeded."""

@@ -22,7 +22,7 @@ from fluxpool_cli.dlq.options import (
 )
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.options import finite, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_paragraph, write_table
+from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_contract.messages import DEAD_LETTER_PREFIX
 from fluxpool_transport.dlq import DEFAULT_MAX_REPLAYS, DeadLetterFilter, ReplayChoices
 
@@ -38,15 +38,15 @@ def summary(*, chosen: FilterOptions, source: SourceOptions, output: OutputOptio
     """Count dead letters by class, code and pool, with the latest of each as an example."""
     dead_letters = source.dead_letters(chosen.filter(include_resolved=True))
     summaries = view.summarize(dead_letters.entries())
-    if output.json:
-        write_json({"topic": dead_letters.topic, "causes": [item.document() for item in summaries]})
-    else:
-        _print_table(
-            view.SUMMARY_COLUMNS,
-            [item.row() for item in summaries],
-            optional=view.SUMMARY_OPTIONAL,
-            empty=f"no dead letters on {dead_letters.topic}",
-        )
+    table = Table(
+        view.SUMMARY_COLUMNS,
+        [item.row() for item in summaries],
+        optional=view.SUMMARY_OPTIONAL,
+        empty=f"no dead letters on {dead_letters.topic}",
+    )
+    document = {"topic": dead_letters.topic, "causes": [item.document() for item in summaries]}
+    names = [str(item.entries[-1].ref) for item in summaries]
+    write_result(Result(document=document, parts=[table], names=names), output)
 
 
 @app.command(name="list")
@@ -63,23 +63,25 @@ def list_dead_letters(
     dead_letters = source.dead_letters(chosen.filter(include_resolved=include_resolved))
     entries = dead_letters.entries()
     shown = entries[-limit:]
-    if output.json:
-        write_json(
-            {
-                "topic": dead_letters.topic,
-                "matching": len(entries),
-                "dead_letters": [view.entry_document(entry) for entry in shown],
-            }
-        )
-        return
-    _print_table(
-        view.LIST_COLUMNS,
-        [view.list_row(entry) for entry in shown],
-        optional=view.LIST_OPTIONAL,
-        empty=f"no matching dead letters on {dead_letters.topic}",
+    older = len(entries) - len(shown)
+    result = Result(
+        document={
+            "topic": dead_letters.topic,
+            "matching": len(entries),
+            "dead_letters": [view.entry_document(entry) for entry in shown],
+        },
+        parts=[
+            Table(
+                view.LIST_COLUMNS,
+                [view.list_row(entry) for entry in shown],
+                optional=view.LIST_OPTIONAL,
+                empty=f"no matching dead letters on {dead_letters.topic}",
+            )
+        ],
+        names=[str(entry.ref) for entry in shown],
+        notes=[f"{older} older ones are not shown; raise --limit, or narrow the filter"] if older else (),
     )
-    if len(shown) < len(entries):
-        say(f"{len(entries) - len(shown)} older ones are not shown; raise --limit, or narrow the filter")
+    write_result(result, output)
 
 
 @app.command()
@@ -107,14 +109,7 @@ def show(
             ExitCode.FAILED,
             f"{dead_letters.topic} holds no dead letter {dead_letter}; `fluxpool dlq list --all` shows what is there",
         )
-    if output.json:
-        write_json(document)
-        return
-    for part in view.record_parts(document):
-        if isinstance(part, view.Block):
-            write_paragraph(part.text)
-        else:
-            write_line(part)
+    write_result(Result(document=document, parts=list(view.record_parts(document)), names=[document["record"]]), output)
 
 
 @app.command()
@@ -155,19 +150,23 @@ def replay(
     )
     dead_letters = source.dead_letters(chosen.filter(places))
     refused, done = dead_letters.replay(choices, rate=rate if yes else None)
-    if output.json:
-        write_json(
-            {"topic": dead_letters.topic, "dry_run": not yes, "sent" if yes else "to_send": done, "refused": refused}
-        )
-    else:
-        by_topic = Counter(item["topic"] for item in done)
-        where = ", ".join(f"{count} to {name}" for name, count in by_topic.items()) or "nothing"
-        verb = "sent" if yes else "would be sent"
-        write_line(f"{where} {verb}, {len(refused)} refused")
-        if not yes and done:
-            say("this was a dry run; add --yes to send")
-        if refused:
-            say("correct a field with --patch, leave a header out with --drop-header, or discard the dead letter")
+    by_topic = Counter(item["topic"] for item in done)
+    where = ", ".join(f"{count} to {name}" for name, count in by_topic.items()) or "nothing"
+    notes = ["this was a dry run; add --yes to send"] if done and not yes else []
+    if refused:
+        notes.append("correct a field with --patch, leave a header out with --drop-header, or discard the dead letter")
+    result = Result(
+        document={
+            "topic": dead_letters.topic,
+            "dry_run": not yes,
+            "sent" if yes else "to_send": done,
+            "refused": refused,
+        },
+        parts=[f"{where} {'sent' if yes else 'would be sent'}, {len(refused)} refused"],
+        names=[item["record"] for item in done],
+        notes=notes,
+    )
+    write_result(result, output)
     if yes and refused:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -188,15 +187,15 @@ def discard(
         raise typer.BadParameter("must not be blank", param_hint="--reason")
     dead_letters = source.dead_letters(chosen.filter(places))
     entries = dead_letters.discard(reason.strip(), yes=yes)
-    if output.json:
-        write_json(
-            {"topic": dead_letters.topic, "dry_run": not yes, "dead_letters": [str(entry.ref) for entry in entries]}
-        )
-        return
+    refs = [str(entry.ref) for entry in entries]
     count = "1 dead letter" if len(entries) == 1 else f"{len(entries)} dead letters"
-    write_line(f"{count} {'discarded' if yes else 'would be discarded'}")
-    if not yes and entries:
-        say("this was a dry run; add --yes to discard")
+    result = Result(
+        document={"topic": dead_letters.topic, "dry_run": not yes, "dead_letters": refs},
+        parts=[f"{count} {'discarded' if yes else 'would be discarded'}"],
+        names=refs,
+        notes=["this was a dry run; add --yes to discard"] if entries and not yes else (),
+    )
+    write_result(result, output)
 
 
 def _patch(text: str | None) -> dict[str, Any] | None:
@@ -216,10 +215,3 @@ def _droppable(names: Sequence[str]) -> frozenset[str]:
         if name.startswith(DEAD_LETTER_PREFIX):
             raise typer.BadParameter(f"{name} describes the failure and is never sent", param_hint="--drop-header")
     return frozenset(names)
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str], empty: str) -> None:
-    if rows:
-        write_table(columns, rows, optional=optional)
-    else:
-        say(empty)

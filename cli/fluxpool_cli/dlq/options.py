@@ -10,6 +10,7 @@ import typer
 from fluxpool_cli.dlq.on_kafka import KafkaDeadLetters
 from fluxpool_cli.dlq.over_http import GatewayDeadLetters
 from fluxpool_cli.dlq.source import DeadLetters
+from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.kafka.target import TargetOptions, find_target
 from fluxpool_cli.options import parse_time_option
 from fluxpool_contract.problems import ErrorClass
@@ -74,13 +75,19 @@ class SourceOptions(TargetOptions):
         typer.Option(help="Read and write through this gateway instead of Kafka, with the key FLUXPOOL_API_KEY."),
     ] = None
 
+    profile: Annotated[
+        str | None, typer.Option(help="The same with the gateway and the key of this profile (`fluxpool profile`).")
+    ] = None
+
     def dead_letters(self, wanted: DeadLetterFilter) -> DeadLetters:
         """Those that are meant, to be read; raises `CommandError`."""
-        if self.url is not None:
+        if self.url is not None or self.profile is not None:
             for option, value in (("--topic", self.topic), ("--bootstrap-servers", self.bootstrap_servers)):
                 if value is not None:
-                    raise typer.BadParameter("is not used with --url; remove one of them", param_hint=option)
-            return GatewayDeadLetters(url=self.url, wanted=wanted)
+                    raise typer.BadParameter(
+                        "is not used with --url and --profile; remove one of them", param_hint=option
+                    )
+            return GatewayDeadLetters(gateway=GatewayOptions(url=self.url, profile=self.profile), wanted=wanted)
         target = find_target(self.bootstrap_servers, self.data_dir)
         given = {"--topic": self.topic, "--bootstrap-servers": self.bootstrap_servers}
         return KafkaDeadLetters(

@@ -8,14 +8,13 @@ from typing import Any, Final
 import typer
 
 from fluxpool_cli.dlq import view
-from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.gateway import gateway_client
+from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
+from fluxpool_cli.gateway import ATTEMPTS, GatewayOptions
 from fluxpool_cli.progress_bar import counting_bar
 from fluxpool_cli.terminal import say
 from fluxpool_client import Client, NotFoundError, ReplayItem, StoredDeadLetter
 from fluxpool_transport.dlq import DeadLetterEntry, DeadLetterFilter, RecordRef, ReplayChoices, check_choices
 
-ATTEMPTS: Final = 5
 POLL_SECONDS: Final = 0.5
 MAX_LETTERS: Final = 10_000
 """Of one job of a gateway."""
@@ -27,18 +26,19 @@ SHOWN_TASKS: Final = 200
 class GatewayDeadLetters:
     """Which gateway, and which dead letters are meant."""
 
-    url: str
+    gateway: GatewayOptions
     wanted: DeadLetterFilter
 
     @property
     def topic(self) -> str:
         """The gateway, which knows the topic."""
-        return self.url
+        return self.gateway.place().url
 
     @property
     def options(self) -> tuple[str, ...]:
         """Name the gateway again."""
-        return ("--url", self.url)
+        given = {"--url": self.gateway.url, "--profile": self.gateway.profile}
+        return tuple(word for name, text in given.items() if text is not None for word in (name, text))
 
     def entries(self) -> tuple[DeadLetterEntry, ...]:
         """Those that are meant, oldest failure first."""
@@ -107,7 +107,7 @@ class GatewayDeadLetters:
         return entries
 
     def _client(self) -> AbstractContextManager[Client]:
-        return gateway_client(self.url, max_attempts=ATTEMPTS)
+        return self.gateway.client(max_attempts=ATTEMPTS)
 
     def _entries(self, client: Client) -> tuple[DeadLetterEntry, ...]:
         wanted = self.wanted
@@ -122,7 +122,7 @@ class GatewayDeadLetters:
         if not wanted.include_resolved:
             fields["state"] = ["open"]
         given = {name: value for name, value in fields.items() if value}
-        with counting_bar(f"reading {self.url}") as bar:
+        with counting_bar(f"reading {self.topic}") as bar:
             found = []
             for item in client.dead_letters.all(**given):
                 found.append(_entry(item))
@@ -151,7 +151,8 @@ class GatewayDeadLetters:
         self, client: Client, ids: list[str], choices: ReplayChoices, rate: float
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         job = client.dead_letters.replay(rate_per_second=rate, **_fields(ids, choices))
-        with counting_bar("sending", total=len(ids)) as bar:
+        going_on = f"the gateway goes on with the replay job {job.job_id}"
+        with interruptible(going_on), counting_bar("sending", total=len(ids)) as bar:
             while job.state != "ended":
                 time.sleep(POLL_SECONDS)
                 job = client.dead_letters.job(job.job_id)

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_cli.output import Block
 from fluxpool_cli.terminal import utc_text
 from fluxpool_contract.messages import format_time
 from fluxpool_contract.problems import FieldProblem
@@ -20,13 +21,6 @@ SUMMARY_COLUMNS = ("CLASS", "CODE", "POOL", "OPEN", "RESOLVED", "FIRST (UTC)", "
 LIST_OPTIONAL = ("POOL", "CLASS", "STATE", "FAILED (UTC)")
 """Columns that a narrow terminal omits, the first one first."""
 SUMMARY_OPTIONAL = ("FIRST (UTC)", "POOL", "RESOLVED", "CLASS")
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Text with lines of its own, such as a stored value."""
-
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.feedback.options import RaterOption
-from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import printable_path, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
+from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_client import FeedbackSummary, Interval
 
 EXPORT_SECONDS: Final = 300.0
@@ -46,20 +46,18 @@ class Dimension(StrEnum):
 
 @app.command("next")
 @with_option_groups
-def next_pair(*, rater: RaterOption = None, url: UrlOption = None, output: OutputOptions) -> None:
+def next_pair(*, rater: RaterOption = None, gateway: GatewayOptions, output: OutputOptions) -> None:
     """Print two images of a prompt that the rater has not judged, in the order in which to show them.
 
     Exits 1 when there are none.
     """
-    with gateway_client(url or default_gateway_url()) as gateway:
-        pair = gateway.next_pair(rater=rater)
+    with gateway.client() as client:
+        pair = client.next_pair(rater=rater)
     if pair is None:
         raise CommandError(ExitCode.FAILED, "there is no pair left to judge")
-    if output.json:
-        write_json(pair.model_dump(mode="json"))
-        return
-    for image in (pair.a, pair.b):
-        write_line(f"{image.request_id}/{image.index} {image.url}")
+    names = [f"{image.request_id}/{image.index}" for image in (pair.a, pair.b)]
+    lines = [f"{name} {image.url}" for name, image in zip(names, (pair.a, pair.b), strict=True)]
+    write_result(Result(document=pair.model_dump(mode="json"), parts=lines, names=names), output)
 
 
 @app.command()
@@ -67,17 +65,16 @@ def next_pair(*, rater: RaterOption = None, url: UrlOption = None, output: Outpu
 def summary(
     *,
     by: Annotated[Dimension, typer.Option(help="model, steps, preset or pool.")] = Dimension.PRESET,
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Show mean scores and win rates; the ranges hold with 95 %."""
-    with gateway_client(url or default_gateway_url()) as gateway:
-        found = gateway.feedback_summary()
-    if output.json:
-        write_json(found.model_dump(mode="json"))
-        return
+    with gateway.client() as client:
+        found = client.feedback_summary()
     columns = (by.upper(), "SCORES", "MEAN", "COMPARED", "WINS", "LOSSES", "TIES", "WIN RATE")
-    write_table(columns, _rows(found, by), optional=("TIES", "LOSSES", "WINS"))
+    rows = _rows(found, by)
+    table = Table(columns, rows, optional=("TIES", "LOSSES", "WINS"), empty="no feedback yet")
+    write_result(Result(document=found.model_dump(mode="json"), parts=[table], names=[row[0] for row in rows]), output)
 
 
 def _rows(found: FeedbackSummary, by: Dimension) -> list[tuple[str, ...]]:
@@ -110,7 +107,7 @@ def export(
     ] = None,
     ties: Annotated[bool, typer.Option(help="With pickapic: also pairs without a winner.")] = False,
     images: Annotated[bool, typer.Option(help="With pickapic: the files of the images.")] = True,
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Write feedback into a file for fine-tuning, whole or not at all; needs a key with the scope admin."""
@@ -118,15 +115,13 @@ def export(
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     size = 0
     try:
-        with gateway_client(url or default_gateway_url(), timeout_seconds=EXPORT_SECONDS) as gateway:
-            pieces = gateway.export_feedback(format=chosen.value, layout=layout.value, ties=ties, images=images)
+        with gateway.client(timeout_seconds=EXPORT_SECONDS) as client:
+            pieces = client.export_feedback(format=chosen.value, layout=layout.value, ties=ties, images=images)
             with partial.open("wb") as written:
                 for piece in pieces:
                     size += written.write(piece)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-    if output.json:
-        write_json({"file": str(file), "bytes": size, "layout": layout.value, "format": chosen.value})
-    else:
-        say(f"{size:,} bytes in {file}")
+    document = {"file": str(file), "bytes": size, "layout": layout.value, "format": chosen.value}
+    write_result(Result(document=document, names=[str(file)], notes=[f"{size:,} bytes in {file}"]), output)

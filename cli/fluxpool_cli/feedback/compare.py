@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from fluxpool_cli.feedback.options import RaterOption, aspects_of, image_named
-from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import finite, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, write_json, write_line
+from fluxpool_cli.output import OutputOptions, Result, write_result
 from fluxpool_client import ComparisonFields
 from fluxpool_contract.messages import Preference
 
@@ -24,7 +24,7 @@ def compare(
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=0, help="How long it took.", callback=finite)] = None,
     rater: RaterOption = None,
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Say which of two images of a prompt is better. A second judgement by the same rater replaces the first."""
@@ -35,10 +35,8 @@ def compare(
         fields["seconds"] = seconds
     if rater is not None:
         fields["rater"] = rater
-    with gateway_client(url or default_gateway_url()) as gateway:
-        said = gateway.compare(image_named(a), image_named(b), prefer.value, **fields)
-    if output.json:
-        write_json(said.model_dump(mode="json"))
-        return
+    with gateway.client() as client:
+        said = client.compare(image_named(a), image_named(b), prefer.value, **fields)
     sides = {side: f"{image.request_id}/{image.index}" for side, image in (("a", said.a), ("b", said.b))}
-    write_line(f"{sides['a']} {sides['b']} {sides.get(said.preferred, said.preferred)}")
+    line = f"{sides['a']} {sides['b']} {sides.get(said.preferred, said.preferred)}"
+    write_result(Result(document=said.model_dump(mode="json"), parts=[line], names=[*sides.values()]), output)

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from fluxpool_cli.feedback.options import RaterOption, aspects_of, image_named
-from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import with_option_groups
-from fluxpool_cli.terminal import OutputOptions, write_json, write_line
+from fluxpool_cli.output import OutputOptions, Result, write_result
 from fluxpool_client import RatingFields
 
 
@@ -34,7 +34,7 @@ def rate(
     comment: Annotated[str | None, typer.Option(help="At most 1,000 characters.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Take the rating back.")] = False,
     rater: RaterOption = None,
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Rate an image. A second rating by the same rater replaces the first."""
@@ -57,15 +57,15 @@ def rate(
         fields["comment"] = comment
     if remove and len(fields) > 1:
         raise typer.BadParameter("takes the rating back; leave out what it says", param_hint="--remove")
-    with gateway_client(url or default_gateway_url()) as gateway:
+    with gateway.client() as client:
         if remove:
-            gateway.delete_rating(request_id, index=index, rater=rater)
-            write_line(f"{request_id}/{index} rating removed")
+            client.delete_rating(request_id, index=index, rater=rater)
+            document = {"request_id": request_id, "index": index, "removed": True}
+            line = f"{request_id}/{index} rating removed"
+            write_result(Result(document=document, parts=[line], names=[f"{request_id}/{index}"]), output)
             return
         if rater is not None:
             fields["rater"] = rater
-        said = gateway.rate(request_id, **fields)
-    if output.json:
-        write_json(said.model_dump(mode="json"))
-    else:
-        write_line(f"{said.request_id}/{said.index} rated")
+        said = client.rate(request_id, **fields)
+    name = f"{said.request_id}/{said.index}"
+    write_result(Result(document=said.model_dump(mode="json"), parts=[f"{name} rated"], names=[name]), output)

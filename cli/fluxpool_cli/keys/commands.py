@@ -5,17 +5,16 @@ command line, and the gateway logs who changed which key. Its first key comes fr
 """
 
 import re
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
 import typer
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import parse_duration_option, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
-from fluxpool_client import API_KEY_VARIABLE, ApiKey, Client, KeyFields, NewApiKey
+from fluxpool_cli.output import OutputOptions, Result, Table, write_result
+from fluxpool_cli.terminal import minute_text
+from fluxpool_client import API_KEY_VARIABLE, ApiKey, KeyFields, NewApiKey
 from fluxpool_gateway.identity import KeyScope, new_key, parse_key
 
 _KEY_ID: Final = re.compile(r"[0-9A-Za-z]{12}")
@@ -27,9 +26,11 @@ KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the key,
 
 
 @app.command()
-def generate() -> None:
+@with_option_groups
+def generate(*, output: OutputOptions) -> None:
     """Print a new random key, without any gateway: for the Secret or file that a gateway takes its first key from."""
-    write_line(new_key())
+    key = new_key()
+    write_result(Result(document={"key": key}, parts=[key], names=[key]), output)
 
 
 @app.command()
@@ -54,7 +55,7 @@ def create(
     lora: Annotated[
         list[str] | None, typer.Option(help="LoRA that its tasks may use; may be repeated. All by default.")
     ] = None,
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Create a key and print it. It is shown this once; the gateway keeps only its hash.
@@ -70,20 +71,17 @@ def create(
         fields["loras"] = lora
     if expires is not None:
         fields["expires_in_seconds"] = parse_duration_option(expires, option="--expires")
-    with _client(url) as gateway:
-        created = gateway.create_key(name, [one.value for one in scope or _DEFAULT], **fields)
+    with gateway.client() as client:
+        created = client.create_key(name, [one.value for one in scope or _DEFAULT], **fields)
     _show_new(created, output)
 
 
 @app.command("list")
 @with_option_groups
-def list_keys(*, url: UrlOption = None, output: OutputOptions) -> None:
+def list_keys(*, gateway: GatewayOptions, output: OutputOptions) -> None:
     """List the keys of all tenants, also expired and revoked ones; the keys themselves are not shown."""
-    with _client(url) as gateway:
-        keys = sorted(gateway.keys(), key=lambda key: key.created_at)
-    if output.json:
-        write_json({"keys": [key.model_dump(mode="json") for key in keys]})
-        return
+    with gateway.client() as client:
+        keys = sorted(client.keys(), key=lambda key: key.created_at)
     columns = ("ID", "NAME", "TENANT", "STATE", "SCOPES", "RIGHTS", "CREATED", "EXPIRES", "LAST USED")
     rows = [
         (
@@ -93,11 +91,13 @@ def list_keys(*, url: UrlOption = None, output: OutputOptions) -> None:
             key.state,
             ",".join(key.scopes),
             _rights(key),
-            *map(_minute, (key.created_at, key.expires_at, key.last_used_at)),
+            *map(minute_text, (key.created_at, key.expires_at, key.last_used_at)),
         )
         for key in keys
     ]
-    write_table(columns, rows, optional=("CREATED", "LAST USED", "EXPIRES", "RIGHTS"))
+    table = Table(columns, rows, optional=("CREATED", "LAST USED", "EXPIRES", "RIGHTS"), empty="no keys")
+    document = {"keys": [key.model_dump(mode="json") for key in keys]}
+    write_result(Result(document=document, parts=[table], names=[key.id for key in keys]), output)
 
 
 @app.command()
@@ -106,30 +106,24 @@ def rotate(
     key_id: KeyIdArgument,
     *,
     overlap: Annotated[str, typer.Option(help="How long the old key is still accepted, at most 30d.")] = "24h",
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Replace a key by a new one with the same name, tenant, scopes and lifetime, and print the new one."""
     overlap_seconds = parse_duration_option(overlap, option="--overlap")
-    with _client(url) as gateway:
-        _show_new(gateway.rotate_key(_checked_id(key_id), overlap_seconds=overlap_seconds), output)
-    say(f"key {_checked_id(key_id)} is accepted for {overlap} more")
+    with gateway.client() as client:
+        created = client.rotate_key(_checked_id(key_id), overlap_seconds=overlap_seconds)
+    _show_new(created, output, f"key {_checked_id(key_id)} is accepted for {overlap} more")
 
 
 @app.command()
 @with_option_groups
-def revoke(key_id: KeyIdArgument, *, url: UrlOption = None, output: OutputOptions) -> None:
+def revoke(key_id: KeyIdArgument, *, gateway: GatewayOptions, output: OutputOptions) -> None:
     """Revoke a key: within seconds no process of the gateway accepts it. This cannot be undone."""
-    with _client(url) as gateway:
-        revoked = gateway.revoke_key(_checked_id(key_id))
-    if output.json:
-        write_json(revoked.model_dump(mode="json"))
-    else:
-        write_line(f"{revoked.id} {revoked.state}")
-
-
-def _client(url: str | None) -> AbstractContextManager[Client]:
-    return gateway_client(url or default_gateway_url())
+    with gateway.client() as client:
+        revoked = client.revoke_key(_checked_id(key_id))
+    document = revoked.model_dump(mode="json")
+    write_result(Result(document=document, parts=[f"{revoked.id} {revoked.state}"], names=[revoked.id]), output)
 
 
 def _checked_id(text: str) -> str:
@@ -142,18 +136,16 @@ def _checked_id(text: str) -> str:
     return text
 
 
-def _show_new(created: NewApiKey, output: OutputOptions) -> None:
+def _show_new(created: NewApiKey, output: OutputOptions, *notes: str) -> None:
     if parse_key(created.key) is None:
         raise CommandError(ExitCode.UNREACHABLE, "the answer holds no key; check --url")
-    if output.json:
-        write_json(created.model_dump(mode="json"))
-        return
-    # Alone on standard output, for a pipe into a Secret.
-    write_line(created.key)
-    say(
+    told = (
         f"key {created.id} of tenant {created.tenant} for {', '.join(created.scopes)}; "
         f"it is not shown again: keep it, and give it to clients as {API_KEY_VARIABLE}"
     )
+    # Alone on standard output, for a pipe into a Secret.
+    document = created.model_dump(mode="json")
+    write_result(Result(document=document, parts=[created.key], names=[created.id], notes=[told, *notes]), output)
 
 
 def _rights(key: ApiKey) -> str:
@@ -161,8 +153,3 @@ def _rights(key: ApiKey) -> str:
     bound = {"quality": key.qualities, "lora": key.loras}
     named = [f"{name}={','.join(values) or '-'}" for name, values in bound.items() if values is not None]
     return " ".join([",".join(key.priorities), *named])
-
-
-def _minute(moment: datetime | None) -> str:
-    """A time to the minute, UTC; a dash when there is none."""
-    return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"

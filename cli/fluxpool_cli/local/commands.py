@@ -4,7 +4,8 @@ The stack itself imports Kafka's clients and the operator, nearly a second: only
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -18,7 +19,8 @@ from fluxpool_cli.local.options import StackOptions, default_max_workers
 from fluxpool_cli.local.state_file import StackState
 from fluxpool_cli.local.workers.model_check import ModelError, checked_model, licensed_model
 from fluxpool_cli.options import finite, printable_path, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, say_paragraph, worker_count, write_json, write_line, write_table
+from fluxpool_cli.output import OutputOptions, Part, Result, Table, write_result
+from fluxpool_cli.terminal import say, say_paragraph, worker_count
 from fluxpool_cli.watch.display import LiveDisplay
 from fluxpool_contract.messages import EmbedParameters
 from fluxpool_contract.problems import explain
@@ -125,16 +127,17 @@ def status(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOption
     folder = DataDir(data_dir)
     state = StackState.load(folder.state)
     if state is None or not state.alive():
-        if output.json:
-            write_json({"running": False, "data_dir": str(folder.path)})
+        write_result(Result(document={"running": False, "data_dir": str(folder.path)}), output)
         raise CommandError(
             ExitCode.UNREACHABLE,
             f"nothing runs in {folder.path}; start it with `fluxpool local up --data-dir {data_dir}`",
         )
-    if output.json:
-        write_json({"running": state.supervisor.is_alive(), **state.model_dump(mode="json")})
-    else:
-        _show_status(state)
+    result = Result(
+        document={"running": state.supervisor.is_alive(), **state.model_dump(mode="json")},
+        parts=list(_status_parts(state)),
+        names=[part.name for part in state.parts],
+    )
+    write_result(result, output)
     if state.workers_problem is not None:
         raise CommandError(ExitCode.FAILED, f"workers cannot start: {state.workers_problem}")
     if not state.supervisor.is_alive():
@@ -145,16 +148,18 @@ def status(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOption
 
 
 @app.command()
-def down(*, data_dir: DataDirOption = Path(DEFAULT_NAME)) -> None:
+@with_option_groups
+def down(*, data_dir: DataDirOption = Path(DEFAULT_NAME), output: OutputOptions) -> None:
     """End the stack of this folder: workers first, then the gateway, then Kafka. Touches nothing else."""
     folder = DataDir(data_dir)
-    if end_stack(folder, report=say):
-        say(f"the stack in {folder.path} has ended")
-    else:
-        say(f"nothing runs in {folder.path}")
+    ended = end_stack(folder, report=say)
+    told = f"the stack in {folder.path} has ended" if ended else f"nothing runs in {folder.path}"
+    document = {"ended": ended, "data_dir": str(folder.path)}
+    write_result(Result(document=document, names=[str(folder.path)] if ended else (), notes=[told]), output)
 
 
 @app.command()
+@with_option_groups
 def demo(
     *,
     data_dir: Annotated[
@@ -172,6 +177,7 @@ def demo(
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds for everything (default: by model).", callback=finite)
     ] = None,
+    output: OutputOptions,
 ) -> None:
     """Send prompts through Kafka to a FLUX pipeline, watch the workers scale, and check the results."""
     from fluxpool_cli.local.demo.demo import DemoOptions, run_demo  # noqa: PLC0415
@@ -187,7 +193,8 @@ def demo(
     found, seconds = _guarded(lambda: run_demo(options, display=LiveDisplay()))
     for problem in found.problems:
         say_paragraph(problem)
-    write_line(found.line(seconds=seconds))
+    document = {**asdict(found), "seconds": round(seconds, 1)}
+    write_result(Result(document=document, parts=[found.line(seconds=seconds)]), output)
     if found.problems or found.succeeded != tasks or found.images != tasks or found.lost or found.doubled:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -232,37 +239,33 @@ def _show_addresses(state: StackState, output: OutputOptions) -> None:
         "model": state.model,
         "pid": state.supervisor.pid,
     }
-    if output.json:
-        write_json(addresses)
-        return
-    write_table(("", ""), [(name, str(value)) for name, value in addresses.items()])
+    table = Table(("", ""), [(name, str(value)) for name, value in addresses.items()])
+    write_result(Result(document=addresses, parts=[table], names=[str(state.gateway_url)]), output)
 
 
-def _show_status(state: StackState) -> None:
+def _status_parts(state: StackState) -> Iterable[Part]:
     processes = [
         (part.name, part.state if part.is_alive() else "gone", str(part.pid), str(part.log or ""))
         for part in (state.supervisor, *reversed(state.parts))
     ]
-    write_table(("PART", "STATE", "PID", "LOG"), processes, optional=("PID",))
+    yield Table(("PART", "STATE", "PID", "LOG"), processes, optional=("PID",))
     lanes = [
         (lane.name, lane.topic, lane.group, "?" if lane.age_seconds is None else str(lane.lag_records))
         for lane in state.lanes
     ]
-    write_line()
-    write_table(("LANE", "TOPIC", "GROUP", "LAG"), lanes, optional=("GROUP",))
-    write_line()
-    write_line(f"gateway {state.gateway_url}")
+    yield ""
+    yield Table(("LANE", "TOPIC", "GROUP", "LAG"), lanes, optional=("GROUP",))
+    yield ""
+    yield f"gateway {state.gateway_url}"
     if state.model is not None:
-        write_line(f"model {licensed_model(state.model)}")
+        yield f"model {licensed_model(state.model)}"
     for lane in state.lanes:
         if lane.expired_records:
-            write_line(
-                f"expired {lane.expired_records} of lane {lane.name}: deleted by topic retention, never consumed"
-            )
+            yield f"expired {lane.expired_records} of lane {lane.name}: deleted by topic retention, never consumed"
     if state.crashed_workers:
-        write_line(f"crashed {worker_count(state.crashed_workers)} since the start")
+        yield f"crashed {worker_count(state.crashed_workers)} since the start"
     if state.plan is not None:
-        write_line(f"plan    {worker_count(state.plan.replicas)} ({state.plan.constraint}). {state.plan.reason}")
+        yield f"plan    {worker_count(state.plan.replicas)} ({state.plan.constraint}). {state.plan.reason}"
 
 
 def _options(**fields: Any) -> StackOptions:

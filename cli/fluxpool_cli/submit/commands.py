@@ -4,27 +4,29 @@ Owns the command line and its result; `polling` waits, `image_files` writes the 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client, named_options
+from fluxpool_cli.exit_codes import interruptible
+from fluxpool_cli.gateway import GatewayOptions, named_options
 from fluxpool_cli.kafka.target import DEFAULT_DATA_DIR, DataDirOption, find_target, run_on
 from fluxpool_cli.local.state_file import why_workers_cannot_start
-from fluxpool_cli.options import finite, printable_path
+from fluxpool_cli.options import finite, printable_path, with_option_groups
+from fluxpool_cli.output import ImageOutputOptions, Result, write_result
 from fluxpool_cli.submit.image_files import check_folder, save_images
 from fluxpool_cli.submit.input_images import image_address
 from fluxpool_cli.submit.kafka_submission import submit_to_kafka
 from fluxpool_cli.submit.polling import Deadline, wait_until_ended
-from fluxpool_cli.terminal import JsonOption, OutputFormat, say, write_json, write_line
-from fluxpool_client import Task
+from fluxpool_cli.submit.waited_task import raise_unless_succeeded, task_result
+from fluxpool_cli.terminal import say
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
 
+@with_option_groups
 def submit(
     prompt: Annotated[str, typer.Argument(help="Description of the image.")],
     *,
@@ -72,15 +74,13 @@ def submit(
     output_dir: Annotated[
         Path | None,
         typer.Option(
-            "-o",
             "--output-dir",
             callback=printable_path,
-            help="Folder for the images; implies --wait. The current one by default. (For JSON use --json.)",
+            help="Folder for the images; implies --wait. The current one by default.",
         ),
     ] = None,
-    output: Annotated[OutputFormat, typer.Option("--output", help="Form of the result.")] = OutputFormat.TABLE,
-    as_json: JsonOption = False,
-    url: UrlOption = None,
+    output: ImageOutputOptions,
+    gateway: GatewayOptions,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
     bootstrap_servers: Annotated[
         str | None,
@@ -97,7 +97,7 @@ def submit(
     FLUXPOOL_LANES variables.
 
     Exits 0 when the task was accepted (with --wait: succeeded), 1 when it failed, 2 when it was refused, 3 when no
-    gateway serves, 4 without permission, 5 when it was not finished in time.
+    gateway serves, 4 without permission, 5 when it was not finished in time, 6 when it was canceled.
     """
     fields: dict[str, Any] = {
         "prompt": prompt,
@@ -119,16 +119,8 @@ def submit(
         raise typer.BadParameter("has no effect without --image", param_hint="--strength")
     if size is not None:
         fields["width"], fields["height"] = parse_size(size)
-    as_format = OutputFormat.JSON if as_json else output
-    # Checked before the task is sent, not after its images are generated.
-    if output_dir is not None and str(output_dir) in set(OutputFormat) and not output_dir.exists():
-        raise typer.BadParameter(
-            f"is the folder for the images; for the format of the result use --output {output_dir}, "
-            f"for a folder of that name ./{output_dir}/",
-            param_hint="-o",
-        )
     if image is not None:
-        is_local = url is None and bootstrap_servers is None
+        is_local = bootstrap_servers is None and gateway.place(data_dir).is_local
         fields["image"] = image_address(image, data_dir=data_dir, is_local=is_local)
     body = {name: value for name, value in fields.items() if value is not None}
     if bootstrap_servers is not None:
@@ -137,19 +129,21 @@ def submit(
                 "needs a gateway; leave out --wait, --preset and --output-dir", param_hint="--bootstrap-servers"
             )
         target = find_target(bootstrap_servers, data_dir)
-        _show(run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key)), as_format)
+        sent = run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key))
+        write_result(_accepted(sent), output)
         return
     folder = output_dir or Path()
+    # Checked before the task is sent, not after its images are generated.
     if wait or output_dir is not None:
         check_folder(folder)
-    own_stack = url is None
-    with gateway_client(url or default_gateway_url(data_dir)) as gateway:
+    own_stack = gateway.place(data_dir).is_local
+    with gateway.client(data_dir=data_dir) as client:
         with named_options():
-            accepted = gateway.submit(idempotency_key=idempotency_key, **body)
+            accepted = client.submit(idempotency_key=idempotency_key, **body)
         if own_stack and (why := why_workers_cannot_start(data_dir)):
             say(f"the workers of the local stack cannot start: {why}")
         if not wait and output_dir is None:
-            _show(accepted.model_dump(mode="json"), as_format)
+            write_result(_accepted(accepted.model_dump(mode="json")), output)
             return
         say(f"accepted as {accepted.request_id}")
         deadline = Deadline.after(timeout)
@@ -157,11 +151,11 @@ def submit(
         def give_up() -> str | None:
             return why_workers_cannot_start(data_dir) if own_stack else None
 
-        task = wait_until_ended(gateway, accepted, deadline=deadline, hopeless=give_up)
-        files = save_images(gateway, task, folder, deadline=deadline) if task.succeeded else []
-    _show(task.model_dump(mode="json", exclude_unset=True), as_format, files)
-    if not task.succeeded:
-        raise CommandError(ExitCode.FAILED, failure_of(task))
+        with interruptible(f"the task goes on; see it with `fluxpool wait {accepted.request_id}`"):
+            task = wait_until_ended(client, accepted, deadline=deadline, hopeless=give_up)
+            files = save_images(client, task, folder, deadline=deadline) if task.succeeded else []
+    write_result(task_result(task, files), output)
+    raise_unless_succeeded(task)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -185,25 +179,6 @@ def parse_lora(text: str) -> dict[str, Any]:
         ) from None
 
 
-def failure_of(task: Task) -> str:
-    """Why there are no images."""
-    error = task.error
-    if error is None:
-        return f"{task.request_id} {task.status}"
-    what = ": ".join(text for text in (error.field, error.message) if text)
-    return f"{task.request_id} {task.status}{': ' + what if what else ''}{f' ({error.code})' if error.code else ''}"
-
-
-def _show(document: Mapping[str, Any], as_format: OutputFormat, files: Sequence[Path] = ()) -> None:
-    if as_format is OutputFormat.JSON:
-        extra = {"files": [str(file) for file in files]} if files else {}
-        write_json({**document, **extra})
-        return
-    write_line(f"{document['request_id']} {document['status']}")
-    for file in files:
-        write_line(str(file))
-    marks = [", ".join(image.get("marks", ())) for image in document.get("images", ())]
-    if any(marks):
-        say(f"marks: {'; '.join(dict.fromkeys(marks))}")
-    for warning in document.get("warnings", ()):
-        say(f"warning: {warning}")
+def _accepted(document: Mapping[str, Any]) -> Result:
+    request_id = document["request_id"]
+    return Result(document=document, parts=[f"{request_id} {document['status']}"], names=[request_id])

@@ -8,8 +8,9 @@ import typer
 from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target, run_on
 from fluxpool_cli.options import parse_time_option, with_option_groups
+from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_cli.progress_bar import counting_bar
-from fluxpool_cli.terminal import OutputOptions, say, utc_text, write_json, write_line, write_table
+from fluxpool_cli.terminal import say, utc_text
 from fluxpool_cli.trace.reading import Trace, read_trace, reading_start
 from fluxpool_cli.trace.view import COLUMNS, OPTIONAL_COLUMNS, closing_lines, trace_document, trace_rows
 from fluxpool_contract.messages import check_request_id
@@ -49,13 +50,10 @@ def trace(
     if not found.events:
         where = "all that the topics hold" if start is None else f"what was written since {utc_text(start)} UTC"
         raise CommandError(ExitCode.FAILED, f"nothing about {request_id} in {where}; check the id, --since and topics")
-    if output.json:
-        write_json(trace_document(found))
-        return
-    write_table(COLUMNS, trace_rows(found.events), optional=OPTIONAL_COLUMNS)
-    write_line()
-    for line in closing_lines(found):
-        write_line(line)
+    table = Table(COLUMNS, trace_rows(found.events), optional=OPTIONAL_COLUMNS)
+    write_result(
+        Result(document=trace_document(found), parts=[table, "", *closing_lines(found)], names=[request_id]), output
+    )
 
 
 async def _read(target: KafkaTarget, request_id: str, since: datetime | None) -> Trace:

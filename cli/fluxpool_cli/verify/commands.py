@@ -8,9 +8,10 @@ import typer
 from cryptography import x509
 
 from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.gateway import gateway_client
+from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import printable_path, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, utc_text, write_json, write_line
+from fluxpool_cli.output import OutputOptions, Result, write_result
+from fluxpool_cli.terminal import utc_text
 from fluxpool_cli.verify.reports import FileReport, Verdict, report_on, with_task
 from fluxpool_client import Client, NotFoundError
 from fluxpool_contract.messages import check_request_id
@@ -32,6 +33,7 @@ def verify(
         str | None,
         typer.Option(help="A gateway to ask whether it has a file, by the request_id in it and its SHA-256."),
     ] = None,
+    profile: Annotated[str | None, typer.Option(help="The same with the gateway and the key of a profile.")] = None,
     output: OutputOptions,
 ) -> None:
     """Tell how image files say that a model made them, and who signed that.
@@ -41,15 +43,15 @@ def verify(
     """
     anchors = None if trust is None else _anchors(trust)
     reports = [report_on(file, anchors=anchors) for file in files]
-    if url is not None:
-        with gateway_client(url) as gateway:
-            reports = [_asked(gateway, report) for report in reports]
-    if output.json:
-        write_json({"files": [report.document() for report in reports]})
-    else:
-        for report in reports:
-            for line in _lines(report):
-                write_line(line)
+    if url is not None or profile is not None:
+        with GatewayOptions(url=url, profile=profile).client() as client:
+            reports = [_asked(client, report) for report in reports]
+    result = Result(
+        document={"files": [report.document() for report in reports]},
+        parts=[line for report in reports for line in _lines(report)],
+        names=[str(report.file) for report in reports],
+    )
+    write_result(result, output)
     verdicts = {report.verdict for report in reports}
     wrong = sum(report.verdict is not Verdict.MARKED for report in reports)
     if wrong:

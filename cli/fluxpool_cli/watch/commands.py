@@ -1,18 +1,19 @@
 """`fluxpool watch`: lag and results of a pool from Kafka, and the workers of a local stack."""
 
 import asyncio
-import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fluxpool_cli.exit_codes import interruptible
 from fluxpool_cli.kafka.results_topic import ResultsTopic
 from fluxpool_cli.kafka.target import KafkaTarget, TargetOptions, find_target, run_on
 from fluxpool_cli.local.state_file import running_stack
 from fluxpool_cli.options import with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
+from fluxpool_cli.output import OutputFormat, OutputOptions, Part, Result, Table, write_result
+from fluxpool_cli.terminal import say
 from fluxpool_cli.watch.display import LiveDisplay, PoolSnapshot
 from fluxpool_contract.messages import GenerationResult
 from fluxpool_transport.lag import LagReader
@@ -34,11 +35,10 @@ def watch(
     Topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
     FLUXPOOL_LANES variables.
     """
-    if output.json and not once:
-        raise typer.BadParameter("needs --once: one snapshot is one document", param_hint="--output json")
+    if output.form is not OutputFormat.TABLE and not once:
+        raise typer.BadParameter("needs --once: one snapshot is one document", param_hint=f"--output {output.form}")
     target = find_target(kafka.bootstrap_servers, kafka.data_dir)
-    # Ctrl-C is how the live view ends.
-    with contextlib.suppress(KeyboardInterrupt):
+    with interruptible("the pool goes on"):
         run_on(target, _watch(target, data_dir=kafka.data_dir, once=once, output=output))
 
 
@@ -69,12 +69,8 @@ async def _watch(target: KafkaTarget, *, data_dir: Path, once: bool, output: Out
             say(f"{topic} has {results.passed_over} older records, which are not counted")
         snapshot = await _observe(target, results, reader, data_dir)
         if once:
-            if output.json:
-                write_json(snapshot.document())
-            else:
-                write_table(("", ""), snapshot.rows())
-                for line in snapshot.recent:
-                    write_line(line)
+            parts: list[Part] = [Table(("", ""), snapshot.rows()), *snapshot.recent]
+            write_result(Result(document=snapshot.document(), parts=parts, names=[*snapshot.lag_records]), output)
             return
         with LiveDisplay() as display:
             display.update(snapshot)

@@ -5,15 +5,16 @@ Owns the look; the numbers are the caller's.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Group
 from rich.live import Live
+from rich.table import Table
 
-from fluxpool_cli.terminal import plain_table, progress_console, say, shown_text
+from fluxpool_cli.terminal import live_console, say, shown_text
 
 _SILENCE_SECONDS = 10.0
 
@@ -79,11 +80,21 @@ class PoolSnapshot(Displayed):
         ]
 
 
+def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without frames for a live display."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(shown_text(column), overflow="fold")
+    for row in rows:
+        table.add_row(*map(shown_text, row))
+    return table
+
+
 class LiveDisplay:
     """Shows one snapshot after the other on standard error while it is open."""
 
     def __init__(self) -> None:
-        self._console = progress_console()
+        self._console = live_console()
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._shown = ""
         self._recent: Sequence[str] = ()

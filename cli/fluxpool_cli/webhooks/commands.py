@@ -2,16 +2,15 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from typing import Annotated, Final, TypeVar
 
 import typer
 
-from fluxpool_cli.exit_codes import CommandError, ExitCode
-from fluxpool_cli.gateway import UrlOption, default_gateway_url, gateway_client
+from fluxpool_cli.exit_codes import CommandError, ExitCode, interruptible
+from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import parse_duration_option, with_option_groups
-from fluxpool_cli.terminal import OutputOptions, say, write_json, write_line, write_table
+from fluxpool_cli.output import OutputOptions, Result, Table, write_result
+from fluxpool_cli.terminal import minute_text
 from fluxpool_client import Client, NewWebhookEndpoint, WebhookDelivery, WebhookFields
 
 _WAIT_SECONDS: Final = 30.0
@@ -39,24 +38,21 @@ def create(
         list[str] | None,
         typer.Option(help="What it is told of, as group.completed; may be repeated. Everything by default."),
     ] = None,
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Create an endpoint and print its secret, which is shown this once. FLUXPOOL_API_KEY needs the scope submit."""
     fields: WebhookFields = {"event_types": event} if event else {}
-    with _client(url) as gateway:
-        _show_new(gateway.webhooks.create(name, target, **fields), output)
+    with gateway.client() as client:
+        _show_new(client.webhooks.create(name, target, **fields), output)
 
 
 @app.command("list")
 @with_option_groups
-def list_endpoints(*, url: UrlOption = None, output: OutputOptions) -> None:
+def list_endpoints(*, gateway: GatewayOptions, output: OutputOptions) -> None:
     """List the endpoints of the tenant."""
-    with _client(url) as gateway:
-        endpoints = gateway.webhooks.list()
-    if output.json:
-        write_json({"webhooks": [endpoint.model_dump(mode="json") for endpoint in endpoints]})
-        return
+    with gateway.client() as client:
+        endpoints = client.webhooks.list()
     rows = [
         (
             endpoint.id,
@@ -65,24 +61,24 @@ def list_endpoints(*, url: UrlOption = None, output: OutputOptions) -> None:
             ",".join(endpoint.event_types) or "all",
             "enabled" if endpoint.enabled else f"disabled: {endpoint.disabled_because or 'by its owner'}",
             str(endpoint.failures),
-            _minute(endpoint.created_at),
+            minute_text(endpoint.created_at),
         )
         for endpoint in endpoints
     ]
     columns = ("ID", "NAME", "URL", "EVENTS", "STATE", "FAILURES", "CREATED")
-    write_table(columns, rows, optional=("CREATED", "EVENTS", "FAILURES"))
+    table = Table(columns, rows, optional=("CREATED", "EVENTS", "FAILURES"), empty="no endpoints")
+    document = {"webhooks": [endpoint.model_dump(mode="json") for endpoint in endpoints]}
+    write_result(Result(document=document, parts=[table], names=[endpoint.id for endpoint in endpoints]), output)
 
 
 @app.command()
 @with_option_groups
-def delete(endpoint_id: EndpointArgument, *, url: UrlOption = None, output: OutputOptions) -> None:
+def delete(endpoint_id: EndpointArgument, *, gateway: GatewayOptions, output: OutputOptions) -> None:
     """Delete an endpoint with its deliveries."""
-    with _client(url) as gateway:
-        _checked(lambda: gateway.webhooks.delete(endpoint_id))
-    if output.json:
-        write_json({"id": endpoint_id, "deleted": True})
-    else:
-        write_line(f"{endpoint_id} deleted")
+    with gateway.client() as client:
+        _checked(lambda: client.webhooks.delete(endpoint_id))
+    document = {"id": endpoint_id, "deleted": True}
+    write_result(Result(document=document, parts=[f"{endpoint_id} deleted"], names=[endpoint_id]), output)
 
 
 @app.command()
@@ -93,35 +89,33 @@ def rotate(
     overlap: Annotated[
         str, typer.Option(help="How long messages are signed with the former secret as well, at most 30d.")
     ] = "24h",
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """Make another secret for an endpoint and print it."""
     overlap_seconds = parse_duration_option(overlap, option="--overlap")
-    with _client(url) as gateway:
-        _show_new(
-            _checked(lambda: gateway.webhooks.rotate_secret(endpoint_id, overlap_seconds=overlap_seconds)), output
-        )
+    with gateway.client() as client:
+        _show_new(_checked(lambda: client.webhooks.rotate_secret(endpoint_id, overlap_seconds=overlap_seconds)), output)
 
 
 @app.command("test")
 @with_option_groups
 def send_test(
-    endpoint_id: EndpointArgument, *, wait: WaitOption = True, url: UrlOption = None, output: OutputOptions
+    endpoint_id: EndpointArgument, *, wait: WaitOption = True, gateway: GatewayOptions, output: OutputOptions
 ) -> None:
     """Send a test to an endpoint. Exits with 1 when the attempt failed."""
-    with _client(url) as gateway:
-        _show_attempt(gateway, _checked(lambda: gateway.webhooks.test(endpoint_id)), output, wait=wait)
+    with gateway.client() as client:
+        _show_attempt(client, _checked(lambda: client.webhooks.test(endpoint_id)), output, wait=wait)
 
 
 @app.command()
 @with_option_groups
 def redeliver(
-    delivery_id: DeliveryArgument, *, wait: WaitOption = True, url: UrlOption = None, output: OutputOptions
+    delivery_id: DeliveryArgument, *, wait: WaitOption = True, gateway: GatewayOptions, output: OutputOptions
 ) -> None:
     """Deliver a message again. Exits with 1 when the attempt failed."""
-    with _client(url) as gateway:
-        _show_attempt(gateway, _checked(lambda: gateway.webhooks.redeliver(delivery_id)), output, wait=wait)
+    with gateway.client() as client:
+        _show_attempt(client, _checked(lambda: client.webhooks.redeliver(delivery_id)), output, wait=wait)
 
 
 @app.command()
@@ -130,15 +124,12 @@ def deliveries(
     endpoint_id: EndpointArgument,
     *,
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many, the newest first.")] = 50,
-    url: UrlOption = None,
+    gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
     """List the deliveries to an endpoint."""
-    with _client(url) as gateway:
-        page = _checked(lambda: gateway.webhooks.deliveries(endpoint_id, limit=limit))
-    if output.json:
-        write_json({"deliveries": [delivery.model_dump(mode="json") for delivery in page.data]})
-        return
+    with gateway.client() as client:
+        page = _checked(lambda: client.webhooks.deliveries(endpoint_id, limit=limit))
     rows = [
         (
             delivery.id,
@@ -146,19 +137,19 @@ def deliveries(
             delivery.state,
             str(delivery.attempts),
             delivery.error or "-",
-            _minute(delivery.created_at),
-            _minute(delivery.next_attempt_at),
+            minute_text(delivery.created_at),
+            minute_text(delivery.next_attempt_at),
         )
         for delivery in page.data
     ]
     columns = ("ID", "TYPE", "STATE", "ATTEMPTS", "ERROR", "CREATED", "NEXT ATTEMPT")
-    write_table(columns, rows, optional=("NEXT ATTEMPT", "CREATED", "ATTEMPTS"))
-    if page.has_more:
-        say(f"there are more; the last {limit} are shown")
-
-
-def _client(url: str | None) -> AbstractContextManager[Client]:
-    return gateway_client(url or default_gateway_url())
+    result = Result(
+        document={"deliveries": [delivery.model_dump(mode="json") for delivery in page.data]},
+        parts=[Table(columns, rows, optional=("NEXT ATTEMPT", "CREATED", "ATTEMPTS"), empty="no deliveries")],
+        names=[delivery.id for delivery in page.data],
+        notes=[f"there are more; the last {limit} are shown"] if page.has_more else (),
+    )
+    write_result(result, output)
 
 
 def _checked(call: Callable[[], T]) -> T:
@@ -170,25 +161,23 @@ def _checked(call: Callable[[], T]) -> T:
 
 
 def _show_new(created: NewWebhookEndpoint, output: OutputOptions) -> None:
-    if output.json:
-        write_json(created.model_dump(mode="json"))
-        return
+    told = f"endpoint {created.id} at {created.url}; the secret is not shown again: give it to the receiver"
     # Alone on standard output, for a pipe into a Secret.
-    write_line(created.secret)
-    say(f"endpoint {created.id} at {created.url}; the secret is not shown again: give it to the receiver")
+    document = created.model_dump(mode="json")
+    write_result(Result(document=document, parts=[created.secret], names=[created.id], notes=[told]), output)
 
 
-def _show_attempt(gateway: Client, queued: WebhookDelivery, output: OutputOptions, *, wait: bool) -> None:
-    delivery = _attempted(gateway, queued) if wait else queued
+def _show_attempt(client: Client, queued: WebhookDelivery, output: OutputOptions, *, wait: bool) -> None:
+    with interruptible(f"the gateway goes on with the delivery {queued.id}"):
+        delivery = _attempted(client, queued) if wait else queued
     attempt = delivery.log[-1] if delivery.attempts > queued.attempts and delivery.log else None
-    if output.json:
-        write_json(delivery.model_dump(mode="json"))
-    elif attempt is None:
-        write_line(f"{delivery.id} {delivery.state}")
+    if attempt is None:
+        line = f"{delivery.id} {delivery.state}"
     else:
         came = "no response" if attempt.status is None else f"status {attempt.status}"
         told = "delivered" if attempt.error is None else f"{attempt.error}: {attempt.reason}"
-        write_line(f"{delivery.id} {told} ({came}, {attempt.latency_ms} ms)")
+        line = f"{delivery.id} {told} ({came}, {attempt.latency_ms} ms)"
+    write_result(Result(document=delivery.model_dump(mode="json"), parts=[line], names=[delivery.id]), output)
     if wait and attempt is None:
         raise CommandError(
             ExitCode.FAILED, f"no attempt within {_WAIT_SECONDS:.0f} s; does the gateway's dispatcher run?"
@@ -197,16 +186,11 @@ def _show_attempt(gateway: Client, queued: WebhookDelivery, output: OutputOption
         raise CommandError(ExitCode.FAILED, "the endpoint was not told; its response is in the log")
 
 
-def _attempted(gateway: Client, queued: WebhookDelivery) -> WebhookDelivery:
+def _attempted(client: Client, queued: WebhookDelivery) -> WebhookDelivery:
     """The delivery after its next attempt, or after the longest wait for that."""
     until = time.monotonic() + _WAIT_SECONDS
     while True:
-        delivery = gateway.webhooks.delivery(queued.id)
+        delivery = client.webhooks.delivery(queued.id)
         if delivery.attempts > queued.attempts or time.monotonic() > until:
             return delivery
         time.sleep(_POLL_SECONDS)
-
-
-def _minute(moment: datetime | None) -> str:
-    """A time to the minute, UTC; a dash when there is none."""
-    return "-" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
