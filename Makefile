@@ -34,7 +34,7 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml | $(BIN)/uv
 $(CACHE)/kafka.ready: $(VENV)/.installed
 	@hack/kafka/fetch
 
-demo: setup ## Send 24 prompts through real Kafka into a FLUX pipeline on this machine (DATA_DIR=dir, KEEP=1 keeps logs and results too, MODEL=dir)
+demo: setup ## Send 24 prompts through real Kafka into a FLUX pipeline on this machine (DATA_DIR=dir, KEEP=1 leaves everything running, with the page open, MODEL=dir)
 	$(BIN)/fluxpool local demo $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(KEEP),--keep) $(if $(MODEL),--model "$(MODEL)")
 
 demo-cluster: setup control-plane ## The same on a real Kubernetes control plane with two pools (root on Linux; TASKS=24 each, KEEP=1 leaves it up)

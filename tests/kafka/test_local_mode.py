@@ -245,20 +245,47 @@ def test_a_stack_that_cannot_start_reports_the_reason_and_leaves_nothing(fluxpoo
     fluxpool("local", "status", "--data-dir", "broken", rc=3)
 
 
-def test_the_demo_counts_24_images_and_keeps_them_on_request(fluxpool: Fluxpool, tmp_path: Path) -> None:
-    deadline = ("--timeout", str(300 * PATIENCE))
-    # Without the path, engines are executed.
-    keep = ("--data-dir", "demo", "--keep")
-    ended = fluxpool("local", "demo", *keep, *deadline, timeout_seconds=400, PYTHONPATH="")
-    assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", ended.output.splitlines()[-1])
-    exported = [json.loads(line) for line in (tmp_path / "demo" / "results.jsonl").read_text().splitlines()]
+def test_the_demo_counts_24_images_and_keeps_them_with_the_page_until_ctrl_c(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    log = tmp_path / "log"
+    with (
+        log.open("w") as errors,
+        # Without the path, engines are executed.
+        subprocess.Popen(
+            [PROGRAM, "local", "demo", "--data-dir", "demo", "--keep", "--timeout", str(300 * PATIENCE)],
+            cwd=tmp_path,
+            env={**os.environ, **environment, "PYTHONPATH": ""},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        counted = process.stdout.readline().rstrip()
+        said = log.read_text()
+        assert re.fullmatch(r"demo: 24 images, 24 results success, 0 lost, 0 doubled, \d+ s", counted), said
+        (page,) = wait_until_blocking(
+            lambda: re.findall(r"until Ctrl-C; open the page, which needs no key here: (\S+)\n", log.read_text()),
+            deadline_seconds=30,
+            what="the address of the page",
+        )
+        gallery = httpx.get(page, trust_env=False, timeout=ANSWER_SECONDS)
+        assert len(set(re.findall(r"number (\d+)", gallery.text))) == 24
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=90 * PATIENCE) == 0, log.read_text()
+    demo = tmp_path / "demo"
+    exported = [json.loads(line) for line in (demo / "results.jsonl").read_text().splitlines()]
     assert len({result["request_id"] for result in exported}) == 24
     assert {result["status"] for result in exported} == {"success"}
-    images = sorted((tmp_path / "demo" / "images").rglob("*.png"))
-    assert len(images) == 24
-    assert "plan: 3 workers" in ended.complaints
-    assert "all results are in; 3 workers at the most, none now" in ended.complaints
-    assert not (tmp_path / "demo" / "state.json").exists()
+    assert len(list((demo / "images").rglob("*.png"))) == 24
+    assert "plan: 3 workers" in said
+    assert "all results are in; 3 workers at the most, none now" in said
+    assert f"is {demo / 'contact-sheet.html'}\n" in said
+    shown = re.findall(r'<img src="([^"]+)" alt="([^"]+), number \d+"', (demo / "contact-sheet.html").read_text())
+    assert len({prompt for _, prompt in shown}) == 24
+    assert all((demo / file).is_file() for file, _ in shown)
+    assert not (demo / "state.json").exists()
 
 
 def test_a_demo_past_its_deadline_fails_names_the_missing_tasks_and_cleans_up(

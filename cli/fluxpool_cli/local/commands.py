@@ -26,6 +26,7 @@ from fluxpool_contract.messages import EmbedParameters
 from fluxpool_contract.problems import explain
 
 if TYPE_CHECKING:
+    from fluxpool_cli.local.demo.audit import Audit
     from fluxpool_cli.local.stack import LocalStack
 
 T = TypeVar("T")
@@ -169,7 +170,12 @@ def demo(
         ),
     ] = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Leave results and logs in the folder, too; images always stay.")
+        bool,
+        typer.Option(
+            "--keep",
+            help="Leave everything running until Ctrl-C, with the page open, and results and logs in the folder; "
+            "images always stay.",
+        ),
     ] = False,
     model: ModelOption = None,
     tasks: Annotated[int, typer.Option(min=1, max=1000, help="Prompts to send.")] = 24,
@@ -190,11 +196,14 @@ def demo(
         max_workers=default_max_workers(model) if max_workers is None else max_workers,
         deadline_seconds=timeout,
     )
-    found, seconds = _guarded(lambda: run_demo(options, display=LiveDisplay()))
-    for problem in found.problems:
-        say_paragraph(problem)
-    document = {**asdict(found), "seconds": round(seconds, 1)}
-    write_result(Result(document=document, parts=[found.line(seconds=seconds)]), output)
+
+    def conclude(found: "Audit", seconds: float) -> None:
+        for problem in found.problems:
+            say_paragraph(problem)
+        document = {**asdict(found), "seconds": round(seconds, 1)}
+        write_result(Result(document=document, parts=[found.line(seconds=seconds)]), output)
+
+    found, _ = _guarded(lambda: run_demo(options, display=LiveDisplay(), conclude=conclude))
     if found.problems or found.succeeded != tasks or found.images != tasks or found.lost or found.doubled:
         raise typer.Exit(ExitCode.FAILED)
 

@@ -90,6 +90,21 @@ def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     return table
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Starting(Displayed):
+    """What has no numbers yet, but its time."""
+
+    what: str
+
+    def line(self) -> str:
+        """What starts."""
+        return f"{self.what} ..."
+
+    def __rich__(self) -> Group:
+        """The same with the time."""
+        return Group(plain_table(("", ""), [(self.line(), f"{self.elapsed_seconds or 0:.0f} s")]))
+
+
 class LiveDisplay:
     """Shows one snapshot after the other on standard error while it is open."""
 
@@ -110,6 +125,10 @@ class LiveDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close; the last snapshot stays visible."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Draw nothing any more; what is noted from now on are lines."""
         if self._live is not None:
             self._live.stop()
 

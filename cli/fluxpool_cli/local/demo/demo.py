@@ -8,8 +8,9 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from fluxpool_cli.gateway import reason_of
 from fluxpool_cli.kafka.results_topic import ResultsTopic
 from fluxpool_cli.local.data_dir import DataDir, DataDirError
 from fluxpool_cli.local.demo.audit import IMAGE_SUFFIXES, Audit, audit, status_counts
+from fluxpool_cli.local.demo.contact_sheet import FILE_NAME, write_contact_sheet
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.local.workers.fleet import WorkerState
 from fluxpool_cli.watch.commands import result_line
-from fluxpool_cli.watch.display import LiveDisplay, PoolSnapshot
+from fluxpool_cli.watch.display import LiveDisplay, PoolSnapshot, Starting
 from fluxpool_client import AsyncClient, FluxpoolError
 from fluxpool_transport.lag import LagReader
 
@@ -48,35 +50,41 @@ class DemoOptions:
     data_dir: Path | None
     """Absent: a temporary folder."""
     keep: bool
+    """Whether everything keeps running afterwards, until a signal."""
     model: str | None
     tasks: int
     max_workers: int
     deadline_seconds: float | None
 
 
-def run_demo(options: DemoOptions, *, display: LiveDisplay) -> tuple[Audit, float]:
-    """Run it; returns what was found and the seconds it took.
+def run_demo(
+    options: DemoOptions, *, display: LiveDisplay, conclude: Callable[[Audit, float], None]
+) -> tuple[Audit, float]:
+    """Run it; returns what was found and the seconds it took, which `conclude` has been given.
 
-    Images stay, all else does with `keep` only. Raises `KeyboardInterrupt` when ended by a signal, `DataDirError` for a
-    folder that cannot be used.
+    Images stay, all else does with `keep` only. Raises `KeyboardInterrupt` when ended by a signal before it was done,
+    `DataDirError` for a folder that cannot be used.
     """
     given = options.data_dir
     # A folder that already has files is never cleared.
     clear = not options.keep and (given is None or _is_unused(given))
     folder = given.resolve() if given is not None else Path(tempfile.mkdtemp(prefix="fluxpool-demo-"))
-    demo = _Demo(options, display=display, began_at=time.monotonic())
+    demo = _Demo(options, display=display, conclude=conclude, began_at=time.monotonic())
     try:
         with display:
             finished = asyncio.run(demo.run(folder))
+    except KeyboardInterrupt:
+        finished = False
     finally:
         if clear:
             _clear(DataDir(folder))
-        _note_kept_files(DataDir(folder), display=display)
+        if demo.concluded is None:
+            note_kept_files(DataDir(folder), display=display)
+    if demo.concluded is not None:
+        return demo.concluded
     if not finished:
         raise KeyboardInterrupt
-    found = demo.audit or Audit(lost=len(demo.submitted))
-    found.problems[:0] = demo.problems
-    return found, time.monotonic() - demo.began_at
+    return demo.end()
 
 
 def prompts(count: int, *, tiny: bool) -> list[dict[str, Any]]:
@@ -105,12 +113,12 @@ def _is_unused(folder: Path) -> bool:
 
 
 def _clear(data_dir: DataDir) -> None:
-    """Remove all but the images, and those, too, when there are none."""
+    """Remove all but the images and their contact sheet, and those, too, when there are none."""
     if any(_pictures(data_dir)):
         for entry in data_dir.path.iterdir():
             if entry.is_dir() and entry != data_dir.images:
                 shutil.rmtree(entry, ignore_errors=True)
-            elif not entry.is_dir():
+            elif not entry.is_dir() and entry.name != FILE_NAME:
                 entry.unlink(missing_ok=True)
     else:
         shutil.rmtree(data_dir.path, ignore_errors=True)
@@ -120,13 +128,15 @@ def _pictures(data_dir: DataDir) -> Iterator[Path]:
     return (file for file in data_dir.images.rglob("*") if file.suffix in IMAGE_SUFFIXES)
 
 
-def _note_kept_files(data_dir: DataDir, *, display: LiveDisplay) -> None:
+def note_kept_files(data_dir: DataDir, *, display: LiveDisplay) -> None:
     first = min(_pictures(data_dir), default=None)
     if first is not None:
         display.note(f"the images are in {data_dir.images}, such as {first}")
-    for what, path in (("results", data_dir.results_export), ("logs", data_dir.logs)):
+    for what, path in (("results are in", data_dir.results_export), ("logs are in", data_dir.logs)):
         if path.exists():
-            display.note(f"the {what} are in {path}")
+            display.note(f"the {what} {path}")
+    if (data_dir.path / FILE_NAME).exists():
+        display.note(f"the contact sheet, all pictures with prompts and seeds, is {data_dir.path / FILE_NAME}")
 
 
 @dataclass(slots=True, eq=False)
@@ -136,7 +146,11 @@ class _Demo:
     options: DemoOptions
     _: KW_ONLY
     display: LiveDisplay
+    conclude: Callable[[Audit, float], None]
+    """Is given what was found, and the seconds it took, once."""
     began_at: float
+    concluded: tuple[Audit, float] | None = field(default=None, init=False)
+    """What it was given."""
     submitted: dict[str, Mapping[str, Any]] = field(default_factory=dict, init=False)
     audit: Audit | None = field(default=None, init=False)
     problems: list[str] = field(default_factory=list, init=False)
@@ -151,11 +165,27 @@ class _Demo:
             idle_grace_seconds=_IDLE_GRACE_SECONDS,
             cool_down_seconds=_COOL_DOWN_SECONDS,
         )
+        clock = asyncio.create_task(show_time(self.display, began_at=self.began_at))
+
+        async def work(stack: LocalStack) -> bool:
+            clock.cancel()
+            return await self._run_on(stack)
+
         try:
-            return bool(await supervise(options, self._run_on, report=self.display.note))
+            return bool(await supervise(options, work, report=self.display.note))
         except (StackError, DataDirError) as error:
             self.problems.append(str(error))
             return True
+        finally:
+            clock.cancel()
+
+    def end(self) -> tuple[Audit, float]:
+        """Conclude with what was found so far."""
+        found = self.audit or Audit(lost=len(self.submitted))
+        found.problems[:0] = self.problems
+        self.concluded = found, time.monotonic() - self.began_at
+        self.conclude(*self.concluded)
+        return self.concluded
 
     async def _run_on(self, stack: LocalStack) -> bool:
         deadline_seconds = self.options.deadline_seconds or (
@@ -173,6 +203,13 @@ class _Demo:
                 problem = f"not finished within {deadline_seconds:g} s; the last lines of the workers' logs:"
                 self.problems.append(f"{problem}\n{stack.log_tails()}")
             await self._count(stack)
+        if self.options.keep:
+            self.display.stop()
+            note_kept_files(stack.data_dir, display=self.display)
+            self.end()
+            page = f"{stack.parts.gateway_url}/ui/gallery"
+            self.display.note(f"everything keeps running until Ctrl-C; open the page, which needs no key here: {page}")
+            await asyncio.Event().wait()
         return True
 
     async def _wait(self, stack: LocalStack, results: ResultsTopic) -> None:
@@ -204,6 +241,8 @@ class _Demo:
             image_folder=stack.data_dir.images,
             lag_records={name: group.lag_records_at_least for name, group in groups.items()},
         )
+        sheet = partial(write_contact_sheet, stack.data_dir.path, self.submitted, images=stack.data_dir.images)
+        await asyncio.to_thread(sheet, results=results.records)
         if results.repeats:
             self.display.note(f"{results.repeats} results came again under their event id, as readers must expect")
         if any(group.is_stale for group in groups.values()):
@@ -257,6 +296,16 @@ class _Demo:
                 elapsed_seconds=time.monotonic() - self.began_at,
             )
         )
+
+
+async def show_time(display: LiveDisplay, *, began_at: float, interval_seconds: float = _INTERVAL_SECONDS) -> None:
+    """Show how long a stack has been starting, until canceled: Kafka, a model and the gateway take some seconds.
+
+    `began_at` is a time of the monotonic clock.
+    """
+    while True:
+        display.update(Starting(what="the stack starts", elapsed_seconds=time.monotonic() - began_at))
+        await asyncio.sleep(interval_seconds)
 
 
 def _lag(stack: LocalStack) -> int:
