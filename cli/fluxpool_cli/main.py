@@ -5,7 +5,6 @@ Results are written to standard output, progress and errors to standard error. `
 Every failing command writes one sentence and exits with a code of `exit_codes`; only `--verbose` shows tracebacks.
 """
 
-import contextlib
 import importlib
 import importlib.metadata
 import io
@@ -24,6 +23,7 @@ from fluxpool_cli.exit_codes import CommandError, ExitCode
 from fluxpool_cli.options import check_arguments, with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, write_result
 from fluxpool_cli.terminal import say, say_paragraph, write_line
+from fluxpool_transport.process import end_process
 
 COMMANDS: Final = {
     "submit": (
@@ -145,11 +145,7 @@ class _Refusal(Protocol):
 
 def main() -> None:
     """Run the command line; the console script."""
-    code = run(sys.argv[1:])
-    # The error of a broken output was reported; what is still buffered would raise it again at exit.
-    if code in {ExitCode.READER_GONE, ExitCode.FAILED}:
-        _discard_output()
-    sys.exit(code)
+    end_process(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -223,13 +219,6 @@ def _reason(error: OSError) -> str:
     if error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {reason}"
     return f"the output cannot be written: {reason}" if error.errno is not None else reason
-
-
-def _discard_output() -> None:
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.dup2(nowhere, sys.stderr.fileno())
 
 
 if __name__ == "__main__":

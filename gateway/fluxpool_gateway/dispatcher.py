@@ -24,7 +24,7 @@ from fluxpool_gateway.webhooks.dispatch.collector import Collector
 from fluxpool_gateway.webhooks.dispatch.dispatcher import MOST_UNDER_WAY, RETRY_SECONDS, Dispatcher
 from fluxpool_gateway.webhooks.dispatch.sending import Sender
 from fluxpool_gateway.webhooks.store import WebhookStore
-from fluxpool_transport.process import configure_logging
+from fluxpool_transport.process import configure_logging, run_program
 
 LOCK_SUFFIX: Final = ".dispatcher-lock"
 _LOCK_INTERVAL_SECONDS: Final = 0.5
@@ -108,4 +108,4 @@ def _allow_files(wanted: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

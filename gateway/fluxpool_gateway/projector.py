@@ -29,7 +29,7 @@ from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
-from fluxpool_transport.process import configure_logging
+from fluxpool_transport.process import configure_logging, run_program
 
 LOCK_SUFFIX: Final = ".projector-lock"
 _LOCK_INTERVAL_SECONDS: Final = 0.5
@@ -110,4 +110,4 @@ def _lock(lock_file: Path, stopping: threading.Event) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

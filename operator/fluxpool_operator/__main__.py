@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +28,7 @@ from fluxpool_operator.reconcile.sweep import Sweep
 from fluxpool_operator.settings import OperatorSettings
 from fluxpool_operator.startup import DefinitionError, check_definition
 from fluxpool_transport.health_server import HealthServer
-from fluxpool_transport.process import configure_logging
+from fluxpool_transport.process import configure_logging, run_program
 
 EXIT_FAILED: Final = 1
 EXIT_CONFIGURATION: Final = 2
@@ -105,33 +104,38 @@ async def _operate(
     return 0 if is_shutdown else EXIT_FAILED
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the operator as the settings in the environment say."""
+def main() -> None:
+    """Run the operator as the settings in the environment say; the console script."""
+    run_program(_run)
+
+
+def _run() -> int:
+    """Returns the exit code."""
     argparse.ArgumentParser(
         prog="fluxpool-operator",
         description="Watches FluxWorkerPools and scales their workers with the lag of their consumer groups. "
         "Settings are FLUXPOOL_* variables, see docs/reference/settings.md.",
-    ).parse_args(arguments)
+    ).parse_args()
     configure_logging(service="operator")
     try:
         settings = OperatorSettings.from_environment(os.environ)
     except SettingsError as error:
         sys.stderr.write(f"fluxpool-operator: {error}\n")
-        sys.exit(EXIT_CONFIGURATION)
+        return EXIT_CONFIGURATION
     # Imported modules stay for ever. Outside the collector's generations they do not delay full collections, between
     # which dead API objects would pile up.
     gc.freeze()
     try:
-        sys.exit(asyncio.run(serve(settings)))
+        return asyncio.run(serve(settings))
     except ConfigException as error:
         sys.stderr.write(f"fluxpool-operator: no cluster to connect to: {error}; run in a pod, or set KUBECONFIG\n")
-        sys.exit(EXIT_FAILED)
+        return EXIT_FAILED
     except OSError as error:
         sys.stderr.write(
             f"fluxpool-operator: health_host, health_port: {settings.health_host}:{settings.health_port} cannot be "
             f"bound ({error.strerror or error}); choose another with FLUXPOOL_HEALTH_PORT\n"
         )
-        sys.exit(EXIT_FAILED)
+        return EXIT_FAILED
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 All else is `python -m fluxpool_worker`.
 """
 
-import sys
-
 from fluxpool_transport.kafka import clients
+from fluxpool_transport.process import run_program
 from fluxpool_worker.__main__ import main
 
 if __name__ == "__main__":
     clients.METADATA_MAX_AGE_MS = 3_000
-    sys.exit(main())
+    run_program(main)

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import socket
-import sys
 
 import structlog
 
 from fluxpool_contract.settings import EXIT_MODEL_LOAD_FAILED, SettingsError, WorkerSettings
-from fluxpool_transport.process import configure_logging
+from fluxpool_transport.process import configure_logging, run_program
 from fluxpool_transport.storage import StorageUnavailableError
 from fluxpool_worker.agent.connections import blocked_limit_seconds
 from fluxpool_worker.agent.consumer.assignment_loader import TopicReplacedError
@@ -62,4 +61,4 @@ async def _run(settings: WorkerSettings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

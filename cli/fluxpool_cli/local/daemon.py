@@ -10,7 +10,7 @@ from fluxpool_cli.local.data_dir import DataDirError
 from fluxpool_cli.local.options import StackOptions
 from fluxpool_cli.local.stack import LocalStack, StackError, supervise
 from fluxpool_cli.terminal import say, say_paragraph
-from fluxpool_transport.process import configure_logging
+from fluxpool_transport.process import configure_logging, run_program
 
 
 def main(arguments: list[str]) -> int:
@@ -32,4 +32,4 @@ async def _forever(_stack: LocalStack) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(lambda: main(sys.argv[1:]))

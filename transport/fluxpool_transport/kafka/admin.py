@@ -42,14 +42,15 @@ class KafkaUnavailableError(Exception):
 class KafkaAdmin:
     """An `AdminClient` for one cluster, and the last error of its connections.
 
-    It has no `close`: librdkafka's threads end with the last reference, in under a millisecond.
+    It has no `close`: librdkafka's threads end with the last reference, in under a millisecond. So the client must not
+    refer to this object: in a cycle it would live until the collector runs, at worst when the interpreter ends.
     """
 
     def __init__(self, connection: KafkaConnection, options: Mapping[str, Any]) -> None:
         self._connection = connection
-        self._last_error: str | None = None
+        self._last_error = _LastError()
         # The log level keeps librdkafka from printing every failed connection attempt; it arrives here instead.
-        self.client = AdminClient({**options, "log_level": 0, "error_cb": self._note})
+        self.client = AdminClient({**options, "log_level": 0, "error_cb": self._last_error.note})
 
     @classmethod
     async def open(cls, connection: KafkaConnection, *, client_id: str) -> Self:
@@ -90,15 +91,22 @@ class KafkaAdmin:
         """The error to raise when no broker answers, with the last error of a connection."""
         servers = ",".join(self._connection.bootstrap_servers)
         text = explain(reason) if isinstance(reason, KafkaException) else str(reason)
-        last_error = f"; last connection error: {self._last_error}" if self._last_error else ""
+        last_error = f"; last connection error: {self._last_error.text}" if self._last_error.text else ""
         return KafkaUnavailableError(
             f"Kafka at {servers} did not answer: {text}{last_error}. "
             "Check kafka.bootstrap_servers, the network and the credentials"
         )
 
-    def _note(self, error: Any) -> None:
+
+class _LastError:
+    """The last error of a client's connections, in words; holds no client."""
+
+    def __init__(self) -> None:
+        self.text: str | None = None
+
+    def note(self, error: Any) -> None:
         if error.name() != _ALL_BROKERS_DOWN:
-            self._last_error = error.str()
+            self.text = error.str()
 
 
 async def _all_done(futures: "Collection[Future[Any]]") -> None:
