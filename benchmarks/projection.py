@@ -22,7 +22,7 @@ from sqlalchemy import Engine, text
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.projection.source import BATCH_RECORDS
 from fluxpool_gateway.store.database import open_writer

@@ -25,6 +25,7 @@ from engine_parts.ground import PROMPT, Ground, free_device_memory
 from engine_parts.readings import Readings
 from engine_parts.speed import Case
 from fluxpool_contract.settings import StorageSettings, WorkerSettings
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.storage import open_object_store
 from fluxpool_worker.agent.consumer.events import LaneEvents
 from fluxpool_worker.agent.consumer.lane import LaneConsumer
@@ -192,6 +193,7 @@ async def _serve(settings: WorkerSettings, *, engine: EngineClient, published: _
         settings,
         identity=WorkerIdentity(worker="benchmark", pool=settings.pool),
         store=open_object_store(settings.storage),
+        trust=TenantTrust(),
         engine=engine,
         slots=slots,
         publisher=cast("ReliablePublisher", published),

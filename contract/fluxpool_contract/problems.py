@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     ENGINE_DIED = "engine-died"
     CRASH_LOOP = "crash-loop"
     CORRUPT_OBJECT = "corrupt-object"
+    TENANT_UNPROVEN = "tenant-unproven"
     REFUSED_BY_TOPIC = "refused-by-topic"
     DEADLINE_EXCEEDED = "deadline-exceeded"
     CANCELED = "canceled"

@@ -20,14 +20,15 @@ from typing import Final
 import structlog
 
 from fluxpool_contract.settings import SettingsError
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.identity.bootstrap import prepare_secret
 from fluxpool_gateway.identity.key_store import KeysError
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.postgres_keeper import PostgresKeeper
 from fluxpool_gateway.projection.store_keeper import StoreKeeper
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_gateway.store.postgres.start import prepare_database
+from fluxpool_gateway.stores import open_trust
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.process import configure_logging, run_program
 
@@ -64,12 +65,12 @@ def main() -> int:
 
 
 def _trust(settings: GatewaySettings) -> TenantTrust:
-    """Raises `KeysError`."""
+    """Raises `KeysError`, `SettingsError`."""
     secret = None
     if settings.needs_keys():
         now_ms = time.time_ns() // 1_000_000
         secret = prepare_secret(settings.key_store(), bootstrap_key_file=settings.bootstrap_key_file, now_ms=now_ms)
-    return TenantTrust(secret=secret, foreign_topics=frozenset(settings.foreign_tenant_topics))
+    return open_trust(settings, secret)
 
 
 def _project(settings: GatewaySettings, trust: TenantTrust, stopping: threading.Event) -> None:

@@ -33,7 +33,7 @@ from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.partitioner import SharedSends
-from fluxpool_transport.process import configure_logging, die_with_parent
+from fluxpool_transport.process import configure_logging, die_with_parent, tenant_keys_of
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
 
 BACKLOG_CONNECTIONS: Final = 2048
@@ -60,6 +60,7 @@ def main() -> int:
         # Reported once and plainly here, rather than by each worker.
         librdkafka_options(settings.kafka, client_id="settings-check")
         open_object_store(settings.storage)
+        tenant_keys_of(settings.tenant_secret_file)
         _prepare_database(settings)
         _prepare_webhooks(settings)
         if settings.needs_keys():
@@ -68,6 +69,11 @@ def main() -> int:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
     configure_logging(service="gateway")
+    if settings.needs_keys() and settings.tenant_secret_file is None:
+        logger.info(
+            "tenant_secret_not_shared",
+            remedy="set FLUXPOOL_TENANT_SECRET_FILE here and in workers, or only the tenant default has its own folder",
+        )
     try:
         return _serve(settings)
     except ListenError as error:

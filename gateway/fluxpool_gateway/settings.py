@@ -213,7 +213,11 @@ class GatewaySettings(EnvironmentSettings):
     back it up. Absent: `webhooks.db` beside the database file."""
     foreign_tenant_topics: Annotated[tuple[str, ...], Field(max_length=8)] = ()
     """Topics in which every writer may name the tenant of a task. In others a tenant counts only with the proof of a
-    gateway; a task without is of the tenant `default`."""
+    gateway; a task without is of the tenant `default`. Workers have the setting, too."""
+    tenant_secret_file: Path | None = None
+    """File with the keys that gateways and workers share, one a line; the first proves the tenants of tasks, all are
+    accepted. It is read again when it changes. Absent: a secret beside the API keys, which no worker has, so that
+    workers store the images of every tenant in the folder of `default`."""
     tenant_limits: Annotated[
         dict[Annotated[str, AfterValidator(_check_limited)], TenantLimits], Field(max_length=1000)
     ] = Field(default_factory=dict)

@@ -5,6 +5,7 @@ Nothing is connected before it is used.
 
 from typing import TYPE_CHECKING
 
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters import jobs
 from fluxpool_gateway.identity.key_store import KeyStore
 from fluxpool_gateway.identity.key_tables import KeyTables
@@ -16,6 +17,7 @@ from fluxpool_gateway.store.postgres.shared_tables import SharedTables
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.shared_file import Shared
 from fluxpool_gateway.webhooks.store import WebhookStore
+from fluxpool_transport.process import tenant_keys_of
 from fluxpool_transport.storage import ObjectStore, open_object_store
 
 if TYPE_CHECKING:
@@ -33,6 +35,15 @@ def open_key_store(settings: GatewaySettings) -> KeyStore:
     """The API keys."""
     database = settings.key_store()
     return KeyStore(KeyTables(database) if isinstance(database, str) else database)
+
+
+def open_trust(settings: GatewaySettings, own_secret: bytes | None) -> TenantTrust:
+    """Who names the tenants of records; `own_secret` is that of the API keys. Raises `SettingsError`."""
+    return TenantTrust(
+        secret=own_secret,
+        shared=tenant_keys_of(settings.tenant_secret_file),
+        foreign_topics=frozenset(settings.foreign_tenant_topics),
+    )
 
 
 def open_reservations(settings: GatewaySettings) -> Shared:

@@ -47,6 +47,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
         default_scopes=(KeyScope.READ, KeyScope.SUBMIT),
     )
     assert settings.foreign_tenant_topics == ("eu-tasks-vip",)
+    assert settings.tenant_secret_file == Path("/etc/fluxpool/tenants/keys")
     assert settings.tenant_limits["*"] == TenantLimits(submit="50/second", outstanding=1000)
     assert {name: preset.fields() for name, preset in settings.presets.items()} == {
         "draft": {"steps": 8, "quality": "fast"},

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from fluxpool_contract.messages.resolution import ResolutionAction
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters.jobs import Item, ItemOutcome, Job, ReplayJobs
 from fluxpool_gateway.dead_letters.rows import (
     DeadLetterQuery,
@@ -16,7 +17,6 @@ from fluxpool_gateway.dead_letters.rows import (
     list_dead_letters,
     summarize_dead_letters,
 )
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.store.postgres.connection import Lock, open_projector
 from fluxpool_gateway.store.postgres.reads import PostgresReads
 from fluxpool_gateway.store.postgres.shared_tables import SharedTables

@@ -13,8 +13,8 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import RawHeaders
 from fluxpool_contract.messages.resolution import Resolution, ResolutionAction
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters.records import read_dead_letter
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_transport.dlq.prepare import PreparedReplay, RefusedReplay, ReplayChoices, prepare_replay
 from fluxpool_transport.dlq.reading import DeadLetterEntry, RecordRef, entry_of
@@ -155,7 +155,9 @@ class MemoryReplayer:
         for entry in entries:
             record = await self.topic.record(entry)
             if record is not None:
-                yield prepare_replay(entry, record, choices, topic=self.topic.name, now=datetime.now(UTC))
+                yield prepare_replay(
+                    entry, record, choices, topic=self.topic.name, now=datetime.now(UTC), trust=self.topic.trust
+                )
 
     async def replay(
         self, entries: Sequence[DeadLetterEntry], choices: ReplayChoices, *, per_second: float

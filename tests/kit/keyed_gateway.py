@@ -15,6 +15,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters.replaying import ReplayRunner
 from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_gateway.feedback.records import FeedbackSeen
@@ -27,7 +28,6 @@ from fluxpool_gateway.identity.api_key import KeyScope, new_key
 from fluxpool_gateway.identity.bootstrap import prepare_keys
 from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.identity.key_store import KeyStore
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.live.readers import EventReaders
 from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.projection.barrier import ProjectionBarrier
@@ -271,6 +271,7 @@ async def replica(
     quotas = open_quotas(settings, store)
     objects = open_object_store(settings.storage)
     secret = await gate.store.secret()
+    trust = TenantTrust(secret=secret)
     webhooks = open_webhooks(settings)
     async with asyncio.TaskGroup() as group:
         barrier = ProjectionBarrier(group, ends=nothing, projected=nothing)
@@ -285,9 +286,13 @@ async def replica(
             waits=TaskWaits(group, versions=store.versions),
             tenant_waits=StoreWaits(group, store.latest_changes),
             canceling=Canceling(producer=records, topic=TopicNames().control),
-            deleting=Deleting(producer=records, topic=TopicNames().results, objects=objects, tenant_secret=secret),
+            deleting=Deleting(producer=records, topic=TopicNames().results, objects=objects, trust=trust),
             feedback=FeedbackWriter(
-                producer=records, topic=TopicNames().feedback, tenant_secret=secret, metrics=app.metrics
+                producer=records,
+                topic=TopicNames().feedback,
+                trust=trust,
+                rater_secret=secret,
+                metrics=app.metrics,
             ),
             stopping=asyncio.Event(),
             readers=EventReaders(
@@ -316,7 +321,7 @@ async def replica(
             admission=Admission(app.state.services.lanes, count=app.metrics.count_admission),
             presets=Presets(presets=settings.presets, exploration=settings.preset_exploration),
             quotas=quotas,
-            tenant_secret=secret,
+            trust=trust,
             public_url=None,
         )
         transport = httpx.ASGITransport(app=app)

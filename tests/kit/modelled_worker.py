@@ -13,6 +13,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka.ledger import LedgerEntry
 from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.storage.object_store import ObjectStore
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.consumer.events import LaneEvents
@@ -240,6 +241,7 @@ class ModelPod:
             around.settings,
             identity=WorkerIdentity(worker=name, pool=around.settings.pool),
             store=cast("ObjectStore", ModelStore(around.objects, self.store)),
+            trust=TenantTrust(),
             engine=cast("EngineClient", self.engine),
             slots=self._slots,
             publisher=cast("ReliablePublisher", publisher),

@@ -48,6 +48,11 @@ RULE_REFUSALS: Final = (
         " or set scaling.mode to Manual",
     ),
     Refusal(
+        name="a topic of foreign tenants that no lane has",
+        edits={"tenants.foreignTopics": ["elsewhere"]},
+        message="tenants.foreignTopics: each must be the topic of a lane",
+    ),
+    Refusal(
         name="a server without a port",
         edits={"kafka.bootstrapServers": ["kafka"]},
         message="bootstrapServers: each must have the form host:port, such as kafka:9092",

@@ -74,6 +74,7 @@ FULL_SPEC: Final[dict[str, Any]] = {
         "embedParameters": "none",
         "provenance": {"signingSecretRef": {"name": "image-signer", "privateKeyKey": "signer.pem"}},
     },
+    "tenants": {"secretRef": {"name": "tenant-keys", "key": "all"}},
     "worker": {
         "image": "registry.example.com/fluxpool-worker@sha256:" + "0" * 64,
         "imagePullPolicy": "IfNotPresent",

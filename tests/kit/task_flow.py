@@ -19,6 +19,7 @@ from fluxpool_contract.messages.control import CancelCommand
 from fluxpool_contract.messages.dead_letter import DeadLetter
 from fluxpool_contract.messages.headers import Envelope, format_time
 from fluxpool_contract.settings.worker import WorkerSettings
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.storage.object_store import open_object_store
 from fluxpool_worker.agent.consumer.lane import ClaimedRecord, LaneConsumer
 from fluxpool_worker.agent.engine.client import EngineClient, GenerationError
@@ -168,7 +169,9 @@ class ScriptedLane:
 class FlowBench:
     """One worker's `TaskFlow`."""
 
-    def __init__(self, folder: Path, *, hold_limit_seconds: float = 60, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, *, hold_limit_seconds: float = 60, trust: TenantTrust | None = None, **changes: Any
+    ) -> None:
         """`changes` are settings."""
         self.folder = folder
         self.settings = WorkerSettings.model_validate(
@@ -193,6 +196,7 @@ class FlowBench:
             self.settings,
             identity=WorkerIdentity(worker="worker-1", pool=self.settings.pool),
             store=self.objects,
+            trust=trust or TenantTrust(foreign_topics=frozenset(self.settings.foreign_tenant_topics)),
             engine=cast("EngineClient", self.engine),
             slots=self._slots,
             publisher=cast("ReliablePublisher", self.topics),

@@ -132,11 +132,23 @@ async def test_another_prefix_and_its_limit_are_the_pools(tmp_path: Path) -> Non
 
 
 async def test_pictures_of_another_tenant_are_not_read(tmp_path: Path) -> None:
-    bench = bench_with_picture(tmp_path)
+    bench = bench_with_picture(tmp_path, foreign_tenant_topics=["flux-generation-tasks"])
     theirs = json.dumps({**TASK, "image": "_inputs/default/cat.png"}).encode()
     await bench.run(task_record(theirs, headers=[(names.TENANT, b"acme")]))
     (result,) = bench.results
     assert "image: must be below _inputs/acme/ in the pool's storage" in result["error"]["message"]
+    assert bench.engine.jobs == 0
+
+
+async def test_pictures_of_a_tenant_that_is_only_claimed_are_not_read(tmp_path: Path) -> None:
+    bench = bench_with_picture(tmp_path)
+    bench.store("_inputs/acme/cat.png", PICTURE)
+    theirs = json.dumps({**TASK, "image": "_inputs/acme/cat.png"}).encode()
+    await bench.run(task_record(theirs, headers=[(names.TENANT, b"acme")]))
+    (result,) = bench.results
+    assert (
+        "image: is in the folder of the tenant acme, which nothing proves to this worker" in result["error"]["message"]
+    )
     assert bench.engine.jobs == 0
 
 

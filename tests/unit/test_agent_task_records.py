@@ -10,6 +10,7 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract.messages.decoding import DecodedTask
 from fluxpool_contract.messages.task import Quality
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.kafka.undecodable_records import UndecodableRecord, lost_records
 from fluxpool_worker.agent.task import task_records
 from fluxpool_worker.agent.task.task_records import decode_record, read_task
@@ -81,11 +82,11 @@ def task_record(value: bytes) -> ConsumerRecord:
 
 @pytest.mark.parametrize("body", [BODY, BODY[:-1] + b', "quality": "exact"}'], ids=["none", "exact"])
 def test_a_quality_that_the_pool_allows_is_taken(body: bytes) -> None:
-    assert isinstance(read_task(task_record(body), allowed=(Quality.EXACT,)).content, DecodedTask)
+    assert isinstance(read_task(task_record(body), trust=TenantTrust(), allowed=(Quality.EXACT,)).content, DecodedTask)
 
 
 def test_a_quality_that_the_pool_does_not_allow_is_refused_by_name() -> None:
-    task = read_task(task_record(BODY[:-1] + b', "quality": "fast"}'), allowed=(Quality.EXACT,))
+    task = read_task(task_record(BODY[:-1] + b', "quality": "fast"}'), trust=TenantTrust(), allowed=(Quality.EXACT,))
 
     assert isinstance(task.content, InvalidTaskError)
     assert (task.request_id, task.content.code) == ("odd", ErrorCode.INVALID_FIELD)
@@ -104,7 +105,7 @@ def test_a_quality_that_the_pool_does_not_allow_is_refused_by_name() -> None:
 def test_a_refused_record_is_freed(value: bytes) -> None:
     def keep_refusal() -> weakref.ref[ConsumerRecord]:
         record = task_record(value)
-        task = read_task(record)  # its frame keeps the refusal, and validators' frames lead to it
+        task = read_task(record, trust=TenantTrust())  # its frame keeps the refusal, and validators' frames lead to it
         assert isinstance(task.content, InvalidTaskError)
         return weakref.ref(record)
 

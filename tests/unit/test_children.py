@@ -228,6 +228,7 @@ def test_every_secret_that_a_pod_needs_is_required() -> None:
         "kafka-user/password",
         "kafka-user/user",
         "proxy/password",
+        "tenant-keys/all",
     ]
     assert required_secret_keys(_pool().spec) == ()
 
@@ -254,6 +255,7 @@ def test_certificates_are_mounted_where_the_settings_look_for_them() -> None:
         str(settings.storage.ca_file): SecretKey("bucket-ca", "root.pem"),
         f"{settings.image.signing_folder}/tls.crt": SecretKey("image-signer", "tls.crt"),
         f"{settings.image.signing_folder}/tls.key": SecretKey("image-signer", "signer.pem"),
+        str(settings.tenant_secret_file): SecretKey("tenant-keys", "all"),
     }
 
 

@@ -15,10 +15,10 @@ from sqlalchemy import Engine, select
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.headers import RawHeaders
 from fluxpool_contract.messages.resolution import Resolution, ResolutionAction
+from fluxpool_contract.tenants import TenantTrust, prove_tenant
 from fluxpool_gateway.dead_letters.export import safe_cell
 from fluxpool_gateway.dead_letters.records import read_dead_letter
 from fluxpool_gateway.dead_letters.rows import DeadLetterQuery, list_dead_letters
-from fluxpool_gateway.identity.tenant_proof import TenantTrust, prove_tenant
 from fluxpool_gateway.store.tables import dead_letters
 from fluxpool_gateway.store.task_store import LogPosition, TaskStoreWriter
 from fluxpool_transport.dlq.reading import RecordRef

@@ -11,8 +11,8 @@ import pytest
 from fluxpool_contract import header_names
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.derived import claim_key, deletion_key
+from fluxpool_contract.tenants import NOBODY, TenantTrust
 from fluxpool_gateway.http import change_routes
-from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.store.task_state import (
     DELETED_VERSION,

@@ -14,8 +14,8 @@ from sqlalchemy import Engine, insert
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.feedback import Rating
+from fluxpool_contract.tenants import NOBODY, TenantTrust, prove_tenant
 from fluxpool_gateway.feedback.records import PROOF_PREFIX, FeedbackSeen
-from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust, prove_tenant
 from fluxpool_gateway.projection.projected_records import UnreadableRecordError, read_change
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.store.migration import migrate
@@ -50,7 +50,7 @@ def seen(
         key = json.loads(value)["rating_id"]
     change = read_change(
         TOPICS, topic=FEEDBACK, key=key.encode(), value=value, headers=headers, timestamp_ms=at_ms,
-        trust=trust or TenantTrust(),
+        trust=trust or TenantTrust(foreign_topics=frozenset({FEEDBACK})),
     )  # fmt: skip
     assert isinstance(change, FeedbackSeen)
     return change

@@ -12,7 +12,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.header_names import TENANT, TENANT_PROOF
 from fluxpool_contract.kafka.topics import TopicNames
-from fluxpool_gateway.identity.tenant_proof import TenantTrust, prove_tenant
+from fluxpool_contract.tenants import TenantTrust, prove_tenant
 from fluxpool_gateway.live.preview_reader import PreviewReader
 from fluxpool_gateway.live.previews import TaskPreviews, asks_for_previews
 from fluxpool_gateway.projection.projected_records import read_change

@@ -18,6 +18,7 @@ from fluxpool_contract.kafka.connection import KafkaConnection
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
 from fluxpool_contract.settings.worker import StorageSettings
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.feedback.writing import FeedbackWriter
 from fluxpool_gateway.http.app import BackgroundPartError, build_application, open_dead_letters, run_or_fail
 from fluxpool_gateway.http.readiness import BrokerWatch
@@ -128,16 +129,20 @@ async def opened(folder: Path) -> AsyncIterator[Gateway]:
                 producer=Records(),
                 topic=TopicNames().results,
                 objects=open_object_store(storage),
-                tenant_secret=None,
+                trust=TenantTrust(),
             ),
             feedback=FeedbackWriter(
-                producer=Records(), topic=TopicNames().feedback, tenant_secret=None, metrics=app.metrics
+                producer=Records(),
+                topic=TopicNames().feedback,
+                trust=TenantTrust(),
+                rater_secret=None,
+                metrics=app.metrics,
             ),
             stopping=asyncio.Event(),
             readers=EventReaders(most=1, most_of_tenant=1, metrics=app.metrics),
             metrics=app.metrics,
             lanes=LaneWatch((), clock=time.monotonic, wall_clock=time.time),
-            dead_letters=open_dead_letters(settings, store, app.metrics),
+            dead_letters=open_dead_letters(settings, store, app.metrics, TenantTrust()),
             webhooks=webhooks,
             webhook_targets=settings.webhooks,
         )

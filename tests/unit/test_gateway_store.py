@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, insert
 from sqlalchemy.exc import DatabaseError
 
-from fluxpool_gateway.identity.tenant_proof import NOBODY
+from fluxpool_contract.tenants import NOBODY
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, report_damage, take_damage_report
 from fluxpool_gateway.store.database import DatabaseUnusableError, identity_of, open_writer
 from fluxpool_gateway.store.database_faults import DamagedStoreError, DatabaseFault, fault_of, is_record_fault

@@ -15,8 +15,8 @@ from fluxpool_contract.messages.progress import ProgressEvent, ProgressType
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus, TaskError
 from fluxpool_contract.messages.task import REQUEST_ID, GenerationTask
 from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.feedback.records import FeedbackSeen
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projected_records import (
     MAX_EVENT_BYTES,
     UnreadableRecordError,

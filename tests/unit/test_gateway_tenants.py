@@ -10,8 +10,8 @@ from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.messages.result import GenerationResult, ResultStatus
 from fluxpool_contract.problems import InvalidTaskError
+from fluxpool_contract.tenants import NOBODY, TenantKeys, TenantTrust, prove_tenant
 from fluxpool_gateway.identity.bootstrap import prepare_secret
-from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust, prove_tenant
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_worker.agent.task.outgoing_records import outgoing_headers
@@ -29,6 +29,8 @@ PROGRESS = b'{"request_id":"r-1","type":"started","at":"2026-04-05T10:00:00Z","a
 
 KEYS = TenantTrust(secret=SECRET)
 NO_KEYS = TenantTrust()
+SHARED = TenantTrust(shared=lambda: TenantKeys((b"n" * 32, SECRET)))
+OF_A_LATER_KEY = prove_tenant(b"n" * 32, tenant="acme", request_id="r-1")
 
 
 def trusting(*topics: str) -> TenantTrust:
@@ -53,7 +55,12 @@ def owner(topic: str, value: bytes, *, tenant: str | None, proof: str | None, tr
         ("acme", OF_ANOTHER_SECRET, KEYS, NOBODY, NOBODY),
         (None, None, KEYS, "default", "default"),
         ("default", OF_ANOTHER_TASK, KEYS, "default", "default"),
-        ("acme", None, NO_KEYS, "acme", "acme"),
+        ("acme", None, NO_KEYS, "default", "default"),
+        # Without a key it cannot be told from another.
+        ("acme", PROVEN, NO_KEYS, "default", "default"),
+        ("acme", PROVEN, SHARED, "acme", "acme"),
+        ("acme", OF_A_LATER_KEY, SHARED, "acme", "acme"),
+        ("acme", OF_ANOTHER_SECRET, SHARED, NOBODY, NOBODY),
         ("acme", None, trusting(TOPICS.tasks), "acme", "acme"),
         ("acme", None, trusting(TOPICS.tasks_vip), "default", "acme"),
         ("acme", None, trusting(TOPICS.results, TOPICS.progress), "default", "acme"),

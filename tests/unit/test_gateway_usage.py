@@ -14,7 +14,7 @@ from sqlalchemy import Engine, insert
 
 from fluxpool_contract.kafka.topics import TopicNames
 from fluxpool_contract.messages.result import GenerationResult, ImageDescription, ResultStatus
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.projection.projected_records import read_change
 from fluxpool_gateway.projection.retention import RetentionSweep
 from fluxpool_gateway.store.database import open_writer

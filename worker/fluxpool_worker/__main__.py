@@ -40,6 +40,7 @@ def main() -> int:
         EngineUnstableError,
         HoldExpiredError,
         MissingTopicsError,
+        SettingsError,
         SigningError,
         # A store as it is configured; one that is away is waited for.
         StorageUnavailableError,

@@ -74,6 +74,9 @@
 {{- if $gateway.bootstrapKeySecretRef.name }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_BOOTSTRAP_KEY_FILE" "value" "/etc/fluxpool/keys/bootstrap") }}
 {{- end }}
+{{- if $gateway.tenantSecretRef.name }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_TENANT_SECRET_FILE" "value" "/etc/fluxpool/tenants/keys") }}
+{{- end }}
 {{- with $gateway.oidc }}
 {{- if .issuer }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_ISSUER" "value" .issuer) }}
@@ -192,6 +195,11 @@ volumeMounts:
   {{- if $gateway.bootstrapKeySecretRef.name }}
   - name: bootstrap-key
     mountPath: /etc/fluxpool/keys
+    readOnly: true
+  {{- end }}
+  {{- if $gateway.tenantSecretRef.name }}
+  - name: tenant-keys
+    mountPath: /etc/fluxpool/tenants
     readOnly: true
   {{- end }}
   {{- if and $gateway.oidc.issuer $gateway.oidc.caSecretRef.name }}

@@ -6,6 +6,7 @@ Stacks in different folders share nothing; a stack that starts again in its fold
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,8 @@ class DataDir:
         """Of a detached supervisor."""
         self.database: Final = self.path / "gateway.db"
         """The gateway's task store."""
+        self.tenant_secret: Final = self.path / "tenant-secret"
+        """The key by which the gateway proves tenants to workers."""
         self.state: Final = self.path / "state.json"
         """What runs; there only while something runs."""
         self.results_export: Final = self.path / "results.jsonl"
@@ -59,6 +62,12 @@ class DataDir:
                 folder.mkdir(mode=_PRIVATE_FOLDER, exist_ok=True)
             for file in (self.path / _LOCK, self.supervisor_log):
                 file.touch(mode=_PRIVATE_FILE)
+            if not self.tenant_secret.exists():
+                # Whole or not at all: a part that finds half a key does not start.
+                fresh = self.tenant_secret.with_suffix(".new")
+                fresh.touch(mode=_PRIVATE_FILE)
+                fresh.write_text(f"{secrets.token_hex(32)}\n")
+                fresh.replace(self.tenant_secret)
         except OSError as error:
             raise self._refused("cannot be made or written to", error) from None
 

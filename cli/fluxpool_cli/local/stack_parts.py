@@ -57,6 +57,7 @@ class PartSettings:
             database_file=self.data_dir.database,
             listen_host=HOST,
             listen_port=self.gateway_port,
+            tenant_secret_file=self.data_dir.tenant_secret,
             # Receivers are programs on this machine, and whoever uses this gateway can reach them anyway.
             webhooks=WebhookSettings(allow_http=True, allowed_networks=("127.0.0.0/8", "::1/128")),
         )
@@ -80,6 +81,7 @@ class PartSettings:
                 embed_parameters=self.options.embed_parameters, signing_folder=self.options.signing_folder
             ),
             lanes=lanes_of(self.target.topics),
+            tenant_secret_file=self.data_dir.tenant_secret,
             pool="local",
             gateway_url=self.gateway_url,
             health_host=HOST,

@@ -239,6 +239,12 @@ class WorkerSettings(EnvironmentSettings):
     """Group of the first lane; every further lane adds its name: `flux-worker-group-vip`."""
     lanes: Annotated[tuple[Lane, ...], Field(min_length=1, max_length=8)] = (STANDARD_LANE,)
     """The topics to serve."""
+    foreign_tenant_topics: Annotated[tuple[TopicName, ...], Field(max_length=8)] = ()
+    """Topics of lanes in which every writer may name the tenant of a task. In others a tenant counts only with the
+    proof of a gateway; a task without is of the tenant `default`, in whose folder its images are stored."""
+    tenant_secret_file: Path | None = None
+    """File with the keys by which gateways prove tenants, one a line; it is read again when it changes. Absent: nothing
+    is proven."""
     pool: Annotated[LineText, Field(max_length=253)] = "default"
     """Name of the worker's pool in results and events."""
     worker_name: Annotated[LineText, Field(max_length=253)] | None = None
@@ -284,6 +290,16 @@ class WorkerSettings(EnvironmentSettings):
     @model_validator(mode="after")
     def _lanes_differ(self) -> Self:
         check_lanes(self.lanes, self.topics, groups=[*self._lane_groups, self.retry_group])
+        return self
+
+    @model_validator(mode="after")
+    def _trusts_lanes(self) -> Self:
+        lanes = [lane.topic for lane in self.lanes]
+        for topic in self.foreign_tenant_topics:
+            if topic not in lanes:
+                raise ValueError(
+                    f"foreign_tenant_topics: {topic} is not the topic of a lane; choose from {', '.join(lanes)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import RawHeaders, Resolution, is_resolution, parse_envelope
 from fluxpool_contract.problems import InvalidTaskError
-from fluxpool_gateway.identity.tenant_proof import NOBODY, TenantTrust
+from fluxpool_contract.tenants import NOBODY, TenantTrust
 from fluxpool_transport.dlq import DeadLetterEntry, entry_of, parse_resolution
 
 _OF_THE_TENANT = frozenset({header_names.TENANT, header_names.TENANT_PROOF})

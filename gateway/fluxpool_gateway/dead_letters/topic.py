@@ -10,6 +10,7 @@ from aiokafka.structs import ConsumerRecord
 
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_contract.messages import Resolution
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.dlq import (
     DeadLetterEntry,
     DeadLetterReplayer,
@@ -64,6 +65,7 @@ class KafkaDeadLetterTopic:
 
     connection: KafkaConnection
     name: str
+    trust: TenantTrust
 
     async def entries(self, *, since: datetime | None) -> Sequence[DeadLetterEntry]:
         """All that lie there now."""
@@ -78,4 +80,4 @@ class KafkaDeadLetterTopic:
 
     def replayer(self, *, by: str | None, job_id: str | None = None) -> DeadLetterReplayer:
         """What resolves them."""
-        return DeadLetterReplayer(self.connection, self.name, by=by, job_id=job_id)
+        return DeadLetterReplayer(self.connection, self.name, by=by, job_id=job_id, trust=self.trust)

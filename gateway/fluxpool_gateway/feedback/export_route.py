@@ -181,6 +181,8 @@ async def _compared(query: ExportQuery, services: Services, caller: Caller) -> A
 async def _files(judgement: Comparison, services: Services, caller: Caller) -> Files:
     async def read(image: ComparedImage) -> bytes | None:
         key = None if image.origin is None else image.origin.object
-        return None if key is None else await stored_image(services.objects, key, caller)
+        if key is None:
+            return None
+        return await stored_image(services.objects, key, caller, request_id=image.request_id)
 
     return Files(*await asyncio.gather(read(judgement.a), read(judgement.b)))

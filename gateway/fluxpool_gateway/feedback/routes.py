@@ -22,6 +22,7 @@ from fluxpool_contract.messages import (
     rating_id_of,
 )
 from fluxpool_contract.problems import FieldProblem
+from fluxpool_contract.tenants import NOBODY
 from fluxpool_gateway.feedback import export_route
 from fluxpool_gateway.feedback.figures import Dimension, group_by
 from fluxpool_gateway.feedback.models import (
@@ -58,7 +59,6 @@ from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.http.task_routes import base_of, has_ended, read_store
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
-from fluxpool_gateway.identity.tenant_proof import NOBODY
 from fluxpool_gateway.store.task_state import TaskState
 from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.view import read_result

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fluxpool_contract import header_names
-from fluxpool_contract.messages import DEFAULT_TENANT, Comparison, Rating
+from fluxpool_contract.messages import Comparison, Rating
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.feedback.records import PROOF_PREFIX
-from fluxpool_gateway.identity.tenant_proof import prove_tenant
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.tasks.canceling import ANY_PARTITION
 from fluxpool_gateway.tasks.producer import RecordSink
@@ -28,8 +28,9 @@ class FeedbackWriter:
 
     producer: RecordSink
     topic: str
-    tenant_secret: bytes | None
-    """Proves whose a record is, and keeps the names of raters from being guessed; None without authentication."""
+    trust: TenantTrust
+    rater_secret: bytes | None
+    """Keeps the names of raters from being guessed, and never changes; None without authentication."""
     metrics: GatewayMetrics
     _recent: OrderedDict[str, None] = field(default_factory=OrderedDict, init=False)
     """Keys that were written lately: the projection shows them a moment later."""
@@ -37,7 +38,7 @@ class FeedbackWriter:
     def rater_hash(self, tenant: str, rater: str) -> str:
         """The pseudonym of a person: the same for every judgement, and for nobody to trace back."""
         text = f"rater/{tenant}/{rater}".encode(errors="replace")
-        return hmac.digest(self.tenant_secret or b"none", text, hashlib.sha256)[:_RATER_BYTES].hex()
+        return hmac.digest(self.rater_secret or b"none", text, hashlib.sha256)[:_RATER_BYTES].hex()
 
     async def write(self, judgement: Rating | Comparison) -> None:
         """Return once the broker has it; raises `DeliveryError`."""
@@ -60,8 +61,8 @@ class FeedbackWriter:
 
     async def _send(self, rating_id: str, tenant: str, value: bytes | None) -> None:
         headers = [(header_names.CONTENT_TYPE, b"application/json"), (header_names.TENANT, tenant.encode())]
-        if self.tenant_secret is not None and tenant != DEFAULT_TENANT:
-            proof = prove_tenant(self.tenant_secret, tenant=tenant, request_id=PROOF_PREFIX + rating_id)
+        proof = self.trust.prove(tenant=tenant, request_id=PROOF_PREFIX + rating_id)
+        if proof is not None:
             headers.append((header_names.TENANT_PROOF, proof.encode()))
         await self.producer.send(
             topic=self.topic, partition=ANY_PARTITION, key=rating_id.encode(), value=value, headers=headers

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 
 from fluxpool_contract.asyncapi import render_asyncapi
 from fluxpool_contract.messages import work_of_task
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters import replay_routes as dead_letter_replay_routes
 from fluxpool_gateway.dead_letters import routes as dead_letter_routes
 from fluxpool_gateway.dead_letters.replaying import ReplayRunner
@@ -72,6 +73,7 @@ from fluxpool_gateway.stores import (
     open_reservations,
     open_signer,
     open_task_reader,
+    open_trust,
     open_webhooks,
 )
 from fluxpool_gateway.tasks.canceling import Canceling
@@ -292,9 +294,10 @@ async def _running(
         settings.kafka, settings.groups(), observe=lanes.observe, work_of=work_of_task, shared=app.shared_sends
     )
     pool_states = PoolStateReader(settings.kafka, settings.topics.pools, metadata=metadata, states=lanes.pools)
-    tenant_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
+    own_secret = await app.gate.store.secret() if isinstance(app.gate, KeyGate) else None
+    trust = open_trust(settings, own_secret)
     watch = BrokerWatch(metadata, task_topics(settings.topics))
-    dead_letters = open_dead_letters(settings, store, app.metrics)
+    dead_letters = open_dead_letters(settings, store, app.metrics, trust)
     producer.start()
     try:
         async with asyncio.TaskGroup() as group:
@@ -315,11 +318,13 @@ async def _running(
                 waits=TaskWaits(group, versions=store.versions),
                 tenant_waits=StoreWaits(group, store.latest_changes),
                 canceling=Canceling(producer=producer, topic=settings.topics.control),
-                deleting=Deleting(
-                    producer=producer, topic=settings.topics.results, objects=objects, tenant_secret=tenant_secret
-                ),
+                deleting=Deleting(producer=producer, topic=settings.topics.results, objects=objects, trust=trust),
                 feedback=FeedbackWriter(
-                    producer=producer, topic=settings.topics.feedback, tenant_secret=tenant_secret, metrics=app.metrics
+                    producer=producer,
+                    topic=settings.topics.feedback,
+                    trust=trust,
+                    rater_secret=own_secret,
+                    metrics=app.metrics,
                 ),
                 stopping=stopping,
                 readers=EventReaders(
@@ -344,7 +349,7 @@ async def _running(
                 admission=Admission(lanes, count=app.metrics.count_admission),
                 presets=presets,
                 quotas=quotas,
-                tenant_secret=tenant_secret,
+                trust=trust,
                 public_url=settings.public_url,
             )
             parts: dict[str, Callable[[], Awaitable[None]]] = {
@@ -354,7 +359,7 @@ async def _running(
                 "presets": partial(presets.run, store.read),
                 "reservations": idempotency.purge,
                 "dead_letter_replays": dead_letters.runner.run,
-                "previews": open_preview_reader(settings, app.state.services.previews, tenant_secret).run,
+                "previews": open_preview_reader(settings, app.state.services.previews, trust).run,
             }
             if isinstance(app.gate, KeyGate):
                 parts["key_usage"] = app.gate.run
@@ -392,9 +397,12 @@ def open_tokens(settings: OidcSettings) -> "Tokens | None":
     return Tokens(settings, keys=IssuerKeys(settings))
 
 
-def open_dead_letters(settings: GatewaySettings, store: TaskStoreReader, metrics: GatewayMetrics) -> DeadLetters:
+def open_dead_letters(
+    settings: GatewaySettings, store: TaskStoreReader, metrics: GatewayMetrics, trust: TenantTrust
+) -> DeadLetters:
     """The dead letters of the topic that the settings name."""
-    topic, jobs = KafkaDeadLetterTopic(settings.kafka, settings.topics.dead_letters), open_replay_jobs(settings)
+    topic = KafkaDeadLetterTopic(settings.kafka, settings.topics.dead_letters, trust)
+    jobs = open_replay_jobs(settings)
     runner = ReplayRunner(jobs=jobs, topic=topic, retry_topics=frozenset(settings.topics.retry), metrics=metrics)
     return DeadLetters(store=store, topic=topic, jobs=jobs, runner=runner, topics=settings.topics)
 

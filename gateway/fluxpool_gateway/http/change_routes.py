@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
+from fluxpool_contract.tenants import NOBODY
 from fluxpool_gateway.feedback.reads import find_keys_of_task
 from fluxpool_gateway.http.problem import (
     BODY_PROBLEMS,
@@ -33,7 +34,6 @@ from fluxpool_gateway.http.submission import Submission
 from fluxpool_gateway.http.task_routes import Moment, base_of, check_cursor, filter_of, read_store, read_up_to_now
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
-from fluxpool_gateway.identity.tenant_proof import NOBODY
 from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder
 from fluxpool_gateway.store.task_state import DELETED_VERSION, TaskState, TaskStatus
 from fluxpool_gateway.tasks.canceling import CancelOutcome, CancelWish

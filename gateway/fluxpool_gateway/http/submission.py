@@ -20,8 +20,9 @@ import structlog
 
 from fluxpool_contract.header_names import TRACEPARENT, TRACESTATE
 from fluxpool_contract.kafka import TopicNames
-from fluxpool_contract.messages import DEFAULT_TENANT, Quality, idempotent_request_id, new_request_id, task_digest
+from fluxpool_contract.messages import Quality, idempotent_request_id, new_request_id, task_digest
 from fluxpool_contract.problems import FieldProblem, summarize
+from fluxpool_contract.tenants import NOBODY, TenantTrust
 from fluxpool_gateway.http.generation_request import (
     MAX_BODY_BYTES,
     GenerationRequest,
@@ -49,7 +50,6 @@ from fluxpool_gateway.http.request_context import (
 )
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
-from fluxpool_gateway.identity.tenant_proof import NOBODY, prove_tenant
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.store.task_state import TaskKey, TaskState
@@ -136,8 +136,8 @@ class Submission:
     presets: Presets = field(default_factory=Presets)
     quotas: TaskQuotas | None = None
     """The limits of tenants; None where there are none."""
-    tenant_secret: bytes | None = None
-    """Proves to the projector whose a task is; None without authentication."""
+    trust: TenantTrust = field(default_factory=TenantTrust)
+    """Proves to the projector and to workers whose a task is."""
     public_url: str | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -408,9 +408,6 @@ class Submission:
         if not partitions:
             raise UnwrittenError(_unavailable(f"the topic {topic} is not known yet or no broker answers; try again"))
         accepted_at = datetime.fromtimestamp(time.time(), UTC)
-        proof = None
-        if self.tenant_secret is not None and tenant != DEFAULT_TENANT:
-            proof = prove_tenant(self.tenant_secret, tenant=tenant, request_id=request_id)
         work = request.relative_work
         trace = ((TRACEPARENT, headers.traceparent), (TRACESTATE, headers.tracestate))
         partition = self.partitioner.choose(topic, partitions=partitions, work=work)
@@ -425,7 +422,7 @@ class Submission:
                     request_id,
                     request.priority,
                     tenant=tenant,
-                    tenant_proof=proof,
+                    tenant_proof=self.trust.prove(tenant=tenant, request_id=request_id),
                     accepted_at=accepted_at,
                     deadline_s=request.deadline_s,
                     trace=trace,

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from fluxpool_contract.messages import MAX_IMAGES, ImageDescription
+from fluxpool_contract.messages import DEFAULT_TENANT, MAX_IMAGES, ImageDescription
 from fluxpool_gateway.http.problem import RETRY_AFTER_SECONDS, ProblemCode, ProblemError, problems, unavailable
 from fluxpool_gateway.http.request_context import ASKED_BY_HEAD, PATH
 from fluxpool_gateway.http.routes import NO_STORE, READ_PROBLEMS, RequestIdInPath, Services, WithServices, matches
@@ -68,7 +68,7 @@ async def get_image(
 ) -> Response:
     """The file exactly as the worker stored it, or a redirect to it where the gateway has an `image_endpoint_url`."""
     image = await _described(services, caller, request_id=request_id, index=index)
-    if not _may_read(image.object, caller):
+    if not _may_read(image.object, caller, request_id):
         raise _not_stored(request_id, index)
     if thumb is None and services.signer is not None:
         # What is signed for one method is refused for another.
@@ -81,7 +81,7 @@ async def get_image(
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
     async def read() -> bytes:
-        payload = await stored_image(services.objects, image.object, caller)
+        payload = await stored_image(services.objects, image.object, caller, request_id=request_id)
         if payload is None:
             raise _not_stored(request_id, index)
         return payload
@@ -121,9 +121,9 @@ async def _described(services: Services, caller: Caller, *, request_id: str, ind
     return image
 
 
-async def stored_image(objects: ObjectStore, key: str, caller: Caller) -> bytes | None:
-    """The object; None when it does not exist, or the caller may not read it; raises `ProblemError` (503)."""
-    if not _may_read(key, caller):
+async def stored_image(objects: ObjectStore, key: str, caller: Caller, *, request_id: str) -> bytes | None:
+    """The object of a task; None when it does not exist, or the caller may not read it; raises `ProblemError` (503)."""
+    if not _may_read(key, caller, request_id):
         return None
     try:
         return await objects.get(key)
@@ -131,13 +131,16 @@ async def stored_image(objects: ObjectStore, key: str, caller: Caller) -> bytes 
         raise _unreadable() from error
 
 
-def _may_read(key: str, caller: Caller) -> bool:
+def _may_read(key: str, caller: Caller, request_id: str) -> bool:
     """Whether a worker makes such keys, and in a folder of the caller's tenant: results are any producer's."""
     parts = key.split("/")
     if not _OBJECT_KEY.fullmatch(key) or not {"", ".", ".."}.isdisjoint(parts):
         return False
     # Objects lie in a folder of their tenant (`object_prefix`): a false result must not lead into another's.
-    return caller.sees_only in {None, parts[0]}
+    if caller.sees_only in {None, parts[0]}:
+        return True
+    # Workers without the keys that prove tenants store all images in this folder; a task's id is its folder's name.
+    return parts[0] == DEFAULT_TENANT and parts[-2:-1] != [] and parts[-2].partition("~")[0] == request_id
 
 
 async def _redirect(signer: ObjectStore, key: str, *, method: SignedMethod) -> Response:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fluxpool_contract.kafka import TopicNames
 from fluxpool_contract.messages import ProgressEvent, ProgressType, parse_envelope
 from fluxpool_contract.problems import InvalidTaskError
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.live.previews import TaskPreviews
 from fluxpool_gateway.projection.projected_records import task_topics
 from fluxpool_gateway.settings import GatewaySettings
@@ -105,9 +105,7 @@ class PreviewReader:
         )
 
 
-def open_preview_reader(
-    settings: GatewaySettings, previews: TaskPreviews, tenant_secret: bytes | None
-) -> PreviewReader:
+def open_preview_reader(settings: GatewaySettings, previews: TaskPreviews, trust: TenantTrust) -> PreviewReader:
     """The reader of a gateway's process; its consumers are in no group and begin at the end of the topic."""
 
     def build_consumer() -> AIOKafkaConsumer:
@@ -121,6 +119,6 @@ def open_preview_reader(
     return PreviewReader(
         previews,
         topics=settings.topics,
-        trust=TenantTrust(secret=tenant_secret, foreign_topics=frozenset(settings.foreign_tenant_topics)),
+        trust=trust,
         build_consumer=build_consumer,
     )

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.projection.projector import Projector
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError

@@ -24,9 +24,9 @@ from fluxpool_contract.messages import (
     parse_task,
 )
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError, explain
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.feedback.records import PROOF_PREFIX, FeedbackSeen, InvalidFeedbackError, read_feedback
 from fluxpool_gateway.http.generation_request import Priority
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.store.task_state import Change, DeletionSeen, ProgressSeen, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.usage.figures import Figures
 

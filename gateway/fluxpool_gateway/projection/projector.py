@@ -18,8 +18,8 @@ from aiokafka.structs import ConsumerRecord
 from confluent_kafka import KafkaException
 
 from fluxpool_contract.kafka import KafkaConnection, TopicNames
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.dead_letters.records import read_dead_letter
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
 from fluxpool_gateway.projection.projected_records import (
     UnreadableRecordError,
     projected_topics,

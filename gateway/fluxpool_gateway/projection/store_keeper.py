@@ -14,7 +14,7 @@ from typing import Final, assert_never
 import structlog
 from sqlalchemy.exc import DatabaseError
 
-from fluxpool_gateway.identity.tenant_proof import TenantTrust
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.projection.projector import Projector
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_gateway.store.damage import move_aside, remove_orphans, take_damage_report

@@ -10,7 +10,7 @@ from typing import Final
 
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import CancelCommand
-from fluxpool_gateway.identity.tenant_proof import NOBODY
+from fluxpool_contract.tenants import NOBODY
 from fluxpool_gateway.store.task_state import TaskState, TaskStatus, epoch_of
 from fluxpool_gateway.tasks.lookup import RecentTask
 from fluxpool_gateway.tasks.producer import RecordSink

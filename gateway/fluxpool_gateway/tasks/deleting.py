@@ -8,10 +8,11 @@ from typing import Final
 
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import DEFAULT_TENANT
-from fluxpool_gateway.identity.tenant_proof import prove_tenant
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_gateway.store.task_state import TaskState, epoch_of
 from fluxpool_gateway.tasks.canceling import ANY_PARTITION
 from fluxpool_gateway.tasks.producer import RecordSink
+from fluxpool_gateway.tasks.view import read_result
 from fluxpool_transport.storage import ObjectStore, delete_task_objects
 
 _MAX_EPOCHS: Final = 100
@@ -26,7 +27,7 @@ class Deleting:
     topic: str
     """The results topic: it is kept as long as what the record deletes."""
     objects: ObjectStore
-    tenant_secret: bytes | None
+    trust: TenantTrust
 
     async def delete(self, task: TaskState) -> None:
         """Return once the objects are deleted and the record of that is acknowledged; to repeat it is harmless.
@@ -35,11 +36,19 @@ class Deleting:
         """
         request_id, tenant = task.key
         for epoch in range(min(epoch_of(task.version) + 1, _MAX_EPOCHS)):
-            await delete_task_objects(self.objects, tenant=tenant, request_id=request_id, epoch=epoch)
+            for folder in _folders(task):
+                await delete_task_objects(self.objects, tenant=folder, request_id=request_id, epoch=epoch)
         headers = [(header_names.TENANT, tenant.encode())]
-        if self.tenant_secret is not None and tenant != DEFAULT_TENANT:
-            proof = prove_tenant(self.tenant_secret, tenant=tenant, request_id=request_id)
+        proof = self.trust.prove(tenant=tenant, request_id=request_id)
+        if proof is not None:
             headers.append((header_names.TENANT_PROOF, proof.encode()))
         await self.producer.send(
             topic=self.topic, partition=ANY_PARTITION, key=request_id.encode(), value=None, headers=headers
         )
+
+
+def _folders(task: TaskState) -> tuple[str, ...]:
+    """The tenants in whose folders its objects may lie: workers without the tenant's proof stored them in the last."""
+    result = None if task.tenant == DEFAULT_TENANT else read_result(task)
+    strayed = result is not None and any(image.object.startswith(f"{DEFAULT_TENANT}/") for image in result.images)
+    return (task.tenant, DEFAULT_TENANT) if strayed else (task.tenant,)

@@ -15,6 +15,7 @@ from fluxpool_operator.api.schema import ApiModel, CountOrPercentage, Rule
 from fluxpool_operator.api.shared_parts import share_parts
 from fluxpool_operator.api.status import FluxWorkerPoolStatus
 from fluxpool_operator.api.storage import StorageSpec
+from fluxpool_operator.api.tenants import TenantsSpec
 from fluxpool_operator.api.worker import WorkerSpec
 from fluxpool_operator.planning import ScalingConfig
 
@@ -78,6 +79,8 @@ class FluxWorkerPoolSpec(ApiModel):
     """Storage of the generated images."""
     image: ImageSpec = ImageSpec()
     """Metadata and signature of the image files, and input images of tasks."""
+    tenants: TenantsSpec = TenantsSpec()
+    """Proof of the tenants of tasks."""
     worker: WorkerSpec
     """Pod template of the workers."""
     disruption: DisruptionSpec = DisruptionSpec()
@@ -92,6 +95,11 @@ class FluxWorkerPoolSpec(ApiModel):
             "replicas: has no effect in mode Active; change scaling.minReplicas and maxReplicas,"
             " or set scaling.mode to Manual",
             ".replicas",
+        ),
+        Rule(
+            "self.tenants.foreignTopics.all(topic, self.kafka.lanes.exists(lane, lane.topic == topic))",
+            "tenants.foreignTopics: each must be the topic of a lane",
+            ".tenants.foreignTopics",
         ),
     )
 

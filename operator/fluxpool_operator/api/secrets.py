@@ -22,6 +22,13 @@ class TokenSecretRef(_SecretRef):
     """Key of the token."""
 
 
+class TenantSecretRef(_SecretRef):
+    """Reference to a Secret with the keys that prove tenants."""
+
+    key: SecretEntry = "keys"
+    """Key of the keys, one a line; the first signs."""
+
+
 class CredentialsSecretRef(_SecretRef):
     """Reference to a Secret with a user name and a password."""
 

@@ -10,6 +10,7 @@ from fluxpool_operator.api.secrets import SigningSecretRef
 
 CERTIFICATE_FILE: Final = "tls.crt"
 KEY_FILE: Final = "tls.key"
+TENANT_KEYS_FILE: Final = "keys"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,6 +69,12 @@ def signing_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     return _certificate_files(signing) if signing else {}
 
 
+def tenant_secret_files(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
+    """Entries with the keys that prove tenants, by file name."""
+    secret = spec.tenants.secret_ref
+    return {TENANT_KEYS_FILE: SecretKey(secret.name, secret.key)} if secret else {}
+
+
 def authorities(spec: FluxWorkerPoolSpec) -> dict[str, SecretKey]:
     """Entries with CA certificates, by the field that refers to them."""
     security = spec.kafka.security
@@ -86,12 +93,19 @@ def required_secret_keys(spec: FluxWorkerPoolSpec) -> tuple[SecretKey, ...]:
         *kafka_secret_files(spec).values(),
         *storage_secret_files(spec).values(),
         *signing_secret_files(spec).values(),
+        *tenant_secret_files(spec).values(),
     }
     for variable in spec.worker.env:
         source = variable.value_from.secret_key_ref if variable.value_from else None
         if source is not None and not source.optional:
             keys.add(SecretKey(source.name, source.key))
     return tuple(sorted(keys))
+
+
+def keys_read_at_start(spec: FluxWorkerPoolSpec, values: Mapping[SecretKey, bytes]) -> dict[SecretKey, bytes]:
+    """The entries whose change reaches workers by new pods alone; they read the others again by themselves."""
+    again = set(tenant_secret_files(spec).values())
+    return {key: value for key, value in values.items() if key not in again}
 
 
 def secrets_checksum(values: Mapping[SecretKey, bytes]) -> str:

@@ -13,9 +13,11 @@ from fluxpool_operator.children.worker_settings import (
     SCRATCH_PATH,
     SIGNING_FILES_PATH,
     STORAGE_FILES_PATH,
+    TENANT_FILES_PATH,
     kafka_files,
     signing_files,
     storage_files,
+    tenant_files,
 )
 
 OWNER_AND_GROUP_READ: Final = 0o440
@@ -60,6 +62,7 @@ def worker_volumes(spec: FluxWorkerPoolSpec, *, host_path_allowed: bool) -> tupl
         ("kafka-files", KAFKA_FILES_PATH, kafka_files(spec)),
         ("storage-files", STORAGE_FILES_PATH, storage_files(spec)),
         ("signing-files", SIGNING_FILES_PATH, signing_files(spec)),
+        ("tenant-files", TENANT_FILES_PATH, tenant_files(spec)),
     ):
         if sources:
             projected = {"projected": {"defaultMode": OWNER_AND_GROUP_READ, "sources": sources}}

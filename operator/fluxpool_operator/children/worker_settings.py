@@ -26,11 +26,13 @@ from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 from fluxpool_operator.api.kafka import KafkaSpec
 from fluxpool_operator.api.pool import FluxWorkerPoolSpec
 from fluxpool_operator.children.secret_keys import (
+    TENANT_KEYS_FILE,
     SecretKey,
     kafka_secret_files,
     secret_variables,
     signing_secret_files,
     storage_secret_files,
+    tenant_secret_files,
 )
 
 HEALTH_PORT: Final = 8080
@@ -42,6 +44,7 @@ SCRATCH_PATH: Final = "/var/cache/fluxpool"
 KAFKA_FILES_PATH: Final = "/etc/fluxpool/kafka"
 STORAGE_FILES_PATH: Final = "/etc/fluxpool/storage"
 SIGNING_FILES_PATH: Final = "/etc/fluxpool/signing"
+TENANT_FILES_PATH: Final = "/etc/fluxpool/tenants"
 OAUTH_TOKEN_FILE: Final = "token"  # noqa: S105 - a file's name
 
 _PLACEHOLDER: Final = "by-reference"
@@ -86,6 +89,8 @@ def worker_settings(pool: FluxWorkerPool, *, secrets: Mapping[str, str] | None =
             topics=topic_names(spec.kafka),
             consumer_group=spec.kafka.consumer_group,
             lanes=tuple(Lane(**lane.model_dump()) for lane in spec.kafka.lanes),
+            foreign_tenant_topics=spec.tenants.foreign_topics,
+            tenant_secret_file=Path(TENANT_FILES_PATH) / TENANT_KEYS_FILE if spec.tenants.secret_ref else None,
             pool=pool.name,
             gateway_url=spec.storage.gateway_url,
             health_port=HEALTH_PORT,
@@ -192,6 +197,11 @@ def storage_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
 def signing_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
     """Sources of the projected volume with the key for image files; may be empty."""
     return _projected(signing_secret_files(spec))
+
+
+def tenant_files(spec: FluxWorkerPoolSpec) -> list[dict[str, Any]]:
+    """Sources of the projected volume with the keys that prove tenants; may be empty."""
+    return _projected(tenant_secret_files(spec))
 
 
 def _projected(files: Mapping[str, SecretKey]) -> list[dict[str, Any]]:

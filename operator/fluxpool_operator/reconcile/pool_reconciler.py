@@ -117,7 +117,7 @@ class PoolReconciler:
             replicas = await self._scaler.choose_victims(
                 pool, plan, observation, wanted=replicas, observe_again=lambda: self._observe_again(pool)
             )
-            checksum = _checksum(secrets, observation)
+            checksum = _checksum(pool, secrets, observation)
             problems += await self._applier.apply(
                 pool, replicas=replicas, secrets_checksum=checksum, observation=observation
             )
@@ -240,8 +240,8 @@ def _missing(pool: FluxWorkerPool, secrets: SecretValues, observation: Observati
     return (problem,)
 
 
-def _checksum(secrets: SecretValues, observation: Observation) -> str:
+def _checksum(pool: FluxWorkerPool, secrets: SecretValues, observation: Observation) -> str:
     """Of the Secrets; while an entry is missing, of the running pods, whose replacements could not start."""
     if secrets.missing and observation.deployment is not None:
         return observation.deployment.secrets_checksum
-    return secrets.checksum
+    return secrets.checksum(pool)

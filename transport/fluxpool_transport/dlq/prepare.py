@@ -14,6 +14,7 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import (
     DEAD_LETTER_PREFIX,
+    DEFAULT_TENANT,
     DeadLetter,
     DecodedTask,
     RawHeaders,
@@ -23,10 +24,12 @@ from fluxpool_contract.messages import (
     format_time,
 )
 from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.dlq.reading import DeadLetterEntry
 
 DEFAULT_MAX_REPLAYS: Final = 3
 REQUEST_ID_FIELD: Final = "request_id"
+NO_KEYS: Final = TenantTrust()
 _OF_THE_FAILURE: Final = frozenset(
     {
         header_names.ATTEMPT,
@@ -91,11 +94,18 @@ def check_choices(choices: ReplayChoices, *, count: int) -> FieldProblem | None:
 
 
 def prepare_replay(
-    entry: DeadLetterEntry, record: ConsumerRecord, choices: ReplayChoices, *, topic: str, now: datetime
+    entry: DeadLetterEntry,
+    record: ConsumerRecord,
+    choices: ReplayChoices,
+    *,
+    topic: str,
+    now: datetime,
+    trust: TenantTrust = NO_KEYS,
 ) -> PreparedReplay | RefusedReplay:
     """The record that sends the task of a dead letter again, checked as a worker would check it.
 
-    `record` is the dead letter as it lies on `topic`, the dead-letter topic. Never raises for what is in it.
+    `record` is the dead letter as it lies on `topic`, the dead-letter topic. Who has the keys of `trust` proves a
+    tenant that was proven once more, for the id of now and with the key of now. Never raises for what is in the record.
     """
     if entry.dead_letter is None:
         return RefusedReplay(
@@ -123,10 +133,13 @@ def prepare_replay(
         target = decoded.envelope.origin_topic or target
     if target == topic:
         problems.append(FieldProblem("topic", f"{topic} holds dead letters; name a task topic"))
+    headers = _proven(entry, kept, decoded, trust)
+    if headers is None:
+        problems.append(_proof_of_another_id(decoded))
     deadline = decoded.envelope.deadline
     if deadline is not None and deadline <= now:
         problems.append(FieldProblem(header_names.DEADLINE, f"passed at {format_time(deadline)}"))
-    if problems:
+    if problems or headers is None:
         return RefusedReplay(entry=entry, problems=tuple(problems))
     # Not the envelope's: a dropped header must not bring an epoch back whose result is stored already.
     epoch = entry.epoch + 1
@@ -136,9 +149,32 @@ def prepare_replay(
         # Keys are request ids; what a foreign producer chose stays, unless a patch may have changed the id.
         key=record.key if record.key is not None and choices.patch is None else decoded.task.request_id.encode(),
         value=value,
-        headers=_replay_headers(kept, entry.dead_letter, decoded, epoch=epoch, replay_of=f"{topic}/{entry.ref}"),
+        headers=_replay_headers(headers, entry.dead_letter, decoded, epoch=epoch, replay_of=f"{topic}/{entry.ref}"),
         request_id=decoded.task.request_id,
         epoch=epoch,
+    )
+
+
+def _proven(entry: DeadLetterEntry, headers: RawHeaders, decoded: DecodedTask, trust: TenantTrust) -> RawHeaders | None:
+    """The headers with a proof of the tenant for the task's id; None where the one there is for another id."""
+    envelope, request_id = decoded.envelope, decoded.task.request_id
+    if envelope.tenant_proof is None:
+        return headers
+    if trust.owner(envelope, topics=(), request_id=entry.request_id or "") == envelope.tenant:
+        proof = trust.prove(tenant=envelope.tenant, request_id=request_id)
+        if proof is not None:
+            kept = [(name, raw) for name, raw in headers if name != header_names.TENANT_PROOF]
+            return [*kept, (header_names.TENANT_PROOF, proof.encode())]
+    # Not ours to judge: a false proof stays one, and the default tenant needs none.
+    is_valid_still = request_id == entry.request_id or envelope.tenant == DEFAULT_TENANT
+    return headers if is_valid_still else None
+
+
+def _proof_of_another_id(decoded: DecodedTask) -> FieldProblem:
+    return FieldProblem(
+        header_names.TENANT_PROOF,
+        f"proves the tenant {decoded.envelope.tenant} for the former request_id alone; replay it by a gateway that "
+        "knows the key (`fluxpool dlq replay --url`), or leave this header out, and the task is of the tenant default",
     )
 
 

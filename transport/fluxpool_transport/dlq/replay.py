@@ -21,7 +21,9 @@ from aiokafka.errors import KafkaError
 
 from fluxpool_contract.kafka import KafkaConnection
 from fluxpool_contract.messages import Resolution, ResolutionAction
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.dlq.prepare import (
+    NO_KEYS,
     PreparedReplay,
     RefusedReplay,
     ReplayChoices,
@@ -60,13 +62,20 @@ class DeadLetterReplayer:
     """Resolves dead letters of one topic: `async with DeadLetterReplayer(connection, topic, by="ops") as replayer`."""
 
     def __init__(
-        self, connection: KafkaConnection, topic: str, *, by: str | None = None, job_id: str | None = None
+        self,
+        connection: KafkaConnection,
+        topic: str,
+        *,
+        by: str | None = None,
+        job_id: str | None = None,
+        trust: TenantTrust = NO_KEYS,
     ) -> None:
-        """`topic` is the dead-letter topic; `by` and `job_id` are in the resolutions."""
+        """`topic` is the dead-letter topic; `by` and `job_id` are in the resolutions; `trust` proves tenants."""
         self._connection = connection
         self._topic = topic
         self._by = by
         self._job_id = job_id
+        self._trust = trust
         self._producer: Any = None
         self._metadata = KafkaMetadata(connection, client_id=CLIENT_ID)
         self._partitions: dict[str, Iterator[int] | None] = {}
@@ -91,7 +100,9 @@ class DeadLetterReplayer:
         """
         async with aclosing(read_records(self._connection, self._topic, entries)) as found:
             async for entry, record in found:
-                prepared = prepare_replay(entry, record, choices, topic=self._topic, now=datetime.now(UTC))
+                prepared = prepare_replay(
+                    entry, record, choices, topic=self._topic, now=datetime.now(UTC), trust=self._trust
+                )
                 if isinstance(prepared, PreparedReplay):
                     exists = await self._partitions_of(prepared.topic) is not None
                     prepared = prepared if exists else refuse_missing_topic(prepared)

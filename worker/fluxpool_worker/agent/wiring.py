@@ -11,9 +11,11 @@ from aiokafka import TopicPartition
 
 from fluxpool_contract.kafka import LedgerEntry
 from fluxpool_contract.settings import Lane, WorkerSettings
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.kafka import KafkaMetadata
 from fluxpool_transport.lag import MemberlessOffsets
 from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
+from fluxpool_transport.process import tenant_keys_of
 from fluxpool_transport.storage import open_object_store
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.connections import (
@@ -107,6 +109,10 @@ class WorkerParts:
             settings,
             identity=self.identity,
             store=open_object_store(settings.storage),
+            trust=TenantTrust(
+                shared=tenant_keys_of(settings.tenant_secret_file),
+                foreign_topics=frozenset(settings.foreign_tenant_topics),
+            ),
             engine=self.engine,
             slots=self.slots,
             publisher=self.publisher,

@@ -173,7 +173,7 @@ class _WaitedTask:
         # Events have no images without their files.
         if self.wanted.stream or self.wanted.response_format is ResponseFormat.B64_JSON:
             for image in result.images:
-                file = await stored_image(self.services.objects, image.object, self.caller)
+                file = await stored_image(self.services.objects, image.object, self.caller, request_id=self.request_id)
                 if file is None:
                     detail = f"image {image.index} of task {self.request_id} is not stored, or no longer"
                     raise ProblemError(ProblemCode.GONE, detail)

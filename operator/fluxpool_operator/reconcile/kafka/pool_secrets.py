@@ -25,6 +25,7 @@ from fluxpool_operator.children import (
     SecretKey,
     authorities,
     kafka_secret_files,
+    keys_read_at_start,
     secret_variables,
     secrets_checksum,
     signing_secret_files,
@@ -53,10 +54,9 @@ class SecretValues:
     values: Mapping[SecretKey, bytes]
     missing: tuple[SecretKey, ...]
 
-    @property
-    def checksum(self) -> str:
-        """Identifies the contents without revealing them."""
-        return secrets_checksum(self.values)
+    def checksum(self, pool: FluxWorkerPool) -> str:
+        """Identifies what pods of the pool read at their start, without revealing it."""
+        return secrets_checksum(keys_read_at_start(pool.spec, self.values))
 
     def __repr__(self) -> str:
         return f"SecretValues({len(self.values)} values, missing={self.missing})"

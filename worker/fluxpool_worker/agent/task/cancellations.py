@@ -92,18 +92,20 @@ class Cancellations:
         self._add(TaskName(tenant=envelope.tenant, request_id=command.request_id, epoch=envelope.epoch), command)
 
     @contextlib.contextmanager
-    def watch(self, task: TaskName) -> Iterator[CancelWatch]:
-        """The task's command, known already or yet to come."""
-        watch = CancelWatch(command=self._commands.get(task))
+    def watch(self, *names: TaskName) -> Iterator[CancelWatch]:
+        """The command of a task by any of its names, known already or yet to come."""
+        watch = CancelWatch(command=next(filter(None, map(self._commands.get, names)), None))
         # No await since the lookup: a command that arrives in between would be in neither.
-        self._watches.setdefault(task, set()).add(watch)
+        for name in names:
+            self._watches.setdefault(name, set()).add(watch)
         try:
             yield watch
         finally:
-            watches = self._watches[task]
-            watches.discard(watch)
-            if not watches:
-                del self._watches[task]
+            for name in names:
+                watches = self._watches[name]
+                watches.discard(watch)
+                if not watches:
+                    del self._watches[name]
 
     def _add(self, task: TaskName, command: CancelCommand) -> None:
         now = self._clock()

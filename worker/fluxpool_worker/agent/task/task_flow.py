@@ -14,9 +14,12 @@ from typing import Final
 import structlog
 from aiokafka.structs import ConsumerRecord
 
+from fluxpool_contract.header_names import TENANT_PROOF
+from fluxpool_contract.kafka import origin_topic
 from fluxpool_contract.messages import DecodedTask
 from fluxpool_contract.problems import ErrorCode, InvalidTaskError
 from fluxpool_contract.settings import WorkerSettings
+from fluxpool_contract.tenants import NOBODY, TenantTrust
 from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import CorruptObjectError, IdConflictError, Manifest, ObjectStore
 from fluxpool_worker.agent.clock import SYSTEM_CLOCK, Clock
@@ -58,6 +61,7 @@ class TaskFlow:
         *,
         identity: WorkerIdentity,
         store: ObjectStore,
+        trust: TenantTrust,
         engine: EngineClient,
         slots: EngineSlots,
         publisher: ReliablePublisher,
@@ -73,6 +77,7 @@ class TaskFlow:
             retry_tiers=len(settings.topics.retry),
         )
         self._quality = settings.model.quality
+        self._trust = trust
         self._identity = identity
         self._cancellations = cancellations
         self._metrics = metrics
@@ -150,12 +155,13 @@ class TaskFlow:
 
     async def fail(self, record: ConsumerRecord, failure: Failure) -> None:
         """End a record of a retry topic that cannot return to its lane; its offset is the caller's."""
-        task = read_task(record, allowed=self._quality.allowed)
+        topic = origin_topic(record.headers)
+        task = read_task(record, trust=self._trust, topic=topic, allowed=self._quality.allowed)
         known = failure if isinstance(task.content, DecodedTask) else refusal(task.content)
         await self._endings.finish(task, known)
 
     async def _run(self, claimed: ClaimedRecord, slot: EngineSlot, make_room: Callable[[], None]) -> str:
-        task = read_task(claimed.record, allowed=self._quality.allowed)
+        task = read_task(claimed.record, trust=self._trust, allowed=self._quality.allowed)
 
         async def commit() -> None:
             await claimed.lane.finish(claimed)
@@ -166,6 +172,9 @@ class TaskFlow:
                 make_room()
                 return await self._endings.finish(task, refusal(task.content), commit=commit)
         spent = Spent(attempt=task.envelope.attempt, crashes=max(task.envelope.crashes, claimed.crashes))
+        if task.tenant == NOBODY:
+            slot.release()
+            return await self._endings.finish(task, self._unproven(task, spent), commit=commit)
         expected = True
         found: Manifest | IdConflictError | Failed
         try:
@@ -200,8 +209,12 @@ class TaskFlow:
         Raises `PartitionLostError`, `TaskReleasedError`, `HoldExpiredError`, `IdConflictError` and `TaskDeletedError`.
         """
         decoded = replace(decoded, task=with_defaults(decoded.task, self._identity.family))
-        name = TaskName(tenant=task.envelope.tenant, request_id=decoded.task.request_id, epoch=task.envelope.epoch)
-        with self._abandonment(claimed) as abandoned, self._cancellations.watch(name) as canceling:
+        # Also by the claim: a gateway whose keys this worker lacks knows the task by that.
+        names = {
+            TaskName(tenant=tenant, request_id=decoded.task.request_id, epoch=task.envelope.epoch)
+            for tenant in (task.tenant, task.envelope.tenant)
+        }
+        with self._abandonment(claimed) as abandoned, self._cancellations.watch(*names) as canceling:
             try:
                 stored = await self.store.claim(task, abandoned=abandoned)
                 if not stored.fresh:
@@ -212,7 +225,7 @@ class TaskFlow:
                 context = AttemptContext(
                     claimed=claimed,
                     decoded=decoded,
-                    image=await self.store.input_image(decoded, abandoned=abandoned),
+                    image=await self.store.input_image(task, decoded, abandoned=abandoned),
                     spent=spent,
                     slot=slot,
                     abandoned=abandoned,
@@ -238,6 +251,15 @@ class TaskFlow:
                 return late or invalid(str(error), spent=spent)
             except CorruptObjectError as error:
                 return self._judge_corrupt(task, error, spent=spent, canceling=canceling)
+
+    def _unproven(self, task: TaskRecord, spent: Spent) -> Failed:
+        """The failure of a task with a false proof: one attempt, for the file with a new key may reach us later."""
+        message = (
+            f"{TENANT_PROOF}: does not prove the tenant {task.envelope.tenant} with any key of this worker; if a "
+            "gateway wrote it, add its key to FLUXPOOL_TENANT_SECRET_FILE, and replay the dead letter"
+        )
+        verdict = judge_attempt(ErrorCode.TENANT_UNPROVEN, spent=spent, budgets=self._budgets)
+        return Failed(verdict=verdict, attempt=spent.attempt, message=message)
 
     def _judge_corrupt(
         self, task: TaskRecord, error: CorruptObjectError, *, spent: Spent, canceling: CancelWatch

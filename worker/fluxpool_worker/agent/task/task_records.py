@@ -22,6 +22,7 @@ from fluxpool_contract.messages import (
     result_event_id,
 )
 from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
+from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.kafka import UndecodableRecord
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,8 @@ class TaskRecord:
     request_id: str | None
     """None when the record names no task."""
     envelope: Envelope
+    tenant: str
+    """Whose it is, which the envelope only claims: names its objects. `NOBODY`: the claim has a false proof."""
     digest: str
     value_digest: str | None = None
     content: DecodedTask | InvalidTaskError
@@ -44,7 +47,7 @@ class TaskRecord:
         """Of the task's result."""
         if self.request_id is None:
             return record_event_id(self.record.topic, self.record.partition, self.record.offset)
-        return result_event_id(self.envelope.tenant, self.request_id, self.envelope.epoch)
+        return result_event_id(self.tenant, self.request_id, self.envelope.epoch)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -52,17 +55,28 @@ class TaskRecord:
         return self.content.task.metadata if isinstance(self.content, DecodedTask) else {}
 
 
-def read_task(record: ConsumerRecord, *, allowed: Collection[Quality] = tuple(Quality)) -> TaskRecord:
-    """The task in a record, or why there is none; never raises. `allowed` are the qualities that it may ask for."""
+def read_task(
+    record: ConsumerRecord,
+    *,
+    trust: TenantTrust,
+    topic: str | None = None,
+    allowed: Collection[Quality] = tuple(Quality),
+) -> TaskRecord:
+    """The task in a record, or why there is none; never raises.
+
+    `topic` is where it was sent to first, if not where it lies; `allowed` are the qualities that it may ask for.
+    """
+    topics = (topic or record.topic,)
     try:
         decoded = decode_record(record)
         _check_quality(decoded.task, allowed)
     except InvalidTaskError as error:
-        return _refused(record, error)
+        return _refused(record, error, topics=topics, trust=trust)
     return TaskRecord(
         record=record,
         request_id=decoded.task.request_id,
         envelope=decoded.envelope,
+        tenant=trust.owner(decoded.envelope, topics=topics, request_id=decoded.task.request_id),
         digest=decoded.digest,
         value_digest=decoded.value_digest,
         content=decoded,
@@ -103,7 +117,9 @@ def with_defaults(task: GenerationTask, family: Family | None) -> GenerationTask
     return task.model_copy(update={name: defaults[name] for name in defaults.keys() - task.model_fields_set})
 
 
-def _refused(record: ConsumerRecord, error: InvalidTaskError) -> TaskRecord:
+def _refused(
+    record: ConsumerRecord, error: InvalidTaskError, *, topics: Collection[str], trust: TenantTrust
+) -> TaskRecord:
     request_id = error.request_id or (_id_of_key(record) if not record.value else None)
     envelope = Envelope()
     if request_id is not None:
@@ -113,6 +129,7 @@ def _refused(record: ConsumerRecord, error: InvalidTaskError) -> TaskRecord:
         record=record,
         request_id=request_id,
         envelope=envelope,
+        tenant=trust.owner(envelope, topics=topics, request_id=request_id or ""),
         digest="raw:" + hashlib.sha256(record.value or b"").hexdigest(),
         content=error,
     )

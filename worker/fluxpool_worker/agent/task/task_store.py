@@ -18,6 +18,7 @@ from fluxpool_contract.messages import (
     input_folder,
     result_event_id,
 )
+from fluxpool_contract.problems import ErrorCode, FieldProblem, InvalidTaskError
 from fluxpool_contract.settings import WorkerSettings
 from fluxpool_transport.process import fault_point
 from fluxpool_transport.storage import (
@@ -94,7 +95,7 @@ class TaskStore:
         return await self._hold(
             lambda: claim_task(
                 self._store,
-                tenant=task.envelope.tenant,
+                tenant=task.tenant,
                 request_id=request_id,
                 epoch=task.envelope.epoch,
                 digest=task.digest,
@@ -125,7 +126,7 @@ class TaskStore:
         """Whether a task without manifest was deleted. Raises `AbandonedError` soon after `abandoned` is set."""
         return await self._hold(lambda: is_deleted(self._store, claim), abandoned)
 
-    async def input_image(self, decoded: DecodedTask, *, abandoned: asyncio.Event) -> bytes | None:
+    async def input_image(self, task: TaskRecord, decoded: DecodedTask, *, abandoned: asyncio.Event) -> bytes | None:
         """The picture that the task starts from; None when it names none.
 
         Raises `InvalidTaskError` when there is no such picture, and `AbandonedError` soon after `abandoned` is set.
@@ -133,11 +134,15 @@ class TaskStore:
         address, limits = decoded.task.image, self._settings.image
         if address is None:
             return None
+        prefix = input_folder(limits.input_prefix, task.tenant)
+        claimed = decoded.envelope.tenant
+        if claimed != task.tenant and input_folder(limits.input_prefix, claimed) in address:
+            raise InvalidTaskError(ErrorCode.INVALID_FIELD, [_unproven(claimed)], request_id=decoded.task.request_id)
         return await self._hold(
             lambda: read_input(
                 self._store,
                 address,
-                prefix=input_folder(limits.input_prefix, decoded.envelope.tenant),
+                prefix=prefix,
                 max_bytes=limits.input_max_bytes,
                 request_id=decoded.task.request_id,
             ),
@@ -222,3 +227,11 @@ class TaskStore:
         return await self._holds.through(
             operation, cause=self._cause, retry_on=(StorageUnavailableError,), abandoned=abandoned
         )
+
+
+def _unproven(tenant: str) -> FieldProblem:
+    return FieldProblem(
+        "image",
+        f"is in the folder of the tenant {tenant}, which nothing proves to this worker; give workers the keys of the "
+        "gateway (FLUXPOOL_TENANT_SECRET_FILE), or list the topic in FLUXPOOL_FOREIGN_TENANT_TOPICS",
+    )
