@@ -6,9 +6,9 @@ file with the keys is read by `fluxpool_transport.process.tenant_secret`.
 """
 
 import hmac
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from fluxpool_contract.messages import DEFAULT_TENANT, Envelope
 
@@ -53,9 +53,17 @@ class TenantKeys:
                 )
         return cls(tuple(key.encode() for key in keys))
 
+    def __call__(self, *, look: bool = False) -> Self:
+        """Themselves, as a source that does not change."""
+        del look
+        return self
 
-def _no_keys() -> TenantKeys:
-    return TenantKeys()
+
+class KeySource(Protocol):
+    """The shared keys as they are now: a file may change."""
+
+    def __call__(self, *, look: bool = False) -> TenantKeys:
+        """The keys; with `look` as the file has them this very moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +73,8 @@ class TenantTrust:
     secret: bytes | None = field(default=None, repr=False)
     """A gateway's own, in its store of API keys: it signs where no keys are shared, and is accepted always, for records
     of before. Workers have none."""
-    shared: Callable[[], TenantKeys] = _no_keys
-    """The shared keys as they are now: a file may change."""
+    shared: KeySource = TenantKeys()
+    """The keys that gateways and workers share."""
     foreign_topics: frozenset[str] = frozenset()
     """Topics in which every writer may name any tenant."""
 
@@ -82,11 +90,14 @@ class TenantTrust:
         accepted = self._accepted()
         if envelope.tenant_proof is None or not accepted:
             return DEFAULT_TENANT
-        for key in accepted:
-            proof = prove_tenant(key, tenant=tenant, request_id=request_id)
-            if hmac.compare_digest(proof, envelope.tenant_proof):
-                return tenant
-        return NOBODY
+        if _proves(accepted, envelope.tenant_proof, tenant=tenant, request_id=request_id):
+            return tenant
+        # Another process may have read the file with a new key a moment before this one.
+        later = self.shared(look=True).values
+        is_proven = later != accepted[: len(later)] and _proves(
+            later, envelope.tenant_proof, tenant=tenant, request_id=request_id
+        )
+        return tenant if is_proven else NOBODY
 
     def prove(self, *, tenant: str, request_id: str) -> str | None:
         """The proof for a record of one's own; None where it needs none, or there is no key."""
@@ -99,3 +110,7 @@ class TenantTrust:
         """The first signs."""
         shared = self.shared().values
         return shared if self.secret is None else (*shared, self.secret)
+
+
+def _proves(keys: Collection[bytes], proof: str, *, tenant: str, request_id: str) -> bool:
+    return any(hmac.compare_digest(prove_tenant(key, tenant=tenant, request_id=request_id), proof) for key in keys)

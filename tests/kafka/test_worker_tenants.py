@@ -129,18 +129,18 @@ async def test_a_dead_letter_that_is_replayed_under_another_id_stays_its_tenants
     request_id = failed["request_id"]
     assert failed["status"] == "failed"
 
-    async def is_known() -> bool:
+    async def letters() -> list[str]:
         page = (await world.admin.get("v1/dlq", params={"request_id": request_id})).raise_for_status().json()
-        return bool(page["matching"])
+        return [letter["id"] for letter in page["data"]]
 
-    await wait_until(is_known, deadline_seconds=60, what="the dead letter")
-    body = {"filter": {"request_id": request_id}, "patch": {"request_id": "again", "image": PICTURE}}
-    (await world.admin.post("v1/dlq/replay", json=body)).raise_for_status()
+    ids = await wait_until(letters, deadline_seconds=60, what="the dead letter")
+    body = {"ids": ids, "patch": {"request_id": "again", "image": PICTURE}}
+    created = (await world.admin.post("v1/dlq/replay", json=body)).raise_for_status().json()
 
     async def is_there() -> bool:
         return (await world.acme.get("v1/generations/again")).is_success
 
-    await wait_until(is_there, deadline_seconds=60, what="the replayed task as one of acme")
+    await wait_until(is_there, deadline_seconds=60, what=f"the replayed task as one of acme ({created})")
     assert (await world.ended("again"))["status"] == "succeeded"
     assert world.files_of("again") == {"acme", "_claims/acme"}
 

@@ -13,7 +13,7 @@ from fluxpool_contract.tenants import TenantKeys, TenantTrust, prove_tenant
 from kit.task_flow import MAX_ATTEMPTS, REQUEST_ID, TASK, FlowBench, attempt, task_record
 
 KEY = b"k" * 32
-KEYS = TenantTrust(shared=lambda: TenantKeys((b"n" * 32, KEY)))
+KEYS = TenantTrust(shared=TenantKeys((b"n" * 32, KEY)))
 CLAIM = (names.TENANT, b"acme")
 PROOF = (names.TENANT_PROOF, prove_tenant(KEY, tenant="acme", request_id=REQUEST_ID).encode())
 FALSE_PROOF = (names.TENANT_PROOF, prove_tenant(b"x" * 32, tenant="acme", request_id=REQUEST_ID).encode())

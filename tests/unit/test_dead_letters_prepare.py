@@ -11,6 +11,7 @@ from aiokafka.structs import ConsumerRecord
 from fluxpool_contract.messages.dead_letter import DEAD_LETTER_PREFIX, DeadLetter, Disposition
 from fluxpool_contract.messages.headers import parse_envelope
 from fluxpool_contract.problems import ErrorClass, ErrorCode
+from fluxpool_contract.tenants import TenantKeys, TenantTrust, prove_tenant
 from fluxpool_transport.dlq.prepare import (
     PreparedReplay,
     RefusedReplay,
@@ -176,3 +177,41 @@ def test_a_malformed_place_is_refused_with_the_form(text: str) -> None:
     with pytest.raises(ValueError, match="partition/offset on the dead-letter topic, such as 2/17"):
         RecordRef.parse(text)
     assert str(RecordRef.parse("2/17")) == "2/17"
+
+
+KEY = b"k" * 32
+PROVEN = [
+    ("fluxpool-tenant", b"acme"),
+    ("fluxpool-tenant-proof", prove_tenant(KEY, tenant="acme", request_id="r-1").encode()),
+]
+
+
+def prepared_by(trust: TenantTrust, **choices: Any) -> PreparedReplay | RefusedReplay:
+    item = record(original=PROVEN)
+    return prepare_replay(entry_of(item), item, ReplayChoices(**choices), topic="dlq", now=NOW, trust=trust)
+
+
+@pytest.mark.parametrize("patch", [None, {"request_id": "r-2"}])
+def test_who_has_the_keys_proves_the_tenant_for_the_id_of_now(patch: dict[str, Any] | None) -> None:
+    rotated = TenantTrust(shared=TenantKeys((b"n" * 32, KEY)))
+    prepared = prepared_by(rotated, patch=patch)
+    assert isinstance(prepared, PreparedReplay)
+    envelope = parse_envelope(prepared.headers)
+    # By the key that signs now alone: the former one may be removed.
+    now = TenantTrust(shared=TenantKeys((b"n" * 32,)))
+    assert now.owner(envelope, topics=["tasks"], request_id=prepared.request_id) == "acme"
+
+
+@pytest.mark.parametrize("trust", [TenantTrust(), TenantTrust(secret=b"x" * 32)])
+def test_a_proof_that_cannot_be_made_again_is_kept_for_its_id_alone(trust: TenantTrust) -> None:
+    kept = prepared_by(trust)
+    assert isinstance(kept, PreparedReplay)
+    assert PROVEN[1] in kept.headers
+    refused = prepared_by(trust, patch={"request_id": "r-2"})
+    assert isinstance(refused, RefusedReplay)
+    assert [problem.field for problem in refused.problems] == ["fluxpool-tenant-proof"]
+    assert "proves the tenant acme for the former request_id alone" in refused.problems[0].message
+    dropped = prepared_by(
+        trust, patch={"request_id": "r-2"}, drop_headers=frozenset({"fluxpool-tenant-proof", "fluxpool-tenant"})
+    )
+    assert isinstance(dropped, PreparedReplay)

@@ -29,7 +29,7 @@ PROGRESS = b'{"request_id":"r-1","type":"started","at":"2026-04-05T10:00:00Z","a
 
 KEYS = TenantTrust(secret=SECRET)
 NO_KEYS = TenantTrust()
-SHARED = TenantTrust(shared=lambda: TenantKeys((b"n" * 32, SECRET)))
+SHARED = TenantTrust(shared=TenantKeys((b"n" * 32, SECRET)))
 OF_A_LATER_KEY = prove_tenant(b"n" * 32, tenant="acme", request_id="r-1")
 
 

@@ -1,14 +1,13 @@
 """The keys that gateways and workers share: the form of their file, its rotation, and who owns a record meanwhile."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.settings.environment import SettingsError
-from fluxpool_contract.tenants import NOBODY, TenantKeys, TenantTrust
+from fluxpool_contract.tenants import NOBODY, KeySource, TenantKeys, TenantTrust
 from fluxpool_transport.process.tenant_secret import TenantSecretFile, tenant_keys_of
 
 OLD, NEW = "a" * 64, "b" * 64
@@ -58,7 +57,7 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def owner(envelope: Envelope, shared: Callable[[], TenantKeys]) -> str:
+def owner(envelope: Envelope, shared: KeySource) -> str:
     return TenantTrust(shared=shared).owner(envelope, topics=["tasks"], request_id="r-1")
 
 
@@ -79,6 +78,14 @@ def test_a_rotation_with_overlap_changes_no_owner_whoever_reads_the_file_first(f
     assert len(set(proofs)) == 2
     # What was signed by the former key is nobody's once that is gone, and no other tenant's.
     assert owner(Envelope(tenant="acme", tenant_proof=proofs[0]), worker.keys) == NOBODY
+
+
+def test_a_proof_by_a_key_that_another_process_read_first_is_known_at_once(files: Files) -> None:
+    files.write(OLD)
+    late = files.open()
+    files.write(NEW)
+    proof = TenantTrust(shared=files.open().keys).prove(tenant="acme", request_id="r-1")
+    assert owner(Envelope(tenant="acme", tenant_proof=proof), late.keys) == "acme"
 
 
 def test_a_file_that_cannot_be_read_leaves_the_former_keys(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 
 from fluxpool_contract.settings import SettingsError
-from fluxpool_contract.tenants import TenantKeys
+from fluxpool_contract.tenants import KeySource, TenantKeys
 
 _MAX_BYTES: Final = 4096
 """Eight keys are shorter; the file may be anything."""
@@ -32,10 +32,13 @@ class TenantSecretFile:
         self._problem = ""
         self._stamp, self._keys = self._read()
 
-    def keys(self) -> TenantKeys:
-        """The keys as the file has them, at most a second late; the former ones while it cannot be read."""
+    def keys(self, *, look: bool = False) -> TenantKeys:
+        """The keys as the file has them, at most a second late and with `look` at once.
+
+        The former ones while it cannot be read.
+        """
         now = self._clock()
-        if now >= self._look_at:
+        if look or now >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._look()
         return self._keys
@@ -78,6 +81,6 @@ class TenantSecretFile:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def tenant_keys_of(file: Path | None) -> Callable[[], TenantKeys]:
+def tenant_keys_of(file: Path | None) -> KeySource:
     """The keys of a file as `TenantTrust.shared`; without a file none. Raises `SettingsError`."""
-    return TenantKeys if file is None else TenantSecretFile(file).keys
+    return TenantKeys() if file is None else TenantSecretFile(file).keys
