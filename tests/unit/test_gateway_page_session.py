@@ -12,7 +12,7 @@ from fluxpool_gateway.page import PAGE_ROUTERS
 from fluxpool_gateway.page.door import LOGIN, STATIC
 from fluxpool_gateway.page.session import SESSION_SECONDS, SessionSigner, form_token, is_form_token
 from kit.keyed_gateway import Gateway, key_id, keyed_gateway, keyed_settings
-from kit.page_visitor import Visitor, text_of
+from kit.page_visitor import HTML, Visitor, text_of
 
 NOW_MS = 1_800_000_000_000
 KEY_ID = "0123456789ab"
@@ -192,6 +192,19 @@ async def test_every_page_has_a_policy_that_allows_nothing_from_elsewhere_and_no
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
         assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son[a-z]+=|hx-on", answer.text)
+
+
+@pytest.mark.parametrize(
+    ("asked_by", "encoding"),
+    [("none", "gzip"), ("same-origin", "gzip"), ("same-site", None), ("cross-site", None), (None, None)],
+)
+async def test_a_view_is_compressed_unless_another_site_may_have_asked_for_it(
+    gateway: Gateway, asked_by: str | None, encoding: str | None
+) -> None:
+    fetch = {} if asked_by is None else {"sec-fetch-site": asked_by}
+    page = await Visitor(gateway.one.app).get("/ui/login", headers={**HTML, **fetch, "accept-encoding": "gzip"})
+    assert page.headers.get("content-encoding") == encoding
+    assert "Log in" in page.text
 
 
 async def test_a_session_has_the_scopes_of_its_key_and_no_more(gateway: Gateway) -> None:
