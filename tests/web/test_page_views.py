@@ -14,6 +14,7 @@ from playwright.async_api import expect
 
 from fluxpool_gateway.store.task_state import ProgressSeen, TaskSeen, TaskStatus
 from kit.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
+from kit.dead_letter_topic import letter_at
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
 from kit.ports import own_port
 from kit.waiting import PATIENCE, wait_until
@@ -134,4 +135,56 @@ async def test_axe_finds_nothing_in_any_view_light_or_dark_and_none_is_wider_tha
     await expect(tab.page.locator("#code-openai")).to_contain_text("images.generate")
     findings += [*await tab.findings("light"), *await tab.findings("dark")]
     assert findings == []
+    assert tab.errors == []
+
+
+async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_edited_by_keyboard(
+    gateway: Gateway, tab: Tab
+) -> None:
+    await tab.log_in(gateway.admin)
+    gateway.dead_letters.add(letter_at(0), letter_at(1), letter_at(2, b"\xff", error_code="undecodable", stack="Trace"))
+    page, found = tab.page, []
+
+    async def look(path: str) -> None:
+        await tab.open(f"ui/{path}")
+        found.extend([*await tab.findings("light"), *await tab.findings("dark")])
+        for width, height in (PHONE, DESKTOP):
+            await page.set_viewport_size({"width": width, "height": height})
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
+
+    for path in ("webhooks", "keys", "dead-letters", "dead-letters/0/2", "dead-letters/discard?all=1"):
+        await look(path)
+    await tab.open("ui/webhooks")
+    await page.get_by_label("Name").fill("page")
+    await page.get_by_label("Address").fill("https://example.com/hooks")
+    await page.get_by_role("button", name="Create endpoint").press("Enter")
+    await expect(page.locator("#secret")).to_contain_text("whsec_")
+    found += [*await tab.findings("light"), *await tab.findings("dark")]
+    await page.get_by_role("button", name="Send a test").press("Enter")
+    await expect(page.locator("#delivery")).to_contain_text("Not attempted yet")
+    found += [*await tab.findings("light"), *await tab.findings("dark")]
+    await tab.open("ui/keys")
+    await page.get_by_label("Name").fill("ci")
+    await page.get_by_role("button", name="Create key").press("Enter")
+    await expect(page.locator("#secret")).to_contain_text("fp_")
+    found += [*await tab.findings("light"), *await tab.findings("dark")]
+    await tab.open("ui/dead-letters")
+    await page.get_by_label("Choose 0/0").press("Space")
+    await page.get_by_role("button", name="Edit and replay …", exact=True).press("Enter")
+    await page.get_by_label("Patch for each task").fill('{"width": 96}')
+    await page.get_by_role("button", name="Dry run").press("Enter")
+    await expect(page.locator("#dry-run")).to_contain_text("1 would be sent, 0 refused")
+    found += [*await tab.findings("light"), *await tab.findings("dark")]
+    await page.get_by_role("button", name="Replay 1").press("Enter")
+    await expect(page.locator("#job")).to_contain_text("not yet")
+    found += [*await tab.findings("light"), *await tab.findings("dark")]
+    work = asyncio.create_task(gateway.one.dead_letters.runner.run())
+    try:
+        await expect(page.locator("#announcements")).to_have_text("1 of 1 were sent again.")
+        await expect(page.locator("#job")).to_contain_text("Sent again")
+    finally:
+        work.cancel()
+        await asyncio.wait({work})
+    assert len(gateway.dead_letters.sent) == 1
+    assert found == []
     assert tab.errors == []

@@ -7,7 +7,7 @@ from typing import Final
 
 from fluxpool_contract.messages import format_time
 from fluxpool_gateway.dead_letters.rows import StoredDeadLetter
-from fluxpool_gateway.dead_letters.views import DeadLetterView
+from fluxpool_gateway.dead_letters.views import DeadLetterView, ReplayItemView
 
 CSV_COLUMNS: Final = (
     "id",
@@ -32,6 +32,7 @@ CSV_COLUMNS: Final = (
     "resolved_by",
     "reason",
 )
+OUTCOME_COLUMNS: Final = ("number", "id", "outcome", "request_id", "topic", "partition", "offset", "reason")
 _FORMULA: Final = frozenset("=+-@\t\r")
 """What spreadsheets take for the begin of a formula (OWASP, CSV injection)."""
 
@@ -49,6 +50,34 @@ def csv_header() -> bytes:
 def csv_lines(page: Iterable[StoredDeadLetter]) -> bytes:
     """One row each, with no cell that a spreadsheet would execute or a terminal obey."""
     return _csv([[safe_cell(value) for value in _cells(stored)] for stored in page])
+
+
+def outcome_json_lines(items: Iterable[ReplayItemView]) -> bytes:
+    """What became of dead letters, one object a line."""
+    return b"".join(item.model_dump_json().encode() + b"\n" for item in items)
+
+
+def outcome_csv_header() -> bytes:
+    """The names of the columns."""
+    return _csv([OUTCOME_COLUMNS])
+
+
+def outcome_csv_lines(items: Iterable[ReplayItemView]) -> bytes:
+    """The same as rows."""
+    return _csv([[safe_cell(value) for value in _outcome_cells(item)] for item in items])
+
+
+def outcome_reason(item: ReplayItemView) -> str:
+    """Why a task was not sent again; empty for one that was."""
+    detail = item.detail or {}
+    problems = [f"{problem['field']}: {problem['message']}" for problem in detail.get("problems", ())]
+    return "; ".join(problems) or str(detail.get("reason", ""))
+
+
+def _outcome_cells(item: ReplayItemView) -> Sequence[object]:
+    detail = item.detail or {}
+    sent = (detail.get(name) for name in ("request_id", "topic", "partition", "offset"))
+    return (item.number, item.id, item.outcome, *sent, outcome_reason(item))
 
 
 def safe_cell(value: object) -> str:

@@ -42,6 +42,7 @@ from fluxpool_gateway.http.routes import Services, WithServices, json_response
 from fluxpool_gateway.http.scopes import WithCaller, requires
 from fluxpool_gateway.http.task_routes import read_store
 from fluxpool_gateway.identity.api_key import KeyScope
+from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.store.shared_file import SharedFileError
 from fluxpool_transport.dlq import PreparedReplay, RecordRef, RefusedReplay, check_choices
 
@@ -65,7 +66,7 @@ router = APIRouter()
 )
 async def replay_dead_letters(wanted: ReplayRequest, services: WithServices, caller: WithCaller) -> Response:
     """Each task is checked as a worker would before it is sent; jobs run one after the other."""
-    chosen = _chosen(wanted, tenant=sees_only(caller))
+    chosen = chosen_query(wanted, tenant=sees_only(caller))
     letters: Sequence[StoredDeadLetter] = ()
     if chosen is not None:
         letters = await read_store(services.dead_letters.oldest(chosen, limit=wanted.max))
@@ -100,7 +101,8 @@ async def replay_dead_letters(wanted: ReplayRequest, services: WithServices, cal
     return response
 
 
-def _chosen(wanted: ReplayRequest, *, tenant: str | None) -> DeadLetterQuery | None:
+def chosen_query(wanted: ReplayRequest, *, tenant: str | None) -> DeadLetterQuery | None:
+    """The open dead letters that are chosen, of a tenant or any; None when nothing can match."""
     filters = wanted.filter or DeadLetterFilters()
     return filters.query(sees_only=tenant, states=(OPEN,), refs=map(RecordRef.parse, wanted.ids or ()))
 
@@ -214,25 +216,32 @@ async def discard_dead_letter(
     dead_letter_id: IdInPath, wanted: DiscardRequest, services: WithServices, caller: WithCaller
 ) -> Response:
     """No replay sends it; it stays on the topic until it expires, with who discarded it, when and why."""
-    dead_letters = services.dead_letters
     stored = await found_dead_letter(dead_letter_id, services, tenant=sees_only(caller))
     if stored.state not in {OPEN, ResolutionAction.DISCARDED}:
         raise ProblemError(ProblemCode.ALREADY_RESOLVED, f"the dead letter {dead_letter_id} was {stored.state}")
     if stored.state == OPEN:
-        ref = stored.entry.ref
-        try:
-            async with (
-                dead_letters.topic.replayer(by=caller.name) as replayer,
-                aclosing(replayer.discard([stored.entry], reason=wanted.reason.strip())) as discarded,
-            ):
-                async for entry, resolution in discarded:
-                    services.metrics.count_dead_letter("discarded")
-                    logger.info("dead_letter_discarded", record=str(entry.ref), by=resolution.by)
-        except UNANSWERED as error:
-            raise unreadable_topic(error) from error
-        resolved = await read_store(dead_letters.until_resolved(ref))
+        resolved = await discard_open([stored], wanted, services, caller)
         stored = stored if resolved is None else resolved
     return json_response(DeadLetterView.of(stored))
+
+
+async def discard_open(
+    letters: Sequence[StoredDeadLetter], wanted: DiscardRequest, services: Services, caller: Caller
+) -> StoredDeadLetter | None:
+    """Discard open dead letters; returns the last one as it is projected then. Raises `ProblemError` (503)."""
+    last: RecordRef | None = None
+    try:
+        async with (
+            services.dead_letters.topic.replayer(by=caller.name) as replayer,
+            aclosing(replayer.discard([one.entry for one in letters], reason=wanted.reason.strip())) as discarded,
+        ):
+            async for entry, resolution in discarded:
+                last = entry.ref
+                services.metrics.count_dead_letter("discarded")
+                logger.info("dead_letter_discarded", record=str(last), by=resolution.by)
+    except UNANSWERED as error:
+        raise unreadable_topic(error) from error
+    return None if last is None else await read_store(services.dead_letters.until_resolved(last))
 
 
 def _unusable(error: SharedFileError) -> ProblemError:

@@ -256,6 +256,17 @@ async def revoke_key(key_id: KeyIdInPath, gate: WithGate, caller: WithCaller) ->
     return json_response(KeyView.of(revoked, now_ms=now_ms))
 
 
+async def find_key(key_id: str, gate: KeyGate) -> KeyView:
+    """One key; raises `ProblemError` (404, 503)."""
+    try:
+        record = await gate.store.find(key_id)
+    except KeyStoreUnavailableError as error:
+        raise _unusable(error) from error
+    if record is None:
+        raise _no_such_key(key_id)
+    return KeyView.of(record, now_ms=gate.now_ms())
+
+
 def _made() -> tuple[str, PresentedKey]:
     text = new_key()
     presented = parse_key(text)

@@ -6,7 +6,7 @@ face has its routes.
 
 from typing import Final
 
-from fluxpool_gateway.page import assets, create, gallery, login, queue, tasks
+from fluxpool_gateway.page import access, assets, create, dead_letters, gallery, login, queue, tasks
 
 PAGE_ROUTERS: Final = (
     assets.router,
@@ -15,5 +15,7 @@ PAGE_ROUTERS: Final = (
     tasks.router,
     gallery.router,
     *queue.ROUTERS,
+    *dead_letters.ROUTERS,
+    *access.ROUTERS,
 )
 """In this order: a route with a parameter comes after those that it would hide."""

@@ -21,15 +21,15 @@ class Form:
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         """`pairs` are its fields in their order."""
-        self._pairs = pairs
+        self.pairs: Final = pairs
 
     def get(self, name: str) -> str:
         """The first value of a field; empty without one."""
-        return next((value for key, value in self._pairs if key == name), "")
+        return next((value for key, value in self.pairs if key == name), "")
 
     def all(self, name: str) -> list[str]:
         """Every value of a field."""
-        return [value for key, value in self._pairs if key == name]
+        return [value for key, value in self.pairs if key == name]
 
 
 async def read_form(request: Request) -> Form:

@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse, Response
 
 from fluxpool_gateway.http.problem import ProblemError
 from fluxpool_gateway.http.request_context import RawPairs, find_header
+from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.page.assets import asset_path
 from fluxpool_gateway.page.session import form_token
@@ -69,6 +70,11 @@ class Visit:
     def visit_cookie(self) -> str:
         """Name of the cookie of a browser without a session."""
         return "__Host-fluxpool-visit" if self.secure and self.root == "/" else "fluxpool-visit"
+
+    @property
+    def sees_keys(self) -> bool:
+        """Whether there are API keys, which the caller may look at."""
+        return self.needs_key and self.caller is not None and KeyScope.ADMIN in self.caller.scopes
 
     @property
     def form_token(self) -> str:

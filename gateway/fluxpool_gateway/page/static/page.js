@@ -8,6 +8,7 @@ document.documentElement.classList.add("script");
 // On the document: htmx replaces parts of it.
 document.addEventListener("click", onClick);
 document.addEventListener("htmx:afterSwap", showTimes);
+document.addEventListener("htmx:afterSwap", tell);
 document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.elt.matches?.("form[action$='/cancel']")) {
     announce(event.detail.successful ? "Cancel requested." : "The task could not be canceled.");
@@ -24,6 +25,14 @@ function showTimes() {
     time.title = time.textContent;
     time.textContent = new Date(time.dateTime).toLocaleString();
   }
+}
+
+// What a part that is fetched again and again has to say, once.
+let told = "";
+function tell() {
+  const text = document.querySelector("[data-announce]")?.dataset.announce ?? "";
+  if (text && text !== told) announce(text);
+  told = text;
 }
 
 async function onClick(event) {
