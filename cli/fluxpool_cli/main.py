@@ -28,25 +28,65 @@ from fluxpool_transport.process import end_process
 COMMANDS: Final = {
     "submit": (
         "submit.commands:submit",
-        "Send a prompt to the gateway; with --wait, show its progress and save its images.",
+        "Send a prompt; with --wait, save its images.",
     ),
-    "batch": ("batch.commands:batch", "Send the requests of a file to the gateway, and tell what became of each."),
-    "watch": ("watch.commands:watch", "Show lag by lane, workers and the newest results; Ctrl-C ends it."),
+    "batch": ("batch.commands:batch", "Send the requests of a file; tell what became of each."),
+    "list": ("tasks.reading:list_tasks", "List the tasks of the tenant, the newest first."),
+    "get": (
+        "tasks.reading:get",
+        "Show tasks, and why they wait; save images.",
+    ),
+    "wait": ("tasks.waiting:wait", "Wait until tasks have ended; save images."),
+    "events": (
+        "tasks.reading:events",
+        "Show states of tasks; with --follow as they change.",
+    ),
+    "group": ("tasks.reading:group", "Show how far the tasks of a group are."),
+    "cancel": (
+        "tasks.changing:cancel",
+        "Cancel tasks by id, by filter, or all.",
+    ),
+    "retry": (
+        "tasks.changing:retry",
+        "Make new tasks with the inputs of ended ones.",
+    ),
+    "delete": (
+        "tasks.changing:delete",
+        "Delete ended tasks with images and prompts.",
+    ),
+    "queue": (
+        "service.commands:queue",
+        "Show what waits and runs, and how long a task takes.",
+    ),
+    "pools": (
+        "service.commands:pools",
+        "Show workers of pools, and the plan with its reason.",
+    ),
+    "models": (
+        "service.commands:models",
+        "List models with licences, defaults and limits.",
+    ),
+    "usage": ("service.commands:usage", "Show images, megapixels and GPU seconds used."),
+    "top": (
+        "service.commands:top",
+        "Show pools, lanes, lag and throughput live.",
+    ),
+    "watch": ("watch.commands:watch", "Show lag, workers and the newest results of Kafka."),
     "trace": (
         "trace.commands:trace",
-        "Show a task's life across topics, offsets, attempts and workers, in order of time.",
+        "Show a task's life across topics and workers.",
     ),
-    "verify": ("verify.commands:verify", "Tell how image files say that a model made them, and who signed that."),
+    "verify": ("verify.commands:verify", "Tell which image files say that a model made them."),
     "local": ("local.commands:app", "A whole Fluxpool on this machine: Kafka, gateway, scaled workers."),
     "rate": ("feedback.rate:rate", "Rate an image."),
     "compare": ("feedback.compare:compare", "Say which of two images of a prompt is better."),
-    "feedback": ("feedback.commands:app", "What people say of images: pairs to judge, figures and exports."),
-    "keys": ("keys.commands:app", "API keys of a gateway: create, list, rotate and revoke them."),
+    "feedback": ("feedback.commands:app", "What people say of images: pairs, figures, exports."),
+    "keys": ("keys.commands:app", "API keys of a gateway."),
     "webhooks": (
         "webhooks.commands:app",
-        "Endpoints that a gateway tells when tasks and groups end, and the log of that.",
+        "Endpoints that are told when tasks and groups end.",
     ),
-    "profile": ("profiles.commands:app", "Gateways with their API keys, by name; --profile names one."),
+    "profile": ("profiles.commands:app", "Gateways with their API keys, by name."),
     "model": ("model:app", "Model folders for workers."),
     "dlq": ("dlq.commands:app", "List dead letters, replay their tasks, discard them."),
 }

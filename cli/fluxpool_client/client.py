@@ -11,7 +11,7 @@ import httpx
 
 from fluxpool_client.connection import LIMITS, connection_of
 from fluxpool_client.dead_letters import DeadLetterOperations, DeadLetters
-from fluxpool_client.event_stream import TaskEvents
+from fluxpool_client.event_stream import EventStream, TaskEvents, TenantEvents
 from fluxpool_client.models import (
     AcceptedTask,
     ApiKey,
@@ -39,7 +39,6 @@ from fluxpool_client.request_fields import (
 )
 from fluxpool_client.service_models import Model, Pools, Queue, UsageReport
 from fluxpool_client.webhooks import Webhooks
-from fluxpool_contract.messages import check_request_id
 
 T = TypeVar("T")
 
@@ -124,7 +123,17 @@ class Client:
         replaced meanwhile are left out. A preview, of a task that asks for previews, is a `PreviewedTask` with the
         last state. After `max_attempts` connections in sequence without a sign of life the error is raised.
         """
-        events = TaskEvents(request_id=check_request_id(request_id), max_attempts=self._operations.max_attempts)
+        return self._follow(TaskEvents.of(request_id, max_attempts=self._operations.max_attempts))
+
+    def changes(self, **fields: Unpack[ListFields]) -> Iterator[Task]:
+        """The tasks of the list with these filters, the newest last, then each task that passes them as it changes.
+
+        It has no end. A connection that is lost is opened again as that of `events`; where the gateway cannot continue
+        after the last change, the list comes again.
+        """
+        return self._follow(TenantEvents.of(fields, max_attempts=self._operations.max_attempts))
+
+    def _follow(self, events: EventStream) -> Iterator[Task]:
         while not events.has_ended():
             outgoing = events.outgoing()
             outcome: Response | httpx.RequestError | None = None

@@ -1,4 +1,4 @@
-"""The events of one task: what to request, and the states in the bytes of the response; without I/O.
+"""The events of one task, or of all: what to request, and the states in the bytes of the response; without I/O.
 
 The framing is that of section 9.2.6 of the HTML standard, whose lines end at CR and LF alone, while httpx also ends
 them at U+2028, which a prompt may contain.
@@ -7,16 +7,17 @@ them at U+2028, which a prompt may contain.
 import json
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Self, TypeVar
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fluxpool_client.errors import FluxpoolError, UnexpectedResponseError, UnreachableError
-from fluxpool_client.models import Preview, PreviewedTask, Task, TaskStatus
+from fluxpool_client.models import Preview, PreviewedTask, Task, TaskPage, TaskStatus
 from fluxpool_client.operations import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
@@ -25,8 +26,13 @@ from fluxpool_client.operations import (
     Outgoing,
     Response,
     failure_of,
+    list_query,
     wanted_pause,
 )
+from fluxpool_client.request_fields import ListFields
+from fluxpool_contract.messages import check_request_id
+
+Answer = TypeVar("Answer", bound=BaseModel)
 
 MAX_EVENT_BYTES: Final = 1024 * 1024
 """The state of a task with eight images is below 20 KB."""
@@ -95,24 +101,22 @@ class EventDecoder:
 
 
 @dataclass(slots=True, kw_only=True)
-class TaskEvents:
-    """The events of one task over as many responses as it takes."""
+class EventStream(ABC):
+    """States of tasks over as many responses as it takes."""
 
-    request_id: str
+    path: str
+    """Of every request."""
     max_attempts: int
     """Responses in sequence that may end without an event or a comment."""
     _ended: bool = False
     _decoder: EventDecoder = field(default_factory=EventDecoder)
     _last_id: str | None = None
-    _state: Task | None = None
-    """The last one."""
     _fruitless: int = 0
     _closing: str = "its response ended"
 
-    @property
-    def path(self) -> str:
-        """Of every request."""
-        return f"{TASKS}/{self.request_id}/events"
+    @abstractmethod
+    def _of(self, event: ServerEvent) -> Iterator[Task]:
+        """The states that an event has. Raises `UnexpectedResponseError`."""
 
     def has_ended(self) -> bool:
         """Whether there is nothing more to read."""
@@ -139,21 +143,15 @@ class TaskEvents:
             self._fruitless = 0
             if event.name == "closed":
                 self._closing = _reason(event.data)
-            elif event.name in _STATES:
-                task = self._task(event.data)
-                self._last_id = event.id
-                self._ended = task.ended
-                self._state = task
-                yield task
-            elif event.name == "preview" and self._state is not None and (preview := _preview(event.data)):
-                yield PreviewedTask.model_construct(**dict(self._state), preview=preview)
+            else:
+                yield from self._of(event)
             if self._ended:
                 return
 
     def pause(self, outcome: Response | httpx.RequestError | None) -> float:
         """Seconds to wait after a refusal, a failure or the end of a response; raises the error that is the last."""
         self._fruitless += 1
-        failure: FluxpoolError = UnreachableError(f"no event of {self.request_id}: {self._closing}")
+        failure: FluxpoolError = UnreachableError(f"no event of {self.path}: {self._closing}")
         if outcome is not None:
             failure = failure_of(self.outgoing(), outcome)
         longest = min(FIRST_PAUSE_SECONDS * 2.0**self._fruitless, LONGEST_PAUSE_SECONDS)
@@ -162,14 +160,58 @@ class TaskEvents:
             raise failure
         return seconds
 
-    def _task(self, data: str) -> Task:
+    def _parsed(self, model: type[Answer], data: str) -> Answer:
         try:
-            task = Task.model_validate_json(data)
+            return model.model_validate_json(data)
         except ValidationError:
             raise UnexpectedResponseError(f"an event of {self.path} is no state of a task") from None
-        if task.request_id != self.request_id:
-            raise UnexpectedResponseError(f"asked about {self.request_id}, an event is about {task.request_id}")
-        return task
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskEvents(EventStream):
+    """The events of one task, until it has ended."""
+
+    request_id: str
+    _state: Task | None = None
+    """The last one."""
+
+    @classmethod
+    def of(cls, request_id: str, *, max_attempts: int) -> Self:
+        """Those of the task with this id; raises `ValueError` for what is none."""
+        path = f"{TASKS}/{check_request_id(request_id)}/events"
+        return cls(path=path, max_attempts=max_attempts, request_id=request_id)
+
+    def _of(self, event: ServerEvent) -> Iterator[Task]:
+        if event.name in _STATES:
+            task = self._parsed(Task, event.data)
+            if task.request_id != self.request_id:
+                raise UnexpectedResponseError(f"asked about {self.request_id}, an event is about {task.request_id}")
+            self._last_id = event.id
+            self._ended = task.ended
+            self._state = task
+            yield task
+        elif event.name == "preview" and self._state is not None and (preview := _preview(event.data)):
+            yield PreviewedTask.model_construct(**dict(self._state), preview=preview)
+
+
+@dataclass(slots=True, kw_only=True)
+class TenantEvents(EventStream):
+    """The events of all tasks of the tenant that pass a filter; they have no end."""
+
+    @classmethod
+    def of(cls, fields: ListFields, *, max_attempts: int) -> Self:
+        """Those of the tasks that the list with these filters has."""
+        return cls(path=f"/v1/events{list_query(fields)}", max_attempts=max_attempts)
+
+    def _of(self, event: ServerEvent) -> Iterator[Task]:
+        if event.name == "snapshot":
+            self._last_id = event.id
+            # The newest comes first in a list, and last in a stream.
+            yield from reversed(self._parsed(TaskPage, event.data).data)
+        elif event.name in _STATES:
+            task = self._parsed(Task, event.data)
+            self._last_id = event.id
+            yield task
 
 
 def _preview(data: str) -> Preview | None:

@@ -210,13 +210,7 @@ class Operations:
 
     def page(self, fields: ListFields, *, cursor: str | None) -> Steps[TaskPage]:
         """One page of a list."""
-        query = [
-            (name, _text(item))
-            for name, value in [*fields.items(), ("cursor", cursor)]
-            if value is not None
-            for item in (value if isinstance(value, (list, tuple)) else [value])
-        ]
-        path = f"{TASKS}?{urlencode(query)}" if query else TASKS
+        path = f"{TASKS}{list_query({**fields, **({} if cursor is None else {'cursor': cursor})})}"
         return self._ask(TaskPage, Outgoing(method="GET", path=path))
 
     def group(self, group_id: str) -> Steps[Group]:
@@ -409,6 +403,17 @@ def _rating_path(request_id: str, **query: Any) -> str:
 def _with_query(path: str, query: Mapping[str, Any]) -> str:
     given = {name: value for name, value in query.items() if value is not None}
     return f"{path}?{urlencode(given)}" if given else path
+
+
+def list_query(fields: Mapping[str, Any]) -> str:
+    """The query of a list with these filters, with its question mark; empty without any."""
+    query = [
+        (name, _text(item))
+        for name, value in fields.items()
+        if value is not None
+        for item in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+    return f"?{urlencode(query)}" if query else ""
 
 
 def is_http_url(text: str) -> bool:

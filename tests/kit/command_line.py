@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from fluxpool_cli.main import run
-from fluxpool_gateway.http.app import GatewayApplication
 from kit.waiting import wait_until
 
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
@@ -16,7 +16,7 @@ Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
 @asynccontextmanager
-async def served(app: GatewayApplication) -> AsyncIterator[str]:
+async def served(app: ASGIApp) -> AsyncIterator[str]:
     """The address of a running application, for a block."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None))
     serving = asyncio.create_task(server.serve())

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -47,11 +48,11 @@ def step(number: int) -> ProgressSeen:
 
 
 @asynccontextmanager
-async def watching(kind: str, url: str, key: str) -> AsyncIterator[Next]:
-    """What returns the next state of the task; None after the last."""
+async def watching(kind: str, url: str, key: str, *, all_tasks: bool = False) -> AsyncIterator[Next]:
+    """What returns the next state of the task, or of any; None after the last."""
     if kind == "asyncio":
         async with AsyncClient(url, api_key=key) as client:
-            states = cast("AsyncGenerator[Task]", client.events(ID))
+            states = cast("AsyncGenerator[Task]", client.changes() if all_tasks else client.events(ID))
 
             async def following() -> Task | None:
                 return await anext(states, None)
@@ -60,7 +61,7 @@ async def watching(kind: str, url: str, key: str) -> AsyncIterator[Next]:
             await states.aclose()
     else:
         with Client(url, api_key=key) as blocking:
-            found = cast("Generator[Task]", blocking.events(ID))
+            found = cast("Generator[Task]", blocking.changes() if all_tasks else blocking.events(ID))
             yield lambda: asyncio.to_thread(next, found, None)
             found.close()
 
@@ -121,6 +122,28 @@ async def test_a_cut_connection_continues_after_the_last_state(listening: Listen
         assert last is not None
         assert last.succeeded
         assert await following() is None
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+async def test_changes_of_all_tasks_follow_the_list_and_outlast_a_cut_connection(
+    listening: Listening, kind: str
+) -> None:
+    other = replace(QUEUED, request_id="r-2", created_at_ms=2)
+    listening.gateway.project(other)
+    async with (
+        asyncio.timeout(60 * PATIENCE),
+        TcpProxy(listening.server.port) as link,
+        watching(kind, f"http://{link.address}", listening.gateway.admin, all_tasks=True) as following,
+    ):
+        listed = [await following(), await following()]
+        assert [task and task.request_id for task in listed] == [ID, "r-2"]
+        listening.gateway.project(step(1))
+        assert steps_of(await following()) == 1
+        link.reset_connections()
+        listening.gateway.project(DONE)
+        last = await following()
+        assert last is not None
+        assert (last.request_id, last.succeeded) == (ID, True)
 
 
 # Scripted responses

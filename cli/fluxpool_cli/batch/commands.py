@@ -42,7 +42,7 @@ def batch(
     gateway: GatewayOptions,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
 ) -> None:
-    """Send the requests of a file to the gateway, and tell what became of each.
+    """Send the requests of a file; tell what became of each.
 
     A batch that was interrupted is continued by the same command: nothing is made twice, and images that are there are
     kept. Where a limit of the tenant is reached it goes on as tasks end.

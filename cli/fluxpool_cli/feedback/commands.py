@@ -17,7 +17,7 @@ from fluxpool_client import FeedbackSummary, Interval
 EXPORT_SECONDS: Final = 300.0
 """Longest silence of the gateway: it may read images from a slow store."""
 
-app = typer.Typer(no_args_is_help=True, help="What people say of images: pairs to judge, figures and exports.")
+app = typer.Typer(no_args_is_help=True, help="What people say of images: pairs, figures, exports.")
 
 
 class ExportFormat(StrEnum):

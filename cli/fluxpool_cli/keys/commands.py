@@ -20,7 +20,7 @@ from fluxpool_gateway.identity import KeyScope, new_key, parse_key
 _KEY_ID: Final = re.compile(r"[0-9A-Za-z]{12}")
 _DEFAULT: Final = tuple(scope for scope in KeyScope if scope is not KeyScope.ADMIN)
 
-app = typer.Typer(no_args_is_help=True, help="API keys of a gateway: create, list, rotate and revoke them.")
+app = typer.Typer(no_args_is_help=True, help="API keys of a gateway.")
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `list` shows it, or the key.")]
 

@@ -19,7 +19,7 @@ from fluxpool_cli.profiles.file import (
 )
 from fluxpool_client import connection_of
 
-app = typer.Typer(no_args_is_help=True, help="Gateways with their API keys, by name; --profile names one.")
+app = typer.Typer(no_args_is_help=True, help="Gateways with their API keys, by name.")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the profile.")]
 

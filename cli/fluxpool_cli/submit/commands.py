@@ -87,7 +87,7 @@ def submit(
         typer.Option(help="Kafka, as host:port[,host:port]: write the task to its topic, without a gateway."),
     ] = None,
 ) -> None:
-    """Send a prompt to the gateway; with --wait, show its progress and save its images.
+    """Send a prompt; with --wait, save its images.
 
     While it waits, an answer that fails is asked for again until --timeout; images that are there already are not
     written over.

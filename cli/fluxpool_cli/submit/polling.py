@@ -80,7 +80,7 @@ def patiently(call: Callable[[], T], *, deadline: Deadline) -> T:
 
 
 def wait_until_ended(
-    gateway: Client, accepted: AcceptedTask, *, deadline: Deadline, hopeless: Callable[[], str | None]
+    gateway: Client, accepted: AcceptedTask | Task, *, deadline: Deadline, hopeless: Callable[[], str | None]
 ) -> Task:
     """The task once it has ended, showing every change.
 

@@ -30,7 +30,7 @@ def trace(
     kafka: TargetOptions,
     output: OutputOptions,
 ) -> None:
-    """Show a task's life across topics, offsets, attempts and workers, in order of time.
+    """Show a task's life across topics and workers.
 
     Exits 0 when anything was found, 1 when nothing was, 2 for a malformed id, 3 when Kafka does not answer.
     """

@@ -36,7 +36,7 @@ def verify(
     profile: Annotated[str | None, typer.Option(help="The same with the gateway and the key of a profile.")] = None,
     output: OutputOptions,
 ) -> None:
-    """Tell how image files say that a model made them, and who signed that.
+    """Tell which image files say that a model made them.
 
     Fetches nothing that a file names. Exits 0 when every file is marked and no mark is invalid, 1 when one is not, 2
     when one cannot be read.

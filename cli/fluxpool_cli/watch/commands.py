@@ -30,7 +30,9 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show one snapshot and end.")] = False,
     output: OutputOptions,
 ) -> None:
-    """Show lag by lane, workers and the newest results; Ctrl-C ends it.
+    """Show lag, workers and the newest results of Kafka.
+
+    Ctrl-C ends it.
 
     Topics, groups and credentials are those of the FLUXPOOL_KAFKA_*, FLUXPOOL_TOPICS_*, FLUXPOOL_CONSUMER_GROUP and
     FLUXPOOL_LANES variables.

@@ -19,9 +19,7 @@ _POLL_SECONDS: Final = 0.5
 
 T = TypeVar("T")
 
-app = typer.Typer(
-    no_args_is_help=True, help="Endpoints that a gateway tells when tasks and groups end, and the log of that."
-)
+app = typer.Typer(no_args_is_help=True, help="Endpoints that are told when tasks and groups end.")
 
 EndpointArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the endpoint, as `list` shows it.")]
 DeliveryArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the delivery, as `deliveries` shows it.")]

@@ -1,0 +1,1 @@
+"""`fluxpool list`, `get`, `wait`, `events`, `group`, `cancel`, `retry` and `delete`: tasks, over HTTP."""
