@@ -15,6 +15,8 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from fluxpool_cli.local.kafka.jars import provide_kafka_libs
+from kit.cpu_durations import OPTION as CPU_OPTION
+from kit.cpu_durations import CpuDurations
 from kit.end_of_tests import GRACE_SECONDS, EndOfTests
 from kit.engine import stand_in_engine, start_engine
 from kit.kafka import KafkaFactory, running_kafka, share_classes
@@ -42,18 +44,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that runs every test."""
+    """Add the options that run every test and show CPU times."""
     parser.addoption(OPTION, action="store_true", help=f"run tests marked {MARKER} also when their inputs are the same")
+    parser.addoption(CPU_OPTION, type=int, metavar="N", help="show the N files that take most CPU time, with processes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register what skips `on_change` tests that passed with the same inputs, and what ends tests that hang."""
+    """Register what skips unchanged `on_change` tests, what ends tests that hang, and what measures CPU time."""
     named = frozenset(
         (config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args
     )
     plugin = UnchangedTests(root=ROOT, stamps=stamps_folder(), run_all=config.getoption(OPTION), named=named)
     config.pluginmanager.register(plugin)
     config.pluginmanager.register(EndOfTests(grace_seconds=PATIENCE * GRACE_SECONDS))
+    if shown := config.getoption(CPU_OPTION):
+        config.pluginmanager.register(CpuDurations(shown=shown))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -95,7 +100,9 @@ def kafka_libs() -> Path:
 @pytest.fixture(scope="session")
 def kafka(kafka_libs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
     """One broker for the whole run: do not stop it, and use `kit.kafka.unique_name` for topics and groups."""
-    with running_kafka(tmp_path_factory.mktemp("kafka"), libs=kafka_libs) as cluster:
+    # On a busy machine a broker was seen to be silent for seconds. This one is never killed, so nothing waits for that.
+    patient = {"broker.session.timeout.ms": "60000"}
+    with running_kafka(tmp_path_factory.mktemp("kafka"), libs=kafka_libs, extra_properties=patient) as cluster:
         yield cluster
 
 

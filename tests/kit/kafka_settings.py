@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from fluxpool_cli.local.kafka.broker import CONTROLLER_LISTENER, PLAIN_LISTENER, plain_properties
 from fluxpool_cli.local.loopback import HOST
 from fluxpool_contract.kafka import SaslMechanism, SecurityProtocol
+from kit.waiting import PATIENCE
 
+SESSION_SECONDS = 2.0 * PATIENCE
+"""A broker that is silent for longer is fenced; one that was killed may register again after it."""
 # Readiness needs a leader and a loaded coordinator for every partition, one by one: far fewer than Kafka's 50.
 OFFSETS_PARTITIONS = 3
 
@@ -143,7 +146,11 @@ def broker_properties(
     }
     # A controller writes an empty record every half second: a third of what an idle broker takes of a core.
     quiet = {"metadata.max.idle.interval.ms": 0}
-    merged = plain_properties(own_ports) | quiet | replication | of_listeners | dict(extra_properties) | layout
+    # Tests kill brokers and start them again; see `plain_properties`.
+    session = {"broker.session.timeout.ms": round(SESSION_SECONDS * 1000)}
+    merged = (
+        plain_properties(own_ports) | quiet | session | replication | of_listeners | dict(extra_properties) | layout
+    )
     return {key: str(value) for key, value in merged.items()}
 
 
