@@ -70,8 +70,8 @@ def plain_properties(ports: Mapping[str, int]) -> dict[str, str]:
     )
     return dict.fromkeys(one_replica, "1") | {
         "auto.create.topics.enable": "false",
-        # A broker that was SIGKILLed may only register again once its old session is over, with the defaults after 12 s.
-        # But one whose heartbeats are late, while images take every core, refuses to make topics for that moment.
+        # A broker that was SIGKILLed may only register again once its old session is over, with the defaults after
+        # 12 s. But one whose heartbeats are late, while images take every core, makes no topics for that moment.
         "broker.session.timeout.ms": "6000",
         "broker.heartbeat.interval.ms": "500",
         "group.initial.rebalance.delay.ms": "0",
