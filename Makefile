@@ -8,10 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Byte code with the packages: programs on read-only roots (pods) cannot keep it, and would compile at every start.
 export UV_COMPILE_BYTECODE := 1
-EXTRAS := operator worker gateway cli
+EXTRAS := operator worker gateway cli docs
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11
+SPHINX_OPTIONS := --fail-on-warning --keep-going --quiet --doctree-dir build/doctrees
 
-.PHONY: help setup postgres browser control-plane demo demo-cluster test test-all e2e lint format schemas lock bench clean
+.PHONY: help setup postgres browser control-plane demo demo-cluster test test-all e2e lint format schemas docs lock bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 14
@@ -67,6 +68,7 @@ lint: $(VENV)/.installed ## Check format, lint, types, import directions and gen
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m fluxpool_operator.crd --check crds
 	$(BIN)/python -m fluxpool_operator.crd --check charts/fluxpool/crds
+	$(BIN)/sphinx-build -b dummy $(SPHINX_OPTIONS) docs build/docs-check
 
 format: $(VENV)/.installed ## Format the code and apply safe lint fixes
 	$(BIN)/ruff format .
@@ -77,6 +79,10 @@ schemas: $(VENV)/.installed ## Write what is generated from the models: JSON Sch
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m fluxpool_operator.crd crds
 	$(BIN)/python -m fluxpool_operator.crd charts/fluxpool/crds
+
+docs: $(VENV)/.installed ## Build the documentation site in build/docs; warnings and links without a target are errors
+	$(BIN)/sphinx-build -b html $(SPHINX_OPTIONS) docs build/docs
+	@echo "build/docs/index.html"
 
 lock: | $(BIN)/uv ## Resolve the pins again: requirements/*.txt, one version of each package everywhere
 	$(LOCK) $(UPGRADE) --extra dev pyproject.toml --output-file requirements/dev.txt
@@ -90,4 +96,4 @@ bench: setup ## Measure the accept path, the engine's idle time and the waits fo
 	$(BIN)/python benchmarks/waiting.py
 
 clean: ## Remove the virtual environment and what tests and demos left (the cache folder stays)
-	rm -rf $(VENV) .fluxpool demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .fluxpool demo-data .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,14 +1,15 @@
-"""Writes the tables of the docs that come from the code: topics, fields, settings, and the chart's values and rights.
+"""Writes what comes from the code into the docs: topics, fields, settings, routes, metrics, the pool, the chart.
 
 A table lies between `<!-- begin NAME -->` and `<!-- end NAME -->`. `python docs/generate.py` writes all of them in
-place, `--check` compares and exits 1 when one differs. Knows nothing of the text around the tables.
+place, and `llms.txt` from the index; `--check` compares and exits 1 when one differs. Knows nothing of the text around
+the tables.
 """
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,16 @@ from fluxpool_contract.settings.environment import ENVIRONMENT_PREFIX, Environme
 from fluxpool_contract.settings.worker import WorkerSettings
 from fluxpool_gateway.settings import GatewaySettings
 from fluxpool_operator.access import access_rules
+from llms_text import llms_text
+from reference_tables import (
+    one_line,
+    operator_metrics_table,
+    pool_tables,
+    problems_table,
+    routes_table,
+    table,
+    worker_metrics_table,
+)
 
 FOLDER: Final = Path(__file__).parent
 CHART_VALUES: Final = FOLDER.parent / "charts" / "fluxpool" / "values.yaml"
@@ -45,6 +56,11 @@ def main(arguments: Sequence[str]) -> int:
             differing.append(str(path.relative_to(options.folder)))
             if not options.check:
                 path.write_text(after)
+    listing = options.folder / "llms.txt"
+    if (index := options.folder / "index.md").exists() and listing.read_text() != (after := llms_text(index)):
+        differing.append(listing.name)
+        if not options.check:
+            listing.write_text(after)
     if placed != tables.keys():
         sys.stderr.write(f"tables without a place or places without a table: {sorted(placed ^ tables.keys())}\n")
         return 1
@@ -62,7 +78,12 @@ def render_tables() -> dict[str, str]:
         "topics": _topics_table(),
         "chart-values": _chart_values_table(CHART_VALUES.read_text()),
         "access-rules": _access_table(),
-        "headers-task": _table(
+        "routes": routes_table(),
+        "problems": problems_table(),
+        "metrics-operator": operator_metrics_table(),
+        "metrics-worker": worker_metrics_table(),
+        **pool_tables(),
+        "headers-task": table(
             ("Header", "Meaning"),
             [(f"`{name}`", meaning) for name, (_, meaning) in (TASK_HEADERS | CLOUD_EVENT_HEADERS).items()],
         ),
@@ -88,7 +109,7 @@ def _topics_table() -> str:
         else:
             kept = f"{retention_ms // HOUR_MS} hours"
         rows.append((f"`{spec.name}`", str(spec.partitions), str(spec.replication_factor), kept))
-    return _table(("Topic", "Partitions", "Replicas", "Kept"), rows)
+    return table(("Topic", "Partitions", "Replicas", "Kept"), rows)
 
 
 # Message fields
@@ -107,7 +128,7 @@ def _fields_table(model: type[BaseModel]) -> str:
         )
         for name, field in schema["properties"].items()
     ]
-    return _table(("Field", "Type", "Default", "Meaning"), rows)
+    return table(("Field", "Type", "Default", "Meaning"), rows)
 
 
 def _schema_type(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
@@ -209,7 +230,7 @@ def _allowed(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 
 def _settings_table(rows: Mapping[str, Sequence[str]]) -> str:
-    return _table(
+    return table(
         ("Variable", "Default", "Form", "Meaning"),
         [(f"`{name}`", *cells) for name, cells in rows.items()],
     )
@@ -232,9 +253,9 @@ def _chart_values_table(text: str) -> str:
         if found:
             path = [*path[: len(found["indent"]) // 2], found["name"]]
             if comment:
-                rows.append((f"`{'.'.join(path)}`", _chart_default(values, path), _one_line(" ".join(comment))))
+                rows.append((f"`{'.'.join(path)}`", _chart_default(values, path), one_line(" ".join(comment))))
         comment = []
-    return _table(("Value", "Default", "Meaning"), rows)
+    return table(("Value", "Default", "Meaning"), rows)
 
 
 def _chart_default(values: Any, path: Sequence[str]) -> str:
@@ -249,11 +270,11 @@ def _access_table() -> str:
         (
             f"`{rule.qualified}`",
             ", ".join(rule.verbs),
-            _one_line(rule.why) + ("" if rule in always else " (with `podMonitors.enabled` only)"),
+            one_line(rule.why) + ("" if rule in always else " (with `podMonitors.enabled` only)"),
         )
         for rule in access_rules(pod_monitors=True)
     ]
-    return _table(("Objects", "Verbs", "Why"), rows)
+    return table(("Objects", "Verbs", "Why"), rows)
 
 
 # Words
@@ -273,16 +294,7 @@ def _meaning(own: str | None, field: Mapping[str, Any], definitions: Mapping[str
     """The field's own description, else that of its type."""
     kinds = [kind for kind in field.get("anyOf", [field]) if "$ref" in kind]
     texts = [own, *(definitions[kind["$ref"].rpartition("/")[2]].get("description") for kind in kinds)]
-    return _one_line(next(filter(None, texts), ""))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return one_line(next(filter(None, texts), ""))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ from fluxpool_client.request_fields import (
     LoraFields,
     OptionalFields,
     RatingFields,
-    TaskWebhookFields,
 )
 from fluxpool_client.service_models import (
     Model,
@@ -86,7 +85,6 @@ from fluxpool_client.service_models import (
 from fluxpool_client.webhooks import (
     AsyncWebhooks,
     NewWebhookEndpoint,
-    RequestSecret,
     WebhookAttempt,
     WebhookChanges,
     WebhookDelivery,
@@ -162,13 +160,11 @@ __all__ = [
     "ReplayItem",
     "ReplayJob",
     "ReplayPreview",
-    "RequestSecret",
     "StoredDeadLetter",
     "Task",
     "TaskFailure",
     "TaskPage",
     "TaskStatus",
-    "TaskWebhookFields",
     "UnavailableError",
     "UnexpectedResponseError",
     "UnreachableError",

@@ -68,6 +68,17 @@ def _example() -> dict[str, object]:
     return dict(yaml.safe_load(text))
 
 
+def test_the_values_of_every_page_are_those_of_the_chart(helm: Helm) -> None:
+    found = [
+        yaml.safe_load(text)
+        for page in (ROOT / "docs").rglob("*.md")
+        for text in re.findall(r"^```yaml values\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert len(found) > 1
+    for values in found:
+        assert of_kind(helm.render(values=values), "Deployment")
+
+
 def test_every_value_that_the_text_names_exists() -> None:
     text = re.sub(r"<!-- begin ([a-z-]+) -->.*?<!-- end \1 -->", "", PAGE, flags=re.DOTALL)
     values = yaml.safe_load((CHART / "values.yaml").read_text())

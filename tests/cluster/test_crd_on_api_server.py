@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,16 @@ async def _new_pool(
 async def test_the_server_accepts(control_plane: ControlPlane, namespace: str, name: str) -> None:
     body = _manifest(ACCEPTED[name], namespace=namespace)
     assert await _create(control_plane, body, "--dry-run=server")
+
+
+async def test_the_server_accepts_every_pool_of_the_docs(control_plane: ControlPlane, namespace: str) -> None:
+    pools = [
+        text
+        for page in (CRD_FILE.parents[1] / "docs").rglob("*.md")
+        for text in re.findall(r"^```yaml pool\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert len(pools) > 8
+    await control_plane.kubectl("create", "-n", namespace, "--dry-run=server", "-f", "-", input="---\n".join(pools))
 
 
 @pytest.mark.parametrize("stranger", strangers("manifests", StrangeManifest))

@@ -1,4 +1,4 @@
-"""The examples of docs/how-to/client.md, with a real gateway, a real broker and a worker with a stand-in engine."""
+"""The examples of docs/how-to/client.md and the README, with a real gateway and broker and a stand-in engine."""
 
 import asyncio
 import re
@@ -15,8 +15,16 @@ from kit.worker import WorkerBench
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "client.md"
-EXAMPLES: list[str] = re.findall(r"^```python client\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "how-to" / "client.md"
+
+
+def examples_of(page: Path) -> list[str]:
+    return re.findall(r"^```python client\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+EXAMPLES = examples_of(PAGE)
+(README_EXAMPLE,) = examples_of(ROOT / "README.md")
 
 
 @pytest.fixture
@@ -53,3 +61,6 @@ async def test_the_examples_run(
     assert "invalid_size width: 100 is not a multiple of 16" in shown
     async with AsyncClient() as client:
         assert len([task async for task in client.tasks(limit=2)]) == 10
+    await asyncio.to_thread(exec, compile(README_EXAMPLE, "README.md", "exec"), {"__name__": "example"})
+    with Image.open("fox.png") as picture:
+        assert picture.size == (96, 64)

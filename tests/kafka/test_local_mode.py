@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,9 @@ from kit.warm_start import warm_engine
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(420)]
 
-WARM_LOCAL = Path(__file__).parents[1] / "kit" / "warm_local"
+ROOT = Path(__file__).parents[2]
+TOUR = ROOT / "docs" / "tutorial" / "tour.md"
+WARM_LOCAL = ROOT / "tests" / "kit" / "warm_local"
 ANSWER_SECONDS = 60.0
 SMALL = ("--size", "64x64", "--steps", "2")
 
@@ -91,6 +94,34 @@ def wait_gone(pids: list[int]) -> None:
     wait_until_blocking(gone, deadline_seconds=30, what=f"the processes {pids} are gone")
 
 
+def in_clone(words: list[str]) -> list[str]:
+    """The words of a command with the files of the repository that it names."""
+    return [str(ROOT / word) if word.startswith("docs/") else word for word in words]
+
+
+def walk_the_tour(fluxpool: Fluxpool, folder: Path) -> None:
+    """Run the commands of the tour that use the running stack, as a reader does."""
+    lines = re.findall(r"^\.venv/bin/fluxpool (.*)$", TOUR.read_text(), re.MULTILINE)
+    commands = [words for words in map(shlex.split, lines) if words[0] != "local"]
+    assert [words[0] for words in commands] == ["submit", "batch", "watch", "batch", "submit", "dlq", "dlq", "dlq"]
+    image, send, watch, fetch, refused, listing, dry_run, replay = commands
+    fluxpool(*image)
+    fluxpool(*in_clone(send))
+    fluxpool(*watch, "--once")
+    fluxpool(*in_clone(fetch))
+    assert len(list((folder / "pictures").iterdir())) == 1 + 24
+    fluxpool(*refused, rc=1)
+    assert "this pool offers none" in fluxpool(*listing).output
+    assert "1 to flux-generation-tasks would be sent" in fluxpool(*dry_run).output
+    assert "1 to flux-generation-tasks sent" in fluxpool(*replay).output
+    (letter,) = json.loads(fluxpool("dlq", "list", "--all", "--json").output)["dead_letters"]
+
+    def replayed() -> bool:
+        return bool(json.loads(fluxpool("trace", letter["request_id"], "--json").output)["state"] == "success")
+
+    wait_until_blocking(replayed, deadline_seconds=60, what="the image of the replayed task")
+
+
 def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     fluxpool: Fluxpool, tmp_path: Path, tiny_checkpoint: Path
 ) -> None:
@@ -136,6 +167,8 @@ def test_a_stack_starts_scales_to_zero_stops_and_restarts_at_the_same_address(
     watched = json.loads(fluxpool("watch", "--once", "--json").output)
     assert watched["results"] == {"success": 3}
     assert watched["lag_records"] == {"vip": 0, "standard": 0}
+
+    walk_the_tour(fluxpool, tmp_path)
 
     pids = [part.pid for part in (*state_in(folder).parts, state_in(folder).supervisor)]
     fluxpool("local", "down")

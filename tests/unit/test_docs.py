@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
 from fluxpool_cli.exit_codes import ExitCode
@@ -35,6 +36,7 @@ from fluxpool_gateway.http.generation_request import parse_request
 from fluxpool_gateway.http.problem import ProblemCode, ProblemDocument
 from fluxpool_gateway.presets.preset import Preset
 from fluxpool_gateway.settings import GatewaySettings, TenantLimits
+from fluxpool_operator.api import FluxWorkerPool, InvalidPoolError
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")))
@@ -121,7 +123,9 @@ def check_fluxpool(words: list[str]) -> None:
     while rest and hasattr(command, "commands"):
         assert rest[0] in command.commands, f"there is no command {rest[0]!r}"
         command = command.commands[rest.pop(0)]
-    options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {
+        "--help"
+    }
     unknown = [word for word in rest if re.match(r"--?[a-z]", word) and word not in options]
     assert unknown == [], f"{command.name} has no {unknown}"
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
@@ -270,6 +274,28 @@ def test_every_topic_and_group_named_in_the_docs_exists() -> None:
     for path in DOCS:
         named = set(re.findall(r"`(flux-[a-z0-9-]+)`", (ROOT / path).read_text()))
         assert named <= known, path
+
+
+POOLS = [(path, text) for path, tag, text in fences("yaml") if tag == "pool"]
+
+
+def test_every_pool_in_the_docs_is_valid() -> None:
+    assert len(POOLS) > 8
+    for path, text in POOLS:
+        body = yaml.safe_load(text)
+        try:
+            FluxWorkerPool.parse(
+                {**body, "metadata": {**body["metadata"], "namespace": "images", "uid": "0", "generation": 1}}
+            )
+        except InvalidPoolError as error:
+            raise AssertionError(f"{path}: {body['metadata']['name']}: {error}") from None
+
+
+def test_the_file_of_the_tour_has_valid_requests() -> None:
+    lines = text_of("docs/tutorial/prompts.jsonl").splitlines()
+    assert len(lines) == 24
+    for line in lines:
+        parse_request(line.encode())
 
 
 # Links

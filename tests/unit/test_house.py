@@ -117,7 +117,7 @@ def test_no_folder_has_more_than_14_modules() -> None:
 
 
 def test_there_are_pins_for_every_deployable_and_for_development() -> None:
-    assert {path.stem for path in REQUIREMENTS} == {"operator", "worker", "gateway", "cli", "dev"}
+    assert {path.stem for path in REQUIREMENTS} == {"operator", "worker", "gateway", "cli", "docs", "dev"}
 
 
 @pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.stem)

@@ -76,7 +76,6 @@ from fluxpool_contract.messages.task import (
     check_request_id,
     steps_to_run,
 )
-from fluxpool_contract.messages.webhook import TaskEvent, TaskWebhook, WebhookUrl
 
 __all__ = [
     "AUTO_PRESET",
@@ -133,10 +132,7 @@ __all__ = [
     "ResolutionAction",
     "ResultStatus",
     "TaskError",
-    "TaskEvent",
     "TaskLora",
-    "TaskWebhook",
-    "WebhookUrl",
     "check_group_id",
     "check_request_id",
     "check_tenant",

@@ -1,1 +1,0 @@
-"""Webhooks that requests name: on their way in, and their endpoints."""
