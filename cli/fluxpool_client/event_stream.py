@@ -106,6 +106,8 @@ class EventStream(ABC):
 
     path: str
     """Of every request."""
+    subject: str
+    """What it is about, for messages."""
     max_attempts: int
     """Responses in sequence that may end without an event or a comment."""
     _ended: bool = False
@@ -151,7 +153,7 @@ class EventStream(ABC):
     def pause(self, outcome: Response | httpx.RequestError | None) -> float:
         """Seconds to wait after a refusal, a failure or the end of a response; raises the error that is the last."""
         self._fruitless += 1
-        failure: FluxpoolError = UnreachableError(f"no event of {self.path}: {self._closing}")
+        failure: FluxpoolError = UnreachableError(f"no event of {self.subject}: {self._closing}")
         if outcome is not None:
             failure = failure_of(self.outgoing(), outcome)
         longest = min(FIRST_PAUSE_SECONDS * 2.0**self._fruitless, LONGEST_PAUSE_SECONDS)
@@ -171,7 +173,6 @@ class EventStream(ABC):
 class TaskEvents(EventStream):
     """The events of one task, until it has ended."""
 
-    request_id: str
     _state: Task | None = None
     """The last one."""
 
@@ -179,13 +180,13 @@ class TaskEvents(EventStream):
     def of(cls, request_id: str, *, max_attempts: int) -> Self:
         """Those of the task with this id; raises `ValueError` for what is none."""
         path = f"{TASKS}/{check_request_id(request_id)}/events"
-        return cls(path=path, max_attempts=max_attempts, request_id=request_id)
+        return cls(path=path, subject=request_id, max_attempts=max_attempts)
 
     def _of(self, event: ServerEvent) -> Iterator[Task]:
         if event.name in _STATES:
             task = self._parsed(Task, event.data)
-            if task.request_id != self.request_id:
-                raise UnexpectedResponseError(f"asked about {self.request_id}, an event is about {task.request_id}")
+            if task.request_id != self.subject:
+                raise UnexpectedResponseError(f"asked about {self.subject}, an event is about {task.request_id}")
             self._last_id = event.id
             self._ended = task.ended
             self._state = task
@@ -201,7 +202,7 @@ class TenantEvents(EventStream):
     @classmethod
     def of(cls, fields: ListFields, *, max_attempts: int) -> Self:
         """Those of the tasks that the list with these filters has."""
-        return cls(path=f"/v1/events{list_query(fields)}", max_attempts=max_attempts)
+        return cls(path=f"/v1/events{list_query(fields)}", subject="all tasks", max_attempts=max_attempts)
 
     def _of(self, event: ServerEvent) -> Iterator[Task]:
         if event.name == "snapshot":
