@@ -6,6 +6,7 @@ Run by `accept.py` under uvicorn.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fluxpool_contract.kafka.connection import KafkaConnection
@@ -14,8 +15,11 @@ from fluxpool_gateway.http.request_context import PATH, Receive, Send
 from fluxpool_gateway.http.submission import Scope, Submission
 from fluxpool_gateway.identity.gate import OpenGate
 from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
+from fluxpool_gateway.settings import WebhookSettings
 from fluxpool_gateway.store.task_state import TaskKey
 from fluxpool_gateway.tasks.lookup import RecentTasks
+from fluxpool_gateway.webhooks.requested.admission import RequestedWebhooks
+from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 
 
@@ -51,6 +55,8 @@ _submission = Submission(
     once=_write,
     topics=TopicNames(),
     public_url=None,
+    # Never used: no request of the benchmark names a webhook.
+    webhooks=RequestedWebhooks(store=WebhookStore(Path("unused.db")), targets=WebhookSettings(), now_ms=lambda: 0),
 )
 
 

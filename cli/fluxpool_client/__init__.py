@@ -67,6 +67,7 @@ from fluxpool_client.request_fields import (
     LoraFields,
     OptionalFields,
     RatingFields,
+    TaskWebhookFields,
 )
 from fluxpool_client.service_models import (
     Model,
@@ -85,6 +86,7 @@ from fluxpool_client.service_models import (
 from fluxpool_client.webhooks import (
     AsyncWebhooks,
     NewWebhookEndpoint,
+    RequestSecret,
     WebhookAttempt,
     WebhookChanges,
     WebhookDelivery,
@@ -160,11 +162,13 @@ __all__ = [
     "ReplayItem",
     "ReplayJob",
     "ReplayPreview",
+    "RequestSecret",
     "StoredDeadLetter",
     "Task",
     "TaskFailure",
     "TaskPage",
     "TaskStatus",
+    "TaskWebhookFields",
     "UnavailableError",
     "UnexpectedResponseError",
     "UnreachableError",

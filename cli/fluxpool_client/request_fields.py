@@ -12,6 +12,14 @@ class LoraFields(TypedDict):
     scale: NotRequired[float]
 
 
+class TaskWebhookFields(TypedDict):
+    """Where the end of a task is posted to."""
+
+    url: str
+    events: NotRequired[Sequence[str]]
+    """Which ends, as generation.failed; without any, every one."""
+
+
 class OptionalFields(TypedDict, total=False):
     """Fields of a request for images beside its prompt, as docs/reference/messages.md has them."""
 
@@ -38,6 +46,7 @@ class OptionalFields(TypedDict, total=False):
     deadline_s: int
     preset: str
     """Name of one of the gateway's presets, or auto."""
+    webhook: TaskWebhookFields
 
 
 class BatchFields(OptionalFields, total=False):

@@ -26,6 +26,8 @@ class WebhookEndpoint(_Response):
     """An address that is told when tasks and groups end."""
 
     id: str
+    kind: str = "registered"
+    """registered, or requests: the webhooks of requests with URLs of one host."""
     name: str
     url: str
     event_types: tuple[str, ...]
@@ -43,6 +45,14 @@ class NewWebhookEndpoint(WebhookEndpoint):
     """One with the secret that was just made, which nothing shows again."""
 
     secret: str = Field(repr=False)
+
+
+class RequestSecret(_Response):
+    """The secret that was just made for the webhooks of the tenant's requests; nothing shows it again."""
+
+    secret: str = Field(repr=False)
+    secrets: int = 1
+    """How many sign these messages."""
 
 
 class WebhookAttempt(_Response):
@@ -65,6 +75,8 @@ class WebhookDelivery(_Response):
     endpoint_id: str
     webhook_id: str
     type: str
+    url: str | None = None
+    """Where the request of the task wants it; None: the endpoint's."""
     state: str
     """pending, succeeded or failed."""
     attempts: int
@@ -132,6 +144,10 @@ class _Requests:
         path, body = f"{_endpoint(endpoint_id)}/rotate-secret", {"overlap_seconds": overlap_seconds}
         return self.operations.call(NewWebhookEndpoint, "POST", path, body, repeatable=False)
 
+    def rotate_request_secret(self, *, overlap_seconds: int) -> Steps[RequestSecret]:
+        path, body = f"{_PATH}/requests/rotate-secret", {"overlap_seconds": overlap_seconds}
+        return self.operations.call(RequestSecret, "POST", path, body, repeatable=False)
+
     def test(self, endpoint_id: str) -> Steps[WebhookDelivery]:
         path = f"{_endpoint(endpoint_id)}/test"
         return self.operations.call(WebhookDelivery, "POST", path, repeatable=False)
@@ -188,6 +204,10 @@ class Webhooks:
         """Make another secret; messages are signed with the former one as well for so long."""
         return self._run(self._requests.rotate_secret(endpoint_id, overlap_seconds=overlap_seconds))
 
+    def rotate_request_secret(self, *, overlap_seconds: int = DAY_SECONDS) -> RequestSecret:
+        """Make a secret, or another one, for webhooks that requests name; as `rotate_secret`."""
+        return self._run(self._requests.rotate_request_secret(overlap_seconds=overlap_seconds))
+
     def test(self, endpoint_id: str) -> WebhookDelivery:
         """Send a test; `delivery` tells what came of it."""
         return self._run(self._requests.test(endpoint_id))
@@ -235,6 +255,10 @@ class AsyncWebhooks:
     async def rotate_secret(self, endpoint_id: str, *, overlap_seconds: int = DAY_SECONDS) -> NewWebhookEndpoint:
         """Make another secret; messages are signed with the former one as well for so long."""
         return await self._run(self._requests.rotate_secret(endpoint_id, overlap_seconds=overlap_seconds))
+
+    async def rotate_request_secret(self, *, overlap_seconds: int = DAY_SECONDS) -> RequestSecret:
+        """Make a secret, or another one, for webhooks that requests name; as `rotate_secret`."""
+        return await self._run(self._requests.rotate_request_secret(overlap_seconds=overlap_seconds))
 
     async def test(self, endpoint_id: str) -> WebhookDelivery:
         """Send a test; `delivery` tells what came of it."""

@@ -19,10 +19,12 @@ from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_gateway.stores import open_task_reader, open_webhooks
 from fluxpool_gateway.webhooks import deliveries
-from fluxpool_gateway.webhooks.database import WebhooksUnavailableError, prepare_webhooks
+from fluxpool_gateway.webhooks.database import WebhooksUnavailableError
 from fluxpool_gateway.webhooks.dispatch.collector import Collector
 from fluxpool_gateway.webhooks.dispatch.dispatcher import MOST_UNDER_WAY, RETRY_SECONDS, Dispatcher
 from fluxpool_gateway.webhooks.dispatch.sending import Sender
+from fluxpool_gateway.webhooks.secret_box import SecretKeysError, open_secret_box
+from fluxpool_gateway.webhooks.start import prepare_webhooks
 from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_transport.process import configure_logging, run_program
 
@@ -39,8 +41,8 @@ def main() -> int:
     try:
         settings = GatewaySettings.from_environment(os.environ)
         configure_logging(service="gateway-dispatcher")
-        prepare_webhooks(settings.webhook_store())
-    except (SettingsError, DatabaseUnusableError) as error:
+        prepare_webhooks(settings.webhook_store(), open_secret_box(settings.webhooks.key_file))
+    except (SettingsError, SecretKeysError, DatabaseUnusableError) as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
     _allow_files(MOST_UNDER_WAY + _OTHER_FILES)

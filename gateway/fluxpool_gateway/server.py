@@ -31,6 +31,7 @@ from fluxpool_gateway.metrics.gateway_metrics import open_metrics
 from fluxpool_gateway.metrics.shared_values import FOLDER_VARIABLE, shared_folder
 from fluxpool_gateway.settings import EXIT_CONFIGURATION, GatewaySettings
 from fluxpool_gateway.store.database import DatabaseUnusableError
+from fluxpool_gateway.webhooks.secret_box import SecretKeysError, open_secret_box
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.partitioner import SharedSends
 from fluxpool_transport.process import configure_logging, die_with_parent, tenant_keys_of
@@ -65,7 +66,14 @@ def main() -> int:
         _prepare_webhooks(settings)
         if settings.needs_keys():
             _prepare_keys(settings)
-    except (SettingsError, KafkaCredentialsError, StorageUnavailableError, DatabaseUnusableError, KeysError) as error:
+    except (
+        SettingsError,
+        KafkaCredentialsError,
+        StorageUnavailableError,
+        DatabaseUnusableError,
+        KeysError,
+        SecretKeysError,
+    ) as error:
         sys.stderr.write(f"fluxpool-gateway: {error}\n")
         return EXIT_CONFIGURATION
     configure_logging(service="gateway")
@@ -74,6 +82,8 @@ def main() -> int:
             "tenant_secret_not_shared",
             remedy="set FLUXPOOL_TENANT_SECRET_FILE here and in workers, or only the tenant default has its own folder",
         )
+    if settings.webhooks.key_file is None:
+        logger.info("webhook_secrets_not_encrypted", remedy="set FLUXPOOL_WEBHOOKS_KEY_FILE")
     try:
         return _serve(settings)
     except ListenError as error:
@@ -91,9 +101,9 @@ def _prepare_database(settings: GatewaySettings) -> None:
 
 def _prepare_webhooks(settings: GatewaySettings) -> None:
     # As above: it runs migrations.
-    from fluxpool_gateway.webhooks.database import prepare_webhooks  # noqa: PLC0415
+    from fluxpool_gateway.webhooks.start import prepare_webhooks  # noqa: PLC0415
 
-    prepare_webhooks(settings.webhook_store())
+    prepare_webhooks(settings.webhook_store(), open_secret_box(settings.webhooks.key_file))
 
 
 def _prepare_keys(settings: GatewaySettings) -> None:

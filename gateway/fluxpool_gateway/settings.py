@@ -130,6 +130,9 @@ class WebhookSettings(BaseModel):
     allowed_networks: Annotated[tuple[Annotated[str, AfterValidator(_check_network)], ...], Field(max_length=100)] = ()
     """Networks that are not public but may be sent to, such as `["10.20.0.0/16"]` for receivers in the cluster. Every
     tenant can send requests into them."""
+    key_file: Path | None = None
+    """File with the keys that the secrets of endpoints are encrypted with, one a line: the first one encrypts, all of
+    them decrypt. Each is 32 random bytes in URL-safe Base64. Absent: the secrets are stored as they are."""
 
     def networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         """The allowed networks."""

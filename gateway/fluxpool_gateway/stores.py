@@ -16,6 +16,7 @@ from fluxpool_gateway.store.postgres.reads import PostgresReads
 from fluxpool_gateway.store.postgres.shared_tables import SharedTables
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.shared_file import Shared
+from fluxpool_gateway.webhooks.secret_box import open_secret_box
 from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_transport.process import tenant_keys_of
 from fluxpool_transport.storage import ObjectStore, open_object_store
@@ -75,8 +76,12 @@ def open_limit_counts(settings: GatewaySettings) -> Shared:
 
 
 def open_webhooks(settings: GatewaySettings, *, durable: bool = True) -> WebhookStore:
-    """The endpoints of webhooks and their deliveries; what is written is on disk at once where it is `durable`."""
-    return WebhookStore(settings.webhook_store(), durable=durable)
+    """The endpoints of webhooks and their deliveries; what is written is on disk at once where it is `durable`.
+
+    Raises `SecretKeysError`.
+    """
+    box = open_secret_box(settings.webhooks.key_file)
+    return WebhookStore(settings.webhook_store(), durable=durable, box=box)
 
 
 def open_quotas(settings: GatewaySettings, store: TaskStoreReader) -> "Quotas | None":

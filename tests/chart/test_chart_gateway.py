@@ -35,7 +35,11 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
     assert projector["command"] == ["python", "-m", "fluxpool_gateway.projector"]
     # As the kubelet expands it: $$ is one dollar.
     settings = GatewaySettings.from_environment({name: value.replace("$$", "$") for name, value in given.items()})
-    assert settings.webhooks == WebhookSettings(allow_http=True, allowed_networks=("10.20.0.0/16", "fd00:20::/64"))
+    assert settings.webhooks == WebhookSettings(
+        allow_http=True,
+        allowed_networks=("10.20.0.0/16", "fd00:20::/64"),
+        key_file=Path("/etc/fluxpool/webhooks/keys"),
+    )
     assert settings.oidc == OidcSettings(
         issuer="https://id.example.com/realms/flux",
         audience="fluxpool",

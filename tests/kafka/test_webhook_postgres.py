@@ -20,7 +20,8 @@ from fluxpool_gateway.store.postgres.rebuild import empty_store
 from fluxpool_gateway.store.postgres.start import prepare_database
 from fluxpool_gateway.store.task_store import TaskStoreWriter
 from fluxpool_gateway.stores import open_task_reader, open_webhooks
-from fluxpool_gateway.webhooks.database import VERSION_TABLE, WebhookDatabase, prepare_webhooks
+from fluxpool_gateway.webhooks.database import WebhookDatabase
+from fluxpool_gateway.webhooks.start import VERSION_TABLE, prepare_webhooks
 from fluxpool_gateway.webhooks.tables import deliveries, metadata
 from kit.postgres import PostgresServer
 from kit.waiting import wait_until

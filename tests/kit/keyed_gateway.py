@@ -50,7 +50,8 @@ from fluxpool_gateway.tasks.lookup import RecentTasks, TaskLookup
 from fluxpool_gateway.tasks.producer import DeliveryError
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.usage.figures import Figures
-from fluxpool_gateway.webhooks.database import prepare_webhooks
+from fluxpool_gateway.webhooks.requested.admission import RequestedWebhooks
+from fluxpool_gateway.webhooks.start import prepare_webhooks
 from fluxpool_transport.kafka.metadata import KafkaMetadata
 from fluxpool_transport.partitioner.load_aware import LoadAwarePartitioner
 from fluxpool_transport.storage.object_store import open_object_store
@@ -323,6 +324,7 @@ async def replica(
             quotas=quotas,
             trust=trust,
             public_url=None,
+            webhooks=RequestedWebhooks(store=webhooks, targets=settings.webhooks, now_ms=lambda: clock.now_ms),
         )
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:

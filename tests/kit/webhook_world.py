@@ -15,9 +15,11 @@ from fluxpool_gateway.store.tables import change_counter
 from fluxpool_gateway.store.tables import metadata as task_tables
 from fluxpool_gateway.store.task_state import Change, ResultSeen, TaskSeen, TaskStatus
 from fluxpool_gateway.store.task_store import Heartbeat, TaskStoreWriter
-from fluxpool_gateway.webhooks.database import WebhookDatabase, prepare_webhooks
+from fluxpool_gateway.webhooks.database import WebhookDatabase
 from fluxpool_gateway.webhooks.dispatch.collector import Collector
 from fluxpool_gateway.webhooks.endpoints import Endpoint, add_endpoint
+from fluxpool_gateway.webhooks.signing import new_secret
+from fluxpool_gateway.webhooks.start import prepare_webhooks
 from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_gateway.webhooks.tables import metadata as webhook_tables
 
@@ -50,7 +52,9 @@ class World:
     offset: int = field(default=0)
 
     def add(self, url: str = "https://example.com/", *event_types: str, tenant: str = "default") -> Endpoint:
-        endpoint = Endpoint.new(tenant, name="test", url=url, event_types=event_types, now_ms=self.clock() - 1)
+        endpoint = Endpoint.new(
+            tenant, name="test", url=url, event_types=event_types, secret=new_secret(), now_ms=self.clock() - 1
+        )
         self.database.write(lambda connection: add_endpoint(connection, endpoint))
         return endpoint
 
@@ -100,10 +104,12 @@ def wall_clock() -> Clock:
     return Clock(time.time_ns() // 1_000_000)
 
 
-def submitted(request_id: str, *, tenant: str = "default", group_id: str | None = None, epoch: int = 0) -> TaskSeen:
+def submitted(
+    request_id: str, *, tenant: str = "default", group_id: str | None = None, epoch: int = 0, body: str = "{}"
+) -> TaskSeen:
     return TaskSeen(
         request_id=request_id,
-        body="{}",
+        body=body,
         priority="standard",
         tenant=tenant,
         created_at_ms=NOW_MS,

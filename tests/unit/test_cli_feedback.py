@@ -92,6 +92,7 @@ async def test_what_cannot_be_is_refused_and_says_why(gateway: Gateway, fluxpool
         (ExitCode.USAGE, "another image than a", ("compare", "one", "one", "--prefer", "a")),
         (ExitCode.USAGE, "--prefer", ("compare", "one", "two", "--prefer", "left")),
         (ExitCode.USAGE, "needs a gateway", ("submit", "a fox", "--preset", "x", "--bootstrap-servers", "localhost:1")),
+        (ExitCode.USAGE, "needs a gateway", ("submit", "fox", "--webhook", "x", "--bootstrap-servers", "localhost:1")),
     ):
         found, _, err = await fluxpool(*arguments)
         assert (found, reason in " ".join(err.split())) == (code, True), err

@@ -91,6 +91,22 @@ async def test_an_endpoint_is_created_tested_rotated_and_deleted(fluxpool: Comma
     assert (code, "there is no endpoint" in err) == (ExitCode.USAGE, True)
 
 
+async def test_a_task_is_submitted_with_a_webhook_that_a_secret_of_its_own_signs(
+    fluxpool: Command,
+    receiver: Receiver,
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = await fluxpool("rotate", "requests")
+    assert (code, out.startswith("whsec_"), out.strip() in err) == (0, True, False)
+    submit = command_line(monkeypatch, capsys, key=gateway.admin)
+    assert (await submit("submit", "a fox", "--webhook", f"{receiver.url}/x"))[0] == 0
+    assert gateway.records.values[0]["webhook"] == {"url": f"{receiver.url}/x"}
+    code, _, err = await submit("submit", "a fox", "--webhook", "https://10.0.0.1/")
+    assert (code, "webhook" in err) == (ExitCode.USAGE, True), err
+
+
 async def test_an_argument_that_is_no_id_is_named(fluxpool: Command) -> None:
     code, _, err = await fluxpool("delete", "../keys")
     assert (code, "ID" in err) == (ExitCode.USAGE, True)

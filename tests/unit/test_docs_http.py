@@ -29,6 +29,7 @@ from fluxpool_gateway.usage.figures import Figures
 from fluxpool_gateway.webhooks.database import WebhookDatabase
 from fluxpool_gateway.webhooks.dispatch.sending import Attempt, AttemptError
 from fluxpool_gateway.webhooks.endpoints import Endpoint, add_endpoint
+from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.tables import attempts, deliveries, events
 from kit.dead_letter_topic import letter_at
 from kit.event_streams import EventReader, reading, serving
@@ -160,7 +161,9 @@ def read_queue(gateway: Gateway) -> None:
 
 def add_webhook(gateway: Gateway) -> None:
     """An endpoint with a delivery that was given up."""
-    endpoint = Endpoint.new("default", name="shop", url="https://shop.example.com/", event_types=(), now_ms=0)
+    endpoint = Endpoint.new(
+        "default", name="shop", url="https://shop.example.com/", event_types=(), secret=new_secret(), now_ms=0
+    )
     event_id, at_ms = "evt_0123456789abcdef0123456789abcdef", at("2026-04-05T10:00:20Z")
     event = {
         "event_id": event_id,

@@ -50,6 +50,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/webhooks"): {"name": "refused", "url": "ftp://example.com/"},
     ("PATCH", "/v1/webhooks/{endpoint_id}"): {"name": "more"},
     ("POST", "/v1/webhooks/{endpoint_id}/rotate-secret"): {},
+    ("POST", "/v1/webhooks/requests/rotate-secret"): {"overlap_seconds": -1},
 }
 """Of every route that has one; with ids and groups of acme's where a body can name any."""
 FORM = {"id": [DONE, QUEUED], "action": "cancel", "prompt": "a fox", "key": "k"}

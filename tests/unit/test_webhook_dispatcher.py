@@ -20,6 +20,7 @@ from fluxpool_gateway.webhooks.delivery_log import list_deliveries
 from fluxpool_gateway.webhooks.dispatch.dispatcher import QUICK_PLACES, Dispatcher
 from fluxpool_gateway.webhooks.dispatch.sending import Sender
 from fluxpool_gateway.webhooks.endpoints import Endpoint, save_endpoint
+from fluxpool_gateway.webhooks.signing import new_secret
 from kit.waiting import wait_until
 from kit.warm_start import Program, start_program
 from kit.webhook_receiver import LOOPBACK, Message, Receiver, answering, running_receiver, saying
@@ -79,8 +80,8 @@ async def test_messages_pass_the_verifier_of_standard_webhooks_with_each_valid_s
 ) -> None:
     endpoint = world.add(f"{receiver.url}/hook")
     now_ms = wall_clock()()
-    rotated = endpoint.rotated(now_ms=now_ms, overlap_ms=3_600_000)
-    ended_secret = Endpoint.new("default", name="x", url="x", event_types=(), now_ms=0).secrets[0].text
+    rotated = endpoint.rotated(new_secret(), now_ms=now_ms, overlap_ms=3_600_000)
+    ended_secret = new_secret()
     world.database.write(lambda connection: save_endpoint(connection, rotated))
     async with dispatching(world):
         end_tasks(world, "fuchs")

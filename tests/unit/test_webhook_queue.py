@@ -12,7 +12,6 @@ from sqlalchemy import select
 
 from fluxpool_gateway.store.database import open_writer
 from fluxpool_gateway.webhooks import deliveries, endpoints
-from fluxpool_gateway.webhooks.database import VERSION_TABLE, prepare_webhooks
 from fluxpool_gateway.webhooks.deliveries import (
     LEASE_MS,
     RETENTION_MS,
@@ -29,6 +28,8 @@ from fluxpool_gateway.webhooks.dispatch.sending import Attempt, AttemptError
 from fluxpool_gateway.webhooks.endpoints import MAX_SECRETS, Endpoint, find_endpoint, lock_enabled
 from fluxpool_gateway.webhooks.event import Event
 from fluxpool_gateway.webhooks.schedule import DELAYS_MS, JITTER, MAX_AGE_MS, next_attempt_ms
+from fluxpool_gateway.webhooks.signing import new_secret
+from fluxpool_gateway.webhooks.start import VERSION_TABLE, prepare_webhooks
 from fluxpool_gateway.webhooks.tables import attempts, events, metadata
 from kit.webhook_world import World, webhook_world
 
@@ -334,16 +335,16 @@ def test_what_is_old_is_purged_and_what_waits_is_not(world: World) -> None:
 
 def test_several_secrets_are_valid_while_one_is_rotated(world: World) -> None:
     endpoint = world.add()
-    once = endpoint.rotated(now_ms=1000, overlap_ms=500)
+    once = endpoint.rotated(new_secret(), now_ms=1000, overlap_ms=500)
     assert once.valid_secrets(1499) == (once.secrets[0].text, endpoint.secrets[0].text)
     assert once.valid_secrets(1500) == (once.secrets[0].text,)
-    assert endpoint.rotated(now_ms=1000, overlap_ms=0).valid_secrets(1000) != endpoint.valid_secrets(1000)
+    assert endpoint.rotated(new_secret(), now_ms=1000, overlap_ms=0).valid_secrets(1000) != endpoint.valid_secrets(1000)
     often = endpoint
     for _ in range(10):
-        often = often.rotated(now_ms=1000, overlap_ms=500)
+        often = often.rotated(new_secret(), now_ms=1000, overlap_ms=500)
     assert len(often.secrets) == MAX_SECRETS
     # A later rotation does not lengthen the life of an earlier secret.
-    assert once.rotated(now_ms=1400, overlap_ms=9000).valid_secrets(1500)[-1] == once.secrets[0].text
+    assert once.rotated(new_secret(), now_ms=1400, overlap_ms=9000).valid_secrets(1500)[-1] == once.secrets[0].text
 
 
 def test_the_migrations_make_the_tables_of_this_release(tmp_path: Path) -> None:

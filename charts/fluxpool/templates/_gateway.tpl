@@ -55,6 +55,9 @@
 {{- if $gateway.webhooks.allowedNetworks }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_WEBHOOKS_ALLOWED_NETWORKS" "value" (join "," $gateway.webhooks.allowedNetworks)) }}
 {{- end }}
+{{- if $gateway.webhooks.keysSecretRef.name }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_WEBHOOKS_KEY_FILE" "value" "/etc/fluxpool/webhooks/keys") }}
+{{- end }}
 {{- if $gateway.tenantLimits }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_TENANT_LIMITS" "value" (toJson $gateway.tenantLimits)) }}
 {{- end }}
@@ -200,6 +203,11 @@ volumeMounts:
   {{- if $gateway.tenantSecretRef.name }}
   - name: tenant-keys
     mountPath: /etc/fluxpool/tenants
+    readOnly: true
+  {{- end }}
+  {{- if $gateway.webhooks.keysSecretRef.name }}
+  - name: webhook-keys
+    mountPath: /etc/fluxpool/webhooks
     readOnly: true
   {{- end }}
   {{- if and $gateway.oidc.issuer $gateway.oidc.caSecretRef.name }}

@@ -66,6 +66,12 @@ def submit(
     preset: Annotated[
         str | None, typer.Option(help="Preset of the gateway, or auto for the one that people are likely to prefer.")
     ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Where the gateway posts the end of the task, signed; see `webhooks rotate requests`."
+        ),
+    ] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="The same key with the same request is one task, however often it is sent.")
     ] = None,
@@ -114,6 +120,7 @@ def submit(
         "strength": strength,
         "priority": priority,
         "preset": preset,
+        "webhook": None if webhook is None else {"url": webhook},
     }
     if strength is not None and image is None:
         raise typer.BadParameter("has no effect without --image", param_hint="--strength")
@@ -124,9 +131,10 @@ def submit(
         fields["image"] = image_address(image, data_dir=data_dir, is_local=is_local)
     body = {name: value for name, value in fields.items() if value is not None}
     if bootstrap_servers is not None:
-        if wait or preset is not None or output_dir is not None:
+        if wait or preset is not None or webhook is not None or output_dir is not None:
             raise typer.BadParameter(
-                "needs a gateway; leave out --wait, --preset and --output-dir", param_hint="--bootstrap-servers"
+                "needs a gateway; leave out --wait, --preset, --webhook and --output-dir",
+                param_hint="--bootstrap-servers",
             )
         target = find_target(bootstrap_servers, data_dir)
         sent = run_on(target, submit_to_kafka(target, body, idempotency_key=idempotency_key))

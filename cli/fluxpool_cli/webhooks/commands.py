@@ -11,11 +11,13 @@ from fluxpool_cli.gateway import GatewayOptions
 from fluxpool_cli.options import parse_duration_option, with_option_groups
 from fluxpool_cli.output import OutputOptions, Result, Table, write_result
 from fluxpool_cli.terminal import minute_text
-from fluxpool_client import Client, NewWebhookEndpoint, WebhookDelivery, WebhookFields
+from fluxpool_client import Client, NewWebhookEndpoint, RequestSecret, WebhookDelivery, WebhookFields
 
 _WAIT_SECONDS: Final = 30.0
 """Twice what an attempt takes at most."""
 _POLL_SECONDS: Final = 0.5
+_REQUESTS: Final = "requests"
+"""In place of an endpoint's id, which begins with whe_ or whr_."""
 
 T = TypeVar("T")
 
@@ -90,9 +92,12 @@ def rotate(
     gateway: GatewayOptions,
     output: OutputOptions,
 ) -> None:
-    """Make another secret for an endpoint and print it."""
+    """Make another secret for an endpoint and print it; with `requests` for ID that of `submit --webhook`."""
     overlap_seconds = parse_duration_option(overlap, option="--overlap")
     with gateway.client() as client:
+        if endpoint_id == _REQUESTS:
+            _show_secret(client.webhooks.rotate_request_secret(overlap_seconds=overlap_seconds), output)
+            return
         _show_new(_checked(lambda: client.webhooks.rotate_secret(endpoint_id, overlap_seconds=overlap_seconds)), output)
 
 
@@ -163,6 +168,12 @@ def _show_new(created: NewWebhookEndpoint, output: OutputOptions) -> None:
     # Alone on standard output, for a pipe into a Secret.
     document = created.model_dump(mode="json")
     write_result(Result(document=document, parts=[created.secret], names=[created.id], notes=[told]), output)
+
+
+def _show_secret(created: RequestSecret, output: OutputOptions) -> None:
+    told = "webhooks of requests are signed with it; the secret is not shown again: give it to the receivers"
+    document = created.model_dump(mode="json")
+    write_result(Result(document=document, parts=[created.secret], names=[_REQUESTS], notes=[told]), output)
 
 
 def _show_attempt(client: Client, queued: WebhookDelivery, output: OutputOptions, *, wait: bool) -> None:

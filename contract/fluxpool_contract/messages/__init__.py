@@ -76,6 +76,7 @@ from fluxpool_contract.messages.task import (
     check_request_id,
     steps_to_run,
 )
+from fluxpool_contract.messages.webhook import TaskEvent, TaskWebhook, WebhookUrl
 
 __all__ = [
     "AUTO_PRESET",
@@ -132,7 +133,10 @@ __all__ = [
     "ResolutionAction",
     "ResultStatus",
     "TaskError",
+    "TaskEvent",
     "TaskLora",
+    "TaskWebhook",
+    "WebhookUrl",
     "check_group_id",
     "check_request_id",
     "check_tenant",

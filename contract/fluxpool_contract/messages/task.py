@@ -11,6 +11,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fluxpool_contract.bounds import MAX_OBJECT_KEY_BYTES
+from fluxpool_contract.messages.webhook import TaskWebhook
 
 MAX_PROMPT_CHARACTERS = 10_000
 """T5 reads 512 tokens, about 2,500 characters; the rest of the room is for languages with long encodings."""
@@ -289,3 +290,5 @@ class GenerationTask(GenerationParameters):
     """The preset that the gateway chose: name, reason, probability, and the fields that it sets."""
     parent_id: Annotated[str, Field(max_length=128), AfterValidator(check_request_id)] | None = None
     """The task that this one is a retry of."""
+    webhook: TaskWebhook | None = None
+    """Where a gateway posts the end of the task, as `{"url": ..., "events": [...]}`. No effect on workers."""

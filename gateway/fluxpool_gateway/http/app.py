@@ -84,6 +84,7 @@ from fluxpool_gateway.tasks.producer import TaskProducer
 from fluxpool_gateway.tasks.waiting import StoreWaits, TaskWaits
 from fluxpool_gateway.usage import routes as usage_routes
 from fluxpool_gateway.webhooks import routes as webhook_routes
+from fluxpool_gateway.webhooks.requested.admission import RequestedWebhooks
 from fluxpool_transport.kafka import KafkaMetadata, librdkafka_options
 from fluxpool_transport.partitioner import LoadAwarePartitioner, SharedSends
 from fluxpool_transport.storage import open_object_store
@@ -351,6 +352,7 @@ async def _running(
                 quotas=quotas,
                 trust=trust,
                 public_url=settings.public_url,
+                webhooks=RequestedWebhooks(store=webhooks, targets=settings.webhooks, now_ms=app.state.services.now_ms),
             )
             parts: dict[str, Callable[[], Awaitable[None]]] = {
                 "broker_watch": watch.run,

@@ -22,6 +22,7 @@ from fluxpool_contract.messages import (
     PRESET_PATTERN,
     GenerationParameters,
     Quality,
+    TaskWebhook,
     format_time,
     input_folder,
 )
@@ -64,6 +65,9 @@ class GenerationRequest(GenerationParameters):
     """Refuse the request when no worker is likely to begin it within this time. Compared once, when it is accepted."""
     deadline_s: Annotated[int, Field(ge=1, le=MAX_WAIT_SECONDS)] | None = None
     """Refuse the request when its result is not likely within this time, and end an accepted task as `expired` then."""
+    webhook: TaskWebhook | None = None
+    """Where to post the end of the task, as `{"url": "https://..."}`, signed with the secret of the tenant's requests;
+    with `events` only of these: generation.succeeded, .failed, .canceled, .expired."""
 
     @property
     def limits_wait(self) -> bool:

@@ -63,6 +63,7 @@ class ProblemCode(StrEnum):
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "The method is not allowed here"
     KEY_NOT_ACTIVE = "key_not_active", 409, "The API key is not active"
     WEBHOOK_DISABLED = "webhook_disabled", 409, "The endpoint is disabled"
+    WEBHOOK_OF_REQUESTS = "webhook_of_requests", 409, "The endpoint is that of requests"
     TOO_MANY_WEBHOOKS = "too_many_webhooks", 409, "The tenant has too many endpoints"
     NOT_FINISHED = "not_finished", 409, "The task is not finished"
     ALREADY_RESOLVED = "already_resolved", 409, "The dead letter was replayed"

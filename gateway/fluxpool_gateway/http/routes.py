@@ -104,7 +104,8 @@ SUBMIT_PROBLEMS: Final = {
     **SECURITY_PROBLEMS,
     400: "The body is not JSON, or holds a field that is not known.",
     408: "The request did not arrive in time; nothing was accepted.",
-    409: "Another request with the same Idempotency-Key is in progress; repeat it after Retry-After.",
+    409: "Another request with the same Idempotency-Key is in progress; repeat it after Retry-After. Or requests of "
+    "the tenant name too many hosts as webhooks.",
     410: "The task of this Idempotency-Key was deleted; use a new key.",
     413: "The body is too large.",
     414: "The address is too long.",
@@ -172,7 +173,8 @@ async def submit_generation(
         **problems(
             {
                 **SUBMIT_PROBLEMS,
-                409: "The id was used for another request, or one is in progress.",
+                409: "The id was used for another request, or one is in progress; or requests of the tenant name too "
+                "many hosts as webhooks.",
                 410: "The task with this id was deleted; choose another id.",
                 422: "A value is not allowed, or the id is not a UUID in lower case; `errors` names each field.",
                 503: "The broker did not confirm in time: the outcome is unknown. Repeat the request.",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
@@ -54,6 +54,7 @@ from fluxpool_gateway.metrics.gateway_metrics import GatewayMetrics
 from fluxpool_gateway.presets.choosing import Presets
 from fluxpool_gateway.store.task_state import TaskKey, TaskState
 from fluxpool_gateway.tasks.idempotency import UnwrittenError
+from fluxpool_gateway.tasks.limits import TaskAdmission, TaskQuotas, TaskWebhooks
 from fluxpool_gateway.tasks.lookup import RecentTasks
 from fluxpool_gateway.tasks.producer import DeliveryError, DeliveryFailure, RecordSink
 from fluxpool_transport.partitioner import LoadAwarePartitioner
@@ -98,23 +99,6 @@ class _ClientGoneError(Exception):
     """The client closed the connection before its request was complete; it reads no answer."""
 
 
-class TaskQuotas(Protocol):
-    """What tenants may submit; `Quotas` in service."""
-
-    async def admit(self, tenant: str, request_ids: Sequence[str]) -> Sequence[tuple[str, str]]:
-        """Headers of the response; raises `ProblemError` (429)."""
-
-    def release(self, tenant: str, request_ids: Sequence[str]) -> None:
-        """Admitted tasks were not written."""
-
-
-class TaskAdmission(Protocol):
-    """Which waits requests accept; `Admission` in service."""
-
-    def admit(self, request: GenerationRequest, topic: str) -> Sequence[tuple[str, str]]:
-        """Headers of the response; raises `ProblemError` (429)."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """The route; one instance serves one process."""
@@ -139,6 +123,7 @@ class Submission:
     trust: TenantTrust = field(default_factory=TenantTrust)
     """Proves to the projector and to workers whose a task is."""
     public_url: str | None
+    webhooks: TaskWebhooks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a path that goes on holds the id."""
@@ -330,6 +315,8 @@ class Submission:
         return request
 
     def _check(self, request: GenerationRequest, caller: Caller) -> None:
+        if request.webhook is not None:
+            self.webhooks.check(request.webhook)
         # With a preset once its parameters are known, by `_render`.
         if request.preset is None:
             check_quality(request, self.qualities)
@@ -385,6 +372,8 @@ class Submission:
             # First: a request that would wait too long uses up no limit of the tenant.
             if request.limits_wait and self.admission is not None:
                 more += self.admission.admit(request, self._topic_of(request))
+            if request.webhook is not None:
+                await self.webhooks.prepare(request.webhook, tenant=tenant)
             if self.quotas is not None:
                 more += await self.quotas.admit(tenant, [request_id])
         except ProblemError as error:

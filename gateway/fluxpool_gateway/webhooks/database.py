@@ -4,7 +4,6 @@ Not in the task store's file, which is moved aside and built again from Kafka wh
 else. Blocks: callers use threads.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -13,15 +12,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from fluxpool_gateway.store.database import DatabaseUnusableError, StoreIdentity, identity_of, open_reader, open_writer
+from fluxpool_gateway.store.database import StoreIdentity, identity_of, open_reader, open_writer
 from fluxpool_gateway.store.postgres.connection import open_shared, shown
 
 T = TypeVar("T")
 
 THREADS: Final = 2
-VERSION_TABLE: Final = "webhook_version"
-"""Of these tables on PostgreSQL, where others are beside them."""
-MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
 class WebhooksUnavailableError(Exception):
@@ -76,37 +72,3 @@ class WebhookDatabase:
         except (DBAPIError, PoolTimeoutError) as error:
             reason = str(error.orig if isinstance(error, DBAPIError) else error).strip()
             raise WebhooksUnavailableError(f"{self._shown} cannot be used ({reason})") from error
-
-
-def prepare_webhooks(database: Path | str) -> None:
-    """Make or migrate the file, or the tables at an address; by the programs that start, in any order.
-
-    Raises `DatabaseUnusableError`.
-    """
-    # Here alone: Alembic is large, and servers do without.
-    from alembic.util import CommandError  # noqa: PLC0415
-
-    from fluxpool_gateway.store.migration import upgrade  # noqa: PLC0415
-
-    is_file = isinstance(database, Path)
-    name = f"webhooks_file: {database}" if is_file else f"database_url: the webhooks in {shown(str(database))}"
-    try:
-        if isinstance(database, Path):
-            database.parent.mkdir(parents=True, exist_ok=True)
-            # It has the secrets that messages are signed with.
-            os.close(os.open(database, os.O_CREAT | os.O_RDWR, 0o600))
-            engine = open_writer(database, synchronous="FULL")
-        else:
-            engine = open_shared(database, "start")
-        try:
-            upgrade(engine, MIGRATIONS, version_table=VERSION_TABLE)
-        finally:
-            engine.dispose()
-    except CommandError as error:
-        raise DatabaseUnusableError(f"{name} was written by a newer release ({error}); run that release") from error
-    except (DBAPIError, OSError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error.strerror
-        raise DatabaseUnusableError(
-            f"{name} cannot be used ({reason}); let the gateway's user write it, or restore it: the endpoints are "
-            "nowhere else"
-        ) from error

@@ -18,8 +18,9 @@ from sqlalchemy.dialects.sqlite import insert as upsert_sqlite
 from sqlalchemy.engine import RowMapping
 
 from fluxpool_gateway.webhooks.dispatch.sending import Attempt, AttemptError
-from fluxpool_gateway.webhooks.endpoints import Endpoint, to_endpoint
+from fluxpool_gateway.webhooks.endpoints import Endpoint, EndpointKind, to_endpoint
 from fluxpool_gateway.webhooks.event import TEST_TYPE, Event, test_event
+from fluxpool_gateway.webhooks.requested.endpoints import UNUSED_MS, requested_endpoint_id
 from fluxpool_gateway.webhooks.schedule import MAX_AGE_MS, next_attempt_ms
 from fluxpool_gateway.webhooks.tables import (
     IS_PENDING,
@@ -69,6 +70,7 @@ class Claim:
     delivery_id: str
     event_id: str
     type: str
+    url: str
     body: str
     attempts: int
     """Made so far."""
@@ -107,9 +109,14 @@ def enqueue(connection: Connection, found: Sequence[Event], told: Sequence[Endpo
             for endpoint in told
             if endpoint.tenant == event.tenant and endpoint.wants(event.type) and endpoint.told_from_ms <= event.at_ms
         ]
-        if wanting:
+        made = [_delivery_row(event, endpoint.endpoint_id, now_ms=now_ms) for endpoint in wanting]
+        if event.webhook is not None:
+            requested_id = requested_endpoint_id(event.tenant, event.webhook.url)
+            if any(endpoint.endpoint_id == requested_id for endpoint in told):
+                made.append({**_delivery_row(event, requested_id, now_ms=now_ms), "url": event.webhook.url})
+        if made:
             event_rows.append(_event_row(event, now_ms=now_ms))
-            rows += [_delivery_row(event, endpoint.endpoint_id, now_ms=now_ms) for endpoint in wanting]
+            rows += made
     if rows:
         connection.execute(insert(events), event_rows)
         connection.execute(insert(deliveries), rows)
@@ -200,9 +207,11 @@ def _settle(connection: Connection, settlement: Settlement, counted: Counter[Out
     endpoint = to_endpoint(row)
     connection.execute(insert(attempts).values(delivery_id=made.delivery_id, number=made.attempts + 1, **attempt.row()))
     endpoint = replace(endpoint, failures=0 if attempt.succeeded else endpoint.failures + 1)
-    if attempt.status == HTTP_GONE and endpoint.enabled:
+    is_gone = attempt.status == HTTP_GONE
+    # A URL that a request named says nothing of the host's others.
+    if is_gone and endpoint.enabled and endpoint.kind is EndpointKind.REGISTERED:
         endpoint = replace(endpoint, enabled=False, disabled_because="it answered 410 Gone")
-    counted[_settle_delivery(connection, settlement, gives_up=not endpoint.enabled)] += 1
+    counted[_settle_delivery(connection, settlement, gives_up=is_gone or not endpoint.enabled)] += 1
     counted[Outcome.FAILED] += _give_up_behind(connection, settlement, endpoint)
     following = None
     first = _first_pending(connection, endpoint.endpoint_id)
@@ -248,6 +257,12 @@ def purge(connection: Connection, *, now_ms: int) -> int:
                 .where(~select(deliveries.c.number).where(deliveries.c.event_id == events.c.event_id).exists())
                 .limit(PURGED_AT_ONCE)
             )
+        ),
+        delete(endpoints).where(
+            endpoints.c.kind == EndpointKind.REQUESTS,
+            endpoints.c.used_at_ms < now_ms - UNUSED_MS,
+            endpoints.c.due_at_ms.is_(None),
+            ~select(deliveries.c.number).where(deliveries.c.endpoint_id == endpoints.c.endpoint_id).exists(),
         ),
         delete(groups).where(groups.c.changed_at_ms < before_ms),
         delete(cursors).where(cursors.c.queued_at_ms < before_ms, cursors.c.tenant.not_in(select(endpoints.c.tenant))),
@@ -322,6 +337,7 @@ def _to_claim(connection: Connection, endpoint: Endpoint, lease: str, row: RowMa
         delivery_id=row["delivery_id"],
         event_id=row["event_id"],
         type=row["type"],
+        url=row["url"] or endpoint.url,
         body=body,
         attempts=row["attempts"],
         tries=row["tries"],
@@ -361,6 +377,7 @@ def _delivery_row(event: Event, endpoint_id: str, *, now_ms: int) -> dict[str, A
         "created_at_ms": now_ms,
         "queued_at_ms": now_ms,
         "due_at_ms": now_ms,
+        "url": None,
     }
 
 

@@ -30,6 +30,8 @@ class Delivery:
     """When the next attempt is due, of one that is pending."""
     ended_at_ms: int | None
     last_error: str | None
+    url: str | None
+    """Of one that a request asked for; None: its endpoint's."""
     log: Sequence[Attempt] = ()
     """The attempts in order; of one delivery alone."""
     body: str | None = None

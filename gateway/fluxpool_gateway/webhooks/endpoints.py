@@ -8,12 +8,13 @@ import json
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
-from fluxpool_gateway.webhooks.signing import Secret, new_secret
+from fluxpool_gateway.webhooks.signing import Secret
 from fluxpool_gateway.webhooks.tables import attempts, deliveries, endpoints
 
 MAX_ENDPOINTS: Final = 20
@@ -23,7 +24,16 @@ MAX_SECRETS: Final = 5
 
 
 class TooManyEndpointsError(Exception):
-    """The tenant has `MAX_ENDPOINTS` already."""
+    """The tenant has as many as it may already."""
+
+
+class EndpointKind(StrEnum):
+    """Who made an endpoint."""
+
+    REGISTERED = "registered"
+    """Its owner, with a URL and event types."""
+    REQUESTS = "requests"
+    """Requests that name a webhook: all those of a tenant with URLs of one host (`requested`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +56,21 @@ class Endpoint:
     """It is told of what ends from then on: since it was created, or enabled again."""
     failures: int = 0
     """Failed attempts since the last one that succeeded."""
+    kind: EndpointKind = EndpointKind.REGISTERED
 
     @classmethod
     def new(
-        cls, tenant: str, *, name: str, url: str, event_types: Sequence[str], enabled: bool = True, now_ms: int
+        cls,
+        tenant: str,
+        *,
+        name: str,
+        url: str,
+        event_types: Sequence[str],
+        enabled: bool = True,
+        secret: str,
+        now_ms: int,
     ) -> Self:
-        """One with a secret of its own."""
+        """One with a secret of its own, in the form in which it is stored."""
         return cls(
             endpoint_id=f"whe_{secrets.token_hex(12)}",
             tenant=tenant,
@@ -59,13 +78,15 @@ class Endpoint:
             url=url,
             event_types=tuple(event_types),
             enabled=enabled,
-            secrets=(Secret(new_secret()),),
+            secrets=(Secret(secret),),
             created_at_ms=now_ms,
             told_from_ms=now_ms,
         )
 
     def wants(self, type_: str) -> bool:
-        """Whether it is told events of a type."""
+        """Whether its owner wants events of a type."""
+        if self.kind is not EndpointKind.REGISTERED:
+            return False
         return self.enabled and (not self.event_types or type_ in self.event_types)
 
     def changed(
@@ -85,28 +106,29 @@ class Endpoint:
             enabled=self.enabled if enabled is None else enabled,
         )
 
-    def rotated(self, *, now_ms: int, overlap_ms: int) -> Self:
+    def rotated(self, secret: str, *, now_ms: int, overlap_ms: int) -> Self:
         """With a new secret; the others are valid until the overlap ends at the latest."""
-        end_ms = now_ms + overlap_ms
-        former = (
-            replace(secret, expires_at_ms=min(end_ms, secret.expires_at_ms or end_ms))
-            for secret in self.secrets
-            if secret.is_valid(now_ms)
-        )
-        kept = [secret for secret in former if secret.is_valid(now_ms)]
-        return replace(self, secrets=(Secret(new_secret()), *kept[: MAX_SECRETS - 1]))
+        return replace(self, secrets=rotated(self.secrets, secret, now_ms=now_ms, overlap_ms=overlap_ms))
 
     def valid_secrets(self, now_ms: int) -> tuple[str, ...]:
-        """What messages are signed with."""
+        """What messages are signed with, in the form in which it is stored."""
         return tuple(secret.text for secret in self.secrets if secret.is_valid(now_ms))
+
+
+def rotated(former: Sequence[Secret], secret: str, *, now_ms: int, overlap_ms: int) -> tuple[Secret, ...]:
+    """The secrets after a rotation: the new one first, the others valid until the overlap ends at the latest."""
+    end_ms = now_ms + overlap_ms
+    ending = (replace(each, expires_at_ms=min(end_ms, each.expires_at_ms or end_ms)) for each in former)
+    kept = [each for each in ending if each.is_valid(now_ms)]
+    return Secret(secret), *kept[: MAX_SECRETS - 1]
 
 
 def add_endpoint(connection: Connection, endpoint: Endpoint) -> None:
     """Add a new one; raises `TooManyEndpointsError`."""
-    count = select(func.count()).where(endpoints.c.tenant == endpoint.tenant)
+    count = select(func.count()).where(endpoints.c.tenant == endpoint.tenant, endpoints.c.kind == endpoint.kind)
     if connection.execute(count).scalar_one() >= MAX_ENDPOINTS:
         raise TooManyEndpointsError
-    row = _to_row(endpoint)
+    row = to_row(endpoint)
     connection.execute(insert(endpoints).values(**row, leased_until_ms=0))
 
 
@@ -127,7 +149,7 @@ def find_endpoint(connection: Connection, tenant: str, endpoint_id: str, *, lock
 def save_endpoint(connection: Connection, endpoint: Endpoint) -> None:
     """Replace what its owner can change, and what follows from that."""
     connection.execute(
-        update(endpoints).where(endpoints.c.endpoint_id == endpoint.endpoint_id).values(_to_row(endpoint))
+        update(endpoints).where(endpoints.c.endpoint_id == endpoint.endpoint_id).values(to_row(endpoint))
     )
 
 
@@ -161,15 +183,27 @@ def to_endpoint(row: RowMapping) -> Endpoint:
     """The endpoint in a row."""
     values = {name: row[name] for name in _FIELDS}
     values["event_types"] = tuple(row["event_types"].split())
-    values["secrets"] = tuple(Secret(**secret) for secret in json.loads(row["secrets"]))
+    values["secrets"] = read_secrets(row["secrets"])
+    values["kind"] = EndpointKind(row["kind"])
     return Endpoint(**values)
 
 
 _FIELDS: Final = tuple(Endpoint.__dataclass_fields__)
 
 
-def _to_row(endpoint: Endpoint) -> dict[str, Any]:
+def to_row(endpoint: Endpoint) -> dict[str, Any]:
+    """What an endpoint's row has of it."""
     row = {name: getattr(endpoint, name) for name in _FIELDS}
     row["event_types"] = " ".join(endpoint.event_types)
-    row["secrets"] = json.dumps([asdict(secret) for secret in endpoint.secrets])
+    row["secrets"] = write_secrets(endpoint.secrets)
     return row
+
+
+def read_secrets(text: str) -> tuple[Secret, ...]:
+    """The secrets in a column."""
+    return tuple(Secret(**secret) for secret in json.loads(text))
+
+
+def write_secrets(kept: Sequence[Secret]) -> str:
+    """What a column has of secrets."""
+    return json.dumps([asdict(secret) for secret in kept])

@@ -7,11 +7,14 @@ result that is delivered again, make no second one.
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from fluxpool_contract.bounds import moment_at
+from fluxpool_contract.messages import TaskEvent, TaskWebhook
 from fluxpool_gateway.store.task_list import GroupCounts
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus, epoch_of
 from fluxpool_gateway.tasks.view import TaskView
@@ -25,10 +28,10 @@ _DROPPED: Final = ("metadata", "warnings", "timings", "images", "error")
 class EventType(StrEnum):
     """What an endpoint can be told."""
 
-    SUCCEEDED = "generation.succeeded"
-    FAILED = "generation.failed"
-    CANCELED = "generation.canceled"
-    EXPIRED = "generation.expired"
+    SUCCEEDED = TaskEvent.SUCCEEDED
+    FAILED = TaskEvent.FAILED
+    CANCELED = TaskEvent.CANCELED
+    EXPIRED = TaskEvent.EXPIRED
     GROUP_COMPLETED = "group.completed"
 
 
@@ -54,6 +57,8 @@ class Event:
     """When it happened."""
     body: str
     """JSON, below `MAX_BODY_BYTES`."""
+    webhook: TaskWebhook | None = None
+    """Where the request of the task wants it, beside the endpoints of the tenant."""
 
 
 def task_ended(task: TaskState, *, base: str) -> Event | None:
@@ -67,7 +72,8 @@ def task_ended(task: TaskState, *, base: str) -> Event | None:
     view = TaskView.of_state(task, status_url=f"{base}v1/generations/{task.request_id}")
     task_fields = view.model_dump(mode="json", exclude={"progress", "queue", "parent_id"})
     event_id = _id(task.tenant, task.request_id, str(epoch_of(task.version)), type_)
-    return _event(event_id, task.tenant, type_, at_ms=task.completed_at_ms, fields=task_fields)
+    event = _event(event_id, task.tenant, type_, at_ms=task.completed_at_ms, fields=task_fields)
+    return replace(event, webhook=_webhook_of(task, type_))
 
 
 def group_completed(tenant: str, group_id: str, counted: GroupCounts, *, at_ms: int, base: str) -> Event:
@@ -89,6 +95,18 @@ def test_event(tenant: str, endpoint_id: str, *, at_ms: int) -> Event:
     """That somebody tries an endpoint."""
     fields = {"endpoint_id": endpoint_id}
     return _event(f"evt_{secrets.token_hex(16)}", tenant, TEST_TYPE, at_ms=at_ms, fields=fields)
+
+
+def _webhook_of(task: TaskState, type_: EventType) -> TaskWebhook | None:
+    # Most tasks have none, and a body is up to 64 KiB.
+    if task.body is None or '"webhook"' not in task.body:
+        return None
+    try:
+        # As JSON again: its tuples are lists there.
+        webhook = TaskWebhook.model_validate_json(json.dumps(json.loads(task.body).get("webhook")))
+    except ValidationError:
+        return None
+    return webhook if not webhook.events or type_.value in webhook.events else None
 
 
 def _event(event_id: str, tenant: str, type_: str, *, at_ms: int, fields: dict[str, Any]) -> Event:

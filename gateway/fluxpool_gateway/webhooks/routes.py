@@ -1,9 +1,9 @@
 """The routes of webhooks: the endpoints of the caller's tenant, and the log of what they were told."""
 
 from collections.abc import Awaitable
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final, TypeVar
-from urllib.parse import urlsplit
 
 import structlog
 from fastapi import APIRouter, Path, Query, Response
@@ -16,8 +16,9 @@ from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.webhooks.database import WebhooksUnavailableError
 from fluxpool_gateway.webhooks.delivery_log import Delivery
-from fluxpool_gateway.webhooks.dispatch.addresses import is_address, refusal_of
-from fluxpool_gateway.webhooks.endpoints import MAX_ENDPOINTS, Endpoint, TooManyEndpointsError
+from fluxpool_gateway.webhooks.dispatch.target_url import refusal_of_url
+from fluxpool_gateway.webhooks.endpoints import MAX_ENDPOINTS, Endpoint, EndpointKind, TooManyEndpointsError
+from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.views import (
     AttemptView,
     DeliveryLogView,
@@ -28,6 +29,7 @@ from fluxpool_gateway.webhooks.views import (
     EndpointRequest,
     EndpointView,
     NewEndpointView,
+    RequestSecretView,
     SecretRotation,
 )
 
@@ -38,8 +40,10 @@ _PROBLEMS: Final = {
     404: "There is no such endpoint or delivery, or it is another tenant's.",
     503: "Webhooks cannot be read or written at the moment; retry.",
 }
-_CHANGE: Final = problems({**BODY_PROBLEMS, **_PROBLEMS})
-_QUEUE: Final = problems({409: "The endpoint is disabled.", **_PROBLEMS})
+_OF_REQUESTS: Final = "The endpoint is that of requests."
+_CHANGE: Final = problems({409: _OF_REQUESTS, **BODY_PROBLEMS, **_PROBLEMS})
+_DELETE: Final = problems({409: _OF_REQUESTS, **_PROBLEMS})
+_QUEUE: Final = problems({409: "The endpoint is disabled, or that of requests.", **_PROBLEMS})
 
 T = TypeVar("T")
 
@@ -61,13 +65,14 @@ DeliveryIdInPath = Annotated[str, Path(description="Id of the delivery.", max_le
 async def create_endpoint(wanted: EndpointRequest, services: WithServices, caller: WithCaller) -> Response:
     """It is told of what ends from now on. The response holds its secret; nothing shows it again."""
     _check_target(wanted.url, services)
-    now_ms = services.now_ms()
+    now_ms, secret = services.now_ms(), new_secret()
     endpoint = Endpoint.new(
         caller.tenant,
         name=wanted.name,
         url=wanted.url,
         event_types=sorted(wanted.event_types),
         enabled=wanted.enabled,
+        secret=services.webhooks.box.seal(secret),
         now_ms=now_ms,
     )
     try:
@@ -76,7 +81,7 @@ async def create_endpoint(wanted: EndpointRequest, services: WithServices, calle
         detail = f"the tenant has {MAX_ENDPOINTS} endpoints; delete one, or give one more event types"
         raise ProblemError(ProblemCode.TOO_MANY_WEBHOOKS, detail) from None
     logger.info("webhook_created", tenant=caller.tenant, endpoint_id=endpoint.endpoint_id, by=caller.name)
-    return _with_secret(endpoint, now_ms=now_ms, status=HTTPStatus.CREATED)
+    return _with_secret(endpoint, secret, now_ms=now_ms)
 
 
 @router.get(
@@ -87,7 +92,7 @@ async def create_endpoint(wanted: EndpointRequest, services: WithServices, calle
     **requires(KeyScope.READ),
 )
 async def list_endpoints(services: WithServices, caller: WithCaller) -> Response:
-    """At most 20, the oldest first."""
+    """The oldest first: at most 20, and one for each host that webhooks of requests name."""
     found = await _done(services.webhooks.endpoints(caller.tenant))
     now_ms = services.now_ms()
     return json_response(EndpointList(data=tuple(EndpointView.of(endpoint, now_ms=now_ms) for endpoint in found)))
@@ -118,6 +123,7 @@ async def change_endpoint(
     """A new URL is attempted at once, also with what failed at the former one."""
     if patch.url is not None:
         _check_target(patch.url, services)
+    await _find_registered(endpoint_id, services, caller.tenant)
     now_ms = services.now_ms()
     values = patch.model_dump(exclude_none=True)
     changed = await _done(
@@ -133,16 +139,36 @@ async def change_endpoint(
     PATH + "/{endpoint_id}",
     status_code=HTTPStatus.NO_CONTENT,
     response_class=Response,
-    responses=problems(_PROBLEMS),
+    responses=_DELETE,
     summary="Delete an endpoint",
     **requires(KeyScope.SUBMIT),
 )
 async def delete_endpoint(endpoint_id: EndpointIdInPath, services: WithServices, caller: WithCaller) -> Response:
     """With its deliveries; a request that is under way is not stopped."""
+    await _find_registered(endpoint_id, services, caller.tenant)
     if not await _done(services.webhooks.delete(caller.tenant, endpoint_id)):
         raise _no_endpoint(endpoint_id)
     logger.info("webhook_deleted", tenant=caller.tenant, endpoint_id=endpoint_id, by=caller.name)
     return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
+# Before the route below, whose path matches as well.
+@router.post(
+    PATH + "/requests/rotate-secret",
+    status_code=HTTPStatus.CREATED,
+    response_model=RequestSecretView,
+    responses=problems({**BODY_PROBLEMS, **SECURITY_PROBLEMS, 503: _PROBLEMS[503]}),
+    summary="Make or replace the secret of webhooks that requests name",
+    **requires(KeyScope.SUBMIT),
+)
+async def rotate_request_secret(wanted: SecretRotation, services: WithServices, caller: WithCaller) -> Response:
+    """One for all requests of the tenant. Until the overlap ends messages are signed with the former ones as well."""
+    now_ms, secret = services.now_ms(), new_secret()
+    overlap_ms = 1000 * wanted.overlap_seconds
+    rotate = services.webhooks.rotate_requested(caller.tenant, secret, now_ms=now_ms, overlap_ms=overlap_ms)
+    kept = await _done(rotate)
+    logger.info("webhook_secret_of_requests_rotated", tenant=caller.tenant, by=caller.name)
+    return json_response(RequestSecretView(secret=secret, secrets=len(kept)), HTTPStatus.CREATED)
 
 
 @router.post(
@@ -157,17 +183,19 @@ async def rotate_secret(
     wanted: SecretRotation, endpoint_id: EndpointIdInPath, services: WithServices, caller: WithCaller
 ) -> Response:
     """Until the overlap ends messages are signed with the former secrets as well: the header has all signatures."""
-    now_ms = services.now_ms()
-    overlap_ms = 1000 * wanted.overlap_seconds
-    rotated = await _done(
-        services.webhooks.change(
-            caller.tenant, endpoint_id, lambda found: found.rotated(now_ms=now_ms, overlap_ms=overlap_ms), now_ms=now_ms
-        )
+    await _find_registered(endpoint_id, services, caller.tenant)
+    now_ms, secret = services.now_ms(), new_secret()
+    rotate = partial(
+        Endpoint.rotated,
+        secret=services.webhooks.box.seal(secret),
+        now_ms=now_ms,
+        overlap_ms=1000 * wanted.overlap_seconds,
     )
+    rotated = await _done(services.webhooks.change(caller.tenant, endpoint_id, rotate, now_ms=now_ms))
     if rotated is None:
         raise _no_endpoint(endpoint_id)
     logger.info("webhook_secret_rotated", tenant=caller.tenant, endpoint_id=endpoint_id, by=caller.name)
-    return _with_secret(rotated, now_ms=now_ms, status=HTTPStatus.CREATED)
+    return _with_secret(rotated, secret, now_ms=now_ms)
 
 
 @router.post(
@@ -180,6 +208,7 @@ async def rotate_secret(
 )
 async def send_test(endpoint_id: EndpointIdInPath, services: WithServices, caller: WithCaller) -> Response:
     """One attempt of a message of the type webhook.test, before all that waits; its delivery tells what came of it."""
+    await _find_registered(endpoint_id, services, caller.tenant)
     found, delivery = await _done(services.webhooks.test(caller.tenant, endpoint_id, now_ms=services.now_ms()))
     if found is None:
         raise _no_endpoint(endpoint_id)
@@ -270,23 +299,28 @@ async def _find(endpoint_id: str, services: Services, tenant: str) -> Endpoint:
     return found
 
 
+async def _find_registered(endpoint_id: str, services: Services, tenant: str) -> Endpoint:
+    found = await _find(endpoint_id, services, tenant)
+    if found.kind is EndpointKind.REQUESTS:
+        detail = (
+            f"{endpoint_id} has the webhooks that requests name for {found.url}, and is no endpoint to change; "
+            f"their secret is replaced with POST {PATH}/requests/rotate-secret"
+        )
+        raise ProblemError(ProblemCode.WEBHOOK_OF_REQUESTS, detail)
+    return found
+
+
 def _check_target(url: str, services: Services) -> None:
-    """Refuse at once what would be refused at each attempt; names are resolved then."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    message = None
-    if parts.scheme == "http" and not services.webhook_targets.allow_http:
-        message = "must begin with https://; this gateway sends webhooks by no other way"
-    elif is_address(host) and (reason := refusal_of(host, services.webhook_targets.networks())) is not None:
-        message = f"{reason}; use a public one, or have its network allowed in the gateway's settings"
+    """Refuse at once what would be refused at each attempt."""
+    message = refusal_of_url(url, services.webhook_targets)
     if message is not None:
         problem = FieldProblem("url", message)
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         raise ProblemError(ProblemCode.INVALID_REQUEST, str(problem), fields=[problem], status=status)
 
 
-def _with_secret(endpoint: Endpoint, *, now_ms: int, status: HTTPStatus) -> Response:
-    return json_response(NewEndpointView.of(endpoint, now_ms=now_ms, secret=endpoint.secrets[0].text), status)
+def _with_secret(endpoint: Endpoint, secret: str, *, now_ms: int) -> Response:
+    return json_response(NewEndpointView.of(endpoint, now_ms=now_ms, secret=secret), HTTPStatus.CREATED)
 
 
 def _queued(delivery: Delivery | None, endpoint: Endpoint) -> Response:

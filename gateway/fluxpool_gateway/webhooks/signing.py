@@ -20,6 +20,7 @@ class Secret:
     """One secret of an endpoint."""
 
     text: str
+    """In the form in which it is stored (`secret_box`)."""
     expires_at_ms: int | None = None
     """None for the newest, which a rotation ends."""
 

@@ -19,6 +19,9 @@ from fluxpool_gateway.webhooks.deliveries import Claim, Settlement
 from fluxpool_gateway.webhooks.delivery_log import Delivery, DeliveryPage, QueueNumbers
 from fluxpool_gateway.webhooks.dispatch.sending import AttemptError
 from fluxpool_gateway.webhooks.endpoints import Endpoint
+from fluxpool_gateway.webhooks.requested.endpoints import rotate_requested, use_requested
+from fluxpool_gateway.webhooks.secret_box import SecretBox
+from fluxpool_gateway.webhooks.signing import Secret, new_secret
 
 T = TypeVar("T")
 
@@ -28,14 +31,27 @@ EndpointChange = Callable[[Endpoint], Endpoint]
 class WebhookStore:
     """The webhooks of every tenant; close it at the end."""
 
-    def __init__(self, database: Path | str, *, durable: bool = True) -> None:
+    def __init__(self, database: Path | str, *, durable: bool = True, box: SecretBox | None = None) -> None:
         """Opens nothing yet; `database.prepare_webhooks` made it. For `durable` see `WebhookDatabase`."""
+        self.box = box or SecretBox()
+        """Encrypts and decrypts the secrets, which endpoints have in the form in which they are stored."""
         self._database = WebhookDatabase(database, durable=durable)
         self._executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="webhooks")
 
     async def add(self, endpoint: Endpoint) -> None:
         """Add an endpoint; raises `TooManyEndpointsError`."""
         await self.write(lambda connection: endpoints.add_endpoint(connection, endpoint))
+
+    async def use_requested(self, tenant: str, url: str, *, now_ms: int) -> None:
+        """Have an endpoint for the webhooks of requests; raises `TooManyEndpointsError`."""
+        first = self.box.seal(new_secret())
+        await self.write(partial(use_requested, tenant=tenant, url=url, new_secret=first, now_ms=now_ms))
+
+    async def rotate_requested(self, tenant: str, secret: str, *, now_ms: int, overlap_ms: int) -> Sequence[Secret]:
+        """Replace the secret of the webhooks of the tenant's requests; returns those that are valid then."""
+        stored = self.box.seal(secret)
+        rotate = partial(rotate_requested, tenant=tenant, secret=stored, now_ms=now_ms, overlap_ms=overlap_ms)
+        return await self.write(rotate)
 
     async def endpoints(self, tenant: str) -> Sequence[Endpoint]:
         """Those of a tenant, the oldest first."""

@@ -40,6 +40,8 @@ endpoints = Table(
     Column("due_at_ms", BigInteger),
     Column("lease", String(32)),
     Column("leased_until_ms", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False, server_default="registered"),
+    Column("used_at_ms", BigInteger, nullable=False, server_default="0"),
 )
 Index("webhook_endpoint_due", endpoints.c.due_at_ms)
 
@@ -70,6 +72,7 @@ deliveries = Table(
     Column("due_at_ms", BigInteger, nullable=False),
     Column("ended_at_ms", BigInteger),
     Column("last_error", String(32)),
+    Column("url", Text),
     UniqueConstraint("endpoint_id", "event_id"),
 )
 Index(
@@ -111,6 +114,13 @@ groups = Table(
     Column("tenant", String(63), primary_key=True),
     Column("group_id", String(64), primary_key=True),
     Column("changed_at_ms", BigInteger, nullable=False, index=True),
+)
+
+signers = Table(
+    "webhook_signer",
+    metadata,
+    Column("tenant", String(63), primary_key=True),
+    Column("secrets", Text, nullable=False),
 )
 
 counts = Table(

@@ -1,54 +1,25 @@
 """Endpoints and deliveries as clients see them, and what they send to change these."""
 
 from datetime import datetime
-from ipaddress import IPv6Address, ip_address
 from typing import Annotated, Final, Self
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fluxpool_contract.bounds import moment_at
+from fluxpool_contract.messages import WebhookUrl
 from fluxpool_gateway.http.routes import RequestModel
 from fluxpool_gateway.webhooks.deliveries import DeliveryState
 from fluxpool_gateway.webhooks.delivery_log import Delivery
 from fluxpool_gateway.webhooks.dispatch.sending import Attempt, AttemptError
-from fluxpool_gateway.webhooks.endpoints import Endpoint
+from fluxpool_gateway.webhooks.endpoints import Endpoint, EndpointKind
 from fluxpool_gateway.webhooks.event import EventType
 
-MAX_URL_CHARACTERS: Final = 2048
 DAY_SECONDS: Final = 24 * 3600
 MAX_OVERLAP_SECONDS: Final = 30 * DAY_SECONDS
 _NAME_PATTERN: Final = "^[A-Za-z0-9][A-Za-z0-9 ._@/-]{0,63}$"
 """What any terminal and log shows as it is."""
 
 
-def _check_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ValueError("is not a URL; write one such as https://example.com/hooks") from None
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ValueError("must be printable ASCII without blanks; write others percent-encoded, hosts as xn--")
-    if parts.scheme not in {"https", "http"} or not parts.hostname or port == 0:
-        raise ValueError("must begin with https:// and name a host")
-    if "@" in parts.netloc:
-        raise ValueError("must not have a user or password; messages are signed, check their signature")
-    if "#" in url:
-        raise ValueError("must not have a fragment")
-    _check_host(parts.hostname, in_brackets="[" in parts.netloc)
-    return url
-
-
-def _check_host(host: str, *, in_brackets: bool) -> None:
-    if in_brackets:
-        if not isinstance(ip_address(host), IPv6Address):
-            raise ValueError("has no IPv6 address in its brackets")
-    elif not all(character.isalnum() or character in "-._" for character in host):
-        raise ValueError("has a host with characters that no host has")
-
-
-EndpointUrl = Annotated[str, Field(max_length=MAX_URL_CHARACTERS), AfterValidator(_check_url)]
 EndpointName = Annotated[str, Field(pattern=_NAME_PATTERN)]
 EventTypes = Annotated[frozenset[EventType], Field(max_length=len(EventType))]
 
@@ -58,7 +29,7 @@ class EndpointRequest(RequestModel):
 
     name: EndpointName
     """For people: who is told."""
-    url: EndpointUrl
+    url: WebhookUrl
     """Where messages are posted to: `https://`, without a user, password or fragment. Its host must have a public
     address, unless the gateway's settings allow its network."""
     event_types: EventTypes = frozenset()
@@ -70,7 +41,7 @@ class EndpointPatch(RequestModel):
     """What to change; what is absent stays."""
 
     name: EndpointName | None = None
-    url: EndpointUrl | None = None
+    url: WebhookUrl | None = None
     event_types: EventTypes | None = None
     enabled: Annotated[bool, Field(strict=True)] | None = None
     """False: it is told nothing, and what waits for it is given up."""
@@ -97,10 +68,12 @@ class EndpointView(_View):
     """An endpoint, without its secrets."""
 
     id: str
+    kind: EndpointKind
+    """registered, or requests: the webhooks of requests with URLs of one host, which is its `url`."""
     name: str
     url: str
     event_types: tuple[str, ...]
-    """Empty: everything."""
+    """Empty: everything; with `requests` what each request names."""
     enabled: bool
     disabled_because: str | None
     """Why it was disabled, where its owner did not."""
@@ -116,6 +89,7 @@ class EndpointView(_View):
         return cls.model_validate(
             {
                 "id": endpoint.endpoint_id,
+                "kind": endpoint.kind,
                 "name": endpoint.name,
                 "url": endpoint.url,
                 "event_types": endpoint.event_types,
@@ -134,6 +108,15 @@ class NewEndpointView(EndpointView):
 
     secret: str
     """`whsec_` and what verifiers of Standard Webhooks take. Shown in this response alone."""
+
+
+class RequestSecretView(_View):
+    """The secret that was just made for the webhooks of the tenant's requests."""
+
+    secret: str
+    """`whsec_` and what verifiers of Standard Webhooks take. Shown in this response alone."""
+    secrets: int
+    """How many sign these messages; more than one while one is rotated."""
 
 
 class EndpointList(_View):
@@ -177,6 +160,8 @@ class DeliveryView(_View):
     webhook_id: str
     """The `webhook-id` header: the same in all attempts, and for all endpoints."""
     type: str
+    url: str | None
+    """Where the request of the task wants it; null: the endpoint's."""
     state: DeliveryState
     attempts: int
     """Made so far."""
@@ -197,6 +182,7 @@ class DeliveryView(_View):
                 "endpoint_id": delivery.endpoint_id,
                 "webhook_id": delivery.event_id,
                 "type": delivery.type,
+                "url": delivery.url,
                 "state": delivery.state,
                 "attempts": delivery.attempts,
                 "error": delivery.last_error,

@@ -14,6 +14,7 @@ from fluxpool_gateway.page.access.lifetimes import OVERLAPS, USUAL_OVERLAP
 from fluxpool_gateway.page.forms import Form, WithForm, page_router
 from fluxpool_gateway.page.operations import answered, as_number, wanted
 from fluxpool_gateway.page.rendering import redirect, render
+from fluxpool_gateway.webhooks.endpoints import EndpointKind
 from fluxpool_gateway.webhooks.event import EventType
 from fluxpool_gateway.webhooks.routes import (
     DeliveriesQuery,
@@ -179,7 +180,7 @@ async def _render_endpoint(
         secret=secret,
         overlaps=OVERLAPS,
         usual_overlap=USUAL_OVERLAP,
-        may_change=KeyScope.SUBMIT in caller.scopes,
+        may_change=KeyScope.SUBMIT in caller.scopes and endpoint.kind is EndpointKind.REGISTERED,
         **_form(shown | (values or {}), why),
     )
 

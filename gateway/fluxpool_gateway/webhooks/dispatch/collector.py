@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
 from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert_postgresql
 from sqlalchemy.dialects.sqlite import insert as upsert_sqlite
@@ -19,8 +20,10 @@ from sqlalchemy.dialects.sqlite import insert as upsert_sqlite
 from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.task_list import ChangePlace, Changes
 from fluxpool_gateway.webhooks.deliveries import RETENTION_MS, enqueue
-from fluxpool_gateway.webhooks.endpoints import lock_enabled, tenants_to_tell
-from fluxpool_gateway.webhooks.event import EventType, group_completed, task_ended
+from fluxpool_gateway.webhooks.endpoints import TooManyEndpointsError, lock_enabled, tenants_to_tell
+from fluxpool_gateway.webhooks.event import Event, EventType, group_completed, task_ended
+from fluxpool_gateway.webhooks.requested.endpoints import host_of, use_requested
+from fluxpool_gateway.webhooks.signing import new_secret
 from fluxpool_gateway.webhooks.store import WebhookStore
 from fluxpool_gateway.webhooks.tables import cursors, groups
 
@@ -37,6 +40,9 @@ _SLACK_MS: Final = 60_000
 
 _SKIPPED_NUMBERS: Final = 30_000_000
 """Half a minute: numbers are microseconds."""
+
+
+logger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +120,14 @@ class Collector:
         found = _read_place(connection, tenant, lock=True)
         if found != known:
             return 0
-        told = lock_enabled(connection, [tenant])
         now_ms = max(self._now_ms(), 0 if known is None else known.queued_at_ms)
         events = [
             event
             for _, task in changes.tasks
             if (event := task_ended(task, base=self._base)) is not None and event.at_ms > now_ms - _NEW_MS
         ]
+        self._use_requested(connection, events, now_ms=now_ms)
+        told = lock_enabled(connection, [tenant])
         queued = enqueue(connection, events, told, now_ms=now_ms)
         if any(endpoint.wants(EventType.GROUP_COMPLETED) for endpoint in told):
             _note_groups(
@@ -131,6 +138,18 @@ class Collector:
             )
         _save_place(connection, tenant, _Place(reached, now_ms if queued or known is None else known.queued_at_ms))
         return queued
+
+    def _use_requested(self, connection: Connection, events: Sequence[Event], *, now_ms: int) -> None:
+        """Have endpoints of the webhooks that tasks name.
+
+        A gateway has made them when it accepted the tasks, unless that was long ago or another program wrote these.
+        """
+        for tenant, url in {(event.tenant, event.webhook.url) for event in events if event.webhook is not None}:
+            secret = self._webhooks.box.seal(new_secret())
+            try:
+                use_requested(connection, tenant, url, new_secret=secret, now_ms=now_ms)
+            except TooManyEndpointsError:
+                logger.warning("webhook_of_request_dropped", tenant=tenant, host=host_of(url))
 
     async def _complete_groups(self) -> int:
         """Queue that groups have ended."""

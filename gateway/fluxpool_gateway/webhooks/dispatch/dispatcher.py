@@ -205,7 +205,7 @@ class Dispatcher:
         body = claim.body.encode()
         timestamp_seconds = now_ms // 1000
         signature = sign(
-            claim.endpoint.valid_secrets(now_ms),
+            [self._webhooks.box.open(secret) for secret in claim.endpoint.valid_secrets(now_ms)],
             message_id=claim.event_id,
             timestamp_seconds=timestamp_seconds,
             body=body,
@@ -215,7 +215,7 @@ class Dispatcher:
             "webhook-timestamp": str(timestamp_seconds),
             "webhook-signature": signature,
         }
-        attempt = await self._sender.send(claim.endpoint.url, headers, body)
+        attempt = await self._sender.send(claim.url, headers, body)
         if not attempt.succeeded:
             logger.info(
                 "webhook_attempt_failed",

@@ -1,0 +1,1 @@
+"""Webhooks that requests name: on their way in, and their endpoints."""
