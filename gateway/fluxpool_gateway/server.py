@@ -34,8 +34,9 @@ from fluxpool_gateway.store.database import DatabaseUnusableError
 from fluxpool_gateway.webhooks.secret_box import SecretKeysError, open_secret_box
 from fluxpool_transport.kafka import KafkaCredentialsError, librdkafka_options
 from fluxpool_transport.partitioner import SharedSends
-from fluxpool_transport.process import configure_logging, die_with_parent, tenant_keys_of
+from fluxpool_transport.process import configure_logging, die_with_parent
 from fluxpool_transport.storage import StorageUnavailableError, open_object_store
+from fluxpool_transport.tenant_secret import tenant_keys_of
 
 BACKLOG_CONNECTIONS: Final = 2048
 KEEP_ALIVE_SECONDS: Final = 75

@@ -18,8 +18,8 @@ from fluxpool_gateway.store.reading import TaskStoreReader
 from fluxpool_gateway.store.shared_file import Shared
 from fluxpool_gateway.webhooks.secret_box import open_secret_box
 from fluxpool_gateway.webhooks.store import WebhookStore
-from fluxpool_transport.process import tenant_keys_of
 from fluxpool_transport.storage import ObjectStore, open_object_store
+from fluxpool_transport.tenant_secret import tenant_keys_of
 
 if TYPE_CHECKING:
     from fluxpool_gateway.identity.quotas import Quotas

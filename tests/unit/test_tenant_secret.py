@@ -8,7 +8,7 @@ import pytest
 from fluxpool_contract.messages.headers import Envelope
 from fluxpool_contract.settings.environment import SettingsError
 from fluxpool_contract.tenants import NOBODY, KeySource, TenantKeys, TenantTrust
-from fluxpool_transport.process.tenant_secret import TenantSecretFile, tenant_keys_of
+from fluxpool_transport.tenant_secret import TenantSecretFile, tenant_keys_of
 
 OLD, NEW = "a" * 64, "b" * 64
 

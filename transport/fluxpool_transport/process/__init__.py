@@ -1,16 +1,14 @@
-"""What every process does alike: logging, backoff, fault points, its end, ending with its parent, tenants' keys."""
+"""What every process does alike: logging, backoff, fault points, its end, ending with its parent."""
 
 from fluxpool_transport.process.backoff import Backoff, retry_forever
 from fluxpool_transport.process.ending import end_process, run_program
 from fluxpool_transport.process.faults import fault_point
 from fluxpool_transport.process.logging_setup import configure_logging
 from fluxpool_transport.process.parent_death import ParentGoneError, bound_command, die_with_parent
-from fluxpool_transport.process.tenant_secret import TenantSecretFile, tenant_keys_of
 
 __all__ = [
     "Backoff",
     "ParentGoneError",
-    "TenantSecretFile",
     "bound_command",
     "configure_logging",
     "die_with_parent",
@@ -18,5 +16,4 @@ __all__ = [
     "fault_point",
     "retry_forever",
     "run_program",
-    "tenant_keys_of",
 ]

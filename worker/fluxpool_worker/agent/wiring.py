@@ -15,8 +15,8 @@ from fluxpool_contract.tenants import TenantTrust
 from fluxpool_transport.kafka import KafkaMetadata
 from fluxpool_transport.lag import MemberlessOffsets
 from fluxpool_transport.partitioner import IdleAwarePartitioner, LoadAwarePartitioner
-from fluxpool_transport.process import tenant_keys_of
 from fluxpool_transport.storage import open_object_store
+from fluxpool_transport.tenant_secret import tenant_keys_of
 from fluxpool_worker.agent.clock import Clock
 from fluxpool_worker.agent.connections import (
     build_consumer,
