@@ -66,6 +66,15 @@ class ListFields(TypedDict, total=False):
     created_before: datetime
     order: Literal["asc", "desc"]
     limit: int
+    prompt: str
+    """Words that the prompt contains."""
+    seed: int
+    size: str
+    """Such as 1024x768."""
+    model: str
+    preset: str
+    min_score: int
+    starred: bool
 
 
 class KeyFields(TypedDict, total=False):

@@ -22,6 +22,11 @@ from kit.waiting import PATIENCE, wait_until
 pytestmark = [pytest.mark.timeout(420)]
 expect.set_options(timeout=60_000 * PATIENCE)
 
+VIEWS = (
+    "create?from=done", "tasks", "tasks/done", "tasks/done/delete", "tasks/runs", "gallery", "gallery?task=done",
+    "compare", "compare?mode=slider", "compare/results", "queue",
+)  # fmt: skip
+
 
 @asynccontextmanager
 async def served(gateway: Gateway) -> AsyncIterator[str]:
@@ -113,11 +118,16 @@ async def test_axe_finds_nothing_in_any_view_light_or_dark_and_none_is_wider_tha
 ) -> None:
     await tab.open()
     findings = [*await tab.findings("light"), *await tab.findings("dark")]
-    await tab.log_in(await gateway.create("submit", "read", "cancel", tenant="acme"))
-    store_image(tmp_path, "done")
-    done = replace(succeeded("done", "acme"), completed_at_ms=NOW_MS + 1)
-    gateway.project(seen("waits", "a hare"), seen("runs", "a fox"), step("runs", 3), seen("done", "an owl"), done)
-    for path in ("create?from=done", "tasks", "tasks/done", "tasks/done/delete", "tasks/runs", "gallery", "queue"):
+    key = await gateway.create("submit", "read", "cancel", "rate", tenant="acme")
+    await tab.log_in(key)
+    gateway.project(seen("waits", "a hare"), seen("runs", "a fox"), step("runs", 3))
+    for name in ("done", "again", "third"):
+        store_image(tmp_path, name)
+        gateway.project(seen(name, "an owl"), replace(succeeded(name, "acme"), completed_at_ms=NOW_MS + 1))
+    judged = {"a": {"request_id": "done"}, "b": {"request_id": "again"}, "preferred": "a"}
+    assert (await gateway.one.ask("POST", "/v1/comparisons", key, json=judged)).status_code == 200
+    await gateway.project_feedback()
+    for path in VIEWS:
         await tab.open(f"ui/{path}")
         findings += [*await tab.findings("light"), *await tab.findings("dark")]
         for width, height in (PHONE, DESKTOP):
@@ -125,10 +135,10 @@ async def test_axe_finds_nothing_in_any_view_light_or_dark_and_none_is_wider_tha
             assert await tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
     await tab.page.get_by_label("Choose all on this page").check()
     await tab.page.get_by_role("button", name="Cancel …", exact=True).click()
-    await expect(tab.page.get_by_role("main")).to_contain_text("2 of 3 tasks are changed")
+    await expect(tab.page.get_by_role("main")).to_contain_text("2 of 5 tasks are changed")
     findings += [*await tab.findings("light"), *await tab.findings("dark")]
     await tab.page.get_by_role("button", name="Cancel: 2").click()
-    await expect(tab.page.get_by_role("heading", name="Cancel: 2 of 3")).to_be_visible()
+    await expect(tab.page.get_by_role("heading", name="Cancel: 2 of 5")).to_be_visible()
     findings += [*await tab.findings("light"), *await tab.findings("dark")]
     await tab.open("ui/create?from=done")
     await tab.page.get_by_role("button", name="Show as code").click()
@@ -138,6 +148,7 @@ async def test_axe_finds_nothing_in_any_view_light_or_dark_and_none_is_wider_tha
     assert tab.errors == []
 
 
+<<<<<<< HEAD
 async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_edited_by_keyboard(
     gateway: Gateway, tab: Tab
 ) -> None:
@@ -188,3 +199,55 @@ async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_
     assert len(gateway.dead_letters.sent) == 1
     assert found == []
     assert tab.errors == []
+=======
+async def test_images_are_searched_rated_starred_and_compared_by_keys(
+    gateway: Gateway, tab: Tab, tmp_path: Path
+) -> None:
+    for name in ("one", "two", "other"):
+        store_image(tmp_path, name)
+        prompt = "a hare" if name == "other" else "an owl"
+        gateway.project(seen(name, prompt), replace(succeeded(name, "acme"), completed_at_ms=NOW_MS + 1))
+    await tab.log_in(await gateway.create("read", "rate", tenant="acme"))
+    page, said = await tab.open("ui/gallery"), tab.page.locator("#announcements")
+    await page.get_by_label("Prompt contains").fill("OWL")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url("**/ui/gallery?prompt=OWL*")
+    tiles, drawer = page.locator("[data-tile]"), page.locator("#drawer")
+    await expect(tiles).to_have_count(2)
+    await tiles.first.get_by_role("link").click()
+    await page.wait_for_url("**task=two")
+    await expect(drawer.get_by_role("heading", name="an owl")).to_be_focused()
+    await page.keyboard.press("4")
+    await expect(said).to_have_text("Rated 4 of 5.")
+    await drawer.get_by_role("button", name="Star").click()
+    await expect(said).to_have_text("Starred.")
+    await expect(tiles.first.get_by_role("button", name="Star")).to_have_attribute("aria-pressed", "true")
+    await page.keyboard.press("ArrowRight")
+    await page.wait_for_url("**task=one")
+    await expect(drawer).to_contain_text("not rated")
+    await page.reload()
+    await expect(drawer).to_contain_text("not rated")
+    await page.go_back()
+    await expect(drawer).to_contain_text("4 of 5")
+    await page.keyboard.press("Escape")
+    await expect(drawer).to_be_hidden()
+    await expect(tiles.first.get_by_role("link")).to_be_focused()
+    await gateway.project_feedback()
+    await tab.open("ui/gallery?starred=true&min_score=4")
+    await expect(tiles).to_have_count(1)
+    await tab.open("ui/compare")
+    await page.keyboard.press("m")
+    await page.wait_for_url("**mode=slider*")
+    await page.get_by_label("A on the left").fill("20")
+    assert await page.evaluate("document.querySelector('[data-slider]').style.getPropertyValue('--cut')") == "20%"
+    await page.keyboard.press("2")
+    await expect(page.locator("#round")).to_contain_text("1 judged")
+    await expect(page.locator("#round")).to_contain_text("B was better")
+    await page.keyboard.press("u")
+    await expect(page.locator("#round")).to_contain_text("0 judged")
+    await page.keyboard.press("1")
+    await expect(page.locator("#round")).to_contain_text("1 judged")
+    assert tab.errors == []
+    outcomes = [value and b"preferred" in value for _, _, value in gateway.records.feedback[2:]]
+    assert outcomes == [True, None, True]
+>>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Container
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -40,6 +41,7 @@ from fluxpool_gateway.feedback.models import (
 )
 from fluxpool_gateway.feedback.reads import (
     Image,
+    Pair,
     find_pair,
     find_rating,
     prompt_of,
@@ -67,7 +69,7 @@ MAX_GROUPS: Final = 100
 """Of one dimension, those with the most judgements."""
 _ANYBODY: Final = "anybody"
 _NOT_JUDGED: Final = {409: "The task has not ended (`not_finished`), or ended without images (`no_images`)."}
-_RATE_PROBLEMS: Final = {
+RATE_PROBLEMS: Final = {
     **BODY_PROBLEMS,
     **READ_PROBLEMS,
     **_NOT_JUDGED,
@@ -81,7 +83,7 @@ router.include_router(export_route.router)
 @router.put(
     PATH + "/{request_id}/rating",
     response_model=RatingView,
-    responses=problems(_RATE_PROBLEMS),
+    responses=problems(RATE_PROBLEMS),
     summary="Rate an image",
     **requires(KeyScope.RATE),
 )
@@ -89,8 +91,8 @@ async def put_rating(
     request_id: RequestIdInPath, wanted: RatingRequest, services: WithServices, caller: WithCaller
 ) -> Response:
     """Answers once it is durable. A second rating of the same image by the same rater replaces the first."""
-    task, origin = await _judged(services, caller, request_id, wanted.index, field="index")
-    rater_hash = _rater_hash(services, caller, task.tenant, wanted.rater)
+    task, origin = await judged_image(services, caller, request_id, wanted.index, field="index")
+    rater_hash = rater_hash_of(services, caller, task.tenant, wanted.rater)
     judgement = Rating(
         rating_id=rating_id_of(task.tenant, rater_hash, (request_id, wanted.index)),
         tenant=task.tenant,
@@ -106,7 +108,7 @@ async def put_rating(
         comment=wanted.comment,
         origin=origin,
     )
-    await _write(services, judgement)
+    await write_judgement(services, judgement)
     return json_response(RatingView.of(judgement))
 
 
@@ -147,14 +149,14 @@ async def delete_rating(
     try:
         await services.feedback.withdraw([rating_id], tenant=tenant)
     except DeliveryError as error:
-        raise _unconfirmed(error) from error
+        raise unconfirmed(error) from error
     return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
 @router.post(
     "/v1/comparisons",
     response_model=ComparisonView,
-    responses=problems(_RATE_PROBLEMS),
+    responses=problems(RATE_PROBLEMS),
     summary="Compare two images",
     **requires(KeyScope.RATE),
 )
@@ -169,14 +171,14 @@ async def post_comparison(wanted: ComparisonRequest, services: WithServices, cal
             check_request_id(image.request_id)
         except ValueError as error:
             raise _refusal(f"{side}.request_id", str(error)) from error
-        task, origin = await _judged(services, caller, image.request_id, image.index, field=f"{side}.index")
+        task, origin = await judged_image(services, caller, image.request_id, image.index, field=f"{side}.index")
         tenants.add(task.tenant)
         sides[side] = ComparedImage(request_id=image.request_id, image_index=image.index, origin=origin)
     prompts = [side.origin.prompt if side.origin else None for side in sides.values()]
     if len(tenants) > 1 or None in prompts or len({prompt_key(prompt or "") for prompt in prompts}) > 1:
         raise _refusal("b", "must be an image of the same prompt as a; GET /v1/comparisons/next gives such pairs")
     (tenant,) = tenants
-    rater_hash = _rater_hash(services, caller, tenant, wanted.rater)
+    rater_hash = rater_hash_of(services, caller, tenant, wanted.rater)
     aspects = {} if wanted.aspects is None else wanted.aspects.model_dump(exclude_none=True)
     judgement = Comparison(
         rating_id=comparison_id_of(tenant, rater_hash, sides["a"].key, sides["b"].key),
@@ -190,7 +192,7 @@ async def post_comparison(wanted: ComparisonRequest, services: WithServices, cal
         seconds=wanted.seconds,
         shown_first=wanted.shown_first,
     ).in_order
-    await _write(services, judgement)
+    await write_judgement(services, judgement)
     view = ComparisonView(
         rating_id=judgement.rating_id,
         a=ImageName(request_id=judgement.a.request_id, index=judgement.a.image_index),
@@ -224,19 +226,7 @@ async def get_next_pair(
     query: Annotated[NextQuery, Query()], request: Request, services: WithServices, caller: WithCaller
 ) -> Response:
     """Of one prompt, that the rater has not judged, in random order; out of the 500 newest tasks that succeeded."""
-    tenant = caller.tenant
-    rater_hash = _rater_hash(services, caller, tenant, query.rater)
-    pair = await read_store(
-        services.store.read(
-            lambda connection: find_pair(
-                connection,
-                tenant=tenant,
-                rater_hash=rater_hash,
-                is_judged=services.feedback.wrote_lately,
-                chance=random.Random(),  # noqa: S311 - an order of showing
-            )
-        )
-    )
+    pair = await next_pair(services, caller, query.rater)
     if pair is None:
         return Response(status_code=HTTPStatus.NO_CONTENT)
     base = base_of(request, services)
@@ -247,6 +237,25 @@ async def get_next_pair(
         return PairImageView(request_id=request_id, index=index, url=url)
 
     return json_response(PairView(prompt=pair.prompt, a=shown(pair.first), b=shown(pair.second)))
+
+
+async def next_pair(
+    services: Services, caller: Caller, rater: str | None, *, passed_over: Container[str] = ()
+) -> Pair | None:
+    """A pair that the rater has not judged, nor passed over: keys of comparisons."""
+    tenant = caller.tenant
+    rater_hash = rater_hash_of(services, caller, tenant, rater)
+    return await read_store(
+        services.store.read(
+            lambda connection: find_pair(
+                connection,
+                tenant=tenant,
+                rater_hash=rater_hash,
+                is_judged=lambda key: key in passed_over or services.feedback.wrote_lately(key),
+                chance=random.Random(),  # noqa: S311 - an order of showing
+            )
+        )
+    )
 
 
 @router.get(
@@ -272,7 +281,7 @@ async def get_summary(services: WithServices, caller: WithCaller) -> Response:
     return json_response(view)
 
 
-async def _judged(
+async def judged_image(
     services: Services, caller: Caller, request_id: str, index: int, *, field: str
 ) -> tuple[TaskState, ImageOrigin]:
     """The task, and how its image was made; raises `ProblemError` where there is no such image."""
@@ -321,24 +330,27 @@ async def _task_of(services: Services, caller: Caller, request_id: str) -> TaskS
 async def _rating_of(services: Services, caller: Caller, request_id: str, query: RatedBy) -> tuple[str, str]:
     """The tenant and the key of a rating."""
     task = await _task_of(services, caller, request_id)
-    rater_hash = _rater_hash(services, caller, task.tenant, query.rater)
+    rater_hash = rater_hash_of(services, caller, task.tenant, query.rater)
     return task.tenant, rating_id_of(task.tenant, rater_hash, (request_id, query.index))
 
 
-def _rater_hash(services: Services, caller: Caller, tenant: str, rater: str | None) -> str:
+def rater_hash_of(services: Services, caller: Caller, tenant: str, rater: str | None) -> str:
+    """The pseudonym of who judges."""
     # Apart, so that no name that is given is that of a key.
     name = f"caller/{caller.name or _ANYBODY}" if rater is None else f"rater/{rater}"
     return services.feedback.rater_hash(tenant, name)
 
 
-async def _write(services: Services, judgement: Rating | Comparison) -> None:
+async def write_judgement(services: Services, judgement: Rating | Comparison) -> None:
+    """Return once the broker has it; raises `ProblemError` (503)."""
     try:
         await services.feedback.write(judgement)
     except DeliveryError as error:
-        raise _unconfirmed(error) from error
+        raise unconfirmed(error) from error
 
 
-def _unconfirmed(error: DeliveryError) -> ProblemError:
+def unconfirmed(error: DeliveryError) -> ProblemError:
+    """503: whether the broker has the record is not known."""
     return unavailable(ProblemCode.QUEUE_UNAVAILABLE, f"it was not confirmed ({error}); repeat the request")
 
 

@@ -5,10 +5,11 @@ Knows nothing of HTTP. What is written continues in the projector.
 
 import hashlib
 import hmac
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from fluxpool_contract import header_names
 from fluxpool_contract.messages import Comparison, Rating
@@ -20,6 +21,10 @@ from fluxpool_gateway.tasks.producer import RecordSink
 
 _RATER_BYTES: Final = 16
 _MAX_RECENT: Final = 10_000
+_SHOWN_SECONDS: Final = 5.0
+"""The projection shows a record within milliseconds, unless it is behind."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +37,9 @@ class FeedbackWriter:
     rater_secret: bytes | None
     """Keeps the names of raters from being guessed, and never changes; None without authentication."""
     metrics: GatewayMetrics
-    _recent: OrderedDict[str, None] = field(default_factory=OrderedDict, init=False)
-    """Keys that were written lately: the projection shows them a moment later."""
+    clock: Callable[[], float] = time.monotonic
+    _recent: OrderedDict[str, tuple[float, Rating | Comparison | None]] = field(default_factory=OrderedDict, init=False)
+    """What was written or taken back lately, and when: the projection shows it a moment later."""
 
     def rater_hash(self, tenant: str, rater: str) -> str:
         """The pseudonym of a person: the same for every judgement, and for nobody to trace back."""
@@ -44,20 +50,32 @@ class FeedbackWriter:
         """Return once the broker has it; raises `DeliveryError`."""
         await self._send(judgement.rating_id, judgement.tenant, judgement.model_dump_json(exclude_none=True).encode())
         self.metrics.count_feedback("rating" if isinstance(judgement, Rating) else "comparison")
-        self._recent[judgement.rating_id] = None
-        if len(self._recent) > _MAX_RECENT:
-            self._recent.popitem(last=False)
+        self._note(judgement.rating_id, judgement)
 
     async def withdraw(self, rating_ids: Iterable[str], *, tenant: str) -> None:
         """Take back the judgements under these keys, if there are any; raises `DeliveryError`."""
         for rating_id in rating_ids:
-            self._recent.pop(rating_id, None)
             await self._send(rating_id, tenant, None)
+            self._note(rating_id, None)
             self.metrics.count_feedback("withdrawal")
 
     def wrote_lately(self, rating_id: str) -> bool:
         """Whether this process wrote it, and may know it before the store does."""
-        return rating_id in self._recent
+        return self._recent.get(rating_id, (0.0, None))[1] is not None
+
+    def latest(self, rating_id: str, stored: T | None) -> Rating | Comparison | T | None:
+        """What counts now, where the store has `stored`: a judgement that this process just wrote or took back."""
+        if rating_id not in self._recent:
+            return stored
+        at_seconds, judgement = self._recent[rating_id]
+        # Later the store has it, and what other processes wrote since.
+        return judgement if self.clock() - at_seconds < _SHOWN_SECONDS else stored
+
+    def _note(self, rating_id: str, judgement: Rating | Comparison | None) -> None:
+        self._recent[rating_id] = (self.clock(), judgement)
+        self._recent.move_to_end(rating_id)
+        if len(self._recent) > _MAX_RECENT:
+            self._recent.popitem(last=False)
 
     async def _send(self, rating_id: str, tenant: str, value: bytes | None) -> None:
         headers = [(header_names.CONTENT_TYPE, b"application/json"), (header_names.TENANT, tenant.encode())]

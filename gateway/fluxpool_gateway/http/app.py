@@ -23,6 +23,7 @@ from fluxpool_gateway.dead_letters.replaying import ReplayRunner
 from fluxpool_gateway.dead_letters.service import DeadLetters
 from fluxpool_gateway.dead_letters.topic import KafkaDeadLetterTopic
 from fluxpool_gateway.feedback import routes as feedback_routes
+from fluxpool_gateway.feedback import stars
 from fluxpool_gateway.feedback.writing import FeedbackWriter
 from fluxpool_gateway.http import change_routes, key_routes, openai, task_routes
 from fluxpool_gateway.http.batch import batch_route
@@ -252,6 +253,7 @@ def build_application(
     app.include_router(dead_letter_routes.router)
     app.include_router(webhook_routes.router)
     app.include_router(feedback_routes.router)
+    app.include_router(stars.router)
     app.include_router(model_routes.router)
     app.include_router(openai.router)
     app.include_router(exposition.router)

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Awaitable, Coroutine, Iterable
+from dataclasses import replace
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal, TypeGuard, TypeVar
@@ -36,6 +37,7 @@ from fluxpool_gateway.http.scopes import SECURITY_PROBLEMS, WithCaller, requires
 from fluxpool_gateway.identity.api_key import KeyScope
 from fluxpool_gateway.identity.caller import Caller
 from fluxpool_gateway.projection.barrier import BarrierNotReachedError
+from fluxpool_gateway.search import SearchFields
 from fluxpool_gateway.store.reading import StoreUnavailableError
 from fluxpool_gateway.store.task_list import ListCursor, ListFilter, ListOrder, TaskPage
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
@@ -224,6 +226,11 @@ def filter_of(
     )
 
 
+def narrowed(wanted: ListFilter, search: SearchFields) -> ListFilter:
+    """The filter with what is searched for."""
+    return replace(wanted, content=search.content, min_score=search.min_score, starred=search.starred)
+
+
 def check_cursor(value: str) -> str:
     """The cursor itself; raises `ValueError` when it is none."""
     ListCursor.parse(value)
@@ -249,7 +256,7 @@ class TaskFilters(BaseModel):
     """Only tasks that were accepted before; UTC when it has no zone."""
 
 
-class ListQuery(TaskFilters):
+class ListQuery(TaskFilters, SearchFields):
     """Which tasks to list."""
 
     order: ListOrder = ListOrder.DESC
@@ -274,6 +281,7 @@ async def list_generations(
     wanted = filter_of(
         caller, map(TaskStatus, query.status), query.group_id, since=query.created_after, before=query.created_before
     )
+    wanted = narrowed(wanted, query)
     after = None if query.cursor is None else ListCursor.parse(query.cursor)
     page = await read_store(services.store.list(wanted, order=query.order, after=after, limit=query.limit))
     return json_response(page_view_of(page, services, base=base_of(request, services)))

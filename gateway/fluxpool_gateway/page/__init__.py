@@ -6,7 +6,11 @@ face has its routes.
 
 from typing import Final
 
+<<<<<<< HEAD
 from fluxpool_gateway.page import access, assets, create, dead_letters, gallery, login, queue, tasks
+=======
+from fluxpool_gateway.page import assets, create, gallery, judging, login, queue, tasks
+>>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)
 
 PAGE_ROUTERS: Final = (
     assets.router,
@@ -14,6 +18,7 @@ PAGE_ROUTERS: Final = (
     create.router,
     tasks.router,
     gallery.router,
+    *judging.ROUTERS,
     *queue.ROUTERS,
     *dead_letters.ROUTERS,
     *access.ROUTERS,

@@ -4,7 +4,11 @@ Owns what a browser may load: scripts and styles of this origin alone, and none 
 """
 
 import functools
+<<<<<<< HEAD
 import gzip
+=======
+import re
+>>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,10 +43,14 @@ PAGE_HEADERS: Final = {
     "vary": "accept-encoding, sec-fetch-site",
     "x-content-type-options": "nosniff",
 }
+<<<<<<< HEAD
 _OWN: Final = frozenset({b"same-origin", b"none"})
 """Values of `Sec-Fetch-Site`: a link or a form of the page, an address that somebody typed."""
 _COMPRESSION: Final = 5
 """A view of 50 tasks, 70 KB, is 5 KB within a millisecond; higher levels save little."""
+=======
+_PAGE_PATH: Final = re.compile(r"ui/[A-Za-z0-9._~/-]*(\?[^\s\\]*)?", re.ASCII)
+>>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)
 _VISIT_SECONDS: Final = 365 * 24 * 60 * 60
 
 
@@ -116,6 +124,11 @@ def render_problem(scope: MutableMapping[str, Any], problem: ProblemError) -> Re
 def redirect(request: Request, path: str) -> Response:
     """Answer a form: the browser asks for the path below the root next, and a reload repeats nothing."""
     return RedirectResponse(visit_of(request.scope).root + path, HTTPStatus.SEE_OTHER)
+
+
+def safe_path(path: str, *, otherwise: str) -> str:
+    """The path where a form says to go on, if it is one of the page: no other address may follow."""
+    return path if _PAGE_PATH.fullmatch(path) and ".." not in path else otherwise
 
 
 def asked_by_script(request: Request) -> bool:

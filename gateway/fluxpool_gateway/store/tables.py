@@ -14,6 +14,9 @@ A database uses an index on an expression, or with a condition, only where a sta
 NOT_ENDED: Final = "status IN ('queued', 'running')"
 JSON_ELEMENTS: Final = {"sqlite": "json_each", "postgresql": "json_array_elements_text"}
 """The function of each dialect whose column `value` has the elements of a JSON array of strings."""
+STAR_RATER: Final = "stars"
+"""What stars have for the pseudonym of a rater (`feedback.stars`); those of people are hexadecimal."""
+STARS: Final = f"rater_hash = '{STAR_RATER}'"
 UNSUCCESSFUL: Final = "status IN ('failed', 'expired', 'canceled')"
 
 
@@ -127,6 +130,13 @@ ratings = Table(
     sqlite_with_rowid=False,
 )
 Index("rating_by_task", ratings.c.tenant, ratings.c.request_id)
+Index(
+    "star_by_time",
+    ratings.c.tenant,
+    ratings.c.created_at_ms,
+    sqlite_where=text(STARS),
+    postgresql_where=text(STARS),
+)
 
 comparisons = Table(
     "comparison",

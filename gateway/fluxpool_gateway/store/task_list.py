@@ -1,27 +1,30 @@
 """Tasks of a tenant in the order of their time or of their last change, and the counts of a group.
 
 Owns the statements, and the places in both orders. The work for a page is bounded whatever the filter: a page may be
-short, or empty, and still have a next one.
+short, or empty, and still have a next one. What is searched by content (`search`) is looked into row by row.
 """
 
 import base64
 import binascii
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Self
 
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, literal_column, select, text
 
+from fluxpool_gateway.search import ANYTHING, ContentFilter
 from fluxpool_gateway.store.database_faults import DamagedStoreError
-from fluxpool_gateway.store.tables import JSON_ELEMENTS, LISTED_AT, NOT_ENDED, UNSUCCESSFUL, tasks
+from fluxpool_gateway.store.tables import JSON_ELEMENTS, LISTED_AT, NOT_ENDED, STARS, UNSUCCESSFUL, ratings, tasks
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskState, TaskStatus
 from fluxpool_gateway.store.task_store import to_state
 
 MAX_SCANNED_ROWS: Final = 5_000
 """Rows that are looked at for one page; about 50 ms."""
+MAX_SCANNED_CHARACTERS: Final = 32 * 1024 * 1024
+"""Of the requests and results that a search looks into for one page; about 100 ms. Usual ones have 2,500 a task."""
 MAX_PAGE_CHARACTERS: Final = 4 * 1024 * 1024
 """Of the results on one page: a usual one has 2,000, but any producer may write a megabyte."""
 _CURSOR: Final = re.compile(r"([0-9]{1,16})\.([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
@@ -76,6 +79,11 @@ class ListFilter:
     from_ms: int | None = None
     """Tasks accepted then or later."""
     before_ms: int | None = None
+    content: ContentFilter = ANYTHING
+    min_score: int | None = None
+    """Tasks with an image that somebody gave at least this score."""
+    starred: bool = False
+    """Tasks with a star alone; in a list, as the score is."""
 
     def passes(self, task: TaskState) -> bool:
         """Whether a list with this filter has the task."""
@@ -87,6 +95,7 @@ class ListFilter:
             and self.group_id in {None, task.group_id}
             and (self.from_ms is None or self.from_ms <= at_ms)
             and (self.before_ms is None or at_ms < self.before_ms)
+            and (self.content.is_empty or self.content.passes(task.body, task.result))
         )
 
 
@@ -124,7 +133,13 @@ def list_tasks(
     limit: int,
 ) -> TaskPage:
     """At most `limit` tasks that pass the filter, those behind the cursor; in a transaction, which it leaves open."""
-    passing, scanned_to = _scan(connection, _places(wanted, order=order, after=after), wanted, limit=limit)
+    places = _places(wanted, order=order, after=after)
+    if wanted.starred:
+        passing, scanned_to = _scan(_starred(connection, places, wanted, order=order), wanted, limit=limit)
+    else:
+        # Rows are read some at a time: neither database looks for rows that are not taken.
+        with connection.execute(places, execution_options={"stream_results": True}) as found_places:
+            passing, scanned_to = _scan(found_places, wanted, limit=limit)
     shown: list[TaskState] = []
     size = 0
     for start in range(0, min(len(passing), limit), _CHUNK):
@@ -143,21 +158,34 @@ def list_tasks(
     return TaskPage(tasks=shown, next=passing[limit - 1] if len(passing) > limit else scanned_to)
 
 
-def _scan(
-    connection: Connection, places: Select[Any], wanted: ListFilter, *, limit: int
-) -> tuple[list[ListCursor], ListCursor | None]:
+def _scan(places: Iterable[Any], wanted: ListFilter, *, limit: int) -> tuple[list[ListCursor], ListCursor | None]:
     """The places that pass, one more than the limit if there are so many; and where a scan was given up."""
     passing: list[ListCursor] = []
-    # Rows are read some at a time: neither database looks for rows that are not taken.
-    with connection.execute(places, execution_options={"stream_results": True}) as rows:
-        for scanned, place in enumerate(rows, 1):
-            if place.status != TaskStatus.DELETED and (not wanted.statuses or place.status in wanted.statuses):
+    searches = not wanted.content.is_empty
+    characters = 0
+    for scanned, place in enumerate(places, 1):
+        if place.status != TaskStatus.DELETED and (not wanted.statuses or place.status in wanted.statuses):
+            passes = wanted.min_score is None or (place.score or 0) >= wanted.min_score
+            if searches:
+                characters += len(place.body or "") + len(place.result or "")
+                passes = passes and wanted.content.passes(place.body, place.result)
+            if passes:
                 passing.append(_cursor(place))
                 if len(passing) > limit:
                     return passing, None
-            if scanned == MAX_SCANNED_ROWS:
-                return passing, _cursor(place)
+        if scanned == MAX_SCANNED_ROWS or characters > MAX_SCANNED_CHARACTERS:
+            return passing, _cursor(place)
     return passing, None
+
+
+def _starred(connection: Connection, places: Select[Any], wanted: ListFilter, *, order: ListOrder) -> list[Any]:
+    """The places of the tasks with a star, in their order: from the stars, which are few, to their tasks."""
+    found: list[Any] = []
+    starred = connection.execute(_STARRED, {"tenant": wanted.tenant}).scalars().all()
+    for start in range(0, len(starred), _STARS_AT_ONCE):
+        chunk = starred[start : start + _STARS_AT_ONCE]
+        found += connection.execute(places.where(tasks.c.request_id.in_(chunk))).all()
+    return sorted(found, key=lambda place: (place.listed_at_ms, place.request_id), reverse=order is ListOrder.DESC)
 
 
 def count_group(connection: Connection, *, tenant: str, group_id: str) -> GroupCounts:
@@ -179,6 +207,20 @@ def count_group(connection: Connection, *, tenant: str, group_id: str) -> GroupC
 
 _CHUNK: Final = 50
 """Read at once; a page that is full by its size has read so many in vain at most."""
+_STARS_AT_ONCE: Final = 300
+"""SQLite takes 999 values in old builds."""
+_STARRED: Final = (
+    select(ratings.c.request_id)
+    .where(ratings.c.tenant == bindparam("tenant"), literal_column(STARS))
+    .order_by(ratings.c.created_at_ms.desc())
+    .limit(MAX_SCANNED_ROWS)
+)
+"""The condition is that of an index."""
+_BEST_SCORE: Final = (
+    select(func.max(ratings.c.score))
+    .where(ratings.c.tenant == tasks.c.tenant, ratings.c.request_id == tasks.c.request_id)
+    .scalar_subquery()
+)
 _FIND_TASKS: Final = select(tasks).where(
     tasks.c.request_id.in_(bindparam("request_ids", expanding=True)), tasks.c.tenant == bindparam("tenant")
 )
@@ -208,6 +250,10 @@ _LAST_WAITING: Final = (
 def _places(wanted: ListFilter, *, order: ListOrder, after: ListCursor | None) -> Select[Any]:
     """The places that the range and the cursor leave, in their order; other statuses are still among them."""
     query = select(tasks.c.request_id, _LISTED_AT.label("listed_at_ms"), tasks.c.status)
+    if not wanted.content.is_empty:
+        query = query.add_columns(tasks.c.body, tasks.c.result)
+    if wanted.min_score is not None:
+        query = query.add_columns(_BEST_SCORE.label("score"))
     query = query.where(tasks.c.tenant == wanted.tenant)
     if wanted.group_id is not None:
         query = query.where(tasks.c.group_id == wanted.group_id)

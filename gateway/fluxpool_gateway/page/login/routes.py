@@ -1,6 +1,5 @@
 """Log in by API key, and log out."""
 
-import re
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -10,12 +9,10 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.identity.api_key import parse_key
 from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.page.forms import WithForm, page_router
-from fluxpool_gateway.page.rendering import redirect, render, visit_of
+from fluxpool_gateway.page.rendering import redirect, render, safe_path, visit_of
 from fluxpool_gateway.page.session import SESSION_SECONDS
 
 _HOME: Final = "ui/create"
-_NEXT: Final = re.compile(r"ui/[A-Za-z0-9._~/-]*(\?[^\s\\]*)?", re.ASCII)
-"""A path of the page: no other address may follow a log in."""
 
 router = page_router()
 
@@ -47,7 +44,7 @@ async def post_login(request: Request, form: WithForm) -> Response:
         return render(
             request, "login.html", status=HTTPStatus.UNAUTHORIZED, following=following, problem=problem.detail
         )
-    response = redirect(request, following if _NEXT.fullmatch(following) and ".." not in following else _HOME)
+    response = redirect(request, safe_path(following, otherwise=_HOME))
     visit = visit_of(request.scope)
     cookie = (await request.app.page.signer(gate)).issue(presented.key_id, now_ms=gate.now_ms())
     visit.keep(response, visit.session_cookie, cookie, seconds=SESSION_SECONDS)

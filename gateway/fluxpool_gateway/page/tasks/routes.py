@@ -15,9 +15,8 @@ from fluxpool_gateway.live.routes import EventsQuery, get_events
 from fluxpool_gateway.page.forms import page_router
 from fluxpool_gateway.page.rendering import asked_by_script, redirect, render
 from fluxpool_gateway.page.tasks.card import card_of
-from fluxpool_gateway.page.tasks.reading import find_projected, read_live
-from fluxpool_gateway.tasks.lookup import RecentTask
-from fluxpool_gateway.tasks.view import read_result
+from fluxpool_gateway.page.tasks.detail import read_detail
+from fluxpool_gateway.page.tasks.reading import read_live
 
 _NOTHING: Final = 204
 
@@ -47,17 +46,8 @@ async def get_task(
     request_id: RequestIdInPath, request: Request, services: WithServices, caller: WithCaller
 ) -> Response:
     """One task; a page that says so where there is none, which never looks like one that waits."""
-    found = await find_projected(request_id, services, caller)
-    card = card_of(found, view_of(request_id, found, services, base=base_of(request, services)))
-    result = None if isinstance(found, RecentTask) else read_result(found)
-    return render(
-        request,
-        "task.html",
-        card=card,
-        worker=None if result is None else result.worker,
-        may_cancel=KeyScope.CANCEL in caller.scopes,
-        may_submit=KeyScope.SUBMIT in caller.scopes,
-    )
+    detail = await read_detail(request_id, request, services, caller)
+    return render(request, "task.html", **detail)
 
 
 @router.get("/tasks/{request_id}/images/{index}", **requires(KeyScope.READ))
