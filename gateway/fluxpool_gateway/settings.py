@@ -99,6 +99,16 @@ class OidcSettings(BaseModel):
     priority."""
     default_scopes: Annotated[tuple[KeyScope, ...], Field(max_length=len(KeyScope))] = ()
     """Scopes of a token that has no scopes claim."""
+    client_id: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """Client at the issuer for people who log in to the page (authorization code with PKCE); register the address
+    `ui/login/callback` below `public_url` for it. Absent: the page asks for an API key."""
+    client_secret: SecretCredential | None = None
+    """Secret of the client; absent for a public one."""
+    login_scope: Annotated[str, Field(pattern=r"^([!-~]+ )*openid( [!-~]+)*$", max_length=1000)] = "openid"
+    """Scopes asked for at log in, with blanks between them: `openid`, and those without which the issuer leaves out the
+    tenant or the scopes of this gateway."""
+    session_seconds: Annotated[int, Field(ge=60, le=86_400)] = 3600
+    """How long a log in lasts. What the issuer takes back counts until then."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -109,6 +119,8 @@ class OidcSettings(BaseModel):
             raise ValueError(
                 "audience: is required with an issuer; name what its tokens for this gateway have as `aud`"
             )
+        if self.client_secret is not None and self.client_id is None:
+            raise ValueError("client_id: is required with client_secret")
         return self
 
 

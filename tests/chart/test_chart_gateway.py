@@ -23,6 +23,7 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
         if (reference := variable.get("valueFrom", {}).get("secretKeyRef"))
     }
     assert secrets == {
+        "FLUXPOOL_OIDC_CLIENT_SECRET": ("id-client", "client-secret"),
         "FLUXPOOL_KAFKA_SASL_USERNAME": ("kafka-user", "user"),
         "FLUXPOOL_KAFKA_SASL_PASSWORD": ("kafka-user", "password"),
         "FLUXPOOL_KAFKA_TLS_KEY_PASSWORD": ("kafka-client", "pass"),
@@ -49,6 +50,9 @@ def test_the_gateway_reads_the_settings_of_the_chart(rendered_from: RenderedFrom
         scopes_claim="realm_access.roles",
         scope_prefix="flux-",
         default_scopes=(KeyScope.READ, KeyScope.SUBMIT),
+        client_id="fluxpool-page",
+        login_scope="openid fluxpool:read",
+        session_seconds=7200,
     )
     assert settings.foreign_tenant_topics == ("eu-tasks-vip",)
     assert settings.tenant_secret_file == Path("/etc/fluxpool/tenants/keys")

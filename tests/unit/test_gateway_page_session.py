@@ -152,7 +152,7 @@ async def test_every_route_of_the_page_but_the_open_ones_needs_a_session_and_its
     asked = 0
     for route in [route for router in PAGE_ROUTERS for route in router.routes]:
         assert isinstance(route, APIRoute)
-        path = route.path.format(request_id="r-1", index="0", digest="0", asset="page.css")
+        path = re.sub(r"\{\w+(:\w+)?\}", "1", route.path)
         if path.startswith((STATIC, LOGIN, "/ui/logout")):
             continue
         asked += 1
@@ -165,7 +165,7 @@ async def test_every_route_of_the_page_but_the_open_ones_needs_a_session_and_its
             if refused.status_code != 403:
                 refused = await with_read_alone.post(path, token=read_token)
             assert refused.status_code == 403, path
-    assert asked == 21
+    assert asked > 40
 
 
 async def test_every_route_that_changes_something_needs_a_token(gateway: Gateway) -> None:

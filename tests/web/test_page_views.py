@@ -17,6 +17,7 @@ from kit.browser import DESKTOP, PHONE, Tab, opened_tab, running_browser
 from kit.dead_letter_topic import letter_at
 from kit.keyed_gateway import NOW_MS, Gateway, keyed_gateway, keyed_settings, succeeded
 from kit.ports import own_port
+from kit.token_issuer import CLIENT, Issuer
 from kit.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.timeout(420)]
@@ -148,7 +149,6 @@ async def test_axe_finds_nothing_in_any_view_light_or_dark_and_none_is_wider_tha
     assert tab.errors == []
 
 
-<<<<<<< HEAD
 async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_edited_by_keyboard(
     gateway: Gateway, tab: Tab
 ) -> None:
@@ -199,7 +199,33 @@ async def test_axe_finds_nothing_in_the_views_of_operators_and_a_dead_letter_is_
     assert len(gateway.dead_letters.sent) == 1
     assert found == []
     assert tab.errors == []
-=======
+
+
+async def test_a_person_logs_in_at_an_issuer_on_another_site_and_stays_in(tmp_path: Path) -> None:
+    async with Issuer(host="localhost").serving() as issuer:
+        oidc = issuer.settings(client_id=CLIENT)
+        async with (
+            keyed_gateway(keyed_settings(tmp_path).model_copy(update={"oidc": oidc})) as gateway,
+            served(gateway) as base,
+            running_browser() as browser,
+            opened_tab(browser, base) as tab,
+        ):
+            page = await tab.open("ui/queue")
+            findings = [*await tab.findings("light"), *await tab.findings("dark")]
+            await page.get_by_role("link", name="Log in with localhost").click()
+            await page.get_by_role("button", name="Log in as alice").click()
+            await page.wait_for_url(base + "ui/queue")
+            await expect(page.get_by_role("banner")).to_contain_text("acme")
+            await page.get_by_role("button", name="Log out").click()
+            await page.wait_for_url("**/ui/login")
+            await tab.open("ui/login/callback?state=x")
+            await expect(page.get_by_role("alert")).to_contain_text("not begun in this browser")
+            findings += await tab.findings("light")
+            assert findings == []
+            # The browser logs the status of the last view.
+            assert [error for error in tab.errors if "400" not in error] == []
+
+
 async def test_images_are_searched_rated_starred_and_compared_by_keys(
     gateway: Gateway, tab: Tab, tmp_path: Path
 ) -> None:
@@ -250,4 +276,3 @@ async def test_images_are_searched_rated_starred_and_compared_by_keys(
     assert tab.errors == []
     outcomes = [value and b"preferred" in value for _, _, value in gateway.records.feedback[2:]]
     assert outcomes == [True, None, True]
->>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)

@@ -92,6 +92,15 @@
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_SCOPES_CLAIM" "value" .scopesClaim) }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_SCOPE_PREFIX" "value" .scopePrefix) }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_DEFAULT_SCOPES" "value" (join "," .defaultScopes)) }}
+{{- if .clientId }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_CLIENT_ID" "value" .clientId) }}
+{{- include "fluxpool.variable" (dict "name" "FLUXPOOL_OIDC_LOGIN_SCOPE" "value" .loginScope) }}
+- name: FLUXPOOL_OIDC_SESSION_SECONDS
+  value: {{ int .sessionSeconds | quote }}
+{{- if .clientSecretRef.name }}
+{{- include "fluxpool.secretVariable" (dict "name" "FLUXPOOL_OIDC_CLIENT_SECRET" "secret" .clientSecretRef.name "key" (.clientSecretRef.key | default "client-secret")) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- include "fluxpool.variable" (dict "name" "FLUXPOOL_PUBLIC_URL" "value" $gateway.publicUrl) }}

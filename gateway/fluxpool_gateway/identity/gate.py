@@ -78,7 +78,7 @@ class KeyGate:
         Without `tokens` keys alone are accepted.
         """
         self.store = store
-        self._tokens = tokens
+        self.tokens = tokens
         self.now_ms = now_ms
         self._clock = clock
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
@@ -96,8 +96,8 @@ class KeyGate:
             raise self._unauthenticated()
         # Not by the header itself, which would keep keys in memory for hours.
         digest = hashlib.sha256(authorization).digest()
-        if self._tokens is not None and (token := _TOKEN.fullmatch(authorization)):
-            return await self._tokens.admit(token[1], digest=digest)
+        if self.tokens is not None and (token := _TOKEN.fullmatch(authorization)):
+            return await self.tokens.admit(token[1], digest=digest)
         presented = self._recognised(authorization, digest)
         cached = await self._known(presented.key_id)
         # Unknown ids and wrong secrets look alike. What follows is said to a holder of the secret alone.
@@ -168,13 +168,13 @@ class KeyGate:
         """Save and close the store."""
         await self.save_used()
         self.store.close()
-        if self._tokens is not None:
-            await self._tokens.close()
+        if self.tokens is not None:
+            await self.tokens.close()
 
     def _unauthenticated(self) -> ProblemError:
         detail = "this gateway needs an API key: send it as `Authorization: Bearer fp_...`"
-        if self._tokens is not None:
-            detail += f", or a token of {self._tokens.issuer} in its place"
+        if self.tokens is not None:
+            detail += f", or a token of {self.tokens.issuer} in its place"
         challenge = [("www-authenticate", f'Bearer realm="{REALM}"')]
         return ProblemError(ProblemCode.UNAUTHORIZED, detail, headers=challenge)
 

@@ -64,6 +64,8 @@ class IssuerKeys:
         self._failure = "it was not asked yet"
         self._read_at_seconds = self._asked_at_seconds = -KEPT_SECONDS
         self._reading: asyncio.Task[None] | None = None
+        self._document: Mapping[str, Any] | None = None
+        self._described_at_seconds = -KEPT_SECONDS
 
     async def find(self, key_id: str | None, algorithm: str) -> IssuerKey | None:
         """The key that a token names, for its algorithm; without a name the only one there is.
@@ -81,6 +83,23 @@ class IssuerKeys:
         if self._clock() - self._read_at_seconds > KEPT_SECONDS:
             raise IssuerUnavailableError(self._failure)
         return found
+
+    async def describe(self) -> Mapping[str, Any]:
+        """The issuer's discovery document, as it was some minutes ago at most; raises `IssuerUnavailableError`."""
+        if self._document is None or self._clock() - self._described_at_seconds > REFRESHED_SECONDS:
+            try:
+                async with await self.client() as client:
+                    self._document = await self._read_description(client)
+            except (httpx.HTTPError, httpx.InvalidURL, OSError, IssuerAnswerError) as error:
+                raise IssuerUnavailableError(f"{type(error).__name__}: {error}") from error
+            self._described_at_seconds = self._clock()
+        return self._document
+
+    async def client(self) -> httpx.AsyncClient:
+        """A client that trusts the issuer's authorities."""
+        # In a thread: the system's authorities take milliseconds to read.
+        trust = await asyncio.to_thread(self._trust)
+        return httpx.AsyncClient(verify=trust, timeout=_TIMEOUT_SECONDS)
 
     async def close(self) -> None:
         """End a read that is under way."""
@@ -105,9 +124,7 @@ class IssuerKeys:
     async def _read(self) -> None:
         issuer = self._settings.issuer
         try:
-            # In a thread: the system's authorities take milliseconds to read.
-            trust = await asyncio.to_thread(self._trust)
-            async with httpx.AsyncClient(verify=trust, timeout=_TIMEOUT_SECONDS) as client:
+            async with await self.client() as client:
                 url = self._settings.jwks_url or await self._discover(client)
                 self._keys = read_keys(await _get(client, url))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, IssuerAnswerError) as error:
@@ -117,6 +134,12 @@ class IssuerKeys:
             self._read_at_seconds = self._clock()
 
     async def _discover(self, client: httpx.AsyncClient) -> str:
+        url = (await self._read_description(client)).get("jwks_uri")
+        if not isinstance(url, str):
+            raise IssuerAnswerError("the discovery document names no jwks_uri; set oidc.jwks_url")
+        return url
+
+    async def _read_description(self, client: httpx.AsyncClient) -> Mapping[str, Any]:
         assert self._settings.issuer is not None  # noqa: S101 - there are no keys to find without
         document = await _get(client, discovery_url(self._settings.issuer))
         # OpenID Connect Discovery 4.3: else another issuer could speak for this one.
@@ -124,10 +147,7 @@ class IssuerKeys:
             raise IssuerAnswerError(
                 f"the discovery document is of the issuer {document.get('issuer')!r}; oidc.issuer must be the same text"
             )
-        url = document.get("jwks_uri")
-        if not isinstance(url, str):
-            raise IssuerAnswerError("the discovery document names no jwks_uri; set oidc.jwks_url")
-        return url
+        return document
 
     def _trust(self) -> ssl.SSLContext:
         context = ssl.create_default_context()

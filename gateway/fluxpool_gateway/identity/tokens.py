@@ -52,8 +52,8 @@ class Tokens:
     ) -> None:
         """`now_seconds` is the time of day, in seconds since 1970."""
         self.issuer = settings.issuer
-        self._settings = settings
-        self._keys = keys
+        self.settings = settings
+        self.keys = keys
         self._now_seconds = now_seconds
         self._accepted: OrderedDict[bytes, _Accepted] = OrderedDict()
         self._jwt = jwt.PyJWT(options={"enforce_minimum_key_length": True})
@@ -67,8 +67,8 @@ class Tokens:
         accepted = self._accepted.get(digest)
         if accepted is not None and self._now_seconds() < accepted.until_seconds:
             return accepted.caller
-        claims = await self._check(token)
-        caller = caller_of(claims, self._settings)
+        claims = await self.claims_of(token)
+        caller = caller_of(claims, self.settings)
         until = min(self._now_seconds() + CACHED_SECONDS, int(claims["exp"]) + LEEWAY_SECONDS)
         self._accepted[digest] = _Accepted(caller, until)
         self._accepted.move_to_end(digest)
@@ -78,23 +78,25 @@ class Tokens:
 
     async def close(self) -> None:
         """End what is under way."""
-        await self._keys.close()
+        await self.keys.close()
 
-    async def _check(self, token: bytes) -> Mapping[str, Any]:
+    async def claims_of(self, token: bytes, *, audience: str | None = None) -> Mapping[str, Any]:
+        """The claims of a token for this gateway, or for another audience; raises `ProblemError` (401, 503)."""
+        audience = audience or self.settings.audience
         if len(token) > MAX_TOKEN_BYTES:
             raise unauthorized(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
         try:
             header = jwt.get_unverified_header(token)
             key_id, algorithm = header.get("kid"), header["alg"]
-            key = await self._keys.find(key_id, algorithm) if isinstance(algorithm, str) else None
+            key = await self.keys.find(key_id, algorithm) if isinstance(algorithm, str) else None
             if key is None:
                 raise unauthorized("the token is signed with no key of the issuer")
             return self._jwt.decode(
                 token,
                 key.key,
                 algorithms=[algorithm],
-                issuer=self._settings.issuer,
-                audience=self._settings.audience,
+                issuer=self.settings.issuer,
+                audience=audience,
                 leeway=LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
@@ -104,11 +106,9 @@ class Tokens:
         except jwt.ExpiredSignatureError as error:
             raise unauthorized("the token has expired") from error
         except jwt.InvalidAudienceError as error:
-            raise unauthorized(
-                f"the token is not for this gateway; ask for the audience {self._settings.audience}"
-            ) from error
+            raise unauthorized(f"the token is not for this gateway; ask for the audience {audience}") from error
         except jwt.InvalidIssuerError as error:
-            raise unauthorized(f"the token is not of {self._settings.issuer}") from error
+            raise unauthorized(f"the token is not of {self.settings.issuer}") from error
         except (jwt.MissingRequiredClaimError, jwt.ImmatureSignatureError) as error:
             raise unauthorized(f"the token is not valid: {error}") from error
         except (jwt.PyJWTError, ValueError, KeyError, RecursionError) as error:

@@ -6,15 +6,11 @@ face has its routes.
 
 from typing import Final
 
-<<<<<<< HEAD
-from fluxpool_gateway.page import access, assets, create, dead_letters, gallery, login, queue, tasks
-=======
-from fluxpool_gateway.page import assets, create, gallery, judging, login, queue, tasks
->>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)
+from fluxpool_gateway.page import access, assets, create, dead_letters, gallery, judging, login, queue, tasks
 
 PAGE_ROUTERS: Final = (
     assets.router,
-    login.router,
+    *login.ROUTERS,
     create.router,
     tasks.router,
     gallery.router,

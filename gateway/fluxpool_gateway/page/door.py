@@ -83,7 +83,7 @@ class PageDoor:
             scope[CALLER_KEY] = admitted.caller
             scope[ADMIT_AGAIN] = partial(self._admit_again, admitted.cookie, gate)
             return None
-        return None if path == LOGIN else _to_login(scope, visit)
+        return None if path == LOGIN or path.startswith(LOGIN + "/") else _to_login(scope, visit)
 
     async def signer(self, gate: KeyGate) -> SessionSigner:
         """What makes the cookies; raises `ProblemError` (503) while the key store cannot be read."""
@@ -109,7 +109,12 @@ class PageDoor:
         """The holder of the session now; raises `ProblemError` (401, 503)."""
         if not isinstance(gate, KeyGate):
             return ANYBODY
-        key_id = (await self.signer(gate)).read(cookie, now_ms=gate.now_ms())
+        signer = await self.signer(gate)
+        if gate.tokens is not None and gate.tokens.issuer is not None:
+            caller = signer.read_caller(cookie, issuer=gate.tokens.issuer, now_ms=gate.now_ms())
+            if caller is not None:
+                return caller
+        key_id = signer.read(cookie, now_ms=gate.now_ms())
         if key_id is None:
             raise ProblemError(ProblemCode.UNAUTHORIZED, "the session is over; log in again")
         return await gate.admit_holder(key_id)

@@ -5,7 +5,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import Query
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from fluxpool_contract.messages import MAX_GROUP_CHARACTERS, REQUEST_ID
 from fluxpool_gateway.http.routes import Services
@@ -16,6 +16,13 @@ from fluxpool_gateway.search import SearchFields
 from fluxpool_gateway.store.task_list import ListCursor, ListOrder, TaskPage
 from fluxpool_gateway.store.task_state import SHOWN_STATUSES, TaskStatus
 
+
+def _given(value: object) -> object:
+    """A field that was left empty is sent as well, and filters nothing."""
+    return None if value == "" else value
+
+
+Blank = BeforeValidator(_given)
 GroupId = Annotated[str, Field(pattern=REQUEST_ID.pattern, max_length=MAX_GROUP_CHARACTERS)]
 
 
@@ -33,7 +40,7 @@ class PageFilters(SearchFields):
     @model_validator(mode="before")
     @classmethod
     def _leave_out(cls, fields: object) -> object:
-        """A field that was left empty is sent as well, and filters nothing."""
+        """As `Blank`, for the fields of a search, which the API has too."""
         if not isinstance(fields, dict):
             return fields
         return {name: value for name, value in fields.items() if value not in ("", [""])}

@@ -4,16 +4,13 @@ Owns what a browser may load: scripts and styles of this origin alone, and none 
 """
 
 import functools
-<<<<<<< HEAD
 import gzip
-=======
 import re
->>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fastapi import Request
 from starlette.responses import RedirectResponse, Response
@@ -43,14 +40,11 @@ PAGE_HEADERS: Final = {
     "vary": "accept-encoding, sec-fetch-site",
     "x-content-type-options": "nosniff",
 }
-<<<<<<< HEAD
 _OWN: Final = frozenset({b"same-origin", b"none"})
 """Values of `Sec-Fetch-Site`: a link or a form of the page, an address that somebody typed."""
 _COMPRESSION: Final = 5
 """A view of 50 tasks, 70 KB, is 5 KB within a millisecond; higher levels save little."""
-=======
 _PAGE_PATH: Final = re.compile(r"ui/[A-Za-z0-9._~/-]*(\?[^\s\\]*)?", re.ASCII)
->>>>>>> 49074e9 (Search, star, rate and compare images on the page and in the API)
 _VISIT_SECONDS: Final = 365 * 24 * 60 * 60
 
 
@@ -85,14 +79,27 @@ class Visit:
         return self.needs_key and self.caller is not None and KeyScope.ADMIN in self.caller.scopes
 
     @property
+    def flow_cookie(self) -> str:
+        """Name of the cookie of a log in at an issuer."""
+        return "__Host-fluxpool-login" if self.secure and self.root == "/" else "fluxpool-login"
+
+    @property
     def form_token(self) -> str:
         """Of the forms in this response."""
         return form_token(self.cookie)
 
-    def keep(self, response: Response, name: str, value: str, *, seconds: int) -> None:
-        """Have the browser keep a cookie that no script reads, and that comes with requests of this site alone."""
+    def keep(
+        self,
+        response: Response,
+        name: str,
+        value: str,
+        *,
+        seconds: int,
+        samesite: Literal["strict", "lax"] = "strict",
+    ) -> None:
+        """Have the browser keep a cookie that no script reads; a strict one comes with requests of this site alone."""
         response.set_cookie(
-            name, value, max_age=seconds, path=self.root, secure=self.secure, httponly=True, samesite="strict"
+            name, value, max_age=seconds, path=self.root, secure=self.secure, httponly=True, samesite=samesite
         )
 
     def drop(self, response: Response, name: str) -> None:

@@ -1,5 +1,7 @@
-"""How a session begins and ends."""
+"""How a session begins and ends: by an API key (`routes`), or at an OpenID Connect issuer (`issuer_routes`)."""
 
-from fluxpool_gateway.page.login.routes import router
+from fluxpool_gateway.page.login import issuer_routes, routes
 
-__all__ = ["router"]
+ROUTERS = (routes.router, issuer_routes.router)
+
+__all__ = ["ROUTERS"]

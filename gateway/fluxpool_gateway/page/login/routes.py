@@ -9,6 +9,7 @@ from fluxpool_gateway.http.problem import ProblemCode, ProblemError
 from fluxpool_gateway.identity.api_key import parse_key
 from fluxpool_gateway.identity.gate import KeyGate
 from fluxpool_gateway.page.forms import WithForm, page_router
+from fluxpool_gateway.page.login.issuer_routes import issuer_of
 from fluxpool_gateway.page.rendering import redirect, render, safe_path, visit_of
 from fluxpool_gateway.page.session import SESSION_SECONDS
 
@@ -22,7 +23,7 @@ async def get_login(request: Request, following: Annotated[str, Query(alias="nex
     """The form, unless the browser has a session or needs none."""
     if visit_of(request.scope).caller is not None:
         return redirect(request, _HOME)
-    return render(request, "login.html", following=following, problem=None)
+    return _form(request, following=following)
 
 
 @router.post("/login")
@@ -41,14 +42,20 @@ async def post_login(request: Request, form: WithForm) -> Response:
     except ProblemError as problem:
         if problem.code is not ProblemCode.UNAUTHORIZED:
             raise
-        return render(
-            request, "login.html", status=HTTPStatus.UNAUTHORIZED, following=following, problem=problem.detail
-        )
+        return _form(request, following=following, problem=problem.detail)
     response = redirect(request, safe_path(following, otherwise=_HOME))
     visit = visit_of(request.scope)
     cookie = (await request.app.page.signer(gate)).issue(presented.key_id, now_ms=gate.now_ms())
     visit.keep(response, visit.session_cookie, cookie, seconds=SESSION_SECONDS)
     return response
+
+
+def _form(request: Request, *, following: str, problem: str | None = None) -> Response:
+    status = HTTPStatus.OK if problem is None else HTTPStatus.UNAUTHORIZED
+    issuer = issuer_of(request)
+    return render(
+        request, "login.html", status=status, following=following, problem=problem, issuer=issuer, issuer_problem=None
+    )
 
 
 @router.post("/logout")
