@@ -36,7 +36,7 @@ async def bench(
 ) -> AsyncIterator[WorkerBench]:
     folder = tmp_path_factory.mktemp("bench")
     async with worker_bench(bootstrap_servers, folder, model=str(tiny_checkpoint), executed_engines=True) as bench:
-        await bench.start_ready(**UNHURRIED)
+        await bench.start_ready(**UNHURRIED, foreign_tenant_topics=(bench.topics.tasks_vip,))
         yield bench
 
 

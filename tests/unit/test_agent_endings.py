@@ -21,6 +21,7 @@ from fluxpool_worker.agent.task.outgoing_records import Failure
 from fluxpool_worker.agent.task.publisher import OutgoingRecord
 from fluxpool_worker.agent.task.task_records import TaskRecord
 from fluxpool_worker.agent.task.task_store import TaskStore
+from fluxpool_worker.engine.protocol import EncodedImage, GenerationInputs
 from kit.task_flow import (
     MAX_ATTEMPTS,
     REQUEST_ID,
@@ -179,6 +180,21 @@ async def test_a_deleted_task_that_is_delivered_again_is_neither_drawn_nor_answe
     await bench.run(task_record())
     assert (bench.outcomes, bench.lane.ends[-1]) == (["success", "deleted"], "finished")
     assert (bench.engine.jobs, len(bench.results), bench.files()) == (1, 1, kept)
+
+
+async def test_a_run_that_ends_after_its_task_was_deleted_leaves_no_image_and_no_result(bench: FlowBench) -> None:
+    bench.engine.fails = False
+    encode = bench.engine.encode
+
+    def delete_meanwhile(inputs: GenerationInputs) -> EncodedImage:
+        # Another worker has ended the task, and its objects are gone: this one lost its membership, and knows nothing.
+        bench.store(derived.deletion_key("default", REQUEST_ID), b"{}")
+        return encode(inputs)
+
+    bench.engine.encode = delete_meanwhile
+    await bench.run(task_record())
+    assert (bench.outcomes, bench.lane.ends[-1], bench.results) == (["deleted"], "finished", [])
+    assert bench.files() == {claim_key(), derived.deletion_key("default", REQUEST_ID)}
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -156,6 +156,18 @@ async def delete_task_objects(store: ObjectStore, *, tenant: str, request_id: st
     await store.delete_below(claim.prefix)
 
 
+async def discard_if_deleted(store: ObjectStore, claim: Claim) -> bool:
+    """Delete what was stored of a task after its deletion; whether it was deleted. Ask once all of it is stored.
+
+    The deletion is marked before the objects are deleted. So either they were stored before the mark, and are deleted
+    by who made it, or the mark is found here. Raises `StorageUnavailableError`.
+    """
+    if not await is_deleted(store, claim):
+        return False
+    await store.delete_below(claim.prefix)
+    return True
+
+
 async def is_deleted(store: ObjectStore, claim: Claim) -> bool:
     """Whether the task had ended and was deleted; ask after its manifest. Raises `StorageUnavailableError`."""
     return await store.get(deletion_key(claim.tenant, claim.request_id, claim.epoch)) is not None

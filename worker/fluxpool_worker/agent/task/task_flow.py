@@ -239,7 +239,11 @@ class TaskFlow:
                 # Before the images are stored: a crash from here on is not the fault of the generation.
                 claimed.lane.mark_generated(claimed)
                 result = await self.store.keep_images(claimed.record, decoded, stored.claim, ended)
-                return await self.store.conclude(stored.claim, result)
+                manifest = await self.store.conclude(stored.claim, result)
+                # Another worker may have ended the task, and a client deleted it, while this one generated its images.
+                if await self.store.discard_if_deleted(stored.claim):
+                    raise TaskDeletedError
+                return manifest
             except AbandonedError:
                 raise (PartitionLostError if claimed.lost else TaskReleasedError) from None
             except IdConflictError:

@@ -32,6 +32,7 @@ from fluxpool_transport.storage import (
     StorageCredentialsError,
     StorageUnavailableError,
     claim_task,
+    discard_if_deleted,
     is_deleted,
     read_input,
     read_manifest,
@@ -125,6 +126,10 @@ class TaskStore:
     async def is_deleted(self, claim: Claim, *, abandoned: asyncio.Event | None = None) -> bool:
         """Whether a task without manifest was deleted. Raises `AbandonedError` soon after `abandoned` is set."""
         return await self._hold(lambda: is_deleted(self._store, claim), abandoned)
+
+    async def discard_if_deleted(self, claim: Claim) -> bool:
+        """Delete what was stored of a task that was deleted meanwhile; whether it was."""
+        return await self._hold(lambda: discard_if_deleted(self._store, claim))
 
     async def input_image(self, task: TaskRecord, decoded: DecodedTask, *, abandoned: asyncio.Event) -> bytes | None:
         """The picture that the task starts from; None when it names none.
